@@ -1,0 +1,182 @@
+"""Values, the address rule and the errors of the gateway: what every other module talks in.
+
+Invariants: everything here is pure. No I/O, no clock, no randomness, no `async`, no framework. Values are
+frozen; datetimes are aware UTC. An error is a class with a stable `code` and knows no transport: each transport
+holds one total table from these classes to its own answers.
+
+Deliberately absent: HTTP, gRPC and SIP status numbers, and XML (presence documents are read in `presence.py`).
+"""
+
+import enum
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import ClassVar, NewType
+
+MAX_ADDRESS_LENGTH = 200
+"""Longest address accepted, in characters. PJSIP holds a URI in 256 bytes, brackets and parameters included."""
+
+TerminalAddress = NewType("TerminalAddress", str)
+"""A canonical `sip:`, `sips:` or `tel:` URI, as `parse_address` returns it. Equal terminals are equal strings."""
+
+
+class Status(enum.Enum):
+    """What a terminal is, in the words of 3GPP TS 29.199-8 `Status`."""
+
+    REACHABLE = "REACHABLE"
+    UNREACHABLE = "UNREACHABLE"
+    BUSY = "BUSY"
+
+
+class Source(enum.Enum):
+    """Where a terminal status came from."""
+
+    FETCH = "FETCH"
+    """The presence server was asked for this answer: SUBSCRIBE with `Expires: 0` (RFC 6665 section 4.4.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalStatus:
+    """A terminal's status as the presence server stated it at `observed_at` (aware, UTC)."""
+
+    address: TerminalAddress
+    status: Status
+    observed_at: datetime
+    source: Source
+
+    def __post_init__(self) -> None:
+        if self.observed_at.utcoffset() != timedelta(0):
+            raise ValueError("observed_at must be an aware UTC datetime")
+
+
+class TerminalStatusError(Exception):
+    """Base of everything a use case may raise. `str(error)` is safe to show to the caller.
+
+    `code` is stable and part of every public API. `retryable` says whether the same request may succeed later
+    unchanged; `retry_after_s` (seconds) is set where the presence server or the gateway knows how long to wait.
+    `details` are short strings for machines, such as the address or the SIP code.
+    """
+
+    code: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **details: str) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.details = details
+
+
+class InvalidAddress(TerminalStatusError):
+    """The address is not a `sip:`, `sips:` or `tel:` URI that the gateway can ask about."""
+
+    code = "INVALID_ADDRESS"
+
+
+class TerminalUnknown(TerminalStatusError):
+    """The presence server knows no such terminal (404, 604, `noresource`)."""
+
+    code = "TERMINAL_UNKNOWN"
+
+
+class WatcherRefused(TerminalStatusError):
+    """The presentity or the operator refuses this watcher (403, 603, `rejected`, or approval still pending)."""
+
+    code = "WATCHER_REFUSED"
+
+
+class WatcherUnauthenticated(TerminalStatusError):
+    """The presence server wants credentials that the gateway does not have or that it refused (401, 407)."""
+
+    code = "WATCHER_UNAUTHENTICATED"
+
+
+class FetchTimedOut(TerminalStatusError):
+    """No NOTIFY came within the fetch time limit."""
+
+    code = "FETCH_TIMED_OUT"
+    retryable = True
+
+
+class PresenceUnavailable(TerminalStatusError):
+    """The presence server cannot answer now (408, 480, 5xx, or it cannot be reached)."""
+
+    code = "PRESENCE_UNAVAILABLE"
+    retryable = True
+
+
+class WatcherRestarting(TerminalStatusError):
+    """The SIP worker died with the query in flight, or is being replaced."""
+
+    code = "WATCHER_RESTARTING"
+    retryable = True
+
+
+class GatewayOverloaded(TerminalStatusError):
+    """As many fetches as the gateway allows are in flight."""
+
+    code = "GATEWAY_OVERLOADED"
+    retryable = True
+
+
+class PresenceMisconfigured(TerminalStatusError):
+    """The presence server does not speak the presence event package with us (405, 406, 415, 420, 489, …)."""
+
+    code = "PRESENCE_MISCONFIGURED"
+
+
+class DocumentUnreadable(TerminalStatusError):
+    """The presence document cannot be read. `details["reason"]` is one word for metrics and logs."""
+
+    code = "DOCUMENT_UNREADABLE"
+
+
+_USER = r"(?:[A-Za-z0-9\-_.!~*'()&=+$,;?/]|%[0-9A-Fa-f]{2})+"
+_HOST = (
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?)*\.?"
+    r"|\[[0-9A-Fa-f:.]{2,45}\])"
+)
+_PARAM_TOKEN = r"(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$]|%[0-9A-Fa-f]{2})+"
+_PARAMS = rf"(?:;{_PARAM_TOKEN}(?:={_PARAM_TOKEN})?)*"
+_SIP = re.compile(rf"(sips?):(?:({_USER})@)?({_HOST})(:[0-9]{{1,5}})?({_PARAMS})", re.IGNORECASE)
+_TEL = re.compile(rf"tel:(\+?[0-9A-Fa-f*#\-.()]+)({_PARAMS})", re.IGNORECASE)
+_SEPARATORS = str.maketrans("", "", "-.()")
+
+
+def parse_address(text: str) -> TerminalAddress:
+    """Returns the canonical form of a terminal's address, by which equal terminals are equal strings.
+
+    `sip:` and `sips:` URIs follow RFC 3261 section 19.1 without password and headers, which have no meaning for a
+    presentity; scheme, host and parameters are lower-cased (section 19.1.4). `tel:` URIs follow RFC 3966; visual
+    separators are dropped (section 3), and a local number needs `phone-context`.
+
+    Raises InvalidAddress, whose message says what is wrong.
+    """
+    if not text:
+        raise InvalidAddress("The address is empty; give a sip:, sips: or tel: URI.")
+    if len(text) > MAX_ADDRESS_LENGTH:
+        raise InvalidAddress(f"The address has {len(text)} characters; at most {MAX_ADDRESS_LENGTH} are allowed.")
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise InvalidAddress(
+            "The address holds a space, a control character or a character outside ASCII; percent-encode it."
+        )
+    if match := _SIP.fullmatch(text):
+        scheme, user, host, port, params = match.groups()
+        if port and not 0 < int(port[1:]) < 65536:
+            raise InvalidAddress(f"The address {text!r} names port {port[1:]}; ports are 1 to 65535.")
+        canonical = f"{scheme.lower()}:{f'{user}@' if user else ''}{host.lower()}{port or ''}{params.lower()}"
+        return TerminalAddress(canonical)
+    if match := _TEL.fullmatch(text):
+        number, params = match.groups()
+        digits, params = number.translate(_SEPARATORS).lower(), params.lower()
+        local = not digits.startswith("+")
+        if not digits.strip("+") or (not local and not digits[1:].isdigit()):
+            raise InvalidAddress(f"The address {text!r} is no telephone number (RFC 3966).")
+        if local and ";phone-context=" not in params:
+            raise InvalidAddress(
+                f"The address {text!r} is a local number without ;phone-context= (RFC 3966 section 5.1.5); "
+                "write it as tel:+COUNTRY…"
+            )
+        return TerminalAddress(f"tel:{digits}{params}")
+    raise InvalidAddress(
+        f"The address {text!r} is no sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
+    )

@@ -1,0 +1,63 @@
+"""Fakes of ports, for tests of one layer. Nothing here speaks SIP: the real thing is tested in `test_system.py`."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from app.domain import TerminalAddress, TerminalStatusError
+from app.service import Notification, StatusService
+
+OBSERVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+OPEN = b'<presence xmlns="urn:ietf:params:xml:ns:pidf"><tuple id="t"><status><basic>open</basic></status></tuple></presence>'
+ON_THE_PHONE = (
+    b'<presence xmlns="urn:ietf:params:xml:ns:pidf" xmlns:dm="urn:ietf:params:xml:ns:pidf:data-model" '
+    b'xmlns:rpid="urn:ietf:params:xml:ns:pidf:rpid"><tuple id="t"><status><basic>open</basic></status></tuple>'
+    b'<dm:person id="p"><rpid:activities><rpid:on-the-phone/></rpid:activities></dm:person></presence>'
+)
+
+
+@dataclass
+class FakeWatcher:
+    """Answers fetches with `answer(address)`: bytes are a PIDF body, an error is raised, None never answers."""
+
+    answer: Callable[[TerminalAddress], bytes | TerminalStatusError | None] = lambda _: OPEN
+    ready: bool = True
+    asked: list[TerminalAddress] = field(default_factory=list)
+    cancelled: list[TerminalAddress] = field(default_factory=list)
+
+    async def fetch(self, address: TerminalAddress) -> Notification:
+        self.asked.append(address)
+        answer = self.answer(address)
+        if answer is None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(address)
+                raise
+        if isinstance(answer, TerminalStatusError):
+            raise answer
+        return Notification(
+            body=answer or b"", content_type="application/pidf+xml", content_encoding="", observed_at=OBSERVED_AT
+        )
+
+
+@dataclass
+class FakeMeter:
+    """Remembers each fetch's outcome."""
+
+    outcomes: list[str] = field(default_factory=list)
+
+    def fetched(self, outcome: str, address: TerminalAddress, error: TerminalStatusError | None) -> None:
+        self.outcomes.append(outcome)
+
+
+def make_service(watcher: FakeWatcher, meter: FakeMeter | None = None, *, fetch_timeout_s: float = 5) -> StatusService:
+    """A real StatusService over a fake watcher."""
+    return StatusService(
+        watcher,
+        meter or FakeMeter(),
+        busy_activities={"on-the-phone", "busy"},
+        fetch_timeout_s=fetch_timeout_s,
+        max_fetches=100,
+    )
