@@ -135,8 +135,8 @@ _HOST = (
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?)*\.?"
     r"|\[[0-9A-Fa-f:.]{2,45}\])"
 )
-_PARAM_TOKEN = r"(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$]|%[0-9A-Fa-f]{2})+"
-_PARAMS = rf"(?:;{_PARAM_TOKEN}(?:={_PARAM_TOKEN})?)*"
+_PVALUE = r"(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$]|%[0-9A-Fa-f]{2})+"
+_PARAMS = rf"(?:;{_PVALUE}(?:={_PVALUE})?)*"
 _SIP = re.compile(rf"(sips?):(?:({_USER})@)?({_HOST})(:[0-9]{{1,5}})?({_PARAMS})", re.IGNORECASE)
 _TEL = re.compile(rf"tel:(\+?[0-9A-Fa-f*#\-.()]+)({_PARAMS})", re.IGNORECASE)
 _SEPARATORS = str.maketrans("", "", "-.()")

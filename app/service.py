@@ -53,8 +53,10 @@ class Watcher(Protocol):
 class Meter(Protocol):
     """Counts what happened, for the people on call."""
 
-    def fetched(self, outcome: str, address: TerminalAddress, error: TerminalStatusError | None) -> None:
-        """One SUBSCRIBE's outcome: a Status name, or an error's code."""
+    def fetched(
+        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
+    ) -> None:
+        """One SUBSCRIBE's outcome, a Status name or an error's code, and how long it took."""
 
 
 @dataclass(eq=False, slots=True)
@@ -113,13 +115,15 @@ class StatusService:
                     del self._flights[terminal]
 
     async def _fetch(self, terminal: TerminalAddress) -> TerminalStatus:
+        clock = asyncio.get_running_loop().time
+        asked_at_s = clock()
         try:
             result = await self._ask(terminal)
         except TerminalStatusError as error:
             error.details.setdefault("address", terminal)
-            self._meter.fetched(error.code, terminal, error)
+            self._meter.fetched(error.code, terminal, clock() - asked_at_s, error)
             raise
-        self._meter.fetched(result.status.name, terminal, None)
+        self._meter.fetched(result.status.name, terminal, clock() - asked_at_s, None)
         return result
 
     async def _ask(self, terminal: TerminalAddress) -> TerminalStatus:

@@ -9,7 +9,10 @@ from app.domain import TerminalAddress, TerminalStatusError
 from app.service import Notification, StatusService
 
 OBSERVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
-OPEN = b'<presence xmlns="urn:ietf:params:xml:ns:pidf"><tuple id="t"><status><basic>open</basic></status></tuple></presence>'
+OPEN = (
+    b'<presence xmlns="urn:ietf:params:xml:ns:pidf"><tuple id="t"><status><basic>open</basic></status></tuple>'
+    b"</presence>"
+)
 ON_THE_PHONE = (
     b'<presence xmlns="urn:ietf:params:xml:ns:pidf" xmlns:dm="urn:ietf:params:xml:ns:pidf:data-model" '
     b'xmlns:rpid="urn:ietf:params:xml:ns:pidf:rpid"><tuple id="t"><status><basic>open</basic></status></tuple>'
@@ -48,7 +51,9 @@ class FakeMeter:
 
     outcomes: list[str] = field(default_factory=list)
 
-    def fetched(self, outcome: str, address: TerminalAddress, error: TerminalStatusError | None) -> None:
+    def fetched(
+        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
+    ) -> None:
         self.outcomes.append(outcome)
 
 

@@ -1,0 +1,148 @@
+"""What the gateway and its SIP worker say to each other over their Unix socket.
+
+A frame is four bytes of length (big endian) and a msgpack array of messages: whatever gathered since the last
+frame, so a burst costs one system call. Invariants: no pickle; a frame above `MAX_FRAME_BYTES` ends the
+conversation, as does one that does not decode; messages are small and flat.
+
+Deliberately absent: versioning. Both sides are always of the same installation.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+
+
+class _Message(msgspec.Struct, array_like=True, tag_field="t"):
+    pass
+
+
+class Configure(_Message, tag="configure"):
+    """The first frame to a worker: how it is to speak SIP. Ports: 0 lets the system choose."""
+
+    listen_host: str
+    listen_port: int
+    public_host: str
+    transport: str
+    route: str
+    watcher_identity: str
+    headers: list[tuple[str, str]]
+    sip_log_level: int
+
+
+class Fetch(_Message, tag="fetch"):
+    """Ask once about `address` (a canonical URI). Answered by Notified or Failed with the same `id`."""
+
+    id: int
+    address: str
+
+
+class Cancel(_Message, tag="cancel"):
+    """Nobody waits for the fetch `id` any more. It is not answered."""
+
+    id: int
+
+
+class Ping(_Message, tag="ping"):
+    """Are you alive? Answered by Pong."""
+
+
+class Build(_Message, tag="build"):
+    """The PJSIP that the worker found, and its limits."""
+
+    version: str
+    symbols: int
+    ipv6: bool = False
+    tls: str = ""
+    max_message_bytes: int = 0
+    max_uri_bytes: int = 0
+    max_sockets: int = 0
+
+
+class Started(_Message, tag="started"):
+    """The worker is ready; `ports` are those it listens on, by transport."""
+
+    build: Build
+    ports: dict[str, int]
+
+
+class CannotStart(_Message, tag="cannot-start"):
+    """The worker gives up; `reason` is for the operator."""
+
+    reason: str
+
+
+class Notified(_Message, tag="notified"):
+    """The NOTIFY that answers a fetch. `observed_at_s` is Unix time; `declared_bytes` is its Content-Length or -1."""
+
+    id: int
+    observed_at_s: float
+    state: str
+    reason: str
+    retry_after_s: int
+    content_type: str
+    content_encoding: str
+    declared_bytes: int
+    body: bytes
+
+
+class Failed(_Message, tag="failed"):
+    """The SIP response that ended a fetch; code 0 where there was none. `retry_after_s` is -1 where absent."""
+
+    id: int
+    code: int
+    phrase: str
+    retry_after_s: int
+
+
+class Pong(_Message, tag="pong"):
+    """The worker is alive."""
+
+
+Command = Configure | Fetch | Cancel | Ping
+Report = Started | CannotStart | Notified | Failed | Pong
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(messages: Sequence[Command] | Sequence[Report]) -> bytes:
+    """One frame that holds `messages`."""
+    payload = _encoder.encode(messages)
+    return len(payload).to_bytes(4, "big") + payload
+
+
+class FrameError(Exception):
+    """The peer sent what is no frame of ours."""
+
+
+class Decoder(Generic[T]):
+    """Cuts a byte stream into messages. Not reusable after FrameError."""
+
+    def __init__(self, union: type[T]) -> None:
+        self._decode = msgspec.msgpack.Decoder(list[union]).decode  # type: ignore[valid-type]  # a union at runtime
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterable[T]:
+        """Yields each message that `data` completes. Raises FrameError."""
+        buffer = self._buffer
+        buffer += data
+        messages: list[T] = []
+        start = 0
+        while len(buffer) - start >= 4:
+            size = int.from_bytes(buffer[start : start + 4], "big")
+            if size > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {size} bytes; at most {MAX_FRAME_BYTES} are allowed")
+            end = start + 4 + size
+            if len(buffer) < end:
+                break
+            try:
+                messages += self._decode(bytes(buffer[start + 4 : end]))
+            except msgspec.MsgspecError as error:
+                raise FrameError(str(error)) from error
+            start = end
+        del buffer[:start]
+        return messages

@@ -1,0 +1,86 @@
+"""Reads the few header fields the watcher needs off the text of a SIP message (RFC 3261 section 7.3).
+
+PJSIP has parsed and accepted the message before; here its text is read again, because PJSIP's own structures are
+out of reach from Python. Pure; any text gives an answer, a missing or unreadable field its default.
+
+Deliberately absent: everything else of SIP.
+"""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """A NOTIFY: `state` and `reason` of Subscription-State in lower case, seconds or -1, and the body as it came."""
+
+    state: str
+    reason: str
+    retry_after_s: int
+    content_type: str
+    content_encoding: str
+    declared_bytes: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """A final response to SUBSCRIBE, code 0 where PJSIP gave up without one; seconds are -1 where absent."""
+
+    code: int
+    phrase: str
+    retry_after_s: int = -1
+    min_expires_s: int = -1
+
+
+Event = Notify | Final
+
+_FIELDS = re.compile(
+    r"^(subscription-state|content-type|c|content-encoding|e|content-length|l)[ \t]*:[ \t]*([^\r\n]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LONG = {"c": "content-type", "e": "content-encoding", "l": "content-length"}
+_FOLD = re.compile(r"\r?\n[ \t]+")
+_BLANK = re.compile(r"\r?\n\r?\n")
+_MAX_SECONDS = 2**31 - 1
+
+
+def read_notify(text: str) -> Notify:
+    """Reads a NOTIFY. `text` holds undecodable bytes as surrogates, as Python's `surrogateescape` makes them."""
+    head, body = _split(text)
+    fields = {_LONG.get(name := found[0].lower(), name): found[1].strip() for found in _FIELDS.findall(head)}
+    state, *parameters = fields.get("subscription-state", "").lower().split(";")
+    values = dict(parameter.strip().partition("=")[::2] for parameter in parameters)
+    return Notify(
+        state=state.strip(),
+        reason=values.get("reason", "").strip(),
+        retry_after_s=_seconds(values.get("retry-after", "")),
+        content_type=fields.get("content-type", ""),
+        content_encoding=fields.get("content-encoding", ""),
+        declared_bytes=_seconds(fields.get("content-length", "")),
+        body=body.encode("utf-8", "surrogateescape"),
+    )
+
+
+def read_response(text: str) -> Final:
+    """Reads a response: its status line, Retry-After (RFC 3261 section 20.33) and Min-Expires (20.23)."""
+    head, _ = _split(text)
+    line = re.match(r"SIP/2\.0 (\d{3}) ?([^\r\n]*)", head)
+    fields = dict(re.findall(r"(?im)^(retry-after|min-expires)[ \t]*:[ \t]*(\d+)", head))
+    values = {name.lower(): value for name, value in fields.items()}
+    return Final(
+        code=int(line[1]) if line else 0,
+        phrase=line[2] if line else "",
+        retry_after_s=_seconds(values.get("retry-after", "")),
+        min_expires_s=_seconds(values.get("min-expires", "")),
+    )
+
+
+def _split(text: str) -> tuple[str, str]:
+    blank = _BLANK.search(text)
+    head, body = (text[: blank.start()], text[blank.end() :]) if blank else (text, "")
+    return (_FOLD.sub(" ", head) if "\n " in head or "\n\t" in head else head), body
+
+
+def _seconds(digits: str) -> int:
+    return min(int(digits), _MAX_SECONDS) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else -1

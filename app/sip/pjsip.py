@@ -1,0 +1,446 @@
+"""The C calls: PJSIP's event-subscription API, reached by cffi in the shared object that `pjsua2` has loaded.
+
+pjsua2 itself gives the endpoint and its transports; its `Buddy` is not used, for it cannot fetch and aborts on
+malformed documents. `pjsip_evsub_create_uac` hands us every NOTIFY body untouched.
+
+Invariants: one thread makes a `Stack`, calls it and leaves the process by `os._exit`; PJSIP aborts otherwise. A C
+callback runs with its dialog's lock held, so it only appends to `Stack.events`; work is done after `poll` returns.
+Pointers to a subscription are dropped at its first TERMINATED and never used again. Every request that is not an
+in-dialog NOTIFY is swallowed: before the transaction layer (priority 12), and NOTIFYs that the dialog layer left
+alone after it (priority 40).
+
+Deliberately absent: what an answer means (`dialog.py`), and any parsing of bodies.
+"""
+
+import os
+import re
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import cffi
+import pjsua2
+from pjsua2 import _pjsua2
+
+from app.sip.frames import Build, Configure
+from app.sip.message import Event, Final, read_notify, read_response
+
+SUPPORTED_VERSION = "2.15.1"
+"""The only PJSIP whose struct layouts and limits were checked; another one is refused."""
+
+_PJ_SUCCESS = 0
+_PJ_EPENDING = 70002
+_NO_EVENT_ID = 1
+_ALWAYS_ASYNC = 1 << 31
+_COMMAND_BUFFER_BYTES = 65536
+
+_CDEF = """
+typedef struct pj_str_t { const char *ptr; long slen; } pj_str_t;
+typedef struct pj_time_val { long sec; long msec; } pj_time_val;
+typedef struct pj_list { void *prev; void *next; } pj_list;
+typedef struct pjsip_module {
+    void *prev, *next; pj_str_t name; int id; int priority;
+    void *load, *start, *stop, *unload;
+    int (*on_rx_request)(void *rdata);
+    void *on_rx_response, *on_tx_request, *on_tx_response, *on_tsx_state;
+} pjsip_module;
+typedef struct pjsip_evsub_user {
+    void (*on_evsub_state)(void *sub, void *event);
+    void (*on_tsx_state)(void *sub, void *tsx, void *event);
+    void (*on_rx_refresh)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
+    void (*on_rx_notify)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
+    void (*on_client_refresh)(void *sub);
+    void (*on_server_timeout)(void *sub);
+} pjsip_evsub_user;
+typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; void *user_data; } pj_ioqueue_op_key_t;
+typedef struct pj_ioqueue_callback {
+    void (*on_read_complete)(void *key, pj_ioqueue_op_key_t *op_key, long bytes_read);
+    void *on_write_complete, *on_accept_complete, *on_connect_complete;
+} pj_ioqueue_callback;
+
+const char *pj_get_version(void);
+void pj_log_set_log_func(void (*write)(int level, const char *text, int length));
+void pj_log_set_level(int level);
+void pj_dump_config(void);
+void pjsip_dump_config(void);
+int pj_ssl_cipher_is_supported(int cipher);
+typedef struct pjsip_cfg_head {
+    int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport, disable_tcp_switch,
+        disable_tls_switch, follow_early_media_fork, req_has_via_alias, resolve_hostname_to_get_interface,
+        disable_secure_dlg_check;
+} pjsip_cfg_head;
+extern pjsip_cfg_head pjsip_sip_cfg_var;
+
+void *pjsip_ua_instance(void);
+void *pjsua_get_pjsip_endpt(void);
+void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
+void *pjsip_endpt_get_ioqueue(void *endpt);
+int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
+int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
+const char *pjsip_rx_data_get_info(void *rdata);
+void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
+void pj_list_insert_before(void *position, void *node);
+void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
+
+int pjsip_dlg_create_uac(void *ua, const pj_str_t *local, const pj_str_t *contact, const pj_str_t *remote,
+                         const pj_str_t *target, void **dialog);
+void pjsip_dlg_inc_lock(void *dialog);
+void pjsip_dlg_dec_lock(void *dialog);
+int pjsip_dlg_set_route_set(void *dialog, void *routes);
+int pjsip_dlg_terminate(void *dialog);
+int pjsip_evsub_create_uac(void *dialog, const pjsip_evsub_user *user, const pj_str_t *event, unsigned option,
+                           void **sub);
+int pjsip_evsub_add_header(void *sub, void *headers);
+int pjsip_evsub_initiate(void *sub, void *method, int expires, void **tdata);
+int pjsip_evsub_send_request(void *sub, void *tdata);
+const char *pjsip_evsub_get_state_name(void *sub);
+int pjsip_evsub_terminate(void *sub, int notify);
+int pjsip_tsx_terminate(void *tsx, int code);
+
+int pj_ioqueue_register_sock(void *pool, void *ioqueue, long sock, void *user_data, const pj_ioqueue_callback *callback,
+                             void **key);
+int pj_ioqueue_recv(void *key, pj_ioqueue_op_key_t *op_key, void *buffer, long *length, unsigned flags);
+
+void _ZN2pj9SipRxData6fromPjER13pjsip_rx_data(void *self, void *rdata);
+void _ZN2pj8SipEvent6fromPjERK11pjsip_event(void *self, void *event);
+"""
+
+
+class SipStackError(Exception):
+    """PJSIP refused: it is not the build we know, a transport cannot be opened, or a call failed."""
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """One SUBSCRIBE usage in PJSIP. `owner` is the caller's; `pointer` is None once PJSIP has let go of it."""
+
+    owner: Any
+    pointer: Any
+    dialog: Any
+    transaction: Any = None
+    """The SUBSCRIBE transaction in progress, so that giving up also ends its retransmissions."""
+
+
+class Stack:
+    """One PJSIP endpoint with its transports, owned by the calling thread.
+
+    Raises SipStackError where the build is unknown or a transport cannot be opened.
+    """
+
+    def __init__(self, configure: Configure) -> None:
+        self.events: deque[tuple[Subscription, Event]] = deque()
+        """What the callbacks saw, in order; the owner empties it after each `poll`."""
+        self._ffi, self._lib = _load()
+        # pjsua2's own readers of a packet and an event: hidden from Python, but exported, and free of struct offsets.
+        self._read_packet = self._lib._ZN2pj9SipRxData6fromPjER13pjsip_rx_data  # noqa: SLF001  # a C++ symbol
+        self._read_event = self._lib._ZN2pj8SipEvent6fromPjERK11pjsip_event  # noqa: SLF001  # likewise
+        self._kept: list[Any] = []  # C memory and callbacks that PJSIP keeps pointers to
+        self._live: dict[int, Subscription] = {}
+        self._sending: Subscription | None = None
+        self.build = self._check_build()
+        self._endpoint = self._open(configure)
+        self._endpt = self._lib.pjsua_get_pjsip_endpt()
+        self._ua = self._lib.pjsip_ua_instance()
+        self._pool = self._lib.pjsip_endpt_create_pool(self._endpt, b"watcher", 4096, 4096)
+        self._user = self._event_subscription_user()
+        self._swallow_strangers()
+        host, port = configure.listen_host, self.ports[configure.transport]
+        contact_host = configure.public_host or host
+        parameter = ";transport=tcp" if configure.transport == "tcp" else ""
+        self._local = self._text(f"<{configure.watcher_identity}>")
+        self._contact = self._text(f"<sip:watcher@{contact_host}:{port}{parameter}>")
+        self._event = self._text("presence")
+        self._routes = self._header_list([("Route", configure.route)])
+        self._headers = self._header_list(configure.headers)
+        self._out = self._ffi.new("void **")
+        self._timeout = self._ffi.new("pj_time_val *")
+        self._count = self._ffi.new("unsigned *")
+
+    def subscribe(self, owner: Any, address: str, expires_s: int) -> Subscription:
+        """Sends a SUBSCRIBE for the presentity `address` outside any dialog; 0 seconds is a fetch.
+
+        Raises SipStackError where PJSIP cannot take the address or cannot send. A failure found out while sending
+        may instead be reported as a `Final` event before this returns.
+        """
+        target = self._ffi.new("char[]", address.encode("ascii"))
+        remote = self._ffi.new("char[]", f"<{address}>".encode("ascii"))
+        uri = self._ffi.new("pj_str_t *", (target, len(target) - 1))
+        to = self._ffi.new("pj_str_t *", (remote, len(remote) - 1))
+        lib, out = self._lib, self._out
+        self._must(lib.pjsip_dlg_create_uac(self._ua, self._local, self._contact, to, uri, out), "create a dialog")
+        subscription = Subscription(owner, None, out[0])
+        lib.pjsip_dlg_inc_lock(subscription.dialog)
+        try:
+            status = lib.pjsip_dlg_set_route_set(subscription.dialog, self._routes)
+            if status == _PJ_SUCCESS:
+                status = lib.pjsip_evsub_create_uac(subscription.dialog, self._user, self._event, _NO_EVENT_ID, out)
+            if status != _PJ_SUCCESS:
+                lib.pjsip_dlg_terminate(subscription.dialog)
+                self._must(status, "create a subscription")
+            subscription.pointer = out[0]
+            self._live[self._key(subscription.pointer)] = subscription
+            if self._headers is not None:
+                lib.pjsip_evsub_add_header(subscription.pointer, self._headers)
+            self._send(subscription, expires_s)
+        finally:
+            lib.pjsip_dlg_dec_lock(subscription.dialog)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Sends SUBSCRIBE with `Expires: 0` in the dialog (RFC 6665 section 4.1.2.3); PJSIP awaits the last NOTIFY."""
+        if subscription.pointer is not None:
+            self._send(subscription, 0)
+
+    def forget(self, subscription: Subscription) -> None:
+        """Ends the subscription and its transaction here and now, sending nothing; a late NOTIFY is answered 481."""
+        if subscription.pointer is None:
+            return
+        pointer, subscription.pointer = subscription.pointer, None
+        del self._live[self._key(pointer)]
+        transaction, subscription.transaction = subscription.transaction, None
+        self._lib.pjsip_evsub_terminate(pointer, 0)
+        if transaction is not None:
+            self._lib.pjsip_tsx_terminate(transaction, 487)
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
+        self._timeout.sec, self._timeout.msec = divmod(timeout_ms, 1000)
+        self._lib.pjsip_endpt_handle_events2(self._endpt, self._timeout, self._count)
+        return bool(self._count[0])
+
+    def attach(self, sock: socket.socket, received: Callable[[bytes], None]) -> None:
+        """Makes `poll` wake for `sock` too, calling `received` with what was read; b"" is the end of the stream.
+
+        The socket joins PJSIP's own select, so that a command waits neither for a packet nor for a timer.
+        """
+        ffi = self._ffi
+        buffer = ffi.new("char[]", _COMMAND_BUFFER_BYTES)
+        length = ffi.new("long *")
+        op_key = ffi.new("pj_ioqueue_op_key_t *")
+        key = ffi.new("void **")
+
+        def read_again() -> None:
+            length[0] = _COMMAND_BUFFER_BYTES
+            status = self._lib.pj_ioqueue_recv(key[0], op_key, buffer, length, _ALWAYS_ASYNC)
+            if status != _PJ_EPENDING:
+                received(b"")
+
+        @ffi.callback("void(void *, pj_ioqueue_op_key_t *, long)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def on_read(_key: Any, _op_key: Any, count: int) -> None:
+            received(bytes(ffi.buffer(buffer, count)) if count > 0 else b"")
+            if count > 0:
+                read_again()
+
+        callbacks = ffi.new("pj_ioqueue_callback *", {"on_read_complete": on_read})
+        self._kept += [buffer, length, op_key, key, on_read, callbacks]
+        ioqueue = self._lib.pjsip_endpt_get_ioqueue(self._endpt)
+        status = self._lib.pj_ioqueue_register_sock(self._pool, ioqueue, sock.fileno(), ffi.NULL, callbacks, key)
+        self._must(status, "watch the command socket")
+        read_again()
+
+    def _send(self, subscription: Subscription, expires_s: int) -> None:
+        lib, out = self._lib, self._out
+        status = lib.pjsip_evsub_initiate(subscription.pointer, self._ffi.NULL, expires_s, out)
+        if status == _PJ_SUCCESS and subscription.pointer is not None:
+            self._sending = subscription
+            status = lib.pjsip_evsub_send_request(subscription.pointer, out[0])
+            self._sending = None
+        if status != _PJ_SUCCESS and subscription.pointer is not None:
+            self.forget(subscription)
+            self._must(status, "send SUBSCRIBE")
+
+    def _check_build(self) -> Build:
+        version = self._ffi.string(self._lib.pj_get_version()).decode()
+        if version != SUPPORTED_VERSION:
+            raise SipStackError(
+                f"PJSIP {version} was found; this gateway knows {SUPPORTED_VERSION}: install the locked pjsua2-python."
+            )
+        names = re.findall(r"\b(\w+)\(", re.sub(r"typedef struct.*?\} \w+;", "", _CDEF, flags=re.DOTALL))
+        missing = [name for name in names if name.startswith(("pj", "_ZN2pj")) and not hasattr(self._lib, name)]
+        if missing:
+            raise SipStackError(f"PJSIP {version} lacks the symbols {', '.join(missing)}; install the locked wheel.")
+        return Build(version=version, symbols=len(names))
+
+    def _open(self, configure: Configure) -> Any:
+        lib = self._lib
+        lib.pj_log_set_level(0)
+        endpoint = pjsua2.Endpoint()
+        endpoint.libCreate()
+        self._measure_limits()
+        # Requests of 1300 bytes and more would otherwise try TCP first; the transport is the operator's choice.
+        lib.pjsip_sip_cfg_var.disable_tcp_switch = 1
+        # A sips: presentity is asked about over the operator's own leg to the presence server, whatever that is.
+        lib.pjsip_sip_cfg_var.disable_tls_switch = lib.pjsip_sip_cfg_var.disable_secure_dlg_check = 1
+        config = pjsua2.EpConfig()
+        config.uaConfig.threadCnt = 0
+        config.uaConfig.mainThreadOnly = True
+        config.uaConfig.mwiUnsolicitedEnabled = False
+        config.medConfig.threadCnt = 0
+        config.medConfig.hasIoqueue = False
+        config.logConfig.level = config.logConfig.consoleLevel = configure.sip_log_level
+        config.logConfig.msgLogging = 1
+        endpoint.libInit(config)
+        self.ports: dict[str, int] = {}
+        for name, kind in (("udp", pjsua2.PJSIP_TRANSPORT_UDP), ("tcp", pjsua2.PJSIP_TRANSPORT_TCP)):
+            transport = pjsua2.TransportConfig()
+            transport.boundAddress = configure.listen_host
+            transport.port = configure.listen_port
+            if name == "tcp":  # else Nagle's algorithm holds a SUBSCRIBE back for the peer's delayed ACK, 40 ms
+                no_delay = pjsua2.SockOpt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                transport.sockOptParams.sockOpts.push_back(no_delay)
+            try:
+                number = endpoint.transportCreate(kind, transport)
+            except pjsua2.Error as error:
+                raise SipStackError(
+                    f"cannot open {name} {configure.listen_host}:{configure.listen_port} for SIP: {error.reason}"
+                ) from None
+            local = endpoint.transportGetInfo(number).localName
+            self.ports[name] = int(local.rpartition(":")[2])
+        endpoint.libStart()
+        return endpoint
+
+    def _measure_limits(self) -> None:
+        """Reads the build's own limits off PJSIP's dump of its configuration."""
+        lines: list[str] = []
+
+        @self._ffi.callback("void(int, const char *, int)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def keep(_level: int, text: Any, length: int) -> None:
+            lines.append(self._ffi.string(text, length).decode("ascii", "replace"))
+
+        lib = self._lib
+        lib.pj_log_set_log_func(keep)
+        lib.pj_log_set_level(3)
+        lib.pj_dump_config()
+        lib.pjsip_dump_config()
+        lib.pj_log_set_level(0)
+        lib.pj_log_set_log_func(self._ffi.NULL)
+        found = dict(re.findall(r"(PJ\w+)\s*:\s*(\d+)", "".join(lines)))
+        self.build.ipv6 = found.get("PJ_HAS_IPV6") == "1"
+        self.build.tls = "1.3" if lib.pj_ssl_cipher_is_supported(0x1301) else "1.2"
+        self.build.max_message_bytes = int(found.get("PJSIP_MAX_PKT_LEN", 0))
+        self.build.max_uri_bytes = int(found.get("PJSIP_MAX_URL_SIZE", 0))
+        self.build.max_sockets = int(found.get("PJ_IOQUEUE_MAX_HANDLES", 0))
+
+    def _event_subscription_user(self) -> Any:
+        ffi, lib, live, events = self._ffi, self._lib, self._live, self.events
+        key = self._key
+
+        @ffi.callback("void(void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def on_evsub_state(sub: Any, event: Any) -> None:
+            if ffi.string(lib.pjsip_evsub_get_state_name(sub)) != b"TERMINATED":
+                return
+            subscription = live.pop(key(sub), None)  # TERMINATED may come twice
+            if subscription is not None:
+                subscription.pointer = subscription.transaction = None
+                events.append((subscription, self._final(event)))
+
+        @ffi.callback("void(void *, void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def on_tsx_state(sub: Any, transaction: Any, _event: Any) -> None:
+            # The first state is reported while sending. At the next the transaction has its answer, or its end.
+            subscription = live.get(key(sub))
+            if subscription is not None and subscription is self._sending:
+                subscription.transaction = transaction
+            elif subscription is not None and subscription.transaction == transaction:
+                subscription.transaction = None
+
+        @ffi.callback("void(void *, void *, int *, void **, void *, void **)")  # type: ignore[untyped-decorator]
+        def on_rx_notify(sub: Any, rdata: Any, _code: Any, _text: Any, _headers: Any, _body: Any) -> None:
+            subscription = live.get(key(sub))
+            if subscription is not None:
+                events.append((subscription, read_notify(self._packet(rdata))))
+
+        @ffi.callback("void(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def on_client_refresh(_sub: Any) -> None:
+            """Present so that PJSIP does not refresh by itself; a fetch never is."""
+
+        user = ffi.new(
+            "pjsip_evsub_user *",
+            {
+                "on_evsub_state": on_evsub_state,
+                "on_tsx_state": on_tsx_state,
+                "on_rx_notify": on_rx_notify,
+                "on_client_refresh": on_client_refresh,
+            },
+        )
+        self._kept += [on_evsub_state, on_tsx_state, on_rx_notify, on_client_refresh]
+        return user
+
+    def _swallow_strangers(self) -> None:
+        ffi, lib = self._ffi, self._lib
+
+        @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def only_notify(rdata: Any) -> int:
+            return not ffi.string(lib.pjsip_rx_data_get_info(rdata)).startswith(b"Request msg NOTIFY/")
+
+        @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def nothing(_rdata: Any) -> int:
+            return 1
+
+        for name, priority, callback in (("only-notify", 12, only_notify), ("no-strays", 40, nothing)):
+            module = ffi.new("pjsip_module *")
+            module.name = self._text(name)[0]
+            module.id, module.priority, module.on_rx_request = -1, priority, callback
+            self._kept += [module, callback]
+            self._must(lib.pjsip_endpt_register_module(self._endpt, module), f"register the module {name}")
+
+    def _packet(self, rdata: Any) -> str:
+        received = pjsua2.SipRxData()
+        self._read_packet(self._ffi.cast("void *", int(received.this)), rdata)
+        return str(received.wholeMsg)
+
+    def _final(self, event: Any) -> Final:
+        if event == self._ffi.NULL:
+            return Final(code=0, phrase="")
+        seen = pjsua2.SipEvent()
+        self._read_event(self._ffi.cast("void *", int(seen.this)), event)
+        if seen.type != pjsua2.PJSIP_EVENT_TSX_STATE:
+            return Final(code=0, phrase="")
+        state = seen.body.tsxState
+        if state.type == pjsua2.PJSIP_EVENT_RX_MSG and state.src.rdata.wholeMsg.startswith("SIP/2.0 "):
+            return read_response(state.src.rdata.wholeMsg)
+        return Final(code=state.tsx.statusCode, phrase=state.tsx.statusText)
+
+    def _header_list(self, headers: list[tuple[str, str]]) -> Any:
+        """A pjsip header list; PJSIP clones it into each request, and its parser keeps pointers into the text."""
+        ffi, lib = self._ffi, self._lib
+        head = ffi.new("pj_list *")
+        head.prev = head.next = head
+        for name, value in headers:
+            text = ffi.new("char[]", value.encode("ascii"))
+            self._kept.append(text)
+            if name == "Route":
+                header = lib.pjsip_parse_hdr(self._pool, self._text(name), text, len(text) - 1, ffi.NULL)
+            else:
+                header = lib.pjsip_generic_string_hdr_create(self._pool, self._text(name), self._text(value))
+            if header == ffi.NULL:
+                raise SipStackError(f"PJSIP cannot read the header {name}: {value}")
+            lib.pj_list_insert_before(head, header)
+        self._kept.append(head)
+        return head
+
+    def _text(self, value: str) -> Any:
+        text = self._ffi.new("char[]", value.encode("ascii"))
+        pj_str = self._ffi.new("pj_str_t *", (text, len(text) - 1))
+        self._kept += [text, pj_str]
+        return pj_str
+
+    def _key(self, pointer: Any) -> int:
+        return int(self._ffi.cast("uintptr_t", pointer))
+
+    def _must(self, status: int, what: str) -> None:
+        if status != _PJ_SUCCESS:
+            raise SipStackError(f"PJSIP could not {what}: {pjsua2.Endpoint.instance().utilStrError(status)}")
+
+
+def _load() -> tuple[Any, Any]:
+    """cffi's handle and the shared object that the pjsua2 module has loaded already."""
+    ffi = cffi.FFI()
+    ffi.cdef(_CDEF)
+    return ffi, ffi.dlopen(_pjsua2.__file__)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process without PJSIP's exit handlers, which abort where a thread or object is still about."""
+    os._exit(code)

@@ -1,0 +1,187 @@
+"""The child process that speaks SIP: one thread, one PJSIP endpoint, one socket to the gateway.
+
+Run as `python -m app.sip.worker FD`, with the inherited Unix socket FD. It blocks in PJSIP's select, which that
+socket has joined, so commands and packets wake it at once. NOTIFYs are answered within PJSIP before they are
+looked at.
+
+Invariants: it leaves when the socket closes, so a dead parent leaves no orphan; it leaves by `os._exit`, for PJSIP
+aborts in an ordinary exit. A fetch that is not cancelled is answered exactly once.
+
+Deliberately absent: time limits (the parent's), the reading of documents, and every decision about meaning.
+"""
+
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+
+from app.sip.dialog import retry_expires_s
+from app.sip.frames import (
+    Cancel,
+    CannotStart,
+    Command,
+    Configure,
+    Decoder,
+    Failed,
+    Fetch,
+    FrameError,
+    Notified,
+    Ping,
+    Pong,
+    Report,
+    Started,
+    encode,
+)
+from app.sip.message import Event, Notify
+from app.sip.pjsip import SipStackError, Stack, Subscription, leave
+
+_IDLE_MS = 1000
+_MOST_POLLS_PER_TURN = 64
+"""After this many packets or commands in a row, what they gave is sent to the parent before more are taken."""
+
+
+class _Query:
+    """One fetch in progress."""
+
+    __slots__ = ("address", "asked_s", "id", "subscription")
+
+    def __init__(self, number: int, address: str) -> None:
+        self.id = number
+        self.address = address
+        self.asked_s = 0
+        self.subscription: Subscription | None = None
+
+
+class Worker:
+    """Turns commands into SUBSCRIBEs, and what comes back into reports."""
+
+    def __init__(self, sock: socket.socket, stack: Stack, decoder: Decoder[Command]) -> None:
+        self._sock = sock
+        self._stack = stack
+        self._decoder = decoder
+        self._queries: dict[int, _Query] = {}
+        self._reports: list[Report] = []
+        self._unsent = bytearray()
+        self._open = True
+
+    def run(self, commands: Iterable[Command]) -> None:
+        """Carries out `commands`, then those from the socket, until the parent closes it."""
+        for command in commands:
+            self._obey(command)
+        self._stack.attach(self._sock, self._received)
+        self._reports.append(Started(self._stack.build, self._stack.ports))
+        while self._open:
+            self._flush()
+            polls = 0
+            timeout_ms = 5 if self._unsent else _IDLE_MS
+            while self._stack.poll(timeout_ms) and polls < _MOST_POLLS_PER_TURN:
+                self._work()
+                timeout_ms = 0
+                polls += 1
+            self._work()
+
+    def _received(self, data: bytes) -> None:
+        """Called inside `poll`, but outside every dialog's lock: commands may be carried out here."""
+        if not data:
+            self._open = False
+            return
+        try:
+            for command in self._decoder.feed(data):
+                self._obey(command)
+        except FrameError:
+            self._open = False
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Fetch):
+            query = self._queries[command.id] = _Query(command.id, command.address)
+            self._subscribe(query, 0)
+        elif isinstance(command, Cancel):
+            query_or_none = self._queries.pop(command.id, None)
+            if query_or_none is not None and query_or_none.subscription is not None:
+                self._stack.forget(query_or_none.subscription)
+        elif isinstance(command, Ping):
+            self._reports.append(Pong())
+
+    def _subscribe(self, query: _Query, expires_s: int) -> None:
+        query.asked_s = expires_s
+        try:
+            query.subscription = self._stack.subscribe(query, query.address, expires_s)
+        except SipStackError as error:
+            if self._queries.pop(query.id, None) is not None:
+                self._reports.append(Failed(query.id, 503, str(error), -1))
+
+    def _work(self) -> None:
+        events = self._stack.events
+        while events:
+            subscription, event = events.popleft()
+            query: _Query = subscription.owner
+            if self._queries.get(query.id) is query:
+                self._handle(query, subscription, event)
+
+    def _handle(self, query: _Query, subscription: Subscription, event: Event) -> None:
+        if isinstance(event, Notify):
+            del self._queries[query.id]
+            self._reports.append(
+                Notified(
+                    query.id,
+                    time.time(),
+                    event.state,
+                    event.reason,
+                    event.retry_after_s,
+                    event.content_type,
+                    event.content_encoding,
+                    event.declared_bytes,
+                    event.body,
+                )
+            )
+            if query.asked_s > 0 and event.state != "terminated":
+                with contextlib.suppress(SipStackError):  # the answer is here; the server's own expiry ends the rest
+                    self._stack.unsubscribe(subscription)
+        elif (again_s := retry_expires_s(event, query.asked_s)) is not None:
+            self._subscribe(query, again_s)
+        else:
+            del self._queries[query.id]
+            self._reports.append(Failed(query.id, event.code, event.phrase, event.retry_after_s))
+
+    def _flush(self) -> None:
+        if self._reports:
+            self._unsent += encode(self._reports)
+            self._reports.clear()
+        while self._unsent:
+            try:
+                del self._unsent[: self._sock.send(self._unsent)]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._open = False
+                return
+
+
+def main() -> None:
+    """Speaks SIP for the parent at the other end of the inherited socket, until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to end
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    decoder: Decoder[Command] = Decoder(Command)  # type: ignore[arg-type]  # a union is no class to mypy
+    commands: list[Command] = []
+    while not commands:
+        data = sock.recv(65536)
+        if not data:
+            leave(0)
+        commands = list(decoder.feed(data))
+    configure = commands[0]
+    if not isinstance(configure, Configure):
+        leave(2)
+    try:
+        stack = Stack(configure)
+    except SipStackError as error:
+        sock.sendall(encode([CannotStart(str(error))]))
+        leave(1)
+    sock.setblocking(False)
+    Worker(sock, stack, decoder).run(commands[1:])
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()
