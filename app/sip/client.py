@@ -41,8 +41,8 @@ from app.sip.frames import (
 _log = structlog.get_logger()
 
 START_LIMIT_S = 10.0
-_PING_EVERY_S = 2.0
-_HANG_LIMIT_S = 10.0
+PING_EVERY_S = 2.0
+HANG_LIMIT_S = 10.0
 _YOUNG_S = 2.0
 _LONGEST_PAUSE_S = 5.0
 
@@ -255,11 +255,11 @@ class SipWatcher:
         """Waits for the worker's end, and brings it about where it no longer answers."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_PING_EVERY_S):
+                async with asyncio.timeout(PING_EVERY_S):
                     await asyncio.shield(worker.gone)
                 return
-            if asyncio.get_running_loop().time() - worker.heard_at_s > _HANG_LIMIT_S:
-                _log.error("sip_worker_hangs", silent_for_s=_HANG_LIMIT_S)
+            if asyncio.get_running_loop().time() - worker.heard_at_s > HANG_LIMIT_S:
+                _log.error("sip_worker_hangs", silent_for_s=HANG_LIMIT_S)
                 worker.kill()
             worker.say(Ping())
 

@@ -35,6 +35,7 @@ _PJ_EPENDING = 70002
 _NO_EVENT_ID = 1
 _ALWAYS_ASYNC = 1 << 31
 _COMMAND_BUFFER_BYTES = 65536
+_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 
 _CDEF = """
 typedef struct pj_str_t { const char *ptr; long slen; } pj_str_t;
@@ -67,9 +68,9 @@ void pj_dump_config(void);
 void pjsip_dump_config(void);
 int pj_ssl_cipher_is_supported(int cipher);
 typedef struct pjsip_cfg_head {
-    int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport, disable_tcp_switch,
-        disable_tls_switch, follow_early_media_fork, req_has_via_alias, resolve_hostname_to_get_interface,
-        disable_secure_dlg_check;
+    int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport,
+        disable_tcp_switch, disable_tls_switch, follow_early_media_fork, req_has_via_alias,
+        resolve_hostname_to_get_interface, disable_secure_dlg_check;
 } pjsip_cfg_head;
 extern pjsip_cfg_head pjsip_sip_cfg_var;
 
@@ -287,7 +288,10 @@ class Stack:
             transport = pjsua2.TransportConfig()
             transport.boundAddress = configure.listen_host
             transport.port = configure.listen_port
-            if name == "tcp":  # else Nagle's algorithm holds a SUBSCRIBE back for the peer's delayed ACK, 40 ms
+            if name == "udp":  # what the kernel grants of it; NOTIFYs come in bursts
+                buffer = pjsua2.SockOpt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+                transport.sockOptParams.sockOpts.push_back(buffer)
+            else:  # Nagle's algorithm would hold a SUBSCRIBE back for the peer's delayed ACK, 40 ms
                 no_delay = pjsua2.SockOpt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 transport.sockOptParams.sockOpts.push_back(no_delay)
             try:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 
 from app.sip.dialog import retry_expires_s
@@ -38,20 +39,31 @@ from app.sip.message import Event, Notify
 from app.sip.pjsip import SipStackError, Stack, Subscription, leave
 
 _IDLE_MS = 1000
+_BUSY_MS = 5
 _MOST_POLLS_PER_TURN = 64
 """After this many packets or commands in a row, what they gave is sent to the parent before more are taken."""
 
 
-class _Query:
-    """One fetch in progress."""
+BURST = 64
+"""Most SUBSCRIBEs sent within BURST_S that are not answered yet. A UDP socket of default size holds about 90; what is
+sent into a full one is lost, and sent again only half a second later."""
 
-    __slots__ = ("address", "asked_s", "id", "subscription")
+BURST_S = 0.025
+"""After so long without an answer a SUBSCRIBE no longer holds others up, so silent presentities delay nobody."""
+
+
+class _Query:
+    """One fetch, waiting to be sent or in progress. `recent` while it counts against BURST."""
+
+    __slots__ = ("address", "asked_s", "id", "recent", "sent_at_s", "subscription")
 
     def __init__(self, number: int, address: str) -> None:
         self.id = number
         self.address = address
         self.asked_s = 0
         self.subscription: Subscription | None = None
+        self.recent = False
+        self.sent_at_s = 0.0
 
 
 class Worker:
@@ -62,6 +74,9 @@ class Worker:
         self._stack = stack
         self._decoder = decoder
         self._queries: dict[int, _Query] = {}
+        self._waiting: deque[_Query] = deque()
+        self._recent: deque[_Query] = deque()
+        self._recent_count = 0
         self._reports: list[Report] = []
         self._unsent = bytearray()
         self._open = True
@@ -75,7 +90,7 @@ class Worker:
         while self._open:
             self._flush()
             polls = 0
-            timeout_ms = 5 if self._unsent else _IDLE_MS
+            timeout_ms = _BUSY_MS if self._unsent or self._waiting else _IDLE_MS
             while self._stack.poll(timeout_ms) and polls < _MOST_POLLS_PER_TURN:
                 self._work()
                 timeout_ms = 0
@@ -96,19 +111,41 @@ class Worker:
     def _obey(self, command: Command) -> None:
         if isinstance(command, Fetch):
             query = self._queries[command.id] = _Query(command.id, command.address)
-            self._subscribe(query, 0)
+            self._waiting.append(query)
         elif isinstance(command, Cancel):
-            query_or_none = self._queries.pop(command.id, None)
-            if query_or_none is not None and query_or_none.subscription is not None:
-                self._stack.forget(query_or_none.subscription)
+            cancelled = self._queries.pop(command.id, None)
+            if cancelled is not None:
+                self._no_longer_recent(cancelled)
+                if cancelled.subscription is not None:
+                    self._stack.forget(cancelled.subscription)
         elif isinstance(command, Ping):
             self._reports.append(Pong())
+
+    def _send_waiting(self) -> None:
+        if not self._waiting:
+            return
+        now_s = time.monotonic()
+        while self._recent and (not self._recent[0].recent or self._recent[0].sent_at_s < now_s - BURST_S):
+            self._no_longer_recent(self._recent.popleft())
+        while self._waiting and self._recent_count < BURST:
+            query = self._waiting.popleft()
+            if query.id in self._queries:  # else it was cancelled while it waited
+                query.sent_at_s, query.recent = now_s, True
+                self._recent.append(query)
+                self._recent_count += 1
+                self._subscribe(query, 0)
+
+    def _no_longer_recent(self, query: _Query) -> None:
+        if query.recent:
+            query.recent = False
+            self._recent_count -= 1
 
     def _subscribe(self, query: _Query, expires_s: int) -> None:
         query.asked_s = expires_s
         try:
             query.subscription = self._stack.subscribe(query, query.address, expires_s)
         except SipStackError as error:
+            self._no_longer_recent(query)
             if self._queries.pop(query.id, None) is not None:
                 self._reports.append(Failed(query.id, 503, str(error), -1))
 
@@ -117,8 +154,10 @@ class Worker:
         while events:
             subscription, event = events.popleft()
             query: _Query = subscription.owner
+            self._no_longer_recent(query)
             if self._queries.get(query.id) is query:
                 self._handle(query, subscription, event)
+        self._send_waiting()
 
     def _handle(self, query: _Query, subscription: Subscription, event: Event) -> None:
         if isinstance(event, Notify):

@@ -1,0 +1,74 @@
+# make run   sets everything up and shows a working gateway on this machine
+# make test  sets everything up, Debian packages too when it may, and runs every test
+# make check format, lint, types, layers and generated files, in under a minute
+# make bench measures against the bare PJSIP loop; ROWS=… runs a part
+# make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+BUF_VERSION := 1.75.0
+BUF := .tools/buf/node_modules/.bin/buf
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+SERVERS := kamailio kamailio-presence-modules kamailio-sqlite-modules kamailio-xml-modules sip-tester sqlite3
+ROWS ?=
+
+.PHONY: run test check bench generate lock servers clean
+.DELETE_ON_ERROR:
+
+run: .venv/run.stamp
+	@exec $(BIN)/terminal-status demo
+
+test: .venv/dev.stamp servers
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev.stamp $(BUF)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
+	$(BUF) lint proto
+	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/test_generated.py
+	@echo "check: all good"
+
+bench: .venv/dev.stamp servers
+	$(BIN)/python -m bench $(ROWS)
+
+generate: .venv/dev.stamp
+	$(BIN)/python -m grpc_tools.protoc -Iapp/pb=proto --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
+		proto/terminalstatus/v1/terminal_status.proto
+	$(BIN)/terminal-status openapi --output openapi/terminal-status-v1.json
+
+# Releases have aged a week before they are taken.
+COMPILE = $(BIN)/uv pip compile - pyproject.toml --quiet --no-header --no-emit-index-url --generate-hashes \
+	--python-version 3.11 --exclude-newer $$(date -u -d '7 days ago' +%Y-%m-%d)
+lock: .venv/dev.stamp
+	echo setuptools | $(COMPILE) -o requirements.lock
+	echo setuptools | $(COMPILE) -c requirements.lock --extra dev -o requirements-dev.lock
+
+servers:
+	@.ci/debian-packages $(SERVERS)
+
+clean:
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed (set PYTHON=…); $(PYTHON) is not it." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/debian-packages python3.11-venv
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: requirements.lock pyproject.toml | .venv/bin/python
+	@echo "Installing the locked dependencies into .venv (once, about a minute) …"
+	$(PIP_INSTALL) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.lock .venv/run.stamp
+	@echo "Installing the locked tools for tests …"
+	$(PIP_INSTALL) -r requirements-dev.lock
+	@touch $@
+
+$(BUF):
+	@command -v npm >/dev/null || .ci/debian-packages nodejs npm
+	npm install --prefix .tools/buf --no-save --no-package-lock --silent @bufbuild/buf@$(BUF_VERSION)

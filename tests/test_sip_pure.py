@@ -1,0 +1,168 @@
+"""The pure parts of the watcher: header fields, the meaning of answers, and the frames between the two processes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import domain
+from app.domain import TerminalStatusError
+from app.sip import dialog
+from app.sip.frames import Cancel, Decoder, Failed, Fetch, FrameError, Ping, Report, encode
+from app.sip.message import Final, Notify, read_notify, read_response
+
+NOTIFY = (
+    "NOTIFY sip:w@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP h\r\nSubscription-State: Terminated;Reason=Timeout\r\n"
+    "Content-Type: application/pidf+xml\r\nContent-Length: 4\r\n\r\nbody"
+)
+
+RESPONSES = {
+    400: domain.PresenceMisconfigured,
+    401: domain.WatcherUnauthenticated,
+    403: domain.WatcherRefused,
+    404: domain.TerminalUnknown,
+    405: domain.PresenceMisconfigured,
+    406: domain.PresenceMisconfigured,
+    407: domain.WatcherUnauthenticated,
+    408: domain.PresenceUnavailable,
+    415: domain.PresenceMisconfigured,
+    420: domain.PresenceMisconfigured,
+    423: domain.PresenceUnavailable,
+    480: domain.PresenceUnavailable,
+    489: domain.PresenceMisconfigured,
+    500: domain.PresenceUnavailable,
+    503: domain.PresenceUnavailable,
+    603: domain.WatcherRefused,
+    604: domain.TerminalUnknown,
+}
+
+
+def test_notify_is_read() -> None:
+    """State and reason come in lower case, the body as it was."""
+    assert read_notify(NOTIFY) == Notify("terminated", "timeout", -1, "application/pidf+xml", "", 4, b"body")
+
+
+def test_notify_with_compact_and_folded_fields() -> None:
+    """Compact field names and folded lines (RFC 3261 sections 7.3.1 and 7.3.3) are understood."""
+    text = (
+        "NOTIFY sip:w SIP/2.0\r\nsubscription-state: active;\r\n expires=60;retry-after=5\r\n"
+        "c: text/plain\r\ne : gzip\r\nl:0\r\n\r\n"
+    )
+    assert read_notify(text) == Notify("active", "", 5, "text/plain", "gzip", 0, b"")
+
+
+def test_notify_body_keeps_its_bytes() -> None:
+    """A body that is no UTF-8 arrives byte for byte."""
+    raw = b"\xff\xfe\x00caf\xe9"
+    assert read_notify("NOTIFY x SIP/2.0\r\n\r\n" + raw.decode("utf-8", "surrogateescape")).body == raw
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    """Whatever the text, reading it gives an answer."""
+    assert read_notify(text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")).declared_bytes >= -1
+    assert read_response(text).code >= 0
+
+
+def test_response_is_read() -> None:
+    """Status, phrase, Retry-After without its comment, and Min-Expires."""
+    text = "SIP/2.0 503 Too busy\r\nRetry-After: 7 (in a while)\r\nMin-Expires: 60\r\n\r\n"
+    assert read_response(text) == Final(503, "Too busy", 7, 60)
+
+
+@pytest.mark.parametrize(("code", "error"), RESPONSES.items())
+def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
+    """Each row of the failure table."""
+    found = dialog.error_of_response(code, "Phrase", -1)
+    assert type(found) is error
+    assert f"{code} Phrase" in str(found)
+
+
+@given(st.integers(0, 999), st.text(max_size=20), st.integers(-1, 10**6))
+def test_every_response_means_something(code: int, phrase: str, retry_after_s: int) -> None:
+    """There is no response without a meaning."""
+    assert isinstance(dialog.error_of_response(code, phrase, retry_after_s), TerminalStatusError)
+
+
+def test_retry_after_is_passed_on() -> None:
+    """The presence server's Retry-After reaches the application."""
+    assert dialog.error_of_response(503, "", 7).retry_after_s == 7
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "length", "error"),
+    [
+        ("active", "", 0, None),
+        ("terminated", "timeout", 300, None),
+        ("terminated", "timeout", 0, None),
+        ("terminated", "", 0, None),
+        ("terminated", "invariant", 0, None),
+        ("terminated", "deactivated", 300, None),
+        ("terminated", "deactivated", 0, domain.PresenceUnavailable),
+        ("terminated", "probation", 0, domain.PresenceUnavailable),
+        ("terminated", "giveup", 0, domain.PresenceUnavailable),
+        ("terminated", "rejected", 0, domain.WatcherRefused),
+        ("terminated", "noresource", 0, domain.TerminalUnknown),
+        ("pending", "", 0, domain.WatcherRefused),
+        ("pending", "", 300, domain.WatcherRefused),
+    ],
+)
+def test_notify_means(state: str, reason: str, length: int, error: type[TerminalStatusError] | None) -> None:
+    """Each state and reason of RFC 6665 section 4.1.3."""
+    found = dialog.error_of_notify(state, reason, -1, length, length)
+    assert (found and type(found)) is error
+
+
+@pytest.mark.parametrize(
+    ("declared", "received", "cut"), [(10, 9, True), (9, 10, True), (10, 10, False), (-1, 5, False)]
+)
+def test_cut_body(declared: int, received: int, cut: bool) -> None:
+    """A body whose length is not Content-Length was cut on the way."""
+    found = dialog.error_of_notify("active", "", -1, declared, received)
+    assert isinstance(found, domain.DocumentUnreadable) is cut
+
+
+@pytest.mark.parametrize(
+    ("final", "asked_s", "again_s"),
+    [
+        (Final(423, "", min_expires_s=60), 0, 60),
+        (Final(423, "", min_expires_s=60), 60, None),
+        (Final(423, ""), 0, None),
+        (Final(423, "", min_expires_s=10**6), 0, None),
+        (Final(423, "", min_expires_s=0), 0, None),
+        (Final(503, "", min_expires_s=60), 0, None),
+    ],
+)
+def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> None:
+    """423 is followed once, within a bound."""
+    assert dialog.retry_expires_s(final, asked_s) == again_s
+
+
+COMMANDS = [Fetch(1, "sip:a@b"), Cancel(2), Ping()]
+
+
+def decoder() -> Decoder[object]:
+    return Decoder(Fetch | Cancel | Ping)  # type: ignore[arg-type]  # a union is no class to mypy
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_frames_survive_any_cut(cuts: list[int]) -> None:
+    """Messages come out whole and in order however the stream is cut."""
+    stream, found, reader = encode(COMMANDS) * 3, [], decoder()
+    while stream:
+        size = cuts[len(found) % len(cuts)]
+        found += list(reader.feed(stream[:size]))
+        stream = stream[size:]
+    assert found == COMMANDS * 3
+
+
+@pytest.mark.parametrize("nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([Failed(1, 2, "", 3)])])
+def test_nonsense_is_refused(nonsense: bytes) -> None:
+    """What is no frame of ours ends the conversation by FrameError."""
+    with pytest.raises(FrameError):
+        list(decoder().feed(nonsense))
+
+
+def test_reports_are_told_apart() -> None:
+    """Each report decodes to its own class."""
+    reader: Decoder[object] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
+    assert list(reader.feed(encode([Failed(1, 404, "Not Found", -1)]))) == [Failed(1, 404, "Not Found", -1)]
