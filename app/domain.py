@@ -8,6 +8,7 @@ Deliberately absent: HTTP, gRPC and SIP status numbers, and XML (presence docume
 """
 
 import enum
+import ipaddress
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -140,14 +141,29 @@ _PARAMS = rf"(?:;{_PVALUE}(?:={_PVALUE})?)*"
 _SIP = re.compile(rf"(sips?):(?:({_USER})@)?({_HOST})(:[0-9]{{1,5}})?({_PARAMS})", re.IGNORECASE)
 _TEL = re.compile(rf"tel:(\+?[0-9A-Fa-f*#\-.()]+)({_PARAMS})", re.IGNORECASE)
 _SEPARATORS = str.maketrans("", "", "-.()")
+_ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.!~*'()")
+_FIRST_PARAMS = ("ext", "isub", "phone-context")
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    char = chr(int(escape[1], 16))
+    return char if char in _UNRESERVED else escape[0].upper()
+
+
+def _canonical_params(params: str) -> str:
+    names = _ESCAPE.sub(_unescape, params).lower().split(";")[1:]
+    names.sort(key=lambda param: (param.partition("=")[0] not in _FIRST_PARAMS, param))
+    return "".join(f";{param}" for param in names)
 
 
 def parse_address(text: str) -> TerminalAddress:
     """Returns the canonical form of a terminal's address, by which equal terminals are equal strings.
 
     `sip:` and `sips:` URIs follow RFC 3261 section 19.1 without password and headers, which have no meaning for a
-    presentity; scheme, host and parameters are lower-cased (section 19.1.4). `tel:` URIs follow RFC 3966; visual
-    separators are dropped (section 3), and a local number needs `phone-context`.
+    presentity; scheme, host and parameters are lower-cased, and needless escapes are undone (section 19.1.4).
+    `tel:` URIs follow RFC 3966; visual separators are dropped (section 3), and a local number needs
+    `phone-context`. Parameters are sorted as RFC 3966 section 3 wants them; in SIP their order means nothing.
 
     Raises InvalidAddress, whose message says what is wrong.
     """
@@ -163,11 +179,17 @@ def parse_address(text: str) -> TerminalAddress:
         scheme, user, host, port, params = match.groups()
         if port and not 0 < int(port[1:]) < 65536:
             raise InvalidAddress(f"The address {text!r} names port {port[1:]}; ports are 1 to 65535.")
-        canonical = f"{scheme.lower()}:{f'{user}@' if user else ''}{host.lower()}{port or ''}{params.lower()}"
-        return TerminalAddress(canonical)
+        if host.startswith("["):
+            try:
+                host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+            except ValueError:
+                raise InvalidAddress(f"The address {text!r} names {host}, which is no IPv6 address.") from None
+        user = f"{_ESCAPE.sub(_unescape, user)}@" if user else ""
+        port = f":{int(port[1:])}" if port else ""
+        return TerminalAddress(f"{scheme.lower()}:{user}{host.lower()}{port}{_canonical_params(params)}")
     if match := _TEL.fullmatch(text):
         number, params = match.groups()
-        digits, params = number.translate(_SEPARATORS).lower(), params.lower()
+        digits, params = number.translate(_SEPARATORS).lower(), _canonical_params(params)
         local = not digits.startswith("+")
         if not digits.strip("+") or (not local and not digits[1:].isdigit()):
             raise InvalidAddress(f"The address {text!r} is no telephone number (RFC 3966).")

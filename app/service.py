@@ -97,7 +97,7 @@ class StatusService:
         """
         terminal = parse_address(address)
         flight = self._flights.get(terminal)
-        if flight is None:
+        if flight is None or flight.task.done():  # done: what the presence server said before this question
             if len(self._flights) >= self._max_fetches:
                 raise GatewayOverloaded(
                     f"{self._max_fetches} fetches are in flight, as many as allowed; try again.", retry_after_s=1
