@@ -1,0 +1,20 @@
+"""The Parlay X Terminal Status face: SOAP 1.1 over HTTP (3GPP TS 29.199-8, ETSI ES 202 391-8).
+
+Invariants: the only place that knows XML of Parlay X, and the only place that imports Spyne. Importing it leaves
+the process as it was: what Spyne does to the interpreter while it is imported is undone here.
+
+Deliberately absent: use cases (`app.service`), and anything that blocks the event loop.
+"""
+
+import sys
+import warnings
+
+with warnings.catch_warnings():
+    # Spyne 2.14 imports `cgi` and carries a `six` from before importlib's find_spec; both only warn on Python 3.11.
+    warnings.filterwarnings("ignore", "'cgi' is deprecated", DeprecationWarning)
+    warnings.filterwarnings("ignore", "_SixMetaPathImporter", ImportWarning)
+    import spyne.protocol.soap
+    import spyne.server  # noqa: F401 - imported here so that no other module is the first to import Spyne
+
+# Its import hook would stay behind and turn every later failing `import` of this process into an ImportWarning.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "spyne.util.six"]

@@ -1,0 +1,40 @@
+"""The contract's WSDL and XSD files, as clients load them.
+
+Invariants: the files are read once; a name is looked up among them, so no path is ever made of a client's text.
+They import each other by relative address; only the service's own address is put in.
+
+Deliberately absent: WSDLs of versions other than the one in `wsdl/`, although their requests are answered.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from xml.sax.saxutils import escape
+
+SERVICES: Final[Mapping[str, str]] = {"TerminalStatus": "parlayx_terminal_status_service_2_2.wsdl"}
+"""The file behind `?wsdl`, by interface."""
+
+_PLACEHOLDER: Final = "http://localhost/parlayx"
+_HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+class Documents:
+    """The files of `wsdl/`, by name."""
+
+    def __init__(self) -> None:
+        directory = Path(__file__).parent / "wsdl"
+        self._texts = {path.name: path.read_text("utf-8") for path in directory.iterdir() if path.is_file()}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._texts
+
+    def get(self, name: str, base_url: str) -> bytes:
+        """Returns the file, with services addressed below `base_url`. Raises KeyError."""
+        address = escape(base_url, {'"': "&quot;"})
+        return self._texts[name].replace(f'"{_PLACEHOLDER}/', f'"{address}/').encode()
+
+
+def origin(scheme: str, host: str) -> str | None:
+    """Returns the URL that `host`, a Host header, is the authority of, or None if it is no host (RFC 9110 7.2)."""
+    return f"{scheme}://{host}" if _HOST.fullmatch(host) else None

@@ -1,0 +1,137 @@
+"""Reads a SOAP 1.1 request: bytes of anyone -> the one element of its Body that Spyne may see.
+
+Invariants: the work is bounded by the body's size, `MAX_DEPTH` and `MAX_ELEMENTS`; a DOCTYPE is refused when it
+begins, so no entity is ever declared; whatever is wrong is a `SoapFault`. The element handed on has no namespaces,
+no attributes and no name but those the contract knows (`UNKNOWN` stands for the rest): a client that qualifies
+the parts differently is understood, and nothing else in a request can reach Spyne.
+
+Expat reads, not libxml2: libxml2 keeps every element and attribute name it ever saw in a dictionary that lxml
+shares by all documents of a thread and never frees, so invented names would fill the memory for good.
+
+Deliberately absent: SOAP encoding (`href`, `xsi:type`): the contract is document/literal.
+"""
+
+import re
+from collections.abc import Set
+from typing import Final
+from xml.parsers import expat
+
+from lxml import etree
+
+from soap_compat.faults import SoapFault, client_fault
+
+SOAP: Final = "http://schemas.xmlsoap.org/soap/envelope/"
+MAX_DEPTH: Final = 32
+MAX_ELEMENTS: Final = 20_000
+UNKNOWN: Final = "unknown"
+
+_ENVELOPE, _HEADER, _BODY = (f"{SOAP}}}{name}" for name in ("Envelope", "Header", "Body"))
+_MUST_UNDERSTAND, _ACTOR = f"{SOAP}}}mustUnderstand", f"{SOAP}}}actor"
+_THIS_NODE: Final = {"", "http://schemas.xmlsoap.org/soap/actor/next"}  # SOAP 1.1 section 4.2.2
+_CHARSETS: Final = {"utf-8", "utf-16", "utf-16le", "utf-16be", "us-ascii", "iso-8859-1"}
+_BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_NOT_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class Request:
+    """What a request asks: the payload's namespace and name as the client wrote them, and its normalised element."""
+
+    __slots__ = ("_depth", "_elements", "_names", "_open", "_section", "_text", "name", "namespace", "payload")
+
+    def __init__(self, names: Set[str]) -> None:
+        self.namespace = ""
+        self.name = ""
+        self.payload: etree._Element | None = None
+        self._names = names
+        self._depth = self._elements = 0
+        self._section = ""
+        self._open: list[etree._Element] = []
+        self._text: list[str] = []
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        self._elements += 1
+        if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
+            raise client_fault(f"The message is nested deeper than {MAX_DEPTH} or has over {MAX_ELEMENTS} elements.")
+        if self._depth == 1:
+            _check_envelope(tag)
+        elif self._depth == 2:
+            self._section = tag
+        elif self._section == _BODY:
+            self._start_payload(tag)
+        elif self._section == _HEADER and self._depth == 3:
+            _check_header(tag, attributes)
+
+    def _start_payload(self, tag: str) -> None:
+        namespace, _, name = tag.rpartition("}")
+        known = name if name in self._names else UNKNOWN
+        if self._depth > 3:
+            self._open.append(etree.SubElement(self._open[-1], known))
+        elif self.payload is not None:
+            raise client_fault("The soap:Body holds more than one element.")
+        else:
+            self.namespace, self.name = namespace, name
+            self.payload = etree.Element(known)
+            self._open.append(self.payload)
+        self._text.clear()
+
+    def _data(self, data: str) -> None:
+        if self._open:
+            self._text.append(data)
+
+    def _end(self, _: str) -> None:
+        self._depth -= 1
+        if self._open:
+            self._open.pop().text = "".join(self._text)
+            self._text.clear()
+
+    def read(self, body: bytes, charset: str | None) -> None:
+        """Reads `body`; `charset` is the Content-Type's parameter. Raises SoapFault. Once per instance."""
+        if charset is not None:
+            _check_charset(charset)
+        # A byte order mark wins over the parameter, which wins over the XML declaration (RFC 7303 section 3).
+        encoding = None if body.startswith(_BYTE_ORDER_MARKS) else charset
+        parser = expat.ParserCreate(encoding, namespace_separator="}")
+        parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._data
+        parser.StartDoctypeDeclHandler = _refuse_doctype
+        if encoding is None:
+            parser.XmlDeclHandler = _check_declaration
+        try:
+            parser.Parse(body, True)
+        except expat.ExpatError as error:
+            raise client_fault(f"The message is not well-formed XML: {error}.") from None
+
+
+def _check_envelope(tag: str) -> None:
+    if tag == _ENVELOPE:
+        return
+    if tag.rpartition("}")[2] == "Envelope":
+        raise SoapFault("VersionMismatch", f"This is a SOAP 1.1 endpoint; the Envelope's namespace is {SOAP}.")
+    raise client_fault(f"The message is no SOAP envelope: its root element is {clip(tag)}.")
+
+
+def _check_header(tag: str, attributes: dict[str, str]) -> None:
+    if attributes.get(_MUST_UNDERSTAND) in ("1", "true") and attributes.get(_ACTOR, "") in _THIS_NODE:
+        raise SoapFault("MustUnderstand", f"The header {clip(tag)} is marked mustUnderstand and is not understood.")
+
+
+def _check_charset(charset: str) -> None:
+    if charset.lower() not in _CHARSETS:
+        raise client_fault(f"The encoding {clip(charset)} is not supported; send UTF-8 or UTF-16.")
+
+
+def _check_declaration(_version: str, encoding: str | None, _standalone: int) -> None:
+    if encoding is not None:
+        _check_charset(encoding)
+
+
+def _refuse_doctype(*_: object) -> None:
+    raise client_fault("The message has a DOCTYPE, which SOAP 1.1 section 3 forbids.")
+
+
+def clip(text: str, length: int = 200) -> str:
+    """Returns a stranger's text as it may stand in a fault: short, and with nothing that XML cannot carry."""
+    return _NOT_TEXT.sub("\ufffd", text if len(text) <= length else f"{text[:length]}…")

@@ -1,0 +1,177 @@
+"""Parlay X over HTTP: an ASGI application to be mounted at /parlayx.
+
+`POST /TerminalStatus` takes SOAP 1.1; `GET /TerminalStatus?wsdl` and the files it imports describe it.
+
+Invariants: a body is bounded in size and in the time it takes to arrive; what cannot be a SOAP request is refused
+before it is read; each refusal of a POST is a SOAP fault, so that SOAP clients can show it. The address in the
+WSDL is the configured one, or the one the client used, never an unchecked Host header.
+
+Deliberately absent: `SOAPAction` (the contract's is empty, so any is accepted), attachments, compression, threads.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.service import StatusService
+from soap_compat.documents import SERVICES, Documents, origin
+from soap_compat.faults import SoapFault, client_fault
+from soap_compat.interface import Answer, Interface
+from soap_compat.schema import TERMINAL_STATUS, TerminalStatus
+
+_XML: Final = b"text/xml; charset=utf-8"
+_TEXT: Final = b"text/plain; charset=utf-8"
+_MEDIA_TYPES: Final = {"text/xml", "application/xml"}
+_SOAP_1_2: Final = "application/soap+xml"
+
+_Headers = Iterable[tuple[bytes, bytes]]
+
+
+class _RefusedError(Exception):
+    """A request that is not read to its end, or not at all."""
+
+    def __init__(self, status: int, fault: SoapFault, *headers: tuple[bytes, bytes]) -> None:
+        self.status = status
+        self.fault = fault
+        self.headers = headers
+
+
+def create_app(
+    service: StatusService,
+    *,
+    public_url: str | None = None,
+    max_body_bytes: int = 1_000_000,
+    body_timeout_s: float = 10,
+) -> ASGIApp:
+    """Returns the Parlay X face of `service`.
+
+    `public_url` is the URL of the HTTP server as clients see it (`https://example.com`), to which the mount path is
+    added; without it, the WSDL names the server by the Host header of its reader.
+    """
+    # Spyne logs the traceback of each fault a client causes. The fault is on the wire, and ours are logged by us.
+    logging.getLogger("spyne").setLevel(logging.CRITICAL)
+    return _Server(service, public_url, max_body_bytes, body_timeout_s)
+
+
+class _Server:
+    def __init__(
+        self, service: StatusService, public_url: str | None, max_body_bytes: int, body_timeout_s: float
+    ) -> None:
+        self._interfaces = {"TerminalStatus": Interface(TerminalStatus, TERMINAL_STATUS, service)}
+        self._documents = Documents()
+        self._public_url = public_url.rstrip("/") if public_url else None
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        # ASGI has root_path at the head of path, but servers in front of older applications leave it out.
+        name = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/")
+        interface = self._interfaces.get(name)
+        if interface is not None and scope["method"] == "POST":
+            await self._post(interface, scope, receive, send)
+        elif interface is None and name not in self._documents:
+            await _send(send, 404, _TEXT, b"There is no such service or file.\n")
+        elif scope["method"] not in ("GET", "HEAD"):
+            allowed = b"GET, HEAD" if interface is None else b"GET, HEAD, POST"
+            await _send(send, 405, _TEXT, b"This method is not allowed here.\n", [(b"allow", allowed)])
+        elif interface is None:
+            await self._get(name, scope, send)
+        elif scope["query_string"].partition(b"&")[0].partition(b"=")[0].lower() == b"wsdl":
+            await self._get(SERVICES[name], scope, send)
+        else:
+            help_text = f"{name} is a SOAP 1.1 service: POST an envelope here, or GET ?wsdl for its description.\n"
+            await _send(send, 405, _TEXT, help_text.encode(), [(b"allow", b"POST")])
+
+    async def _get(self, name: str, scope: Scope, send: Send) -> None:
+        server = self._public_url or _client_origin(scope)
+        if server is None:
+            await _send(send, 400, _TEXT, b"The Host header is not a host.\n")
+            return
+        base_url = server + quote(scope.get("root_path", ""))
+        await _send(send, 200, _XML, self._documents.get(name, base_url))
+
+    async def _post(self, interface: Interface, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        try:
+            charset = _check_headers(headers)
+            body = await self._body(headers, receive)
+        except _RefusedError as refused:
+            answer = interface.refuse(refused.fault)
+            await _send(send, refused.status, _XML, answer.envelope, refused.headers)
+            return
+        if body is None:
+            return
+        answer = await interface.answer(body, charset)
+        await _send(send, 500 if answer.fault else 200, _XML, answer.envelope, _retry_after(answer))
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+        """Reads the body. Returns None if the client left."""
+        if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
+            raise self._too_large()
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    chunk = message.get("body", b"")
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > self._max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            fault = client_fault(f"The request did not arrive within {self._body_timeout_s:g} s.")
+            raise _RefusedError(408, fault, (b"connection", b"close")) from None
+
+    def _too_large(self) -> _RefusedError:
+        # Without closing, the server would read the rest to keep the connection.
+        fault = client_fault(f"The request is larger than {self._max_body_bytes} bytes.")
+        return _RefusedError(413, fault, (b"connection", b"close"))
+
+
+def _check_headers(headers: dict[bytes, bytes]) -> str | None:
+    """Returns the charset parameter of the Content-Type (RFC 7303), or None. Raises _RefusedError."""
+    media_type, _, parameters = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
+    media_type = media_type.strip()
+    if media_type == _SOAP_1_2:
+        raise _RefusedError(500, SoapFault("VersionMismatch", "This is a SOAP 1.1 endpoint; send text/xml."))
+    if media_type not in _MEDIA_TYPES:
+        multipart = "Attachments (MTOM, SwA) are not supported. " if media_type.startswith("multipart/") else ""
+        raise _RefusedError(415, client_fault(f"{multipart}Send the envelope as text/xml."), (b"accept", b"text/xml"))
+    coding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if coding != b"identity":
+        fault = client_fault("Content-Encoding is not supported; send the envelope uncompressed.")
+        raise _RefusedError(415, fault, (b"accept-encoding", b"identity"))
+    for parameter in parameters.split(";"):
+        key, _, value = parameter.partition("=")
+        if key.strip() == "charset":
+            return value.strip().strip('"')
+    return None
+
+
+def _client_origin(scope: Scope) -> str | None:
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    if not host and scope.get("server"):  # HTTP/1.0
+        address, port = scope["server"]
+        host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return origin(scope.get("scheme", "http"), host)
+
+
+def _retry_after(answer: Answer) -> _Headers:
+    return () if answer.retry_after_s is None else [(b"retry-after", str(answer.retry_after_s).encode())]
+
+
+async def _send(send: Send, status: int, content_type: bytes, body: bytes, headers: _Headers = ()) -> None:
+    start = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
