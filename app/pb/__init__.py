@@ -1,0 +1,1 @@
+"""Generated from `proto/` by `make generate`, committed, checked fresh by a test. Edit the `.proto`."""
