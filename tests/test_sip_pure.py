@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from app import domain
 from app.domain import TerminalStatusError
 from app.sip import dialog
-from app.sip.frames import Cancel, Decoder, Failed, Fetch, FrameError, Ping, Report, encode
+from app.sip.frames import Cancel, Command, Decoder, Failed, Fetch, FrameError, Ping, Report, encode
 from app.sip.message import Final, Notify, read_notify, read_response
 
 NOTIFY = (
@@ -137,7 +137,7 @@ def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> 
     assert dialog.retry_expires_s(final, asked_s) == again_s
 
 
-COMMANDS = [Fetch(1, "sip:a@b"), Cancel(2), Ping()]
+COMMANDS: list[Command] = [Fetch(1, "sip:a@b"), Cancel(2), Ping()]
 
 
 def decoder() -> Decoder[object]:
@@ -147,7 +147,8 @@ def decoder() -> Decoder[object]:
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
 def test_frames_survive_any_cut(cuts: list[int]) -> None:
     """Messages come out whole and in order however the stream is cut."""
-    stream, found, reader = encode(COMMANDS) * 3, [], decoder()
+    stream, reader = encode(COMMANDS) * 3, decoder()
+    found: list[object] = []
     while stream:
         size = cuts[len(found) % len(cuts)]
         found += list(reader.feed(stream[:size]))

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import cast
 
 import structlog
 
@@ -87,8 +88,7 @@ class _Worker(asyncio.Protocol):
             raise WatcherCannotStart(f"the SIP worker was not ready after {START_LIMIT_S:.0f} s") from None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # a Unix stream has no other kind
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         self._flush()
 
     def data_received(self, data: bytes) -> None:

@@ -37,6 +37,11 @@ _ALWAYS_ASYNC = 1 << 31
 _COMMAND_BUFFER_BYTES = 65536
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 
+# RFC 3261 section 17.1.2.2's timers. Over UDP PJSIP keeps every transaction, and with it the dialog's 45 KB, for T4
+# (SUBSCRIBE) or 64*T1 (NOTIFY) after its answer, in case the answer was lost. By the RFC's 5 s and 32 s a thousand
+# fetches a second would hold 1.4 GB; these still cover the first three retransmissions of a NOTIFY.
+_T1_MS, _T2_MS, _T4_MS, _TD_MS = 500, 4000, 1000, 4000
+
 _CDEF = """
 typedef struct pj_str_t { const char *ptr; long slen; } pj_str_t;
 typedef struct pj_time_val { long sec; long msec; } pj_time_val;
@@ -99,6 +104,7 @@ int pjsip_evsub_send_request(void *sub, void *tdata);
 const char *pjsip_evsub_get_state_name(void *sub);
 int pjsip_evsub_terminate(void *sub, int notify);
 int pjsip_tsx_terminate(void *tsx, int code);
+void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);
 
 int pj_ioqueue_register_sock(void *pool, void *ioqueue, long sock, void *user_data, const pj_ioqueue_callback *callback,
                              void **key);
@@ -283,6 +289,7 @@ class Stack:
         config.logConfig.level = config.logConfig.consoleLevel = configure.sip_log_level
         config.logConfig.msgLogging = 1
         endpoint.libInit(config)
+        lib.pjsip_tsx_set_timers(_T1_MS, _T2_MS, _T4_MS, max(_TD_MS, configure.patience_ms))
         self.ports: dict[str, int] = {}
         for name, kind in (("udp", pjsua2.PJSIP_TRANSPORT_UDP), ("tcp", pjsua2.PJSIP_TRANSPORT_TCP)):
             transport = pjsua2.TransportConfig()

@@ -1,0 +1,272 @@
+"""The `terminal-status` command: for people at a terminal, and for `make run`.
+
+Exit codes: 0 all went well; 1 something that was asked for failed (an address had no answer, a check of `doctor`
+is not good, the gateway cannot start); 2 wrong use or wrong settings. `--json` prints one JSON document on standard
+output; messages for people and logs go to standard error.
+
+Invariants: heavy imports stand inside the commands, so that `--help` is quick. Deliberately absent: rules.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.config import ConfigurationError, Settings, load_settings
+from app.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from app.domain import Status
+
+OK, FAILED, USAGE = 0, 1, 2
+
+app = typer.Typer(
+    name="terminal-status",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Can this SIP/IMS terminal be reached right now, is it busy? Ask, or serve the answer.",
+    epilog="Settings come from TS_… variables and a TOML file; the README lists them. "
+    "Exit codes: 0 well, 1 something failed, 2 wrong use or settings.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with settings; TS_CONFIG_FILE otherwise.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+class Face(StrEnum):
+    """A face of the gateway to ask through."""
+
+    GRPC = "grpc"
+    REST = "rest"
+    SOAP = "soap"
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    presence_server: Annotated[
+        str | None, typer.Option(help="As TS_PRESENCE_SERVER: sip:HOST[:PORT][;transport=udp|tcp].", show_default=False)
+    ] = None,
+    grpc_listen: Annotated[str | None, typer.Option(help="As TS_GRPC_LISTEN.", show_default=False)] = None,
+    http_listen: Annotated[str | None, typer.Option(help="As TS_HTTP_LISTEN.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one line of JSON.")] = False,
+) -> None:
+    """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish."""
+    settings = _settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
+    configure_logging(settings.log_level, settings.log_format)
+
+    async def run() -> None:
+        from app.main import run_gateway
+
+        async with _told_to_stop() as stop, run_gateway(settings) as gateway:
+            where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
+            if as_json:
+                print(json.dumps(where), flush=True)  # noqa: T201  # standard output is this command's answer
+            else:
+                err.print(f"Serving gRPC on {gateway.grpc_address}, REST and SOAP on http://{gateway.http_address}.")
+            await stop.wait()
+
+    _run(run())
+
+
+@app.command()
+def get(
+    addresses: Annotated[list[str], typer.Argument(help="Terminals: sip:, sips: or tel: URIs.", show_default=False)],
+    via: Annotated[list[Face], typer.Option(help="The face to ask through; may be given again.")] = [Face.GRPC],  # noqa: B006  # typer copies it
+    grpc_server: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the gateway; TS_GRPC_LISTEN otherwise.", show_default=False)
+    ] = None,
+    http_server: Annotated[
+        str | None, typer.Option(help="HOST:PORT for REST and SOAP; TS_HTTP_LISTEN otherwise.", show_default=False)
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for each answer, in seconds.", min=0.1)] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a running gateway about terminals. Exit code 1 if one of them had no answer."""
+    from app.ask import ask
+
+    settings = _settings(None, presence_server="sip:unused", grpc_listen=grpc_server, http_listen=http_server)
+    servers = {Face.GRPC: settings.grpc_listen, Face.REST: settings.http_listen, Face.SOAP: settings.http_listen}
+    answers = [ask(face.value, servers[face], address, timeout_s) for address in addresses for face in via]
+    if as_json:
+        print(json.dumps(answers, indent=2))  # noqa: T201  # standard output is this command's answer
+    else:
+        table = Table("address", "via", "status", "observed at", "ms", box=None, pad_edge=False)
+        for answer in answers:
+            told = _coloured(answer["status"]) if "status" in answer else f"[red]{answer['code']}[/]"
+            where = answer.get("observed_at", escape(answer.get("error", "")))
+            table.add_row(escape(answer["address"]), answer["via"], told, where, str(answer["elapsed_ms"]))
+        out.print(table)
+    raise typer.Exit(FAILED if any("error" in answer for answer in answers) else OK)
+
+
+@app.command()
+def sandbox(
+    listen: Annotated[str, typer.Option(help="HOST:PORT for SIP over UDP and TCP, loopback.")] = "127.0.0.1:5060",
+    seed: Annotated[int, typer.Option(help="Seed of the script by which terminals change.")] = 1,
+    every_s: Annotated[float, typer.Option(help="Seconds between changes.", min=0.01)] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each change as one line of JSON.")] = False,
+) -> None:
+    """Run the sandbox notifier, a small presence server for people without an IMS core. Never for production."""
+    configure_logging("warning", "auto")
+    from app.sandbox import Sandbox
+
+    def tell(address: str, old: "Status", new: "Status") -> None:
+        if as_json:
+            line = json.dumps({"address": address, "old": old.value, "new": new.value})
+            print(line, flush=True)  # noqa: T201  # standard output is this command's answer
+        else:
+            out.print(f"{address}  {_coloured(old.value)} → {_coloured(new.value)}")
+
+    async def run() -> None:
+        host, port = _loopback(listen)
+        notifier = Sandbox(host, port, seed=seed, every_s=every_s, on_change=tell)
+        async with _told_to_stop() as stop, notifier:
+            err.print(f"Sandbox notifier on sip:{host}:{notifier.port}, UDP and TCP. Ctrl-C ends it.")
+            await stop.wait()
+
+    _run(run())
+
+
+@app.command()
+def openapi(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; standard output otherwise.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the file is JSON anyway.")] = False,
+) -> None:
+    """Export the OpenAPI description of the REST face."""
+    from app.rest import export_openapi
+
+    text = export_openapi()
+    if output is None:
+        print(text, end="")  # noqa: T201  # standard output is this command's answer
+    else:
+        output.write_text(text, "utf-8")
+        err.print(f"Wrote {output}.")
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check the configuration, the PJSIP build and its limits, the presence server and the database."""
+    from app.doctor import check_everything
+
+    configure_logging("error", "auto")
+    checks = asyncio.run(check_everything(config))
+    if as_json:
+        print(json.dumps(checks, indent=2))  # noqa: T201  # standard output is this command's answer
+    else:
+        for check in checks:
+            out.print(
+                f"{'[green]ok  [/]' if check['ok'] else '[red]FAIL[/]'} {check['check']}: {escape(check['found'])}"
+            )
+            for note in check.get("notes", []):
+                out.print(f"     note: {escape(note)}")
+    raise typer.Exit(OK if all(check["ok"] for check in checks) else FAILED)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of the script by which terminals change.")] = 1,
+    grpc_listen: Annotated[str | None, typer.Option(help="As TS_GRPC_LISTEN.", show_default=False)] = None,
+    http_listen: Annotated[str | None, typer.Option(help="As TS_HTTP_LISTEN.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each change as one line of JSON.")] = False,
+) -> None:
+    """Run sandbox and gateway together, ask all three faces, then print each change until Ctrl-C (`make run`)."""
+    from app.demo import run_demo
+
+    settings = _settings(None, presence_server="sip:127.0.0.1", grpc_listen=grpc_listen, http_listen=http_listen)
+    configure_logging("warning", "auto")
+
+    async def run() -> None:
+        async with _told_to_stop() as stop:
+            await run_demo(settings, seed, stop, out, as_json=as_json)
+
+    _run(run())
+
+
+def main() -> None:
+    """The entry point of `terminal-status`."""
+    # The SIP worker is spawned, never merely forked, so gRPC need not prepare for forks, nor complain of them.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    app()
+
+
+def _settings(config: Path | None, **overrides: str | None) -> Settings:
+    try:
+        return load_settings(os.environ, config, **overrides)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            err.print(f"[red]error:[/] {escape(problem)}")
+        raise typer.Exit(USAGE) from None
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs `main` on uvloop; what stops a start is one line on standard error and exit code 1."""
+    import uvloop
+
+    from app.main import CannotStart
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+    except (CannotStart, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(f"[red]error:[/] {escape(message)}")
+    raise typer.Exit(FAILED) from None
+
+
+@asynccontextmanager
+async def _told_to_stop() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set():
+            sys.exit(FAILED)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _loopback(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host.startswith("127.") or not port.isdigit():
+        err.print("[red]error:[/] --listen must be 127.x.y.z:PORT; the sandbox is for this machine only.")
+        raise typer.Exit(USAGE)
+    return host, int(port)
+
+
+def _coloured(status: str) -> str:
+    colours = {"REACHABLE": "green", "BUSY": "yellow", "UNREACHABLE": "bright_black"}
+    return f"[{colours.get(status, 'red')}]{status}[/]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Settings: where they come from, and what is said when they are wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.config import ConfigurationError, load_settings, settings_table
+
+SERVER = {"TS_PRESENCE_SERVER": "sip:192.0.2.1:5060;transport=tcp"}
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_defaults() -> None:
+    """Only the presence server must be named."""
+    settings = load_settings(SERVER)
+    assert settings.presence_server == "sip:192.0.2.1:5060;transport=tcp"
+    assert (settings.grpc_listen, settings.http_listen) == ("127.0.0.1:50051", "127.0.0.1:8080")
+    assert settings.fetch_timeout_ms == 1000
+    assert settings.busy_activities == {"on-the-phone", "busy"}
+
+
+def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
+    """A command's option is the nearest, then the environment, then the file."""
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        'presence_server = "sip:file"\nfetch_timeout_ms = 100\nbusy_activities = ["meeting"]\ngrpc_listen = "h:1"\n'
+    )
+    environ = {"TS_CONFIG_FILE": str(file), "TS_FETCH_TIMEOUT_MS": "200", "TS_GRPC_LISTEN": "h:2"}
+    settings = load_settings(environ, grpc_listen="h:3", http_listen=None)
+    assert settings.presence_server == "sip:file"
+    assert settings.fetch_timeout_ms == 200
+    assert settings.busy_activities == {"meeting"}
+    assert settings.grpc_listen == "h:3"
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "TS_PRESENCE_SERVER is not set.*sip:HOST"),
+        ({"TS_PRESENCE_SERVER": "192.0.2.1"}, r"TS_PRESENCE_SERVER = '192.0.2.1': not sip:HOST.*Allowed: sip:HOST"),
+        ({"TS_PRESENCE_SERVER": "sip:h:70000"}, "not sip:HOST"),
+        ({"TS_PRESENCE_SERVER": "sip:h>,<sip:evil"}, "not sip:HOST"),
+        ({"TS_PRESENCE_SERVER": "sip:h;transport=sctp"}, "udp|tcp"),
+        (SERVER | {"TS_FETCH_TIMEOUT": "1"}, "TS_FETCH_TIMEOUT is no setting.*TS_FETCH_TIMEOUT_MS"),
+        (SERVER | {"TS_FETCH_TIMEOUT_MS": "soon"}, "TS_FETCH_TIMEOUT_MS = 'soon'.*Allowed: 50 to 30000"),
+        (SERVER | {"TS_FETCH_TIMEOUT_MS": "0"}, "Allowed: 50 to 30000"),
+        (SERVER | {"TS_GRPC_LISTEN": "8080"}, "TS_GRPC_LISTEN = '8080': not HOST:PORT"),
+        (SERVER | {"TS_HTTP_LISTEN": "h:99999"}, "TS_HTTP_LISTEN"),
+        (SERVER | {"TS_WATCHER_IDENTITY": "gateway"}, "TS_WATCHER_IDENTITY.*sip:"),
+        (SERVER | {"TS_BUSY_ACTIVITIES": "on the phone"}, "no activity name"),
+        (SERVER | {"TS_DATABASE_URL": "oracle://x"}, "TS_DATABASE_URL.*sqlite"),
+        (SERVER | {"TS_LOG_LEVEL": "loud"}, "TS_LOG_LEVEL.*debug"),
+        (SERVER | {"TS_SIP_PUBLIC_HOST": "a b"}, "TS_SIP_PUBLIC_HOST"),
+        (SERVER | {"TS_HTTP_PUBLIC_URL": "ftp://x"}, "TS_HTTP_PUBLIC_URL"),
+        (SERVER | {"TS_CONFIG_FILE": "/nowhere.toml"}, "/nowhere.toml: cannot be read"),
+    ],
+)
+def test_wrong_settings_are_named(environ: dict[str, str], said: str) -> None:
+    """What is wrong stops the start with the setting's name, what was given and what is allowed."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(environ)
+    assert re.search(said, str(caught.value))
+
+
+def test_wrong_file(tmp_path: Path) -> None:
+    """A file that is no TOML, and an unknown key in one, are named with the file."""
+    file = tmp_path / "gateway.toml"
+    file.write_text("presence_server = ")
+    with pytest.raises(ConfigurationError, match=r"gateway\.toml: is no TOML file"):
+        load_settings({}, file)
+    file.write_text('presence_server = "sip:h"\nspeed = "high"\n')
+    with pytest.raises(ConfigurationError, match=r"speed in .*gateway\.toml is no setting"):
+        load_settings({}, file)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    """Two wrong settings are two problems."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({"TS_FETCH_TIMEOUT_MS": "x"})
+    assert len(caught.value.problems) == 2
+
+
+def test_readme_table_is_fresh() -> None:
+    """The README's table of settings is the one made from the code."""
+    assert settings_table() in README.read_text("utf-8")

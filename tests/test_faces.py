@@ -1,0 +1,115 @@
+"""Every face tells the same story: gRPC, REST and SOAP are asked by a real client about each terminal of the sandbox,
+the well-behaved and the hostile, and the next question is answered each time."""
+
+import asyncio
+
+import pytest
+
+from app.ask import Answer, ask
+from app.main import Gateway
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FACES = ("grpc", "rest", "soap")
+CODE_COLUMN = {"grpc": 0, "rest": 0, "soap": 1}
+
+STATUSES = {
+    "sip:alice@example.com": "REACHABLE",
+    "sip:bob@example.com": "BUSY",
+    "sip:carol@example.com": "UNREACHABLE",
+    "sips:alice@example.com": "REACHABLE",
+    "tel:+15550001": "REACHABLE",
+    "tel:+1-555-0002": "BUSY",
+    "sip:answer-423@example.com": "REACHABLE",
+    "sip:accept-202@example.com": "REACHABLE",
+    "sip:notify-first@example.com": "REACHABLE",
+    "sip:notify-twice@example.com": "REACHABLE",
+    "sip:document-no-id@example.com": "REACHABLE",
+    "sip:document-comment@example.com": "REACHABLE",
+    "sip:document-prefix@example.com": "BUSY",
+    "sip:document-ten-tuples@example.com": "REACHABLE",
+    "sip:document-empty@example.com": "UNREACHABLE",
+    "sip:document-big-2500@example.com": "REACHABLE",
+}
+
+MISCONFIGURED = ("PRESENCE_MISCONFIGURED", "SVC0001")
+UNAVAILABLE = ("PRESENCE_UNAVAILABLE", "SVC0001")
+UNREADABLE = ("DOCUMENT_UNREADABLE", "SVC0001")
+UNKNOWN = ("TERMINAL_UNKNOWN", "SVC0004")
+REFUSED = ("WATCHER_REFUSED", "POL0002")
+TIMED_OUT = ("FETCH_TIMED_OUT", "SVC0001")
+INVALID = ("INVALID_ADDRESS", "SVC0002")
+
+ERRORS = {
+    "sip:dave@example.com": UNKNOWN,
+    "sip:answer-400@example.com": MISCONFIGURED,
+    "sip:answer-401@example.com": ("WATCHER_UNAUTHENTICATED", "POL0002"),
+    "sip:answer-403@example.com": REFUSED,
+    "sip:answer-404@example.com": UNKNOWN,
+    "sip:answer-405@example.com": MISCONFIGURED,
+    "sip:answer-406@example.com": MISCONFIGURED,
+    "sip:answer-407@example.com": ("WATCHER_UNAUTHENTICATED", "POL0002"),
+    "sip:answer-408@example.com": UNAVAILABLE,
+    "sip:answer-415@example.com": MISCONFIGURED,
+    "sip:answer-420@example.com": MISCONFIGURED,
+    "sip:answer-480@example.com": UNAVAILABLE,
+    "sip:answer-489@example.com": MISCONFIGURED,
+    "sip:answer-500@example.com": UNAVAILABLE,
+    "sip:answer-503@example.com": UNAVAILABLE,
+    "sip:answer-603@example.com": REFUSED,
+    "sip:answer-604@example.com": UNKNOWN,
+    "sip:silent@example.com": TIMED_OUT,
+    "sip:notify-never@example.com": TIMED_OUT,
+    "sip:notify-late-2000@example.com": TIMED_OUT,
+    "sip:pending@example.com": REFUSED,
+    "sip:terminated-rejected@example.com": REFUSED,
+    "sip:terminated-noresource@example.com": UNKNOWN,
+    "sip:terminated-deactivated@example.com": UNAVAILABLE,
+    "sip:terminated-probation@example.com": UNAVAILABLE,
+    "sip:terminated-giveup@example.com": UNAVAILABLE,
+    "sip:document-latin1@example.com": UNREADABLE,
+    "sip:document-cut@example.com": UNREADABLE,
+    "sip:document-gzip@example.com": UNREADABLE,
+    "sip:document-rlmi@example.com": UNREADABLE,
+    "sip:document-bomb@example.com": UNREADABLE,
+    "sip:document-dtd@example.com": UNREADABLE,
+    "sip:document-text@example.com": UNREADABLE,
+    "alice": INVALID,
+    "mailto:alice@example.com": INVALID,
+    "sip:al ice@example.com": INVALID,
+    "sip:alice@example.com\x01": INVALID,
+    "sip:" + "a" * 300 + "@example.com": INVALID,
+}
+
+
+async def ask_through(gateway: Gateway, face: str, address: str) -> Answer:
+    server = gateway.grpc_address if face == "grpc" else gateway.http_address
+    return await asyncio.to_thread(ask, face, server, address, 5)
+
+
+@pytest.mark.parametrize(("address", "status"), STATUSES.items())
+@pytest.mark.parametrize("face", FACES)
+async def test_status(gateway: Gateway, face: str, address: str, status: str) -> None:
+    """A terminal that the presence server knows has the same status on every face."""
+    answer = await ask_through(gateway, face, address)
+    assert answer.get("status") == status, answer
+
+
+@pytest.mark.parametrize(("address", "codes"), ERRORS.items(), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("face", FACES)
+async def test_error(gateway: Gateway, face: str, address: str, codes: tuple[str, str]) -> None:
+    """What cannot be answered has the failure table's code on every face, and the next question is answered."""
+    if face == "soap" and not address.isprintable():
+        address = address.replace("\x01", "\t\u00a0")  # XML has no way to write most control characters
+    answer = await ask_through(gateway, face, address)
+    assert answer.get("code") == codes[CODE_COLUMN[face]], answer
+    following = await ask_through(gateway, face, "sip:alice@example.com")
+    assert following.get("status") == "REACHABLE", following
+
+
+async def test_cut_document(gateway: Gateway, request: pytest.FixtureRequest) -> None:
+    """Over UDP, a NOTIFY that was longer than what arrived is no truth about the terminal."""
+    expected = {"udp": {"code": "DOCUMENT_UNREADABLE"}, "tcp": {"status": "REACHABLE"}}
+    answer = await ask_through(gateway, "rest", "sip:length-lies@example.com")
+    transport = request.node.callspec.params["gateway"]
+    assert expected[transport].items() <= answer.items()
