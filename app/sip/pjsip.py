@@ -13,22 +13,17 @@ Deliberately absent: what an answer means (`dialog.py`), and any parsing of bodi
 """
 
 import os
-import re
 import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import cffi
 import pjsua2
-from pjsua2 import _pjsua2
 
-from app.sip.frames import Build, Configure
+from app.sip.frames import Configure
+from app.sip.library import SipStackError, load_library, measure_limits
 from app.sip.message import Event, Final, read_notify, read_response
-
-SUPPORTED_VERSION = "2.15.1"
-"""The only PJSIP whose struct layouts and limits were checked; another one is refused."""
 
 _PJ_SUCCESS = 0
 _PJ_EPENDING = 70002
@@ -41,82 +36,6 @@ _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 # (SUBSCRIBE) or 64*T1 (NOTIFY) after its answer, in case the answer was lost. By the RFC's 5 s and 32 s a thousand
 # fetches a second would hold 1.4 GB; these still cover the first three retransmissions of a NOTIFY.
 _T1_MS, _T2_MS, _T4_MS, _TD_MS = 500, 4000, 1000, 4000
-
-_CDEF = """
-typedef struct pj_str_t { const char *ptr; long slen; } pj_str_t;
-typedef struct pj_time_val { long sec; long msec; } pj_time_val;
-typedef struct pj_list { void *prev; void *next; } pj_list;
-typedef struct pjsip_module {
-    void *prev, *next; pj_str_t name; int id; int priority;
-    void *load, *start, *stop, *unload;
-    int (*on_rx_request)(void *rdata);
-    void *on_rx_response, *on_tx_request, *on_tx_response, *on_tsx_state;
-} pjsip_module;
-typedef struct pjsip_evsub_user {
-    void (*on_evsub_state)(void *sub, void *event);
-    void (*on_tsx_state)(void *sub, void *tsx, void *event);
-    void (*on_rx_refresh)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
-    void (*on_rx_notify)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
-    void (*on_client_refresh)(void *sub);
-    void (*on_server_timeout)(void *sub);
-} pjsip_evsub_user;
-typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; void *user_data; } pj_ioqueue_op_key_t;
-typedef struct pj_ioqueue_callback {
-    void (*on_read_complete)(void *key, pj_ioqueue_op_key_t *op_key, long bytes_read);
-    void *on_write_complete, *on_accept_complete, *on_connect_complete;
-} pj_ioqueue_callback;
-
-const char *pj_get_version(void);
-void pj_log_set_log_func(void (*write)(int level, const char *text, int length));
-void pj_log_set_level(int level);
-void pj_dump_config(void);
-void pjsip_dump_config(void);
-int pj_ssl_cipher_is_supported(int cipher);
-typedef struct pjsip_cfg_head {
-    int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport,
-        disable_tcp_switch, disable_tls_switch, follow_early_media_fork, req_has_via_alias,
-        resolve_hostname_to_get_interface, disable_secure_dlg_check;
-} pjsip_cfg_head;
-extern pjsip_cfg_head pjsip_sip_cfg_var;
-
-void *pjsip_ua_instance(void);
-void *pjsua_get_pjsip_endpt(void);
-void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
-void *pjsip_endpt_get_ioqueue(void *endpt);
-int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
-int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
-const char *pjsip_rx_data_get_info(void *rdata);
-void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
-void pj_list_insert_before(void *position, void *node);
-void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
-
-int pjsip_dlg_create_uac(void *ua, const pj_str_t *local, const pj_str_t *contact, const pj_str_t *remote,
-                         const pj_str_t *target, void **dialog);
-void pjsip_dlg_inc_lock(void *dialog);
-void pjsip_dlg_dec_lock(void *dialog);
-int pjsip_dlg_set_route_set(void *dialog, void *routes);
-int pjsip_dlg_terminate(void *dialog);
-int pjsip_evsub_create_uac(void *dialog, const pjsip_evsub_user *user, const pj_str_t *event, unsigned option,
-                           void **sub);
-int pjsip_evsub_add_header(void *sub, void *headers);
-int pjsip_evsub_initiate(void *sub, void *method, int expires, void **tdata);
-int pjsip_evsub_send_request(void *sub, void *tdata);
-const char *pjsip_evsub_get_state_name(void *sub);
-int pjsip_evsub_terminate(void *sub, int notify);
-int pjsip_tsx_terminate(void *tsx, int code);
-void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);
-
-int pj_ioqueue_register_sock(void *pool, void *ioqueue, long sock, void *user_data, const pj_ioqueue_callback *callback,
-                             void **key);
-int pj_ioqueue_recv(void *key, pj_ioqueue_op_key_t *op_key, void *buffer, long *length, unsigned flags);
-
-void _ZN2pj9SipRxData6fromPjER13pjsip_rx_data(void *self, void *rdata);
-void _ZN2pj8SipEvent6fromPjERK11pjsip_event(void *self, void *event);
-"""
-
-
-class SipStackError(Exception):
-    """PJSIP refused: it is not the build we know, a transport cannot be opened, or a call failed."""
 
 
 @dataclass(eq=False, slots=True)
@@ -139,14 +58,13 @@ class Stack:
     def __init__(self, configure: Configure) -> None:
         self.events: deque[tuple[Subscription, Event]] = deque()
         """What the callbacks saw, in order; the owner empties it after each `poll`."""
-        self._ffi, self._lib = _load()
+        self._ffi, self._lib, self.build = load_library()
         # pjsua2's own readers of a packet and an event: hidden from Python, but exported, and free of struct offsets.
         self._read_packet = self._lib._ZN2pj9SipRxData6fromPjER13pjsip_rx_data  # noqa: SLF001  # a C++ symbol
         self._read_event = self._lib._ZN2pj8SipEvent6fromPjERK11pjsip_event  # noqa: SLF001  # likewise
         self._kept: list[Any] = []  # C memory and callbacks that PJSIP keeps pointers to
         self._live: dict[int, Subscription] = {}
         self._sending: Subscription | None = None
-        self.build = self._check_build()
         self._endpoint = self._open(configure)
         self._endpt = self._lib.pjsua_get_pjsip_endpt()
         self._ua = self._lib.pjsip_ua_instance()
@@ -258,24 +176,11 @@ class Stack:
             self.forget(subscription)
             self._must(status, "send SUBSCRIBE")
 
-    def _check_build(self) -> Build:
-        version = self._ffi.string(self._lib.pj_get_version()).decode()
-        if version != SUPPORTED_VERSION:
-            raise SipStackError(
-                f"PJSIP {version} was found; this gateway knows {SUPPORTED_VERSION}: install the locked pjsua2-python."
-            )
-        names = re.findall(r"\b(\w+)\(", re.sub(r"typedef struct.*?\} \w+;", "", _CDEF, flags=re.DOTALL))
-        missing = [name for name in names if name.startswith(("pj", "_ZN2pj")) and not hasattr(self._lib, name)]
-        if missing:
-            raise SipStackError(f"PJSIP {version} lacks the symbols {', '.join(missing)}; install the locked wheel.")
-        return Build(version=version, symbols=len(names))
-
     def _open(self, configure: Configure) -> Any:
         lib = self._lib
-        lib.pj_log_set_level(0)
         endpoint = pjsua2.Endpoint()
         endpoint.libCreate()
-        self._measure_limits()
+        measure_limits(self._ffi, lib, self.build)
         # Requests of 1300 bytes and more would otherwise try TCP first; the transport is the operator's choice.
         lib.pjsip_sip_cfg_var.disable_tcp_switch = 1
         # A sips: presentity is asked about over the operator's own leg to the presence server, whatever that is.
@@ -311,28 +216,6 @@ class Stack:
             self.ports[name] = int(local.rpartition(":")[2])
         endpoint.libStart()
         return endpoint
-
-    def _measure_limits(self) -> None:
-        """Reads the build's own limits off PJSIP's dump of its configuration."""
-        lines: list[str] = []
-
-        @self._ffi.callback("void(int, const char *, int)")  # type: ignore[untyped-decorator]  # cffi decorator
-        def keep(_level: int, text: Any, length: int) -> None:
-            lines.append(self._ffi.string(text, length).decode("ascii", "replace"))
-
-        lib = self._lib
-        lib.pj_log_set_log_func(keep)
-        lib.pj_log_set_level(3)
-        lib.pj_dump_config()
-        lib.pjsip_dump_config()
-        lib.pj_log_set_level(0)
-        lib.pj_log_set_log_func(self._ffi.NULL)
-        found = dict(re.findall(r"(PJ\w+)\s*:\s*(\d+)", "".join(lines)))
-        self.build.ipv6 = found.get("PJ_HAS_IPV6") == "1"
-        self.build.tls = "1.3" if lib.pj_ssl_cipher_is_supported(0x1301) else "1.2"
-        self.build.max_message_bytes = int(found.get("PJSIP_MAX_PKT_LEN", 0))
-        self.build.max_uri_bytes = int(found.get("PJSIP_MAX_URL_SIZE", 0))
-        self.build.max_sockets = int(found.get("PJ_IOQUEUE_MAX_HANDLES", 0))
 
     def _event_subscription_user(self) -> Any:
         ffi, lib, live, events = self._ffi, self._lib, self._live, self.events
@@ -443,13 +326,6 @@ class Stack:
     def _must(self, status: int, what: str) -> None:
         if status != _PJ_SUCCESS:
             raise SipStackError(f"PJSIP could not {what}: {pjsua2.Endpoint.instance().utilStrError(status)}")
-
-
-def _load() -> tuple[Any, Any]:
-    """cffi's handle and the shared object that the pjsua2 module has loaded already."""
-    ffi = cffi.FFI()
-    ffi.cdef(_CDEF)
-    return ffi, ffi.dlopen(_pjsua2.__file__)
 
 
 def leave(code: int) -> NoReturn:

@@ -35,8 +35,9 @@ from app.sip.frames import (
     Started,
     encode,
 )
+from app.sip.library import SipStackError
 from app.sip.message import Event, Notify
-from app.sip.pjsip import SipStackError, Stack, Subscription, leave
+from app.sip.pjsip import Stack, Subscription, leave
 
 _IDLE_MS = 1000
 _BUSY_MS = 5

@@ -1,0 +1,134 @@
+"""The shared object of PJSIP: the functions we call in it, and what the build at hand can do.
+
+`pjsua2`, the Python module, has loaded the object already; cffi reaches the same one. Only the version whose struct
+layouts, timers and limits were checked is accepted.
+
+Deliberately absent: any call that sends or receives (`pjsip.py`).
+"""
+
+import re
+from typing import Any
+
+import cffi
+from pjsua2 import _pjsua2
+
+from app.sip.frames import Build
+
+SUPPORTED_VERSION = "2.15.1"
+"""The only PJSIP that is accepted."""
+
+_CDEF = """
+typedef struct pj_str_t { const char *ptr; long slen; } pj_str_t;
+typedef struct pj_time_val { long sec; long msec; } pj_time_val;
+typedef struct pj_list { void *prev; void *next; } pj_list;
+typedef struct pjsip_module {
+    void *prev, *next; pj_str_t name; int id; int priority;
+    void *load, *start, *stop, *unload;
+    int (*on_rx_request)(void *rdata);
+    void *on_rx_response, *on_tx_request, *on_tx_response, *on_tsx_state;
+} pjsip_module;
+typedef struct pjsip_evsub_user {
+    void (*on_evsub_state)(void *sub, void *event);
+    void (*on_tsx_state)(void *sub, void *tsx, void *event);
+    void (*on_rx_refresh)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
+    void (*on_rx_notify)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
+    void (*on_client_refresh)(void *sub);
+    void (*on_server_timeout)(void *sub);
+} pjsip_evsub_user;
+typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; void *user_data; } pj_ioqueue_op_key_t;
+typedef struct pj_ioqueue_callback {
+    void (*on_read_complete)(void *key, pj_ioqueue_op_key_t *op_key, long bytes_read);
+    void *on_write_complete, *on_accept_complete, *on_connect_complete;
+} pj_ioqueue_callback;
+
+const char *pj_get_version(void);
+void pj_log_set_log_func(void (*write)(int level, const char *text, int length));
+void pj_log_set_level(int level);
+void pj_dump_config(void);
+void pjsip_dump_config(void);
+int pj_ssl_cipher_is_supported(int cipher);
+typedef struct pjsip_cfg_head {
+    int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport,
+        disable_tcp_switch, disable_tls_switch, follow_early_media_fork, req_has_via_alias,
+        resolve_hostname_to_get_interface, disable_secure_dlg_check;
+} pjsip_cfg_head;
+extern pjsip_cfg_head pjsip_sip_cfg_var;
+
+void *pjsip_ua_instance(void);
+void *pjsua_get_pjsip_endpt(void);
+void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
+void *pjsip_endpt_get_ioqueue(void *endpt);
+int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
+int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
+const char *pjsip_rx_data_get_info(void *rdata);
+void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
+void pj_list_insert_before(void *position, void *node);
+void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
+
+int pjsip_dlg_create_uac(void *ua, const pj_str_t *local, const pj_str_t *contact, const pj_str_t *remote,
+                         const pj_str_t *target, void **dialog);
+void pjsip_dlg_inc_lock(void *dialog);
+void pjsip_dlg_dec_lock(void *dialog);
+int pjsip_dlg_set_route_set(void *dialog, void *routes);
+int pjsip_dlg_terminate(void *dialog);
+int pjsip_evsub_create_uac(void *dialog, const pjsip_evsub_user *user, const pj_str_t *event, unsigned option,
+                           void **sub);
+int pjsip_evsub_add_header(void *sub, void *headers);
+int pjsip_evsub_initiate(void *sub, void *method, int expires, void **tdata);
+int pjsip_evsub_send_request(void *sub, void *tdata);
+const char *pjsip_evsub_get_state_name(void *sub);
+int pjsip_evsub_terminate(void *sub, int notify);
+int pjsip_tsx_terminate(void *tsx, int code);
+void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);
+
+int pj_ioqueue_register_sock(void *pool, void *ioqueue, long sock, void *user_data, const pj_ioqueue_callback *callback,
+                             void **key);
+int pj_ioqueue_recv(void *key, pj_ioqueue_op_key_t *op_key, void *buffer, long *length, unsigned flags);
+
+void _ZN2pj9SipRxData6fromPjER13pjsip_rx_data(void *self, void *rdata);
+void _ZN2pj8SipEvent6fromPjERK11pjsip_event(void *self, void *event);
+"""
+
+
+class SipStackError(Exception):
+    """PJSIP refused: it is not the build we know, a transport cannot be opened, or a call failed."""
+
+
+def load_library() -> tuple[Any, Any, Build]:
+    """cffi's handle, the library, and what build it is; its log is silenced. Raises SipStackError for another one."""
+    ffi: Any = cffi.FFI()
+    ffi.cdef(_CDEF)
+    lib: Any = ffi.dlopen(_pjsua2.__file__)
+    version = ffi.string(lib.pj_get_version()).decode()
+    if version != SUPPORTED_VERSION:
+        raise SipStackError(
+            f"PJSIP {version} was found; this gateway knows {SUPPORTED_VERSION}: install the locked pjsua2-python."
+        )
+    names = re.findall(r"\b(\w+)\(", re.sub(r"typedef struct.*?\} \w+;", "", _CDEF, flags=re.DOTALL))
+    missing = [name for name in names if name.startswith(("pj", "_ZN2pj")) and not hasattr(lib, name)]
+    if missing:
+        raise SipStackError(f"PJSIP {version} lacks the symbols {', '.join(missing)}; install the locked wheel.")
+    lib.pj_log_set_level(0)
+    return ffi, lib, Build(version=version, symbols=len(names))
+
+
+def measure_limits(ffi: Any, lib: Any, build: Build) -> None:
+    """Fills in the build's limits, read off PJSIP's own dump of its configuration. After `libCreate`."""
+    lines: list[str] = []
+
+    @ffi.callback("void(int, const char *, int)")  # type: ignore[untyped-decorator]  # cffi has no types
+    def keep(_level: int, text: Any, length: int) -> None:
+        lines.append(ffi.string(text, length).decode("ascii", "replace"))
+
+    lib.pj_log_set_log_func(keep)
+    lib.pj_log_set_level(3)
+    lib.pj_dump_config()
+    lib.pjsip_dump_config()
+    lib.pj_log_set_level(0)
+    lib.pj_log_set_log_func(ffi.NULL)
+    found = dict(re.findall(r"(PJ\w+)\s*:\s*(\d+)", "".join(lines)))
+    build.ipv6 = found.get("PJ_HAS_IPV6") == "1"
+    build.tls = "1.3" if lib.pj_ssl_cipher_is_supported(0x1301) else "1.2"
+    build.max_message_bytes = int(found.get("PJSIP_MAX_PKT_LEN", 0))
+    build.max_uri_bytes = int(found.get("PJSIP_MAX_URL_SIZE", 0))
+    build.max_sockets = int(found.get("PJ_IOQUEUE_MAX_HANDLES", 0))

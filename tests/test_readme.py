@@ -1,0 +1,69 @@
+"""The README's examples, run as a reader runs them: each `sh` block that a `text` block follows must print that text."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import ROOT, running
+
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```sh\n(.*?)```\n+```text\n(.*?)```", README, re.DOTALL)
+VARYING = [
+    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z"), "TIME"),
+    (re.compile(r"(seconds|nanos): \d+"), r"\1: N"),
+    (re.compile(r"\d+\.\d+ *$", re.MULTILINE), "MS"),
+]
+
+
+def settled(text: str) -> str:
+    """The text without what differs from run to run."""
+    for pattern, word in VARYING:
+        text = pattern.sub(word, text)
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[str, str]]:
+    """What `make run` starts, on free ports in place of the usual ones."""
+    listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+    with running("demo", *listen, deadline_s=120) as demo:
+        where = re.search(r"gRPC (\S+)", demo.line_with("gateway on gRPC"))
+        http = re.search(r"http://(\S+) ", demo.line_with("http://"))
+        assert where
+        assert http
+        yield {"127.0.0.1:50051": where[1], "127.0.0.1:8080": http[1]}
+
+
+def test_there_is_one_for_each_interface() -> None:
+    """The command line, gRPC, REST and SOAP each have an example."""
+    for word in ("terminal-status get", "pb2_grpc", "/v1/terminals/", "/parlayx/TerminalStatus"):
+        assert any(word in command for command, _ in EXAMPLES), word
+
+
+@pytest.mark.parametrize(("command", "printed"), EXAMPLES)
+def test_example(command: str, printed: str, ports: dict[str, str]) -> None:
+    """What the README shows is what comes out."""
+    environ = os.environ | {"TS_GRPC_LISTEN": ports["127.0.0.1:50051"], "TS_HTTP_LISTEN": ports["127.0.0.1:8080"]}
+    for usual, ours in ports.items():
+        command = command.replace(usual, ours)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert settled(done.stdout) == settled(printed), done.stderr
+
+
+def test_files_named_exist() -> None:
+    """Every relative link leads somewhere."""
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_tables_name_every_error_code() -> None:
+    """The table of failures has a row for each domain error."""
+    source = (Path(ROOT) / "app" / "domain.py").read_text("utf-8")
+    for code in re.findall(r'code = "([A-Z_]+)"', source):
+        assert f"`{code}`" in README, code
