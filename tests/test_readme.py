@@ -1,4 +1,4 @@
-"""The README's examples, run as a reader runs them: each `sh` block that a `text` block follows must print that text."""
+"""The README's examples, run as a reader runs them: an `sh` block before a `text` block must print that text."""
 
 import os
 import re

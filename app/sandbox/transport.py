@@ -136,6 +136,7 @@ class Transport:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             try:
                 udp.setblocking(False)
+                udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)  # or what the system allows, for bursts
                 udp.bind((self._host, self.port))
                 port: int = udp.getsockname()[1]
                 self._server = await loop.create_server(
