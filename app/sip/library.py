@@ -76,7 +76,7 @@ int pjsip_evsub_create_uac(void *dialog, const pjsip_evsub_user *user, const pj_
 int pjsip_evsub_add_header(void *sub, void *headers);
 int pjsip_evsub_initiate(void *sub, void *method, int expires, void **tdata);
 int pjsip_evsub_send_request(void *sub, void *tdata);
-const char *pjsip_evsub_get_state_name(void *sub);
+int pjsip_evsub_get_state(void *sub);
 int pjsip_evsub_terminate(void *sub, int notify);
 int pjsip_tsx_terminate(void *tsx, int code);
 void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);

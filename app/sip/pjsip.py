@@ -28,6 +28,7 @@ from app.sip.message import Event, Final, read_notify, read_response
 _PJ_SUCCESS = 0
 _PJ_EPENDING = 70002
 _NO_EVENT_ID = 1
+_TERMINATED = 5  # of enum pjsip_evsub_state
 _ALWAYS_ASYNC = 1 << 31
 _COMMAND_BUFFER_BYTES = 65536
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
@@ -47,6 +48,8 @@ class Subscription:
     dialog: Any
     transaction: Any = None
     """The SUBSCRIBE transaction in progress, so that giving up also ends its retransmissions."""
+    notified: bool = False
+    """Whether a NOTIFY has come."""
 
 
 class Stack:
@@ -63,7 +66,7 @@ class Stack:
         self._read_packet = self._lib._ZN2pj9SipRxData6fromPjER13pjsip_rx_data  # noqa: SLF001  # a C++ symbol
         self._read_event = self._lib._ZN2pj8SipEvent6fromPjERK11pjsip_event  # noqa: SLF001  # likewise
         self._kept: list[Any] = []  # C memory and callbacks that PJSIP keeps pointers to
-        self._live: dict[int, Subscription] = {}
+        self._live: dict[Any, Subscription] = {}  # by pointer
         self._sending: Subscription | None = None
         self._endpoint = self._open(configure)
         self._endpt = self._lib.pjsua_get_pjsip_endpt()
@@ -105,7 +108,7 @@ class Stack:
                 lib.pjsip_dlg_terminate(subscription.dialog)
                 self._must(status, "create a subscription")
             subscription.pointer = out[0]
-            self._live[self._key(subscription.pointer)] = subscription
+            self._live[subscription.pointer] = subscription
             if self._headers is not None:
                 lib.pjsip_evsub_add_header(subscription.pointer, self._headers)
             self._send(subscription, expires_s)
@@ -123,7 +126,7 @@ class Stack:
         if subscription.pointer is None:
             return
         pointer, subscription.pointer = subscription.pointer, None
-        del self._live[self._key(pointer)]
+        del self._live[pointer]
         transaction, subscription.transaction = subscription.transaction, None
         self._lib.pjsip_evsub_terminate(pointer, 0)
         if transaction is not None:
@@ -219,21 +222,21 @@ class Stack:
 
     def _event_subscription_user(self) -> Any:
         ffi, lib, live, events = self._ffi, self._lib, self._live, self.events
-        key = self._key
 
         @ffi.callback("void(void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_evsub_state(sub: Any, event: Any) -> None:
-            if ffi.string(lib.pjsip_evsub_get_state_name(sub)) != b"TERMINATED":
+            if lib.pjsip_evsub_get_state(sub) != _TERMINATED:
                 return
-            subscription = live.pop(key(sub), None)  # TERMINATED may come twice
+            subscription = live.pop(sub, None)  # TERMINATED may come twice
             if subscription is not None:
                 subscription.pointer = subscription.transaction = None
-                events.append((subscription, self._final(event)))
+                if not subscription.notified:  # else the NOTIFY has told the end
+                    events.append((subscription, self._final(event)))
 
         @ffi.callback("void(void *, void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_tsx_state(sub: Any, transaction: Any, _event: Any) -> None:
             # The first state is reported while sending. At the next the transaction has its answer, or its end.
-            subscription = live.get(key(sub))
+            subscription = live.get(sub)
             if subscription is not None and subscription is self._sending:
                 subscription.transaction = transaction
             elif subscription is not None and subscription.transaction == transaction:
@@ -241,8 +244,9 @@ class Stack:
 
         @ffi.callback("void(void *, void *, int *, void **, void *, void **)")  # type: ignore[untyped-decorator]
         def on_rx_notify(sub: Any, rdata: Any, _code: Any, _text: Any, _headers: Any, _body: Any) -> None:
-            subscription = live.get(key(sub))
+            subscription = live.get(sub)
             if subscription is not None:
+                subscription.notified = True
                 events.append((subscription, read_notify(self._packet(rdata))))
 
         @ffi.callback("void(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
@@ -319,9 +323,6 @@ class Stack:
         pj_str = self._ffi.new("pj_str_t *", (text, len(text) - 1))
         self._kept += [text, pj_str]
         return pj_str
-
-    def _key(self, pointer: Any) -> int:
-        return int(self._ffi.cast("uintptr_t", pointer))
 
     def _must(self, status: int, what: str) -> None:
         if status != _PJ_SUCCESS:

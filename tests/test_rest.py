@@ -1,0 +1,271 @@
+"""The REST face in process: the ASGI app over the real service over a fake watcher."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import grpc.aio
+import httpx2
+import pytest
+import structlog.testing
+from fastapi import FastAPI
+from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
+from starlette.types import Receive, Scope, Send
+
+from app import domain
+from app.domain import TerminalAddress, TerminalStatusError, parse_address
+from app.rest import create_app, export_openapi
+from app.rest.problem import MEDIA_TYPE, STATUSES
+from app.rest.v1 import EXAMPLE_ERRORS
+from app.rpc import CODES
+from tests.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
+from tests.test_rpc import all_errors, failed_get_status
+
+ALICE = "sip:alice@example.com"
+ALICE_STATUS = f"/v1/terminals/{ALICE}/status"
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://gateway") as client:
+        yield client
+
+
+async def ask(watcher: FakeWatcher, path: str = ALICE_STATUS, method: str = "GET") -> httpx2.Response:
+    async with client_of(create_app(make_service(watcher))) as client:
+        return await client.request(method, path)
+
+
+def problem_in(response: httpx2.Response) -> dict[str, object]:
+    """The problem that a response carries, its form checked."""
+    assert response.headers["content-type"] == MEDIA_TYPE
+    assert response.headers["cache-control"] == "no-store"
+    problem: dict[str, object] = response.json()
+    assert problem["status"] == response.status_code
+    assert set(problem) == {"type", "title", "status", "detail", "code", "retryable", "details"}
+    slug = str(problem["code"]).lower().replace("_", "-")
+    assert problem["type"] == f"urn:problem-type:terminalstatus:{slug}"
+    return problem
+
+
+@pytest.mark.parametrize(("document", "status"), [(OPEN, "REACHABLE"), (ON_THE_PHONE, "BUSY"), (b"", "UNREACHABLE")])
+async def test_answers_each_status(document: bytes, status: str) -> None:
+    """The status arrives with the canonical address, an RFC 3339 time in UTC and the source, not to be cached."""
+    response = await ask(FakeWatcher(lambda _: document), "/v1/terminals/SIP:alice@EXAMPLE.com/status")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.json() == {
+        "address": ALICE,
+        "status": status,
+        "observed_at": "2026-01-02T03:04:05.678000Z",
+        "source": "FETCH",
+    }
+
+
+@pytest.mark.parametrize("safe", ["", ":@+;=/"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        ALICE,
+        "tel:+15551234567",
+        "tel:7042;phone-context=example.com",
+        "sip:alice@example.com;transport=tcp",
+        "sip:a/b/status@example.com",
+        "sip:what?@example.com",
+        "sip:al%23ice@example.com",
+        "sip:alice@[2001:db8::1]:5060",
+    ],
+)
+async def test_takes_every_address_in_the_path(address: str, safe: str) -> None:
+    """An address arrives as it was, however much of it is percent-encoded; a plus stays a plus."""
+    watcher = FakeWatcher()
+    response = await ask(watcher, f"/v1/terminals/{quote(address, safe=safe)}/status")
+    assert response.status_code == 200
+    assert watcher.asked == [parse_address(address)]
+
+
+async def test_ignores_query_and_body() -> None:
+    """Query parameters that nobody knows and a body change nothing."""
+    async with client_of(create_app(make_service(FakeWatcher()))) as client:
+        response = await client.request("GET", f"{ALICE_STATUS}?colour=blue", content=b"{" * 100_000)
+    assert response.status_code == 200
+
+
+def test_the_error_table_is_total() -> None:
+    """Every domain error, and nothing else, has an HTTP status and stands in the OpenAPI document as an example."""
+    assert set(STATUSES) == set(all_errors())
+    assert {type(error) for error in EXAMPLE_ERRORS} == set(STATUSES)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (domain.TerminalUnknown, 404),
+        (domain.WatcherRefused, 403),
+        (domain.WatcherUnauthenticated, 403),
+        (domain.FetchTimedOut, 504),
+        (domain.PresenceUnavailable, 503),
+        (domain.WatcherRestarting, 503),
+        (domain.GatewayOverloaded, 503),
+        (domain.PresenceMisconfigured, 502),
+        (domain.DocumentUnreadable, 502),
+    ],
+)
+async def test_maps_each_domain_error(error: type[TerminalStatusError], status: int) -> None:
+    """A domain error arrives as a problem with its status, message, code and details."""
+    raised = error("It went wrong.", sip_code="499")
+    response = await ask(FakeWatcher(lambda _: raised))
+    problem = problem_in(response)
+    assert response.status_code == status
+    assert "retry-after" not in response.headers
+    assert problem["code"] == error.code
+    assert problem["detail"] == "It went wrong."
+    assert problem["retryable"] is error.retryable
+    assert problem["details"] == {"sip_code": "499", "address": ALICE}
+
+
+@pytest.mark.parametrize("error", CODES)
+async def test_grpc_and_rest_tell_the_same_story(error: type[TerminalStatusError]) -> None:
+    """Both faces give the same code, message and details for the same error."""
+    code, message, details = await failed_get_status(FakeWatcher(lambda _: error("It went wrong.", sip_code="499")))
+    problem = problem_in(await ask(FakeWatcher(lambda _: error("It went wrong.", sip_code="499"))))
+    info: ErrorInfo = details["ErrorInfo"]
+    assert code == CODES[error]
+    assert (info.reason, message, dict(info.metadata)) == (problem["code"], problem["detail"], problem["details"])
+
+
+async def test_grpc_and_rest_tell_the_same_unexpected_story() -> None:
+    """Both faces give the same code for an exception that nobody expected."""
+
+    def fail(_: TerminalAddress) -> bytes:
+        raise RuntimeError("the secret")
+
+    code, _, details = await failed_get_status(FakeWatcher(fail))
+    problem = problem_in(await ask(FakeWatcher(fail)))
+    assert code == grpc.StatusCode.INTERNAL
+    assert details["ErrorInfo"].reason == problem["code"]
+
+
+async def test_says_when_to_retry() -> None:
+    """A known wait arrives as Retry-After in whole seconds, rounded up."""
+    raised = domain.PresenceUnavailable("Later.", retry_after_s=2.1)
+    response = await ask(FakeWatcher(lambda _: raised))
+    assert response.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize("address", ["", "alice", "sip:" + "a" * 10_000 + "@example.com", "sip:%C3%A4@", "sip:%FF"])
+async def test_refuses_an_invalid_address(address: str) -> None:
+    """An address that is none is a 400, and nobody is asked."""
+    watcher = FakeWatcher()
+    problem = problem_in(await ask(watcher, f"/v1/terminals/{address}/status"))
+    assert (problem["status"], problem["code"]) == (400, "INVALID_ADDRESS")
+    assert watcher.asked == []
+
+
+async def test_an_unexpected_exception_becomes_a_reference() -> None:
+    """The caller of a failing gateway gets a reference that the log has too, and nothing of the exception."""
+
+    def fail(_: TerminalAddress) -> bytes:
+        raise RuntimeError("the secret")
+
+    with structlog.testing.capture_logs() as logs:
+        response = await ask(FakeWatcher(fail))
+    problem = problem_in(response)
+    assert (problem["status"], problem["code"]) == (500, "INTERNAL_ERROR")
+    (entry,) = [log for log in logs if log["event"] == "unexpected_error"]
+    assert problem["details"] == {"reference": entry["reference"]}
+    assert entry["reference"] in str(problem["detail"])
+    assert isinstance(entry["exc_info"], RuntimeError)
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+
+
+async def test_an_exception_after_the_answer_began_is_the_servers() -> None:
+    """What fails once the answer has begun cannot be answered, and goes on to the server, which ends the connection."""
+
+    async def half_an_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("too late")
+
+    app = create_app(make_service(FakeWatcher()))
+    app.mount("/half", half_an_answer)
+    async with client_of(app) as client:
+        with pytest.raises(RuntimeError, match="too late"):
+            await client.get("/half/")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/terminals", f"/v1/terminals/{ALICE}", f"{ALICE_STATUS}/", "/docs"])
+async def test_an_unknown_path_is_a_problem(path: str) -> None:
+    """A path that is not there is a 404 problem, and never a redirect."""
+    problem = problem_in(await ask(FakeWatcher(), path))
+    assert (problem["status"], problem["code"]) == (404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("path", [ALICE_STATUS, "/healthz", "/readyz"])
+async def test_a_wrong_method_is_a_problem(path: str) -> None:
+    """A method that the path does not have is a 405 problem that names those it has."""
+    response = await ask(FakeWatcher(), path, "POST")
+    problem = problem_in(response)
+    assert (problem["status"], problem["code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert response.headers["allow"] == "GET"
+
+
+async def test_an_invalid_request_is_a_problem() -> None:
+    """What the framework finds wrong with a request is a 400 problem that names each fault."""
+    app = create_app(make_service(FakeWatcher()))
+
+    @app.get("/typed")
+    async def typed(count: int) -> int:
+        return count
+
+    async with client_of(app) as client:
+        problem = problem_in(await client.get("/typed?count=many"))
+    assert (problem["status"], problem["code"]) == (400, "INVALID_REQUEST")
+    assert problem["details"] == {
+        "query.count": "Input should be a valid integer, unable to parse string as an integer"
+    }
+
+
+async def test_readiness_is_whether_the_presence_server_could_be_asked() -> None:
+    """Readiness follows the watcher's; liveness does not."""
+    ready = await ask(FakeWatcher(), "/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    problem = problem_in(await ask(FakeWatcher(ready=False), "/readyz"))
+    assert (problem["status"], problem["code"], problem["retryable"]) == (503, "NOT_READY", True)
+    alive = await ask(FakeWatcher(ready=False), "/healthz")
+    assert (alive.status_code, alive.json()) == (200, {"status": "alive"})
+
+
+async def test_serves_the_openapi_document() -> None:
+    """What /openapi.json serves is what the command exports."""
+    response = await ask(FakeWatcher(), "/openapi.json")
+    assert response.json() == json.loads(export_openapi())
+
+
+def test_the_openapi_document_describes_every_failure() -> None:
+    """Each error stands under its status with an example in the problem's form; no reference leads nowhere."""
+    text = export_openapi()
+    document = json.loads(text)
+    responses = document["paths"]["/v1/terminals/{address}/status"]["get"]["responses"]
+    for error in EXAMPLE_ERRORS:
+        content = responses[str(STATUSES[type(error)])]["content"]
+        assert list(content) == [MEDIA_TYPE]
+        assert content[MEDIA_TYPE]["examples"][error.code]["value"]["detail"] == str(error)
+    assert set(responses["200"]["content"]["application/json"]["examples"]) == {each.name for each in domain.Status}
+    for name in re.findall(r'"#/components/schemas/(\w+)"', text):
+        assert name in document["components"]["schemas"]
+
+
+def test_operations_have_readable_and_distinct_ids() -> None:
+    """Each operation has an id fit for a generated client's method, and no two the same."""
+
+    def operations() -> Iterator[str]:
+        for path in json.loads(export_openapi())["paths"].values():
+            for operation in path.values():
+                yield operation["operationId"]
+
+    ids = list(operations())
+    assert sorted(ids) == ["getLiveness", "getReadiness", "getTerminalStatus"]

@@ -1,0 +1,321 @@
+"""The gRPC face in process: a real server and channel on loopback, the real service over a fake watcher."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+import structlog.testing
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped, unused-ignore]
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from grpc_status import rpc_status
+
+from app import domain
+from app.domain import TerminalAddress, TerminalStatusError
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
+from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, create_server
+from app.service import Notification, StatusService
+from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
+
+ALICE = "sip:alice@example.com"
+LIMIT_S = 5
+
+
+class SilentWatcher(FakeWatcher):
+    """Never answers, and says when it was asked and when the question was given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_asked = asyncio.Event()
+        self.was_given_up = asyncio.Event()
+
+    async def fetch(self, address: TerminalAddress) -> Notification:
+        self.was_asked.set()
+        try:
+            return await asyncio.Future()
+        finally:
+            self.was_given_up.set()
+
+
+@asynccontextmanager
+async def channel_to(
+    service: StatusService, *, stopping: asyncio.Event | None = None, health_poll_s: float = 1
+) -> AsyncIterator[grpc.aio.Channel]:
+    server = create_server(service, stopping=stopping, health_poll_s=health_poll_s)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+            yield channel
+    finally:
+        await server.stop(None)
+
+
+async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    """The code, the message and the details by message name that a call failed with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    details = {}
+    for message in (ErrorInfo(), RetryInfo(), BadRequest()):
+        for packed in getattr(rpc_status.from_call(cast("grpc.Call", caught.value)), "details", ()):
+            if packed.Unpack(message):
+                details[message.DESCRIPTOR.name] = message
+    return caught.value.code(), caught.value.details() or "", details
+
+
+async def cancellation_of(call: Any) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+def call_raw(channel: grpc.aio.Channel, method: str, request: bytes) -> Any:
+    call: Any = channel.unary_unary(method)
+    return call(request)
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:
+    """The stub of grpc.health.v1, whose published types lack its methods."""
+    return HealthStub(channel)
+
+
+def all_errors(base: type[TerminalStatusError] = TerminalStatusError) -> Iterator[type[TerminalStatusError]]:
+    for error in base.__subclasses__():
+        yield error
+        yield from all_errors(error)
+
+
+async def get_status(watcher: FakeWatcher, address: str = ALICE) -> pb.TerminalStatus:
+    async with channel_to(make_service(watcher)) as channel:
+        response = await TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=address))
+    return response.status
+
+
+async def failed_get_status(watcher: FakeWatcher, address: str = ALICE) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    return await failure_of(get_status(watcher, address))
+
+
+@pytest.mark.parametrize(
+    ("document", "status"),
+    [(OPEN, pb.STATUS_REACHABLE), (ON_THE_PHONE, pb.STATUS_BUSY), (b"", pb.STATUS_UNREACHABLE)],
+)
+async def test_answers_each_status(document: bytes, status: pb.Status.ValueType) -> None:
+    """GetStatus tells the status, the canonical address, the time to the microsecond and the source."""
+    answer = await get_status(FakeWatcher(lambda _: document), "SIP:alice@EXAMPLE.com")
+    assert status == answer.status
+    assert answer.address == ALICE
+    assert answer.observed_at.ToDatetime(OBSERVED_AT.tzinfo) == OBSERVED_AT
+    assert answer.source == pb.SOURCE_FETCH
+
+
+def test_every_status_and_source_of_the_domain_has_a_wire_value() -> None:
+    """Each domain status and source stands in the contract under its own name."""
+    assert {"UNSPECIFIED", *(status.name for status in domain.Status)} == {
+        name.removeprefix("STATUS_")
+        for name in pb.Status.keys()  # noqa: SIM118 - no mapping
+    }
+    assert {"UNSPECIFIED", *(source.name for source in domain.Source)} == {
+        name.removeprefix("SOURCE_")
+        for name in pb.Source.keys()  # noqa: SIM118 - no mapping
+    }
+
+
+def test_the_error_table_is_total() -> None:
+    """Every domain error, and nothing else, has a gRPC code."""
+    assert set(CODES) == set(all_errors())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (domain.TerminalUnknown, grpc.StatusCode.NOT_FOUND),
+        (domain.WatcherRefused, grpc.StatusCode.PERMISSION_DENIED),
+        (domain.WatcherUnauthenticated, grpc.StatusCode.PERMISSION_DENIED),
+        (domain.FetchTimedOut, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (domain.PresenceUnavailable, grpc.StatusCode.UNAVAILABLE),
+        (domain.WatcherRestarting, grpc.StatusCode.UNAVAILABLE),
+        (domain.GatewayOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (domain.PresenceMisconfigured, grpc.StatusCode.INTERNAL),
+        (domain.DocumentUnreadable, grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_maps_each_domain_error(error: type[TerminalStatusError], code: grpc.StatusCode) -> None:
+    """A domain error arrives as its gRPC code, with the error's message, code and details in ErrorInfo."""
+    raised = error("It went wrong.", sip_code="499")
+    actual_code, message, details = await failed_get_status(FakeWatcher(lambda _: raised))
+    assert code == actual_code
+    assert message == "It went wrong."
+    info = ErrorInfo(reason=error.code, domain=ERROR_DOMAIN, metadata={"sip_code": "499", "address": ALICE})
+    assert details == {"ErrorInfo": info}
+
+
+async def test_says_when_to_retry() -> None:
+    """A known wait arrives as RetryInfo."""
+    raised = domain.PresenceUnavailable("Later.", retry_after_s=2.5)
+    _, _, details = await failed_get_status(FakeWatcher(lambda _: raised))
+    assert details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
+
+
+@pytest.mark.parametrize("address", ["", "alice", "sip:" + "a" * 10_000 + "@example.com", "sip:älice@example.com"])
+async def test_refuses_an_invalid_address(address: str) -> None:
+    """An address that is none is INVALID_ARGUMENT naming the field, and nobody is asked."""
+    watcher = FakeWatcher()
+    code, message, details = await failed_get_status(watcher, address)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details["ErrorInfo"].reason == "INVALID_ADDRESS"
+    (violation,) = details["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("address", message)
+    assert watcher.asked == []
+
+
+async def test_an_unexpected_exception_becomes_a_reference() -> None:
+    """The caller of a failing gateway gets a reference that the log has too, and nothing of the exception."""
+
+    def fail(_: TerminalAddress) -> bytes:
+        raise RuntimeError("the secret")
+
+    with structlog.testing.capture_logs() as logs:
+        code, message, details = await failed_get_status(FakeWatcher(fail))
+    assert code == grpc.StatusCode.INTERNAL
+    assert details["ErrorInfo"].reason == "INTERNAL_ERROR"
+    reference = details["ErrorInfo"].metadata["reference"]
+    assert reference in message
+    (entry,) = [log for log in logs if log["event"] == "unexpected_error"]
+    assert entry["reference"] == reference
+    assert isinstance(entry["exc_info"], RuntimeError)
+    for text in (message, str(details)):
+        assert "secret" not in text
+        assert "Traceback" not in text
+
+
+async def test_a_cancelled_call_gives_up_its_fetch() -> None:
+    """When the only caller cancels, the question to the presence server is given up."""
+    watcher = SilentWatcher()
+    async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
+        call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
+        asking = asyncio.ensure_future(cancellation_of(call))
+        await watcher.was_asked.wait()
+        call.cancel()
+        await watcher.was_given_up.wait()
+        await asking
+
+
+async def test_a_vanished_client_gives_up_its_fetch() -> None:
+    """When the only caller's connection goes, the question to the presence server is given up."""
+    watcher = SilentWatcher()
+    async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
+        call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
+        asking = asyncio.ensure_future(cancellation_of(call))
+        await watcher.was_asked.wait()
+        await channel.close()
+        await watcher.was_given_up.wait()
+        await asking
+
+
+async def test_the_callers_deadline_ends_the_call() -> None:
+    """A deadline of the caller's ends the call and gives up its fetch."""
+    watcher = SilentWatcher()
+    async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
+        call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE), timeout=0.5)
+        code, _, _ = await failure_of(call)
+        assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+        await watcher.was_given_up.wait()
+
+
+async def test_refuses_an_oversized_request() -> None:
+    """A request over the bound is refused before it is read."""
+    code, _, _ = await failed_get_status(FakeWatcher(), "a" * MAX_REQUEST_BYTES)
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_refuses_bytes_that_are_no_request() -> None:
+    """Bytes that are no GetStatusRequest fail the call without a traceback."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        code, message, _ = await failure_of(call_raw(channel, f"/{SERVICE_NAME}/GetStatus", b"\xff\xff"))
+    assert code == grpc.StatusCode.UNKNOWN
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("method", [f"/{SERVICE_NAME}/Nothing", "/terminalstatus.v9.TerminalStatusService/GetStatus"])
+async def test_refuses_an_unknown_method(method: str) -> None:
+    """A method or service that is not there is UNIMPLEMENTED."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        code, _, _ = await failure_of(call_raw(channel, method, b""))
+    assert code == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("name", ["", SERVICE_NAME])
+async def test_health_is_whether_the_presence_server_could_be_asked(name: str) -> None:
+    """Health of the server and of the service follows the watcher's readiness."""
+    watcher = FakeWatcher()
+    async with channel_to(make_service(watcher)) as channel:
+        question = HealthCheckRequest(service=name)
+        assert (await health_of(channel).Check(question)).status == HealthCheckResponse.SERVING
+        watcher.ready = False
+        assert (await health_of(channel).Check(question)).status == HealthCheckResponse.NOT_SERVING
+
+
+async def test_health_of_an_unknown_service_is_not_found() -> None:
+    """A health check of a service that is not there is NOT_FOUND, as grpc.health.v1 wants."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        code, _, _ = await failure_of(health_of(channel).Check(HealthCheckRequest(service="nothing")))
+    assert code == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_health_watch_tells_changes_and_ends_with_the_server() -> None:
+    """A health watch tells the health now, then each change; stopping is a last change, and does not wait for it."""
+    watcher, stopping = FakeWatcher(), asyncio.Event()
+    async with (
+        asyncio.timeout(LIMIT_S),
+        channel_to(make_service(watcher), stopping=stopping, health_poll_s=0.01) as channel,
+    ):
+        watch = health_of(channel).Watch(HealthCheckRequest(service=SERVICE_NAME))
+        assert (await watch.read()).status == HealthCheckResponse.SERVING
+        watcher.ready = False
+        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        watcher.ready = True
+        assert (await watch.read()).status == HealthCheckResponse.SERVING
+        stopping.set()
+        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        assert await watch.read() == grpc.aio.EOF
+
+
+async def test_a_health_watch_of_an_unknown_service_stays_open() -> None:
+    """A health watch of a service that is not there tells SERVICE_UNKNOWN, as grpc.health.v1 wants."""
+    async with asyncio.timeout(LIMIT_S), channel_to(make_service(FakeWatcher())) as channel:
+        watch = health_of(channel).Watch(HealthCheckRequest(service="nothing"))
+        assert (await watch.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
+        assert not watch.done()
+
+
+async def test_reflection_lists_the_services() -> None:
+    """Tools find the services, and the contract of ours, by reflection."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        requests = [
+            ServerReflectionRequest(list_services=""),
+            ServerReflectionRequest(file_containing_symbol=SERVICE_NAME),
+        ]
+        stub: Any = ServerReflectionStub(cast("grpc.Channel", channel))  # its published types know no grpc.aio
+        answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert names == {SERVICE_NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert pb.DESCRIPTOR.serialized_pb in answers[1].file_descriptor_response.file_descriptor_proto
+
+
+async def test_a_taken_port_is_an_error() -> None:
+    """Two servers cannot share a port without noticing."""
+    first = create_server(make_service(FakeWatcher()))
+    port = first.add_insecure_port("127.0.0.1:0")
+    await first.start()
+    second = create_server(make_service(FakeWatcher()))
+    try:
+        with pytest.raises(RuntimeError):
+            second.add_insecure_port(f"127.0.0.1:{port}")
+    finally:
+        await first.stop(None)
+        await second.stop(None)
