@@ -74,6 +74,7 @@ def serve(
     async def run() -> None:
         from app.main import run_gateway
 
+        _raise_file_limit()
         async with _told_to_stop() as stop, run_gateway(settings) as gateway:
             where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
             if as_json:
@@ -234,6 +235,14 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 def _fail(message: str) -> NoReturn:
     err.print(f"[red]error:[/] {escape(message)}")
     raise typer.Exit(FAILED) from None
+
+
+def _raise_file_limit() -> None:
+    """Takes as many open files as the system grants: each caller's connection is one, and 1024 is the usual start."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @asynccontextmanager

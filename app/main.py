@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from app import rest, rpc
 from app.config import Settings
+from app.rest.connection import BoundedConnection
 from app.service import StatusService
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.frames import Build, Configure
@@ -29,6 +30,9 @@ from soap_compat.server import create_app as create_soap_app
 VERSION = "0.1.0"
 DRAIN_S = 5.0
 """How long questions in flight may take to end when the gateway is told to stop."""
+
+MAX_HTTP_CONNECTIONS = 10_000
+"""One more is answered 503 and closed."""
 
 _log = structlog.get_logger()
 
@@ -182,7 +186,8 @@ async def _serve_http(
             log_config=None,
             access_log=False,
             server_header=False,
-            http="httptools",
+            http=BoundedConnection,
+            limit_concurrency=MAX_HTTP_CONNECTIONS,
             lifespan="off",
             timeout_graceful_shutdown=int(DRAIN_S),
             timeout_keep_alive=30,

@@ -36,6 +36,8 @@ def configure_logging(level: str, style: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    # gRPC logs a traceback for each request that is no protobuf, which any stranger may send.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     # Libraries that log by the standard library: their warnings reach the same stream.
     logging.basicConfig(
         level=max(number, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"

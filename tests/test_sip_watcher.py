@@ -1,7 +1,9 @@
 """The watcher with a real PJSIP worker against the sandbox notifier: what goes over the wire, and what it survives."""
 
 import asyncio
+import fcntl
 import os
+import resource
 import signal
 import socket
 import sys
@@ -15,7 +17,7 @@ from app.domain import PresenceUnavailable, TerminalAddress, WatcherRestarting, 
 from app.main import sip_configuration
 from app.sandbox import Sandbox
 from app.sip.client import SipWatcher, WatcherCannotStart
-from app.sip.frames import Configure
+from app.sip.frames import Configure, Fetch, encode
 from tests.conftest import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -238,6 +240,30 @@ async def test_orphaned_worker_leaves() -> None:
     )
     theirs.close()
     ours.close()
+    async with asyncio.timeout(DEADLINE_S):
+        assert await worker.wait() == 0
+
+
+async def test_high_descriptor(sandbox: Sandbox) -> None:
+    """A gateway with thousands of open files still starts a worker, whose select takes descriptors below 1024 only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    ours, theirs = socket.socketpair()
+    high = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, 2000)
+    theirs.close()
+    try:
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "app.sip.worker", str(high), pass_fds=[high]
+        )
+        ours.sendall(encode([configuration(sandbox.uri), Fetch(1, ALICE)]))
+        ours.settimeout(DEADLINE_S)
+        received = b""
+        while b"notified" not in received:
+            received += await asyncio.to_thread(ours.recv, 65536)
+    finally:
+        os.close(high)
+        ours.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     async with asyncio.timeout(DEADLINE_S):
         assert await worker.wait() == 0
 

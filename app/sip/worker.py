@@ -11,6 +11,7 @@ Deliberately absent: time limits (the parent's), the reading of documents, and e
 """
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -202,7 +203,9 @@ class Worker:
 def main() -> None:
     """Speaks SIP for the parent at the other end of the inherited socket, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to end
-    sock = socket.socket(fileno=int(sys.argv[1]))
+    # The number is the parent's, perhaps beyond what PJSIP's select can take; a copy gets a small one.
+    sock = socket.socket(fileno=os.dup(int(sys.argv[1])))
+    os.close(int(sys.argv[1]))
     decoder: Decoder[Command] = Decoder(Command)  # type: ignore[arg-type]  # a union is no class to mypy
     commands: list[Command] = []
     while not commands:

@@ -1,0 +1,53 @@
+"""One HTTP connection, bounded where uvicorn leaves it open: the size of a request's head, and the time it may take.
+
+Bodies are the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers together; whoever sends more is cut off."""
+
+HEAD_LIMIT_S = 10.0
+"""From connecting, or from a further request's first byte, to the end of its head."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """uvicorn's protocol with a bound on heads. A head that is too large or too slow ends the connection."""
+
+    _head_bytes = 0
+    _in_head = True
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEAD_LIMIT_S, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.abort()
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(HEAD_LIMIT_S, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
