@@ -8,6 +8,7 @@ Invariants: heavy imports stand inside the commands, so that `--help` is quick. 
 """
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -76,6 +77,7 @@ def serve(
 
         _raise_file_limit()
         async with _told_to_stop() as stop, run_gateway(settings) as gateway:
+            gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
             where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
             if as_json:
                 print(json.dumps(where), flush=True)  # noqa: T201  # standard output is this command's answer

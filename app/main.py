@@ -113,7 +113,6 @@ def sip_configuration(settings: Settings) -> Configure:
         watcher_identity=settings.watcher_identity,
         headers=headers,
         sip_log_level=settings.sip_log_level,
-        patience_ms=settings.fetch_timeout_ms,
     )
 
 

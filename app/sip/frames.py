@@ -20,10 +20,7 @@ class _Message(msgspec.Struct, array_like=True, tag_field="t"):
 
 
 class Configure(_Message, tag="configure"):
-    """The first frame to a worker: how it is to speak SIP. Port 0 lets the system choose.
-
-    `patience_ms` is the longest time that anybody waits for the answer to a SUBSCRIBE.
-    """
+    """The first frame to a worker: how it is to speak SIP. Port 0 lets the system choose."""
 
     listen_host: str
     listen_port: int
@@ -33,7 +30,6 @@ class Configure(_Message, tag="configure"):
     watcher_identity: str
     headers: list[tuple[str, str]]
     sip_log_level: int
-    patience_ms: int
 
 
 class Fetch(_Message, tag="fetch"):

@@ -50,7 +50,9 @@ int pj_ssl_cipher_is_supported(int cipher);
 typedef struct pjsip_cfg_head {
     int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport,
         disable_tcp_switch, disable_tls_switch, follow_early_media_fork, req_has_via_alias,
-        resolve_hostname_to_get_interface, disable_secure_dlg_check;
+        resolve_hostname_to_get_interface, disable_secure_dlg_check, use_compact_form, accept_multiple_sdp_answers,
+        keep_inv_after_tsx_timeout;
+    unsigned max_transactions;
 } pjsip_cfg_head;
 extern pjsip_cfg_head pjsip_sip_cfg_var;
 
@@ -79,6 +81,7 @@ int pjsip_evsub_send_request(void *sub, void *tdata);
 int pjsip_evsub_get_state(void *sub);
 int pjsip_evsub_terminate(void *sub, int notify);
 int pjsip_tsx_terminate(void *tsx, int code);
+void *pjsip_rdata_get_tsx(void *rdata);
 void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);
 
 int pj_ioqueue_register_sock(void *pool, void *ioqueue, long sock, void *user_data, const pj_ioqueue_callback *callback,

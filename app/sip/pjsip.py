@@ -33,10 +33,12 @@ _ALWAYS_ASYNC = 1 << 31
 _COMMAND_BUFFER_BYTES = 65536
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 
-# RFC 3261 section 17.1.2.2's timers. Over UDP PJSIP keeps every transaction, and with it the dialog's 45 KB, for T4
-# (SUBSCRIBE) or 64*T1 (NOTIFY) after its answer, in case the answer was lost. By the RFC's 5 s and 32 s a thousand
-# fetches a second would hold 1.4 GB; these still cover the first three retransmissions of a NOTIFY.
-_T1_MS, _T2_MS, _T4_MS, _TD_MS = 500, 4000, 1000, 4000
+_TRANSACTION_BUCKETS = 65535
+"""Of PJSIP's hash table of transactions, 1023 by default; with tens of thousands alive the searches take most time."""
+
+# RFC 3261 section 17.1.2.2's timers, of which T4 is shortened from 5 s: over UDP PJSIP keeps a SUBSCRIBE's transaction,
+# and with it the dialog's 45 KB, so long after its answer, to absorb further copies of that, which would do no harm.
+_T1_MS, _T2_MS, _T4_MS, _TD_MS = 500, 4000, 100, 32000
 
 
 @dataclass(eq=False, slots=True)
@@ -68,6 +70,7 @@ class Stack:
         self._kept: list[Any] = []  # C memory and callbacks that PJSIP keeps pointers to
         self._live: dict[Any, Subscription] = {}  # by pointer
         self._sending: Subscription | None = None
+        self._answered: list[tuple[Subscription, Any]] = []  # NOTIFY transactions of this poll
         self._endpoint = self._open(configure)
         self._endpt = self._lib.pjsua_get_pjsip_endpt()
         self._ua = self._lib.pjsip_ua_instance()
@@ -136,6 +139,13 @@ class Stack:
         """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
         self._timeout.sec, self._timeout.msec = divmod(timeout_ms, 1000)
         self._lib.pjsip_endpt_handle_events2(self._endpt, self._timeout, self._count)
+        # The NOTIFY that ended a subscription was answered 200. Its transaction would live on for 32 s in case that was
+        # lost, and the dialog's memory with it; without it a copy of the NOTIFY is answered 481, and nothing is lost.
+        # It is still there: a transaction that is over is destroyed by a timer, so not before the next poll.
+        for subscription, transaction in self._answered:
+            if subscription.pointer is None:
+                self._lib.pjsip_tsx_terminate(transaction, 200)
+        self._answered.clear()
         return bool(self._count[0])
 
     def attach(self, sock: socket.socket, received: Callable[[bytes], None]) -> None:
@@ -188,6 +198,7 @@ class Stack:
         lib.pjsip_sip_cfg_var.disable_tcp_switch = 1
         # A sips: presentity is asked about over the operator's own leg to the presence server, whatever that is.
         lib.pjsip_sip_cfg_var.disable_tls_switch = lib.pjsip_sip_cfg_var.disable_secure_dlg_check = 1
+        lib.pjsip_sip_cfg_var.max_transactions = _TRANSACTION_BUCKETS
         config = pjsua2.EpConfig()
         config.uaConfig.threadCnt = 0
         config.uaConfig.mainThreadOnly = True
@@ -197,7 +208,7 @@ class Stack:
         config.logConfig.level = config.logConfig.consoleLevel = configure.sip_log_level
         config.logConfig.msgLogging = 1
         endpoint.libInit(config)
-        lib.pjsip_tsx_set_timers(_T1_MS, _T2_MS, _T4_MS, max(_TD_MS, configure.patience_ms))
+        lib.pjsip_tsx_set_timers(_T1_MS, _T2_MS, _T4_MS, _TD_MS)
         self.ports: dict[str, int] = {}
         for name, kind in (("udp", pjsua2.PJSIP_TRANSPORT_UDP), ("tcp", pjsua2.PJSIP_TRANSPORT_TCP)):
             transport = pjsua2.TransportConfig()
@@ -247,6 +258,7 @@ class Stack:
             subscription = live.get(sub)
             if subscription is not None:
                 subscription.notified = True
+                self._answered.append((subscription, lib.pjsip_rdata_get_tsx(rdata)))
                 events.append((subscription, read_notify(self._packet(rdata))))
 
         @ffi.callback("void(void *)")  # type: ignore[untyped-decorator]  # cffi decorator

@@ -11,6 +11,7 @@ Deliberately absent: time limits (the parent's), the reading of documents, and e
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -222,6 +223,7 @@ def main() -> None:
         sock.sendall(encode([CannotStart(str(error))]))
         leave(1)
     sock.setblocking(False)
+    gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
     Worker(sock, stack, decoder).run(commands[1:])
     leave(0)
 
