@@ -1,5 +1,7 @@
 """The pure parts of the watcher: header fields, the meaning of answers, and the frames between the two processes."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from app import domain
 from app.domain import TerminalStatusError
 from app.sip import dialog
 from app.sip.frames import Cancel, Command, Decoder, Failed, Fetch, FrameError, Ping, Report, encode
-from app.sip.message import Final, Notify, read_notify, read_response
+from app.sip.message import Final, Notify, plain, read_notify, read_response
 
 NOTIFY = (
     "NOTIFY sip:w@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP h\r\nSubscription-State: Terminated;Reason=Timeout\r\n"
@@ -81,6 +83,28 @@ def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
 def test_every_response_means_something(code: int, phrase: str, retry_after_s: int) -> None:
     """There is no response without a meaning."""
     assert isinstance(dialog.error_of_response(code, phrase, retry_after_s), TerminalStatusError)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (0, domain.FetchTimedOut),
+        (408, domain.PresenceUnavailable),
+        (503, domain.PresenceUnavailable),
+        (dialog.BAD_ADDRESS, domain.InvalidAddress),
+    ],
+)
+def test_local_failure_means(code: int, error: type[TerminalStatusError]) -> None:
+    """What PJSIP says itself is not put into the presence server's mouth."""
+    found = dialog.error_of_local_failure(code, "Connection refused")
+    assert type(found) is error
+    assert "answered" not in str(found)
+
+
+@given(st.text())
+def test_plain_text(text: str) -> None:
+    """Text of a peer comes out printable, ASCII and short, whatever it was."""
+    assert re.fullmatch(r"[ -~]{0,100}", plain(text))
 
 
 def test_retry_after_is_passed_on() -> None:
@@ -156,7 +180,9 @@ def test_frames_survive_any_cut(cuts: list[int]) -> None:
     assert found == COMMANDS * 3
 
 
-@pytest.mark.parametrize("nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([Failed(1, 2, "", 3)])])
+@pytest.mark.parametrize(
+    "nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([Failed(1, 2, "", 3, local=False)])]
+)
 def test_nonsense_is_refused(nonsense: bytes) -> None:
     """What is no frame of ours ends the conversation by FrameError."""
     with pytest.raises(FrameError):
@@ -166,4 +192,6 @@ def test_nonsense_is_refused(nonsense: bytes) -> None:
 def test_reports_are_told_apart() -> None:
     """Each report decodes to its own class."""
     reader: Decoder[object] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
-    assert list(reader.feed(encode([Failed(1, 404, "Not Found", -1)]))) == [Failed(1, 404, "Not Found", -1)]
+    assert list(reader.feed(encode([Failed(1, 404, "Not Found", -1, local=True)]))) == [
+        Failed(1, 404, "Not Found", -1, local=True)
+    ]

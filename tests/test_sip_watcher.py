@@ -1,23 +1,34 @@
 """The watcher with a real PJSIP worker against the sandbox notifier: what goes over the wire, and what it survives."""
 
 import asyncio
+import errno
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from typing import NoReturn, cast
 
 import pytest
 import pytest_asyncio
 
 from app.config import Settings
-from app.domain import PresenceUnavailable, TerminalAddress, WatcherRestarting, parse_address
+from app.domain import (
+    InvalidAddress,
+    PresenceUnavailable,
+    TerminalAddress,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherRestarting,
+    parse_address,
+)
 from app.main import sip_configuration
 from app.sandbox import Sandbox
 from app.sip.client import SipWatcher, WatcherCannotStart
-from app.sip.frames import Configure, Fetch, encode
+from app.sip.frames import Command, Configure, Fetch, encode
 from tests.conftest import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -125,7 +136,8 @@ async def test_headers_on_the_wire(transport: str) -> None:
     lines = head.split("\r\n")
     assert lines[0] == "SUBSCRIBE tel:+155599 SIP/2.0"
     assert f"Route: <sip:127.0.0.1:{port};transport={transport};lr>" in lines
-    assert f"Contact: <sip:watcher@127.0.0.1:{watcher.ports[transport]}{suffix}>" in lines
+    contact = rf"Contact: <sip:watcher-[0-9a-f]{{16}}@127\.0\.0\.1:{watcher.ports[transport]}{suffix}>"
+    assert [line for line in lines if re.fullmatch(contact, line)]
     assert "To: <tel:+155599>" in lines
     assert [line for line in lines if line.startswith("From: <sip:gateway@example.net>;tag=")]
     assert {"Event: presence", "Expires: 0", "P-Asserted-Identity: <tel:+15551234>"} <= set(lines)
@@ -186,27 +198,155 @@ async def test_thousand_at_once(sandbox: Sandbox, watcher: SipWatcher) -> None:
     assert {sandbox.counters.subscribes[address] for address in addresses} == {1}
 
 
+@pytest.mark.parametrize("to", ["", ";tag=strange"])
+@pytest.mark.parametrize("via", ["127.0.0.1:{port}", "x;maddr=127.0.0.1;rport"])
 @pytest.mark.parametrize(
-    "method",
-    ["OPTIONS", "MESSAGE", "SUBSCRIBE", "INVITE", "REGISTER", "PUBLISH", "NOTIFY", "NONSENSE"],
+    "method", ["OPTIONS", "MESSAGE", "SUBSCRIBE", "INVITE", "REGISTER", "PUBLISH", "NOTIFY", "NONSENSE"]
 )
-async def test_strangers_are_swallowed(watcher: SipWatcher, method: str) -> None:
-    """A request that is no in-dialog NOTIFY gets no answer and does no harm."""
+async def test_strangers_are_swallowed(watcher: SipWatcher, method: str, via: str, to: str) -> None:
+    """A request that is no NOTIFY to our Contact gets no answer, at no address, and does no harm."""
     request = (
         f"{method} sip:watcher@127.0.0.1 SIP/2.0\r\n"
-        f"Via: SIP/2.0/UDP 127.0.0.1:{{port}};branch=z9hG4bK{method}\r\n"
-        f"From: <sip:x@example.com>;tag=x\r\nTo: <sip:watcher@127.0.0.1>\r\nCall-ID: {method}@x\r\n"
+        f"Via: SIP/2.0/UDP {via};branch=z9hG4bK{method}\r\n"
+        f"From: <sip:x@example.com>;tag=x\r\nTo: <sip:watcher@127.0.0.1>{to}\r\nCall-ID: {method}@x\r\n"
         f"CSeq: 1 {method}\r\nContact: <sip:x@127.0.0.1>\r\nEvent: presence\r\nExpires: 60\r\nMax-Forwards: 70\r\n"
         "Subscription-State: active\r\nContent-Length: 0\r\n\r\n"
     )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.bind(("127.0.0.1", 0))
-        stranger.settimeout(0.2)
-        message = request.format(port=stranger.getsockname()[1]).encode()
+        stranger.settimeout(0.1)
+        message = request.replace("{port}", str(stranger.getsockname()[1])).encode()
         stranger.sendto(message, ("127.0.0.1", watcher.ports["udp"]))
         assert (await watcher.fetch(ALICE)).body  # it was read before this answer came
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(stranger.recv, 65536)
+
+
+async def test_slow_name_in_a_strangers_via(sandbox: Sandbox, watcher: SipWatcher) -> None:
+    """Nobody makes the worker look up a name, which would block it, by writing that into a NOTIFY's Via."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(
+            b"NOTIFY sip:watcher@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP x;maddr=slow.invalid;branch=z9hG4bK1\r\n"
+            b"From: <sip:x@e>;tag=x\r\nTo: <sip:w@127.0.0.1>;tag=z\r\nCall-ID: slow\r\nCSeq: 1 NOTIFY\r\n"
+            b"Event: presence\r\nSubscription-State: active\r\nContent-Length: 0\r\n\r\n",
+            ("127.0.0.1", watcher.ports["udp"]),
+        )
+    async with asyncio.timeout(1):
+        assert (await watcher.fetch(ALICE)).body
+
+
+class HostileServer(asyncio.DatagramProtocol):
+    """Answers each SUBSCRIBE with these bytes, `@` standing for the header fields a response repeats."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        repeated = [
+            line for line in data.split(b"\r\n") if line.startswith((b"Via", b"From", b"To", b"Call-ID", b"CSeq"))
+        ]
+        if data.startswith(b"SUBSCRIBE"):
+            self.transport.sendto(self._answer.replace(b"@", b"\r\n".join(repeated)), addr)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"SIP/2.0 404 Nicht gefunden \xfc\r\n@\r\nContent-Length: 0\r\n\r\n", "404 Nicht gefunden ?"),
+        (b"SIP/2.0 404 \x1b[31mred\x1b[0m\r\n@\r\nContent-Length: 0\r\n\r\n", "404 ?[31mred?[0m"),
+        (b"SIP/2.0 404 " + b"x" * 2000 + b"\r\n@\r\nContent-Length: 0\r\n\r\n", "404 " + "x" * 100 + "."),
+    ],
+    ids=["latin-1", "escape", "long"],
+)
+async def test_hostile_phrase(answer: bytes, told: str) -> None:
+    """Whatever bytes a reason phrase holds, the worker lives and the caller is told printable ASCII."""
+    server, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: HostileServer(answer), ("127.0.0.1", 0)
+    )
+    watcher = SipWatcher(configuration(f"sip:127.0.0.1:{server.get_extra_info('sockname')[1]}"))
+    await watcher.start()
+    pid = watcher.worker_pid
+    for _ in range(2):
+        with pytest.raises(TerminalUnknown) as caught:
+            async with asyncio.timeout(DEADLINE_S):
+                await watcher.fetch(ALICE)
+        assert told in str(caught.value)
+    assert watcher.worker_pid == pid
+    await watcher.aclose()
+    server.close()
+
+
+@pytest.mark.parametrize("field", ["content_type", "content_encoding"])
+async def test_hostile_header_fields(sandbox: Sandbox, watcher: SipWatcher, field: str) -> None:
+    """Bytes that are no UTF-8 in a NOTIFY's header fields arrive as question marks, and the worker lives."""
+    pid = watcher.worker_pid
+    sandbox.set_document("hostile", b"<x/>", **{field: 'application/x;p="\xff"'})
+    notification = await watcher.fetch(parse_address("sip:hostile@example.com"))
+    assert 'p="?' in getattr(notification, field)
+    assert watcher.worker_pid == pid
+
+
+async def test_active_answer_to_a_fetch(sandbox: Sandbox) -> None:
+    """A server that calls a fetched subscription active leaves nothing behind in the worker."""
+    keeping = SipWatcher(configuration(sandbox.uri))
+    await keeping.start()
+    for _ in range(3):
+        with pytest.raises(WatcherRefused):
+            await keeping.fetch(parse_address("sip:pending@example.com"))
+    await keeping.aclose()
+
+
+async def test_no_descriptors_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that cannot start a worker for want of descriptors tries again until it can."""
+    poor = SipWatcher(configuration(sandbox.uri))
+    await poor.start()
+    pid = poor.worker_pid
+    assert pid is not None
+    refused = asyncio.Event()
+
+    def none_left(*_: object, **__: object) -> NoReturn:
+        refused.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.sip.client.subprocess.Popen", none_left)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(DEADLINE_S):
+            await refused.wait()
+        with pytest.raises(WatcherRestarting):
+            await poor.fetch(ALICE)
+    await until(lambda: poor.worker_pid not in {pid, None})
+    assert (await poor.fetch(ALICE)).body
+    await poor.aclose()
+
+
+async def test_sigterm_leaves_the_worker(watcher: SipWatcher) -> None:
+    """A signal to the whole process group, as service managers send it, does not take the worker from its gateway."""
+    pid = watcher.worker_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGINT)
+    assert (await watcher.fetch(ALICE)).body
+    assert watcher.worker_pid == pid
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ("library.SUPPORTED_VERSION = '2.14'", "PJSIP 2.15.1 was found; this gateway knows 2.14"),
+        ("library._CDEF += 'int pjsip_no_such_call(void);'", "lacks the symbols pjsip_no_such_call"),
+    ],
+)
+async def test_other_builds_are_refused(patch: str, said: str) -> None:
+    """A PJSIP of another version, or one that lacks a function, is refused with what is wrong."""
+    code = f"from app.sip import library; {patch}; library.load_library()"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
+    _, error = await process.communicate()
+    assert process.returncode == 1
+    assert said in error.decode()
 
 
 async def test_presence_server_away() -> None:
@@ -255,7 +395,8 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
         worker = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "app.sip.worker", str(high), pass_fds=[high]
         )
-        ours.sendall(encode([configuration(sandbox.uri), Fetch(1, ALICE)]))
+        commands: list[Command] = [configuration(sandbox.uri), Fetch(1, ALICE)]
+        ours.sendall(encode(commands))
         ours.settimeout(DEADLINE_S)
         received = b""
         while b"notified" not in received:
@@ -268,10 +409,11 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
         assert await worker.wait() == 0
 
 
-async def test_unknown_address_type_is_no_crash(watcher: SipWatcher) -> None:
-    """An address that PJSIP itself refuses is an error of that query, not the worker's end."""
+@pytest.mark.parametrize("address", ["sip:%%%@@", "sip:a@h;ttl=phone"])
+async def test_address_that_pjsip_refuses(watcher: SipWatcher, address: str) -> None:
+    """An address that PJSIP itself cannot read is that caller's error, not the worker's end."""
     pid = watcher.worker_pid
-    with pytest.raises(PresenceUnavailable):
-        await watcher.fetch(TerminalAddress("sip:%%%@@"))
+    with pytest.raises(InvalidAddress):
+        await watcher.fetch(TerminalAddress(address))
     assert (await watcher.fetch(ALICE)).body
     assert watcher.worker_pid == pid

@@ -21,7 +21,7 @@ import structlog
 
 from app.domain import TerminalAddress, TerminalStatusError, WatcherRestarting
 from app.service import Notification
-from app.sip.dialog import error_of_notify, error_of_response
+from app.sip.dialog import error_of_local_failure, error_of_notify, error_of_response
 from app.sip.frames import (
     Build,
     Cancel,
@@ -78,6 +78,9 @@ class _Worker(asyncio.Protocol):
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else None,
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         await self._loop.create_unix_connection(lambda: self, sock=ours)
@@ -105,7 +108,7 @@ class _Worker(asyncio.Protocol):
                     query.set_result(report)
             elif isinstance(report, Failed):
                 if (query := self.pending.pop(report.id, None)) is not None and not query.done():
-                    query.set_exception(error_of_response(report.code, report.phrase, report.retry_after_s))
+                    query.set_exception(_error_of(report))
             elif isinstance(report, Started):
                 if not self.started.done():
                     self.started.set_result(report)
@@ -125,6 +128,8 @@ class _Worker(asyncio.Protocol):
 
     async def fetch(self, address: TerminalAddress) -> Notified:
         """Asks through this worker; a cancelled caller cancels the SUBSCRIBE."""
+        if self._transport is None:  # it is dead, and its supervisor has yet to hear of it
+            raise _restarting("The SIP worker died; it is being replaced.")
         number = next(self._numbers)
         query: asyncio.Future[Notified] = self._loop.create_future()
         self.pending[number] = query
@@ -245,7 +250,7 @@ class SipWatcher:
             await asyncio.sleep(pause_s)
             try:
                 self._worker = await self._spawn()
-            except WatcherCannotStart as error:
+            except (WatcherCannotStart, OSError) as error:  # OSError: no descriptor, process or memory to be had now
                 pause_s = min(max(pause_s * 2, 0.1), _LONGEST_PAUSE_S)
                 _log.error("sip_worker_cannot_start", reason=str(error), again_after_s=pause_s)
             else:
@@ -262,6 +267,12 @@ class SipWatcher:
                 _log.error("sip_worker_hangs", silent_for_s=HANG_LIMIT_S)
                 worker.kill()
             worker.say(Ping())
+
+
+def _error_of(failed: Failed) -> TerminalStatusError:
+    if failed.local:
+        return error_of_local_failure(failed.code, failed.phrase)
+    return error_of_response(failed.code, failed.phrase, failed.retry_after_s)
 
 
 def _restarting(message: str) -> TerminalStatusError:

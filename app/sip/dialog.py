@@ -8,6 +8,8 @@ Deliberately absent: lasting subscriptions and their refresh.
 
 from app.domain import (
     DocumentUnreadable,
+    FetchTimedOut,
+    InvalidAddress,
     PresenceMisconfigured,
     PresenceUnavailable,
     TerminalStatusError,
@@ -19,6 +21,9 @@ from app.sip.message import Final
 
 MAX_MIN_EXPIRES_S = 3600
 """A fetch that is answered 423 asks again with the Min-Expires it is told, up to this."""
+
+BAD_ADDRESS = 416
+"""The code of a local failure by which PJSIP's parser refuses an address that `parse_address` took."""
 
 _MISCONFIGURED = frozenset({400, 405, 406, 414, 415, 416, 420, 421, 482, 483, 485, 488, 489, 493})
 _UNKNOWN = frozenset({404, 410, 484, 604})
@@ -37,7 +42,7 @@ def retry_expires_s(final: Final, asked_s: int) -> int | None:
 
 
 def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalStatusError:
-    """The error that a final response to SUBSCRIBE stands for; code 0 means that there was none."""
+    """The error that a final response to SUBSCRIBE stands for; `retry_after_s` is -1 where absent."""
     told = f"The presence server answered {code} {phrase}".rstrip() + "."
     sip_code = str(code)
     if code in _UNKNOWN:
@@ -48,10 +53,17 @@ def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalSta
         return WatcherUnauthenticated(f"{told} The gateway has no credentials it accepts.", sip_code=sip_code)
     if code in _MISCONFIGURED:
         return PresenceMisconfigured(told, sip_code=sip_code)
-    if code == 0:
-        return PresenceUnavailable("The presence server ended the subscription without a NOTIFY.")
     wait = float(retry_after_s) if retry_after_s >= 0 else None
     return PresenceUnavailable(told, retry_after_s=wait, sip_code=sip_code)
+
+
+def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
+    """The error that PJSIP's own end of a fetch stands for, where the presence server has not answered."""
+    if code == BAD_ADDRESS:
+        return InvalidAddress(f"The address is no URI that can be asked about: {phrase}.")
+    if code == 0:
+        return FetchTimedOut("The presence server accepted the question and then sent no NOTIFY.")
+    return PresenceUnavailable(f"The presence server could not be asked: {phrase}.")
 
 
 def error_of_notify(

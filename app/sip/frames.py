@@ -89,12 +89,13 @@ class Notified(_Message, tag="notified"):
 
 
 class Failed(_Message, tag="failed"):
-    """The SIP response that ended a fetch; code 0 where there was none. `retry_after_s` is -1 where absent."""
+    """What ended a fetch without a NOTIFY, as in `message.Final`. `retry_after_s` is -1 where absent."""
 
     id: int
     code: int
     phrase: str
     retry_after_s: int
+    local: bool
 
 
 class Pong(_Message, tag="pong"):

@@ -62,7 +62,6 @@ void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t
 void *pjsip_endpt_get_ioqueue(void *endpt);
 int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
 int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
-const char *pjsip_rx_data_get_info(void *rdata);
 void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
 void pj_list_insert_before(void *position, void *node);
 void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
@@ -95,6 +94,10 @@ void _ZN2pj8SipEvent6fromPjERK11pjsip_event(void *self, void *event);
 
 class SipStackError(Exception):
     """PJSIP refused: it is not the build we know, a transport cannot be opened, or a call failed."""
+
+
+class AddressRefused(SipStackError):
+    """PJSIP cannot read the address as a URI."""
 
 
 def load_library() -> tuple[Any, Any, Build]:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """A NOTIFY: `state` and `reason` of Subscription-State in lower case, seconds or -1, and the body as it came."""
+    """A NOTIFY: `state` and `reason` of Subscription-State in lower case, seconds or -1, and the body as it came.
+
+    Every text, here and in `Final`, is printable ASCII of at most MAX_TEXT characters, whatever the peer sent.
+    """
 
     state: str
     reason: str
@@ -25,12 +28,17 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """A final response to SUBSCRIBE, code 0 where PJSIP gave up without one; seconds are -1 where absent."""
+    """A final response to SUBSCRIBE; seconds are -1 where absent.
+
+    `local` means that none came: the code and phrase are PJSIP's own (503 for a transport that fails, 408 for no
+    answer in 32 s), and code 0 is a subscription that was accepted and then got no NOTIFY.
+    """
 
     code: int
     phrase: str
     retry_after_s: int = -1
     min_expires_s: int = -1
+    local: bool = False
 
 
 Event = Notify | Final
@@ -43,6 +51,8 @@ _LONG = {"c": "content-type", "e": "content-encoding", "l": "content-length"}
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _BLANK = re.compile(r"\r?\n\r?\n")
 _MAX_SECONDS = 2**31 - 1
+_UNPRINTABLE = re.compile(r"[^ -~]")
+MAX_TEXT = 100
 
 
 def read_notify(text: str) -> Notify:
@@ -52,11 +62,11 @@ def read_notify(text: str) -> Notify:
     state, *parameters = fields.get("subscription-state", "").lower().split(";")
     values = dict(parameter.strip().partition("=")[::2] for parameter in parameters)
     return Notify(
-        state=state.strip(),
-        reason=values.get("reason", "").strip(),
-        retry_after_s=_seconds(values.get("retry-after", "")),
-        content_type=fields.get("content-type", ""),
-        content_encoding=fields.get("content-encoding", ""),
+        state=plain(state),
+        reason=plain(values.get("reason", "")),
+        retry_after_s=_seconds(values.get("retry-after", "").strip()),
+        content_type=plain(fields.get("content-type", "")),
+        content_encoding=plain(fields.get("content-encoding", "")),
         declared_bytes=_seconds(fields.get("content-length", "")),
         body=body.encode("utf-8", "surrogateescape"),
     )
@@ -70,10 +80,15 @@ def read_response(text: str) -> Final:
     values = {name.lower(): value for name, value in fields.items()}
     return Final(
         code=int(line[1]) if line else 0,
-        phrase=line[2] if line else "",
+        phrase=plain(line[2]) if line else "",
         retry_after_s=_seconds(values.get("retry-after", "")),
         min_expires_s=_seconds(values.get("min-expires", "")),
     )
+
+
+def plain(text: str) -> str:
+    """The text as it may be logged, shown and sent on: printable ASCII, with `?` for anything else, and short."""
+    return _UNPRINTABLE.sub("?", text.strip()[:MAX_TEXT])
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -6,13 +6,14 @@ malformed documents. `pjsip_evsub_create_uac` hands us every NOTIFY body untouch
 Invariants: one thread makes a `Stack`, calls it and leaves the process by `os._exit`; PJSIP aborts otherwise. A C
 callback runs with its dialog's lock held, so it only appends to `Stack.events`; work is done after `poll` returns.
 Pointers to a subscription are dropped at its first TERMINATED and never used again. Every request that is not an
-in-dialog NOTIFY is swallowed: before the transaction layer (priority 12), and NOTIFYs that the dialog layer left
-alone after it (priority 40).
+in-dialog NOTIFY is swallowed: before the transaction layer (priority 12) what is not sent to our Contact, whose user
+part only the presence server has been told, and after the dialog layer (priority 40) what that left alone.
 
 Deliberately absent: what an answer means (`dialog.py`), and any parsing of bodies.
 """
 
 import os
+import secrets
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -22,11 +23,12 @@ from typing import Any, NoReturn
 import pjsua2
 
 from app.sip.frames import Configure
-from app.sip.library import SipStackError, load_library, measure_limits
-from app.sip.message import Event, Final, read_notify, read_response
+from app.sip.library import AddressRefused, SipStackError, load_library, measure_limits
+from app.sip.message import Event, Final, plain, read_notify, read_response
 
 _PJ_SUCCESS = 0
 _PJ_EPENDING = 70002
+_PJSIP_EINVALIDURI = 171039
 _NO_EVENT_ID = 1
 _TERMINATED = 5  # of enum pjsip_evsub_state
 _ALWAYS_ASYNC = 1 << 31
@@ -76,12 +78,14 @@ class Stack:
         self._ua = self._lib.pjsip_ua_instance()
         self._pool = self._lib.pjsip_endpt_create_pool(self._endpt, b"watcher", 4096, 4096)
         self._user = self._event_subscription_user()
+        self._secret = f"watcher-{secrets.token_hex(8)}"
+        self._packet = ""  # the request being handled
         self._swallow_strangers()
         host, port = configure.listen_host, self.ports[configure.transport]
         contact_host = configure.public_host or host
         parameter = ";transport=tcp" if configure.transport == "tcp" else ""
         self._local = self._text(f"<{configure.watcher_identity}>")
-        self._contact = self._text(f"<sip:watcher@{contact_host}:{port}{parameter}>")
+        self._contact = self._text(f"<sip:{self._secret}@{contact_host}:{port}{parameter}>")
         self._event = self._text("presence")
         self._routes = self._header_list([("Route", configure.route)])
         self._headers = self._header_list(configure.headers)
@@ -100,7 +104,10 @@ class Stack:
         uri = self._ffi.new("pj_str_t *", (target, len(target) - 1))
         to = self._ffi.new("pj_str_t *", (remote, len(remote) - 1))
         lib, out = self._lib, self._out
-        self._must(lib.pjsip_dlg_create_uac(self._ua, self._local, self._contact, to, uri, out), "create a dialog")
+        status = lib.pjsip_dlg_create_uac(self._ua, self._local, self._contact, to, uri, out)
+        if status == _PJSIP_EINVALIDURI:
+            raise AddressRefused("PJSIP cannot read it")
+        self._must(status, "create a dialog")
         subscription = Subscription(owner, None, out[0])
         lib.pjsip_dlg_inc_lock(subscription.dialog)
         try:
@@ -137,15 +144,15 @@ class Stack:
 
     def poll(self, timeout_ms: int) -> bool:
         """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
-        self._timeout.sec, self._timeout.msec = divmod(timeout_ms, 1000)
-        self._lib.pjsip_endpt_handle_events2(self._endpt, self._timeout, self._count)
         # The NOTIFY that ended a subscription was answered 200. Its transaction would live on for 32 s in case that was
         # lost, and the dialog's memory with it; without it a copy of the NOTIFY is answered 481, and nothing is lost.
-        # It is still there: a transaction that is over is destroyed by a timer, so not before the next poll.
+        # It is still there: a transaction that is over is destroyed by a timer, so not before the poll that follows.
         for subscription, transaction in self._answered:
             if subscription.pointer is None:
                 self._lib.pjsip_tsx_terminate(transaction, 200)
         self._answered.clear()
+        self._timeout.sec, self._timeout.msec = divmod(timeout_ms, 1000)
+        self._lib.pjsip_endpt_handle_events2(self._endpt, self._timeout, self._count)
         return bool(self._count[0])
 
     def attach(self, sock: socket.socket, received: Callable[[bytes], None]) -> None:
@@ -259,7 +266,7 @@ class Stack:
             if subscription is not None:
                 subscription.notified = True
                 self._answered.append((subscription, lib.pjsip_rdata_get_tsx(rdata)))
-                events.append((subscription, read_notify(self._packet(rdata))))
+                events.append((subscription, read_notify(self._packet)))
 
         @ffi.callback("void(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_client_refresh(_sub: Any) -> None:
@@ -280,9 +287,13 @@ class Stack:
     def _swallow_strangers(self) -> None:
         ffi, lib = self._ffi, self._lib
 
-        @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        ours = f"NOTIFY sip:{self._secret}@"
+
+        @ffi.callback("int(void *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
         def only_notify(rdata: Any) -> int:
-            return not ffi.string(lib.pjsip_rx_data_get_info(rdata)).startswith(b"Request msg NOTIFY/")
+            # Even a refusal would be sent to where its Via says, after a blocking look-up of the name in maddr.
+            text = self._packet = self._read(rdata)
+            return not text.startswith(ours) or "maddr" in text.partition("\r\n\r\n")[0].lower()
 
         @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def nothing(_rdata: Any) -> int:
@@ -295,22 +306,22 @@ class Stack:
             self._kept += [module, callback]
             self._must(lib.pjsip_endpt_register_module(self._endpt, module), f"register the module {name}")
 
-    def _packet(self, rdata: Any) -> str:
+    def _read(self, rdata: Any) -> str:
         received = pjsua2.SipRxData()
         self._read_packet(self._ffi.cast("void *", int(received.this)), rdata)
         return str(received.wholeMsg)
 
     def _final(self, event: Any) -> Final:
         if event == self._ffi.NULL:
-            return Final(code=0, phrase="")
+            return Final(code=0, phrase="", local=True)
         seen = pjsua2.SipEvent()
         self._read_event(self._ffi.cast("void *", int(seen.this)), event)
         if seen.type != pjsua2.PJSIP_EVENT_TSX_STATE:
-            return Final(code=0, phrase="")
+            return Final(code=0, phrase="", local=True)
         state = seen.body.tsxState
         if state.type == pjsua2.PJSIP_EVENT_RX_MSG and state.src.rdata.wholeMsg.startswith("SIP/2.0 "):
             return read_response(state.src.rdata.wholeMsg)
-        return Final(code=state.tsx.statusCode, phrase=state.tsx.statusText)
+        return Final(code=state.tsx.statusCode, phrase=plain(state.tsx.statusText), local=True)
 
     def _header_list(self, headers: list[tuple[str, str]]) -> Any:
         """A pjsip header list; PJSIP clones it into each request, and its parser keeps pointers into the text."""

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from app.sip.dialog import retry_expires_s
+from app.sip.dialog import BAD_ADDRESS, retry_expires_s
 from app.sip.frames import (
     Cancel,
     CannotStart,
@@ -37,7 +37,7 @@ from app.sip.frames import (
     Started,
     encode,
 )
-from app.sip.library import SipStackError
+from app.sip.library import AddressRefused, SipStackError
 from app.sip.message import Event, Notify
 from app.sip.pjsip import Stack, Subscription, leave
 
@@ -150,7 +150,8 @@ class Worker:
         except SipStackError as error:
             self._no_longer_recent(query)
             if self._queries.pop(query.id, None) is not None:
-                self._reports.append(Failed(query.id, 503, str(error), -1))
+                code = BAD_ADDRESS if isinstance(error, AddressRefused) else 503
+                self._reports.append(Failed(query.id, code, str(error), -1, local=True))
 
     def _work(self) -> None:
         events = self._stack.events
@@ -178,14 +179,16 @@ class Worker:
                     event.body,
                 )
             )
-            if query.asked_s > 0 and event.state != "terminated":
+            if query.asked_s == 0:
+                self._stack.forget(subscription)  # whatever state the server calls it, a fetch ends with its NOTIFY
+            elif event.state != "terminated":
                 with contextlib.suppress(SipStackError):  # the answer is here; the server's own expiry ends the rest
                     self._stack.unsubscribe(subscription)
         elif (again_s := retry_expires_s(event, query.asked_s)) is not None:
             self._subscribe(query, again_s)
         else:
             del self._queries[query.id]
-            self._reports.append(Failed(query.id, event.code, event.phrase, event.retry_after_s))
+            self._reports.append(Failed(query.id, event.code, event.phrase, event.retry_after_s, event.local))
 
     def _flush(self) -> None:
         if self._reports:
@@ -203,7 +206,8 @@ class Worker:
 
 def main() -> None:
     """Speaks SIP for the parent at the other end of the inherited socket, until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to end
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides when to end
+        signal.signal(number, signal.SIG_IGN)
     # The number is the parent's, perhaps beyond what PJSIP's select can take; a copy gets a small one.
     sock = socket.socket(fileno=os.dup(int(sys.argv[1])))
     os.close(int(sys.argv[1]))

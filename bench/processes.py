@@ -1,0 +1,175 @@
+"""The processes of a bench: starts the SIPp notifier and the gateway, stops them, and reads what they cost.
+
+Invariants: everything listens on 127.0.0.1 at a port the system chose; what is started is stopped, whatever happens;
+every wait has a deadline. Costs are read from /proc, so of Linux only.
+
+Deliberately absent: any measuring (`bare.py`, `load.py`).
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT_S = 20.0
+STOP_LIMIT_S = 10.0
+_SCENARIO = Path(__file__).with_name("notifier.xml")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LONGEST_BENCH_S = 900
+
+_PROBE = (
+    "SUBSCRIBE sip:probe@bench.example.com SIP/2.0\r\n"
+    "Via: SIP/2.0/UDP 127.0.0.1:{port};branch=z9hG4bKprobe{number}\r\n"
+    "Max-Forwards: 70\r\n"
+    "From: <sip:probe@localhost>;tag=probe\r\n"
+    "To: <sip:probe@bench.example.com>\r\n"
+    "Call-ID: probe-{number}\r\n"
+    "CSeq: 1 SUBSCRIBE\r\n"
+    "Contact: <sip:probe@127.0.0.1:{port}>\r\n"
+    "Event: presence\r\n"
+    "Expires: 0\r\n"
+    "Content-Length: 0\r\n\r\n"
+)
+
+
+class BenchError(Exception):
+    """The bench cannot go on; the message says why."""
+
+
+def sipp_installed() -> bool:
+    """Whether there is a SIPp to run."""
+    return shutil.which("sipp") is not None
+
+
+@contextlib.contextmanager
+def notifier(folder: Path) -> Iterator[int]:
+    """SIPp as the presence server, writing into `folder`; its port on 127.0.0.1. Raises BenchError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    words = (folder / "sipp.log").open("wb")
+    command = ["sipp", "-sf", str(_SCENARIO), "-i", "127.0.0.1", "-bind_local", "-ci", "127.0.0.1", "-p", str(port)]
+    # A finished call is forgotten at once, and a burst fits the socket. SIPp ends itself if we no longer can.
+    command += ["-deadcall_wait", "0", "-buff_size", "4194304", "-nostdin", "-timeout", f"{_LONGEST_BENCH_S}s"]
+    with words, _running(command, cwd=folder, stdout=words, stderr=words) as process:
+        _until_notified(process, port, folder / "sipp.log")
+        yield port
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, notifier_port: int) -> Iterator[tuple[int, str, str]]:
+    """The gateway as an operator runs it: its process id, gRPC address and HTTP address. Raises BenchError."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+    environment |= {
+        "TS_PRESENCE_SERVER": f"sip:127.0.0.1:{notifier_port}",
+        "TS_GRPC_LISTEN": "127.0.0.1:0",
+        "TS_HTTP_LISTEN": "127.0.0.1:0",
+        "TS_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/bench.sqlite3",
+        "TS_LOG_LEVEL": "warning",
+        # A datagram lost on a busy machine is sent again after 0.5 s: it shall show as latency, not as a lost fetch.
+        "TS_FETCH_TIMEOUT_MS": "4000",
+    }
+    command = [sys.executable, "-m", "app.cli", "serve", "--json"]
+    with _running(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if not select.select([process.stdout], [], [], START_LIMIT_S)[0]:
+            raise BenchError(f"The gateway was not ready after {START_LIMIT_S:.0f} s.")
+        line = process.stdout.readline()
+        if not line:
+            raise BenchError("The gateway ended while starting; its last words are above.")
+        where = json.loads(line)
+        yield process.pid, where["grpc"], where["http"]
+
+
+def run(module: str, *arguments: object, limit_s: float) -> Any:
+    """Runs `python -m module` for at most `limit_s` and returns the JSON it prints. Raises BenchError."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with _running(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            out, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{module} {' '.join(map(str, arguments))} took over {limit_s:.0f} s.") from None
+    if process.returncode != 0:
+        raise BenchError(f"{module} {' '.join(map(str, arguments))} failed; its last words are above.")
+    return json.loads(out)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU that the process and its descendants have used, in user and system mode, ended threads included."""
+    return sum(sum(map(int, fields[11:13])) for fields in _family(pid).values()) / _TICKS
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that the process and its descendants hold; what they share counts in each."""
+    return sum(int(fields[21]) for fields in _family(pid).values()) * _PAGE_BYTES
+
+
+def _family(pid: int) -> dict[int, list[str]]:
+    """/proc/PID/stat from the third field on, of `pid` and its descendants."""
+    everyone: dict[int, list[str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                everyone[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
+    family = {pid: everyone[pid]}
+    grown = True
+    while grown:
+        young = {child: fields for child, fields in everyone.items() if int(fields[1]) in family}
+        grown = not young.keys() <= family.keys()
+        family |= young
+    return family
+
+
+@contextlib.contextmanager
+def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _until_notified(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Asks until a NOTIFY comes."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(("127.0.0.1", port))
+        sock.settimeout(0.05)
+        deadline_s = time.monotonic() + START_LIMIT_S
+        number = 0
+        while time.monotonic() < deadline_s:
+            if process.poll() is not None:
+                raise BenchError(f"SIPp ended at once:\n{log.read_text(errors='replace').strip()}")
+            number += 1
+            try:
+                sock.send(_PROBE.format(port=sock.getsockname()[1], number=number).encode())
+                while True:
+                    packet = sock.recv(65536)
+                    if packet.startswith(b"NOTIFY "):
+                        sock.send(_ok_to(packet))
+                        return
+            except TimeoutError:
+                continue
+            except ConnectionRefusedError:  # not listening yet
+                time.sleep(0.01)
+    raise BenchError(f"SIPp sent no NOTIFY within {START_LIMIT_S:.0f} s.")
+
+
+def _ok_to(notify: bytes) -> bytes:
+    head = notify.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    echoed = [line for line in head if line.partition(b":")[0] in (b"Via", b"From", b"To", b"Call-ID", b"CSeq")]
+    return b"\r\n".join([b"SIP/2.0 200 OK", *echoed, b"Content-Length: 0", b"", b""])

@@ -1,0 +1,90 @@
+"""The bench runs, and its report has every row that was promised. No figure is judged here: machines differ."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import FACES, ROWS
+from bench.processes import ROOT, sipp_installed
+
+FIELDS = {"name", "value", "unit", "baseline", "ratio", "reach", "ok"}
+REACHES = {
+    "grpc.cpu_per_fetch": "ratio <= 3.0",
+    "rest.cpu_per_fetch": "ratio <= 3.5",
+    "soap.cpu_per_fetch": "ratio <= 5.0",
+    "grpc.added_median": "value <= 1.5",
+    "burst.answered": "value >= 20",
+    "burst.memory": "ratio <= 1.05",
+}
+TINY = ("--rounds", "1", "--count", "50", "--single", "5", "--burst", "20", "--bursts", "2")
+
+
+def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.terminate()  # unwinds, so that no SIPp and no gateway is left
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def needs_sipp() -> None:
+    if not sipp_installed():
+        assert not os.environ.get("CI"), "SIPp (Debian package sip-tester) must be there in CI"
+        pytest.skip("SIPp (Debian package sip-tester) is not installed")
+
+
+def test_report(tmp_path: Path) -> None:
+    """One tiny round of everything: the table and the report have every row, and the judged ones their reach."""
+    needs_sipp()
+    report = tmp_path / "out" / "report.json"
+    finished = run_bench(*TINY, "--report", str(report))
+    assert finished.returncode in (0, 1), finished.stderr
+    assert report.exists(), finished.stderr
+    rows = {row["name"]: row for row in json.loads(report.read_text("utf-8"))}
+    assert tuple(rows) == ROWS
+    assert all(set(row) == FIELDS for row in rows.values())
+    assert {name: row["reach"] for name, row in rows.items() if row["reach"]} == REACHES
+    assert all(isinstance(row["ok"], bool) == bool(row["reach"]) for row in rows.values())
+    assert finished.returncode == int(not all(row["ok"] for row in rows.values() if row["reach"]))
+    assert all(rows[f"{face}.cpu_per_fetch"]["baseline"] == rows["bare.cpu_per_fetch"]["value"] for face in FACES)
+    assert rows["burst.answered"]["value"] == 20
+    assert all(name in finished.stdout for name in ROWS)
+
+
+def test_part(tmp_path: Path) -> None:
+    """A row's first letters measure that row, and what it is compared with, only."""
+    needs_sipp()
+    report = tmp_path / "report.json"
+    finished = run_bench("rest.cpu", *TINY, "--report", str(report))
+    assert [row["name"] for row in json.loads(report.read_text("utf-8"))] == ["rest.cpu_per_fetch"], finished.stderr
+    assert "soap" not in finished.stderr
+
+
+def test_unknown_row() -> None:
+    """A row that is none is wrong use, and the rows are listed."""
+    finished = run_bench("grcp")
+    assert finished.returncode == 2
+    assert "grcp" in finished.stderr
+    assert all(name in finished.stderr for name in ROWS)
+
+
+def test_help() -> None:
+    """`--help` names the rows."""
+    finished = run_bench("--help")
+    assert finished.returncode == 0
+    assert "burst.memory" in finished.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bench reads /proc")
+def test_without_sipp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SIPp the bench says which package to install."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    finished = run_bench()
+    assert finished.returncode == 2
+    assert "sip-tester" in finished.stderr
