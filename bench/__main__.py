@@ -27,17 +27,20 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import ROOT, BenchError, gateway, notifier, run, sipp_installed
+from bench.starts import demo_s, worker_replaced_s
 
 REPORT = ROOT / "bench" / "out" / "report.json"
 FACES = ("grpc", "rest", "soap")
 MOST_RATIO = {"grpc.cpu_per_fetch": 3.0, "rest.cpu_per_fetch": 3.5, "soap.cpu_per_fetch": 5.0}
 MOST_ADDED_MS = {"grpc.added_median": 1.5}
 MOST_GROWTH_PERCENT = 5.0
+MOST_DEMO_S = 3.0
+MOST_REPLACED_S = 1.0
 BURST = 1000
 BURSTS = 20
 """One a second."""
 WARM_PART = 0.4
-"""After this part of the bursts, what a fetch leaves behind in PJSIP for late retransmissions is to be bounded."""
+"""After this part of the bursts the gateway has the memory it needs."""
 
 LIMIT_S = 90.0
 """Of one loop of fetches."""
@@ -68,6 +71,8 @@ ROWS = (
         for face in FACES
         for figure in ("cpu_per_fetch", "added_median", "added_p99", "fetches_per_second")
     ),
+    "start.demo",
+    "start.worker_replaced",
     "floor.cpu_per_call",
     "floor.median",
     "burst.answered",
@@ -136,7 +141,8 @@ def _measure(arguments: argparse.Namespace, wanted: list[str]) -> list[Row]:
         faces.append("floor")
     loops = ["bare", *faces] if faces or any(row.startswith("bare") for row in wanted) else []
     bursts = any(row.startswith("burst") for row in wanted)
-    steps = arguments.rounds * len(loops) + bursts
+    starts = any(row.startswith("start") for row in wanted)
+    steps = arguments.rounds * len(loops) + bursts + starts
     done = 0
 
     def tell(what: str) -> None:
@@ -162,6 +168,12 @@ def _measure(arguments: argparse.Namespace, wanted: list[str]) -> list[Row]:
                 rows += _bare_rows(measured["bare"])
             for face in faces:
                 rows += _floor_rows(measured) if face == "floor" else _face_rows(face, measured)
+            if starts:
+                tell("starts")
+                rows += [
+                    _start_row("start.demo", min(demo_s() for _ in range(2)), MOST_DEMO_S),  # the first may be cold
+                    _start_row("start.worker_replaced", worker_replaced_s(folder, port), MOST_REPLACED_S),
+                ]
             if bursts:
                 tell(f"{arguments.burst} at once, {arguments.bursts} times")
                 times = ("--count", arguments.burst, "--bursts", arguments.bursts)
@@ -240,6 +252,10 @@ def _floor_rows(measured: Measured) -> list[Row]:
         return Row(f"floor.{figure}", value, unit, baseline, round(ratio, 3), None, None)
 
     return [row("cpu_per_call", "µs", _cpu_us), row("median", "ms", _median_ms)]
+
+
+def _start_row(name: str, seconds: float, most_s: float) -> Row:
+    return Row(name, round(seconds, 3), "s", None, None, f"value <= {most_s}", seconds <= most_s)
 
 
 def _burst_rows(size: int, figures: dict[str, Any]) -> list[Row]:

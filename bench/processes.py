@@ -114,6 +114,11 @@ def resident_bytes(pid: int) -> int:
     return sum(int(fields[21]) for fields in _family(pid).values()) * _PAGE_BYTES
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and theirs."""
+    return [member for member in _family(pid) if member != pid]
+
+
 def _family(pid: int) -> dict[int, list[str]]:
     """/proc/PID/stat from the third field on, of `pid` and its descendants."""
     everyone: dict[int, list[str]] = {}

@@ -43,6 +43,9 @@ from app.sip.pjsip import Stack, Subscription, leave
 
 _IDLE_MS = 1000
 _BUSY_MS = 5
+_FEW = 4
+"""With fewer fetches in progress a report leaves at once; with more they leave together."""
+
 _MOST_POLLS_PER_TURN = 64
 """After this many packets or commands in a row, what they gave is sent to the parent before more are taken."""
 
@@ -96,6 +99,8 @@ class Worker:
             timeout_ms = _BUSY_MS if self._unsent or self._waiting else _IDLE_MS
             while self._stack.poll(timeout_ms) and polls < _MOST_POLLS_PER_TURN:
                 self._work()
+                if len(self._queries) < _FEW:
+                    self._flush()
                 timeout_ms = 0
                 polls += 1
             self._work()
