@@ -30,7 +30,7 @@ _PJ_SUCCESS = 0
 _PJ_EPENDING = 70002
 _PJSIP_EINVALIDURI = 171039
 _NO_EVENT_ID = 1
-_TERMINATED = 5  # of enum pjsip_evsub_state
+_ACCEPTED, _TERMINATED = 2, 5  # of enum pjsip_evsub_state; between them PENDING and ACTIVE
 _ALWAYS_ASYNC = 1 << 31
 _COMMAND_BUFFER_BYTES = 65536
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
@@ -243,22 +243,23 @@ class Stack:
 
         @ffi.callback("void(void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_evsub_state(sub: Any, event: Any) -> None:
-            if lib.pjsip_evsub_get_state(sub) != _TERMINATED:
+            state = lib.pjsip_evsub_get_state(sub)
+            if state < _ACCEPTED:
                 return
-            subscription = live.pop(sub, None)  # TERMINATED may come twice
-            if subscription is not None:
-                subscription.pointer = subscription.transaction = None
+            subscription = live.get(sub)
+            if subscription is None:
+                return  # TERMINATED may come twice
+            subscription.transaction = None  # it has its answer, and will be destroyed by itself
+            if state == _TERMINATED:
+                del live[sub]
+                subscription.pointer = None
                 if not subscription.notified:  # else the NOTIFY has told the end
                     events.append((subscription, self._final(event)))
 
         @ffi.callback("void(void *, void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
-        def on_tsx_state(sub: Any, transaction: Any, _event: Any) -> None:
-            # The first state is reported while sending. At the next the transaction has its answer, or its end.
-            subscription = live.get(sub)
-            if subscription is not None and subscription is self._sending:
-                subscription.transaction = transaction
-            elif subscription is not None and subscription.transaction == transaction:
-                subscription.transaction = None
+        def on_tsx_state(_sub: Any, transaction: Any, _event: Any) -> None:
+            if self._sending is not None:  # the first state of a transaction is reported while it is sent
+                self._sending.transaction = transaction
 
         @ffi.callback("void(void *, void *, int *, void **, void *, void **)")  # type: ignore[untyped-decorator]
         def on_rx_notify(sub: Any, rdata: Any, _code: Any, _text: Any, _headers: Any, _body: Any) -> None:
