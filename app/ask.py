@@ -1,9 +1,11 @@
 """A caller of a running gateway: one question through any of its faces, for the command line and the demo.
 
-It sees what any client sees, and nothing of the gateway's inside. Answers are plain dicts that print as JSON:
+It sees what any client sees, and nothing of the gateway's inside. What a server says is shown without control
+characters, which a terminal would obey. Answers are plain dicts that print as JSON:
 `address`, `via` and `elapsed_ms`, then `status` (and `observed_at` where the face tells it), or `code` and `error`.
 """
 
+import http.client
 import json
 import time
 import urllib.error
@@ -30,7 +32,14 @@ def ask(via: str, server: str, address: str, timeout_s: float) -> Answer:
     """Asks the gateway at `server` (HOST:PORT) through the face `via` (grpc, rest, soap). Raises nothing of its own."""
     started_s = time.monotonic()
     found = _FACES[via](server, address, timeout_s)
-    return {"address": address, "via": via, "elapsed_ms": round((time.monotonic() - started_s) * 1000, 1), **found}
+    elapsed_ms = round((time.monotonic() - started_s) * 1000, 1)
+    shown = {name: printable(str(value)) for name, value in found.items()}
+    return {"address": address, "via": via, "elapsed_ms": elapsed_ms, **shown}
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for whatever a terminal might obey, or could not be given."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def _grpc(server: str, address: str, timeout_s: float) -> Answer:
@@ -90,8 +99,10 @@ def _http(url: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(_MOST_BYTES)
-    except OSError as error:
-        return 0, str(getattr(error, "reason", error)).encode()
+    except (OSError, http.client.HTTPException) as error:
+        why = str(getattr(error, "reason", error)) or type(error).__name__
+        spoke = isinstance(error, http.client.HTTPException)
+        return 0, (f"what answers there speaks no HTTP ({why})" if spoke else why).encode("utf-8", "replace")
 
 
 def _unreachable(server: str, why: str) -> Answer:

@@ -2,15 +2,18 @@
 
 Exit codes: 0 all went well; 1 something that was asked for failed (an address had no answer, a check of `doctor`
 is not good, the gateway cannot start); 2 wrong use or wrong settings. `--json` prints one JSON document on standard
-output; messages for people and logs go to standard error.
+output; messages for people and logs go to standard error. Ctrl-C is no failure of the program: exit code 130, or 0
+where it is the way to end (`serve`, `sandbox`, `demo`).
 
 Invariants: heavy imports stand inside the commands, so that `--help` is quick. Deliberately absent: rules.
 """
 
 import asyncio
 import gc
+import ipaddress
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
@@ -30,7 +33,7 @@ from app.telemetry import configure_logging
 if TYPE_CHECKING:
     from app.domain import Status
 
-OK, FAILED, USAGE = 0, 1, 2
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="terminal-status",
@@ -48,6 +51,23 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with settings; TS_CONFIG_FILE otherwise.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from app.main import VERSION
+
+        print(f"terminal-status {VERSION}")  # noqa: T201  # standard output is this option's answer
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of no command; they are answered before one is looked for."""
 
 
 class Face(StrEnum):
@@ -104,7 +124,17 @@ def get(
     """Ask a running gateway about terminals. Exit code 1 if one of them had no answer."""
     from app.ask import ask
 
-    settings = _settings(None, presence_server="sip:unused", grpc_listen=grpc_server, http_listen=http_server)
+    if unreadable := [address for address in addresses if not _is_utf8(address)]:
+        err.print(f"[red]error:[/] {_shown(unreadable[0])} is not UTF-8; an address is a sip:, sips: or tel: URI.")
+        raise typer.Exit(USAGE)
+    settings = _settings(
+        None,
+        {"grpc_listen": "--grpc-server", "http_listen": "--http-server"},
+        presence_server="sip:127.0.0.1",  # nobody asks one here
+        sip_listen="127.0.0.1:0",
+        grpc_listen=grpc_server,
+        http_listen=http_server,
+    )
     servers = {Face.GRPC: settings.grpc_listen, Face.REST: settings.http_listen, Face.SOAP: settings.http_listen}
     answers = [ask(face.value, servers[face], address, timeout_s) for address in addresses for face in via]
     if as_json:
@@ -112,9 +142,9 @@ def get(
     else:
         table = Table("address", "via", "status", "observed at", "ms", box=None, pad_edge=False)
         for answer in answers:
-            told = _coloured(answer["status"]) if "status" in answer else f"[red]{answer['code']}[/]"
-            where = answer.get("observed_at", escape(answer.get("error", "")))
-            table.add_row(escape(answer["address"]), answer["via"], told, where, str(answer["elapsed_ms"]))
+            told = _coloured(answer["status"]) if "status" in answer else f"[red]{escape(answer['code'])}[/]"
+            where = escape(answer.get("observed_at") or answer.get("error", ""))
+            table.add_row(_shown(answer["address"]), answer["via"], told, where, str(answer["elapsed_ms"]))
         out.print(table)
     raise typer.Exit(FAILED if any("error" in answer for answer in answers) else OK)
 
@@ -162,8 +192,11 @@ def openapi(
     if output is None:
         print(text, end="")  # noqa: T201  # standard output is this command's answer
     else:
-        output.write_text(text, "utf-8")
-        err.print(f"Wrote {output}.")
+        try:
+            output.write_text(text, "utf-8")
+        except OSError as error:
+            _fail(f"{output}: cannot be written: {error.strerror}.")
+        err.print(f"Wrote {_shown(str(output))}.")
 
 
 @app.command()
@@ -182,7 +215,8 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             )
             for note in check.get("notes", []):
                 out.print(f"     note: {escape(note)}")
-    raise typer.Exit(OK if all(check["ok"] for check in checks) else FAILED)
+    wrong_settings = not checks[0]["ok"]
+    raise typer.Exit(USAGE if wrong_settings else OK if all(check["ok"] for check in checks) else FAILED)
 
 
 @app.command()
@@ -209,15 +243,20 @@ def main() -> None:
     """The entry point of `terminal-status`."""
     # The SIP worker is spawned, never merely forked, so gRPC need not prepare for forks, nor complain of them.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    app()
-
-
-def _settings(config: Path | None, **overrides: str | None) -> Settings:
+    # What gRPC's core says on a taken port is no log line of ours, and ours says it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        return load_settings(os.environ, config, **overrides)
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _settings(config: Path | None, called: dict[str, str] | None = None, **overrides: str | None) -> Settings:
+    try:
+        return load_settings(os.environ, config, called=called, **overrides)
     except ConfigurationError as error:
         for problem in error.problems:
-            err.print(f"[red]error:[/] {escape(problem)}")
+            err.print(f"[red]error:[/] {_shown(problem)}")
         raise typer.Exit(USAGE) from None
 
 
@@ -235,8 +274,22 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(f"[red]error:[/] {escape(message)}")
+    err.print(f"[red]error:[/] {_shown(message)}")
     raise typer.Exit(FAILED) from None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether an argument was UTF-8; Python hands on other bytes as lone surrogates, which nothing else takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    """Text of others for the terminal: no markup, and what it cannot show or might obey is escaped."""
+    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 def _raise_file_limit() -> None:
@@ -254,7 +307,9 @@ async def _told_to_stop() -> AsyncIterator[asyncio.Event]:
 
     def told() -> None:
         if stop.is_set():
-            sys.exit(FAILED)
+            # An exception would leave the loop with gRPC's threads at work in it, which crashes.
+            os.write(sys.stderr.fileno(), b"Told to stop again: ending at once.\n")
+            os._exit(FAILED)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -268,7 +323,11 @@ async def _told_to_stop() -> AsyncIterator[asyncio.Event]:
 
 def _loopback(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not host.startswith("127.") or not port.isdigit():
+    try:
+        here = ipaddress.IPv4Address(host).is_loopback and re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
+    except ipaddress.AddressValueError:
+        here = False
+    if not here:
         err.print("[red]error:[/] --listen must be 127.x.y.z:PORT; the sandbox is for this machine only.")
         raise typer.Exit(USAGE)
     return host, int(port)
@@ -276,7 +335,7 @@ def _loopback(listen: str) -> tuple[str, int]:
 
 def _coloured(status: str) -> str:
     colours = {"REACHABLE": "green", "BUSY": "yellow", "UNREACHABLE": "bright_black"}
-    return f"[{colours.get(status, 'red')}]{status}[/]"
+    return f"[{colours.get(status, 'red')}]{escape(status)}[/]"
 
 
 if __name__ == "__main__":

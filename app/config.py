@@ -6,6 +6,7 @@ README's table is made from these fields (`settings_table`) and a test holds it 
 Deliberately absent: reading anything at import, and settings that change while the gateway runs.
 """
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -13,7 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from app.domain import InvalidAddress, parse_address
 
@@ -31,9 +41,25 @@ class ConfigurationError(Exception):
 
 def _listen(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:]+\]", host) or not port.isdigit() or int(port) > 65535:
+    is_port = re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:]+\]", host) or not is_port:
         raise ValueError("not HOST:PORT")
     return text
+
+
+def _sip_listen(text: str) -> str:
+    try:
+        ipaddress.IPv4Address(_listen(text).rpartition(":")[0])
+    except ipaddress.AddressValueError:
+        raise ValueError("not an IPv4 address and a port") from None
+    return text
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ipaddress.AddressValueError:
+        return host == "localhost"
 
 
 def _presence_server(text: str) -> str:
@@ -48,6 +74,12 @@ def _identity(text: str) -> str:
         return parse_address(text)
     except InvalidAddress as error:
         raise ValueError(str(error)) from None
+
+
+def _sip_identity(text: str) -> str:
+    if not re.match("sips?:", identity := _identity(text)):
+        raise ValueError("a telephone number cannot be the From of a SUBSCRIBE")
+    return identity
 
 
 def _words(value: object) -> object:
@@ -85,7 +117,7 @@ class Settings(BaseModel):
         "Needed by `serve`.",
         examples=["sip:HOST[:PORT][;transport=udp|tcp]"],
     )
-    watcher_identity: Annotated[str, AfterValidator(_identity)] = Field(
+    watcher_identity: Annotated[str, AfterValidator(_sip_identity)] = Field(
         "sip:terminal-status@localhost",
         description="Who asks: the From of every SUBSCRIBE.",
         examples=["a sip: or sips: URI"],
@@ -104,13 +136,15 @@ class Settings(BaseModel):
         description="URL under which callers reach the HTTP address; stands in the WSDL. The Host header if absent.",
         examples=["http(s)://HOST[:PORT][/PATH]"],
     )
-    sip_listen: Listen = Field(
+    sip_listen: Annotated[str, AfterValidator(_sip_listen)] = Field(
         "127.0.0.1:0",
+        validate_default=True,
         description="SIP address for UDP and TCP; must be one the presence server can reach.",
         examples=["IPv4:PORT, port 0 for any"],
     )
     sip_public_host: str | None = Field(
         None,
+        validate_default=True,
         pattern=r"^[A-Za-z0-9.\-]{1,253}$",
         description="Host written into Contact where it differs from the SIP address (NAT, containers).",
         examples=["a host name or IPv4 address"],
@@ -155,12 +189,37 @@ class Settings(BaseModel):
         examples=["auto, console or json"],
     )
 
+    @field_validator("sip_listen")
+    @classmethod
+    def _reachable(cls, sip_listen: str, others: ValidationInfo) -> str:
+        """A socket on loopback can neither ask another machine nor hear its NOTIFY: every question would time out."""
+        server = re.split("[:;]", others.data.get("presence_server", "sip:localhost"))[1]
+        if _is_loopback(sip_listen.rpartition(":")[0]) and not _is_loopback(server):
+            raise ValueError(
+                f"{PREFIX}SIP_LISTEN must be an address the presence server can reach, "
+                f"and {server} cannot reach {sip_listen}"
+            )
+        return sip_listen
+
+    @field_validator("sip_public_host")
+    @classmethod
+    def _named(cls, host: str | None, others: ValidationInfo) -> str | None:
+        """0.0.0.0 would stand in Contact, and NOTIFY would go nowhere."""
+        if host is None and others.data.get("sip_listen", "").startswith("0.0.0.0:"):
+            raise ValueError(f"needed where {PREFIX}SIP_LISTEN is 0.0.0.0, since Contact must name one host")
+        return host
+
 
 def load_settings(
-    environ: Mapping[str, str] = os.environ, config_file: Path | None = None, **overrides: str | None
+    environ: Mapping[str, str] = os.environ,
+    config_file: Path | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+    **overrides: str | None,
 ) -> Settings:
     """Settings from `overrides` (a command's options; None is not given), the environment, a TOML file and defaults.
 
+    `called` has the name of an option that is not called as its setting is, by field, for messages.
     The file is `config_file`, or TS_CONFIG_FILE where that is set; its keys are the field names.
     Raises ConfigurationError.
     """
@@ -175,7 +234,7 @@ def load_settings(
             values[name], origin[name] = text, variable
     for name, option in overrides.items():
         if option is not None:
-            values[name], origin[name] = option, f"--{name.replace('_', '-')}"
+            values[name], origin[name] = option, (called or {}).get(name, f"--{name.replace('_', '-')}")
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -216,6 +275,8 @@ def _problem(name: str, item: Any, values: dict[str, Any], origin: dict[str, str
     if item["type"] == "missing":
         return f"{PREFIX}{name.upper()} is not set. {field.description} Allowed: {allowed}."
     why = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    if values.get(name) is None:  # the default does not go with the other settings
+        return f"{PREFIX}{name.upper()} is not set: {why}. Allowed: {allowed}."
     return f"{origin[name]} = {values[name]!r}: {why}. Allowed: {allowed}."
 
 

@@ -1,7 +1,9 @@
 """The gRPC face: TerminalStatusService (`proto/`), `grpc.health.v1` and reflection on one `grpc.aio` server.
 
-Invariants: a handler is check, call, map error, return. Every failure leaves as a `google.rpc.Status` whose
-`ErrorInfo.reason` is the domain error's code; `CODES` is total over the domain errors. No traceback crosses the wire:
+Invariants: a handler is check, call, map error, return. Every failure of a handler leaves as a `google.rpc.Status`
+whose `ErrorInfo.reason` is the domain error's code; `CODES` is total over the domain errors. What gRPC itself refuses
+before a handler sees it has a code alone: UNIMPLEMENTED (no such method), RESOURCE_EXHAUSTED (too large, too many) and
+UNKNOWN (bytes that are no protobuf, for which gRPC leaves no choice). No traceback crosses the wire:
 an unexpected exception is logged under a reference, and the caller gets the reference. When the caller cancels, or its
 deadline passes, the handler is cancelled and with it its share of the fetch. Requests, concurrent calls and metadata
 are bounded (metadata by gRPC's own 8 KiB); a call over the bound is refused by gRPC with RESOURCE_EXHAUSTED.
@@ -14,7 +16,7 @@ import contextlib
 import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc.aio
 import structlog
@@ -80,36 +82,58 @@ _log = structlog.get_logger(__name__)
 
 
 def create_server(
-    service: StatusService, *, stopping: asyncio.Event | None = None, health_poll_s: float = 1.0
+    service: StatusService,
+    *,
+    stopping: asyncio.Event | None = None,
+    calls: set[asyncio.Task[Any]] | None = None,
+    health_poll_s: float = 1.0,
 ) -> grpc.aio.Server:
     """Returns a server with every service added; the caller binds, starts and stops it, all in the running loop.
 
     `server.add_insecure_port("host:port")` returns the bound port, and raises RuntimeError when it cannot be bound.
     Set `stopping` before `server.stop(grace)`: health turns NOT_SERVING and open health watches end, for which the
-    stop would else wait the whole grace. Health watches look at `service.ready` each `health_poll_s` seconds.
+    stop would else wait the whole grace. `calls` holds the questions in flight: one that is cancelled while `stopping`
+    is set is answered UNAVAILABLE, which `server.stop` would not do at the end of its grace. Health watches look at
+    `service.ready` each `health_poll_s` seconds.
     """
     stopping = stopping or asyncio.Event()
     server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
     # First, since gRPC asks the handlers in the order in which they were added.
-    pb_grpc.add_TerminalStatusServiceServicer_to_server(_TerminalStatusServicer(service), server)
+    pb_grpc.add_TerminalStatusServiceServicer_to_server(
+        _TerminalStatusServicer(service, stopping, set() if calls is None else calls), server
+    )
     health_pb2_grpc.add_HealthServicer_to_server(_HealthServicer(service, stopping, health_poll_s), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
 
 
 class _TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
-    def __init__(self, service: StatusService) -> None:
+    def __init__(self, service: StatusService, stopping: asyncio.Event, calls: set[asyncio.Task[Any]]) -> None:
         self._service = service
+        self._stopping = stopping
+        self._calls = calls
 
     async def GetStatus(  # noqa: N802 - named by the proto
         self,
         request: pb.GetStatusRequest,
         context: grpc.aio.ServicerContext[pb.GetStatusRequest, Awaitable[pb.GetStatusResponse]],
     ) -> pb.GetStatusResponse:
+        call = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._calls.add(call)
         try:
             return pb.GetStatusResponse(status=_to_pb(await self._service.get_status(request.address)))
+        except asyncio.CancelledError:
+            if not self._stopping.is_set() or context.cancelled():
+                raise  # the caller left
+            info = ErrorInfo(reason="GATEWAY_STOPPING", domain=ERROR_DOMAIN)
+            message = "The gateway is stopping; ask again, or another one."
+            await context.abort_with_status(
+                rpc_status.to_status(_rpc_status(grpc.StatusCode.UNAVAILABLE, message, [info]))
+            )
         except Exception as error:  # the last place before the wire
             await _abort(context, "GetStatus", error)
+        finally:
+            self._calls.discard(call)
 
 
 class _HealthServicer(health_pb2_grpc.HealthServicer):

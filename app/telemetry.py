@@ -1,6 +1,8 @@
 """Logs that can be searched and counts that can be scraped.
 
 Logs are events with fields (structlog), on standard error, as readable lines or JSON. Metrics are Prometheus's.
+Lines of libraries that log by the standard library leave in the same form. What can happen with every question is
+logged at most once in a second for each kind, with the number of those left out, so that a flood cannot fill the log.
 Invariants: no address in a metric's labels (they are unbounded and personal); each label's values are a closed set.
 
 Deliberately absent: tracing, and anything that decides.
@@ -8,11 +10,25 @@ Deliberately absent: tracing, and anything that decides.
 
 import logging
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from app.domain import DocumentUnreadable, PresenceMisconfigured, TerminalAddress, TerminalStatusError
+from app.domain import (
+    DocumentUnreadable,
+    PresenceMisconfigured,
+    TerminalAddress,
+    TerminalStatusError,
+    WatcherUnauthenticated,
+)
+
+FAILURE_LOG_S = 1.0
+"""Least time between two log lines about the same kind of failed fetch."""
+
+_OPERATORS_TO_MEND = (DocumentUnreadable, PresenceMisconfigured, WatcherUnauthenticated)
 
 _log = structlog.get_logger()
 
@@ -24,30 +40,43 @@ def configure_logging(level: str, style: str) -> None:
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     )
     number = logging.getLevelNamesMapping()[level.upper()]
+    head: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    tail = [structlog.processors.format_exc_info if as_json else structlog.processors.UnicodeDecoder(), renderer]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if as_json else structlog.processors.UnicodeDecoder(),
-            renderer,
-        ],
+        processors=[*head, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     # gRPC logs a traceback for each request that is no protobuf, which any stranger may send.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    # Libraries that log by the standard library: their warnings reach the same stream.
-    logging.basicConfig(
-        level=max(number, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    # Libraries that log by the standard library: their warnings reach the same stream in the same form.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*head, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
+        )
     )
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler])
+
+
+@dataclass(slots=True)
+class _Logged:
+    at_s: float
+    suppressed: int = 0
 
 
 class Metrics:
     """The gateway's metrics, in a registry of its own; the use cases' `Meter`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._logged: dict[tuple[str, str], _Logged] = {}
         self._registry = CollectorRegistry()
         self._fetches = Counter(
             "terminal_status_fetches",
@@ -84,8 +113,19 @@ class Metrics:
         self._seconds.observe(seconds)
         if isinstance(error, DocumentUnreadable):
             self._unreadable.labels(error.details.get("reason", "unknown")).inc()
-        if isinstance(error, (DocumentUnreadable, PresenceMisconfigured)):
-            _log.warning("fetch_failed", code=error.code, message=str(error), **error.details)
+        if isinstance(error, _OPERATORS_TO_MEND):
+            self._log_failure(error)
+
+    def _log_failure(self, error: TerminalStatusError) -> None:
+        now_s = self._clock()
+        kind = error.code, error.details.get("sip_code") or error.details.get("reason", "")
+        last = self._logged.get(kind)
+        if last is not None and now_s - last.at_s < FAILURE_LOG_S:
+            last.suppressed += 1
+            return
+        suppressed = {"suppressed": last.suppressed} if last is not None and last.suppressed else {}
+        _log.warning("fetch_failed", code=error.code, message=str(error), **suppressed, **error.details)
+        self._logged[kind] = _Logged(now_s)
 
     def worker_restarted(self) -> None:
         """One SIP worker was replaced."""

@@ -6,10 +6,14 @@ Invariants: a body is bounded in size and in the time it takes to arrive; what c
 before it is read; each refusal of a POST is a SOAP fault, so that SOAP clients can show it. The address in the
 WSDL is the configured one, or the one the client used, never an unchecked Host header.
 
+After a 413 a bounded amount of what still comes is read and dropped: a client that sends all before it reads would
+else find its connection reset, and not the answer. A call that the server cancels, as when it stops, is a fault.
+
 Deliberately absent: `SOAPAction` (the contract's is empty, so any is accepted), attachments, compression, threads.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Final
@@ -19,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.service import StatusService
 from soap_compat.documents import SERVICES, Documents, origin
-from soap_compat.faults import SoapFault, client_fault
+from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
 from soap_compat.schema import TERMINAL_STATUS, TerminalStatus
 
@@ -28,16 +32,21 @@ _TEXT: Final = b"text/plain; charset=utf-8"
 _MEDIA_TYPES: Final = {"text/xml", "application/xml"}
 _SOAP_1_2: Final = "application/soap+xml"
 
+LINGER_BYTES: Final = 20_000_000
+LINGER_S: Final = 2.0
+"""What is read and dropped after a 413: as much as this, for as long as this."""
+
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
 class _RefusedError(Exception):
     """A request that is not read to its end, or not at all."""
 
-    def __init__(self, status: int, fault: SoapFault, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(self, status: int, fault: SoapFault, *headers: tuple[bytes, bytes], more_comes: bool = False) -> None:
         self.status = status
         self.fault = fault
         self.headers = headers
+        self.more_comes = more_comes
 
 
 def create_app(
@@ -104,17 +113,22 @@ class _Server:
             body = await self._body(headers, receive)
         except _RefusedError as refused:
             answer = interface.refuse(refused.fault)
-            await _send(send, refused.status, _XML, answer.envelope, refused.headers)
+            rest = receive if refused.more_comes else None
+            await _send(send, refused.status, _XML, answer.envelope, refused.headers, rest)
             return
         if body is None:
             return
-        answer = await interface.answer(body, charset)
+        try:
+            answer = await interface.answer(body, charset)
+        except asyncio.CancelledError:  # the server does so when it stops and has waited long enough
+            answer = interface.refuse(declared_fault("SVC0001", "GATEWAY_STOPPING"))
         await _send(send, 500 if answer.fault else 200, _XML, answer.envelope, _retry_after(answer))
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """Reads the body. Returns None if the client left."""
-        if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
-            raise self._too_large()
+        announced = int(headers.get(b"content-length", b"0"))
+        if announced > self._max_body_bytes:
+            raise self._too_large(more_comes=announced <= LINGER_BYTES)
         chunks, size = [], 0
         try:
             async with asyncio.timeout(self._body_timeout_s):
@@ -126,17 +140,17 @@ class _Server:
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > self._max_body_bytes:
-                        raise self._too_large()
+                        raise self._too_large(more_comes=message.get("more_body", False))
                     if not message.get("more_body", False):
                         return b"".join(chunks)
         except TimeoutError:
             fault = client_fault(f"The request did not arrive within {self._body_timeout_s:g} s.")
             raise _RefusedError(408, fault, (b"connection", b"close")) from None
 
-    def _too_large(self) -> _RefusedError:
+    def _too_large(self, *, more_comes: bool) -> _RefusedError:
         # Without closing, the server would read the rest to keep the connection.
         fault = client_fault(f"The request is larger than {self._max_body_bytes} bytes.")
-        return _RefusedError(413, fault, (b"connection", b"close"))
+        return _RefusedError(413, fault, (b"connection", b"close"), more_comes=more_comes)
 
 
 def _check_headers(headers: dict[bytes, bytes]) -> str | None:
@@ -171,7 +185,25 @@ def _retry_after(answer: Answer) -> _Headers:
     return () if answer.retry_after_s is None else [(b"retry-after", str(answer.retry_after_s).encode())]
 
 
-async def _send(send: Send, status: int, content_type: bytes, body: bytes, headers: _Headers = ()) -> None:
+async def _send(
+    send: Send, status: int, content_type: bytes, body: bytes, headers: _Headers = (), linger: Receive | None = None
+) -> None:
+    """Sends the answer; with `linger`, reads on before the server may close the connection."""
     start = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
+    if linger is not None:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await _discard(linger)
+        body = b""
     await send({"type": "http.response.body", "body": body})
+
+
+async def _discard(receive: Receive) -> None:
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while size < LINGER_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return

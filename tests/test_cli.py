@@ -7,11 +7,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import structlog.testing
+
+from app import cli
+from app.ask import ask
+from app.domain import DocumentUnreadable, FetchTimedOut, TerminalAddress, TerminalStatusError, WatcherUnauthenticated
+from app.telemetry import Metrics
 
 COMMAND = [sys.executable, "-m", "app.cli"]
 ROOT = Path(__file__).parent.parent
@@ -59,6 +68,10 @@ class Running:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends the signal and returns the exit code."""
         self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> int:
+        """Waits for the end and returns the exit code."""
         assert self.process.stdout is not None
         self.seen += self.process.stdout.readlines()
         return self.process.wait()
@@ -122,10 +135,86 @@ def test_get_without_gateway(via: str) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         done = run(
-            "get", "sip:a@b", "--via", via, "--server", f"127.0.0.1:{closed.getsockname()[1]}", "--timeout-s", "2"
+            *("get", "sip:a@b", "--via", via, "--timeout-s", "2"),
+            *("--grpc-server" if via == "grpc" else "--http-server", f"127.0.0.1:{closed.getsockname()[1]}"),
         )
     assert done.returncode == 1
     assert "terminal-status serve" in done.stdout
+
+
+def test_get_from_a_server_that_is_no_gateway(gateway: tuple[Running, list[str]]) -> None:
+    """HTTP put to a gRPC port has no answer, which is a line and not a traceback."""
+    _, server = gateway
+    done = run("get", "sip:a@b", "--via", "rest", "--http-server", server[1], "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    (answer,) = json.loads(done.stdout)
+    assert answer["code"] == "NO_ANSWER"
+    assert "speaks no HTTP" in answer["error"]
+
+
+def test_get_shows_no_control_characters() -> None:
+    """What a server says cannot take the reader's terminal over, nor be markup."""
+    said = {"status": "\x1b[2J[blink]x", "observed_at": "\u202e\x07\x9b"}
+    body = json.dumps(said, ensure_ascii=False).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as threads:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+        threads.submit(serve)
+        done = run("get", "sip:a@b", "--via", "rest", "--http-server", f"127.0.0.1:{listening.getsockname()[1]}")
+    assert done.stderr == ""
+    assert all(char.isprintable() or char == "\n" for char in done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["get", "sip:a@b", "--grpc-server", "x"], 2, "--grpc-server = 'x': not HOST:PORT"),
+        (["get", "sip:a@b", "--http-server", "x"], 2, "--http-server = 'x': not HOST:PORT"),
+        (["get", "sip:\udcff@b"], 2, "is not UTF-8"),
+        (["openapi", "-o", "/nonexistent/x"], 1, "/nonexistent/x: cannot be written"),
+        (["serve", "--presence-server", "sip:192.0.2.1"], 2, "TS_SIP_LISTEN must be an address"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: list[str], code: int, said: str) -> None:
+    """What cannot be done is told in a line that names what was given."""
+    done = run(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert said in done.stderr
+
+
+def test_version() -> None:
+    """`--version` tells the version of the package."""
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"terminal-status {version('terminal-status-gateway')}\n")
+
+
+def test_ctrl_c_while_waiting() -> None:
+    """Ctrl-C ends `get` quietly with exit code 130."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        server = f"127.0.0.1:{mute.getsockname()[1]}"
+        with running("get", "sip:a@b", "--via", "rest", "--http-server", server) as command:
+            connection, _ = mute.accept()
+            with connection:
+                assert connection.recv(65536)
+                assert command.stop(signal.SIGINT) == 130
+    assert "".join(command.seen) == ""
+
+
+def test_ctrl_c_before_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before typer has the word ends with exit code 130 too."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 130
 
 
 def test_serve_stops_on_sigterm(gateway: tuple[Running, list[str]]) -> None:
@@ -133,6 +222,60 @@ def test_serve_stops_on_sigterm(gateway: tuple[Running, list[str]]) -> None:
     command, _ = gateway
     assert command.stop(signal.SIGTERM) == 0
     assert "gateway_stopped" in "".join(command.seen)
+
+
+def test_a_second_signal_ends_at_once(sandbox_uri: str) -> None:
+    """While a question is in flight, a second SIGTERM ends the gateway with a word, exit code 1 and no crash."""
+    listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+    with running(
+        "serve", "--json", "--presence-server", sandbox_uri, *listen, TS_FETCH_TIMEOUT_MS="30000", TS_LOG_FORMAT="json"
+    ) as command:
+        http = json.loads(command.line_with('{"grpc"'))["http"]
+        with question_in_flight(http):
+            command.process.send_signal(signal.SIGTERM)
+            command.line_with("gateway_stopping")
+            assert command.stop(signal.SIGTERM) == 1
+    assert "Told to stop again" in "".join(command.seen)
+
+
+@contextmanager
+def question_in_flight(http: str) -> Iterator[socket.socket]:
+    """A connection with a question that nobody answers."""
+    host, _, port = http.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
+        connection.sendall(b"GET /v1/terminals/sip:silent@example.com/status HTTP/1.1\r\nHost: h\r\n\r\n")
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as second:  # the first was read by then
+            second.sendall(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            while second.recv(65536):
+                pass
+        yield connection
+
+
+def test_questions_in_flight_when_told_to_stop(sandbox_uri: str) -> None:
+    """Both servers drain together within 5 s; what is left is a 503 problem and an UNAVAILABLE, and no traceback.
+
+    Each line of the log, the HTTP server's own too, is one JSON object.
+    """
+    listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+    with running(
+        "serve", "--json", "--presence-server", sandbox_uri, *listen, TS_FETCH_TIMEOUT_MS="30000", TS_LOG_FORMAT="json"
+    ) as command:
+        where = json.loads(command.line_with('{"grpc"'))
+        with ThreadPoolExecutor() as threads, question_in_flight(where["http"]) as connection:
+            over_grpc = threads.submit(ask, "grpc", where["grpc"], "sip:silent@example.com", 15)
+            assert ask("grpc", where["grpc"], "sip:alice@example.com", 15)["status"] == "REACHABLE"  # it is served
+            started_s = time.monotonic()
+            command.process.send_signal(signal.SIGTERM)
+            command.line_with("gateway_stopping")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert over_grpc.result()["code"] == "GATEWAY_STOPPING"
+            assert time.monotonic() - started_s < 8
+            assert command.end() == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"GATEWAY_STOPPING"' in answer
+    events = [json.loads(line) for line in command.seen if "Told to stop" not in line]
+    assert "Traceback" not in "".join(command.seen)
+    assert [event["logger"] for event in events if "running task" in event.get("event", "")] == ["uvicorn.error"]
 
 
 @pytest.mark.parametrize(("setting", "kind"), [("TS_HTTP_LISTEN", "http"), ("TS_GRPC_LISTEN", "grpc")])
@@ -147,6 +290,7 @@ def test_taken_port(sandbox_uri: str, setting: str, kind: str) -> None:
     assert done.returncode == 1
     assert f"{setting}: cannot listen on {listen[setting]}" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "add_port" not in done.stderr  # gRPC's core has its own words for it
 
 
 def test_wrong_setting() -> None:
@@ -186,9 +330,9 @@ def test_doctor_ill(tmp_path: Path) -> None:
 
 
 def test_doctor_without_settings() -> None:
-    """Without a presence server `doctor` says what to set."""
+    """Without a presence server `doctor` says what to set, with the exit code of wrong settings."""
     done = run("doctor")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "TS_PRESENCE_SERVER is not set" in done.stdout
 
 
@@ -208,12 +352,16 @@ def test_sandbox_prints_changes() -> None:
         assert sandbox.stop(signal.SIGINT) == 0
 
 
-@pytest.mark.parametrize("listen", ["192.0.2.1:5060", "0.0.0.0:5060", "5060", "localhost"])
+@pytest.mark.parametrize(
+    "listen",
+    ["192.0.2.1:5060", "0.0.0.0:5060", "5060", "localhost", "127.0.0.1:99999", "127.0.0.1:\u00b2", "127.evil:5060"],
+)
 def test_sandbox_stays_on_loopback(listen: str) -> None:
     """The sandbox refuses to listen anywhere else."""
     done = run("sandbox", "--listen", listen)
     assert done.returncode == 2
     assert "127.x.y.z:PORT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_demo() -> None:
@@ -224,3 +372,34 @@ def test_demo() -> None:
             assert demo.line_with("sip:bob@example.com").split()[1:3] == [via, "BUSY"]
         demo.line_with("asked and answered in")
         assert demo.stop(signal.SIGINT) == 0
+
+
+def test_failures_are_logged_once_in_a_while() -> None:
+    """Each kind of failure that the operator must mend is logged once in a second, with how many were left out."""
+    now_s = [100.0]
+    metrics = Metrics(clock=lambda: now_s[0])
+
+    def fail(error: TerminalStatusError) -> None:
+        metrics.fetched(error.code, TerminalAddress("sip:a@b"), 0.1, error)
+
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(1000):
+            fail(DocumentUnreadable("No XML.", reason="xml", address="sip:a@b"))
+        fail(DocumentUnreadable("Cut.", reason="cut"))
+        fail(WatcherUnauthenticated("Who?", sip_code="401"))
+        fail(WatcherUnauthenticated("Who?", sip_code="407"))
+        fail(FetchTimedOut("Nothing."))
+        now_s[0] += 1
+        fail(DocumentUnreadable("No XML.", reason="xml"))
+        now_s[0] += 1
+        fail(DocumentUnreadable("No XML.", reason="xml"))
+    assert [
+        (log["event"], log["code"], log.get("reason") or log["sip_code"], log.get("suppressed")) for log in logs
+    ] == [
+        ("fetch_failed", "DOCUMENT_UNREADABLE", "xml", None),
+        ("fetch_failed", "DOCUMENT_UNREADABLE", "cut", None),
+        ("fetch_failed", "WATCHER_UNAUTHENTICATED", "401", None),
+        ("fetch_failed", "WATCHER_UNAUTHENTICATED", "407", None),
+        ("fetch_failed", "DOCUMENT_UNREADABLE", "xml", 999),
+        ("fetch_failed", "DOCUMENT_UNREADABLE", "xml", None),
+    ]

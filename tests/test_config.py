@@ -7,14 +7,15 @@ import pytest
 
 from app.config import ConfigurationError, load_settings, settings_table
 
-SERVER = {"TS_PRESENCE_SERVER": "sip:192.0.2.1:5060;transport=tcp"}
+SERVER = {"TS_PRESENCE_SERVER": "sip:127.0.0.1:5060;transport=tcp"}
+AWAY = {"TS_PRESENCE_SERVER": "sip:192.0.2.1:5060"}
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_defaults() -> None:
     """Only the presence server must be named."""
     settings = load_settings(SERVER)
-    assert settings.presence_server == "sip:192.0.2.1:5060;transport=tcp"
+    assert settings.presence_server == "sip:127.0.0.1:5060;transport=tcp"
     assert (settings.grpc_listen, settings.http_listen) == ("127.0.0.1:50051", "127.0.0.1:8080")
     assert settings.fetch_timeout_ms == 1000
     assert settings.busy_activities == {"on-the-phone", "busy"}
@@ -25,6 +26,7 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(
         'presence_server = "sip:file"\nfetch_timeout_ms = 100\nbusy_activities = ["meeting"]\ngrpc_listen = "h:1"\n'
+        'sip_listen = "192.0.2.2:0"\n'
     )
     environ = {"TS_CONFIG_FILE": str(file), "TS_FETCH_TIMEOUT_MS": "200", "TS_GRPC_LISTEN": "h:2"}
     settings = load_settings(environ, grpc_listen="h:3", http_listen=None)
@@ -48,6 +50,14 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         (SERVER | {"TS_GRPC_LISTEN": "8080"}, "TS_GRPC_LISTEN = '8080': not HOST:PORT"),
         (SERVER | {"TS_HTTP_LISTEN": "h:99999"}, "TS_HTTP_LISTEN"),
         (SERVER | {"TS_WATCHER_IDENTITY": "gateway"}, "TS_WATCHER_IDENTITY.*sip:"),
+        (SERVER | {"TS_WATCHER_IDENTITY": "tel:+15551234567"}, "TS_WATCHER_IDENTITY = .*Allowed: a sip: or sips: URI"),
+        (SERVER | {"TS_GRPC_LISTEN": "h:\u00b2"}, "TS_GRPC_LISTEN = .*not HOST:PORT"),
+        (SERVER | {"TS_SIP_LISTEN": "localhost:0"}, "TS_SIP_LISTEN = 'localhost:0': not an IPv4.*Allowed: IPv4:PORT"),
+        (SERVER | {"TS_SIP_LISTEN": "[::1]:0"}, "TS_SIP_LISTEN = .*not an IPv4 address"),
+        (SERVER | {"TS_SIP_LISTEN": "0.0.0.0:0"}, "TS_SIP_PUBLIC_HOST is not set: needed where TS_SIP_LISTEN is 0"),
+        (AWAY, "TS_SIP_LISTEN is not set: TS_SIP_LISTEN must be an address the presence server can reach"),
+        (AWAY | {"TS_SIP_LISTEN": "127.9.9.9:5060"}, "TS_SIP_LISTEN = '127.9.9.9:5060': TS_SIP_LISTEN must be"),
+        ({"TS_PRESENCE_SERVER": "sip:pres.example;transport=tcp"}, "pres.example cannot reach 127.0.0.1:0"),
         (SERVER | {"TS_BUSY_ACTIVITIES": "on the phone"}, "no activity name"),
         (SERVER | {"TS_DATABASE_URL": "oracle://x"}, "TS_DATABASE_URL.*sqlite"),
         (SERVER | {"TS_LOG_LEVEL": "loud"}, "TS_LOG_LEVEL.*debug"),
@@ -61,6 +71,28 @@ def test_wrong_settings_are_named(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings(environ)
     assert re.search(said, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        AWAY | {"TS_SIP_LISTEN": "192.0.2.2:5060"},
+        AWAY | {"TS_SIP_LISTEN": "0.0.0.0:5060", "TS_SIP_PUBLIC_HOST": "gateway.example"},
+        {"TS_PRESENCE_SERVER": "sip:localhost:5060"},
+        {"TS_PRESENCE_SERVER": "sip:127.0.0.2", "TS_SIP_LISTEN": "127.0.0.3:0"},
+        SERVER | {"TS_SIP_LISTEN": "192.0.2.2:0"},
+        SERVER | {"TS_WATCHER_IDENTITY": "sips:gateway@example.com", "TS_ASSERTED_IDENTITY": "tel:+15551234567"},
+    ],
+)
+def test_settings_that_go_together(environ: dict[str, str]) -> None:
+    """Loopback with loopback, or an address that others can reach; either kind of identity where it may stand."""
+    load_settings(environ)
+
+
+def test_an_option_is_called_as_it_was_given() -> None:
+    """Where a command's option is not called as the setting is, the problem has the option's name."""
+    with pytest.raises(ConfigurationError, match="--grpc-server = 'x': not HOST:PORT"):
+        load_settings(SERVER, called={"grpc_listen": "--grpc-server"}, grpc_listen="x")
 
 
 def test_wrong_file(tmp_path: Path) -> None:

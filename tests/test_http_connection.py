@@ -52,6 +52,21 @@ async def test_slow_head(gateway: Gateway, start: bytes, monkeypatch: pytest.Mon
     assert received.count(b"200 OK") == start.count(REQUEST)
 
 
+async def test_large_body_of_a_get(gateway: Gateway) -> None:
+    """A GET with a body of 10 MB is answered, and the next request on the connection too."""
+    body = b"Content-Length: 10000000\r\n\r\n" + b"a" * 10_000_000
+    last = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    received = await talk(gateway, REQUEST.removesuffix(b"\r\n") + body, last)
+    assert received.count(b"200 OK") == 2
+
+
+async def test_upgrade_is_not_taken(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """Who asks for a WebSocket is answered over HTTP, and the log does not hear of it."""
+    upgrade = b"\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    assert b"200 OK" in await talk(gateway, REQUEST.replace(b"\r\n\r\n", upgrade))
+    assert caplog.messages == []
+
+
 async def test_large_head_within_the_bound(gateway: Gateway) -> None:
     """A head of 60 KB is still answered."""
     head = REQUEST.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 60_000 + b"\r\nConnection: close\r\n\r\n")

@@ -1,5 +1,6 @@
 """The REST face in process: the ASGI app over the real service over a fake watcher."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,8 @@ import pytest
 import structlog.testing
 from fastapi import FastAPI
 from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from app import domain
 from app.domain import TerminalAddress, TerminalStatusError, parse_address
@@ -156,7 +158,19 @@ async def test_says_when_to_retry() -> None:
     assert response.headers["retry-after"] == "3"
 
 
-@pytest.mark.parametrize("address", ["", "alice", "sip:" + "a" * 10_000 + "@example.com", "sip:%C3%A4@", "sip:%FF"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "alice",
+        "sip:" + "a" * 10_000 + "@example.com",
+        "sip:%C3%A4@",
+        "sip:%FF",
+        f"{ALICE}%0d%0aX:%20y",
+        "%0A",
+        "%00",
+    ],
+)
 async def test_refuses_an_invalid_address(address: str) -> None:
     """An address that is none is a 400, and nobody is asked."""
     watcher = FakeWatcher()
@@ -210,7 +224,7 @@ async def test_a_wrong_method_is_a_problem(path: str) -> None:
     response = await ask(FakeWatcher(), path, "POST")
     problem = problem_in(response)
     assert (problem["status"], problem["code"]) == (405, "METHOD_NOT_ALLOWED")
-    assert response.headers["allow"] == "GET"
+    assert set(response.headers["allow"].split(", ")) == ({"GET"} if path == ALICE_STATUS else {"GET", "HEAD"})
 
 
 async def test_an_invalid_request_is_a_problem() -> None:
@@ -237,6 +251,55 @@ async def test_readiness_is_whether_the_presence_server_could_be_asked() -> None
     assert (problem["status"], problem["code"], problem["retryable"]) == (503, "NOT_READY", True)
     alive = await ask(FakeWatcher(ready=False), "/healthz")
     assert (alive.status_code, alive.json()) == (200, {"status": "alive"})
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_probes_take_head(path: str) -> None:
+    """A probe may be a HEAD, as it may for the metrics."""
+    assert (await ask(FakeWatcher(), path, "HEAD")).status_code == 200
+
+
+async def test_a_stopping_gateway_is_not_ready() -> None:
+    """Told to stop, the gateway says at once that it wants no more questions, and lives."""
+    stopping = asyncio.Event()
+    async with client_of(create_app(make_service(FakeWatcher()), stopping=stopping)) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        stopping.set()
+        assert problem_in(await client.get("/readyz"))["code"] == "NOT_READY"
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_question_that_the_server_gives_up_is_a_problem() -> None:
+    """A request cancelled by a server that stops is a 503 that may be asked again, not a bare 500."""
+
+    def cancelled(_: TerminalAddress) -> bytes:
+        raise asyncio.CancelledError
+
+    with structlog.testing.capture_logs() as logs:
+        problem = problem_in(await ask(FakeWatcher(cancelled)))
+    assert (problem["status"], problem["code"], problem["retryable"]) == (503, "GATEWAY_STOPPING", True)
+    assert logs == []
+
+
+async def test_a_client_that_leaves_is_no_failure() -> None:
+    """Where the client left while its request was read, nothing is logged and nothing sent."""
+    sent: list[Message] = []
+
+    async def leaves(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ClientDisconnect
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = create_app(make_service(FakeWatcher()))
+    app.mount("/read", leaves)
+    scope = {"type": "http", "method": "POST", "path": "/read/", "headers": [], "query_string": b""}
+    with structlog.testing.capture_logs() as logs:
+        await app(scope, receive, send)
+    assert (logs, sent) == ([], [])
 
 
 async def test_serves_the_openapi_document() -> None:

@@ -45,9 +45,13 @@ class SilentWatcher(FakeWatcher):
 
 @asynccontextmanager
 async def channel_to(
-    service: StatusService, *, stopping: asyncio.Event | None = None, health_poll_s: float = 1
+    service: StatusService,
+    *,
+    stopping: asyncio.Event | None = None,
+    calls: set[asyncio.Task[Any]] | None = None,
+    health_poll_s: float = 1,
 ) -> AsyncIterator[grpc.aio.Channel]:
-    server = create_server(service, stopping=stopping, health_poll_s=health_poll_s)
+    server = create_server(service, stopping=stopping, calls=calls, health_poll_s=health_poll_s)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -227,10 +231,56 @@ async def test_the_callers_deadline_ends_the_call() -> None:
         await watcher.was_given_up.wait()
 
 
-async def test_refuses_an_oversized_request() -> None:
-    """A request over the bound is refused before it is read."""
-    code, _, _ = await failed_get_status(FakeWatcher(), "a" * MAX_REQUEST_BYTES)
-    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+async def test_a_call_given_up_when_stopping_says_so() -> None:
+    """A question that is still open when its time to end is over is UNAVAILABLE, with a reason of its own."""
+    watcher, stopping = SilentWatcher(), asyncio.Event()
+    calls: set[asyncio.Task[Any]] = set()
+    async with (
+        asyncio.timeout(LIMIT_S),
+        channel_to(make_service(watcher), stopping=stopping, calls=calls) as channel,
+    ):
+        failure = asyncio.ensure_future(
+            failure_of(TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE)))
+        )
+        await watcher.was_asked.wait()
+        stopping.set()
+        (call,) = calls
+        call.cancel()
+        code, _, details = await failure
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert details["ErrorInfo"] == ErrorInfo(reason="GATEWAY_STOPPING", domain=ERROR_DOMAIN)
+        await watcher.was_given_up.wait()
+    assert calls == set()
+
+
+async def test_a_client_that_leaves_a_stopping_gateway() -> None:
+    """A caller that cancels while the gateway stops is let go without a word in the log."""
+    watcher, stopping = SilentWatcher(), asyncio.Event()
+    stopping.set()
+    calls: set[asyncio.Task[Any]] = set()
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            channel_to(make_service(watcher), stopping=stopping, calls=calls) as channel,
+        ):
+            call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
+            asking = asyncio.ensure_future(cancellation_of(call))
+            await watcher.was_asked.wait()
+            (handled,) = calls
+            call.cancel()
+            await asking
+            await asyncio.wait({handled})
+    assert logs == []
+
+
+@pytest.mark.parametrize("size", [MAX_REQUEST_BYTES, 10_000_000])
+async def test_refuses_an_oversized_request(size: int) -> None:
+    """A request over the bound is refused before it is read, and the next one on the connection is answered."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        stub = TerminalStatusServiceStub(channel)
+        code, _, _ = await failure_of(stub.GetStatus(pb.GetStatusRequest(address="a" * size)))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.GetStatus(pb.GetStatusRequest(address=ALICE))).status.address == ALICE
 
 
 async def test_refuses_bytes_that_are_no_request() -> None:

@@ -139,8 +139,10 @@ async def call(
     await app(scope, receive or next_chunk, send)
     if not sent:
         return Reply(0, {}, b"")
-    start, body = sent
-    return Reply(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, body["body"])
+    start, *body = sent
+    assert [part.get("more_body", False) for part in body] == [True] * (len(body) - 1) + [False]
+    headers_sent = {k.decode(): v.decode() for k, v in start["headers"]}
+    return Reply(start["status"], headers_sent, b"".join(part["body"] for part in body))
 
 
 def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -> ASGIApp:
@@ -513,7 +515,7 @@ async def test_calls_leave_no_garbage() -> None:
         ({"content_type": "application/json"}, 415, "text/xml"),
         ({"content_type": 'multipart/related; type="application/xop+xml"; boundary=x'}, 415, "MTOM"),
         ({"content_encoding": "gzip"}, 415, "uncompressed"),
-        ({"content_length": "1001"}, 413, "1000"),
+        ({"content_length": "20000001"}, 413, "1000"),
     ],
 )
 async def test_refused_unread(headers: dict[str, str], status: int, word: str) -> None:
@@ -527,8 +529,9 @@ async def test_refused_unread(headers: dict[str, str], status: int, word: str) -
     assert word in reply.reason
 
 
-async def test_large_body_is_not_read_on() -> None:
-    """A body of unknown length is read up to the bound and no further, and the connection is given up."""
+async def test_large_body_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of unknown length is kept up to the bound, dropped up to another, and the connection is given up."""
+    monkeypatch.setattr("soap_compat.server.LINGER_BYTES", 600)
     read = []
 
     async def receive() -> Message:
@@ -536,7 +539,27 @@ async def test_large_body_is_not_read_on() -> None:
         return {"type": "http.request", "body": b" " * 300, "more_body": True}
 
     reply = await call(app_for(max_body_bytes=1000), receive=receive)
-    assert (reply.status, reply.faultcode, reply.headers["connection"], len(read)) == (413, "Client", "close", 4)
+    assert (reply.status, reply.faultcode, reply.headers["connection"], len(read)) == (413, "Client", "close", 4 + 2)
+
+
+async def test_rest_of_a_large_body_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that announces too much and then says nothing does not hold its connection for long."""
+    monkeypatch.setattr("soap_compat.server.LINGER_S", 0.01)
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    assert (await call(app_for(max_body_bytes=1000), receive=receive, content_length="1001")).status == 413
+
+
+async def test_call_that_the_server_gives_up() -> None:
+    """A call cancelled by a server that stops is a fault that says so, and no bare 500."""
+
+    async def cancelled(_: str) -> domain.TerminalStatus:
+        raise asyncio.CancelledError
+
+    reply = await call(app_of(cancelled), GET_STATUS)
+    assert reply.declared[1:] == ("SVC0001", "GATEWAY_STOPPING")
 
 
 async def test_body_in_pieces() -> None:
@@ -691,3 +714,17 @@ def test_large_body_over_tcp(served: str) -> None:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"soap11env:Client" in answer
+
+
+def test_large_body_of_a_client_that_sends_first(served: str) -> None:
+    """A client that sends 10 MB before it reads finds the refusal, not a reset connection."""
+    host, _, port = served.split("/")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            b"POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\n"
+            b"Content-Length: 10000000\r\n\r\n" + b"a" * 10_000_000
+        )
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.count(b"soap11env:Client") == 1
+    assert answer.endswith(b"Envelope>")

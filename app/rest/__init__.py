@@ -7,6 +7,7 @@ Deliberately absent: a documentation page (FastAPI's loads a CDN), redirects for
 (it costs 6 µs in each request, and would listen to the environment), business rules.
 """
 
+import asyncio
 import json
 from typing import Any, Literal, cast
 
@@ -36,8 +37,12 @@ class Readiness(BaseModel):
     status: Literal["ready"]
 
 
-def create_app(service: StatusService) -> FastAPI:
-    """Returns the ASGI app. Routes and mounts may be added to it; what fails under them is answered as a problem."""
+def create_app(service: StatusService, *, stopping: asyncio.Event | None = None) -> FastAPI:
+    """Returns the ASGI app. Routes and mounts may be added to it; what fails under them is answered as a problem.
+
+    Once `stopping` is set the gateway is not ready.
+    """
+    stopping = stopping or asyncio.Event()
     app = _App(
         title="Terminal status gateway",
         version=API_VERSION,
@@ -65,6 +70,7 @@ def create_app(service: StatusService) -> FastAPI:
         response_description="The process answers.",
         responses=documented(),
     )
+    @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)  # this one serves, HEAD too
     async def healthz() -> Liveness:
         return Liveness(status="alive")
 
@@ -77,9 +83,10 @@ def create_app(service: StatusService) -> FastAPI:
         response_model=Readiness,
         responses=documented(_NOT_READY),
     )
+    @app.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
     async def readyz() -> Response:
         ready = JSONResponse({"status": "ready"}, headers=NO_STORE)
-        return ready if service.ready else answer(_NOT_READY)
+        return ready if service.ready and not stopping.is_set() else answer(_NOT_READY)
 
     return app
 

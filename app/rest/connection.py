@@ -1,5 +1,7 @@
 """One HTTP connection, bounded where uvicorn leaves it open: the size of a request's head, and the time it may take.
 
+An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows.
+
 Bodies are the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
 """
 
@@ -46,6 +48,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_head = False
         self._stop_clock()
         super().on_headers_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Two warnings a request, which any stranger may send, with advice to install what is left out on purpose."""
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:

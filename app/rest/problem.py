@@ -3,11 +3,13 @@
 Invariants: every failure of every path under the app is `application/problem+json` of one shape. `STATUSES` is total
 over the domain errors. `type` and `title` follow from `code`, which is the domain error's; a client may switch on any.
 An unexpected exception is logged under a reference, the client gets the reference, and never a traceback. Mounted apps
-(SOAP) speak their own faults; only what they let through ends here.
+(SOAP) speak their own faults; only what they let through ends here. A request still waiting when the server has
+waited long enough for it to stop is cancelled by the server, and answered 503. A client that left is no failure.
 
 Deliberately absent: business rules, and pages behind the `type` URNs (the OpenAPI document shows an example of each).
 """
 
+import asyncio
 import math
 import uuid
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import domain
@@ -85,6 +88,9 @@ def internal_error(reference: str) -> Problem:
     """The problem that an unexpected exception is; the log has the exception under `reference`."""
     detail = f"The gateway failed; its log has the reason under reference {reference}."
     return problem(500, "INTERNAL_ERROR", detail, details={"reference": reference})
+
+
+STOPPING = problem(503, "GATEWAY_STOPPING", "The gateway is stopping; ask again, or another one.", retryable=True)
 
 
 def answer(what: Problem, *, retry_after_s: float | None = None, headers: Mapping[str, str] | None = None) -> Response:
@@ -159,6 +165,12 @@ class _UnexpectedErrors:
 
         try:
             await self._app(scope, receive, watch)
+        except ClientDisconnect:
+            return
+        except asyncio.CancelledError:  # the server does so at the end of its patience, and never else
+            if started or scope["type"] != "http":
+                raise
+            await answer(STOPPING, headers={"connection": "close"})(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise  # too late to answer: the server ends the connection

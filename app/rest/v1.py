@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AwareDatetime, BaseModel, Field
+from starlette.convertors import Convertor, register_url_convertor
 
 from app import domain
 from app.rest.problem import NO_STORE, documented, internal_error, problem_of
@@ -35,6 +36,21 @@ class TerminalStatus(BaseModel):
     source: domain.Source = Field(
         description="Where the status came from. `FETCH`: the presence server was asked for this very answer."
     )
+
+
+class _AnyText(Convertor[str]):
+    """As Starlette's `path`, but line ends too: a domain rule refuses them, not a 404."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())
 
 
 def add_routes(router: APIRouter, service: StatusService) -> None:
@@ -62,7 +78,7 @@ def add_routes(router: APIRouter, service: StatusService) -> None:
         return Response(body.model_dump_json(), headers=NO_STORE, media_type="application/json")
 
     router.add_api_route(
-        "/v1/terminals/{address:path}/status",
+        "/v1/terminals/{address:any_text}/status",
         get_terminal_status,
         methods=["GET"],
         operation_id="getTerminalStatus",
