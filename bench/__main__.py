@@ -71,10 +71,10 @@ ROWS = (
         for face in FACES
         for figure in ("cpu_per_fetch", "added_median", "added_p99", "fetches_per_second")
     ),
-    "start.demo",
-    "start.worker_replaced",
     "floor.cpu_per_call",
     "floor.median",
+    "start.demo",
+    "start.worker_replaced",
     "burst.answered",
     "burst.seconds",
     "burst.memory",
