@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="first letters of rows, such as grpc or rest.cpu; all")
     parser.add_argument("--rounds", type=_positive, default=3, help="default 3")
-    parser.add_argument("--count", type=_positive, default=3000, help="fetches of a loaded part; default 3000")
+    parser.add_argument("--count", type=_positive, default=5000, help="fetches of a loaded part; default 5000")
     parser.add_argument("--single", type=_positive, default=400, help="fetches one by one; default 400")
     parser.add_argument("--concurrency", type=_positive, default=32, help="fetches in flight; default 32")
     parser.add_argument("--burst", type=_positive, default=BURST, help=f"questions at once; default {BURST}")

@@ -37,6 +37,8 @@ void pj_log_set_level(int level);
 void *pjsip_ua_instance(void);
 void *pjsua_get_pjsip_endpt(void);
 void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
+void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);
+unsigned pjsip_tsx_layer_get_tsx_count(void);
 int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
 void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
 void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
@@ -60,6 +62,10 @@ _NO_EVENT_ID = 1
 _TERMINATED = 5
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _LIMIT_S = 60
+_KEPT_MS = (100, 1000)
+"""How long a SUBSCRIBE's and a NOTIFY's transaction is kept after its answer. By PJSIP's own 5 s and 32 s the bare loop
+would end before it has put away a single fetch."""
+
 _OPEN = "<basic>open</basic>"
 
 
@@ -108,6 +114,17 @@ class BareLoop:
             if time.monotonic() > limit_s:
                 _give_up(f"{count - len(took_s)} of {count} fetches had no answer after {_LIMIT_S} s")
         return took_s
+
+    def let_go(self) -> None:
+        """Waits until PJSIP has given up the last transaction, and with it the last dialog, of the fetches so far.
+
+        What a fetch costs to put away is part of what it costs; a gateway that goes on pays it meanwhile.
+        """
+        lib, limit_s = self._lib, time.monotonic() + _LIMIT_S
+        while lib.pjsip_tsx_layer_get_tsx_count():
+            lib.pjsip_endpt_handle_events2(self._endpt, self._wait, self._ffi.NULL)
+            if time.monotonic() > limit_s:
+                _give_up(f"PJSIP still held transactions after {_LIMIT_S} s")
 
     def _fetch(self, number: int) -> None:
         ffi, lib, out = self._ffi, self._lib, self._out
@@ -167,6 +184,7 @@ class BareLoop:
         config.medConfig.hasIoqueue = False
         config.logConfig.level = config.logConfig.consoleLevel = 0
         endpoint.libInit(config)
+        self._lib.pjsip_tsx_set_timers(500, 4000, *_KEPT_MS)
         transport = pjsua2.TransportConfig()
         transport.boundAddress = "127.0.0.1"
         buffer = pjsua2.SockOpt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
@@ -208,14 +226,13 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=400, help="fetches one after the other")
     arguments = parser.parse_args()
     loop = BareLoop(arguments.port)
-    loop.run(max(arguments.count // 5, 1), arguments.concurrency)
+    loop.run(max(arguments.count // 2, 1), arguments.concurrency)
+    loop.let_go()
     cpu_s, started_s = time.process_time(), time.perf_counter()
     loop.run(arguments.count, arguments.concurrency)
-    loaded = {
-        "count": arguments.count,
-        "seconds": time.perf_counter() - started_s,
-        "cpu_seconds": time.process_time() - cpu_s,
-    }
+    seconds = time.perf_counter() - started_s
+    loop.let_go()
+    loaded = {"count": arguments.count, "seconds": seconds, "cpu_seconds": time.process_time() - cpu_s}
     print(json.dumps({**loaded, "single_s": loop.run(arguments.single, 1)}), flush=True)
     os._exit(0)
 
