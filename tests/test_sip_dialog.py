@@ -1,0 +1,1071 @@
+"""The life of a standing subscription: each row of RFC 6665 by name, and what holds whatever the server does.
+
+`LIFE_CYCLE` lists the rows for the README. A `Play` is one usage with its driver's part and clock played by the test.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import domain
+from app.sip import subscription as life
+from app.sip.dialog import (
+    BAD_ADDRESS,
+    Accepted,
+    Action,
+    Arm,
+    Authenticate,
+    Ended,
+    Event,
+    Forget,
+    Liveness,
+    NotifyReceived,
+    Observe,
+    RefreshWanted,
+    Refused,
+    State,
+    Subscribe,
+    Tell,
+    TimerFired,
+    TransportLost,
+    Unsubscribe,
+    Unwanted,
+    Wanted,
+)
+from app.sip.message import Final, Notify
+from app.sip.subscription import Usage
+
+LIFE_CYCLE = {
+    "the first SUBSCRIBE": "test_start",
+    "2xx, then NOTIFY active": "test_established",
+    "202 Accepted": "test_accepted_202",
+    "2xx with a shorter Expires": "test_shorter_expires",
+    "2xx without Expires, or with a longer one than asked": "test_expires_beyond_what_was_asked",
+    "NOTIFY before the 2xx": "test_notify_before_2xx",
+    "NOTIFY and never a 2xx": "test_notify_and_never_a_2xx",
+    "NOTIFY with expires": "test_notify_expires_is_authoritative",
+    "no NOTIFY after the 2xx (Timer N)": "test_no_notify_after_2xx",
+    "no answer at all": "test_no_answer",
+    "Subscription-State: pending": "test_pending",
+    "terminated, deactivated or timeout": "test_terminated_comes_back_at_once",
+    "deactivated again and again": "test_terminated_again_and_again",
+    "terminated, probation or giveup": "test_terminated_for_a_while",
+    "terminated, rejected": "test_terminated_rejected",
+    "terminated, noresource": "test_terminated_noresource",
+    "terminated, invariant": "test_terminated_invariant",
+    "terminated, invariant of nothing": "test_terminated_invariant_of_nothing",
+    "terminated, no or an unknown reason": "test_terminated_unknown_reason",
+    "terminated with or without a body": "test_terminated_body",
+    "401, 407 with credentials": "test_challenge_is_answered_once",
+    "401, 407 without credentials": "test_challenge_without_credentials",
+    "423 with Min-Expires": "test_interval_too_brief",
+    "423 with no Min-Expires to follow": "test_interval_too_brief_beyond_bound",
+    "481 on a refresh": "test_refresh_481",
+    "404, 405, 410, 416, 480, 482-485, 489, 501, 604 on a refresh": "test_refresh_ends_the_subscription",
+    "any other failure of a refresh": "test_refresh_failure_keeps_the_subscription",
+    "403, 603, 401, 4xx of misconfiguration on a refresh": "test_refresh_refusal_keeps_the_subscription",
+    "a refresh whose dialog the stack has dropped": "test_refresh_failure_with_the_dialog_gone",
+    "a refresh": "test_refresh",
+    "403, 603, 404, 604, 489, 405, 406, 415, 420": "test_long_stop",
+    "408, 480, 5xx, transport failure": "test_back_off",
+    "Retry-After": "test_retry_after",
+    "success after failures": "test_back_off_begins_anew",
+    "an address that PJSIP refuses": "test_bad_address_ends",
+    "transport lost with a request in flight": "test_transport_lost_in_flight",
+    "transport lost under a subscription": "test_transport_lost_while_active",
+    "expires=0 in the 2xx or the NOTIFY": "test_expires_zero",
+    "NOTIFY or answer for a dead dialog, forks": "test_dead_dialog_is_ignored",
+    "nobody wants it any more": "test_stop",
+    "nobody wants it, before there is a dialog": "test_stop_without_dialog",
+    "the unsubscribe is refused or not answered": "test_stop_without_help_of_the_server",
+    "the unsubscribe when the pace is used up": "test_stop_when_the_pace_is_used_up",
+    "wanted again while unsubscribing": "test_wanted_again_while_ending",
+    "NOTIFY while a refresh is failing": "test_notify_does_not_put_off_a_retry",
+    "a timer that fires early": "test_timer_that_fires_early",
+    "401, 407 when the pace is used up": "test_challenge_is_answered_as_the_pace_allows",
+    "a refresh forced by hand": "test_refresh_by_hand",
+    "a fresh dialog forced by hand": "test_fresh_dialog_by_hand",
+}
+"""Each row of the life cycle, and its test here."""
+
+HOUR = 3600
+A = TypeVar("A", bound=Action)
+
+
+def notify(state: str = "active", reason: str = "", retry_after_s: int = -1, body: bytes = b"") -> Notify:
+    return Notify(state, reason, retry_after_s, "application/pidf+xml", "", len(body), body)
+
+
+class Play:
+    """One usage. Time advances only by `run`, which fires the armed timer at its time."""
+
+    def __init__(self, *, observed: bool = False, expires_s: int = HOUR, jitter: float = 0.5) -> None:
+        self.usage = Usage(expires_s=expires_s, observed=observed)
+        self.now_s, self.jitter = 1000.0, jitter
+        self.armed_s: float | None = None
+        self.sent_s: list[float] = []
+        self.held: int | None = None
+        self.liveness: Liveness | None = None
+        self.ended: Ended | None = None
+        self.unsubscribed = False
+        self.last: list[Action] = []
+
+    @property
+    def state(self) -> State:
+        return self.usage.state
+
+    def tell(self, event: Event) -> list[Action]:
+        """Hands one event over, and checks what holds of any answer."""
+        ended = self.ended
+        self.last = self.usage.handle(event, self.now_s, self.jitter)
+        assert not (ended and self.last), "nothing follows Ended"
+        for action in self.last:
+            self._carry_out(action)
+        return self.last
+
+    def _carry_out(self, action: Action) -> None:
+        assert self.ended is None, "Ended is the last action"
+        match action:
+            case Arm():
+                assert action.at_s >= self.now_s
+                self.armed_s = action.at_s
+            case Subscribe(fresh=True):
+                assert self.held is None, "the old dialog is forgotten before there is a new one"
+                self.held = action.generation
+                self.sent_s.append(self.now_s)
+            case Subscribe() | Authenticate() | Unsubscribe():
+                assert action.generation == self.held
+                self.unsubscribed |= isinstance(action, Unsubscribe)
+                self.sent_s.append(self.now_s)
+            case Forget():
+                assert action.generation == self.held
+                self.held = None
+            case Tell():
+                self.liveness = action.liveness
+            case Ended():
+                assert self.held is None, "a dialog is forgotten before the end"
+                self.ended, self.armed_s = action, None
+            case Observe():
+                pass
+
+    def run(self, for_s: float) -> list[Action]:
+        """Lets time pass, and gives what the timers led to."""
+        until_s, actions = self.now_s + for_s, list[Action]()
+        while self.armed_s is not None and self.armed_s <= until_s:
+            self.now_s, self.armed_s = self.armed_s, None
+            actions += self.tell(TimerFired())
+        self.now_s = until_s
+        return actions
+
+    def accept(self, expires_s: int = -1, code: int = 200) -> list[Action]:
+        return self.tell(Accepted(generation=self.usage.generation, code=code, expires_s=expires_s))
+
+    def refuse(self, code: int, *, retry_after_s: int = -1, min_expires_s: int = -1, **more: bool) -> list[Action]:
+        final = Final(code, "Phrase", retry_after_s, min_expires_s, local=more.pop("local", False))
+        return self.tell(Refused(generation=self.usage.generation, final=final, **more))
+
+    def notify(
+        self,
+        state: str = "active",
+        reason: str = "",
+        *,
+        expires_s: int = -1,
+        retry_after_s: int = -1,
+        body: bytes = b"",
+    ) -> list[Action]:
+        what = notify(state, reason, retry_after_s, body)
+        return self.tell(NotifyReceived(generation=self.usage.generation, notify=what, expires_s=expires_s))
+
+    def wait_s(self) -> float:
+        """How long until the next step."""
+        at_s = self.usage.snapshot().next_at_s
+        assert at_s is not None
+        return at_s - self.now_s
+
+
+def active(expires_s: int = HOUR, **more: float) -> Play:
+    """A usage with an active subscription of so many seconds, fresh."""
+    play = Play(**more)  # type: ignore[arg-type]  # its own arguments
+    play.tell(Wanted())
+    play.accept(expires_s)
+    play.notify()
+    assert (play.state, play.liveness) == (State.ACTIVE, Liveness.LIVE)
+    return play
+
+
+def refreshing(expires_s: int = HOUR, **more: float) -> Play:
+    """A usage whose first refresh is in flight."""
+    play = active(expires_s, **more)
+    play.run(play.wait_s())
+    assert play.state is State.REFRESHING
+    return play
+
+
+def of(kind: type[A], actions: Iterable[Action]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def told(actions: Iterable[Action]) -> list[tuple[Liveness, str]]:
+    return [(action.liveness, action.reason) for action in of(Tell, actions)]
+
+
+def test_life_cycle_is_tested() -> None:
+    """Each row names a test of this module, which says in one sentence what follows."""
+    module = sys.modules[__name__]
+    for name in LIFE_CYCLE.values():
+        assert getattr(module, name).__doc__, name
+    assert len(set(LIFE_CYCLE.values())) == len(LIFE_CYCLE)
+
+
+def test_start() -> None:
+    """A fresh SUBSCRIBE leaves at once, nothing is known yet, and the wait for its answer is bounded."""
+    play = Play()
+    assert play.tell(Wanted()) == [
+        Subscribe(generation=1, fresh=True, expires_s=HOUR, attempt=0),
+        Tell(liveness=Liveness.UNKNOWN, reason="subscribing", error=None),
+        Arm(at_s=1000 + life.TRANSACTION_S),
+    ]
+    assert play.state is State.INITIAL
+    assert play.tell(Wanted()) == []
+
+
+def test_established() -> None:
+    """The NOTIFY is an observation and makes it LIVE; the refresh is armed before the expiry."""
+    play = Play(jitter=0)
+    play.tell(Wanted())
+    assert play.accept(600) == [Arm(at_s=1000 + life.TIMER_N_S)]
+    assert play.state is State.ACCEPTED
+    actions = play.notify(body=b"<presence/>")
+    assert [type(action) for action in actions] == [Observe, Tell, Arm]
+    assert told(actions) == [(Liveness.LIVE, "")]
+    assert play.armed_s == 1570
+    assert play.usage.snapshot().expires_at_s == 1600
+    assert play.notify(body=b"again") == [Observe(notify=notify(body=b"again"))]
+
+
+def test_accepted_202() -> None:
+    """202 is a 2xx as any other (RFC 6665 section 8.3.1): only the NOTIFY says more."""
+    play = Play()
+    play.tell(Wanted())
+    play.accept(600, code=202)
+    assert (play.state, play.usage.snapshot().code) == (State.ACCEPTED, 202)
+    play.notify()
+    assert play.liveness is Liveness.LIVE
+
+
+def test_shorter_expires() -> None:
+    """The granted duration counts, and the next SUBSCRIBE asks for the full one again."""
+    play = active(60, jitter=0.0)
+    assert play.wait_s() == 30
+    assert of(Subscribe, play.run(30)) == [Subscribe(generation=1, fresh=False, expires_s=HOUR, attempt=0)]
+
+
+@pytest.mark.parametrize("expires_s", [-1, 10**6])
+def test_expires_beyond_what_was_asked(expires_s: int) -> None:
+    """A server may shorten the duration and not lengthen it; without Expires it is what was asked."""
+    assert active(expires_s).usage.snapshot().expires_at_s == 1000 + HOUR
+
+
+def test_notify_before_2xx() -> None:
+    """The NOTIFY counts at once, and the 2xx that follows sets the expiry."""
+    play = Play(jitter=0)
+    play.tell(Wanted())
+    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    assert play.state is State.ACTIVE
+    play.accept(600)
+    assert (play.state, play.armed_s) == (State.ACTIVE, 1570)
+
+
+def test_notify_and_never_a_2xx() -> None:
+    """The duration is taken to be what was asked, and refreshes are tried; it is LIVE no longer than that."""
+    play = Play()
+    play.tell(Wanted())
+    play.notify()
+    play.run(HOUR - 1)
+    assert (play.liveness, play.usage.generation) == (Liveness.LIVE, 1)
+    assert (Liveness.STALE, "no answer") in told(play.run(1))
+
+
+def test_notify_expires_is_authoritative() -> None:
+    """What a NOTIFY says of the duration replaces the 2xx's (section 4.1.3), in either order."""
+    early, late = Play(jitter=0), active(600, jitter=0.0)
+    early.tell(Wanted())
+    early.notify(expires_s=100)
+    early.accept(600)
+    late.notify(expires_s=100)
+    assert early.armed_s == late.armed_s == 1070
+
+
+def test_no_notify_after_2xx() -> None:
+    """A subscription that gets no NOTIFY within Timer N has failed, and is tried again with another dialog."""
+    play = Play(observed=True)
+    play.tell(Wanted())
+    play.accept()
+    assert play.run(life.TIMER_N_S - 0.1) == []
+    actions = play.run(0.1)
+    assert (actions[0], told(actions)) == (Forget(generation=1), [(Liveness.STALE, "no NOTIFY")])
+    assert isinstance(of(Tell, actions)[0].error, domain.FetchTimedOut)
+    assert of(Subscribe, play.run(2)) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+
+
+def test_no_answer() -> None:
+    """A driver that never tells the end of a request does not hold the machine."""
+    play = Play()
+    play.tell(Wanted())
+    assert told(play.run(life.TRANSACTION_S)) == [(Liveness.UNKNOWN, "no answer")]
+    assert play.state is State.WAITING
+
+
+def test_pending() -> None:
+    """Pending keeps the dialog and is refreshed, and tells nothing about the terminal until it is active."""
+    play = Play(jitter=0)
+    play.tell(Wanted())
+    play.accept(600)
+    actions = play.notify("pending", body=b"neutral")
+    assert not of(Observe, actions)
+    assert told(actions) == [(Liveness.UNKNOWN, "pending")]
+    assert isinstance(of(Tell, actions)[0].error, domain.WatcherRefused)
+    assert of(Subscribe, play.run(570))[0].fresh is False
+    assert not of(Tell, play.accept(600))
+    assert play.state is State.PENDING
+    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    assert told(play.notify("pending")) == [(Liveness.STALE, "pending")]
+
+
+@pytest.mark.parametrize("reason", ["deactivated", "timeout"])
+def test_terminated_comes_back_at_once(reason: str) -> None:
+    """A fresh SUBSCRIBE leaves in the same moment, whatever retry-after says; it is STALE until its NOTIFY."""
+    play = active()
+    play.run(60)
+    actions = play.notify("terminated", reason, retry_after_s=900)
+    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+    assert told(actions) == [(Liveness.STALE, reason)]
+
+
+def test_terminated_again_and_again() -> None:
+    """Only the first of a row is followed at once; a server that deactivates each subscription meets the back-off."""
+    play = active()
+    waits = []
+    for _ in range(12):
+        play.notify("terminated", "deactivated")
+        waits.append(play.wait_s() if play.state is State.WAITING else 0)
+        play.run(waits[-1])
+        play.accept()
+        play.notify()
+    assert waits == [0.0, 1.5, 3.0, 6.0, 12.0, 24.0, 45.0, 45.0, 45.0, 45.0, 45.0, 45.0]
+
+
+@pytest.mark.parametrize("reason", ["probation", "giveup"])
+def test_terminated_for_a_while(reason: str) -> None:
+    """It is tried again after retry-after, bounded, or after the back-off where there is none."""
+    waits = []
+    for retry_after_s in (-1, 0, 100, 10**9):
+        play = active(jitter=0.0)
+        assert told(play.notify("terminated", reason, retry_after_s=retry_after_s)) == [(Liveness.STALE, reason)]
+        waits.append(play.wait_s())
+    assert waits == [1, 1, 100, life.MAX_RETRY_AFTER_S]
+
+
+def test_terminated_rejected() -> None:
+    """Rejected is a long stop, and retry-after has no meaning for it."""
+    play = active(jitter=0.0)
+    actions = play.notify("terminated", "rejected", retry_after_s=1, body=b"no observation")
+    assert not of(Observe, actions)
+    assert isinstance(of(Tell, actions)[0].error, domain.WatcherRefused)
+    assert play.wait_s() == life.LONG_STOP_S
+
+
+def test_terminated_noresource() -> None:
+    """Noresource is a stated end: section 4.1.3 says not to subscribe again."""
+    play = active()
+    actions = play.notify("terminated", "noresource")
+    assert actions[0] == Forget(generation=1)
+    assert play.ended
+    assert isinstance(play.ended.error, domain.TerminalUnknown)
+    assert play.state is State.TERMINATED
+
+
+def test_terminated_invariant() -> None:
+    """Invariant is a stated end without an error: the last observation holds without a subscription."""
+    play = active()
+    actions = play.notify("terminated", "invariant", body=b"<presence/>")
+    assert [type(action) for action in actions] == [Observe, Forget, Ended]
+    assert play.ended == Ended(reason="invariant", error=None)
+
+
+def test_terminated_invariant_of_nothing() -> None:
+    """An invariant state that nobody was told is asked for again."""
+    play = Play(observed=True)
+    play.tell(Wanted())
+    play.accept()
+    play.notify("terminated", "invariant")
+    assert play.ended is None
+    assert play.usage.generation == 2
+
+
+@pytest.mark.parametrize("reason", ["", "whim"])
+def test_terminated_unknown_reason(reason: str) -> None:
+    """It is tried again at once, or after retry-after where there is one."""
+    at_once, later = active(), active(jitter=0.0)
+    assert told(at_once.notify("terminated", reason)) == [(Liveness.STALE, reason or "terminated")]
+    later.notify("terminated", reason, retry_after_s=20)
+    assert (at_once.usage.generation, later.usage.generation, later.wait_s()) == (2, 1, 20)
+
+
+def test_terminated_body() -> None:
+    """A last NOTIFY's body is an observation, and its absence is none: it invents no change."""
+    assert of(Observe, active().notify("terminated", "timeout", body=b"<presence/>"))
+    assert not of(Observe, active().notify("terminated", "timeout"))
+
+
+@pytest.mark.parametrize("code", [401, 407])
+def test_challenge_is_answered_once(code: int) -> None:
+    """The machine asks for digest once; a second challenge is a long stop."""
+    play = Play(jitter=0)
+    play.tell(Wanted())
+    actions = play.refuse(code, can_authenticate=True)
+    assert actions == [Authenticate(generation=1, expires_s=HOUR)]
+    actions = play.refuse(code, can_authenticate=True)
+    assert isinstance(of(Tell, actions)[0].error, domain.WatcherUnauthenticated)
+    assert play.wait_s() == life.LONG_STOP_S
+    refresh = refreshing()
+    assert of(Authenticate, refresh.refuse(code, can_authenticate=True))
+    refresh.accept()
+    assert (refresh.state, refresh.liveness) == (State.ACTIVE, Liveness.LIVE)
+
+
+def test_challenge_is_answered_as_the_pace_allows() -> None:
+    """A digest retry counts as a SUBSCRIBE; where it has to wait, a NOTIFY meanwhile does not make it forgotten."""
+    play = active()
+    for _ in range(life.BURST - 1):
+        play.accept()
+        play.tell(RefreshWanted())
+    assert not of(Authenticate, play.refuse(401, can_authenticate=True))
+    play.notify(expires_s=600)
+    assert of(Authenticate, play.run(life.GAP_S))
+
+
+def test_challenge_without_credentials() -> None:
+    """Without credentials the first challenge is a long stop."""
+    play = Play(jitter=0)
+    play.tell(Wanted())
+    play.refuse(401)
+    assert play.wait_s() == life.LONG_STOP_S
+
+
+def test_interval_too_brief() -> None:
+    """Min-Expires is followed at once and remembered; a server that raises it each time meets the back-off."""
+    play = Play(expires_s=60)
+    play.tell(Wanted())
+    assert of(Subscribe, play.refuse(423, min_expires_s=120))[0].expires_s == 120
+    play.refuse(423, min_expires_s=121)
+    assert play.wait_s() > 1
+    assert of(Subscribe, play.run(2))[0].expires_s == 121
+    play.accept(121)
+    play.notify()
+    assert of(Subscribe, play.run(play.wait_s()))[0].expires_s == 121
+
+
+@pytest.mark.parametrize("min_expires_s", [-1, 0, 60, HOUR, life.LONGEST_EXPIRES_S + 1])
+def test_interval_too_brief_beyond_bound(min_expires_s: int) -> None:
+    """A Min-Expires that is absent, no longer than what was asked, or absurd is a long stop."""
+    play = Play(jitter=0)
+    play.tell(Wanted())
+    play.refuse(423, min_expires_s=min_expires_s)
+    assert play.wait_s() == life.LONG_STOP_S
+
+
+def test_refresh_481() -> None:
+    """The server has lost the subscription: a fresh one leaves at once, and the next such failure waits."""
+    play = refreshing()
+    actions = play.refuse(481)
+    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+    assert told(actions) == [(Liveness.STALE, "481 Phrase")]
+    assert not of(Subscribe, play.refuse(481))
+
+
+@pytest.mark.parametrize("code", [404, 405, 410, 416, 480, 482, 483, 484, 485, 489, 501, 604])
+def test_refresh_ends_the_subscription(code: int) -> None:
+    """These codes end the subscription itself (section 4.1.2.2): it is STALE at once."""
+    play = refreshing()
+    assert told(play.refuse(code)) == [(Liveness.STALE, f"{code} Phrase")]
+    assert (play.state, play.held) == (State.WAITING, None)
+
+
+@pytest.mark.parametrize(("code", "local"), [(500, False), (503, False), (408, False), (408, True), (503, True)])
+def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
+    """It stays LIVE, is tried again in the dialog, and is STALE with the reason from its own expiry on."""
+    play = refreshing(60)
+    assert not of(Tell, play.refuse(code, local=local))
+    assert (play.state, play.usage.snapshot().code) == (State.ACTIVE, code)
+    again = of(Subscribe, play.run(2))
+    assert [action.fresh for action in again] == [False]
+    play.refuse(code, local=local)
+    while play.now_s < 1059:
+        play.run(min(1, 1059.5 - play.now_s))
+        if play.state is State.REFRESHING:
+            play.refuse(code, local=local)
+        assert play.liveness is Liveness.LIVE
+    actions = play.run(1060 - play.now_s)
+    assert told(actions) == [(Liveness.STALE, "Phrase" if local else f"{code} Phrase")]
+
+
+def test_notify_does_not_put_off_a_retry() -> None:
+    """While a refresh is failing, a NOTIFY with expires moves the expiry and not the next try."""
+    play = refreshing(60)
+    play.refuse(503)
+    play.notify(expires_s=1000)
+    assert play.wait_s() == 0.75
+    assert play.usage.snapshot().expires_at_s == play.now_s + 1000
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 406, 407, 415, 420, 603])
+def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
+    """What was granted is used to its end; then the long stop that began with the refusal is waited out."""
+    play = refreshing(60, jitter=0.0)
+    refused_at_s = play.now_s
+    assert not of(Tell, play.refuse(code))
+    assert told(play.run(60)) == [(Liveness.STALE, f"{code} Phrase")]
+    assert len(play.sent_s) == 2
+    assert play.armed_s == refused_at_s + life.LONG_STOP_S
+
+
+def test_refresh_failure_with_the_dialog_gone() -> None:
+    """Where the stack has dropped the dialog no NOTIFY would reach us: STALE at once, with or without a request."""
+    answered, idle = refreshing(), active()
+    assert told(answered.refuse(503, dialog_gone=True)) == [(Liveness.STALE, "503 Phrase")]
+    assert told(idle.refuse(503, local=True, dialog_gone=True)) == [(Liveness.STALE, "Phrase")]
+    assert idle.run(1.5)[0] == Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)
+
+
+def test_refresh() -> None:
+    """A refresh that is answered 2xx says nothing new, needs no NOTIFY, and sets the next one."""
+    play = refreshing(600, jitter=0.0)
+    assert play.now_s == 1570
+    assert play.accept(300) == [Arm(at_s=1570 + 270)]
+    assert (play.state, play.liveness) == (State.ACTIVE, Liveness.LIVE)
+    assert play.run(269) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (403, domain.WatcherRefused),
+        (603, domain.WatcherRefused),
+        (404, domain.TerminalUnknown),
+        (604, domain.TerminalUnknown),
+        *((code, domain.PresenceMisconfigured) for code in (489, 405, 406, 415, 420)),
+    ],
+)
+def test_long_stop(code: int, error: type[domain.TerminalStatusError]) -> None:
+    """A refusal is asked again once an hour, with or without Retry-After."""
+    play = Play(jitter=0.99)
+    play.tell(Wanted())
+    actions = play.refuse(code, retry_after_s=1)
+    assert told(actions) == [(Liveness.UNKNOWN, f"{code} Phrase")]
+    assert type(of(Tell, actions)[0].error) is error
+    assert HOUR <= play.wait_s() <= HOUR * 1.1
+    assert len(of(Subscribe, play.run(play.wait_s()))) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "local"),
+    [(408, False), (480, False), (500, False), (503, False), (504, False), (302, False), (503, True), (408, True)],
+)
+def test_back_off(code: int, local: bool) -> None:
+    """The wait doubles, with jitter, to its bound; each try says how many have failed, for the choice of a route."""
+    play = Play()
+    play.tell(Wanted())
+    waits = []
+    for failed in range(1, 10):
+        play.refuse(code, local=local)
+        waits.append(play.wait_s())
+        assert of(Subscribe, play.run(waits[-1]))[0].attempt == failed
+    assert waits == [0.75, 1.5, 3, 6, 12, 24, 45, 45, 45]
+
+
+def test_retry_after() -> None:
+    """Retry-After is waited out, up to a bound, and never shortens the back-off."""
+    waits = []
+    for retry_after_s in (0, 7, 10**9):
+        play = Play(jitter=0)
+        play.tell(Wanted())
+        play.refuse(503, retry_after_s=retry_after_s)
+        waits.append(play.wait_s())
+    assert waits == [1, 7, life.MAX_RETRY_AFTER_S]
+
+
+def test_back_off_begins_anew() -> None:
+    """A subscription that has held for a while clears the failures before it; one that fell at once does not."""
+    for held_s, attempt in ((1, 6), (life.STEADY_S, 1)):
+        play = Play()
+        play.tell(Wanted())
+        for _ in range(5):
+            play.refuse(503)
+            play.run(play.wait_s())
+        play.accept()
+        play.notify()
+        play.run(held_s)
+        play.notify("terminated", "deactivated")
+        assert of(Subscribe, [*play.last, *play.run(life.MAX_BACKOFF_S)])[0].attempt == attempt
+
+
+def test_bad_address_ends() -> None:
+    """An address that the stack cannot take is a stated end."""
+    play = Play()
+    play.tell(Wanted())
+    play.refuse(BAD_ADDRESS, local=True)
+    assert play.ended
+    assert isinstance(play.ended.error, domain.InvalidAddress)
+
+
+def test_transport_lost_in_flight() -> None:
+    """What was in flight has failed, and is tried again by the back-off."""
+    first, refresh = Play(), refreshing(600)
+    first.tell(Wanted())
+    assert told(first.tell(TransportLost())) == [(Liveness.UNKNOWN, "transport lost")]
+    assert first.wait_s() == 0.75
+    assert not of(Tell, refresh.tell(TransportLost()))
+    assert (refresh.state, refresh.wait_s()) == (State.ACTIVE, 0.75)
+    refresh.tell(TransportLost())
+    assert refresh.wait_s() == 0.75, "once is enough"
+
+
+def test_transport_lost_while_active() -> None:
+    """The subscription holds, and a refresh within a second finds out whether the server still has it."""
+    play = active(jitter=0.25)
+    assert play.tell(TransportLost()) == [Arm(at_s=1000.25)]
+    assert of(Subscribe, play.run(1))[0].fresh is False
+    assert play.liveness is Liveness.LIVE
+
+
+@pytest.mark.parametrize("where", ["2xx", "NOTIFY", "both"])
+def test_expires_zero(where: str) -> None:
+    """Each NOTIFY is an observation and none makes it LIVE; the tries grow rare."""
+    play = Play()
+    play.tell(Wanted())
+    observed = 0
+    while play.now_s < 1000 + HOUR:
+        if play.state is State.INITIAL:
+            play.accept(0 if where != "NOTIFY" else HOUR)
+            observed += len(of(Observe, play.notify(expires_s=0 if where != "2xx" else -1)))
+            assert play.liveness is Liveness.STALE
+        else:
+            play.run(1)
+    assert 70 <= observed <= len(play.sent_s) <= 100
+
+
+def test_dead_dialog_is_ignored() -> None:
+    """Events of another generation than the dialog in use change nothing."""
+    play = active()
+    play.run(60)
+    play.notify("terminated", "deactivated")
+    before = play.usage.snapshot()
+    for generation in (0, 1, 3):
+        assert play.tell(NotifyReceived(generation=generation, notify=notify(body=b"old"))) == []
+        assert play.tell(Accepted(generation=generation)) == []
+        assert play.tell(Refused(generation=generation, final=Final(403, ""), dialog_gone=True)) == []
+    assert play.usage.snapshot() == before
+
+
+@pytest.mark.parametrize("state", [State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING])
+def test_stop(state: State) -> None:
+    """SUBSCRIBE with `Expires: 0` leaves in the dialog; the last NOTIFY ends it and is no observation."""
+    play = Play()
+    play.tell(Wanted())
+    play.accept(600)
+    if state is not State.ACCEPTED:
+        play.notify("pending" if state is State.PENDING else "active")
+    if state is State.REFRESHING:
+        play.run(570)
+    assert play.state is state
+    assert of(Unsubscribe, play.tell(Unwanted())) == [Unsubscribe(generation=1)]
+    assert play.accept(0) == []
+    assert play.notify() == []
+    actions = play.notify("terminated", "timeout", body=b"<presence/>")
+    assert actions == [Forget(generation=1), Ended(reason=life.UNWANTED, error=None)]
+
+
+def test_stop_without_dialog() -> None:
+    """Where no dialog has been made yet it is forgotten and ends at once; a NOTIFY that still comes gets its 481."""
+    asking, waiting, idle = Play(), Play(), Play()
+    for play in (asking, waiting):
+        play.tell(Wanted())
+    waiting.refuse(503)
+    assert asking.tell(Unwanted()) == [Forget(generation=1), Ended(reason=life.UNWANTED, error=None)]
+    assert waiting.tell(Unwanted()) == idle.tell(Unwanted()) == [Ended(reason=life.UNWANTED, error=None)]
+
+
+def test_stop_without_help_of_the_server() -> None:
+    """A refusal ends it too, a challenge is answered once, and silence ends it within Timer N."""
+    refused, challenged, silent = active(), active(), active()
+    for play in (refused, challenged, silent):
+        play.tell(Unwanted())
+    assert of(Ended, refused.refuse(481))
+    assert of(Authenticate, challenged.refuse(401, can_authenticate=True)) == [Authenticate(generation=1, expires_s=0)]
+    assert of(Ended, challenged.refuse(401, can_authenticate=True))
+    assert of(Ended, silent.run(life.TRANSACTION_S))
+
+
+def test_stop_when_the_pace_is_used_up() -> None:
+    """The unsubscribe waits for its turn, and the end does not wait for it any longer than otherwise."""
+    play = active()
+    for _ in range(life.BURST - 1):
+        play.tell(RefreshWanted())
+        play.accept()
+    assert not of(Unsubscribe, play.tell(Unwanted()))
+    assert of(Unsubscribe, play.run(life.GAP_S))
+    assert play.tell(TransportLost()) == []
+    assert of(Ended, play.run(life.TRANSACTION_S - life.GAP_S))
+
+
+def test_wanted_again_while_ending() -> None:
+    """The old dialog is forgotten, and a fresh SUBSCRIBE leaves as the pace allows."""
+    play = active()
+    play.run(10)
+    play.tell(Unwanted())
+    actions = play.tell(Wanted())
+    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]
+    assert told(actions) == [(Liveness.STALE, "subscribing")]
+
+
+def test_refresh_by_hand() -> None:
+    """An operator's wish moves the next try to now: a refresh, or the end of a long stop; pace holds."""
+    play, stopped = active(), Play()
+    assert of(Subscribe, play.tell(RefreshWanted()))[0].fresh is False
+    assert play.tell(RefreshWanted()) == []
+    stopped.tell(Wanted())
+    stopped.refuse(403)
+    for _ in range(20):
+        stopped.tell(RefreshWanted())
+        stopped.refuse(403)
+    assert len(stopped.sent_s) == life.BURST
+
+
+def test_fresh_dialog_by_hand() -> None:
+    """The old dialog is forgotten for a new one, which may take another transport or route."""
+    play = active()
+    actions = play.tell(RefreshWanted(fresh=True))
+    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]
+    assert told(actions) == [(Liveness.STALE, "asked afresh")]
+
+
+def test_timer_that_fires_early() -> None:
+    """It does nothing but arm itself again."""
+    play = active(600, jitter=0.0)
+    assert play.tell(TimerFired()) == [Arm(at_s=1570)]
+
+
+def test_snapshot() -> None:
+    """The admin view says where a usage stands, why, and what comes next when."""
+    play = Play(jitter=0)
+    assert play.usage.snapshot().next_action == ""
+    seen = []
+    steps: list[Callable[[], object]] = [
+        lambda: play.tell(Wanted()),
+        lambda: play.refuse(503),
+        lambda: play.run(1),
+        lambda: play.accept(600),
+        lambda: play.notify(),
+        lambda: play.run(570),
+        lambda: play.tell(Unwanted()),
+    ]
+    for step in steps:
+        step()
+        shot = play.usage.snapshot()
+        seen.append((shot.state.value, shot.since_s, shot.code, shot.reason, shot.next_action, shot.next_at_s))
+    assert seen == [
+        ("initial", 1000, 0, "", "await answer", 1035),
+        ("waiting", 1000, 503, "503 Phrase", "subscribe", 1001),
+        ("initial", 1001, 503, "503 Phrase", "await answer", 1036),
+        ("accepted", 1001, 200, "503 Phrase", "await NOTIFY", 1033),
+        ("active", 1001, 200, "", "refresh", 1571),
+        ("refreshing", 1571, 200, "", "await answer", 1601),
+        ("ending", 1571, 200, "", "await NOTIFY", 1606),
+    ]
+
+
+# What holds whatever the server does.
+
+
+def pace_holds(sent_s: list[float]) -> bool:
+    """At most BURST + W / GAP_S in any W seconds: a bucket of BURST that loses one every GAP_S never overflows."""
+    level, before_s = 0.0, 0.0
+    for at_s in sent_s:
+        level = max(0.0, level - (at_s - before_s) / life.GAP_S) + 1
+        before_s = at_s
+        if level > life.BURST + 1e-6:
+            return False
+    return True
+
+
+JITTER = st.floats(0, 1, exclude_max=True)
+CODES = st.sampled_from([302, *range(400, 424), *range(480, 490), 500, 501, 503, 504, 600, 603, 604])
+SECONDS = st.sampled_from([-1, 0, 1, 2, 3, 10, 31, 60, 600, 3600, 7200, 10**6])
+STATES = st.sampled_from(["active", "active", "active", "pending", "terminated", "", "strange"])
+REASONS = st.sampled_from(
+    ["", "deactivated", "probation", "rejected", "timeout", "giveup", "noresource", "invariant", "strange"]
+)
+GENERATIONS = st.sampled_from([0, 0, 0, 0, 1, 2])
+"""How far behind the present dialog an event is."""
+
+Move = Callable[[Play], object]
+
+
+def behind(event: Accepted | Refused | NotifyReceived, lag: int) -> Move:
+    return lambda play: play.tell(replace(event, generation=play.usage.generation - lag))
+
+
+FINALS = st.builds(Final, CODES, st.just("x"), SECONDS, SECONDS, st.booleans())
+NOTIFIES = st.builds(notify, STATES, REASONS, SECONDS, st.sampled_from([b"", b"<presence/>"]))
+ANSWERS: st.SearchStrategy[Move] = st.one_of(
+    st.builds(behind, st.builds(Accepted, generation=st.just(0), expires_s=SECONDS), GENERATIONS),
+    st.builds(
+        behind,
+        st.builds(
+            Refused, generation=st.just(0), final=FINALS, can_authenticate=st.booleans(), dialog_gone=st.booleans()
+        ),
+        GENERATIONS,
+    ),
+    st.builds(
+        behind, st.builds(NotifyReceived, generation=st.just(0), notify=NOTIFIES, expires_s=SECONDS), GENERATIONS
+    ),
+)
+
+
+def passing(for_s: float) -> Move:
+    return lambda play: play.run(for_s)
+
+
+def telling(event: Event) -> Move:
+    return lambda play: play.tell(event)
+
+
+FORCED: list[Event] = [RefreshWanted(), RefreshWanted(fresh=True), TransportLost(), TimerFired()]
+SMOOTH: Move = lambda play: (play.run(0.1), play.accept(60), play.notify(expires_s=60))  # noqa: E731  # a value as others
+WORLD = st.one_of(
+    ANSWERS,
+    ANSWERS,
+    st.builds(passing, st.floats(0, 5) | st.sampled_from([1, 30, 32, 35, 60, 600, 4000, 10**4])),
+    st.sampled_from([SMOOTH, *map(telling, FORCED)]),
+)
+STORY = st.lists(st.tuples(WORLD, JITTER), max_size=40)
+
+
+def tell_story(play: Play, story: list[tuple[Move, float]], check: Callable[[], object]) -> None:
+    """Plays `story`, checking after each handled event."""
+    plain = play.tell
+
+    def checked(event: Event) -> list[Action]:
+        actions = plain(event)
+        check()
+        return actions
+
+    play.tell = checked  # type: ignore[method-assign]  # so that timers that fire within a move are checked too
+    play.tell(Wanted())
+    for move, jitter in story:
+        play.jitter = jitter
+        move(play)
+
+
+@settings(deadline=None)
+@given(STORY)
+def test_pace_holds_whatever_the_server_does(story: list[tuple[Move, float]]) -> None:
+    """No more SUBSCRIBEs leave than the stated rate, digest retries, forced ones and the last one among them."""
+    play = Play()
+    tell_story(play, story, lambda: None)
+    play.tell(Unwanted())
+    play.run(life.TRANSACTION_S)
+    assert pace_holds(play.sent_s)
+
+
+@settings(deadline=None)
+@given(STORY)
+def test_always_a_next_step_or_a_stated_end(story: list[tuple[Move, float]]) -> None:
+    """After any event a timer is armed within bounds, or the end has been stated and nothing follows it."""
+    play = Play()
+
+    def check() -> None:
+        if play.ended:
+            assert (play.armed_s, play.state) == (None, State.TERMINATED)
+            return
+        assert play.armed_s is not None
+        longest_s = 1.1 * life.LONG_STOP_S if play.state is State.WAITING else life.LONGEST_EXPIRES_S
+        if play.state in {State.INITIAL, State.ACCEPTED, State.REFRESHING, State.ENDING}:
+            longest_s = life.TRANSACTION_S
+        assert play.now_s <= play.armed_s <= play.now_s + longest_s + 1e-6
+
+    tell_story(play, story, check)
+
+
+@settings(deadline=None)
+@given(STORY)
+def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
+    """LIVE is said only while a NOTIFY has made the dialog active and its duration, as last stated, is not over."""
+    play = Play()
+    held: int | None = None
+    is_active = False
+    until_s = 0.0
+    plain = play.usage.handle
+
+    class Watched:
+        """Sees the same events as the usage, with a simpler mind."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(usage, name)
+
+        def handle(self, event: Event, now_s: float, jitter: float) -> list[Action]:
+            nonlocal held, is_active, until_s
+            mine = isinstance(event, Accepted | NotifyReceived) and event.generation == held is not None
+            if isinstance(event, Accepted) and mine and event.expires_s >= 0:
+                until_s = now_s + event.expires_s if play.usage._in_flight else until_s  # noqa: SLF001  # answered once
+            if isinstance(event, NotifyReceived) and mine:
+                is_active = event.notify.state not in {"pending", "terminated"}
+                until_s = now_s + event.expires_s if event.expires_s >= 0 else until_s
+            actions = plain(event, now_s, jitter)
+            for action in actions:
+                if isinstance(action, Forget):
+                    held, is_active = None, False
+                if isinstance(action, Subscribe) and action.fresh:
+                    held, until_s = action.generation, now_s + 10**6
+            return actions
+
+    usage = play.usage
+    play.usage = Watched()  # type: ignore[assignment]  # all that is used of it
+
+    def check() -> None:
+        if play.liveness is Liveness.LIVE and not play.ended:
+            assert is_active
+            assert play.now_s < until_s
+
+    tell_story(play, story, check)
+
+
+@settings(deadline=None)
+@given(STORY, STORY)
+def test_stop_ends_in_bounded_time(story: list[tuple[Move, float]], epilogue: list[tuple[Move, float]]) -> None:
+    """Wherever a story has led and whatever follows, a stop forgets the dialog and ends, and nothing is asked again."""
+    play = Play()
+    tell_story(play, story, lambda: None)
+    had_subscription = play.state in {State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING}
+    stopped_s, asked = play.now_s, play.usage.generation
+    play.tell(Unwanted())
+    for move, jitter in epilogue:
+        assert play.ended or play.now_s < stopped_s + life.TRANSACTION_S
+        play.jitter = jitter
+        move(play)
+    play.run(life.TRANSACTION_S)
+    assert play.ended
+    assert (play.held, play.armed_s, play.usage.generation) == (None, None, asked)
+    if not epilogue:
+        assert play.unsubscribed is had_subscription
+    assert all(play.tell(event) == [] for event in (Wanted(), TimerFired(), TransportLost(), RefreshWanted()))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(WORLD, JITTER, st.floats(-100, 0)), max_size=30))
+def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]) -> None:
+    """A clock that jumps back is held at the latest time seen: no timer is armed before it, and the pace holds."""
+    play = Play()
+    latest_s = play.now_s
+
+    def check() -> None:
+        nonlocal latest_s
+        latest_s = max(latest_s, play.now_s)
+        assert all(action.at_s >= latest_s for action in of(Arm, play.last))
+
+    back = iter([jump for _, _, jump in story])
+
+    def jumping(move: Move) -> Move:
+        def jump(play: Play) -> None:
+            play.now_s += next(back)
+            move(play)
+
+        return jump
+
+    tell_story(play, [(jumping(move), jitter) for move, jitter, _ in story], check)
+
+
+@given(
+    expires_s=st.integers(2, 2 * HOUR),
+    jitters=st.lists(JITTER, min_size=4, max_size=60),
+    finals=st.lists(st.builds(Final, st.sampled_from([400, 403, 408, 423, 500, 503, 600, 603]), st.just("x"), SECONDS)),
+)
+def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[float], finals: list[Final]) -> None:
+    """However the refreshes fail, it is LIVE until the old subscription's own expiry, and STALE from then on."""
+    play = Play(jitter=jitters[0], expires_s=2 * HOUR)
+    play.tell(Wanted())
+    play.accept(expires_s)
+    play.notify()
+    expiry_s = play.now_s + expires_s
+    for index in range(60):
+        play.jitter = jitters[index % len(jitters)]
+        if play.armed_s is None or play.armed_s >= expiry_s:
+            break
+        play.run(play.armed_s - play.now_s)
+        assert (play.liveness, play.held) == (Liveness.LIVE, 1)
+        if finals and play.state is State.REFRESHING:
+            play.tell(Refused(generation=1, final=finals[index % len(finals)]))
+            assert play.liveness is Liveness.LIVE
+            assert len(play.sent_s) >= 2
+    else:
+        pytest.fail("more tries than the pace of the back-off allows")
+    play.run(max(0.0, expiry_s - play.now_s))
+    assert play.liveness is Liveness.STALE
+    assert play.ended is None
+
+
+@given(st.floats(0.001, life.LONGEST_EXPIRES_S), JITTER)
+def test_refresh_comes_before_expiry(expires_s: float, jitter: float) -> None:
+    """For any duration and any jitter the refresh is before the expiry, and at most a tenth before its latest time."""
+    delay_s = life.refresh_delay_s(expires_s, jitter)
+    assert 0 < delay_s < expires_s
+    if expires_s >= 2:
+        latest_s = max(1, expires_s - 30, expires_s / 2)
+        assert latest_s * 0.9 - 1e-9 <= delay_s <= latest_s
+
+
+@given(st.integers(0, 10**9), JITTER)
+def test_back_off_is_bounded(failures: int, jitter: float) -> None:
+    """It grows to its bound, whatever the count of failures."""
+    assert 0.5 <= life.backoff_s(failures, jitter) <= life.MAX_BACKOFF_S
+    assert life.backoff_s(failures, jitter) <= life.backoff_s(failures + 1, jitter)
+
+
+def _deactivating(play: Play) -> None:
+    play.accept(HOUR)
+    play.notify()
+    play.notify("terminated", "deactivated")
+
+
+HOSTILE: dict[str, tuple[Move, int]] = {
+    "refuses each digest": (lambda play: play.refuse(401, can_authenticate=True), 2),
+    "raises Min-Expires each time": (lambda play: play.refuse(423, min_expires_s=play.usage._asked_s + 1), 100),  # noqa: SLF001
+    "knows no dialog": (lambda play: play.refuse(481), 100),
+    "asks to come back now": (lambda play: play.refuse(503, retry_after_s=0), 100),
+    "terminates at once": (lambda play: play.notify("terminated", "timeout"), 100),
+    "grants and deactivates": (_deactivating, 100),
+    "refuses": (lambda play: play.refuse(403), 1),
+    "is silent": (lambda play: None, 60),
+}
+
+
+@pytest.mark.parametrize("server", HOSTILE)
+def test_hostile_server_for_an_hour(server: str) -> None:
+    """Each hostile server gets few SUBSCRIBEs in an hour, and never more than the stated rate."""
+    answer, most = HOSTILE[server]
+    play = Play()
+    play.tell(Wanted())
+    answered = 0
+    while play.now_s < 1000 + HOUR:
+        while len(play.sent_s) > answered:
+            answered = len(play.sent_s)
+            answer(play)
+        play.run(0.25)
+    assert len(play.sent_s) <= most
+    assert pace_holds(play.sent_s)
