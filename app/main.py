@@ -133,7 +133,9 @@ def watcher_limits(build: Build) -> list[str]:
     limits = []
     if not build.ipv6:
         limits.append("no IPv6: the presence server must be reached by IPv4")
-    limits.append(f"messages up to {build.max_message_bytes} bytes: a larger NOTIFY is cut over UDP and lost over TCP")
+    limits.append(
+        f"messages up to {build.max_message_bytes} bytes over UDP, larger ones are cut; over TCP bodies up to 1 MB pass"
+    )
     if build.tls != "1.3":
         limits.append(f"TLS {build.tls} at most: put a SIP edge beside the gateway for TLS 1.3")
     return limits

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest_asyncio
 
 from app.config import Settings
@@ -10,6 +11,11 @@ from app.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from app.main import Gateway
+
+
+# A busy machine makes no example wrong.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def settings_for(presence_server: str, **changes: object) -> Settings:

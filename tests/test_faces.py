@@ -107,6 +107,14 @@ async def test_error(gateway: Gateway, face: str, address: str, codes: tuple[str
     assert following.get("status") == "REACHABLE", following
 
 
+async def test_large_document(gateway: Gateway, request: pytest.FixtureRequest) -> None:
+    """A document beyond PJSIP's buffer is read over TCP, and over UDP known to be cut."""
+    expected = {"udp": {"code": "DOCUMENT_UNREADABLE"}, "tcp": {"status": "REACHABLE"}}
+    answer = await ask_through(gateway, "rest", "sip:document-big-20000@example.com")
+    transport = request.node.callspec.params["gateway"]
+    assert expected[transport].items() <= answer.items()
+
+
 async def test_cut_document(gateway: Gateway, request: pytest.FixtureRequest) -> None:
     """Over UDP, a NOTIFY that was longer than what arrived is no truth about the terminal."""
     expected = {"udp": {"code": "DOCUMENT_UNREADABLE"}, "tcp": {"status": "REACHABLE"}}

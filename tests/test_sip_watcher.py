@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from app.config import Settings
 from app.domain import (
+    DocumentUnreadable,
     InvalidAddress,
     PresenceUnavailable,
     TerminalAddress,
@@ -287,6 +288,22 @@ async def test_hostile_header_fields(sandbox: Sandbox, watcher: SipWatcher, fiel
     notification = await watcher.fetch(parse_address("sip:hostile@example.com"))
     assert 'p="?' in getattr(notification, field)
     assert watcher.worker_pid == pid
+
+
+async def test_large_documents_over_tcp(sandbox: Sandbox) -> None:
+    """Documents of up to a megabyte arrive whole over TCP, among small ones on the same connection."""
+    streaming = SipWatcher(configuration(f"{sandbox.uri};transport=tcp"))
+    await streaming.start()
+    sizes = [3700, 500, 4100, 400_000, 2500, 1_000_000, 9000, 500] * 4
+    addresses = [parse_address(f"sip:document-big-{size}@{number}.example.com") for number, size in enumerate(sizes)]
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*map(streaming.fetch, addresses))
+    assert [len(answer.body) for answer in answers] == sizes
+    assert all(answer.body.endswith(b"</presence>") for answer in answers)
+    with pytest.raises(DocumentUnreadable, match="of 1100000 bytes"):
+        await streaming.fetch(parse_address("sip:document-big-1100000@example.com"))
+    assert (await streaming.fetch(ALICE)).body
+    await streaming.aclose()
 
 
 async def test_active_answer_to_a_fetch(sandbox: Sandbox) -> None:

@@ -41,6 +41,8 @@ typedef struct pj_ioqueue_callback {
     void *on_write_complete, *on_accept_complete, *on_connect_complete;
 } pj_ioqueue_callback;
 
+typedef struct pjsip_tp_rx_data { void *tp; char *data; size_t len; } pjsip_tp_rx_data;
+
 const char *pj_get_version(void);
 void pj_log_set_log_func(void (*write)(int level, const char *text, int length));
 void pj_log_set_level(int level);
@@ -60,6 +62,8 @@ void *pjsip_ua_instance(void);
 void *pjsua_get_pjsip_endpt(void);
 void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
 void *pjsip_endpt_get_ioqueue(void *endpt);
+void *pjsip_endpt_get_tpmgr(void *endpt);
+int pjsip_tpmgr_set_recv_data_cb(void *manager, int (*received)(pjsip_tp_rx_data *shown));
 int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
 int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
 void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);

@@ -12,10 +12,11 @@ part only the presence server has been told, and after the dialog layer (priorit
 Deliberately absent: what an answer means (`dialog.py`), and any parsing of bodies.
 """
 
+import dataclasses
 import os
 import secrets
 import socket
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -24,7 +25,8 @@ import pjsua2
 
 from app.sip.frames import Configure
 from app.sip.library import AddressRefused, SipStackError, load_library, measure_limits
-from app.sip.message import Event, Final, plain, read_notify, read_response
+from app.sip.message import Event, Final, Notify, plain, read_notify, read_response
+from app.sip.stream import MOST_STREAMS, Bodies, Stream
 
 _PJ_SUCCESS = 0
 _PJ_EPENDING = 70002
@@ -81,6 +83,8 @@ class Stack:
         self._secret = f"watcher-{secrets.token_hex(8)}"
         self._packet = ""  # the request being handled
         self._swallow_strangers()
+        self._bodies = Bodies()
+        self._take_large_bodies()
         host, port = configure.listen_host, self.ports[configure.transport]
         contact_host = configure.public_host or host
         parameter = ";transport=tcp" if configure.transport == "tcp" else ""
@@ -267,7 +271,7 @@ class Stack:
             if subscription is not None:
                 subscription.notified = True
                 self._answered.append((subscription, lib.pjsip_rdata_get_tsx(rdata)))
-                events.append((subscription, read_notify(self._packet)))
+                events.append((subscription, self._notify()))
 
         @ffi.callback("void(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_client_refresh(_sub: Any) -> None:
@@ -306,6 +310,36 @@ class Stack:
             module.id, module.priority, module.on_rx_request = -1, priority, callback
             self._kept += [module, callback]
             self._must(lib.pjsip_endpt_register_module(self._endpt, module), f"register the module {name}")
+
+    def _take_large_bodies(self) -> None:
+        ffi, streams = self._ffi, OrderedDict[int, Stream]()
+
+        @ffi.callback("int(pjsip_tp_rx_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def received(shown: Any) -> int:
+            key = int(ffi.cast("uintptr_t", shown.tp))
+            stream = streams.get(key)
+            if stream is None:
+                stream = streams[key] = Stream(self._bodies)
+                if len(streams) > MOST_STREAMS:
+                    streams.popitem(last=False)
+            instead = stream.absorb(ffi.buffer(shown.data, shown.len)[:])
+            if instead is not None:  # what is left out leaves from the front
+                ffi.memmove(shown.data + (shown.len - len(instead)), instead, len(instead))
+                shown.len = len(instead)
+            return _PJ_SUCCESS
+
+        self._kept.append(received)
+        manager = self._lib.pjsip_endpt_get_tpmgr(self._endpt)
+        self._must(self._lib.pjsip_tpmgr_set_recv_data_cb(manager, received), "see what streams bring")
+
+    def _notify(self) -> Notify:
+        """The NOTIFY being handled, with the body that was taken out of it on the way."""
+        notify = read_notify(self._packet)
+        taken = self._bodies.take(self._packet.encode("utf-8", "surrogateescape")) if self._bodies else None
+        if taken is None:
+            return notify
+        declared_bytes, body = taken
+        return dataclasses.replace(notify, declared_bytes=declared_bytes, body=body)
 
     def _read(self, rdata: Any) -> str:
         received = pjsua2.SipRxData()

@@ -1,0 +1,117 @@
+"""Large messages through a stream: of whatever size and however the stream is cut, all arrive whole and in order."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.sip.stream import MAX_BODY_BYTES, MOST_BODIES, Bodies, Stream, key_of
+
+BUFFER_BYTES = 4000
+
+
+def message(number: int, size: int, name: str = "Content-Length") -> bytes:
+    """A NOTIFY whose body says which it is."""
+    head = f"NOTIFY sip:w SIP/2.0\r\nCall-ID: {number}@x\r\nCSeq: {number} NOTIFY\r\n{name}: {size}\r\n\r\n"
+    return head.encode() + (b"%d." % number * size)[:size]
+
+
+class ModelOfPjsip:
+    """PJSIP's side as measured: it shows the callback its buffer, again after each change and each message it handled,
+    takes what was shortened as discarded from the front, and keeps a part of a message for the next read."""
+
+    def __init__(self) -> None:
+        self.bodies = Bodies()
+        self.stream = Stream(self.bodies)
+        self.handled: list[tuple[bytes, bytes]] = []
+        self._buffer = b""
+
+    @property
+    def room(self) -> int:
+        return BUFFER_BYTES - len(self._buffer)
+
+    def read(self, data: bytes) -> None:
+        assert len(data) <= self.room
+        self._buffer += data
+        while self._buffer:
+            if (instead := self.stream.absorb(self._buffer)) is not None:
+                assert len(instead) <= len(self._buffer)
+                self._buffer = instead
+                continue
+            head, blank, rest = self._buffer.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\n(?:content-length|l) *: *(\d+) *$", head + b"", re.MULTILINE)
+            size = int(length[1]) if length else 0
+            if not blank or len(rest) < size:
+                assert self.room > 0, "the buffer is full, and PJSIP would give up"
+                return
+            taken = self.bodies.take(head)
+            self.handled.append((head.split(b"\r\n")[1], taken[1] if taken else rest[:size]))
+            self._buffer = rest[size:]
+
+
+sizes = st.lists(
+    st.one_of(st.integers(0, 3000), st.integers(3000, 4500), st.integers(4500, 40000)), min_size=1, max_size=8
+)
+cuts = st.lists(st.integers(1, BUFFER_BYTES), min_size=1, max_size=20)
+
+
+@given(sizes, cuts, st.sampled_from(["Content-Length", "content-length ", "l"]))
+def test_all_arrive_whole_and_in_order(sizes: list[int], cuts: list[int], name: str) -> None:
+    """Messages of any size, in reads of any size, arrive with their bodies in the order they were sent."""
+    messages = [message(number, size, name) for number, size in enumerate(sizes)]
+    stream, pjsip, turn = b"".join(messages), ModelOfPjsip(), 0
+    while stream:
+        size = min(cuts[turn % len(cuts)], pjsip.room)
+        pjsip.read(stream[:size])
+        stream, turn = stream[size:], turn + 1
+    expected = [(b"Call-ID: %d@x" % number, raw.partition(b"\r\n\r\n")[2]) for number, raw in enumerate(messages)]
+    assert pjsip.handled == expected
+
+
+@given(st.binary(max_size=6000), st.binary(max_size=3000))
+def test_any_bytes_do_no_harm(first: bytes, second: bytes) -> None:
+    """Whatever a stream brings, it is answered, with no more than was shown."""
+    stream = Stream(Bodies())
+    for shown in (first, second, first + second):
+        instead = stream.absorb(shown)
+        assert instead is None or len(instead) < len(shown)
+
+
+def test_too_large_a_body() -> None:
+    """A body above the bound is passed over, its message arrives without it and says what was declared."""
+    bodies = Bodies()
+    stream = Stream(bodies)
+    raw = message(1, MAX_BODY_BYTES + 1)
+    head = raw[: raw.index(b"\r\n\r\n") + 4]
+    assert stream.absorb(raw[:2000] + b"." * 2000) == head
+    rest = len(raw) - 4000
+    while rest:
+        size = min(rest, 3000)
+        instead = stream.absorb(head + b"." * size)
+        rest -= size
+    assert instead is not None
+    assert bodies.take(instead) == (MAX_BODY_BYTES + 1, b"")
+
+
+def test_bodies_are_bounded() -> None:
+    """Bodies that nobody asks for make room for new ones."""
+    bodies = Bodies()
+    for number in range(MOST_BODIES + 1):
+        bodies.keep(message(number, 0), 1, b"x")
+    assert bodies.take(message(0, 0)) is None
+    assert bodies.take(message(MOST_BODIES, 0)) == (1, b"x")
+
+
+def test_another_connection_at_the_same_place() -> None:
+    """What a closed connection left is dropped when the bytes are not its."""
+    stream = Stream(Bodies())
+    assert stream.absorb(message(1, 9000)[:3000]) is not None
+    assert stream.absorb(message(2, 10)) is None
+    assert stream.absorb(message(3, 10)) is None
+
+
+@pytest.mark.parametrize("head", [b"", b"Call-ID: x\r\n", b"CSeq: 1 NOTIFY\r\n"])
+def test_no_key(head: bytes) -> None:
+    """A message without Call-ID or CSeq has no key."""
+    assert key_of(head) is None
