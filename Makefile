@@ -35,7 +35,7 @@ bench: .venv/dev.stamp servers
 	$(BIN)/python -m bench $(ROWS)
 
 generate: .venv/dev.stamp
-	$(BIN)/python -m grpc_tools.protoc -Iapp/pb=proto --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iapp/pb=proto --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
 		proto/terminalstatus/v1/terminal_status.proto
 	$(BIN)/terminal-status openapi --output openapi/terminal-status-v1.json
 

@@ -4,7 +4,8 @@ Invariants: everything here is pure. No I/O, no clock, no randomness, no `async`
 frozen; datetimes are aware UTC. An error is a class with a stable `code` and knows no transport: each transport
 holds one total table from these classes to its own answers.
 
-Deliberately absent: HTTP, gRPC and SIP status numbers, and XML (presence documents are read in `presence.py`).
+Deliberately absent: HTTP, gRPC and SIP status numbers, XML (presence documents are read in `presence.py`), and the
+limits of operators and clients (`policy.py`).
 """
 
 import enum
@@ -34,20 +35,61 @@ class Source(enum.Enum):
 
     FETCH = "FETCH"
     """The presence server was asked for this answer: SUBSCRIBE with `Expires: 0` (RFC 6665 section 4.4.3)."""
+    WATCH = "WATCH"
+    """A live subscription at the presence server says so (RFC 6665 section 4.1)."""
+
+
+class Liveness(enum.Enum):
+    """What the last observation of a watched terminal is worth."""
+
+    LIVE = "LIVE"
+    """The presence server tells each change: a subscription is active."""
+    STALE = "STALE"
+    """It no longer does; what it said last stays, with its age."""
+    UNKNOWN = "UNKNOWN"
+    """Nothing was ever observed."""
+
+
+def require_utc(*times: datetime | None) -> None:
+    """Raises ValueError for a datetime that is naive or of another zone; None passes."""
+    for time in times:
+        if time is not None and time.utcoffset() != timedelta(0):
+            raise ValueError(f"{time!r} is no aware UTC datetime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TerminalStatus:
-    """A terminal's status as the presence server stated it at `observed_at` (aware, UTC)."""
+    """A terminal's status as the presence server stated it at `observed_at` (aware, UTC).
+
+    `revision` grows by one with each change of the stored status, from 1; 0 is a status that was not stored, because
+    nobody watches the terminal.
+    """
 
     address: TerminalAddress
     status: Status
     observed_at: datetime
     source: Source
+    revision: int = 0
 
     def __post_init__(self) -> None:
-        if self.observed_at.utcoffset() != timedelta(0):
-            raise ValueError("observed_at must be an aware UTC datetime")
+        require_utc(self.observed_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedTerminal:
+    """What is known of a watched terminal now. `status` is None where nothing was ever observed.
+
+    `reason` says why it is not LIVE, in a few words for people; `since` is when the liveness began.
+    """
+
+    address: TerminalAddress
+    status: TerminalStatus | None
+    liveness: Liveness
+    reason: str
+    since: datetime
+
+    def __post_init__(self) -> None:
+        require_utc(self.since)
 
 
 class TerminalStatusError(Exception):
@@ -129,6 +171,177 @@ class DocumentUnreadable(TerminalStatusError):
     """The presence document cannot be read. `details["reason"]` is one word for metrics and logs."""
 
     code = "DOCUMENT_UNREADABLE"
+
+
+class InvalidRequest(TerminalStatusError):
+    """A part of the request cannot be used. `details["field"]` names it in the words of `terminal_status.proto`."""
+
+    code = "INVALID_REQUEST"
+
+
+class NoValidAddresses(TerminalStatusError):
+    """Not one address was given that can be asked about. `details["field"]` names the part."""
+
+    code = "NO_VALID_ADDRESSES"
+
+
+class TooManyAddresses(TerminalStatusError):
+    """More addresses than the policy allows, after groups were expanded. `details["field"]`, `details["most"]`."""
+
+    code = "TOO_MANY_ADDRESSES"
+
+
+class GroupUnknown(TerminalStatusError):
+    """There is no such group, or it is another client's. `details["group"]`, `details["field"]`."""
+
+    code = "GROUP_UNKNOWN"
+
+
+class GroupExists(TerminalStatusError):
+    """The address is a group already."""
+
+    code = "GROUP_EXISTS"
+
+
+class GroupTooLarge(TerminalStatusError):
+    """A group with more members than the policy allows."""
+
+    code = "GROUP_TOO_LARGE"
+
+
+class GroupNotAllowed(TerminalStatusError):
+    """A group where only a terminal may stand, or where the policy allows no groups (Parlay X POL0006)."""
+
+    code = "GROUP_NOT_ALLOWED"
+
+
+class NestedGroupNotAllowed(TerminalStatusError):
+    """A group in a group where the policy allows none (POL0007)."""
+
+    code = "NESTED_GROUP_NOT_ALLOWED"
+
+
+class GroupChanged(TerminalStatusError):
+    """The group is no longer of the version that the caller wants to change."""
+
+    code = "GROUP_CHANGED"
+    retryable = True
+
+
+class UnlimitedCountNotAllowed(TerminalStatusError):
+    """A subscription without an end by count, where the policy wants one (POL0004)."""
+
+    code = "UNLIMITED_COUNT_NOT_ALLOWED"
+
+
+class CountTooLarge(TerminalStatusError):
+    """More notifications than the policy allows (POL0005)."""
+
+    code = "COUNT_TOO_LARGE"
+
+
+class IntervalTooShort(TerminalStatusError):
+    """Notifications closer together than the policy allows (POL0009)."""
+
+    code = "INTERVAL_TOO_SHORT"
+
+
+class DurationTooLong(TerminalStatusError):
+    """A subscription that lasts longer than the policy allows."""
+
+    code = "DURATION_TOO_LONG"
+
+
+class BusyNotSupported(TerminalStatusError):
+    """Criteria with BUSY, where the operator does not tell it (POL0200)."""
+
+    code = "BUSY_NOT_SUPPORTED"
+
+
+class TooManySubscriptions(TerminalStatusError):
+    """As many active subscriptions as the policy allows the client."""
+
+    code = "TOO_MANY_SUBSCRIPTIONS"
+
+
+class RateLimited(TerminalStatusError):
+    """More calls than the policy allows the client in this time."""
+
+    code = "RATE_LIMITED"
+    retryable = True
+
+
+class DuplicateCorrelator(TerminalStatusError):
+    """The client has an active subscription with this correlator (SVC0005)."""
+
+    code = "DUPLICATE_CORRELATOR"
+
+
+class RequestIdReused(TerminalStatusError):
+    """The request id (Idempotency-Key) was used before, for another request."""
+
+    code = "REQUEST_ID_REUSED"
+
+
+class SubscriptionUnknown(TerminalStatusError):
+    """There is no such active subscription, or it is another client's."""
+
+    code = "SUBSCRIPTION_UNKNOWN"
+
+
+class NotificationUnknown(TerminalStatusError):
+    """There is no such owed notification, or it is another client's."""
+
+    code = "NOTIFICATION_UNKNOWN"
+
+
+class SinkRefused(TerminalStatusError):
+    """The endpoint may not be used: its scheme, its address or its name is not allowed."""
+
+    code = "SINK_REFUSED"
+
+
+class SinkUnreachable(TerminalStatusError):
+    """The endpoint cannot be resolved, refuses the connection, or failed the test."""
+
+    code = "SINK_UNREACHABLE"
+
+
+class ClientUnknown(TerminalStatusError):
+    """There is no such client."""
+
+    code = "CLIENT_UNKNOWN"
+
+
+class ClientExists(TerminalStatusError):
+    """There is a client of this name."""
+
+    code = "CLIENT_EXISTS"
+
+
+class Unauthenticated(TerminalStatusError):
+    """No credentials, or none that are accepted. The message never tells which part was wrong."""
+
+    code = "UNAUTHENTICATED"
+
+
+class NotPermitted(TerminalStatusError):
+    """The client is known, and may not do this."""
+
+    code = "NOT_PERMITTED"
+
+
+class WatchUnknown(TerminalStatusError):
+    """The terminal is not being watched."""
+
+    code = "WATCH_UNKNOWN"
+
+
+class StoreUnavailable(TerminalStatusError):
+    """The database cannot be used now: locked, full or gone. Nothing was changed."""
+
+    code = "STORE_UNAVAILABLE"
+    retryable = True
 
 
 _USER = r"(?:[A-Za-z0-9\-_.!~*'()&=+$,;?/]|%[0-9A-Fa-f]{2})+"

@@ -56,15 +56,47 @@ CODES: Mapping[type[TerminalStatusError], grpc.StatusCode] = {
     domain.GatewayOverloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.PresenceMisconfigured: grpc.StatusCode.INTERNAL,
     domain.DocumentUnreadable: grpc.StatusCode.INTERNAL,
+    domain.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    domain.NoValidAddresses: grpc.StatusCode.INVALID_ARGUMENT,
+    domain.TooManyAddresses: grpc.StatusCode.INVALID_ARGUMENT,
+    domain.GroupUnknown: grpc.StatusCode.NOT_FOUND,
+    domain.GroupExists: grpc.StatusCode.ALREADY_EXISTS,
+    domain.GroupTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    domain.GroupNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.NestedGroupNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.GroupChanged: grpc.StatusCode.ABORTED,
+    domain.UnlimitedCountNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.CountTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.IntervalTooShort: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.DurationTooLong: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.BusyNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.TooManySubscriptions: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,
+    domain.RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,
+    domain.SubscriptionUnknown: grpc.StatusCode.NOT_FOUND,
+    domain.NotificationUnknown: grpc.StatusCode.NOT_FOUND,
+    domain.SinkRefused: grpc.StatusCode.INVALID_ARGUMENT,
+    domain.SinkUnreachable: grpc.StatusCode.FAILED_PRECONDITION,
+    domain.ClientUnknown: grpc.StatusCode.NOT_FOUND,
+    domain.ClientExists: grpc.StatusCode.ALREADY_EXISTS,
+    domain.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    domain.NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
+    domain.WatchUnknown: grpc.StatusCode.NOT_FOUND,
+    domain.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 _FIELD_AT_FAULT: Mapping[type[TerminalStatusError], str] = {domain.InvalidAddress: "address"}
+"""Where the error itself does not name the field in `details["field"]`."""
 
 _STATUS: Mapping[domain.Status, pb.Status.ValueType] = {
     domain.Status.REACHABLE: pb.STATUS_REACHABLE,
     domain.Status.UNREACHABLE: pb.STATUS_UNREACHABLE,
     domain.Status.BUSY: pb.STATUS_BUSY,
 }
-_SOURCE: Mapping[domain.Source, pb.Source.ValueType] = {domain.Source.FETCH: pb.SOURCE_FETCH}
+_SOURCE: Mapping[domain.Source, pb.Source.ValueType] = {
+    domain.Source.FETCH: pb.SOURCE_FETCH,
+    domain.Source.WATCH: pb.SOURCE_WATCH,
+}
 
 _OPTIONS = (
     # Off, so that a port already taken is an error at start and not half of the calls going astray.
@@ -187,6 +219,7 @@ def _to_pb(status: domain.TerminalStatus) -> pb.TerminalStatus:
         status=_STATUS[status.status],
         observed_at=Timestamp(seconds=int(at.timestamp()), nanos=at.microsecond * 1000),
         source=_SOURCE[status.source],
+        revision=status.revision,
     )
 
 
@@ -202,7 +235,7 @@ def _domain_status(error: TerminalStatusError) -> RpcStatus:
         retry_delay = Duration()
         retry_delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
         details.append(RetryInfo(retry_delay=retry_delay))
-    if field := _FIELD_AT_FAULT.get(type(error)):
+    if field := error.details.get("field") or _FIELD_AT_FAULT.get(type(error)):
         violation = BadRequest.FieldViolation(field=field, description=str(error), reason=error.code)
         details.append(BadRequest(field_violations=[violation]))
     return _rpc_status(CODES[type(error)], str(error), details)

@@ -1,4 +1,4 @@
-"""The use cases, and the ports they need. Every face (gRPC, REST, SOAP) calls these and nothing else.
+"""The question: what is this terminal's status? Every face (gRPC, REST, SOAP) asks here.
 
 Invariants: no framework, no wire format, no SIP. Concurrent fetches of one terminal share one SUBSCRIBE; the
 number in flight is bounded; each ends within the fetch time limit. Whatever goes wrong is a `TerminalStatusError`.
@@ -11,8 +11,6 @@ Deliberately absent: caching. A question without an accepted age is answered by 
 import asyncio
 from collections.abc import Set
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
 
 from app.domain import (
     FetchTimedOut,
@@ -23,40 +21,8 @@ from app.domain import (
     TerminalStatusError,
     parse_address,
 )
+from app.ports import Fetcher, Meter
 from app.presence import read_presence, status_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notification:
-    """What one NOTIFY carried: the body as it came, its media type and content coding ("" where absent)."""
-
-    body: bytes
-    content_type: str
-    content_encoding: str
-    observed_at: datetime
-
-
-class Watcher(Protocol):
-    """The SIP side, as the use cases need it."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a fetch would be sent to the presence server now."""
-
-    async def fetch(self, address: TerminalAddress) -> Notification:
-        """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY.
-
-        Raises a TerminalStatusError. Has no time limit: the caller cancels, and the SIP side is cleaned up.
-        """
-
-
-class Meter(Protocol):
-    """Counts what happened, for the people on call."""
-
-    def fetched(
-        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
-    ) -> None:
-        """One SUBSCRIBE's outcome, a Status name or an error's code, and how long it took."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +36,7 @@ class StatusService:
 
     def __init__(
         self,
-        watcher: Watcher,
+        watcher: Fetcher,
         meter: Meter,
         *,
         busy_activities: Set[str],

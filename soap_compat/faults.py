@@ -14,25 +14,24 @@ from typing import Final
 
 from spyne import Fault
 
-from app.domain import (
-    DocumentUnreadable,
-    FetchTimedOut,
-    GatewayOverloaded,
-    InvalidAddress,
-    PresenceMisconfigured,
-    PresenceUnavailable,
-    TerminalStatusError,
-    TerminalUnknown,
-    WatcherRefused,
-    WatcherRestarting,
-    WatcherUnauthenticated,
-)
+from app import domain
+from app.domain import TerminalStatusError
 
 TEXTS: Final[Mapping[str, str]] = {
     "SVC0001": "A service error occurred. Error code is %1",
     "SVC0002": "Invalid input value for message part %1",
     "SVC0004": "No valid addresses provided in message part %1",
+    "SVC0005": "Correlator %1 specified in message part %2 is a duplicate",
+    "SVC0006": "Group %1 in message part %2 is not a valid group",
+    "POL0001": "A policy error occurred. Error code is %1",
     "POL0002": "Privacy verification failed for address %1, request is refused",
+    "POL0003": "Too many addresses specified in message part %1",
+    "POL0004": "Unlimited notification request not supported",
+    "POL0005": "Too many notifications requested",
+    "POL0006": "Group specified in message part %1 not allowed",
+    "POL0007": "Nested groups specified in message part %1 not allowed",
+    "POL0009": "Invalid frequency requested",
+    "POL0200": "Busy criteria not supported",
 }
 """The messages in use, by messageId (3GPP TS 29.199-1 and -8): SVC is a ServiceException, POL a PolicyException."""
 
@@ -87,34 +86,77 @@ def declared_fault(message_id: str, *variables: str, reason: str = "", retry_aft
     return SoapFault("Server", sentence, detail, retry_after_s=retry_after_s)
 
 
-def _part(_: TerminalStatusError) -> str:
-    return "address"
+_Variables = Callable[[TerminalStatusError], tuple[str, ...]]
 
 
-def _address(error: TerminalStatusError) -> str:
-    return error.details.get("address", "")
+def _part(error: TerminalStatusError) -> tuple[str, ...]:
+    return (error.details.get("field", "address"),)
 
 
-def _code(error: TerminalStatusError) -> str:
-    return error.code
+def _address(error: TerminalStatusError) -> tuple[str, ...]:
+    return (error.details.get("address", ""),)
 
 
-FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, Callable[[TerminalStatusError], str]]]] = {
-    InvalidAddress: ("SVC0002", _part),
-    TerminalUnknown: ("SVC0004", _part),
-    WatcherRefused: ("POL0002", _address),
-    WatcherUnauthenticated: ("POL0002", _address),
-    FetchTimedOut: ("SVC0001", _code),
-    PresenceUnavailable: ("SVC0001", _code),
-    WatcherRestarting: ("SVC0001", _code),
-    GatewayOverloaded: ("SVC0001", _code),
-    PresenceMisconfigured: ("SVC0001", _code),
-    DocumentUnreadable: ("SVC0001", _code),
+def _code(error: TerminalStatusError) -> tuple[str, ...]:
+    return (error.code,)
+
+
+def _correlator(error: TerminalStatusError) -> tuple[str, ...]:
+    return (error.details.get("correlator", ""), error.details.get("field", "correlator"))
+
+
+def _group(error: TerminalStatusError) -> tuple[str, ...]:
+    return (error.details.get("group", ""), error.details.get("field", "addresses"))
+
+
+def _nothing(_: TerminalStatusError) -> tuple[str, ...]:
+    return ()
+
+
+FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, _Variables]]] = {
+    domain.InvalidAddress: ("SVC0002", _part),
+    domain.TerminalUnknown: ("SVC0004", _part),
+    domain.WatcherRefused: ("POL0002", _address),
+    domain.WatcherUnauthenticated: ("POL0002", _address),
+    domain.FetchTimedOut: ("SVC0001", _code),
+    domain.PresenceUnavailable: ("SVC0001", _code),
+    domain.WatcherRestarting: ("SVC0001", _code),
+    domain.GatewayOverloaded: ("SVC0001", _code),
+    domain.PresenceMisconfigured: ("SVC0001", _code),
+    domain.DocumentUnreadable: ("SVC0001", _code),
+    domain.InvalidRequest: ("SVC0002", _part),
+    domain.NoValidAddresses: ("SVC0004", _part),
+    domain.TooManyAddresses: ("POL0003", _part),
+    domain.GroupUnknown: ("SVC0006", _group),
+    domain.GroupExists: ("SVC0001", _code),
+    domain.GroupTooLarge: ("POL0003", _part),
+    domain.GroupNotAllowed: ("POL0006", _part),
+    domain.NestedGroupNotAllowed: ("POL0007", _part),
+    domain.GroupChanged: ("SVC0001", _code),
+    domain.UnlimitedCountNotAllowed: ("POL0004", _nothing),
+    domain.CountTooLarge: ("POL0005", _nothing),
+    domain.IntervalTooShort: ("POL0009", _nothing),
+    domain.DurationTooLong: ("POL0001", _code),
+    domain.BusyNotSupported: ("POL0200", _nothing),
+    domain.TooManySubscriptions: ("POL0001", _code),
+    domain.RateLimited: ("POL0001", _code),
+    domain.DuplicateCorrelator: ("SVC0005", _correlator),
+    domain.RequestIdReused: ("SVC0001", _code),
+    domain.SubscriptionUnknown: ("SVC0002", lambda _: ("correlator",)),
+    domain.NotificationUnknown: ("SVC0001", _code),
+    domain.SinkRefused: ("SVC0002", lambda _: ("reference.endpoint",)),
+    domain.SinkUnreachable: ("SVC0002", lambda _: ("reference.endpoint",)),
+    domain.ClientUnknown: ("SVC0001", _code),
+    domain.ClientExists: ("SVC0001", _code),
+    domain.Unauthenticated: ("POL0001", _code),
+    domain.NotPermitted: ("POL0001", _code),
+    domain.WatchUnknown: ("SVC0001", _code),
+    domain.StoreUnavailable: ("SVC0001", _code),
 }
-"""messageId and its variable, by domain error."""
+"""messageId and its variables, by domain error."""
 
 
 def fault_for(error: TerminalStatusError) -> SoapFault:
     """Returns the fault that the contract has for a domain error."""
-    message_id, variable = FAULTS[type(error)]
-    return declared_fault(message_id, variable(error), reason=str(error), retry_after_s=error.retry_after_s)
+    message_id, variables = FAULTS[type(error)]
+    return declared_fault(message_id, *variables(error), reason=str(error), retry_after_s=error.retry_after_s)

@@ -19,8 +19,9 @@ from app import domain
 from app.domain import TerminalAddress, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
+from app.ports import Notification
 from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, create_server
-from app.service import Notification, StatusService
+from app.service import StatusService
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
 ALICE = "sip:alice@example.com"

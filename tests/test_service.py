@@ -20,7 +20,8 @@ from app.domain import (
     TerminalStatusError,
     TerminalUnknown,
 )
-from app.service import Notification, StatusService
+from app.ports import Notification
+from app.service import StatusService
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeMeter, FakeWatcher, make_service
 
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))

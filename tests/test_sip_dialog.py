@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import domain
+from app.domain import Liveness
 from app.sip import subscription as life
 from app.sip.dialog import (
     BAD_ADDRESS,
@@ -23,7 +24,6 @@ from app.sip.dialog import (
     Ended,
     Event,
     Forget,
-    Liveness,
     NotifyReceived,
     Observe,
     RefreshWanted,

@@ -282,7 +282,21 @@ def test_tables_are_total() -> None:
     assert set(STATUS_WORDS) == set(domain.Status)
 
 
-@pytest.mark.parametrize("error", FAULTS, ids=lambda error: error.code)
+GET_STATUS_ERRORS = (
+    domain.InvalidAddress,
+    domain.TerminalUnknown,
+    domain.WatcherRefused,
+    domain.WatcherUnauthenticated,
+    domain.FetchTimedOut,
+    domain.PresenceUnavailable,
+    domain.WatcherRestarting,
+    domain.GatewayOverloaded,
+    domain.PresenceMisconfigured,
+    domain.DocumentUnreadable,
+)
+
+
+@pytest.mark.parametrize("error", GET_STATUS_ERRORS, ids=lambda error: error.code)
 async def test_domain_error(error: type[TerminalStatusError]) -> None:
     """A domain error is a declared fault: the template keeps its placeholder, the variable stands beside it."""
     expected = {

@@ -20,7 +20,7 @@ from typing import cast
 import structlog
 
 from app.domain import TerminalAddress, TerminalStatusError, WatcherRestarting
-from app.service import Notification
+from app.ports import Notification
 from app.sip.dialog import error_of_local_failure, error_of_notify, error_of_response
 from app.sip.frames import (
     Build,

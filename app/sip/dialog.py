@@ -14,6 +14,7 @@ from app.domain import (
     DocumentUnreadable,
     FetchTimedOut,
     InvalidAddress,
+    Liveness,
     PresenceMisconfigured,
     PresenceUnavailable,
     TerminalStatusError,
@@ -115,14 +116,6 @@ class State(enum.Enum):
     ENDING = "ending"
     """Unsubscribing; the last NOTIFY is awaited."""
     TERMINATED = "terminated"
-
-
-class Liveness(enum.Enum):
-    """What the last observation of the terminal is worth."""
-
-    LIVE = "LIVE"
-    STALE = "STALE"
-    UNKNOWN = "UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ terminals (the driver's too), and what a document says.
 import enum
 import math
 
-from app.domain import PresenceUnavailable, TerminalStatusError
+from app.domain import Liveness, PresenceUnavailable, TerminalStatusError
 from app.sip.dialog import (
     BAD_ADDRESS,
     Accepted,
@@ -27,7 +27,6 @@ from app.sip.dialog import (
     Ended,
     Event,
     Forget,
-    Liveness,
     NotifyReceived,
     Observe,
     RefreshWanted,

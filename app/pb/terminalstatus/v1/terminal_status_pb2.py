@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.app/pb/terminalstatus/v1/terminal_status.proto\x12\x11terminalstatus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"#\n\x10GetStatusRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"F\n\x11GetStatusResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xa8\x01\n\x0eTerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0bobserved_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06source\x18\x04 \x01(\x0e\x32\x19.terminalstatus.v1.Source*_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10STATUS_REACHABLE\x10\x01\x12\x16\n\x12STATUS_UNREACHABLE\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03*2\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_FETCH\x10\x01\x32o\n\x15TerminalStatusService\x12V\n\tGetStatus\x12#.terminalstatus.v1.GetStatusRequest\x1a$.terminalstatus.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.app/pb/terminalstatus/v1/terminal_status.proto\x12\x11terminalstatus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"#\n\x10GetStatusRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"F\n\x11GetStatusResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xba\x01\n\x0eTerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0bobserved_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06source\x18\x04 \x01(\x0e\x32\x19.terminalstatus.v1.Source\x12\x10\n\x08revision\x18\x05 \x01(\x03*_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10STATUS_REACHABLE\x10\x01\x12\x16\n\x12STATUS_UNREACHABLE\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03*D\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_FETCH\x10\x01\x12\x10\n\x0cSOURCE_WATCH\x10\x02\x32o\n\x15TerminalStatusService\x12V\n\tGetStatus\x12#.terminalstatus.v1.GetStatusRequest\x1a$.terminalstatus.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.terminal_status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=382
-  _globals['_STATUS']._serialized_end=477
-  _globals['_SOURCE']._serialized_start=479
-  _globals['_SOURCE']._serialized_end=529
+  _globals['_STATUS']._serialized_start=400
+  _globals['_STATUS']._serialized_end=495
+  _globals['_SOURCE']._serialized_start=497
+  _globals['_SOURCE']._serialized_end=565
   _globals['_GETSTATUSREQUEST']._serialized_start=102
   _globals['_GETSTATUSREQUEST']._serialized_end=137
   _globals['_GETSTATUSRESPONSE']._serialized_start=139
   _globals['_GETSTATUSRESPONSE']._serialized_end=209
   _globals['_TERMINALSTATUS']._serialized_start=212
-  _globals['_TERMINALSTATUS']._serialized_end=380
-  _globals['_TERMINALSTATUSSERVICE']._serialized_start=531
-  _globals['_TERMINALSTATUSSERVICE']._serialized_end=642
+  _globals['_TERMINALSTATUS']._serialized_end=398
+  _globals['_TERMINALSTATUSSERVICE']._serialized_start=567
+  _globals['_TERMINALSTATUSSERVICE']._serialized_end=678
 # @@protoc_insertion_point(module_scope)

@@ -78,6 +78,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     """Never sent. A client treats a value that it does not know, being older than the gateway, as this one."""
     SOURCE_FETCH: _Source.ValueType  # 1
     """The presence server was asked for this very answer."""
+    SOURCE_WATCH: _Source.ValueType  # 2
+    """A live subscription at the presence server says so."""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Where a terminal status came from."""
@@ -86,6 +88,8 @@ SOURCE_UNSPECIFIED: Source.ValueType  # 0
 """Never sent. A client treats a value that it does not know, being older than the gateway, as this one."""
 SOURCE_FETCH: Source.ValueType  # 1
 """The presence server was asked for this very answer."""
+SOURCE_WATCH: Source.ValueType  # 2
+"""A live subscription at the presence server says so."""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
@@ -147,6 +151,7 @@ class TerminalStatus(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     OBSERVED_AT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal in canonical form, by which equal terminals are equal strings: scheme, host and parameters in lower
     case, a telephone number without visual separators. May differ from the spelling in the request.
@@ -155,6 +160,8 @@ class TerminalStatus(_message.Message):
     """Whether the terminal can be reached. Never STATUS_UNSPECIFIED."""
     source: Global___Source.ValueType
     """Where the status came from. Never SOURCE_UNSPECIFIED."""
+    revision: _builtins.int
+    """Grows by one with each change of the terminal's stored status, from 1. 0 where nobody watches the terminal."""
     @_builtins.property
     def observed_at(self) -> _timestamp_pb2.Timestamp:
         """When the presence server stated the status, by the gateway's clock. Always present."""
@@ -166,10 +173,11 @@ class TerminalStatus(_message.Message):
         status: Global___Status.ValueType = ...,
         observed_at: _timestamp_pb2.Timestamp | None = ...,
         source: Global___Source.ValueType = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observed_at", b"observed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "observed_at", b"observed_at", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "observed_at", b"observed_at", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,300 @@
+"""What the use cases need of the outside: ports, each with its contract. Adapters implement them; nothing else here.
+
+Invariants: an adapter raises `TerminalStatusError`s only (or lets a defect through). Every method that takes a batch
+does all of it or nothing. Times are aware UTC; the caller brings them, so an adapter has no clock of its own.
+
+Deliberately absent: default implementations, and anything with behaviour.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from app.domain import Liveness, TerminalAddress, TerminalStatus, TerminalStatusError
+from app.records import (
+    Client,
+    DeliveryAttempt,
+    DeliveryState,
+    EndReason,
+    Group,
+    OwedNotification,
+    Subscription,
+    UsageRecord,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """What one NOTIFY carried: the body as it came, its media type and content coding ("" where absent)."""
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    observed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchView:
+    """One standing SIP subscription as operators see it. Times are None where there is none."""
+
+    address: TerminalAddress
+    state: str
+    """`initial`, `accepted`, `active`, `pending`, `refreshing`, `waiting`, `ending` or `terminated`."""
+    liveness: Liveness
+    since: datetime
+    expires_at: datetime | None
+    code: int
+    """The last SIP status; 0 where none came."""
+    reason: str
+    next_action: str
+    next_at: datetime | None
+    route: str
+    """The presence server it is at, as configured."""
+
+
+class WatchObserver(Protocol):
+    """Who is told what the standing SIP subscriptions find out. Called in the event loop; must not block or raise."""
+
+    def observed(self, address: TerminalAddress, notification: Notification) -> None:
+        """A NOTIFY came."""
+
+    def liveness_changed(
+        self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
+    ) -> None:
+        """What the last observation is worth has changed, or the reason why it is not LIVE has."""
+
+    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+        """Nothing follows of this watch unless it is asked for again: the presence server knows no such terminal, or
+        (`error` is None) what it said last holds for good."""
+
+
+class Fetcher(Protocol):
+    """The SIP side, as one question needs it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a fetch would be sent to the presence server now."""
+
+    async def fetch(self, address: TerminalAddress) -> Notification:
+        """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY.
+
+        Raises a TerminalStatusError. Has no time limit: the caller cancels, and the SIP side is cleaned up.
+        """
+
+
+class Watcher(Fetcher, Protocol):
+    """The SIP side, as standing requests need it."""
+
+    def observe(self, observer: WatchObserver) -> None:
+        """Names the one observer; before the first `watch`."""
+
+    def watch(self, address: TerminalAddress) -> None:
+        """Wants the terminal watched, from now until `unwatch`, whatever happens to workers and servers. Idempotent."""
+
+    def unwatch(self, address: TerminalAddress) -> None:
+        """Wants it no longer. No call of the observer follows. Idempotent."""
+
+    def refresh(self, address: TerminalAddress) -> None:
+        """Asks the presence server now rather than at the next refresh. Raises WatchUnknown."""
+
+    async def watches(self) -> list[WatchView]:
+        """Every watch as it stands, by address."""
+
+
+class Meter(Protocol):
+    """Counts what happened, for the people on call."""
+
+    def fetched(
+        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
+    ) -> None:
+        """One SUBSCRIBE's outcome, a Status name or an error's code, and how long it took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionUpdate:
+    """New values of a subscription's progress; None leaves a value as it is."""
+
+    subscription_id: str
+    notified: int | None = None
+    last_notified_at: datetime | None = None
+    expires_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None
+    end_detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What one transaction writes: statuses by compare-and-set, and what follows from them."""
+
+    statuses: Sequence[TerminalStatus] = ()
+    """Each with the revision it shall have; it is written only where the stored one is the revision before."""
+    updates: Sequence[SubscriptionUpdate] = ()
+    owed: Sequence[OwedNotification] = ()
+    """`sequence` is given by the store."""
+    usage: Sequence[UsageRecord] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Which part of a list: at most `size` (1 to 1000) items after the one that `token` names ("" is the start)."""
+
+    size: int = 100
+    token: str = ""
+
+
+class Store(Protocol):
+    """The truth. Raises StoreUnavailable where the database is locked, full or gone, having changed nothing."""
+
+    async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
+        """Writes all of it in one transaction. Returns the stored statuses that were not of the expected revision: if
+        there are any, nothing at all was written, and the caller takes them for the truth and decides anew."""
+
+    async def statuses(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, TerminalStatus]:
+        """The stored statuses of those that have one."""
+
+    async def create_subscription(
+        self, subscription: Subscription, owed: Sequence[OwedNotification], usage: Sequence[UsageRecord]
+    ) -> Subscription:
+        """Stores it with what it owes at once. Where the client has one of the same `request_id`, stores nothing and
+        returns that one. Raises DuplicateCorrelator."""
+
+    async def subscription(self, subscription_id: str) -> Subscription | None:
+        """One subscription, ended ones for as long as they are kept."""
+
+    async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
+        """The client's active subscription with this correlator."""
+
+    async def subscriptions(
+        self, client_id: str | None, page: Page, *, active_only: bool = True
+    ) -> tuple[list[Subscription], str]:
+        """A client's (None: everybody's) subscriptions, oldest first, and the next page's token ("" at the end).
+        Raises InvalidRequest for a token that is none of this list's."""
+
+    def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
+        """All of them in portions, for the start."""
+
+    async def count_subscriptions(self, client_id: str) -> int:
+        """How many active ones the client has."""
+
+    async def put_client(self, client: Client) -> None:
+        """Creates or replaces it. Raises ClientExists where another has its name."""
+
+    async def client(self, client_id: str) -> Client | None: ...
+
+    async def clients(self) -> list[Client]:
+        """All, by name."""
+
+    async def delete_client(self, client_id: str, at: datetime) -> list[Subscription]:
+        """Deletes it with its keys and groups, and ends its subscriptions (CLIENT_DELETED), which are returned.
+        Raises ClientUnknown."""
+
+    async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
+        """Stores an API key's hash. Raises ClientUnknown."""
+
+    async def key(self, key_id: str) -> tuple[Client, bytes, datetime | None] | None:
+        """The client of a key, the key's hash and its end."""
+
+    async def keys(self, client_id: str) -> list[tuple[str, datetime | None]]:
+        """The client's key ids with their ends."""
+
+    async def delete_key(self, key_id: str) -> None:
+        """Deletes it, if it is there."""
+
+    async def create_group(self, group: Group) -> None:
+        """Raises GroupExists."""
+
+    async def group(self, address: TerminalAddress) -> Group | None: ...
+
+    async def groups_of(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
+        """Those of the addresses that are groups."""
+
+    async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
+        """A client's (None: everybody's) groups by address, and the next page's token."""
+
+    async def change_group(
+        self, address: TerminalAddress, members: Sequence[TerminalAddress], expected_version: int | None
+    ) -> Group:
+        """Replaces the members. Raises GroupUnknown, GroupChanged."""
+
+    async def delete_group(self, address: TerminalAddress) -> None:
+        """Raises GroupUnknown."""
+
+    async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
+        """Leases due notifications: of each subscription only the first that is not settled, and none of one that has
+        another leased. Oldest first."""
+
+    async def record_attempt(
+        self,
+        attempt: DeliveryAttempt,
+        *,
+        state: DeliveryState,
+        next_attempt_at: datetime | None,
+        usage: Sequence[UsageRecord],
+        suspended_at: datetime | None = None,
+        update: SubscriptionUpdate | None = None,
+    ) -> None:
+        """Records the attempt, settles or puts off its notification, gives back the lease, and writes the usage
+        records, all in one transaction. `suspended_at` is the subscription's new one (None: it works)."""
+
+    async def notification(self, notification_id: str) -> OwedNotification | None: ...
+
+    async def notifications(
+        self, client_id: str | None, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
+    ) -> tuple[list[OwedNotification], str]:
+        """Owed and settled notifications, oldest first, and the next page's token."""
+
+    async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
+        """Its attempts in order."""
+
+    async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
+        """Makes dead ones pending, due at once; how many there were."""
+
+    async def write_usage(self, records: Sequence[UsageRecord]) -> None:
+        """Adds usage records."""
+
+    async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
+        """Usage records from `since` on in the order they were written, and the next page's token."""
+
+    async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
+        """Adds a line to the audit log."""
+
+    async def purge(self, before: datetime, most: int) -> int:
+        """Deletes at most `most` settled notifications, their attempts, ended subscriptions and usage records that
+        are older; how many went."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What came of one attempt to deliver."""
+
+    delivered: bool
+    code: int = 0
+    outcome: str = "delivered"
+    answer: bytes = b""
+    retry_after_s: float | None = None
+    gone: bool = False
+    """The endpoint wants nothing more (410)."""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class Sender(Protocol):
+    """Delivers to one kind of sink. Never raises for what the endpoint does."""
+
+    async def check(self, subscription: Subscription) -> None:
+        """Whether notifications may and can go there, before the subscription is made. Raises SinkRefused,
+        SinkUnreachable."""
+
+    async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
+        """One attempt, within the sender's own time limit."""
+
+
+class Bus(Protocol):
+    """Hints between the parts of a gateway, and between gateways: something may have changed, look."""
+
+    def publish(self, topic: str, hint: str) -> None:
+        """Tells everybody who listens to the topic; may be lost."""
+
+    def listen(self, topic: str) -> AsyncIterator[str]:
+        """Hints from now on; the oldest are dropped where the listener is slow."""
