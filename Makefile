@@ -10,7 +10,7 @@ BIN := .venv/bin
 BUF_VERSION := 1.75.0
 BUF := .tools/buf/node_modules/.bin/buf
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
-SERVERS := kamailio kamailio-presence-modules kamailio-sqlite-modules kamailio-xml-modules sip-tester sqlite3 curl
+SERVERS := kamailio kamailio-presence-modules kamailio-sqlite-modules kamailio-xml-modules sip-tester postgresql sqlite3 curl
 ROWS ?=
 
 .PHONY: run test check bench generate lock servers clean
