@@ -19,6 +19,7 @@ from app.records import (
     EndReason,
     Group,
     OwedNotification,
+    Sink,
     Subscription,
     UsageRecord,
 )
@@ -122,6 +123,26 @@ class SubscriptionUpdate:
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     end_detail: str | None = None
+    sink: Sink | None = None
+    """Another endpoint, or other secrets for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted:
+    """What one attempt to deliver leads to, written in one transaction by `Store.record_attempts`."""
+
+    attempt: DeliveryAttempt
+    """Its `number` is the next free one where that is taken: a lease that ran out lets two nodes try at once."""
+    owner: str
+    """Who claimed it. Where the lease is another's by now, a failed attempt is only added and changes nothing else."""
+    state: DeliveryState
+    """What becomes of the notification. One that is settled already stays as it is."""
+    next_attempt_at: datetime | None = None
+    """When it is due again, if `state` is PENDING."""
+    usage: Sequence[UsageRecord] = ()
+    suspended_at: datetime | None = None
+    """The subscription's new one (None: its endpoint works)."""
+    update: SubscriptionUpdate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +259,17 @@ class Store(Protocol):
         """Records the attempt, settles or puts off its notification, gives back the lease, and writes the usage
         records, all in one transaction. `suspended_at` is the subscription's new one (None: it works)."""
 
+    async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
+        """As `record_attempt`, for several in one transaction, in their order; at most one of each notification.
+        What is about a notification that is gone is left out."""
+
+    async def give_back(self, owner: str, due: Mapping[str, datetime]) -> None:
+        """Gives leases back without an attempt: notification id to when it is due again. Leaves alone what is no
+        longer the owner's."""
+
+    async def subscriptions_by_id(self, subscription_ids: Sequence[str]) -> dict[str, Subscription]:
+        """Those of them that are there, ended ones too."""
+
     async def notification(self, notification_id: str) -> OwedNotification | None: ...
 
     async def notifications(
@@ -276,6 +308,8 @@ class Sent:
     retry_after_s: float | None = None
     gone: bool = False
     """The endpoint wants nothing more (410)."""
+    ends: EndReason | None = None
+    """Set where the subscription ends with it for another reason, such as TOKEN_EXPIRED."""
     details: Mapping[str, str] = field(default_factory=dict)
 
 

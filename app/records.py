@@ -63,6 +63,30 @@ class SinkKind(enum.Enum):
     """Parlay X callbacks."""
 
 
+SINK_SECRETS = "secrets"
+"""Sink parameter: signing secrets (`whsec_…`, Standard Webhooks), the newest first, a space between; at most two."""
+
+SINK_TOKEN = "token"  # noqa: S105  # a parameter's name
+"""Sink parameter: the bearer token that each request to the endpoint carries (RFC 6750)."""
+
+SINK_TOKEN_EXPIRES_AT = "token_expires_at"  # noqa: S105  # a parameter's name
+"""Sink parameter: when that token ends, RFC 3339 with a zone."""
+
+SINK_HANDSHAKE = "handshake"
+"""Sink parameter: how the endpoint is checked when the subscription is made, a `Handshake` value."""
+
+
+class Handshake(enum.Enum):
+    """How a webhook endpoint shows that it wants notifications."""
+
+    TEST = "test"
+    """It answers 2xx to a signed event of type `…sink.test`; the default."""
+    OPTIONS = "options"
+    """It answers OPTIONS with WebHook-Allowed-Origin (CloudEvents HTTP webhook section 4)."""
+    NONE = "none"
+    """Only its address is checked, and that it accepts a connection."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
     """An endpoint. `profile` is how it is spoken to ("v1", "camara", a Parlay X version); `parameters` are that
