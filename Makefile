@@ -28,6 +28,11 @@ check: .venv/dev.stamp $(BUF)
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	$(BUF) lint proto
+	@# The last two commits that changed proto/: the one before, and what is not committed yet, against what was said.
+	@for commit in $$(git log -2 --format=%H -- proto 2>/dev/null); do \
+		echo "$(BUF) breaking proto --against '.git#ref=$$commit,subdir=proto'"; \
+		$(BUF) breaking proto --against ".git#ref=$$commit,subdir=proto" || exit 1; \
+	done
 	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/test_generated.py
 	@echo "check: all good"
 
@@ -35,8 +40,7 @@ bench: .venv/dev.stamp servers
 	$(BIN)/python -m bench $(ROWS)
 
 generate: .venv/dev.stamp
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iapp/pb=proto --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
-		proto/terminalstatus/v1/terminal_status.proto
+	.ci/generate-protobuf
 	$(BIN)/terminal-status openapi --output openapi/terminal-status-v1.json
 
 # Releases have aged a week before they are taken.

@@ -12,14 +12,31 @@ Errors: each failed call carries a google.rpc.Status in its trailing metadata (`
   google.rpc.RetryInfo   where the presence server or the gateway knows how long to wait;
   google.rpc.BadRequest  where a field of the request is at fault.
 Exceptions are the failures that gRPC itself answers before the gateway sees the call, without such details:
-RESOURCE_EXHAUSTED for a request over 64 KiB or for too many concurrent calls, UNIMPLEMENTED for an unknown
+RESOURCE_EXHAUSTED for a request over 1 MiB or for too many concurrent calls, UNIMPLEMENTED for an unknown
 method, UNKNOWN for bytes that are no request, DEADLINE_EXCEEDED and CANCELLED for the caller's own deadline and
 cancellation.
+
+Errors that every method of every service may end with, by ErrorInfo reason:
+  UNAUTHENTICATED     UNAUTHENTICATED     no credentials, or none that are accepted
+  RESOURCE_EXHAUSTED  RATE_LIMITED        more calls, or failed attempts to log in, than the policy allows
+  INVALID_ARGUMENT    INVALID_REQUEST     a field of the request cannot be used; BadRequest names it
+  UNAVAILABLE         STORE_UNAVAILABLE   the gateway's database cannot be used now; nothing was changed
+  UNAVAILABLE         GATEWAY_STOPPING    the gateway is being stopped; ask again, or another one
+  INTERNAL            INTERNAL_ERROR      a fault of the gateway; `metadata["reference"]` finds it in its log
+
+Credentials: `authorization: Bearer API-KEY` (or an access token, where the operator accepts them) in the call's
+metadata, or a client certificate. What belongs to another client is NOT_FOUND, as if it were not there.
+
+Lists: `page_size` 0 means 100; above 1000 or below 0 is INVALID_ARGUMENT. `next_page_token` is empty on the last
+page. A page token is good for the method that gave it, by the same client and with the same filters.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -92,6 +109,92 @@ SOURCE_WATCH: Source.ValueType  # 2
 """A live subscription at the presence server says so."""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
+class _RetrievalStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RetrievalStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetrievalStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETRIEVAL_STATUS_UNSPECIFIED: _RetrievalStatus.ValueType  # 0
+    """Never sent. A client treats a value that it does not know, being older than the gateway, as this one."""
+    RETRIEVAL_STATUS_RETRIEVED: _RetrievalStatus.ValueType  # 1
+    """There is a status."""
+    RETRIEVAL_STATUS_NOT_RETRIEVED: _RetrievalStatus.ValueType  # 2
+    """The terminal was not asked about, or the presence server did not answer in time. The same question may succeed."""
+    RETRIEVAL_STATUS_ERROR: _RetrievalStatus.ValueType  # 3
+    """The terminal is unknown, or the answer is refused. The same question will fail again."""
+
+class RetrievalStatus(_RetrievalStatus, metaclass=_RetrievalStatusEnumTypeWrapper):
+    """Whether a question about a terminal was answered, in the words of 3GPP TS 29.199-8."""
+
+RETRIEVAL_STATUS_UNSPECIFIED: RetrievalStatus.ValueType  # 0
+"""Never sent. A client treats a value that it does not know, being older than the gateway, as this one."""
+RETRIEVAL_STATUS_RETRIEVED: RetrievalStatus.ValueType  # 1
+"""There is a status."""
+RETRIEVAL_STATUS_NOT_RETRIEVED: RetrievalStatus.ValueType  # 2
+"""The terminal was not asked about, or the presence server did not answer in time. The same question may succeed."""
+RETRIEVAL_STATUS_ERROR: RetrievalStatus.ValueType  # 3
+"""The terminal is unknown, or the answer is refused. The same question will fail again."""
+Global___RetrievalStatus: _TypeAlias = RetrievalStatus  # noqa: Y015
+
+class _Liveness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LivenessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Liveness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LIVENESS_UNSPECIFIED: _Liveness.ValueType  # 0
+    """Never sent. A client treats a value that it does not know, being older than the gateway, as LIVENESS_STALE."""
+    LIVENESS_LIVE: _Liveness.ValueType  # 1
+    """The presence server tells each change."""
+    LIVENESS_STALE: _Liveness.ValueType  # 2
+    """The presence server no longer tells changes; what it said last stays, with its age."""
+    LIVENESS_UNKNOWN: _Liveness.ValueType  # 3
+    """Nothing was ever observed."""
+
+class Liveness(_Liveness, metaclass=_LivenessEnumTypeWrapper):
+    """What the last known status of a watched terminal is worth. The gateway never tells STATUS_UNREACHABLE because it
+    lost contact: it keeps the status and says LIVENESS_STALE.
+    """
+
+LIVENESS_UNSPECIFIED: Liveness.ValueType  # 0
+"""Never sent. A client treats a value that it does not know, being older than the gateway, as LIVENESS_STALE."""
+LIVENESS_LIVE: Liveness.ValueType  # 1
+"""The presence server tells each change."""
+LIVENESS_STALE: Liveness.ValueType  # 2
+"""The presence server no longer tells changes; what it said last stays, with its age."""
+LIVENESS_UNKNOWN: Liveness.ValueType  # 3
+"""Nothing was ever observed."""
+Global___Liveness: _TypeAlias = Liveness  # noqa: Y015
+
+class _StreamEndReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StreamEndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StreamEndReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STREAM_END_REASON_UNSPECIFIED: _StreamEndReason.ValueType  # 0
+    """Never sent. A client treats a value that it does not know, being older than the gateway, as this one: resume."""
+    STREAM_END_REASON_GATEWAY_STOPPING: _StreamEndReason.ValueType  # 1
+    """The gateway is being stopped: resume, at another one if there is one."""
+    STREAM_END_REASON_NOTHING_TO_WATCH: _StreamEndReason.ValueType  # 2
+    """No terminal is left that could be watched: each is unknown to the presence server, or refuses the gateway."""
+    STREAM_END_REASON_CREDENTIALS_EXPIRED: _StreamEndReason.ValueType  # 3
+    """The credentials of the call are no longer good: expired, rotated, or of a client that is disabled or deleted."""
+
+class StreamEndReason(_StreamEndReason, metaclass=_StreamEndReasonEnumTypeWrapper):
+    """Why the gateway ends a stream."""
+
+STREAM_END_REASON_UNSPECIFIED: StreamEndReason.ValueType  # 0
+"""Never sent. A client treats a value that it does not know, being older than the gateway, as this one: resume."""
+STREAM_END_REASON_GATEWAY_STOPPING: StreamEndReason.ValueType  # 1
+"""The gateway is being stopped: resume, at another one if there is one."""
+STREAM_END_REASON_NOTHING_TO_WATCH: StreamEndReason.ValueType  # 2
+"""No terminal is left that could be watched: each is unknown to the presence server, or refuses the gateway."""
+STREAM_END_REASON_CREDENTIALS_EXPIRED: StreamEndReason.ValueType  # 3
+"""The credentials of the call are no longer good: expired, rotated, or of a client that is disabled or deleted."""
+Global___StreamEndReason: _TypeAlias = StreamEndReason  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     """The question of GetStatus."""
@@ -99,19 +202,32 @@ class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal: a `sip:` or `sips:` URI (RFC 3261) without password and headers, such as `sip:alice@example.com`, or
     a `tel:` URI (RFC 3966), such as `tel:+15551234567`; a local number needs `;phone-context=`. At most 200
     characters, ASCII. Anything else, empty included, is INVALID_ARGUMENT with reason INVALID_ADDRESS.
     """
+    requester: _builtins.str
+    """On whose behalf the client asks, a URI or a name; only stands in the usage record. At most 200 characters."""
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """How old an answer may be, counted from when the presence server stated or confirmed it. Absent or 0 asks the
+        presence server now; more may be answered from a live subscription or a recent answer, without SIP. At most one
+        day; more, or less than 0, is INVALID_ARGUMENT.
+        """
+
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+        requester: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "max_age", b"max_age", "requester", b"requester"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,3 +298,439 @@ class TerminalStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TerminalStatus: _TypeAlias = TerminalStatus  # noqa: Y015
+
+@_typing.final
+class QueryStatusesRequest(_message.Message):
+    """The question of QueryStatuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
+    requester: _builtins.str
+    """As `GetStatusRequest.requester`."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Terminals and groups, 1 to as many as the policy allows; each as `GetStatusRequest.address`."""
+
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """As `GetStatusRequest.max_age`, for each terminal."""
+
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+        requester: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "max_age", b"max_age", "requester", b"requester"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryStatusesRequest: _TypeAlias = QueryStatusesRequest  # noqa: Y015
+
+@_typing.final
+class QueryStatusesResponse(_message.Message):
+    """One result of QueryStatuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> Global___TerminalResult:
+        """What came of the question about one terminal. Always present."""
+
+    def __init__(
+        self,
+        *,
+        result: Global___TerminalResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryStatusesResponse: _TypeAlias = QueryStatusesResponse  # noqa: Y015
+
+@_typing.final
+class TerminalResult(_message.Message):
+    """What came of the question about one terminal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_STATUS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The terminal in canonical form; never a group."""
+    retrieval_status: Global___RetrievalStatus.ValueType
+    """Whether there is a status. Never RETRIEVAL_STATUS_UNSPECIFIED."""
+    @_builtins.property
+    def status(self) -> Global___TerminalStatus:
+        """The status; present exactly where `retrieval_status` is RETRIEVAL_STATUS_RETRIEVED."""
+
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Why there is none; present where `retrieval_status` is RETRIEVAL_STATUS_ERROR, and where it is
+        RETRIEVAL_STATUS_NOT_RETRIEVED and the gateway knows why.
+        """
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        retrieval_status: Global___RetrievalStatus.ValueType = ...,
+        status: Global___TerminalStatus | None = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "failure", b"failure", "retrieval_status", b"retrieval_status", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TerminalResult: _TypeAlias = TerminalResult  # noqa: Y015
+
+@_typing.final
+class Failure(_message.Message):
+    """What went wrong with a part of a request, in the form of google.rpc.ErrorInfo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The stable code, as `ErrorInfo.reason`, such as TERMINAL_UNKNOWN."""
+    message: _builtins.str
+    """The reason for people. Not stable."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Short strings for machines, as `ErrorInfo.metadata`."""
+
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """How long to wait before trying again; absent where that is not known or would not help."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failure: _TypeAlias = Failure  # noqa: Y015
+
+@_typing.final
+class WatchStatusesRequest(_message.Message):
+    """The question of WatchStatuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    CRITERIA_FIELD_NUMBER: _builtins.int
+    MIN_INTERVAL_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """The last token this client had from a stream about the same addresses. The snapshot then has only what differs
+    from what that stream told. Empty starts anew. A token that is too old gives a whole snapshot. At most 64 KiB.
+    """
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Terminals and groups, 1 to as many as the policy allows; each as `GetStatusRequest.address`. Changes of a group's
+        members reach the stream.
+        """
+
+    @_builtins.property
+    def criteria(self) -> _containers.RepeatedScalarFieldContainer[Global___Status.ValueType]:
+        """Only changes to one of these are told; empty means every change. The snapshot has every terminal all the same.
+        STATUS_UNSPECIFIED and unknown values are INVALID_ARGUMENT.
+        """
+
+    @_builtins.property
+    def min_interval(self) -> _duration_pb2.Duration:
+        """Least time between two changes told of one terminal: changes in between are held, and the newest is told. Absent or
+        0 is no such limit, where the policy allows that. At most one day.
+        """
+
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        criteria: _abc.Iterable[Global___Status.ValueType] | None = ...,
+        min_interval: _duration_pb2.Duration | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_interval", b"min_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "criteria", b"criteria", "min_interval", b"min_interval", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStatusesRequest: _TypeAlias = WatchStatusesRequest  # noqa: Y015
+
+@_typing.final
+class WatchStatusesResponse(_message.Message):
+    """One message of a WatchStatuses stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ITEM_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    LIVENESS_CHANGE_FIELD_NUMBER: _builtins.int
+    BOOKMARK_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot_item(self) -> Global___WatchedTerminal:
+        """One terminal as it is known at the start of the stream."""
+
+    @_builtins.property
+    def snapshot_complete(self) -> Global___SnapshotComplete:
+        """The snapshot is complete: each terminal that was not in it is as the resume token's stream left it."""
+
+    @_builtins.property
+    def change(self) -> Global___StatusChange:
+        """A terminal's status has changed."""
+
+    @_builtins.property
+    def liveness_change(self) -> Global___LivenessChange:
+        """What is known of a terminal has become worth more or less; its status has not changed."""
+
+    @_builtins.property
+    def bookmark(self) -> Global___Bookmark:
+        """Nothing changed for a while; the stream is alive."""
+
+    @_builtins.property
+    def end(self) -> Global___StreamEnd:
+        """The gateway ends the stream; the last message."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_item: Global___WatchedTerminal | None = ...,
+        snapshot_complete: Global___SnapshotComplete | None = ...,
+        change: Global___StatusChange | None = ...,
+        liveness_change: Global___LivenessChange | None = ...,
+        bookmark: Global___Bookmark | None = ...,
+        end: Global___StreamEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "event", b"event", "liveness_change", b"liveness_change", "snapshot_complete", b"snapshot_complete", "snapshot_item", b"snapshot_item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "event", b"event", "liveness_change", b"liveness_change", "snapshot_complete", b"snapshot_complete", "snapshot_item", b"snapshot_item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot_item", "snapshot_complete", "change", "liveness_change", "bookmark", "end"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchStatusesResponse: _TypeAlias = WatchStatusesResponse  # noqa: Y015
+
+@_typing.final
+class WatchedTerminal(_message.Message):
+    """What is known of a watched terminal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
+    LIVENESS_REASON_FIELD_NUMBER: _builtins.int
+    LIVENESS_SINCE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The terminal in canonical form."""
+    liveness: Global___Liveness.ValueType
+    """What that status is worth now. Never LIVENESS_UNSPECIFIED."""
+    liveness_reason: _builtins.str
+    """Why it is not LIVENESS_LIVE, in a few words for people; empty where it is."""
+    @_builtins.property
+    def status(self) -> Global___TerminalStatus:
+        """The last known status; absent where nothing was observed yet, which `change` will tell."""
+
+    @_builtins.property
+    def liveness_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when `liveness` is as it is. Always present."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        status: Global___TerminalStatus | None = ...,
+        liveness: Global___Liveness.ValueType = ...,
+        liveness_reason: _builtins.str = ...,
+        liveness_since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["liveness_since", b"liveness_since", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "liveness", b"liveness", "liveness_reason", b"liveness_reason", "liveness_since", b"liveness_since", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchedTerminal: _TypeAlias = WatchedTerminal  # noqa: Y015
+
+@_typing.final
+class SnapshotComplete(_message.Message):
+    """The snapshot of a stream is complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Resumes a stream after what was told until here."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotComplete: _TypeAlias = SnapshotComplete  # noqa: Y015
+
+@_typing.final
+class StatusChange(_message.Message):
+    """A terminal's status has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___TerminalStatus:
+        """The new status; its revision is larger than that of any status told of this terminal before. Always present."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___TerminalStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusChange: _TypeAlias = StatusChange  # noqa: Y015
+
+@_typing.final
+class LivenessChange(_message.Message):
+    """What is known of a terminal has become worth more or less."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The terminal in canonical form."""
+    liveness: Global___Liveness.ValueType
+    """What its last known status is worth now. Never LIVENESS_UNSPECIFIED."""
+    reason: _builtins.str
+    """Why it is not LIVENESS_LIVE, in a few words for people; empty where it is."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when. Always present."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        liveness: Global___Liveness.ValueType = ...,
+        reason: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "liveness", b"liveness", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LivenessChange: _TypeAlias = LivenessChange  # noqa: Y015
+
+@_typing.final
+class Bookmark(_message.Message):
+    """Sent where nothing changed for a while, and says how to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Resumes a stream after what was told until here."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bookmark: _TypeAlias = Bookmark  # noqa: Y015
+
+@_typing.final
+class StreamEnd(_message.Message):
+    """Why the gateway ends a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    reason: Global___StreamEndReason.ValueType
+    """The reason. Never STREAM_END_REASON_UNSPECIFIED."""
+    message: _builtins.str
+    """The reason for people; may be empty."""
+    resume_token: _builtins.str
+    """Resumes the stream after what was told until here; empty where that makes no sense."""
+    def __init__(
+        self,
+        *,
+        reason: Global___StreamEndReason.ValueType = ...,
+        message: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamEnd: _TypeAlias = StreamEnd  # noqa: Y015

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from app.pb.terminalstatus.v1 import terminal_status_pb2 as app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in app/pb/terminalstatus/v1/terminal_status_pb2_grpc.py depends on'
+        + ' but the generated code in terminalstatus/v1/terminal_status_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,8 +37,18 @@ class TerminalStatusServiceStub:
         """
         self.GetStatus = channel.unary_unary(
                 '/terminalstatus.v1.TerminalStatusService/GetStatus',
-                request_serializer=app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusRequest.SerializeToString,
-                response_deserializer=app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusResponse.FromString,
+                request_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.QueryStatuses = channel.unary_stream(
+                '/terminalstatus.v1.TerminalStatusService/QueryStatuses',
+                request_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.QueryStatusesRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.QueryStatusesResponse.FromString,
+                _registered_method=True)
+        self.WatchStatuses = channel.unary_stream(
+                '/terminalstatus.v1.TerminalStatusService/WatchStatuses',
+                request_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesResponse.FromString,
                 _registered_method=True)
 
 
@@ -47,14 +57,15 @@ class TerminalStatusServiceServicer:
     """
 
     def GetStatus(self, request, context):
-        """Asks the presence server for one terminal's status now, and returns its answer.
+        """Asks for one terminal's status: the presence server now, unless `max_age` accepts what is known already.
 
-        Nothing is remembered between calls; concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal
-        that exists and is not registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline
-        passes or the caller cancels, the question to the presence server is given up.
+        Concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal that exists and is not
+        registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline passes or the caller cancels,
+        the question to the presence server is given up.
 
         Errors, by ErrorInfo reason:
         INVALID_ARGUMENT    INVALID_ADDRESS          the address is no sip:, sips: or tel: URI; do not retry
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED        the address is a group; ask with QueryStatuses
         NOT_FOUND           TERMINAL_UNKNOWN         the presence server knows no such terminal
         PERMISSION_DENIED   WATCHER_REFUSED          the terminal's user or the operator refuses this gateway
         PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  the presence server refuses this gateway's credentials
@@ -71,13 +82,68 @@ class TerminalStatusServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryStatuses(self, request, context):
+        """Asks for the status of many terminals and of the members of groups; each result is sent as it arrives.
+
+        Each terminal has one result, however often and by however many groups it is named; the order is not that of the
+        request. What fails for one terminal is that terminal's result and ends nothing. Where the operator's policy says
+        so, terminals above its limit are RETRIEVAL_STATUS_NOT_RETRIEVED instead of TOO_MANY_ADDRESSES. A caller whose
+        deadline passes keeps the results it has.
+
+        Errors of the whole call, before the first result, by ErrorInfo reason:
+        INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+        INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+        INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+        NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStatuses(self, request, context):
+        """Tells the status of terminals and of the members of groups now, and each change from then on.
+
+        First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
+        terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+        the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
+        and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
+        and the call is then OK.
+
+        Errors of the whole call, by ErrorInfo reason:
+        INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+        INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+        INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+        INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
+        NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+        FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
+        FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
+        RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TerminalStatusServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
-                    request_deserializer=app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusRequest.FromString,
-                    response_serializer=app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusResponse.SerializeToString,
+                    request_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'QueryStatuses': grpc.unary_stream_rpc_method_handler(
+                    servicer.QueryStatuses,
+                    request_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.QueryStatusesRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.QueryStatusesResponse.SerializeToString,
+            ),
+            'WatchStatuses': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStatuses,
+                    request_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -106,8 +172,62 @@ class TerminalStatusService:
             request,
             target,
             '/terminalstatus.v1.TerminalStatusService/GetStatus',
-            app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusRequest.SerializeToString,
-            app_dot_pb_dot_terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusResponse.FromString,
+            terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_terminal__status__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryStatuses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/terminalstatus.v1.TerminalStatusService/QueryStatuses',
+            terminalstatus_dot_v1_dot_terminal__status__pb2.QueryStatusesRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_terminal__status__pb2.QueryStatusesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStatuses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/terminalstatus.v1.TerminalStatusService/WatchStatuses',
+            terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesResponse.FromString,
             options,
             channel_credentials,
             insecure,

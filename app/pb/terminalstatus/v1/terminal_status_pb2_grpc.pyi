@@ -12,14 +12,28 @@ Errors: each failed call carries a google.rpc.Status in its trailing metadata (`
   google.rpc.RetryInfo   where the presence server or the gateway knows how long to wait;
   google.rpc.BadRequest  where a field of the request is at fault.
 Exceptions are the failures that gRPC itself answers before the gateway sees the call, without such details:
-RESOURCE_EXHAUSTED for a request over 64 KiB or for too many concurrent calls, UNIMPLEMENTED for an unknown
+RESOURCE_EXHAUSTED for a request over 1 MiB or for too many concurrent calls, UNIMPLEMENTED for an unknown
 method, UNKNOWN for bytes that are no request, DEADLINE_EXCEEDED and CANCELLED for the caller's own deadline and
 cancellation.
+
+Errors that every method of every service may end with, by ErrorInfo reason:
+  UNAUTHENTICATED     UNAUTHENTICATED     no credentials, or none that are accepted
+  RESOURCE_EXHAUSTED  RATE_LIMITED        more calls, or failed attempts to log in, than the policy allows
+  INVALID_ARGUMENT    INVALID_REQUEST     a field of the request cannot be used; BadRequest names it
+  UNAVAILABLE         STORE_UNAVAILABLE   the gateway's database cannot be used now; nothing was changed
+  UNAVAILABLE         GATEWAY_STOPPING    the gateway is being stopped; ask again, or another one
+  INTERNAL            INTERNAL_ERROR      a fault of the gateway; `metadata["reference"]` finds it in its log
+
+Credentials: `authorization: Bearer API-KEY` (or an access token, where the operator accepts them) in the call's
+metadata, or a client certificate. What belongs to another client is NOT_FOUND, as if it were not there.
+
+Lists: `page_size` 0 means 100; above 1000 or below 0 is INVALID_ARGUMENT. `next_page_token` is empty on the last
+page. A page token is good for the method that gave it, by the same client and with the same filters.
 """
 
-from app.pb.terminalstatus.v1 import terminal_status_pb2 as _terminal_status_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as _terminal_status_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -48,14 +62,15 @@ class TerminalStatusServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TerminalStatusServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_terminal_status_pb2.GetStatusRequest, _terminal_status_pb2.GetStatusResponse]
-    """Asks the presence server for one terminal's status now, and returns its answer.
+    """Asks for one terminal's status: the presence server now, unless `max_age` accepts what is known already.
 
-    Nothing is remembered between calls; concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal
-    that exists and is not registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline
-    passes or the caller cancels, the question to the presence server is given up.
+    Concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal that exists and is not
+    registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline passes or the caller cancels,
+    the question to the presence server is given up.
 
     Errors, by ErrorInfo reason:
       INVALID_ARGUMENT    INVALID_ADDRESS          the address is no sip:, sips: or tel: URI; do not retry
+      FAILED_PRECONDITION GROUP_NOT_ALLOWED        the address is a group; ask with QueryStatuses
       NOT_FOUND           TERMINAL_UNKNOWN         the presence server knows no such terminal
       PERMISSION_DENIED   WATCHER_REFUSED          the terminal's user or the operator refuses this gateway
       PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  the presence server refuses this gateway's credentials
@@ -68,6 +83,43 @@ class TerminalStatusServiceStub:
       INTERNAL            INTERNAL_ERROR           a fault of the gateway; `metadata["reference"]` finds it in its log
     DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED may succeed when retried later.
     """
+    QueryStatuses: _grpc.UnaryStreamMultiCallable[_terminal_status_pb2.QueryStatusesRequest, _terminal_status_pb2.QueryStatusesResponse]
+    """Asks for the status of many terminals and of the members of groups; each result is sent as it arrives.
+
+    Each terminal has one result, however often and by however many groups it is named; the order is not that of the
+    request. What fails for one terminal is that terminal's result and ends nothing. Where the operator's policy says
+    so, terminals above its limit are RETRIEVAL_STATUS_NOT_RETRIEVED instead of TOO_MANY_ADDRESSES. A caller whose
+    deadline passes keeps the results it has.
+
+    Errors of the whole call, before the first result, by ErrorInfo reason:
+      INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+      INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+      INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+      FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+      FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+    """
+    WatchStatuses: _grpc.UnaryStreamMultiCallable[_terminal_status_pb2.WatchStatusesRequest, _terminal_status_pb2.WatchStatusesResponse]
+    """Tells the status of terminals and of the members of groups now, and each change from then on.
+
+    First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
+    terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+    the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
+    and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
+    and the call is then OK.
+
+    Errors of the whole call, by ErrorInfo reason:
+      INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+      INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+      INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+      INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
+      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+      FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+      FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+      FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
+      FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
+      RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
+    """
 
 @_typing.type_check_only
 class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
@@ -75,14 +127,15 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_terminal_status_pb2.GetStatusRequest, _terminal_status_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Asks the presence server for one terminal's status now, and returns its answer.
+    """Asks for one terminal's status: the presence server now, unless `max_age` accepts what is known already.
 
-    Nothing is remembered between calls; concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal
-    that exists and is not registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline
-    passes or the caller cancels, the question to the presence server is given up.
+    Concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal that exists and is not
+    registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline passes or the caller cancels,
+    the question to the presence server is given up.
 
     Errors, by ErrorInfo reason:
       INVALID_ARGUMENT    INVALID_ADDRESS          the address is no sip:, sips: or tel: URI; do not retry
+      FAILED_PRECONDITION GROUP_NOT_ALLOWED        the address is a group; ask with QueryStatuses
       NOT_FOUND           TERMINAL_UNKNOWN         the presence server knows no such terminal
       PERMISSION_DENIED   WATCHER_REFUSED          the terminal's user or the operator refuses this gateway
       PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  the presence server refuses this gateway's credentials
@@ -94,6 +147,43 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       INTERNAL            DOCUMENT_UNREADABLE      the presence server's document cannot be read
       INTERNAL            INTERNAL_ERROR           a fault of the gateway; `metadata["reference"]` finds it in its log
     DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED may succeed when retried later.
+    """
+    QueryStatuses: _aio.UnaryStreamMultiCallable[_terminal_status_pb2.QueryStatusesRequest, _terminal_status_pb2.QueryStatusesResponse]  # type: ignore[assignment]
+    """Asks for the status of many terminals and of the members of groups; each result is sent as it arrives.
+
+    Each terminal has one result, however often and by however many groups it is named; the order is not that of the
+    request. What fails for one terminal is that terminal's result and ends nothing. Where the operator's policy says
+    so, terminals above its limit are RETRIEVAL_STATUS_NOT_RETRIEVED instead of TOO_MANY_ADDRESSES. A caller whose
+    deadline passes keeps the results it has.
+
+    Errors of the whole call, before the first result, by ErrorInfo reason:
+      INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+      INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+      INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+      FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+      FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+    """
+    WatchStatuses: _aio.UnaryStreamMultiCallable[_terminal_status_pb2.WatchStatusesRequest, _terminal_status_pb2.WatchStatusesResponse]  # type: ignore[assignment]
+    """Tells the status of terminals and of the members of groups now, and each change from then on.
+
+    First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
+    terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+    the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
+    and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
+    and the call is then OK.
+
+    Errors of the whole call, by ErrorInfo reason:
+      INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+      INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+      INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+      INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
+      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+      FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+      FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+      FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
+      FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
+      RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
     """
 
 class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -105,14 +195,15 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _terminal_status_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_terminal_status_pb2.GetStatusResponse, _abc.Awaitable[_terminal_status_pb2.GetStatusResponse]]:
-        """Asks the presence server for one terminal's status now, and returns its answer.
+        """Asks for one terminal's status: the presence server now, unless `max_age` accepts what is known already.
 
-        Nothing is remembered between calls; concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal
-        that exists and is not registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline
-        passes or the caller cancels, the question to the presence server is given up.
+        Concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal that exists and is not
+        registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline passes or the caller cancels,
+        the question to the presence server is given up.
 
         Errors, by ErrorInfo reason:
           INVALID_ARGUMENT    INVALID_ADDRESS          the address is no sip:, sips: or tel: URI; do not retry
+          FAILED_PRECONDITION GROUP_NOT_ALLOWED        the address is a group; ask with QueryStatuses
           NOT_FOUND           TERMINAL_UNKNOWN         the presence server knows no such terminal
           PERMISSION_DENIED   WATCHER_REFUSED          the terminal's user or the operator refuses this gateway
           PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  the presence server refuses this gateway's credentials
@@ -124,6 +215,55 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           INTERNAL            DOCUMENT_UNREADABLE      the presence server's document cannot be read
           INTERNAL            INTERNAL_ERROR           a fault of the gateway; `metadata["reference"]` finds it in its log
         DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED may succeed when retried later.
+        """
+
+    @_abc_1.abstractmethod
+    def QueryStatuses(
+        self,
+        request: _terminal_status_pb2.QueryStatusesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_terminal_status_pb2.QueryStatusesResponse], _abc.AsyncIterator[_terminal_status_pb2.QueryStatusesResponse]]:
+        """Asks for the status of many terminals and of the members of groups; each result is sent as it arrives.
+
+        Each terminal has one result, however often and by however many groups it is named; the order is not that of the
+        request. What fails for one terminal is that terminal's result and ends nothing. Where the operator's policy says
+        so, terminals above its limit are RETRIEVAL_STATUS_NOT_RETRIEVED instead of TOO_MANY_ADDRESSES. A caller whose
+        deadline passes keeps the results it has.
+
+        Errors of the whole call, before the first result, by ErrorInfo reason:
+          INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+          INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+          INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+          NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+          FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+          FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+        """
+
+    @_abc_1.abstractmethod
+    def WatchStatuses(
+        self,
+        request: _terminal_status_pb2.WatchStatusesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_terminal_status_pb2.WatchStatusesResponse], _abc.AsyncIterator[_terminal_status_pb2.WatchStatusesResponse]]:
+        """Tells the status of terminals and of the members of groups now, and each change from then on.
+
+        First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
+        terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+        the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
+        and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
+        and the call is then OK.
+
+        Errors of the whole call, by ErrorInfo reason:
+          INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
+          INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
+          INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
+          INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
+          NOT_FOUND           GROUP_UNKNOWN             a group of another client's
+          FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
+          FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+          FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
+          FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
+          RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
         """
 
 def add_TerminalStatusServiceServicer_to_server(servicer: TerminalStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
