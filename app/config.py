@@ -104,6 +104,15 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _networks(words: frozenset[str]) -> frozenset[str]:
+    for word in words:
+        try:
+            ipaddress.ip_network(word)
+        except ValueError as error:
+            raise ValueError(f"{word!r} is no network: {error}") from None
+    return words
+
+
 Listen = Annotated[str, AfterValidator(_listen)]
 
 
@@ -180,6 +189,26 @@ class Settings(BaseModel):
         description="Database. Nothing is stored yet; `doctor` checks that it opens.",
         examples=["sqlite+aiosqlite:///PATH"],
     )
+    sink_allowed_networks: Annotated[frozenset[str], BeforeValidator(_words), AfterValidator(_networks)] = Field(
+        frozenset(),
+        description="Networks beside the public internet that webhooks and callbacks may be sent into.",
+        examples=["networks such as 10.1.0.0/16 with commas between; 127.0.0.0/8 for development"],
+    )
+    sink_allow_http: bool = Field(
+        False, description="Lets webhooks and callbacks go to http: URLs too, in clear.", examples=["true or false"]
+    )
+    sink_ca_file: str | None = Field(
+        None,
+        description="Certificate authorities that webhook endpoints are checked against, in place of the system's.",
+        examples=["path of a PEM file"],
+    )
+    sink_timeout_ms: int = Field(
+        10_000,
+        ge=100,
+        le=30_000,
+        description="Time limit of one delivery, from name to answer, in milliseconds.",
+        examples=["100 to 30000"],
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged.", examples=["debug, info, warning or error"]
     )
@@ -247,7 +276,7 @@ def settings_table() -> str:
     """The README's table of settings, in Markdown."""
     rows = ["| setting | default | allowed | what it is |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "—" if field.is_required() or field.default is None else f"`{_plain(field.default)}`"
+        default = "—" if field.is_required() or field.default in (None, frozenset()) else f"`{_plain(field.default)}`"
         allowed = field.examples[0] if field.examples else ""
         rows.append(
             f"| `{PREFIX}{name.upper()}` | {default} | {allowed} | {field.description} |".replace("|tcp", "\\|tcp")
