@@ -119,6 +119,7 @@ class SubscriptionUpdate:
     subscription_id: str
     notified: int | None = None
     last_notified_at: datetime | None = None
+    awaiting: bool | None = None
     expires_at: datetime | None = None
     ended_at: datetime | None = None
     end_reason: EndReason | None = None

@@ -143,6 +143,9 @@ class Subscription:
     notified: int = 0
     """Status notifications made so far."""
     last_notified_at: datetime | None = None
+    awaiting: bool = False
+    """Whether some of its terminals have not been observed since it was made: the first observation of such a one is
+    no change, but what later ones are compared with (and is told at once where `check_immediate`)."""
     suspended_at: datetime | None = None
     """When its endpoint had failed for so long that attempts were put off; None while it works."""
     ended_at: datetime | None = None

@@ -1,0 +1,265 @@
+"""One-shot questions of applications, about one terminal or many: getStatus and getStatusForGroup.
+
+A question that accepts an age is answered from a live watch, or from a recent observation, where there is one; else,
+and always with an age of 0, the presence server is asked (`service.py`).
+Invariants: an answer from a watch costs neither a task nor a suspension. A query of many has MAX_AT_ONCE questions in
+flight, gives each terminal exactly one result as soon as it has it, and does not fail for one of them. Every call
+leaves one usage record, failed ones too, but for those that were refused for their rate.
+
+Deliberately absent: SIP, and the fetch itself.
+"""
+
+import asyncio
+import enum
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from app.domain import (
+    GroupNotAllowed,
+    InvalidRequest,
+    Status,
+    TerminalAddress,
+    TerminalStatus,
+    TerminalStatusError,
+    TooManyAddresses,
+    parse_address,
+)
+from app.groups import GroupService
+from app.policy import Policies, Policy
+from app.records import Client
+from app.service import StatusService
+from app.usage import GET_STATUS, GET_STATUS_FOR_GROUP, Caller, UsageLog
+from app.watching import Watching
+
+MAX_AT_ONCE = 64
+"""Questions in flight for one query."""
+MAX_AGE_S = 86_400.0
+MAX_RECENT = 10_000
+"""Fetched statuses that are remembered; above it the oldest is forgotten."""
+
+
+class RetrievalStatus(enum.Enum):
+    """What came of the question about one terminal, in the words of 3GPP TS 29.199-8 `RetrievalStatus`."""
+
+    RETRIEVED = "RETRIEVED"
+    NOT_RETRIEVED = "NOT_RETRIEVED"
+    """Not tried, or not answered in time: the same question may succeed later. The error says which."""
+    ERROR = "ERROR"
+    """Refused, unknown, or another error that waiting does not mend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalResult:
+    """One terminal's part of a query; `address` is canonical. `status` is there if RETRIEVED, `error` if not."""
+
+    address: TerminalAddress
+    retrieval: RetrievalStatus
+    status: TerminalStatus | None = None
+    error: TerminalStatusError | None = None
+
+
+class QueryService:
+    """Answers applications' questions within their policies. One per process."""
+
+    def __init__(
+        self,
+        status_service: StatusService,
+        watching: Watching,
+        groups: GroupService,
+        policies: Policies,
+        usage: UsageLog,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """`clock` gives the time in UTC."""
+        self._fetches = status_service
+        self._watching = watching
+        self._groups = groups
+        self._policies = policies
+        self._usage = usage
+        self._clock = clock
+        self._recent: dict[TerminalAddress, TerminalStatus] = {}  # in the order of observation
+
+    async def get_status(
+        self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
+    ) -> TerminalStatus:
+        """The terminal's status, as the presence server says now, or said at most `max_age_s` seconds ago.
+
+        A terminal with a live watch is always answered from it where `max_age_s` is not 0; `observed_at` is when it was
+        stated last. Raises GroupNotAllowed, InvalidRequest (the age), RateLimited, and as `StatusService.get_status`.
+        """
+        policy = self._policies.admit(client)
+        caller = Caller(client=client, face=face, requester=requester)
+        try:
+            status = self._known(address, _checked_age(max_age_s)) if max_age_s else None
+            if status is None:
+                if self._groups.is_group(terminal := parse_address(address)):
+                    raise GroupNotAllowed(f"{terminal} is a group; ask for one terminal.", field="address")
+                status = await self._fetch(terminal)
+        except TerminalStatusError as error:
+            self._record(GET_STATUS, caller, (address,), 1, error)
+            raise
+        except asyncio.CancelledError:
+            self._usage.record(
+                self._usage.make(GET_STATUS, caller, targets=(address,), expanded_count=1, result="CANCELLED")
+            )
+            raise
+        self._record(GET_STATUS, caller, (address,), 1, None)
+        return status if policy.busy_available else _without_busy(status)
+
+    async def query(
+        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
+    ) -> AsyncGenerator[TerminalResult, None]:
+        """The statuses of terminals and groups' members, each terminal once, as the answers come.
+
+        Close the iterator (`contextlib.aclosing`) where it is left early: what is in flight is given up. Before the
+        first result it raises GroupNotAllowed, GroupUnknown, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
+        NoValidAddresses, RateLimited, StoreUnavailable, TooManyAddresses; thereafter nothing.
+        """
+        policy = self._policies.admit(client)
+        caller = Caller(client=client, face=face, requester=requester)
+        try:
+            age_s = _checked_age(max_age_s)
+            expansion = await self._groups.expand(
+                client,
+                addresses,
+                policy,
+                "addresses",
+                most=None if policy.process_up_to_limit else policy.max_targets,
+            )
+        except TerminalStatusError as error:
+            self._record(GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
+            raise
+        result = "CANCELLED"
+        try:
+            to_ask: list[TerminalAddress] = []
+            for terminal in expansion.terminals[: policy.max_targets]:
+                if age_s and (status := self._known(terminal, age_s)) is not None:
+                    yield _retrieved(policy, status)
+                else:
+                    to_ask.append(terminal)
+            if over := expansion.terminals[policy.max_targets :]:
+                not_asked = TooManyAddresses(
+                    f"Not asked: it is beyond the first {policy.max_targets}.", most=str(policy.max_targets)
+                )
+                for terminal in over:
+                    yield TerminalResult(address=terminal, retrieval=RetrievalStatus.NOT_RETRIEVED, error=not_asked)
+            asked = self._ask_all(to_ask, policy)
+            try:
+                async for answer in asked:
+                    yield answer
+            finally:
+                await asked.aclose()
+            result = "OK"
+        finally:
+            self._usage.record(
+                self._usage.make(
+                    GET_STATUS_FOR_GROUP,
+                    caller,
+                    targets=addresses,
+                    expanded_count=len(expansion.terminals),
+                    result=result,
+                )
+            )
+
+    async def _ask_all(
+        self, terminals: Sequence[TerminalAddress], policy: Policy
+    ) -> AsyncGenerator[TerminalResult, None]:
+        answers: asyncio.Queue[TerminalResult | Exception] = asyncio.Queue()  # as many as terminals, at most
+        rest = iter(terminals)
+        askers = [
+            asyncio.create_task(self._ask_some(rest, policy, answers), name="query")
+            for _ in range(min(MAX_AT_ONCE, len(terminals)))
+        ]
+        try:
+            for _ in terminals:
+                answer = await answers.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+        finally:
+            for asker in askers:
+                asker.cancel()
+            await asyncio.gather(*askers, return_exceptions=True)
+
+    async def _ask_some(
+        self,
+        rest: Iterator[TerminalAddress],
+        policy: Policy,
+        answers: asyncio.Queue[TerminalResult | Exception],
+    ) -> None:
+        for terminal in rest:
+            try:
+                answers.put_nowait(_retrieved(policy, await self._fetch(terminal)))
+            except TerminalStatusError as error:
+                retrieval = RetrievalStatus.NOT_RETRIEVED if error.retryable else RetrievalStatus.ERROR
+                answers.put_nowait(TerminalResult(address=terminal, retrieval=retrieval, error=error))
+            except Exception as defect:  # the one who reads the answers raises it
+                answers.put_nowait(defect)
+
+    def _known(self, address: str, age_s: float) -> TerminalStatus | None:
+        """What is known of the terminal and no older than that; None too where the address is not canonical."""
+        terminal = TerminalAddress(address)
+        if (status := self._watching.live(terminal)) is not None:
+            return status
+        status = self._recent.get(terminal) or self._watching.last(terminal)
+        if status is None:
+            canonical = parse_address(address)
+            return self._known(canonical, age_s) if canonical != address else None
+        oldest = self._clock() - timedelta(seconds=age_s)
+        return status if status.observed_at >= oldest else None
+
+    async def _fetch(self, terminal: TerminalAddress) -> TerminalStatus:
+        status = await self._fetches.get_status(terminal)
+        recent = self._recent
+        recent.pop(terminal, None)
+        recent[terminal] = status
+        if len(recent) > MAX_RECENT:
+            del recent[next(iter(recent))]
+        return status
+
+    def _record(
+        self,
+        operation: str,
+        caller: Caller,
+        targets: Sequence[str],
+        expanded_count: int,
+        error: TerminalStatusError | None,
+    ) -> None:
+        usage = self._usage
+        if error is None:
+            usage.record(usage.make(operation, caller, targets=targets, expanded_count=expanded_count))
+        else:
+            usage.record(
+                usage.make(
+                    operation,
+                    caller,
+                    targets=targets,
+                    expanded_count=expanded_count,
+                    result=error.code,
+                    root_cause=str(error),
+                )
+            )
+
+
+def _checked_age(max_age_s: float) -> float:
+    if not 0 <= max_age_s <= MAX_AGE_S:  # not for a NaN either
+        raise InvalidRequest(f"The age must be 0 to {MAX_AGE_S:.0f} seconds.", field="max_age")
+    return max_age_s
+
+
+def _without_busy(status: TerminalStatus) -> TerminalStatus:
+    if status.status is not Status.BUSY:
+        return status
+    return TerminalStatus(
+        address=status.address,
+        status=Status.REACHABLE,
+        observed_at=status.observed_at,
+        source=status.source,
+        revision=status.revision,
+    )
+
+
+def _retrieved(policy: Policy, status: TerminalStatus) -> TerminalResult:
+    shown = status if policy.busy_available else _without_busy(status)
+    return TerminalResult(address=status.address, retrieval=RetrievalStatus.RETRIEVED, status=shown)

@@ -1,0 +1,331 @@
+"""Groups: named sets of terminals that are asked and watched by one address, and what a list of addresses stands for.
+
+Invariants: a group belongs to one client, and is unknown to the others. Expansion ends whatever the members are: each
+group is visited once (so cycles do no harm), and no more than MAX_EXPANDED terminals are named. Which addresses are
+groups is kept in memory (`start`, `reload`), so that a list without groups costs no query; their members are not.
+
+Deliberately absent: who listens to changes of membership (`on_change`), and limits themselves (`policy.py`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.domain import (
+    GroupChanged,
+    GroupNotAllowed,
+    GroupTooLarge,
+    GroupUnknown,
+    InvalidAddress,
+    InvalidRequest,
+    NestedGroupNotAllowed,
+    NotPermitted,
+    NoValidAddresses,
+    TerminalAddress,
+    TooManyAddresses,
+    parse_address,
+)
+from app.policy import Policies, Policy
+from app.ports import Page, Store
+from app.records import Client, Group
+
+MAX_EXPANDED = 100_000
+"""Most terminals a list of addresses may stand for, whatever the policy; above it the list is refused."""
+
+_PAGE = 1000
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expansion:
+    """What a list of addresses stands for."""
+
+    terminals: tuple[TerminalAddress, ...]
+    """Each once, in the order in which it was named first."""
+    addresses: tuple[TerminalAddress, ...]
+    """What was asked for in canonical form, each once: terminals and groups."""
+    groups: tuple[TerminalAddress, ...] = ()
+    """Every group that was visited, nested ones too."""
+
+
+class GroupService:
+    """Makes, changes, lists and expands groups. One per process; `start` it before use."""
+
+    def __init__(self, store: Store, policies: Policies, clock: Callable[[], datetime]) -> None:
+        """`clock` gives the time in UTC."""
+        self._store = store
+        self._policies = policies
+        self._clock = clock
+        self._directory: dict[TerminalAddress, tuple[str, int]] = {}  # address: client id, version
+        self._sizes: dict[str, int] = {}  # by client id: how many groups
+        self._listeners: list[Callable[[TerminalAddress], None]] = []
+
+    def on_change(self, listener: Callable[[TerminalAddress], None]) -> None:
+        """Calls `listener` with the address of each group that was made, changed or deleted, after it was stored."""
+        self._listeners.append(listener)
+
+    async def start(self) -> None:
+        """Learns which groups there are. Raises StoreUnavailable."""
+        await self.reload()
+
+    async def reload(self) -> None:
+        """Reads which groups there are, and tells listeners of those that another node has made, changed or deleted.
+
+        Raises StoreUnavailable.
+        """
+        directory: dict[TerminalAddress, tuple[str, int]] = {}
+        token = ""
+        before = dict(self._directory)
+        while True:
+            groups, token = await self._store.groups(None, Page(size=_PAGE, token=token))
+            directory.update((group.address, (group.client_id, group.version)) for group in groups)
+            if not token:
+                break
+        # Not what this node did itself while the pages were read.
+        ours = {
+            address for address in {*before, *self._directory} if before.get(address) != self._directory.get(address)
+        }
+        for address in {*directory, *self._directory} - ours:
+            if self._directory.get(address) != directory.get(address):
+                self._changed(address, directory.get(address))
+
+    def is_group(self, address: str) -> bool:
+        """Whether the address is a group, anybody's."""
+        return address in self._directory
+
+    async def create(self, client: Client, address: str, members: Sequence[str]) -> Group:
+        """Makes a group of a `sip:` or `sips:` address and its members (terminals, or groups where allowed).
+
+        Raises GroupExists, GroupNotAllowed, GroupTooLarge, GroupUnknown (a member that is another client's group),
+        InvalidAddress, NestedGroupNotAllowed, NotPermitted (as many groups as allowed), RateLimited, StoreUnavailable.
+        """
+        policy = self._policies.admit(client)
+        if not policy.group_support:
+            raise GroupNotAllowed("Groups are not supported here.", field="address")
+        own = _parse(address, "address")
+        if own.startswith("tel:"):
+            raise InvalidAddress("A group's address is a sip: or sips: URI.", field="address")
+        if self._sizes.get(client.id, 0) >= policy.max_groups:
+            raise NotPermitted(f"There are {policy.max_groups} groups already, as many as allowed.")
+        now = self._clock()
+        group = Group(
+            address=own, client_id=client.id, members=self._members(client, policy, own, members), created_at=now
+        )
+        await self._store.create_group(group)
+        self._changed(own, (client.id, group.version))
+        await self._store.audit(now, client.id, "group created", {"group": own, "members": str(len(group.members))})
+        return group
+
+    async def get(self, client: Client, address: str) -> Group:
+        """Raises GroupUnknown, InvalidAddress, RateLimited, StoreUnavailable."""
+        self._policies.admit(client)
+        return await self._own(client, _parse(address, "address"))
+
+    async def list(self, client: Client, page: Page) -> tuple[list[Group], str]:
+        """The client's groups (an admin: everybody's) by address, and the next page's token ("" at the end).
+
+        Raises InvalidRequest (the token), RateLimited, StoreUnavailable.
+        """
+        self._policies.admit(client)
+        return await self._store.groups(None if client.admin else client.id, page)
+
+    async def set_members(
+        self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None
+    ) -> Group:
+        """Replaces the members, where the group still is of `expected_version` (None: whatever it is).
+
+        Raises GroupChanged, and as `create` but for GroupExists.
+        """
+        policy = self._policies.admit(client)
+        group = await self._own(client, _parse(address, "address"))
+        return await self._change(
+            client, group, self._members(client, policy, group.address, members), expected_version
+        )
+
+    async def add_members(self, client: Client, address: str, members: Sequence[str]) -> Group:
+        """Adds members; those it has already do no harm. Raises as `set_members`."""
+        policy = self._policies.admit(client)
+        own = _parse(address, "address")
+        return await self._edit(
+            client, own, lambda group: self._members(client, policy, own, (*group.members, *members))
+        )
+
+    async def remove_members(self, client: Client, address: str, members: Sequence[str]) -> Group:
+        """Removes members; those it has not do no harm. Raises as `set_members`."""
+        self._policies.admit(client)
+        gone = {_parse(member, "members") for member in members}
+        return await self._edit(
+            client,
+            _parse(address, "address"),
+            lambda group: tuple([member for member in group.members if member not in gone]),
+        )
+
+    async def delete(self, client: Client, address: str) -> None:
+        """Deletes the group; what is subscribed by it goes on without it. Raises GroupUnknown, InvalidAddress,
+        RateLimited, StoreUnavailable."""
+        self._policies.admit(client)
+        group = await self._own(client, _parse(address, "address"))
+        await self._store.delete_group(group.address)
+        self._changed(group.address, None)
+        await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
+
+    async def expand(
+        self,
+        client: Client,
+        addresses: Sequence[str],
+        policy: Policy,
+        field: str,
+        *,
+        most: int | None = None,
+    ) -> Expansion:
+        """What the addresses stand for: terminals as they are, groups as their members.
+
+        `field` names the part of the request in errors. With `most`, more terminals than that are refused.
+        Raises GroupNotAllowed, GroupUnknown, InvalidAddress, NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable,
+        TooManyAddresses.
+        """
+        if len(addresses) > MAX_EXPANDED:
+            raise _too_many(field, MAX_EXPANDED)
+        asked = dict.fromkeys([_parse(address, field) for address in addresses])
+        terminals, groups = await self._expand(client, asked, policy, field)
+        if not terminals:
+            raise NoValidAddresses("No terminal was given, or only empty groups.", field=field)
+        if most is not None and len(terminals) > most:
+            raise _too_many(field, most)
+        return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
+
+    async def members_now(self, addresses: Iterable[TerminalAddress], most: int) -> Expansion:
+        """What addresses that were allowed once stand for now, at most `most` terminals. Raises StoreUnavailable."""
+        terminals: dict[TerminalAddress, None] = {}
+        visited: dict[TerminalAddress, None] = {}
+        level = asked = tuple(addresses)
+        while level:
+            found = await self._store.groups_of([address for address in level if address in self._directory])
+            following: list[TerminalAddress] = []
+            for address in level:
+                if (group := found.get(address)) is None:
+                    if len(terminals) < most:
+                        terminals[address] = None
+                elif address not in visited:
+                    visited[address] = None
+                    following += group.members
+            level = tuple(dict.fromkeys(following))
+        return Expansion(terminals=tuple(terminals), addresses=asked, groups=tuple(visited))
+
+    async def _expand(
+        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy, field: str
+    ) -> tuple[dict[TerminalAddress, None], dict[TerminalAddress, None]]:
+        terminals: dict[TerminalAddress, None] = {}
+        visited: dict[TerminalAddress, None] = {}
+        directory = self._directory
+        level, nested = list(asked), False
+        while level:
+            inner = [address for address in level if address in directory and address not in visited]
+            if not inner:
+                terminals.update(dict.fromkeys([address for address in level if address not in visited]))
+                break
+            if not policy.group_support:
+                raise GroupNotAllowed(f"{inner[0]} is a group, which is not allowed here.", field=field)
+            if nested and not policy.nested_group_support:
+                raise NestedGroupNotAllowed(f"{inner[0]} is a group in a group, which is not allowed.", field=field)
+            members: dict[TerminalAddress, tuple[TerminalAddress, ...]] = {}
+            for address in inner:
+                if directory[address][0] != client.id and not client.admin:
+                    raise _unknown(address, field)
+            found = await self._store.groups_of(inner)
+            for address in inner:
+                visited[address] = None
+                if group := found.get(address):
+                    members[address] = group.members
+            following: dict[TerminalAddress, None] = {}
+            for address in level:
+                if address in members:
+                    following.update(dict.fromkeys(members[address]))
+                elif address not in visited:
+                    terminals[address] = None
+            level, nested = list(following), True
+            if len(terminals) + len(level) > MAX_EXPANDED:
+                raise _too_many(field, MAX_EXPANDED)
+        if len(terminals) > MAX_EXPANDED:
+            raise _too_many(field, MAX_EXPANDED)
+        return terminals, visited
+
+    def _members(
+        self, client: Client, policy: Policy, own: TerminalAddress, members: Sequence[str]
+    ) -> tuple[TerminalAddress, ...]:
+        if len(members) > 2 * policy.max_group_size:  # some may be named twice
+            raise _too_large(policy)
+        parsed = tuple(dict.fromkeys([_parse(member, "members") for member in members]))
+        if len(parsed) > policy.max_group_size:
+            raise _too_large(policy)
+        for member in parsed:
+            owner = (client.id, 0) if member == own else self._directory.get(member)
+            if owner is None:
+                continue
+            if owner[0] != client.id and not client.admin:
+                raise _unknown(member, "members")
+            if not policy.nested_group_support:
+                raise NestedGroupNotAllowed(f"{member} is a group, which may not be in a group here.", field="members")
+        return parsed
+
+    async def _own(self, client: Client, address: TerminalAddress) -> Group:
+        group = await self._store.group(address)
+        if group is None or (group.client_id != client.id and not client.admin):
+            raise _unknown(address, "address")
+        return group
+
+    async def _change(
+        self, client: Client, group: Group, members: tuple[TerminalAddress, ...], expected_version: int | None
+    ) -> Group:
+        if expected_version is not None and expected_version < 1:
+            raise InvalidRequest("A group's version is 1 or more.", field="expected_version")
+        changed = await self._store.change_group(group.address, members, expected_version)
+        self._changed(changed.address, (changed.client_id, changed.version))
+        await self._store.audit(
+            self._clock(), client.id, "group changed", {"group": group.address, "members": str(len(members))}
+        )
+        return changed
+
+    async def _edit(
+        self, client: Client, address: TerminalAddress, edit: Callable[[Group], tuple[TerminalAddress, ...]]
+    ) -> Group:
+        for _ in range(_TRIES - 1):
+            group = await self._own(client, address)
+            try:
+                return await self._change(client, group, edit(group), group.version)
+            except GroupChanged:
+                continue
+        group = await self._own(client, address)
+        return await self._change(client, group, edit(group), group.version)
+
+    def _changed(self, address: TerminalAddress, entry: tuple[str, int] | None) -> None:
+        before = self._directory.pop(address, None)
+        if before is not None:
+            self._sizes[before[0]] -= 1
+            if not self._sizes[before[0]]:
+                del self._sizes[before[0]]
+        if entry is not None:
+            self._directory[address] = entry
+            self._sizes[entry[0]] = self._sizes.get(entry[0], 0) + 1
+        for listener in self._listeners:
+            listener(address)
+
+
+def _parse(text: str, field: str) -> TerminalAddress:
+    try:
+        return parse_address(text)
+    except InvalidAddress as error:
+        error.details["field"] = field
+        raise
+
+
+def _unknown(address: TerminalAddress, field: str) -> GroupUnknown:
+    return GroupUnknown(f"There is no group {address}.", group=address, field=field)
+
+
+def _too_many(field: str, most: int) -> TooManyAddresses:
+    return TooManyAddresses(f"At most {most} terminals may be asked for, groups expanded.", field=field, most=str(most))
+
+
+def _too_large(policy: Policy) -> GroupTooLarge:
+    return GroupTooLarge(f"A group may have {policy.max_group_size} members at most.", field="members")

@@ -1,0 +1,1 @@
+"""What an active subscription is told, and when: the rule of Parlay X's criteria, frequency, count and duration. (Follows.)"""

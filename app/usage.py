@@ -1,0 +1,164 @@
+"""Usage records: who asked what and what came of it, for billing, under the contract's names (`parlayx.md`).
+
+Records of operations are gathered and written in groups, FLUSH_S after the first at the latest; a process that is
+killed loses those of that time. Those of deliveries are written by `delivery.py` in the delivery's own transaction and
+lose nothing.
+Invariants: `record` never blocks, raises or awaits. While the database is away the records are kept, MAX_BUFFERED of
+them; above it the oldest are dropped, counted and logged.
+
+Deliberately absent: prices, formats (JSON Lines and CSV are the command line's), and retention (the store's `purge`).
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count, islice
+
+import structlog
+
+from app.domain import StoreUnavailable
+from app.ports import Page, Store
+from app.records import MAX_USAGE_TARGETS, Client, UsageRecord
+
+GET_STATUS = "getStatus"
+GET_STATUS_FOR_GROUP = "getStatusForGroup"
+START_NOTIFICATION = "startNotification"
+END_NOTIFICATION = "endNotification"
+
+FLUSH_S = 0.05
+"""Longest time a record waits to be written while the database is there, in seconds."""
+MAX_BUFFERED = 100_000
+MAX_WRITE = 2_000
+"""Most records in one transaction."""
+RETRY_S = 1.0
+"""How long to wait when the database is away."""
+CLOSE_S = 5.0
+"""How long the last write may take at shutdown."""
+_MAX_TEXT = 200
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who calls a use case, and by what face (`grpc`, `rest`, `camara`, `soap`); `requester` is Parlay X 3.x's."""
+
+    client: Client
+    face: str
+    requester: str = ""
+
+
+class UsageLog:
+    """Takes usage records and writes them in groups. `start` it, and `aclose` it after the last record."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
+        """`clock` gives the time in UTC."""
+        self._store = store
+        self._clock = clock
+        self._buffer: deque[UsageRecord] = deque()
+        self._some = asyncio.Event()
+        self._flusher: asyncio.Task[None] | None = None
+        self._closing = False
+        self._run = secrets.token_hex(8)  # with a number, cheaper than a random id for each record
+        self._number = count(1)
+        self.dropped = 0
+        """Records lost to a database that was away for too long."""
+
+    async def start(self) -> None:
+        """Begins to write."""
+        self._flusher = asyncio.create_task(self._flush_for_ever(), name="usage log")
+
+    async def aclose(self) -> None:
+        """Writes what is left, within CLOSE_S, and ends."""
+        if self._flusher is None:
+            return
+        self._closing = True
+        self._some.set()
+        await asyncio.wait({self._flusher}, timeout=CLOSE_S)
+        self._flusher.cancel()
+        await asyncio.gather(self._flusher, return_exceptions=True)
+        if self._buffer:
+            _log.error("usage_records_lost", records=len(self._buffer))
+
+    def make(
+        self,
+        operation: str,
+        caller: Caller,
+        *,
+        targets: Sequence[str] = (),
+        expanded_count: int = 0,
+        correlator: str = "",
+        subscription_id: str = "",
+        result: str = "OK",
+        root_cause: str = "",
+    ) -> UsageRecord:
+        """A record of now with an id of its own. What callers wrote is cut to bounded length."""
+        return UsageRecord(
+            id=f"{self._run}{next(self._number):x}",
+            at=self._clock(),
+            operation=operation,
+            client_id=caller.client.id,
+            face=caller.face,
+            requester=caller.requester[:_MAX_TEXT],
+            targets=tuple([target[:_MAX_TEXT] for target in targets[:MAX_USAGE_TARGETS]]),
+            target_count=len(targets),
+            expanded_count=expanded_count,
+            correlator=correlator[:_MAX_TEXT],
+            subscription_id=subscription_id,
+            result=result,
+            root_cause=root_cause[:_MAX_TEXT],
+        )
+
+    def record(self, record: UsageRecord) -> None:
+        """Keeps it to be written within FLUSH_S."""
+        buffer = self._buffer
+        if len(buffer) >= MAX_BUFFERED:
+            buffer.popleft()
+            if not self.dropped:
+                _log.error("usage_records_dropped", buffered=MAX_BUFFERED)
+            self.dropped += 1
+        buffer.append(record)
+        if len(buffer) == 1:
+            self._some.set()
+
+    async def export(self, client: Client, since: datetime, page_size: int = 1000) -> AsyncIterator[UsageRecord]:
+        """The client's records from `since` on (an admin: everybody's), in the order they were written.
+
+        Raises StoreUnavailable.
+        """
+        token = ""
+        while True:
+            records, token = await self.page(client, since, Page(size=page_size, token=token))
+            for record in records:
+                yield record
+            if not token:
+                return
+
+    async def page(self, client: Client, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
+        """One page of `export`, and the next page's token. Raises StoreUnavailable, InvalidRequest."""
+        return await self._store.usage(None if client.admin else client.id, since, page)
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await self._some.wait()
+            if not self._closing:
+                await asyncio.sleep(FLUSH_S / 2)  # the other half is for the write
+            try:
+                while self._buffer:
+                    await self._write()
+                self._some.clear()
+            except StoreUnavailable as error:
+                _log.warning("usage_records_wait", records=len(self._buffer), why=str(error))
+                await asyncio.sleep(RETRY_S)
+            if self._closing:
+                return
+
+    async def _write(self) -> None:
+        dropped = self.dropped
+        records = list(islice(self._buffer, MAX_WRITE))
+        await self._store.write_usage(records)
+        for _ in range(len(records) - (self.dropped - dropped)):
+            self._buffer.popleft()
