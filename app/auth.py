@@ -1,0 +1,342 @@
+"""Who calls: credentials of any transport -> `Client`.
+
+Three kinds are taken: an API key `tsk_KEYID_SECRET` (as bearer token, or with the client's id by HTTP Basic), an access
+token of an OpenID provider (`oidc.py`), and a client certificate that TLS has verified, which names the client's id.
+
+Invariants: a secret is kept nowhere: the store has the SHA-256 of secrets, which are 256 random bits and so need no
+slow hash, and the cache has the SHA-256 of whole headers; comparisons take constant time; no message or log line says
+which part of credentials was wrong, or has any of a secret. What was found good holds for CACHE_S, in which a change by
+another process is not seen, and for STALE_S where the store cannot be asked. Failures of one peer are limited.
+
+Deliberately absent: what a client may do (`policy.py` and the use cases), the making of clients (`clients.py`), and
+any transport. WS-Security's digest is compared by its transport: see `authenticate_with`.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+
+from app.domain import RateLimited, StoreUnavailable, Unauthenticated
+from app.ports import Store
+from app.records import ANONYMOUS, MAX_ID, Client
+
+KEY_PREFIX = "tsk_"
+MAX_AUTHORIZATION = 8192
+"""Longest Authorization value looked at, in characters; access tokens are long."""
+
+CACHE_S = 10.0
+"""How long credentials that were found good, or bad, are not looked up again."""
+
+STALE_S = 300.0
+"""How long good ones are still taken while the store cannot be asked."""
+
+MAX_CACHED = 10_000
+"""Credentials remembered; the oldest are forgotten first, and cost a look-up."""
+
+MAX_PEERS = 4096
+"""Peers whose failures are counted; the oldest are forgotten first."""
+
+FAILURE_BURST = 20
+FAILURE_EVERY_S = 3.0
+"""A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; then it is RateLimited. Credentials that
+were good or bad a moment ago do not count, so that one client with an old key locks out nobody behind its proxy."""
+
+MAX_NAMES = 16
+"""Names of a certificate that are looked at."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a caller shows, as its transport found it. `authorization` decides where it is not empty."""
+
+    authorization: str = ""
+    """HTTP's Authorization header, or gRPC's metadata of that name."""
+    certificate_names: tuple[str, ...] = ()
+    """Names in a client certificate that TLS has verified: the common name and the subjectAltNames."""
+    peer: str = ""
+    """The caller's network address without port, for limits and the log."""
+
+
+class TokenVerifier(Protocol):
+    """Reads access tokens (`oidc.AccessTokens`)."""
+
+    async def verify(self, token: str) -> tuple[str, datetime]:
+        """The client id that a good token names, and when the token ends. Raises Unauthenticated."""
+
+
+@dataclass(slots=True)
+class _Known:
+    client: Client | None
+    """None: these credentials are bad."""
+    until: float
+    confirmed_at: float
+
+
+_Found = tuple[Client, datetime | None]
+"""A client, and when the credentials that named it end."""
+
+
+def hash_secret(secret: str) -> bytes:
+    """What is stored of an API key's secret."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def parse_key(key: str) -> tuple[str, str] | None:
+    """Key id and secret of an API key; None for what is none."""
+    prefix, _, rest = key.partition("_")
+    key_id, _, secret = rest.partition("_")
+    if f"{prefix}_" != KEY_PREFIX or not key_id or not secret or len(key) > 200 or not key.isascii():
+        return None
+    return key_id, secret
+
+
+def password_equivalent(key_hash: bytes) -> str:
+    """What a caller that cannot send its key itself uses as password (WS-Security UsernameToken Profile 1.1.1 section
+    3.2): the SHA-256 of the key's secret in lower-case hexadecimal digits."""
+    return key_hash.hex()
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine can reach HOST:PORT."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def certificate_names(peercert: Mapping[str, object] | None) -> tuple[str, ...]:
+    """The names in what `ssl.SSLSocket.getpeercert` returns: common name first, then DNS names and URIs."""
+    names: list[str] = []
+    subject = (peercert or {}).get("subject", ())
+    for part in subject if isinstance(subject, tuple) else ():
+        names += [value for key, value in part if key == "commonName"]
+    alternatives = (peercert or {}).get("subjectAltName", ())
+    for kind, value in alternatives if isinstance(alternatives, tuple) else ():
+        if kind in ("DNS", "URI"):
+            names.append(value)
+    return tuple(names[:MAX_NAMES])
+
+
+class Authenticator:
+    """Tells who calls. One instance per process, used from one event loop.
+
+    `open_allowed` is whether callers need no credentials as long as no client is configured; only for addresses that
+    just this machine reaches, or behind a proxy that authenticates. `tokens` reads access tokens, where the operator
+    takes them. `clock` gives the time (aware UTC), `monotonic` seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        open_allowed: bool,
+        tokens: TokenVerifier | None = None,
+        open_is_admin: bool = True,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._monotonic = monotonic
+        self._open_allowed = open_allowed
+        self._tokens = tokens
+        self._known: dict[bytes, _Known] = {}
+        self._failures: dict[str, tuple[float, float]] = {}
+        self._open = False
+        self._open_until = -math.inf
+        self.anonymous = Client(
+            id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC), admin=open_is_admin
+        )
+        """Who calls while no client is configured."""
+
+    async def configured(self) -> bool:
+        """Whether callers must show credentials: a client is configured, or access tokens are taken. Raises
+        StoreUnavailable."""
+        if self._tokens is not None:
+            return True
+        return bool(await self._store.clients())
+
+    def forget(self) -> None:
+        """Looks everybody up anew: clients or keys have changed."""
+        self._known.clear()
+        self._open_until = -math.inf
+
+    def known(self, authorization: str) -> Client | None:
+        """Who shows this, if that is known without asking anybody; None does not mean that it is bad."""
+        now = self._monotonic()
+        if self._open and now < self._open_until:
+            return self.anonymous
+        if authorization:
+            known = self._known.get(_cache_key(authorization))
+            if known is not None and now < known.until:
+                return known.client
+        return None
+
+    async def authenticate(self, credentials: Credentials) -> Client:
+        """Returns the client that calls. Raises Unauthenticated, RateLimited or StoreUnavailable."""
+        if client := self.known(credentials.authorization):
+            return client
+        if await self._is_open():
+            return self.anonymous
+        if credentials.authorization:
+            shown = credentials.authorization
+            return await self._remembered(_cache_key(shown), credentials.peer, lambda: self._by_header(shown))
+        if names := credentials.certificate_names:
+            key = _cache_key("\0".join(names))
+            return await self._remembered(key, credentials.peer, lambda: self._by_certificate(names))
+        raise Unauthenticated("Credentials are needed: an API key as bearer token.")
+
+    async def authenticate_with(self, client_id: str, matches: Callable[[str], bool], *, peer: str = "") -> Client:
+        """As `authenticate`, for a transport that compares by itself: `matches` is asked with the password equivalent
+        of each key of the client that holds now, and must compare in constant time. Nothing is remembered."""
+        if await self._is_open():
+            return self.anonymous
+        self._check_failures(peer)
+        client = await self._store.client(client_id) if _is_id(client_id) else None
+        if client is not None and not client.disabled:
+            for key_id, _ in await self._store.keys(client.id):
+                found = await self._store.key(key_id)
+                if found is not None and not self._ended(found[2]) and matches(password_equivalent(found[1])):
+                    return client
+        self._failed(peer, client_id)
+        raise Unauthenticated("The credentials are not accepted.")
+
+    async def _is_open(self) -> bool:
+        if not self._open_allowed:
+            return False
+        now = self._monotonic()
+        if now >= self._open_until:
+            try:
+                self._open = not await self.configured()
+            except StoreUnavailable:
+                if now >= self._open_until + STALE_S:
+                    raise
+            else:
+                self._open_until = now + CACHE_S
+        return self._open
+
+    async def _remembered(self, key: bytes, peer: str, look_up: Callable[[], Awaitable[_Found]]) -> Client:
+        now = self._monotonic()
+        known = self._known.get(key)
+        if known is not None:
+            if now < known.until and known.client is None:
+                raise Unauthenticated("The credentials are not accepted.")
+            known.until = now + 1  # others who show the same meanwhile need not ask too
+        else:
+            self._check_failures(peer)
+        try:
+            client, ends_at = await look_up()
+        except StoreUnavailable:
+            if known is not None and known.client is not None and now < known.confirmed_at + STALE_S:
+                return known.client
+            self._known.pop(key, None)
+            raise
+        except Unauthenticated as error:
+            shown = error.details.pop("shown", "")
+            if error.retry_after_s is None:
+                self._remember(key, None, CACHE_S)
+                self._failed(peer, shown)
+            else:
+                self._known.pop(key, None)
+            raise
+        lasts_s = CACHE_S if ends_at is None else (ends_at - self._clock()).total_seconds()
+        self._remember(key, client, min(lasts_s, CACHE_S))
+        return client
+
+    def _remember(self, key: bytes, client: Client | None, lasts_s: float) -> None:
+        now = self._monotonic()
+        self._known.pop(key, None)
+        while len(self._known) >= MAX_CACHED:
+            del self._known[next(iter(self._known))]
+        self._known[key] = _Known(client, now + lasts_s, now)
+
+    async def _by_header(self, authorization: str) -> _Found:
+        scheme, _, value = authorization.partition(" ")
+        value = value.strip()
+        if len(authorization) <= MAX_AUTHORIZATION:
+            if scheme.lower() == "bearer":
+                if value.startswith(KEY_PREFIX):
+                    return await self._by_key(value)
+                if self._tokens is not None:
+                    client_id, ends_at = await self._tokens.verify(value)
+                    return await self._by_id(client_id), ends_at
+            elif scheme.lower() == "basic" and (pair := _basic(value)):
+                found = await self._by_key(pair[1])
+                if hmac.compare_digest(found[0].id.encode(), pair[0].encode()):
+                    return found
+        raise _refused(scheme if scheme.lower() in ("basic", "bearer") else "")
+
+    async def _by_key(self, key: str) -> _Found:
+        if (parsed := parse_key(key)) is None:
+            raise _refused("")
+        key_id, secret = parsed
+        found = await self._store.key(key_id) if _is_id(key_id) else None
+        expected = found[1] if found else b"\0" * 32
+        good = hmac.compare_digest(hash_secret(secret), expected)
+        if found is None or not good or found[0].disabled or self._ended(found[2]):
+            raise _refused(key_id)
+        return found[0], found[2]
+
+    async def _by_certificate(self, names: tuple[str, ...]) -> _Found:
+        for name in names[:MAX_NAMES]:
+            if _is_id(name) and (client := await self._store.client(name)) and not client.disabled:
+                return client, None
+        raise _refused(names[0])
+
+    async def _by_id(self, client_id: str) -> Client:
+        client = await self._store.client(client_id) if _is_id(client_id) else None
+        if client is None or client.disabled:
+            raise _refused(client_id)
+        return client
+
+    def _ended(self, expires_at: datetime | None) -> bool:
+        return expires_at is not None and expires_at <= self._clock()
+
+    def _check_failures(self, peer: str) -> None:
+        left, at = self._failures.get(peer, (float(FAILURE_BURST), 0.0))
+        left += (self._monotonic() - at) / FAILURE_EVERY_S
+        if left < 1:
+            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=(1 - left) * FAILURE_EVERY_S)
+
+    def _failed(self, peer: str, shown: str) -> None:
+        """Counts a failure of the peer and logs it; the limit on failures is the limit on these lines."""
+        now = self._monotonic()
+        left, at = self._failures.pop(peer, (float(FAILURE_BURST), now))
+        while len(self._failures) >= MAX_PEERS:
+            del self._failures[next(iter(self._failures))]
+        self._failures[peer] = (min(FAILURE_BURST, left + (now - at) / FAILURE_EVERY_S) - 1, now)
+        _log.warning("authentication_failed", peer=peer, shown=shown[:MAX_ID])
+
+
+def _refused(shown: str) -> Unauthenticated:
+    """`shown` is the public part of what was shown, for the log only."""
+    return Unauthenticated("The credentials are not accepted.", shown=shown)
+
+
+def _cache_key(shown: str) -> bytes:
+    return hashlib.sha256(shown.encode("utf-8", "surrogateescape")).digest()
+
+
+def _is_id(text: str) -> bool:
+    return 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable()
+
+
+def _basic(value: str) -> tuple[str, str] | None:
+    """User and password of HTTP Basic (RFC 7617); None for what is none."""
+    try:
+        user, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return None
+    return (user, password) if colon else None

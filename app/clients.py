@@ -1,0 +1,168 @@
+"""Clients and their API keys: made, listed, rotated, disabled, deleted.
+
+Invariants: a key's secret is 256 random bits, shown once and stored as its SHA-256; a client has MAX_KEYS keys at most.
+Each change stands in the audit log with who made it, without secrets.
+
+Deliberately absent: recognising clients (`auth.py`), and who may call this: the operator's command line, which has the
+database, and AdminService for operators' clients.
+"""
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from app.auth import KEY_PREFIX, hash_secret
+from app.domain import ClientExists, ClientUnknown, InvalidRequest, NotPermitted
+from app.policy import check_limits
+from app.ports import Store
+from app.records import ANONYMOUS, Client
+
+MAX_KEYS = 8
+"""Keys of one client; above it those that end first are deleted when a new one is made."""
+
+MAX_CLIENTS = 10_000
+"""A further one is refused."""
+
+MAX_OVERLAP_S = 90 * 86_400
+DEFAULT_OVERLAP_S = 86_400
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-_@]{0,63}")
+_NAME = re.compile(r"[\w.\-@]([\w .\-@]{0,62}[\w.\-@])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientKey:
+    """An API key without its secret; `expires_at` None is for ever."""
+
+    id: str
+    expires_at: datetime | None
+
+
+class ClientRegistry:
+    """The use cases of clients. `changed` is told after each change, so that nobody is recognised by what was;
+    `delete` deletes the client with what is its (by default in the store alone, which suits a process of its own)."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], datetime],
+        changed: Callable[[], None] = lambda: None,
+        delete: Callable[[str], Awaitable[object]] | None = None,
+        disabled: Callable[[str], None] = lambda client_id: None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._changed = changed
+        self._delete = delete
+        self._disabled = disabled
+
+    async def add(
+        self, name: str, *, who: str, client_id: str = "", admin: bool = False, limits: Mapping[str, int | bool] = {}
+    ) -> tuple[Client, str]:
+        """Makes a client and returns it with its API key. `client_id` is for those that certificates or access tokens
+        name; the id of one that was deleted would show its records to the new one.
+
+        Raises ClientExists, InvalidRequest, NotPermitted, StoreUnavailable.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest("A client's name is 1 to 64 letters, digits, blanks and .-_@.", field="name")
+        if client_id and (not _ID.fullmatch(client_id) or client_id == ANONYMOUS):
+            raise InvalidRequest("A client's id is 1 to 64 of A-Z a-z 0-9 . - _ @.", field="client_id")
+        check_limits(limits)
+        if client_id and await self._store.client(client_id):
+            raise ClientExists("There is a client of this id.")
+        if len(await self._store.clients()) >= MAX_CLIENTS:
+            raise NotPermitted(f"There are {MAX_CLIENTS} clients already, as many as allowed.")
+        now = self._clock()
+        client = Client(
+            id=client_id or f"c{secrets.token_hex(8)}", name=name, created_at=now, admin=admin, limits=dict(limits)
+        )
+        await self._store.put_client(client)
+        key = await self._new_key(client)
+        await self._store.audit(now, who, "client added", {"client": client.id, "name": name, "admin": str(admin)})
+        self._changed()
+        return client, key
+
+    async def clients(self) -> list[Client]:
+        """All clients by name. Raises StoreUnavailable."""
+        return await self._store.clients()
+
+    async def keys(self, client_id: str) -> list[ClientKey]:
+        """A client's keys, those that hold longest first. Raises StoreUnavailable."""
+        found = [
+            ClientKey(id=key_id, expires_at=expires_at) for key_id, expires_at in await self._store.keys(client_id)
+        ]
+        return sorted(found, key=lambda key: (key.expires_at is not None, _backwards(key.expires_at), key.id))
+
+    async def find(self, named: str) -> Client:
+        """The client of this id, or else of this name. Raises ClientUnknown, StoreUnavailable."""
+        if client := await self._store.client(named):
+            return client
+        for client in await self._store.clients():
+            if client.name == named:
+                return client
+        raise ClientUnknown("There is no such client.")
+
+    async def rotate(self, client_id: str, *, who: str, overlap_s: int = DEFAULT_OVERLAP_S) -> tuple[Client, str]:
+        """Gives the client a new API key, which is returned, and lets the others end after `overlap_s` seconds.
+
+        Raises ClientUnknown, InvalidRequest, StoreUnavailable.
+        """
+        if not 0 <= overlap_s <= MAX_OVERLAP_S:
+            raise InvalidRequest(f"The overlap is 0 to {MAX_OVERLAP_S} s.", field="overlap")
+        client = await self._client(client_id)
+        now = self._clock()
+        ends_at = now + timedelta(seconds=overlap_s)
+        keys = await self.keys(client_id)
+        new = await self._new_key(client)
+        for place, key in enumerate(keys):
+            if place >= MAX_KEYS - 1 or overlap_s == 0 or (key.expires_at is not None and key.expires_at <= now):
+                await self._store.delete_key(key.id)
+            elif (key.expires_at is None or key.expires_at > ends_at) and (found := await self._store.key(key.id)):
+                await self._store.put_key(client_id, key.id, found[1], ends_at)
+        await self._store.audit(now, who, "client key rotated", {"client": client_id, "overlap_s": str(overlap_s)})
+        self._changed()
+        return client, new
+
+    async def set_disabled(self, client_id: str, disabled: bool, *, who: str) -> Client:
+        """Refuses the client's credentials from now on, or takes them again. Raises ClientUnknown, StoreUnavailable."""
+        client = replace(await self._client(client_id), disabled=disabled)
+        await self._store.put_client(client)
+        what = "client disabled" if disabled else "client enabled"
+        await self._store.audit(self._clock(), who, what, {"client": client_id})
+        self._changed()
+        if disabled:
+            self._disabled(client_id)
+        return client
+
+    async def delete(self, client_id: str, *, who: str) -> int:
+        """Deletes the client with its keys and groups, and ends its subscriptions, whose number is returned.
+
+        Raises ClientUnknown, StoreUnavailable.
+        """
+        client, now = await self._client(client_id), self._clock()
+        subscriptions = await self._store.count_subscriptions(client_id)
+        if self._delete is not None:
+            await self._delete(client_id)
+        else:
+            await self._store.delete_client(client_id, now)
+        await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
+        self._changed()
+        return subscriptions
+
+    async def _client(self, client_id: str) -> Client:
+        if client := await self._store.client(client_id):
+            return client
+        raise ClientUnknown("There is no such client.")
+
+    async def _new_key(self, client: Client) -> str:
+        key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+        await self._store.put_key(client.id, key_id, hash_secret(secret), None)
+        return f"{KEY_PREFIX}{key_id}_{secret}"
+
+
+def _backwards(expires_at: datetime | None) -> float:
+    return -expires_at.timestamp() if expires_at else 0.0

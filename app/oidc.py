@@ -1,0 +1,155 @@
+"""Access tokens of an OpenID provider (RFC 7519, RFC 9068): what they must say, and the provider's keys (RFC 7517).
+
+Invariants: only EdDSA, ES256 and RS256 are read, never `none` or a shared secret, and RSA keys of 2048 bits or more;
+issuer, audience, expiry and scope are checked, with LEEWAY_S for clocks that differ. Keys are fetched when the first
+token comes, again after REFRESH_S, and for a key id that is not among them, but at most once each RETRY_S, one fetch at
+a time. A provider that is away leaves the last keys in use for STALE_S.
+
+Deliberately absent: how keys are fetched (`jwks.py`), remembering tokens (`auth.py`), introspection, and revocation:
+a token is good until it expires, and its client can be disabled here.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
+
+from app.domain import Unauthenticated
+
+ALGORITHMS = ("ES256", "EdDSA", "Ed25519", "RS256")
+LEEWAY_S = 30
+REFRESH_S = 600.0
+RETRY_S = 30.0
+STALE_S = 86_400.0
+MAX_KEYS = 100
+"""Keys of the provider that are looked at; further ones are left out."""
+
+MIN_RSA_BITS = 2048
+
+_log = structlog.get_logger(__name__)
+_Key = RSAKey | ECKey | OKPKey
+
+
+class AccessTokens:
+    """Verifies access tokens. `fetch_keys` returns the provider's JWK set as it came, within a time limit of its own,
+    and raises OSError where it cannot. `client_claim` is the claim that names the client's id; `scope` (where not
+    empty) must be among the token's `scope` (or `scp`)."""
+
+    def __init__(
+        self,
+        fetch_keys: Callable[[], Awaitable[bytes]],
+        *,
+        issuer: str,
+        audience: str,
+        scope: str,
+        client_claim: str,
+        clock: Callable[[], datetime],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._fetch_keys = fetch_keys
+        self._scope = scope
+        self._client_claim = client_claim
+        self._clock = clock
+        self._monotonic = monotonic
+        self._claims = jwt.JWTClaimsRegistry(
+            now=lambda: int(clock().timestamp()),
+            leeway=LEEWAY_S,
+            iss={"essential": True, "value": issuer},
+            aud={"essential": True, "value": audience},
+            exp={"essential": True},
+        )
+        self._keys: dict[str, _Key] = {}
+        self._fetched_at = -math.inf
+        self._tried_at = -math.inf
+        self._lock = asyncio.Lock()
+
+    async def verify(self, token: str) -> tuple[str, datetime]:
+        """The client id that the token names, and when the token ends. Raises Unauthenticated, with `retry_after_s`
+        where it is the provider that cannot be asked."""
+        try:
+            header = jws.extract_compact(token.encode()).headers()
+        except (JoseError, ValueError):
+            raise _refused() from None
+        if header.get("alg") not in ALGORITHMS or header.get("typ", "JWT").lower() not in ("jwt", "at+jwt"):
+            raise _refused()
+        key = await self._key(header.get("kid"))
+        try:
+            claims = jwt.decode(token, key, algorithms=ALGORITHMS).claims
+            self._claims.validate(claims)
+        except (JoseError, ValueError):
+            raise _refused() from None
+        client_id, scopes = claims.get(self._client_claim), claims.get("scope", claims.get("scp", ""))
+        if not isinstance(client_id, str) or not client_id:
+            raise _refused()
+        granted = scopes.split() if isinstance(scopes, str) else scopes if isinstance(scopes, list) else []
+        if self._scope and self._scope not in granted:
+            raise _refused(client_id)
+        try:
+            return client_id, datetime.fromtimestamp(claims["exp"], UTC)
+        except (OverflowError, ValueError, OSError):
+            raise _refused(client_id) from None
+
+    async def _key(self, kid: object) -> _Key:
+        """The provider's key of that id; the only one where the token names none."""
+        now = self._monotonic()
+        if now >= self._fetched_at + REFRESH_S or self._find(kid) is None:
+            async with self._lock:
+                stale = self._monotonic() >= self._fetched_at + REFRESH_S or self._find(kid) is None
+                if stale and self._monotonic() >= self._tried_at + RETRY_S:
+                    await self._fetch()
+        if self._monotonic() >= self._fetched_at + STALE_S:
+            raise Unauthenticated(
+                "Access tokens cannot be checked now: the identity provider's keys are not to be had.",
+                retry_after_s=RETRY_S,
+            )
+        if (key := self._find(kid)) is None:
+            raise _refused()
+        return key
+
+    def _find(self, kid: object) -> _Key | None:
+        if kid is None:
+            return next(iter(self._keys.values())) if len(self._keys) == 1 else None
+        return self._keys.get(kid) if isinstance(kid, str) else None
+
+    async def _fetch(self) -> None:
+        self._tried_at = self._monotonic()
+        try:
+            self._keys = read_keys(await self._fetch_keys())
+        except (OSError, ValueError) as error:
+            _log.error("identity_provider_keys_unavailable", why=str(error))
+        else:
+            self._fetched_at = self._monotonic()
+
+
+def read_keys(document: bytes) -> dict[str, _Key]:
+    """The public keys of a JWK set that can check signatures, by key id. Raises ValueError for what is none, or has
+    none of them."""
+    data: Any = json.loads(document)
+    entries = data.get("keys") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError("no JWK set")
+    keys: dict[str, _Key] = {}
+    for entry in entries[:MAX_KEYS]:
+        if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
+            continue
+        try:
+            key = JWKRegistry.import_key(entry)
+            weak = isinstance(key, RSAKey) and key.public_key.key_size < MIN_RSA_BITS
+        except (JoseError, ValueError, TypeError, KeyError):
+            continue  # RFC 7517 section 5: what is not understood is ignored
+        if isinstance(key, RSAKey | ECKey | OKPKey) and not weak:
+            keys[str(entry.get("kid", key.thumbprint()))] = key
+    if not keys:
+        raise ValueError("no usable key in the JWK set")
+    return keys
+
+
+def _refused(client_id: str = "") -> Unauthenticated:
+    return Unauthenticated("The access token is not accepted.", shown=client_id)
