@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dterminalstatus/v1/admin.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xb7\x02\n\x05Watch\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12-\n\x08liveness\x18\x03 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sip_code\x18\x06 \x01(\x05\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x13\n\x0bnext_action\x18\x08 \x01(\t\x12+\n\x07next_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05route\x18\n \x01(\t\x12\x11\n\twanted_by\x18\x0b \x03(\t\";\n\x12ListWatchesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"m\n\x13ListWatchesResponse\x12)\n\x07watches\x18\x01 \x03(\x0b\x32\x18.terminalstatus.v1.Watch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"&\n\x13RefreshWatchRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x16\n\x14RefreshWatchResponse\"\x85\x02\n\x06\x43lient\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61\x64min\x18\x03 \x01(\x08\x12\x35\n\x06limits\x18\x04 \x03(\x0b\x32%.terminalstatus.v1.Client.LimitsEntry\x12\x10\n\x08\x64isabled\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04keys\x18\x07 \x03(\x0b\x32\x1c.terminalstatus.v1.ClientKey\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"G\n\tClientKey\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa5\x01\n\x13\x43reateClientRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x64min\x18\x02 \x01(\x08\x12\x42\n\x06limits\x18\x03 \x03(\x0b\x32\x32.terminalstatus.v1.CreateClientRequest.LimitsEntry\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"R\n\x14\x43reateClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.terminalstatus.v1.Client\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\";\n\x12ListClientsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListClientsResponse\x12*\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x19.terminalstatus.v1.Client\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x16RotateClientKeyRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"U\n\x17RotateClientKeyResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.terminalstatus.v1.Client\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\"?\n\x18SetClientDisabledRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\"F\n\x19SetClientDisabledResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.terminalstatus.v1.Client\"(\n\x13\x44\x65leteClientRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\"3\n\x14\x44\x65leteClientResponse\x12\x1b\n\x13\x65nded_subscriptions\x18\x01 \x01(\x05\x32\xc7\x05\n\x0c\x41\x64minService\x12\\\n\x0bListWatches\x12%.terminalstatus.v1.ListWatchesRequest\x1a&.terminalstatus.v1.ListWatchesResponse\x12_\n\x0cRefreshWatch\x12&.terminalstatus.v1.RefreshWatchRequest\x1a\'.terminalstatus.v1.RefreshWatchResponse\x12_\n\x0c\x43reateClient\x12&.terminalstatus.v1.CreateClientRequest\x1a\'.terminalstatus.v1.CreateClientResponse\x12\\\n\x0bListClients\x12%.terminalstatus.v1.ListClientsRequest\x1a&.terminalstatus.v1.ListClientsResponse\x12h\n\x0fRotateClientKey\x12).terminalstatus.v1.RotateClientKeyRequest\x1a*.terminalstatus.v1.RotateClientKeyResponse\x12n\n\x11SetClientDisabled\x12+.terminalstatus.v1.SetClientDisabledRequest\x1a,.terminalstatus.v1.SetClientDisabledResponse\x12_\n\x0c\x44\x65leteClient\x12&.terminalstatus.v1.DeleteClientRequest\x1a\'.terminalstatus.v1.DeleteClientResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dterminalstatus/v1/admin.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xb7\x02\n\x05Watch\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12-\n\x08liveness\x18\x03 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sip_code\x18\x06 \x01(\x05\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x13\n\x0bnext_action\x18\x08 \x01(\t\x12+\n\x07next_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05route\x18\n \x01(\t\x12\x11\n\twanted_by\x18\x0b \x03(\t\";\n\x12ListWatchesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"m\n\x13ListWatchesResponse\x12)\n\x07watches\x18\x01 \x03(\x0b\x32\x18.terminalstatus.v1.Watch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"&\n\x13RefreshWatchRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x16\n\x14RefreshWatchResponse\"\x85\x02\n\x06\x43lient\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61\x64min\x18\x03 \x01(\x08\x12\x35\n\x06limits\x18\x04 \x03(\x0b\x32%.terminalstatus.v1.Client.LimitsEntry\x12\x10\n\x08\x64isabled\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04keys\x18\x07 \x03(\x0b\x32\x1c.terminalstatus.v1.ClientKey\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"G\n\tClientKey\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb8\x01\n\x13\x43reateClientRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x64min\x18\x02 \x01(\x08\x12\x42\n\x06limits\x18\x03 \x03(\x0b\x32\x32.terminalstatus.v1.CreateClientRequest.LimitsEntry\x12\x11\n\tclient_id\x18\x04 \x01(\t\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"R\n\x14\x43reateClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.terminalstatus.v1.Client\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\";\n\x12ListClientsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListClientsResponse\x12*\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x19.terminalstatus.v1.Client\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x16RotateClientKeyRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"U\n\x17RotateClientKeyResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.terminalstatus.v1.Client\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\"?\n\x18SetClientDisabledRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\"F\n\x19SetClientDisabledResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.terminalstatus.v1.Client\"(\n\x13\x44\x65leteClientRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\"3\n\x14\x44\x65leteClientResponse\x12\x1b\n\x13\x65nded_subscriptions\x18\x01 \x01(\x05\x32\xc7\x05\n\x0c\x41\x64minService\x12\\\n\x0bListWatches\x12%.terminalstatus.v1.ListWatchesRequest\x1a&.terminalstatus.v1.ListWatchesResponse\x12_\n\x0cRefreshWatch\x12&.terminalstatus.v1.RefreshWatchRequest\x1a\'.terminalstatus.v1.RefreshWatchResponse\x12_\n\x0c\x43reateClient\x12&.terminalstatus.v1.CreateClientRequest\x1a\'.terminalstatus.v1.CreateClientResponse\x12\\\n\x0bListClients\x12%.terminalstatus.v1.ListClientsRequest\x1a&.terminalstatus.v1.ListClientsResponse\x12h\n\x0fRotateClientKey\x12).terminalstatus.v1.RotateClientKeyRequest\x1a*.terminalstatus.v1.RotateClientKeyResponse\x12n\n\x11SetClientDisabled\x12+.terminalstatus.v1.SetClientDisabledRequest\x1a,.terminalstatus.v1.SetClientDisabledResponse\x12_\n\x0c\x44\x65leteClient\x12&.terminalstatus.v1.DeleteClientRequest\x1a\'.terminalstatus.v1.DeleteClientResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,27 +55,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLIENTKEY']._serialized_start=972
   _globals['_CLIENTKEY']._serialized_end=1043
   _globals['_CREATECLIENTREQUEST']._serialized_start=1046
-  _globals['_CREATECLIENTREQUEST']._serialized_end=1211
+  _globals['_CREATECLIENTREQUEST']._serialized_end=1230
   _globals['_CREATECLIENTREQUEST_LIMITSENTRY']._serialized_start=925
   _globals['_CREATECLIENTREQUEST_LIMITSENTRY']._serialized_end=970
-  _globals['_CREATECLIENTRESPONSE']._serialized_start=1213
-  _globals['_CREATECLIENTRESPONSE']._serialized_end=1295
-  _globals['_LISTCLIENTSREQUEST']._serialized_start=1297
-  _globals['_LISTCLIENTSREQUEST']._serialized_end=1356
-  _globals['_LISTCLIENTSRESPONSE']._serialized_start=1358
-  _globals['_LISTCLIENTSRESPONSE']._serialized_end=1448
-  _globals['_ROTATECLIENTKEYREQUEST']._serialized_start=1450
-  _globals['_ROTATECLIENTKEYREQUEST']._serialized_end=1537
-  _globals['_ROTATECLIENTKEYRESPONSE']._serialized_start=1539
-  _globals['_ROTATECLIENTKEYRESPONSE']._serialized_end=1624
-  _globals['_SETCLIENTDISABLEDREQUEST']._serialized_start=1626
-  _globals['_SETCLIENTDISABLEDREQUEST']._serialized_end=1689
-  _globals['_SETCLIENTDISABLEDRESPONSE']._serialized_start=1691
-  _globals['_SETCLIENTDISABLEDRESPONSE']._serialized_end=1761
-  _globals['_DELETECLIENTREQUEST']._serialized_start=1763
-  _globals['_DELETECLIENTREQUEST']._serialized_end=1803
-  _globals['_DELETECLIENTRESPONSE']._serialized_start=1805
-  _globals['_DELETECLIENTRESPONSE']._serialized_end=1856
-  _globals['_ADMINSERVICE']._serialized_start=1859
-  _globals['_ADMINSERVICE']._serialized_end=2570
+  _globals['_CREATECLIENTRESPONSE']._serialized_start=1232
+  _globals['_CREATECLIENTRESPONSE']._serialized_end=1314
+  _globals['_LISTCLIENTSREQUEST']._serialized_start=1316
+  _globals['_LISTCLIENTSREQUEST']._serialized_end=1375
+  _globals['_LISTCLIENTSRESPONSE']._serialized_start=1377
+  _globals['_LISTCLIENTSRESPONSE']._serialized_end=1467
+  _globals['_ROTATECLIENTKEYREQUEST']._serialized_start=1469
+  _globals['_ROTATECLIENTKEYREQUEST']._serialized_end=1556
+  _globals['_ROTATECLIENTKEYRESPONSE']._serialized_start=1558
+  _globals['_ROTATECLIENTKEYRESPONSE']._serialized_end=1643
+  _globals['_SETCLIENTDISABLEDREQUEST']._serialized_start=1645
+  _globals['_SETCLIENTDISABLEDREQUEST']._serialized_end=1708
+  _globals['_SETCLIENTDISABLEDRESPONSE']._serialized_start=1710
+  _globals['_SETCLIENTDISABLEDRESPONSE']._serialized_end=1780
+  _globals['_DELETECLIENTREQUEST']._serialized_start=1782
+  _globals['_DELETECLIENTREQUEST']._serialized_end=1822
+  _globals['_DELETECLIENTRESPONSE']._serialized_start=1824
+  _globals['_DELETECLIENTRESPONSE']._serialized_end=1875
+  _globals['_ADMINSERVICE']._serialized_start=1878
+  _globals['_ADMINSERVICE']._serialized_end=2589
 # @@protoc_insertion_point(module_scope)

@@ -226,8 +226,8 @@ class Client(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Its id, given by the gateway: opaque, at most 64 characters. A client certificate names it as common name, an
-    access token in the claim that is configured.
+    """Its id, at most 64 characters. A client certificate names it as common name or subjectAltName, an access token in
+    the claim that is configured.
     """
     name: _builtins.str
     """Its name for people, unique."""
@@ -323,13 +323,18 @@ class CreateClientRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ADMIN_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique: 1 to 64 letters, digits, blanks and `.-_@`."""
     admin: _builtins.bool
     """Whether it is an operator's."""
+    client_id: _builtins.str
+    """Its id: 1 to 64 of A-Z a-z 0-9 . - _ @, beginning with a letter or digit. Empty lets the gateway make one. For
+    clients that certificates or access tokens name; the id of one that was deleted would show its records to this one.
+    """
     @_builtins.property
     def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """As `Client.limits`. An unknown name, or a value that is looser than the operator's, is INVALID_ARGUMENT."""
+        """As `Client.limits`. An unknown name is INVALID_ARGUMENT; a value looser than the operator's has no effect."""
 
     def __init__(
         self,
@@ -337,10 +342,11 @@ class CreateClientRequest(_message.Message):
         name: _builtins.str = ...,
         admin: _builtins.bool = ...,
         limits: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        client_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "client_id", b"client_id", "limits", b"limits", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,7 +446,7 @@ class RotateClientKeyRequest(_message.Message):
     """`Client.id`."""
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
-        """How long the other keys still hold: 0 to 90 days. Absent is one day; 0 ends them at once."""
+        """How long the other keys still hold: 0 to 90 days, to the second. Absent is one day; 0 ends them at once."""
 
     def __init__(
         self,
@@ -558,13 +564,13 @@ Global___DeleteClientRequest: _TypeAlias = DeleteClientRequest  # noqa: Y015
 
 @_typing.final
 class DeleteClientResponse(_message.Message):
-    """The answer of DeleteClient."""
+    """The answer of DeleteClient: it is deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ENDED_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
     ended_subscriptions: _builtins.int
-    """How many of its subscriptions ended with it."""
+    """How many active subscriptions ended with it."""
     def __init__(
         self,
         *,

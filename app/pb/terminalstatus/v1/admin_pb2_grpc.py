@@ -100,7 +100,8 @@ class AdminServiceServicer:
     def CreateClient(self, request, context):
         """Makes a client with one API key.
 
-        Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name.
+        Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name or id; PERMISSION_DENIED NOT_PERMITTED where there
+        are as many as the gateway keeps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class AdminServiceStub:
     CreateClient: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateClientRequest, _admin_pb2.CreateClientResponse]
     """Makes a client with one API key.
 
-    Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name.
+    Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name or id; PERMISSION_DENIED NOT_PERMITTED where there
+    are as many as the gateway keeps.
     """
     ListClients: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]
     """Shows all clients by name."""
@@ -92,7 +93,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CreateClient: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateClientRequest, _admin_pb2.CreateClientResponse]  # type: ignore[assignment]
     """Makes a client with one API key.
 
-    Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name.
+    Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name or id; PERMISSION_DENIED NOT_PERMITTED where there
+    are as many as the gateway keeps.
     """
     ListClients: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]  # type: ignore[assignment]
     """Shows all clients by name."""
@@ -148,7 +150,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.CreateClientResponse, _abc.Awaitable[_admin_pb2.CreateClientResponse]]:
         """Makes a client with one API key.
 
-        Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name.
+        Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name or id; PERMISSION_DENIED NOT_PERMITTED where there
+        are as many as the gateway keeps.
         """
 
     @_abc_1.abstractmethod

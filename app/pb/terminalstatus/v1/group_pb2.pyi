@@ -72,7 +72,7 @@ class CreateGroupRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """The group's own address, a `sip:` URI that is no group yet."""
+    """The group's own address, a `sip:` or `sips:` URI that is no group yet."""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its members, 0 to as many as the policy allows; each as `GetStatusRequest.address`."""

@@ -85,6 +85,8 @@ class GroupServiceServicer:
         ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
         FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
         FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
+        NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
+        PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

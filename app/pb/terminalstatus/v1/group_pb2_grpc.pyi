@@ -44,6 +44,8 @@ class GroupServiceStub:
       ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
+      NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
+      PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
     """
     GetGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.GetGroupRequest, _group_pb2.GetGroupResponse]
     """Shows one group.
@@ -92,6 +94,8 @@ class GroupServiceAsyncStub(GroupServiceStub):
       ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
+      NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
+      PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
     """
     GetGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.GetGroupRequest, _group_pb2.GetGroupResponse]  # type: ignore[assignment]
     """Shows one group.
@@ -143,6 +147,8 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
           ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
           FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
+          NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
+          PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'terminalstatus/v1/terminal_status.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x10GetStatusRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"F\n\x11GetStatusResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xba\x01\n\x0eTerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0bobserved_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06source\x18\x04 \x01(\x0e\x32\x19.terminalstatus.v1.Source\x12\x10\n\x08revision\x18\x05 \x01(\x03\"h\n\x14QueryStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"J\n\x15QueryStatusesResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalResult\"\xbf\x01\n\x0eTerminalResult\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12<\n\x10retrieval_status\x18\x02 \x01(\x0e\x32\".terminalstatus.v1.RetrievalStatus\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12+\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.terminalstatus.v1.Failure\"\xc7\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12:\n\x08metadata\x18\x03 \x03(\x0b\x32(.terminalstatus.v1.Failure.MetadataEntry\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\x14WatchStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xee\x02\n\x15WatchStatusesResponse\x12;\n\rsnapshot_item\x18\x01 \x01(\x0b\x32\".terminalstatus.v1.WatchedTerminalH\x00\x12@\n\x11snapshot_complete\x18\x02 \x01(\x0b\x32#.terminalstatus.v1.SnapshotCompleteH\x00\x12\x31\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x1f.terminalstatus.v1.StatusChangeH\x00\x12<\n\x0fliveness_change\x18\x04 \x01(\x0b\x32!.terminalstatus.v1.LivenessChangeH\x00\x12/\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x1b.terminalstatus.v1.BookmarkH\x00\x12+\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1c.terminalstatus.v1.StreamEndH\x00\x42\x07\n\x05\x65vent\"\xd1\x01\n\x0fWatchedTerminal\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12-\n\x08liveness\x18\x03 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x17\n\x0fliveness_reason\x18\x04 \x01(\t\x12\x32\n\x0eliveness_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x10SnapshotComplete\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"A\n\x0cStatusChange\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\x8b\x01\n\x0eLivenessChange\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12-\n\x08liveness\x18\x02 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x08\x42ookmark\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"f\n\tStreamEnd\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".terminalstatus.v1.StreamEndReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t*_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10STATUS_REACHABLE\x10\x01\x12\x16\n\x12STATUS_UNREACHABLE\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03*D\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_FETCH\x10\x01\x12\x10\n\x0cSOURCE_WATCH\x10\x02*\x93\x01\n\x0fRetrievalStatus\x12 \n\x1cRETRIEVAL_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aRETRIEVAL_STATUS_RETRIEVED\x10\x01\x12\"\n\x1eRETRIEVAL_STATUS_NOT_RETRIEVED\x10\x02\x12\x1a\n\x16RETRIEVAL_STATUS_ERROR\x10\x03*a\n\x08Liveness\x12\x18\n\x14LIVENESS_UNSPECIFIED\x10\x00\x12\x11\n\rLIVENESS_LIVE\x10\x01\x12\x12\n\x0eLIVENESS_STALE\x10\x02\x12\x14\n\x10LIVENESS_UNKNOWN\x10\x03*\xaf\x01\n\x0fStreamEndReason\x12!\n\x1dSTREAM_END_REASON_UNSPECIFIED\x10\x00\x12&\n\"STREAM_END_REASON_GATEWAY_STOPPING\x10\x01\x12&\n\"STREAM_END_REASON_NOTHING_TO_WATCH\x10\x02\x12)\n%STREAM_END_REASON_CREDENTIALS_EXPIRED\x10\x03\x32\xbb\x02\n\x15TerminalStatusService\x12V\n\tGetStatus\x12#.terminalstatus.v1.GetStatusRequest\x1a$.terminalstatus.v1.GetStatusResponse\x12\x64\n\rQueryStatuses\x12\'.terminalstatus.v1.QueryStatusesRequest\x1a(.terminalstatus.v1.QueryStatusesResponse0\x01\x12\x64\n\rWatchStatuses\x12\'.terminalstatus.v1.WatchStatusesRequest\x1a(.terminalstatus.v1.WatchStatusesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'terminalstatus/v1/terminal_status.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x10GetStatusRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"F\n\x11GetStatusResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xba\x01\n\x0eTerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0bobserved_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06source\x18\x04 \x01(\x0e\x32\x19.terminalstatus.v1.Source\x12\x10\n\x08revision\x18\x05 \x01(\x03\"h\n\x14QueryStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"J\n\x15QueryStatusesResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalResult\"\xbf\x01\n\x0eTerminalResult\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12<\n\x10retrieval_status\x18\x02 \x01(\x0e\x32\".terminalstatus.v1.RetrievalStatus\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12+\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.terminalstatus.v1.Failure\"\xc7\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12:\n\x08metadata\x18\x03 \x03(\x0b\x32(.terminalstatus.v1.Failure.MetadataEntry\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\x14WatchStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xae\x03\n\x15WatchStatusesResponse\x12;\n\rsnapshot_item\x18\x01 \x01(\x0b\x32\".terminalstatus.v1.WatchedTerminalH\x00\x12@\n\x11snapshot_complete\x18\x02 \x01(\x0b\x32#.terminalstatus.v1.SnapshotCompleteH\x00\x12\x31\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x1f.terminalstatus.v1.StatusChangeH\x00\x12<\n\x0fliveness_change\x18\x04 \x01(\x0b\x32!.terminalstatus.v1.LivenessChangeH\x00\x12/\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x1b.terminalstatus.v1.BookmarkH\x00\x12+\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1c.terminalstatus.v1.StreamEndH\x00\x12>\n\x10terminal_removed\x18\x07 \x01(\x0b\x32\".terminalstatus.v1.TerminalRemovedH\x00\x42\x07\n\x05\x65vent\"\xd1\x01\n\x0fWatchedTerminal\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12-\n\x08liveness\x18\x03 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x17\n\x0fliveness_reason\x18\x04 \x01(\t\x12\x32\n\x0eliveness_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x10SnapshotComplete\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"A\n\x0cStatusChange\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xb8\x01\n\x0eLivenessChange\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12-\n\x08liveness\x18\x02 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1a.terminalstatus.v1.Failure\"\"\n\x0fTerminalRemoved\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\" \n\x08\x42ookmark\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"f\n\tStreamEnd\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".terminalstatus.v1.StreamEndReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t*_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10STATUS_REACHABLE\x10\x01\x12\x16\n\x12STATUS_UNREACHABLE\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03*D\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_FETCH\x10\x01\x12\x10\n\x0cSOURCE_WATCH\x10\x02*\x93\x01\n\x0fRetrievalStatus\x12 \n\x1cRETRIEVAL_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aRETRIEVAL_STATUS_RETRIEVED\x10\x01\x12\"\n\x1eRETRIEVAL_STATUS_NOT_RETRIEVED\x10\x02\x12\x1a\n\x16RETRIEVAL_STATUS_ERROR\x10\x03*a\n\x08Liveness\x12\x18\n\x14LIVENESS_UNSPECIFIED\x10\x00\x12\x11\n\rLIVENESS_LIVE\x10\x01\x12\x12\n\x0eLIVENESS_STALE\x10\x02\x12\x14\n\x10LIVENESS_UNKNOWN\x10\x03*\xce\x01\n\x0fStreamEndReason\x12!\n\x1dSTREAM_END_REASON_UNSPECIFIED\x10\x00\x12&\n\"STREAM_END_REASON_GATEWAY_STOPPING\x10\x01\x12&\n\"STREAM_END_REASON_NOTHING_TO_WATCH\x10\x02\x12)\n%STREAM_END_REASON_CREDENTIALS_EXPIRED\x10\x03\x12\x1d\n\x19STREAM_END_REASON_MAX_AGE\x10\x04\x32\xbb\x02\n\x15TerminalStatusService\x12V\n\tGetStatus\x12#.terminalstatus.v1.GetStatusRequest\x1a$.terminalstatus.v1.GetStatusResponse\x12\x64\n\rQueryStatuses\x12\'.terminalstatus.v1.QueryStatusesRequest\x1a(.terminalstatus.v1.QueryStatusesResponse0\x01\x12\x64\n\rWatchStatuses\x12\'.terminalstatus.v1.WatchStatusesRequest\x1a(.terminalstatus.v1.WatchStatusesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FAILURE_METADATAENTRY']._loaded_options = None
   _globals['_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=2196
-  _globals['_STATUS']._serialized_end=2291
-  _globals['_SOURCE']._serialized_start=2293
-  _globals['_SOURCE']._serialized_end=2361
-  _globals['_RETRIEVALSTATUS']._serialized_start=2364
-  _globals['_RETRIEVALSTATUS']._serialized_end=2511
-  _globals['_LIVENESS']._serialized_start=2513
-  _globals['_LIVENESS']._serialized_end=2610
-  _globals['_STREAMENDREASON']._serialized_start=2613
-  _globals['_STREAMENDREASON']._serialized_end=2788
+  _globals['_STATUS']._serialized_start=2341
+  _globals['_STATUS']._serialized_end=2436
+  _globals['_SOURCE']._serialized_start=2438
+  _globals['_SOURCE']._serialized_end=2506
+  _globals['_RETRIEVALSTATUS']._serialized_start=2509
+  _globals['_RETRIEVALSTATUS']._serialized_end=2656
+  _globals['_LIVENESS']._serialized_start=2658
+  _globals['_LIVENESS']._serialized_end=2755
+  _globals['_STREAMENDREASON']._serialized_start=2758
+  _globals['_STREAMENDREASON']._serialized_end=2964
   _globals['_GETSTATUSREQUEST']._serialized_start=127
   _globals['_GETSTATUSREQUEST']._serialized_end=225
   _globals['_GETSTATUSRESPONSE']._serialized_start=227
@@ -64,19 +64,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHSTATUSESREQUEST']._serialized_start=1067
   _globals['_WATCHSTATUSESREQUEST']._serialized_end=1224
   _globals['_WATCHSTATUSESRESPONSE']._serialized_start=1227
-  _globals['_WATCHSTATUSESRESPONSE']._serialized_end=1593
-  _globals['_WATCHEDTERMINAL']._serialized_start=1596
-  _globals['_WATCHEDTERMINAL']._serialized_end=1805
-  _globals['_SNAPSHOTCOMPLETE']._serialized_start=1807
-  _globals['_SNAPSHOTCOMPLETE']._serialized_end=1847
-  _globals['_STATUSCHANGE']._serialized_start=1849
-  _globals['_STATUSCHANGE']._serialized_end=1914
-  _globals['_LIVENESSCHANGE']._serialized_start=1917
-  _globals['_LIVENESSCHANGE']._serialized_end=2056
-  _globals['_BOOKMARK']._serialized_start=2058
-  _globals['_BOOKMARK']._serialized_end=2090
-  _globals['_STREAMEND']._serialized_start=2092
-  _globals['_STREAMEND']._serialized_end=2194
-  _globals['_TERMINALSTATUSSERVICE']._serialized_start=2791
-  _globals['_TERMINALSTATUSSERVICE']._serialized_end=3106
+  _globals['_WATCHSTATUSESRESPONSE']._serialized_end=1657
+  _globals['_WATCHEDTERMINAL']._serialized_start=1660
+  _globals['_WATCHEDTERMINAL']._serialized_end=1869
+  _globals['_SNAPSHOTCOMPLETE']._serialized_start=1871
+  _globals['_SNAPSHOTCOMPLETE']._serialized_end=1911
+  _globals['_STATUSCHANGE']._serialized_start=1913
+  _globals['_STATUSCHANGE']._serialized_end=1978
+  _globals['_LIVENESSCHANGE']._serialized_start=1981
+  _globals['_LIVENESSCHANGE']._serialized_end=2165
+  _globals['_TERMINALREMOVED']._serialized_start=2167
+  _globals['_TERMINALREMOVED']._serialized_end=2201
+  _globals['_BOOKMARK']._serialized_start=2203
+  _globals['_BOOKMARK']._serialized_end=2235
+  _globals['_STREAMEND']._serialized_start=2237
+  _globals['_STREAMEND']._serialized_end=2339
+  _globals['_TERMINALSTATUSSERVICE']._serialized_start=2967
+  _globals['_TERMINALSTATUSSERVICE']._serialized_end=3282
 # @@protoc_insertion_point(module_scope)

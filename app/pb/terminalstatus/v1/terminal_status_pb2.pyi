@@ -181,6 +181,8 @@ class _StreamEndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strea
     """No terminal is left that could be watched: each is unknown to the presence server, or refuses the gateway."""
     STREAM_END_REASON_CREDENTIALS_EXPIRED: _StreamEndReason.ValueType  # 3
     """The credentials of the call are no longer good: expired, rotated, or of a client that is disabled or deleted."""
+    STREAM_END_REASON_MAX_AGE: _StreamEndReason.ValueType  # 4
+    """The stream is as old as the operator lets one grow, so that streams spread over gateways: resume at once."""
 
 class StreamEndReason(_StreamEndReason, metaclass=_StreamEndReasonEnumTypeWrapper):
     """Why the gateway ends a stream."""
@@ -193,6 +195,8 @@ STREAM_END_REASON_NOTHING_TO_WATCH: StreamEndReason.ValueType  # 2
 """No terminal is left that could be watched: each is unknown to the presence server, or refuses the gateway."""
 STREAM_END_REASON_CREDENTIALS_EXPIRED: StreamEndReason.ValueType  # 3
 """The credentials of the call are no longer good: expired, rotated, or of a client that is disabled or deleted."""
+STREAM_END_REASON_MAX_AGE: StreamEndReason.ValueType  # 4
+"""The stream is as old as the operator lets one grow, so that streams spread over gateways: resume at once."""
 Global___StreamEndReason: _TypeAlias = StreamEndReason  # noqa: Y015
 
 @_typing.final
@@ -484,7 +488,7 @@ class WatchStatusesRequest(_message.Message):
     @_builtins.property
     def min_interval(self) -> _duration_pb2.Duration:
         """Least time between two changes told of one terminal: changes in between are held, and the newest is told. Absent or
-        0 is no such limit, where the policy allows that. At most one day.
+        0 is the policy's least. To the millisecond; at most 366 days.
         """
 
     def __init__(
@@ -515,9 +519,10 @@ class WatchStatusesResponse(_message.Message):
     LIVENESS_CHANGE_FIELD_NUMBER: _builtins.int
     BOOKMARK_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    TERMINAL_REMOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def snapshot_item(self) -> Global___WatchedTerminal:
-        """One terminal as it is known at the start of the stream."""
+        """How one terminal stands: at the start of the stream, and later where it joins a group that is watched."""
 
     @_builtins.property
     def snapshot_complete(self) -> Global___SnapshotComplete:
@@ -539,6 +544,10 @@ class WatchStatusesResponse(_message.Message):
     def end(self) -> Global___StreamEnd:
         """The gateway ends the stream; the last message."""
 
+    @_builtins.property
+    def terminal_removed(self) -> Global___TerminalRemoved:
+        """A terminal left the group by which it was watched."""
+
     def __init__(
         self,
         *,
@@ -548,12 +557,13 @@ class WatchStatusesResponse(_message.Message):
         liveness_change: Global___LivenessChange | None = ...,
         bookmark: Global___Bookmark | None = ...,
         end: Global___StreamEnd | None = ...,
+        terminal_removed: Global___TerminalRemoved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "event", b"event", "liveness_change", b"liveness_change", "snapshot_complete", b"snapshot_complete", "snapshot_item", b"snapshot_item"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "event", b"event", "liveness_change", b"liveness_change", "snapshot_complete", b"snapshot_complete", "snapshot_item", b"snapshot_item", "terminal_removed", b"terminal_removed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "event", b"event", "liveness_change", b"liveness_change", "snapshot_complete", b"snapshot_complete", "snapshot_item", b"snapshot_item"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "event", b"event", "liveness_change", b"liveness_change", "snapshot_complete", b"snapshot_complete", "snapshot_item", b"snapshot_item", "terminal_removed", b"terminal_removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot_item", "snapshot_complete", "change", "liveness_change", "bookmark", "end"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot_item", "snapshot_complete", "change", "liveness_change", "bookmark", "end", "terminal_removed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -657,6 +667,7 @@ class LivenessChange(_message.Message):
     LIVENESS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal in canonical form."""
     liveness: Global___Liveness.ValueType
@@ -667,6 +678,10 @@ class LivenessChange(_message.Message):
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when. Always present."""
 
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """The error, where the presence server does not know the terminal or refuses the gateway."""
+
     def __init__(
         self,
         *,
@@ -674,14 +689,37 @@ class LivenessChange(_message.Message):
         liveness: Global___Liveness.ValueType = ...,
         reason: _builtins.str = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
+        failure: Global___Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "liveness", b"liveness", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "failure", b"failure", "liveness", b"liveness", "reason", b"reason", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LivenessChange: _TypeAlias = LivenessChange  # noqa: Y015
+
+@_typing.final
+class TerminalRemoved(_message.Message):
+    """A terminal left the group by which it was watched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The terminal in canonical form. Nothing follows about it, unless it joins again."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TerminalRemoved: _TypeAlias = TerminalRemoved  # noqa: Y015
 
 @_typing.final
 class Bookmark(_message.Message):
