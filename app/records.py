@@ -7,6 +7,7 @@ it gets here.
 Deliberately absent: tables (`store.py`), limits (`policy.py`) and wire formats.
 """
 
+import base64
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,11 @@ SINK_TOKEN_EXPIRES_AT = "token_expires_at"  # noqa: S105  # a parameter's name
 
 SINK_HANDSHAKE = "handshake"
 """Sink parameter: how the endpoint is checked when the subscription is made, a `Handshake` value."""
+
+
+def signing_secret(entropy: bytes) -> str:
+    """A secret for SINK_SECRETS from 24 to 64 unguessable bytes; shown to its client once."""
+    return "whsec_" + base64.b64encode(entropy).decode()
 
 
 class Handshake(enum.Enum):
@@ -251,3 +257,13 @@ class UsageRecord:
 
 
 MAX_USAGE_TARGETS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One change that somebody made to what the gateway keeps: `who` did `what`, such as `client.create`."""
+
+    at: datetime
+    who: str
+    what: str
+    details: Mapping[str, str] = field(default_factory=dict)

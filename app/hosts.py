@@ -1,0 +1,73 @@
+"""What one endpoint's host gets of the places for deliveries, by how it has behaved.
+
+Invariants: no I/O and no clock. A host that has not answered yet has few places, one that answers has its full share,
+and one that is silent has one, until it answers again. What waits for it is bounded by the time it will take.
+
+Deliberately absent: what is sent, and to which address (`delivery.py`, `egress.py`).
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from app.records import OwedNotification, Subscription
+
+QUEUE_S = 2.0
+"""How much a host's queue may hold, as the time it will need for it."""
+MAX_QUEUE = 256
+MAX_PUT_OFF_S = 30.0
+SILENT_AFTER = 5
+"""Attempts in a row without any HTTP status after which a host has one place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """How many deliveries are in flight at most."""
+
+    overall: int = 256
+    per_host: int = 32
+    unproven_host: int = 8
+    """For a host that has not answered yet."""
+    held: int = 1024
+    """Claimed and not yet recorded; nothing is claimed above it."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A notification that is claimed. `claimed_s` is in the event loop's time."""
+
+    notification: OwedNotification
+    subscription: Subscription
+    claimed_s: float
+
+
+@dataclass(eq=False, slots=True)
+class Host:
+    """One host, its queue and what is known of it."""
+
+    queue: deque[Job] = field(default_factory=deque)
+    in_flight: int = 0
+    proven: bool = False
+    silent: int = 0
+    average_s: float = 0.5
+
+    def share(self, places: Places) -> int:
+        """How many may be in flight."""
+        if self.silent >= SILENT_AFTER:
+            return 1
+        return places.per_host if self.proven else places.unproven_host
+
+    def room(self, places: Places) -> int:
+        """How many may wait."""
+        share = self.share(places)
+        return max(share, min(MAX_QUEUE, int(share * QUEUE_S / self.average_s)))
+
+    def put_off_s(self, places: Places) -> float:
+        """When there will be room again, as far as one can tell."""
+        return min(MAX_PUT_OFF_S, max(0.05, (len(self.queue) + 1) * self.average_s / self.share(places)))
+
+    def ended(self, seconds: float, *, answered: bool) -> None:
+        """One attempt is over."""
+        self.in_flight -= 1
+        self.average_s += (max(seconds, 0.001) - self.average_s) / 8
+        self.silent = 0 if answered else self.silent + 1
+        self.proven = answered or (self.proven and self.silent < SILENT_AFTER)

@@ -1,0 +1,261 @@
+"""Delivers notifications as webhooks: CloudEvents 1.0 in structured JSON, signed as Standard Webhooks says.
+
+One owed notification is one event; its id is the event's `id` and the `webhook-id`, the same at each attempt. The
+signature is over the bytes that are sent. What an event looks like is a function by profile (`Envelope`), so that
+another API's events need nothing of the transport; a notification that a profile has no event for is delivered unsent.
+Invariants: secrets and tokens are never logged, raised or kept, not even where the receiver's answer repeats them.
+An access token that has expired is not used.
+
+Deliberately absent: retries and order (`delivery.py`), connections and their limits (`egress.py`), CloudEvents'
+rate agreement (WebHook-Request-Rate).
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import msgspec
+
+from app.domain import SinkRefused, SinkUnreachable, TerminalStatus
+from app.egress import KEPT_ANSWER, Egress, Reply
+from app.ports import Sent
+from app.records import (
+    SINK_HANDSHAKE,
+    SINK_SECRETS,
+    SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
+    EndReason,
+    Handshake,
+    NotificationKind,
+    OwedNotification,
+    Sink,
+    Subscription,
+)
+
+Envelope = Callable[[Subscription, OwedNotification, str], Mapping[str, object] | None]
+"""Makes the CloudEvent of a notification, as JSON to be; None where the profile has no event for it. The last argument
+is the URI reference under which the gateway is known, without a slash at its end, for `source`."""
+
+EVENT_PREFIX = "org.terminalstatus.v1."
+EVENT_TYPES: Mapping[NotificationKind, str] = {
+    NotificationKind.STATUS: EVENT_PREFIX + "status-changed",
+    NotificationKind.STARTED: EVENT_PREFIX + "subscription-started",
+    NotificationKind.ERROR: EVENT_PREFIX + "subscription-error",
+    NotificationKind.ENDED: EVENT_PREFIX + "subscription-ended",
+    NotificationKind.TEST: EVENT_PREFIX + "sink-test",
+}
+"""The `type` of profile v1's events."""
+
+CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
+MAX_SECRETS = 2
+MAX_TOKEN_LENGTH = 4096
+
+_SECRET_BYTES = range(24, 65)
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 section 2.1
+
+
+def v1_event(subscription: Subscription, notification: OwedNotification, source: str) -> Mapping[str, object]:
+    """Profile v1's CloudEvent. `sequence` is CloudEvents' extension of that name: it orders a subscription's events."""
+    data: dict[str, object] = {"subscription_id": subscription.id, "correlator": subscription.correlator}
+    match notification.kind:
+        case NotificationKind.STATUS:
+            data["changes"] = [_change(status) for status in notification.changes]
+        case NotificationKind.STARTED:
+            data["addresses"] = subscription.addresses
+            data["expires_at"] = subscription.expires_at and rfc3339(subscription.expires_at)
+        case NotificationKind.ERROR:
+            data["address"] = notification.address
+            data["code"] = notification.code
+            data["message"] = notification.text
+        case NotificationKind.ENDED:
+            data["reason"] = notification.code
+            data["message"] = notification.text
+        case NotificationKind.TEST:
+            pass
+    event = {
+        "specversion": "1.0",
+        "id": notification.id,
+        "source": f"{source}/v1/subscriptions/{subscription.id}",
+        "type": EVENT_TYPES[notification.kind],
+        "time": rfc3339(notification.created_at),
+        "sequence": f"{notification.sequence:012d}",
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    if len(notification.changes) == 1:
+        event["subject"] = notification.changes[0].address
+    elif notification.address is not None:
+        event["subject"] = notification.address
+    return event
+
+
+def _change(status: TerminalStatus) -> Mapping[str, object]:
+    return {
+        "address": status.address,
+        "status": status.status.value,
+        "observed_at": rfc3339(status.observed_at),
+        "source": status.source.value,
+        "revision": status.revision,
+    }
+
+
+def rfc3339(time: datetime) -> str:
+    """A UTC time as text, to the millisecond."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
+
+
+def read_secret(text: str) -> bytes:
+    """The key of a signing secret: base64 of 24 to 64 bytes, `whsec_` before it or not. Raises SinkRefused."""
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) not in _SECRET_BYTES:
+        raise SinkRefused("A signing secret is whsec_ and base64 of 24 to 64 bytes.", reason="secret")
+    return key
+
+
+def sign(key: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
+    """Standard Webhooks' symmetric signature, as it stands in `webhook-signature`."""
+    digest = hmac.digest(key, f"{message_id}.{timestamp_s}.".encode() + body, hashlib.sha256)
+    return "v1," + base64.b64encode(digest).decode()
+
+
+class WebhookSender:
+    """The `Sender` for SinkKind.WEBHOOK.
+
+    `envelopes` has the events' makers by `Sink.profile`; `source` is the gateway's own URL ("" if it has none), and
+    `origin` the name under which it asks for permission (CloudEvents' WebHook-Request-Origin).
+    """
+
+    def __init__(
+        self,
+        egress: Egress,
+        *,
+        clock: Callable[[], datetime],
+        envelopes: Mapping[str, Envelope],
+        source: str = "",
+        origin: str = "terminal-status-gateway",
+    ) -> None:
+        self._egress = egress
+        self._clock = clock
+        self._envelopes = envelopes
+        self._source = source.rstrip("/")
+        self._origin = origin
+
+    async def check(self, subscription: Subscription) -> None:
+        """Whether the endpoint may be used, can be reached and wants events, as `SINK_HANDSHAKE` says.
+
+        Raises SinkRefused and SinkUnreachable, with `details["reason"]`: a word of `Reply.outcome`, `http-CODE`,
+        `handshake`, `secret`, `token`, `token-expired` or a word of `egress.read_endpoint`.
+        """
+        sink = subscription.sink
+        handshake = self._read_parameters(sink)
+        await self._egress.check(sink.url)
+        if handshake is Handshake.TEST:
+            now = self._clock()
+            test = OwedNotification(
+                id=f"test-{subscription.id}",
+                subscription_id=subscription.id,
+                client_id=subscription.client_id,
+                sequence=0,
+                kind=NotificationKind.TEST,
+                changes=(),
+                created_at=now,
+                next_attempt_at=now,
+            )
+            event = self._envelopes[sink.profile](subscription, test, self._source)
+            reply = await self._post(sink, test.id, event if event is not None else v1_event(subscription, test, ""))
+            if 200 <= reply.code < 300:
+                return
+        else:
+            reply = await self._ask_permission(sink)
+            if handshake is Handshake.NONE and reply.code:
+                return
+            if 200 <= reply.code < 300:
+                allowed = reply.headers.get("WebHook-Allowed-Origin", "").strip()
+                if allowed == "*" or allowed.lower() == self._origin.lower():
+                    return
+                raise SinkRefused(
+                    f"The endpoint does not allow {self._origin} (WebHook-Allowed-Origin).", reason="handshake"
+                )
+        outcome = reply.as_sent().outcome
+        if outcome == "forbidden-address":
+            raise SinkRefused("The endpoint's host is at an address that is not allowed.", reason=outcome)
+        raise SinkUnreachable(f"The endpoint failed its test: {outcome}.", reason=outcome)
+
+    async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
+        """One attempt. With an access token that has expired none is made, and the subscription is to end."""
+        sink = subscription.sink
+        try:
+            if self._token_expired(sink):
+                return Sent(delivered=False, outcome="token-expired", ends=EndReason.TOKEN_EXPIRED)
+            event = self._envelopes[sink.profile](subscription, notification, self._source)
+            if event is None:
+                return Sent(delivered=True, outcome="not-told")
+            reply = await self._post(sink, notification.id, event)
+        except SinkRefused as refused:  # the operator's rules are stricter now than when it was made
+            return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
+        return reply.as_sent()
+
+    async def _post(self, sink: Sink, message_id: str, event: Mapping[str, object]) -> Reply:
+        body = msgspec.json.encode(event)
+        headers = {"Content-Type": CONTENT_TYPE, "webhook-id": message_id}
+        timestamp_s = int(self._clock().timestamp())
+        headers["webhook-timestamp"] = str(timestamp_s)
+        if secrets := sink.parameters.get(SINK_SECRETS, "").split():
+            headers["webhook-signature"] = " ".join(
+                sign(read_secret(secret), message_id, timestamp_s, body) for secret in secrets
+            )
+        return await self._request("POST", sink, headers, body)
+
+    async def _ask_permission(self, sink: Sink) -> Reply:
+        return await self._request("OPTIONS", sink, {"WebHook-Request-Origin": self._origin}, b"")
+
+    async def _request(self, method: str, sink: Sink, headers: Mapping[str, str], body: bytes) -> Reply:
+        token = sink.parameters.get(SINK_TOKEN, "")
+        if not token:
+            return await self._egress.request(method, sink.url, headers, body)
+        reply = await self._egress.request(
+            method,
+            sink.url,
+            {**headers, "Authorization": f"Bearer {token}"},
+            body,
+            keep=KEPT_ANSWER + len(token),  # a token that begins in what is kept is read whole, and taken out
+        )
+        return replace(reply, body=reply.body.replace(token.encode(), b"*" * len(token))[:KEPT_ANSWER])
+
+    def _read_parameters(self, sink: Sink) -> Handshake:
+        if sink.profile not in self._envelopes:
+            raise SinkRefused(f"There is no webhook profile {sink.profile[:32]!r}.", reason="profile")
+        secrets = sink.parameters.get(SINK_SECRETS, "").split()
+        if len(secrets) > MAX_SECRETS:
+            raise SinkRefused(f"An endpoint has at most {MAX_SECRETS} signing secrets.", reason="secret")
+        for secret in secrets:
+            read_secret(secret)
+        token = sink.parameters.get(SINK_TOKEN, "")
+        if token and not (len(token) <= MAX_TOKEN_LENGTH and _TOKEN.fullmatch(token)):
+            raise SinkRefused("The endpoint's access token is no bearer token (RFC 6750).", reason="token")
+        if self._token_expired(sink):
+            raise SinkRefused("The endpoint's access token has expired.", reason="token-expired")
+        try:
+            return Handshake(sink.parameters.get(SINK_HANDSHAKE, Handshake.TEST.value))
+        except ValueError:
+            raise SinkRefused("There is no such handshake.", reason="handshake") from None
+
+    def _token_expired(self, sink: Sink) -> bool:
+        text = sink.parameters.get(SINK_TOKEN_EXPIRES_AT)
+        if not text:
+            return False
+        try:
+            expires_at = datetime.fromisoformat(text)
+        except ValueError:
+            expires_at = None
+        if expires_at is None or expires_at.tzinfo is None:
+            raise SinkRefused("The end of the endpoint's access token is no RFC 3339 time with a zone.", reason="token")
+        return expires_at.astimezone(UTC) <= self._clock()
