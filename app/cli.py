@@ -82,7 +82,7 @@ class Face(StrEnum):
 def serve(
     config: ConfigOption = None,
     presence_server: Annotated[
-        str | None, typer.Option(help="As TS_PRESENCE_SERVER: sip:HOST[:PORT][;transport=udp|tcp].", show_default=False)
+        str | None, typer.Option(help="As TS_PRESENCE_SERVER: sip:HOST[:PORT][;transport=tcp|udp|tls].", show_default=False)
     ] = None,
     grpc_listen: Annotated[str | None, typer.Option(help="As TS_GRPC_LISTEN.", show_default=False)] = None,
     http_listen: Annotated[str | None, typer.Option(help="As TS_HTTP_LISTEN.", show_default=False)] = None,

@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -29,6 +30,7 @@ from app.domain import InvalidAddress, parse_address
 
 PREFIX = "TS_"
 CONFIG_FILE = "TS_CONFIG_FILE"
+MAX_ROUTES = 8
 
 
 class ConfigurationError(Exception):
@@ -62,11 +64,44 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+_ROUTE = re.compile(r"sip:([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(;transport=(udp|tcp|tls))?(;lr)?", re.IGNORECASE)
+
+
 def _presence_server(text: str) -> str:
-    match = re.fullmatch(r"sip:([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(;transport=(udp|tcp))?(;lr)?", text, re.IGNORECASE)
-    if match is None or (match[2] and not 0 < int(match[2][1:]) < 65536):
-        raise ValueError("not sip:HOST[:PORT][;transport=udp|tcp]")
+    routes = [route.strip() for route in text.split(",")]
+    for route in routes:
+        match = _ROUTE.fullmatch(route)
+        if match is None or (match[2] and not 0 < int(match[2][1:]) < 65536):
+            raise ValueError("not sip:HOST[:PORT][;transport=tcp|udp|tls], or several with commas between")
+    if len(routes) > MAX_ROUTES:
+        raise ValueError(f"more than {MAX_ROUTES} servers")
+    return ",".join(routes).lower()
+
+
+def _sip_uri(text: str) -> str:
+    if not _ROUTE.fullmatch(text):
+        raise ValueError("not sip:HOST[:PORT][;transport=tcp|udp|tls]")
     return text.lower()
+
+
+def _ioi(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.\-]{1,64}", text):
+        raise ValueError("no operator's domain name")
+    return text
+
+
+def _privacy(text: str) -> str:
+    if not re.fullmatch(
+        r"(header|session|user|none|critical|id|history)(;(header|session|user|critical|id|history))*", text
+    ):
+        raise ValueError("no Privacy value (RFC 3323)")
+    return text
+
+
+def _ipv4_port(value: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}(:[0-9]{1,5})?", value):
+        raise ValueError(f"{value!r} is no IPv4 address")
+    return value
 
 
 def _identity(text: str) -> str:
@@ -122,9 +157,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     presence_server: Annotated[str, AfterValidator(_presence_server)] = Field(
-        description="Presence server to ask, the topmost Route of every SUBSCRIBE. UDP unless `;transport=tcp`. "
-        "Needed by `serve`.",
-        examples=["sip:HOST[:PORT][;transport=udp|tcp]"],
+        description="Presence servers to ask, the preferred one first: the topmost Route of every SUBSCRIBE. TCP "
+        "unless told otherwise. Needed by `serve`.",
+        examples=["sip:HOST[:PORT][;transport=tcp|udp|tls], several with commas between"],
     )
     watcher_identity: Annotated[str, AfterValidator(_sip_identity)] = Field(
         "sip:terminal-status@localhost",
@@ -157,6 +192,84 @@ class Settings(BaseModel):
         pattern=r"^[A-Za-z0-9.\-]{1,253}$",
         description="Host written into Contact where it differs from the SIP address (NAT, containers).",
         examples=["a host name or IPv4 address"],
+    )
+    sip_workers: int = Field(
+        1,
+        ge=1,
+        le=32,
+        description="Processes that speak SIP; terminals are shared out by a hash. Where the SIP port is fixed, each "
+        "has its own, two further on.",
+        examples=["1 to 32"],
+    )
+    sip_username: str | None = Field(
+        None,
+        pattern=r"^[!-~]{1,128}$",
+        description="Answers digest challenges of the presence server (MD5, SHA-256).",
+        examples=["printable characters; challenges are not answered if absent"],
+    )
+    sip_password: SecretStr = Field(
+        SecretStr(""), description="The password that belongs to it.", examples=["printable ASCII"]
+    )
+    sip_realm: str = Field(
+        "*",
+        pattern=r"^[ -~]{1,128}$",
+        description="The realm whose challenges are answered.",
+        examples=["a realm; `*` for any"],
+    )
+    sip_tls_ca_file: Path | None = Field(
+        None, description="Certificates that a presence server over TLS must be signed by.", examples=["a PEM file"]
+    )
+    sip_tls_verify: bool = Field(
+        True,
+        description="Whether a presence server over TLS must prove who it is. Off is for laboratories.",
+        examples=["true, false"],
+    )
+    sip_nameservers: Annotated[tuple[Annotated[str, AfterValidator(_ipv4_port)], ...], BeforeValidator(_words)] = Field(
+        (),
+        max_length=8,
+        description="Nameservers for SIP names, with SRV (RFC 3263); the system's resolver, without SRV, if absent.",
+        examples=["IPv4[:PORT], several with commas between"],
+    )
+    sip_registrar: Annotated[str, AfterValidator(_sip_uri)] | None = Field(
+        None,
+        description="Where the watcher registers itself, in an IMS that wants that.",
+        examples=["sip:HOST[:PORT]; not registered if absent"],
+    )
+    charging_orig_ioi: Annotated[str, AfterValidator(_ioi)] | None = Field(
+        None,
+        description="Inter Operator Identifier: SUBSCRIBEs carry it in P-Charging-Vector (RFC 7315) with an icid.",
+        examples=["a domain name; not sent if absent"],
+    )
+    privacy: Annotated[str, AfterValidator(_privacy)] | None = Field(
+        None, description="Sent as Privacy (RFC 3323).", examples=["such as id; not sent if absent"]
+    )
+    watch_expires_s: int = Field(
+        3600,
+        ge=60,
+        le=86400,
+        description="How long a standing SIP subscription is asked for, in seconds; it is refreshed before its end.",
+        examples=["60 to 86400"],
+    )
+    setups_per_s: float = Field(
+        500,
+        ge=0,
+        le=100000,
+        description="Most new SIP subscriptions a second and worker: a restart must not flood the presence server.",
+        examples=["0 to 100000; 0 is no limit"],
+    )
+    probe_every_s: float = Field(
+        5,
+        ge=0,
+        le=3600,
+        description="How often each presence server is asked by OPTIONS whether it is there, in seconds.",
+        examples=["0 to 3600; 0 is never"],
+    )
+    max_document_bytes: int = Field(
+        1048576,
+        ge=4000,
+        le=4194304,
+        description="Largest presence document, in bytes, over TCP and TLS.",
+        examples=["4000 to 4194304"],
     )
     sip_log_level: int = Field(
         0,
@@ -222,12 +335,13 @@ class Settings(BaseModel):
     @classmethod
     def _reachable(cls, sip_listen: str, others: ValidationInfo) -> str:
         """A socket on loopback can neither ask another machine nor hear its NOTIFY: every question would time out."""
-        server = re.split("[:;]", others.data.get("presence_server", "sip:localhost"))[1]
-        if _is_loopback(sip_listen.rpartition(":")[0]) and not _is_loopback(server):
-            raise ValueError(
-                f"{PREFIX}SIP_LISTEN must be an address the presence server can reach, "
-                f"and {server} cannot reach {sip_listen}"
-            )
+        for route in others.data.get("presence_server", "sip:localhost").split(","):
+            server = re.split("[:;]", route)[1]
+            if _is_loopback(sip_listen.rpartition(":")[0]) and not _is_loopback(server):
+                raise ValueError(
+                    f"{PREFIX}SIP_LISTEN must be an address the presence server can reach, "
+                    f"and {server} cannot reach {sip_listen}"
+                )
         return sip_listen
 
     @field_validator("sip_public_host")
@@ -276,11 +390,10 @@ def settings_table() -> str:
     """The README's table of settings, in Markdown."""
     rows = ["| setting | default | allowed | what it is |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "—" if field.is_required() or field.default in (None, frozenset()) else f"`{_plain(field.default)}`"
-        allowed = field.examples[0] if field.examples else ""
-        rows.append(
-            f"| `{PREFIX}{name.upper()}` | {default} | {allowed} | {field.description} |".replace("|tcp", "\\|tcp")
-        )
+        secret = isinstance(field.default, SecretStr)
+        default = "—" if field.is_required() or not _plain(field.default) or secret else f"`{_plain(field.default)}`"
+        allowed = (field.examples[0] if field.examples else "").replace("|", "\\|")
+        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {allowed} | {field.description} |")
     return "\n".join(rows)
 
 
@@ -306,8 +419,13 @@ def _problem(name: str, item: Any, values: dict[str, Any], origin: dict[str, str
     why = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
     if values.get(name) is None:  # the default does not go with the other settings
         return f"{PREFIX}{name.upper()} is not set: {why}. Allowed: {allowed}."
-    return f"{origin[name]} = {values[name]!r}: {why}. Allowed: {allowed}."
+    given = "(hidden)" if isinstance(field.default, SecretStr) else repr(values[name])
+    return f"{origin[name]} = {given}: {why}. Allowed: {allowed}."
 
 
 def _plain(value: object) -> str:
-    return ",".join(sorted(value, reverse=True)) if isinstance(value, frozenset) else str(value)
+    if value is None or isinstance(value, SecretStr):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(sorted(value, reverse=True)) if isinstance(value, frozenset | tuple) else str(value)

@@ -10,8 +10,9 @@ from typing import Any
 
 from app.config import ConfigurationError, load_settings
 from app.domain import TerminalStatusError, parse_address
-from app.main import sip_configuration, watcher_limits
+from app.main import VERSION
 from app.sip.client import SipWatcher, WatcherCannotStart
+from app.sip.configuration import sip_configuration, watcher_limits
 from app.store import DatabaseUnavailable, check_database
 
 Check = dict[str, Any]
@@ -27,7 +28,7 @@ async def check_everything(config_file: Path | None) -> list[Check]:
     except ConfigurationError as error:
         return [_check("configuration", False, " ".join(error.problems))]
     checks = [_check("configuration", True, f"presence server {settings.presence_server}")]
-    watcher = SipWatcher(sip_configuration(settings))
+    watcher = SipWatcher(sip_configuration(settings, VERSION))
     try:
         await watcher.start()
     except WatcherCannotStart as error:
@@ -35,7 +36,7 @@ async def check_everything(config_file: Path | None) -> list[Check]:
     else:
         assert watcher.build is not None  # noqa: S101  # it started
         found = f"{watcher.build.version}, all {watcher.build.symbols} functions found"
-        checks.append(_check("PJSIP", True, found, watcher_limits(watcher.build)))
+        checks.append(_check("PJSIP", True, found, watcher_limits(watcher.build, settings.max_document_bytes)))
         checks.append(await _presence_server(watcher, settings.watcher_identity, settings.fetch_timeout_ms / 1000))
     finally:
         await watcher.aclose()

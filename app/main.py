@@ -26,7 +26,8 @@ from app.config import Settings
 from app.rest.connection import BoundedConnection
 from app.service import StatusService
 from app.sip.client import SipWatcher, WatcherCannotStart
-from app.sip.frames import Build, Configure
+from app.sip.configuration import sip_configuration, watcher_limits
+from app.sip.frames import Build
 from app.telemetry import Metrics
 from soap_compat.server import create_app as create_soap_app
 
@@ -66,7 +67,9 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         http_socket = stack.enter_context(_bound(settings.http_listen))
-        watcher = SipWatcher(sip_configuration(settings), restarted=metrics.worker_restarted)
+        watcher = SipWatcher(
+            sip_configuration(settings, VERSION), workers=settings.sip_workers, restarted=metrics.worker_restarted
+        )
         stack.push_async_callback(watcher.aclose)
         try:
             await watcher.start()
@@ -97,7 +100,7 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             http=gateway.http_address,
             sip=gateway.sip_ports,
             presence_server=settings.presence_server,
-            limits=watcher_limits(watcher.build),
+            limits=watcher_limits(watcher.build, settings.max_document_bytes),
         )
         try:
             yield gateway
@@ -106,39 +109,6 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             stopping.set()
             await asyncio.gather(grpc_server.stop(), http_server.stop())
     _log.info("gateway_stopped")
-
-
-def sip_configuration(settings: Settings) -> Configure:
-    """What the SIP worker is told."""
-    host, _, port = settings.sip_listen.rpartition(":")
-    server = settings.presence_server.removesuffix(";lr")
-    transport = "tcp" if server.endswith(";transport=tcp") else "udp"
-    headers = [("User-Agent", f"terminal-status-gateway/{VERSION}")]
-    if settings.asserted_identity:
-        headers.append(("P-Asserted-Identity", f"<{settings.asserted_identity}>"))
-    return Configure(
-        listen_host=host,
-        listen_port=int(port),
-        public_host=settings.sip_public_host or "",
-        transport=transport,
-        route=f"<{server};lr>",
-        watcher_identity=settings.watcher_identity,
-        headers=headers,
-        sip_log_level=settings.sip_log_level,
-    )
-
-
-def watcher_limits(build: Build) -> list[str]:
-    """What this PJSIP cannot do, a sentence each."""
-    limits = []
-    if not build.ipv6:
-        limits.append("no IPv6: the presence server must be reached by IPv4")
-    limits.append(
-        f"messages up to {build.max_message_bytes} bytes over UDP, larger ones are cut; over TCP bodies up to 1 MB pass"
-    )
-    if build.tls != "1.3":
-        limits.append(f"TLS {build.tls} at most: put a SIP edge beside the gateway for TLS 1.3")
-    return limits
 
 
 @contextmanager

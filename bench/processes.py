@@ -71,7 +71,8 @@ def gateway(folder: Path, notifier_port: int) -> Iterator[tuple[int, str, str]]:
     """The gateway as an operator runs it: its process id, gRPC address and HTTP address. Raises BenchError."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     environment |= {
-        "TS_PRESENCE_SERVER": f"sip:127.0.0.1:{notifier_port}",
+        "TS_PRESENCE_SERVER": f"sip:127.0.0.1:{notifier_port};transport=udp",
+        "TS_PROBE_EVERY_S": "0",  # SIPp's scenario knows no OPTIONS
         "TS_GRPC_LISTEN": "127.0.0.1:0",
         "TS_HTTP_LISTEN": "127.0.0.1:0",
         "TS_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/bench.sqlite3",

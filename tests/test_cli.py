@@ -319,7 +319,7 @@ def test_doctor_ill(tmp_path: Path) -> None:
         mute.bind(("127.0.0.1", 0))
         done = run(
             "doctor",
-            TS_PRESENCE_SERVER=f"sip:127.0.0.1:{mute.getsockname()[1]}",
+            TS_PRESENCE_SERVER=f"sip:127.0.0.1:{mute.getsockname()[1]};transport=udp",
             TS_DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/x",
             TS_FETCH_TIMEOUT_MS="100",
         )

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from app import domain
 from app.domain import Liveness
-from app.sip import subscription as life
+from app.sip import timing as life
 from app.sip.dialog import (
     BAD_ADDRESS,
+    UNWANTED,
     Accepted,
     Action,
     Arm,
@@ -78,6 +79,7 @@ LIFE_CYCLE = {
     "an address that PJSIP refuses": "test_bad_address_ends",
     "transport lost with a request in flight": "test_transport_lost_in_flight",
     "transport lost under a subscription": "test_transport_lost_while_active",
+    "the server is known to be away": "test_server_known_to_be_away",
     "expires=0 in the 2xx or the NOTIFY": "test_expires_zero",
     "NOTIFY or answer for a dead dialog, forks": "test_dead_dialog_is_ignored",
     "nobody wants it any more": "test_stop",
@@ -282,13 +284,13 @@ def test_notify_before_2xx() -> None:
 
 
 def test_notify_and_never_a_2xx() -> None:
-    """The duration is taken to be what was asked, and refreshes are tried; it is LIVE no longer than that."""
+    """The duration is taken to be what was asked, and refreshes are tried; unanswered they make it STALE."""
     play = Play()
     play.tell(Wanted())
     play.notify()
-    play.run(HOUR - 1)
+    play.run(30)
     assert (play.liveness, play.usage.generation) == (Liveness.LIVE, 1)
-    assert (Liveness.STALE, "no answer") in told(play.run(1))
+    assert (Liveness.STALE, "no answer") in told(play.run(HOUR - 30))
 
 
 def test_notify_expires_is_authoritative() -> None:
@@ -499,9 +501,10 @@ def test_refresh_ends_the_subscription(code: int) -> None:
 
 @pytest.mark.parametrize(("code", "local"), [(500, False), (503, False), (408, False), (408, True), (503, True)])
 def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
-    """It stays LIVE, is tried again in the dialog, and is STALE with the reason from its own expiry on."""
+    """It is kept, LIVE unless the refresh was lost on the way, tried again in the dialog, and STALE from its expiry."""
     play = refreshing(60)
-    assert not of(Tell, play.refuse(code, local=local))
+    assert bool(of(Tell, play.refuse(code, local=local))) is local
+    assert play.liveness is (Liveness.STALE if local else Liveness.LIVE)
     assert (play.state, play.usage.snapshot().code) == (State.ACTIVE, code)
     again = of(Subscribe, play.run(2))
     assert [action.fresh for action in again] == [False]
@@ -510,9 +513,10 @@ def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
         play.run(min(1, 1059.5 - play.now_s))
         if play.state is State.REFRESHING:
             play.refuse(code, local=local)
-        assert play.liveness is Liveness.LIVE
+        assert play.liveness is (Liveness.STALE if local else Liveness.LIVE)
     actions = play.run(1060 - play.now_s)
-    assert told(actions) == [(Liveness.STALE, "Phrase" if local else f"{code} Phrase")]
+    assert told(actions) == ([] if local else [(Liveness.STALE, f"{code} Phrase")])
+    assert play.liveness is Liveness.STALE
 
 
 def test_notify_does_not_put_off_a_retry() -> None:
@@ -630,7 +634,7 @@ def test_transport_lost_in_flight() -> None:
     first.tell(Wanted())
     assert told(first.tell(TransportLost())) == [(Liveness.UNKNOWN, "transport lost")]
     assert first.wait_s() == 0.75
-    assert not of(Tell, refresh.tell(TransportLost()))
+    assert told(refresh.tell(TransportLost())) == [(Liveness.STALE, "transport lost")]
     assert (refresh.state, refresh.wait_s()) == (State.ACTIVE, 0.75)
     refresh.tell(TransportLost())
     assert refresh.wait_s() == 0.75, "once is enough"
@@ -642,6 +646,20 @@ def test_transport_lost_while_active() -> None:
     assert play.tell(TransportLost()) == [Arm(at_s=1000.25)]
     assert of(Subscribe, play.run(1))[0].fresh is False
     assert play.liveness is Liveness.LIVE
+
+
+@pytest.mark.parametrize("answer", ["2xx", "NOTIFY"])
+def test_server_known_to_be_away(answer: str) -> None:
+    """The subscription is kept and STALE at once, until anything comes back from the server; asking waits for that."""
+    play = active(jitter=0.25)
+    armed_s = play.armed_s
+    assert told(play.tell(TransportLost(certain=True))) == [(Liveness.STALE, "contact lost")]
+    assert play.armed_s == armed_s
+    play.tell(TransportLost())
+    play.run(1)
+    assert (play.state, play.held) == (State.REFRESHING, 1)
+    actions = play.accept(600) if answer == "2xx" else play.notify(body=b"<presence/>")
+    assert told(actions) == [(Liveness.LIVE, "")]
 
 
 @pytest.mark.parametrize("where", ["2xx", "NOTIFY", "both"])
@@ -688,7 +706,7 @@ def test_stop(state: State) -> None:
     assert play.accept(0) == []
     assert play.notify() == []
     actions = play.notify("terminated", "timeout", body=b"<presence/>")
-    assert actions == [Forget(generation=1), Ended(reason=life.UNWANTED, error=None)]
+    assert actions == [Forget(generation=1), Ended(reason=UNWANTED, error=None)]
 
 
 def test_stop_without_dialog() -> None:
@@ -697,8 +715,8 @@ def test_stop_without_dialog() -> None:
     for play in (asking, waiting):
         play.tell(Wanted())
     waiting.refuse(503)
-    assert asking.tell(Unwanted()) == [Forget(generation=1), Ended(reason=life.UNWANTED, error=None)]
-    assert waiting.tell(Unwanted()) == idle.tell(Unwanted()) == [Ended(reason=life.UNWANTED, error=None)]
+    assert asking.tell(Unwanted()) == [Forget(generation=1), Ended(reason=UNWANTED, error=None)]
+    assert waiting.tell(Unwanted()) == idle.tell(Unwanted()) == [Ended(reason=UNWANTED, error=None)]
 
 
 def test_stop_without_help_of_the_server() -> None:
@@ -997,7 +1015,7 @@ def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]
     finals=st.lists(st.builds(Final, st.sampled_from([400, 403, 408, 423, 500, 503, 600, 603]), st.just("x"), SECONDS)),
 )
 def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[float], finals: list[Final]) -> None:
-    """However the refreshes fail, it is LIVE until the old subscription's own expiry, and STALE from then on."""
+    """However the refreshes fail, it is kept until its own expiry, STALE where an answer stayed away, and then STALE."""
     play = Play(jitter=jitters[0], expires_s=2 * HOUR)
     play.tell(Wanted())
     play.accept(expires_s)
@@ -1008,7 +1026,9 @@ def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[flo
         if play.armed_s is None or play.armed_s >= expiry_s:
             break
         play.run(play.armed_s - play.now_s)
-        assert (play.liveness, play.held) == (Liveness.LIVE, 1)
+        assert play.held == 1
+        if finals:
+            assert play.liveness is Liveness.LIVE
         if finals and play.state is State.REFRESHING:
             play.tell(Refused(generation=1, final=finals[index % len(finals)]))
             assert play.liveness is Liveness.LIVE

@@ -49,7 +49,7 @@ def test_notify_with_compact_and_folded_fields() -> None:
         "NOTIFY sip:w SIP/2.0\r\nsubscription-state: active;\r\n expires=60;retry-after=5\r\n"
         "c: text/plain\r\ne : gzip\r\nl:0\r\n\r\n"
     )
-    assert read_notify(text) == Notify("active", "", 5, "text/plain", "gzip", 0, b"")
+    assert read_notify(text) == Notify("active", "", 5, "text/plain", "gzip", 0, b"", 60)
 
 
 def test_notify_body_keeps_its_bytes() -> None:

@@ -26,9 +26,9 @@ from app.domain import (
     WatcherRestarting,
     parse_address,
 )
-from app.main import sip_configuration
 from app.sandbox import Sandbox
 from app.sip.client import SipWatcher, WatcherCannotStart
+from app.sip.configuration import sip_configuration
 from app.sip.frames import Command, Configure, Fetch, encode
 from tests.conftest import settings_for
 
@@ -40,8 +40,11 @@ DEADLINE_S = 5.0
 
 
 def configuration(presence_server: str, **changes: object) -> Configure:
-    settings: Settings = settings_for(presence_server, **changes)
-    return sip_configuration(settings)
+    """Over UDP unless told otherwise, and without OPTIONS in between."""
+    if ";transport=" not in presence_server:
+        presence_server += ";transport=udp"
+    settings: Settings = settings_for(presence_server, **{"probe_every_s": 0, **changes})
+    return sip_configuration(settings, "test")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -329,7 +332,7 @@ async def test_no_descriptors_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("app.sip.client.subprocess.Popen", none_left)
+        patch.setattr("app.sip.process.subprocess.Popen", none_left)
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(DEADLINE_S):
             await refused.wait()

@@ -1,215 +1,134 @@
-"""The event loop's side of the watcher: starts the SIP worker, supervises it, and puts questions to it.
+"""The event loop's side of the watcher: SIP workers, their supervision, and the list of what is watched.
 
-Invariants: a worker that dies or hangs is replaced at once (with a growing pause only where it keeps dying young);
-the queries it held fail with WatcherRestarting, which is retryable, and later ones wait for nothing: while there is
-no worker they fail likewise. Commands and reports are gathered into frames, one per turn of the event loop.
+Terminals are shared out over the workers by a hash of their address, fetches as well as watches. The list here is what
+is wanted; a worker's is its copy, so a worker that dies or hangs is replaced at once (with a growing pause only where
+it keeps dying young) and told its watches again.
+
+Invariants: queries of a dead worker fail with WatcherRestarting, which is retryable, and later ones wait for nothing:
+while there is no worker they fail likewise. The observer hears of a watch only between `watch` and `unwatch`.
 
 Deliberately absent: time limits on a fetch (the use case's) and the reading of documents.
 """
 
 import asyncio
 import itertools
-import socket
-import subprocess
-import sys
+import time
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import cast
+from functools import partial
 
+import msgspec
 import structlog
 
-from app.domain import TerminalAddress, TerminalStatusError, WatcherRestarting
-from app.ports import Notification
-from app.sip.dialog import error_of_local_failure, error_of_notify, error_of_response
-from app.sip.frames import (
-    Build,
-    Cancel,
-    CannotStart,
-    Command,
-    Configure,
-    Decoder,
-    Failed,
-    Fetch,
-    FrameError,
-    Notified,
-    Ping,
-    Report,
-    Started,
-    encode,
-)
+from app import domain
+from app.domain import Liveness, TerminalAddress, TerminalStatusError, WatchUnknown
+from app.ports import Notification, WatchObserver, WatchView
+from app.sip.dialog import error_of_notify
+from app.sip.frames import Build, Configure, Counts, Error, Observed, Ping, Refresh, Told, Unwatch, Watch, WatchEnded
+from app.sip.process import WatcherCannotStart, WatchReport, WorkerProcess, reap, restarting
+
+__all__ = ["SipWatcher", "WatcherCannotStart"]
 
 _log = structlog.get_logger()
 
-START_LIMIT_S = 10.0
 PING_EVERY_S = 2.0
 HANG_LIMIT_S = 10.0
 _YOUNG_S = 2.0
 _LONGEST_PAUSE_S = 5.0
+_WISHES_PER_FRAME = 1000
+_ERRORS: dict[str, type[TerminalStatusError]] = {
+    error.code: error for error in TerminalStatusError.__subclasses__() if hasattr(error, "code")
+}
 
 
-class WatcherCannotStart(Exception):
-    """The SIP worker refused its configuration or the PJSIP build; the message is for the operator."""
+@dataclass(eq=False, slots=True)
+class _Watched:
+    """One wish. `observed`: the presence server has told a status, once; `liveness` is what the observer knows."""
+
+    id: int
+    address: TerminalAddress
+    observed: bool = False
+    liveness: Liveness = Liveness.UNKNOWN
 
 
-class _Worker(asyncio.Protocol):
-    """One child process and the conversation with it."""
+class _Slot:
+    """One place for a worker, which its supervisor fills again and again."""
 
     def __init__(self, configure: Configure) -> None:
-        loop = asyncio.get_running_loop()
-        self.started: asyncio.Future[Started] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
-        self.pending: dict[int, asyncio.Future[Notified]] = {}
-        self.heard_at_s = loop.time()
-        self._loop = loop
-        self._transport: asyncio.Transport | None = None
-        self._decoder: Decoder[Report] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
-        self._commands: list[Command] = [configure]
-        self._numbers = itertools.count(1)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> Started:
-        """Spawns the child and waits until it can speak SIP. Raises WatcherCannotStart."""
-        ours, theirs = socket.socketpair()
-        try:
-            self.process = subprocess.Popen(  # noqa: S603, ASYNC220  # our own interpreter and module; a fork is quick
-                [sys.executable, "-m", "app.sip.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else None,
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        await self._loop.create_unix_connection(lambda: self, sock=ours)
-        try:
-            async with asyncio.timeout(START_LIMIT_S):
-                return await self.started
-        except TimeoutError:
-            raise WatcherCannotStart(f"the SIP worker was not ready after {START_LIMIT_S:.0f} s") from None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
-        self._flush()
-
-    def data_received(self, data: bytes) -> None:
-        self.heard_at_s = self._loop.time()
-        try:
-            reports = self._decoder.feed(data)
-        except FrameError as error:
-            _log.error("sip_worker_spoke_nonsense", reason=str(error))
-            self.kill()
-            return
-        for report in reports:
-            if isinstance(report, Notified):
-                if (query := self.pending.pop(report.id, None)) is not None and not query.done():
-                    query.set_result(report)
-            elif isinstance(report, Failed):
-                if (query := self.pending.pop(report.id, None)) is not None and not query.done():
-                    query.set_exception(_error_of(report))
-            elif isinstance(report, Started):
-                if not self.started.done():
-                    self.started.set_result(report)
-            elif isinstance(report, CannotStart) and not self.started.done():
-                self.started.set_exception(WatcherCannotStart(report.reason))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        if not self.started.done():
-            self.started.set_exception(WatcherCannotStart("the SIP worker died while starting; see its last words"))
-        for query in self.pending.values():
-            if not query.done():
-                query.set_exception(_restarting("The SIP worker died while it asked; it is being replaced."))
-        self.pending.clear()
-        if not self.gone.done():
-            self.gone.set_result(None)
-
-    async def fetch(self, address: TerminalAddress) -> Notified:
-        """Asks through this worker; a cancelled caller cancels the SUBSCRIBE."""
-        if self._transport is None:  # it is dead, and its supervisor has yet to hear of it
-            raise _restarting("The SIP worker died; it is being replaced.")
-        number = next(self._numbers)
-        query: asyncio.Future[Notified] = self._loop.create_future()
-        self.pending[number] = query
-        self.say(Fetch(number, address))
-        try:
-            return await query
-        except asyncio.CancelledError:
-            if self.pending.pop(number, None) is not None:
-                self.say(Cancel(number))
-            raise
-
-    def say(self, command: Command) -> None:
-        """Queues a command; all of one turn of the event loop leave in one frame."""
-        if not self._commands and self._transport is not None:
-            self._loop.call_soon(self._flush)
-        self._commands.append(command)
-
-    def _flush(self) -> None:
-        if self._transport is not None and self._commands:
-            self._transport.write(encode(self._commands))
-            self._commands.clear()
-
-    def close(self) -> None:
-        """Ends the conversation; the child leaves by itself."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def kill(self) -> None:
-        """Ends the child at once."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                self.process.kill()
-        if self._transport is not None:
-            self._transport.abort()
+        self.configure = configure
+        self.worker: WorkerProcess | None = None
+        self.supervisor: asyncio.Task[None] | None = None
+        self.ports: dict[str, int] = {}
+        self.watched: dict[TerminalAddress, _Watched] = {}
+        self.by_id: dict[int, _Watched] = {}
+        self.counts = Counts(0, 0, 0, {}, {}, [], registered=False)
+        self.before = Counter[str]()  # what workers that are gone had counted
 
 
 class SipWatcher:
-    """The `Watcher` port over SIP. `restarted` is called after each replacement of a dead worker."""
+    """The `Watcher` port over SIP. `restarted` is called after each replacement of a dead worker, and `lag` with the
+    seconds that each observation took from the NOTIFY to here."""
 
-    def __init__(self, configure: Configure, *, restarted: Callable[[], None] = lambda: None) -> None:
-        self._configure = configure
+    def __init__(
+        self,
+        configure: Configure,
+        *,
+        workers: int = 1,
+        restarted: Callable[[], None] = lambda: None,
+        lag: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._slots = [_Slot(_configured(configure, number)) for number in range(workers)]
         self._restarted = restarted
-        self._worker: _Worker | None = None
-        self._supervisor: asyncio.Task[None] | None = None
+        self._lag = lag
+        self._observer: WatchObserver | None = None
+        self._numbers = itertools.count(1)
+        self._routes = [route.uri for route in configure.routes]
         self.build: Build | None = None
-        """The PJSIP that the worker found; None before `start`."""
-        self.ports: dict[str, int] = {}
-        """The SIP ports the worker listens on, by transport."""
+        """The PJSIP that the workers found; None before `start`."""
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is there to ask through."""
-        return self._worker is not None
+        """Whether every worker is there to ask through."""
+        return all(slot.worker is not None for slot in self._slots)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The SIP ports that the first worker listens on, by transport."""
+        return self._slots[0].ports
+
+    @property
+    def worker_pids(self) -> list[int | None]:
+        """The process ids of the workers in service, for operators and tests."""
+        return [slot.worker.process.pid if slot.worker and slot.worker.process else None for slot in self._slots]
 
     @property
     def worker_pid(self) -> int | None:
-        """The process id of the worker in service, for operators and tests."""
-        return self._worker.process.pid if self._worker is not None and self._worker.process is not None else None
+        """The first worker's process id."""
+        return self.worker_pids[0]
 
     async def start(self) -> None:
-        """Starts the worker and its supervision. Raises WatcherCannotStart."""
-        self._worker = await self._spawn()
-        self._supervisor = asyncio.create_task(self._supervise(), name="sip-supervisor")
+        """Starts the workers and their supervision. Raises WatcherCannotStart."""
+        started = await asyncio.gather(*(self._spawn(slot) for slot in self._slots), return_exceptions=True)
+        for failed in started:
+            if isinstance(failed, BaseException):
+                await self.aclose()
+                raise failed
+        for number, slot in enumerate(self._slots):
+            slot.supervisor = asyncio.create_task(self._supervise(slot), name=f"sip-supervisor-{number}")
 
     async def aclose(self) -> None:
-        """Ends the worker. Queries in flight fail with WatcherRestarting."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._supervisor
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            worker.close()
-            await _reap(worker)
+        """Ends the workers. Queries in flight fail with WatcherRestarting."""
+        await asyncio.gather(*(self._end(slot) for slot in self._slots))
 
     async def fetch(self, address: TerminalAddress) -> Notification:
-        """Asks the presence server once; see `app.service.Watcher`."""
-        worker = self._worker
+        """Asks the presence server once; see `app.ports.Fetcher`."""
+        worker = self._slot(address).worker
         if worker is None:
-            raise _restarting("The SIP worker is being replaced.")
+            raise restarting("The SIP worker is being replaced.")
         notified = await worker.fetch(address)
         error = error_of_notify(
             notified.state, notified.reason, notified.retry_after_s, notified.declared_bytes, len(notified.body)
@@ -223,40 +142,172 @@ class SipWatcher:
             observed_at=datetime.fromtimestamp(notified.observed_at_s, UTC),
         )
 
-    async def _spawn(self) -> _Worker:
-        worker = _Worker(self._configure)
+    def observe(self, observer: WatchObserver) -> None:
+        """See `app.ports.Watcher`."""
+        self._observer = observer
+
+    def watch(self, address: TerminalAddress) -> None:
+        """See `app.ports.Watcher`."""
+        slot = self._slot(address)
+        if address in slot.watched:
+            return
+        watched = slot.watched[address] = _Watched(next(self._numbers), address)
+        slot.by_id[watched.id] = watched
+        if slot.worker is not None:
+            slot.worker.say(Watch([(watched.id, address, False)]))
+
+    def unwatch(self, address: TerminalAddress) -> None:
+        """See `app.ports.Watcher`."""
+        slot = self._slot(address)
+        watched = slot.watched.pop(address, None)
+        if watched is not None:
+            del slot.by_id[watched.id]
+            if slot.worker is not None:
+                slot.worker.say(Unwatch(watched.id))
+
+    def refresh(self, address: TerminalAddress) -> None:
+        """See `app.ports.Watcher`. Raises WatchUnknown."""
+        slot = self._slot(address)
+        watched = slot.watched.get(address)
+        if watched is None:
+            raise WatchUnknown("Nobody watches this terminal.", address=address)
+        if slot.worker is not None:
+            slot.worker.say(Refresh(watched.id))
+
+    async def watches(self) -> list[WatchView]:
+        """See `app.ports.Watcher`. A watch whose worker is being replaced is `waiting`."""
+        views = {}
+        listed = await asyncio.gather(*(slot.worker.list_watches() for slot in self._slots if slot.worker is not None))
+        states = {state.id: state for states in listed for state in states}
+        now = datetime.now(UTC)
+        for slot in self._slots:
+            for watched in slot.watched.values():
+                state = states.get(watched.id)
+                views[watched.address] = WatchView(
+                    address=watched.address,
+                    state=state.state if state else "waiting",
+                    liveness=Liveness[state.liveness] if state else watched.liveness,
+                    since=_time(state.since_s if state else 0) or now,
+                    expires_at=_time(state.expires_at_s) if state else None,
+                    code=state.code if state else 0,
+                    reason=state.reason if state else "the SIP worker is being replaced",
+                    next_action=state.next_action if state else "subscribe",
+                    next_at=_time(state.next_at_s) if state else None,
+                    route=self._routes[state.route] if state else "",
+                )
+        return [views[address] for address in sorted(views)]
+
+    def counts(self) -> Counts:
+        """What all workers counted, those that are gone included; states and routes as they are now."""
+        total, failures, states = Counter[str](), Counter[str](), Counter[str]()
+        for slot in self._slots:
+            total.update(slot.before)
+            total.update(_plain(slot.counts))
+            states.update(slot.counts.states)
+        failures.update({name[8:]: count for name, count in total.items() if name.startswith("failure ")})
+        up = [all(answers) for answers in zip(*(slot.counts.routes_up for slot in self._slots), strict=False)]
+        registered = all(slot.counts.registered for slot in self._slots)
+        return Counts(
+            total["sent"], total["notified"], total["cut"], dict(failures), dict(states), up, registered=registered
+        )
+
+    def _slot(self, address: TerminalAddress) -> _Slot:
+        slots = self._slots
+        return slots[0] if len(slots) == 1 else slots[zlib.crc32(address.encode()) % len(slots)]
+
+    def _heard(self, slot: _Slot, report: WatchReport) -> None:
+        if isinstance(report, Counts):
+            slot.counts = report
+            return
+        watched = slot.by_id.get(report.id)
+        observer = self._observer
+        if watched is None or observer is None:
+            return  # it is not wanted any more
+        match report:
+            case Observed():
+                self._lag(max(0.0, time.time() - report.observed_at_s))
+                self._observed(watched, report, observer)
+            case Told():
+                watched.liveness = Liveness[report.liveness]
+                observer.liveness_changed(watched.address, watched.liveness, report.reason, _error_of(report.error))
+            case WatchEnded():
+                del slot.by_id[watched.id], slot.watched[watched.address]
+                observer.ended(watched.address, report.reason, _error_of(report.error))
+
+    @staticmethod
+    def _observed(watched: _Watched, report: Observed, observer: WatchObserver) -> None:
+        if report.declared_bytes not in (-1, len(report.body)):
+            _log.warning(
+                "document_cut", address=watched.address, declared=report.declared_bytes, received=len(report.body)
+            )
+            return
+        watched.observed = True
+        observer.observed(
+            watched.address,
+            Notification(
+                body=report.body,
+                content_type=report.content_type,
+                content_encoding=report.content_encoding,
+                observed_at=datetime.fromtimestamp(report.observed_at_s, UTC),
+            ),
+        )
+
+    async def _spawn(self, slot: _Slot) -> None:
+        worker = WorkerProcess(slot.configure, partial(self._heard, slot))
         try:
             started = await worker.start()
         except BaseException:
             worker.kill()
-            await _reap(worker)
+            await reap(worker)
             raise
-        self.build, self.ports = started.build, started.ports
-        _log.info("sip_worker_started", pid=worker.process.pid if worker.process else None, ports=started.ports)
-        return worker
+        self.build, slot.ports, slot.worker = started.build, started.ports, worker
+        wishes: list[tuple[int, str, bool]] = [(each.id, each.address, each.observed) for each in slot.watched.values()]
+        wishes.reverse()  # the newest first
+        for start in range(0, len(wishes), _WISHES_PER_FRAME):
+            # Each goes before those that the worker has, so the last part first.
+            end = len(wishes) - start
+            worker.say(Watch(wishes[max(0, end - _WISHES_PER_FRAME) : end]))
+        _log.info(
+            "sip_worker_started",
+            pid=worker.process.pid if worker.process else None,
+            ports=started.ports,
+            watches=len(wishes),
+        )
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, slot: _Slot) -> None:
         loop = asyncio.get_running_loop()
         pause_s = 0.0
         while True:
-            worker = self._worker
+            worker = slot.worker
             if worker is not None:
                 born_at_s = loop.time()
                 await self._until_gone(worker)
-                self._worker = None
-                status = await _reap(worker)
+                slot.worker = None
+                self._lost(slot)
+                status = await reap(worker)
                 pause_s = 0.0 if loop.time() - born_at_s > _YOUNG_S else min(max(pause_s * 2, 0.1), _LONGEST_PAUSE_S)
-                _log.error("sip_worker_died", exit_status=status, replaced_after_s=pause_s)
+                _log.error("sip_worker_died", exit_status=status, replaced_after_s=pause_s, watches=len(slot.watched))
             await asyncio.sleep(pause_s)
             try:
-                self._worker = await self._spawn()
+                await self._spawn(slot)
             except (WatcherCannotStart, OSError) as error:  # OSError: no descriptor, process or memory to be had now
                 pause_s = min(max(pause_s * 2, 0.1), _LONGEST_PAUSE_S)
                 _log.error("sip_worker_cannot_start", reason=str(error), again_after_s=pause_s)
             else:
                 self._restarted()
 
-    async def _until_gone(self, worker: _Worker) -> None:
+    def _lost(self, slot: _Slot) -> None:
+        """What its watches said last is stale until the next worker has set them up again."""
+        slot.before.update(_plain(slot.counts))
+        slot.counts = Counts(0, 0, 0, {}, {}, slot.counts.routes_up, registered=False)
+        reason = "the SIP worker is being replaced"
+        for watched in list(slot.watched.values()):
+            if watched.liveness is Liveness.LIVE and self._observer is not None:
+                watched.liveness = Liveness.STALE
+                error = restarting("The SIP worker died; it is being replaced.")
+                self._observer.liveness_changed(watched.address, Liveness.STALE, reason, error)
+
+    async def _until_gone(self, worker: WorkerProcess) -> None:
         """Waits for the worker's end, and brings it about where it no longer answers."""
         while True:
             with suppress(TimeoutError):
@@ -268,26 +319,40 @@ class SipWatcher:
                 worker.kill()
             worker.say(Ping())
 
+    @staticmethod
+    async def _end(slot: _Slot) -> None:
+        if slot.supervisor is not None:
+            slot.supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await slot.supervisor
+        if slot.worker is not None:
+            worker, slot.worker = slot.worker, None
+            worker.close()
+            await reap(worker)
 
-def _error_of(failed: Failed) -> TerminalStatusError:
-    if failed.local:
-        return error_of_local_failure(failed.code, failed.phrase)
-    return error_of_response(failed.code, failed.phrase, failed.retry_after_s)
+
+def _configured(configure: Configure, number: int) -> Configure:
+    """A further worker listens on a port of its own: two further on, for UDP and TCP, and TLS beside them."""
+    port = configure.listen_port
+    return msgspec.structs.replace(configure, listen_port=port + 2 * number if port else 0)
 
 
-def _restarting(message: str) -> TerminalStatusError:
-    return WatcherRestarting(message, retry_after_s=1)
+def _plain(counts: Counts) -> dict[str, int]:
+    failures = {f"failure {name}": count for name, count in counts.failures.items()}
+    return {
+        "sent": counts.subscribes_sent,
+        "notified": counts.notifies_received,
+        "cut": counts.cut_messages,
+        **failures,
+    }
 
 
-async def _reap(worker: _Worker) -> int | None:
-    """Waits for the child's end so that no zombie is left; kills it after two seconds."""
-    process = worker.process
-    if process is None:
+def _error_of(error: Error | None) -> TerminalStatusError | None:
+    if error is None:
         return None
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + 2
-    while (status := process.poll()) is None:
-        if loop.time() > deadline_s:
-            process.kill()
-        await asyncio.sleep(0.005)
-    return status
+    kind = _ERRORS.get(error.code, domain.PresenceUnavailable)
+    return kind(error.message, retry_after_s=error.retry_after_s if error.retry_after_s >= 0 else None, **error.details)
+
+
+def _time(unix_s: float) -> datetime | None:
+    return datetime.fromtimestamp(unix_s, UTC) if unix_s > 0 else None

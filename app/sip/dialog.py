@@ -30,6 +30,9 @@ MAX_MIN_EXPIRES_S = 3600
 BAD_ADDRESS = 416
 """The code of a local failure by which PJSIP's parser refuses an address that `parse_address` took."""
 
+CUT = 513
+"""The code of a local failure by which a document did not fit a datagram (513 is SIP's Message Too Large)."""
+
 _MISCONFIGURED = frozenset({400, 405, 406, 414, 415, 416, 420, 421, 482, 483, 485, 488, 489, 493})
 _UNKNOWN = frozenset({404, 410, 484, 604})
 _REFUSED = frozenset({403, 603})
@@ -66,6 +69,8 @@ def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
     """The error that PJSIP's own end of a fetch stands for, where the presence server has not answered."""
     if code == BAD_ADDRESS:
         return InvalidAddress(f"The address is no URI that can be asked about: {phrase}.")
+    if code == CUT:
+        return DocumentUnreadable("The presence document was cut by UDP; it is asked for over TCP.", reason="cut")
     if code == 0:
         return FetchTimedOut("The presence server accepted the question and then sent no NOTIFY.")
     return PresenceUnavailable(f"The presence server could not be asked: {phrase}.")
@@ -170,7 +175,12 @@ class NotifyReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLost:
-    """The way to the presence server broke, or its end was restarted: what is in flight is lost, the rest in doubt."""
+    """The way to the presence server broke, or its end was restarted: what is in flight is lost, the rest in doubt.
+
+    `certain`: it is known to be away, so what it said last is stale, and asking it waits until it is back.
+    """
+
+    certain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +247,9 @@ class Tell:
     liveness: Liveness
     reason: str
     error: TerminalStatusError | None
+
+
+UNWANTED = "unwanted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

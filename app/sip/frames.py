@@ -19,17 +19,43 @@ class _Message(msgspec.Struct, array_like=True, tag_field="t"):
     pass
 
 
+class Route(_Message, tag="route"):
+    """One presence server: its URI as the topmost Route, and over what it is spoken to (`udp`, `tcp` or `tls`)."""
+
+    uri: str
+    transport: str
+
+
+class Credentials(_Message, tag="credentials"):
+    """What a digest challenge is answered with (RFC 3261 section 22). Realm `*` is any."""
+
+    realm: str
+    username: str
+    password: str
+
+
 class Configure(_Message, tag="configure"):
-    """The first frame to a worker: how it is to speak SIP. Port 0 lets the system choose."""
+    """The first frame to a worker: how it is to speak SIP. Port 0 lets the system choose; rates 0 are no limit."""
 
     listen_host: str
     listen_port: int
     public_host: str
-    transport: str
-    route: str
+    routes: list[Route]
     watcher_identity: str
     headers: list[tuple[str, str]]
     sip_log_level: int
+    charging_orig_ioi: str = ""
+    """Not empty: every SUBSCRIBE dialog has a P-Charging-Vector with an icid of its own (RFC 7315 section 4.6)."""
+    credentials: Credentials | None = None
+    tls_ca_file: str = ""
+    tls_verify: bool = True
+    nameservers: list[str] = []
+    registrar: str = ""
+    """Not empty: the watcher itself registers there."""
+    max_body_bytes: int = 1024 * 1024
+    watch_expires_s: int = 3600
+    setups_per_s: float = 0
+    probe_every_s: float = 0
 
 
 class Fetch(_Message, tag="fetch"):
@@ -41,6 +67,30 @@ class Fetch(_Message, tag="fetch"):
 
 class Cancel(_Message, tag="cancel"):
     """Nobody waits for the fetch `id` any more. It is not answered."""
+
+    id: int
+
+
+class Watch(_Message, tag="watch"):
+    """Keep a subscription to each `(id, address, observed)`, the most urgent first; `observed`: it was, once."""
+
+    wishes: list[tuple[int, str, bool]]
+
+
+class Unwatch(_Message, tag="unwatch"):
+    """End the subscription. Nothing more is reported about it."""
+
+    id: int
+
+
+class Refresh(_Message, tag="refresh"):
+    """Ask the presence server now rather than when the watch `id` is due."""
+
+    id: int
+
+
+class ListWatches(_Message, tag="list-watches"):
+    """Answered by WatchLists of the same `id`, of which the last says so."""
 
     id: int
 
@@ -98,12 +148,86 @@ class Failed(_Message, tag="failed"):
     local: bool
 
 
+class Error(_Message, tag="error"):
+    """A domain error on its way to the parent; `retry_after_s` is -1 where absent."""
+
+    code: str
+    message: str
+    retry_after_s: float
+    details: dict[str, str]
+
+
+class Observed(_Message, tag="observed"):
+    """A NOTIFY of the watch `id` that tells the terminal's status. Fields as in Notified."""
+
+    id: int
+    observed_at_s: float
+    content_type: str
+    content_encoding: str
+    declared_bytes: int
+    body: bytes
+
+
+class Told(_Message, tag="told"):
+    """What the last observation of the watch `id` is worth (a Liveness name), and why it is not LIVE."""
+
+    id: int
+    liveness: str
+    reason: str
+    error: Error | None
+
+
+class WatchEnded(_Message, tag="watch-ended"):
+    """Nothing follows of the watch `id`."""
+
+    id: int
+    reason: str
+    error: Error | None
+
+
+class WatchState(_Message, tag="watch-state"):
+    """One watch for operators. Times are Unix times, 0 where there is none; `route` is the number of its Route."""
+
+    id: int
+    state: str
+    liveness: str
+    since_s: float
+    expires_at_s: float
+    code: int
+    reason: str
+    next_action: str
+    next_at_s: float
+    route: int
+
+
+class WatchList(_Message, tag="watch-list"):
+    """Some of the worker's watches."""
+
+    id: int
+    watches: list[WatchState]
+    last: bool
+
+
+class Counts(_Message, tag="counts"):
+    """What the worker counted since it started; sent when it has changed, at most each second."""
+
+    subscribes_sent: int
+    notifies_received: int
+    cut_messages: int
+    failures: dict[str, int]
+    """SUBSCRIBEs that failed, by SIP status (`408` and `503` of PJSIP's own with `local-` before)."""
+    states: dict[str, int]
+    """Watches by state, now."""
+    routes_up: list[bool]
+    registered: bool
+
+
 class Pong(_Message, tag="pong"):
     """The worker is alive."""
 
 
-Command = Configure | Fetch | Cancel | Ping
-Report = Started | CannotStart | Notified | Failed | Pong
+Command = Configure | Fetch | Cancel | Ping | Watch | Unwatch | Refresh | ListWatches
+Report = Started | CannotStart | Notified | Failed | Pong | Observed | Told | WatchEnded | WatchList | Counts
 
 T = TypeVar("T")
 

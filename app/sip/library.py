@@ -21,6 +21,13 @@ _CDEF = """
 typedef struct pj_str_t { const char *ptr; long slen; } pj_str_t;
 typedef struct pj_time_val { long sec; long msec; } pj_time_val;
 typedef struct pj_list { void *prev; void *next; } pj_list;
+typedef struct pjsip_event {
+    void *prev, *next; int type;
+    struct { void *source; void *tsx; int previous_state; int type; } tsx_state;
+} pjsip_event;
+typedef struct pjsip_cred_info {
+    pj_str_t realm, scheme, username; int data_type; pj_str_t data; char extension[128];
+} pjsip_cred_info;
 typedef struct pjsip_module {
     void *prev, *next; pj_str_t name; int id; int priority;
     void *load, *start, *stop, *unload;
@@ -28,8 +35,8 @@ typedef struct pjsip_module {
     void *on_rx_response, *on_tx_request, *on_tx_response, *on_tsx_state;
 } pjsip_module;
 typedef struct pjsip_evsub_user {
-    void (*on_evsub_state)(void *sub, void *event);
-    void (*on_tsx_state)(void *sub, void *tsx, void *event);
+    void (*on_evsub_state)(void *sub, pjsip_event *event);
+    void (*on_tsx_state)(void *sub, void *tsx, pjsip_event *event);
     void (*on_rx_refresh)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
     void (*on_rx_notify)(void *sub, void *rdata, int *code, void **text, void *headers, void **body);
     void (*on_client_refresh)(void *sub);
@@ -69,6 +76,19 @@ int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned
 void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
 void pj_list_insert_before(void *position, void *node);
 void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
+void *pjsip_generic_string_hdr_init2(void *header, const pj_str_t *name, const pj_str_t *value);
+
+void *pjsip_tpmgr_get_state_cb(const void *manager);
+int pjsip_tpmgr_set_state_cb(void *manager, void (*changed)(void *transport, int state, const void *info));
+int pjsip_transport_add_ref(void *transport);
+int pjsip_transport_dec_ref(void *transport);
+void *pjsip_get_options_method(void);
+int pjsip_endpt_create_request(void *endpt, const void *method, const pj_str_t *target, const pj_str_t *from,
+                               const pj_str_t *to, const pj_str_t *contact, const pj_str_t *call_id, int cseq,
+                               const pj_str_t *text, void **tdata);
+int pjsip_endpt_send_request(void *endpt, void *tdata, int timeout_ms, void *token,
+                             void (*answered)(void *token, pjsip_event *event));
+int pjsip_auth_clt_set_credentials(void *session, int count, const pjsip_cred_info *credentials);
 
 int pjsip_dlg_create_uac(void *ua, const pj_str_t *local, const pj_str_t *contact, const pj_str_t *remote,
                          const pj_str_t *target, void **dialog);

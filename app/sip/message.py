@@ -24,6 +24,7 @@ class Notify:
     content_encoding: str
     declared_bytes: int
     body: bytes
+    expires_s: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Final:
     retry_after_s: int = -1
     min_expires_s: int = -1
     local: bool = False
+    expires_s: int = -1
+    """Of a 2xx: how long the subscription is granted."""
+    dialog_gone: bool = False
+    """Whether PJSIP has let go of the dialog with this answer."""
 
 
 Event = Notify | Final
@@ -69,20 +74,22 @@ def read_notify(text: str) -> Notify:
         content_encoding=plain(fields.get("content-encoding", "")),
         declared_bytes=_seconds(fields.get("content-length", "")),
         body=body.encode("utf-8", "surrogateescape"),
+        expires_s=_seconds(values.get("expires", "").strip()),
     )
 
 
 def read_response(text: str) -> Final:
-    """Reads a response: its status line, Retry-After (RFC 3261 section 20.33) and Min-Expires (20.23)."""
+    """Reads a response: its status line, Retry-After (RFC 3261 section 20.33), Min-Expires (20.23), Expires."""
     head, _ = _split(text)
     line = re.match(r"SIP/2\.0 (\d{3}) ?([^\r\n]*)", head)
-    fields = dict(re.findall(r"(?im)^(retry-after|min-expires)[ \t]*:[ \t]*(\d+)", head))
+    fields = dict(re.findall(r"(?im)^(retry-after|min-expires|expires)[ \t]*:[ \t]*(\d+)", head))
     values = {name.lower(): value for name, value in fields.items()}
     return Final(
         code=int(line[1]) if line else 0,
         phrase=plain(line[2]) if line else "",
         retry_after_s=_seconds(values.get("retry-after", "")),
         min_expires_s=_seconds(values.get("min-expires", "")),
+        expires_s=_seconds(values.get("expires", "")),
     )
 
 

@@ -5,8 +5,8 @@ read before it parses, and what is shown may be changed. So the body of a large 
 waits in PJSIP's buffer meanwhile, and goes on with `Content-Length: 0` once the body is whole; whoever handles the
 message asks `Bodies` for what belongs to it.
 
-Invariants: pure. No more than MAX_BODY_BYTES of a body is kept, nor more than MOST_BODIES bodies. However the stream is
-cut, what PJSIP sees is whole messages in their order. What is no SIP is left to PJSIP as it is.
+Invariants: pure. No more than `max_body_bytes` of a body is kept, nor more than MOST_BODIES bodies. However the stream
+is cut, what PJSIP sees is whole messages in their order. What is no SIP is left to PJSIP as it is.
 
 Deliberately absent: UDP, where a message that does not fit is cut before anybody sees it.
 """
@@ -38,7 +38,8 @@ def key_of(head: bytes) -> Key | None:
 class Bodies:
     """Bodies that were taken out, by message, until they are asked for; the oldest makes room for one too many."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self.max_body_bytes = max_body_bytes
         self._kept: OrderedDict[Key, tuple[int, bytes]] = OrderedDict()
 
     def __bool__(self) -> bool:
@@ -113,7 +114,7 @@ class Stream:
     def _gather(self, shown: bytes, at: int) -> int:
         """Takes the body's bytes from `at` on; returns where they end."""
         end = min(at + self._missing_bytes, len(shown))
-        if self._declared_bytes <= MAX_BODY_BYTES:
+        if self._declared_bytes <= self._bodies.max_body_bytes:
             self._body += shown[at:end]
         self._missing_bytes -= end - at
         return end

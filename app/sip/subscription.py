@@ -7,8 +7,9 @@ is ignored.
 Invariants: no PJSIP, no I/O, no clock, no randomness (`now_s` is of any clock, `jitter` in [0, 1)). While wanted, a
 timer is armed, or it has ended with `Ended`, after which nothing follows. At most BURST + W / GAP_S SUBSCRIBEs leave in
 any W seconds, digest retries and the last one counted, whatever the server does. LIVE is said only while an unexpired
-subscription with an active NOTIFY exists. Losing contact is STALE (or UNKNOWN where nothing was ever observed), and
-never a status. A failed refresh keeps the old subscription until its own expiry, where RFC 6665 lets it.
+subscription with an active NOTIFY exists and no refresh of it was lost on the way. Losing contact is STALE (or UNKNOWN
+where nothing was ever observed), and never a status. A failed refresh keeps the old subscription until its own expiry,
+where RFC 6665 lets it.
 
 Deliberately absent: the choice of a route (the driver's; `attempt` counts failures in a row), the pace over all
 terminals (the driver's too), and what a document says.
@@ -20,6 +21,7 @@ import math
 from app.domain import Liveness, PresenceUnavailable, TerminalStatusError
 from app.sip.dialog import (
     BAD_ADDRESS,
+    UNWANTED,
     Accepted,
     Action,
     Arm,
@@ -45,30 +47,19 @@ from app.sip.dialog import (
     error_of_response,
 )
 from app.sip.message import Final, Notify
-
-TIMER_N_S = 32.0
-"""64 * T1: how long a NOTIFY may take (RFC 6665 section 4.1.2.4); from the 2xx, so that a late one costs nothing."""
-
-TRANSACTION_S = TIMER_N_S + 3
-"""After so long without an answer we give up ourselves; the stack's own Timer F (64 * T1) should have said 408."""
-
-EXPIRES_S = 3600
-LONGEST_EXPIRES_S = 86400
-"""A Min-Expires (423) above this is not followed."""
-
-BURST = 3
-GAP_S = 1.0
-MAX_BACKOFF_S = 60.0
-MAX_RETRY_AFTER_S = 3600.0
-"""A server that asks for more silence than this is asked again nevertheless."""
-
-LONG_STOP_S = 3600.0
-"""After a refusal or a misconfiguration, which time does not mend and people may."""
-
-STEADY_S = 30.0
-"""A subscription must have held so long for the back-off to begin anew: one that falls at once is no success."""
-
-UNWANTED = "unwanted"
+from app.sip.timing import (
+    BURST,
+    EXPIRES_S,
+    GAP_S,
+    LONG_STOP_S,
+    LONGEST_EXPIRES_S,
+    MAX_RETRY_AFTER_S,
+    STEADY_S,
+    TIMER_N_S,
+    TRANSACTION_S,
+    backoff_s,
+    refresh_delay_s,
+)
 
 _ENDS_DIALOG = frozenset({404, 405, 410, 416, *range(480, 486), 489, 501, 604})
 """A refresh answered so has ended the subscription; after any other failure it is still valid (section 4.1.2.2)."""
@@ -83,17 +74,6 @@ class Step(enum.Enum):
     UNSUBSCRIBE = "unsubscribe"
 
 
-def refresh_delay_s(expires_s: float, jitter: float) -> float:
-    """How long after a subscription of `expires_s` was granted it is refreshed: before its end, and not all at once."""
-    latest_s = min(max(1.0, expires_s - 30, expires_s / 2), expires_s - min(1.0, expires_s / 10))
-    return latest_s * (1 - jitter / 10)
-
-
-def backoff_s(failures: int, jitter: float) -> float:
-    """How long to wait after so many failures in a row, 0 being none before this one."""
-    return float(min(MAX_BACKOFF_S, 2 ** min(failures, 16)) * (1 - jitter / 2))
-
-
 class Usage:
     """One terminal's subscription. `observed` says that an earlier usage of this terminal has observed it."""
 
@@ -103,6 +83,7 @@ class Usage:
         "_code",
         "_deadline_s",
         "_digest_tried",
+        "_doubt",
         "_error",
         "_expires_at_s",
         "_failures",
@@ -138,6 +119,7 @@ class Usage:
         self._held = False  # whether the driver has a dialog of this generation
         self._in_flight = False  # whether the answer to a request is awaited, until the deadline
         self._digest_tried = False
+        self._doubt = False  # whether we lost contact under a subscription that is there still
         self._substate: State | None = None  # ACTIVE or PENDING once a NOTIFY has said so
         self._stated = False  # whether a NOTIFY has told the expiry since the last request
         self._deadline_s = self._expires_at_s = self._step_at_s = math.inf
@@ -176,7 +158,7 @@ class Usage:
             case RefreshWanted():
                 self._hurry(fresh=event.fresh)
             case TransportLost():
-                self._transport_lost()
+                self._transport_lost(certain=event.certain)
             case TimerFired():
                 self._armed_s = None
         self._tick()
@@ -214,7 +196,7 @@ class Usage:
     def _accepted(self, event: Accepted) -> None:
         if self.state is State.ENDING:
             return  # the last NOTIFY or the deadline ends it
-        self._in_flight, self._deadline_s, self._code = False, math.inf, event.code
+        self._in_flight, self._deadline_s, self._code, self._doubt = False, math.inf, event.code, False
         granted_s = self._asked_s if event.expires_s < 0 else min(event.expires_s, self._asked_s)
         expires_at_s = self._now_s + granted_s
         # A NOTIFY may come before the 2xx, and what it says of the duration holds (section 4.1.3).
@@ -239,9 +221,10 @@ class Usage:
         if self._substate is State.PENDING:
             self._why("pending", error_of_notify("pending", "", -1, 0, 0))
         else:
-            if before is not State.ACTIVE:
+            if before is not State.ACTIVE or self._doubt:
                 self._why("", None)
             self._observe(notify)
+        self._doubt = False
         if expires_s >= 0:
             self._expires_at_s, self._stated = self._now_s + min(expires_s, self._asked_s), True
         elif first and self._in_flight:
@@ -306,6 +289,7 @@ class Usage:
             return
         ends = dialog_gone or (code in _ENDS_DIALOG and not final.local)
         if self._substate and not ends:  # if only until `_tick` finds it expired
+            self._doubt |= final.local and self.state is State.REFRESHING
             self._enter(self._substate)
         else:
             self._drop()
@@ -339,12 +323,15 @@ class Usage:
         elif self._step:
             self._step_at_s = min(self._step_at_s, self._now_s)
 
-    def _transport_lost(self) -> None:
+    def _transport_lost(self, *, certain: bool) -> None:
         if self.state is State.ENDING:
             return
+        if certain and self._substate:
+            self._doubt = True
+            self._why("contact lost", PresenceUnavailable("The presence server does not answer."))
         if self._in_flight or self.state is State.ACCEPTED:
             self._failed(Final(503, "transport lost", local=True))
-        elif self._substate and self._step is Step.ASK and self._good_since_s is not None:
+        elif not certain and self._substate and self._step is Step.ASK and self._good_since_s is not None:
             # The subscription may well be there still: a refresh finds out, and opens the way again.
             self._step_at_s = min(self._step_at_s, self._now_s + self._jitter)
 
@@ -426,7 +413,7 @@ class Usage:
     def _drop(self) -> None:
         if self._held:
             self._out.append(Forget(generation=self.generation))
-        self._held = self._in_flight = False
+        self._held = self._in_flight = self._doubt = False
         self._substate = self._step = None
         self._deadline_s = self._expires_at_s = self._step_at_s = math.inf
 
@@ -444,7 +431,7 @@ class Usage:
         self._reason, self._error = reason, error
 
     def _liveness(self) -> Liveness:
-        if self._substate is State.ACTIVE and self._now_s < self._expires_at_s:
+        if self._substate is State.ACTIVE and self._now_s < self._expires_at_s and not self._doubt:
             return Liveness.LIVE
         return Liveness.STALE if self._observed else Liveness.UNKNOWN
 

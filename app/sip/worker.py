@@ -5,85 +5,82 @@ socket has joined, so commands and packets wake it at once. NOTIFYs are answered
 looked at.
 
 Invariants: it leaves when the socket closes, so a dead parent leaves no orphan; it leaves by `os._exit`, for PJSIP
-aborts in an ordinary exit. A fetch that is not cancelled is answered exactly once.
+aborts in an ordinary exit. Reports leave at once where there are few, and together where there are many.
 
-Deliberately absent: time limits (the parent's), the reading of documents, and every decision about meaning.
+Deliberately absent: time limits of fetches (the parent's), the reading of documents, and every decision about meaning.
 """
 
-import contextlib
 import gc
 import os
 import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable
 
-from app.sip.dialog import BAD_ADDRESS, retry_expires_s
+from app.sip.endpoint import leave
+from app.sip.fetches import Fetches, Large, Query
 from app.sip.frames import (
     Cancel,
     CannotStart,
     Command,
     Configure,
+    Counts,
     Decoder,
-    Failed,
     Fetch,
     FrameError,
-    Notified,
+    ListWatches,
     Ping,
     Pong,
+    Refresh,
     Report,
     Started,
+    Unwatch,
+    Watch,
+    WatchList,
     encode,
 )
-from app.sip.library import AddressRefused, SipStackError
-from app.sip.message import Event, Notify
-from app.sip.pjsip import Stack, Subscription, leave
+from app.sip.library import SipStackError
+from app.sip.pace import Pace
+from app.sip.pjsip import Stack
+from app.sip.probe import Probe
+from app.sip.register import Registration
+from app.sip.routes import Routes
+from app.sip.watches import Watches
 
 _IDLE_MS = 1000
 _BUSY_MS = 5
 _FEW = 4
-"""With fewer fetches in progress a report leaves at once; with more they leave together."""
+"""With fewer SUBSCRIBEs in progress a report leaves at once; with more they leave together."""
+
+_TOGETHER_S = 0.001
+"""So long a report may wait for others."""
 
 _MOST_POLLS_PER_TURN = 64
 """After this many packets or commands in a row, what they gave is sent to the parent before more are taken."""
 
-
-BURST = 64
-"""Most SUBSCRIBEs sent within BURST_S that are not answered yet. A UDP socket of default size holds about 90; what is
-sent into a full one is lost, and sent again only half a second later."""
-
-BURST_S = 0.025
-"""After so long without an answer a SUBSCRIBE no longer holds others up, so silent presentities delay nobody."""
-
-
-class _Query:
-    """One fetch, waiting to be sent or in progress. `recent` while it counts against BURST."""
-
-    __slots__ = ("address", "asked_s", "id", "recent", "sent_at_s", "subscription")
-
-    def __init__(self, number: int, address: str) -> None:
-        self.id = number
-        self.address = address
-        self.asked_s = 0
-        self.subscription: Subscription | None = None
-        self.recent = False
-        self.sent_at_s = 0.0
+_COUNTS_EVERY_S = 1.0
+_LIST_PART = 500
 
 
 class Worker:
     """Turns commands into SUBSCRIBEs, and what comes back into reports."""
 
-    def __init__(self, sock: socket.socket, stack: Stack, decoder: Decoder[Command]) -> None:
+    def __init__(self, sock: socket.socket, stack: Stack, configure: Configure, decoder: Decoder[Command]) -> None:
         self._sock = sock
         self._stack = stack
         self._decoder = decoder
-        self._queries: dict[int, _Query] = {}
-        self._waiting: deque[_Query] = deque()
-        self._recent: deque[_Query] = deque()
-        self._recent_count = 0
         self._reports: list[Report] = []
+        self._routes = Routes(len(configure.routes), configure.probe_every_s)
+        self._probe = Probe(stack.endpoint, configure)
+        pace, large = Pace(configure.setups_per_s), Large()
+        self._fetches = Fetches(stack, pace, self._routes, large, self._reports)
+        self._watches = Watches(stack, pace, self._routes, large, self._reports, configure.watch_expires_s)
+        self._registration = Registration(stack.endpoint, configure) if configure.registrar else None
+        self._counted: Counts | None = None
+        self._count_at_s = 0.0
+        self._broken = 0
+        self._flushed_s = 0.0
         self._unsent = bytearray()
         self._open = True
 
@@ -91,19 +88,22 @@ class Worker:
         """Carries out `commands`, then those from the socket, until the parent closes it."""
         for command in commands:
             self._obey(command)
-        self._stack.attach(self._sock, self._received)
-        self._reports.append(Started(self._stack.build, self._stack.ports))
+        self._stack.endpoint.attach(self._sock, self._received)
+        self._reports.append(Started(self._stack.endpoint.build, self._stack.endpoint.ports))
         while self._open:
+            wait_s = self._work()
             self._flush()
             polls = 0
-            timeout_ms = _BUSY_MS if self._unsent or self._waiting else _IDLE_MS
+            timeout_ms = _BUSY_MS if self._unsent or self._fetches.waiting else min(_IDLE_MS, int(wait_s * 1000) + 1)
             while self._stack.poll(timeout_ms) and polls < _MOST_POLLS_PER_TURN:
-                self._work()
-                if len(self._queries) < _FEW:
+                self._drain()
+                if self._reports and (
+                    (len(self._fetches) < _FEW and not self._watches.waiting)
+                    or time.monotonic() - self._flushed_s > _TOGETHER_S
+                ):
                     self._flush()
                 timeout_ms = 0
                 polls += 1
-            self._work()
 
     def _received(self, data: bytes) -> None:
         """Called inside `poll`, but outside every dialog's lock: commands may be carried out here."""
@@ -117,88 +117,91 @@ class Worker:
             self._open = False
 
     def _obey(self, command: Command) -> None:
-        if isinstance(command, Fetch):
-            query = self._queries[command.id] = _Query(command.id, command.address)
-            self._waiting.append(query)
-        elif isinstance(command, Cancel):
-            cancelled = self._queries.pop(command.id, None)
-            if cancelled is not None:
-                self._no_longer_recent(cancelled)
-                if cancelled.subscription is not None:
-                    self._stack.forget(cancelled.subscription)
-        elif isinstance(command, Ping):
-            self._reports.append(Pong())
+        match command:
+            case Fetch():
+                self._fetches.start(command)
+            case Cancel():
+                self._fetches.cancel(command.id)
+            case Watch():
+                self._watches.want(command.wishes)
+            case Unwatch():
+                self._watches.unwant(command.id)
+            case Refresh():
+                self._watches.refresh(command.id)
+            case ListWatches():
+                self._list(command.id)
+            case Ping():
+                self._reports.append(Pong())
 
-    def _send_waiting(self) -> None:
-        if not self._waiting:
-            return
-        now_s = time.monotonic()
-        while self._recent and (not self._recent[0].recent or self._recent[0].sent_at_s < now_s - BURST_S):
-            self._no_longer_recent(self._recent.popleft())
-        while self._waiting and self._recent_count < BURST:
-            query = self._waiting.popleft()
-            if query.id in self._queries:  # else it was cancelled while it waited
-                query.sent_at_s, query.recent = now_s, True
-                self._recent.append(query)
-                self._recent_count += 1
-                self._subscribe(query, 0)
-
-    def _no_longer_recent(self, query: _Query) -> None:
-        if query.recent:
-            query.recent = False
-            self._recent_count -= 1
-
-    def _subscribe(self, query: _Query, expires_s: int) -> None:
-        query.asked_s = expires_s
-        try:
-            query.subscription = self._stack.subscribe(query, query.address, expires_s)
-        except SipStackError as error:
-            self._no_longer_recent(query)
-            if self._queries.pop(query.id, None) is not None:
-                code = BAD_ADDRESS if isinstance(error, AddressRefused) else 503
-                self._reports.append(Failed(query.id, code, str(error), -1, local=True))
-
-    def _work(self) -> None:
+    def _drain(self) -> None:
+        """Handles what PJSIP saw, and sends questions that wait; the rest may wait for the next turn."""
         events = self._stack.events
         while events:
             subscription, event = events.popleft()
-            query: _Query = subscription.owner
-            self._no_longer_recent(query)
-            if self._queries.get(query.id) is query:
-                self._handle(query, subscription, event)
-        self._send_waiting()
+            owner = subscription.owner
+            if isinstance(owner, Query):
+                self._fetches.handle(owner, subscription, event)
+            else:
+                self._watches.handle(owner, subscription, event)
+        self._fetches.send_waiting()
 
-    def _handle(self, query: _Query, subscription: Subscription, event: Event) -> None:
-        if isinstance(event, Notify):
-            del self._queries[query.id]
-            self._reports.append(
-                Notified(
-                    query.id,
-                    time.time(),
-                    event.state,
-                    event.reason,
-                    event.retry_after_s,
-                    event.content_type,
-                    event.content_encoding,
-                    event.declared_bytes,
-                    event.body,
-                )
-            )
-            if query.asked_s == 0:
-                self._stack.forget(subscription)  # whatever state the server calls it, a fetch ends with its NOTIFY
-            elif event.state != "terminated":
-                with contextlib.suppress(SipStackError):  # the answer is here; the server's own expiry ends the rest
-                    self._stack.unsubscribe(subscription)
-        elif (again_s := retry_expires_s(event, query.asked_s)) is not None:
-            self._subscribe(query, again_s)
-        else:
-            del self._queries[query.id]
-            self._reports.append(Failed(query.id, event.code, event.phrase, event.retry_after_s, event.local))
+    def _work(self) -> float:
+        """Everything that is due; returns the seconds until the next."""
+        self._drain()
+        now_s = time.monotonic()
+        answers = self._probe.answers
+        while answers:
+            route, answered = answers.popleft()
+            if answered:
+                self._routes.answered(route, probe=True)
+        if self._probe.broken != self._broken:
+            self._broken = self._probe.broken
+            self._watches.contact_lost()
+        self._probe.release()
+        for route in self._routes.due(now_s):
+            self._probe.ask(route)
+        while self._routes.turns:
+            route, up = self._routes.turns.pop(0)
+            if up:
+                self._watches.contact_found(route)
+            else:
+                self._watches.contact_lost(route=route)
+        wait_s = self._watches.send_waiting()
+        if now_s >= self._count_at_s:
+            self._count(now_s)
+        if self._stack.events:
+            return 0.0
+        return max(0.0, min(wait_s, self._routes.wake_s() - now_s))
+
+    def _count(self, now_s: float) -> None:
+        self._count_at_s = now_s + _COUNTS_EVERY_S
+        counts = Counts(
+            self._fetches.sent + self._watches.sent,
+            self._watches.notified,
+            self._fetches.cut + self._watches.cut,
+            dict(self._watches.failures),
+            self._watches.states(),
+            list(self._routes.up),
+            self._registration is not None and self._registration.active,
+        )
+        if counts != self._counted:
+            self._counted = counts
+            self._reports.append(counts)
+
+    def _list(self, number: int) -> None:
+        part = []
+        for watch in self._watches.list():
+            part.append(watch)
+            if len(part) == _LIST_PART:
+                self._reports.append(WatchList(number, part, last=False))
+                part = []
+        self._reports.append(WatchList(number, part, last=True))
 
     def _flush(self) -> None:
         if self._reports:
             self._unsent += encode(self._reports)
             self._reports.clear()
+        self._flushed_s = time.monotonic()
         while self._unsent:
             try:
                 del self._unsent[: self._sock.send(self._unsent)]
@@ -227,13 +230,13 @@ def main() -> None:
     if not isinstance(configure, Configure):
         leave(2)
     try:
-        stack = Stack(configure)
+        worker = Worker(sock, Stack(configure), configure, decoder)
     except SipStackError as error:
         sock.sendall(encode([CannotStart(str(error))]))
         leave(1)
     sock.setblocking(False)
     gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
-    Worker(sock, stack, decoder).run(commands[1:])
+    worker.run(commands[1:])
     leave(0)
 
 

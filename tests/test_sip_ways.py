@@ -1,0 +1,109 @@
+"""How fast SUBSCRIBEs leave, and to which presence server: the pure parts."""
+
+import math
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.sip.pace import BURST, BURST_S, Pace
+from app.sip.routes import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
+
+
+@dataclass(eq=False)
+class Asked:
+    recent: bool = False
+    sent_at_s: float = 0.0
+
+
+def test_burst_is_bounded_and_silence_holds_nobody_up() -> None:
+    """So many unanswered SUBSCRIBEs leave at once and no more, until answers come or their time is over."""
+    pace = Pace(0)
+    asked = [Asked() for _ in range(BURST)]
+    for each in asked:
+        assert pace.open(1.0)
+        pace.sent(each, 1.0)
+    assert not pace.open(1.0)
+    pace.answered(asked[0])
+    assert pace.open(1.0)
+    pace.sent(asked[0], 1.0)
+    assert not pace.open(1.0 + BURST_S)
+    assert pace.open(1.0 + 2 * BURST_S)
+
+
+@given(st.floats(1, 10_000), st.lists(st.floats(0, 0.5), min_size=1, max_size=200))
+def test_setups_keep_to_their_rate(rate: float, waits_s: list[float]) -> None:
+    """In any time no more set-ups leave than the rate allows, beside the burst of a twentieth of a second."""
+    pace, now_s, sent = Pace(rate), 100.0, 0
+    pace.setup_delay_s(now_s)
+    for wait_s in waits_s:
+        now_s += wait_s
+        for _ in range(50):
+            if pace.setup_delay_s(now_s):
+                break
+            pace.sent(Asked(), now_s, setup=True)
+            sent += 1
+        assert sent <= (now_s - 100) * rate + max(1.0, rate * 0.05) + 1e-6
+
+
+@given(st.floats(0.5, 10_000))
+def test_waiting_as_told_is_enough(rate: float) -> None:
+    """Whoever waits as long as he is told may send then."""
+    pace, now_s = Pace(rate), 5.0
+    while not (delay_s := pace.setup_delay_s(now_s)):
+        pace.sent(Asked(), now_s, setup=True)
+    assert pace.setup_delay_s(now_s + delay_s * 1.001 + 1e-6) == 0
+
+
+def test_the_first_route_that_is_up_is_asked() -> None:
+    """The preferred one, the next while that is down, and the preferred one as soon as it answers again."""
+    routes = Routes(3, 5)
+    assert routes.choose() == 0
+    routes.failed(0, 503, 10.0)
+    assert (routes.choose(), routes.turns) == (1, [(0, False)])
+    routes.failed(1, 502, 10.0)
+    assert routes.choose() == 2
+    routes.answered(0)
+    assert (routes.choose(), routes.turns[-1]) == (0, (0, True))
+
+
+def test_each_failure_in_a_row_moves_on() -> None:
+    """A server that answers, but not well, is left for the next one; with all down each is tried in turn."""
+    routes = Routes(2, 0)
+    assert [routes.choose(attempt) for attempt in range(4)] == [0, 1, 0, 1]
+    for route in (0, 1):
+        routes.failed(route, 503, 1.0)
+    assert [routes.choose(attempt) for attempt in range(4)] == [0, 1, 0, 1]
+
+
+def test_silence_about_one_terminal_is_no_dead_server() -> None:
+    """PJSIP's own 408 makes it suspect: a probe follows soon, and only that takes it out of service."""
+    routes = Routes(1, 60)
+    assert routes.due(0.0) == [0]
+    routes.answered(0, probe=True)
+    routes.failed(0, 408, 10.0)
+    assert routes.up == [True]
+    assert routes.wake_s() == 10 + SUSPECT_S
+    assert routes.due(11.0) == [0]
+    assert routes.due(11.0 + PROBE_LIMIT_S) == []
+    assert (routes.up, routes.turns) == ([False], [(0, False)])
+    assert routes.due(11.0 + PROBE_LIMIT_S + DOWN_EVERY_S) == []
+    assert routes.due(71.0) == [0]
+    assert routes.due(71.0 + DOWN_EVERY_S) == [0], "while it is down it is asked more often"
+    routes.answered(0, probe=True)
+    assert routes.up == [True]
+
+
+def test_a_server_that_never_answered_a_probe_is_not_judged_by_it() -> None:
+    """Some do not answer OPTIONS at all."""
+    routes = Routes(1, 5)
+    assert routes.due(0.0) == [0]
+    for now_s in range(1, 60):
+        routes.due(float(now_s))
+    assert routes.up == [True]
+
+
+def test_without_probes_nothing_is_due() -> None:
+    """Switched off, it never wakes anybody."""
+    routes = Routes(2, 0)
+    assert (routes.due(100.0), routes.wake_s()) == ([], math.inf)
