@@ -231,8 +231,10 @@ class Authenticator:
         now = self._monotonic()
         known = self._known.get(key)
         if known is not None:
-            if now < known.until and known.client is None:
-                raise Unauthenticated("The credentials are not accepted.")
+            if now < known.until:
+                if known.client is None:
+                    raise Unauthenticated("The credentials are not accepted.")
+                return known.client
             known.until = now + 1  # others who show the same meanwhile need not ask too
         else:
             self._check_failures(peer)

@@ -20,7 +20,7 @@ from app.domain import TerminalAddress, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Notification
-from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, create_server
+from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, create_server
 from app.service import StatusService
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
@@ -300,7 +300,7 @@ async def test_refuses_an_unknown_method(method: str) -> None:
     assert code == grpc.StatusCode.UNIMPLEMENTED
 
 
-@pytest.mark.parametrize("name", ["", SERVICE_NAME])
+@pytest.mark.parametrize("name", ["", *SERVICE_NAMES])
 async def test_health_is_whether_the_presence_server_could_be_asked(name: str) -> None:
     """Health of the server and of the service follows the watcher's readiness."""
     watcher = FakeWatcher()
@@ -354,7 +354,7 @@ async def test_reflection_lists_the_services() -> None:
         stub: Any = ServerReflectionStub(cast("grpc.Channel", channel))  # its published types know no grpc.aio
         answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
     names = {service.name for service in answers[0].list_services_response.service}
-    assert names == {SERVICE_NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {*SERVICE_NAMES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     assert pb.DESCRIPTOR.serialized_pb in answers[1].file_descriptor_response.file_descriptor_proto
 
 

@@ -1,0 +1,112 @@
+"""What operators see and change: the watches at the presence server, and the clients.
+
+Invariants: everything here is for operators' clients alone; a change of the SIP side stands in the audit log, as
+changes of clients do (`clients.py`).
+
+Deliberately absent: settings, and anything that stops the gateway.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from app.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
+from app.domain import InvalidRequest, NotPermitted, TerminalAddress, parse_address
+from app.ports import Page, Store, Watcher, WatchView
+from app.records import Client
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedWatch:
+    """A watch, and who wants it (`Watching.wanted_by`)."""
+
+    watch: WatchView
+    wanted_by: Sequence[str]
+
+
+class Administration:
+    """The operator's use cases. One per process. Every method raises NotPermitted for another's client."""
+
+    def __init__(
+        self,
+        store: Store,
+        watcher: Watcher,
+        registry: ClientRegistry,
+        *,
+        wanted_by: Callable[[TerminalAddress], Sequence[str]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        """`clock` gives the time in UTC."""
+        self._store = store
+        self._watcher = watcher
+        self._registry = registry
+        self._wanted_by = wanted_by
+        self._clock = clock
+
+    async def watches(self, client: Client, page: Page) -> tuple[list[WantedWatch], str, int]:
+        """The watches by address, the next page's token, and how many there are in all. Raises InvalidRequest."""
+        _require_admin(client)
+        found = sorted(await self._watcher.watches(), key=lambda view: view.address)
+        shown, token = _paged(found, page, "w", lambda view: view.address)
+        return [WantedWatch(watch=view, wanted_by=self._wanted_by(view.address)) for view in shown], token, len(found)
+
+    async def refresh_watch(self, client: Client, address: str) -> None:
+        """Asks the presence server about a watched terminal now. Raises InvalidAddress, StoreUnavailable,
+        WatchUnknown."""
+        _require_admin(client)
+        terminal = parse_address(address)
+        self._watcher.refresh(terminal)
+        await self._store.audit(self._clock(), client.id, "watch refreshed", {"address": terminal})
+
+    async def clients(self, client: Client, page: Page) -> tuple[list[tuple[Client, Sequence[ClientKey]]], str]:
+        """Clients by name with their keys, and the next page's token. Raises InvalidRequest, StoreUnavailable."""
+        _require_admin(client)
+        shown, token = _paged(await self._registry.clients(), page, "c", lambda each: each.name)
+        return [(each, await self._registry.keys(each.id)) for each in shown], token
+
+    async def keys(self, client: Client, client_id: str) -> Sequence[ClientKey]:
+        """A client's keys. Raises StoreUnavailable."""
+        _require_admin(client)
+        return await self._registry.keys(client_id)
+
+    async def create_client(
+        self, client: Client, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]
+    ) -> tuple[Client, str]:
+        """As `ClientRegistry.add`."""
+        _require_admin(client)
+        return await self._registry.add(name, who=client.id, client_id=client_id, admin=admin, limits=limits)
+
+    async def rotate_key(
+        self, client: Client, client_id: str, overlap_s: int = DEFAULT_OVERLAP_S
+    ) -> tuple[Client, str]:
+        """As `ClientRegistry.rotate`."""
+        _require_admin(client)
+        return await self._registry.rotate(client_id, who=client.id, overlap_s=overlap_s)
+
+    async def set_disabled(self, client: Client, client_id: str, disabled: bool) -> Client:
+        """As `ClientRegistry.set_disabled`."""
+        _require_admin(client)
+        return await self._registry.set_disabled(client_id, disabled, who=client.id)
+
+    async def delete_client(self, client: Client, client_id: str) -> int:
+        """As `ClientRegistry.delete`."""
+        _require_admin(client)
+        return await self._registry.delete(client_id, who=client.id)
+
+
+def _require_admin(client: Client) -> None:
+    if not client.admin:
+        raise NotPermitted("Only an operator's client may do this.")
+
+
+def _paged(items: Sequence[_Item], page: Page, kind: str, name: Callable[[_Item], str]) -> tuple[list[_Item], str]:
+    """The part of `items`, which are in the order of their names, and the next page's token: the last name."""
+    of, _, after = page.token.partition(":")
+    if page.token and (of != kind or not after):
+        raise InvalidRequest("The page token is none of this list's.", field="page_token")
+    left = [item for item in items if name(item) > after] if after else items
+    shown = list(left[: page.size])
+    return shown, f"{kind}:{name(shown[-1])}" if len(left) > len(shown) else ""

@@ -1,0 +1,190 @@
+"""The gRPC face: the services of `proto/`, `grpc.health.v1` and reflection on one `grpc.aio` server.
+
+A module for each service; around them `calls.py` (who calls, and how a call ends), `errors.py` (what failures mean) and
+`wire.py` (messages).
+Invariants: a handler is check, call, map error, return. Every failure of a handler leaves as a `google.rpc.Status`
+whose `ErrorInfo.reason` is the domain error's code. What gRPC itself refuses
+before a handler sees it has a code alone: UNIMPLEMENTED (no such method), RESOURCE_EXHAUSTED (too large, too many) and
+UNKNOWN (bytes that are no protobuf, for which gRPC leaves no choice). When the caller cancels, or its
+deadline passes, the handler is cancelled and with it its share of the fetch. Requests, concurrent calls and metadata
+are bounded (metadata by gRPC's own 8 KiB); a call over the bound is refused by gRPC with RESOURCE_EXHAUSTED.
+
+Deliberately absent: interceptors (each costs every call), business rules, and the port with its TLS.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_reflection.v1alpha import reflection
+
+from app.administration import Administration
+from app.auth import Authenticator
+from app.delivery import Deliveries
+from app.domain import TerminalStatus
+from app.groups import GroupService
+from app.pb.terminalstatus.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    delivery_pb2,
+    delivery_pb2_grpc,
+    group_pb2,
+    group_pb2_grpc,
+    subscription_pb2,
+    subscription_pb2_grpc,
+    terminal_status_pb2,
+    terminal_status_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
+from app.records import ANONYMOUS, Client
+from app.rpc.admin import AdminServicer
+from app.rpc.calls import Calls
+from app.rpc.deliveries import DeliveryServicer
+from app.rpc.errors import CODES, ERROR_DOMAIN
+from app.rpc.groups import GroupServicer
+from app.rpc.health import HealthServicer
+from app.rpc.subscriptions import SubscriptionServicer
+from app.rpc.terminal_status import TerminalStatusServicer
+from app.rpc.usage import UsageServicer
+from app.service import StatusService
+from app.subscribing import SubscriptionService
+from app.usage import UsageLog
+
+if TYPE_CHECKING:
+    from app.asking import QueryService
+    from app.watching import Watching
+
+__all__ = (
+    "CODES",
+    "ERROR_DOMAIN",
+    "MAX_CONCURRENT_RPCS",
+    "MAX_REQUEST_BYTES",
+    "SERVICE_NAME",
+    "SERVICE_NAMES",
+    "UseCases",
+    "create_server",
+)
+
+SERVICE_NAME = terminal_status_pb2.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
+SERVICE_NAMES: tuple[str, ...] = tuple(
+    service.full_name
+    for module in (terminal_status_pb2, subscription_pb2, group_pb2, delivery_pb2, usage_pb2, admin_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+"""Every service of the contract."""
+
+MAX_REQUEST_BYTES = 1024 * 1024
+"""Some 5,000 addresses of the longest kind, 40,000 of the usual; policies allow fewer."""
+
+MAX_CONCURRENT_RPCS = 20_000
+"""Calls at once over all connections, streams included; above it gRPC answers RESOURCE_EXHAUSTED. `StatusService`
+bounds the fetches, the policies each client's streams."""
+
+AGE_SLACK_S = 120
+"""How much longer than its greatest age a connection may be kept for the streams on it, each of which ends by itself at
+that age, with its reason."""
+
+_OPTIONS = (
+    # Off, so that a port already taken is an error at start and not half of the calls going astray.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # Clients may ping idle connections as often as each 10 s: NATs forget connections, and we need not mind.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A client that vanished without a word is noticed, and its connection given up.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCases:
+    """What the services call."""
+
+    auth: Authenticator
+    queries: "QueryService"
+    watching: "Watching"
+    subscriptions: SubscriptionService
+    groups: GroupService
+    deliveries: Deliveries
+    usage: UsageLog
+    administration: Administration
+
+
+def create_server(
+    service: StatusService,
+    use_cases: UseCases | None = None,
+    *,
+    stopping: asyncio.Event | None = None,
+    calls: set[asyncio.Task[Any]] | None = None,
+    health_poll_s: float = 1.0,
+    max_connection_age_s: int = 0,
+) -> grpc.aio.Server:
+    """Returns a server with every service added; the caller binds, starts and stops it, all in the running loop.
+
+    `server.add_insecure_port("host:port")` returns the bound port, and raises RuntimeError when it cannot be bound.
+    Before `server.stop(grace)` set `stopping` and call `Watching.end_streams`: health turns NOT_SERVING, and open
+    streams end with their reason, for which the stop would else wait the whole grace. `calls` holds the calls in
+    flight: one that is cancelled while `stopping` is set is answered UNAVAILABLE, which `server.stop` would not do at
+    the end of its grace. Health watches look at `service.ready` each `health_poll_s` seconds. A connection older than
+    `max_connection_age_s` (0: none) takes no further calls, and a stream as old is ended; clients come anew by
+    themselves.
+    """
+    stopping = stopping or asyncio.Event()
+    options: tuple[tuple[str, int], ...] = _OPTIONS
+    if max_connection_age_s:
+        options += (
+            ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
+            ("grpc.max_connection_age_grace_ms", (max_connection_age_s + AGE_SLACK_S) * 1000),
+        )
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
+    use_cases = use_cases or _alone(service)
+    around = Calls(use_cases.auth, stopping, set() if calls is None else calls)
+    # First, since gRPC asks the handlers in the order in which they were added.
+    terminal_status_pb2_grpc.add_TerminalStatusServiceServicer_to_server(
+        TerminalStatusServicer(
+            around, use_cases.queries, use_cases.watching, max_stream_age_s=max_connection_age_s or None
+        ),
+        server,
+    )
+    subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
+        SubscriptionServicer(around, use_cases.subscriptions), server
+    )
+    group_pb2_grpc.add_GroupServiceServicer_to_server(GroupServicer(around, use_cases.groups), server)
+    delivery_pb2_grpc.add_DeliveryServiceServicer_to_server(DeliveryServicer(around, use_cases.deliveries), server)
+    usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(around, use_cases.usage), server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(around, use_cases.administration), server)
+    health_pb2_grpc.add_HealthServicer_to_server(
+        HealthServicer(service, SERVICE_NAMES, stopping, health_poll_s), server
+    )
+    reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _alone(service: StatusService) -> UseCases:
+    """For now: GetStatus for everybody, and nothing else, until `main` makes the use cases."""
+
+    class Open:
+        def known(self, authorization: str) -> Client:
+            return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
+
+    class Questions:
+        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
+            return await service.get_status(address)
+
+    absent: Any = None
+    return UseCases(
+        auth=cast("Authenticator", Open()),
+        queries=cast("QueryService", Questions()),
+        watching=absent,
+        subscriptions=absent,
+        groups=absent,
+        deliveries=absent,
+        usage=absent,
+        administration=absent,
+    )

@@ -1,0 +1,72 @@
+"""AdminService: watches and clients, for operators. A handler is check, call, map error, return; no rules here."""
+
+from app.administration import Administration
+from app.clients import DEFAULT_OVERLAP_S
+from app.pb.terminalstatus.v1 import admin_pb2 as pb
+from app.pb.terminalstatus.v1 import admin_pb2_grpc as pb_grpc
+from app.rpc import wire
+from app.rpc.calls import Calls, Context
+
+
+class AdminServicer(pb_grpc.AdminServiceServicer):
+    """As the proto says."""
+
+    def __init__(self, calls: Calls, administration: Administration) -> None:
+        self._calls = calls
+        self._administration = administration
+
+    async def ListWatches(self, request: pb.ListWatchesRequest, context: Context) -> pb.ListWatchesResponse:  # noqa: N802
+        async with self._calls.answer(context, "ListWatches") as client:
+            found, token, total = await self._administration.watches(client, wire.page(request))
+            return pb.ListWatchesResponse(
+                watches=[wire.watch(each.watch, each.wanted_by) for each in found],
+                next_page_token=token,
+                total_size=total,
+            )
+
+    async def RefreshWatch(self, request: pb.RefreshWatchRequest, context: Context) -> pb.RefreshWatchResponse:  # noqa: N802
+        async with self._calls.answer(context, "RefreshWatch") as client:
+            await self._administration.refresh_watch(client, request.address)
+            return pb.RefreshWatchResponse()
+
+    async def CreateClient(self, request: pb.CreateClientRequest, context: Context) -> pb.CreateClientResponse:  # noqa: N802
+        async with self._calls.answer(context, "CreateClient") as client:
+            made, key = await self._administration.create_client(
+                client,
+                request.name,
+                client_id=request.client_id,
+                admin=request.admin,
+                limits=wire.limits(request.limits),
+            )
+            keys = await self._administration.keys(client, made.id)
+            return pb.CreateClientResponse(client=wire.client(made, keys), api_key=key)
+
+    async def ListClients(self, request: pb.ListClientsRequest, context: Context) -> pb.ListClientsResponse:  # noqa: N802
+        async with self._calls.answer(context, "ListClients") as client:
+            found, token = await self._administration.clients(client, wire.page(request))
+            return pb.ListClientsResponse(
+                clients=[wire.client(each, keys) for each, keys in found], next_page_token=token
+            )
+
+    async def RotateClientKey(  # noqa: N802
+        self, request: pb.RotateClientKeyRequest, context: Context
+    ) -> pb.RotateClientKeyResponse:
+        async with self._calls.answer(context, "RotateClientKey") as client:
+            asked = request.HasField("overlap")
+            overlap_s = -(-wire.duration_ms(request, "overlap") // 1000) if asked else DEFAULT_OVERLAP_S
+            rotated, key = await self._administration.rotate_key(client, request.client_id, overlap_s)
+            keys = await self._administration.keys(client, rotated.id)
+            return pb.RotateClientKeyResponse(client=wire.client(rotated, keys), api_key=key)
+
+    async def SetClientDisabled(  # noqa: N802
+        self, request: pb.SetClientDisabledRequest, context: Context
+    ) -> pb.SetClientDisabledResponse:
+        async with self._calls.answer(context, "SetClientDisabled") as client:
+            changed = await self._administration.set_disabled(client, request.client_id, request.disabled)
+            keys = await self._administration.keys(client, changed.id)
+            return pb.SetClientDisabledResponse(client=wire.client(changed, keys))
+
+    async def DeleteClient(self, request: pb.DeleteClientRequest, context: Context) -> pb.DeleteClientResponse:  # noqa: N802
+        async with self._calls.answer(context, "DeleteClient") as client:
+            ended = await self._administration.delete_client(client, request.client_id)
+            return pb.DeleteClientResponse(ended_subscriptions=ended)

@@ -1,0 +1,77 @@
+"""SubscriptionService: standing requests. A handler is check, call, map error, return; no rules here."""
+
+from app.domain import InvalidRequest
+from app.pb.terminalstatus.v1 import subscription_pb2 as pb
+from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
+from app.rpc import wire
+from app.rpc.calls import Calls, Context
+from app.rpc.terminal_status import FACE
+from app.subscribing import SubscriptionRequest, SubscriptionService
+
+
+class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
+    """As the proto says."""
+
+    def __init__(self, calls: Calls, subscriptions: SubscriptionService) -> None:
+        self._calls = calls
+        self._subscriptions = subscriptions
+
+    async def CreateSubscription(  # noqa: N802
+        self, request: pb.CreateSubscriptionRequest, context: Context
+    ) -> pb.CreateSubscriptionResponse:
+        async with self._calls.answer(context, "CreateSubscription") as client:
+            made = await self._subscriptions.create(
+                client,
+                SubscriptionRequest(
+                    addresses=request.addresses,
+                    criteria=wire.criteria(request.criteria),
+                    check_immediate=request.check_immediate,
+                    min_interval_ms=wire.duration_ms(request, "min_interval"),
+                    duration_ms=wire.duration_ms(request, "duration") or None,
+                    count=request.max_notifications,
+                    correlator=wire.bounded(request.correlator, wire.MAX_CORRELATOR, "correlator"),
+                    sink=wire.sink(request.sink),
+                    request_id=wire.bounded(request.request_id, wire.MAX_REQUEST_ID, "request_id"),
+                ),
+                face=FACE,
+                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+            )
+            return pb.CreateSubscriptionResponse(subscription=wire.subscription(made))
+
+    async def GetSubscription(  # noqa: N802
+        self, request: pb.GetSubscriptionRequest, context: Context
+    ) -> pb.GetSubscriptionResponse:
+        async with self._calls.answer(context, "GetSubscription") as client:
+            found = await self._subscriptions.get(client, request.subscription_id)
+            return pb.GetSubscriptionResponse(subscription=wire.subscription(found))
+
+    async def ListSubscriptions(  # noqa: N802
+        self, request: pb.ListSubscriptionsRequest, context: Context
+    ) -> pb.ListSubscriptionsResponse:
+        async with self._calls.answer(context, "ListSubscriptions") as client:
+            found, token = await self._subscriptions.list(client, wire.page(request))
+            return pb.ListSubscriptionsResponse(subscriptions=map(wire.subscription, found), next_page_token=token)
+
+    async def CancelSubscription(  # noqa: N802
+        self, request: pb.CancelSubscriptionRequest, context: Context
+    ) -> pb.CancelSubscriptionResponse:
+        async with self._calls.answer(context, "CancelSubscription") as client:
+            requester = wire.bounded(request.requester, wire.MAX_REQUESTER, "requester")
+            if request.subscription_id:
+                await self._subscriptions.cancel(client, request.subscription_id, face=FACE, requester=requester)
+            elif request.correlator:
+                await self._subscriptions.cancel_by_correlator(
+                    client, request.correlator, face=FACE, requester=requester
+                )
+            else:
+                raise InvalidRequest("Name the subscription by id or by correlator.", field="subscription_id")
+            return pb.CancelSubscriptionResponse()
+
+    async def RenewSubscription(  # noqa: N802
+        self, request: pb.RenewSubscriptionRequest, context: Context
+    ) -> pb.RenewSubscriptionResponse:
+        async with self._calls.answer(context, "RenewSubscription") as client:
+            if not (duration_ms := wire.duration_ms(request, "duration")):
+                raise InvalidRequest("A duration above 0 is needed.", field="duration")
+            renewed = await self._subscriptions.renew(client, request.subscription_id, duration_ms)
+            return pb.RenewSubscriptionResponse(subscription=wire.subscription(renewed))

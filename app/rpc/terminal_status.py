@@ -1,0 +1,119 @@
+"""TerminalStatusService: one terminal, many, and live streams.
+
+Invariants: GetStatus, which is on the bench, does nothing that it need not. A stream awaits each write, so a slow
+reader holds up nobody but itself: what it has not read waits in the use case's mailbox. Each RECHECK_S an event of the
+stream is taken as occasion to look whether the credentials are still good, and whether the stream is too old.
+
+Deliberately absent: snapshots, order and bookmarks, which are `watching.py`'s.
+"""
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
+
+from app import streams
+from app.domain import TerminalStatusError, Unauthenticated
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
+from app.records import Client
+from app.rpc import wire
+from app.rpc.calls import Calls, Context
+from app.rpc.errors import abort, abort_stopping
+
+if TYPE_CHECKING:
+    from app.asking import QueryService
+    from app.watching import Watching
+
+RECHECK_S = 30.0
+FACE = "grpc"
+
+
+class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
+    """As the proto says."""
+
+    def __init__(
+        self, calls: Calls, queries: "QueryService", watching: "Watching", *, max_stream_age_s: float | None
+    ) -> None:
+        self._calls = calls
+        self._queries = queries
+        self._watching = watching
+        self._max_stream_age_s = max_stream_age_s
+        self._last: tuple[streams.WatchEvent, pb.WatchStatusesResponse] | None = None
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
+        call = cast("asyncio.Task[Any]", asyncio.current_task())
+        calls = self._calls
+        calls.open.add(call)
+        try:
+            status = await self._queries.get_status(
+                calls.known(context) or await calls.client_of(context),
+                request.address,
+                max_age_s=wire.max_age_s(request),
+                face=FACE,
+                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+            )
+            return pb.GetStatusResponse(status=wire.terminal_status(status))
+        except asyncio.CancelledError:
+            if not calls.cut_off(context):
+                raise
+            await abort_stopping(context)
+        except Exception as error:  # the last place before the wire
+            await abort(context, "GetStatus", error)
+        finally:
+            calls.open.discard(call)
+
+    async def QueryStatuses(self, request: pb.QueryStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        async with self._calls.answer(context, "QueryStatuses") as client:
+            results = self._queries.query(
+                client,
+                request.addresses,
+                max_age_s=wire.max_age_s(request),
+                face=FACE,
+                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+            )
+            async with aclosing(results):
+                async for result in results:
+                    await context.write(pb.QueryStatusesResponse(result=wire.terminal_result(result)))
+
+    async def WatchStatuses(self, request: pb.WatchStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        async with self._calls.answer(context, "WatchStatuses") as client:
+            events = self._watching.stream(
+                client,
+                request.addresses,
+                criteria=wire.criteria(request.criteria),
+                min_interval_ms=wire.duration_ms(request, "min_interval"),
+                resume_token=wire.bounded(request.resume_token, wire.MAX_RESUME_TOKEN, "resume_token"),
+            )
+            clock, token = asyncio.get_running_loop().time, ""
+            check_at = began_at = clock()
+            check_at += RECHECK_S
+            async with aclosing(events):
+                async for event in events:
+                    await context.write(self._message(event))
+                    if isinstance(event, streams.Bookmark | streams.SnapshotComplete):
+                        token = event.resume_token
+                    if (now := clock()) >= check_at:
+                        check_at = now + RECHECK_S
+                        if end := await self._end(context, client, now - began_at, token):
+                            await context.write(end)
+                            return
+
+    def _message(self, event: streams.WatchEvent) -> pb.WatchStatusesResponse:
+        """The event as a message; the same event goes to many streams one after the other, and is made once."""
+        last = self._last
+        if last is None or last[0] is not event:
+            last = self._last = (event, wire.watch_event(event))
+        return last[1]
+
+    async def _end(self, context: Context, client: Client, age_s: float, token: str) -> pb.WatchStatusesResponse | None:
+        """What is said last to a stream that must end now."""
+        if self._max_stream_age_s is not None and age_s >= self._max_stream_age_s:
+            return wire.stream_end(pb.STREAM_END_REASON_MAX_AGE, "The stream is old; resume it.", token)
+        try:
+            if (self._calls.known(context) or await self._calls.client_of(context)).id == client.id:
+                return None
+        except Unauthenticated:
+            pass
+        except TerminalStatusError:
+            return None  # it cannot be told now
+        return wire.stream_end(pb.STREAM_END_REASON_CREDENTIALS_EXPIRED, "The credentials are no longer good.", "")
