@@ -13,6 +13,7 @@ from typing import Protocol
 
 from app.domain import Liveness, TerminalAddress, TerminalStatus, TerminalStatusError
 from app.records import (
+    AuditEntry,
     Client,
     DeliveryAttempt,
     DeliveryState,
@@ -293,9 +294,12 @@ class Store(Protocol):
     async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
         """Adds a line to the audit log."""
 
-    async def purge(self, before: datetime, most: int) -> int:
-        """Deletes at most `most` settled notifications, their attempts, ended subscriptions and usage records that
-        are older; how many went."""
+    async def audited(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
+        """The audit log from `since` on in the order it was written, and the next page's token."""
+
+    async def purge(self, before: datetime, most: int, *, usage_before: datetime | None = None) -> int:
+        """Deletes at most `most` settled notifications with their attempts and ended subscriptions that are older than
+        `before`, and usage records and audit lines older than `usage_before` (None: `before`); how many went."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

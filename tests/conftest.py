@@ -1,13 +1,17 @@
 """Fixtures that start the real things: the sandbox notifier, Kamailio, and the gateway against either."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
+import pytest
 import pytest_asyncio
 
 from app.config import Settings
 from app.sandbox import Sandbox
+from app.store import SqlStore, open_store
+from tests import postgres as postgresql
 
 if TYPE_CHECKING:
     from app.main import Gateway
@@ -45,3 +49,31 @@ async def gateway(request: object, sandbox: Sandbox) -> AsyncIterator["Gateway"]
 
     async with run_gateway(settings) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Postgres]:
+    """A PostgreSQL server for all tests; each has a database of its own in it."""
+    postgresql.require()
+    with postgresql.Postgres.running() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A new SQLite database, and then one in PostgreSQL, of which no connection may be left open."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path}/ts.sqlite3"
+        return
+    server: postgresql.Postgres = request.getfixturevalue("postgres")
+    name = await server.new_database()
+    yield server.url(name)
+    server.drop_database(name)
+
+
+@pytest_asyncio.fixture
+async def store(database_url: str) -> AsyncIterator[SqlStore]:
+    """A store over each kind of database, in which no transaction may be left open. Locks are waited for 300 ms."""
+    async with await open_store(database_url, busy_timeout_ms=300) as opened:
+        yield opened
+        assert opened.engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # both kinds have a queue of them

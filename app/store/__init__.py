@@ -1,0 +1,41 @@
+"""The store: the one place with SQL. SQLite by default, PostgreSQL for more than one node; one schema for both.
+
+`open_store` brings the schema up to date and returns a `SqlStore`, which is `ports.Store`. Its parts are one class for
+each noun (clients, groups, subscriptions, outbox, …) over `database.Database`, which has the transactions.
+
+Deliberately absent: rules about subscriptions and deliveries, a clock, and randomness; callers bring times and ids.
+"""
+
+from types import TracebackType
+from typing import Self
+
+from app.store.clients import Clients
+from app.store.database import BUSY_TIMEOUT_MS, Database, DatabaseUnavailable, check_database, make_engine
+from app.store.groups import Groups
+from app.store.migrations import migrate
+from app.store.outbox import Outbox
+from app.store.retention import Retention
+
+__all__ = ["Database", "DatabaseUnavailable", "SqlStore", "check_database", "migrate", "open_store"]
+
+
+class SqlStore(Clients, Groups, Outbox, Retention):
+    """`ports.Store` over a database that is up to date; `open_store` makes one. `async with` closes it."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def open_store(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> SqlStore:
+    """Brings the database at `url` up to date (making an SQLite file where there is none) and returns the store.
+
+    A lock of others is waited for `busy_timeout_ms`; a migration that another process runs, longer. Raises
+    DatabaseUnavailable. Close the store with `aclose` or `async with`.
+    """
+    await migrate(url)
+    return SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms), busy_timeout_ms=busy_timeout_ms)

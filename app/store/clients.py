@@ -1,0 +1,120 @@
+"""Clients, their API keys, and the audit log."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import delete, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import ClientExists, ClientUnknown
+from app.ports import Page
+from app.records import AuditEntry, Client, EndReason, Subscription
+from app.store import tables as t
+from app.store.database import AnyRow
+from app.store.pages import cut, position, token
+from app.store.subscriptions import Subscriptions
+
+
+class Clients(Subscriptions):
+    """As `ports.Store` says."""
+
+    async def put_client(self, client: Client) -> None:
+        """Creates or replaces it. Raises ClientExists where another has its name."""
+        values = {
+            "id": client.id,
+            "name": client.name,
+            "created_at": client.created_at,
+            "admin": client.admin,
+            "limits": msgspec.json.encode(dict(client.limits)).decode(),
+            "disabled": client.disabled,
+        }
+        upsert = sqlite.insert(t.clients) if self.sqlite else postgresql.insert(t.clients)
+        changed = {name: value for name, value in values.items() if name != "id"}
+        statement = upsert.values(values).on_conflict_do_update(index_elements=["id"], set_=changed)
+        try:
+            await self._write(lambda c: c.execute(statement))
+        except IntegrityError:
+            raise ClientExists(f"There is another client of the name {client.name!r}.", name=client.name) from None
+
+    async def client(self, client_id: str) -> Client | None:
+        """One client, None where there is none."""
+        row = await self._first(select(t.clients).where(t.clients.c.id == client_id))
+        return None if row is None else _client(row)
+
+    async def clients(self) -> list[Client]:
+        """All, by name."""
+        return [_client(row) for row in await self._all(select(t.clients).order_by(t.clients.c.name))]
+
+    async def delete_client(self, client_id: str, at: datetime) -> list[Subscription]:
+        """Deletes it with its keys and groups, and ends its subscriptions (CLIENT_DELETED), which are returned."""
+
+        async def work(c: AsyncConnection) -> list[Subscription]:
+            if not (await c.execute(delete(t.clients).where(t.clients.c.id == client_id))).rowcount:
+                raise ClientUnknown(f"There is no client {client_id!r}.", client=client_id)
+            await c.execute(delete(t.groups).where(t.groups.c.client_id == client_id))
+            return await self._end_all(c, client_id, at, EndReason.CLIENT_DELETED)
+
+        return await self._write(work)
+
+    async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
+        """Stores an API key's hash, or replaces the client's own of this id. Raises ClientUnknown."""
+        upsert = sqlite.insert(t.client_keys) if self.sqlite else postgresql.insert(t.client_keys)
+        changed = {"hash": key_hash, "expires_at": expires_at}
+        statement = upsert.values(id=key_id, client_id=client_id, **changed).on_conflict_do_update(
+            index_elements=["id"], set_=changed, where=t.client_keys.c.client_id == client_id
+        )
+        try:
+            await self._write(lambda c: c.execute(statement))
+        except IntegrityError:
+            raise ClientUnknown(f"There is no client {client_id!r}.", client=client_id) from None
+
+    async def key(self, key_id: str) -> tuple[Client, bytes, datetime | None] | None:
+        """The client of a key, the key's hash and its end."""
+        statement = select(t.client_keys.c.hash, t.client_keys.c.expires_at, t.clients).join_from(
+            t.client_keys, t.clients
+        )
+        row = await self._first(statement.where(t.client_keys.c.id == key_id))
+        return None if row is None else (_client(row), row.hash, row.expires_at)
+
+    async def keys(self, client_id: str) -> list[tuple[str, datetime | None]]:
+        """The client's key ids with their ends."""
+        keys = t.client_keys.c
+        rows = await self._all(select(keys.id, keys.expires_at).where(keys.client_id == client_id).order_by(keys.id))
+        return [(row.id, row.expires_at) for row in rows]
+
+    async def delete_key(self, key_id: str) -> None:
+        """Deletes it, if it is there."""
+        statement = delete(t.client_keys).where(t.client_keys.c.id == key_id)
+        await self._write(lambda c: c.execute(statement))
+
+    async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
+        """Adds a line to the audit log."""
+        cleaned = {t.clean(name): t.clean(value) for name, value in details.items()}
+        statement = insert(t.audit_log).values(at=at, who=who, what=what, details=msgspec.json.encode(cleaned).decode())
+        await self._write(lambda c: c.execute(statement))
+
+    async def audited(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
+        """The audit log from `since` on in the order it was written, and the next page's token."""
+        names = ("audit", since)
+        log = t.audit_log.c
+        after = int(position(page, *names) or 0)
+        statement = select(t.audit_log).where(log.at >= since, log.seq > after).order_by(log.seq).limit(page.size + 1)
+        rows, more = cut(await self._all(statement), page)
+        entries = [
+            AuditEntry(at=row.at, who=row.who, what=row.what, details=msgspec.json.decode(row.details)) for row in rows
+        ]
+        return entries, token(rows[-1].seq, *names) if more else ""
+
+
+def _client(row: AnyRow) -> Client:
+    return Client(
+        id=row.id,
+        name=row.name,
+        created_at=row.created_at,
+        admin=row.admin,
+        limits=msgspec.json.decode(row.limits),
+        disabled=row.disabled,
+    )

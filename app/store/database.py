@@ -1,0 +1,297 @@
+"""The database as the store's parts use it: connections, transactions, and what happens when it is away.
+
+Invariants: a write is one transaction, all or nothing. It is a task of the store: a caller who leaves in the middle
+leaves no half-used connection behind. On SQLite there is one writer at a time (`BEGIN IMMEDIATE`, and a lock here
+rather than polling for the file's); on PostgreSQL as many as connections. Whatever says that the database is locked,
+full or gone is StoreUnavailable; other errors of the database are defects and pass.
+A commit is on disk before it is acknowledged, on both: SQLite runs with WAL and `synchronous=FULL`, since an
+application was told that its subscription is made. One fsync per transaction is what that costs; NORMAL would save it
+and lose the last transactions to a power cut. Only a connection lost while PostgreSQL answers COMMIT leaves open
+whether it did; a repeated write then meets what it wrote itself, which every write bears.
+
+Deliberately absent: statements (the parts have them) and the schema.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    event,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NotSupportedError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from app.domain import StoreUnavailable
+from app.store.tables import clean
+
+SQLITE = "sqlite+aiosqlite"
+POSTGRESQL = "postgresql+psycopg"
+
+BUSY_TIMEOUT_MS = 2000
+"""How long a statement waits for another's lock, and a call for a free connection, before StoreUnavailable."""
+
+SQLITE_CONNECTIONS = 5
+"""One writes, the others read; each has a thread."""
+
+POSTGRESQL_CONNECTIONS = 10
+STATEMENT_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_S = 5
+ATTEMPTS = 3
+"""How often a transaction is tried that lost its connection before COMMIT, or was chosen to end a deadlock."""
+
+_DEFECTS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
+_AGAIN = {"40001", "40P01"}  # serialization_failure, deadlock_detected
+
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+AnySelect: TypeAlias = Select[*tuple[Any, ...]]
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+_log = structlog.get_logger(__name__)
+
+
+class DatabaseUnavailable(Exception):
+    """The database does not open, or cannot be used by this version; the message says why."""
+
+
+def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: bool = False) -> AsyncEngine:
+    """An engine; nothing is opened yet. `create` lets SQLite make a file that is not there.
+
+    Raises DatabaseUnavailable for a URL that names no database the gateway can use.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.drivername == SQLITE:
+            return _sqlite_engine(parsed, busy_timeout_ms, create)
+        if parsed.drivername == POSTGRESQL:
+            return _postgresql_engine(parsed, busy_timeout_ms)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise DatabaseUnavailable(str(error)) from error
+    raise DatabaseUnavailable(f"{parsed.drivername} is not {SQLITE} or {POSTGRESQL}")
+
+
+def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> AsyncEngine:
+    if not url.database or ":memory:" in url.database or url.query:
+        raise DatabaseUnavailable(f"the database must be a file ({SQLITE}:///PATH), and only that")
+    path = Path(url.database)
+    engine = create_async_engine(
+        url,
+        pool_size=SQLITE_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=busy_timeout_ms / 1000,
+        connect_args={"timeout": busy_timeout_ms / 1000},
+    )
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connecting(*_: object) -> None:
+        if not create and not path.exists():  # sqlite3 would make an empty one, without tables
+            raise sqlite3.OperationalError("unable to open database file")
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # sqlite3 begins nothing by itself: `beginning` does, before DDL too
+        cursor = connection.cursor()
+        for pragma in ("foreign_keys=ON", "synchronous=FULL"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def beginning(connection: Any) -> None:
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: URL, busy_timeout_ms: int) -> AsyncEngine:
+    options = (
+        f"-c timezone=UTC -c lock_timeout={busy_timeout_ms} -c statement_timeout={STATEMENT_TIMEOUT_MS} "
+        f"-c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT_MS}"
+    )
+    return create_async_engine(
+        url,
+        pool_size=POSTGRESQL_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=busy_timeout_ms / 1000,
+        connect_args={
+            "options": options,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "terminal-status",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+        },
+    )
+
+
+async def check_database(url: str) -> str:
+    """Opens the database at `url` and asks it for its version, which is returned. Raises DatabaseUnavailable."""
+    engine = make_engine(url, create=True)
+    question = "select sqlite_version()" if engine.dialect.name == "sqlite" else "show server_version"
+    try:
+        async with engine.connect() as connection:
+            return f"{engine.dialect.name} {(await connection.execute(text(question))).scalar_one()}"
+    except (SQLAlchemyError, OSError) as error:
+        raise DatabaseUnavailable(why(error)) from error
+    finally:
+        await engine.dispose()
+
+
+def why(error: BaseException) -> str:
+    """What the database itself said, on one line. Not for callers: it may name hosts, users and paths."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+class Database:
+    """What the parts of the store inherit: reading and writing. Used from one event loop."""
+
+    def __init__(self, engine: AsyncEngine, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+        self.engine = engine
+        """For tests and operators' tools; the gateway asks the store's methods."""
+        self.sqlite = engine.dialect.name == "sqlite"
+        self._writing = engine.execution_options(writes=True)
+        self._busy_timeout_s = busy_timeout_ms / 1000
+        self._writers = asyncio.Semaphore(1 if self.sqlite else POSTGRESQL_CONNECTIONS)
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._path = Path(str(engine.url.database)) if self.sqlite else None
+        self._inode = self._present()
+        self._available = True
+
+    async def aclose(self) -> None:
+        """Waits for what is under way, and closes every connection."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        await self.engine.dispose()
+
+    async def _read(self, work: Work[T]) -> T:
+        """What `work` returns; on SQLite it sees one state of the database, on PostgreSQL each statement the latest."""
+        return await self._owned(self._transact(self.engine, work))
+
+    async def _all(self, statement: AnySelect) -> Sequence[AnyRow]:
+        async def work(c: AsyncConnection) -> Sequence[AnyRow]:
+            return (await c.execute(statement)).all()
+
+        return await self._read(work)
+
+    async def _first(self, statement: AnySelect) -> AnyRow | None:
+        rows = await self._all(statement)
+        return rows[0] if rows else None
+
+    async def _write(self, work: Work[T]) -> T:
+        """What `work` returns when everything it did is committed; nothing of it is where it raises."""
+        return await self._owned(self._wait_and_write(work))
+
+    async def _wait_and_write(self, work: Work[T]) -> T:
+        try:
+            async with asyncio.timeout(self._busy_timeout_s):
+                await self._writers.acquire()
+        except TimeoutError as error:
+            raise self._unavailable("locked", error) from None
+        try:
+            return await self._transact(self._writing, work)
+        finally:
+            self._writers.release()
+
+    async def _owned(self, call: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(call)
+        self._under_way.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: the caller may have left
+
+    async def _transact(self, engine: AsyncEngine, work: Work[T]) -> T:
+        for attempts_left in reversed(range(ATTEMPTS)):
+            await self._same_file()
+            committing = False
+            try:
+                async with engine.connect() as connection:
+                    result = await work(connection)
+                    committing = True
+                    if engine is self._writing:
+                        await connection.commit()
+            except (DBAPIError, InterfaceError) as error:
+                if isinstance(error, _DEFECTS) and not error.connection_invalidated:
+                    raise
+                again = error.connection_invalidated or getattr(error.orig, "sqlstate", "") in _AGAIN
+                if not again or committing or not attempts_left:
+                    raise self._unavailable(_reason(error), error) from error
+            except NoConnectionFree as error:
+                raise self._unavailable("locked", error) from error
+            except OSError as error:
+                raise self._unavailable("gone", error) from error
+            else:
+                if not self._available:
+                    self._available = True
+                    _log.info("store_available")
+                return result
+        raise AssertionError("the last attempt raises or returns")
+
+    def _unavailable(self, reason: str, error: BaseException) -> StoreUnavailable:
+        if self._available:  # once, not for each call while it lasts
+            self._available = False
+            _log.error("store_unavailable", reason=reason, why=why(error))
+        return StoreUnavailable("The database cannot be used now; nothing was changed.", retry_after_s=1, reason=reason)
+
+    async def _same_file(self) -> None:
+        """SQLite goes on in a file that was removed or replaced, and all of it would be lost."""
+        if self._path is None or (inode := self._present()) == self._inode:
+            return
+        if not inode:
+            raise self._unavailable("gone", FileNotFoundError(f"{self._path} is not there"))
+        await self.engine.dispose()
+        self._inode = inode
+
+    def _present(self) -> int:
+        try:
+            return self._path.stat().st_ino if self._path else 0
+        except OSError:
+            return 0
+
+    def _among(self, column: ColumnElement[Any], values: Iterable[str] | Iterable[int]) -> ColumnElement[bool]:
+        """Whether the column is one of the values: one parameter, however many there are."""
+        items = [clean(value) if isinstance(value, str) else value for value in values]
+        if self.sqlite:
+            each = func.json_each(bindparam(None, msgspec.json.encode(items).decode(), Text)).table_valued("value")
+            return column.in_(select(each.c.value))
+        of = BigInteger() if isinstance(column.type, BigInteger) else Text()
+        return column == any_(bindparam(None, items, ARRAY(of)))
+
+
+def _reason(error: DBAPIError) -> str:
+    said, state = str(error.orig).lower(), getattr(error.orig, "sqlstate", None) or ""
+    if "locked" in said or "busy" in said or state in {"55P03", "57014"} | _AGAIN:
+        return "locked"
+    if "is full" in said or state.startswith("53"):
+        return "full"
+    return "gone"

@@ -1,0 +1,135 @@
+"""Groups and their members."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import FromClause, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import GroupChanged, GroupExists, GroupUnknown, TerminalAddress
+from app.ports import Page
+from app.records import Group
+from app.store import tables as t
+from app.store.database import AnyRow, Database
+from app.store.pages import cut, position, token
+
+_group = t.groups.c
+
+
+class Groups(Database):
+    """As `ports.Store` says."""
+
+    async def create_group(self, group: Group) -> None:
+        """Raises GroupExists."""
+        values = {
+            "address": group.address,
+            "client_id": group.client_id,
+            "created_at": group.created_at,
+            "version": group.version,
+        }
+
+        async def work(c: AsyncConnection) -> None:
+            await c.execute(insert(t.groups), values)
+            await _put_members(c, group.address, group.members)
+
+        try:
+            await self._write(work)
+        except IntegrityError:
+            raise GroupExists(f"{group.address} is a group already.", group=group.address) from None
+
+    async def group(self, address: TerminalAddress) -> Group | None:
+        """One group with its members, None where there is none."""
+        return (await self.groups_of([address])).get(address)
+
+    async def groups_of(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
+        """Those of the addresses that are groups."""
+        picked = select(t.groups).where(self._among(_group.address, addresses)).subquery()
+        return {group.address: group for group in await self._groups(picked)}
+
+    async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
+        """A client's (None: everybody's) groups by address, and the next page's token."""
+        names = ("groups", client_id)
+        picked = select(t.groups).where(_group.address > position(page, *names))
+        if client_id is not None:
+            picked = picked.where(_group.client_id == client_id)
+        found = await self._groups(picked.order_by(_group.address).limit(page.size + 1).subquery())
+        groups, more = cut(found, page)
+        return list(groups), token(groups[-1].address, *names) if more else ""
+
+    async def _groups(self, picked: FromClause) -> list[Group]:
+        """The groups of a subquery with their members, by address: one statement, so that both are of one version."""
+        statement = (
+            select(picked, t.group_members.c.member)
+            .join_from(picked, t.group_members, t.group_members.c.group_address == picked.c.address, isouter=True)
+            .order_by(picked.c.address, t.group_members.c.position)
+        )
+
+        async def work(c: AsyncConnection) -> list[Group]:
+            members: dict[str, list[TerminalAddress]] = {}
+            heads: dict[str, AnyRow] = {}
+            for row in await c.execute(statement):
+                heads.setdefault(row.address, row)
+                of = members.setdefault(row.address, [])
+                if row.member is not None:
+                    of.append(TerminalAddress(row.member))
+            return [
+                Group(
+                    address=TerminalAddress(address),
+                    client_id=row.client_id,
+                    members=tuple(members[address]),
+                    created_at=row.created_at,
+                    version=row.version,
+                )
+                for address, row in heads.items()
+            ]
+
+        return await self._read(work)
+
+    async def change_group(
+        self, address: TerminalAddress, members: Sequence[TerminalAddress], expected_version: int | None
+    ) -> Group:
+        """Replaces the members. Raises GroupUnknown, GroupChanged."""
+        change = (
+            update(t.groups)
+            .where(_group.address == address)
+            .values(version=_group.version + 1)
+            .returning(_group.client_id, _group.created_at, _group.version)
+        )
+
+        async def work(c: AsyncConnection) -> Group:
+            row = (await c.execute(change)).one_or_none()
+            if row is None:
+                raise _unknown(address)
+            if expected_version is not None and row.version != expected_version + 1:
+                raise GroupChanged(
+                    f"The group {address} is of version {row.version - 1}, not {expected_version}.", group=address
+                )
+            await c.execute(delete(t.group_members).where(t.group_members.c.group_address == address))
+            await _put_members(c, address, members)
+            return Group(
+                address=address,
+                client_id=row.client_id,
+                members=tuple(members),
+                created_at=row.created_at,
+                version=row.version,
+            )
+
+        return await self._write(work)
+
+    async def delete_group(self, address: TerminalAddress) -> None:
+        """Raises GroupUnknown."""
+        statement = delete(t.groups).where(_group.address == address)
+        if not (await self._write(lambda c: c.execute(statement))).rowcount:
+            raise _unknown(address)
+
+
+def _unknown(address: str) -> GroupUnknown:
+    return GroupUnknown(f"{address} is no group.", group=address)
+
+
+async def _put_members(c: AsyncConnection, address: str, members: Sequence[TerminalAddress]) -> None:
+    if members:
+        await c.execute(
+            insert(t.group_members),
+            [{"group_address": address, "position": i, "member": member} for i, member in enumerate(members)],
+        )

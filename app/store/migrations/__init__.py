@@ -1,0 +1,99 @@
+"""Bringing a database's schema up to date: Alembic, run from here, without its command line and its `env.py`.
+
+Invariants: all that is missing is one transaction, on both databases, so that a process killed in the middle leaves
+the schema as it was. Two processes that start at once take turns (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory
+lock that ends with its transaction), and the second finds nothing to do.
+
+A migration is a file in `versions/`, named and chained by its number. It uses `op` and plain SQLAlchemy types only:
+tables of today are no part of a migration of yesterday. There is no way down: restore a backup.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.store.database import DatabaseUnavailable, make_engine, why
+from app.store.tables import METADATA
+
+TURN_TIMEOUT_MS = 60_000
+"""How long a process waits while another one migrates."""
+
+MIGRATION_LOCK = 0x7465_726D
+"""PostgreSQL's advisory lock."""
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrated:
+    """What `migrate` did: revisions of the schema before ("" for a new database) and now."""
+
+    before: str
+    now: str
+
+
+async def migrate(url: str) -> Migrated:
+    """Brings the schema of the database at `url` up to date; an SQLite file that is not there is made.
+
+    Raises DatabaseUnavailable, also for a schema of a newer version of the gateway.
+    """
+    engine = make_engine(url, busy_timeout_ms=TURN_TIMEOUT_MS, create=True)
+    try:
+        if engine.dialect.name == "sqlite":
+            await _use_wal(engine)
+        async with engine.execution_options(writes=True).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                await connection.execute(text("set local statement_timeout = 0"))
+                await connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            return await connection.run_sync(_upgrade)
+    except CommandError as error:
+        if re.search("locate revision", str(error)):
+            raise DatabaseUnavailable("its schema is of a newer version of the gateway") from error
+        raise DatabaseUnavailable(str(error)) from error
+    except (SQLAlchemyError, OSError) as error:
+        raise DatabaseUnavailable(why(error)) from error
+    finally:
+        await engine.dispose()
+
+
+async def _use_wal(engine: AsyncEngine) -> None:
+    """Readers then disturb no writer. The file keeps it. SQLite does not wait for others here, so this does."""
+    async with asyncio.timeout(TURN_TIMEOUT_MS / 1000):
+        while True:
+            async with engine.connect() as connection:
+                raw: Any = (await connection.get_raw_connection()).driver_connection
+                try:
+                    cursor = await raw.execute("PRAGMA journal_mode=WAL")
+                    mode = (await cursor.fetchone())[0]
+                    await cursor.close()
+                except engine.dialect.loaded_dbapi.OperationalError as error:
+                    if "locked" not in str(error):
+                        raise DatabaseUnavailable(why(error)) from error
+                else:
+                    if mode == "wal":
+                        return
+                    raise DatabaseUnavailable(f"SQLite cannot write ahead here: its journal mode is {mode}")
+            await asyncio.sleep(0.02)
+
+
+def _upgrade(connection: Connection) -> Migrated:
+    script = ScriptDirectory(str(_HERE), version_locations=[str(_HERE / "versions")])
+
+    def upgrade(revision: Any, _context: object) -> Any:
+        return script._upgrade_revs("head", revision)  # noqa: SLF001  # as alembic.command does it
+
+    with EnvironmentContext(Config(), script, fn=upgrade, destination_rev="head") as environment:
+        environment.configure(connection=connection, target_metadata=METADATA, transactional_ddl=True)
+        before = environment.get_context().get_current_revision() or ""
+        environment.run_migrations()
+        return Migrated(before=before, now=environment.get_context().get_current_revision() or "")

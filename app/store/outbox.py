@@ -1,0 +1,315 @@
+"""The outbox: who may deliver what now, what came of it, and what to send again.
+
+Invariants: of a subscription only the head, the first notification that is not settled, is ever leased, and the lease
+is on the subscription's row of `outbox`; so two claimers never hold two of one subscription. A lease that ran out is
+claimed like any other that is due. What is settled as delivered stays so, whatever a late attempt says.
+
+Deliberately absent: back-off and giving up (`delivery.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, case, func, insert, null, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import NotificationUnknown, Source, Status, TerminalAddress, TerminalStatus
+from app.ports import Attempted, Page, SubscriptionUpdate
+from app.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification, UsageRecord
+from app.store import tables as t
+from app.store.changes import Writing
+from app.store.database import AnyRow, AnySelect
+from app.store.pages import cut, position, token
+
+_box = t.outbox.c
+_owed = t.owed_notifications.c
+_sub = t.subscriptions.c
+_attempt = t.delivery_attempts.c
+_PENDING = DeliveryState.PENDING.value
+
+_OWED = select(t.owed_notifications, _sub.id.label("subscription_id")).join_from(t.owed_notifications, t.subscriptions)
+
+
+class Outbox(Writing):
+    """As `ports.Store` says."""
+
+    async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
+        """Leases due notifications, of each subscription only the first that is not settled. Oldest first."""
+        due = (
+            select(_box.subscription_seq)
+            .where(_box.due_at <= now)
+            .order_by(_box.due_at)
+            .limit(most)
+            .with_for_update(skip_locked=True)
+        )
+
+        async def work(c: AsyncConnection) -> list[OwedNotification]:
+            seqs = (await c.execute(due)).scalars().all()
+            if not seqs:
+                return []
+            picked = self._among(_box.subscription_seq, seqs)
+            await c.execute(update(t.outbox).where(picked).values(due_at=lease_until, lease_owner=owner))
+            heads = _OWED.join(
+                t.outbox, (_box.subscription_seq == _owed.subscription_seq) & (_box.head == _owed.sequence)
+            )
+            return [_notification(row) for row in await c.execute(heads.where(picked).order_by(_owed.seq))]
+
+        return await self._write(work)
+
+    async def record_attempt(
+        self,
+        attempt: DeliveryAttempt,
+        *,
+        state: DeliveryState,
+        next_attempt_at: datetime | None,
+        usage: Sequence[UsageRecord],
+        suspended_at: datetime | None = None,
+        update: SubscriptionUpdate | None = None,
+    ) -> None:
+        """As `record_attempts` for one, whoever has the lease. Raises NotificationUnknown."""
+        one = Attempted(
+            attempt=attempt,
+            owner="",
+            state=state,
+            next_attempt_at=next_attempt_at,
+            usage=usage,
+            suspended_at=suspended_at,
+            update=update,
+        )
+        if not await self._record([one], anybody=True):
+            raise NotificationUnknown(
+                f"There is no notification {attempt.notification_id!r}.", notification_id=attempt.notification_id
+            )
+
+    async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
+        """Records attempts, settles or puts off their notifications, gives back the leases, and adds usage records,
+        in one transaction. What is about a notification that is gone is left out."""
+        if attempted:
+            await self._record(attempted, anybody=False)
+
+    async def _record(self, attempted: Sequence[Attempted], *, anybody: bool) -> int:
+        if any(one.state is DeliveryState.PENDING and one.next_attempt_at is None for one in attempted):
+            raise ValueError("a notification that stays pending needs a time")
+
+        async def work(c: AsyncConnection) -> int:
+            rows = await self._lock_notifications(c, [one.attempt.notification_id for one in attempted])
+            there = [
+                (one, rows[one.attempt.notification_id]) for one in attempted if one.attempt.notification_id in rows
+            ]
+            if not there:
+                return 0
+            attempts, settled, boxes, suspended, updates = [], [], [], [], []
+            for one, row in there:
+                attempts.append(_attempt_values(one.attempt, row.seq, max(row.attempts + 1, one.attempt.number)))
+                mine = anybody or (row.lease_owner == one.owner and row.head == row.sequence)
+                settled.append(_settled_values(one, row, mine))
+                if mine:
+                    suspended.append({"which_seq": row.subscription_seq, "new_suspended_at": one.suspended_at})
+                    updates.extend([] if one.update is None else [one.update])
+                boxes.append((row.subscription_seq, mine))
+            await c.execute(insert(t.delivery_attempts), attempts)
+            await c.execute(_SETTLE, settled)
+            if suspended:
+                await c.execute(_SUSPEND, suspended)
+            await self._update_subscriptions(c, updates)
+            await self._free(c, [seq for seq, mine in boxes if mine])
+            await self._move_heads(c, [seq for seq, _ in boxes])
+            await self._add_usage(c, [record for one, _ in there for record in one.usage])
+            return len(there)
+
+        return await self._write(work)
+
+    async def give_back(self, owner: str, due: Mapping[str, datetime]) -> None:
+        """Gives leases back without an attempt: notification id to when it is due again."""
+        if not due:
+            return
+
+        async def work(c: AsyncConnection) -> None:
+            rows = await self._lock_notifications(c, list(due))
+            mine = [row for row in rows.values() if row.lease_owner == owner and row.head == row.sequence]
+            if mine:
+                await c.execute(_PUT_OFF, [{"which_seq": row.seq, "new_next": due[row.id]} for row in mine])
+                seqs = [row.subscription_seq for row in mine]
+                await self._free(c, seqs)
+                await self._move_heads(c, seqs)
+
+        await self._write(work)
+
+    async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
+        """Makes dead ones pending, due at once; how many there were."""
+        if not notification_ids:
+            return 0
+
+        async def work(c: AsyncConnection) -> int:
+            rows = await self._lock_notifications(c, notification_ids)
+            dead = [row for row in rows.values() if row.state == DeliveryState.DEAD.value]
+            if dead:
+                statement = update(t.owed_notifications).where(self._among(_owed.seq, [row.seq for row in dead]))
+                await c.execute(statement.values(state=_PENDING, next_attempt_at=at, settled_at=null()))
+                await self._move_heads(c, [row.subscription_seq for row in dead])
+            return len(dead)
+
+        return await self._write(work)
+
+    async def _lock_notifications(self, c: AsyncConnection, ids: Sequence[str]) -> dict[str, AnyRow]:
+        """Notifications by id with their outbox. Their subscriptions are locked before it, as `_owe` does."""
+        which = select(_owed.subscription_seq).where(self._among(_owed.id, ids))
+        lock = select(_sub.seq).where(_sub.seq.in_(which)).order_by(_sub.seq)
+        await c.execute(lock.with_for_update(key_share=True))
+        boxes = select(_box.subscription_seq).where(_box.subscription_seq.in_(which)).order_by(_box.subscription_seq)
+        await c.execute(boxes.with_for_update(key_share=True))
+        statement = (
+            select(
+                _owed.id,
+                _owed.seq,
+                _owed.subscription_seq,
+                _owed.sequence,
+                _owed.attempts,
+                _owed.state,
+                _owed.next_attempt_at,
+                _owed.settled_at,
+                _box.head,
+                _box.lease_owner,
+            )
+            .join_from(t.owed_notifications, t.outbox, _box.subscription_seq == _owed.subscription_seq)
+            .where(self._among(_owed.id, ids))
+        )
+        return {row.id: row for row in await c.execute(statement)}
+
+    async def _free(self, c: AsyncConnection, subscription_seqs: Sequence[int]) -> None:
+        if subscription_seqs:
+            which = self._among(_box.subscription_seq, subscription_seqs)
+            await c.execute(update(t.outbox).where(which).values(lease_owner=null()))
+
+    async def _move_heads(self, c: AsyncConnection, subscription_seqs: Sequence[int]) -> None:
+        """Makes the first notification that is not settled the head; a lease that is held keeps its end."""
+        pending = (_owed.subscription_seq == _box.subscription_seq) & (_owed.state == _PENDING)
+        head = select(func.min(_owed.sequence)).where(pending).scalar_subquery()
+        due = select(_owed.next_attempt_at).where(pending).order_by(_owed.sequence).limit(1).scalar_subquery()
+        held = _box.lease_owner.is_not(None) & _box.due_at.is_not(None)
+        await c.execute(
+            update(t.outbox)
+            .where(self._among(_box.subscription_seq, subscription_seqs))
+            .values(head=head, due_at=case((held & head.is_not(None), _box.due_at), else_=due))
+        )
+
+    async def notification(self, notification_id: str) -> OwedNotification | None:
+        """One notification, settled ones for as long as they are kept."""
+        row = await self._first(_OWED.where(_owed.id == notification_id))
+        return None if row is None else _notification(row)
+
+    async def notifications(
+        self, client_id: str | None, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
+    ) -> tuple[list[OwedNotification], str]:
+        """Owed and settled notifications, oldest first, and the next page's token."""
+        names = ("notifications", client_id, state, subscription_id)
+        statement: AnySelect = _OWED.where(_owed.seq > int(position(page, *names) or 0))
+        if client_id is not None:
+            statement = statement.where(_owed.client_id == client_id)
+        if state is not None:
+            statement = statement.where(_owed.state == state.value)
+        if subscription_id:
+            statement = statement.where(_sub.id == subscription_id)
+        rows, more = cut(await self._all(statement.order_by(_owed.seq).limit(page.size + 1)), page)
+        return [_notification(row) for row in rows], token(rows[-1].seq, *names) if more else ""
+
+    async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
+        """Its attempts in order."""
+        statement = select(t.delivery_attempts).join_from(t.delivery_attempts, t.owed_notifications)
+        rows = await self._all(statement.where(_owed.id == notification_id).order_by(_attempt.number))
+        return [
+            DeliveryAttempt(
+                notification_id=notification_id,
+                number=row.number,
+                at=row.at,
+                code=row.code,
+                duration_ms=row.duration_ms,
+                outcome=row.outcome,
+                answer=row.answer,
+            )
+            for row in rows
+        ]
+
+
+_SETTLE = (
+    update(t.owed_notifications)
+    .where(_owed.seq == bindparam("which_seq", type_=_owed.seq.type))
+    .values(
+        {
+            column: bindparam(f"new_{column.name}", type_=column.type)
+            for column in (_owed.attempts, _owed.state, _owed.next_attempt_at, _owed.settled_at)
+        }
+    )
+)
+
+_PUT_OFF = (
+    update(t.owed_notifications)
+    .where(_owed.seq == bindparam("which_seq", type_=_owed.seq.type))
+    .values(next_attempt_at=bindparam("new_next", type_=_owed.next_attempt_at.type))
+)
+
+_SUSPENDED = bindparam("new_suspended_at", type_=_sub.suspended_at.type)
+_SUSPEND = (
+    update(t.subscriptions)
+    .where(_sub.seq == bindparam("which_seq", type_=_sub.seq.type), _sub.suspended_at.is_distinct_from(_SUSPENDED))
+    .values(suspended_at=_SUSPENDED)
+)
+
+
+def _settled_values(one: Attempted, row: AnyRow, mine: bool) -> dict[str, Any]:
+    """What becomes of the notification: a delivery always counts; anything else only from who has the lease, and
+    only while it is pending."""
+    delivered = one.state is DeliveryState.DELIVERED and row.state != one.state.value
+    changes = delivered or (mine and row.state == _PENDING)
+    ended_at = one.attempt.at + timedelta(milliseconds=one.attempt.duration_ms)
+    return {
+        "which_seq": row.seq,
+        "new_attempts": row.attempts + 1,
+        "new_state": one.state.value if changes else row.state,
+        "new_next_attempt_at": (one.next_attempt_at if changes else None) or row.next_attempt_at,
+        "new_settled_at": (None if one.state is DeliveryState.PENDING else ended_at) if changes else row.settled_at,
+    }
+
+
+def _attempt_values(attempt: DeliveryAttempt, notification_seq: int, number: int) -> dict[str, Any]:
+    return {
+        "notification_seq": notification_seq,
+        "number": number,
+        "at": attempt.at,
+        "code": attempt.code,
+        "duration_ms": attempt.duration_ms,
+        "outcome": attempt.outcome,
+        "answer": attempt.answer,
+    }
+
+
+def _notification(row: AnyRow) -> OwedNotification:
+    return OwedNotification(
+        id=row.id,
+        subscription_id=row.subscription_id,
+        client_id=row.client_id,
+        sequence=row.sequence,
+        kind=NotificationKind(row.kind),
+        changes=tuple(
+            [
+                TerminalStatus(
+                    address=TerminalAddress(address),
+                    status=Status(status),
+                    observed_at=datetime.fromisoformat(observed_at),
+                    source=Source(source),
+                    revision=revision,
+                )
+                for address, status, observed_at, source, revision in msgspec.json.decode(row.changes)
+            ]
+        ),
+        address=None if row.address is None else TerminalAddress(row.address),
+        code=row.code,
+        text=row.text,
+        created_at=row.created_at,
+        next_attempt_at=row.next_attempt_at,
+        attempts=row.attempts,
+        state=DeliveryState(row.state),
+        settled_at=row.settled_at,
+    )

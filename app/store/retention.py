@@ -1,0 +1,95 @@
+"""Reading usage records in the order they were written, and deleting what is older than it has to be kept."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, ColumnElement, delete, exists, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.ports import Page
+from app.records import UsageRecord
+from app.store import tables as t
+from app.store.changes import USAGE_LOCK, Writing
+from app.store.database import AnyRow
+from app.store.pages import cut, position, token
+
+_usage = t.usage_records.c
+
+
+class Retention(Writing):
+    """As `ports.Store` says."""
+
+    async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
+        """Usage records from `since` on in the order they were written, and the next page's token.
+
+        None is missed by who goes on from the last token later: on PostgreSQL it waits for those being written.
+        """
+        names = ("usage", client_id, since)
+        after = position(page, *names)
+        which = [_usage.at >= since]
+        if client_id is not None:
+            which.append(_usage.client_id == client_id)
+
+        async def work(c: AsyncConnection) -> Sequence[AnyRow]:
+            if not self.sqlite:
+                await c.execute(text("select pg_advisory_xact_lock(:key)"), {"key": USAGE_LOCK})
+            # By the index on `at` to where the period begins, then by number.
+            start = int(after) if after else (await c.execute(select(func.min(_usage.seq)).where(*which))).scalar()
+            if start is None:
+                return []
+            beyond = _usage.seq > start if after else _usage.seq >= start
+            statement = select(t.usage_records).where(*which, beyond).order_by(_usage.seq).limit(page.size + 1)
+            return (await c.execute(statement)).all()
+
+        rows, more = cut(await self._read(work), page)
+        return [_usage_record(row) for row in rows], token(rows[-1].seq, *names) if more else ""
+
+    async def purge(self, before: datetime, most: int, *, usage_before: datetime | None = None) -> int:
+        """Deletes at most `most` of what is older than `before`: settled notifications with their attempts, and
+        ended subscriptions that nothing is kept of; and usage records and audit lines older than `usage_before`
+        (None: `before`). How many went, attempts not counted; call it again until that is less than `most`."""
+        billing = before if usage_before is None else usage_before
+        owed, sub, log = t.owed_notifications.c, t.subscriptions.c, t.audit_log.c
+        nothing_kept = ~exists().where(owed.subscription_seq == sub.seq)
+
+        async def work(c: AsyncConnection) -> int:
+            gone = await _delete(c, owed.settled_at, before, most)
+            gone += await _delete(c, _usage.at, billing, most - gone)
+            gone += await _delete(c, log.at, billing, most - gone)
+            gone += await _delete(c, sub.ended_at, before, most - gone, nothing_kept)
+            return gone
+
+        return await self._write(work)
+
+
+async def _delete(
+    c: AsyncConnection, time: Column[Any], before: datetime, most: int, *conditions: ColumnElement[bool]
+) -> int:
+    """Deletes the oldest rows of the table whose time `time` is."""
+    if most <= 0:
+        return 0
+    table = time.table
+    old = select(table.c.seq).where(time < before, *conditions).order_by(time).limit(most)
+    # Rows that somebody changes now can go another time.
+    old = old.with_for_update(skip_locked=True, of=table)
+    return (await c.execute(delete(table).where(table.c.seq.in_(old.scalar_subquery())))).rowcount
+
+
+def _usage_record(row: AnyRow) -> UsageRecord:
+    return UsageRecord(
+        id=row.id,
+        at=row.at,
+        operation=row.operation,
+        client_id=row.client_id,
+        face=row.face,
+        requester=row.requester,
+        targets=tuple(msgspec.json.decode(row.targets)),
+        target_count=row.target_count,
+        expanded_count=row.expanded_count,
+        correlator=row.correlator,
+        subscription_id=row.subscription_id,
+        result=row.result,
+        root_cause=row.root_cause,
+    )

@@ -1,0 +1,567 @@
+"""What `ports.Store` promises of statuses, subscriptions, clients, groups and lists, over SQLite and PostgreSQL."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain import (
+    ClientExists,
+    ClientUnknown,
+    DuplicateCorrelator,
+    GroupChanged,
+    GroupExists,
+    GroupUnknown,
+    InvalidRequest,
+    Source,
+    Status,
+    SubscriptionUnknown,
+    TerminalAddress,
+    TerminalStatus,
+)
+from app.ports import Changes, Page, Store, SubscriptionUpdate
+from app.records import (
+    AuditEntry,
+    Client,
+    EndReason,
+    Group,
+    NotificationKind,
+    OwedNotification,
+    Sink,
+    SinkKind,
+    Subscription,
+    UsageRecord,
+)
+from app.store import SqlStore
+
+AT = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
+ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))
+WEBHOOK = Sink(kind=SinkKind.WEBHOOK, url="https://app.example/hook", profile="v1", parameters={"secrets": "whsec_x"})
+
+
+def after(seconds: float) -> datetime:
+    """That long after AT."""
+    return AT + timedelta(seconds=seconds)
+
+
+def status(address: TerminalAddress = ALICE, revision: int = 1, value: Status = Status.REACHABLE) -> TerminalStatus:
+    """A status observed `revision` seconds after AT."""
+    return TerminalStatus(
+        address=address, status=value, observed_at=after(revision), source=Source.WATCH, revision=revision
+    )
+
+
+def subscription(name: str = "s1", **changes: Any) -> Subscription:
+    """An active subscription with the id `name`."""
+    values: dict[str, Any] = {
+        "id": name,
+        "client_id": "c1",
+        "addresses": (ALICE, BOB),
+        "criteria": frozenset({Status.BUSY, Status.REACHABLE}),
+        "check_immediate": True,
+        "min_interval_ms": 1500,
+        "max_notifications": 0,
+        "created_at": AT,
+        "expires_at": after(3600),
+        "sink": WEBHOOK,
+        **changes,
+    }
+    return Subscription(**values)
+
+
+def owed(name: str, of: str = "s1", **changes: Any) -> OwedNotification:
+    """A notification owed to the subscription `of` and due at AT; the store gives its `sequence`."""
+    values: dict[str, Any] = {
+        "id": name,
+        "subscription_id": of,
+        "client_id": "c1",
+        "sequence": 0,
+        "kind": NotificationKind.STATUS,
+        "changes": (status(),),
+        "created_at": AT,
+        "next_attempt_at": AT,
+        **changes,
+    }
+    return OwedNotification(**values)
+
+
+def usage(name: str, at: datetime = AT, client_id: str = "c1") -> UsageRecord:
+    """A usage record."""
+    return UsageRecord(
+        id=name,
+        at=at,
+        operation="getStatus",
+        client_id=client_id,
+        face="rest",
+        requester="tel:+15551234567",
+        targets=(ALICE,),
+        target_count=1,
+        expanded_count=1,
+        correlator="c",
+        subscription_id="s1",
+        root_cause="none",
+    )
+
+
+async def make(store: Store, *names: str, **changes: Any) -> None:
+    """Creates subscriptions of these ids that owe nothing."""
+    for name in names:
+        await store.create_subscription(subscription(name, **changes), (), ())
+
+
+async def sequences(store: Store, subscription_id: str) -> list[tuple[str, int]]:
+    """What is owed to it: ids and sequence numbers, in the order of the list."""
+    found, _ = await store.notifications(None, Page(size=1000), subscription_id=subscription_id)
+    return [(one.id, one.sequence) for one in found]
+
+
+# Statuses
+
+
+async def test_statuses_are_read_as_written(store: SqlStore) -> None:
+    """A status comes back equal, with an aware UTC time; a terminal that has none is left out."""
+    written = [status(ALICE), status(BOB, value=Status.BUSY)]
+    assert await store.write(Changes(statuses=written)) == ()
+    found = await store.statuses([ALICE, BOB, CAROL])
+    assert found == {ALICE: written[0], BOB: written[1]}
+    assert found[ALICE].observed_at.tzinfo is UTC
+    assert await store.statuses([]) == {}
+
+
+async def test_ten_thousand_addresses_are_one_question(store: SqlStore) -> None:
+    """No limit on parameters is in the way of a long list."""
+    addresses = [TerminalAddress(f"sip:u{number}@example.com") for number in range(10_000)]
+    await store.write(Changes(statuses=[status(address) for address in addresses]))
+    assert len(await store.statuses(addresses)) == 10_000
+
+
+async def test_revision_that_was_passed_writes_nothing_at_all(store: SqlStore) -> None:
+    """One status of a wrong revision keeps the others, updates, owed notifications and usage records out too."""
+    await make(store, "s1")
+    await store.write(Changes(statuses=[status(ALICE, 1), status(BOB, 1)]))
+    await store.write(Changes(statuses=[status(ALICE, 2, Status.BUSY)]))
+    conflicts = await store.write(
+        Changes(
+            statuses=[status(CAROL, 1), status(BOB, 2), status(ALICE, 2, Status.UNREACHABLE)],
+            updates=[SubscriptionUpdate(subscription_id="s1", notified=7)],
+            owed=[owed("n1")],
+            usage=[usage("u1")],
+        )
+    )
+    assert list(conflicts) == [status(ALICE, 2, Status.BUSY)]
+    assert await store.statuses([ALICE, BOB, CAROL]) == {ALICE: status(ALICE, 2, Status.BUSY), BOB: status(BOB, 1)}
+    assert await store.subscription("s1") == subscription("s1")
+    assert await sequences(store, "s1") == []
+    assert await store.usage(None, AT, Page()) == ([], "")
+
+
+async def test_revisions_of_one_terminal_that_follow_each_other_are_one_write(store: SqlStore) -> None:
+    """A group of changes may hold several of one terminal; the last one stays, the first one is compared."""
+    await store.write(Changes(statuses=[status(ALICE, 1), status(BOB, 1), status(ALICE, 2), status(ALICE, 3)]))
+    assert (await store.statuses([ALICE]))[ALICE] == status(ALICE, 3)
+    assert await store.write(Changes(statuses=[status(ALICE, 3), status(ALICE, 4)])) == [status(ALICE, 3)]
+    with pytest.raises(ValueError, match="revision 6"):
+        await store.write(Changes(statuses=[status(ALICE, 4), status(ALICE, 6)]))
+    with pytest.raises(ValueError, match="revision 0"):
+        await store.write(Changes(statuses=[status(ALICE, 0)]))
+
+
+async def test_of_writers_of_one_revision_one_wins(store: SqlStore) -> None:
+    """Concurrent writers of the same next revision: one writes, each other learns what was written."""
+    for revision in (1, 2):
+        texts = [Status.REACHABLE, Status.BUSY] * 4
+        answers = await asyncio.gather(
+            *(store.write(Changes(statuses=[status(BOB, revision, text), status(ALICE, revision)])) for text in texts)
+        )
+        stored = await store.statuses([ALICE, BOB])
+        assert [answer for answer in answers if not answer] == [()]
+        for answer in answers:
+            assert not answer or {one.address: one for one in answer} == stored
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    groups=st.lists(
+        st.dictionaries(
+            st.sampled_from([ALICE, BOB, CAROL]),
+            st.tuples(st.integers(1, 4), st.sampled_from(list(Status))),
+            min_size=1,
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+async def test_compare_and_set_is_a_dictionary(store: SqlStore, groups: list[dict[TerminalAddress, Any]]) -> None:
+    """Whatever groups of revisions come, the store does what a dictionary with the same rule would."""
+    model = await store.statuses([ALICE, BOB, CAROL])
+    base = {address: one.revision for address, one in model.items()}
+    for group in groups:
+        written = [
+            status(address, base.get(address, 0) + step, value) for address, (step, value) in sorted(group.items())
+        ]
+        conflicts = {
+            model[one.address]
+            for one in written
+            if one.address in model and model[one.address].revision != one.revision - 1
+        }
+        assert set(await store.write(Changes(statuses=written))) == conflicts
+        if not conflicts:
+            model |= {one.address: one for one in written}
+        assert await store.statuses([ALICE, BOB, CAROL]) == model
+
+
+# What is owed
+
+
+async def test_sequence_has_no_gaps(store: SqlStore) -> None:
+    """Numbers go up by one within each subscription, in the order given, whatever fails or is refused in between."""
+    await make(store, "s1", "s2")
+    await store.write(Changes(owed=[owed("a1"), owed("b1", "s2"), owed("a2")]))
+    await store.write(Changes(statuses=[status(ALICE, 1)]))
+    assert await store.write(Changes(statuses=[status(ALICE, 1)], owed=[owed("a3")]))  # refused
+    with pytest.raises(SubscriptionUnknown):
+        await store.write(Changes(owed=[owed("a3"), owed("x", "nobody")]))
+    await store.write(Changes(owed=[owed("a4"), owed("b2", "s2")]))
+    assert await sequences(store, "s1") == [("a1", 1), ("a2", 2), ("a4", 3)]
+    assert await sequences(store, "s2") == [("b1", 1), ("b2", 2)]
+
+
+async def test_sequence_has_no_gaps_under_concurrency(store: SqlStore) -> None:
+    """Many writers to the same subscriptions, named in different orders, neither collide nor wait in a circle."""
+    names = [f"s{number}" for number in range(5)]
+    await make(store, *names)
+    await asyncio.gather(
+        *(
+            store.write(Changes(owed=[owed(f"{writer}-{name}", name) for name in (names, names[::-1])[writer % 2]]))
+            for writer in range(20)
+        )
+    )
+    for name in names:
+        assert [number for _, number in await sequences(store, name)] == list(range(1, 21))
+
+
+async def test_owed_notification_is_read_as_written(store: SqlStore) -> None:
+    """Every part of it comes back, and only its sequence is new."""
+    await make(store, "s1")
+    told = owed("n1", changes=(status(ALICE, 3), status(BOB, 1, Status.BUSY)))
+    failed = owed(
+        "n2", kind=NotificationKind.ERROR, changes=(), address=BOB, code="TERMINAL_UNKNOWN", text="Not Found \0 \ud800"
+    )
+    await store.write(Changes(owed=[told, failed]))
+    assert await store.notification("n1") == replace(told, sequence=1)
+    assert await store.notification("n2") == replace(failed, sequence=2, text="Not Found \ufffd \ufffd")
+    assert await store.notification("n3") is None
+
+
+async def test_write_that_is_repeated_owes_nothing_twice(store: SqlStore) -> None:
+    """A caller who never learned that its write was done may repeat it."""
+    await make(store, "s1")
+    changes = Changes(owed=[owed("n1"), owed("n2")], usage=[usage("u1")])
+    await store.write(changes)
+    await store.write(replace(changes, owed=[*changes.owed, owed("n3")]))
+    assert await sequences(store, "s1") == [("n1", 1), ("n2", 2), ("n3", 3)]
+    assert len((await store.usage(None, AT, Page()))[0]) == 1
+
+
+# Subscriptions
+
+
+async def test_subscription_is_read_as_written(store: SqlStore) -> None:
+    """Every part of it comes back, addresses in their order."""
+    full = subscription(
+        "s1",
+        addresses=(BOB, CAROL, ALICE),
+        correlator="corr",
+        request_id="r1",
+        notified=3,
+        last_notified_at=after(1),
+        suspended_at=after(2),
+    )
+    bare = subscription("s2", criteria=frozenset(), expires_at=None, sink=Sink(kind=SinkKind.STREAM), addresses=())
+    assert await store.create_subscription(full, [owed("n1")], [usage("u1")]) == full
+    await store.create_subscription(bare, (), ())
+    assert await store.subscription("s1") == full
+    assert await store.subscription("s2") == bare
+    assert await store.subscription("s3") is None
+    assert await store.subscriptions_by_id(["s2", "s3", "s1"]) == {"s1": full, "s2": bare}
+    assert await sequences(store, "s1") == [("n1", 1)]
+    assert (await store.usage(None, AT, Page()))[0] == [usage("u1")]
+
+
+async def test_times_that_are_not_utc_are_refused(store: SqlStore) -> None:
+    """A time of another zone never gets as far as a table."""
+    zone = timezone(timedelta(hours=2))
+    with pytest.raises(ValueError, match="no aware UTC"):
+        subscription("s1", created_at=AT.astimezone(zone))
+    with pytest.raises(Exception, match="no aware UTC"):
+        await store.audit(AT.astimezone(zone), "me", "client.create", {})
+
+
+async def test_same_request_id_is_the_same_subscription(store: SqlStore) -> None:
+    """Of many that create with one request id at once one does, and all get its subscription; not another client."""
+    made = await asyncio.gather(
+        *(
+            store.create_subscription(
+                subscription(f"s{number}", request_id="r", correlator="c"), [owed(f"n{number}", f"s{number}")], ()
+            )
+            for number in range(8)
+        )
+    )
+    assert len({one.id for one in made}) == 1
+    assert await store.count_subscriptions("c1") == 1
+    assert len((await store.notifications("c1", Page()))[0]) == 1
+    other = subscription("other", client_id="c2", request_id="r", correlator="c")
+    assert await store.create_subscription(other, (), ()) == other
+
+
+async def test_ended_subscription_still_answers_its_request_id(store: SqlStore) -> None:
+    """A late repetition of the request gets the subscription it made, ended or not."""
+    await make(store, "s1", request_id="r")
+    await end(store, "s1")
+    assert (await store.create_subscription(subscription("s2", request_id="r"), (), ())).id == "s1"
+
+
+async def test_correlator_is_unique_among_the_active(store: SqlStore) -> None:
+    """Of many that create with one correlator at once, one does; when it has ended the name is free."""
+    made = await asyncio.gather(
+        *(
+            store.create_subscription(subscription(f"s{number}", correlator="c", request_id=f"r{number}"), (), ())
+            for number in range(8)
+        ),
+        return_exceptions=True,
+    )
+    assert sorted(type(one).__name__ for one in made) == ["DuplicateCorrelator"] * 7 + ["Subscription"]
+    found = await store.subscription_by_correlator("c1", "c")
+    assert found is not None
+    await end(store, found.id)
+    assert await store.subscription_by_correlator("c1", "c") is None
+    again = subscription("again", correlator="c")
+    assert await store.create_subscription(again, (), ()) == again
+    assert await store.subscription_by_correlator("c2", "c") is None
+    with pytest.raises(DuplicateCorrelator):
+        await store.create_subscription(subscription("third", correlator="c"), (), ())
+
+
+async def test_no_correlator_is_not_a_correlator(store: SqlStore) -> None:
+    """Any number of subscriptions may have none, and none is found by it."""
+    await make(store, "s1", "s2")
+    assert await store.subscription_by_correlator("c1", "") is None
+
+
+async def test_update_changes_what_it_names(store: SqlStore) -> None:
+    """None leaves a value as it is, and a second end does not replace the first."""
+    await make(store, "s1", "s2")
+    sink = replace(WEBHOOK, url="https://other.example/hook")
+    first = SubscriptionUpdate(subscription_id="s1", notified=2, last_notified_at=after(5), sink=sink)
+    await store.write(Changes(updates=[first, SubscriptionUpdate(subscription_id="s2", expires_at=after(9))]))
+    expected = subscription("s1", notified=2, last_notified_at=after(5), sink=sink)
+    assert await store.subscription("s1") == expected
+    assert await store.subscription("s2") == subscription("s2", expires_at=after(9))
+    await end(store, "s1", EndReason.CANCELLED, "by its client")
+    await end(store, "s1", EndReason.EXPIRED, "too late", at=after(99))
+    assert await store.subscription("s1") == replace(
+        expected, ended_at=after(10), end_reason=EndReason.CANCELLED, end_detail="by its client"
+    )
+
+
+async def test_active_subscriptions_are_all_of_them(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in portions, oldest first; ended ones do not come."""
+    monkeypatch.setattr("app.store.subscriptions.PORTION", 2)
+    names = [f"s{number}" for number in range(7)]
+    await make(store, *names)
+    await end(store, "s3")
+    portions = [portion async for portion in store.active_subscriptions()]
+    assert [[one.id for one in portion] for portion in portions] == [["s0", "s1"], ["s2", "s4"], ["s5", "s6"]]
+    assert portions[0][0] == subscription("s0")
+    assert await store.count_subscriptions("c1") == 6
+
+
+async def end(
+    store: Store, name: str, reason: EndReason = EndReason.EXPIRED, detail: str = "", at: datetime | None = None
+) -> None:
+    """Ends a subscription."""
+    ended_at = at or after(10)
+    update = SubscriptionUpdate(subscription_id=name, ended_at=ended_at, end_reason=reason, end_detail=detail)
+    await store.write(Changes(updates=[update]))
+
+
+# Clients, keys, audit
+
+
+def client(id_: str = "c1", **changes: Any) -> Client:
+    """A client with the id `id_`."""
+    return Client(**{"id": id_, "name": f"name of {id_}", "created_at": AT, **changes})
+
+
+async def test_client_is_read_as_written_and_replaced(store: SqlStore) -> None:
+    """Every part of it comes back; a name is one client's only."""
+    full = client("c2", name="a", admin=True, limits={"max_count": 5, "group_support": False}, disabled=True)
+    await store.put_client(client("c1"))
+    await store.put_client(full)
+    assert await store.clients() == [full, client("c1")]
+    assert await store.client("c2") == full
+    await store.put_client(client("c2", name="b"))
+    assert await store.client("c2") == client("c2", name="b")
+    with pytest.raises(ClientExists):
+        await store.put_client(client("c3", name="b"))
+    with pytest.raises(ClientExists):
+        await store.put_client(client("c1", name="b"))
+    assert await store.client("c3") is None
+
+
+async def test_keys(store: SqlStore) -> None:
+    """A key leads to its client; it can be replaced by its client and deleted."""
+    await store.put_client(client("c1"))
+    await store.put_client(client("c2"))
+    await store.put_key("c1", "k1", b"\x00hash", None)
+    await store.put_key("c1", "k2", b"other", after(60))
+    assert await store.key("k1") == (client("c1"), b"\x00hash", None)
+    assert await store.keys("c1") == [("k1", None), ("k2", after(60))]
+    await store.put_key("c1", "k1", b"hash", after(1))
+    assert await store.key("k1") == (client("c1"), b"hash", after(1))
+    await store.put_key("c2", "k1", b"stolen", None)
+    assert await store.key("k1") == (client("c1"), b"hash", after(1))
+    await store.delete_key("k1")
+    await store.delete_key("k1")
+    assert await store.key("k1") is None
+    with pytest.raises(ClientUnknown):
+        await store.put_key("nobody", "k3", b"", None)
+
+
+async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None:
+    """Its keys and groups go, its active subscriptions are ended and returned; others' stay."""
+    for name in ("c1", "c2"):
+        await store.put_client(client(name))
+        await store.put_key(name, f"k-{name}", b"", None)
+        address = TerminalAddress(f"sip:{name}@example.com")
+        await store.create_group(Group(address=address, client_id=name, members=(ALICE,), created_at=AT))
+        await make(store, f"s1-{name}", f"s2-{name}", f"s3-{name}", client_id=name)
+        await end(store, f"s2-{name}")
+    ended = await store.delete_client("c1", after(5))
+    expected = [
+        subscription(name, client_id="c1", ended_at=after(5), end_reason=EndReason.CLIENT_DELETED)
+        for name in ("s1-c1", "s3-c1")
+    ]
+    assert ended == expected
+    assert [await store.subscription(one.id) for one in ended] == expected
+    assert await store.client("c1") is None
+    assert await store.key("k-c1") is None
+    assert [group.client_id for group in (await store.groups(None, Page()))[0]] == ["c2"]
+    assert await store.key("k-c2") is not None
+    assert await store.count_subscriptions("c2") == 2
+    with pytest.raises(ClientUnknown):
+        await store.delete_client("c1", AT)
+
+
+async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:
+    """Lines come back as they were written, page by page, from a time on."""
+    for number in range(4):
+        await store.audit(after(number), "operator", "client.create", {"client": f"c{number}\0"})
+    first, token = await store.audited(after(1), Page(size=2))
+    second, end_token = await store.audited(after(1), Page(size=2, token=token))
+    assert first + second == [
+        AuditEntry(at=after(n), who="operator", what="client.create", details={"client": f"c{n}\ufffd"})
+        for n in (1, 2, 3)
+    ]
+    assert end_token == ""
+
+
+# Groups
+
+FRIENDS = TerminalAddress("sip:friends@example.com")
+
+
+def group(address: TerminalAddress = FRIENDS, **changes: Any) -> Group:
+    """A group of two."""
+    return Group(**{"address": address, "client_id": "c1", "members": (BOB, ALICE), "created_at": AT, **changes})
+
+
+async def test_group_is_read_as_written(store: SqlStore) -> None:
+    """Members keep their order; an empty group is a group."""
+    empty = group(TerminalAddress("sip:empty@example.com"), members=(), client_id="c2")
+    await store.create_group(group())
+    await store.create_group(empty)
+    assert await store.group(FRIENDS) == group()
+    assert await store.groups_of([ALICE, FRIENDS, empty.address]) == {FRIENDS: group(), empty.address: empty}
+    assert await store.group(ALICE) is None
+    with pytest.raises(GroupExists):
+        await store.create_group(group(client_id="c2"))
+    await store.delete_group(FRIENDS)
+    assert await store.group(FRIENDS) is None
+    with pytest.raises(GroupUnknown):
+        await store.delete_group(FRIENDS)
+
+
+async def test_group_of_another_version_is_not_changed(store: SqlStore) -> None:
+    """Of many changers of one version one changes it, the others are told."""
+    await store.create_group(group())
+    changed = await asyncio.gather(
+        *(store.change_group(FRIENDS, (ALICE,) * (number > 0), 1) for number in range(6)), return_exceptions=True
+    )
+    assert sorted(type(one).__name__ for one in changed) == ["Group"] + ["GroupChanged"] * 5
+    assert await store.group(FRIENDS) == next(one for one in changed if isinstance(one, Group))
+    unconditional = await store.change_group(FRIENDS, (CAROL, BOB, ALICE), None)
+    assert unconditional == group(members=(CAROL, BOB, ALICE), version=3) == await store.group(FRIENDS)
+    with pytest.raises(GroupChanged):
+        await store.change_group(FRIENDS, (), 2)
+    with pytest.raises(GroupUnknown):
+        await store.change_group(ALICE, (), None)
+
+
+# Lists
+
+
+async def paged(read: Any, size: int) -> list[list[Any]]:
+    """All pages of a list."""
+    pages, token = [], ""
+    while True:
+        items, token = await read(Page(size=size, token=token))
+        pages.append(items)
+        if not token:
+            return pages
+
+
+async def test_lists_are_read_page_by_page(store: SqlStore) -> None:
+    """Each item is on one page, in order; a full last page has no token; filters hold."""
+    await make(store, *(f"s{number}" for number in range(6)))
+    await make(store, "foreign", client_id="c2")
+    await end(store, "s1")
+    await store.write(Changes(owed=[owed(f"n{number}", "s0") for number in range(4)]))
+    for name in "dacb":
+        await store.create_group(group(TerminalAddress(f"sip:{name}@example.com")))
+
+    def ids(pages: Sequence[Sequence[Any]]) -> list[list[str]]:
+        return [[one.id for one in page] for page in pages]
+
+    assert ids(await paged(lambda page: store.subscriptions("c1", page), 2)) == [["s0", "s2"], ["s3", "s4"], ["s5"]]
+    everybody = await paged(lambda page: store.subscriptions(None, page, active_only=False), 7)
+    assert ids(everybody) == [["s0", "s1", "s2", "s3", "s4", "s5", "foreign"]]
+    assert ids(await paged(lambda page: store.notifications("c1", page), 3)) == [["n0", "n1", "n2"], ["n3"]]
+    assert ids(await paged(lambda page: store.notifications("c2", page), 3)) == [[]]
+    groups = await paged(lambda page: store.groups("c1", page), 3)
+    assert [[one.address[4] for one in page] for page in groups] == [["a", "b", "c"], ["d"]]
+
+
+async def test_page_token_from_elsewhere_is_refused(store: SqlStore) -> None:
+    """A token of another list, of another client, changed or invented is an InvalidRequest that names the field."""
+    await make(store, "s0", "s1", "s2")
+    await store.write_usage([usage("u1"), usage("u2")])
+    _, good = await store.subscriptions("c1", Page(size=1))
+    _, foreign = await store.usage(None, AT, Page(size=1))
+    assert (await store.subscriptions("c1", Page(size=1, token=good)))[0] == [subscription("s1")]
+    bad = ["x", "é", "AAAA", "=", good[:-4], good[:-4] + "AAAA", good + "AAAA", foreign, "0", "\0", "A" * 10_000]
+    for token in bad:
+        with pytest.raises(InvalidRequest) as caught:
+            await store.subscriptions("c1", Page(token=token))
+        assert caught.value.details["field"] == "page_token"
+    for client_id, active_only in (("c2", True), (None, True), ("c1", False)):
+        with pytest.raises(InvalidRequest):
+            await store.subscriptions(client_id, Page(token=good), active_only=active_only)
+    for size in (0, -1, 1001):
+        with pytest.raises(InvalidRequest):
+            await store.groups("c1", Page(size=size))
