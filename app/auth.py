@@ -21,7 +21,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -66,6 +66,10 @@ class Credentials:
     """Names in a client certificate that TLS has verified: the common name and the subjectAltNames."""
     peer: str = ""
     """The caller's network address without port, for limits and the log."""
+
+
+class OpenToAll(Exception):
+    """Nobody would need credentials on an address that others reach; the message says what to do."""
 
 
 class TokenVerifier(Protocol):
@@ -129,6 +133,18 @@ def certificate_names(peercert: Mapping[str, object] | None) -> tuple[str, ...]:
     return tuple(names[:MAX_NAMES])
 
 
+def asgi_credentials(scope: Mapping[str, Any]) -> Credentials:
+    """What an HTTP request shows, from its ASGI scope (the certificate as `rest.connection` puts it there)."""
+    shown = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    client = scope.get("client")
+    tls = scope.get("extensions", {}).get("tls", {})
+    return Credentials(
+        authorization=shown.decode("latin-1"),
+        certificate_names=tls.get("client_cert_names", ()),
+        peer=client[0] if client else "",
+    )
+
+
 class Authenticator:
     """Tells who calls. One instance per process, used from one event loop.
 
@@ -160,6 +176,23 @@ class Authenticator:
             id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC), admin=open_is_admin
         )
         """Who calls while no client is configured."""
+
+    async def start(self, listens: Mapping[str, str]) -> bool:
+        """Whether callers need no credentials now, which is logged. `listens` has HOST:PORT by the setting's name.
+
+        Raises OpenToAll where that must not be, and StoreUnavailable.
+        """
+        self._open = self._open_allowed and not await self.configured()
+        if self._open:
+            _log.warning("no_client_configured", hint="callers need no credentials; see terminal-status clients add")
+        elif not self._open_allowed and not await self.configured():
+            exposed = [f"{setting} ({listen})" for setting, listen in listens.items() if not is_loopback(listen)]
+            raise OpenToAll(
+                f"No client is configured, so the gateway listens on this machine only, but others reach "
+                f"{' and '.join(exposed)}. Add a client with `terminal-status clients add NAME`, listen on 127.0.0.1, "
+                "or set TS_ANONYMOUS_ACCESS=anywhere where a proxy in front authenticates."
+            )
+        return self._open
 
     async def configured(self) -> bool:
         """Whether callers must show credentials: a client is configured, or access tokens are taken. Raises

@@ -148,6 +148,19 @@ def _networks(words: frozenset[str]) -> frozenset[str]:
     return words
 
 
+def _jwks_url(text: str) -> str:
+    match = re.fullmatch(r"(https?)://([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(/[\x21-\x7e]{0,500})?", text)
+    if text and (match is None or (match[1] == "http" and not _is_loopback(match[2]))):
+        raise ValueError("no https URL")
+    return text
+
+
+def _with_issuer(text: str, others: ValidationInfo) -> str:
+    if bool(text) != bool(others.data.get("oidc_issuer")):
+        raise ValueError(f"{PREFIX}OIDC_ISSUER, {PREFIX}OIDC_AUDIENCE and {PREFIX}OIDC_JWKS_URL go together")
+    return text
+
+
 Listen = Annotated[str, AfterValidator(_listen)]
 
 
@@ -179,6 +192,65 @@ class Settings(BaseModel):
         None,
         description="URL under which callers reach the HTTP address; stands in the WSDL. The Host header if absent.",
         examples=["http(s)://HOST[:PORT][/PATH]"],
+    )
+    anonymous_access: Literal["loopback", "anywhere"] = Field(
+        "loopback",
+        description="While no client is configured, callers need no credentials; the gateway then listens on loopback "
+        "only, or `anywhere` where a proxy in front of it authenticates.",
+        examples=["loopback or anywhere"],
+    )
+    tls_cert_file: Path | None = Field(
+        None,
+        description="Certificate chain of the gRPC and HTTP addresses, which then speak TLS only.",
+        examples=["a PEM file; no TLS if absent"],
+    )
+    tls_key_file: Path | None = Field(
+        None, validate_default=True, description="The certificate's private key.", examples=["a PEM file"]
+    )
+    tls_client_ca_file: Path | None = Field(
+        None,
+        description="Authorities of client certificates. Every caller must then present one, which names its client's "
+        "id, unless it also shows credentials.",
+        examples=["a PEM file; no client certificates if absent"],
+    )
+    oidc_issuer: str = Field(
+        "",
+        max_length=500,
+        description="Issuer of access tokens (RFC 9068) that are taken beside API keys; none if empty.",
+        examples=["the `iss` of tokens"],
+    )
+    oidc_audience: Annotated[str, AfterValidator(_with_issuer)] = Field(
+        "",
+        max_length=500,
+        validate_default=True,
+        description="Audience that a token must name.",
+        examples=["the `aud` of tokens"],
+    )
+    oidc_jwks_url: Annotated[str, AfterValidator(_jwks_url), AfterValidator(_with_issuer)] = Field(
+        "",
+        validate_default=True,
+        description="Where the issuer's keys (RFC 7517) are fetched; https, or http on this machine.",
+        examples=["https://HOST[:PORT]/PATH"],
+    )
+    oidc_scope: str = Field(
+        "",
+        pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{0,200}$",
+        description="Scope that a token must have; none if empty.",
+        examples=["one scope"],
+    )
+    oidc_client_claim: str = Field(
+        "client_id",
+        pattern=r"^[A-Za-z0-9_\-.:/]{1,200}$",
+        description="Claim that names the client's id.",
+        examples=["a claim, such as azp"],
+    )
+    grpc_max_connection_age_s: int = Field(
+        3600,
+        ge=0,
+        le=86400,
+        description="Age at which a gRPC connection takes no further calls and a stream is ended, in seconds; clients "
+        "come anew by themselves, and so spread over gateways. 0 for none.",
+        examples=["0 to 86400"],
     )
     sip_listen: Annotated[str, AfterValidator(_sip_listen)] = Field(
         "127.0.0.1:0",
@@ -343,6 +415,13 @@ class Settings(BaseModel):
                     f"and {server} cannot reach {sip_listen}"
                 )
         return sip_listen
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _with_certificate(cls, key: Path | None, others: ValidationInfo) -> Path | None:
+        if (key is None) != (others.data.get("tls_cert_file") is None):
+            raise ValueError(f"{PREFIX}TLS_CERT_FILE and {PREFIX}TLS_KEY_FILE go together")
+        return key
 
     @field_validator("sip_public_host")
     @classmethod

@@ -63,6 +63,15 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         (SERVER | {"TS_LOG_LEVEL": "loud"}, "TS_LOG_LEVEL.*debug"),
         (SERVER | {"TS_SIP_PUBLIC_HOST": "a b"}, "TS_SIP_PUBLIC_HOST"),
         (SERVER | {"TS_HTTP_PUBLIC_URL": "ftp://x"}, "TS_HTTP_PUBLIC_URL"),
+        (
+            SERVER | {"TS_TLS_CERT_FILE": "/c.pem"},
+            "TS_TLS_KEY_FILE is not set: TS_TLS_CERT_FILE and TS_TLS_KEY_FILE go",
+        ),
+        (SERVER | {"TS_TLS_KEY_FILE": "/k.pem"}, "TS_TLS_KEY_FILE = .*go together"),
+        (SERVER | {"TS_OIDC_ISSUER": "https://idp"}, "TS_OIDC_AUDIENCE.*go together"),
+        (SERVER | {"TS_OIDC_JWKS_URL": "http://idp.example/keys"}, "TS_OIDC_JWKS_URL = .*no https URL"),
+        (SERVER | {"TS_ANONYMOUS_ACCESS": "yes"}, "TS_ANONYMOUS_ACCESS = 'yes'.*loopback or anywhere"),
+        (SERVER | {"TS_GRPC_MAX_CONNECTION_AGE_S": "-1"}, "Allowed: 0 to 86400"),
         (SERVER | {"TS_CONFIG_FILE": "/nowhere.toml"}, "/nowhere.toml: cannot be read"),
     ],
 )

@@ -1,6 +1,7 @@
 """One HTTP connection, bounded where uvicorn leaves it open: the size of a request's head, and the time it may take.
 
-An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows.
+An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows. The names
+in a client certificate that TLS has verified stand in the scope, where `auth.asgi_credentials` finds them.
 
 Bodies are the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
 """
@@ -8,6 +9,8 @@ Bodies are the applications' to bound. Deliberately absent: HTTP itself, which i
 import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.auth import certificate_names
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; whoever sends more is cut off."""
@@ -22,9 +25,11 @@ class BoundedConnection(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = True
     _deadline: asyncio.TimerHandle | None = None
+    _client_cert_names: tuple[str, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._client_cert_names = certificate_names(transport.get_extra_info("peercert"))
         self._deadline = self.loop.call_later(HEAD_LIMIT_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -43,6 +48,8 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        if self._client_cert_names:
+            self.scope["extensions"] = {"tls": {"client_cert_names": self._client_cert_names}}
 
     def on_headers_complete(self) -> None:
         self._in_head = False
