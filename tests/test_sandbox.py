@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hashlib
 import itertools
 import re
 import socket
@@ -363,6 +364,7 @@ def _matches(pattern: str, user: str) -> bool:
 
 
 OTHERWISE_TRIED = {"silent", "notify-first", "notify-twice", "notify-never", "notify-late-50", "length-lies"}
+OTHERWISE_TRIED |= {"granted-5", "expires-zero-notify", "forked", "dead-dialog", "cseq-back", "no-state", "digest-md5"}
 FINAL = {
     "answer-401": ("www-authenticate", "Digest "),
     "answer-407": ("proxy-authenticate", "Digest "),
@@ -465,6 +467,7 @@ STATES = {
     "terminated-probation": "terminated;reason=probation",
     "terminated-giveup": "terminated;reason=giveup",
     "terminated-invariant": "terminated;reason=invariant",
+    "terminated-probation-20": "terminated;reason=probation;retry-after=20",
     "accept-202": "terminated;reason=timeout",
 }
 
@@ -475,6 +478,72 @@ async def test_notify_with_a_state_and_no_body(client: SipClient, user: str) -> 
     notify = await fetch(client, user)
     assert notify["subscription-state"] == STATES[user]
     assert (notify.body, notify["content-type"], notify["content-length"]) == (b"", "", "0")
+
+
+@pytest.mark.parametrize(
+    ("user", "expires", "states"),
+    [
+        ("granted-5", "5", ["active;expires=5"]),
+        ("expires-zero-answer", "0", ["active;expires=3600"]),
+        ("expires-zero-notify", "60", ["active;expires=0"]),
+        ("cseq-back", "60", ["active;expires=60", "active;expires=60"]),
+        ("no-state", "60", [""]),
+        ("forked", "60", ["active;expires=60", "active;expires=600"]),
+    ],
+)
+async def test_notifiers_that_bend_the_rules(client: SipClient, user: str, expires: str, states: list[str]) -> None:
+    """Each grants and tells what its row says."""
+    call_id = unique()
+    answer = await client.ask("SUBSCRIBE", f"sip:{user}@example.com", *EVENT, "Expires: 60", call_id=call_id)
+    notifies = [await client.notify_for(call_id) for _ in states]
+    assert (answer.code, answer["expires"]) == (200, expires)
+    assert [notify["subscription-state"] for notify in notifies] == states
+    numbers = [int(notify["cseq"].split()[0]) for notify in notifies]
+    assert (numbers != sorted(numbers)) is (user == "cseq-back")
+    assert len({notify["from"] for notify in notifies}) == (2 if user == "forked" else 1)
+
+
+async def test_notify_of_a_dead_dialog(client: SipClient) -> None:
+    """`dead-dialog` sends a second NOTIFY with a Call-ID that nobody gave it."""
+    call_id = unique()
+    await client.ask("SUBSCRIBE", "sip:dead-dialog@example.com", *EVENT, "Expires: 60", call_id=call_id)
+    await client.notify_for(call_id)
+    assert (await client.receive(lambda message: message.method == "NOTIFY"))["call-id"].startswith("dead-")
+
+
+@pytest.mark.parametrize(
+    ("user", "algorithms", "hashed"),
+    [
+        ("digest-md5", ["MD5"], hashlib.md5),
+        ("digest-sha256", ["SHA-256"], hashlib.sha256),
+        ("digest-both", ["SHA-256", "MD5"], hashlib.sha256),
+    ],
+)
+async def test_digest_is_checked(
+    client: SipClient, user: str, algorithms: list[str], hashed: Callable[[bytes], "hashlib._Hash"]
+) -> None:
+    """`digest-…` lets in whoever answers its nonce with the right password, once."""
+    uri, call_id = f"sip:{user}@example.com", unique()
+
+    async def ask(cseq: int, nonce: str, password: str) -> SipMessage:
+        def digest(text: str) -> str:
+            return hashed(text.encode()).hexdigest()
+
+        answer = digest(f"{digest(f'watcher:sandbox:{password}')}:{nonce}:00000001:c:auth:{digest(f'SUBSCRIBE:{uri}')}")
+        credentials = (
+            f'Authorization: Digest username="watcher", realm="sandbox", nonce="{nonce}", uri="{uri}", '
+            f'response="{answer}", algorithm={algorithms[0]}, qop=auth, nc=00000001, cnonce="c"'
+        )
+        return await client.ask("SUBSCRIBE", uri, *EVENT, "Expires: 0", credentials, call_id=call_id, cseq=cseq)
+
+    nonce = ""
+    for cseq, password, code in ((1, "secret", 401), (2, "wrong", 401), (3, "secret", 200), (4, "secret", 401)):
+        answer = await ask(cseq, nonce, password)
+        assert answer.code == code
+        if code == 401:
+            challenges = answer.all("www-authenticate")
+            assert [challenge.partition("algorithm=")[2].partition(",")[0] for challenge in challenges] == algorithms
+            nonce = challenges[0].partition('nonce="')[2].partition('"')[0]
 
 
 async def test_terminated_leaves_no_subscription(client: SipClient, sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ and acts through the `Exchange` alone. To add one: write the function, and give 
 Deliberately absent: the honest terminals' statuses, which stand in `terminals.py`.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,6 +15,11 @@ from app.sandbox.terminals import NOTHING, bad_document, big_document
 
 if TYPE_CHECKING:
     from app.sandbox.notifier import Exchange
+
+NO_STATE = "none"
+"""In place of a NOTIFY's Subscription-State: the header is left out."""
+DIGEST_REALM, DIGEST_USER, DIGEST_PASSWORD = "sandbox", "watcher", "secret"
+_DIGEST_PARAMETER = re.compile(r"(\w+)=([^\s,]+)")
 
 Behaviour = Callable[["Exchange", str], None]
 """What to do with a SUBSCRIBE; the text is what the row's pattern has in its group, "" without one."""
@@ -84,6 +90,89 @@ def _terminated(exchange: "Exchange", reason: str) -> None:
     exchange.notify(NOTHING, state=f"terminated;reason={reason}")
 
 
+def _terminated_for(exchange: "Exchange", reason_and_s: str) -> None:
+    reason, _, retry_after_s = reason_and_s.partition("-")
+    exchange.accept()
+    exchange.notify(NOTHING, state=f"terminated;reason={reason};retry-after={retry_after_s}")
+
+
+def _granted(exchange: "Exchange", expires_s: str) -> None:
+    exchange.expires_s = min(exchange.expires_s, int(expires_s))
+    honest(exchange)
+
+
+def _expires_zero(exchange: "Exchange", where: str) -> None:
+    if not exchange.expires_s:
+        honest(exchange)
+    elif where == "answer":
+        exchange.expires_s = 0
+        exchange.accept()
+        exchange.notify(state="active;expires=3600")
+    else:
+        exchange.accept()
+        exchange.notify(state="active;expires=0")
+
+
+def _forked(exchange: "Exchange", _: str) -> None:
+    honest(exchange)
+    exchange.notify_stray(tag=f"{exchange.tag}-fork")
+
+
+def _dead_dialog(exchange: "Exchange", _: str) -> None:
+    honest(exchange)
+    exchange.notify_stray(call_id=f"dead-{exchange.tag}")
+
+
+def _cseq_back(exchange: "Exchange", _: str) -> None:
+    exchange.accept()
+    dialog = exchange.open()
+    dialog.cseq += 10
+    exchange.notify()
+    dialog.cseq -= 5
+    exchange.notify()
+
+
+def _no_state(exchange: "Exchange", _: str) -> None:
+    exchange.accept()
+    exchange.notify(state=NO_STATE)
+
+
+def _nonce(exchange: "Exchange", cseq: int) -> str:
+    """Good for one SUBSCRIBE: the one that follows it in the dialog."""
+    return hashlib.sha256(f"{exchange.request.first('call-id')} {cseq}".encode()).hexdigest()
+
+
+def _digest(exchange: "Exchange", algorithm: str) -> None:
+    cseq = exchange.request.cseq[0]
+    if _digest_is_right(exchange, "MD5" if algorithm == "md5" else "SHA-256", _nonce(exchange, cseq - 1)):
+        honest(exchange)
+        return
+    algorithms = {"md5": ["MD5"], "sha256": ["SHA-256"], "both": ["SHA-256", "MD5"]}[algorithm]
+    exchange.answer(
+        401,
+        *(
+            f'WWW-Authenticate: Digest realm="{DIGEST_REALM}", nonce="{_nonce(exchange, cseq)}", '
+            f'algorithm={name}, qop="auth"'
+            for name in algorithms
+        ),
+    )
+
+
+def _digest_is_right(exchange: "Exchange", algorithm: str, nonce: str) -> bool:
+    """Whether the SUBSCRIBE has the answer to that nonce (RFC 7616 section 3.4, qop auth)."""
+    values = dict(_DIGEST_PARAMETER.findall(exchange.request.first("authorization").replace('"', "")))
+    digest = hashlib.md5 if algorithm == "MD5" else hashlib.sha256
+
+    def hashed(*parts: str) -> str:
+        return digest(":".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+    whose = hashed(DIGEST_USER, DIGEST_REALM, DIGEST_PASSWORD)
+    what = hashed("SUBSCRIBE", values.get("uri", ""))
+    counted = (values.get(name, "") for name in ("nc", "cnonce", "qop"))
+    expected = {"algorithm": algorithm, "nonce": nonce, "response": hashed(whose, nonce, *counted, what)}
+    return all(values.get(name) == value for name, value in expected.items())
+
+
 def _accept_202(exchange: "Exchange", _: str) -> None:
     exchange.accept(202)
     exchange.notify()
@@ -119,6 +208,20 @@ BEHAVIOURS: dict[str, tuple[Behaviour, str]] = {
     r"terminated-([a-z]{1,32})": (
         _terminated,
         "200, and a NOTIFY terminated with this reason without body: rejected, noresource, deactivated, probation, …",
+    ),
+    r"terminated-([a-z]{1,32}-\d{1,9})": (_terminated_for, "the same with so many seconds of retry-after"),
+    r"granted-(\d{1,9})": (_granted, "honest, but for no more than so many seconds"),
+    "expires-zero-(answer|notify)": (
+        _expires_zero,
+        "200 and a NOTIFY active, of which the first or the second says that it lasts 0 seconds",
+    ),
+    "forked": (_forked, "honest, and a NOTIFY with another tag, as a second server to which the SUBSCRIBE went"),
+    "dead-dialog": (_dead_dialog, "honest, and a NOTIFY with another Call-ID"),
+    "cseq-back": (_cseq_back, "200 and two NOTIFYs, the second with a lower CSeq"),
+    "no-state": (_no_state, "200 and a NOTIFY without Subscription-State"),
+    "digest-(md5|sha256|both)": (
+        _digest,
+        f"401 with a new nonce, until that is answered for user {DIGEST_USER}, password {DIGEST_PASSWORD}; then honest",
     ),
     "accept-202": (_accept_202, "honest, but 202 in place of 200 (RFC 3265)"),
     "document-(no-id)": (_document, "Reachable; its tuple has no id, which the schema requires"),

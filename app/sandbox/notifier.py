@@ -14,10 +14,11 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from app.sandbox import sip
+from app.sandbox.behaviours import NO_STATE
 from app.sandbox.terminals import Document
 from app.sandbox.transport import Peer, Transport
 
@@ -110,6 +111,14 @@ class Exchange:
     def notify(self, document: Document | None = None, *, state: str = "", unsent_bytes: int = 0) -> None:
         """Sends a NOTIFY in the dialog: the terminal's document and the dialog's state unless others are given."""
         self.notifier.notify(self.dialog or self.open(), document, state=state, unsent_bytes=unsent_bytes)
+
+    def notify_stray(self, *, call_id: str = "", tag: str = "") -> None:
+        """Sends a NOTIFY like this dialog's with another Call-ID, or another tag of ours, as from a fork."""
+        dialog = self.dialog or self.open()
+        key = (call_id or dialog.key[0], tag or dialog.key[1], dialog.key[2])
+        local = dialog.local.replace(f";tag={dialog.key[1]}", f";tag={key[1]}")
+        stray = replace(dialog, key=key, local=local, timer=None, cseq=0, unanswered=0)
+        self.notifier.notify(stray, state="active;expires=600")
 
     def later(self, delay_ms: int, call: Callable[[], None]) -> None:
         """Calls after so many milliseconds, unless the sandbox stops first."""
@@ -359,7 +368,7 @@ class Notifier:
             f"CSeq: {dialog.cseq} NOTIFY",
             self.contact(target),
             f"Event: {dialog.event}",
-            f"Subscription-State: {state}",
+            *([f"Subscription-State: {state}"] if state != NO_STATE else []),
         ]
         if document.body:
             lines.append(f"Content-Type: {document.content_type}")
