@@ -13,6 +13,7 @@ Deliberately absent: how it is sent (`Sender`), what is owed (the use cases that
 
 import asyncio
 import contextlib
+import heapq
 import random
 import secrets
 from collections import deque
@@ -48,6 +49,10 @@ MIN_BATCH = 16
 MAX_HOSTS = 10_000
 """Hosts that are remembered; above it those without work are forgotten, the oldest first."""
 MAX_SEND_AGAIN = 1000
+MAX_DUE = 10_000
+"""Times that are remembered at which something is due; above it, polling finds what is."""
+MIN_WAIT_S = 0.02
+"""Least time between two looks that no hint asked for."""
 
 _ENDPOINT_GIVEN_UP = {EndReason.SINK_GONE, EndReason.TOKEN_EXPIRED}
 _log = structlog.get_logger(__name__)
@@ -90,18 +95,20 @@ class Deliverer:
         self.lease_s = MAX_WAIT_S + send_limit_s + RECORD_S
         self._hosts: dict[tuple[SinkKind, str], Host] = {}
         self._in_flight: dict[asyncio.Task[None], Job] = {}
-        self._held: set[str] = set()
+        self._held: dict[str, int] = {}  # notification id: attempts made before
+        self._due: list[datetime] = []  # heap: when something was put off to
         self._records: deque[tuple[Attempted, Job]] = deque()
         self._give_back: dict[str, datetime] = {}
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._closing = False
+        self._last = False
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def held(self) -> int:
         """How many notifications are claimed and not yet recorded."""
-        return len(self._held)
+        return len(self._held) + len(self._give_back)
 
     def start(self) -> None:
         """Begins to deliver. In the event loop."""
@@ -128,7 +135,7 @@ class Deliverer:
         now = self._clock()
         for host in self._hosts.values():
             for job in host.queue:
-                self._put_off(job, now)
+                self._put_off(job.notification, now)
             host.queue.clear()
         if self._in_flight:
             _log.info("deliveries_draining", in_flight=len(self._in_flight), limit_s=limit_s)
@@ -136,7 +143,8 @@ class Deliverer:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        self._written.set()  # the recorder ends when nothing is left
+        self._last = True  # nothing follows: the recorder ends when nothing is left
+        self._written.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await asyncio.shield(recorder)
@@ -147,7 +155,7 @@ class Deliverer:
         most = MAX_BATCH
         while not self._closing:
             self._wake.clear()
-            asked = min(most, self._places.held - len(self._held))
+            asked = min(most, self._places.held - self.held)
             claimed = crowded = 0
             try:
                 if asked > 0:
@@ -160,31 +168,49 @@ class Deliverer:
             most = max(MIN_BATCH, claimed - crowded) if crowded else min(MAX_BATCH, most * 2)
             if claimed < asked or asked <= 0 or crowded:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
+                    async with asyncio.timeout(self._until_due()):
                         await self._wake.wait()
+
+    def _until_due(self) -> float:
+        """Seconds until this process knows something to be due, and POLL_S at most."""
+        now = self._clock()
+        if self._due and self._due[0] <= now:  # perhaps since the last look
+            while self._due and self._due[0] <= now:
+                heapq.heappop(self._due)
+            return MIN_WAIT_S
+        return min(POLL_S, max(MIN_WAIT_S, (self._due[0] - now).total_seconds())) if self._due else POLL_S
+
+    def _remember(self, due: datetime) -> None:
+        if len(self._due) < MAX_DUE:
+            heapq.heappush(self._due, due)
 
     async def _claim(self, most: int) -> tuple[int, int]:
         """How many were claimed, and how many of them had to be put off for less than a second."""
         now = self._clock()
         claimed_s = asyncio.get_running_loop().time()
         claimed = await self._store.claim(now, now + timedelta(seconds=self.lease_s), most, self._owner)
-        fresh = [notification for notification in claimed if notification.id not in self._held]
-        self._held.update(notification.id for notification in fresh)
+        # One that is held with as many attempts is still being sent, though its lease ran out; one that has more has
+        # been recorded already, which is about to be noticed here.
+        fresh = [owed for owed in claimed if self._held.get(owed.id, -1) < owed.attempts]
+        if not fresh:
+            return len(claimed), 0
+        for owed in fresh:
+            self._held[owed.id] = owed.attempts
+            self._give_back.pop(owed.id, None)
         try:
             subscriptions = await self._store.subscriptions_by_id(list({owed.subscription_id for owed in fresh}))
         except Exception:
-            for notification in fresh:
-                self._give_back[notification.id] = now
-            self._written.set()
+            for owed in fresh:
+                self._put_off(owed, now)
             raise
         crowded = 0
-        for notification in fresh:
-            subscription = subscriptions.get(notification.subscription_id)
+        for owed in fresh:
+            subscription = subscriptions.get(owed.subscription_id)
             if subscription is None:
-                _log.error("notification_without_subscription", notification_id=notification.id)
-                self._held.discard(notification.id)
+                _log.error("notification_without_subscription", notification_id=owed.id)
+                del self._held[owed.id]
             else:
-                crowded += not self._take(Job(notification, subscription, claimed_s))
+                crowded += not self._take(Job(owed, subscription, claimed_s))
         self._start_all()
         return len(claimed), crowded
 
@@ -194,7 +220,7 @@ class Deliverer:
         False where the host works well, and is only busy.
         """
         if self._closing:
-            self._put_off(job, self._clock())
+            self._put_off(job.notification, self._clock())
             return True
         sink = job.subscription.sink
         reason = job.subscription.end_reason
@@ -216,11 +242,15 @@ class Deliverer:
     def _put_off_at(self, host: Host, job: Job) -> float:
         """Puts it off until the host may have room; for how many seconds."""
         wait_s = host.put_off_s(self._places) * (0.5 + self._jitter())
-        self._put_off(job, self._clock() + timedelta(seconds=wait_s))
+        self._put_off(job.notification, self._clock() + timedelta(seconds=wait_s))
         return wait_s
 
     def _host(self, job: Job) -> Host:
-        key = job.subscription.sink.kind, urlsplit(job.subscription.sink.url).netloc.lower()
+        sink = job.subscription.sink
+        try:
+            key = sink.kind, urlsplit(sink.url).netloc.lower()
+        except ValueError:  # the sender says what is wrong with it
+            key = sink.kind, sink.url
         host = self._hosts.get(key)
         if host is None:
             if len(self._hosts) >= MAX_HOSTS:
@@ -244,7 +274,7 @@ class Deliverer:
         while host.queue and host.in_flight < host.share(self._places) and len(self._in_flight) < self._places.overall:
             job = host.queue.popleft()
             if loop.time() - job.claimed_s > MAX_WAIT_S:
-                self._put_off(job, self._clock())
+                self._put_off(job.notification, self._clock())
                 continue
             host.in_flight += 1
             task = loop.create_task(self._send(job, host))
@@ -254,10 +284,10 @@ class Deliverer:
     def _left(self, task: asyncio.Task[None]) -> None:
         job = self._in_flight.pop(task)
         if task.cancelled():  # told to stop: it may have arrived, and is sent again under the same id
-            self._put_off(job, self._clock())
+            self._put_off(job.notification, self._clock())
         elif (error := task.exception()) is not None:
             _log.error("delivery_failed", notification_id=job.notification.id, exc_info=error)
-            self._put_off(job, self._clock() + timedelta(seconds=MAX_PUT_OFF_S))
+            self._put_off(job.notification, self._clock() + timedelta(seconds=MAX_PUT_OFF_S))
         elif not self._closing:
             host = self._host(job)
             if len(self._in_flight) >= self._places.overall - 1:
@@ -315,15 +345,17 @@ class Deliverer:
         self._records.append((attempted, job))
         self._written.set()
 
-    def _put_off(self, job: Job, due: datetime) -> None:
-        self._give_back[job.notification.id] = due
+    def _put_off(self, notification: OwedNotification, due: datetime) -> None:
+        """Gives the lease back without an attempt."""
+        del self._held[notification.id]
+        self._give_back[notification.id] = due
         self._written.set()
 
     async def _record_for_ever(self) -> None:
         """Writes attempts and gives leases back. What ends while a transaction is written goes into the next one."""
         while True:
             if not self._records and not self._give_back:
-                if self._closing and not self._in_flight:
+                if self._last:
                     return
                 self._written.clear()
                 await self._written.wait()
@@ -341,9 +373,10 @@ class Deliverer:
                 continue
             except Exception:
                 _log.exception("leases_not_given_back")  # they run out
-            for notification_id in given_back:
-                del self._give_back[notification_id]
-                self._held.discard(notification_id)
+            for notification_id, due in given_back.items():
+                self._remember(due)
+                if self._give_back.get(notification_id) is due:
+                    del self._give_back[notification_id]
             if batch:
                 self._wake.set()  # the next of these subscriptions may be claimed now
 
@@ -357,7 +390,10 @@ class Deliverer:
             await self._write_singly(batch)
         for attempted, job in batch:
             self._records.popleft()
-            self._held.discard(job.notification.id)
+            if self._held.get(job.notification.id) == job.notification.attempts:
+                del self._held[job.notification.id]
+            if attempted.next_attempt_at is not None:
+                self._remember(attempted.next_attempt_at)
             if attempted.update is not None and attempted.update.end_reason is not None:
                 self._ended(job.subscription, attempted.update.end_reason)
 
