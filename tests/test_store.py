@@ -280,6 +280,7 @@ async def test_subscription_is_read_as_written(store: SqlStore) -> None:
         request_id="r1",
         notified=3,
         last_notified_at=after(1),
+        awaiting=True,
         suspended_at=after(2),
     )
     bare = subscription("s2", criteria=frozenset(), expires_at=None, sink=Sink(kind=SinkKind.STREAM), addresses=())

@@ -217,7 +217,7 @@ _UPDATE: Executable = (
     .values(
         {
             column: func.coalesce(_new(f"new_{column.name}", column), column)
-            for column in (_sub.notified, _sub.last_notified_at, _sub.expires_at)
+            for column in (_sub.notified, _sub.last_notified_at, _sub.awaiting, _sub.expires_at)
         }
         | {
             column: case(
@@ -234,6 +234,7 @@ def _update_values(one: SubscriptionUpdate) -> dict[str, Any]:
         "new_id": one.subscription_id,
         "new_notified": one.notified,
         "new_last_notified_at": one.last_notified_at,
+        "new_awaiting": one.awaiting,
         "new_expires_at": one.expires_at,
         "new_ended_at": one.ended_at,
         "new_end_reason": one.end_reason.value if one.end_reason else None,

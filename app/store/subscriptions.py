@@ -13,12 +13,12 @@ from sqlalchemy import ColumnElement, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import DuplicateCorrelator, Status, StoreUnavailable, TerminalAddress
+from app.domain import DuplicateCorrelator, Status, TerminalAddress
 from app.ports import Page
 from app.records import EndReason, OwedNotification, Sink, SinkKind, Subscription, UsageRecord
 from app.store import tables as t
 from app.store.changes import Writing, sink_values
-from app.store.database import AnySelect
+from app.store.database import ATTEMPTS, AnySelect
 from app.store.pages import cut, position, token
 
 PORTION = 2000
@@ -57,7 +57,7 @@ class Subscriptions(Writing):
 
         if subscription.request_id and (known := await self._known(subscription)):
             return known
-        for _ in range(3):
+        for attempts_left in reversed(range(ATTEMPTS)):
             try:
                 await self._write(work)
             except IntegrityError:
@@ -68,10 +68,11 @@ class Subscriptions(Writing):
                         f"The client has an active subscription with the correlator {subscription.correlator!r}.",
                         correlator=subscription.correlator,
                     ) from None
-                # the other one has ended meanwhile
+                if not attempts_left:  # or else the one in the way has ended meanwhile
+                    raise
             else:
                 return subscription
-        raise StoreUnavailable("Others make and end the same subscription; nothing was changed.", retry_after_s=1)
+        raise AssertionError("the last attempt raises or returns")
 
     async def _known(self, subscription: Subscription) -> Subscription | None:
         """The same subscription, where it is made already."""
@@ -192,6 +193,7 @@ class Reader:
                 request_id,
                 notified,
                 last_notified_at,
+                awaiting,
                 suspended_at,
                 ended_at,
                 end_reason,
@@ -212,6 +214,7 @@ class Reader:
                 request_id=request_id,
                 notified=notified,
                 last_notified_at=last_notified_at,
+                awaiting=awaiting,
                 suspended_at=suspended_at,
                 ended_at=ended_at,
                 end_reason=None if end_reason is None else EndReason(end_reason),
@@ -249,6 +252,7 @@ def _values(subscription: Subscription) -> dict[str, Any]:
         "request_id": subscription.request_id,
         "notified": subscription.notified,
         "last_notified_at": subscription.last_notified_at,
+        "awaiting": subscription.awaiting,
         "suspended_at": subscription.suspended_at,
         "ended_at": subscription.ended_at,
         "end_reason": subscription.end_reason.value if subscription.end_reason else None,

@@ -198,6 +198,7 @@ class SubscriptionRow(SQLModel, table=True):
     request_id: str = Field(sa_type=CleanText)
     notified: int = Field(sa_type=BigInteger)
     last_notified_at: datetime | None = Field(sa_type=UtcDateTime)
+    awaiting: bool
     suspended_at: datetime | None = Field(sa_type=UtcDateTime)
     ended_at: datetime | None = Field(sa_type=UtcDateTime)
     end_reason: str | None = Field(sa_type=CleanText)

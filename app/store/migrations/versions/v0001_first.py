@@ -56,6 +56,7 @@ def upgrade() -> None:
         sa.Column("request_id", TEXT, nullable=False),
         sa.Column("notified", sa.BigInteger(), nullable=False),
         sa.Column("last_notified_at", TIME, nullable=True),
+        sa.Column("awaiting", sa.Boolean(), nullable=False),
         sa.Column("suspended_at", TIME, nullable=True),
         sa.Column("ended_at", TIME, nullable=True),
         sa.Column("end_reason", TEXT, nullable=True),
