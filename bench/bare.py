@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import cffi
@@ -66,13 +67,17 @@ _KEPT_MS = (100, 1000)
 """How long a SUBSCRIBE's and a NOTIFY's transaction is kept after its answer. By PJSIP's own 5 s and 32 s the bare loop
 would end before it has put away a single fetch."""
 
+_KEPT_STANDING_MS = (100, 32_000)
+"""Of standing subscriptions: a NOTIFY's transaction by RFC 3261's own time."""
+
+_SETTLE_S = 3.0
 _OPEN = "<basic>open</basic>"
 
 
 class BareLoop:
     """PJSIP's endpoint and a closed loop of fetches on it, in one thread."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, kept_ms: tuple[int, int] = _KEPT_MS) -> None:
         ffi: Any = cffi.FFI()
         self._ffi = ffi
         ffi.cdef(_CDEF)
@@ -82,7 +87,8 @@ class BareLoop:
         self._asked_s: dict[int, float] = {}  # by subscription: when it was asked
         self._took_s: list[float] = []
         self._free = 0
-        self._endpoint, own_port = self._open()
+        self._expires_s = 0
+        self._endpoint, own_port = self._open(kept_ms)
         self._endpt = lib.pjsua_get_pjsip_endpt()
         self._ua = lib.pjsip_ua_instance()
         pool = lib.pjsip_endpt_create_pool(self._endpt, b"bare", 4096, 4096)
@@ -115,6 +121,18 @@ class BareLoop:
                 _give_up(f"{count - len(took_s)} of {count} fetches had no answer after {_LIMIT_S} s")
         return took_s
 
+    def stand(self, count: int, concurrency: int) -> float:
+        """Sets up `count` standing subscriptions, `concurrency` at once; returns how long it took, in seconds."""
+        self._expires_s, started_s = 3600, time.perf_counter()
+        self.run(count, concurrency)
+        return time.perf_counter() - started_s
+
+    def settle(self, seconds: float) -> None:
+        """Lets PJSIP work for so long."""
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            self._lib.pjsip_endpt_handle_events2(self._endpt, self._wait, self._ffi.NULL)
+
     def let_go(self) -> None:
         """Waits until PJSIP has given up the last transaction, and with it the last dialog, of the fetches so far.
 
@@ -141,7 +159,7 @@ class BareLoop:
         sub = out[0]
         self._asked_s[int(ffi.cast("uintptr_t", sub))] = asked_s
         _must(lib.pjsip_evsub_add_header(sub, self._headers))
-        _must(lib.pjsip_evsub_initiate(sub, ffi.NULL, 0, out))
+        _must(lib.pjsip_evsub_initiate(sub, ffi.NULL, self._expires_s, out))
         _must(lib.pjsip_evsub_send_request(sub, out[0]))
         lib.pjsip_dlg_dec_lock(dialog)
 
@@ -158,8 +176,10 @@ class BareLoop:
             body = packet.wholeMsg.partition("\r\n\r\n")[2]
             if _OPEN not in body:
                 _give_up(f"a NOTIFY that does not say open: {body!r}")
-            self._took_s.append(clock() - asked_s.pop(int(ffi.cast("uintptr_t", sub))))
-            self._free += 1
+            at_s = asked_s.pop(int(ffi.cast("uintptr_t", sub)), None)
+            if at_s is not None:
+                self._took_s.append(clock() - at_s)
+                self._free += 1
 
         @ffi.callback("void(void *, void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_evsub_state(sub: Any, event: Any) -> None:
@@ -172,7 +192,7 @@ class BareLoop:
         self._kept += [on_rx_notify, on_evsub_state]
         return ffi.new("pjsip_evsub_user *", {"on_rx_notify": on_rx_notify, "on_evsub_state": on_evsub_state})
 
-    def _open(self) -> tuple[Any, int]:
+    def _open(self, kept_ms: tuple[int, int]) -> tuple[Any, int]:
         self._lib.pj_log_set_level(0)
         endpoint = pjsua2.Endpoint()
         endpoint.libCreate()
@@ -184,7 +204,7 @@ class BareLoop:
         config.medConfig.hasIoqueue = False
         config.logConfig.level = config.logConfig.consoleLevel = 0
         endpoint.libInit(config)
-        self._lib.pjsip_tsx_set_timers(500, 4000, *_KEPT_MS)
+        self._lib.pjsip_tsx_set_timers(500, 4000, *kept_ms)
         transport = pjsua2.TransportConfig()
         transport.boundAddress = "127.0.0.1"
         buffer = pjsua2.SockOpt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
@@ -207,6 +227,10 @@ class BareLoop:
         return pj_str
 
 
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _must(status: int) -> None:
     if status != 0:
         _give_up(f"PJSIP refused a call: {pjsua2.Endpoint.instance().utilStrError(status)}")
@@ -224,8 +248,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000, help="fetches of the loaded part")
     parser.add_argument("--concurrency", type=int, default=32, help="fetches in flight in the loaded part")
     parser.add_argument("--single", type=int, default=400, help="fetches one after the other")
+    parser.add_argument("--standing", type=int, default=0, help="set up so many standing subscriptions instead")
     arguments = parser.parse_args()
-    loop = BareLoop(arguments.port)
+    loop = BareLoop(arguments.port, _KEPT_MS if not arguments.standing else _KEPT_STANDING_MS)
+    if arguments.standing:
+        loop.run(64, 8)
+        before_bytes = _resident_bytes()
+        seconds = loop.stand(arguments.standing, arguments.concurrency)
+        loop.settle(_SETTLE_S)
+        grown = _resident_bytes() - before_bytes
+        print(json.dumps({"count": arguments.standing, "setup_s": seconds, "bytes": grown}), flush=True)
+        os._exit(0)
     loop.run(max(arguments.count // 2, 1), arguments.concurrency)
     loop.let_go()
     cpu_s, started_s = time.process_time(), time.perf_counter()

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 20.0
 STOP_LIMIT_S = 10.0
 _SCENARIO = Path(__file__).with_name("notifier.xml")
+_WATCH_SCENARIO = Path(__file__).with_name("watch.xml")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LONGEST_BENCH_S = 900
@@ -52,13 +53,17 @@ def sipp_installed() -> bool:
 
 
 @contextlib.contextmanager
-def notifier(folder: Path) -> Iterator[int]:
-    """SIPp as the presence server, writing into `folder`; its port on 127.0.0.1. Raises BenchError."""
+def notifier(folder: Path, *, standing: bool = False, again_ms: int = 3_600_000) -> Iterator[int]:
+    """SIPp as the presence server, writing into `folder`; its port on 127.0.0.1. Raises BenchError.
+
+    `standing` keeps subscriptions, and sends a NOTIFY in each after every `again_ms`.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
     words = (folder / "sipp.log").open("wb")
-    command = ["sipp", "-sf", str(_SCENARIO), "-i", "127.0.0.1", "-bind_local", "-ci", "127.0.0.1", "-p", str(port)]
+    scenario = ["-sf", str(_WATCH_SCENARIO), "-d", str(again_ms)] if standing else ["-sf", str(_SCENARIO)]
+    command = ["sipp", *scenario, "-i", "127.0.0.1", "-bind_local", "-ci", "127.0.0.1", "-p", str(port)]
     # A finished call is forgotten at once, and a burst fits the socket. SIPp ends itself if we no longer can.
     command += ["-deadcall_wait", "0", "-buff_size", "4194304", "-nostdin", "-timeout", f"{_LONGEST_BENCH_S}s"]
     with words, _running(command, cwd=folder, stdout=words, stderr=words) as process:

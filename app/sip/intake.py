@@ -52,7 +52,7 @@ class Intake:
         @ffi.callback("int(void *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
         def only_notify(rdata: Any) -> int:
             # Even a refusal would be sent to where its Via says, after a blocking look-up of the name in maddr.
-            text = self._packet = self._read(rdata)
+            text = self._packet = self.read(rdata)
             return not text.startswith(ours) or "maddr" in text.partition("\r\n\r\n")[0].lower()
 
         @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
@@ -83,7 +83,8 @@ class Intake:
         manager = lib.pjsip_endpt_get_tpmgr(self._endpoint.endpt)
         self._endpoint.must(lib.pjsip_tpmgr_set_recv_data_cb(manager, received), "see what streams bring")
 
-    def _read(self, rdata: Any) -> str:
+    def read(self, rdata: Any) -> str:
+        """The text of a message that PJSIP is handling."""
         received = pjsua2.SipRxData()
         self._read_packet(self._endpoint.ffi.cast("void *", int(received.this)), rdata)
         return str(received.wholeMsg)

@@ -52,6 +52,7 @@ _FIELDS = re.compile(
     r"^(subscription-state|content-type|c|content-encoding|e|content-length|l)[ \t]*:[ \t]*([^\r\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
+_EXPIRES = re.compile(r"\r\nexpires[ \t]*:[ \t]*(\d+)", re.IGNORECASE)
 _LONG = {"c": "content-type", "e": "content-encoding", "l": "content-length"}
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _BLANK = re.compile(r"\r?\n\r?\n")
@@ -91,6 +92,12 @@ def read_response(text: str) -> Final:
         min_expires_s=_seconds(values.get("min-expires", "")),
         expires_s=_seconds(values.get("expires", "")),
     )
+
+
+def read_expires(text: str) -> int:
+    """A message's Expires in seconds, -1 where absent."""
+    found = _EXPIRES.search(text, 0, max(0, text.find("\r\n\r\n")))
+    return _seconds(found[1]) if found else -1
 
 
 def plain(text: str) -> str:

@@ -22,12 +22,12 @@ from app.sip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.frames import Configure, Credentials
 from app.sip.intake import Intake
 from app.sip.library import AddressRefused, SipStackError
-from app.sip.message import Event, Final, plain, read_response
+from app.sip.message import Event, Final, plain, read_expires, read_response
 
 _PJSIP_EINVALIDURI = 171039
 _NO_EVENT_ID = 1
 _ACCEPTED, _TERMINATED = 2, 5  # of enum pjsip_evsub_state; between them PENDING and ACTIVE
-_TX_MSG = 2  # of enum pjsip_event_id_e
+_TX_MSG, _RX_MSG = 2, 3  # of enum pjsip_event_id_e
 _TSX_COMPLETED, _TSX_TERMINATED = pjsua2.PJSIP_TSX_STATE_COMPLETED, pjsua2.PJSIP_TSX_STATE_TERMINATED
 _CHALLENGES = (401, 407)
 
@@ -241,17 +241,23 @@ class Stack:
 
     def _answer(self, subscription: Subscription, transaction: Any, event: Any) -> None:
         """Reports what a standing subscription's SUBSCRIBE was answered, where nothing else will."""
+        if event.tsx_state.type == _RX_MSG:
+            code = self._ffi.cast("int *", self._ffi.cast("char *", transaction) + _TSX_STATUS)[0]
+            if 100 < code < 300:  # nearly always; the rest is read with less haste and more care
+                if code >= 200:
+                    subscription.transaction = None
+                    expires_s = read_expires(self._intake.read(event.tsx_state.source))
+                    self.events.append((subscription, Final(code, "", expires_s=expires_s)))
+                return
         seen = self._seen(event)
         state = seen.body.tsxState
         if state.tsx.state not in (_TSX_COMPLETED, _TSX_TERMINATED):
             return
         subscription.transaction = None
         code = state.tsx.statusCode
-        if 200 <= code < 300:
-            self.events.append((subscription, self._final_of(state)))
-        elif code in _CHALLENGES and self._credentials is not None and state.tsx.state == _TSX_COMPLETED:
+        if code in _CHALLENGES and self._credentials is not None and state.tsx.state == _TSX_COMPLETED:
             return  # PJSIP answers it, or ends the subscription where it cannot
-        elif self._lib.pjsip_evsub_get_state(subscription.pointer) >= _ACCEPTED:
+        if self._lib.pjsip_evsub_get_state(subscription.pointer) >= _ACCEPTED:
             status = self._ffi.cast("int *", self._ffi.cast("char *", transaction) + _TSX_STATUS)
             if status[0] == code:  # else PJSIP ends the subscription, and that is told
                 status[0] = _REQUEST_UPDATED

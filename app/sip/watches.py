@@ -218,7 +218,7 @@ class Watches:
                 case dialog.Arm():
                     watch.armed_s = action.at_s
                     self._set_timer(watch)
-                case dialog.Tell() if watch not in self._ending:
+                case dialog.Tell() if watch not in self._ending and action.reason != "subscribing":  # as he supposes
                     told = Told(watch.id, action.liveness.value, action.reason, _frame_of(action.error))
                     self._reports.append(told)
                 case dialog.Forget():
