@@ -7,7 +7,7 @@ groups is kept in memory (`start`, `reload`), so that a list without groups cost
 Deliberately absent: who listens to changes of membership (`on_change`), and limits themselves (`policy.py`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -88,6 +88,11 @@ class GroupService:
         for address in {*directory, *self._directory} - ours:
             if self._directory.get(address) != directory.get(address):
                 self._changed(address, directory.get(address))
+
+    def client_deleted(self, client_id: str) -> None:
+        """The client's groups are no longer in the store."""
+        for address in [address for address, entry in self._directory.items() if entry[0] == client_id]:
+            self._changed(address, None)
 
     def is_group(self, address: str) -> bool:
         """Whether the address is a group, anybody's."""
@@ -194,8 +199,13 @@ class GroupService:
             raise _too_many(field, most)
         return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
 
-    async def members_now(self, addresses: Iterable[TerminalAddress], most: int) -> Expansion:
-        """What addresses that were allowed once stand for now, at most `most` terminals. Raises StoreUnavailable."""
+    async def members_now(
+        self, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress] = ()
+    ) -> Expansion:
+        """What addresses that were allowed once stand for now, at most `most` terminals.
+
+        Those `known` to be groups stand for nothing once they are deleted. Raises StoreUnavailable.
+        """
         terminals: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
         level = asked = tuple(addresses)
@@ -204,7 +214,7 @@ class GroupService:
             following: list[TerminalAddress] = []
             for address in level:
                 if (group := found.get(address)) is None:
-                    if len(terminals) < most:
+                    if len(terminals) < most and address not in known:
                         terminals[address] = None
                 elif address not in visited:
                     visited[address] = None

@@ -1,28 +1,200 @@
-"""Standing watches of terminals. (Signatures first; the body follows within the hour.)"""
+"""Standing watches: observations come in, become stored statuses, and subscriptions and streams are told.
 
-from collections.abc import AsyncGenerator, Sequence
+This is the whole of it, made of `Watches` (what was observed), `Commits` (the writer), `Enrolment` (subscriptions) and
+streams. One task (`_run`) gathers what was observed and what is due, and writes statuses, the progress of subscriptions
+and what they are owed in one transaction; then, and only then, memory follows and streams are told. A status's revision
+grows by one, by compare-and-set: where another has written, what the store has is taken for true and all is decided
+anew. Who writes a status owes its notifications; what others wrote only goes to streams here.
+Invariants: memory's statuses are the store's. While the store is away, the newest observation of each terminal waits,
+and nothing is lost. All that grows, grows with subscriptions, streams and terminals, which are bounded.
 
-from app.domain import Status, TerminalAddress, TerminalStatus
+Deliberately absent: the SIP side (`Watcher`), sending (`delivery.py`), and what clients may ask for (`subscribing.py`).
+"""
+
+import asyncio
+import math
+import secrets
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence, Set
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+
+import structlog
+
+from app.commits import MAX_BATCH, Commits
+from app.domain import (
+    GatewayOverloaded,
+    Status,
+    StoreUnavailable,
+    TerminalAddress,
+    TerminalStatus,
+    TooManySubscriptions,
+)
+from app.enrolment import Enrolment
+from app.groups import GroupService
+from app.policy import Policies, check_criteria, interval_allowed
+from app.ports import Store, Watcher
 from app.records import Client
-from app.streams import WatchEvent
+from app.standings import Standings
+from app.streams import StreamEnd, WatchEvent, ending, told_by
+from app.terminals import Stream, Terminal
+from app.watches import Watches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Times and bounds of watching; seconds."""
+
+    linger_s: float = 30.0
+    """How long a terminal is watched after the last who wanted it."""
+    bookmark_s: float = 10.0
+    """How long a stream is quiet before it gets a bookmark."""
+    gather_s: float = 0.002
+    """Least time between two transactions."""
+    reread_s: float | None = None
+    """How often everything is read again that other nodes may have written; None where there are none."""
+    max_watches: int = 250_000
+    """Terminals watched; one more is refused as overload."""
+    max_streams: int = 10_000
+    """Streams of all clients; one more is refused."""
+    close_s: float = 5.0
+    """How long the last write may take at the end."""
+
+
+_TICKS = 4
+"""Ticks in `bookmark_s`."""
+DEFAULT_TUNING = Tuning()
+_RETRY_S = (0.05, 2.0)
+"""First and longest wait for a store that is away."""
+_REREAD = 500
+
+_log = structlog.get_logger(__name__)
 
 
 class Watching:
-    """What is known of watched terminals, and who is told. One per process, in one event loop."""
+    """What is known of watched terminals, and who is told. One per process, in one event loop.
 
-    def live(self, address: TerminalAddress) -> TerminalStatus | None:
-        """What a live watch says of the terminal now; a dictionary look-up."""
-        raise NotImplementedError
+    `start` it before use; at the end `end_streams`, and `aclose` when nobody calls any more.
+    """
 
-    def last(self, address: TerminalAddress) -> TerminalStatus | None:
-        """What was observed last of a terminal that is or was watched lately, whatever it is worth."""
-        raise NotImplementedError
+    def __init__(
+        self,
+        store: Store,
+        watcher: Watcher,
+        groups: GroupService,
+        policies: Policies,
+        *,
+        busy_activities: Set[str],
+        clock: Callable[[], datetime],
+        clock_s: Callable[[], float],
+        tuning: Tuning = DEFAULT_TUNING,
+        owed: Callable[[], None] = lambda: None,
+        changed: Callable[[Sequence[TerminalStatus]], None] = lambda statuses: None,
+        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
+        """`clock` gives the time in UTC, `clock_s` monotonic seconds. `owed` is called when there is something to
+        deliver, `changed` with statuses that were written (hints for other nodes); neither may block or raise."""
+        self._store = store
+        self._watcher = watcher
+        self._groups = groups
+        self._policies = policies
+        self._tuning = tuning
+        self._clock_s = clock_s
+        self._streams: dict[Stream, None] = {}
+        self._streams_of: Counter[str] = Counter()
+        self._changed_groups: set[TerminalAddress] = set()
+        self._hinted: set[TerminalAddress] = set()
+        self._wake = asyncio.Event()
+        self._stopping = self._closing = False
+        self._running: asyncio.Task[None] | None = None
+        self._ticked_s = self._reread_s = clock_s()
+        self._standings = Standings()
+        self._watches = Watches(
+            watcher,
+            busy_activities=busy_activities,
+            clock=clock,
+            clock_s=clock_s,
+            linger_s=tuning.linger_s,
+            most=tuning.max_watches,
+            wake=self._wake.set,
+        )
+        self._commits = Commits(
+            store,
+            self._watches,
+            self._standings,
+            clock=clock,
+            clock_s=clock_s,
+            new_id=new_id,
+            owed=owed,
+            changed=changed,
+        )
+        self.enrolment = Enrolment(
+            store,
+            self._watches,
+            self._standings,
+            self._commits,
+            groups,
+            policies,
+            clock=clock,
+            clock_s=clock_s,
+            new_id=new_id,
+            wake=self._wake.set,
+            end_streams_of=self.end_streams_of,
+        )
+        self.live = self._watches.live
+        self.last = self._watches.last
+        self.wanted_by = self._watches.wanted_by
 
-    def wanted_by(self, address: TerminalAddress) -> list[str]:
-        """Who wants the terminal watched: ids of subscriptions, and `stream:` with a client's id; at most 20."""
-        raise NotImplementedError
+    async def start(self) -> None:
+        """Watches again what active subscriptions want, and begins to write. Raises StoreUnavailable."""
+        self._watcher.observe(self._watches)
+        self._groups.on_change(self._group_changed)
+        await self.enrolment.restore()
+        self._running = asyncio.create_task(self._run(), name="watching")
+        _log.info("watching", **self.figures())
 
-    def stream(
+    async def aclose(self) -> None:
+        """Ends streams, writes what waits (within `close_s`), and ends."""
+        self.end_streams()
+        await self.enrolment.settled()
+        self._closing = True
+        if self._running is not None:
+            self._wake.set()
+            await asyncio.wait({self._running}, timeout=self._tuning.close_s)
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+            self._running = None
+
+    @property
+    def unreadable(self) -> Mapping[str, int]:
+        """How many documents could not be read, by reason."""
+        return self._watches.unreadable
+
+    def figures(self) -> dict[str, int]:
+        """How much there is of what grows, for metrics."""
+        return {
+            "terminals": len(self._watches.by_address),
+            "subscriptions": len(self._standings.by_id),
+            "streams": len(self._streams),
+            "waiting": self._commits.waiting,
+        }
+
+    def hint(self, addresses: Iterable[TerminalAddress]) -> None:
+        """Another node may have written the statuses of these: they are read again."""
+        self._hinted.update([address for address in addresses if address in self._watches.by_address])
+        self._wake.set()
+
+    def poke(self) -> None:
+        """Looks at the clock now."""
+        self._wake.set()
+        for stream in self._streams:
+            stream.wake()
+
+    # Streams.
+
+    async def stream(
         self,
         client: Client,
         addresses: Sequence[str],
@@ -38,16 +210,174 @@ class Watching:
         it. `criteria` (empty: any) are the statuses whose Changes are told; `min_interval_ms` is the least time between
         two Changes told of one terminal (0: as the policy allows).
 
-        Before the first event it raises BusyNotSupported, GroupNotAllowed, GroupUnknown, IntervalTooShort,
-        InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses, RateLimited,
-        StoreUnavailable, TooManyAddresses, TooManySubscriptions; thereafter nothing.
+        Before the first event it raises BusyNotSupported, GatewayOverloaded, GroupNotAllowed, GroupUnknown,
+        IntervalTooShort, InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses,
+        RateLimited, StoreUnavailable, TooManyAddresses, TooManySubscriptions; thereafter nothing.
         """
-        raise NotImplementedError
+        policy = self._policies.admit(client)
+        check_criteria(policy, criteria)
+        interval_s = interval_allowed(policy, min_interval_ms) / 1000
+        most = policy.max_notification_addresses
+        expansion = await self._groups.expand(client, addresses, policy, "addresses", most=most)
+        resumed = told_by(resume_token, expansion.terminals)
+        if self._stopping:
+            yield ending(StreamEnd.GATEWAY_STOPPING, resume_token)
+            return
+        if len(self._streams) >= self._tuning.max_streams or self._streams_of[client.id] >= policy.max_streams:
+            raise TooManySubscriptions("As many streams are open as allowed.")
+        stream = Stream(
+            client.id,
+            addresses=expansion.addresses,
+            groups=expansion.groups,
+            criteria=criteria,
+            interval_s=interval_s,
+            busy=policy.busy_available,
+            most=most,
+        )
+        terminals = self._watches.want(expansion.terminals)
+        for terminal in terminals:
+            terminal.streams[stream] = None
+            stream.told[terminal] = 0
+        self._streams[stream] = None
+        self._streams_of[client.id] += 1
+        try:
+            await self._commits.load(terminals)
+            async with aclosing(stream.read(resumed, self._clock_s)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            del self._streams[stream]
+            self._streams_of[client.id] -= 1
+            if not self._streams_of[client.id]:
+                del self._streams_of[client.id]
+            for terminal in stream.told:
+                del terminal.streams[stream]
+                if not terminal.wanted:
+                    self._watches.unwanted(terminal)
 
     def end_streams_of(self, client_id: str) -> None:
         """Ends the client's streams (CREDENTIALS_EXPIRED)."""
-        raise NotImplementedError
+        for stream in self._streams:
+            if stream.client_id == client_id:
+                stream.end(StreamEnd.CREDENTIALS_EXPIRED)
 
     def end_streams(self) -> None:
-        """Ends every stream, now and to come (GATEWAY_STOPPING)."""
-        raise NotImplementedError
+        """Ends every stream, and those to come at once (GATEWAY_STOPPING)."""
+        self._stopping = True
+        for stream in self._streams:
+            stream.end(StreamEnd.GATEWAY_STOPPING)
+
+    def _group_changed(self, address: TerminalAddress) -> None:
+        self._changed_groups.add(address)
+        self._wake.set()
+
+    async def _run(self) -> None:
+        retry_s, defects, began_s = 0.0, 0, -math.inf
+        loop = asyncio.get_running_loop()
+        while True:
+            if retry_s:
+                await asyncio.sleep(retry_s)
+            elif not (self._commits.waiting or self._changed_groups or self._hinted):
+                if self._closing:
+                    return
+                await self._rest()
+            if not retry_s and (wait_s := began_s + self._tuning.gather_s - loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            began_s = loop.time()
+            try:
+                await self._work(1 if defects else MAX_BATCH)
+            except StoreUnavailable as error:
+                if not retry_s:
+                    _log.warning("store_unavailable", message=str(error), **self.figures())
+                self._commits.keep_newest()
+                retry_s = min(max(2 * retry_s, _RETRY_S[0]), _RETRY_S[1])
+            except Exception:
+                _log.exception("defect_in_watching")
+                if defects:
+                    self._commits.give_up()
+                defects, retry_s = defects + 1, _RETRY_S[0]
+            else:
+                if retry_s:
+                    _log.info("store_available")
+                retry_s, defects = 0.0, max(0, defects - 1)
+
+    async def _rest(self) -> None:
+        """Waits until something is to be done."""
+        now_s = self._clock_s()
+        due_s = min(
+            self._standings.next_due_s, self._watches.next_due_s, self._ticked_s + self._tuning.bookmark_s / _TICKS
+        )
+        if self._tuning.reread_s is not None:
+            due_s = min(due_s, self._reread_s + self._tuning.reread_s)
+        timer = asyncio.get_running_loop().call_later(max(0.0, due_s - now_s), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        self._wake.clear()
+
+    async def _work(self, most: int) -> None:
+        """Does all that is to be done now, of each kind a part. Raises StoreUnavailable."""
+        now_s = self._clock_s()
+        self._tick(now_s)
+        self._watches.let_go(now_s)
+        if self._commits.waiting or self._standings.next_due_s <= now_s:
+            await self._commits.round(most)
+        if self._changed_groups:
+            changed = frozenset(self._changed_groups)
+            await self._regroup(changed)
+            self._changed_groups -= changed
+        if self._hinted:
+            hinted = list(islice(self._hinted, _REREAD))
+            await self._reread(hinted)
+            self._hinted.difference_update(hinted)
+        if self._tuning.reread_s is not None and now_s - self._reread_s >= self._tuning.reread_s:
+            self._reread_s = now_s
+            await self._groups.reload()
+            self._hinted.update(self._watches.by_address)
+
+    def _tick(self, now_s: float) -> None:
+        tick_s = self._tuning.bookmark_s / _TICKS
+        if now_s - self._ticked_s < tick_s:
+            return
+        self._ticked_s = now_s
+        for stream in self._streams:
+            stream.quiet_ticks += 1
+            if stream.quiet_ticks >= _TICKS:
+                stream.quiet_ticks = 0
+                stream.bookmark()
+
+    async def _reread(self, addresses: Sequence[TerminalAddress]) -> None:
+        async with self._commits.lock:
+            self._commits.adopt((await self._store.statuses(addresses)).values())
+
+    async def _regroup(self, changed: Set[TerminalAddress]) -> None:
+        clients = {client.id: client for client in await self._store.clients()}
+        await self.enrolment.regroup(changed, clients)
+        for stream in list(self._streams):
+            if changed.isdisjoint(stream.groups):
+                continue
+            expansion = await self._groups.members_now(stream.addresses, stream.most, stream.groups)
+            try:
+                terminals = self._watches.want(expansion.terminals)
+            except GatewayOverloaded as error:
+                _log.warning("group_not_followed", client=stream.client_id, message=str(error))
+                continue
+            await self._commits.load(terminals)
+            if stream in self._streams:  # it may have been closed meanwhile
+                self._follow(stream, terminals)
+                stream.groups = tuple(dict.fromkeys([*stream.groups, *expansion.groups]))
+            for terminal in terminals:
+                if not terminal.wanted:
+                    self._watches.unwanted(terminal)
+
+    def _follow(self, stream: Stream, terminals: Sequence[Terminal]) -> None:
+        for terminal in set(stream.told).difference(terminals):
+            stream.leave(terminal)
+            del terminal.streams[stream]
+            if not terminal.wanted:
+                self._watches.unwanted(terminal)
+        for terminal in terminals:
+            if terminal not in stream.told:
+                terminal.streams[stream] = None
+                stream.join(terminal)

@@ -1,0 +1,307 @@
+"""Takes subscriptions in and out, in the store and in memory together.
+
+Invariants: whoever is here holds the writer's lock, so that no change falls between what a new subscription is told at
+once and what it is told later, and none is told that has ended. Memory follows the store, never the reverse.
+
+Deliberately absent: what clients may ask for (`subscribing.py`), and the rule of who is told what (`standing.py`).
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+import structlog
+
+from app.commits import Commits
+from app.domain import GatewayOverloaded, Liveness, StoreUnavailable, SubscriptionUnknown, TerminalAddress
+from app.groups import Expansion, GroupService
+from app.policy import Policies, Policy
+from app.ports import Changes, Store, SubscriptionUpdate
+from app.records import (
+    Client,
+    EndReason,
+    NotificationKind,
+    OwedNotification,
+    SinkKind,
+    Subscription,
+    UsageRecord,
+)
+from app.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
+from app.standings import Standings
+from app.terminals import Terminal
+from app.watches import Watches
+
+_Result = TypeVar("_Result")
+
+_log = structlog.get_logger(__name__)
+
+
+class Enrolment:
+    """The active subscriptions' coming and going."""
+
+    def __init__(
+        self,
+        store: Store,
+        watches: Watches,
+        standings: Standings,
+        commits: Commits,
+        groups: GroupService,
+        policies: Policies,
+        *,
+        clock: Callable[[], datetime],
+        clock_s: Callable[[], float],
+        new_id: Callable[[], str],
+        wake: Callable[[], None],
+        end_streams_of: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._watches = watches
+        self._standings = standings
+        self._commits = commits
+        self._groups = groups
+        self._policies = policies
+        self._clock = clock
+        self._clock_s = clock_s
+        self._new_id = new_id
+        self._wake = wake
+        self._end_streams_of = end_streams_of
+        self._works: set[asyncio.Task[Any]] = set()
+
+    def active_count(self, client_id: str) -> int:
+        """How many active subscriptions the client has."""
+        return self._standings.count(client_id)
+
+    async def restore(self) -> None:
+        """Takes in what is active in the store. Raises StoreUnavailable."""
+        clients = {client.id: client for client in await self._store.clients()}
+        async for portion in self._store.active_subscriptions():
+            await self._restore(portion, clients)
+
+    async def settled(self) -> None:
+        """Waits for what callers who left have begun."""
+        await asyncio.gather(*self._works, return_exceptions=True)
+
+    async def begin(
+        self, subscription: Subscription, expansion: Expansion, *, busy: bool, usage: Sequence[UsageRecord]
+    ) -> Subscription:
+        """Stores a subscription with what it is told at once, and lets it stand. Returns what is stored, which is
+        another one where its request id was used before. Raises DuplicateCorrelator, GatewayOverloaded,
+        StoreUnavailable."""
+        return await self._undisturbed(self._begin(subscription, expansion, busy, usage))
+
+    async def _begin(
+        self, subscription: Subscription, expansion: Expansion, busy: bool, usage: Sequence[UsageRecord]
+    ) -> Subscription:
+        async with self._commits.lock:
+            terminals = self._watches.want(expansion.terminals)
+            try:
+                await self._commits.load(terminals)
+                standing, told, owed, decision = self._started(subscription, terminals, expansion.groups, busy)
+                stored = await self._store.create_subscription(told, owed, usage)
+                if stored.id == subscription.id:
+                    if stored.active:
+                        if decision is not None:
+                            decision.apply()
+                        self._stand(standing, terminals)
+                    self._commits.hint_owed(owed)
+                return stored
+            finally:
+                for terminal in terminals:
+                    if not terminal.wanted:
+                        self._watches.unwanted(terminal)
+
+    def _started(
+        self,
+        subscription: Subscription,
+        terminals: Sequence[Terminal],
+        groups: tuple[TerminalAddress, ...],
+        busy: bool,
+    ) -> tuple[Standing, Subscription, list[OwedNotification], Decision | None]:
+        live = {one.address: one.status for one in terminals if one.liveness is Liveness.LIVE and one.status}
+        now_s = self._clock_s()
+        addresses = tuple([one.address for one in terminals])
+        standing = begun(subscription, terminals=addresses, groups=groups, live=live, busy=busy, now_s=now_s)
+        writer = Writer(self._clock(), self._new_id)
+        sink, owed = subscription.sink.kind, []
+        if sink is SinkKind.WEBHOOK:
+            owed.append(writer.owe(subscription.id, subscription.client_id, sink, NotificationKind.STARTED))
+        decision = None
+        if live and subscription.check_immediate:
+            decision = decide(standing, [(status, None) for status in live.values()], {}, now_s, writer)
+        awaiting = bool(standing.awaiting if decision is None else decision.awaiting)
+        subscription = replace(subscription, awaiting=awaiting)
+        if decision is not None:
+            owed += decision.owed
+            if (update := decision.update) is not None:
+                subscription = replace(
+                    subscription,
+                    notified=decision.notified,
+                    last_notified_at=update.last_notified_at,
+                    ended_at=update.ended_at,
+                    end_reason=update.end_reason,
+                    end_detail=update.end_detail or "",
+                )
+        return standing, subscription, owed, decision
+
+    async def finish(self, subscription: Subscription, reason: EndReason, usage: Sequence[UsageRecord]) -> None:
+        """Ends an active subscription. Raises StoreUnavailable, having changed nothing, and SubscriptionUnknown where
+        it has ended meanwhile."""
+        await self._undisturbed(self._finish(subscription.id, reason, usage))
+
+    async def _finish(self, subscription_id: str, reason: EndReason, usage: Sequence[UsageRecord]) -> None:
+        async with self._commits.lock:
+            standing = self._standing(subscription_id)
+            writer = Writer(self._clock(), self._new_id)
+            update = SubscriptionUpdate(
+                subscription_id=standing.id, ended_at=writer.now, end_reason=reason, end_detail=END_TEXTS[reason]
+            )
+            owed = writer.ending(standing.id, standing.client_id, standing, reason)
+            await self._store.write(Changes(updates=[update], owed=owed, usage=usage))
+            self._drop(standing)
+            self._commits.hint_owed(owed)
+
+    async def prolong(self, subscription: Subscription, expires_at: datetime) -> None:
+        """Lets an active subscription end at another time. Raises as `finish`."""
+        await self._undisturbed(self._prolong(subscription.id, expires_at))
+
+    async def _prolong(self, subscription_id: str, expires_at: datetime) -> None:
+        async with self._commits.lock:
+            standing = self._standing(subscription_id)
+            await self._store.write(
+                Changes(updates=[SubscriptionUpdate(subscription_id=standing.id, expires_at=expires_at)])
+            )
+            standing.expires_s = self._clock_s() + (expires_at - self._clock()).total_seconds()
+            self._standings.prolonged(standing)
+        self._wake()
+
+    async def delete_client(self, client_id: str) -> list[Subscription]:
+        """Deletes a client with its keys and groups, ends its subscriptions (which are returned) and its streams.
+        Raises ClientUnknown, StoreUnavailable."""
+        return await self._undisturbed(self._delete_client(client_id))
+
+    async def _delete_client(self, client_id: str) -> list[Subscription]:
+        async with self._commits.lock:
+            writer = Writer(self._clock(), self._new_id)
+            ended = await self._store.delete_client(client_id, writer.now)
+            for subscription in ended:
+                self.forget(subscription.id)
+            self._groups.client_deleted(client_id)
+            self._end_streams_of(client_id)
+            owed = [
+                one
+                for subscription in ended
+                for one in writer.ending(subscription.id, client_id, subscription.sink, EndReason.CLIENT_DELETED)
+            ]
+            try:
+                if owed:
+                    await self._store.write(Changes(owed=owed))
+                    self._commits.hint_owed(owed)
+            except StoreUnavailable as error:  # the client is deleted all the same
+                _log.warning("ends_not_told", client=client_id, subscriptions=len(ended), message=str(error))
+        return ended
+
+    def forget(self, subscription_id: str) -> None:
+        """The subscription has ended in the store."""
+        standing = self._standings.by_id.get(subscription_id)
+        if standing is not None:
+            self._drop(standing)
+
+    def _standing(self, subscription_id: str) -> Standing:
+        standing = self._standings.by_id.get(subscription_id)
+        if standing is None:
+            raise SubscriptionUnknown("There is no such active subscription.")
+        return standing
+
+    async def _undisturbed(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Does it whole, also where the caller leaves: memory would not follow the store otherwise."""
+        task = asyncio.create_task(work, name="enrolment")
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        return await asyncio.shield(task)
+
+    def _stand(self, standing: Standing, terminals: Iterable[Terminal]) -> None:
+        for terminal in terminals:
+            terminal.standings[standing] = None
+            if terminal.address in standing.awaiting:
+                terminal.attentive = True
+        self._standings.add(standing)
+        self._wake()
+
+    def _drop(self, standing: Standing) -> None:
+        self._standings.remove(standing)
+        self._watches.unlink(standing, standing.terminals)
+
+    async def regroup(self, changed: Iterable[TerminalAddress], clients: Mapping[str, Client]) -> None:
+        """Lets subscriptions by these groups follow their members. Raises StoreUnavailable, and may be repeated."""
+        async with self._commits.lock:
+            concerned = dict.fromkeys([one for group in changed for one in self._standings.by_group.get(group, ())])
+            for standing in concerned:
+                most = self._policy_of(standing.client_id, clients).max_notification_addresses
+                expansion = await self._groups.members_now(standing.addresses, most, standing.groups)
+                try:
+                    terminals = self._watches.want(expansion.terminals)
+                except GatewayOverloaded as error:
+                    _log.warning("group_not_followed", subscription=standing.id, message=str(error))
+                    continue
+                await self._commits.load(terminals)
+                if not standing.ended:  # by the endpoint, meanwhile
+                    self._follow(standing, terminals)
+                    self._standings.index_groups(standing, expansion.groups)
+                for terminal in terminals:
+                    if not terminal.wanted:
+                        self._watches.unwanted(terminal)
+        self._wake()
+
+    def _follow(self, standing: Standing, terminals: Sequence[Terminal]) -> None:
+        now = tuple([terminal.address for terminal in terminals])
+        left = set(standing.terminals).difference(now)
+        standing.terminals = now
+        standing.awaiting = standing.awaiting - left
+        standing.held = tuple([status for status in standing.held if status.address not in left])
+        self._watches.unlink(standing, left)
+        for terminal in terminals:
+            if standing in terminal.standings:
+                continue
+            terminal.standings[standing] = None
+            live = terminal.liveness is Liveness.LIVE and terminal.status is not None
+            if live and not standing.check_immediate:
+                continue
+            standing.awaiting = standing.awaiting | {terminal.address}
+            terminal.attentive = True
+            if live and terminal.status is not None and not terminal.pending:
+                terminal.note(terminal.status.status, terminal.status.observed_at)  # as if it were observed now
+                self._watches.enqueue(terminal)
+
+    async def _restore(self, portion: Sequence[Subscription], clients: Mapping[str, Client]) -> None:
+        now, now_s = self._clock(), self._clock_s()
+        expansions: dict[str, Expansion] = {}
+        for subscription in portion:
+            if any(map(self._groups.is_group, subscription.addresses)):
+                most = self._policy_of(subscription.client_id, clients).max_notification_addresses
+                expansions[subscription.id] = await self._groups.members_now(subscription.addresses, most)
+        wanted: dict[TerminalAddress, None] = {}
+        for subscription in portion:
+            expansion = expansions.get(subscription.id)
+            wanted.update(dict.fromkeys(expansion.terminals if expansion else subscription.addresses))
+        terminals = {terminal.address: terminal for terminal in self._watches.want(tuple(wanted))}
+        await self._commits.load(terminals.values())
+        stored = {address: terminal.status for address, terminal in terminals.items() if terminal.status}
+        for subscription in portion:
+            expansion = expansions.get(subscription.id)
+            its = [terminals[one] for one in (expansion.terminals if expansion else subscription.addresses)]
+            standing = restored(
+                subscription,
+                terminals=tuple([terminal.address for terminal in its]),
+                groups=expansion.groups if expansion else (),
+                stored=stored,
+                busy=self._policy_of(subscription.client_id, clients).busy_available,
+                now=now,
+                now_s=now_s,
+            )
+            self._stand(standing, its)
+
+    def _policy_of(self, client_id: str, clients: Mapping[str, Client]) -> Policy:
+        client = clients.get(client_id)
+        return self._policies.operator if client is None else self._policies.of(client)

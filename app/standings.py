@@ -1,0 +1,96 @@
+"""The active subscriptions in memory, by what they are looked up by: id, group, client, and when they are due.
+
+Invariants: a subscription has one entry in the heap for its end, one while it holds something back, and a stale one for
+each time it was prolonged or ended; where stale ones are the most, the heap is made anew. So all of it grows with the
+number of active subscriptions only.
+
+Deliberately absent: the rule itself (`standing.py`), terminals, and the store.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable
+from itertools import count
+
+from app.domain import TerminalAddress
+from app.standing import Standing
+
+_SLACK = 1000
+
+
+class Standings:
+    """Active subscriptions."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Standing] = {}
+        self.by_group: dict[TerminalAddress, dict[Standing, None]] = {}
+        self._of_client: dict[str, int] = {}
+        self._heap: list[tuple[float, int, Standing]] = []
+        self._number = count()
+
+    @property
+    def next_due_s(self) -> float:
+        """When `pop_due` may have something; too early does no harm."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def count(self, client_id: str) -> int:
+        """How many the client has."""
+        return self._of_client.get(client_id, 0)
+
+    def add(self, standing: Standing) -> None:
+        """Takes one in."""
+        self.by_id[standing.id] = standing
+        self._of_client[standing.client_id] = self.count(standing.client_id) + 1
+        self.index_groups(standing, standing.groups)
+        self.prolonged(standing)
+        if standing.held:
+            self.holds(standing)
+
+    def remove(self, standing: Standing) -> None:
+        """Takes one out, if it is in."""
+        standing.ended = True
+        if self.by_id.pop(standing.id, None) is None:
+            return
+        left = self.count(standing.client_id) - 1
+        if left:
+            self._of_client[standing.client_id] = left
+        else:
+            del self._of_client[standing.client_id]
+        for group in standing.groups:
+            members = self.by_group[group]
+            del members[standing]
+            if not members:
+                del self.by_group[group]
+
+    def index_groups(self, standing: Standing, groups: Iterable[TerminalAddress]) -> None:
+        """Lets it be found by these groups, too."""
+        standing.groups = tuple(dict.fromkeys([*standing.groups, *groups]))
+        for group in standing.groups:
+            self.by_group.setdefault(group, {})[standing] = None
+
+    def prolonged(self, standing: Standing) -> None:
+        """Its end is another now."""
+        self._push(standing.expires_s, standing)
+
+    def holds(self, standing: Standing) -> None:
+        """It holds something back, from now until `allowed_s`."""
+        self._push(standing.allowed_s, standing)
+
+    def pop_due(self, now_s: float) -> list[Standing]:
+        """Those that are due, each as often as it has reason to be."""
+        due = []
+        heap = self._heap
+        while heap and heap[0][0] <= now_s:
+            standing = heapq.heappop(heap)[2]
+            if not standing.ended and standing.due_s <= now_s:
+                due.append(standing)
+        return due
+
+    def _push(self, due_s: float, standing: Standing) -> None:
+        if due_s < math.inf:
+            heapq.heappush(self._heap, (due_s, next(self._number), standing))
+        if len(self._heap) > 4 * len(self.by_id) + _SLACK:
+            active = self.by_id.values()
+            entries = [(one.expires_s, one) for one in active] + [(one.allowed_s, one) for one in active if one.held]
+            self._heap = [(due_s, next(self._number), one) for due_s, one in entries if due_s < math.inf]
+            heapq.heapify(self._heap)

@@ -1,0 +1,194 @@
+"""Which terminals are watched, what was observed of them and is still to be written, and who wants them.
+
+However many subscriptions and streams want a terminal, it is watched once, and for `linger_s` after the last.
+Invariants: an observation leaves `queue` only when it is written. A document that cannot be read changes nothing, and
+losing contact makes a status STALE, never UNREACHABLE.
+
+Deliberately absent: the store, and who is told what (`commits.py`).
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence, Set
+from datetime import datetime
+from itertools import islice
+
+import structlog
+
+from app.domain import (
+    DocumentUnreadable,
+    GatewayOverloaded,
+    Liveness,
+    TerminalAddress,
+    TerminalStatus,
+    TerminalStatusError,
+)
+from app.ports import Notification, Watcher
+from app.presence import read_presence, status_of
+from app.standing import Standing
+from app.streams import StreamEnd
+from app.terminals import Terminal
+
+_LOG_S = 1.0
+_MAX_WANTED_BY = 20
+
+_log = structlog.get_logger(__name__)
+
+
+class Watches:
+    """The watched terminals; the `WatchObserver`."""
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        *,
+        busy_activities: Set[str],
+        clock: Callable[[], datetime],
+        clock_s: Callable[[], float],
+        linger_s: float,
+        most: int,
+        wake: Callable[[], None],
+    ) -> None:
+        """`wake` is called when there is something to write or to let go; `most` terminals are watched."""
+        self.by_address: dict[TerminalAddress, Terminal] = {}
+        self.queue: list[Terminal] = []
+        """Those with something to write, in the order in which it came."""
+        self.failed: list[tuple[TerminalAddress, tuple[Standing, ...], TerminalStatusError]] = []
+        """Those that cannot be watched, with whom that ends."""
+        self.unreadable: Counter[str] = Counter()
+        """Documents that could not be read, by reason."""
+        self._watcher = watcher
+        self._busy_activities = frozenset(busy_activities)
+        self._clock = clock
+        self._clock_s = clock_s
+        self._linger_s = linger_s
+        self._most = most
+        self._wake = wake
+        self._idle: deque[tuple[float, Terminal]] = deque()
+        self._logged_s = -math.inf
+
+    def observed(self, address: TerminalAddress, notification: Notification) -> None:
+        """A NOTIFY came. A document that cannot be read is counted and logged; the last status stays."""
+        terminal = self.by_address.get(address)
+        if terminal is None:
+            return
+        try:
+            presence = read_presence(notification.body, notification.content_type, notification.content_encoding)
+        except DocumentUnreadable as error:
+            self._cannot_read(address, error)
+            return
+        if terminal.note(status_of(presence, self._busy_activities), notification.observed_at):
+            self.enqueue(terminal)
+            self._wake()
+
+    def liveness_changed(
+        self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
+    ) -> None:
+        """What the last observation is worth has changed."""
+        terminal = self.by_address.get(address)
+        if terminal is not None and terminal.tell_liveness(liveness, reason, self._clock()):
+            for stream in terminal.streams:
+                stream.post_liveness(terminal)
+
+    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+        """The terminal cannot be watched, or (without an error) what it said last holds for good."""
+        terminal = self.by_address.get(address)
+        if terminal is None or error is None:
+            return
+        terminal.error = error
+        if terminal.standings:
+            self.failed.append((address, tuple(terminal.standings), error))
+            self._wake()
+        if terminal.tell_liveness(Liveness.STALE, reason, self._clock()):
+            for stream in terminal.streams:
+                stream.post_liveness(terminal)
+        for stream in terminal.streams:
+            if all(one.error is not None for one in stream.told):
+                stream.end(StreamEnd.NOTHING_TO_WATCH)
+
+    def enqueue(self, terminal: Terminal) -> None:
+        """The terminal has something pending."""
+        if not terminal.queued:
+            terminal.queued = True
+            self.queue.append(terminal)
+
+    def live(self, address: TerminalAddress) -> TerminalStatus | None:
+        """What a live watch says of the terminal now; a dictionary look-up."""
+        terminal = self.by_address.get(address)
+        if terminal is None or terminal.liveness is not Liveness.LIVE:
+            return None
+        return terminal.newest() if terminal.pending else terminal.status
+
+    def last(self, address: TerminalAddress) -> TerminalStatus | None:
+        """What was observed last of a terminal that is watched, or was lately, whatever that is worth."""
+        terminal = self.by_address.get(address)
+        return terminal.newest() if terminal is not None else None
+
+    def wanted_by(self, address: TerminalAddress) -> list[str]:
+        """Who wants the terminal watched: ids of subscriptions, and `stream:` with a client's id; at most 20."""
+        terminal = self.by_address.get(address)
+        if terminal is None:
+            return []
+        names = [standing.id for standing in islice(terminal.standings, _MAX_WANTED_BY)]
+        return names + [f"stream:{one.client_id}" for one in islice(terminal.streams, _MAX_WANTED_BY - len(names))]
+
+    def _cannot_read(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+        reason = error.details.get("reason", "unknown")
+        self.unreadable[reason] += 1
+        now_s = self._clock_s()
+        if now_s - self._logged_s >= _LOG_S:
+            self._logged_s = now_s
+            _log.warning("document_unreadable", address=address, message=str(error), reason=reason)
+
+    def want(self, addresses: Sequence[TerminalAddress]) -> list[Terminal]:
+        """Has all of them watched. What is not linked to who wants it must be told to `unwanted`."""
+        known = self.by_address
+        new = sum(address not in known for address in addresses)
+        if new and len(known) + new > self._most:
+            raise GatewayOverloaded(f"{self._most} terminals are watched, as many as allowed.", retry_after_s=60)
+        now = self._clock()
+        terminals = []
+        for address in addresses:
+            terminal = known.get(address)
+            if terminal is None:
+                terminal = known[address] = Terminal(address, now)
+                self._watcher.watch(address)
+            elif terminal.error is not None:
+                terminal.watch_again(now)
+                self._watcher.watch(address)
+            terminal.idle_from_s = None
+            terminals.append(terminal)
+        return terminals
+
+    def unwanted(self, terminal: Terminal) -> None:
+        """Nobody wants it, for now."""
+        terminal.idle_from_s = self._clock_s()
+        self._idle.append((terminal.idle_from_s, terminal))
+        self._wake()
+
+    def unlink(self, standing: Standing, addresses: Iterable[TerminalAddress]) -> None:
+        """The subscription wants these terminals no more."""
+        for address in addresses:
+            if (terminal := self.by_address.get(address)) is not None:
+                terminal.standings.pop(standing, None)
+                if not terminal.wanted:
+                    self.unwanted(terminal)
+
+    @property
+    def next_due_s(self) -> float:
+        """When `let_go` may have something to do."""
+        return self._idle[0][0] + self._linger_s if self._idle else math.inf
+
+    def let_go(self, now_s: float) -> None:
+        """Ends the watches that nobody wanted for long."""
+        idle = self._idle
+        while idle and idle[0][0] + self._linger_s <= now_s:
+            since_s, terminal = idle.popleft()
+            if terminal.idle_from_s != since_s or self.by_address.get(terminal.address) is not terminal:
+                continue
+            if terminal.queued:
+                terminal.idle_from_s = now_s  # what was observed is still to be written
+                idle.append((now_s, terminal))
+                continue
+            del self.by_address[terminal.address]
+            self._watcher.unwatch(terminal.address)
