@@ -16,24 +16,35 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.config import ConfigurationError, Settings, load_settings
+from app.commands.clients import clients
+from app.commands.console import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    ConfigOption,
+    JsonOption,
+    err,
+    fail,
+    out,
+    read_settings,
+    run_main,
+    shown,
+)
 from app.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from app.domain import Status
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="terminal-status",
@@ -44,13 +55,7 @@ app = typer.Typer(
     epilog="Settings come from TS_… variables and a TOML file; the README lists them. "
     "Exit codes: 0 well, 1 something failed, 2 wrong use or settings.",
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with settings; TS_CONFIG_FILE otherwise.", show_default=False)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+app.add_typer(clients, name="clients")
 
 
 def _tell_version(wanted: bool) -> None:
@@ -82,14 +87,15 @@ class Face(StrEnum):
 def serve(
     config: ConfigOption = None,
     presence_server: Annotated[
-        str | None, typer.Option(help="As TS_PRESENCE_SERVER: sip:HOST[:PORT][;transport=tcp|udp|tls].", show_default=False)
+        str | None,
+        typer.Option(help="As TS_PRESENCE_SERVER: sip:HOST[:PORT][;transport=tcp|udp|tls].", show_default=False),
     ] = None,
     grpc_listen: Annotated[str | None, typer.Option(help="As TS_GRPC_LISTEN.", show_default=False)] = None,
     http_listen: Annotated[str | None, typer.Option(help="As TS_HTTP_LISTEN.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one line of JSON.")] = False,
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish."""
-    settings = _settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
+    settings = read_settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging(settings.log_level, settings.log_format)
 
     async def run() -> None:
@@ -105,7 +111,7 @@ def serve(
                 err.print(f"Serving gRPC on {gateway.grpc_address}, REST and SOAP on http://{gateway.http_address}.")
             await stop.wait()
 
-    _run(run())
+    run_main(run())
 
 
 @app.command()
@@ -125,9 +131,9 @@ def get(
     from app.ask import ask
 
     if unreadable := [address for address in addresses if not _is_utf8(address)]:
-        err.print(f"[red]error:[/] {_shown(unreadable[0])} is not UTF-8; an address is a sip:, sips: or tel: URI.")
+        err.print(f"[red]error:[/] {shown(unreadable[0])} is not UTF-8; an address is a sip:, sips: or tel: URI.")
         raise typer.Exit(USAGE)
-    settings = _settings(
+    settings = read_settings(
         None,
         {"grpc_listen": "--grpc-server", "http_listen": "--http-server"},
         presence_server="sip:127.0.0.1",  # nobody asks one here
@@ -144,7 +150,7 @@ def get(
         for answer in answers:
             told = _coloured(answer["status"]) if "status" in answer else f"[red]{escape(answer['code'])}[/]"
             where = escape(answer.get("observed_at") or answer.get("error", ""))
-            table.add_row(_shown(answer["address"]), answer["via"], told, where, str(answer["elapsed_ms"]))
+            table.add_row(shown(answer["address"]), answer["via"], told, where, str(answer["elapsed_ms"]))
         out.print(table)
     raise typer.Exit(FAILED if any("error" in answer for answer in answers) else OK)
 
@@ -174,7 +180,7 @@ def sandbox(
             err.print(f"Sandbox notifier on sip:{host}:{notifier.port}, UDP and TCP. Ctrl-C ends it.")
             await stop.wait()
 
-    _run(run())
+    run_main(run())
 
 
 @app.command()
@@ -195,8 +201,8 @@ def openapi(
         try:
             output.write_text(text, "utf-8")
         except OSError as error:
-            _fail(f"{output}: cannot be written: {error.strerror}.")
-        err.print(f"Wrote {_shown(str(output))}.")
+            fail(f"{output}: cannot be written: {error.strerror}.")
+        err.print(f"Wrote {shown(str(output))}.")
 
 
 @app.command()
@@ -229,14 +235,14 @@ def demo(
     """Run sandbox and gateway together, ask all three faces, then print each change until Ctrl-C (`make run`)."""
     from app.demo import run_demo
 
-    settings = _settings(None, presence_server="sip:127.0.0.1", grpc_listen=grpc_listen, http_listen=http_listen)
+    settings = read_settings(None, presence_server="sip:127.0.0.1", grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging("warning", "auto")
 
     async def run() -> None:
         async with _told_to_stop() as stop:
             await run_demo(settings, seed, stop, out, as_json=as_json)
 
-    _run(run())
+    run_main(run())
 
 
 def main() -> None:
@@ -251,33 +257,6 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _settings(config: Path | None, called: dict[str, str] | None = None, **overrides: str | None) -> Settings:
-    try:
-        return load_settings(os.environ, config, called=called, **overrides)
-    except ConfigurationError as error:
-        for problem in error.problems:
-            err.print(f"[red]error:[/] {_shown(problem)}")
-        raise typer.Exit(USAGE) from None
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs `main` on uvloop; what stops a start is one line on standard error and exit code 1."""
-    import uvloop
-
-    from app.main import CannotStart
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main)
-    except (CannotStart, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    err.print(f"[red]error:[/] {_shown(message)}")
-    raise typer.Exit(FAILED) from None
-
-
 def _is_utf8(text: str) -> bool:
     """Whether an argument was UTF-8; Python hands on other bytes as lone surrogates, which nothing else takes."""
     try:
@@ -285,11 +264,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(text: str) -> str:
-    """Text of others for the terminal: no markup, and what it cannot show or might obey is escaped."""
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 def _raise_file_limit() -> None:

@@ -1,0 +1,60 @@
+"""What the commands of `terminal-status` share: output, exit codes, options, and how a failure is told.
+
+Deliberately absent: any command (`cli.py` and the modules beside this one).
+"""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from app.config import ConfigurationError, Settings, load_settings
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with settings; TS_CONFIG_FILE otherwise.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def read_settings(config: Path | None, called: dict[str, str] | None = None, **overrides: str | None) -> Settings:
+    """As `load_settings`; what is wrong with them is told on standard error, and ends the command."""
+    try:
+        return load_settings(os.environ, config, called=called, **overrides)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            err.print(f"[red]error:[/] {shown(problem)}")
+        raise typer.Exit(USAGE) from None
+
+
+def run_main(main: Coroutine[Any, Any, None]) -> None:
+    """Runs `main` on uvloop; what stops a start is one line on standard error and exit code 1."""
+    import uvloop
+
+    from app.main import CannotStart
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+    except (CannotStart, OSError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command: something that was asked for failed."""
+    err.print(f"[red]error:[/] {shown(message)}")
+    raise typer.Exit(FAILED) from None
+
+
+def shown(text: str) -> str:
+    """Text of others for the terminal: no markup, and what it cannot show or might obey is escaped."""
+    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
