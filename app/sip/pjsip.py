@@ -32,7 +32,7 @@ _TSX_COMPLETED, _TSX_TERMINATED = pjsua2.PJSIP_TSX_STATE_COMPLETED, pjsua2.PJSIP
 _CHALLENGES = (401, 407)
 
 # Offsets in this build's structs (library.py accepts no other); each is checked where it is used.
-_DIALOG_POOL, _DIALOG_AUTH = 32, 568
+_DIALOG_POOL, _DIALOG_AUTH = 48, 568
 _TSX_STATUS = 176
 _REQUEST_UPDATED = 490
 """By this code PJSIP's evsub takes a failed refresh for one that another has replaced, and keeps the subscription."""
