@@ -1,0 +1,686 @@
+"""Who calls: credentials over a real store, and the making of clients."""
+
+import base64
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import structlog.testing
+from aiohttp import web
+from joserfc import jwt
+from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+
+from app import auth, jwks, oidc
+from app.auth import Authenticator, Credentials, OpenToAll, asgi_credentials, certificate_names, is_loopback, parse_key
+from app.clients import MAX_KEYS, ClientRegistry
+from app.domain import (
+    ClientExists,
+    ClientUnknown,
+    InvalidRequest,
+    RateLimited,
+    StoreUnavailable,
+    Unauthenticated,
+)
+from app.oidc import AccessTokens, read_keys
+from app.ports import Page
+from app.records import ANONYMOUS, Client
+from app.store import SqlStore, open_store
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ISSUER, AUDIENCE = "https://idp.example", "terminal-status"
+
+
+@dataclass
+class Clock:
+    """Wall clock and monotonic clock of a test, moved by hand."""
+
+    now: datetime = START
+    seconds: float = 1000.0
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.seconds += seconds
+
+
+@dataclass
+class World:
+    """A store with a registry and an authenticator."""
+
+    store: SqlStore
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.auth = self.authenticator()
+        self.registry = ClientRegistry(self.store, clock=self.clock, changed=self.auth.forget)
+
+    def authenticator(self, *, open_allowed: bool = True, tokens: AccessTokens | None = None) -> Authenticator:
+        return Authenticator(
+            self.store, clock=self.clock, monotonic=self.clock.monotonic, open_allowed=open_allowed, tokens=tokens
+        )
+
+    async def add(self, name: str = "billing", **options: Any) -> tuple[Client, str]:
+        return await self.registry.add(name, who="test", **options)
+
+    async def refused(self, credentials: Credentials) -> str:
+        with pytest.raises(Unauthenticated) as caught:
+            await self.auth.authenticate(credentials)
+        assert caught.value.details == {}
+        return str(caught.value)
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with await open_store(f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3") as store:
+        yield World(store)
+
+
+def bearer(key: str, peer: str = "192.0.2.1") -> Credentials:
+    return Credentials(authorization=f"Bearer {key}", peer=peer)
+
+
+def basic(user: str, password: str) -> Credentials:
+    return Credentials(authorization="Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+
+
+async def test_without_clients_everybody_is_anonymous(world: World) -> None:
+    """While no client is configured, callers need no credentials and are an operator; with the first client they do."""
+    assert await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
+    caller = await world.auth.authenticate(Credentials())
+    assert (caller.id, caller.admin) == (ANONYMOUS, True)
+    await world.add()
+    assert "API key" in await world.refused(Credentials())
+
+
+async def test_another_process_closes_the_door(world: World) -> None:
+    """A client that another process adds is noticed within CACHE_S."""
+    await world.auth.authenticate(Credentials())
+    await ClientRegistry(world.store, clock=world.clock).add("billing", who="cli")
+    assert (await world.auth.authenticate(Credentials())).id == ANONYMOUS
+    world.clock.pass_s(auth.CACHE_S)
+    await world.refused(Credentials())
+
+
+async def test_open_to_all_is_refused(world: World) -> None:
+    """Without clients the gateway does not start on an address that others reach, and says what to do."""
+    listens = {"TS_GRPC_LISTEN": "127.0.0.1:1", "TS_HTTP_LISTEN": "0.0.0.0:8080"}
+    closed = world.authenticator(open_allowed=False)
+    with pytest.raises(OpenToAll, match=r"TS_HTTP_LISTEN \(0\.0\.0\.0:8080\).*clients add"):
+        await closed.start(listens)
+    with pytest.raises(Unauthenticated):
+        await closed.authenticate(Credentials())
+    await world.add()
+    assert not await closed.start(listens)
+
+
+async def test_an_api_key_names_its_client(world: World) -> None:
+    """A key is taken as bearer token, and with the client's id by HTTP Basic; then it is known without the store."""
+    client, key = await world.add()
+    for credentials in (bearer(key), Credentials(authorization=f"bearer  {key} "), basic(client.id, key)):
+        assert world.auth.known(credentials.authorization) is None
+        assert await world.auth.authenticate(credentials) == client
+        assert world.auth.known(credentials.authorization) == client
+
+
+async def test_nothing_else_is_taken(world: World) -> None:
+    """Every other key, scheme and spelling is refused, with one message."""
+    client, key = await world.add()
+    other, other_key = await world.add("other")
+    _, key_id, secret = key.split("_", 2)
+    shown = [
+        *("Bearer", "Bearer ", "Basic", "Basic !", "Digest x", key, f"Bearer {key}x", f"Bearer {key[:-1]}"),
+        *(f"Bearer tsk_{key_id}_", f"Bearer tsk__{secret}", f"Bearer TSK_{key_id}_{secret}", "Bearer tsk_é_é"),
+        *(f"Bearer tsk_{key_id}_{other_key.split('_', 2)[2]}", "Bearer a.b.c", "Bearer " + "x" * 9000),
+        *(basic("", key).authorization, basic(other.id, key).authorization, basic(client.id, "").authorization),
+        "Basic " + base64.b64encode(b"\xff:\xff").decode(),
+    ]
+    messages = set()
+    for authorization in shown:
+        world.auth = world.authenticator()  # each with a fresh count of failures
+        messages.add(await world.refused(Credentials(authorization=authorization)))
+    assert messages == {"The credentials are not accepted."}
+
+
+def test_keys_are_long_and_random() -> None:
+    """What is no key is not read as one."""
+    assert parse_key("tsk_a_b_c") == ("a", "b_c")
+    for text in ("", "tsk_", "tsk_a", "tsk_a_", "tsk__b", "xxx_a_b", "tsk_a_" + "b" * 300, "tsk_ü_b"):
+        assert parse_key(text) is None
+
+
+async def test_secrets_are_not_kept(world: World, tmp_path: Path) -> None:
+    """Neither the database, the cache, the audit log nor the log of failures has a secret or a part of one."""
+    with structlog.testing.capture_logs() as logs:
+        _, key = await world.add()
+        await world.auth.authenticate(bearer(key))
+        await world.refused(bearer(key + "x"))
+    secret = key.split("_", 2)[2]
+    stored = b"".join([path.read_bytes() for path in tmp_path.iterdir()])  # noqa: ASYNC240  # nothing else runs
+    assert secret.encode() not in stored
+    assert key.split("_")[1].encode() in stored
+    assert secret not in repr([*logs, *vars(world.auth).values()])
+    assert [log["shown"] for log in logs] == [key.split("_")[1]]
+
+
+async def test_rotation_overlaps(world: World) -> None:
+    """After a rotation both keys hold, the old one until the overlap is over, even where it is remembered."""
+    client, old = await world.add()
+    _, new = await world.registry.rotate(client.id, who="test", overlap_s=5)
+    assert (await world.auth.authenticate(bearer(old))).id == client.id
+    world.clock.pass_s(5)
+    await world.refused(bearer(old))
+    assert (await world.auth.authenticate(bearer(new))).id == client.id
+
+
+async def test_rotation_without_overlap(world: World) -> None:
+    """An overlap of 0 ends the keys before at once; a negative or endless one is refused."""
+    client, old = await world.add()
+    await world.auth.authenticate(bearer(old))
+    _, new = await world.registry.rotate(client.id, who="test", overlap_s=0)
+    await world.refused(bearer(old))
+    assert await world.auth.authenticate(bearer(new)) == client
+    for overlap_s in (-1, 91 * 86_400):
+        with pytest.raises(InvalidRequest):
+            await world.registry.rotate(client.id, who="test", overlap_s=overlap_s)
+
+
+async def test_keys_are_bounded(world: World) -> None:
+    """A client that rotates on and on has MAX_KEYS keys, and an earlier end is never put off."""
+    client, _ = await world.add()
+    for overlap_s in (60, *[86_400] * (MAX_KEYS + 3)):
+        await world.registry.rotate(client.id, who="test", overlap_s=overlap_s)
+    keys = await world.registry.keys(client.id)
+    assert len(keys) == MAX_KEYS
+    assert keys[0].expires_at is None
+
+
+async def test_disabled_and_deleted_clients_are_refused(world: World) -> None:
+    """Disabling refuses at once and can be taken back; deleting is for good."""
+    client, key = await world.add()
+    await world.auth.authenticate(bearer(key))
+    await world.registry.set_disabled(client.id, True, who="test")
+    await world.refused(bearer(key))
+    await world.refused(Credentials(certificate_names=(client.id,)))
+    await world.registry.set_disabled(client.id, False, who="test")
+    await world.auth.authenticate(bearer(key))
+    await world.add("other")
+    await world.registry.delete(client.id, who="test")
+    await world.refused(bearer(key))
+    with pytest.raises(ClientUnknown):
+        await world.registry.delete(client.id, who="test")
+
+
+async def test_the_last_client_gone_opens_no_closed_door(world: World) -> None:
+    """A gateway that others reach stays closed when its last client is deleted."""
+    closed = world.authenticator(open_allowed=False)
+    client, key = await world.add()
+    await closed.start({"TS_GRPC_LISTEN": "0.0.0.0:1"})
+    assert await closed.authenticate(bearer(key)) == client
+    await world.registry.delete(client.id, who="test")
+    closed.forget()
+    for credentials in (Credentials(), bearer(key)):
+        with pytest.raises(Unauthenticated):
+            await closed.authenticate(credentials)
+
+
+async def test_a_client_certificate_names_its_client(world: World) -> None:
+    """The first name in a verified certificate that is a client's id decides; a header goes before it."""
+    client, _ = await world.add(client_id="billing.example")
+    _, other_key = await world.add("other")
+    names = ("CN of nobody", "billing.example")
+    assert await world.auth.authenticate(Credentials(certificate_names=names)) == client
+    assert (
+        await world.auth.authenticate(Credentials(authorization=f"Bearer {other_key}", certificate_names=names))
+    ).name == "other"
+    await world.refused(Credentials(certificate_names=("nobody", "", "x" * 1000)))
+    await world.refused(Credentials(authorization="Bearer x", certificate_names=names))
+
+
+def test_names_of_a_certificate() -> None:
+    """Common name, DNS names and URIs are read from what Python's ssl returns; nothing from nothing."""
+    certificate = {
+        "subject": ((("countryName", "SE"),), (("commonName", "billing"),)),
+        "subjectAltName": (("DNS", "b.example"), ("URI", "urn:b"), ("IP Address", "192.0.2.1")),
+    }
+    assert certificate_names(certificate) == ("billing", "b.example", "urn:b")
+    assert certificate_names(None) == certificate_names({}) == ()
+
+
+def test_credentials_of_a_request() -> None:
+    """Header, peer and certificate are found in an ASGI scope, and their absence too."""
+    scope = {
+        "headers": [(b"host", b"x"), (b"authorization", b"Bearer \xff")],
+        "client": ("192.0.2.1", 5),
+        "extensions": {"tls": {"client_cert_names": ("billing",)}},
+    }
+    expected = Credentials(authorization="Bearer \xff", certificate_names=("billing",), peer="192.0.2.1")
+    assert asgi_credentials(scope) == expected
+    assert asgi_credentials({"headers": [], "client": None}) == Credentials()
+
+
+@pytest.mark.parametrize(
+    ("listen", "loopback"),
+    [
+        *(("127.0.0.1:1", True), ("127.9.9.9:1", True), ("localhost:1", True), ("[::1]:1", True)),
+        *(("0.0.0.0:1", False), ("[::]:1", False), ("192.0.2.1:1", False), ("gateway.example:1", False)),
+    ],
+)
+def test_loopback(listen: str, loopback: bool) -> None:
+    """What only this machine reaches."""
+    assert is_loopback(listen) is loopback
+
+
+async def test_failures_of_a_peer_are_limited(world: World) -> None:
+    """A peer that guesses is cut off with a time to wait, is logged no more, and gets in again later; others do."""
+    _, key = await world.add()
+    with structlog.testing.capture_logs() as logs:
+        for number in range(auth.FAILURE_BURST):
+            await world.refused(bearer(f"tsk_a_{number}"))
+        for number in range(100):
+            with pytest.raises(RateLimited) as caught:
+                await world.auth.authenticate(bearer(f"tsk_b_{number}"))
+    assert len(logs) == auth.FAILURE_BURST
+    assert caught.value.retry_after_s == pytest.approx(auth.FAILURE_EVERY_S)
+    await world.auth.authenticate(bearer(key, peer="192.0.2.2"))
+    world.clock.pass_s(auth.FAILURE_EVERY_S)
+    await world.refused(bearer("tsk_c_d"))
+
+
+async def test_one_bad_key_locks_out_nobody(world: World) -> None:
+    """A client that shows the same bad key over and over fails each time, and others of its address still get in."""
+    _, key = await world.add()
+    for _ in range(auth.FAILURE_BURST * 10):
+        await world.refused(bearer("tsk_a_b"))
+        world.clock.pass_s(0.1)
+    await world.auth.authenticate(bearer(key))
+
+
+async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembered credentials and peers are bounded; the oldest go first."""
+    monkeypatch.setattr(auth, "MAX_CACHED", 3)
+    monkeypatch.setattr(auth, "MAX_PEERS", 2)
+    keys = [(await world.add(f"c{number}"))[1] for number in range(5)]
+    for number, key in enumerate(keys):
+        await world.auth.authenticate(bearer(key))
+        await world.refused(bearer(f"{key}x", peer=str(number)))
+    assert [world.auth.known(f"Bearer {key}") is not None for key in keys] == [False, False, False, False, True]
+
+
+class Away(SqlStore):
+    """A store whose reads fail."""
+
+    def __init__(self) -> None: ...
+
+    async def key(self, key_id: str) -> Any:
+        raise StoreUnavailable("away")
+
+    async def clients(self) -> Any:
+        raise StoreUnavailable("away")
+
+
+async def test_known_clients_get_in_while_the_store_is_away(world: World) -> None:
+    """Who was known a while ago stays known while the store cannot be asked, for STALE_S; others are told to wait."""
+    client, key = await world.add()
+    _, fresh = await world.add("fresh")
+    await world.auth.authenticate(bearer(key))
+    world.auth._store = Away()  # noqa: SLF001  # the store goes away
+    world.clock.pass_s(auth.STALE_S - 1)
+    assert await world.auth.authenticate(bearer(key)) == client
+    with pytest.raises(StoreUnavailable):
+        await world.auth.authenticate(bearer(fresh))
+    world.clock.pass_s(auth.STALE_S)
+    with pytest.raises(StoreUnavailable):
+        await world.auth.authenticate(bearer(key))
+
+
+async def test_transports_that_compare_by_themselves(world: World) -> None:
+    """A digest is compared with each key that holds now, by a password equivalent that is no key."""
+    client, old = await world.add()
+    _, new = await world.registry.rotate(client.id, who="test", overlap_s=5)
+    asked: list[str] = []
+
+    def matches(wanted: str) -> Callable[[str], bool]:
+        return lambda equivalent: asked.append(equivalent) or equivalent == wanted  # type: ignore[func-returns-value]
+
+    equivalents = [auth.password_equivalent(auth.hash_secret(key.split("_", 2)[2])) for key in (old, new)]
+    for equivalent in equivalents:
+        assert await world.auth.authenticate_with(client.id, matches(equivalent)) == client
+    world.clock.pass_s(5)
+    for client_id, equivalent in ((client.id, equivalents[0]), ("nobody", equivalents[1]), ("", "")):
+        with pytest.raises(Unauthenticated):
+            await world.auth.authenticate_with(client_id, matches(equivalent))
+    assert set(asked) <= set(equivalents)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a" * 65, "a\n", "<b>", " a", "a ", "a/b"])
+async def test_names_are_checked(world: World, name: str) -> None:
+    """A client's name is short and plain."""
+    with pytest.raises(InvalidRequest):
+        await world.add(name)
+
+
+@pytest.mark.parametrize("client_id", [ANONYMOUS, "-a", "a b", "a" * 65, "é", "a_b"])
+async def test_ids_are_checked(world: World, client_id: str) -> None:
+    """An id that is chosen is short, plain, and not the anonymous one."""
+    if client_id == "a_b":
+        client, _ = await world.add(client_id=client_id)
+        assert client.id == client_id
+        return
+    with pytest.raises(InvalidRequest):
+        await world.add(client_id=client_id)
+
+
+async def test_clients_are_unique(world: World) -> None:
+    """Two clients share neither name nor id, and are found by either; unknown limits are refused."""
+    client, _ = await world.add(client_id="one")
+    for name, client_id in (("billing", ""), ("other", "one")):
+        with pytest.raises(ClientExists):
+            await world.add(name, client_id=client_id)
+    with pytest.raises(InvalidRequest):
+        await world.add("third", limits={"speed": 1})
+    assert await world.registry.find("one") == await world.registry.find("billing") == client
+    with pytest.raises(ClientUnknown):
+        await world.registry.find("two")
+
+
+async def test_changes_are_audited(world: World) -> None:
+    """Who made which change of which client stands in the audit log."""
+    await world.add(client_id="one")
+    await world.registry.rotate("one", who="test")
+    await world.registry.set_disabled("one", True, who="test")
+    await world.registry.set_disabled("one", False, who="test")
+    await world.registry.delete("one", who="test")
+    entries, _ = await world.store.audited(START, Page())
+    told = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
+    done = ("client added", "client key rotated", "client disabled", "client enabled", "client deleted")
+    assert told == [("test", what, "one") for what in done]
+
+
+# Access tokens.
+
+RSA, EC, OKP = RSAKey.generate_key(2048), ECKey.generate_key("P-256"), OKPKey.generate_key("Ed25519")
+KEYS: dict[str, tuple[str, Any]] = {"RS256": ("r", RSA), "ES256": ("e", EC), "EdDSA": ("o", OKP)}
+
+
+def key_set(*wanted: str) -> bytes:
+    keys = [key.as_dict(private=False, kid=kid) for kid, key in KEYS.values() if not wanted or kid in wanted]
+    return json.dumps({"keys": [*keys, {"kty": "ML-DSA", "kid": "x"}, {"kty": "EC"}, 1]}).encode()
+
+
+@dataclass
+class Provider:
+    """An identity provider's keys, counted."""
+
+    clock: Clock
+    document: bytes = field(default_factory=key_set)
+    away: bool = False
+    fetched: int = 0
+
+    async def fetch(self) -> bytes:
+        self.fetched += 1
+        if self.away:
+            raise OSError("connection refused")
+        return self.document
+
+    def tokens(self, scope: str = "") -> AccessTokens:
+        return AccessTokens(
+            self.fetch,
+            issuer=ISSUER,
+            audience=AUDIENCE,
+            scope=scope,
+            client_claim="client_id",
+            clock=self.clock,
+            monotonic=self.clock.monotonic,
+        )
+
+
+def token(algorithm: str = "ES256", key: Any = None, header: Any = None, **claims: Any) -> str:
+    kid, own_key = KEYS.get(algorithm, ("e", EC))
+    body = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "client_id": "billing",
+        "exp": int(START.timestamp()) + 60,
+        "scope": "presence read",
+        **claims,
+    }
+    body = {name: value for name, value in body.items() if value is not None}
+    used = {"alg": algorithm, "kid": kid, **(header or {})}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of EdDSA
+        return jwt.encode(
+            {name: value for name, value in used.items() if value is not None},
+            body,
+            key or own_key,
+            algorithms=[algorithm],
+        )
+
+
+@pytest.mark.parametrize("algorithm", [*KEYS])
+async def test_access_tokens_name_their_client(algorithm: str) -> None:
+    """A token of the issuer, for us, signed with each algorithm that is taken, names a client and its end."""
+    provider = Provider(Clock())
+    named = await provider.tokens("read").verify(token(algorithm))
+    assert named == ("billing", START + timedelta(seconds=60))
+    assert provider.fetched == 1
+
+
+def unsigned() -> str:
+    parts = [{"alg": "none", "kid": "e"}, {"iss": ISSUER, "aud": AUDIENCE, "client_id": "billing", "exp": 1 << 40}]
+    return ".".join([base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]) + "."
+
+
+def confused() -> str:
+    """Signed with the public key as if it were a shared secret."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shared = OctKey.import_key(base64.b64encode(EC.as_pem(private=False)))
+    return token("HS256", shared, {"kid": "e"})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: "",
+        lambda: "a.b.c",
+        lambda: "é.é.é",
+        lambda: "x" * 8000,
+        unsigned,
+        confused,
+        lambda: token(key=ECKey.generate_key("P-256")),
+        lambda: token(iss="https://other.example"),
+        lambda: token(iss=None),
+        lambda: token(aud="other"),
+        lambda: token(aud=None),
+        lambda: token(exp=None),
+        lambda: token(exp="soon"),
+        lambda: token(exp=int(START.timestamp()) - 31),
+        lambda: token(nbf=int(START.timestamp()) + 31),
+        lambda: token(client_id=None),
+        lambda: token(client_id=["billing"]),
+        lambda: token(scope="write"),
+        lambda: token(scope=None),
+        lambda: token(scope={"read": 1}),
+        lambda: token(header={"kid": "nobody's"}),
+        lambda: token(header={"kid": None}),
+        lambda: token(header={"typ": "logout+jwt"}),
+        lambda: token("RS256", header={"kid": "e"}),
+        lambda: token()[:-4] + "AAAA",
+    ],
+)
+async def test_other_tokens_are_refused(make: Callable[[], str]) -> None:
+    """Wrong algorithm, key, issuer, audience, time, scope or form: refused, without a word about which."""
+    with pytest.raises(Unauthenticated) as caught:
+        await Provider(Clock()).tokens("read").verify(make())
+    assert str(caught.value) == "The access token is not accepted."
+
+
+async def test_tokens_in_other_words() -> None:
+    """A list of audiences, `scp` as a list, `at+jwt`, and a clock that is a little off are taken."""
+    tokens = Provider(Clock()).tokens("read")
+    shown = token(
+        aud=["x", AUDIENCE], scope=None, scp=["read"], header={"typ": "at+jwt"}, exp=int(START.timestamp()) - 5
+    )
+    assert (await tokens.verify(shown))[0] == "billing"
+
+
+async def test_keys_of_the_provider_are_fetched_when_needed() -> None:
+    """Once for many tokens, again for a new key, but not for each unknown key, and after REFRESH_S."""
+    clock = Clock()
+    provider = Provider(clock, key_set("r"))
+    tokens = provider.tokens()
+    await tokens.verify(token("RS256"))
+    await tokens.verify(token("RS256"))
+    assert provider.fetched == 1
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await tokens.verify(token())
+    assert provider.fetched == 1
+    provider.document = key_set()
+    clock.pass_s(oidc.RETRY_S)
+    await tokens.verify(token())
+    assert provider.fetched == 2
+    clock.pass_s(oidc.REFRESH_S)
+    with pytest.raises(Unauthenticated):
+        await tokens.verify(token())  # it has expired
+    assert provider.fetched == 3
+
+
+async def test_a_provider_that_is_away() -> None:
+    """Without keys, callers are told to try again; with old keys, tokens are still taken for STALE_S."""
+    clock = Clock()
+    provider = Provider(clock, away=True)
+    tokens = provider.tokens()
+    with pytest.raises(Unauthenticated) as caught:
+        await tokens.verify(token())
+    assert caught.value.retry_after_s == oidc.RETRY_S
+    provider.away = False
+    clock.pass_s(oidc.RETRY_S)
+    await tokens.verify(token())
+    provider.away = True
+    clock.pass_s(oidc.STALE_S - 1)
+    await tokens.verify(token(exp=int(clock.now.timestamp()) + 60))
+    clock.pass_s(1)
+    with pytest.raises(Unauthenticated):
+        await tokens.verify(token(exp=int(clock.now.timestamp()) + 60))
+
+
+def test_weak_and_foreign_keys_are_left_out() -> None:
+    """Short RSA keys, shared secrets and keys for encryption check nothing; a set without a usable key is none."""
+    short = {"kty": "RSA", "kid": "w", "n": base64.urlsafe_b64encode(b"\xff" * 128).decode().rstrip("="), "e": "AQAB"}
+    others = [short, {"kty": "oct", "k": "c2VjcmV0", "kid": "s"}, EC.as_dict(private=False, kid="enc", use="enc")]
+    for document in (b"", b"[]", b"{}", b'{"keys": 1}', b"\xff", json.dumps({"keys": others}).encode()):
+        with pytest.raises(ValueError):  # noqa: PT011  # of whatever kind
+            read_keys(document)
+    assert set(read_keys(key_set())) == {"r", "e", "o"}
+
+
+async def test_a_token_authenticates_a_client(world: World) -> None:
+    """A token's claim is a client's id; the client can be disabled, and the token ends."""
+    provider = Provider(world.clock)
+    world.auth = world.authenticator(tokens=provider.tokens())
+    await world.refused(Credentials())  # access tokens are wanted, though no client is configured
+    client, _ = await world.add(client_id="billing")
+    world.auth.forget()
+    assert await world.auth.authenticate(bearer(token())) == client
+    assert world.auth.known(f"Bearer {token(client_id='nobody')}") is None
+    await world.refused(bearer(token(client_id="nobody")))
+    world.clock.pass_s(60 + oidc.LEEWAY_S)
+    await world.refused(bearer(token()))
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[], Awaitable[web.StreamResponse] | web.StreamResponse]) -> AsyncIterator[str]:
+    async def handle(_: web.Request) -> web.StreamResponse:
+        result = answer()
+        return result if isinstance(result, web.StreamResponse) else await result
+
+    application = web.Application()
+    application.router.add_get("/keys", handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/keys"
+    finally:
+        await runner.cleanup()
+
+
+async def test_fetching_keys() -> None:
+    """The provider's document is fetched as it is; errors, redirects and endless answers are OSError."""
+    async with serving(lambda: web.Response(body=key_set())) as url:
+        assert await jwks.fetch_keys(url) == key_set()
+    for answer in (
+        web.Response(status=500),
+        web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}),
+        web.Response(body=b"x" * (jwks.MAX_BYTES + 1)),
+    ):
+        async with serving(lambda answer=answer: answer) as url:  # type: ignore[misc]
+            with pytest.raises(OSError, match="keys"):
+                await jwks.fetch_keys(url)
+    with pytest.raises(OSError, match="cannot be fetched"):
+        await jwks.fetch_keys(url)
+
+
+# The command line.
+
+
+def run_clients(database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environ = {"TS_DATABASE_URL": f"sqlite+aiosqlite:///{database}", "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "app.cli", "clients", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_clients_by_command(tmp_path: Path) -> None:
+    """Clients are added, listed, rotated, disabled and deleted by command; the key is all of standard output."""
+    database = tmp_path / "store.sqlite3"
+    added = run_clients(
+        database, "add", "billing", "--id", "b", "--limit", "max_targets=5", "--limit", "busy_available=no"
+    )
+    assert (added.returncode, added.stdout.startswith("tsk_")) == (0, True)
+    rotated = json.loads(run_clients(database, "rotate", "billing", "--overlap-s", "60", "--json").stdout)
+    (listed,) = json.loads(run_clients(database, "list", "--json").stdout)
+    assert listed["limits"] == {"max_targets": 5, "busy_available": False}
+    assert [key["expires_at"] is None for key in listed["keys"]] == [True, False]
+    async with await open_store(f"sqlite+aiosqlite:///{database}") as store:
+        world = World(store, Clock(now=datetime.now(UTC)))
+        for key in (added.stdout.strip(), rotated["api_key"]):
+            assert (await world.auth.authenticate(bearer(key))).id == "b"
+    assert json.loads(run_clients(database, "disable", "b", "--json").stdout)["disabled"] is True
+    assert json.loads(run_clients(database, "enable", "b", "--json").stdout)["disabled"] is False
+    deleted = json.loads(run_clients(database, "delete", "b", "--yes", "--json").stdout)
+    assert deleted == {"id": "b", "ended_subscriptions": 0}
+    assert "billing" not in run_clients(database, "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("delete", "nobody", "--yes"), 1, "no such client"),
+        (("rotate", "nobody"), 1, "no such client"),
+        (("add", "a", "--limit", "speed=1"), 2, "no policy"),
+        (("add", "a", "--limit", "speed"), 2, "not NAME=NUMBER"),
+        (("add", "<b>"), 2, "name is 1 to 64"),
+        (("add",), 2, "Missing argument"),
+    ],
+)
+def test_wrong_use_of_the_commands(tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    """What fails is exit code 1, wrong use 2; standard output stays empty."""
+    done = run_clients(tmp_path / "store.sqlite3", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
