@@ -369,9 +369,132 @@ class Settings(BaseModel):
         description="RPID activities (RFC 4480) that make an open terminal BUSY.",
         examples=["names with commas between; empty for none"],
     )
+    busy_available: bool = Field(
+        True,
+        description="BusyAvailable: whether BUSY is told at all; where not, a busy terminal is REACHABLE.",
+        examples=["true, false"],
+    )
+    max_notification_addresses: int = Field(
+        1000,
+        ge=1,
+        le=100000,
+        description="MaximumNotificationAddresses: terminals of one subscription or stream, groups expanded.",
+        examples=["1 to 100000"],
+    )
+    min_interval_ms: int = Field(
+        0,
+        ge=0,
+        le=31622400000,
+        description="MaximumNotificationFrequency: least time between two notifications, in milliseconds.",
+        examples=["0 to 31622400000"],
+    )
+    max_duration_ms: int = Field(
+        0,
+        ge=0,
+        le=31622400000,
+        description="MaximumNotificationDuration of a subscription, in milliseconds.",
+        examples=["0 to 31622400000; 0 is no limit"],
+    )
+    default_duration_ms: int = Field(
+        86400000,
+        ge=0,
+        le=31622400000,
+        description="Default Notification Duration, where a subscription names none, in milliseconds.",
+        examples=["0 to 31622400000; 0 is the longest allowed"],
+    )
+    max_count: int = Field(
+        0,
+        ge=0,
+        le=2147483647,
+        description="MaximumCount: notifications that may be asked for.",
+        examples=["0 to 2147483647; 0 is no limit"],
+    )
+    unlimited_count_allowed: bool = Field(
+        True,
+        description="UnlimitedCountAllowed: whether a subscription may go without a count.",
+        examples=["true, false"],
+    )
+    group_support: bool = Field(
+        True,
+        description="GroupSupport: whether groups may be made and asked for.",
+        examples=["true, false"],
+    )
+    nested_group_support: bool = Field(
+        True,
+        description="NestedGroupSupport: whether groups may be members of groups.",
+        examples=["true, false"],
+    )
+    max_targets: int = Field(
+        1000,
+        ge=1,
+        le=100000,
+        description="MaximumTargets: terminals of one group query, groups expanded.",
+        examples=["1 to 100000"],
+    )
+    process_up_to_limit: bool = Field(
+        False,
+        description="ProcessUpToLimit: whether a group query above that is answered up to it; else it is refused.",
+        examples=["true, false"],
+    )
+    max_group_size: int = Field(
+        1000,
+        ge=1,
+        le=100000,
+        description="MaxGroupSize: members of one group.",
+        examples=["1 to 100000"],
+    )
+    max_groups: int = Field(
+        10000,
+        ge=0,
+        le=1000000,
+        description="Groups of one client.",
+        examples=["0 to 1000000"],
+    )
+    max_subscriptions: int = Field(
+        100000,
+        ge=0,
+        le=10000000,
+        description="Active subscriptions of one client.",
+        examples=["0 to 10000000"],
+    )
+    max_streams: int = Field(
+        10000,
+        ge=0,
+        le=100000,
+        description="Open streams of one client.",
+        examples=["0 to 100000"],
+    )
+    rate_per_s: int = Field(
+        0,
+        ge=0,
+        le=1000000,
+        description="Calls per second of one client, in the long run.",
+        examples=["0 to 1000000; 0 is no limit"],
+    )
+    rate_burst: int = Field(
+        0,
+        ge=0,
+        le=1000000,
+        description="Calls at once of one client after a rest.",
+        examples=["0 to 1000000; 0 is one second's worth"],
+    )
+    linger_s: float = Field(
+        30,
+        ge=0,
+        le=86400,
+        description="How long a terminal is watched after the last who wanted it, in seconds.",
+        examples=["0 to 86400"],
+    )
+    bookmark_s: float = Field(
+        10,
+        ge=0.1,
+        le=3600,
+        description="How long a stream is quiet before it gets a bookmark, in seconds.",
+        examples=["0.1 to 3600"],
+    )
     database_url: Annotated[str, AfterValidator(_database)] = Field(
         "sqlite+aiosqlite:///terminal-status.sqlite3",
-        description="Database. Nothing is stored yet; `doctor` checks that it opens.",
+        description="Database of clients, groups, subscriptions, owed notifications and usage records.",
         examples=["sqlite+aiosqlite:///PATH"],
     )
     sink_allowed_networks: Annotated[frozenset[str], BeforeValidator(_words), AfterValidator(_networks)] = Field(

@@ -1,52 +1,53 @@
 """The composition root: makes the gateway out of its parts, starts it, and ends it.
 
-Data flows one way: a face (gRPC, REST, SOAP) calls `StatusService`, which asks the watcher; nothing calls back up.
-Invariants: this module knows everything and only `cli` knows it; what starts is stopped, in the reverse order, but both
-servers together: told to stop, health says so at once and questions in flight have DRAIN_S in all; a port that is taken
-is a `CannotStart` that names the setting.
+Data flows one way: a face (gRPC, REST, SOAP) calls the use cases, which ask the watcher, the store and the senders;
+nothing calls back up.
+Invariants: this module knows everything and only the command line knows it; what starts is stopped, in the reverse
+order, but both servers together: told to stop, health says so at once, streams end with their reason, and calls in
+flight have DRAIN_S in all.
 
 Deliberately absent: any rule about terminals.
 """
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import rest, rpc
+from app import rest, rpc, tls
+from app.auth import OpenToAll
 from app.config import Settings
-from app.rest.connection import BoundedConnection
+from app.egress import Egress, Rules
+from app.jwks import fetch_keys
+from app.oidc import AccessTokens
+from app.records import SinkKind
+from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.service import StatusService
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
 from app.sip.frames import Build
+from app.store import DatabaseUnavailable, open_store
 from app.telemetry import Metrics
+from app.usecases import UseCases, run_use_cases
+from app.webhook import WebhookSender, v1_event
 from soap_compat.server import create_app as create_soap_app
 
+__all__ = ["VERSION", "CannotStart", "Gateway", "run_gateway"]
+
 VERSION = "0.1.0"
-DRAIN_S = 5.0
-"""How long questions in flight may take to end when the gateway is told to stop."""
-
-CUT_OFF_S = 1.0
-"""How long after that the rest may take to leave, once they are told that they had their time."""
-
 SOAP_PATH = "/parlayx"
-MAX_HTTP_CONNECTIONS = 10_000
-"""One more is answered 503 and closed."""
 
 _log = structlog.get_logger()
-
-
-class CannotStart(Exception):
-    """The gateway cannot start; the message says which setting to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +60,23 @@ class Gateway:
     build: Build
     watcher: SipWatcher
     service: StatusService
+    use_cases: UseCases
 
 
 @asynccontextmanager
 async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Serves while the context is open. Raises CannotStart."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
-        http_socket = stack.enter_context(_bound(settings.http_listen))
-        watcher = SipWatcher(
-            sip_configuration(settings, VERSION), workers=settings.sip_workers, restarted=metrics.worker_restarted
-        )
-        stack.push_async_callback(watcher.aclose)
+        metrics, stopping = Metrics(), asyncio.Event()
+        http_socket = stack.enter_context(bound(settings.http_listen))
         try:
-            await watcher.start()
-        except WatcherCannotStart as error:
-            raise CannotStart(f"The SIP worker cannot start: {error}. See TS_SIP_LISTEN.") from None
+            secured = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+            store = await stack.enter_async_context(await open_store(settings.database_url))
+        except tls.TlsUnusable as error:
+            raise CannotStart(str(error)) from None
+        except DatabaseUnavailable as error:
+            raise CannotStart(f"TS_DATABASE_URL: {settings.database_url} does not open: {error}.") from None
+        watcher = await stack.enter_async_context(_watcher(settings, metrics))
         service = StatusService(
             watcher,
             metrics,
@@ -82,9 +84,43 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             fetch_timeout_s=settings.fetch_timeout_ms / 1000,
             max_fetches=settings.max_fetches,
         )
-        stopping = asyncio.Event()
-        grpc_server = await stack.enter_async_context(_serve_grpc(service, settings.grpc_listen, stopping))
-        http_server = await stack.enter_async_context(_serve_http(service, metrics, settings, http_socket, stopping))
+        egress = _egress(settings)
+        stack.push_async_callback(egress.aclose)
+        senders = {
+            SinkKind.WEBHOOK: WebhookSender(
+                egress, clock=_now, envelopes={"": v1_event, "v1": v1_event}, source=settings.http_public_url or ""
+            )
+        }
+        use_cases = await stack.enter_async_context(
+            run_use_cases(
+                settings,
+                store,
+                watcher,
+                service,
+                senders,
+                clock=_now,
+                monotonic=time.monotonic,
+                tokens=_tokens(settings),
+                attempted=metrics.attempted,
+            )
+        )
+        try:
+            listens = {"TS_GRPC_LISTEN": settings.grpc_listen, "TS_HTTP_LISTEN": settings.http_listen}
+            await use_cases.auth.start(listens)
+        except OpenToAll as error:
+            raise CannotStart(str(error)) from None
+        _measure(metrics, watcher, use_cases)
+        calls: set[asyncio.Task[Any]] = set()
+        rpc_server = rpc.create_server(
+            service,
+            use_cases,
+            stopping=stopping,
+            calls=calls,
+            max_connection_age_s=settings.grpc_max_connection_age_s,
+        )
+        grpc_server = await stack.enter_async_context(serve_grpc(rpc_server, settings.grpc_listen, secured, calls))
+        app = _http_app(service, use_cases, metrics, settings, stopping)
+        http_server = await stack.enter_async_context(serve_http(app, http_socket, secured))
         assert watcher.build is not None  # noqa: S101  # it started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",
@@ -93,6 +129,7 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             build=watcher.build,
             watcher=watcher,
             service=service,
+            use_cases=use_cases,
         )
         _log.info(
             "gateway_started",
@@ -107,85 +144,84 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         finally:
             _log.info("gateway_stopping", drain_s=DRAIN_S)
             stopping.set()
+            use_cases.watching.end_streams()
             await asyncio.gather(grpc_server.stop(), http_server.stop())
     _log.info("gateway_stopped")
 
 
-@contextmanager
-def _bound(listen: str) -> Iterator[socket.socket]:
-    host, _, port = listen.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host.strip("[]"), int(port)))
-            sock.listen(1024)
-        except OSError as error:
-            raise CannotStart(_taken("TS_HTTP_LISTEN", listen, error.strerror or str(error))) from None
-        yield sock
-
-
-def _taken(setting: str, listen: str, why: str) -> str:
-    return f"{setting}: cannot listen on {listen}: {why}. Stop what uses that port, or set {setting} to another one."
-
-
-class _GrpcServer:
-    """The gRPC server with what its end needs."""
-
-    def __init__(self, service: StatusService, listen: str, stopping: asyncio.Event) -> None:
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._server = rpc.create_server(service, stopping=stopping, calls=self._calls)
-        try:
-            self.port = self._server.add_insecure_port(listen)
-        except RuntimeError:
-            why = "the address is taken or not this machine's"
-            raise CannotStart(_taken("TS_GRPC_LISTEN", listen, why)) from None
-
-    async def start(self) -> None:
-        await self._server.start()
-
-    async def stop(self) -> None:
-        """Takes no more calls, and waits for those in flight, of which what is left at the end is UNAVAILABLE."""
-        stop = asyncio.ensure_future(self._server.stop(DRAIN_S + CUT_OFF_S))
-        await asyncio.wait({stop}, timeout=DRAIN_S)
-        for call in list(self._calls):
-            call.cancel()
-        await stop
-
-
 @asynccontextmanager
-async def _serve_grpc(service: StatusService, listen: str, stopping: asyncio.Event) -> AsyncIterator[_GrpcServer]:
-    server = _GrpcServer(service, listen, stopping)
-    await server.start()
+async def _watcher(settings: Settings, metrics: Metrics) -> AsyncIterator[SipWatcher]:
+    watcher = SipWatcher(
+        sip_configuration(settings, VERSION),
+        workers=settings.sip_workers,
+        restarted=metrics.worker_restarted,
+        lag=metrics.lag,
+    )
     try:
-        yield server
+        await watcher.start()
+        yield watcher
+    except WatcherCannotStart as error:
+        raise CannotStart(f"The SIP worker cannot start: {error}. See TS_SIP_LISTEN.") from None
     finally:
-        stopping.set()
-        await server.stop()
+        await watcher.aclose()
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn as a part of the gateway, which is stopped with the others."""
-
-    serving: asyncio.Task[None]
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to the command line, which ends all faces together."""
-        yield
-
-    async def stop(self) -> None:
-        """Takes no more requests, and waits for those in flight, of which what is left at the end is a 503."""
-        self.should_exit = True
-        await self.serving
-        if requests := self.server_state.tasks:
-            await asyncio.wait(requests, timeout=CUT_OFF_S)
+def _egress(settings: Settings) -> Egress:
+    rules = Rules.of(settings.sink_allowed_networks, allow_http=settings.sink_allow_http)
+    try:
+        trust = ssl.create_default_context(cafile=settings.sink_ca_file) if settings.sink_ca_file else None
+    except (OSError, ssl.SSLError) as error:
+        raise CannotStart(f"TS_SINK_CA_FILE: {settings.sink_ca_file} cannot be used: {error}.") from None
+    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=trust)
 
 
-@asynccontextmanager
-async def _serve_http(
-    service: StatusService, metrics: Metrics, settings: Settings, sock: socket.socket, stopping: asyncio.Event
-) -> AsyncIterator[_HttpServer]:
+def _tokens(settings: Settings) -> AccessTokens | None:
+    if not settings.oidc_issuer:
+        return None
+    return AccessTokens(
+        partial(fetch_keys, settings.oidc_jwks_url),
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        scope=settings.oidc_scope,
+        client_claim=settings.oidc_client_claim,
+        clock=_now,
+        monotonic=time.monotonic,
+    )
+
+
+def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None:
+    counts = watcher.counts
+    metrics.reads("terminal_status_sip_subscriptions", "SIP subscriptions by state.", "state", lambda: counts().states)
+    metrics.reads(
+        "terminal_status_sip_failures_total",
+        "SUBSCRIBEs of standing subscriptions that failed, by SIP status; PJSIP's own with local- before.",
+        "code",
+        lambda: counts().failures,
+    )
+    metrics.reads(
+        "terminal_status_sip_messages_total",
+        "SIP messages of standing subscriptions, and documents that were cut.",
+        "kind",
+        lambda: {
+            "subscribe": counts().subscribes_sent,
+            "notify": counts().notifies_received,
+            "cut": counts().cut_messages,
+        },
+    )
+    metrics.reads(
+        "terminal_status_route_up",
+        "1 while the presence server answers, by its place in TS_PRESENCE_SERVER.",
+        "route",
+        lambda: {str(number): float(up) for number, up in enumerate(counts().routes_up, start=1)},
+    )
+    metrics.reads(
+        "terminal_status_core", "What grows: terminals, subscriptions, streams.", "what", use_cases.watching.figures
+    )
+
+
+def _http_app(
+    service: StatusService, use_cases: UseCases, metrics: Metrics, settings: Settings, stopping: asyncio.Event
+) -> ASGIApp:
     app = rest.create_app(service, stopping=stopping)
     soap = create_soap_app(service, public_url=settings.http_public_url)
 
@@ -202,27 +238,8 @@ async def _serve_http(
         else:
             await app(scope, receive, send)
 
-    server = _HttpServer(
-        uvicorn.Config(
-            face,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            http=BoundedConnection,
-            ws="none",
-            limit_concurrency=MAX_HTTP_CONNECTIONS,
-            lifespan="off",
-            timeout_graceful_shutdown=int(DRAIN_S),
-            timeout_keep_alive=30,
-        )
-    )
-    server.serving = asyncio.create_task(server.serve([sock]), name="http")
-    while not server.started:
-        if server.serving.done():
-            raise CannotStart(f"The HTTP server ended at once: {server.serving.exception()}")
-        await asyncio.sleep(0.001)
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return face
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

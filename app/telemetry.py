@@ -11,11 +11,13 @@ Deliberately absent: tracing, and anything that decides.
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from app.domain import (
     DocumentUnreadable,
@@ -71,6 +73,25 @@ class _Logged:
     suppressed: int = 0
 
 
+class _Read(Collector):
+    def __init__(self, name: str, meaning: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        self._name, self._meaning, self._label, self._read = name, meaning, label, read
+
+    def describe(self) -> Iterable[Metric]:
+        return [self._family()]
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family()
+        for value, number in sorted(self._read().items()):
+            family.add_metric([value], number)
+        return [family]
+
+    def _family(self) -> CounterMetricFamily | GaugeMetricFamily:
+        if self._name.endswith("_total"):
+            return CounterMetricFamily(self._name.removesuffix("_total"), self._meaning, labels=[self._label])
+        return GaugeMetricFamily(self._name, self._meaning, labels=[self._label])
+
+
 class Metrics:
     """The gateway's metrics, in a registry of its own; the use cases' `Meter`."""
 
@@ -100,6 +121,24 @@ class Metrics:
             "terminal_status_sip_worker_restarts", "SIP workers that died and were replaced.", registry=self._registry
         )
         self._ready = Gauge("terminal_status_ready", "1 while questions can be asked.", registry=self._registry)
+        self._lag = Histogram(
+            "terminal_status_event_lag_seconds",
+            "Time from a NOTIFY's arrival in a SIP worker to the core.",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
+            registry=self._registry,
+        )
+        self._attempts = Counter(
+            "terminal_status_delivery_attempts",
+            "Attempts to deliver a notification, by outcome.",
+            ["outcome"],
+            registry=self._registry,
+        )
+        self._attempt_seconds = Histogram(
+            "terminal_status_delivery_attempt_seconds",
+            "Time of one attempt to deliver a notification.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self._registry,
+        )
         self._fetched: dict[str, Counter] = {}
 
     def fetched(
@@ -130,6 +169,20 @@ class Metrics:
     def worker_restarted(self) -> None:
         """One SIP worker was replaced."""
         self._restarts.inc()
+
+    def lag(self, seconds: float) -> None:
+        """How long one observation took from the NOTIFY to the core."""
+        self._lag.observe(seconds)
+
+    def attempted(self, outcome: str, seconds: float) -> None:
+        """One attempt to deliver. An outcome's HTTP status counts by its hundred, so that labels stay few."""
+        kind = f"{outcome[:6]}xx" if outcome.startswith("http-") else outcome
+        self._attempts.labels(kind).inc()
+        self._attempt_seconds.observe(seconds)
+
+    def reads(self, name: str, meaning: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """A metric that is read when it is scraped, by the label's values; a counter where `name` ends in `_total`."""
+        self._registry.register(_Read(name, meaning, label, read))
 
     def text(self, *, ready: bool) -> bytes:
         """The metrics as Prometheus scrapes them."""

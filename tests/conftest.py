@@ -1,5 +1,7 @@
 """Fixtures that start the real things: the sandbox notifier, Kamailio, and the gateway against either."""
 
+import secrets
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +24,16 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+_DATABASES = tempfile.TemporaryDirectory(prefix="terminal-status-")
+
+
 def settings_for(presence_server: str, **changes: object) -> Settings:
-    """Settings of a gateway on free loopback ports."""
+    """Settings of a gateway on free loopback ports, with a database of its own."""
     values: dict[str, object] = {
         "presence_server": presence_server,
         "grpc_listen": "127.0.0.1:0",
         "http_listen": "127.0.0.1:0",
+        "database_url": f"sqlite+aiosqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3",
         **changes,
     }
     return Settings(**values)  # type: ignore[arg-type]  # pydantic validates them

@@ -13,20 +13,17 @@ Deliberately absent: interceptors (each costs every call), business rules, and t
 """
 
 import asyncio
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
-from app.administration import Administration
+from app.asking import QueryService
 from app.auth import Authenticator
-from app.delivery import Deliveries
 from app.domain import TerminalStatus
-from app.groups import GroupService
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -52,12 +49,7 @@ from app.rpc.subscriptions import SubscriptionServicer
 from app.rpc.terminal_status import TerminalStatusServicer
 from app.rpc.usage import UsageServicer
 from app.service import StatusService
-from app.subscribing import SubscriptionService
-from app.usage import UsageLog
-
-if TYPE_CHECKING:
-    from app.asking import QueryService
-    from app.watching import Watching
+from app.usecases import UseCases
 
 __all__ = (
     "CODES",
@@ -100,20 +92,6 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UseCases:
-    """What the services call."""
-
-    auth: Authenticator
-    queries: "QueryService"
-    watching: "Watching"
-    subscriptions: SubscriptionService
-    groups: GroupService
-    deliveries: Deliveries
-    usage: UsageLog
-    administration: Administration
 
 
 def create_server(
@@ -180,7 +158,7 @@ def _alone(service: StatusService) -> UseCases:
     absent: Any = None
     return UseCases(
         auth=cast("Authenticator", Open()),
-        queries=cast("QueryService", Questions()),
+        queries=cast(QueryService, Questions()),
         watching=absent,
         subscriptions=absent,
         groups=absent,

@@ -1,0 +1,137 @@
+"""The two servers of a gateway, gRPC and HTTP: bound, started, and stopped together.
+
+Invariants: a port that is taken is a `CannotStart` that names the setting. Told to stop, both take no more calls; those
+in flight have DRAIN_S in all, and what is left then is told that the gateway stops.
+
+Deliberately absent: what is served (`rpc`, `rest`, `soap_compat`).
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc.aio
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.rest.connection import BoundedConnection
+from app.tls import Tls
+
+DRAIN_S = 5.0
+"""How long questions in flight may take to end when the gateway is told to stop."""
+
+CUT_OFF_S = 1.0
+"""How long after that the rest may take to leave, once they are told that they had their time."""
+
+MAX_HTTP_CONNECTIONS = 10_000
+"""One more is answered 503 and closed."""
+
+
+class CannotStart(Exception):
+    """The gateway cannot start; the message says which setting to look at."""
+
+
+class GrpcServer:
+    """A gRPC server with what its end needs. `calls` are those in flight. Raises CannotStart."""
+
+    def __init__(self, server: grpc.aio.Server, listen: str, tls: Tls | None, calls: set[asyncio.Task[Any]]) -> None:
+        self._calls = calls
+        self._server = server
+        try:
+            if tls is None:
+                self.port = server.add_insecure_port(listen)
+            else:
+                self.port = server.add_secure_port(listen, tls.grpc_credentials())
+        except RuntimeError:
+            why = "the address is taken or not this machine's"
+            raise CannotStart(_taken("TS_GRPC_LISTEN", listen, why)) from None
+
+    async def stop(self) -> None:
+        """Takes no more calls, and waits for those in flight, of which what is left at the end is UNAVAILABLE."""
+        stop = asyncio.ensure_future(self._server.stop(DRAIN_S + CUT_OFF_S))
+        await asyncio.wait({stop}, timeout=DRAIN_S)
+        for call in list(self._calls):
+            call.cancel()
+        await stop
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn as a part of the gateway, which is stopped with the others."""
+
+    serving: asyncio.Task[None]
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to the command line, which ends all faces together."""
+        yield
+
+    async def stop(self) -> None:
+        """Takes no more requests, and waits for those in flight, of which what is left at the end is a 503."""
+        self.should_exit = True
+        await self.serving
+        if requests := self.server_state.tasks:
+            await asyncio.wait(requests, timeout=CUT_OFF_S)
+
+
+@contextmanager
+def bound(listen: str) -> Iterator[socket.socket]:
+    """The HTTP address's socket. Raises CannotStart."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host.strip("[]"), int(port)))
+            sock.listen(1024)
+        except OSError as error:
+            raise CannotStart(_taken("TS_HTTP_LISTEN", listen, error.strerror or str(error))) from None
+        yield sock
+
+
+@asynccontextmanager
+async def serve_grpc(
+    server: grpc.aio.Server, listen: str, tls: Tls | None, calls: set[asyncio.Task[Any]]
+) -> AsyncIterator[GrpcServer]:
+    """Serves while the context is open. Raises CannotStart."""
+    bound_server = GrpcServer(server, listen, tls, calls)
+    await server.start()
+    try:
+        yield bound_server
+    finally:
+        await bound_server.stop()
+
+
+@asynccontextmanager
+async def serve_http(app: ASGIApp, sock: socket.socket, tls: Tls | None) -> AsyncIterator[HttpServer]:
+    """Serves while the context is open. Raises CannotStart."""
+    server = HttpServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            http=BoundedConnection,
+            ws="none",
+            limit_concurrency=MAX_HTTP_CONNECTIONS,
+            lifespan="off",
+            timeout_graceful_shutdown=int(DRAIN_S),
+            timeout_keep_alive=30,
+            **(tls.uvicorn_options() if tls else {}),
+        )
+    )
+    server.serving = asyncio.create_task(server.serve([sock]), name="http")
+    while not server.started:
+        if server.serving.done():
+            raise CannotStart(f"The HTTP server ended at once: {server.serving.exception()}")
+        await asyncio.sleep(0.001)
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def _taken(setting: str, listen: str, why: str) -> str:
+    return f"{setting}: cannot listen on {listen}: {why}. Stop what uses that port, or set {setting} to another one."

@@ -1,0 +1,121 @@
+"""The use cases of one gateway, made of its ports: the part of the composition that knows no transport.
+
+Invariants: what is started here is stopped in the reverse order; nothing serves before the store has told what stands.
+
+Deliberately absent: sockets, TLS and the command line (`main.py`).
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+
+from app.administration import Administration
+from app.asking import QueryService
+from app.auth import Authenticator, TokenVerifier, is_loopback
+from app.clients import ClientRegistry
+from app.config import Settings
+from app.delivery import Deliverer, Deliveries
+from app.groups import GroupService
+from app.policy import Policies, Policy
+from app.ports import Sender, Store, Watcher
+from app.records import EndReason, SinkKind, Subscription
+from app.service import StatusService
+from app.subscribing import SubscriptionService
+from app.usage import UsageLog
+from app.watching import Tuning, Watching
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCases:
+    """What the faces call."""
+
+    auth: Authenticator
+    queries: QueryService
+    watching: Watching
+    subscriptions: SubscriptionService
+    groups: GroupService
+    deliveries: Deliveries
+    usage: UsageLog
+    administration: Administration
+
+
+@asynccontextmanager
+async def run_use_cases(
+    settings: Settings,
+    store: Store,
+    watcher: Watcher,
+    status_service: StatusService,
+    senders: Mapping[SinkKind, Sender],
+    *,
+    clock: Callable[[], datetime],
+    monotonic: Callable[[], float],
+    tokens: TokenVerifier | None,
+    attempted: Callable[[str, float], None],
+) -> AsyncIterator[UseCases]:
+    """Makes the use cases, starts what runs by itself, and stops it in the end. Raises StoreUnavailable."""
+    policies = Policies(Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)}), monotonic)
+    usage = UsageLog(store, clock)
+    groups = GroupService(store, policies, clock)
+
+    def subscription_ended(subscription: Subscription, _reason: EndReason) -> None:
+        subscriptions.ended(subscription.id)
+
+    deliverer = Deliverer(
+        store,
+        senders,
+        owner=secrets.token_hex(8),
+        clock=clock,
+        ended=subscription_ended,
+        send_limit_s=settings.sink_timeout_ms / 1000 + 5,
+        attempted=attempted,
+    )
+    watching = Watching(
+        store,
+        watcher,
+        groups,
+        policies,
+        busy_activities=settings.busy_activities,
+        clock=clock,
+        clock_s=monotonic,
+        tuning=Tuning(linger_s=settings.linger_s, bookmark_s=settings.bookmark_s),
+        owed=deliverer.hint,
+    )
+    subscriptions = SubscriptionService(store, watching, groups, policies, usage, senders, clock)
+    on_loopback = is_loopback(settings.grpc_listen) and is_loopback(settings.http_listen)
+    auth = Authenticator(
+        store,
+        clock=clock,
+        monotonic=monotonic,
+        open_allowed=on_loopback or settings.anonymous_access == "anywhere",
+        open_is_admin=on_loopback,
+        tokens=tokens,
+    )
+    registry = ClientRegistry(
+        store,
+        clock=clock,
+        changed=auth.forget,
+        delete=subscriptions.delete_client,
+        disabled=watching.end_streams_of,
+    )
+    use_cases = UseCases(
+        auth=auth,
+        queries=QueryService(status_service, watching, groups, policies, usage, clock),
+        watching=watching,
+        subscriptions=subscriptions,
+        groups=groups,
+        deliveries=Deliveries(store, clock, hint=deliverer.hint),
+        usage=usage,
+        administration=Administration(store, watcher, registry, wanted_by=watching.wanted_by, clock=clock),
+    )
+    await usage.start()
+    try:
+        await groups.start()
+        await watching.start()
+        deliverer.start()
+        yield use_cases
+    finally:
+        await watching.aclose()
+        await deliverer.aclose()
+        await usage.aclose()
