@@ -7,12 +7,12 @@ claimed like any other that is due. What is settled as delivered stays so, whate
 Deliberately absent: back-off and giving up (`delivery.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, case, func, insert, null, select, update
+from sqlalchemy import bindparam, case, func, insert, literal_column, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import NotificationUnknown, Source, Status, TerminalAddress, TerminalStatus
@@ -28,6 +28,9 @@ _owed = t.owed_notifications.c
 _sub = t.subscriptions.c
 _attempt = t.delivery_attempts.c
 _PENDING = DeliveryState.PENDING.value
+
+# As text and not as parameters: a plan can only then rely on the index of those that are pending, or dead.
+_IS = {state: _owed.state == literal_column(f"'{state.value}'") for state in DeliveryState}
 
 _OWED = select(t.owed_notifications, _sub.id.label("subscription_id")).join_from(t.owed_notifications, t.subscriptions)
 
@@ -50,7 +53,9 @@ class Outbox(Writing):
             if not seqs:
                 return []
             picked = self._among(_box.subscription_seq, seqs)
-            await c.execute(update(t.outbox).where(picked).values(due_at=lease_until, lease_owner=owner))
+            await c.execute(
+                update(t.outbox).where(picked).values(due_at=lease_until, lease_owner=owner, leased=_box.head)
+            )
             heads = _OWED.join(
                 t.outbox, (_box.subscription_seq == _owed.subscription_seq) & (_box.head == _owed.sequence)
             )
@@ -100,22 +105,24 @@ class Outbox(Writing):
             ]
             if not there:
                 return 0
-            attempts, settled, boxes, suspended, updates = [], [], [], [], []
+            attempts, settled, suspended, updates = [], [], [], []
+            free: set[int] = set()
+            held: set[int] = set()
             for one, row in there:
                 attempts.append(_attempt_values(one.attempt, row.seq, max(row.attempts + 1, one.attempt.number)))
-                mine = anybody or (row.lease_owner == one.owner and row.head == row.sequence)
+                mine = anybody or (row.lease_owner == one.owner and row.leased == row.sequence)
                 settled.append(_settled_values(one, row, mine))
                 if mine:
-                    suspended.append({"which_seq": row.subscription_seq, "new_suspended_at": one.suspended_at})
+                    if one.suspended_at != row.suspended_at:
+                        suspended.append({"which_seq": row.subscription_seq, "new_suspended_at": one.suspended_at})
                     updates.extend([] if one.update is None else [one.update])
-                boxes.append((row.subscription_seq, mine))
+                (free if mine else held).add(row.subscription_seq)
             await c.execute(insert(t.delivery_attempts), attempts)
             await c.execute(_SETTLE, settled)
             if suspended:
                 await c.execute(_SUSPEND, suspended)
             await self._update_subscriptions(c, updates)
-            await self._free(c, [seq for seq, mine in boxes if mine])
-            await self._move_heads(c, [seq for seq, _ in boxes])
+            await self._move_heads(c, free, held - free)
             await self._add_usage(c, [record for one, _ in there for record in one.usage])
             return len(there)
 
@@ -128,12 +135,10 @@ class Outbox(Writing):
 
         async def work(c: AsyncConnection) -> None:
             rows = await self._lock_notifications(c, list(due))
-            mine = [row for row in rows.values() if row.lease_owner == owner and row.head == row.sequence]
+            mine = [row for row in rows.values() if row.lease_owner == owner and row.leased == row.sequence]
             if mine:
                 await c.execute(_PUT_OFF, [{"which_seq": row.seq, "new_next": due[row.id]} for row in mine])
-                seqs = [row.subscription_seq for row in mine]
-                await self._free(c, seqs)
-                await self._move_heads(c, seqs)
+                await self._move_heads(c, {row.subscription_seq for row in mine}, ())
 
         await self._write(work)
 
@@ -148,18 +153,17 @@ class Outbox(Writing):
             if dead:
                 statement = update(t.owed_notifications).where(self._among(_owed.seq, [row.seq for row in dead]))
                 await c.execute(statement.values(state=_PENDING, next_attempt_at=at, settled_at=null()))
-                await self._move_heads(c, [row.subscription_seq for row in dead])
+                await self._move_heads(c, (), {row.subscription_seq for row in dead})
             return len(dead)
 
         return await self._write(work)
 
     async def _lock_notifications(self, c: AsyncConnection, ids: Sequence[str]) -> dict[str, AnyRow]:
         """Notifications by id with their outbox. Their subscriptions are locked before it, as `_owe` does."""
-        which = select(_owed.subscription_seq).where(self._among(_owed.id, ids))
-        lock = select(_sub.seq).where(_sub.seq.in_(which)).order_by(_sub.seq)
-        await c.execute(lock.with_for_update(key_share=True))
-        boxes = select(_box.subscription_seq).where(_box.subscription_seq.in_(which)).order_by(_box.subscription_seq)
-        await c.execute(boxes.with_for_update(key_share=True))
+        if not self.sqlite:
+            which = select(_owed.subscription_seq).where(self._among(_owed.id, ids))
+            lock = select(_sub.seq).join_from(t.subscriptions, t.outbox).where(_sub.seq.in_(which)).order_by(_sub.seq)
+            await c.execute(lock.with_for_update(key_share=True))
         statement = (
             select(
                 _owed.id,
@@ -170,30 +174,33 @@ class Outbox(Writing):
                 _owed.state,
                 _owed.next_attempt_at,
                 _owed.settled_at,
-                _box.head,
+                _box.leased,
                 _box.lease_owner,
+                _sub.suspended_at,
             )
             .join_from(t.owed_notifications, t.outbox, _box.subscription_seq == _owed.subscription_seq)
+            .join(t.subscriptions, _sub.seq == _owed.subscription_seq)
             .where(self._among(_owed.id, ids))
         )
         return {row.id: row for row in await c.execute(statement)}
 
-    async def _free(self, c: AsyncConnection, subscription_seqs: Sequence[int]) -> None:
-        if subscription_seqs:
-            which = self._among(_box.subscription_seq, subscription_seqs)
-            await c.execute(update(t.outbox).where(which).values(lease_owner=null()))
-
-    async def _move_heads(self, c: AsyncConnection, subscription_seqs: Sequence[int]) -> None:
-        """Makes the first notification that is not settled the head; a lease that is held keeps its end."""
-        pending = (_owed.subscription_seq == _box.subscription_seq) & (_owed.state == _PENDING)
+    async def _move_heads(self, c: AsyncConnection, free: Collection[int], held: Collection[int]) -> None:
+        """Makes the first notification that is not settled the head, of subscriptions whose lease is given back, and of
+        others, of which a lease that is held keeps its end."""
+        pending = (_owed.subscription_seq == _box.subscription_seq) & _IS[DeliveryState.PENDING]
         head = select(func.min(_owed.sequence)).where(pending).scalar_subquery()
         due = select(_owed.next_attempt_at).where(pending).order_by(_owed.sequence).limit(1).scalar_subquery()
-        held = _box.lease_owner.is_not(None) & _box.due_at.is_not(None)
-        await c.execute(
-            update(t.outbox)
-            .where(self._among(_box.subscription_seq, subscription_seqs))
-            .values(head=head, due_at=case((held & head.is_not(None), _box.due_at), else_=due))
-        )
+        if free:
+            which = self._among(_box.subscription_seq, free)
+            await c.execute(
+                update(t.outbox).where(which).values(head=head, due_at=due, lease_owner=null(), leased=null())
+            )
+        if held:
+            leased = _box.lease_owner.is_not(None) & _box.due_at.is_not(None) & head.is_not(None)
+            which = self._among(_box.subscription_seq, held)
+            await c.execute(
+                update(t.outbox).where(which).values(head=head, due_at=case((leased, _box.due_at), else_=due))
+            )
 
     async def notification(self, notification_id: str) -> OwedNotification | None:
         """One notification, settled ones for as long as they are kept."""
@@ -209,7 +216,7 @@ class Outbox(Writing):
         if client_id is not None:
             statement = statement.where(_owed.client_id == client_id)
         if state is not None:
-            statement = statement.where(_owed.state == state.value)
+            statement = statement.where(_IS[state])
         if subscription_id:
             statement = statement.where(_sub.id == subscription_id)
         rows, more = cut(await self._all(statement.order_by(_owed.seq).limit(page.size + 1)), page)
@@ -250,11 +257,10 @@ _PUT_OFF = (
     .values(next_attempt_at=bindparam("new_next", type_=_owed.next_attempt_at.type))
 )
 
-_SUSPENDED = bindparam("new_suspended_at", type_=_sub.suspended_at.type)
 _SUSPEND = (
     update(t.subscriptions)
-    .where(_sub.seq == bindparam("which_seq", type_=_sub.seq.type), _sub.suspended_at.is_distinct_from(_SUSPENDED))
-    .values(suspended_at=_SUSPENDED)
+    .where(_sub.seq == bindparam("which_seq", type_=_sub.seq.type))
+    .values(suspended_at=bindparam("new_suspended_at", type_=_sub.suspended_at.type))
 )
 
 

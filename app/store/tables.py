@@ -219,8 +219,9 @@ class OutboxRow(SQLModel, table=True):
     """Where a subscription's deliveries stand: the row that is leased, so that one notification at most is in flight.
 
     `head` is the `sequence` of the first notification that is not settled, and `due_at` when it may be claimed: its
-    next attempt, or while it is leased the lease's end. Both are NULL where nothing is owed. Beside `subscription`
-    and not in it, so that claiming scans and rewrites narrow rows.
+    next attempt, or while one is leased the lease's end. Both are NULL where nothing is owed. `leased` is the
+    `sequence` of the one that `lease_owner` claimed. Beside `subscription` and not in it, so that claiming scans and
+    rewrites narrow rows.
     """
 
     __tablename__ = "outbox"
@@ -230,6 +231,7 @@ class OutboxRow(SQLModel, table=True):
     head: int | None = Field(sa_type=BigInteger)
     due_at: datetime | None = Field(sa_type=UtcDateTime)
     lease_owner: str | None = Field(sa_type=CleanText)
+    leased: int | None = Field(sa_type=BigInteger)
 
 
 class OwedNotificationRow(SQLModel, table=True):

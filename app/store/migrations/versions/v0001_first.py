@@ -149,6 +149,7 @@ def upgrade() -> None:
         sa.Column("head", sa.BigInteger(), nullable=True),
         sa.Column("due_at", TIME, nullable=True),
         sa.Column("lease_owner", TEXT, nullable=True),
+        sa.Column("leased", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["subscription_seq"], ["subscription.seq"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("subscription_seq"),
         sqlite_with_rowid=False,
