@@ -6,7 +6,7 @@ Invariants: pure; time and jitter are arguments. Waits grow up to a bound, a not
 Deliberately absent: sending, and the order of notifications (`delivery.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -95,10 +95,13 @@ def usage_of(
     state: DeliveryState,
     outcome: str,
     now: datetime,
-    new_id: Callable[[], str],
+    new_id: str,
 ) -> list[UsageRecord]:
     """The attempt's usage records: `…_DeliveryAttempted` with the first attempt of a message, `…_DeliveryResult` when
-    it is settled, each once for the message and, of a status notification, once for each change in it."""
+    it is settled, each once for the message and, of a status notification, once for each change in it.
+
+    Their ids begin with `new_id`.
+    """
     name = _USAGE_NAMES.get(notification.kind)
     if name is None or outcome in UNTRIED:
         return []
@@ -112,7 +115,7 @@ def usage_of(
         endings.append(("_DeliveryResult", state is DeliveryState.DELIVERED))
     return [
         UsageRecord(
-            id=new_id(),
+            id=f"{new_id}-{number}",
             at=now,
             operation=act + ending,
             client_id=notification.client_id,
@@ -125,6 +128,7 @@ def usage_of(
             result="OK" if good else SinkUnreachable.code,
             root_cause="" if good else outcome,
         )
-        for ending, good in endings
-        for act, targets in acts
+        for number, (ending, good, act, targets) in enumerate(
+            (ending, good, act, targets) for ending, good in endings for act, targets in acts
+        )
     ]

@@ -241,7 +241,7 @@ class Deliverer:
 
     def _put_off_at(self, host: Host, job: Job) -> float:
         """Puts it off until the host may have room; for how many seconds."""
-        wait_s = host.put_off_s(self._places) * (0.5 + self._jitter())
+        wait_s = host.put_off_s(self._places, asyncio.get_running_loop().time()) * (0.5 + self._jitter())
         self._put_off(job.notification, self._clock() + timedelta(seconds=wait_s))
         return wait_s
 
@@ -256,7 +256,7 @@ class Deliverer:
             if len(self._hosts) >= MAX_HOSTS:
                 idle = (key for key, host in self._hosts.items() if not host.queue and not host.in_flight)
                 del self._hosts[next(idle)]
-            host = self._hosts[key] = Host()
+            host = self._hosts[key] = Host(known_since_s=job.claimed_s)
         return host
 
     def _start_all(self) -> None:
@@ -331,7 +331,7 @@ class Deliverer:
             outcome=sent.outcome,
             answer=sent.answer,
         )
-        usage = usage_of(notification, subscription, verdict.state, sent.outcome, now, self._new_id)
+        usage = usage_of(notification, subscription, verdict.state, sent.outcome, now, self._new_id())
         self._attempted(sent.outcome, seconds)
         attempted = Attempted(
             attempt=attempt,

@@ -14,6 +14,7 @@ from app.records import OwedNotification, Subscription
 QUEUE_S = 2.0
 """How much a host's queue may hold, as the time it will need for it."""
 MAX_QUEUE = 256
+MIN_PUT_OFF_S = 0.1
 MAX_PUT_OFF_S = 30.0
 SILENT_AFTER = 5
 """Attempts in a row without any HTTP status after which a host has one place."""
@@ -44,6 +45,8 @@ class Job:
 class Host:
     """One host, its queue and what is known of it."""
 
+    known_since_s: float
+    """When it was first met, in the event loop's time."""
     queue: deque[Job] = field(default_factory=deque)
     in_flight: int = 0
     proven: bool = False
@@ -61,9 +64,12 @@ class Host:
         share = self.share(places)
         return max(share, min(MAX_QUEUE, int(share * QUEUE_S / self.average_s)))
 
-    def put_off_s(self, places: Places) -> float:
-        """When there will be room again, as far as one can tell."""
-        return min(MAX_PUT_OFF_S, max(0.05, (len(self.queue) + 1) * self.average_s / self.share(places)))
+    def put_off_s(self, places: Places, now_s: float) -> float:
+        """When there will be room again, as far as one can tell; while it has never answered, as long again."""
+        wait_s = (len(self.queue) + 1) * self.average_s / self.share(places)
+        if not self.proven and self.silent < SILENT_AFTER:
+            wait_s = max(MIN_PUT_OFF_S, now_s - self.known_since_s)
+        return min(MAX_PUT_OFF_S, max(MIN_PUT_OFF_S, wait_s))
 
     def ended(self, seconds: float, *, answered: bool) -> None:
         """One attempt is over."""

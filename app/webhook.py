@@ -106,7 +106,7 @@ def _change(status: TerminalStatus) -> Mapping[str, object]:
 
 def rfc3339(time: datetime) -> str:
     """A UTC time as text, to the millisecond."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
+    return time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def read_secret(text: str) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,8 +113,7 @@ def test_suspension() -> None:
 
 def billed(notification: OwedNotification, state: DeliveryState, outcome: str) -> list[tuple[str, str, str]]:
     """Operation, result and targets of an attempt's usage records."""
-    ids = iter(range(100))
-    records = usage_of(notification, SUBSCRIPTION, state, outcome, NOW, lambda: str(next(ids)))
+    records = usage_of(notification, SUBSCRIPTION, state, outcome, NOW, "id")
     assert len({record.id for record in records}) == len(records)
     assert {(r.client_id, r.face, r.correlator, r.subscription_id) for r in records} <= {
         (OWNER.id, "gateway", SUBSCRIPTION.correlator, SUBSCRIPTION.id)
@@ -161,7 +159,7 @@ def test_usage_of_other_notifications() -> None:
 
 def test_a_hosts_places() -> None:
     """Few until it answers, all then, one while it is silent; and its queue follows how long it takes."""
-    places, host = Places(), Host()
+    places, host = Places(), Host(known_since_s=0)
     assert host.share(places) == places.unproven_host
     for _ in range(50):
         host.ended(0.001, answered=True)
@@ -169,7 +167,7 @@ def test_a_hosts_places() -> None:
     for _ in range(5):
         host.ended(10, answered=False)
     assert (host.share(places), host.room(places)) == (1, 1)
-    assert host.put_off_s(places) > 1
+    assert host.put_off_s(places, 0) > 1
     host.ended(0.001, answered=True)
     assert host.share(places) == places.per_host
 
@@ -240,9 +238,9 @@ class Clock:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
-    """A store with two clients."""
-    async with await open_store(f"sqlite+aiosqlite:///{tmp_path}/outbox.sqlite3") as opened:
+async def store(database_url: str) -> AsyncIterator[SqlStore]:
+    """A store over each kind of database, with two clients."""
+    async with await open_store(database_url) as opened:
         for client in (OWNER, STRANGER):
             await opened.put_client(client)
         yield opened
