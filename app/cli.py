@@ -206,6 +206,25 @@ def openapi(
 
 
 @app.command()
+def migrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Bring the database's schema up to date, as `serve` does at its start. Safe while others run."""
+    from app.store import DatabaseUnavailable
+    from app.store import migrate as migrate_database
+
+    settings = read_settings(config, presence_server="sip:127.0.0.1", sip_listen="127.0.0.1:0")  # nobody asks one here
+    try:
+        migrated = asyncio.run(migrate_database(settings.database_url))
+    except DatabaseUnavailable as error:
+        fail(f"The database does not open: {error}. See TS_DATABASE_URL.")
+    if as_json:
+        print(json.dumps({"before": migrated.before, "now": migrated.now}))  # noqa: T201  # standard output is the answer
+    elif migrated.before == migrated.now:
+        out.print(f"The database is up to date: {migrated.now}.")
+    else:
+        out.print(f"The database is now at {migrated.now}; it was {migrated.before or 'new'}.")
+
+
+@app.command()
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check the configuration, the PJSIP build and its limits, the presence server and the database."""
     from app.doctor import check_everything

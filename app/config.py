@@ -128,8 +128,12 @@ def _activities(words: frozenset[str]) -> frozenset[str]:
 
 
 def _database(text: str) -> str:
-    if not text.startswith("sqlite+aiosqlite:///"):
+    if re.fullmatch(r"postgresql\+psycopg://[^\s/]+(/[^\s/]+)", text):
+        return text
+    if not re.fullmatch(r"sqlite\+aiosqlite:///[^?]+", text):
         raise ValueError("no such kind of database")
+    if ":memory:" in text:
+        raise ValueError("a database in memory keeps nothing")
     return text
 
 
@@ -495,7 +499,21 @@ class Settings(BaseModel):
     database_url: Annotated[str, AfterValidator(_database)] = Field(
         "sqlite+aiosqlite:///terminal-status.sqlite3",
         description="Database of clients, groups, subscriptions, owed notifications and usage records.",
-        examples=["sqlite+aiosqlite:///PATH"],
+        examples=["sqlite+aiosqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST[:PORT]/NAME"],
+    )
+    delivery_retention_days: int = Field(
+        30,
+        ge=1,
+        le=3650,
+        description="How long settled notifications with their attempts, and ended subscriptions, are kept, in days.",
+        examples=["1 to 3650"],
+    )
+    usage_retention_days: int = Field(
+        400,
+        ge=1,
+        le=3650,
+        description="How long usage records and the audit log are kept, in days.",
+        examples=["1 to 3650"],
     )
     sink_allowed_networks: Annotated[frozenset[str], BeforeValidator(_words), AfterValidator(_networks)] = Field(
         frozenset(),

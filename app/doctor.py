@@ -13,7 +13,7 @@ from app.domain import TerminalStatusError, parse_address
 from app.main import VERSION
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
-from app.store import DatabaseUnavailable, check_database
+from app.store import DatabaseUnavailable, check_database, shown_url
 
 Check = dict[str, Any]
 
@@ -44,7 +44,7 @@ async def check_everything(config_file: Path | None) -> list[Check]:
         checks.append(_check("database", True, await check_database(settings.database_url)))
     except DatabaseUnavailable as error:
         checks.append(
-            _check("database", False, f"{settings.database_url} does not open: {error}. See TS_DATABASE_URL.")
+            _check("database", False, f"{shown_url(settings.database_url)} does not open: {error}. See TS_DATABASE_URL.")
         )
     return checks
 

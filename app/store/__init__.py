@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Self
 
 from app.store.clients import Clients
-from app.store.database import BUSY_TIMEOUT_MS, Database, DatabaseUnavailable, check_database, make_engine
+from app.store.database import BUSY_TIMEOUT_MS, Database, DatabaseUnavailable, check_database, make_engine, shown_url
 from app.store.groups import Groups
 from app.store.migrations import migrate
 from app.store.outbox import Outbox
 from app.store.retention import Retention
 
-__all__ = ["Database", "DatabaseUnavailable", "SqlStore", "check_database", "migrate", "open_store"]
+__all__ = ["Database", "DatabaseUnavailable", "SqlStore", "check_database", "migrate", "open_store", "shown_url"]
 
 
 class SqlStore(Clients, Groups, Outbox, Retention):

@@ -151,6 +151,11 @@ def _postgresql_engine(url: URL, busy_timeout_ms: int) -> AsyncEngine:
     )
 
 
+def shown_url(url: str) -> str:
+    """The URL without its password, for people and logs."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
 async def check_database(url: str) -> str:
     """Opens the database at `url` and asks it for its version, which is returned. Raises DatabaseUnavailable."""
     engine = make_engine(url, create=True)
