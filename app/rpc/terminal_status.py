@@ -9,9 +9,10 @@ Deliberately absent: snapshots, order and bookmarks, which are `watching.py`'s.
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from app import streams
+from app.asking import QueryService
 from app.domain import TerminalStatusError, Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
@@ -19,10 +20,7 @@ from app.records import Client
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 from app.rpc.errors import abort, abort_stopping
-
-if TYPE_CHECKING:
-    from app.asking import QueryService
-    from app.watching import Watching
+from app.watching import Watching
 
 RECHECK_S = 30.0
 FACE = "grpc"
@@ -32,7 +30,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
     """As the proto says."""
 
     def __init__(
-        self, calls: Calls, queries: "QueryService", watching: "Watching", *, max_stream_age_s: float | None
+        self, calls: Calls, queries: QueryService, watching: Watching, *, max_stream_age_s: float | None
     ) -> None:
         self._calls = calls
         self._queries = queries

@@ -9,13 +9,14 @@ Deliberately absent: rules about terminals, and errors (`errors.py`).
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from app import domain, records, streams
+from app.asking import RetrievalStatus, TerminalResult
 from app.clients import ClientKey
 from app.domain import InvalidRequest
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
@@ -23,9 +24,6 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.policy import MAX_INTERVAL_MS, Policy
 from app.ports import Page, WatchView
 from app.rpc.errors import failure
-
-if TYPE_CHECKING:
-    from app.asking import TerminalResult
 
 MAX_REQUESTER = 200
 MAX_CORRELATOR = 255
@@ -56,10 +54,10 @@ LIVENESS: Mapping[domain.Liveness, pb.Liveness.ValueType] = {
     domain.Liveness.STALE: pb.LIVENESS_STALE,
     domain.Liveness.UNKNOWN: pb.LIVENESS_UNKNOWN,
 }
-RETRIEVAL: Mapping[str, pb.RetrievalStatus.ValueType] = {
-    "RETRIEVED": pb.RETRIEVAL_STATUS_RETRIEVED,
-    "NOT_RETRIEVED": pb.RETRIEVAL_STATUS_NOT_RETRIEVED,
-    "ERROR": pb.RETRIEVAL_STATUS_ERROR,
+RETRIEVAL: Mapping[RetrievalStatus, pb.RetrievalStatus.ValueType] = {
+    RetrievalStatus.RETRIEVED: pb.RETRIEVAL_STATUS_RETRIEVED,
+    RetrievalStatus.NOT_RETRIEVED: pb.RETRIEVAL_STATUS_NOT_RETRIEVED,
+    RetrievalStatus.ERROR: pb.RETRIEVAL_STATUS_ERROR,
 }
 STREAM_END: Mapping[streams.StreamEnd, pb.StreamEndReason.ValueType] = {
     streams.StreamEnd.GATEWAY_STOPPING: pb.STREAM_END_REASON_GATEWAY_STOPPING,
@@ -128,11 +126,11 @@ def terminal_status(status: domain.TerminalStatus) -> pb.TerminalStatus:
     )
 
 
-def terminal_result(result: "TerminalResult") -> pb.TerminalResult:
+def terminal_result(result: TerminalResult) -> pb.TerminalResult:
     """One result of a query."""
     return pb.TerminalResult(
         address=result.address,
-        retrieval_status=RETRIEVAL[result.retrieval.name],
+        retrieval_status=RETRIEVAL[result.retrieval],
         status=None if result.status is None else terminal_status(result.status),
         failure=None if result.error is None else failure(result.error),
     )
