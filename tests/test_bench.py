@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import FACES, ROWS
+from bench.__main__ import ROWS
 from bench.processes import ROOT, sipp_installed
+from bench.questions import FACES
 
 FIELDS = {"name", "value", "unit", "baseline", "ratio", "reach", "ok"}
 REACHES = {
@@ -21,8 +22,15 @@ REACHES = {
     "start.worker_replaced": "value <= 1.0",
     "burst.answered": "value >= 20",
     "burst.memory": "ratio <= 1.05",
+    "watch.memory": "ratio <= 1.4",
+    "watch.setup_rate": "ratio >= 0.6",
+    "watch.idle_cpu": "value <= 3.0",
+    "watch.lag_median": "value <= 1.0",
+    "watch.lag_p99": "value <= 10.0",
+    "watch.killed_all_live": "value <= 10.0",
+    "watch.killed_answered": "value <= 1.0",
 }
-TINY = ("--rounds", "1", "--count", "50", "--single", "5", "--burst", "20", "--bursts", "2")
+TINY = ("--rounds", "1", "--count", "50", "--single", "5", "--burst", "20", "--bursts", "2", "--watches", "40")
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,74 @@
+"""Rows about standing subscriptions: what a watch costs beside a bare PJSIP dialog, and how fast it comes back.
+
+The bare loop sets up as many subscriptions in the same way, and does nothing else. Memory and CPU are of the watcher's
+processes together: the event loop's and the SIP worker's.
+"""
+
+import math
+import statistics
+from typing import Any
+
+from bench.processes import notifier, run
+from bench.rows import Row, Run, compared, judged, told
+
+ROWS = (
+    "watch.memory",
+    "watch.setup_rate",
+    "watch.idle_cpu",
+    "watch.lag_median",
+    "watch.lag_p99",
+    "watch.notified_per_second",
+    "watch.killed_all_live",
+    "watch.killed_answered",
+)
+
+MOST_MEMORY, LEAST_RATE, MOST_IDLE_CPU = 1.4, 0.6, 3.0
+MOST_LAG_MS, MOST_LAG_P99_MS, NOTIFIES_PER_S = 1.0, 10.0, 500
+MOST_LIVE_S, MOST_ANSWERED_S, KILLED_SHARE, SETUPS_PER_S = 10.0, 1.0, 4, 1000
+AT_ONCE = 64
+IDLE_S, NOTIFIED_S, LIMIT_S = 20.0, 10.0, 240.0
+
+
+def measure(bench: Run) -> list[Row]:
+    """Measures the rows that are wanted, and what they are compared with."""
+    count, folder = bench.arguments.watches, bench.folder
+    rows: list[Row] = []
+    if any(bench.wants(f"watch.{row}") for row in ("memory", "setup", "idle")):
+        bench.tell(f"{count} standing subscriptions, bare")
+        with notifier(folder, standing=True) as port:
+            bare = run("bench.bare", port, "--standing", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S)
+        bench.tell(f"{count} watches, and {IDLE_S:.0f} idle seconds")
+        with notifier(folder, standing=True) as port:
+            own = run("bench.watching", port, "--count", count, "--idle-s", IDLE_S, limit_s=LIMIT_S)
+        rows += [
+            compared("watch.memory", own["bytes"] / count / 1e3, bare["bytes"] / count / 1e3, "KB", most=MOST_MEMORY),
+            compared("watch.setup_rate", count / own["setup_s"], count / bare["setup_s"], "1/s", least=LEAST_RATE),
+            judged("watch.idle_cpu", own["idle_cpu"] * 100, "% of a core", most=MOST_IDLE_CPU),
+        ]
+    if bench.wants("watch.lag") or bench.wants("watch.notified"):
+        talkative = max(1, count // 10)
+        bench.tell(f"{NOTIFIES_PER_S} NOTIFYs a second to {talkative} watches")
+        again_ms = round(talkative / NOTIFIES_PER_S * 1000)
+        with notifier(folder, standing=True, again_ms=again_ms) as port:
+            own = run("bench.watching", port, "--count", talkative, "--notified-s", NOTIFIED_S, limit_s=LIMIT_S)
+        rows += _lag_rows(own)
+    if bench.wants("watch.killed"):
+        killed = max(1, count // KILLED_SHARE)
+        bench.tell(f"the worker killed under {killed} watches")
+        with notifier(folder, standing=True) as port:
+            options = ("--count", killed, "--setups-per-s", SETUPS_PER_S, "--kill")
+            own = run("bench.watching", port, *options, limit_s=LIMIT_S)
+        rows += [
+            judged("watch.killed_all_live", own["all_live_s"], "s", most=MOST_LIVE_S),
+            judged("watch.killed_answered", own["answered_s"], "s", most=MOST_ANSWERED_S),
+        ]
+    return rows
+
+
+def _lag_rows(own: dict[str, Any]) -> list[Row]:
+    ordered = sorted(lag_s * 1000 for lag_s in own["lag_s"])
+    return [
+        judged("watch.lag_median", statistics.median(ordered), "ms", most=MOST_LAG_MS),
+        judged("watch.lag_p99", ordered[math.ceil(len(ordered) * 0.99) - 1], "ms", most=MOST_LAG_P99_MS),
+        told("watch.notified_per_second", own["notified_per_s"], "1/s"),
+    ]
