@@ -74,7 +74,7 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
         title=f"{arguments.rounds} rounds of {arguments.count} fetches, {arguments.concurrency} at once, "
         f"and {arguments.single} one by one",
         title_justify="left",
-        caption="baseline: the bare PJSIP loop; of burst.memory: the second third of the bursts; of watch rows: bare dialogs",
+        caption="baseline: the bare PJSIP loop, or dialogs; of burst.memory: the second third of the bursts",
         caption_justify="left",
     )
     table.add_column("row")
