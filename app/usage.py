@@ -37,7 +37,7 @@ RETRY_S = 1.0
 """How long to wait when the database is away."""
 CLOSE_S = 5.0
 """How long the last write may take at shutdown."""
-_MAX_TEXT = 200
+_MAX_TEXT = 255
 
 _log = structlog.get_logger(__name__)
 
@@ -66,6 +66,11 @@ class UsageLog:
         self._number = count(1)
         self.dropped = 0
         """Records lost to a database that was away for too long."""
+
+    @property
+    def buffered(self) -> int:
+        """Records that wait to be written."""
+        return len(self._buffer)
 
     async def start(self) -> None:
         """Begins to write."""

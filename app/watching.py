@@ -96,6 +96,8 @@ class Watching:
     ) -> None:
         """`clock` gives the time in UTC, `clock_s` monotonic seconds. `owed` is called when there is something to
         deliver, `changed` with statuses that were written (hints for other nodes); neither may block or raise."""
+        self.rounds = 0
+        """How often it has looked what is to be done."""
         self._store = store
         self._watcher = watcher
         self._groups = groups
@@ -300,6 +302,7 @@ class Watching:
                 if retry_s:
                     _log.info("store_available")
                 retry_s, defects = 0.0, max(0, defects - 1)
+            self.rounds += 1
 
     async def _rest(self) -> None:
         """Waits until something is to be done."""

@@ -1,0 +1,266 @@
+"""Tests of `app/asking.py`: questions about one terminal and about many."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.asking import MAX_AT_ONCE, RetrievalStatus, TerminalResult
+from app.domain import (
+    FetchTimedOut,
+    GatewayOverloaded,
+    GroupNotAllowed,
+    GroupUnknown,
+    InvalidAddress,
+    InvalidRequest,
+    RateLimited,
+    Source,
+    Status,
+    TerminalAddress,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    WatcherRefused,
+)
+from app.policy import Policy
+from app.records import Client
+from tests.core import (
+    ALICE,
+    APP,
+    BOB,
+    BUSY,
+    CAROL,
+    OTHER,
+    REACHABLE,
+    TEAM,
+    UNREACHABLE,
+    Core,
+    new_database,
+    reading,
+    run_core,
+    until,
+)
+
+
+@pytest_asyncio.fixture
+async def url(tmp_path: Path) -> str:
+    return await new_database(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def core(url: str) -> AsyncIterator[Core]:
+    async with run_core(url) as running:
+        yield running
+
+
+async def results(core: Core, *addresses: str, client: Client = APP, **options: Any) -> dict[str, TerminalResult]:
+    """A whole query by address."""
+    async with aclosing(core.queries.query(client, addresses, face="grpc", **options)) as query:
+        found = [result async for result in query]
+    by_address: dict[str, TerminalResult] = {result.address: result for result in found}
+    assert len(by_address) == len(found)
+    return by_address
+
+
+async def test_question_without_age_asks_the_presence_server(core: Core) -> None:
+    """An age of 0 is answered by a fetch, even while the terminal is watched."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        status = await core.queries.get_status(APP, ALICE, face="grpc")
+    assert (status.status, status.source, status.revision) == (REACHABLE, Source.FETCH, 0)
+
+
+async def test_question_with_age_is_answered_from_a_live_watch(core: Core) -> None:
+    """A live watch answers without SIP, however the address is written, and without suspending the caller."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        core.clocks.advance(3600)
+        question = core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
+        with pytest.raises(StopIteration) as answered:
+            question.send(None)
+        status = answered.value.value
+        assert (status.status, status.source, status.revision) == (BUSY, Source.WATCH, 1)
+        other = await core.queries.get_status(APP, "SIP:alice@EXAMPLE.COM", max_age_s=1, face="grpc")
+        assert other == status
+    assert core.watcher.fetched == []
+
+
+async def test_stale_watch_answers_as_long_as_it_is_young(core: Core) -> None:
+    """What is no longer live is an answer for as long as its age is accepted; then the presence server is asked."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        core.watcher.lose(ALICE)
+        core.clocks.advance(10)
+        young = await core.queries.get_status(APP, ALICE, max_age_s=11, face="grpc")
+        old = await core.queries.get_status(APP, ALICE, max_age_s=9, face="grpc")
+    assert (young.status, young.source) == (BUSY, Source.WATCH)
+    assert (old.status, old.source) == (REACHABLE, Source.FETCH)
+
+
+async def test_recent_fetch_answers_again(core: Core) -> None:
+    """A fetched status is an answer for as long as its age is accepted."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(5)
+    again = await core.queries.get_status(APP, "sip:alice@EXAMPLE.com", max_age_s=6, face="grpc")
+    assert again.source is Source.FETCH
+    assert len(core.watcher.fetched) == 1
+    await core.queries.get_status(APP, ALICE, max_age_s=4, face="grpc")
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_question_that_is_refused(core: Core) -> None:
+    """Groups, wrong ages and wrong addresses have their own errors."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    for max_age_s in (0, 5):
+        with pytest.raises(GroupNotAllowed):
+            await core.queries.get_status(APP, TEAM, max_age_s=max_age_s, face="grpc")
+        with pytest.raises(InvalidAddress):
+            await core.queries.get_status(APP, "alice", max_age_s=max_age_s, face="grpc")
+    for age in (-1, 86_401, float("nan"), float("inf")):
+        with pytest.raises(InvalidRequest):
+            await core.queries.get_status(APP, ALICE, max_age_s=age, face="grpc")
+
+
+async def test_query_gives_each_terminal_its_own_result(core: Core) -> None:
+    """Terminals and members of groups have one result each: retrieved, not retrieved, or an error with its reason."""
+    failures: dict[str, Status | TerminalStatusError | None] = {
+        "sip:unknown@example.com": TerminalUnknown("404"),
+        "sip:private@example.com": WatcherRefused("403"),
+        "sip:silent@example.com": None,
+    }
+    core.watcher.answer = lambda address: failures.get(address, UNREACHABLE)
+    await core.groups.create(APP, TEAM, [BOB, *failures])
+    found = await results(core, ALICE, BOB, TEAM)
+    told = {address: (result.retrieval.name, result.error and result.error.code) for address, result in found.items()}
+    assert told == {
+        ALICE: ("RETRIEVED", None),
+        BOB: ("RETRIEVED", None),
+        "sip:unknown@example.com": ("ERROR", "TERMINAL_UNKNOWN"),
+        "sip:private@example.com": ("ERROR", "WATCHER_REFUSED"),
+        "sip:silent@example.com": ("NOT_RETRIEVED", "FETCH_TIMED_OUT"),
+    }
+    assert isinstance(found["sip:silent@example.com"].error, FetchTimedOut)
+
+
+async def test_query_is_bounded_and_comes_as_it_is_answered(core: Core) -> None:
+    """A query has MAX_AT_ONCE questions in flight; answers do not wait for slower ones; leaving gives up the rest."""
+    addresses = [TerminalAddress(f"sip:t{i}@example.com") for i in range(1000)]
+    assert len(await results(core, *addresses)) == 1000
+    assert core.watcher.most_in_flight == MAX_AT_ONCE
+    core.watcher.answer = lambda address: None if address == ALICE else BUSY
+    async with aclosing(core.queries.query(APP, [ALICE, BOB], face="grpc")) as query:
+        first = await anext(query)
+        assert first.address == BOB
+    await until(lambda: not core.watcher.in_flight)
+    await until(lambda: core.usage.buffered == 0)
+    assert [record.result for record in await core.usage_records()] == ["OK", "CANCELLED"]
+
+
+async def test_query_takes_from_watches_what_is_live(core: Core) -> None:
+    """With an age only the terminals without a live watch are asked."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        found = await results(core, ALICE, BOB, max_age_s=1)
+    assert core.watcher.fetched == [BOB]
+    assert {a: r.status and (r.status.status, r.status.source) for a, r in found.items()} == {
+        ALICE: (BUSY, Source.WATCH),
+        BOB: (REACHABLE, Source.FETCH),
+    }
+
+
+async def test_query_above_the_limit(url: str) -> None:
+    """Above the limit a query is refused, or answered up to it with the rest not retrieved, as the policy says."""
+    async with run_core(url, policy=Policy(max_targets=2)) as core:
+        with pytest.raises(TooManyAddresses):
+            await results(core, ALICE, BOB, CAROL)
+    async with run_core(url, policy=Policy(max_targets=2, process_up_to_limit=True)) as core:
+        found = await results(core, ALICE, BOB, CAROL)
+        assert [found[one].retrieval for one in (ALICE, BOB, CAROL)] == [
+            RetrievalStatus.RETRIEVED,
+            RetrievalStatus.RETRIEVED,
+            RetrievalStatus.NOT_RETRIEVED,
+        ]
+        assert core.watcher.fetched == [ALICE, BOB]
+
+
+async def test_overload_is_not_retrieved(core: Core) -> None:
+    """A terminal that was not asked for want of room may be asked again later."""
+    core.watcher.answer = lambda address: GatewayOverloaded("full") if address == BOB else BUSY
+    found = await results(core, ALICE, BOB)
+    assert found[BOB].retrieval is RetrievalStatus.NOT_RETRIEVED
+
+
+async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
+    """A client to whom BUSY is not told sees REACHABLE."""
+    async with run_core(url, policy=Policy(busy_available=False)) as core:
+        core.watcher.answer = lambda _: BUSY
+        assert (await core.queries.get_status(APP, ALICE, face="grpc")).status is REACHABLE
+        shown = (await results(core, ALICE))[ALICE].status
+        assert shown is not None
+        assert shown.status is REACHABLE
+
+
+async def test_questions_leave_usage_records(core: Core) -> None:
+    """Each question is recorded by the contract's names, with what was asked, expanded and came of it."""
+    await core.groups.create(APP, TEAM, [ALICE, BOB])
+    core.watcher.answer = lambda _: TerminalUnknown("The presence server answered 404.")
+    with pytest.raises(TerminalUnknown):
+        await core.queries.get_status(APP, ALICE, face="rest", requester="sip:boss@example.com")
+    await results(core, TEAM, CAROL)
+    with pytest.raises(GroupUnknown):
+        await results(core, TEAM, client=OTHER)
+    one, many, refused = await core.usage_records()
+    assert (one.operation, one.targets, one.requester, one.face, one.result, one.root_cause) == (
+        "getStatus",
+        (ALICE,),
+        "sip:boss@example.com",
+        "rest",
+        "TERMINAL_UNKNOWN",
+        "The presence server answered 404.",
+    )
+    assert (many.operation, many.targets, many.target_count, many.expanded_count, many.result) == (
+        "getStatusForGroup",
+        (TEAM, CAROL),
+        2,
+        3,
+        "OK",
+    )
+    assert (refused.client_id, refused.result) == (OTHER.id, "GROUP_UNKNOWN")
+
+
+async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:
+    """A caller who leaves has asked all the same."""
+    core.watcher.answer = lambda _: None
+    asking = asyncio.ensure_future(core.queries.get_status(APP, ALICE, face="grpc"))
+    await until(lambda: core.watcher.in_flight)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    (record,) = await core.usage_records()
+    assert record.result == "CANCELLED"
+
+
+async def test_questions_count_against_the_rate(url: str) -> None:
+    """More calls than the policy allows are refused, and not recorded."""
+    async with run_core(url, policy=Policy(rate_per_s=1)) as core:
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        with pytest.raises(RateLimited):
+            await core.queries.get_status(APP, ALICE, face="grpc")
+        with pytest.raises(RateLimited):
+            await results(core, ALICE)
+        assert len(await core.usage_records()) == 1
+
+
+async def test_memory_of_recent_answers_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more answers are remembered than the bound; the oldest is forgotten."""
+    monkeypatch.setattr("app.asking.MAX_RECENT", 2)
+    for address in (ALICE, BOB, CAROL, ALICE):
+        await core.queries.get_status(APP, address, face="grpc")
+    assert list(core.queries._recent) == [CAROL, ALICE]  # noqa: SLF001

@@ -1,0 +1,134 @@
+"""Tests of `app/policy.py`: limits, the stricter of two, and rates."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain import InvalidRequest, RateLimited, Status
+from app.policy import (
+    MAX_BUCKETS,
+    Bucket,
+    Policies,
+    Policy,
+    check_limits,
+    duration_allowed,
+    effective,
+    interval_allowed,
+    take,
+    told_status,
+)
+from app.records import Client
+from tests.core import APP, BEGAN, BUSY, REACHABLE, UNREACHABLE
+
+
+def client(**limits: int | bool) -> Client:
+    return Client(id="c", name="C", created_at=BEGAN, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("name", "common", "own", "expected"),
+    [
+        ("max_targets", 100, 10, 10),
+        ("max_targets", 10, 100, 10),
+        ("min_interval_ms", 100, 1000, 1000),
+        ("min_interval_ms", 1000, 0, 1000),
+        ("max_duration_ms", 0, 1000, 1000),
+        ("max_duration_ms", 1000, 0, 1000),
+        ("max_duration_ms", 1000, 2000, 1000),
+        ("max_count", 0, 0, 0),
+        ("rate_per_s", 0, 5, 5),
+        ("rate_per_s", 5, 50, 5),
+        ("busy_available", True, False, False),
+        ("busy_available", False, True, False),
+        ("nested_group_support", True, True, True),
+        ("process_up_to_limit", False, True, False),
+    ],
+)
+def test_client_can_only_be_stricter(name: str, common: Any, own: Any, expected: Any) -> None:
+    """Of the operator's and the client's value the stricter holds; 0 is no limit where the policy says so."""
+    operator = Policy(**{name: common})
+    assert getattr(effective(operator, client(**{name: own})), name) == expected
+
+
+def test_client_without_limits_has_the_operators_policy() -> None:
+    """Nothing is computed for a client without limits of its own; unknown ones are ignored."""
+    operator = Policy(max_targets=5)
+    assert effective(operator, APP) is operator
+    assert effective(operator, client(left_from_an_old_version=1)) == operator
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_terminals": 1}, {"max_targets": -1}, {"max_targets": True}, {"busy_available": 1}, {"rate_per_s": 1 << 60}],
+)
+def test_limits_that_are_none_are_refused(limits: dict[str, Any]) -> None:
+    """A client's limits are policies by name, whole numbers from 0 or true and false."""
+    with pytest.raises(InvalidRequest):
+        check_limits(limits)
+
+
+def test_every_policy_can_be_a_limit() -> None:
+    """Each policy's own default is a limit that is taken."""
+    check_limits({field.name: field.default for field in fields(Policy)})
+
+
+def test_interval_and_duration_fall_back_to_the_policy() -> None:
+    """What is not asked for is the policy's; for ever only where nothing says otherwise."""
+    policy = Policy(min_interval_ms=5, default_duration_ms=100, max_duration_ms=50)
+    assert (interval_allowed(policy, 0), interval_allowed(policy, 7)) == (5, 7)
+    assert (duration_allowed(policy, None), duration_allowed(policy, 0), duration_allowed(policy, 50)) == (50, 50, 50)
+    assert duration_allowed(Policy(default_duration_ms=0), None) is None
+
+
+def test_busy_is_shown_as_reachable_where_it_is_not_told() -> None:
+    """Only BUSY is shown as something else, and only where it is not told."""
+    assert [told_status(False, status) for status in Status] == [REACHABLE, UNREACHABLE, REACHABLE]
+    assert told_status(True, BUSY) is BUSY
+
+
+@given(
+    rate=st.integers(1, 50),
+    burst=st.integers(0, 50),
+    gaps=st.lists(st.floats(-1, 3, allow_nan=False), min_size=1, max_size=200),
+)
+def test_no_more_calls_than_burst_and_rate_allow(rate: int, burst: int, gaps: list[float]) -> None:
+    """In any time at most the burst and the rate's worth is let through; who waits as told is; clocks may go back."""
+    bucket: Bucket | None = None
+    now_s = elapsed_s = 0.0
+    taken = 0
+    for gap in gaps:
+        now_s += gap
+        elapsed_s += max(0.0, gap)
+        bucket, wait_s = take(bucket, rate, burst, now_s)
+        if wait_s:
+            _, then_s = take(bucket, rate, burst, now_s + wait_s + 1e-6)
+            assert then_s == 0
+        else:
+            taken += 1
+        assert taken <= (burst or rate) + rate * elapsed_s + 1e-6
+
+
+def test_rate_is_each_clients_own() -> None:
+    """A client above its rate is told how long to wait; the others are not disturbed."""
+    now_s = [0.0]
+    policies = Policies(Policy(rate_per_s=2), lambda: now_s[0])
+    for _ in range(2):
+        policies.admit(APP)
+    with pytest.raises(RateLimited) as refused:
+        policies.admit(APP)
+    assert refused.value.retry_after_s == pytest.approx(0.5)
+    policies.admit(client())
+    now_s[0] = 0.5
+    policies.admit(APP)
+
+
+def test_rates_of_many_clients_are_bounded() -> None:
+    """No more clients are remembered than MAX_BUCKETS; those that rested longest are forgotten."""
+    policies = Policies(Policy(rate_per_s=1), lambda: 0.0)
+    for number in range(MAX_BUCKETS + 10):
+        policies.admit(Client(id=str(number), name="", created_at=BEGAN))
+    assert len(policies._buckets) == MAX_BUCKETS  # noqa: SLF001
+    assert "0" not in policies._buckets  # noqa: SLF001

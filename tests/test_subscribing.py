@@ -1,0 +1,618 @@
+"""Tests of `app/subscribing.py` and `enrolment.py`: what subscriptions are told, when, and how they end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.domain import (
+    BusyNotSupported,
+    ClientUnknown,
+    CountTooLarge,
+    DuplicateCorrelator,
+    DurationTooLong,
+    IntervalTooShort,
+    InvalidAddress,
+    InvalidRequest,
+    NoValidAddresses,
+    RequestIdReused,
+    SinkRefused,
+    SinkUnreachable,
+    StoreUnavailable,
+    SubscriptionUnknown,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    TooManySubscriptions,
+    UnlimitedCountNotAllowed,
+    WatcherRefused,
+)
+from app.policy import Policy
+from app.ports import Changes, Page
+from app.records import DeliveryState, EndReason, Sink, SinkKind
+from tests.core import (
+    ADMIN,
+    ALICE,
+    ALL,
+    APP,
+    BOB,
+    BUSY,
+    CAROL,
+    OTHER,
+    REACHABLE,
+    SOAP,
+    TEAM,
+    UNREACHABLE,
+    WEBHOOK,
+    Clocks,
+    Core,
+    new_database,
+    reading,
+    run_core,
+    until,
+)
+
+UNKNOWN = TerminalUnknown("The presence server answered 404.")
+REFUSED = WatcherRefused("The presence server answered 403.")
+
+
+@pytest_asyncio.fixture
+async def url(tmp_path: Path) -> str:
+    return await new_database(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def core(url: str) -> AsyncIterator[Core]:
+    async with run_core(url) as running:
+        yield running
+
+
+# What is told
+
+
+async def test_first_observation_is_what_later_ones_are_compared_with(core: Core) -> None:
+    """Without checkImmediate the status at the start is not told, and each later change is."""
+    subscription = await core.subscribe(ALICE, sink=SOAP)
+    assert subscription.awaiting
+    await core.play(ALICE, REACHABLE)
+    assert await core.told(subscription) == []
+    await core.play(ALICE, BUSY)
+    await core.play(ALICE, BUSY)
+    await core.play(ALICE, UNREACHABLE)
+    assert await core.told(subscription) == ["alice BUSY", "alice UNREACHABLE"]
+    stored = await core.stored(subscription)
+    assert (stored.notified, stored.last_notified_at, stored.awaiting) == (2, core.clocks.now, False)
+    assert core.hints == ["owed", "owed"]
+
+
+async def test_check_immediate_tells_a_live_status_at_once(core: Core) -> None:
+    """With checkImmediate what is known now is owed in the transaction that makes the subscription, and counts."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        writes = len(core.store.writes)
+        subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
+        assert len(core.store.writes) == writes
+        assert (subscription.notified, subscription.awaiting) == (1, True)
+        assert await core.told(subscription) == ["alice BUSY"]
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, REACHABLE)
+        assert await core.told(subscription) == ["alice BUSY", "bob REACHABLE"]
+
+
+async def test_check_immediate_waits_for_the_first_observation(core: Core) -> None:
+    """A terminal whose status is not live is told as soon as it is observed, even if that says nothing new."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, REACHABLE)
+        core.watcher.lose(ALICE)
+        subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True)
+        assert await core.told(subscription) == []
+        await core.play(ALICE, REACHABLE)
+        assert await core.told(subscription) == ["alice REACHABLE"]
+
+
+async def test_criteria_trigger(core: Core) -> None:
+    """Only statuses among the criteria are told, at the start as later."""
+    subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True, criteria=frozenset({BUSY, UNREACHABLE}))
+    for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE):
+        await core.play(ALICE, status)
+    assert await core.told(subscription) == ["alice BUSY", "alice UNREACHABLE"]
+
+
+async def test_what_changes_together_is_told_together(core: Core) -> None:
+    """Several terminals that change in one transaction are one notification, which counts once."""
+    subscription = await core.subscribe(ALICE, BOB, sink=SOAP, count=1, check_immediate=True)
+    core.watcher.play(ALICE, BUSY)
+    core.watcher.play(BOB, REACHABLE)
+    await core.settled()
+    assert await core.told(subscription) == ["alice BUSY, bob REACHABLE", "ENDED COUNT_REACHED"]
+
+
+async def test_interval_holds_back_and_the_newest_wins(core: Core) -> None:
+    """Notifications are never closer together than the interval; the newest of what was held comes when it is over."""
+    subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True, min_interval_ms=10_000)
+    await core.play(ALICE, REACHABLE)
+    await core.play(ALICE, BUSY)
+    await core.play(BOB, BUSY)
+    await core.play(ALICE, UNREACHABLE)
+    await core.advance(9.9)
+    assert await core.told(subscription) == ["alice REACHABLE"]
+    await core.advance(0.2)
+    assert await core.told(subscription) == ["alice REACHABLE", "alice UNREACHABLE, bob BUSY"]
+    await core.advance(60)
+    await core.play(BOB, REACHABLE)
+    assert (await core.told(subscription))[2:] == ["bob REACHABLE"]
+
+
+async def test_held_change_that_is_over_is_not_told(core: Core) -> None:
+    """Where the newest state is none of the criteria, what was held before it is not told: it is no longer true."""
+    subscription = await core.subscribe(
+        ALICE, sink=SOAP, criteria=frozenset({BUSY}), check_immediate=True, min_interval_ms=10_000
+    )
+    for status in (BUSY, REACHABLE, BUSY, REACHABLE):
+        await core.play(ALICE, status)
+    await core.advance(11)
+    assert await core.told(subscription) == ["alice BUSY"]
+
+
+async def test_count_ends_the_subscription(core: Core) -> None:
+    """After as many notifications as asked for comes the end, in the same transaction, and nothing more."""
+    subscription = await core.subscribe(ALICE, sink=SOAP, count=2)
+    for status in (REACHABLE, BUSY, REACHABLE, BUSY):
+        await core.play(ALICE, status)
+    assert await core.told(subscription) == ["alice BUSY", "alice REACHABLE", "ENDED COUNT_REACHED"]
+    stored = await core.stored(subscription)
+    assert (stored.notified, stored.end_reason, stored.ended_at) == (2, EndReason.COUNT_REACHED, core.clocks.now)
+    assert [write.updates[0].ended_at is not None for write in core.store.writes if write.owed] == [False, True]
+
+
+async def test_count_of_one_may_be_over_at_once(core: Core) -> None:
+    """A subscription whose only notification is the immediate one is made and ended in one transaction."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        subscription = await core.subscribe(ALICE, sink=SOAP, count=1, check_immediate=True)
+        assert not subscription.active
+        assert await core.told(subscription) == ["alice BUSY", "ENDED COUNT_REACHED"]
+        assert core.watching.figures()["subscriptions"] == 0
+
+
+async def test_duration_ends_the_subscription(core: Core) -> None:
+    """When its duration is over it ends, is told so, and its watch is let go."""
+    subscription = await core.subscribe(ALICE, sink=SOAP, duration_ms=60_000)
+    await core.play(ALICE, REACHABLE)
+    await core.advance(59.9)
+    assert (await core.stored(subscription)).active
+    await core.advance(0.2)
+    assert await core.told(subscription) == ["ENDED EXPIRED"]
+    assert (await core.stored(subscription)).end_reason is EndReason.EXPIRED
+    await core.advance(31)
+    assert core.watcher.asked[-1] == f"unwatch {ALICE}"
+
+
+async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
+    """Durations and intervals are measured by a clock that does not jump."""
+    subscription = await core.subscribe(
+        ALICE, sink=SOAP, check_immediate=True, min_interval_ms=10_000, duration_ms=60_000
+    )
+    await core.play(ALICE, REACHABLE)
+    core.clocks.now += timedelta(days=1)
+    await core.play(ALICE, BUSY)
+    await core.advance(5)
+    assert await core.told(subscription) == ["alice REACHABLE"]
+    core.clocks.now -= timedelta(days=2)
+    await core.advance(5.1)
+    assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+    await core.advance(50)
+    assert (await core.told(subscription))[2:] == ["ENDED EXPIRED"]
+
+
+async def test_busy_is_told_as_reachable_where_the_policy_says_so(url: str) -> None:
+    """To whom BUSY is not told a busy terminal is reachable, and becoming busy is no change."""
+    async with run_core(url, policy=Policy(busy_available=False)) as core:
+        subscription = await core.subscribe(ALICE, sink=SOAP)
+        for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, REACHABLE):
+            await core.play(ALICE, status)
+        assert await core.told(subscription) == ["alice UNREACHABLE", "alice REACHABLE"]
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("sink", "expected"),
+    [
+        (SOAP, ["ERROR alice TERMINAL_UNKNOWN", "ERROR WATCHER_REFUSED"]),
+        (WEBHOOK, ["STARTED", "ERROR alice TERMINAL_UNKNOWN", "ERROR bob WATCHER_REFUSED", "ENDED FAILED"]),
+    ],
+)
+async def test_terminal_that_cannot_be_watched_is_an_error(core: Core, sink: Sink, expected: list[str]) -> None:
+    """A terminal that is unknown or refuses is told once; with the last one the subscription ends (FAILED)."""
+    subscription = await core.subscribe(ALICE, BOB, sink=sink)
+    core.watcher.fail(ALICE, UNKNOWN)
+    await core.settled()
+    assert (await core.stored(subscription)).active
+    await core.play(BOB, REACHABLE)
+    core.watcher.fail(BOB, REFUSED)
+    await core.settled()
+    assert await core.told(subscription) == expected
+    stored = await core.stored(subscription)
+    assert stored.end_reason is EndReason.FAILED
+
+
+@pytest.mark.parametrize(
+    ("sink", "expected"),
+    [
+        (SOAP, []),
+        (WEBHOOK, ["STARTED"]),
+        (Sink(kind=SinkKind.WEBHOOK, url="https://example.com", profile="camara"), ["STARTED", "ENDED CANCELLED"]),
+        (Sink(kind=SinkKind.STREAM), ["ENDED CANCELLED"]),
+    ],
+)
+async def test_cancelled_subscription_is_told_nothing_more(core: Core, sink: Sink, expected: list[str]) -> None:
+    """The client's own end is not told where the sink's contract has no message for it; changes no longer are."""
+    subscription = await core.subscribe(ALICE, sink=sink)
+    await core.play(ALICE, REACHABLE)
+    await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+    await core.play(ALICE, BUSY)
+    assert await core.told(subscription) == expected
+    assert (await core.stored(subscription)).end_reason is EndReason.CANCELLED
+    with pytest.raises(SubscriptionUnknown):
+        await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+
+
+async def test_cancelled_by_correlator(core: Core) -> None:
+    """A client ends a subscription by its own name for it, which is free again then; others have other names."""
+    first = await core.subscribe(ALICE, correlator="c", sink=SOAP)
+    with pytest.raises(DuplicateCorrelator):
+        await core.subscribe(BOB, correlator="c", sink=SOAP)
+    other = await core.subscribe(ALICE, correlator="c", sink=SOAP, client=OTHER)
+    await core.subscriptions.cancel_by_correlator(APP, "c", face="soap")
+    assert not (await core.stored(first)).active
+    assert (await core.stored(other)).active
+    for correlator in ("c", "", "x" * 10_000):
+        with pytest.raises(SubscriptionUnknown):
+            await core.subscriptions.cancel_by_correlator(APP, correlator, face="soap")
+    await core.subscribe(BOB, correlator="c", sink=SOAP)
+    assert core.watching.figures()["subscriptions"] == 2
+
+
+async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: Core) -> None:
+    """With a client go its subscriptions (told as their sinks' contract says), its groups and its streams."""
+    soap = await core.subscribe(ALICE, sink=SOAP)
+    hook = await core.subscribe(ALICE, sink=WEBHOOK)
+    kept = await core.subscribe(ALICE, sink=SOAP, client=OTHER)
+    await core.groups.create(APP, TEAM, [ALICE])
+    async with reading(core, ALICE) as stream:
+        await until(lambda: stream.events)
+        assert await core.subscriptions.delete_client(APP.id) == 2
+        await until(lambda: len(stream.events) > 2)
+    assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
+    assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
+    assert (await core.stored(hook)).end_reason is EndReason.CLIENT_DELETED
+    assert not core.groups.is_group(TEAM)
+    await core.play(ALICE, REACHABLE)
+    await core.play(ALICE, BUSY)
+    assert await core.told(kept) == ["alice BUSY"]
+    with pytest.raises(ClientUnknown):
+        await core.subscriptions.delete_client(APP.id)
+
+
+async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> None:
+    """After delivery has ended a subscription nothing more is owed to it."""
+    subscription = await core.subscribe(ALICE, sink=SOAP)
+    await core.play(ALICE, REACHABLE)
+    core.subscriptions.ended(subscription.id)
+    core.subscriptions.ended("nobody's")
+    await core.play(ALICE, BUSY)
+    assert await core.told(subscription) == []
+
+
+async def test_renewed_subscription_lasts_from_now(core: Core) -> None:
+    """Renewal counts from now, longer or shorter; an ended or foreign subscription cannot be renewed."""
+    subscription = await core.subscribe(ALICE, duration_ms=60_000)
+    await core.advance(50)
+    renewed = await core.subscriptions.renew(APP, subscription.id, 120_000)
+    assert renewed.expires_at == core.clocks.now + timedelta(seconds=120)
+    await core.advance(100)
+    assert (await core.stored(subscription)).active
+    await core.subscriptions.renew(APP, subscription.id, 5_000)
+    await core.advance(5.1)
+    assert (await core.stored(subscription)).end_reason is EndReason.EXPIRED
+    for client in (APP, OTHER):
+        with pytest.raises(SubscriptionUnknown):
+            await core.subscriptions.renew(client, subscription.id, 1000)
+
+
+# Restarts
+
+
+async def test_restart_finds_the_change_that_happened_meanwhile(url: str) -> None:
+    """After a crash subscriptions are watched again; what changed meanwhile is told, what did not is not."""
+    async with run_core(url, crash=True) as core:
+        changed = await core.subscribe(ALICE, sink=SOAP)
+        same = await core.subscribe(BOB, sink=SOAP)
+        await core.play(ALICE, REACHABLE)
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, BUSY)
+    async with run_core(url) as core:
+        assert set(core.watcher.wanted) == {ALICE, BOB}
+        await core.play(ALICE, UNREACHABLE)
+        await core.play(BOB, BUSY)
+        assert await core.told(changed) == ["alice UNREACHABLE"]
+        assert await core.told(same) == ["bob BUSY"]
+
+
+async def test_restart_before_the_first_observation(url: str) -> None:
+    """A terminal not observed since the subscription was made is, after a crash, still awaited: its old status is no
+    change, and an immediate check is still owed."""
+    async with run_core(url) as core, reading(core, ALICE, BOB):
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(ALICE, REACHABLE)
+        await core.play(BOB, REACHABLE)
+    clocks = Clocks()
+    clocks.advance(3600)
+    async with run_core(url, clocks=clocks, crash=True) as core:
+        quiet = await core.subscribe(ALICE, sink=SOAP)
+        immediate = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
+        await core.play(BOB, REACHABLE)
+    async with run_core(url, clocks=clocks) as core:
+        await core.play(ALICE, BUSY)
+        assert await core.told(quiet) == []
+        assert await core.told(immediate) == ["bob REACHABLE", "alice BUSY"]
+        await core.play(ALICE, UNREACHABLE)
+        assert await core.told(quiet) == ["alice UNREACHABLE"]
+        assert not (await core.stored(quiet)).awaiting
+
+
+async def test_restart_keeps_what_was_held_back(url: str) -> None:
+    """A change that waited for the interval is told after a crash, when the interval has passed."""
+    clocks = Clocks()
+    async with run_core(url, clocks=clocks, crash=True) as core:
+        subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True, min_interval_ms=60_000)
+        await core.play(ALICE, REACHABLE)
+        clocks.advance(1)
+        await core.play(ALICE, BUSY)
+        assert await core.told(subscription) == ["alice REACHABLE"]
+    clocks.advance(20)
+    async with run_core(url, clocks=clocks) as core:
+        await core.play(ALICE, BUSY)
+        await core.advance(30)
+        assert await core.told(subscription) == ["alice REACHABLE"]
+        await core.advance(10)
+        assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+    async with run_core(url, clocks=clocks) as core:
+        await core.advance(600)
+        assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+
+
+async def test_restart_ends_what_expired_meanwhile(url: str) -> None:
+    """A subscription whose duration ended while the gateway was down ends when it is up again."""
+    clocks = Clocks()
+    async with run_core(url, clocks=clocks) as core:
+        subscription = await core.subscribe(ALICE, sink=SOAP, duration_ms=60_000)
+        for_ever = await core.subscribe(BOB, sink=SOAP)
+    clocks.advance(61)
+    async with run_core(url, clocks=clocks) as core:
+        await until(lambda: core.watching.figures()["subscriptions"] == 1)
+        assert await core.told(subscription) == ["ENDED EXPIRED"]
+        assert (await core.stored(for_ever)).active
+
+
+async def test_crash_in_the_middle_of_a_write_loses_nothing(url: str) -> None:
+    """Whether the transaction of a change was done or not when the gateway was killed, the change is told once."""
+    for done in (False, True):
+        async with run_core(url, crash=True) as core:
+            subscription = await core.subscribe(ALICE, sink=SOAP)
+            await core.play(ALICE, REACHABLE)
+
+            async def killed(changes: Changes, core: Core = core, done: bool = done) -> None:
+                if done:
+                    await core.store._store.write(changes)  # noqa: SLF001
+                core.store.away = True
+
+            core.store.before_write = killed
+            core.watcher.play(ALICE, BUSY)
+            await until(lambda: core.store.away)  # used at once
+        async with run_core(url) as core:
+            await core.play(ALICE, BUSY)
+            assert await core.told(subscription) == ["alice BUSY"]
+            await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+            await core.play(ALICE, REACHABLE)
+
+
+# Groups
+
+
+async def test_group_subscription_follows_its_members(core: Core) -> None:
+    """Notifications are about members; who joins is watched, who leaves is told no more, in nested groups too."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.groups.create(APP, ALL, [TEAM, ALL])
+    subscription = await core.subscribe(ALL, sink=SOAP, check_immediate=True)
+    assert subscription.addresses == (ALL,)
+    await core.play(ALICE, REACHABLE)
+    await core.groups.set_members(APP, TEAM, [BOB])
+    await until(lambda: BOB in core.watcher.wanted)
+    await core.play(BOB, BUSY)
+    await core.play(ALICE, BUSY)
+    await core.groups.add_members(APP, ALL, [CAROL])
+    await until(lambda: CAROL in core.watcher.wanted)
+    await core.play(CAROL, UNREACHABLE)
+    assert await core.told(subscription) == ["alice REACHABLE", "bob BUSY", "carol UNREACHABLE"]
+    await core.groups.delete(APP, TEAM)
+    await until(lambda: not core.watching.wanted_by(BOB))
+    await core.advance(31)
+    assert set(core.watcher.wanted) == {CAROL}
+
+
+async def test_live_terminal_that_joins_is_told_at_once(core: Core) -> None:
+    """With checkImmediate a terminal that joins a watched group and is live already is told without an observation."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    async with reading(core, BOB):
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(BOB, BUSY)
+        immediate = await core.subscribe(TEAM, sink=SOAP, check_immediate=True)
+        later = await core.subscribe(TEAM, sink=SOAP)
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await until(lambda: len(core.hints) == 1)
+        await core.play(BOB, REACHABLE)
+        assert await core.told(immediate) == ["bob BUSY", "bob REACHABLE"]
+        assert await core.told(later) == ["bob REACHABLE"]
+
+
+async def test_restart_expands_groups_anew(url: str) -> None:
+    """After a restart a group's members of now are watched, and changes of the group still reach the subscription."""
+    async with run_core(url) as core:
+        await core.groups.create(APP, TEAM, [ALICE])
+        subscription = await core.subscribe(TEAM, sink=SOAP)
+        await core.play(ALICE, REACHABLE)
+    async with run_core(url) as core:
+        assert set(core.watcher.wanted) == {ALICE}
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, BUSY)
+        assert await core.told(subscription) == ["bob BUSY"]
+
+
+# Making, showing
+
+
+async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
+    """The same request again returns the first one's subscription; another request with that id is refused."""
+    first = await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1", duration_ms=1000)
+    again = await core.subscribe("SIP:alice@EXAMPLE.com", sink=WEBHOOK, request_id="r1", duration_ms=1000)
+    assert again.id == first.id
+    assert await core.told(first) == ["STARTED"]
+    with pytest.raises(RequestIdReused):
+        await core.subscribe(BOB, sink=WEBHOOK, request_id="r1")
+    others = await core.subscribe(BOB, sink=WEBHOOK, request_id="r1", client=OTHER)
+    assert others.id != first.id
+    assert core.watching.figures()["subscriptions"] == 2
+    await core.advance(31)
+    assert (await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1")).end_reason is EndReason.EXPIRED
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "request_"),
+    [
+        (InvalidAddress, {}, {"addresses": ["mailto:x@example.com"]}),
+        (NoValidAddresses, {}, {"addresses": []}),
+        (TooManyAddresses, {"max_notification_addresses": 1}, {"addresses": [ALICE, BOB]}),
+        (BusyNotSupported, {"busy_available": False}, {"criteria": frozenset({BUSY})}),
+        (IntervalTooShort, {"min_interval_ms": 1000}, {"min_interval_ms": 999}),
+        (InvalidRequest, {}, {"min_interval_ms": -1}),
+        (DurationTooLong, {"max_duration_ms": 1000}, {"duration_ms": 1001}),
+        (InvalidRequest, {}, {"duration_ms": -1}),
+        (InvalidRequest, {}, {"duration_ms": 1 << 70}),
+        (UnlimitedCountNotAllowed, {"unlimited_count_allowed": False}, {"count": 0}),
+        (CountTooLarge, {"max_count": 10}, {"count": 11}),
+        (InvalidRequest, {}, {"count": -1}),
+        (InvalidRequest, {}, {"correlator": "x" * 10_000}),
+        (InvalidRequest, {}, {"request_id": "x" * 65}),
+        (TooManySubscriptions, {"max_subscriptions": 0}, {}),
+    ],
+)
+async def test_request_that_the_policy_refuses(
+    url: str, error: type[TerminalStatusError], policy: dict[str, Any], request_: dict[str, Any]
+) -> None:
+    """Each violation has its own error, leaves a usage record, and nothing else."""
+    async with run_core(url, policy=Policy(**policy)) as core:
+        with pytest.raises(error):
+            await core.subscribe(*request_.pop("addresses", [ALICE]), **request_)
+        (record,) = await core.usage_records()
+        assert (record.operation, record.result) == ("startNotification", error.code)
+        assert core.watching.figures()["terminals"] == 0
+
+
+async def test_defaults_of_the_policy_fill_what_is_not_asked(url: str) -> None:
+    """The policy's least interval and default duration are taken where a request names none."""
+    policy = Policy(min_interval_ms=500, default_duration_ms=0, max_duration_ms=7000)
+    async with run_core(url, policy=policy) as core:
+        made = await core.subscribe(ALICE)
+        assert (made.min_interval_ms, made.expires_at) == (500, core.clocks.now + timedelta(seconds=7))
+        assert made.sink.kind is SinkKind.STREAM
+    async with run_core(url, policy=Policy(default_duration_ms=0)) as core:
+        assert (await core.subscribe(ALICE)).expires_at is None
+
+
+async def test_sink_is_checked_when_the_subscription_is_made(core: Core) -> None:
+    """An endpoint that may not or cannot be used is refused at once; a kind without a sender, too."""
+    core.sender.error = SinkUnreachable("The endpoint refuses the connection.")
+    with pytest.raises(SinkUnreachable):
+        await core.subscribe(ALICE, sink=WEBHOOK)
+    await core.subscribe(ALICE)
+    assert [one.sink for one in core.sender.checked] == [WEBHOOK]
+    core.subscriptions._senders = {}  # noqa: SLF001
+    with pytest.raises(SinkRefused):
+        await core.subscribe(ALICE, sink=SOAP)
+
+
+async def test_client_sees_its_own_only(core: Core) -> None:
+    """Another client's subscription is unknown; an operator's client sees all."""
+    mine = await core.subscribe(ALICE)
+    theirs = await core.subscribe(ALICE, client=OTHER)
+    assert (await core.subscriptions.get(APP, mine.id)).id == mine.id
+    for unknown in (theirs.id, "", "x" * 5000):
+        with pytest.raises(SubscriptionUnknown):
+            await core.subscriptions.get(APP, unknown)
+        with pytest.raises(SubscriptionUnknown):
+            await core.subscriptions.cancel(APP, unknown, face="rest")
+    assert [one.id for one in (await core.subscriptions.list(APP, Page()))[0]] == [mine.id]
+    assert len((await core.subscriptions.list(ADMIN, Page()))[0]) == 2
+    assert (await core.subscriptions.get(ADMIN, theirs.id)).id == theirs.id
+    with pytest.raises(InvalidRequest):
+        await core.subscriptions.list(APP, Page(token="elsewhere"))
+
+
+async def test_stream_sink_is_delivered_by_being_listed(core: Core) -> None:
+    """What goes to no endpoint stands in the list as delivered, and wakes no delivery."""
+    subscription = await core.subscribe(ALICE, check_immediate=True)
+    await core.play(ALICE, BUSY)
+    assert [one.state for one in await core.owed(subscription)] == [DeliveryState.DELIVERED]
+    assert core.hints == []
+
+
+async def test_starts_and_ends_leave_usage_records(core: Core) -> None:
+    """Each start and end is recorded by the contract's names, in the transaction that makes it where it succeeds."""
+    await core.groups.create(APP, TEAM, [ALICE, BOB])
+    made = await core.subscribe(TEAM, correlator="c")
+    await core.subscriptions.cancel(APP, made.id, face="rest", requester="tel:+1")
+    with pytest.raises(SubscriptionUnknown):
+        await core.subscriptions.cancel(APP, made.id, face="rest")
+    start, end, failed = await core.usage_records()
+    assert (start.operation, start.targets, start.target_count, start.expanded_count) == (
+        "startNotification",
+        (TEAM,),
+        1,
+        2,
+    )
+    assert (start.correlator, start.subscription_id, start.face, start.result) == ("c", made.id, "grpc", "OK")
+    assert (end.operation, end.requester, end.correlator, end.face) == ("endNotification", "tel:+1", "c", "rest")
+    assert failed.result == "SUBSCRIPTION_UNKNOWN"
+
+
+async def test_creation_fails_clearly_while_the_store_is_away(core: Core) -> None:
+    """Nothing is made, and nothing stays in memory; the same request succeeds when the store is back."""
+    core.store.away = True
+    with pytest.raises(StoreUnavailable):
+        await core.subscribe(ALICE)
+    assert core.watching.figures()["subscriptions"] == 0
+    core.store.away = False
+    await core.subscribe(ALICE)
+
+
+async def test_caller_that_leaves_does_not_tear_creation(core: Core) -> None:
+    """A creation whose caller is cancelled is done whole: what is stored stands in memory, too."""
+    creating = asyncio.ensure_future(core.subscribe(ALICE, request_id="r"))
+    await until(lambda: ALICE in core.watcher.wanted)
+    creating.cancel()
+    await asyncio.gather(creating, return_exceptions=True)
+    await until(lambda: core.watching.figures()["subscriptions"] == 1)
+    await core.subscribe(ALICE, request_id="r")
+    assert core.watching.figures()["subscriptions"] == 1
