@@ -3,9 +3,9 @@
 The rows are the truth. A hint only wakes the deliverer, which looks every POLL_S anyway. A notification is claimed,
 queued at its endpoint's host, sent, and recorded; attempts that end while a transaction is written share the next one.
 Invariants: at least once, under one id; in order within a subscription, one at a time (the store's `claim`); a host
-has only its share of the places, less until it has answered once and one place while it is silent, and no more queued
-than it will take in QUEUE_S, so that a hanging one delays nobody else; what does not fit is put off, not held. A lease
-outlives queue, attempt and record, so two nodes send the same only when one was killed or lost its database.
+has only its share of the places, less until it has answered once and one place while it is silent, and a queue that
+is bounded in number and time, so that a hanging one delays nobody else; what does not fit is put off. A lease outlives
+queue, attempt and record, so two nodes send the same only when one was killed or lost its database.
 A process that ends gives back what it holds; one that is killed leaves leases that run out after `lease_s`.
 
 Deliberately absent: how it is sent (`Sender`), what is owed (the use cases that write it), and SQL.
@@ -14,6 +14,7 @@ Deliberately absent: how it is sent (`Sender`), what is owed (the use cases that
 import asyncio
 import contextlib
 import heapq
+import itertools
 import random
 import secrets
 from collections import deque
@@ -25,7 +26,7 @@ import structlog
 
 from app.attempts import UNTRIED, RetryPolicy, judge, usage_of
 from app.domain import InvalidRequest, NotificationUnknown, StoreUnavailable
-from app.hosts import MAX_PUT_OFF_S, Host, Job, Places
+from app.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.ports import Attempted, Page, Sender, Sent, Store, SubscriptionUpdate
 from app.records import (
     Client,
@@ -39,13 +40,13 @@ from app.records import (
 
 POLL_S = 1.0
 """Longest time a due notification waits where no hint came."""
-MAX_WAIT_S = 8.0
-"""Longest wait in a queue; then the lease is given back."""
 RECORD_S = 12.0
 """What the lease has left for recording an attempt."""
 MAX_BATCH = 256
 """Most notifications in one claim, and attempts in one transaction."""
 MIN_BATCH = 16
+MAX_GIVE_BACK = 64
+"""Most leases given back in one transaction, between two of attempts."""
 MAX_HOSTS = 10_000
 """Hosts that are remembered; above it those without work are forgotten, the oldest first."""
 MAX_SEND_AGAIN = 1000
@@ -155,6 +156,7 @@ class Deliverer:
         most = MAX_BATCH
         while not self._closing:
             self._wake.clear()
+            self._start_all()
             asked = min(most, self._places.held - self.held)
             claimed = crowded = 0
             try:
@@ -233,7 +235,7 @@ class Deliverer:
             self._settle(job, Sent(delivered=listed, outcome="listed" if listed else "no-sender"), 0.0)
         else:
             host = self._host(job)
-            if len(host.queue) < host.room(self._places):
+            if len(host.queue) < self._places.queued_per_host:
                 host.queue.append(job)
             else:
                 return self._put_off_at(host, job) >= 1
@@ -261,21 +263,16 @@ class Deliverer:
 
     def _start_all(self) -> None:
         for key in [key for key, host in self._hosts.items() if host.queue]:
-            if len(self._in_flight) >= self._places.overall:
-                break
             host = self._hosts.pop(key)  # to the end: the next time others come first
             self._hosts[key] = host
             self._start(host)
 
     def _start(self, host: Host) -> None:
         loop = asyncio.get_running_loop()
-        while len(host.queue) > host.room(self._places):  # it has become slow or silent
-            self._put_off_at(host, host.queue.pop())
+        for job in host.overdue(loop.time()):
+            self._put_off_at(host, job)
         while host.queue and host.in_flight < host.share(self._places) and len(self._in_flight) < self._places.overall:
             job = host.queue.popleft()
-            if loop.time() - job.claimed_s > MAX_WAIT_S:
-                self._put_off(job.notification, self._clock())
-                continue
             host.in_flight += 1
             task = loop.create_task(self._send(job, host))
             self._in_flight[task] = job
@@ -361,7 +358,7 @@ class Deliverer:
                 await self._written.wait()
                 continue
             batch = [self._records[i] for i in range(min(MAX_BATCH, len(self._records)))]
-            given_back = dict(self._give_back)
+            given_back = dict(itertools.islice(self._give_back.items(), MAX_GIVE_BACK))
             try:
                 if batch:
                     await self._write(batch)

@@ -1,20 +1,22 @@
 """What one endpoint's host gets of the places for deliveries, by how it has behaved.
 
 Invariants: no I/O and no clock. A host that has not answered yet has few places, one that answers has its full share,
-and one that is silent has one, until it answers again. What waits for it is bounded by the time it will take.
+and one that is silent has one, until it answers again. What waits for it is bounded in number and time.
 
 Deliberately absent: what is sent, and to which address (`delivery.py`, `egress.py`).
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from app.records import OwedNotification, Subscription
 
-QUEUE_S = 2.0
-"""How much a host's queue may hold, as the time it will need for it."""
-MAX_QUEUE = 256
+MAX_WAIT_S = 20.0
+"""Longest wait in a host's queue; then the lease is given back."""
 MIN_PUT_OFF_S = 0.1
+SILENT_PUT_OFF_S = 2.0
+"""The least for a host that does not answer."""
 MAX_PUT_OFF_S = 30.0
 SILENT_AFTER = 5
 """Attempts in a row without any HTTP status after which a host has one place."""
@@ -28,7 +30,9 @@ class Places:
     per_host: int = 32
     unproven_host: int = 8
     """For a host that has not answered yet."""
-    held: int = 1024
+    queued_per_host: int = 1024
+    """Claimed and waiting; more is put off."""
+    held: int = 8192
     """Claimed and not yet recorded; nothing is claimed above it."""
 
 
@@ -59,17 +63,19 @@ class Host:
             return 1
         return places.per_host if self.proven else places.unproven_host
 
-    def room(self, places: Places) -> int:
-        """How many may wait."""
-        share = self.share(places)
-        return max(share, min(MAX_QUEUE, int(share * QUEUE_S / self.average_s)))
-
     def put_off_s(self, places: Places, now_s: float) -> float:
         """When there will be room again, as far as one can tell; while it has never answered, as long again."""
-        wait_s = (len(self.queue) + 1) * self.average_s / self.share(places)
-        if not self.proven and self.silent < SILENT_AFTER:
-            wait_s = max(MIN_PUT_OFF_S, now_s - self.known_since_s)
-        return min(MAX_PUT_OFF_S, max(MIN_PUT_OFF_S, wait_s))
+        wait_s = max(MIN_PUT_OFF_S, (len(self.queue) + 1) * self.average_s / self.share(places))
+        if self.silent >= SILENT_AFTER:
+            wait_s = max(SILENT_PUT_OFF_S, wait_s)
+        elif not self.proven:
+            wait_s = max(SILENT_PUT_OFF_S, now_s - self.known_since_s)
+        return min(MAX_PUT_OFF_S, wait_s)
+
+    def overdue(self, now_s: float) -> Iterator[Job]:
+        """Takes out of the queue what has waited too long."""
+        while self.queue and now_s - self.queue[0].claimed_s > MAX_WAIT_S:
+            yield self.queue.popleft()
 
     def ended(self, seconds: float, *, answered: bool) -> None:
         """One attempt is over."""
