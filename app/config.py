@@ -30,6 +30,8 @@ from app.domain import InvalidAddress, parse_address
 
 PREFIX = "TS_"
 CONFIG_FILE = "TS_CONFIG_FILE"
+API_KEY = "TS_API_KEY"
+"""What commands that ask a gateway show it; no setting, so that it may stand in the environment of one that serves."""
 MAX_ROUTES = 8
 
 
@@ -518,7 +520,7 @@ class Settings(BaseModel):
     sink_allowed_networks: Annotated[frozenset[str], BeforeValidator(_words), AfterValidator(_networks)] = Field(
         frozenset(),
         description="Networks beside the public internet that webhooks and callbacks may be sent into.",
-        examples=["networks such as 10.1.0.0/16 with commas between; 127.0.0.0/8 for development"],
+        examples=["networks such as 10.1.0.0/16 with commas between; 127.0.0.0/8,::1/128 for development"],
     )
     sink_allow_http: bool = Field(
         False, description="Lets webhooks and callbacks go to http: URLs too, in clear.", examples=["true or false"]
@@ -527,6 +529,14 @@ class Settings(BaseModel):
         None,
         description="Certificate authorities that webhook endpoints are checked against, in place of the system's.",
         examples=["path of a PEM file"],
+    )
+    soap_max_age_s: float = Field(
+        0,
+        ge=0,
+        le=86400,
+        description="How old a status may be that answers Parlay X getStatus and getStatusForGroup, in seconds. With 0 "
+        "the presence server is asked each time; above it a live watch answers.",
+        examples=["0 to 86400"],
     )
     sink_timeout_ms: int = Field(
         10_000,
@@ -592,7 +602,7 @@ def load_settings(
     for name, value in _read_file(path).items():
         values[name], origin[name] = value, f"{name} in {path}"
     for variable, text in environ.items():
-        if variable.startswith(PREFIX) and variable != CONFIG_FILE:
+        if variable.startswith(PREFIX) and variable not in (CONFIG_FILE, API_KEY):
             name = variable.removeprefix(PREFIX).lower()
             values[name], origin[name] = text, variable
     for name, option in overrides.items():
