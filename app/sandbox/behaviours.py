@@ -107,7 +107,7 @@ def _expires_zero(exchange: "Exchange", where: str) -> None:
     elif where == "answer":
         exchange.expires_s = 0
         exchange.accept()
-        exchange.notify(state="active;expires=3600")
+        exchange.notify(state="active")
     else:
         exchange.accept()
         exchange.notify(state="active;expires=0")

@@ -113,11 +113,14 @@ class Exchange:
         self.notifier.notify(self.dialog or self.open(), document, state=state, unsent_bytes=unsent_bytes)
 
     def notify_stray(self, *, call_id: str = "", tag: str = "") -> None:
-        """Sends a NOTIFY like this dialog's with another Call-ID, or another tag of ours, as from a fork."""
+        """Sends a NOTIFY like this dialog's with another Call-ID and tag of theirs, or another tag of ours."""
         dialog = self.dialog or self.open()
-        key = (call_id or dialog.key[0], tag or dialog.key[1], dialog.key[2])
-        local = dialog.local.replace(f";tag={dialog.key[1]}", f";tag={key[1]}")
-        stray = replace(dialog, key=key, local=local, timer=None, cseq=0, unanswered=0)
+        key = (call_id or dialog.key[0], tag or dialog.key[1], call_id or dialog.key[2])
+        local, remote = (
+            text.replace(f";tag={dialog.key[at]}", f";tag={key[at]}")
+            for at, text in ((1, dialog.local), (2, dialog.remote))
+        )
+        stray = replace(dialog, key=key, local=local, remote=remote, timer=None, cseq=0, unanswered=0)
         self.notifier.notify(stray, state="active;expires=600")
 
     def later(self, delay_ms: int, call: Callable[[], None]) -> None:
