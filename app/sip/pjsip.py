@@ -77,7 +77,6 @@ class Stack:
         # pjsua2's own reader of an event: hidden from Python, but exported, and free of struct offsets.
         self._read_event = self._lib._ZN2pj8SipEvent6fromPjERK11pjsip_event  # noqa: SLF001  # a C++ symbol
         self._live: dict[Any, Subscription] = {}  # by pointer
-        self._sending: Subscription | None = None
         self._answered: list[tuple[Subscription, Any]] = []  # NOTIFY transactions of this poll
         self._ua = self._lib.pjsip_ua_instance()
         self._user = self._event_subscription_user()
@@ -173,9 +172,7 @@ class Stack:
         lib, out = self._lib, self._out
         status = lib.pjsip_evsub_initiate(subscription.pointer, self._ffi.NULL, expires_s, out)
         if status == PJ_SUCCESS and subscription.pointer is not None:
-            self._sending = subscription
             status = lib.pjsip_evsub_send_request(subscription.pointer, out[0])
-            self._sending = None
         if status != PJ_SUCCESS and subscription.pointer is not None:
             self.forget(subscription)
             self.endpoint.must(status, "send SUBSCRIBE")
@@ -191,27 +188,25 @@ class Stack:
             subscription = live.get(sub)
             if subscription is None:
                 return  # TERMINATED may come twice
-            if not subscription.standing or state == _TERMINATED:
-                subscription.transaction = None  # it has its answer, and will be destroyed by itself
             if state == _TERMINATED:
                 del live[sub]
-                subscription.pointer = None
+                subscription.pointer = subscription.transaction = None
                 if not subscription.over:
                     final = self._final(event)
                     events.append((subscription, dataclasses.replace(final, dialog_gone=True)))
 
         @ffi.callback("void(void *, void *, pjsip_event *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_tsx_state(sub: Any, transaction: Any, event: Any) -> None:
-            if self._sending is not None:  # the first state of a transaction is reported while it is sent
-                self._sending.transaction = transaction
-                return
             subscription = live.get(sub)
-            if subscription is None or not subscription.standing:
+            if subscription is None:
                 return
             if event.tsx_state.type == _TX_MSG and not event.tsx_state.previous_state:
-                subscription.transaction = transaction  # PJSIP's own answer to a challenge
+                subscription.transaction = transaction  # it leaves; or it is PJSIP's own answer to a challenge
             elif subscription.transaction == transaction:
-                self._answer(subscription, transaction, event)
+                if subscription.standing:
+                    self._answer(subscription, transaction, event)
+                elif self._status(transaction)[0] >= 200:
+                    subscription.transaction = None  # it has its answer, and will be destroyed by itself
 
         @ffi.callback("void(void *, void *, int *, void **, void *, void **)")  # type: ignore[untyped-decorator]
         def on_rx_notify(sub: Any, rdata: Any, _code: Any, _text: Any, _headers: Any, _body: Any) -> None:
@@ -242,7 +237,7 @@ class Stack:
     def _answer(self, subscription: Subscription, transaction: Any, event: Any) -> None:
         """Reports what a standing subscription's SUBSCRIBE was answered, where nothing else will."""
         if event.tsx_state.type == _RX_MSG:
-            code = self._ffi.cast("int *", self._ffi.cast("char *", transaction) + _TSX_STATUS)[0]
+            code = self._status(transaction)[0]
             if 100 < code < 300:  # nearly always; the rest is read with less haste and more care
                 if code >= 200:
                     subscription.transaction = None
@@ -258,10 +253,14 @@ class Stack:
         if code in _CHALLENGES and self._credentials is not None and state.tsx.state == _TSX_COMPLETED:
             return  # PJSIP answers it, or ends the subscription where it cannot
         if self._lib.pjsip_evsub_get_state(subscription.pointer) >= _ACCEPTED:
-            status = self._ffi.cast("int *", self._ffi.cast("char *", transaction) + _TSX_STATUS)
+            status = self._status(transaction)
             if status[0] == code:  # else PJSIP ends the subscription, and that is told
                 status[0] = _REQUEST_UPDATED
                 self.events.append((subscription, self._final_of(state)))
+
+    def _status(self, transaction: Any) -> Any:
+        """An `int *` to the status code that the transaction has so far."""
+        return self._ffi.cast("int *", self._ffi.cast("char *", transaction) + _TSX_STATUS)
 
     def _final(self, event: Any) -> Final:
         seen = None if event == self._ffi.NULL else self._seen(event)
