@@ -2,6 +2,7 @@
 # make test  sets everything up, Debian packages too when it may, and runs every test
 # make check format, lint, types, layers and generated files, in under a minute
 # make bench measures against the bare PJSIP loop; ROWS=… runs a part
+# make fuzz  sends mutated SIP to the workers for SECONDS=…, and says how many packets
 # make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
 
 SHELL := /bin/bash
@@ -12,8 +13,10 @@ BUF := .tools/buf/node_modules/.bin/buf
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 SERVERS := kamailio kamailio-presence-modules kamailio-sqlite-modules kamailio-xml-modules sip-tester postgresql sqlite3 curl
 ROWS ?=
+SECONDS ?= 600
+SEED ?=
 
-.PHONY: run test check bench generate lock servers clean
+.PHONY: run test check bench fuzz generate lock servers clean
 .DELETE_ON_ERROR:
 
 run: .venv/run.stamp
@@ -38,6 +41,9 @@ check: .venv/dev.stamp $(BUF)
 
 bench: .venv/dev.stamp servers
 	$(BIN)/python -m bench $(ROWS)
+
+fuzz: .venv/dev.stamp
+	@$(BIN)/python -m tests.fuzz $(SECONDS) $(SEED)
 
 generate: .venv/dev.stamp
 	.ci/generate-protobuf
