@@ -20,7 +20,8 @@ from app.domain import TerminalAddress, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Notification
-from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, create_server
+from app.records import ANONYMOUS, Client
+from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, UseCases, create_server
 from app.service import StatusService
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
@@ -44,6 +45,30 @@ class SilentWatcher(FakeWatcher):
             self.was_given_up.set()
 
 
+def use_cases_of(service: StatusService) -> UseCases:
+    """GetStatus for everybody; the other use cases are for `test_rpc_services.py`."""
+
+    class Open:
+        def known(self, authorization: str) -> Client:
+            return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=OBSERVED_AT)
+
+    class Questions:
+        async def get_status(self, client: Client, address: str, **how: Any) -> domain.TerminalStatus:
+            return await service.get_status(address)
+
+    absent: Any = None
+    return UseCases(
+        auth=cast("Any", Open()),
+        queries=cast("Any", Questions()),
+        watching=absent,
+        subscriptions=absent,
+        groups=absent,
+        deliveries=absent,
+        usage=absent,
+        administration=absent,
+    )
+
+
 @asynccontextmanager
 async def channel_to(
     service: StatusService,
@@ -52,7 +77,7 @@ async def channel_to(
     calls: set[asyncio.Task[Any]] | None = None,
     health_poll_s: float = 1,
 ) -> AsyncIterator[grpc.aio.Channel]:
-    server = create_server(service, stopping=stopping, calls=calls, health_poll_s=health_poll_s)
+    server = create_server(service, use_cases_of(service), stopping=stopping, calls=calls, health_poll_s=health_poll_s)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -360,10 +385,11 @@ async def test_reflection_lists_the_services() -> None:
 
 async def test_a_taken_port_is_an_error() -> None:
     """Two servers cannot share a port without noticing."""
-    first = create_server(make_service(FakeWatcher()))
+    service = make_service(FakeWatcher())
+    first = create_server(service, use_cases_of(service))
     port = first.add_insecure_port("127.0.0.1:0")
     await first.start()
-    second = create_server(make_service(FakeWatcher()))
+    second = create_server(service, use_cases_of(service))
     try:
         with pytest.raises(RuntimeError):
             second.add_insecure_port(f"127.0.0.1:{port}")

@@ -13,17 +13,13 @@ Deliberately absent: interceptors (each costs every call), business rules, and t
 """
 
 import asyncio
-from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
-from app.asking import QueryService
-from app.auth import Authenticator
-from app.domain import TerminalStatus
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -38,7 +34,6 @@ from app.pb.terminalstatus.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from app.records import ANONYMOUS, Client
 from app.rpc.admin import AdminServicer
 from app.rpc.calls import Calls
 from app.rpc.deliveries import DeliveryServicer
@@ -96,7 +91,7 @@ _OPTIONS = (
 
 def create_server(
     service: StatusService,
-    use_cases: UseCases | None = None,
+    use_cases: UseCases,
     *,
     stopping: asyncio.Event | None = None,
     calls: set[asyncio.Task[Any]] | None = None,
@@ -121,7 +116,6 @@ def create_server(
             ("grpc.max_connection_age_grace_ms", (max_connection_age_s + AGE_SLACK_S) * 1000),
         )
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-    use_cases = use_cases or _alone(service)
     around = Calls(use_cases.auth, stopping, set() if calls is None else calls)
     # First, since gRPC asks the handlers in the order in which they were added.
     terminal_status_pb2_grpc.add_TerminalStatusServiceServicer_to_server(
@@ -142,27 +136,3 @@ def create_server(
     )
     reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME), server)
     return server
-
-
-def _alone(service: StatusService) -> UseCases:
-    """For now: GetStatus for everybody, and nothing else, until `main` makes the use cases."""
-
-    class Open:
-        def known(self, authorization: str) -> Client:
-            return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
-
-    class Questions:
-        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
-            return await service.get_status(address)
-
-    absent: Any = None
-    return UseCases(
-        auth=cast("Authenticator", Open()),
-        queries=cast(QueryService, Questions()),
-        watching=absent,
-        subscriptions=absent,
-        groups=absent,
-        deliveries=absent,
-        usage=absent,
-        administration=absent,
-    )
