@@ -44,7 +44,9 @@ async def check_everything(config_file: Path | None) -> list[Check]:
         checks.append(_check("database", True, await check_database(settings.database_url)))
     except DatabaseUnavailable as error:
         checks.append(
-            _check("database", False, f"{shown_url(settings.database_url)} does not open: {error}. See TS_DATABASE_URL.")
+            _check(
+                "database", False, f"{shown_url(settings.database_url)} does not open: {error}. See TS_DATABASE_URL."
+            )
         )
     return checks
 

@@ -38,4 +38,4 @@ async def open_store(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> Sql
     DatabaseUnavailable. Close the store with `aclose` or `async with`.
     """
     await migrate(url)
-    return SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms), busy_timeout_ms=busy_timeout_ms)
+    return SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms))

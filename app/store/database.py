@@ -54,7 +54,10 @@ SQLITE = "sqlite+aiosqlite"
 POSTGRESQL = "postgresql+psycopg"
 
 BUSY_TIMEOUT_MS = 2000
-"""How long a statement waits for another's lock, and a call for a free connection, before StoreUnavailable."""
+"""How long a statement waits for another's lock before StoreUnavailable."""
+
+TURN_TIMEOUT_S = 5.0
+"""How long a call waits for its turn among those of this process before StoreUnavailable."""
 
 SQLITE_CONNECTIONS = 5
 """One writes, the others read; each has a thread."""
@@ -104,14 +107,16 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> AsyncEngine:
         url,
         pool_size=SQLITE_CONNECTIONS,
         max_overflow=0,
-        pool_timeout=busy_timeout_ms / 1000,
+        pool_timeout=TURN_TIMEOUT_S,
         connect_args={"timeout": busy_timeout_ms / 1000},
     )
 
     @event.listens_for(engine.sync_engine, "do_connect")
     def connecting(*_: object) -> None:
-        if not create and not path.exists():  # sqlite3 would make an empty one, without tables
-            raise sqlite3.OperationalError("unable to open database file")
+        # Whether it opens, before aiosqlite tries: where it does not, its thread may outlive the event loop. And it
+        # would make an empty file, without tables, where there is none.
+        mode = "rwc" if create else "rw"
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True).close()
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _record: object) -> None:
@@ -138,7 +143,7 @@ def _postgresql_engine(url: URL, busy_timeout_ms: int) -> AsyncEngine:
         url,
         pool_size=POSTGRESQL_CONNECTIONS,
         max_overflow=0,
-        pool_timeout=busy_timeout_ms / 1000,
+        pool_timeout=TURN_TIMEOUT_S,
         connect_args={
             "options": options,
             "connect_timeout": CONNECT_TIMEOUT_S,
@@ -177,12 +182,11 @@ def why(error: BaseException) -> str:
 class Database:
     """What the parts of the store inherit: reading and writing. Used from one event loop."""
 
-    def __init__(self, engine: AsyncEngine, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         """For tests and operators' tools; the gateway asks the store's methods."""
         self.sqlite = engine.dialect.name == "sqlite"
         self._writing = engine.execution_options(writes=True)
-        self._busy_timeout_s = busy_timeout_ms / 1000
         self._writers = asyncio.Semaphore(1 if self.sqlite else POSTGRESQL_CONNECTIONS)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._path = Path(str(engine.url.database)) if self.sqlite else None
@@ -215,7 +219,7 @@ class Database:
 
     async def _wait_and_write(self, work: Work[T]) -> T:
         try:
-            async with asyncio.timeout(self._busy_timeout_s):
+            async with asyncio.timeout(TURN_TIMEOUT_S):
                 await self._writers.acquire()
         except TimeoutError as error:
             raise self._unavailable("locked", error) from None
