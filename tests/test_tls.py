@@ -1,0 +1,223 @@
+"""TLS and mutual TLS of both addresses, with certificates made here."""
+
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import httpx2 as httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from app import tls
+from app.auth import asgi_credentials
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
+from app.records import ANONYMOUS, Client
+from app.sandbox import Sandbox
+from app.servers import CannotStart, bound, serve_http
+from app.tls import Tls, TlsUnusable
+from tests.conftest import settings_for
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+ALICE = "sip:alice@example.com"
+NOW = datetime.now(UTC)
+
+
+@dataclass
+class Signed:
+    """A certificate with its key, and the files they are in."""
+
+    cert: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    cert_file: Path
+    key_file: Path
+
+
+def sign(directory: Path, name: str, issuer: Signed | None = None) -> Signed:
+    """A certificate of that common name; of an authority where nobody issues it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.cert.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName(name)]), critical=False)
+    )
+    cert = builder.sign(issuer.key if issuer else key, SHA256())
+    made = Signed(cert, key, directory / f"{name}.pem", directory / f"{name}.key")
+    made.cert_file.write_bytes(cert.public_bytes(Encoding.PEM))
+    made.key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return made
+
+
+@dataclass
+class Party:
+    """An authority, the server's certificate, a client's, and a stranger's of another authority."""
+
+    authority: Signed
+    server: Signed
+    client: Signed
+    stranger: Signed
+
+    def tls(self, *, mutual: bool) -> Tls:
+        loaded = tls.load(self.server.cert_file, self.server.key_file, self.authority.cert_file if mutual else None)
+        assert loaded is not None
+        return loaded
+
+
+@pytest.fixture
+def party(tmp_path: Path) -> Party:
+    authority = sign(tmp_path, "authority")
+    return Party(
+        authority,
+        sign(tmp_path, "server", authority),
+        sign(tmp_path, "billing", authority),
+        sign(tmp_path, "stranger", sign(tmp_path, "other-authority")),
+    )
+
+
+async def status_of(address: str, credentials: grpc.ChannelCredentials, metadata: Any = None) -> int:
+    options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+        stub: Any = TerminalStatusServiceStub(channel)
+        answer = await stub.GetStatus(pb.GetStatusRequest(address=ALICE), timeout=10, metadata=metadata)
+    return int(answer.status.status)
+
+
+def grpc_credentials(party: Party, shown: Signed | None) -> grpc.ChannelCredentials:
+    authority = party.authority.cert_file.read_bytes()
+    if shown is None:
+        return grpc.ssl_channel_credentials(authority)
+    return grpc.ssl_channel_credentials(authority, shown.key_file.read_bytes(), shown.cert_file.read_bytes())
+
+
+async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Party, tmp_path: Path) -> None:
+    """With mutual TLS a certificate of the authority names its client, and an API key beside it another one."""
+    from app.main import run_gateway
+
+    settings = settings_for(
+        f"{sandbox.uri};transport=udp",
+        database_url=f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3",
+        tls_cert_file=party.server.cert_file,
+        tls_key_file=party.server.key_file,
+        tls_client_ca_file=party.authority.cert_file,
+    )
+    async with run_gateway(settings) as gateway:
+        operators, anonymous = gateway.use_cases.administration, gateway.use_cases.auth.anonymous
+        _, key = await operators.create_client(anonymous, "keyed", client_id="", admin=False, limits={})
+        with_certificate = grpc_credentials(party, party.client)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await status_of(gateway.grpc_address, with_certificate)
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # no client of that id yet
+        await status_of(gateway.grpc_address, with_certificate, (("authorization", f"Bearer {key}"),))
+        await operators.create_client(anonymous, "billing", client_id="billing", admin=False, limits={})
+        assert await status_of(gateway.grpc_address, with_certificate) != pb.STATUS_UNSPECIFIED
+        for shown in (None, party.stranger):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await status_of(gateway.grpc_address, grpc_credentials(party, shown))
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE  # the handshake fails
+        assert anonymous.id == ANONYMOUS
+
+
+@asynccontextmanager
+async def echo(secured: Tls) -> AsyncIterator[str]:
+    """An HTTP server that answers with the names in the caller's certificate."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = json.dumps(asgi_credentials(scope).certificate_names).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+    with bound("127.0.0.1:0") as sock:
+        async with serve_http(app, sock, secured):
+            yield f"https://localhost:{sock.getsockname()[1]}/"
+
+
+def http_context(party: Party, shown: Signed | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=party.authority.cert_file)
+    if shown is not None:
+        context.load_cert_chain(shown.cert_file, shown.key_file)
+    return context
+
+
+async def test_http_speaks_tls(party: Party) -> None:
+    """With a certificate the HTTP address speaks TLS only, of 1.2 at least."""
+    async with echo(party.tls(mutual=False)) as url:
+        async with httpx.AsyncClient(verify=http_context(party, None), trust_env=False) as client:
+            assert (await client.get(url)).json() == []
+        async with httpx.AsyncClient(trust_env=False) as client:
+            with pytest.raises(httpx.HTTPError):
+                await client.get(url.replace("https", "http"))
+        old = http_context(party, None)
+        old.minimum_version = ssl.TLSVersion.TLSv1_2
+        async with httpx.AsyncClient(verify=old, trust_env=False) as client:
+            assert (await client.get(url)).status_code == 200
+
+
+async def test_http_tells_the_names_of_a_verified_certificate(party: Party) -> None:
+    """With mutual TLS the names of the caller's certificate reach the face; others get no connection."""
+    async with echo(party.tls(mutual=True)) as url:
+        async with httpx.AsyncClient(verify=http_context(party, party.client), trust_env=False) as client:
+            for _ in range(2):  # on one connection
+                assert (await client.get(url)).json() == ["billing", "localhost", "billing"]
+        for shown in (None, party.stranger):
+            async with httpx.AsyncClient(verify=http_context(party, shown), trust_env=False) as client:
+                with pytest.raises(httpx.HTTPError):
+                    await client.get(url)
+
+
+async def test_files_that_cannot_be_used_are_named(party: Party, tmp_path: Path) -> None:
+    """Files that are missing, no PEM, or do not fit each other are named with their setting before a port is opened."""
+    nothing, text = tmp_path / "nothing.pem", tmp_path / "text.pem"
+    text.write_text("no PEM")
+    cert, key = party.server.cert_file, party.server.key_file
+    for cert_file, key_file, ca_file, said in (
+        (nothing, key, None, "TS_TLS_CERT_FILE"),
+        (text, key, None, "TS_TLS_CERT_FILE"),
+        (cert, text, None, "TS_TLS_KEY_FILE"),
+        (cert, party.client.key_file, None, "TS_TLS_KEY_FILE"),
+        (cert, key, nothing, "TS_TLS_CLIENT_CA_FILE"),
+        (cert, key, text, "TS_TLS_CLIENT_CA_FILE"),
+        (None, None, cert, "TS_TLS_CLIENT_CA_FILE needs"),
+    ):
+        with pytest.raises(TlsUnusable, match=said):
+            tls.load(cert_file, key_file, ca_file)
+    assert tls.load(None, None, None) is None
+
+
+async def test_no_start_for_everybody(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Without clients the gateway does not start where others reach it, unless a proxy in front authenticates."""
+    from app.main import run_gateway
+
+    values = {"database_url": f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3", "http_listen": "0.0.0.0:0"}
+    with pytest.raises(CannotStart, match=r"TS_HTTP_LISTEN.*clients add"):
+        async with run_gateway(settings_for(f"{sandbox.uri};transport=udp", **values)):
+            pass
+    opened = settings_for(f"{sandbox.uri};transport=udp", **values, anonymous_access="anywhere")
+    async with run_gateway(opened) as gateway:
+        assert not gateway.use_cases.auth.anonymous.admin
+    async with run_gateway(
+        settings_for(f"{sandbox.uri};transport=udp", database_url=values["database_url"])
+    ) as gateway:
+        anonymous = gateway.use_cases.auth.anonymous
+        made: tuple[Client, str] = await gateway.use_cases.administration.create_client(
+            anonymous, "billing", client_id="", admin=False, limits={}
+        )
+        assert anonymous.admin
+    async with run_gateway(settings_for(f"{sandbox.uri};transport=udp", **values)) as gateway:
+        assert await gateway.use_cases.auth.authenticate_with(made[0].id, lambda _: True) == made[0]
