@@ -1,8 +1,10 @@
 """The gRPC face in process: a real server and channel on loopback, the real service over a fake watcher."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import grpc.aio
@@ -27,6 +29,7 @@ from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_servi
 
 ALICE = "sip:alice@example.com"
 LIMIT_S = 5
+PROTOS = sorted((Path(__file__).parent.parent / "proto").rglob("*.proto"))
 
 
 class SilentWatcher(FakeWatcher):
@@ -158,6 +161,16 @@ def test_every_status_and_source_of_the_domain_has_a_wire_value() -> None:
 def test_the_error_table_is_total() -> None:
     """Every domain error, and nothing else, has a gRPC code."""
     assert set(CODES) == set(all_errors())
+
+
+def test_the_contract_tells_the_error_table() -> None:
+    """Each domain error stands in the comments of the contract with its gRPC code, and with no other."""
+    table = {error.code: code.name for error, code in CODES.items()}
+    table |= {"GATEWAY_STOPPING": "UNAVAILABLE", "INTERNAL_ERROR": "INTERNAL"}
+    text = " ".join([proto.read_text("utf-8").replace("//", " ") for proto in PROTOS])
+    codes = "|".join(code.name for code in grpc.StatusCode)
+    told = set(re.findall(rf"\b({codes})\s+({'|'.join(table)})\b", text))
+    assert told == {(code, reason) for reason, code in table.items()}
 
 
 @pytest.mark.parametrize(
