@@ -51,6 +51,8 @@ class Subscription:
     """The SUBSCRIBE transaction in progress, so that giving up also ends its retransmissions."""
     over: bool = False
     """Whether a NOTIFY has told the end."""
+    challenged: bool = False
+    """Whether the request in progress answers a challenge."""
     generation: int = 0
     """The owner's number of this dialog."""
 
@@ -170,6 +172,7 @@ class Stack:
 
     def _send(self, subscription: Subscription, expires_s: int) -> None:
         lib, out = self._lib, self._out
+        subscription.challenged = False
         status = lib.pjsip_evsub_initiate(subscription.pointer, self._ffi.NULL, expires_s, out)
         if status == PJ_SUCCESS and subscription.pointer is not None:
             status = lib.pjsip_evsub_send_request(subscription.pointer, out[0])
@@ -250,8 +253,10 @@ class Stack:
             return
         subscription.transaction = None
         code = state.tsx.statusCode
-        if code in _CHALLENGES and self._credentials is not None and state.tsx.state == _TSX_COMPLETED:
-            return  # PJSIP answers it, or ends the subscription where it cannot
+        if code in _CHALLENGES and self._credentials is not None and not subscription.challenged:
+            if state.tsx.state == _TSX_COMPLETED:
+                subscription.challenged = True
+                return  # PJSIP answers it, or ends the subscription where it cannot
         if self._lib.pjsip_evsub_get_state(subscription.pointer) >= _ACCEPTED:
             status = self._status(transaction)
             if status[0] == code:  # else PJSIP ends the subscription, and that is told
