@@ -296,6 +296,8 @@ class Egress:
         self._executor = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="lookup")
         self._lookup = lookup or self._system_lookup
         self._open_socket = open_socket
+        self._connect_s = connect_s
+        self._tls = tls or ssl.create_default_context()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,  # whoever calls bounds the requests in flight
@@ -303,7 +305,7 @@ class Egress:
                 ttl_dns_cache=_DNS_CACHE_S,
                 socket_factory=self._socket,
                 keepalive_timeout=KEEP_ALIVE_S,
-                ssl=tls or ssl.create_default_context(),
+                ssl=self._tls,
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -322,6 +324,44 @@ class Egress:
 
         Raises SinkRefused, SinkUnreachable. Messages never tell the address that a name resolves to.
         """
+        return (await self._judged(url))[0]
+
+    async def connect(self, url: str) -> None:
+        """As `check`, and opens a connection (with TLS, where the scheme is https) and closes it, sending nothing.
+
+        Raises SinkRefused, SinkUnreachable.
+        """
+        endpoint, addresses = await self._judged(url)
+        error: OSError = ConnectionRefusedError()
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            try:
+                async with asyncio.timeout(self._connect_s):
+                    await self._open(endpoint, (family, socket.SOCK_STREAM, 0, "", (address, endpoint.port)))
+                return
+            except ForbiddenAddress:
+                raise _refused(
+                    "forbidden-address", f"The endpoint's host {endpoint.host} is at an address not allowed."
+                ) from None
+            except OSError as failed:  # TimeoutError and ssl.SSLError are OSErrors
+                error = failed
+        raise SinkUnreachable(
+            f"The endpoint at {endpoint.host} port {endpoint.port} cannot be connected to: {_connect_outcome(error)}.",
+            reason=_connect_outcome(error),
+        ) from None
+
+    async def _open(self, endpoint: Endpoint, info: tuple[Any, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        with self._socket(info) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, info[4])
+            if endpoint.scheme == "https":
+                transport, _ = await loop.create_connection(
+                    asyncio.Protocol, sock=sock.dup(), ssl=self._tls, server_hostname=endpoint.host
+                )
+                transport.abort()
+
+    async def _judged(self, url: str) -> tuple[Endpoint, Sequence[str]]:
         endpoint = read_endpoint(url, allow_http=self.rules.allow_http)
         try:
             ipaddress.ip_address(endpoint.host)
@@ -338,7 +378,7 @@ class Egress:
             raise SinkUnreachable(f"The endpoint's host {endpoint.host} has no address.", reason="dns")
         if not all(self.rules.permits(address) for address in addresses):
             raise _refused("forbidden-address", f"The endpoint's host {endpoint.host} is at an address not allowed.")
-        return endpoint
+        return endpoint, addresses
 
     async def request(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, keep: int = KEPT_ANSWER
@@ -392,6 +432,14 @@ class Egress:
             return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, lookup)
+
+
+def _connect_outcome(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "timed-out"
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    return "refused" if isinstance(error, ConnectionRefusedError) else "unreachable"
 
 
 def _outcome(error: Exception) -> str:

@@ -30,6 +30,7 @@ from app.config import Settings
 from app.egress import Egress, Rules
 from app.jwks import fetch_keys
 from app.oidc import AccessTokens
+from app.ports import Sender
 from app.records import SinkKind
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.service import StatusService
@@ -40,6 +41,7 @@ from app.store import DatabaseUnavailable, open_store
 from app.telemetry import Metrics
 from app.usecases import UseCases, run_use_cases
 from app.webhook import WebhookSender, v1_event
+from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
 
 __all__ = ["VERSION", "CannotStart", "Gateway", "run_gateway"]
@@ -86,10 +88,11 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         )
         egress = _egress(settings)
         stack.push_async_callback(egress.aclose)
-        senders = {
+        senders: dict[SinkKind, Sender] = {
             SinkKind.WEBHOOK: WebhookSender(
                 egress, clock=_now, envelopes={"": v1_event, "v1": v1_event}, source=settings.http_public_url or ""
-            )
+            ),
+            SinkKind.SOAP: CallbackSender(egress),
         }
         use_cases = await stack.enter_async_context(
             run_use_cases(
@@ -223,7 +226,14 @@ def _http_app(
     service: StatusService, use_cases: UseCases, metrics: Metrics, settings: Settings, stopping: asyncio.Event
 ) -> ASGIApp:
     app = rest.create_app(service, stopping=stopping)
-    soap = create_soap_app(service, public_url=settings.http_public_url)
+    soap = create_soap_app(
+        use_cases.queries,
+        use_cases.subscriptions,
+        use_cases.auth,
+        clock=_now,
+        max_age_s=settings.soap_max_age_s,
+        public_url=settings.http_public_url,
+    )
 
     async def scrape(_request: Request) -> Response:
         ready = service.ready and not stopping.is_set()

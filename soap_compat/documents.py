@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape
 
-SERVICES: Final[Mapping[str, str]] = {"TerminalStatus": "parlayx_terminal_status_service_2_2.wsdl"}
-"""The file behind `?wsdl`, by interface."""
+SERVICES: Final[Mapping[str, str]] = {
+    "TerminalStatus": "parlayx_terminal_status_service_2_2.wsdl",
+    "TerminalStatusNotificationManager": "parlayx_terminal_status_notification_manager_service_2_3.wsdl",
+    "TerminalStatusNotification": "parlayx_terminal_status_notification_service_2_2.wsdl",
+}
+"""The file behind `?wsdl`, by interface. The last is what applications implement."""
 
 _PLACEHOLDER: Final = "http://localhost/parlayx"
 _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")

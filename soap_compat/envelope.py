@@ -1,79 +1,121 @@
-"""Reads a SOAP 1.1 request: bytes of anyone -> the one element of its Body that Spyne may see.
+"""Reads a SOAP 1.1 request: bytes of anyone -> the one element of its Body, and who says that he sent it.
 
 Invariants: the work is bounded by the body's size, `MAX_DEPTH` and `MAX_ELEMENTS`; a DOCTYPE is refused when it
-begins, so no entity is ever declared; whatever is wrong is a `SoapFault`. The element handed on has no namespaces,
-no attributes and no name but those the contract knows (`UNKNOWN` stands for the rest): a client that qualifies
-the parts differently is understood, and nothing else in a request can reach Spyne.
+begins, so no entity is ever declared; whatever is wrong is a `SoapFault`. The parts handed on have no namespaces: a
+client that qualifies them differently is understood.
 
 Expat reads, not libxml2: libxml2 keeps every element and attribute name it ever saw in a dictionary that lxml
 shares by all documents of a thread and never frees, so invented names would fill the memory for good.
 
-Deliberately absent: SOAP encoding (`href`, `xsi:type`): the contract is document/literal.
+Deliberately absent: SOAP encoding (`href`, `xsi:type`): the contract is document/literal. Of WS-Security, whatever is
+no UsernameToken.
 """
 
 import re
-from collections.abc import Set
 from typing import Final
 from xml.parsers import expat
-
-from lxml import etree
 
 from soap_compat.faults import SoapFault, client_fault
 
 SOAP: Final = "http://schemas.xmlsoap.org/soap/envelope/"
 MAX_DEPTH: Final = 32
 MAX_ELEMENTS: Final = 20_000
-UNKNOWN: Final = "unknown"
 
+_WSSE: Final = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-secext-1.0.xsd"
 _ENVELOPE, _HEADER, _BODY = (f"{SOAP}}}{name}" for name in ("Envelope", "Header", "Body"))
 _MUST_UNDERSTAND, _ACTOR = f"{SOAP}}}mustUnderstand", f"{SOAP}}}actor"
+_SECURITY: Final = f"{_WSSE}}}Security"
+_TOKEN: Final = f"{_WSSE}}}UsernameToken"
+_NIL: Final = "http://www.w3.org/2001/XMLSchema-instance}nil"
+_IGNORED_IN_SECURITY: Final = {"Timestamp"}
+_TRUE: Final = ("1", "true")
 _THIS_NODE: Final = {"", "http://schemas.xmlsoap.org/soap/actor/next"}  # SOAP 1.1 section 4.2.2
 _CHARSETS: Final = {"utf-8", "utf-16", "utf-16le", "utf-16be", "us-ascii", "iso-8859-1"}
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+class Part:
+    """An element without namespace: its text, if it is a leaf, and its children in order."""
+
+    __slots__ = ("kind", "name", "nil", "parts", "text")
+
+    def __init__(self, name: str, *, nil: bool = False, kind: str = "") -> None:
+        self.name = name
+        self.text = ""
+        self.parts: list[Part] = []
+        self.nil = nil
+        """`xsi:nil` is true: the client means that the part is not there."""
+        self.kind = kind
+        """The attribute `Type`."""
+
+
 class Request:
-    """What a request asks: the payload's namespace and name as the client wrote them, and its normalised element."""
+    """What a request asks: the payload, and its namespace as the client wrote it."""
 
-    __slots__ = ("_depth", "_elements", "_names", "_open", "_section", "_text", "name", "namespace", "payload")
+    __slots__ = ("_depth", "_elements", "_open", "_section", "_security", "_text", "namespace", "payload", "token")
 
-    def __init__(self, names: Set[str]) -> None:
+    def __init__(self) -> None:
         self.namespace = ""
-        self.name = ""
-        self.payload: etree._Element | None = None
-        self._names = names
+        self.payload: Part | None = None
+        self.token: Part | None = None
+        """The UsernameToken of a WS-Security header for this node."""
         self._depth = self._elements = 0
         self._section = ""
-        self._open: list[etree._Element] = []
+        self._security = ""
+        self._open: list[Part] = []
         self._text: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The operation's name as the client wrote it."""
+        return "" if self.payload is None else self.payload.name
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         self._elements += 1
         if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
             raise client_fault(f"The message is nested deeper than {MAX_DEPTH} or has over {MAX_ELEMENTS} elements.")
-        if self._depth == 1:
+        if self._open:
+            part = Part(tag.rpartition("}")[2])
+            if attributes:
+                part.nil = attributes.get(_NIL, "").strip() in _TRUE
+                part.kind = attributes.get("Type", "")
+            self._open[-1].parts.append(part)
+            self._open.append(part)
+            self._text.clear()
+        elif self._depth == 1:
             _check_envelope(tag)
         elif self._depth == 2:
             self._section = tag
         elif self._section == _BODY:
             self._start_payload(tag)
-        elif self._section == _HEADER and self._depth == 3:
-            _check_header(tag, attributes)
+        elif self._section == _HEADER:
+            self._start_header(tag, attributes)
 
     def _start_payload(self, tag: str) -> None:
-        namespace, _, name = tag.rpartition("}")
-        known = name if name in self._names else UNKNOWN
-        if self._depth > 3:
-            self._open.append(etree.SubElement(self._open[-1], known))
-        elif self.payload is not None:
+        if self.payload is not None:
             raise client_fault("The soap:Body holds more than one element.")
-        else:
-            self.namespace, self.name = namespace, name
-            self.payload = etree.Element(known)
-            self._open.append(self.payload)
+        self.namespace, _, name = tag.rpartition("}")
+        self.payload = Part(name)
+        self._open.append(self.payload)
         self._text.clear()
+
+    def _start_header(self, tag: str, attributes: dict[str, str]) -> None:
+        if self._depth == 3:
+            here = attributes.get(_ACTOR, "") in _THIS_NODE
+            needed = here and attributes.get(_MUST_UNDERSTAND) in _TRUE
+            self._security = ("needed" if needed else "here") if here and tag == _SECURITY else ""
+            if needed and not self._security:
+                raise _not_understood(tag)
+        elif self._depth == 4 and self._security:
+            if tag == _TOKEN:
+                if self.token is not None:
+                    raise client_fault("The message has more than one UsernameToken.")
+                self.token = Part("UsernameToken")
+                self._open.append(self.token)
+            elif self._security == "needed" and tag.rpartition("}")[2] not in _IGNORED_IN_SECURITY:
+                raise _not_understood(tag)
 
     def _data(self, data: str) -> None:
         if self._open:
@@ -113,9 +155,8 @@ def _check_envelope(tag: str) -> None:
     raise client_fault(f"The message is no SOAP envelope: its root element is {clip(tag)}.")
 
 
-def _check_header(tag: str, attributes: dict[str, str]) -> None:
-    if attributes.get(_MUST_UNDERSTAND) in ("1", "true") and attributes.get(_ACTOR, "") in _THIS_NODE:
-        raise SoapFault("MustUnderstand", f"The header {clip(tag)} is marked mustUnderstand and is not understood.")
+def _not_understood(tag: str) -> SoapFault:
+    return SoapFault("MustUnderstand", f"The header {clip(tag)} is marked mustUnderstand and is not understood.")
 
 
 def _check_charset(charset: str) -> None:

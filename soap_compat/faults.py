@@ -4,7 +4,7 @@ Invariants: the table is total over the subclasses of `TerminalStatusError` (a t
 the catalogue's placeholders and its variables stand apart, as Parlay X has it; the sentence with both put together
 goes into `faultstring`, for people. Nothing of an unexpected exception but a reference reaches the wire.
 
-Deliberately absent: XML (`interface.py` writes it), and HTTP status numbers: SOAP 1.1 section 6.2 wants 500 for all.
+Deliberately absent: XML (`writing.py` writes it), and HTTP status numbers: SOAP 1.1 section 6.2 wants 500 for all.
 """
 
 import re
@@ -86,30 +86,31 @@ def declared_fault(message_id: str, *variables: str, reason: str = "", retry_aft
     return SoapFault("Server", sentence, detail, retry_after_s=retry_after_s)
 
 
-_Variables = Callable[[TerminalStatusError], tuple[str, ...]]
+_Variables = Callable[[TerminalStatusError, str], tuple[str, ...]]
+"""Makes a fault's variables of an error, and of the part that is meant where the error does not say."""
 
 
-def _part(error: TerminalStatusError) -> tuple[str, ...]:
-    return (error.details.get("field", "address"),)
+def _part(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+    return (part,)
 
 
-def _address(error: TerminalStatusError) -> tuple[str, ...]:
+def _address(error: TerminalStatusError, part: str) -> tuple[str, ...]:
     return (error.details.get("address", ""),)
 
 
-def _code(error: TerminalStatusError) -> tuple[str, ...]:
+def _code(error: TerminalStatusError, part: str) -> tuple[str, ...]:
     return (error.code,)
 
 
-def _correlator(error: TerminalStatusError) -> tuple[str, ...]:
-    return (error.details.get("correlator", ""), error.details.get("field", "correlator"))
+def _correlator(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+    return (error.details.get("correlator", ""), part)
 
 
-def _group(error: TerminalStatusError) -> tuple[str, ...]:
-    return (error.details.get("group", ""), error.details.get("field", "addresses"))
+def _group(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+    return (error.details.get("group", ""), part)
 
 
-def _nothing(_: TerminalStatusError) -> tuple[str, ...]:
+def _nothing(error: TerminalStatusError, part: str) -> tuple[str, ...]:
     return ()
 
 
@@ -142,10 +143,10 @@ FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, _Variables]]] = {
     domain.RateLimited: ("POL0001", _code),
     domain.DuplicateCorrelator: ("SVC0005", _correlator),
     domain.RequestIdReused: ("SVC0001", _code),
-    domain.SubscriptionUnknown: ("SVC0002", lambda _: ("correlator",)),
+    domain.SubscriptionUnknown: ("SVC0002", _part),
     domain.NotificationUnknown: ("SVC0001", _code),
-    domain.SinkRefused: ("SVC0002", lambda _: ("reference.endpoint",)),
-    domain.SinkUnreachable: ("SVC0002", lambda _: ("reference.endpoint",)),
+    domain.SinkRefused: ("SVC0002", _part),
+    domain.SinkUnreachable: ("SVC0002", _part),
     domain.ClientUnknown: ("SVC0001", _code),
     domain.ClientExists: ("SVC0001", _code),
     domain.Unauthenticated: ("POL0001", _code),
@@ -155,8 +156,78 @@ FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, _Variables]]] = {
 }
 """messageId and its variables, by domain error."""
 
+_ERRORS: Final[Mapping[str, type[TerminalStatusError]]] = {error.code: error for error in FAULTS}
 
-def fault_for(error: TerminalStatusError) -> SoapFault:
-    """Returns the fault that the contract has for a domain error."""
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one operation makes of errors: the messages it may raise, and its parts by the fields of the use cases."""
+
+    messages: frozenset[str]
+    part: str
+    """The part that is meant where an error names none."""
+    parts: Mapping[str, str]
+
+
+_SINK_PARTS: Final = dict.fromkeys(("sink", "sink.url", "sink.uri", "sink.endpoint", "url"), "reference.endpoint")
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    # TS 29.199-8 has no SVC0004 for it, but of all messages this one says that there is no such terminal (design.md).
+    "getStatus": Operation(
+        frozenset({"SVC0001", "SVC0002", "SVC0004", "POL0001", "POL0002", "POL0006"}), "address", {}
+    ),
+    "getStatusForGroup": Operation(
+        frozenset({"SVC0001", "SVC0002", "SVC0004", "SVC0006", "POL0001", "POL0003", "POL0006", "POL0007"}),
+        "addresses",
+        {"address": "addresses"},
+    ),
+    "startNotification": Operation(
+        frozenset({"SVC0001", "SVC0002", "SVC0004", "SVC0005", "SVC0006", "POL0001", "POL0003", "POL0004", "POL0005"})
+        | {"POL0006", "POL0007", "POL0009", "POL0200"},
+        "addresses",
+        {
+            "address": "addresses",
+            "min_interval": "frequency",
+            "max_notifications": "count",
+            "count": "count",
+            "correlator": "reference.correlator",
+            **_SINK_PARTS,
+        },
+    ),
+    "endNotification": Operation(frozenset({"SVC0001", "SVC0002", "POL0001"}), "correlator", {}),
+}
+"""By operation, as `parlayx.md` lists them."""
+
+_PART_OF: Final[Mapping[type[TerminalStatusError], str]] = {
+    domain.SinkRefused: "reference.endpoint",
+    domain.SinkUnreachable: "reference.endpoint",
+    domain.DuplicateCorrelator: "reference.correlator",
+    domain.SubscriptionUnknown: "correlator",
+}
+"""Where the error is about one part whatever field it names."""
+
+
+def detail_for(error: TerminalStatusError, operation: str) -> Detail:
+    """What the contract says about a domain error in one operation's answer, inside a result: any message."""
+    of = OPERATIONS[operation]
+    field = error.details.get("field", "")
+    part = _PART_OF.get(type(error)) or of.parts.get(field, field) or of.part
     message_id, variables = FAULTS[type(error)]
-    return declared_fault(message_id, *variables(error), reason=str(error), retry_after_s=error.retry_after_s)
+    return Detail(message_id, variables(error, part))
+
+
+def fault_for(error: TerminalStatusError, operation: str) -> SoapFault:
+    """The fault that an operation raises for a domain error: of its own list, in which others are a general one."""
+    detail = detail_for(error, operation)
+    if detail.message_id not in OPERATIONS[operation].messages:
+        detail = Detail("SVC0001" if detail.element == "ServiceException" else "POL0001", (error.code,))
+    sentence = f"{detail.message_id}: {detail.sentence}. {error}".rstrip()
+    return SoapFault("Server", sentence, detail, retry_after_s=error.retry_after_s)
+
+
+def reason_for(code: str, address: str) -> Detail:
+    """What a statusError says about a domain error's `code`; `address` is the terminal it is about, "" if none."""
+    error = _ERRORS.get(code)
+    if error is None:
+        return Detail("SVC0001", (code,))
+    return detail_for(error("", address=address), "startNotification")

@@ -1,73 +1,256 @@
-"""The Parlay X contract as Spyne knows it: namespaces, types, and the operations of each interface.
+"""The Parlay X contract as Spyne knows it: the types, and the operations of each interface.
 
-Invariants: names, order and occurrence of parts are those of `wsdl/`, which a test holds against this module. The
-operations call the use cases and translate words; they decide nothing.
+Invariants: names, order and occurrence of parts are those of `wsdl/`, which a test holds against this module, but for
+`requester`, which is of 3.x and taken from everybody. The operations call the use cases and translate words; they
+decide nothing.
 
 Deliberately absent: Spyne's own WSDL generator. The files in `wsdl/` are what clients see, because their structure
 (imports, message and part names, fault messages) is part of the contract and Spyne's differs.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from spyne import AnyUri, Enum, Service, rpc
+from spyne import AnyUri, Boolean, ComplexModel, Enum, Integer32, Service, Unicode, rpc
 
-from app.domain import Status
+from app.asking import TerminalResult
+from app.domain import InvalidAddress, Status, parse_address
+from app.records import Client, Sink, SinkKind
+from app.subscribing import SubscriptionRequest
+from soap_compat.reading import invalid
+from soap_compat.versions import COMMON, NOTIFICATION_MANAGER, TERMINAL_STATUS, TYPES, Dialect, dialect_of_served
 
-TYPES: Final = "http://www.csapi.org/schema/parlayx/terminal_status/v2_2"
-TERMINAL_STATUS: Final = f"{TYPES}/local"
-"""The namespace of the TerminalStatus wrapper elements, in the version that the served WSDL declares."""
+if TYPE_CHECKING:
+    from app.asking import QueryService
+    from app.subscribing import SubscriptionService
+
+FACE: Final = "soap"
+MAX_CORRELATOR: Final = 255
+MAX_REQUESTER: Final = 200
 
 STATUS_WORDS: Final[Mapping[Status, str]] = {
     Status.REACHABLE: "Reachable",
     Status.UNREACHABLE: "Unreachable",
     Status.BUSY: "Busy",
 }
+_STATUSES: Final = {word: status for status, word in STATUS_WORDS.items()}
 
-_VERSIONED = re.compile(r"(http://www\.csapi\.org/schema/parlayx/.+/)v([23])_[0-9]{1,2}/local")
-_COMMON: Final = {
-    "2": "http://www.csapi.org/schema/parlayx/common/v2_1",
-    "3": "http://www.csapi.org/schema/parlayx/common/v3_1",
+_SECOND: Final = 1000
+_DAY: Final = 86_400 * _SECOND
+MILLISECONDS: Final[Mapping[str, int]] = {
+    "Millisecond": 1,
+    "Second": _SECOND,
+    "Minute": 60 * _SECOND,
+    "Hour": 3600 * _SECOND,
+    "Day": _DAY,
+    "Week": 7 * _DAY,
+    "Month": 30 * _DAY,
+    "Year": 365 * _DAY,
 }
+"""TimeMetrics. A month has 30 days and a year 365: the contract does not say, and a duration is no date."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """The version of the contract that a client speaks, as two namespaces: wrapper elements and common types.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCases:
+    """What the operations call. `max_age_s` is the age of a status that a question accepts (0: it is asked anew)."""
 
-    Stubs in the field were made from several drops of the standard; each is answered in its own.
-    """
-
-    local: str
-    common: str
+    queries: "QueryService"
+    subscriptions: "SubscriptionService"
+    max_age_s: float = 0
 
 
-DIALECT: Final = Dialect(TERMINAL_STATUS, _COMMON["2"])
-"""The served WSDL's own: for answers to requests that do not say which they speak."""
+@dataclass(slots=True)
+class Call:
+    """What an operation finds in `ctx.udc`."""
+
+    use_cases: UseCases
+    dialect: Dialect
+    client: Client | None = None
 
 
-def dialect_of(namespace: str, served: str) -> Dialect | None:
-    """Returns the dialect of a wrapper element's namespace, or None if it is of no version of `served`."""
-    asked, own = _VERSIONED.fullmatch(namespace), _VERSIONED.fullmatch(served)
-    if asked is None or own is None or asked[1] != own[1]:
-        return None
-    return Dialect(namespace, _COMMON[asked[2]])
+def _shared(name: str, namespace: str, *members: tuple[str, Any]) -> Any:
+    return type(name, (ComplexModel,), {"__namespace__": namespace, "_type_info": list(members)})
 
 
-_Status = Enum(*STATUS_WORDS.values(), type_name="Status")
-_Status.__namespace__ = TYPES
+def _enum(name: str, namespace: str, words: Sequence[str]) -> Any:
+    model = Enum(*words, type_name=name)
+    model.__namespace__ = namespace
+    return model
+
+
+_Status = _enum("Status", TYPES, list(STATUS_WORDS.values()))
+_RetrievalStatus = _enum("RetrievalStatus", TYPES, ["Retrieved", "NotRetrieved", "Error"])
+_TimeMetrics = _enum("TimeMetrics", COMMON, list(MILLISECONDS))
+_Once: Final = {"min_occurs": 1}
+_Uri, _Text = AnyUri(**_Once), Unicode(**_Once)
+_TimeMetric = _shared("TimeMetric", COMMON, ("metric", _TimeMetrics(**_Once)), ("units", Integer32(**_Once)))
+_SimpleReference = _shared(
+    "SimpleReference", COMMON, ("endpoint", _Uri), ("interfaceName", _Text), ("correlator", _Text)
+)
+_ServiceError = _shared(
+    "ServiceError", COMMON, ("messageId", _Text), ("text", _Text), ("variables", Unicode(max_occurs="unbounded"))
+)
+_StatusData = _shared(
+    "StatusData",
+    TYPES,
+    ("address", _Uri),
+    ("reportStatus", _RetrievalStatus(**_Once)),
+    ("currentStatus", _Status),
+    ("errorInformation", _ServiceError),
+)
+_Addresses: Final = AnyUri(min_occurs=1, max_occurs="unbounded")
+_Requester: Final = AnyUri
 
 
 # Spyne passes its context first; `ctx.udc` is ours: the call, with the use cases. Spyne has no types.
-async def _get_status(ctx: Any, address: str) -> str:
-    return STATUS_WORDS[(await ctx.udc.service.get_status(address)).status]
+async def _get_status(ctx: Any, requester: str | None, address: str) -> Status:
+    call: Call = ctx.udc
+    status = await call.use_cases.queries.get_status(
+        call.client,  # type: ignore[arg-type]  # it is known by now
+        address,
+        max_age_s=call.use_cases.max_age_s,
+        face=FACE,
+        requester=_requester(requester),
+    )
+    return status.status
+
+
+async def _get_status_for_group(
+    ctx: Any, requester: str | None, addresses: list[str]
+) -> list[tuple[str, TerminalResult]]:
+    call: Call = ctx.udc
+    answers = call.use_cases.queries.query(
+        call.client,  # type: ignore[arg-type]  # it is known by now
+        addresses,
+        max_age_s=call.use_cases.max_age_s,
+        face=FACE,
+        requester=_requester(requester),
+    )
+    async with aclosing(answers):
+        results = [result async for result in answers]
+    # In the order of the question and as it was written there, members of groups last: there are clients that count, or
+    # compare text.
+    asked = {address: (place, address) for place, address in enumerate(addresses)}
+    if any(result.address not in asked for result in results):
+        asked |= {_canonical(address): found for address, found in asked.items()}
+    last = len(addresses)
+    results.sort(key=lambda result: asked.get(result.address, (last, ""))[0])
+    return [(asked.get(result.address, (last, result.address))[1], result) for result in results]
+
+
+async def _start_notification(
+    ctx: Any,
+    reference: tuple[str, str, str],
+    requester: str | None,
+    addresses: list[str],
+    criteria: list[str],
+    check_immediate: bool,
+    frequency: tuple[str, int],
+    duration: tuple[str, int] | None,
+    count: int | None,
+) -> None:
+    call: Call = ctx.udc
+    endpoint, _, correlator = reference
+    await call.use_cases.subscriptions.create(
+        call.client,  # type: ignore[arg-type]  # it is known by now
+        SubscriptionRequest(
+            addresses=addresses,
+            criteria=frozenset([_STATUSES[word] for word in criteria]),
+            check_immediate=check_immediate,
+            min_interval_ms=_milliseconds(frequency),
+            duration_ms=None if duration is None else _milliseconds(duration),
+            count=count or 0,
+            correlator=_correlator(correlator, "reference.correlator"),
+            sink=Sink(kind=SinkKind.SOAP, url=endpoint, profile=call.dialect.profile),
+        ),
+        face=FACE,
+        requester=_requester(requester),
+    )
+
+
+async def _end_notification(ctx: Any, requester: str | None, correlator: str) -> None:
+    call: Call = ctx.udc
+    await call.use_cases.subscriptions.cancel_by_correlator(
+        call.client,  # type: ignore[arg-type]  # it is known by now
+        _correlator(correlator, "correlator"),
+        face=FACE,
+        requester=_requester(requester),
+    )
+
+
+def _requester(requester: str | None) -> str:
+    if requester is not None and len(requester) > MAX_REQUESTER:
+        raise invalid("requester", f"It is longer than {MAX_REQUESTER} characters.")
+    return requester or ""
+
+
+def _correlator(correlator: str, part: str) -> str:
+    if not correlator.strip():
+        raise invalid(part, "It is empty.")
+    if len(correlator) > MAX_CORRELATOR:
+        raise invalid(part, f"It is longer than {MAX_CORRELATOR} characters.")
+    return correlator
+
+
+def _milliseconds(time_metric: tuple[str, int]) -> int:
+    metric, units = time_metric
+    return units * MILLISECONDS[metric]
+
+
+def _canonical(address: str) -> str:
+    try:
+        return parse_address(address)
+    except InvalidAddress:
+        return address
 
 
 class TerminalStatus(Service):  # type: ignore[misc]  # Spyne has no types
     """The TerminalStatus interface of 3GPP TS 29.199-8: the attributes' names are the operations'."""
 
     getStatus = rpc(  # noqa: N815 - the contract's name
-        AnyUri(min_occurs=1), _returns=_Status, _out_variable_name="result"
+        _Requester, _Uri, _args=["requester", "address"], _returns=_Status(**_Once), _out_variable_name="result"
     )(_get_status)
+    getStatusForGroup = rpc(  # noqa: N815 - the contract's name
+        _Requester,
+        _Addresses,
+        _args=["requester", "addresses"],
+        _returns=_StatusData.customize(max_occurs="unbounded"),
+        _out_variable_name="result",
+    )(_get_status_for_group)
+
+
+class TerminalStatusNotificationManager(Service):  # type: ignore[misc]  # Spyne has no types
+    """The TerminalStatusNotificationManager interface."""
+
+    startNotification = rpc(  # noqa: N815 - the contract's name
+        _SimpleReference.customize(min_occurs=1),
+        _Requester,
+        _Addresses,
+        _Status.customize(max_occurs="unbounded"),
+        Boolean(min_occurs=1),
+        _TimeMetric.customize(min_occurs=1),
+        _TimeMetric,
+        Integer32,
+        _args=[
+            "reference",
+            "requester",
+            "addresses",
+            "criteria",
+            "checkImmediate",
+            "frequency",
+            "duration",
+            "count",
+        ],
+    )(_start_notification)
+    endNotification = rpc(  # noqa: N815 - the contract's name
+        _Requester, _Text, _args=["requester", "correlator"]
+    )(_end_notification)
+
+
+INTERFACES: Final[Mapping[str, tuple[type[Service], Dialect]]] = {
+    "TerminalStatus": (TerminalStatus, dialect_of_served(TERMINAL_STATUS)),
+    "TerminalStatusNotificationManager": (TerminalStatusNotificationManager, dialect_of_served(NOTIFICATION_MANAGER)),
+}
+"""The interfaces that are served, each with the dialect of its WSDL."""

@@ -1,10 +1,12 @@
 """Parlay X over HTTP: an ASGI application to be mounted at /parlayx.
 
-`POST /TerminalStatus` takes SOAP 1.1; `GET /TerminalStatus?wsdl` and the files it imports describe it.
+`POST /TerminalStatus` and `POST /TerminalStatusNotificationManager` take SOAP 1.1; `GET …?wsdl` and the files it
+imports describe them, and the interface that applications implement, `GET /TerminalStatusNotification?wsdl`.
 
 Invariants: a body is bounded in size and in the time it takes to arrive; what cannot be a SOAP request is refused
 before it is read; each refusal of a POST is a SOAP fault, so that SOAP clients can show it. The address in the
-WSDL is the configured one, or the one the client used, never an unchecked Host header.
+WSDL is the configured one, or the one the client used, never an unchecked Host header. A caller that shows no
+credentials where some are needed is challenged (401), since there are clients that wait for that.
 
 After a 413 a bounded amount of what still comes is read and dropped: a client that sends all before it reads would
 else find its connection reset, and not the answer. A call that the server cancels, as when it stops, is a fault.
@@ -15,17 +17,21 @@ Deliberately absent: `SOAPAction` (the contract's is empty, so any is accepted),
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Final
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.service import StatusService
+from app.asking import QueryService
+from app.auth import Authenticator, asgi_credentials
+from app.subscribing import SubscriptionService
 from soap_compat.documents import SERVICES, Documents, origin
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
-from soap_compat.schema import TERMINAL_STATUS, TerminalStatus
+from soap_compat.schema import INTERFACES, UseCases
+from soap_compat.security import Gatekeeper
 
 _XML: Final = b"text/xml; charset=utf-8"
 _TEXT: Final = b"text/plain; charset=utf-8"
@@ -50,27 +56,42 @@ class _RefusedError(Exception):
 
 
 def create_app(
-    service: StatusService,
+    queries: QueryService,
+    subscriptions: SubscriptionService,
+    authenticator: Authenticator,
     *,
+    clock: Callable[[], datetime],
+    max_age_s: float = 0,
     public_url: str | None = None,
     max_body_bytes: int = 1_000_000,
     body_timeout_s: float = 10,
 ) -> ASGIApp:
-    """Returns the Parlay X face of `service`.
+    """Returns the Parlay X face of the use cases.
 
-    `public_url` is the URL of the HTTP server as clients see it (`https://example.com`), to which the mount path is
-    added; without it, the WSDL names the server by the Host header of its reader.
+    `max_age_s` is how old a status may be that answers getStatus and getStatusForGroup; with 0 the presence server is
+    asked each time, with more a live watch answers. `public_url` is the URL of the HTTP server as clients see it
+    (`https://example.com`), to which the mount path is added; without it, the WSDL names the server by the Host header
+    of its reader. `clock` gives the time in UTC.
     """
     # Spyne logs the traceback of each fault a client causes. The fault is on the wire, and ours are logged by us.
     logging.getLogger("spyne").setLevel(logging.CRITICAL)
-    return _Server(service, public_url, max_body_bytes, body_timeout_s)
+    use_cases = UseCases(queries=queries, subscriptions=subscriptions, max_age_s=max_age_s)
+    return _Server(use_cases, Gatekeeper(authenticator, clock=clock), public_url, max_body_bytes, body_timeout_s)
 
 
 class _Server:
     def __init__(
-        self, service: StatusService, public_url: str | None, max_body_bytes: int, body_timeout_s: float
+        self,
+        use_cases: UseCases,
+        gatekeeper: Gatekeeper,
+        public_url: str | None,
+        max_body_bytes: int,
+        body_timeout_s: float,
     ) -> None:
-        self._interfaces = {"TerminalStatus": Interface(TerminalStatus, TERMINAL_STATUS, service)}
+        self._interfaces = {
+            name: Interface(operations, served, use_cases, gatekeeper)
+            for name, (operations, served) in INTERFACES.items()
+        }
         self._documents = Documents()
         self._public_url = public_url.rstrip("/") if public_url else None
         self._max_body_bytes = max_body_bytes
@@ -85,15 +106,18 @@ class _Server:
         interface = self._interfaces.get(name)
         if interface is not None and scope["method"] == "POST":
             await self._post(interface, scope, receive, send)
-        elif interface is None and name not in self._documents:
+        elif name not in SERVICES and name not in self._documents:
             await _send(send, 404, _TEXT, b"There is no such service or file.\n")
         elif scope["method"] not in ("GET", "HEAD"):
             allowed = b"GET, HEAD" if interface is None else b"GET, HEAD, POST"
             await _send(send, 405, _TEXT, b"This method is not allowed here.\n", [(b"allow", allowed)])
-        elif interface is None:
+        elif name in self._documents:
             await self._get(name, scope, send)
         elif scope["query_string"].partition(b"&")[0].partition(b"=")[0].lower() == b"wsdl":
             await self._get(SERVICES[name], scope, send)
+        elif interface is None:
+            help_text = f"{name} is what the application implements: GET ?wsdl for its description.\n"
+            await _send(send, 404, _TEXT, help_text.encode())
         else:
             help_text = f"{name} is a SOAP 1.1 service: POST an envelope here, or GET ?wsdl for its description.\n"
             await _send(send, 405, _TEXT, help_text.encode(), [(b"allow", b"POST")])
@@ -119,10 +143,11 @@ class _Server:
         if body is None:
             return
         try:
-            answer = await interface.answer(body, charset)
+            answer = await interface.answer(body, charset, asgi_credentials(scope))
         except asyncio.CancelledError:  # the server does so when it stops and has waited long enough
             answer = interface.refuse(declared_fault("SVC0001", "GATEWAY_STOPPING"))
-        await _send(send, 500 if answer.fault else 200, _XML, answer.envelope, _retry_after(answer))
+        status = 401 if answer.challenge else 500 if answer.fault else 200
+        await _send(send, status, _XML, answer.envelope, _headers_of(answer))
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """Reads the body. Returns None if the client left."""
@@ -181,7 +206,9 @@ def _client_origin(scope: Scope) -> str | None:
     return origin(scope.get("scheme", "http"), host)
 
 
-def _retry_after(answer: Answer) -> _Headers:
+def _headers_of(answer: Answer) -> _Headers:
+    if answer.challenge:
+        return [(b"www-authenticate", b'Basic realm="Parlay X", charset="UTF-8"')]
     return () if answer.retry_after_s is None else [(b"retry-after", str(answer.retry_after_s).encode())]
 
 
