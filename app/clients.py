@@ -1,4 +1,4 @@
-"""Clients and their API keys: made, listed, rotated, disabled, deleted.
+"""Clients and their API keys: made, listed, rotated, disabled, deleted, and followed where others did that.
 
 Invariants: a key's secret is 256 random bits, shown once and stored as its SHA-256; a client has MAX_KEYS keys at most.
 Each change stands in the audit log with who made it, without secrets.
@@ -7,14 +7,17 @@ Deliberately absent: recognising clients (`auth.py`), and who may call this: the
 database, and AdminService for operators' clients.
 """
 
+import asyncio
+import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 from app.auth import KEY_PREFIX, hash_secret
-from app.domain import ClientExists, ClientUnknown, InvalidRequest, NotPermitted
+from app.domain import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
 from app.policy import check_limits
 from app.ports import Store
 from app.records import ANONYMOUS, Client
@@ -24,6 +27,9 @@ MAX_KEYS = 8
 
 MAX_CLIENTS = 10_000
 """A further one is refused."""
+
+FOLLOW_S = 10.0
+"""How often it is looked what other processes did."""
 
 MAX_OVERLAP_S = 90 * 86_400
 DEFAULT_OVERLAP_S = 86_400
@@ -162,6 +168,40 @@ class ClientRegistry:
         key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
         await self._store.put_key(client.id, key_id, hash_secret(secret), None)
         return f"{KEY_PREFIX}{key_id}_{secret}"
+
+
+class ClientFollower:
+    """Follows what other processes (`terminal-status clients`) do to clients: each FOLLOW_S it looks who is there.
+
+    `gone` is told of a client that was deleted, `disabled` of one that was disabled since the look before. `run` it as
+    a task, and cancel that.
+    """
+
+    def __init__(
+        self, store: Store, *, gone: Callable[[str], Awaitable[object]], disabled: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._gone = gone
+        self._disabled = disabled
+        self._seen: dict[str, Client] = {}
+
+    async def look(self) -> None:
+        """Looks once. Raises StoreUnavailable."""
+        clients = {client.id: client for client in await self._store.clients()}
+        before, self._seen = self._seen, clients
+        for client_id, client in before.items():
+            now = clients.get(client_id)
+            if now is None:
+                await self._gone(client_id)
+            elif now.disabled and not client.disabled:
+                self._disabled(client_id)
+
+    async def run(self) -> NoReturn:
+        """Looks again and again."""
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await self.look()
+            await asyncio.sleep(FOLLOW_S)
 
 
 def _backwards(expires_at: datetime | None) -> float:

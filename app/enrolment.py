@@ -24,6 +24,7 @@ from app.records import (
     EndReason,
     NotificationKind,
     OwedNotification,
+    Sink,
     SinkKind,
     Subscription,
     UsageRecord,
@@ -181,26 +182,40 @@ class Enrolment:
         Raises ClientUnknown, StoreUnavailable."""
         return await self._undisturbed(self._delete_client(client_id))
 
+    async def client_gone(self, client_id: str) -> int:
+        """Follows another process that deleted a client in the store, as `delete_client` does its own; how many
+        subscriptions stood here."""
+        return await self._undisturbed(self._client_gone(client_id))
+
     async def _delete_client(self, client_id: str) -> list[Subscription]:
         async with self._commits.lock:
             writer = Writer(self._clock(), self._new_id)
             ended = await self._store.delete_client(client_id, writer.now)
-            for subscription in ended:
-                self.forget(subscription.id)
-            self._groups.client_deleted(client_id)
-            self._end_streams_of(client_id)
-            owed = [
-                one
-                for subscription in ended
-                for one in writer.ending(subscription.id, client_id, subscription.sink, EndReason.CLIENT_DELETED)
-            ]
-            try:
-                if owed:
-                    await self._store.write(Changes(owed=owed))
-                    self._commits.hint_owed(owed)
-            except StoreUnavailable as error:  # the client is deleted all the same
-                _log.warning("ends_not_told", client=client_id, subscriptions=len(ended), message=str(error))
+            await self._let_go(client_id, {subscription.id: subscription.sink for subscription in ended}, writer)
         return ended
+
+    async def _client_gone(self, client_id: str) -> int:
+        async with self._commits.lock:
+            stood = {each.id: each for each in self._standings.by_id.values() if each.client_id == client_id}
+            await self._let_go(client_id, stood, Writer(self._clock(), self._new_id))
+        return len(stood)
+
+    async def _let_go(self, client_id: str, ended: Mapping[str, Sink | Standing], writer: Writer) -> None:
+        for subscription_id in ended:
+            self.forget(subscription_id)
+        self._groups.client_deleted(client_id)
+        self._end_streams_of(client_id)
+        owed = [
+            one
+            for subscription_id, sink in ended.items()
+            for one in writer.ending(subscription_id, client_id, sink, EndReason.CLIENT_DELETED)
+        ]
+        try:
+            if owed:
+                await self._store.write(Changes(owed=owed))
+                self._commits.hint_owed(owed)
+        except StoreUnavailable as error:  # the client is deleted all the same
+            _log.warning("ends_not_told", client=client_id, subscriptions=len(ended), message=str(error))
 
     def forget(self, subscription_id: str) -> None:
         """The subscription has ended in the store."""

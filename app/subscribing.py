@@ -190,12 +190,21 @@ class SubscriptionService:
         await self._watching.enrolment.prolong(subscription, self._clock() + timedelta(milliseconds=duration))
         return await self._own(client, subscription_id)
 
+    def default_duration_ms(self, client: Client) -> int | None:
+        """How long a subscription lasts that names no duration, in milliseconds; None is for ever."""
+        return duration_allowed(self._policies.of(client), None)
+
     async def delete_client(self, client_id: str) -> int:
         """Deletes a client with its keys and groups; ends its subscriptions, whose number is returned, and its streams.
 
         For operators' use. Raises ClientUnknown, StoreUnavailable.
         """
         return len(await self._watching.enrolment.delete_client(client_id))
+
+    async def client_gone(self, client_id: str) -> None:
+        """Says that another process has deleted the client in the store: its subscriptions' ends are told, and its
+        streams end."""
+        await self._watching.enrolment.client_gone(client_id)
 
     def ended(self, subscription_id: str) -> None:
         """Says that delivery has ended the subscription in the store (SINK_GONE, TOKEN_EXPIRED)."""

@@ -5,6 +5,7 @@ Invariants: what is started here is stopped in the reverse order; nothing serves
 Deliberately absent: sockets, TLS and the command line (`main.py`).
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from datetime import datetime
 from app.administration import Administration
 from app.asking import QueryService
 from app.auth import Authenticator, TokenVerifier, is_loopback
-from app.clients import ClientRegistry
+from app.clients import ClientFollower, ClientRegistry
 from app.config import Settings
 from app.delivery import Deliverer, Deliveries
 from app.groups import GroupService
@@ -109,12 +110,18 @@ async def run_use_cases(
         usage=usage,
         administration=Administration(store, watcher, registry, wanted_by=watching.wanted_by, clock=clock),
     )
+    follower = ClientFollower(store, gone=subscriptions.client_gone, disabled=watching.end_streams_of)
     await usage.start()
     try:
         await groups.start()
         await watching.start()
         deliverer.start()
-        yield use_cases
+        following = asyncio.create_task(follower.run(), name="clients: follow")
+        try:
+            yield use_cases
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
     finally:
         await watching.aclose()
         await deliverer.aclose()

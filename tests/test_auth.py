@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from app import auth, jwks, oidc
 from app.auth import Authenticator, Credentials, OpenToAll, asgi_credentials, certificate_names, is_loopback, parse_key
-from app.clients import MAX_KEYS, ClientRegistry
+from app.clients import MAX_KEYS, ClientFollower, ClientRegistry
 from app.domain import (
     ClientExists,
     ClientUnknown,
@@ -408,6 +408,25 @@ async def test_changes_are_audited(world: World) -> None:
     told = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
     done = ("client added", "client key rotated", "client disabled", "client enabled", "client deleted")
     assert told == [("test", what, "one") for what in done]
+
+
+async def test_what_other_processes_do_is_followed(world: World) -> None:
+    """A client that another process deletes or disables is told of once, at the next look."""
+    told: list[str] = []
+
+    async def gone(client_id: str) -> None:
+        told.append(f"{client_id} gone")
+
+    follower = ClientFollower(world.store, gone=gone, disabled=lambda client_id: told.append(f"{client_id} disabled"))
+    await follower.look()
+    for client_id in ("a", "b", "c"):
+        await world.add(client_id, client_id=client_id)
+    await follower.look()
+    await world.registry.delete("a", who="cli")
+    await world.registry.set_disabled("b", True, who="cli")
+    for _ in range(2):
+        await follower.look()
+        assert told == ["a gone", "b disabled"]
 
 
 # Access tokens.

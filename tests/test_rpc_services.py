@@ -775,6 +775,21 @@ async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "CLIENT_UNKNOWN")
 
 
+async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> None:
+    """Streams of a client that the command line has deleted end, and its sinks are told, once."""
+    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
+    made = await face.subscribe(ALICE, sink=sink)
+    stream = face.watch(ALICE)
+    await read(stream, "snapshot_item")
+    await read(stream, "snapshot_complete")
+    await ClientRegistry(cast("Any", face.core.store), clock=lambda: BEGAN).delete(APP.id, who="cli")
+    for _ in range(2):
+        await face.core.subscriptions.client_gone(APP.id)
+        assert await face.core.told(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
+    assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
+    assert face.core.watching.figures()["subscriptions"] == 0
+
+
 # Bad input.
 
 DAYS = Duration(seconds=400 * 86_400)

@@ -1,7 +1,7 @@
 """`terminal-status clients …`: applications and operators' tools with their API keys, in the gateway's database.
 
 They work on the database that the settings name, whether the gateway runs or not; a running one takes notice within
-ten seconds. `delete` ends the client's subscriptions in the database, and a running gateway learns of it later.
+ten seconds, and then tells the ends of a deleted client's subscriptions.
 """
 
 import asyncio
