@@ -37,7 +37,7 @@ from app.service import StatusService
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
 from app.sip.frames import Build
-from app.store import DatabaseUnavailable, open_store
+from app.store import DatabaseUnavailable, only_gateway, open_store
 from app.telemetry import Metrics
 from app.usecases import UseCases, run_use_cases
 from app.webhook import WebhookSender, v1_event
@@ -73,7 +73,10 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         http_socket = stack.enter_context(bound(settings.http_listen))
         try:
             secured = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+            alone = stack.enter_context(only_gateway(settings.database_url))
             store = await stack.enter_async_context(await open_store(settings.database_url))
+            if alone:  # nobody else is delivering, whatever a gateway before this one had leased
+                await store.end_leases(_now())
         except tls.TlsUnusable as error:
             raise CannotStart(str(error)) from None
         except DatabaseUnavailable as error:

@@ -282,6 +282,9 @@ class Store(Protocol):
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
         """Its attempts in order."""
 
+    async def end_leases(self, at: datetime) -> int:
+        """Ends every lease at once, whoever has it; how many there were. For the one process that uses the database."""
+
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
         """Makes dead ones pending, due at once; how many there were."""
 

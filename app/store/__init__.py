@@ -9,6 +9,7 @@ Deliberately absent: rules about subscriptions and deliveries, a clock, and rand
 from types import TracebackType
 from typing import Self
 
+from app.store.alone import only_gateway
 from app.store.clients import Clients
 from app.store.database import BUSY_TIMEOUT_MS, Database, DatabaseUnavailable, check_database, make_engine, shown_url
 from app.store.groups import Groups
@@ -16,7 +17,16 @@ from app.store.migrations import migrate
 from app.store.outbox import Outbox
 from app.store.retention import Retention
 
-__all__ = ["Database", "DatabaseUnavailable", "SqlStore", "check_database", "migrate", "open_store", "shown_url"]
+__all__ = [
+    "Database",
+    "DatabaseUnavailable",
+    "SqlStore",
+    "check_database",
+    "migrate",
+    "only_gateway",
+    "open_store",
+    "shown_url",
+]
 
 
 class SqlStore(Clients, Groups, Outbox, Retention):

@@ -118,7 +118,7 @@ class Outbox(Writing):
                     updates.extend([] if one.update is None else [one.update])
                 (free if mine else held).add(row.subscription_seq)
             await c.execute(insert(t.delivery_attempts), attempts)
-            await c.execute(_SETTLE, settled)
+            await self._run(c, self._sql.settle, settled)
             if suspended:
                 await c.execute(_SUSPEND, suspended)
             await self._update_subscriptions(c, updates)
@@ -141,6 +141,16 @@ class Outbox(Writing):
                 await self._move_heads(c, {row.subscription_seq for row in mine}, ())
 
         await self._write(work)
+
+    async def end_leases(self, at: datetime) -> int:
+        """Ends every lease at once, whoever has it; how many there were. For the one process that uses the database."""
+
+        async def work(c: AsyncConnection) -> int:
+            leased = _box.lease_owner.is_not(None) & (_box.due_at > at)
+            done = await c.execute(update(t.outbox).where(leased).values(due_at=at, lease_owner=null(), leased=None))
+            return done.rowcount
+
+        return await self._write(work)
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
         """Makes dead ones pending, due at once; how many there were."""
@@ -240,17 +250,6 @@ class Outbox(Writing):
         ]
 
 
-_SETTLE = (
-    update(t.owed_notifications)
-    .where(_owed.seq == bindparam("which_seq", type_=_owed.seq.type))
-    .values(
-        {
-            column: bindparam(f"new_{column.name}", type_=column.type)
-            for column in (_owed.attempts, _owed.state, _owed.next_attempt_at, _owed.settled_at)
-        }
-    )
-)
-
 _PUT_OFF = (
     update(t.owed_notifications)
     .where(_owed.seq == bindparam("which_seq", type_=_owed.seq.type))
@@ -264,19 +263,17 @@ _SUSPEND = (
 )
 
 
-def _settled_values(one: Attempted, row: AnyRow, mine: bool) -> dict[str, Any]:
+def _settled_values(one: Attempted, row: AnyRow, mine: bool) -> Sequence[Any]:
     """What becomes of the notification: a delivery always counts; anything else only from who has the lease, and
     only while it is pending."""
     delivered = one.state is DeliveryState.DELIVERED and row.state != one.state.value
-    changes = delivered or (mine and row.state == _PENDING)
+    attempts = row.attempts + 1
+    if not (delivered or (mine and row.state == _PENDING)):
+        return row.seq, attempts, row.state, row.next_attempt_at, row.settled_at
+    if one.state is DeliveryState.PENDING:
+        return row.seq, attempts, one.state.value, one.next_attempt_at, None
     ended_at = one.attempt.at + timedelta(milliseconds=one.attempt.duration_ms)
-    return {
-        "which_seq": row.seq,
-        "new_attempts": row.attempts + 1,
-        "new_state": one.state.value if changes else row.state,
-        "new_next_attempt_at": (one.next_attempt_at if changes else None) or row.next_attempt_at,
-        "new_settled_at": (None if one.state is DeliveryState.PENDING else ended_at) if changes else row.settled_at,
-    }
+    return row.seq, attempts, one.state.value, row.next_attempt_at, ended_at
 
 
 def _attempt_values(attempt: DeliveryAttempt, notification_seq: int, number: int) -> dict[str, Any]:

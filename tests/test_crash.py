@@ -1,0 +1,159 @@
+"""The gateway killed at any moment: what it owed is delivered by the next one, in order, and nothing is lost.
+
+The real thing: `terminal-status serve` as a process over SQLite, the sandbox as presence server and a real receiver.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from app.domain import Status
+from app.pb.terminalstatus.v1 import subscription_pb2, subscription_pb2_grpc
+from app.sandbox import Sandbox
+from tests.receivers import Receiver, answer, receiver
+
+KILLS = 6
+SEED = 20261123
+LIMIT_S = 60.0
+FLIP_S = 0.02
+USERS = ("frank", "grace", "heidi")
+
+
+@dataclass
+class Process:
+    """One gateway process and where it answers."""
+
+    process: asyncio.subprocess.Process
+    grpc_address: str
+
+
+@asynccontextmanager
+async def serving(folder: Path, sandbox: Sandbox, port: int) -> AsyncIterator[Process]:
+    """A gateway on that gRPC port (0: any); killed in the end if it is still there."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+    environment |= {
+        "TS_PRESENCE_SERVER": sandbox.uri,
+        "TS_GRPC_LISTEN": f"127.0.0.1:{port}",
+        "TS_HTTP_LISTEN": "127.0.0.1:0",
+        "TS_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/crash.sqlite3",
+        "TS_SINK_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "TS_SINK_ALLOW_HTTP": "true",
+        "TS_LOG_LEVEL": "warning",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app.cli", "serve", "--json", env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            where = json.loads(await process.stdout.readline())
+        yield Process(process, where["grpc"])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def subscribe(grpc_address: str, url: str) -> str:
+    async with grpc.aio.insecure_channel(grpc_address) as channel:
+        answered = await subscription_pb2_grpc.SubscriptionServiceStub(channel).CreateSubscription(
+            subscription_pb2.CreateSubscriptionRequest(
+                addresses=[f"sip:{user}@example.com" for user in USERS],
+                sink=subscription_pb2.Sink(
+                    kind=subscription_pb2.SINK_KIND_WEBHOOK, url=url, parameters={"handshake": "none"}
+                ),
+            ),
+            timeout=LIMIT_S,
+        )
+    return answered.subscription.id
+
+
+async def flip(sandbox: Sandbox, rng: random.Random) -> None:
+    """Changes statuses without rest."""
+    while True:
+        sandbox.set_status(rng.choice(USERS), rng.choice(list(Status)))
+        await asyncio.sleep(FLIP_S)
+
+
+def events_of(endpoint: Receiver) -> list[dict[str, object]]:
+    """The events as they first arrived."""
+    seen: dict[str, dict[str, object]] = {}
+    for request in endpoint.requests:
+        if len(request.body) != int(request.headers.get("content-length", "-1")):
+            continue  # its sender was killed in the middle
+        event = json.loads(request.body)
+        seen.setdefault(event["id"], event)
+    return list(seen.values())
+
+
+async def test_kill_at_any_moment(tmp_path: Path) -> None:
+    """Killed again and again amid changes and deliveries: every owed event arrives, in order, each by one id, and the
+    last thing told about each terminal is what it is."""
+    rng = random.Random(SEED)
+    async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, receiver(answer(200)) as endpoint:
+        for user in USERS:
+            sandbox.set_status(user, Status.UNREACHABLE)
+        port = 0
+        for number in range(KILLS + 1):
+            async with serving(tmp_path, sandbox, port) as gateway:
+                if not number:
+                    await subscribe(gateway.grpc_address, endpoint.url)
+                    port = int(gateway.grpc_address.rpartition(":")[2])
+                flipping = asyncio.create_task(flip(sandbox, rng))
+                await asyncio.sleep(rng.uniform(0.05, 1.0))
+                flipping.cancel()
+                if number < KILLS:
+                    gateway.process.send_signal(signal.SIGKILL)
+                    await gateway.process.wait()
+                    continue
+                for user in USERS:
+                    sandbox.set_status(user, Status.BUSY)
+                    sandbox.set_status(user, Status.REACHABLE)
+
+                def settled() -> bool:
+                    last: dict[str, object] = {}
+                    for event in events_of(endpoint):
+                        for change in event["data"].get("changes", []):  # type: ignore[attr-defined]
+                            last[change["address"]] = change["status"]
+                    return last == {f"sip:{user}@example.com": "REACHABLE" for user in USERS}
+
+                await endpoint.wait_for(settled)
+    events = events_of(endpoint)
+    assert [int(str(event["sequence"])) for event in events] == list(range(1, len(events) + 1))
+    revisions: dict[str, list[int]] = {}
+    for event in events:
+        for change in event["data"].get("changes", []):  # type: ignore[attr-defined]
+            revisions.setdefault(change["address"], []).append(change["revision"])
+    assert all(numbers == sorted(set(numbers)) for numbers in revisions.values())
+    assert len(events) > KILLS
+
+
+async def test_one_gateway_for_one_sqlite_file(tmp_path: Path) -> None:
+    """A second gateway on the same SQLite database does not start, and says what to do."""
+    async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+        environment |= {
+            "TS_PRESENCE_SERVER": sandbox.uri,
+            "TS_GRPC_LISTEN": "127.0.0.1:0",
+            "TS_HTTP_LISTEN": "127.0.0.1:0",
+            "TS_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/crash.sqlite3",
+        }
+        second = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "app.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(LIMIT_S):
+            _, words = await second.communicate()
+        assert second.returncode == 1
+        assert b"another gateway serves from this SQLite database; several gateways need PostgreSQL" in b" ".join(
+            words.split()
+        )
