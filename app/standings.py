@@ -77,14 +77,14 @@ class Standings:
         self._push(standing.allowed_s, standing)
 
     def pop_due(self, now_s: float) -> list[Standing]:
-        """Those that are due, each as often as it has reason to be."""
-        due = []
+        """Those that are due, each once."""
+        due: dict[Standing, None] = {}
         heap = self._heap
         while heap and heap[0][0] <= now_s:
             standing = heapq.heappop(heap)[2]
             if not standing.ended and standing.due_s <= now_s:
-                due.append(standing)
-        return due
+                due[standing] = None
+        return list(due)
 
     def _push(self, due_s: float, standing: Standing) -> None:
         if due_s < math.inf:

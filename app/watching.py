@@ -243,6 +243,9 @@ class Watching:
         self._streams[stream] = None
         self._streams_of[client.id] += 1
         try:
+            if self._tuning.reread_s is not None:  # the reader may come from a node that knows more
+                for start in range(0, len(terminals), _REREAD):
+                    await self._reread([terminal.address for terminal in terminals[start : start + _REREAD]])
             await self._commits.load(terminals)
             async with aclosing(stream.read(resumed, self._clock_s)) as events:
                 async for event in events:

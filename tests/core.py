@@ -4,7 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -314,7 +314,7 @@ async def run_core(
             busy_activities={"on-the-phone", "busy"},
             clock=lambda: clocks.now,
             clock_s=lambda: clocks.now_s,
-            tuning=tuning,
+            tuning=replace(tuning, close_s=0.01) if crash else tuning,
             owed=lambda: hints.append("owed"),
         )
         sender = FakeSender()
