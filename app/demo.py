@@ -1,7 +1,7 @@
 """What `make run` shows: the sandbox notifier and a gateway against it, asked through all three faces.
 
 The questions are put by real `terminal-status get` commands, printed as used; then each change that the sandbox's
-script makes is looked up over gRPC and printed as the gateway tells it, until told to stop.
+script makes is printed as a gRPC stream tells it, until told to stop. The database is in a folder that goes with it.
 
 Deliberately absent: anything a production gateway needs; `terminal-status serve` is that.
 """
@@ -10,6 +10,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime
 
@@ -20,46 +21,52 @@ from app.config import Settings
 from app.domain import Status
 from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
-from app.sandbox import Sandbox
+from app.sandbox import SCRIPTED, Sandbox
 
-_MOST_WAITING_CHANGES = 100
 _COLOURS = {"REACHABLE": "green", "BUSY": "yellow", "UNREACHABLE": "bright_black"}
 _SHOWN = "sip:bob@example.com"
+_AGAIN_S = 0.5
 
-Change = tuple[str, Status, Status]
+Changes = dict[str, tuple[Status, float]]
+"""By address: what it was before the sandbox changed it last, and when that was, in monotonic seconds."""
 
 
 async def run_demo(settings: Settings, seed: int, stop: asyncio.Event, out: Console, *, as_json: bool) -> None:
     """Runs until `stop` is set. Raises CannotStart, or OSError where the sandbox cannot listen."""
-    changes: asyncio.Queue[Change] = asyncio.Queue(_MOST_WAITING_CHANGES)
+    changes: Changes = {}
 
-    def changed(address: str, old: Status, new: Status) -> None:
-        if changes.full():
-            changes.get_nowait()  # the newest matter; this is a display
-        changes.put_nowait((address, old, new))
+    def changed(address: str, old: Status, _new: Status) -> None:
+        changes[address] = old, time.monotonic()
 
-    async with Sandbox("127.0.0.1", 0, seed=seed, on_change=changed) as sandbox:
-        settings = settings.model_copy(update={"presence_server": sandbox.uri})
-        async with run_gateway(settings) as gateway:
-            show = asyncio.create_task(_show(gateway, sandbox, changes, out, as_json=as_json), name="demo")
-            stopped = asyncio.create_task(stop.wait(), name="stop")
-            await asyncio.wait({show, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (show, stopped):
-                task.cancel()
-            await asyncio.wait({show, stopped})
-            if not show.cancelled():
-                show.result()
+    with tempfile.TemporaryDirectory(prefix="terminal-status-demo-") as folder:
+        async with Sandbox("127.0.0.1", 0, seed=seed, on_change=changed) as sandbox:
+            settings = settings.model_copy(
+                update={
+                    "presence_server": sandbox.uri,
+                    "database_url": f"sqlite+aiosqlite:///{folder}/demo.sqlite3",
+                    # Webhooks and callbacks to this machine may be tried.
+                    "sink_allowed_networks": frozenset({"127.0.0.0/8", "::1/128"}),
+                    "sink_allow_http": True,
+                }
+            )
+            async with run_gateway(settings) as gateway:
+                show = asyncio.create_task(_show(gateway, sandbox, changes, out, as_json=as_json), name="demo")
+                stopped = asyncio.create_task(stop.wait(), name="stop")
+                await asyncio.wait({show, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (show, stopped):
+                    task.cancel()
+                await asyncio.wait({show, stopped})
+                if not show.cancelled():
+                    show.result()
 
 
-async def _show(
-    gateway: Gateway, sandbox: Sandbox, changes: asyncio.Queue[Change], out: Console, *, as_json: bool
-) -> None:
+async def _show(gateway: Gateway, sandbox: Sandbox, changes: Changes, out: Console, *, as_json: bool) -> None:
     if not as_json:
         out.print(f"Sandbox notifier (SIP) on {sandbox.uri}, gateway on gRPC {gateway.grpc_address}")
         out.print(f"and http://{gateway.http_address} (REST, SOAP). Asking all three faces about {_SHOWN}:\n")
         await _show_faces(gateway, out)
         out.print(f"\nBy hand: curl http://{gateway.http_address}/v1/terminals/{_SHOWN}/status")
-        out.print("Changes as the gateway tells them, Ctrl-C to end:\n")
+        out.print("Changes as a gRPC stream tells them, Ctrl-C to end:\n")
     await _follow(gateway, changes, out, as_json=as_json)
 
 
@@ -88,23 +95,37 @@ async def _show_faces(gateway: Gateway, out: Console) -> None:
     out.print(output.decode().rstrip(), markup=False)
 
 
-async def _follow(gateway: Gateway, changes: asyncio.Queue[Change], out: Console, *, as_json: bool) -> None:
+async def _follow(gateway: Gateway, changes: Changes, out: Console, *, as_json: bool) -> None:
+    addresses = [f"tel:{user}" if user.startswith("+") else f"sip:{user}@example.com" for user in SCRIPTED]
+    request = terminal_status_pb2.WatchStatusesRequest(addresses=addresses)
     async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
         stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
         while True:
-            address, old, _ = await changes.get()
-            started_s = time.monotonic()
             try:
-                answer = await stub.GetStatus(terminal_status_pb2.GetStatusRequest(address=address), timeout=10)
-                told = terminal_status_pb2.Status.Name(answer.status.status).removeprefix("STATUS_")
+                async for response in stub.WatchStatuses(request):
+                    match response.WhichOneof("event"):
+                        case "change":
+                            _print_change(response.change.status, changes, out, as_json=as_json)
+                        case "snapshot_complete":
+                            request.resume_token = response.snapshot_complete.resume_token
+                        case "bookmark":
+                            request.resume_token = response.bookmark.resume_token
             except grpc.aio.AioRpcError as error:
-                told = f"{error.code().name} {error.details()}"
-            elapsed_ms = round((time.monotonic() - started_s) * 1000, 1)
-            if as_json:
-                line = {"address": address, "was": old.value, "status": told, "elapsed_ms": elapsed_ms}
-                print(json.dumps(line), flush=True)  # noqa: T201  # standard output is this command's answer
-            else:
-                clock = datetime.now().astimezone().strftime("%H:%M:%S")
-                was = f"[{_COLOURS[old.value]}]{old.value:>11}[/]"
-                now = f"[{_COLOURS.get(told, 'red')}]{told:<11}[/]"
-                out.print(f"{clock}  {address:<28} {was} → {now} asked and answered in {elapsed_ms} ms")
+                out.print(f"[red]{error.code().name}[/] {error.details()}")
+            await asyncio.sleep(_AGAIN_S)
+
+
+def _print_change(status: terminal_status_pb2.TerminalStatus, changes: Changes, out: Console, *, as_json: bool) -> None:
+    told = terminal_status_pb2.Status.Name(status.status).removeprefix("STATUS_")
+    if status.address not in changes:
+        return  # as it was when the stream began
+    was, changed_s = changes[status.address]
+    after_ms = round((time.monotonic() - changed_s) * 1000, 1)
+    if as_json:
+        line = {"address": status.address, "was": was.value, "status": told, "after_ms": after_ms}
+        print(json.dumps(line), flush=True)  # noqa: T201  # standard output is this command's answer
+        return
+    clock = datetime.now().astimezone().strftime("%H:%M:%S")
+    before = f"[{_COLOURS[was.value]}]{was.value:>11}[/]"
+    now = f"[{_COLOURS[told]}]{told:<11}[/]"
+    out.print(f"{clock}  {status.address:<28} {before} → {now} told after {after_ms} ms")

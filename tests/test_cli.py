@@ -370,7 +370,7 @@ def test_demo() -> None:
         demo.line_with("$ terminal-status get sip:bob@example.com --via grpc --via rest --via soap")
         for via in ("grpc", "rest", "soap"):
             assert demo.line_with("sip:bob@example.com").split()[1:3] == [via, "BUSY"]
-        demo.line_with("asked and answered in")
+        demo.line_with("told after")
         assert demo.stop(signal.SIGINT) == 0
 
 
