@@ -152,7 +152,8 @@ class Changes:
     """What one transaction writes: statuses by compare-and-set, and what follows from them."""
 
     statuses: Sequence[TerminalStatus] = ()
-    """Each with the revision it shall have; it is written only where the stored one is the revision before."""
+    """Each with the revision it shall have; it is written only where the stored one is the revision before, or where
+    none is stored. Several of one terminal follow each other."""
     updates: Sequence[SubscriptionUpdate] = ()
     owed: Sequence[OwedNotification] = ()
     """`sequence` is given by the store."""

@@ -8,25 +8,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import (
-    Executable,
-    bindparam,
-    case,
-    func,
-    insert,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import CursorResult, Executable, select, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Source, Status, SubscriptionUnknown, TerminalAddress, TerminalStatus
 from app.ports import Changes, SubscriptionUpdate
 from app.records import DeliveryState, OwedNotification, Sink, UsageRecord
 from app.store import tables as t
 from app.store.database import AnyRow, Database
+from app.store.statements import encoded, statements
 
 USAGE_LOCK = 0x7465_7273
 """PostgreSQL's advisory lock: shared by who adds usage records, and a reader's alone, so that it misses none.
@@ -47,6 +38,10 @@ class _Conflict(Exception):
 
 class Writing(Database):
     """As `ports.Store` says."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self._sql = statements(for_sqlite=self.sqlite)
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
         """Writes all of it in one transaction, or returns the stored statuses that were not of the expected revision.
@@ -98,28 +93,16 @@ class Writing(Database):
                 raise ValueError(f"revision {status.revision} of {status.address} is not {expected}")
             first.setdefault(status.address, status.revision)
             last[status.address] = status
-        stored = await self._lock_statuses(c, sorted(last))
-        if conflicts := [row for row in stored.values() if row.revision != first[row.address] - 1]:
-            raise _Conflict(conflicts)
-        columns = ("address", "status", "observed_at", "source", "revision")
-        values = [
-            dict(zip(columns, (a, s.status.value, s.observed_at, s.source.value, s.revision), strict=True))
-            for a, s in sorted(last.items())
-        ]
-        if new := [row for row in values if row["address"] not in stored]:
-            upsert = sqlite.insert(t.terminal_statuses) if self.sqlite else postgresql.insert(t.terminal_statuses)
-            added = await c.execute(upsert.on_conflict_do_nothing().returning(_status.address), new)
-            if missed := {a for a in last if a not in stored} - set(added.scalars()):  # another was first
-                raise _Conflict(list((await self._lock_statuses(c, missed)).values()))
-        if known := [{f"new_{k}": v for k, v in row.items()} for row in values if row["address"] in stored]:
-            await c.execute(_CHANGE_STATUS, known)
-
-    async def _lock_statuses(
-        self, c: AsyncConnection, addresses: Iterable[TerminalAddress]
-    ) -> dict[TerminalAddress, TerminalStatus]:
-        statement = select(t.terminal_statuses).where(self._among(_status.address, addresses))
-        rows = await c.execute(statement.order_by(_status.address).with_for_update(key_share=True))
-        return {row.address: _terminal_status(row) for row in rows}
+        rows = {
+            address: (address, one.status.value, one.observed_at, one.source.value, one.revision, first[address] - 1)
+            for address, one in sorted(last.items())
+        }
+        changed = await self._run(c, self._sql.change_statuses, rows.values())
+        if missed := rows.keys() - changed.scalars().all():
+            new = await self._run(c, self._sql.add_statuses, [rows[address][:-1] for address in sorted(missed)])
+            if missed := missed - set(new.scalars()):
+                rows_there = select(t.terminal_statuses).where(self._among(_status.address, missed))
+                raise _Conflict([_terminal_status(row) for row in await c.execute(rows_there)])
 
     async def _owe(
         self, c: AsyncConnection, updates: Sequence[SubscriptionUpdate], owed: Sequence[OwedNotification]
@@ -128,20 +111,13 @@ class Writing(Database):
         ids = {one.subscription_id for one in updates} | {one.subscription_id for one in owed}
         if not ids:
             return
-        statement = (
-            select(_sub.seq, _sub.id, _box.last_sequence, _box.head, _box.due_at)
-            .join_from(t.subscriptions, t.outbox)
-            .where(self._among(_sub.id, sorted(ids)))
-            .order_by(_sub.seq)
-            .with_for_update(key_share=True)
-        )
-        boxes = {row.id: _Box(row) for row in await c.execute(statement)}
+        boxes = {row.id: _Box(row) for row in await self._run(c, self._sql.lock_boxes, [[one] for one in ids])}
         if missing := ids - boxes.keys():
             raise SubscriptionUnknown(f"There is no subscription {min(missing)!r}.", subscription_id=min(missing))
         await self._update_subscriptions(c, updates)
         if not owed:
             return
-        rows: list[dict[str, Any]] = []
+        rows: list[Sequence[Any]] = []
         moved: dict[str, _Box] = {}
         for one in owed:
             box = moved[one.subscription_id] = boxes[one.subscription_id]
@@ -149,19 +125,17 @@ class Writing(Database):
             if one.state is DeliveryState.PENDING and box.head is None:
                 box.head, box.due_at = box.last_sequence, one.next_attempt_at
             rows.append(_owed_values(one, box.seq, box.last_sequence))
-        await c.execute(
-            _MOVE_BOX,
-            [
-                {"new_seq": box.seq, "new_last": box.last_sequence, "new_head": box.head, "new_due": box.due_at}
-                for box in moved.values()
-            ],
-        )
-        await c.execute(insert(t.owed_notifications), rows)
+        boxes_now = [(box.seq, box.last_sequence, box.head, box.due_at) for box in moved.values()]
+        await self._run(c, self._sql.move_boxes, boxes_now)
+        await self._run(c, self._sql.owe, rows)
 
     async def _update_subscriptions(self, c: AsyncConnection, updates: Sequence[SubscriptionUpdate]) -> None:
         if not updates:
             return
-        await c.execute(_UPDATE, [_update_values(one) for one in updates])
+        merged: dict[str, list[Any]] = {}
+        for one in updates:
+            merged[one.subscription_id] = _merged(merged.get(one.subscription_id), one)
+        await self._run(c, self._sql.update_subscriptions, merged.values())
         for one in updates:
             if one.sink is not None:
                 statement = update(t.subscriptions).where(_sub.id == one.subscription_id)
@@ -175,10 +149,15 @@ class Writing(Database):
         """The last statement of its transaction."""
         if not records:
             return
-        insertion = sqlite.insert(t.usage_records) if self.sqlite else postgresql.insert(t.usage_records)
         if not self.sqlite:
             await c.execute(text("select pg_advisory_xact_lock_shared(:key)"), {"key": USAGE_LOCK})
-        await c.execute(insertion.on_conflict_do_nothing(), [_usage_values(record) for record in records])
+        await self._run(c, self._sql.add_usage, [_usage_values(record) for record in records])
+
+    async def _run(
+        self, c: AsyncConnection, statement: Executable, rows: Iterable[Iterable[Any]]
+    ) -> "CursorResult[*tuple[Any, ...]]":
+        """One of `self._sql` with its rows."""
+        return await c.execute(statement, encoded(rows, for_sqlite=self.sqlite))
 
 
 class _Box:
@@ -191,55 +170,18 @@ class _Box:
         self.due_at = row.due_at
 
 
-def _new(name: str, column: Any) -> Any:
-    return bindparam(name, type_=column.type)
-
-
-_CHANGE_STATUS: Executable = (
-    update(t.terminal_statuses)
-    .where(_status.address == _new("new_address", _status.address))
-    .values({column.name: _new(f"new_{column.name}", column) for column in _status if not column.primary_key})
-)
-
-_MOVE_BOX: Executable = (
-    update(t.outbox)
-    .where(_box.subscription_seq == _new("new_seq", _box.subscription_seq))
-    .values(
-        last_sequence=_new("new_last", _box.last_sequence),
-        head=_new("new_head", _box.head),
-        due_at=_new("new_due", _box.due_at),
-    )
-)
-
-_UPDATE: Executable = (
-    update(t.subscriptions)
-    .where(_sub.id == _new("new_id", _sub.id))
-    .values(
-        {
-            column: func.coalesce(_new(f"new_{column.name}", column), column)
-            for column in (_sub.notified, _sub.last_notified_at, _sub.awaiting, _sub.expires_at)
-        }
-        | {
-            column: case(
-                (_sub.ended_at.is_(None), func.coalesce(_new(f"new_{column.name}", column), column)), else_=column
-            )
-            for column in (_sub.ended_at, _sub.end_reason, _sub.end_detail)
-        }
-    )
-)
-
-
-def _update_values(one: SubscriptionUpdate) -> dict[str, Any]:
-    return {
-        "new_id": one.subscription_id,
-        "new_notified": one.notified,
-        "new_last_notified_at": one.last_notified_at,
-        "new_awaiting": one.awaiting,
-        "new_expires_at": one.expires_at,
-        "new_ended_at": one.ended_at,
-        "new_end_reason": one.end_reason.value if one.end_reason else None,
-        "new_end_detail": one.end_detail,
-    }
+def _merged(before: list[Any] | None, one: SubscriptionUpdate) -> list[Any]:
+    """An update as a row of `update_subscriptions`, together with one of the same subscription before it."""
+    reason = one.end_reason.value if one.end_reason else None
+    progress: list[Any] = [one.subscription_id, one.notified, one.last_notified_at, one.awaiting, one.expires_at]
+    end: list[Any] = [one.ended_at, reason, one.end_detail]
+    if before is None:
+        return progress + end
+    ended = before[len(progress)] is not None
+    return [
+        old if new is None or (ended and i >= len(progress)) else new
+        for i, (old, new) in enumerate(zip(before, progress + end, strict=True))
+    ]
 
 
 def _terminal_status(row: AnyRow) -> TerminalStatus:
@@ -262,42 +204,42 @@ def sink_values(sink: Sink) -> dict[str, str]:
     }
 
 
-def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) -> dict[str, Any]:
+def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) -> Sequence[Any]:
     changes = [(c.address, c.status.value, c.observed_at, c.source.value, c.revision) for c in one.changes]
-    return {
-        "id": one.id,
-        "subscription_seq": subscription_seq,
-        "client_id": one.client_id,
-        "sequence": sequence,
-        "kind": one.kind.value,
-        "changes": _json(changes),
-        "address": one.address,
-        "code": one.code,
-        "text": one.text,
-        "created_at": one.created_at,
-        "next_attempt_at": one.next_attempt_at,
-        "attempts": one.attempts,
-        "state": one.state.value,
-        "settled_at": one.settled_at,
-    }
+    return (
+        one.id,
+        subscription_seq,
+        one.client_id,
+        sequence,
+        one.kind.value,
+        _json(changes),
+        one.address,
+        one.code,
+        one.text,
+        one.created_at,
+        one.next_attempt_at,
+        one.attempts,
+        one.state.value,
+        one.settled_at,
+    )
 
 
-def _usage_values(record: UsageRecord) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "at": record.at,
-        "operation": record.operation,
-        "client_id": record.client_id,
-        "face": record.face,
-        "requester": record.requester,
-        "targets": _json([t.clean(target) for target in record.targets]),
-        "target_count": record.target_count,
-        "expanded_count": record.expanded_count,
-        "correlator": record.correlator,
-        "subscription_id": record.subscription_id,
-        "result": record.result,
-        "root_cause": record.root_cause,
-    }
+def _usage_values(record: UsageRecord) -> Sequence[Any]:
+    return (
+        record.id,
+        record.at,
+        record.operation,
+        record.client_id,
+        record.face,
+        record.requester,
+        _json([t.clean(target) for target in record.targets]),
+        record.target_count,
+        record.expanded_count,
+        record.correlator,
+        record.subscription_id,
+        record.result,
+        record.root_cause,
+    )
 
 
 def _json(value: object) -> str:

@@ -222,15 +222,19 @@ class Outbox(Writing):
     ) -> tuple[list[OwedNotification], str]:
         """Owed and settled notifications, oldest first, and the next page's token."""
         names = ("notifications", client_id, state, subscription_id)
-        statement: AnySelect = _OWED.where(_owed.seq > int(position(page, *names) or 0))
+        # Within one subscription both orders are the same, and an index has this one.
+        order = _owed.sequence if subscription_id else _owed.seq
+        statement: AnySelect = _OWED.where(order > int(position(page, *names) or 0))
         if client_id is not None:
             statement = statement.where(_owed.client_id == client_id)
         if state is not None:
             statement = statement.where(_IS[state])
         if subscription_id:
-            statement = statement.where(_sub.id == subscription_id)
-        rows, more = cut(await self._all(statement.order_by(_owed.seq).limit(page.size + 1)), page)
-        return [_notification(row) for row in rows], token(rows[-1].seq, *names) if more else ""
+            of = select(_sub.seq).where(_sub.id == subscription_id).scalar_subquery()
+            statement = statement.where(_owed.subscription_seq == of)
+        rows, more = cut(await self._all(statement.order_by(order).limit(page.size + 1)), page)
+        last = getattr(rows[-1], order.name) if more else 0
+        return [_notification(row) for row in rows], token(last, *names) if more else ""
 
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
         """Its attempts in order."""

@@ -176,8 +176,7 @@ class SubscriptionRow(SQLModel, table=True):
             unique=True,
             **_where("correlator <> '' AND ended_at IS NULL"),
         ),
-        Index("ix_subscription_client", "client_id", "seq"),
-        Index("ix_subscription_active", "client_id", "seq", **_where("ended_at IS NULL")),
+        Index("ix_subscription_client", "client_id", "ended_at", "seq"),
         Index("ix_subscription_ended", "ended_at", **_where("ended_at IS NOT NULL")),
         _COUNTED,
     )
@@ -241,7 +240,7 @@ class OwedNotificationRow(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("subscription_seq", "sequence", name="uq_owed_notification_sequence"),
         Index("ix_owed_notification_pending", "subscription_seq", "sequence", **_where("state = 'PENDING'")),
-        Index("ix_owed_notification_dead", "seq", **_where("state = 'DEAD'")),
+        Index("ix_owed_notification_dead", "client_id", "state", "seq", **_where("state = 'DEAD'")),
         Index("ix_owed_notification_client", "client_id", "seq"),
         Index("ix_owed_notification_settled", "settled_at", **_where("settled_at IS NOT NULL")),
         _COUNTED,
@@ -290,7 +289,7 @@ class UsageRow(SQLModel, table=True):
     __tablename__ = "usage_record"
     __table_args__ = (
         Index("ix_usage_record_at", "at", "seq"),
-        Index("ix_usage_record_client", "client_id", "at", "seq"),
+        Index("ix_usage_record_client", "client_id", "seq"),
         _COUNTED,
     )
     seq: int | None = _seq()

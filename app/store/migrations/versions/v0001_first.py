@@ -65,8 +65,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("id"),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_subscription_active", "subscription", ["client_id", "seq"], **_where("ended_at IS NULL"))
-    op.create_index("ix_subscription_client", "subscription", ["client_id", "seq"])
+    op.create_index("ix_subscription_client", "subscription", ["client_id", "ended_at", "seq"])
     op.create_index(
         "ix_subscription_correlator",
         "subscription",
@@ -122,7 +121,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_usage_record_at", "usage_record", ["at", "seq"])
-    op.create_index("ix_usage_record_client", "usage_record", ["client_id", "at", "seq"])
+    op.create_index("ix_usage_record_client", "usage_record", ["client_id", "seq"])
     op.create_table(
         "client_key",
         sa.Column("id", TEXT, nullable=False),
@@ -179,7 +178,9 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_owed_notification_client", "owed_notification", ["client_id", "seq"])
-    op.create_index("ix_owed_notification_dead", "owed_notification", ["seq"], **_where("state = 'DEAD'"))
+    op.create_index(
+        "ix_owed_notification_dead", "owed_notification", ["client_id", "state", "seq"], **_where("state = 'DEAD'")
+    )
     op.create_index(
         "ix_owed_notification_pending",
         "owed_notification",
