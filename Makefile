@@ -47,7 +47,7 @@ fuzz: .venv/dev.stamp
 
 generate: .venv/dev.stamp
 	.ci/generate-protobuf
-	$(BIN)/terminal-status openapi --output openapi/terminal-status-v1.json
+	$(BIN)/terminal-status openapi --output openapi/
 
 # Releases have aged a week before they are taken.
 COMPILE = $(BIN)/uv pip compile - pyproject.toml --quiet --no-header --no-emit-index-url --generate-hashes \

@@ -185,24 +185,35 @@ def sandbox(
 
 @app.command()
 def openapi(
+    api: Annotated[str, typer.Argument(help="Which API, by the name of its file.")] = "terminal-status-v1",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write; standard output otherwise.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write, or a folder for all APIs' files; standard output otherwise.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the file is JSON anyway.")] = False,
 ) -> None:
-    """Export the OpenAPI description of the REST face."""
+    """Export the OpenAPI descriptions of the HTTP APIs."""
     from app.rest import export_openapi
 
-    text = export_openapi()
+    texts = export_openapi()
+    if api not in texts:
+        err.print(f"[red]error:[/] {shown(api)} is no API of this gateway; there are {', '.join(texts)}.")
+        raise typer.Exit(USAGE)
     if output is None:
-        print(text, end="")  # noqa: T201  # standard output is this command's answer
-    else:
+        print(texts[api], end="")  # noqa: T201  # standard output is this command's answer
+        return
+    files = {output / f"{name}.json": text for name, text in texts.items()} if output.is_dir() else {output: texts[api]}
+    for file, text in files.items():
         try:
-            output.write_text(text, "utf-8")
+            file.write_text(text, "utf-8")
         except OSError as error:
-            fail(f"{output}: cannot be written: {error.strerror}.")
-        err.print(f"Wrote {shown(str(output))}.")
+            fail(f"{file}: cannot be written: {error.strerror}.")
+        err.print(f"Wrote {shown(str(file))}.")
 
 
 @app.command()

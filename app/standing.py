@@ -28,7 +28,7 @@ from app.records import (
 )
 
 CAMARA = "camara"
-"""The sink profile whose contract tells cancellation too."""
+"""The sink profile whose contract tells cancellation too, and has no word for BUSY: it is shown as REACHABLE."""
 
 _NONE_AWAITED: frozenset[TerminalAddress] = frozenset()
 _CRITERIA: dict[frozenset[Status], frozenset[Status]] = {}  # each of the eight once, whoever asks
@@ -86,7 +86,7 @@ class Standing:
         self.interval_s = subscription.min_interval_ms / 1000
         self.most = subscription.max_notifications
         self.notified = subscription.notified
-        self.busy = busy
+        self.busy = busy and self.profile != CAMARA
         self.terminals = terminals
         self.groups = groups
         self.addresses = subscription.addresses if groups else ()
@@ -354,7 +354,7 @@ def restored(
         if status is None or (subscription.awaiting and status.observed_at < subscription.created_at):
             awaited.append(address)
         elif standing.interval_s and last is not None and status.observed_at > last:
-            shown = told_status(busy, status.status)
+            shown = told_status(standing.busy, status.status)
             if standing.shows(shown):
                 held.append(shown_as(status, shown))
     if awaited:

@@ -1,28 +1,66 @@
-"""The REST face: one FastAPI app, one module per HTTP API, problem details for whatever goes wrong.
+"""The REST face: one FastAPI app for each HTTP API, a module for each noun, problem details for whatever goes wrong.
 
-Invariants: the committed `openapi/terminal-status-v1.json` is what `export_openapi` returns. Nothing served needs
-the internet. `/healthz` says that the process answers; `/readyz` whether the presence server could be asked now.
+Invariants: the committed files in `openapi/` are what `export_openapi` returns. Nothing served needs the internet.
+`/healthz` says that the process answers; `/readyz` whether the presence server could be asked now. CAMARA's paths are
+answered by apps of their own beside this one, so that their failures have CAMARA's form.
 
-Deliberately absent: a documentation page (FastAPI's loads a CDN), redirects for a trailing slash, FastAPI's telemetry
-(it costs 6 µs in each request, and would listen to the environment), business rules.
+Deliberately absent: redirects for a trailing slash, FastAPI's telemetry (it costs 6 µs in each request, and would
+listen to the environment), business rules.
 """
 
 import asyncio
-import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
-from app.rest import v1
-from app.rest.problem import NO_STORE, SCHEMA, Problem, answer, answer_with_problems, documented, problem
+from app.asking import QueryService
+from app.auth import Authenticator
+from app.domain import TerminalStatus
+from app.oidc import Grant
+from app.records import ANONYMOUS, Client
+from app.rest import (
+    camara,
+    deliveries,
+    docs,
+    events,
+    groups,
+    operators,
+    schemas,
+    subscriptions,
+    terminals,
+    usage,
+    watch,
+)
+from app.rest.around import CORRELATOR_PATTERN, Problem, problem
+from app.rest.calls import Operation
+from app.rest.examples import components, documented
+from app.rest.problem import NO_STORE, answer, answer_with_problems
 from app.service import StatusService
+from app.usecases import UseCases
 
-API_VERSION = "1.0.0"
+__all__ = ("API_VERSION", "V1", "create_app", "export_openapi")
+
+API_VERSION = "1.1.0"
 """The contract's version, not the product's: its second number rises with each addition."""
 
+V1 = "terminal-status-v1"
+
 _NOT_READY = problem(503, "NOT_READY", "The gateway cannot ask the presence server now.", retryable=True)
+_DESCRIPTION = """\
+Asks the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY), and tells changes.
+
+Every failure is an `application/problem+json` document (RFC 9457): switch on its `code`, which is the same over gRPC.
+
+Credentials are an API key, or an access token where the operator takes them, as `Authorization: Bearer …`. What belongs
+to another client is 404, as if it were not there. `x-correlator` and `traceparent` come back as they were sent.
+Members of requests that are unknown are refused, query parameters ignored. Bodies have at most 1 MiB."""
 
 
 class Liveness(BaseModel):
@@ -37,30 +75,55 @@ class Readiness(BaseModel):
     status: Literal["ready"]
 
 
-def create_app(service: StatusService, *, stopping: asyncio.Event | None = None) -> FastAPI:
+def create_app(
+    service: StatusService,
+    use_cases: UseCases | None = None,
+    *,
+    stopping: asyncio.Event | None = None,
+    number_pattern: str = "tel:{number}",
+    grant: Callable[[str], Grant] | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> FastAPI:
     """Returns the ASGI app. Routes and mounts may be added to it; what fails under them is answered as a problem.
 
-    Once `stopping` is set the gateway is not ready.
+    Once `stopping` is set the gateway is not ready. `number_pattern` is the address that CAMARA's `phoneNumber` stands
+    for, and `grant` what an access token grants that `use_cases.auth` took (`AccessTokens.grant`), where it takes them.
     """
     stopping = stopping or asyncio.Event()
+    use_cases = use_cases or _alone(service)
+    api = camara.Camara(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
     app = _App(
+        camara.create_apps(api),
         title="Terminal status gateway",
         version=API_VERSION,
         summary="Can this SIP/IMS terminal be reached right now, is it busy?",
-        description="Asks the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY). Every failure is an "
-        "`application/problem+json` document (RFC 9457): switch on its `code`, which is the same over gRPC.",
+        description=_DESCRIPTION,
         openapi_tags=[
-            {"name": "Terminal status", "description": "Questions about terminals."},
-            {"name": "Operations", "description": "For those who run the gateway."},
+            {"name": terminals.TAG, "description": "Questions about terminals, and live streams."},
+            {"name": subscriptions.TAG, "description": "Standing requests, told by webhooks."},
+            {"name": groups.TAG, "description": "Named sets of terminals."},
+            {"name": deliveries.TAG, "description": "What subscriptions were told or are owed."},
+            {"name": usage.TAG, "description": "What a client did and was sent."},
+            {"name": operators.TAG, "description": "For operators' clients: watches and clients."},
+            {"name": "Operations", "description": "For those who run the gateway; without credentials."},
+            {"name": events.TAG, "description": "The events that endpoints of subscriptions are sent."},
         ],
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    app.state.auth = use_cases.auth
+    documents = _documents(app)
     answer_with_problems(app)
-    # Straight onto the app's router: `include_router` would cost 12 µs in each request.
-    v1.add_routes(app.router, service)
+    # Straight onto the app's router: `include_router` would cost 12 µs in each request. The hottest route first.
+    app.router.route_class = Operation
+    for noun in (terminals, watch, subscriptions, groups, deliveries, usage, operators):
+        noun.add_routes(app.router, use_cases)
+    app.router.route_class = APIRoute
+    events.add_webhooks(app)
+    docs.add_routes(app, documents)
 
     @app.get(
         "/healthz",
@@ -91,16 +154,109 @@ def create_app(service: StatusService, *, stopping: asyncio.Event | None = None)
     return app
 
 
-def export_openapi() -> str:
-    """Returns the OpenAPI document as JSON text, the same for the same code."""
+def export_openapi() -> dict[str, str]:
+    """The OpenAPI documents as JSON texts by name, the same for the same code."""
     # Routes hold the service and do not look at it before they are called, which here they never are.
     app = create_app(cast("StatusService", None))
-    return json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n"
+    return {name: docs.as_text(document()) for name, document in _documents(cast("_App", app)).items()}
+
+
+def _documents(app: "_App") -> Mapping[str, Callable[[], dict[str, Any]]]:
+    return {V1: app.openapi, **{name: face.openapi for name, face in app.camara.items()}}
 
 
 class _App(FastAPI):
+    """REST API v1, with CAMARA's apps beside it."""
+
+    def __init__(self, beside: Mapping[str, FastAPI], **described: Any) -> None:
+        super().__init__(**described)
+        self.camara = beside
+        self._prefixes = [(camara.PREFIXES[name], face) for name, face in beside.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(camara.COMMON_PREFIX):
+            for prefix, face in self._prefixes:
+                if scope["path"].startswith(prefix + "/"):
+                    await face({**scope, "root_path": scope.get("root_path", "") + prefix}, receive, send)
+                    return
+        await super().__call__(scope, receive, send)
+
     def openapi(self) -> dict[str, Any]:
-        """Adds the problem's schema, which FastAPI would describe as `application/json` only."""
-        document = super().openapi()
-        document["components"]["schemas"][SCHEMA] = Problem.model_json_schema()
-        return document
+        """Adds what FastAPI does not know: the problem's schema, the events' data, and the credentials."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            known = document["components"]
+            known["examples"] = components(_NOT_READY)
+            known["headers"] = {**_TRACING, "Retry-After": _RETRY_AFTER}
+            known["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in _TRACING.items()}
+            for model in (Problem, *_STREAMED):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                known["schemas"].update(schema.pop("$defs", {}))
+                known["schemas"][model.__name__] = schema
+            known["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token."}
+            }
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["security"] = [{"bearer": []}] if path.startswith("/v1/") else []
+                    if path.startswith("/v1/"):
+                        operation.setdefault("parameters", []).extend(
+                            [{"$ref": f"#/components/parameters/{name}"} for name in _TRACING]
+                        )
+            for response in _responses(document["paths"]):
+                refs = {name: {"$ref": f"#/components/headers/{name}"} for name in _TRACING}
+                response.setdefault("headers", {}).update(refs)
+        return self.openapi_schema or {}
+
+
+_STREAMED = (
+    schemas.WatchedTerminal,
+    schemas.ResumeToken,
+    schemas.StreamEnd,
+    schemas.TerminalRemoved,
+    usage.UsageRecord,
+)
+_CORRELATOR = {"type": "string", "maxLength": 256, "pattern": CORRELATOR_PATTERN}
+_TRACING: dict[str, dict[str, Any]] = {
+    "x-correlator": {"description": "Correlation id; comes back as it was.", "schema": _CORRELATOR},
+    "traceparent": {
+        "description": "W3C Trace Context; comes back as it was. One that is none is ignored.",
+        "schema": {"type": "string"},
+    },
+}
+"""What `Around` sees to, in requests and answers."""
+_RETRY_AFTER = {
+    "description": "Seconds after which it is worth asking again; absent where nobody knows.",
+    "schema": {"type": "integer"},
+}
+
+
+def _responses(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for operations in paths.values():
+        for operation in operations.values():
+            yield from operation["responses"].values()
+
+
+def _alone(service: StatusService) -> UseCases:
+    """For now: getTerminalStatus for everybody, and nothing else, until `main` makes the use cases."""
+    anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
+
+    class Open:
+        def known(self, authorization: str) -> Client:
+            return anonymous
+
+    class Questions:
+        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
+            return await service.get_status(address)
+
+    absent: Any = SimpleNamespace()
+    return UseCases(
+        auth=cast("Authenticator", Open()),
+        queries=cast("QueryService", Questions()),
+        watching=absent,
+        subscriptions=absent,
+        groups=absent,
+        deliveries=absent,
+        usage=absent,
+        administration=absent,
+    )

@@ -1,0 +1,140 @@
+"""What every operation does around its use case: who calls, the parts of a request that many have, JSON answers.
+
+Invariants: who calls is known before a byte of the body is read, and without a suspension where the same credentials
+were good a moment ago. A handler is check, call, map, return; errors are mapped in `problem`.
+
+Deliberately absent: values (`wire.py`), documentation (`schemas.py`).
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, cast
+
+import msgspec
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.types import Scope
+
+from app.auth import Authenticator, Credentials
+from app.domain import InvalidRequest
+from app.ports import Page
+from app.records import MAX_ID, Client
+from app.rest.problem import NO_STORE
+
+FACE = "rest"
+MAX_PAGE = 1000
+MAX_PAGE_TOKEN = 4096
+MAX_REQUESTER = 200
+
+
+def credentials_of(scope: Scope) -> Credentials:
+    """What the caller of a request shows."""
+    client = scope.get("client")
+    tls = scope.get("extensions", {}).get("tls", {})
+    return Credentials(
+        authorization=_authorization(scope),
+        certificate_names=tls.get("client_cert_names", ()),
+        peer=client[0] if client else "",
+    )
+
+
+async def client_of(auth: Authenticator, scope: Scope) -> Client:
+    """Who calls. Raises Unauthenticated, RateLimited, StoreUnavailable."""
+    return auth.known(_authorization(scope)) or await auth.authenticate(credentials_of(scope))
+
+
+def _authorization(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return cast("str", value.decode("latin-1"))
+    return ""
+
+
+class Operation(APIRoute):
+    """A route whose caller is known first; the app's `state.auth` tells who it is, and `Caller` hands it on."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def authenticated(request: Request) -> Response:
+            scope = request.scope
+            scope["client_that_calls"] = await client_of(scope["app"].state.auth, scope)
+            return await handle(request)
+
+        return authenticated
+
+
+async def _client(request: Request) -> Client:
+    return cast("Client", request.scope["client_that_calls"])
+
+
+Caller = Annotated[Client, Depends(_client)]
+"""A handler's parameter: the client that calls."""
+
+
+async def _page(
+    page_size: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items to return.")] = 100,
+    page_token: Annotated[
+        str,
+        Query(
+            max_length=MAX_PAGE_TOKEN,
+            description="The `next_page_token` of the page before; empty for the first. Good for the operation that "
+            "gave it, by the same client and with the same filters.",
+        ),
+    ] = "",
+) -> Page:
+    return Page(size=page_size, token=page_token)
+
+
+Paged = Annotated[Page, Depends(_page)]
+"""A handler's parameter: which part of a list."""
+
+_KEY = re.compile(rf'[!#-~]{{1,{MAX_ID}}}|"[!#-~]{{1,{MAX_ID}}}"')
+
+
+async def _request_id(
+    idempotency_key: Annotated[
+        str,
+        Header(
+            max_length=MAX_ID + 2,
+            description="Makes the call safe to repeat: with the key of an earlier call of the same client, nothing is "
+            f"made, and what that call made is returned. 1 to {MAX_ID} printable ASCII characters without quotes and "
+            "blanks, such as a UUID; may stand in double quotes.",
+        ),
+    ] = "",
+) -> str:
+    if idempotency_key and not _KEY.fullmatch(idempotency_key):
+        raise InvalidRequest(f"The Idempotency-Key is not 1 to {MAX_ID} printable characters.", field="Idempotency-Key")
+    return idempotency_key.strip('"')
+
+
+RequestId = Annotated[str, Depends(_request_id)]
+"""A handler's parameter: the Idempotency-Key."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def returned(data: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that carries `data` as JSON; never to be cached."""
+    return Response(_encode(data), status, {**NO_STORE, **(headers or {})}, "application/json")
+
+
+def nothing() -> Response:
+    """The answer 204."""
+    return Response(status_code=204, headers=NO_STORE)
+
+
+class _AnyText(Convertor[str]):
+    """As Starlette's `path`, but line ends too: a domain rule refuses them, not a 404."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())

@@ -1,0 +1,110 @@
+"""What CAMARA's operations do around their use cases: who calls, with which scopes, and about which device.
+
+Invariants: an API key, a certificate or an access token without a device is two-legged; a device must then be named in
+the request, and must not where the access token names it. An access token needs the operation's scope.
+
+Deliberately absent: which claim names the device (`oidc.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Header, Request
+from starlette.types import Scope
+
+from app import camara
+from app.auth import KEY_PREFIX
+from app.camara import Identified
+from app.domain import TerminalAddress
+from app.oidc import Grant
+from app.records import Client
+from app.rest.around import CORRELATOR_PATTERN
+from app.rest.calls import credentials_of
+from app.rest.camara.errors import (
+    MISSING_IDENTIFIER,
+    PERMISSION_DENIED,
+    UNNECESSARY_IDENTIFIER,
+    UNSUPPORTED_IDENTIFIER,
+    CamaraError,
+)
+from app.rest.camara.schemas import Device
+from app.usecases import UseCases
+
+FACE = "camara"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Camara:
+    """What the operations need."""
+
+    use_cases: UseCases
+    number_pattern: str
+    """As `camara.identify` takes it."""
+    grant: Callable[[str], Grant] | None
+    """What an access token that was found good grants; None where none are taken."""
+    clock: Callable[[], datetime]
+    """Gives the time in UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CamaraCaller:
+    """Who calls, and what its access token says, if it has one."""
+
+    client: Client
+    grant: Grant | None
+
+
+def caller_with(api: Camara, scope: str = "") -> Any:
+    """A handler's parameter: a caller that may use an operation of this scope (`API:what`; empty: any)."""
+
+    async def dependency(
+        request: Request,
+        x_correlator: Annotated[  # documentation; `Around` sees to it
+            str, Header(max_length=256, pattern=CORRELATOR_PATTERN, description="Correlation id; comes back as it was.")
+        ] = "",
+    ) -> CamaraCaller:
+        client = cast("Client", request.scope["client_that_calls"])
+        caller = CamaraCaller(client=client, grant=_grant(api, request.scope))
+        if scope:
+            require(caller, scope)
+        return caller
+
+    return Depends(dependency)
+
+
+def require(caller: CamaraCaller, scope: str) -> None:
+    """Raises CamaraError where the caller has an access token without this scope, or its API's name for all of it."""
+    if caller.grant is not None and not {scope, scope.partition(":")[0]} & caller.grant.scopes:
+        raise CamaraError(PERMISSION_DENIED, f"The access token lacks the scope {scope}.")
+
+
+def _grant(api: Camara, scope: Scope) -> Grant | None:
+    scheme, _, token = credentials_of(scope).authorization.partition(" ")
+    token = token.strip()
+    if api.grant is None or scheme.lower() != "bearer" or token.startswith(KEY_PREFIX):
+        return None
+    return api.grant(token)
+
+
+def token_device(api: Camara, caller: CamaraCaller) -> TerminalAddress | None:
+    """The terminal that the caller's access token is about; None for a two-legged one. Raises InvalidAddress."""
+    if caller.grant is None or not caller.grant.device:
+        return None
+    return camara.device_of_token(caller.grant.device, api.number_pattern)
+
+
+def identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Identified:
+    """The device that a request is about, by CAMARA's token rule. Raises CamaraError, InvalidAddress."""
+    of_token = token_device(api, caller)
+    if of_token is not None:
+        if device is not None:
+            raise CamaraError(UNNECESSARY_IDENTIFIER, "The device is already identified by the access token.")
+        return Identified(identifier={}, address=of_token)
+    if device is None:
+        raise CamaraError(MISSING_IDENTIFIER, "The device cannot be identified.")
+    found = camara.identify(device.phoneNumber, device.networkAccessIdentifier, api.number_pattern)
+    if found is None:
+        raise CamaraError(UNSUPPORTED_IDENTIFIER, "Name the device by phoneNumber or networkAccessIdentifier.")
+    return found

@@ -1,0 +1,191 @@
+"""What goes wrong on CAMARA's paths: `{status, code, message}` with CAMARA's codes (Commonalities 0.6).
+
+Invariants: `CODES` is total over the domain errors. Every failure of every path of CAMARA's has this form, what nobody
+caught too.
+
+Deliberately absent: business rules.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app import domain
+from app.domain import TerminalStatusError
+from app.rest.around import Around, Problem
+from app.rest.problem import CHALLENGE, NO_STORE, faults
+
+Code = tuple[int, str]
+
+INVALID_ARGUMENT: Code = (400, "INVALID_ARGUMENT")
+OUT_OF_RANGE: Code = (400, "OUT_OF_RANGE")
+INVALID_PROTOCOL: Code = (400, "INVALID_PROTOCOL")
+INVALID_CREDENTIAL: Code = (400, "INVALID_CREDENTIAL")
+INVALID_TOKEN: Code = (400, "INVALID_TOKEN")
+INVALID_SINK: Code = (400, "INVALID_SINK")
+UNAUTHENTICATED: Code = (401, "UNAUTHENTICATED")
+PERMISSION_DENIED: Code = (403, "PERMISSION_DENIED")
+NOT_FOUND: Code = (404, "NOT_FOUND")
+IDENTIFIER_NOT_FOUND: Code = (404, "IDENTIFIER_NOT_FOUND")
+METHOD_NOT_ALLOWED: Code = (405, "METHOD_NOT_ALLOWED")
+ALREADY_EXISTS: Code = (409, "ALREADY_EXISTS")
+ABORTED: Code = (409, "ABORTED")
+UNSUPPORTED_MEDIA_TYPE: Code = (415, "UNSUPPORTED_MEDIA_TYPE")
+SERVICE_NOT_APPLICABLE: Code = (422, "SERVICE_NOT_APPLICABLE")
+MISSING_IDENTIFIER: Code = (422, "MISSING_IDENTIFIER")
+UNSUPPORTED_IDENTIFIER: Code = (422, "UNSUPPORTED_IDENTIFIER")
+UNNECESSARY_IDENTIFIER: Code = (422, "UNNECESSARY_IDENTIFIER")
+MULTIEVENT: Code = (422, "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED")
+QUOTA_EXCEEDED: Code = (429, "QUOTA_EXCEEDED")
+TOO_MANY_REQUESTS: Code = (429, "TOO_MANY_REQUESTS")
+INTERNAL: Code = (500, "INTERNAL")
+BAD_GATEWAY: Code = (502, "BAD_GATEWAY")
+UNAVAILABLE: Code = (503, "UNAVAILABLE")
+
+CODES: Mapping[type[TerminalStatusError], Code] = {
+    domain.InvalidAddress: INVALID_ARGUMENT,
+    domain.TerminalUnknown: IDENTIFIER_NOT_FOUND,
+    domain.WatcherRefused: SERVICE_NOT_APPLICABLE,
+    domain.WatcherUnauthenticated: BAD_GATEWAY,
+    domain.FetchTimedOut: UNAVAILABLE,
+    domain.PresenceUnavailable: UNAVAILABLE,
+    domain.WatcherRestarting: UNAVAILABLE,
+    domain.GatewayOverloaded: UNAVAILABLE,
+    domain.PresenceMisconfigured: BAD_GATEWAY,
+    domain.DocumentUnreadable: BAD_GATEWAY,
+    domain.InvalidRequest: INVALID_ARGUMENT,
+    domain.NoValidAddresses: INVALID_ARGUMENT,
+    domain.TooManyAddresses: INVALID_ARGUMENT,
+    domain.GroupUnknown: IDENTIFIER_NOT_FOUND,
+    domain.GroupExists: ALREADY_EXISTS,
+    domain.GroupTooLarge: INVALID_ARGUMENT,
+    domain.GroupNotAllowed: SERVICE_NOT_APPLICABLE,
+    domain.NestedGroupNotAllowed: SERVICE_NOT_APPLICABLE,
+    domain.GroupChanged: ABORTED,
+    domain.UnlimitedCountNotAllowed: OUT_OF_RANGE,
+    domain.CountTooLarge: OUT_OF_RANGE,
+    domain.IntervalTooShort: OUT_OF_RANGE,
+    domain.DurationTooLong: OUT_OF_RANGE,
+    domain.BusyNotSupported: SERVICE_NOT_APPLICABLE,
+    domain.TooManySubscriptions: QUOTA_EXCEEDED,
+    domain.RateLimited: TOO_MANY_REQUESTS,
+    domain.DuplicateCorrelator: ALREADY_EXISTS,
+    domain.RequestIdReused: ABORTED,
+    domain.SubscriptionUnknown: NOT_FOUND,
+    domain.NotificationUnknown: NOT_FOUND,
+    domain.SinkRefused: INVALID_SINK,
+    domain.SinkUnreachable: INVALID_SINK,
+    domain.ClientUnknown: NOT_FOUND,
+    domain.ClientExists: ALREADY_EXISTS,
+    domain.Unauthenticated: UNAUTHENTICATED,
+    domain.NotPermitted: PERMISSION_DENIED,
+    domain.WatchUnknown: NOT_FOUND,
+    domain.StoreUnavailable: UNAVAILABLE,
+}
+
+_BY_STATUS: Mapping[int, Code] = {
+    code[0]: code for code in (INVALID_ARGUMENT, NOT_FOUND, METHOD_NOT_ALLOWED, UNSUPPORTED_MEDIA_TYPE)
+}
+_PROBLEMS: Mapping[int, Code] = {code[0]: code for code in (INVALID_ARGUMENT, INTERNAL, UNAVAILABLE)}
+_WRONG_VALUES: Mapping[str, Code] = {
+    "sink": INVALID_SINK,
+    "protocol": INVALID_PROTOCOL,
+    "sinkCredential": INVALID_CREDENTIAL,  # its discriminator
+    "accessTokenType": INVALID_TOKEN,
+    "subscriptionMaxEvents": OUT_OF_RANGE,
+}
+"""What a wrong value of a member is called, where it has a name."""
+
+
+class ErrorInfo(BaseModel):
+    """Why a request failed."""
+
+    status: int = Field(description="The HTTP status code, again.")
+    code: str = Field(description="A code of CAMARA's; switch on it.")
+    message: str = Field(description="For people; wording may change.")
+
+
+class CamaraError(Exception):
+    """A request that CAMARA's own rules refuse."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def answer_as_camara(app: FastAPI) -> None:
+    """Gives every failure under `app` CAMARA's form."""
+    app.add_middleware(Around, answer=_answer_problem)
+    app.exception_handler(CamaraError)(_on_camara_error)
+    app.exception_handler(TerminalStatusError)(_on_domain_error)
+    app.exception_handler(RequestValidationError)(_on_invalid_request)
+    app.exception_handler(HTTPException)(_on_http_error)
+
+
+def failures(*codes: Code) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for an operation that fails with these codes, and those that every operation has."""
+    every = (*codes, INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, TOO_MANY_REQUESTS, UNAVAILABLE)
+    known: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({status for status, _ in every}):
+        known[status] = _documented({code: status for of, code in every if of == status})
+    return {**known, "default": {**_documented({"INTERNAL": 500}), "description": "Any other failure."}}
+
+
+CORRELATED = {"x-correlator": {"description": "As in the request.", "schema": {"type": "string"}}}
+
+
+def _documented(codes: Mapping[str, int]) -> dict[str, Any]:
+    examples = {code: {"value": {"status": of, "code": code, "message": _words(code)}} for code, of in codes.items()}
+    schema = {"$ref": "#/components/schemas/ErrorInfo"}
+    return {
+        "description": ", ".join(f"`{code}`" for code in codes),
+        "headers": CORRELATED,
+        "content": {"application/json": {"schema": schema, "examples": examples}},
+    }
+
+
+def _words(code: str) -> str:
+    return code.replace("_", " ").capitalize() + "."
+
+
+def _answer(code: Code, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    body = ErrorInfo(status=code[0], code=code[1], message=message)
+    return Response(body.model_dump_json(), code[0], {**NO_STORE, **(headers or {})}, "application/json")
+
+
+def _answer_problem(problem: Problem, *, headers: Mapping[str, str] | None = None) -> Response:
+    return _answer(_PROBLEMS[problem.status], problem.detail, headers)
+
+
+async def _on_camara_error(_request: Request, error: CamaraError) -> Response:
+    return _answer(error.code, str(error))
+
+
+async def _on_domain_error(_request: Request, error: TerminalStatusError) -> Response:
+    code = CODES[type(error)]
+    if isinstance(error, domain.SinkRefused) and error.details.get("reason", "").startswith("token"):
+        code = INVALID_TOKEN
+    headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
+    return _answer(code, str(error), {**headers, **(CHALLENGE if code is UNAUTHENTICATED else {})})
+
+
+async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    member = str(first["loc"][-1])
+    code = INVALID_ARGUMENT
+    if first["type"] == "too_long" and member == "types":
+        code = MULTIEVENT
+    elif first["type"] != "missing":
+        code = _WRONG_VALUES.get(member, INVALID_ARGUMENT)
+    return _answer(code, "; ".join(f"{where}: {what}" for where, what in faults(error).items()))
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    """What the framework refuses: an unknown path, a wrong method, a body that is too large or no JSON."""
+    code = _BY_STATUS.get(error.status_code, INVALID_ARGUMENT)
+    return _answer(code, f"{request.method} {request.url.path}: {error.detail}.", error.headers)

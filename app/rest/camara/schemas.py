@@ -1,0 +1,292 @@
+"""What CAMARA's operations take and return, in CAMARA's names (release r1.2).
+
+Invariants: what CAMARA's schemas allow is allowed, unknown members too; null is no value anywhere, as there.
+
+Deliberately absent: rules, and descriptions that CAMARA's own documents have at length.
+"""
+
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from app import camara
+from app.records import MAX_ID
+
+PHONE_NUMBER_PATTERN = r"^\+[1-9][0-9]{4,14}$"
+MAX_SINK = 2000
+MAX_TEXT = 4096
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise ValueError("null is no value here; leave the member out")
+    return value
+
+
+def _text_only(value: object) -> object:
+    if not isinstance(value, str | datetime):
+        raise ValueError("a time is a string (RFC 3339)")
+    return value
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("no time that a calendar has in UTC") from None
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """In the document, a member that may be left out is of its own type alone."""
+    schema.pop("default", None)
+    if "anyOf" in schema:
+        kept = [each for each in schema.pop("anyOf") if each != {"type": "null"}]
+        schema.update(kept[0] if len(kept) == 1 else {"anyOf": kept})
+
+
+def _optional(**described: Any) -> Any:
+    return Field(None, json_schema_extra=_without_null, **described)
+
+
+_Time = Annotated[AwareDatetime, BeforeValidator(_text_only), AfterValidator(_utc), Field(strict=False)]
+_Ipv4 = Annotated[IPv4Address, Field(strict=False)]
+_Ipv6 = Annotated[IPv6Address, Field(strict=False)]
+_GivenText = Annotated[str | None, BeforeValidator(_not_null)]
+_GivenTime = Annotated[_Time | None, BeforeValidator(_not_null)]
+_GivenFlag = Annotated[bool | None, BeforeValidator(_not_null)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class DeviceIpv4Addr(_Model):
+    """A public address, with a private one or a port."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": ["publicAddress", "privateAddress"]}, {"required": ["publicAddress", "publicPort"]}]
+        }
+    )
+
+    publicAddress: _Ipv4 = Field(examples=["84.125.93.10"])  # noqa: N815
+    privateAddress: Annotated[_Ipv4 | None, BeforeValidator(_not_null)] = _optional()  # noqa: N815
+    publicPort: Annotated[int | None, BeforeValidator(_not_null)] = _optional(ge=0, le=65535)  # noqa: N815
+
+    @model_validator(mode="after")
+    def _enough(self) -> "DeviceIpv4Addr":
+        if self.privateAddress is None and self.publicPort is None:
+            raise ValueError("privateAddress or publicPort is needed")
+        return self
+
+
+class Device(_Model):
+    """End-user equipment able to connect to a mobile network, by at least one identifier.
+
+    Only `phoneNumber` and `networkAccessIdentifier` are supported here.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    phoneNumber: _GivenText = _optional(pattern=PHONE_NUMBER_PATTERN, examples=["+123456789"])  # noqa: N815
+    networkAccessIdentifier: _GivenText = _optional(examples=["123456789@domain.com"])  # noqa: N815
+    ipv4Address: Annotated[DeviceIpv4Addr | None, BeforeValidator(_not_null)] = _optional()  # noqa: N815
+    ipv6Address: Annotated[_Ipv6 | None, BeforeValidator(_not_null)] = _optional(  # noqa: N815
+        examples=["2001:db8:85a3:8d3:1319:8a2e:370:7344"]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        if value == {}:
+            raise ValueError("at least one identifier is needed")
+        return value
+
+
+_GivenDevice = Annotated[Device | None, BeforeValidator(_not_null)]
+
+
+class DeviceResponse(BaseModel):
+    """The one identifier by which the device was taken."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    phoneNumber: str | None = _optional(pattern=PHONE_NUMBER_PATTERN, examples=["+123456789"])  # noqa: N815
+    networkAccessIdentifier: str | None = _optional(examples=["123456789@domain.com"])  # noqa: N815
+
+
+class RequestReachabilityStatus(_Model):
+    """Whose reachability is asked for."""
+
+    device: _GivenDevice = _optional()
+
+
+class ReachabilityStatusResponse(BaseModel):
+    """Whether a device is reachable."""
+
+    device: DeviceResponse | None = _optional(description="There where it was in the request.")
+    lastStatusTime: AwareDatetime = Field(  # noqa: N815
+        description="When the presence server stated it (RFC 3339).", examples=["2024-02-20T10:41:38.657Z"]
+    )
+    reachable: bool = Field(description="Overall device reachability.")
+    connectivity: list[Literal["DATA", "SMS"]] | None = _optional(description="There where it is reachable: DATA.")
+
+
+# Subscriptions.
+
+EventType = Literal[
+    "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-data",
+    "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-sms",
+    "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-disconnected",
+]
+Protocol = Literal["HTTP", "MQTT3", "MQTT5", "AMQP", "NATS", "KAFKA"]
+_EVENT_EXAMPLES = [[camara.REACHABILITY_DATA]]
+_EXPIRE_EXAMPLES = ["2023-01-17T13:18:23.682Z"]
+
+
+class PlainCredential(_Model):
+    """An identifier and a secret; not offered (INVALID_CREDENTIAL)."""
+
+    credentialType: Literal["PLAIN"]  # noqa: N815
+    identifier: str = Field(max_length=MAX_TEXT)
+    secret: str = Field(max_length=MAX_TEXT)
+
+
+class AccessTokenCredential(_Model):
+    """An access token for the sink; it is never returned."""
+
+    credentialType: Literal["ACCESSTOKEN"]  # noqa: N815
+    accessToken: str = Field(max_length=MAX_TEXT, description="Sent as bearer token (RFC 6750).")  # noqa: N815
+    accessTokenExpiresUtc: _Time = Field(  # noqa: N815
+        description="When it expires; the subscription ends with it.", examples=["2027-07-03T12:27:08.312Z"]
+    )
+    accessTokenType: Literal["bearer"]  # noqa: N815
+
+
+class RefreshTokenCredential(_Model):
+    """An access token that can be refreshed; not offered (INVALID_CREDENTIAL)."""
+
+    credentialType: Literal["REFRESHTOKEN"]  # noqa: N815
+    accessToken: str = Field(max_length=MAX_TEXT)  # noqa: N815
+    accessTokenExpiresUtc: _Time  # noqa: N815
+    accessTokenType: Literal["bearer"]  # noqa: N815
+    refreshToken: str = Field(max_length=MAX_TEXT)  # noqa: N815
+    refreshTokenEndpoint: str = Field(max_length=MAX_TEXT, json_schema_extra={"format": "uri"})  # noqa: N815
+
+
+SinkCredential = Annotated[
+    PlainCredential | AccessTokenCredential | RefreshTokenCredential, Field(discriminator="credentialType")
+]
+
+
+class CreateSubscriptionDetail(_Model):
+    """The device, where the access token does not name it."""
+
+    device: _GivenDevice = _optional()
+
+
+class Config(_Model):
+    """How events are acquired."""
+
+    subscriptionDetail: CreateSubscriptionDetail  # noqa: N815
+    subscriptionExpireTime: _GivenTime = _optional(  # noqa: N815
+        description="When the subscription shall expire (RFC 3339).", examples=_EXPIRE_EXAMPLES
+    )
+    subscriptionMaxEvents: Annotated[int | None, BeforeValidator(_not_null)] = _optional(  # noqa: N815
+        ge=1, le=(1 << 31) - 1, description="How many events end the subscription; an initial event counts."
+    )
+    initialEvent: _GivenFlag = _optional(  # noqa: N815
+        description="Whether an event is sent at once if the device is now as the type says."
+    )
+
+
+class SubscriptionRequest(_Model):
+    """What to subscribe to."""
+
+    protocol: Protocol = Field(description="Only HTTP is offered.", examples=["HTTP"])
+    sink: str = Field(
+        max_length=MAX_SINK,
+        pattern=r"^https:\/\/.+$",
+        description="Where events are delivered.",
+        examples=["https://endpoint.example.com/sink"],
+        json_schema_extra={"format": "uri"},
+    )
+    sinkCredential: Annotated[SinkCredential | None, BeforeValidator(_not_null)] = _optional()  # noqa: N815
+    types: list[EventType] = Field(min_length=1, max_length=1, examples=_EVENT_EXAMPLES)
+    config: Config
+
+
+class SubscriptionDetail(BaseModel):
+    """The device, where it was in the request."""
+
+    device: DeviceResponse | None = _optional()
+
+
+class SubscriptionConfig(BaseModel):
+    """How events are acquired."""
+
+    subscriptionDetail: SubscriptionDetail  # noqa: N815
+    subscriptionExpireTime: AwareDatetime | None = _optional(examples=_EXPIRE_EXAMPLES)  # noqa: N815
+    subscriptionMaxEvents: int | None = _optional(ge=1)  # noqa: N815
+    initialEvent: bool  # noqa: N815
+
+
+class Subscription(BaseModel):
+    """A subscription."""
+
+    id: str = Field(max_length=MAX_ID)
+    protocol: Literal["HTTP"]
+    sink: str
+    types: list[EventType] = Field(min_length=1, max_length=1, examples=_EVENT_EXAMPLES)
+    config: SubscriptionConfig
+    startsAt: AwareDatetime  # noqa: N815
+    expiresAt: AwareDatetime | None = _optional(description="Absent where it does not expire.")  # noqa: N815
+    status: Literal["ACTIVE", "EXPIRED", "DELETED"]
+
+
+# Events.
+
+
+class EventData(BaseModel):
+    """What an event is about."""
+
+    device: DeviceResponse | None = _optional()
+    subscriptionId: str  # noqa: N815
+
+
+class StartedData(EventData):
+    """Why a subscription started."""
+
+    initiationReason: Literal["SUBSCRIPTION_CREATED"]  # noqa: N815
+
+
+class EndedData(EventData):
+    """Why a subscription ended."""
+
+    terminationReason: Literal[  # noqa: N815
+        "MAX_EVENTS_REACHED",
+        "NETWORK_TERMINATED",
+        "SUBSCRIPTION_EXPIRED",
+        "ACCESS_TOKEN_EXPIRED",
+        "SUBSCRIPTION_DELETED",
+    ]
+    terminationDescription: str | None = _optional()  # noqa: N815
+
+
+class CloudEvent(BaseModel):
+    """A CloudEvent (1.0, structured JSON)."""
+
+    id: str = Field(description="The same at each attempt; compare it to know an event that came twice.")
+    source: str = Field(json_schema_extra={"format": "uri-reference"})
+    type: Literal[
+        "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-data",
+        "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-disconnected",
+        "org.camaraproject.device-reachability-status-subscriptions.v0.subscription-started",
+        "org.camaraproject.device-reachability-status-subscriptions.v0.subscription-ended",
+    ]
+    specversion: Literal["1.0"]
+    datacontenttype: Literal["application/json"]
+    time: AwareDatetime
+    data: EndedData | StartedData | EventData

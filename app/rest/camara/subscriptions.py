@@ -1,0 +1,266 @@
+"""CAMARA device-reachability-status-subscriptions v0.8, over the same subscriptions as every other API.
+
+Invariants: only CAMARA's subscriptions are seen and ended here, by who made them; with a three-legged access token only
+those of its device. A sink's credential is never returned. The list is sent as it is read, so it costs bounded memory.
+
+Deliberately absent: protocols but HTTP, credentials but access tokens, several event types in one subscription, and
+`protocolSettings`, which is ignored.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Path, Response
+from fastapi.responses import StreamingResponse
+
+from app import camara
+from app.domain import SubscriptionUnknown
+from app.ports import Page
+from app.records import (
+    MAX_ID,
+    SINK_HANDSHAKE,
+    SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
+    Client,
+    EndReason,
+    Handshake,
+    Sink,
+    SinkKind,
+    Subscription,
+)
+from app.rest.calls import nothing, returned
+from app.rest.camara import schemas
+from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, require, token_device
+from app.rest.camara.errors import (
+    CORRELATED,
+    INVALID_CREDENTIAL,
+    INVALID_PROTOCOL,
+    INVALID_SINK,
+    INVALID_TOKEN,
+    MULTIEVENT,
+    NOT_FOUND,
+    OUT_OF_RANGE,
+    QUOTA_EXCEEDED,
+    SERVICE_NOT_APPLICABLE,
+    CamaraError,
+    failures,
+)
+from app.rest.camara.status import DEVICE_ERRORS
+from app.rest.problem import NO_STORE
+from app.subscribing import SubscriptionRequest
+
+TAG = "Device reachability status subscription"
+API = "device-reachability-status-subscriptions"
+PAGE = 500
+
+IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The subscription's id.")]
+
+
+def add_routes(router: APIRouter, api: Camara) -> None:
+    """Adds the operations to `router`."""
+    subscriptions = api.use_cases.subscriptions
+
+    @router.post(
+        "/subscriptions",
+        status_code=201,
+        operation_id="createDeviceReachabilityStatusSubscription",
+        tags=[TAG],
+        summary="Create a device reachability status event subscription for a device",
+        response_model=schemas.Subscription,
+        response_description="The subscription that was made.",
+        responses={
+            **failures(
+                *DEVICE_ERRORS,
+                OUT_OF_RANGE,
+                INVALID_PROTOCOL,
+                INVALID_CREDENTIAL,
+                INVALID_TOKEN,
+                INVALID_SINK,
+                MULTIEVENT,
+                QUOTA_EXCEEDED,
+            ),
+            201: {"headers": CORRELATED},
+        },
+        callbacks=_callbacks(),
+    )
+    async def create_subscription(
+        asked: schemas.SubscriptionRequest,
+        caller: CamaraCaller = caller_with(api),  # noqa: B008  # FastAPI's way of naming a dependency
+    ) -> Response:
+        kind = asked.types[0]
+        require(caller, f"{API}:{kind}:create")
+        request = _request(api, caller, asked, kind)
+        made = await subscriptions.create(caller.client, request, face=FACE)
+        return returned(_shown(made), 201)
+
+    @router.get(
+        "/subscriptions",
+        operation_id="retrieveDeviceReachabilityStatusSubscriptionList",
+        tags=[TAG],
+        summary="Retrieve a list of device reachability status event subscriptions",
+        response_model=list[schemas.Subscription],
+        response_description="Active subscriptions, oldest first.",
+        responses={**failures(), 200: {"headers": CORRELATED}},
+    )
+    async def list_subscriptions(
+        caller: CamaraCaller = caller_with(api, f"{API}:read"),  # noqa: B008
+    ) -> Response:
+        of_token = token_device(api, caller)
+
+        async def parts() -> AsyncIterator[list[Subscription]]:
+            token = ""
+            while True:
+                found, token = await subscriptions.list(caller.client, Page(size=PAGE, token=token))
+                yield [each for each in found if _is_seen(each, caller.client, of_token)]
+                if not token:
+                    return
+
+        portions = parts()
+        first = await anext(portions)  # what is wrong with the request is raised here
+        return StreamingResponse(_array(first, portions), media_type="application/json", headers=NO_STORE)
+
+    @router.get(
+        "/subscriptions/{subscriptionId}",
+        operation_id="retrieveDeviceReachabilityStatusSubscription",
+        tags=[TAG],
+        summary="Retrieve a device reachability status event subscription for a device",
+        response_model=schemas.Subscription,
+        response_description="The subscription; one that ended by itself for as long as it is kept.",
+        responses={**failures(NOT_FOUND), 200: {"headers": CORRELATED}},
+    )
+    async def get_subscription(
+        subscriptionId: IdInPath,  # noqa: N803
+        caller: CamaraCaller = caller_with(api, f"{API}:read"),  # noqa: B008
+    ) -> Response:
+        return returned(_shown(await own(caller, subscriptionId)))
+
+    @router.delete(
+        "/subscriptions/{subscriptionId}",
+        status_code=204,
+        operation_id="deleteDeviceReachabilityStatusSubscription",
+        tags=[TAG],
+        summary="Delete a device reachability status event subscription for a device",
+        response_description="It is deleted.",
+        responses={**failures(NOT_FOUND), 204: {"headers": CORRELATED}},
+    )
+    async def delete_subscription(
+        subscriptionId: IdInPath,  # noqa: N803
+        caller: CamaraCaller = caller_with(api, f"{API}:delete"),  # noqa: B008
+    ) -> Response:
+        await subscriptions.cancel(caller.client, (await own(caller, subscriptionId)).id, face=FACE)
+        return nothing()
+
+    async def own(caller: CamaraCaller, subscription_id: str) -> Subscription:
+        found = await subscriptions.get(caller.client, subscription_id)
+        deleted = found.end_reason is EndReason.CANCELLED
+        if deleted or not _is_seen(found, caller.client, token_device(api, caller)):
+            raise SubscriptionUnknown("There is no such subscription.")
+        return found
+
+
+def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionRequest, kind: str) -> SubscriptionRequest:
+    if asked.protocol != "HTTP":
+        raise CamaraError(INVALID_PROTOCOL, "Only HTTP is supported.")
+    credential = asked.sinkCredential
+    if not (credential is None or isinstance(credential, schemas.AccessTokenCredential)):
+        raise CamaraError(INVALID_CREDENTIAL, "Only an access token is supported.")
+    if kind not in camara.CRITERIA:
+        raise CamaraError(SERVICE_NOT_APPLICABLE, "Reachability by SMS is not told here.")
+    device = identified(api, caller, asked.config.subscriptionDetail.device)
+    if api.use_cases.groups.is_group(device.address):
+        raise CamaraError(SERVICE_NOT_APPLICABLE, "This is a group of terminals, and no device.")
+    now, config = api.clock(), asked.config
+    if config.subscriptionExpireTime is not None and config.subscriptionExpireTime <= now + timedelta(milliseconds=1):
+        raise CamaraError(OUT_OF_RANGE, "subscriptionExpireTime has passed.")
+    parameters = {camara.TYPE: kind, SINK_HANDSHAKE: Handshake.NONE.value}
+    if device.identifier:
+        parameters[camara.DEVICE] = json.dumps(device.identifier)
+    if config.subscriptionExpireTime is not None:
+        parameters[camara.EXPIRE_TIME] = config.subscriptionExpireTime.isoformat()
+    if credential is not None:
+        parameters[SINK_TOKEN] = credential.accessToken
+        parameters[SINK_TOKEN_EXPIRES_AT] = credential.accessTokenExpiresUtc.isoformat()
+    duration_ms, ends_with_token = camara.duration(
+        now,
+        config.subscriptionExpireTime,
+        None if credential is None else credential.accessTokenExpiresUtc,
+        api.use_cases.subscriptions.default_duration_ms(caller.client),
+    )
+    if ends_with_token:
+        parameters[camara.ENDS_WITH_TOKEN] = "yes"
+    return SubscriptionRequest(
+        addresses=(device.address,),
+        criteria=camara.CRITERIA[kind],
+        check_immediate=bool(config.initialEvent),
+        duration_ms=duration_ms,
+        count=config.subscriptionMaxEvents or 0,
+        sink=Sink(kind=SinkKind.WEBHOOK, url=asked.sink, profile=camara.PROFILE, parameters=parameters),
+    )
+
+
+def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool:
+    return (
+        of.sink.profile == camara.PROFILE
+        and of.client_id == client.id
+        and (token_device is None or of.addresses == (token_device,))
+    )
+
+
+def _shown(of: Subscription) -> dict[str, Any]:
+    parameters = of.sink.parameters
+    device = camara.identifier(of)
+    config: dict[str, Any] = {
+        "subscriptionDetail": {} if device is None else {"device": device},
+        "initialEvent": of.check_immediate,
+    }
+    if expire_time := parameters.get(camara.EXPIRE_TIME):
+        config["subscriptionExpireTime"] = datetime.fromisoformat(expire_time).astimezone(UTC)
+    if of.max_notifications:
+        config["subscriptionMaxEvents"] = of.max_notifications
+    shown = {
+        "id": of.id,
+        "protocol": "HTTP",
+        "sink": of.sink.url,
+        "types": [parameters[camara.TYPE]],
+        "config": config,
+        "startsAt": of.created_at,
+        "status": camara.status(of),
+    }
+    if of.expires_at is not None:
+        shown["expiresAt"] = of.expires_at
+    return shown
+
+
+async def _array(first: list[Subscription], others: AsyncIterator[list[Subscription]]) -> AsyncIterator[bytes]:
+    encode = msgspec.json.Encoder().encode
+    some = bool(first)
+    yield b"[" + b",".join([encode(_shown(each)) for each in first])
+    async for portion in others:
+        if portion:
+            yield (b"," if some else b"") + b",".join([encode(_shown(each)) for each in portion])
+            some = True
+    yield b"]"
+
+
+def _callbacks() -> Any:
+    router = APIRouter()
+
+    @router.post(
+        "{$request.body#/sink}",
+        status_code=204,
+        operation_id="postNotification",
+        summary="notifications callback",
+        description="To be implemented by the API consumer: events are sent here as `application/cloudevents+json`.",
+        response_description="The event was taken.",
+        responses={
+            410: {"description": "Nothing more is wanted: the subscription ends."},
+            "default": {"description": "It is tried again later."},
+        },
+    )
+    async def post_notification(event: schemas.CloudEvent) -> None:
+        """Only documentation."""
+
+    return router.routes

@@ -1,0 +1,136 @@
+"""REST API v1: owed and settled notifications, their attempts, and sending again. No rules here."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, Field
+
+from app import domain, records
+from app.rest import wire
+from app.rest.calls import Caller, Paged, returned
+from app.rest.examples import failures
+from app.rest.schemas import At, Id, Request, TerminalStatus
+from app.usecases import UseCases
+
+TAG = "Deliveries"
+
+IdInPath = Annotated[str, Path(max_length=records.MAX_ID, description="The notification's id.")]
+
+
+class Notification(BaseModel):
+    """One message owed, or delivered, to a subscription's sink."""
+
+    id: Id = Field(description="The event's `id` and the `webhook-id`, the same at each attempt.")
+    subscription_id: Id
+    client_id: str
+    sequence: int = Field(description="Order within the subscription, from 1, without gaps.")
+    kind: records.NotificationKind
+    changes: list[TerminalStatus] = Field(description="What STATUS tells; empty otherwise.")
+    address: str | None = Field(description="The terminal that an ERROR is about; null is the whole subscription.")
+    code: str = Field(description="Of ERROR the error's code, of ENDED the reason.")
+    text: str
+    created_at: At
+    next_attempt_at: At | None = Field(description="When it is tried next, if PENDING.")
+    attempts: int
+    state: records.DeliveryState
+    settled_at: At | None
+
+
+class Notifications(BaseModel):
+    """One page of notifications, oldest first."""
+
+    notifications: list[Notification]
+    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+
+
+class DeliveryAttempt(BaseModel):
+    """One try to deliver a notification."""
+
+    number: int
+    at: At
+    code: int = Field(description="The endpoint's HTTP status; 0 where none came.")
+    duration_ms: int
+    outcome: str = Field(description="`delivered`, or a word for what failed, such as `timed-out` or `http-500`.")
+    answer: str = Field(description="The first kilobytes of what the endpoint answered.")
+
+
+class DeliveryAttempts(BaseModel):
+    """The attempts to deliver a notification, in order."""
+
+    attempts: list[DeliveryAttempt]
+
+
+class SendAgainRequest(Request):
+    """Notifications to send again."""
+
+    notification_ids: list[Annotated[str, Field(max_length=records.MAX_ID)]] = Field(min_length=1, max_length=1000)
+
+
+class SentAgain(BaseModel):
+    """How many notifications are tried again: those that had been given up."""
+
+    sent_again: int
+
+
+def add_routes(router: APIRouter, use_cases: UseCases) -> None:
+    """Adds the operations to `router`."""
+    deliveries = use_cases.deliveries
+
+    @router.get(
+        "/v1/notifications",
+        operation_id="listNotifications",
+        tags=[TAG],
+        summary="List notifications",
+        description="What your subscriptions were told or are owed, for as long as the gateway keeps it.",
+        response_model=Notifications,
+        response_description="Oldest first.",
+        responses=failures(),
+    )
+    async def list_notifications(
+        client: Caller,
+        page: Paged,
+        state: Annotated[records.DeliveryState | None, Query(description="Only those that stand so.")] = None,
+        subscription_id: Annotated[
+            str, Query(max_length=records.MAX_ID, description="Only those of this subscription.")
+        ] = "",
+    ) -> Response:
+        found, token = await deliveries.list(client, page, state=state, subscription_id=subscription_id)
+        return returned({"notifications": [wire.notification(each) for each in found], "next_page_token": token})
+
+    @router.get(
+        "/v1/notifications/{notification_id}",
+        operation_id="getNotification",
+        tags=[TAG],
+        summary="Get a notification",
+        response_model=Notification,
+        response_description="The notification.",
+        responses=failures(domain.NotificationUnknown),
+    )
+    async def get_notification(client: Caller, notification_id: IdInPath) -> Response:
+        return returned(wire.notification(await deliveries.get(client, notification_id)))
+
+    @router.get(
+        "/v1/notifications/{notification_id}/attempts",
+        operation_id="listDeliveryAttempts",
+        tags=[TAG],
+        summary="List a notification's delivery attempts",
+        response_model=DeliveryAttempts,
+        response_description="In order.",
+        responses=failures(domain.NotificationUnknown),
+    )
+    async def list_delivery_attempts(client: Caller, notification_id: IdInPath) -> Response:
+        found = await deliveries.attempts(client, notification_id)
+        return returned({"attempts": [wire.delivery_attempt(each) for each in found]})
+
+    @router.post(
+        "/v1/notifications:sendAgain",
+        operation_id="sendNotificationsAgain",
+        tags=[TAG],
+        summary="Send notifications again",
+        description="Has notifications tried again that were given up (DEAD); the others stay as they are.",
+        response_model=SentAgain,
+        response_description="How many were dead.",
+        responses=failures(domain.NotificationUnknown),
+    )
+    async def send_notifications_again(client: Caller, asked: SendAgainRequest) -> Response:
+        return returned({"sent_again": await deliveries.send_again(client, asked.notification_ids)})

@@ -1,0 +1,222 @@
+"""REST API v1: groups. A group's ETag is its version: `If-Match` makes a change of the members safe.
+
+Deliberately absent: rules.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Response
+from pydantic import BaseModel, Field
+
+from app import domain, records
+from app.domain import GroupChanged
+from app.rest import wire
+from app.rest.calls import Caller, Paged, nothing, returned
+from app.rest.examples import TEAM, failures
+from app.rest.problem import NO_STORE
+from app.rest.schemas import ADDRESS_FORMAT, MAX_ADDRESSES, Address, At, Request
+from app.usecases import UseCases
+
+TAG = "Groups"
+MAX_ETAG = 100
+
+AddressInPath = Annotated[
+    str,
+    Path(
+        description="The group's address. Percent-encode what a path cannot hold.",
+        max_length=domain.MAX_ADDRESS_LENGTH,
+        openapi_examples={"group": {"value": TEAM}},
+        json_schema_extra={"format": ADDRESS_FORMAT},
+    ),
+]
+_KNOWN = failures(domain.InvalidAddress, domain.GroupUnknown)
+_MEMBERS = (
+    domain.InvalidAddress,
+    domain.GroupUnknown,
+    domain.GroupChanged,
+    domain.GroupTooLarge,
+    domain.NestedGroupNotAllowed,
+)
+_ETAG = {"ETag": {"description": "The group's version, for If-Match.", "schema": {"type": "string"}}}
+
+
+Members = Annotated[
+    list[Address],
+    Field(max_length=MAX_ADDRESSES, description="Terminals, or groups where the policy allows that; each once."),
+]
+
+
+class GroupRequest(Request):
+    """A group to make."""
+
+    address: Annotated[str, Field(examples=["sip:team@example.com"], json_schema_extra={"format": ADDRESS_FORMAT})] = (
+        Field(description="The group's own address, a `sip:` or `sips:` URI, by which it is asked and watched.")
+    )
+    members: Members
+
+
+class MembersRequest(Request):
+    """Members of a group."""
+
+    members: Members
+
+
+class SomeMembersRequest(Request):
+    """Members to add or remove, at least one."""
+
+    members: Annotated[list[Address], Field(min_length=1, max_length=MAX_ADDRESSES)]
+
+
+class Group(BaseModel):
+    """A named set of addresses, which may be asked and watched by its own."""
+
+    address: str
+    client_id: str
+    members: list[str]
+    version: int = Field(description="Grows by one with each change of the members; the ETag is made of it.")
+    created_at: At
+
+
+class Groups(BaseModel):
+    """One page of groups, by address."""
+
+    groups: list[Group]
+    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+
+
+def add_routes(router: APIRouter, use_cases: UseCases) -> None:
+    """Adds the operations to `router`."""
+    groups = use_cases.groups
+
+    @router.post(
+        "/v1/groups",
+        status_code=201,
+        operation_id="createGroup",
+        tags=[TAG],
+        summary="Make a group",
+        response_model=Group,
+        response_description="The group.",
+        responses={
+            **failures(*_MEMBERS, domain.GroupExists, domain.GroupNotAllowed, domain.NotPermitted),
+            201: {"headers": _ETAG},
+        },
+    )
+    async def create_group(client: Caller, asked: GroupRequest) -> Response:
+        return _returned(await groups.create(client, asked.address, asked.members), 201)
+
+    @router.get(
+        "/v1/groups",
+        operation_id="listGroups",
+        tags=[TAG],
+        summary="List your groups",
+        response_model=Groups,
+        response_description="By address.",
+        responses=failures(),
+    )
+    async def list_groups(client: Caller, page: Paged) -> Response:
+        found, token = await groups.list(client, page)
+        return returned({"groups": [wire.group(each) for each in found], "next_page_token": token})
+
+    @router.put(
+        "/v1/groups/{address:any_text}/members",
+        operation_id="setGroupMembers",
+        tags=[TAG],
+        summary="Replace a group's members",
+        response_model=Group,
+        response_description="The changed group.",
+        responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
+    )
+    async def set_group_members(
+        client: Caller,
+        address: AddressInPath,
+        asked: MembersRequest,
+        if_match: Annotated[
+            str,
+            Header(
+                max_length=MAX_ETAG,
+                description="The ETag of the group that is to be changed; another version is 412 GROUP_CHANGED. Absent "
+                "or `*`: whatever it is.",
+            ),
+        ] = "*",
+    ) -> Response:
+        expected_version = None
+        if if_match.strip() != "*":
+            group = await groups.get(client, address)
+            if etag(group) not in [tag.strip() for tag in if_match.split(",")]:
+                raise GroupChanged("The group is of another version; read it again.")
+            expected_version = group.version
+        return _returned(await groups.set_members(client, address, asked.members, expected_version=expected_version))
+
+    @router.post(
+        "/v1/groups/{address:any_text}/members:add",
+        operation_id="addGroupMembers",
+        tags=[TAG],
+        summary="Add members to a group",
+        description="Those it has already do no harm.",
+        response_model=Group,
+        response_description="The changed group.",
+        responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
+    )
+    async def add_group_members(client: Caller, address: AddressInPath, asked: SomeMembersRequest) -> Response:
+        return _returned(await groups.add_members(client, address, asked.members))
+
+    @router.post(
+        "/v1/groups/{address:any_text}/members:remove",
+        operation_id="removeGroupMembers",
+        tags=[TAG],
+        summary="Remove members from a group",
+        description="Those it has not do no harm.",
+        response_model=Group,
+        response_description="The changed group.",
+        responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
+    )
+    async def remove_group_members(client: Caller, address: AddressInPath, asked: SomeMembersRequest) -> Response:
+        return _returned(await groups.remove_members(client, address, asked.members))
+
+    @router.get(
+        "/v1/groups/{address:any_text}",
+        operation_id="getGroup",
+        tags=[TAG],
+        summary="Get a group",
+        response_model=Group,
+        response_description="The group.",
+        responses={
+            **_KNOWN,
+            200: {"headers": _ETAG},
+            304: {"description": "It is still the version of If-None-Match.", "headers": _ETAG},
+        },
+    )
+    async def get_group(
+        client: Caller,
+        address: AddressInPath,
+        if_none_match: Annotated[
+            str, Header(max_length=MAX_ETAG, description="An ETag: the group is returned only if it has another.")
+        ] = "",
+    ) -> Response:
+        group = await groups.get(client, address)
+        if if_none_match and etag(group) in if_none_match:
+            return Response(status_code=304, headers={**NO_STORE, "etag": etag(group)})
+        return _returned(group)
+
+    @router.delete(
+        "/v1/groups/{address:any_text}",
+        status_code=204,
+        operation_id="deleteGroup",
+        tags=[TAG],
+        summary="Delete a group",
+        description="What is subscribed by it goes on without it.",
+        response_description="It is gone.",
+        responses=_KNOWN,
+    )
+    async def delete_group(client: Caller, address: AddressInPath) -> Response:
+        await groups.delete(client, address)
+        return nothing()
+
+
+def etag(group: records.Group) -> str:
+    """A group's ETag: two groups of one address, one after the other, have not the same."""
+    return f'"{group.version}-{group.created_at.timestamp():.6f}"'
+
+
+def _returned(group: records.Group, status: int = 200) -> Response:
+    return returned(wire.group(group), status, {"etag": etag(group)})

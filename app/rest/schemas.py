@@ -1,0 +1,274 @@
+"""What REST API v1 takes and returns, as models: requests are checked against them, answers are documented by them.
+
+Invariants: a request's member that is unknown, or of another type than it should be, is refused: one misspelt would
+else mean nothing without a word. Within v1 members and values are added, never removed or given another meaning.
+
+Deliberately absent: rules about terminals, which the use cases check, and the making of answers (`wire.py`).
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from app import asking, domain, records, streams
+from app.rest.around import MAX_BODY_BYTES
+
+ADDRESS_FORMAT = "terminal-address"
+MAX_ADDRESSES = MAX_BODY_BYTES // 8
+MAX_URL = 2000
+MAX_TEXT = 8000
+
+_ALICE = "sip:alice@example.com"
+_AT = "2026-01-02T03:04:05.678000Z"
+
+
+def _text_only(value: object) -> object:
+    if not isinstance(value, str | datetime):
+        raise ValueError("a time is a string (RFC 3339)")
+    return value
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("no time that a calendar has in UTC") from None
+
+
+Rfc3339 = Annotated[AwareDatetime, BeforeValidator(_text_only), AfterValidator(_utc), Field(strict=False)]
+Address = Annotated[
+    str,
+    Field(
+        description="A terminal: a `sip:` or `sips:` URI (RFC 3261) without password and headers, or a `tel:` URI "
+        "(RFC 3966), a local number with `;phone-context=`. ASCII, at most 200 characters.",
+        examples=[_ALICE, "tel:+15551234567"],
+        json_schema_extra={"format": ADDRESS_FORMAT},
+    ),
+]
+Addresses = Annotated[
+    list[Address],
+    Field(min_length=1, max_length=MAX_ADDRESSES, description="Terminals and groups, as many as the policy allows."),
+]
+Criteria = Annotated[
+    list[Annotated[domain.Status, Field(strict=False)]],
+    Field(max_length=20, description="The statuses that are told; empty means every change."),
+]
+Requester = Annotated[
+    str,
+    Field(
+        max_length=200,
+        description="On whose behalf the client asks, a URI or a name; only stands in the usage record.",
+    ),
+]
+Id = Annotated[str, Field(description="Opaque; at most 64 characters.", examples=["6f1c3f0d9c0b4b0c8a3f0e6f6d1c2b7a"])]
+At = Annotated[AwareDatetime, Field(description="RFC 3339, UTC.", examples=[_AT])]
+
+
+class Request(BaseModel):
+    """What is common to bodies of requests."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# Terminals.
+
+
+class TerminalStatus(BaseModel):
+    """What the presence server said about a terminal, and when."""
+
+    address: str = Field(
+        description="The terminal in canonical form, by which equal terminals are equal strings: scheme, host and "
+        "parameters in lower case, a telephone number without visual separators. May differ from the request's."
+    )
+    status: domain.Status = Field(
+        description="`REACHABLE`: registered, and nothing says that the user is busy. `UNREACHABLE`: not registered. "
+        "`BUSY`: registered, and the user is occupied. Take a value you do not know as an unknown status."
+    )
+    observed_at: At = Field(description="When the presence server stated it, by the gateway's clock (RFC 3339, UTC).")
+    source: domain.Source = Field(
+        description="Where the status came from. `FETCH`: the presence server was asked for this very answer. "
+        "`WATCH`: a live subscription at the presence server says so."
+    )
+    revision: int = Field(
+        description="Grows by one with each change of the terminal's stored status, from 1. 0: nobody watches it."
+    )
+
+
+class Failure(BaseModel):
+    """What went wrong with a part of a request."""
+
+    code: str = Field(description="As `code` of a problem.")
+    detail: str = Field(description="For people; wording may change.")
+    retryable: bool = Field(description="Whether the same question may succeed later.")
+    retry_after_s: float | None = Field(description="Seconds to wait before that; null where not known.")
+    details: dict[str, str] = Field(description="Short strings for machines.")
+
+
+class QueryRequest(Request):
+    """A question about many terminals."""
+
+    addresses: Addresses
+    max_age_s: float = Field(
+        0, ge=0, le=86_400, description="How old each answer may be, in seconds; 0 asks the presence server now."
+    )
+    requester: Requester = ""
+
+
+class TerminalResult(BaseModel):
+    """What came of the question about one terminal."""
+
+    address: str = Field(description="The terminal in canonical form; never a group.")
+    retrieval_status: asking.RetrievalStatus = Field(
+        description="`RETRIEVED`: there is a status. `NOT_RETRIEVED`: not asked, or not answered in time; the same "
+        "question may succeed. `ERROR`: the terminal is unknown, or the answer is refused."
+    )
+    status: TerminalStatus | None = Field(description="There exactly where RETRIEVED.")
+    failure: Failure | None = Field(description="Why there is no status.")
+
+
+class QueryResults(BaseModel):
+    """The results of a query, one for each terminal."""
+
+    results: list[TerminalResult]
+
+
+class WatchedTerminal(BaseModel):
+    """Data of `snapshot` and `liveness`: how a watched terminal stands."""
+
+    address: str
+    status: TerminalStatus | None = Field(description="The last known one; null where nothing was observed yet.")
+    liveness: domain.Liveness = Field(description="What that status is worth now.")
+    reason: str = Field(description="Why it is not LIVE, for people.")
+    since: At
+    failure: Failure | None = Field(None, description="Only in `liveness`, where the presence server refuses it.")
+
+
+class ResumeToken(BaseModel):
+    """Data of `snapshot-complete` and `bookmark`; the event's `id` says the same."""
+
+    resume_token: str
+
+
+class StreamEnd(BaseModel):
+    """Data of `end`, the last event."""
+
+    reason: streams.StreamEnd
+    message: str
+    resume_token: str = Field(description="Resumes the stream; empty where coming again makes no sense.")
+
+
+class TerminalRemoved(BaseModel):
+    """Data of `removed`: the terminal left the group by which it was watched."""
+
+    address: str
+
+
+# Subscriptions.
+
+
+class SinkRequest(Request):
+    """Where notifications shall go."""
+
+    kind: Literal["STREAM", "WEBHOOK"] = Field(
+        description="`STREAM`: nowhere by themselves; hold a stream, or list notifications. `WEBHOOK`: CloudEvents by "
+        "HTTP POST to `url`."
+    )
+    url: str = Field("", max_length=MAX_URL, description="The endpoint, an https URL; for WEBHOOK.")
+    secrets: list[str] = Field(
+        [],
+        max_length=2,
+        description="Keys that sign webhooks (Standard Webhooks), `whsec_` and base64 of 24 to 64 bytes, the newest "
+        "first; two during rotation. None: the gateway makes one, and returns it once.",
+    )
+    access_token: str = Field("", max_length=4096, description="Bearer token for the endpoint. Never shown again.")
+    access_token_expires_at: Rfc3339 | None = Field(
+        None, description="When that token ends, RFC 3339; the subscription ends with it."
+    )
+    handshake: Annotated[records.Handshake, Field(strict=False)] = Field(
+        records.Handshake.TEST,
+        description="How the endpoint is checked now. `test`: it answers 2xx to a signed event. `options`: it answers "
+        "OPTIONS with WebHook-Allowed-Origin (CloudEvents). `none`: it accepts a connection.",
+    )
+
+
+class SubscriptionRequest(Request):
+    """What to subscribe to."""
+
+    addresses: Addresses
+    criteria: Criteria = []
+    check_immediate: bool = Field(
+        False, description="Whether terminals that meet the criteria now are told at once; that counts."
+    )
+    min_interval_ms: int = Field(
+        0, ge=0, description="Least time between two notifications; in between the newest is held. 0: the policy's."
+    )
+    duration_ms: int = Field(0, ge=0, description="How long it shall last; 0: the policy's default.")
+    max_notifications: int = Field(0, ge=0, description="How many notifications end it; 0: unlimited, where allowed.")
+    sink: SinkRequest | None = Field(None, description="Where notifications go; STREAM if absent.")
+    correlator: str = Field(
+        "", max_length=255, description="Your own name for it, unique among your active ones; may be empty."
+    )
+    requester: Requester = ""
+
+
+class Sink(BaseModel):
+    """Where notifications go; secrets and tokens are never shown."""
+
+    kind: records.SinkKind
+    url: str
+    profile: str = Field(description="How the endpoint is spoken to: `v1` or `camara`, or a version of Parlay X.")
+    signed: bool
+    with_access_token: bool
+    access_token_expires_at: str | None
+    handshake: str | None
+
+
+class Subscription(BaseModel):
+    """A standing request: tell me when one of these terminals changes."""
+
+    id: Id
+    client_id: str
+    addresses: list[str] = Field(description="Terminals and groups as asked for, in canonical form, each once.")
+    criteria: list[domain.Status]
+    check_immediate: bool
+    min_interval_ms: int
+    max_notifications: int
+    sink: Sink
+    correlator: str
+    created_at: At
+    expires_at: At | None
+    notified: int = Field(description="Notifications of changes made so far.")
+    last_notified_at: At | None
+    suspended_at: At | None = Field(description="Since when its endpoint fails and attempts are rare.")
+    ended_at: At | None = Field(description="Null while it is active.")
+    end_reason: records.EndReason | None
+    end_detail: str
+
+
+class CreatedSubscription(Subscription):
+    """A subscription that was just made."""
+
+    secret: str | None = Field(
+        description="The key that signs its webhooks, where the gateway made it. Keep it: it is shown this once."
+    )
+
+
+class Subscriptions(BaseModel):
+    """One page of subscriptions, oldest first."""
+
+    subscriptions: list[Subscription]
+    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+
+
+class RenewRequest(Request):
+    """How to prolong a subscription."""
+
+    duration_ms: int = Field(ge=1, description="How long it shall last from now.", examples=[3_600_000])
+
+
+class CancelRequest(Request):
+    """Which subscription to end."""
+
+    correlator: str = Field(min_length=1, max_length=255, description="The name that the application gave it.")
+    requester: Requester = ""

@@ -1,0 +1,176 @@
+"""REST API v1: subscriptions, and the webhooks they lead to.
+
+Invariants: a signing secret that the gateway made is returned once, in the answer to creating.
+
+Deliberately absent: rules, and delivery.
+"""
+
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from app import domain, records
+from app.rest import schemas, wire
+from app.rest.calls import FACE, MAX_REQUESTER, Caller, Paged, RequestId, nothing, returned
+from app.rest.examples import failures
+from app.rest.terminals import LIST_ERRORS
+from app.subscribing import SubscriptionRequest
+from app.usecases import UseCases
+
+TAG = "Subscriptions"
+PROFILE = "v1"
+SECRET_BYTES = 32
+
+IdInPath = Annotated[str, Path(max_length=records.MAX_ID, description="The subscription's id.")]
+
+
+def add_routes(router: APIRouter, use_cases: UseCases) -> None:
+    """Adds the operations to `router`."""
+    subscriptions = use_cases.subscriptions
+
+    @router.post(
+        "/v1/subscriptions",
+        status_code=201,
+        operation_id="createSubscription",
+        tags=[TAG],
+        summary="Subscribe to terminals",
+        description="Starts a subscription, which outlives connections and restarts of the gateway. A webhook's "
+        "endpoint is checked first.",
+        response_model=schemas.CreatedSubscription,
+        response_description="The subscription that was made, now or by the first call with the same key.",
+        responses={
+            **failures(
+                *LIST_ERRORS,
+                domain.SinkRefused,
+                domain.SinkUnreachable,
+                domain.DuplicateCorrelator,
+                domain.RequestIdReused,
+                domain.UnlimitedCountNotAllowed,
+                domain.CountTooLarge,
+                domain.IntervalTooShort,
+                domain.DurationTooLong,
+                domain.BusyNotSupported,
+                domain.TooManySubscriptions,
+                domain.GatewayOverloaded,
+            ),
+            201: {
+                "headers": {"Location": {"description": "The subscription's path.", "schema": {"type": "string"}}},
+                "links": {
+                    "get": {"operationId": "getSubscription", "parameters": {"subscription_id": "$response.body#/id"}}
+                },
+            },
+        },
+    )
+    async def create_subscription(
+        client: Caller, request_id: RequestId, asked: schemas.SubscriptionRequest
+    ) -> Response:
+        made = await subscriptions.create(
+            client,
+            SubscriptionRequest(
+                addresses=asked.addresses,
+                criteria=frozenset(asked.criteria),
+                check_immediate=asked.check_immediate,
+                min_interval_ms=asked.min_interval_ms,
+                duration_ms=asked.duration_ms or None,
+                count=asked.max_notifications,
+                sink=_sink(asked.sink),
+                correlator=asked.correlator,
+                request_id=request_id,
+            ),
+            face=FACE,
+            requester=asked.requester,
+        )
+        own_secrets = asked.sink is not None and bool(asked.sink.secrets)
+        secret = None if own_secrets else made.sink.parameters.get(records.SINK_SECRETS, "").partition(" ")[0] or None
+        return returned(
+            {**wire.subscription(made), "secret": secret}, 201, {"location": f"/v1/subscriptions/{made.id}"}
+        )
+
+    @router.get(
+        "/v1/subscriptions",
+        operation_id="listSubscriptions",
+        tags=[TAG],
+        summary="List your subscriptions",
+        response_model=schemas.Subscriptions,
+        response_description="Oldest first.",
+        responses=failures(),
+    )
+    async def list_subscriptions(
+        client: Caller,
+        page: Paged,
+        ended: Annotated[bool, Query(description="Whether to list ended ones too, for as long as they are kept.")] = (
+            False
+        ),
+    ) -> Response:
+        found, token = await subscriptions.list(client, page, active_only=not ended)
+        return returned({"subscriptions": [wire.subscription(each) for each in found], "next_page_token": token})
+
+    @router.get(
+        "/v1/subscriptions/{subscription_id}",
+        operation_id="getSubscription",
+        tags=[TAG],
+        summary="Get a subscription",
+        description="One of your subscriptions, an ended one for as long as the gateway keeps it.",
+        response_model=schemas.Subscription,
+        response_description="The subscription.",
+        responses=failures(domain.SubscriptionUnknown),
+    )
+    async def get_subscription(client: Caller, subscription_id: IdInPath) -> Response:
+        return returned(wire.subscription(await subscriptions.get(client, subscription_id)))
+
+    @router.delete(
+        "/v1/subscriptions/{subscription_id}",
+        status_code=204,
+        operation_id="cancelSubscription",
+        tags=[TAG],
+        summary="End a subscription",
+        description="What is owed already is still delivered. One that has ended is unknown here.",
+        response_description="It has ended.",
+        responses=failures(domain.SubscriptionUnknown),
+    )
+    async def cancel_subscription(
+        client: Caller,
+        subscription_id: IdInPath,
+        requester: Annotated[str, Query(max_length=MAX_REQUESTER, description="On whose behalf.")] = "",
+    ) -> Response:
+        await subscriptions.cancel(client, subscription_id, face=FACE, requester=requester)
+        return nothing()
+
+    @router.post(
+        "/v1/subscriptions:cancel",
+        status_code=204,
+        operation_id="cancelSubscriptionByCorrelator",
+        tags=[TAG],
+        summary="End the subscription of a correlator",
+        response_description="It has ended.",
+        responses=failures(domain.SubscriptionUnknown),
+    )
+    async def cancel_by_correlator(client: Caller, asked: schemas.CancelRequest) -> Response:
+        await subscriptions.cancel_by_correlator(client, asked.correlator, face=FACE, requester=asked.requester)
+        return nothing()
+
+    @router.post(
+        "/v1/subscriptions/{subscription_id}:renew",
+        operation_id="renewSubscription",
+        tags=[TAG],
+        summary="Prolong a subscription",
+        description="Lets an active subscription last for a new duration from now, be it longer or shorter.",
+        response_model=schemas.Subscription,
+        response_description="The subscription with its new end.",
+        responses=failures(domain.SubscriptionUnknown, domain.DurationTooLong),
+    )
+    async def renew_subscription(client: Caller, subscription_id: IdInPath, asked: schemas.RenewRequest) -> Response:
+        return returned(wire.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms)))
+
+
+def _sink(asked: schemas.SinkRequest | None) -> records.Sink:
+    if asked is None or asked.kind == "STREAM":
+        return records.Sink(kind=records.SinkKind.STREAM)
+    keys = asked.secrets or [records.signing_secret(secrets.token_bytes(SECRET_BYTES))]
+    parameters = {records.SINK_SECRETS: " ".join(keys), records.SINK_HANDSHAKE: asked.handshake.value}
+    if asked.access_token:
+        parameters[records.SINK_TOKEN] = asked.access_token
+    if asked.access_token_expires_at is not None:
+        parameters[records.SINK_TOKEN_EXPIRES_AT] = asked.access_token_expires_at.isoformat()
+    return records.Sink(kind=records.SinkKind.WEBHOOK, url=asked.url, profile=PROFILE, parameters=parameters)

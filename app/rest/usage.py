@@ -1,0 +1,169 @@
+"""REST API v1: usage records, in pages, or all of them as JSON Lines or CSV (RFC 4180).
+
+In CSV a cell that a spreadsheet would take for a formula has an apostrophe before it; JSON Lines is exact.
+
+Deliberately absent: prices and sums.
+"""
+
+import csv
+import enum
+import io
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from app import records
+from app.ports import Page
+from app.records import Client
+from app.rest import wire
+from app.rest.calls import MAX_PAGE, Caller, Paged, returned
+from app.rest.examples import failures
+from app.rest.problem import NO_STORE
+from app.rest.schemas import At, Id, Rfc3339
+from app.usage import UsageLog
+from app.usecases import UseCases
+
+TAG = "Usage"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+Since = Annotated[Rfc3339, Query(description="Only records from this time on (RFC 3339).")]
+
+
+class Format(enum.Enum):
+    """How usage records are exported."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+MEDIA_TYPES = {Format.JSONL: "application/jsonl", Format.CSV: "text/csv; charset=utf-8"}
+
+
+class UsageRecord(BaseModel):
+    """One billable act, in the names of the Parlay X contract."""
+
+    id: Id
+    at: At
+    operation: str = Field(examples=["getStatus", "statusNotification_DeliverySuccessful"])
+    client_id: str
+    face: str = Field(description="`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries. More may come.")
+    requester: str
+    targets: list[str] = Field(description="As asked for, the first twenty.")
+    target_count: int
+    expanded_count: int = Field(description="Terminals, after groups were expanded.")
+    correlator: str
+    subscription_id: str
+    result: str = Field(description="`OK`, or an error's code.")
+    root_cause: str
+
+
+COLUMNS = tuple(UsageRecord.model_fields)
+
+
+class UsageRecords(BaseModel):
+    """One page of usage records, in the order they were written."""
+
+    usage_records: list[UsageRecord]
+    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+
+
+def add_routes(router: APIRouter, use_cases: UseCases) -> None:
+    """Adds the operations to `router`."""
+    usage = use_cases.usage
+
+    @router.get(
+        "/v1/usage-records",
+        operation_id="listUsageRecords",
+        tags=[TAG],
+        summary="List usage records",
+        description="What you did and were sent, in the order it was written.",
+        response_model=UsageRecords,
+        response_description="In the order they were written.",
+        responses=failures(),
+    )
+    async def list_usage_records(client: Caller, page: Paged, since: Since = _EPOCH) -> Response:
+        found, token = await usage.page(client, since, page)
+        return returned({"usage_records": [wire.usage_record(each) for each in found], "next_page_token": token})
+
+    @router.get(
+        "/v1/usage-records:export",
+        operation_id="exportUsageRecords",
+        tags=[TAG],
+        summary="Export usage records",
+        description="All of them from a time on. In CSV, cells that a spreadsheet would take for formulas have an "
+        "apostrophe before them; JSON Lines is exact.",
+        response_class=Response,
+        response_description="One UsageRecord a line; CSV with a line of names first.",
+        responses={
+            **failures(),
+            200: {
+                "content": {
+                    "application/jsonl": {"schema": {"type": "string"}},
+                    "text/csv": {"schema": {"type": "string"}},
+                }
+            },
+        },
+    )
+    async def export_usage_records(
+        client: Caller,
+        since: Since = _EPOCH,
+        form: Annotated[Format, Query(alias="format", description="How.")] = Format.JSONL,
+    ) -> Response:
+        pages = _pages(usage, client, since)
+        first = await anext(pages)  # what is wrong with the request is raised here
+        lines: Callable[[Sequence[records.UsageRecord]], bytes] = _csv if form is Format.CSV else _jsonl
+        return StreamingResponse(
+            _export(first, pages, lines, _header() if form is Format.CSV else b""),
+            media_type=MEDIA_TYPES[form],
+            headers=NO_STORE,
+        )
+
+
+async def _pages(usage: UsageLog, client: Client, since: datetime) -> AsyncIterator[Sequence[records.UsageRecord]]:
+    token = ""
+    while True:
+        found, token = await usage.page(client, since, Page(size=MAX_PAGE, token=token))
+        yield found
+        if not token:
+            return
+
+
+async def _export(
+    first: Sequence[records.UsageRecord],
+    pages: AsyncIterator[Sequence[records.UsageRecord]],
+    lines: Callable[[Sequence[records.UsageRecord]], bytes],
+    header: bytes,
+) -> AsyncIterator[bytes]:
+    yield header + lines(first)
+    async for page in pages:
+        yield lines(page)
+
+
+def _jsonl(page: Sequence[records.UsageRecord]) -> bytes:
+    return msgspec.json.Encoder().encode_lines([wire.usage_record(record) for record in page])
+
+
+def _header() -> bytes:
+    return (",".join(COLUMNS) + "\r\n").encode()
+
+
+def _csv(page: Sequence[records.UsageRecord]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    for record in page:
+        row = wire.usage_record(record)
+        writer.writerow([_cell(row[name]) for name in COLUMNS])
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    text = " ".join(value) if isinstance(value, tuple) else str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,0 +1,207 @@
+"""Between the domain's values and the JSON of REST API v1: each object is made here.
+
+Invariants: every member stands in every answer, null where there is nothing. Secrets and tokens never stand in one.
+`schemas.py` describes the same objects, which the contract tests hold them to.
+
+Deliberately absent: rules about terminals, and failures of whole requests (`problem.py`).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from app import domain, records, streams
+from app.asking import TerminalResult
+from app.clients import ClientKey
+from app.ports import WatchView
+from app.records import SINK_HANDSHAKE, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT
+
+Json = Mapping[str, Any]
+
+
+def terminal_status(of: domain.TerminalStatus) -> Json:
+    """A terminal's status."""
+    return {
+        "address": of.address,
+        "status": of.status,
+        "observed_at": of.observed_at,
+        "source": of.source,
+        "revision": of.revision,
+    }
+
+
+def failure(of: domain.TerminalStatusError) -> Json:
+    """An error as a part of an answer."""
+    return {
+        "code": of.code,
+        "detail": str(of),
+        "retryable": of.retryable,
+        "retry_after_s": of.retry_after_s,
+        "details": of.details,
+    }
+
+
+def terminal_result(of: TerminalResult) -> Json:
+    """One result of a query."""
+    return {
+        "address": of.address,
+        "retrieval_status": of.retrieval,
+        "status": of.status and terminal_status(of.status),
+        "failure": of.error and failure(of.error),
+    }
+
+
+def watch_event(of: streams.WatchEvent) -> tuple[str, Json]:
+    """The name and data of one event of a stream."""
+    match of:
+        case streams.Change():
+            return "change", terminal_status(of.status)
+        case streams.Snapshot():
+            return "snapshot", _watched(of.terminal)
+        case streams.SnapshotComplete():
+            return "snapshot-complete", {"resume_token": of.resume_token}
+        case streams.LivenessChange():
+            return "liveness", {**_watched(of.terminal), "failure": of.error and failure(of.error)}
+        case streams.Removed():
+            return "removed", {"address": of.address}
+        case streams.Bookmark():
+            return "bookmark", {"resume_token": of.resume_token}
+        case streams.End():
+            return "end", {"reason": of.reason, "message": of.message, "resume_token": of.resume_token}
+
+
+def _watched(of: domain.WatchedTerminal) -> Json:
+    return {
+        "address": of.address,
+        "status": of.status and terminal_status(of.status),
+        "liveness": of.liveness,
+        "reason": of.reason,
+        "since": of.since,
+    }
+
+
+def subscription(of: records.Subscription) -> Json:
+    """A subscription, without its sink's secrets."""
+    return {
+        "id": of.id,
+        "client_id": of.client_id,
+        "addresses": of.addresses,
+        "criteria": [status for status in domain.Status if status in of.criteria],
+        "check_immediate": of.check_immediate,
+        "min_interval_ms": of.min_interval_ms,
+        "max_notifications": of.max_notifications,
+        "sink": _sink(of.sink),
+        "correlator": of.correlator,
+        "created_at": of.created_at,
+        "expires_at": of.expires_at,
+        "notified": of.notified,
+        "last_notified_at": of.last_notified_at,
+        "suspended_at": of.suspended_at,
+        "ended_at": of.ended_at,
+        "end_reason": of.end_reason,
+        "end_detail": of.end_detail,
+    }
+
+
+def _sink(of: records.Sink) -> Json:
+    parameters = of.parameters
+    return {
+        "kind": of.kind,
+        "url": of.url,
+        "profile": of.profile,
+        "signed": bool(parameters.get(SINK_SECRETS)),
+        "with_access_token": bool(parameters.get(SINK_TOKEN)),
+        "access_token_expires_at": parameters.get(SINK_TOKEN_EXPIRES_AT) or None,
+        "handshake": parameters.get(SINK_HANDSHAKE) or None,
+    }
+
+
+def group(of: records.Group) -> Json:
+    """A group."""
+    return {
+        "address": of.address,
+        "client_id": of.client_id,
+        "members": of.members,
+        "version": of.version,
+        "created_at": of.created_at,
+    }
+
+
+def notification(of: records.OwedNotification) -> Json:
+    """An owed or settled notification."""
+    return {
+        "id": of.id,
+        "subscription_id": of.subscription_id,
+        "client_id": of.client_id,
+        "sequence": of.sequence,
+        "kind": of.kind,
+        "changes": [terminal_status(status) for status in of.changes],
+        "address": of.address,
+        "code": of.code,
+        "text": of.text,
+        "created_at": of.created_at,
+        "next_attempt_at": of.next_attempt_at if of.state is records.DeliveryState.PENDING else None,
+        "attempts": of.attempts,
+        "state": of.state,
+        "settled_at": of.settled_at,
+    }
+
+
+def delivery_attempt(of: records.DeliveryAttempt) -> Json:
+    """One attempt to deliver. What the endpoint answered is shown as text."""
+    return {
+        "number": of.number,
+        "at": of.at,
+        "code": of.code,
+        "duration_ms": of.duration_ms,
+        "outcome": of.outcome,
+        "answer": of.answer.decode("utf-8", "replace"),
+    }
+
+
+def usage_record(of: records.UsageRecord) -> Json:
+    """A usage record."""
+    return {
+        "id": of.id,
+        "at": of.at,
+        "operation": of.operation,
+        "client_id": of.client_id,
+        "face": of.face,
+        "requester": of.requester,
+        "targets": of.targets,
+        "target_count": of.target_count,
+        "expanded_count": of.expanded_count,
+        "correlator": of.correlator,
+        "subscription_id": of.subscription_id,
+        "result": of.result,
+        "root_cause": of.root_cause,
+    }
+
+
+def watch(of: WatchView, wanted_by: Iterable[str]) -> Json:
+    """A standing SIP subscription."""
+    return {
+        "address": of.address,
+        "state": of.state,
+        "liveness": of.liveness,
+        "since": of.since,
+        "expires_at": of.expires_at,
+        "sip_code": of.code,
+        "reason": of.reason,
+        "next_action": of.next_action,
+        "next_at": of.next_at,
+        "route": of.route,
+        "wanted_by": list(wanted_by),
+    }
+
+
+def client(of: records.Client, keys: Iterable[ClientKey]) -> Json:
+    """A client with its keys, without their secrets."""
+    return {
+        "id": of.id,
+        "name": of.name,
+        "admin": of.admin,
+        "limits": of.limits,
+        "disabled": of.disabled,
+        "created_at": of.created_at,
+        "keys": [{"id": key.id, "expires_at": key.expires_at} for key in keys],
+    }
