@@ -8,7 +8,7 @@ Deliberately absent: when to write (`watching.py`), and the rule of who is told 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from app.domain import (
@@ -68,6 +68,7 @@ class Commits:
     ) -> None:
         """`owed` is told that there is something to deliver, and `changed` which statuses were written."""
         self.lock = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._store = store
         self._watches = watches
         self._standings = standings
@@ -89,18 +90,21 @@ class Commits:
         for terminal in self._watches.queue:
             terminal.keep_newest()
 
-    async def load(self, terminals: Iterable[Terminal]) -> None:
+    async def load(self, terminals: Collection[Terminal]) -> None:
         """Reads what is stored of those of which it is not known yet. Raises StoreUnavailable."""
-        unloaded = [terminal for terminal in terminals if not terminal.loaded]
-        for start in range(0, len(unloaded), _LOAD):
-            part = unloaded[start : start + _LOAD]
-            stored = await self._store.statuses([terminal.address for terminal in part])
-            now = self._clock()
-            for terminal in part:
-                if not terminal.loaded:  # the writer may have been faster
-                    terminal.loaded = True
-                    terminal.status = stored.get(terminal.address)
-                    terminal.refresh(now)
+        if all(terminal.loaded for terminal in terminals):
+            return
+        async with self._loading:  # one reads what many want
+            unloaded = [terminal for terminal in terminals if not terminal.loaded]
+            for start in range(0, len(unloaded), _LOAD):
+                part = unloaded[start : start + _LOAD]
+                stored = await self._store.statuses([terminal.address for terminal in part])
+                now = self._clock()
+                for terminal in part:
+                    if not terminal.loaded:  # adopted meanwhile
+                        terminal.loaded = True
+                        terminal.status = stored.get(terminal.address)
+                        terminal.refresh(now)
 
     def adopt(self, stored: Iterable[TerminalStatus]) -> None:
         """Takes what the store has for the truth, where it is newer. The caller holds the lock."""

@@ -247,6 +247,7 @@ class Watching:
                 for start in range(0, len(terminals), _REREAD):
                     await self._reread([terminal.address for terminal in terminals[start : start + _REREAD]])
             await self._commits.load(terminals)
+            del addresses, expansion, terminals  # an idle stream keeps what it needs
             async with aclosing(stream.read(resumed, self._clock_s)) as events:
                 async for event in events:
                     yield event
