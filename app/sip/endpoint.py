@@ -139,12 +139,13 @@ class Endpoint:
         config.uaConfig.mainThreadOnly = True
         config.uaConfig.mwiUnsolicitedEnabled = False
         for nameserver in configure.nameservers:
-            config.uaConfig.nameserver.push_back(nameserver)
+            config.uaConfig.nameserver.push_back(nameserver.partition(":")[0])
         config.medConfig.threadCnt = 0
         config.medConfig.hasIoqueue = False
         config.logConfig.level = config.logConfig.consoleLevel = configure.sip_log_level
         config.logConfig.msgLogging = 1
         endpoint.libInit(config)
+        self._set_nameserver_ports(configure.nameservers)
         lib.pjsip_tsx_set_timers(_T1_MS, _T2_MS, _T4_MS, _TD_MS)
         kinds = {"udp": pjsua2.PJSIP_TRANSPORT_UDP, "tcp": pjsua2.PJSIP_TRANSPORT_TCP}
         if any(route.transport == "tls" for route in configure.routes):
@@ -175,6 +176,16 @@ class Endpoint:
             self.ports[name] = int(local.rpartition(":")[2])
         endpoint.libStart()
         return endpoint
+
+    def _set_nameserver_ports(self, nameservers: list[str]) -> None:
+        """Once more, for pjsua knows no port but 53."""
+        if nameservers:
+            hosts, _, ports = zip(*(nameserver.partition(":") for nameserver in nameservers), strict=True)
+            servers = self.ffi.new("pj_str_t[]", [self.text(host)[0] for host in hosts])
+            numbers = self.ffi.new("unsigned short[]", [int(port or 53) for port in ports])
+            resolver = self.lib.pjsip_endpt_get_resolver(self.lib.pjsua_get_pjsip_endpt())
+            status = self.lib.pj_dns_resolver_set_ns(resolver, len(nameservers), servers, numbers)
+            self.must(status, "take the nameservers")
 
 
 def leave(code: int) -> NoReturn:

@@ -70,6 +70,8 @@ void *pjsua_get_pjsip_endpt(void);
 void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
 void *pjsip_endpt_get_ioqueue(void *endpt);
 void *pjsip_endpt_get_tpmgr(void *endpt);
+void *pjsip_endpt_get_resolver(void *endpt);
+int pj_dns_resolver_set_ns(void *resolver, unsigned count, const pj_str_t *servers, const unsigned short *ports);
 int pjsip_tpmgr_set_recv_data_cb(void *manager, int (*received)(pjsip_tp_rx_data *shown));
 int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
 int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);

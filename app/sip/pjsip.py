@@ -253,10 +253,10 @@ class Stack:
             return
         subscription.transaction = None
         code = state.tsx.statusCode
-        if code in _CHALLENGES and self._credentials is not None and not subscription.challenged:
-            if state.tsx.state == _TSX_COMPLETED:
-                subscription.challenged = True
-                return  # PJSIP answers it, or ends the subscription where it cannot
+        answerable = self._credentials is not None and not subscription.challenged
+        if code in _CHALLENGES and answerable and state.tsx.state == _TSX_COMPLETED:
+            subscription.challenged = True
+            return  # PJSIP answers it, or ends the subscription where it cannot
         if self._lib.pjsip_evsub_get_state(subscription.pointer) >= _ACCEPTED:
             status = self._status(transaction)
             if status[0] == code:  # else PJSIP ends the subscription, and that is told

@@ -167,6 +167,11 @@ class Usage:
         self._out = []
         return out
 
+    @property
+    def subscribed(self) -> bool:
+        """Whether there is a subscription that a NOTIFY has told of."""
+        return self._substate is not None
+
     def snapshot(self) -> Snapshot:
         """The usage as it stands."""
         wake_s = self._wake_s()

@@ -51,8 +51,8 @@ class Watch:
         self.over_tcp = False
         self.armed_s = 0.0
         self.timer_s = 0.0
-        self.queued = False
-        """Whether an event for it waits for the pace."""
+        self.queued: dialog.Event | None = None
+        """The event for it that waits for the pace."""
         self.recent = False
         self.sent_at_s = 0.0
 
@@ -73,7 +73,7 @@ class Watches:
         self._ending: set[Watch] = set()  # unwanted, and unsubscribing
         self._timers: list[tuple[float, int, Watch]] = []
         self._order = 0
-        self._queue: deque[tuple[Watch, dialog.Event]] = deque()
+        self._queue: deque[Watch] = deque()
         self.sent = self.notified = self.cut = 0
         """SUBSCRIBEs sent, NOTIFYs received, and documents that UDP cut."""
         self.failures: Counter[str] = Counter()
@@ -93,8 +93,8 @@ class Watches:
                 watch = self._watches[number] = Watch(
                     number, address, Usage(expires_s=self._expires_s, observed=observed)
                 )
-                watch.queued = True
-                self._queue.appendleft((watch, dialog.Wanted()))
+                watch.queued = dialog.Wanted()
+                self._queue.appendleft(watch)
 
     def unwant(self, number: int) -> None:
         """Ends one; nothing more is reported about it."""
@@ -106,7 +106,7 @@ class Watches:
     def refresh(self, number: int) -> None:
         """Asks now."""
         watch = self._watches.get(number)
-        if watch is not None and not watch.queued:
+        if watch is not None and watch.queued is None:
             self._tell(watch, dialog.RefreshWanted())
 
     def contact_lost(self, *, route: int | None = None) -> None:
@@ -149,9 +149,9 @@ class Watches:
             delay_s = self._pace.setup_delay_s(now_s)
             if delay_s:
                 return min(delay_s, timers[0][0] - now_s) if timers else delay_s
-            watch, event = self._queue.popleft()
-            watch.queued = False
-            if watch.usage.state is not State.TERMINATED and watch not in self._ending:
+            watch = self._queue.popleft()
+            event, watch.queued = watch.queued, None
+            if event is not None and watch.usage.state is not State.TERMINATED and watch not in self._ending:
                 self._pace.sent(watch, now_s, setup=True)
                 self._tell(watch, event)
         if self._queue:
@@ -178,6 +178,8 @@ class Watches:
             else:
                 self._routes.answered(watch.route)
             self._tell(watch, dialog.Refused(generation=generation, final=event, dialog_gone=event.dialog_gone))
+            if event.local and not self._routes.up[watch.route] and any(self._routes.up) and watch.usage.subscribed:
+                self._later(watch, dialog.RefreshWanted(fresh=True))
 
     def states(self) -> dict[str, int]:
         """How many watches are in each state."""
@@ -202,9 +204,10 @@ class Watches:
             )
 
     def _later(self, watch: Watch, event: dialog.Event) -> None:
-        if not watch.queued:
-            watch.queued = True
-            self._queue.append((watch, event))
+        if watch.queued is None:
+            self._queue.append(watch)
+        if watch.queued is None or (watch.queued != dialog.Wanted() and event == dialog.RefreshWanted(fresh=True)):
+            watch.queued = event
 
     def _tell(self, watch: Watch, event: dialog.Event) -> None:
         """Tells the machine, and carries out what it wants."""
