@@ -766,7 +766,11 @@ def test_refresh_by_hand() -> None:
 
 
 def test_fresh_dialog_by_hand() -> None:
-    """The old dialog is forgotten for a new one, which may take another transport or route."""
+    """The old dialog is forgotten for a new one, which may take another transport or the best route."""
+    play = refreshing(600)
+    play.refuse(503, local=True)
+    again = of(Subscribe, play.tell(RefreshWanted(fresh=True)))
+    assert [(action.fresh, action.attempt) for action in again] == [(True, 0)], "failures elsewhere do not count"
     play = active()
     actions = play.tell(RefreshWanted(fresh=True))
     assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]

@@ -187,7 +187,7 @@ class Transport:
         if uri is None:
             return source
         host, port = (uri.host, uri.port or 5060) if _is_ipv4(uri.host) else (source.host, source.port)
-        if uri.transport != "tcp":
+        if uri.transport not in ("tcp", "tls"):  # TLS is somebody's who ends it in front of us
             return Peer(host=host, port=port)
         connection = source.connection if source.connection and source.connection.open else None
         return Peer(host=host, port=port, tcp=True, connection=connection)

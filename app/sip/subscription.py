@@ -322,6 +322,7 @@ class Usage:
     def _hurry(self, *, fresh: bool) -> None:
         if fresh and self._substate:
             self._why("asked afresh", None)
+            self._failures = 0  # they were of another way
             self._drop()
             self._enter(State.WAITING)
             self._plan(Step.ASK, 0)
