@@ -7,31 +7,48 @@ characters, which a terminal would obey. Answers are plain dicts that print as J
 
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
-from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]  # ships no types
-from grpc_status import rpc_status
+from google.protobuf.duration_pb2 import Duration
 
+from app.access import Access, call_failed, no_answer
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
 from soap_compat.client import get_status_request, read_get_status
 
 Answer = dict[str, Any]
 
 _MOST_BYTES = 1024 * 1024
-# Proxy settings of the environment are for the way out; the gateway is asked directly.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def ask(via: str, server: str, address: str, timeout_s: float) -> Answer:
-    """Asks the gateway at `server` (HOST:PORT) through the face `via` (grpc, rest, soap). Raises nothing of its own."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    server: str
+    address: str
+    timeout_s: float
+    max_age_s: float
+    access: Access
+
+
+def ask(
+    via: str, server: str, address: str, timeout_s: float, *, max_age_s: float = 0, access: Access | None = None
+) -> Answer:
+    """Asks the gateway at `server` (HOST:PORT) through the face `via` (grpc, rest, soap).
+
+    `max_age_s` is how old the answer may be; SOAP cannot say it. Raises AccessUnusable, and nothing else of its own.
+    """
+    question = _Question(
+        server=server, address=address, timeout_s=timeout_s, max_age_s=max_age_s, access=access or Access()
+    )
     started_s = time.monotonic()
-    found = _FACES[via](server, address, timeout_s)
+    found = _FACES[via](question)
     elapsed_ms = round((time.monotonic() - started_s) * 1000, 1)
     shown = {name: printable(str(value)) for name, value in found.items()}
     return {"address": address, "via": via, "elapsed_ms": elapsed_ms, **shown}
@@ -42,30 +59,29 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
-def _grpc(server: str, address: str, timeout_s: float) -> Answer:
-    with grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)]) as channel:
+def _grpc(question: _Question) -> Answer:
+    access, timeout_s = question.access, question.timeout_s
+    max_age = Duration()
+    max_age.FromMilliseconds(math.ceil(question.max_age_s * 1000))
+    with access.channel(question.server, timeout_s) as channel:
         stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
-        request = terminal_status_pb2.GetStatusRequest(address=address)
+        request = terminal_status_pb2.GetStatusRequest(address=question.address, max_age=max_age)
         try:
-            status = stub.GetStatus(request, timeout=timeout_s).status
+            status = stub.GetStatus(request, timeout=timeout_s, metadata=tuple(access.headers.items())).status
         except grpc.RpcError as error:
-            call = cast(grpc.Call, error)  # what a unary call raises is both
-            code = call.code().name
-            for detail in getattr(rpc_status.from_call(call), "details", ()):
-                info = ErrorInfo()
-                if detail.Unpack(info):
-                    code = info.reason
-            if code == grpc.StatusCode.UNAVAILABLE.name:  # a gateway's own UNAVAILABLE names its reason
-                return _unreachable(server, str(call.details()))
-            return {"code": code, "error": str(call.details())}
+            failed = call_failed(error, question.server, tls=access.tls)
+            return {"code": failed.code, "error": str(failed)}
     name = terminal_status_pb2.Status.Name(status.status).removeprefix("STATUS_")
     return {"status": name, "observed_at": status.observed_at.ToJsonString()}
 
 
-def _rest(server: str, address: str, timeout_s: float) -> Answer:
-    code, body = _http(f"http://{server}/v1/terminals/{urllib.parse.quote(address, safe='')}/status", None, timeout_s)
+def _rest(question: _Question) -> Answer:
+    path = f"/v1/terminals/{urllib.parse.quote(question.address, safe='')}/status"
+    if question.max_age_s:
+        path += f"?max_age_s={question.max_age_s:g}"
+    code, body = _http(question, path, None)
     if code == 0:
-        return _unreachable(server, body.decode())
+        return _unreachable(question, body)
     try:
         found = json.loads(body)
         if code == 200:
@@ -75,10 +91,10 @@ def _rest(server: str, address: str, timeout_s: float) -> Answer:
         return {"code": f"HTTP_{code}", "error": "The server's answer is not this gateway's."}
 
 
-def _soap(server: str, address: str, timeout_s: float) -> Answer:
-    code, body = _http(f"http://{server}/parlayx/TerminalStatus", get_status_request(address), timeout_s)
+def _soap(question: _Question) -> Answer:
+    code, body = _http(question, "/parlayx/TerminalStatus", get_status_request(question.address))
     if code == 0:
-        return _unreachable(server, body.decode())
+        return _unreachable(question, body)
     try:
         status, fault = read_get_status(body)
     except ValueError:
@@ -86,15 +102,22 @@ def _soap(server: str, address: str, timeout_s: float) -> Answer:
     return {"status": status.upper()} if status else {"code": fault.message_id, "error": str(fault)}
 
 
-_FACES: dict[str, Callable[[str, str, float], Answer]] = {"grpc": _grpc, "rest": _rest, "soap": _soap}
+_FACES: dict[str, Callable[[_Question], Answer]] = {"grpc": _grpc, "rest": _rest, "soap": _soap}
 
 
-def _http(url: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+def _http(question: _Question, path: str, body: bytes | None) -> tuple[int, bytes]:
     """Status and body; status 0 and the reason where there was no answer."""
+    context = question.access.ssl_context()
+    # Proxy settings of the environment are for the way out; the gateway is asked directly.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if context is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
+    url = f"{'http' if context is None else 'https'}://{question.server}{path}"
     headers = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'} if body else {}
-    request = urllib.request.Request(url, body, headers)  # noqa: S310  # the scheme is ours
+    request = urllib.request.Request(url, body, headers | question.access.headers)  # noqa: S310  # the scheme is ours
     try:
-        with _opener.open(request, timeout=timeout_s) as response:
+        with opener.open(request, timeout=question.timeout_s) as response:
             return response.status, response.read(_MOST_BYTES)
     except urllib.error.HTTPError as error:
         with error:
@@ -105,8 +128,5 @@ def _http(url: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
         return 0, (f"what answers there speaks no HTTP ({why})" if spoke else why).encode("utf-8", "replace")
 
 
-def _unreachable(server: str, why: str) -> Answer:
-    return {
-        "code": "NO_ANSWER",
-        "error": f"No answer from {server}: {why}. Is the gateway running (terminal-status serve)?",
-    }
+def _unreachable(question: _Question, why: bytes) -> Answer:
+    return {"code": "NO_ANSWER", "error": no_answer(question.server, why.decode(), tls=question.access.tls)}

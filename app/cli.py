@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from app.commands.clients import clients
 from app.commands.console import (
@@ -41,7 +40,27 @@ from app.commands.console import (
     run_main,
     shown,
 )
-from app.telemetry import configure_logging
+from app.commands.deliveries import deliveries
+from app.commands.gateway import (
+    ApiKeyOption,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TlsOption,
+    access_of,
+    gateway_settings,
+    is_utf8,
+    warn_of_clear_text,
+    wrong_use,
+)
+from app.commands.groups import groups
+from app.commands.query import query
+from app.commands.subscriptions import subscriptions
+from app.commands.tables import print_table, styled
+from app.commands.times import SPAN_HELP, span_ms
+from app.commands.usage import usage
+from app.commands.watch import watch
+from app.commands.watches import watches
 
 if TYPE_CHECKING:
     from app.domain import Status
@@ -55,6 +74,11 @@ app = typer.Typer(
     epilog="Settings come from TS_… variables and a TOML file; the README lists them. "
     "Exit codes: 0 well, 1 something failed, 2 wrong use or settings.",
 )
+app.add_typer(watches, name="watches")
+app.add_typer(subscriptions, name="subscriptions")
+app.add_typer(groups, name="groups")
+app.add_typer(deliveries, name="deliveries")
+app.add_typer(usage, name="usage")
 app.add_typer(clients, name="clients")
 
 
@@ -95,6 +119,8 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one line of JSON.")] = False,
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish."""
+    from app.telemetry import configure_logging
+
     settings = read_settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging(settings.log_level, settings.log_format)
 
@@ -118,41 +144,85 @@ def serve(
 def get(
     addresses: Annotated[list[str], typer.Argument(help="Terminals: sip:, sips: or tel: URIs.", show_default=False)],
     via: Annotated[list[Face], typer.Option(help="The face to ask through; may be given again.")] = [Face.GRPC],  # noqa: B006  # typer copies it
+    max_age: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help=f"How old an answer may be, {SPAN_HELP}; 0 asks the presence server now. Not over SOAP.",
+        ),
+    ] = "0",
     grpc_server: Annotated[
-        str | None, typer.Option(help="HOST:PORT of the gateway; TS_GRPC_LISTEN otherwise.", show_default=False)
+        str | None,
+        typer.Option(
+            "--grpc-server", "--server", help="HOST:PORT of the gateway; TS_GRPC_LISTEN otherwise.", show_default=False
+        ),
     ] = None,
     http_server: Annotated[
         str | None, typer.Option(help="HOST:PORT for REST and SOAP; TS_HTTP_LISTEN otherwise.", show_default=False)
     ] = None,
-    timeout_s: Annotated[float, typer.Option(help="How long to wait for each answer, in seconds.", min=0.1)] = 10,
+    api_key: ApiKeyOption = "",
+    tls: TlsOption = None,
+    tls_ca_file: TlsCaOption = None,
+    tls_cert_file: TlsCertOption = None,
+    tls_key_file: TlsKeyOption = None,
+    timeout_s: Annotated[
+        float,
+        typer.Option("--timeout-s", "--timeout", help="How long to wait for each answer, in seconds.", min=0.1),
+    ] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a running gateway about terminals. Exit code 1 if one of them had no answer."""
+    from app.access import AccessUnusable
     from app.ask import ask
 
-    if unreadable := [address for address in addresses if not _is_utf8(address)]:
-        err.print(f"[red]error:[/] {shown(unreadable[0])} is not UTF-8; an address is a sip:, sips: or tel: URI.")
-        raise typer.Exit(USAGE)
-    settings = read_settings(
-        None,
-        {"grpc_listen": "--grpc-server", "http_listen": "--http-server"},
-        presence_server="sip:127.0.0.1",  # nobody asks one here
-        sip_listen="127.0.0.1:0",
-        grpc_listen=grpc_server,
-        http_listen=http_server,
-    )
+    if unreadable := [address for address in addresses if not is_utf8(address)]:
+        wrong_use(f"{unreadable[0]} is not UTF-8; an address is a sip:, sips: or tel: URI.")
+    max_age_s = span_ms(max_age) / 1000
+    if max_age_s and Face.SOAP in via:
+        wrong_use("--max-age: Parlay X has no word for it; see TS_SOAP_MAX_AGE_S.")
+    called = {"grpc_listen": "--grpc-server", "http_listen": "--http-server"}
+    settings = gateway_settings(grpc_server, http_server, called)
     servers = {Face.GRPC: settings.grpc_listen, Face.REST: settings.http_listen, Face.SOAP: settings.http_listen}
-    answers = [ask(face.value, servers[face], address, timeout_s) for address in addresses for face in via]
+    try:
+        access = access_of(
+            settings,
+            local=grpc_server is None and http_server is None,
+            api_key=api_key,
+            tls=tls,
+            tls_ca_file=tls_ca_file,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+        )
+        for server in {servers[face] for face in via}:
+            warn_of_clear_text(access, server)
+        answers = [
+            ask(face.value, servers[face], address, timeout_s, max_age_s=max_age_s, access=access)
+            for address in addresses
+            for face in via
+        ]
+    except AccessUnusable as error:
+        wrong_use(str(error))
     if as_json:
         print(json.dumps(answers, indent=2))  # noqa: T201  # standard output is this command's answer
     else:
-        table = Table("address", "via", "status", "observed at", "ms", box=None, pad_edge=False)
-        for answer in answers:
-            told = _coloured(answer["status"]) if "status" in answer else f"[red]{escape(answer['code'])}[/]"
-            where = escape(answer.get("observed_at") or answer.get("error", ""))
-            table.add_row(shown(answer["address"]), answer["via"], told, where, str(answer["elapsed_ms"]))
-        out.print(table)
+        print_table(
+            ("address", "via", "status", "observed at", "ms"),
+            [
+                [
+                    answer["address"],
+                    answer["via"],
+                    styled(answer["status"]) if "status" in answer else styled(answer["code"], "red"),
+                    answer.get("observed_at") or answer.get("error", ""),
+                    str(answer["elapsed_ms"]),
+                ]
+                for answer in answers
+            ],
+        )
     raise typer.Exit(FAILED if any("error" in answer for answer in answers) else OK)
+
+
+app.command()(query)
+app.command()(watch)
 
 
 @app.command()
@@ -163,8 +233,10 @@ def sandbox(
     as_json: Annotated[bool, typer.Option("--json", help="Print each change as one line of JSON.")] = False,
 ) -> None:
     """Run the sandbox notifier, a small presence server for people without an IMS core. Never for production."""
-    configure_logging("warning", "auto")
     from app.sandbox import Sandbox
+    from app.telemetry import configure_logging
+
+    configure_logging("warning", "auto")
 
     def tell(address: str, old: "Status", new: "Status") -> None:
         if as_json:
@@ -239,6 +311,7 @@ def migrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check the configuration, the PJSIP build and its limits, the presence server and the database."""
     from app.doctor import check_everything
+    from app.telemetry import configure_logging
 
     configure_logging("error", "auto")
     checks = asyncio.run(check_everything(config))
@@ -264,6 +337,7 @@ def demo(
 ) -> None:
     """Run sandbox and gateway together, ask all three faces, then print each change until Ctrl-C (`make run`)."""
     from app.demo import run_demo
+    from app.telemetry import configure_logging
 
     settings = read_settings(None, presence_server="sip:127.0.0.1", grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging("warning", "auto")
@@ -285,15 +359,6 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether an argument was UTF-8; Python hands on other bytes as lone surrogates, which nothing else takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _raise_file_limit() -> None:

@@ -7,13 +7,14 @@ import asyncio
 import os
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from app.config import ConfigurationError, Settings, load_settings
+if TYPE_CHECKING:
+    from app.config import Settings
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,8 +27,10 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
-def read_settings(config: Path | None, called: dict[str, str] | None = None, **overrides: str | None) -> Settings:
+def read_settings(config: Path | None, called: dict[str, str] | None = None, **overrides: str | None) -> "Settings":
     """As `load_settings`; what is wrong with them is told on standard error, and ends the command."""
+    from app.config import ConfigurationError, load_settings
+
     try:
         return load_settings(os.environ, config, called=called, **overrides)
     except ConfigurationError as error:
@@ -57,4 +60,9 @@ def fail(message: str) -> NoReturn:
 
 def shown(text: str) -> str:
     """Text of others for the terminal: no markup, and what it cannot show or might obey is escaped."""
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """Text of others as plain text for the terminal: what it cannot show or might obey is escaped."""
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
