@@ -300,7 +300,7 @@ class Enrolment:
         for subscription in portion:
             expansion = expansions.get(subscription.id)
             wanted.update(dict.fromkeys(expansion.terminals if expansion else subscription.addresses))
-        terminals = {terminal.address: terminal for terminal in self._watches.want(tuple(wanted))}
+        terminals = {terminal.address: terminal for terminal in self._watches.want(tuple(wanted), within_limit=False)}
         await self._commits.load(terminals.values())
         stored = {address: terminal.status for address, terminal in terminals.items() if terminal.status}
         for subscription in portion:

@@ -58,6 +58,7 @@ class Terminal:
         "idle_from_s",
         "liveness",
         "loaded",
+        "may_go",
         "observed",
         "pending",
         "queued",
@@ -91,6 +92,8 @@ class Terminal:
         self.streams = {}
         self.idle_from_s: float | None = None
         """Since when nobody wants it."""
+        self.may_go = False
+        """Whether it is among those that are let go one day."""
         self._watch = Liveness.UNKNOWN
         self._reason = ""
 

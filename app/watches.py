@@ -140,11 +140,14 @@ class Watches:
             self._logged_s = now_s
             _log.warning("document_unreadable", address=address, message=str(error), reason=reason)
 
-    def want(self, addresses: Sequence[TerminalAddress]) -> list[Terminal]:
-        """Has all of them watched. What is not linked to who wants it must be told to `unwanted`."""
+    def want(self, addresses: Sequence[TerminalAddress], *, within_limit: bool = True) -> list[Terminal]:
+        """Has all of them watched. What is not linked to who wants it must be told to `unwanted`.
+
+        Raises GatewayOverloaded, having changed nothing.
+        """
         known = self.by_address
         new = sum(address not in known for address in addresses)
-        if new and len(known) + new > self._most:
+        if within_limit and new and len(known) + new > self._most:
             raise GatewayOverloaded(f"{self._most} terminals are watched, as many as allowed.", retry_after_s=60)
         now = self._clock()
         terminals = []
@@ -163,8 +166,10 @@ class Watches:
     def unwanted(self, terminal: Terminal) -> None:
         """Nobody wants it, for now."""
         terminal.idle_from_s = self._clock_s()
-        self._idle.append((terminal.idle_from_s, terminal))
-        self._wake()
+        if not terminal.may_go:
+            terminal.may_go = True
+            self._idle.append((terminal.idle_from_s, terminal))
+            self._wake()
 
     def unlink(self, standing: Standing, addresses: Iterable[TerminalAddress]) -> None:
         """The subscription wants these terminals no more."""
@@ -182,13 +187,15 @@ class Watches:
     def let_go(self, now_s: float) -> None:
         """Ends the watches that nobody wanted for long."""
         idle = self._idle
-        while idle and idle[0][0] + self._linger_s <= now_s:
+        for _ in range(len(idle)):
+            if idle[0][0] + self._linger_s > now_s:
+                return
             since_s, terminal = idle.popleft()
-            if terminal.idle_from_s != since_s or self.by_address.get(terminal.address) is not terminal:
+            if terminal.idle_from_s is None:
+                terminal.may_go = False
                 continue
-            if terminal.queued:
-                terminal.idle_from_s = now_s  # what was observed is still to be written
-                idle.append((now_s, terminal))
+            if terminal.queued or terminal.idle_from_s > since_s:  # still to be written, or wanted in between
+                idle.append((now_s if terminal.queued else terminal.idle_from_s, terminal))
                 continue
             del self.by_address[terminal.address]
             self._watcher.unwatch(terminal.address)

@@ -299,8 +299,10 @@ class Watching:
                 retry_s = min(max(2 * retry_s, _RETRY_S[0]), _RETRY_S[1])
             except Exception:
                 _log.exception("defect_in_watching")
-                if defects:
+                if defects:  # it is not the size of the batch
                     self._commits.give_up()
+                    self._changed_groups.clear()
+                    self._hinted.clear()
                 defects, retry_s = defects + 1, _RETRY_S[0]
             else:
                 if retry_s:

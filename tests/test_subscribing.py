@@ -1,6 +1,7 @@
 """Tests of `app/subscribing.py` and `enrolment.py`: what subscriptions are told, when, and how they end."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -308,8 +309,8 @@ async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> No
     """After delivery has ended a subscription nothing more is owed to it."""
     subscription = await core.subscribe(ALICE, sink=SOAP)
     await core.play(ALICE, REACHABLE)
-    core.subscriptions.ended(subscription.id)
-    core.subscriptions.ended("nobody's")
+    for _ in range(2):
+        core.subscriptions.ended(subscription, EndReason.SINK_GONE)
     await core.play(ALICE, BUSY)
     assert await core.told(subscription) == []
 
@@ -425,6 +426,38 @@ async def test_crash_in_the_middle_of_a_write_loses_nothing(url: str) -> None:
             assert await core.told(subscription) == ["alice BUSY"]
             await core.subscriptions.cancel(APP, subscription.id, face="grpc")
             await core.play(ALICE, REACHABLE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_killed_at_any_moment_each_stored_change_is_told_once_in_order(url: str, seed: int) -> None:
+    """However often the gateway is killed, what is owed is exactly the changes that are stored, in their order."""
+    chance, clocks, now = random.Random(seed), Clocks(), dict.fromkeys((ALICE, BOB), REACHABLE)
+    async with run_core(url, clocks=clocks) as core:
+        subscription = await core.subscribe(ALICE, BOB, sink=SOAP)
+        for address in now:
+            await core.play(address, REACHABLE)
+    for _ in range(12):
+        async with run_core(url, clocks=clocks, crash=True) as core:
+            for address, status in now.items():
+                core.watcher.play(address, status)
+            for _ in range(chance.randrange(20)):
+                address = chance.choice((ALICE, BOB))
+                now[address] = chance.choice((REACHABLE, BUSY, UNREACHABLE))
+                clocks.advance(0.001)
+                core.watcher.play(address, now[address])
+                for _ in range(chance.randrange(30)):
+                    await asyncio.sleep(0)
+    async with run_core(url, clocks=clocks) as core:
+        for address, status in now.items():
+            await core.play(address, status)
+        stored = await core.store.statuses([ALICE, BOB])
+        assert {address: stored[address].status for address in now} == now
+        owed = await core.owed(subscription)
+        assert [one.sequence for one in owed] == list(range(1, len(owed) + 1))
+        for address in now:
+            told = [change.revision for one in owed for change in one.changes if change.address == address]
+            assert told == list(range(2, stored[address].revision + 1))
+        assert (await core.stored(subscription)).notified == len(owed)
 
 
 # Groups

@@ -147,6 +147,18 @@ async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
     assert core.watching.last(ALICE) is None
 
 
+async def test_streams_that_come_and_go_leave_nothing(core: Core) -> None:
+    """However often a terminal is wanted and left, one entry waits to let it go, and it is let go in the end."""
+    for _ in range(50):
+        async with reading(core, ALICE) as stream:
+            await stream.some(SnapshotComplete)
+        await core.advance(1)
+    assert len(core.watching._watches._idle) == 1  # noqa: SLF001
+    await core.advance(31)
+    await core.advance(31)
+    assert core.watcher.asked == [f"watch {ALICE}", f"unwatch {ALICE}"]
+
+
 async def test_lost_contact_is_stale_and_never_unreachable(core: Core) -> None:
     """When the presence server cannot be asked the last status stays, and says that it is stale, and why."""
     async with reading(core, ALICE) as stream:
