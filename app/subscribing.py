@@ -206,9 +206,9 @@ class SubscriptionService:
         streams end."""
         await self._watching.enrolment.client_gone(client_id)
 
-    def ended(self, subscription: Subscription, _reason: EndReason) -> None:
+    def ended(self, subscription_id: str) -> None:
         """Says that delivery has ended the subscription in the store (SINK_GONE, TOKEN_EXPIRED)."""
-        self._watching.enrolment.forget(subscription.id)
+        self._watching.enrolment.forget(subscription_id)
 
     def _made(self, client: Client, request: SubscriptionRequest, policy: Policy, expansion: Expansion) -> Subscription:
         interval_ms = interval_allowed(policy, request.min_interval_ms)

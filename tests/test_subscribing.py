@@ -309,8 +309,8 @@ async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> No
     """After delivery has ended a subscription nothing more is owed to it."""
     subscription = await core.subscribe(ALICE, sink=SOAP)
     await core.play(ALICE, REACHABLE)
-    for _ in range(2):
-        core.subscriptions.ended(subscription, EndReason.SINK_GONE)
+    core.subscriptions.ended(subscription.id)
+    core.subscriptions.ended("nobody's")
     await core.play(ALICE, BUSY)
     assert await core.told(subscription) == []
 
