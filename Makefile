@@ -3,6 +3,7 @@
 # make check format, lint, types, layers and generated files, in under a minute
 # make bench measures against the bare PJSIP loop; ROWS=… runs a part
 # make fuzz  sends mutated SIP to the workers for SECONDS=…, and says how many packets
+# make outage stops Kamailio for STOP_S=… seconds under WATCHES=… watches, over TCP and UDP
 # make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
 
 SHELL := /bin/bash
@@ -15,8 +16,10 @@ SERVERS := kamailio kamailio-presence-modules kamailio-sqlite-modules kamailio-x
 ROWS ?=
 SECONDS ?= 600
 SEED ?=
+WATCHES ?= 2000
+STOP_S ?= 120
 
-.PHONY: run test check bench fuzz generate lock servers clean
+.PHONY: run test check bench fuzz outage generate lock servers clean
 .DELETE_ON_ERROR:
 
 run: .venv/run.stamp
@@ -44,6 +47,9 @@ bench: .venv/dev.stamp servers
 
 fuzz: .venv/dev.stamp
 	@$(BIN)/python -m tests.fuzz $(SECONDS) $(SEED)
+
+outage: .venv/dev.stamp servers
+	WATCHES=$(WATCHES) STOP_S=$(STOP_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/test_kamailio_watches.py -k outage
 
 generate: .venv/dev.stamp
 	.ci/generate-protobuf

@@ -177,6 +177,11 @@ class Kamailio:
     def _log_end(self) -> str:
         return f"Its log ends:\n{self.log[-4000:]}"
 
+    async def start_again(self) -> None:
+        """After `stop`: another one on the same port, that remembers nothing. Raises KamailioFailed."""
+        self._process = self._spawn()
+        await self._answering()
+
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL to its process group if that isn't enough in time."""
         self._process.terminate()

@@ -1019,7 +1019,7 @@ def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]
     finals=st.lists(st.builds(Final, st.sampled_from([400, 403, 408, 423, 500, 503, 600, 603]), st.just("x"), SECONDS)),
 )
 def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[float], finals: list[Final]) -> None:
-    """However the refreshes fail, it is kept until its own expiry, STALE where an answer stayed away, and then STALE."""
+    """However the refreshes fail, it is kept until its own expiry, LIVE unless an answer stayed away."""
     play = Play(jitter=jitters[0], expires_s=2 * HOUR)
     play.tell(Wanted())
     play.accept(expires_s)

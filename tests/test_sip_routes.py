@@ -341,36 +341,34 @@ async def test_digest(sandbox: Sandbox, user: str, transport: str) -> None:
         address = terminal(user)
         assert (await watcher.fetch(address)).body
         await started(watcher, observer, address)
-        for count in (2, 3, 4):
-            watcher.refresh(address)
-            await until(lambda count=count: len(observer.bodies(address)) == count)  # type: ignore[misc]
+        watcher.refresh(address)
+        await until(lambda: len(observer.bodies(address)) == 2)
         assert (sandbox.subscriptions[address], observer.told[address].count(LIVE)) == (1, 1)
         watcher.unwatch(address)
         await until(lambda: address not in sandbox.subscriptions)
 
 
-@pytest.mark.parametrize("user", ["digest-md5", "digest-sha256", "answer-401", "answer-407"])
 @pytest.mark.parametrize("password", ["", "wrong"])
-async def test_digest_that_is_not_accepted(sandbox: Sandbox, user: str, password: str) -> None:
+async def test_digest_that_is_not_accepted(sandbox: Sandbox, password: str) -> None:
     """Without the right password, or at a server that challenges for ever, few SUBSCRIBEs leave, and it is said why."""
     credentials: dict[str, Any] = {"sip_username": DIGEST_USER, "sip_password": password} if password else {}
     async with watching(f"{sandbox.uri};transport=udp", **credentials) as (watcher, observer):
-        address = terminal(user)
-        with pytest.raises(WatcherUnauthenticated):
-            await watcher.fetch(address)
-        watcher.watch(address)
-        await until(lambda: isinstance(observer.errors.get(address), WatcherUnauthenticated))
-        seen = await view(watcher, address)
-        assert seen.next_at is not None
-        assert (seen.next_at - datetime.datetime.now(datetime.UTC)).total_seconds() > LONG_STOP_S - 60
+        addresses = [terminal(user) for user in ("digest-md5", "digest-sha256", "answer-401", "answer-407")]
+        for address in addresses:
+            with pytest.raises(WatcherUnauthenticated):
+                await watcher.fetch(address)
+            watcher.watch(address)
+            await until(lambda address=address: address in observer.errors)  # type: ignore[misc]
+            assert isinstance(observer.errors[address], WatcherUnauthenticated)
+            seen = await view(watcher, address)
+            assert seen.next_at is not None
+            assert (seen.next_at - datetime.datetime.now(datetime.UTC)).total_seconds() > LONG_STOP_S - 60
         await started(watcher, observer, terminal())
-        assert sandbox.counters.subscribes[address] <= 8
-        assert observer.told[address] == [UNKNOWN]
+        for address in addresses:
+            assert sandbox.counters.subscribes[address] <= 8
+            assert observer.told[address] == [UNKNOWN]
 
 
-@pytest.mark.parametrize(
-    "credentials", [{}, {"sip_username": "watcher", "sip_password": "wrong"}], ids=["none", "wrong"]
-)
 async def test_refresh_that_is_challenged_for_ever(sandbox: Sandbox, credentials: dict[str, Any]) -> None:
     """The subscription that was granted is used to its end; few SUBSCRIBEs leave."""
     async with watching(f"{sandbox.uri};transport=tcp", **credentials) as (watcher, observer):
