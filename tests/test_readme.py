@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import test_sip_dialog
 from tests.test_cli import ROOT, running
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -67,3 +68,10 @@ def test_tables_name_every_error_code() -> None:
     source = (Path(ROOT) / "app" / "domain.py").read_text("utf-8")
     for code in re.findall(r'code = "([A-Z_]+)"', source):
         assert f"`{code}`" in README, code
+
+
+def test_life_cycle_is_told() -> None:
+    """The table of a subscription's life has each row with what follows, as its test says, and the test's name."""
+    for row, name in test_sip_dialog.LIFE_CYCLE.items():
+        follows = " ".join((getattr(test_sip_dialog, name).__doc__ or "").split()).rstrip(".")
+        assert f"| {row} | {follows} | `{name}` |\n" in README, row
