@@ -119,6 +119,16 @@ def _sip_identity(text: str) -> str:
     return identity
 
 
+def _number_pattern(text: str) -> str:
+    if text.count("{number}") != 1 or set(text.replace("{number}", "")) & set("{}"):
+        raise ValueError("{number} must stand in it once")
+    try:
+        parse_address(text.replace("{number}", "+15551234567"))
+    except InvalidAddress as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 def _words(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
@@ -249,6 +259,17 @@ class Settings(BaseModel):
         pattern=r"^[A-Za-z0-9_\-.:/]{1,200}$",
         description="Claim that names the client's id.",
         examples=["a claim, such as azp"],
+    )
+    oidc_device_claim: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.:/\-]{0,100}$",
+        description="Claim that names the device of a three-legged access token, for CAMARA; none if empty.",
+        examples=["a claim, such as phone_number"],
+    )
+    camara_number_pattern: Annotated[str, AfterValidator(_number_pattern)] = Field(
+        "tel:{number}",
+        description="Address that CAMARA's phoneNumber stands for; {number} is the number with its plus.",
+        examples=["tel:{number}, or such as sip:{number}@ims.example.net;user=phone"],
     )
     grpc_max_connection_age_s: int = Field(
         3600,

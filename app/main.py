@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import rest, rpc, tls
+from app import camara, rest, rpc, tls
 from app.auth import OpenToAll
 from app.config import Settings
 from app.egress import Egress, Rules
@@ -89,11 +89,15 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             fetch_timeout_s=settings.fetch_timeout_ms / 1000,
             max_fetches=settings.max_fetches,
         )
+        tokens = _tokens(settings)
         egress = _egress(settings)
         stack.push_async_callback(egress.aclose)
         senders: dict[SinkKind, Sender] = {
             SinkKind.WEBHOOK: WebhookSender(
-                egress, clock=_now, envelopes={"": v1_event, "v1": v1_event}, source=settings.http_public_url or ""
+                egress,
+                clock=_now,
+                envelopes={"": v1_event, "v1": v1_event, camara.PROFILE: camara.event},
+                source=settings.http_public_url or "",
             ),
             SinkKind.SOAP: CallbackSender(egress),
         }
@@ -106,7 +110,7 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 senders,
                 clock=_now,
                 monotonic=time.monotonic,
-                tokens=_tokens(settings),
+                tokens=tokens,
                 attempted=metrics.attempted,
             )
         )
@@ -125,7 +129,7 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             max_connection_age_s=settings.grpc_max_connection_age_s,
         )
         grpc_server = await stack.enter_async_context(serve_grpc(rpc_server, settings.grpc_listen, secured, calls))
-        app = _http_app(service, use_cases, metrics, settings, stopping)
+        app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
         http_server = await stack.enter_async_context(serve_http(app, http_socket, secured))
         assert watcher.build is not None  # noqa: S101  # it started
         gateway = Gateway(
@@ -190,6 +194,7 @@ def _tokens(settings: Settings) -> AccessTokens | None:
         audience=settings.oidc_audience,
         scope=settings.oidc_scope,
         client_claim=settings.oidc_client_claim,
+        device_claim=settings.oidc_device_claim,
         clock=_now,
         monotonic=time.monotonic,
     )
@@ -226,9 +231,21 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
 
 
 def _http_app(
-    service: StatusService, use_cases: UseCases, metrics: Metrics, settings: Settings, stopping: asyncio.Event
+    service: StatusService,
+    use_cases: UseCases,
+    metrics: Metrics,
+    settings: Settings,
+    stopping: asyncio.Event,
+    tokens: AccessTokens | None,
 ) -> ASGIApp:
-    app = rest.create_app(service, stopping=stopping)
+    app = rest.create_app(
+        service,
+        use_cases,
+        stopping=stopping,
+        number_pattern=settings.camara_number_pattern,
+        grant=tokens.grant if tokens else None,
+        clock=_now,
+    )
     soap = create_soap_app(
         use_cases.queries,
         use_cases.subscriptions,
