@@ -72,6 +72,7 @@ MAX_FAULTS = 20
 """Faults of a request that are named; further ones are left out."""
 
 MAX_SHOWN = 200
+_HTTP_CODES = {400: domain.InvalidRequest.code, 413: "BODY_TOO_LARGE"}
 CHALLENGE = {"www-authenticate": "Bearer"}
 """What every 401 says (RFC 9110 section 11.6.1)."""
 
@@ -107,9 +108,9 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a body that is too large or no JSON."""
-    code = "BODY_TOO_LARGE" if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else ""
     detail = f"{request.method} {request.url.path}: {error.detail}."
-    return answer(problem(error.status_code, code or HTTPStatus(error.status_code).name, detail), headers=error.headers)
+    code = _HTTP_CODES.get(error.status_code) or HTTPStatus(error.status_code).name
+    return answer(problem(error.status_code, code, detail), headers=error.headers)
 
 
 def faults(error: RequestValidationError) -> dict[str, str]:

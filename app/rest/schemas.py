@@ -6,6 +6,7 @@ else mean nothing without a word. Within v1 members and values are added, never 
 Deliberately absent: rules about terminals, which the use cases check, and the making of answers (`wire.py`).
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -23,9 +24,13 @@ _ALICE = "sip:alice@example.com"
 _AT = "2026-01-02T03:04:05.678000Z"
 
 
-def _text_only(value: object) -> object:
-    if not isinstance(value, str | datetime):
-        raise ValueError("a time is a string (RFC 3339)")
+_RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,12})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+
+
+def _rfc3339(value: object) -> object:
+    """Pydantic alone would take numbers too, and times without a zone."""
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _RFC3339.fullmatch(value)):
+        raise ValueError("no time with a zone, as RFC 3339 has it")
     return value
 
 
@@ -36,7 +41,7 @@ def _utc(value: datetime) -> datetime:
         raise ValueError("no time that a calendar has in UTC") from None
 
 
-Rfc3339 = Annotated[AwareDatetime, BeforeValidator(_text_only), AfterValidator(_utc), Field(strict=False)]
+Rfc3339 = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc), Field(strict=False)]
 Address = Annotated[
     str,
     Field(

@@ -5,14 +5,14 @@ Invariants: what CAMARA's schemas allow is allowed, unknown members too; null is
 Deliberately absent: rules, and descriptions that CAMARA's own documents have at length.
 """
 
-from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app import camara
 from app.records import MAX_ID
+from app.rest.schemas import Rfc3339
 
 PHONE_NUMBER_PATTERN = r"^\+[1-9][0-9]{4,14}$"
 MAX_SINK = 2000
@@ -23,19 +23,6 @@ def _not_null(value: object) -> object:
     if value is None:
         raise ValueError("null is no value here; leave the member out")
     return value
-
-
-def _text_only(value: object) -> object:
-    if not isinstance(value, str | datetime):
-        raise ValueError("a time is a string (RFC 3339)")
-    return value
-
-
-def _utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("no time that a calendar has in UTC") from None
 
 
 def _without_null(schema: dict[str, Any]) -> None:
@@ -50,11 +37,10 @@ def _optional(**described: Any) -> Any:
     return Field(None, json_schema_extra=_without_null, **described)
 
 
-_Time = Annotated[AwareDatetime, BeforeValidator(_text_only), AfterValidator(_utc), Field(strict=False)]
 _Ipv4 = Annotated[IPv4Address, Field(strict=False)]
 _Ipv6 = Annotated[IPv6Address, Field(strict=False)]
 _GivenText = Annotated[str | None, BeforeValidator(_not_null)]
-_GivenTime = Annotated[_Time | None, BeforeValidator(_not_null)]
+_GivenTime = Annotated[Rfc3339 | None, BeforeValidator(_not_null)]
 _GivenFlag = Annotated[bool | None, BeforeValidator(_not_null)]
 
 
@@ -159,7 +145,7 @@ class AccessTokenCredential(_Model):
 
     credentialType: Literal["ACCESSTOKEN"]  # noqa: N815
     accessToken: str = Field(max_length=MAX_TEXT, description="Sent as bearer token (RFC 6750).")  # noqa: N815
-    accessTokenExpiresUtc: _Time = Field(  # noqa: N815
+    accessTokenExpiresUtc: Rfc3339 = Field(  # noqa: N815
         description="When it expires; the subscription ends with it.", examples=["2027-07-03T12:27:08.312Z"]
     )
     accessTokenType: Literal["bearer"]  # noqa: N815
@@ -170,7 +156,7 @@ class RefreshTokenCredential(_Model):
 
     credentialType: Literal["REFRESHTOKEN"]  # noqa: N815
     accessToken: str = Field(max_length=MAX_TEXT)  # noqa: N815
-    accessTokenExpiresUtc: _Time  # noqa: N815
+    accessTokenExpiresUtc: Rfc3339  # noqa: N815
     accessTokenType: Literal["bearer"]  # noqa: N815
     refreshToken: str = Field(max_length=MAX_TEXT)  # noqa: N815
     refreshTokenEndpoint: str = Field(max_length=MAX_TEXT, json_schema_extra={"format": "uri"})  # noqa: N815
