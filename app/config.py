@@ -670,7 +670,7 @@ def _problem(name: str, item: Any, values: dict[str, Any], origin: dict[str, str
     why = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
     if values.get(name) is None:  # the default does not go with the other settings
         return f"{PREFIX}{name.upper()} is not set: {why}. Allowed: {allowed}."
-    given = "(hidden)" if isinstance(field.default, SecretStr) else repr(values[name])
+    given = "(hidden)" if isinstance(field.default, SecretStr) else re.sub(r":[^:@/]*@", ":***@", repr(values[name]))
     return f"{origin[name]} = {given}: {why}. Allowed: {allowed}."
 
 

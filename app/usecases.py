@@ -22,6 +22,7 @@ from app.groups import GroupService
 from app.policy import Policies, Policy
 from app.ports import Sender, Store, Watcher
 from app.records import EndReason, SinkKind, Subscription
+from app.retention import keep_for
 from app.service import StatusService
 from app.subscribing import SubscriptionService
 from app.usage import UsageLog
@@ -116,12 +117,19 @@ async def run_use_cases(
         await groups.start()
         await watching.start()
         deliverer.start()
-        following = asyncio.create_task(follower.run(), name="clients: follow")
+        keeping = keep_for(
+            store, clock, deliveries_days=settings.delivery_retention_days, usage_days=settings.usage_retention_days
+        )
+        beside = [
+            asyncio.create_task(follower.run(), name="clients: follow"),
+            asyncio.create_task(keeping, name="purge"),
+        ]
         try:
             yield use_cases
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
     finally:
         await watching.aclose()
         await deliverer.aclose()
