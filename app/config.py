@@ -515,9 +515,9 @@ class Settings(BaseModel):
     bookmark_s: float = Field(
         10,
         ge=0.1,
-        le=3600,
+        le=60,
         description="How long a stream is quiet before it gets a bookmark, in seconds.",
-        examples=["0.1 to 3600"],
+        examples=["0.1 to 60"],
     )
     database_url: Annotated[str, AfterValidator(_database)] = Field(
         "sqlite+aiosqlite:///terminal-status.sqlite3",

@@ -226,6 +226,18 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
         lambda: {str(number): float(up) for number, up in enumerate(counts().routes_up, start=1)},
     )
     metrics.reads(
+        "terminal_status_unreadable_notifications_total",
+        "Presence documents of standing subscriptions that could not be read, by reason.",
+        "reason",
+        lambda: use_cases.watching.unreadable,
+    )
+    metrics.reads(
+        "terminal_status_usage_records_dropped_total",
+        "Usage records lost to a database that was away for too long.",
+        "kind",
+        lambda: {"any": use_cases.usage.dropped},
+    )
+    metrics.reads(
         "terminal_status_core", "What grows: terminals, subscriptions, streams.", "what", use_cases.watching.figures
     )
 

@@ -113,9 +113,6 @@ async def test_large_document(gateway: Gateway) -> None:
     assert answer["status"] == "REACHABLE"
 
 
-async def test_cut_document(gateway: Gateway, request: pytest.FixtureRequest) -> None:
-    """Over UDP, a NOTIFY that was longer than what arrived is no truth about the terminal."""
-    expected = {"udp": {"code": "DOCUMENT_UNREADABLE"}, "tcp": {"status": "REACHABLE"}}
-    answer = await ask_through(gateway, "rest", "sip:length-lies@example.com")
-    transport = request.node.callspec.params["gateway"]
-    assert expected[transport].items() <= answer.items()
+async def test_cut_document(gateway: Gateway) -> None:
+    """Over UDP, a NOTIFY that was longer than what arrived is no truth about the terminal: it is asked over TCP."""
+    assert (await ask_through(gateway, "rest", "sip:length-lies@example.com"))["status"] == "REACHABLE"
