@@ -205,15 +205,17 @@ def get(
     if as_json:
         print(json.dumps(answers, indent=2))  # noqa: T201  # standard output is this command's answer
     else:
+        why_not = ("why not",) if any("error" in answer for answer in answers) else ()
         print_table(
-            ("address", "via", "status", "observed at", "ms"),
+            ("address", "via", "status", "observed at", "ms", *why_not),
             [
                 [
                     answer["address"],
                     answer["via"],
                     styled(answer["status"]) if "status" in answer else styled(answer["code"], "red"),
-                    answer.get("observed_at") or answer.get("error", ""),
+                    answer.get("observed_at", ""),
                     str(answer["elapsed_ms"]),
+                    *([answer.get("error", "")] if why_not else []),
                 ]
                 for answer in answers
             ],
