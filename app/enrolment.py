@@ -238,7 +238,7 @@ class Enrolment:
 
     def _stand(self, standing: Standing, terminals: Iterable[Terminal]) -> None:
         for terminal in terminals:
-            terminal.standings[standing] = None
+            self._watches.link(standing, terminal)
             if terminal.address in standing.awaiting:
                 terminal.attentive = True
         self._standings.add(standing)
@@ -279,7 +279,7 @@ class Enrolment:
         for terminal in terminals:
             if standing in terminal.standings:
                 continue
-            terminal.standings[standing] = None
+            self._watches.link(standing, terminal)
             live = terminal.liveness is Liveness.LIVE and terminal.status is not None
             if live and not standing.check_immediate:
                 continue

@@ -171,6 +171,12 @@ class Watches:
             self._idle.append((terminal.idle_from_s, terminal))
             self._wake()
 
+    def link(self, standing: Standing, terminal: Terminal) -> None:
+        """The subscription wants this terminal, of which it is told too that it has failed since it was `want`ed."""
+        terminal.standings[standing] = None
+        if terminal.error is not None:
+            self.failed.append((terminal.address, (standing,), terminal.error))
+
     def unlink(self, standing: Standing, addresses: Iterable[TerminalAddress]) -> None:
         """The subscription wants these terminals no more."""
         for address in addresses:

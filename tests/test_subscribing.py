@@ -247,6 +247,21 @@ async def test_terminal_that_cannot_be_watched_is_an_error(core: Core, sink: Sin
     assert stored.end_reason is EndReason.FAILED
 
 
+async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(core: Core) -> None:
+    """A presence server that answers faster than the database loses nothing."""
+    create = core.store.create_subscription
+
+    async def slow(*args: Any) -> Any:
+        stored = await create(*args)
+        core.watcher.fail(ALICE, UNKNOWN)
+        return stored
+
+    core.store.create_subscription = slow  # type: ignore[attr-defined]  # it passes everything else on
+    subscription = await core.subscribe(ALICE, sink=SOAP)
+    await core.settled()
+    assert await core.told(subscription) == ["ERROR TERMINAL_UNKNOWN"]
+
+
 @pytest.mark.parametrize(
     ("sink", "expected"),
     [
