@@ -13,19 +13,23 @@ BUF_VERSION := 1.75.0
 BUF := .tools/buf/node_modules/.bin/buf
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 SERVERS := kamailio kamailio-presence-modules kamailio-sqlite-modules kamailio-xml-modules sip-tester postgresql sqlite3 curl
+CLIENTS := php-cli php-soap gsoap libgsoap-dev g++
+# The newest that runs on Debian 12's node. Its dependencies are those of that day.
+NODE_SOAP := 1.1.11
+NODE_SOAP_AT := .tools/node-soap/node_modules/soap/package.json
 ROWS ?=
 SECONDS ?= 600
 SEED ?=
 WATCHES ?= 2000
 STOP_S ?= 120
 
-.PHONY: run test check bench fuzz outage generate lock servers clean
+.PHONY: run test check bench fuzz outage generate lock servers clients clean
 .DELETE_ON_ERROR:
 
 run: .venv/run.stamp
 	@exec $(BIN)/terminal-status demo
 
-test: .venv/dev.stamp servers
+test: .venv/dev.stamp servers clients
 	$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/dev.stamp $(BUF)
@@ -64,6 +68,15 @@ lock: .venv/dev.stamp
 
 servers:
 	@.ci/debian-packages $(SERVERS)
+
+# SOAP clients of others. Without them their tests skip, but in CI.
+clients:
+	@.ci/debian-packages $(CLIENTS)
+	@[ -e $(NODE_SOAP_AT) ] || $(MAKE) --no-print-directory $(NODE_SOAP_AT) || [ -z "$$CI" ]
+
+$(NODE_SOAP_AT):
+	@command -v npm >/dev/null || .ci/debian-packages nodejs npm
+	npm install --prefix .tools/node-soap --no-save --no-package-lock --silent --before 2026-11-01 soap@$(NODE_SOAP)
 
 clean:
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out
