@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.table import Table
 
-from app.commands.console import USAGE, ConfigOption, JsonOption, err, fail, out, read_settings, shown
+from app.commands.console import USAGE, ConfigOption, JsonOption, err, fail, read_settings, shown
+from app.commands.tables import Cell, print_table
 
 if TYPE_CHECKING:
     from app.clients import ClientKey, ClientRegistry
@@ -62,13 +62,13 @@ def list_clients(config: ConfigOption = None, as_json: JsonOption = False) -> No
     if as_json:
         _print_json([_client(client) | {"keys": list(map(_key, keys))} for client, keys in found])
         return
-    table = Table("id", "name", "kind", "state", "made", "keys", box=None, pad_edge=False)
+    rows: list[list[Cell]] = []
     for client, keys in found:
         ends = [f"{key.id} until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else key.id for key in keys]
         kind, state = "operator" if client.admin else "application", "disabled" if client.disabled else "active"
         made = f"{client.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(shown(client.id), shown(client.name), kind, state, made, ", ".join(ends))
-    out.print(table)
+        rows.append([client.id, client.name, kind, state, made, ", ".join(ends)])
+    print_table(["id", "name", "kind", "state", "made", "keys"], rows)
 
 
 @clients.command()
