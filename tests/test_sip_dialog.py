@@ -777,6 +777,17 @@ def test_fresh_dialog_by_hand() -> None:
     assert told(actions) == [(Liveness.STALE, "asked afresh")]
 
 
+def test_who_is_worth_asking_again_when_the_server_is_back() -> None:
+    """A server that could not answer, and not one that has refused."""
+    away, refused, well = Play(), Play(), active()
+    away.tell(Wanted())
+    refused.tell(Wanted())
+    assert not away.usage.unanswered
+    away.refuse(503, local=True)
+    refused.refuse(403)
+    assert [play.usage.unanswered for play in (away, refused, well)] == [True, False, False]
+
+
 def test_timer_that_fires_early() -> None:
     """It does nothing but arm itself again."""
     play = active(600, jitter=0.0)

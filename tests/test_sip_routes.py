@@ -132,6 +132,58 @@ async def test_server_that_answers_503_is_left() -> None:
             assert second.counters.subscribes[address] == 2
 
 
+# Places for sockets, of which PJSIP has 64
+
+
+async def test_many_questions_to_a_dead_server(sandbox: Sandbox) -> None:
+    """Hundreds of fetches and watches at a server that refuses connections fail soon, and end no worker."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        server = f"sip:127.0.0.1:{closed.getsockname()[1]};transport=tcp"
+        async with watching(server, probe_every_s=1, setups_per_s=0) as (watcher, observer):
+            pid = watcher.worker_pid
+            addresses = [terminal() for _ in range(500)]
+            for address in addresses:
+                watcher.watch(address)
+            for _ in range(4):
+                answers = await asyncio.gather(*(watcher.fetch(terminal()) for _ in range(50)), return_exceptions=True)
+                assert all(isinstance(answer, PresenceUnavailable) for answer in answers)
+            await until(lambda: all(observer.liveness(address) is UNKNOWN for address in addresses))
+            assert watcher.worker_pid == pid
+            closed.close()
+            async with Sandbox(port=int(server.split(":")[2].partition(";")[0]), scripted=False):
+                await until_then(lambda: observer.live(addresses))
+            assert watcher.worker_pid == pid
+
+
+async def test_strangers_that_connect(sandbox: Sandbox) -> None:
+    """However many connect to the SIP port, and stay or leave, the worker lives, and the server comes through later."""
+    async with watching(f"{sandbox.uri};transport=tcp") as (watcher, observer):
+        address, pid, port = terminal(), watcher.worker_pid, watcher.ports["tcp"]
+        await started(watcher, observer, address)
+        staying: list[asyncio.StreamWriter] = []
+
+        async def knock(stay: bool) -> None:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(0.2):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    if stay:
+                        staying.append(writer)
+                    else:
+                        writer.transport.abort()
+
+        for _ in range(4):
+            await asyncio.gather(*(knock(stay) for stay in [False] * 100 + [True] * 20))
+            assert (await watcher.fetch(terminal())).body
+        for writer in staying:
+            writer.transport.abort()
+        for connection in list(sandbox._notifier.transport._connections):  # noqa: SLF001  # none other than ours
+            connection.close()
+        sandbox.set_status(user_of(address), Status.BUSY)
+        await until_then(lambda: b"phone" in observer.bodies(address)[-1])
+        assert watcher.worker_pid == pid
+
+
 # Names
 
 

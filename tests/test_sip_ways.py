@@ -1,11 +1,15 @@
 """How fast SUBSCRIBEs leave, and to which presence server: the pure parts."""
 
 import math
+import socket
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.sip.doors import KNOCK_GAP_S, KNOCK_S, Doors
+from app.sip.gate import LATELY_S, MOST_HERE, MOST_LATELY, Gate
 from app.sip.pace import BURST, BURST_S, Pace
 from app.sip.routes import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
 
@@ -107,3 +111,69 @@ def test_without_probes_nothing_is_due() -> None:
     """Switched off, it never wakes anybody."""
     routes = Routes(2, 0)
     assert (routes.due(100.0), routes.wake_s()) == ([], math.inf)
+
+
+def test_one_knocks_and_the_others_wait_for_what_becomes_of_it() -> None:
+    """Where a server is not known to take connections, what waits leaves when it is, and fails when it does not."""
+    doors: Doors[str] = Doors()
+    assert doors.enter("tcp", "first", 10.0)
+    assert not any(doors.enter("tcp", who, 10.0) for who in ("second", "third"))
+    assert list(doors.due(10.001)) == []
+    doors.connected(10.1)
+    assert (list(doors.due(10.1)), doors.waiting) == (["second", "third"], False)
+    assert doors.enter("tcp", "fourth", 10.1)
+    assert doors.refused("tcp") == []
+    assert doors.enter("tcp", "fifth", 11.0)
+    assert not doors.enter("tcp", "sixth", 11.0)
+    assert doors.refused("tcp") == ["sixth"]
+    assert list(doors.due(12.0)) == []
+    assert doors.enter("tcp", "seventh", 12.0)
+    doors.answered("tcp")
+    doors.broken()
+    assert not doors.enter("tcp", "eighth", 12.0)
+
+
+def test_knocks_are_few() -> None:
+    """A door that says nothing is knocked at now and then; several doors take turns."""
+    doors: Doors[int] = Doors()
+    knocks = 0
+    for milliseconds in range(2000):
+        now_s = milliseconds / 1000
+        knocks += doors.enter(milliseconds % 3, milliseconds, now_s)
+        knocks += len(list(doors.due(now_s)))
+    assert 2 / KNOCK_S <= knocks <= min(3 * (2 / KNOCK_S + 1), 2 / KNOCK_GAP_S + 1)
+
+
+def test_gate_lets_few_in_at_once() -> None:
+    """When many have come lately, or are here, connections wait in the kernel until there is room again."""
+    with socket.socket() as listening, ExitStack() as callers:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        listening.setblocking(False)
+        gate = Gate({listening.getsockname()[1]})
+        callers.enter_context(gate._nobody)  # noqa: SLF001  # a worker keeps it for good
+
+        def accepted(now_s: float) -> list[int]:
+            come = []
+            with suppress(BlockingIOError):
+                while True:
+                    connection = callers.enter_context(listening.accept()[0])
+                    come.append(connection.fileno())
+                    gate.arrived(connection.fileno(), now_s)
+            return come
+
+        for _ in range(60):
+            callers.enter_context(socket.create_connection(listening.getsockname()))
+        first = accepted(100.0)
+        assert (len(first), gate.open) == (MOST_LATELY, False)
+        gate.reopen(100.1)
+        assert not accepted(100.1)
+        gate.reopen(100.1 + LATELY_S)
+        second = accepted(100.1 + LATELY_S)
+        assert len(first) + len(second) == MOST_HERE
+        gate.reopen(200.0)
+        assert not accepted(200.0)
+        for key in first:
+            gate.left(key)
+        gate.reopen(200.0)
+        assert len(accepted(200.0)) == MOST_LATELY

@@ -12,12 +12,14 @@ Deliberately absent: what an answer means (`dialog.py`), when to ask (`subscript
 
 import dataclasses
 import secrets
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import pjsua2
 
+from app.sip.doors import Doors
 from app.sip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.frames import Configure, Credentials
 from app.sip.intake import Intake
@@ -30,6 +32,7 @@ _ACCEPTED, _TERMINATED = 2, 5  # of enum pjsip_evsub_state; between them PENDING
 _TX_MSG, _RX_MSG = 2, 3  # of enum pjsip_event_id_e
 _TSX_COMPLETED, _TSX_TERMINATED = pjsua2.PJSIP_TSX_STATE_COMPLETED, pjsua2.PJSIP_TSX_STATE_TERMINATED
 _CHALLENGES = (401, 407)
+_NOT_SENT = (502, 503)  # PJSIP's own codes for a name that has no address and for a transport that fails
 
 # Offsets in this build's structs (library.py accepts no other); each is checked where it is used.
 _DIALOG_POOL, _DIALOG_AUTH = 48, 568
@@ -55,6 +58,8 @@ class Subscription:
     """Whether the request in progress answers a challenge."""
     generation: int = 0
     """The owner's number of this dialog."""
+    door: tuple[int, bool] | None = None
+    """Over a stream: by which way it leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class _Leg:
 
     route: Any
     contact: Any
+    stream: bool
 
 
 class Stack:
@@ -79,6 +85,7 @@ class Stack:
         # pjsua2's own reader of an event: hidden from Python, but exported, and free of struct offsets.
         self._read_event = self._lib._ZN2pj8SipEvent6fromPjERK11pjsip_event  # noqa: SLF001  # a C++ symbol
         self._live: dict[Any, Subscription] = {}  # by pointer
+        self.doors: Doors[tuple[Subscription, int]] = Doors()
         self._answered: list[tuple[Subscription, Any]] = []  # NOTIFY transactions of this poll
         self._ua = self._lib.pjsip_ua_instance()
         self._user = self._event_subscription_user()
@@ -109,12 +116,15 @@ class Stack:
         remote = self._ffi.new("char[]", f"<{address}>".encode("ascii"))
         uri = self._ffi.new("pj_str_t *", (target, len(target) - 1))
         to = self._ffi.new("pj_str_t *", (remote, len(remote) - 1))
-        lib, out, leg = self._lib, self._out, self._legs.get((route, over_tcp)) or self._legs[route, False]
+        lib, out = self._lib, self._out
+        way = (route, over_tcp and (route, True) in self._legs)
+        leg = self._legs[way]
         status = lib.pjsip_dlg_create_uac(self._ua, self._local, leg.contact, to, uri, out)
         if status == _PJSIP_EINVALIDURI:
             raise AddressRefused("PJSIP cannot read it")
         self.endpoint.must(status, "create a dialog")
         subscription = Subscription(owner, None, out[0], generation >= 0, generation=generation)
+        subscription.door = way if leg.stream else None
         lib.pjsip_dlg_inc_lock(subscription.dialog)
         try:
             status = lib.pjsip_dlg_set_route_set(subscription.dialog, leg.route)
@@ -159,8 +169,33 @@ class Stack:
         if transaction is not None:
             self._lib.pjsip_tsx_terminate(transaction, 487)
 
+    def take(self) -> tuple[Subscription, Event]:
+        """The next of `events`. Raises IndexError where there is none."""
+        subscription, event = self.events.popleft()
+        if subscription.door is not None:
+            self._learn(subscription.door, event)
+        return subscription, event
+
+    def _learn(self, door: tuple[int, bool], event: Event) -> None:
+        if not (isinstance(event, Final) and event.local):
+            self.doors.answered(door)
+        elif event.code in _NOT_SENT:
+            for waiting, _ in self.doors.refused(door):
+                if waiting.pointer is not None:
+                    established = self._lib.pjsip_evsub_get_state(waiting.pointer) >= _ACCEPTED
+                    if not established:
+                        self.forget(waiting)
+                    self.events.append((waiting, dataclasses.replace(event, dialog_gone=not established)))
+
     def poll(self, timeout_ms: int) -> bool:
         """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
+        if self.doors.waiting:
+            for subscription, expires_s in self.doors.due(time.monotonic()):
+                try:
+                    if subscription.pointer is not None:
+                        self._send_now(subscription, expires_s)
+                except SipStackError as error:
+                    self.events.append((subscription, Final(503, plain(str(error)), local=True, dialog_gone=True)))
         # The NOTIFY that ended a subscription was answered 200. Its transaction would live on for 32 s in case that was
         # lost, and the dialog's memory with it; without it a copy of the NOTIFY is answered 481, and nothing is lost.
         # It is still there: a transaction that is over is destroyed by a timer, so not before the poll that follows.
@@ -171,6 +206,11 @@ class Stack:
         return self.endpoint.poll(timeout_ms)
 
     def _send(self, subscription: Subscription, expires_s: int) -> None:
+        door = subscription.door
+        if door is None or self.doors.enter(door, (subscription, expires_s), time.monotonic()):
+            self._send_now(subscription, expires_s)
+
+    def _send_now(self, subscription: Subscription, expires_s: int) -> None:
         lib, out = self._lib, self._out
         subscription.challenged = False
         status = lib.pjsip_evsub_initiate(subscription.pointer, self._ffi.NULL, expires_s, out)
@@ -287,7 +327,7 @@ class Stack:
     def _leg(self, uri: str, transport: str, host: str) -> _Leg:
         parameter = "" if transport == "udp" else f";transport={transport}"
         contact = f"<sip:{self._intake.contact_user}@{host}:{self.endpoint.ports[transport]}{parameter}>"
-        return _Leg(self.endpoint.headers([("Route", f"<{uri}>")]), self.endpoint.text(contact))
+        return _Leg(self.endpoint.headers([("Route", f"<{uri}>")]), self.endpoint.text(contact), transport != "udp")
 
     def _header_list(self, configure: Configure) -> Any:
         """The operator's header fields; of P-Charging-Vector each dialog's own icid is written into its text."""

@@ -1,4 +1,4 @@
-"""Whether the presence servers are there: OPTIONS to each (RFC 3261 section 11), and streams that break.
+"""Whether the presence servers are there: OPTIONS to each (RFC 3261 section 11), and streams that come and go.
 
 Invariants: a callback only appends to `answers` or counts `broken`; what follows is done after `poll`. A connection
 that we opened is kept open for as long as its peer does, so that its end is noticed; PJSIP would close it after 33 s.
@@ -6,14 +6,16 @@ that we opened is kept open for as long as its peer does, so that its end is not
 Deliberately absent: what an answer says beyond that somebody is there, and the choice of a route (`routes.py`).
 """
 
+import time
 from collections import deque
 from typing import Any
 
 from app.sip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.frames import Configure
+from app.sip.gate import Gate
 
 _RX_MSG = 3  # of enum pjsip_event_id_e
-_CONNECTED, _DISCONNECTED = 0, 1  # of enum pjsip_transport_state
+_CONNECTED, _DISCONNECTED, _DESTROYED = 0, 1, 3  # of enum pjsip_transport_state
 _NAME_BYTES = 4
 _OURS = (b"tcpc", b"tlsc")
 """How PJSIP names a connection that it opened; those of others are `tcps…` and `tlss…`."""
@@ -25,8 +27,9 @@ class Probe:
     def __init__(self, endpoint: Endpoint, configure: Configure) -> None:
         self.answers: deque[tuple[int, bool]] = deque()
         """Number of a route, and whether its server answered; the owner empties it after each `poll`."""
-        self.broken = 0
-        """Connections of ours that ended."""
+        self.broken = self.connected = 0
+        """Connections of ours that ended, and that were made."""
+        self.gate = Gate({number for name, number in endpoint.ports.items() if name != "udp"})
         self._endpoint = endpoint
         self._held: dict[int, Any] = {}  # connections of ours, by address
         self._ended: list[Any] = []
@@ -54,6 +57,7 @@ class Probe:
         """Lets go of connections that ended; outside callbacks."""
         while self._ended:
             self._endpoint.lib.pjsip_transport_dec_ref(self._ended.pop())
+        self.gate.reopen(time.monotonic())
 
     def _answer_callback(self) -> Any:
         ffi = self._endpoint.ffi
@@ -72,13 +76,17 @@ class Probe:
         @ffi.callback("void(void *, int, const void *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def changed(transport: Any, state: int, info: Any) -> None:
             key = int(ffi.cast("uintptr_t", transport))
-            if state == _CONNECTED and ffi.buffer(transport, _NAME_BYTES)[:] in _OURS:
-                if key not in self._held:
-                    lib.pjsip_transport_add_ref(transport)
-                    self._held[key] = transport
+            if state == _CONNECTED and ffi.buffer(transport, _NAME_BYTES)[:] not in _OURS:
+                self.gate.arrived(key, time.monotonic())
+            elif state == _CONNECTED and key not in self._held:
+                lib.pjsip_transport_add_ref(transport)
+                self._held[key] = transport
+                self.connected += 1
             elif state == _DISCONNECTED and key in self._held:
                 self._ended.append(self._held.pop(key))
                 self.broken += 1
+            elif state in (_DISCONNECTED, _DESTROYED):
+                self.gate.left(key)
             if before != ffi.NULL:
                 before(transport, state, info)
 

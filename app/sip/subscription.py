@@ -172,6 +172,12 @@ class Usage:
         """Whether there is a subscription that a NOTIFY has told of."""
         return self._substate is not None
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether it waits to ask again a server that could not answer."""
+        waits = self._step is Step.ASK and self._good_since_s is None
+        return waits and isinstance(self._error, PresenceUnavailable)
+
     def snapshot(self) -> Snapshot:
         """The usage as it stands."""
         wake_s = self._wake_s()

@@ -126,7 +126,7 @@ class Watches:
             if watch.route > route:
                 self._later(watch, dialog.RefreshWanted(fresh=True))
             elif watch.route == route:
-                self._later(watch, dialog.TransportLost())
+                self._later(watch, dialog.RefreshWanted() if watch.usage.unanswered else dialog.TransportLost())
 
     def send_waiting(self) -> float:
         """Sends what the pace lets go, and fires due timers; returns the seconds until there is more to do."""

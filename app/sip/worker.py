@@ -79,7 +79,7 @@ class Worker:
         self._registration = Registration(stack.endpoint, configure) if configure.registrar else None
         self._counted: Counts | None = None
         self._count_at_s = 0.0
-        self._broken = 0
+        self._broken = self._connected = 0
         self._flushed_s = 0.0
         self._unsent = bytearray()
         self._open = True
@@ -94,7 +94,8 @@ class Worker:
             wait_s = self._work()
             self._flush()
             polls = 0
-            timeout_ms = _BUSY_MS if self._unsent or self._fetches.waiting else min(_IDLE_MS, int(wait_s * 1000) + 1)
+            hurried = self._unsent or self._fetches.waiting or self._stack.doors.waiting
+            timeout_ms = _BUSY_MS if hurried else min(_IDLE_MS, int(wait_s * 1000) + 1)
             while self._stack.poll(timeout_ms) and polls < _MOST_POLLS_PER_TURN:
                 self._drain()
                 if self._reports and (
@@ -137,7 +138,7 @@ class Worker:
         """Handles what PJSIP saw, and sends questions that wait; the rest may wait for the next turn."""
         events = self._stack.events
         while events:
-            subscription, event = events.popleft()
+            subscription, event = self._stack.take()
             owner = subscription.owner
             if isinstance(owner, Query):
                 self._fetches.handle(owner, subscription, event)
@@ -154,8 +155,12 @@ class Worker:
             route, answered = answers.popleft()
             if answered:
                 self._routes.answered(route, probe=True)
+        if self._probe.connected != self._connected:
+            self._connected = self._probe.connected
+            self._stack.doors.connected(now_s)
         if self._probe.broken != self._broken:
             self._broken = self._probe.broken
+            self._stack.doors.broken()
             self._watches.contact_lost()
         self._probe.release()
         for route in self._routes.due(now_s):
