@@ -1,8 +1,9 @@
 """Calls applications back: an owed notification -> statusNotification, statusError or statusEnd at their endpoint.
 
-Invariants: a call is in the version in which its notification was started, with the application's own correlator. A
-SOAP fault is a failed attempt, whatever its HTTP status; 410 is one too, for the contract knows no endpoint that wants
-nothing more. What the contract has no message for (that it has started, or was ended by the application) is not sent.
+Invariants: a call is in the version in which its notification was started, with the application's own correlator, and
+with its own spelling of the addresses that it named. A SOAP fault is a failed attempt, whatever its HTTP status; 410 is
+one too, for the contract knows no endpoint that wants nothing more. What the contract has no message for (that it has
+started, or was ended by the application) is not sent.
 
 Deliberately absent: retries and order (`app.delivery`), connections and their limits (`app.egress`), and what is owed
 (`app.standing`). Reading the empty response of the application.
@@ -18,7 +19,7 @@ from app.ports import Sent
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription
 from soap_compat import writing
 from soap_compat.faults import reason_for
-from soap_compat.schema import STATUS_WORDS
+from soap_compat.schema import STATUS_WORDS, WRITTEN, written
 from soap_compat.versions import callback_namespace
 
 HEADERS: Final = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
@@ -32,17 +33,22 @@ _FAULT = re.compile(rb"<(?:[^\s<>:/]+:)?Fault[\s/>]")
 def callback(subscription: Subscription, notification: OwedNotification) -> bytes | None:
     """The envelope; None where the contract has no message for the notification."""
     correlator = writing.text_part("correlator", subscription.correlator)
+    spelling = written(subscription.sink.parameters.get(WRITTEN, ""))
     namespace = callback_namespace(subscription.sink.profile)
     match notification.kind:
         case NotificationKind.STATUS:
             changes = [
-                writing.status_part("terminalStatus", change.address, STATUS_WORDS[change.status])
+                writing.status_part(
+                    "terminalStatus", spelling.get(change.address, change.address), STATUS_WORDS[change.status]
+                )
                 for change in notification.changes
             ]
             return writing.message(namespace, "statusNotification", correlator + "".join(changes))
         case NotificationKind.ERROR:
-            address = writing.text_part("address", notification.address) if notification.address else ""
-            reason = writing.error_part("reason", reason_for(notification.code, _address(subscription, notification)))
+            about = _address(subscription, notification)
+            about = spelling.get(about, about)
+            address = writing.text_part("address", about) if notification.address else ""
+            reason = writing.error_part("reason", reason_for(notification.code, about))
             return writing.message(namespace, "statusError", correlator + address + reason)
         case NotificationKind.ENDED if notification.code in _COMPLETE:
             return writing.message(namespace, "statusEnd", correlator)

@@ -220,14 +220,20 @@ def fault_for(error: TerminalStatusError, operation: str) -> SoapFault:
     """The fault that an operation raises for a domain error: of its own list, in which others are a general one."""
     detail = detail_for(error, operation)
     if detail.message_id not in OPERATIONS[operation].messages:
-        detail = Detail("SVC0001" if detail.element == "ServiceException" else "POL0001", (error.code,))
+        detail = _general(detail, error.code)
     sentence = f"{detail.message_id}: {detail.sentence}. {error}".rstrip()
     return SoapFault("Server", sentence, detail, retry_after_s=error.retry_after_s)
 
 
 def reason_for(code: str, address: str) -> Detail:
-    """What a statusError says about a domain error's `code`; `address` is the terminal it is about, "" if none."""
+    """What a statusError says about a domain error's `code`; `address` is the terminal it is about, "" if that is not
+    known, where a message that would have to name it is the general one."""
     error = _ERRORS.get(code)
     if error is None:
         return Detail("SVC0001", (code,))
-    return detail_for(error("", address=address), "startNotification")
+    detail = detail_for(error("", address=address), "startNotification")
+    return detail if all(detail.variables) else _general(detail, code)
+
+
+def _general(detail: Detail, code: str) -> Detail:
+    return Detail("SVC0001" if detail.element == "ServiceException" else "POL0001", (code,))

@@ -8,9 +8,11 @@ Deliberately absent: Spyne's own WSDL generator. The files in `wsdl/` are what c
 (imports, message and part names, fault messages) is part of the contract and Spyne's differs.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from spyne import AnyUri, Boolean, ComplexModel, Enum, Integer32, Service, Unicode, rpc
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 FACE: Final = "soap"
 MAX_CORRELATOR: Final = 255
 MAX_REQUESTER: Final = 200
+
+WRITTEN: Final = "written"
+"""Sink parameter: the application's own spelling of addresses (JSON, by the canonical ones), for its callbacks."""
+
+MAX_WRITTEN: Final = 100
+"""Where more addresses differ, callbacks have the canonical ones."""
 
 STATUS_WORDS: Final[Mapping[Status, str]] = {
     Status.REACHABLE: "Reachable",
@@ -163,7 +171,7 @@ async def _start_notification(
             duration_ms=None if duration is None else _milliseconds(duration),
             count=count or 0,
             correlator=_correlator(correlator, "reference.correlator"),
-            sink=Sink(kind=SinkKind.SOAP, url=endpoint, profile=call.dialect.profile),
+            sink=Sink(kind=SinkKind.SOAP, url=endpoint, profile=call.dialect.profile, parameters=_written(addresses)),
         ),
         face=FACE,
         requester=_requester(requester),
@@ -192,6 +200,19 @@ def _correlator(correlator: str, part: str) -> str:
     if len(correlator) > MAX_CORRELATOR:
         raise invalid(part, f"It is longer than {MAX_CORRELATOR} characters.")
     return correlator
+
+
+def _written(addresses: list[str]) -> dict[str, str]:
+    """The sink's parameters: how the application wrote those addresses that are written otherwise here."""
+    differing = {canonical: text for text in addresses if (canonical := _canonical(text)) != text}
+    return {WRITTEN: json.dumps(differing)} if 0 < len(differing) <= MAX_WRITTEN else {}
+
+
+@lru_cache(maxsize=256)
+def written(text: str) -> Mapping[str, str]:
+    """What `WRITTEN` holds, by canonical address."""
+    found: dict[str, str] = json.loads(text) if text else {}
+    return found
 
 
 def _milliseconds(time_metric: tuple[str, int]) -> int:

@@ -15,7 +15,7 @@ from app.records import Sink, SinkKind
 from app.subscribing import SubscriptionRequest
 from soap_compat.envelope import MAX_ELEMENTS
 from soap_compat.faults import FAULTS, OPERATIONS, TEXTS
-from soap_compat.schema import MAX_CORRELATOR, MILLISECONDS
+from soap_compat.schema import MAX_CORRELATOR, MAX_WRITTEN, MILLISECONDS, WRITTEN, written
 from tests.soap import (
     ALICE,
     COMMON,
@@ -177,6 +177,19 @@ async def test_start_notification_with_defaults() -> None:
     await ask(use_cases, start(criteria="", duration="", count=""))
     (_, request, *_) = use_cases.created[0]
     assert request == replace(STARTED, criteria=frozenset(), duration_ms=None, count=0)
+
+
+async def test_own_spelling() -> None:
+    """Addresses that are written otherwise here are kept with the sink as the application wrote them, up to a bound."""
+    use_cases = FakeUseCases()
+    spellings = ["sip:a@Example.com", "tel:+1-555", *[f"sip:{n}@Example.com" for n in range(MAX_WRITTEN - 2)]]
+    for extra in ([], ["sip:x@Example.com"]):
+        parts = "".join(f"<l:addresses>{text}</l:addresses>" for text in [*spellings, *extra])
+        assert (await ask(use_cases, start(addresses=parts + START["addresses"]))).status == 200
+    kept, none = [request.sink.parameters for _, request, *_ in use_cases.created]
+    assert len(written(kept[WRITTEN])) == MAX_WRITTEN
+    assert written(kept[WRITTEN])["sip:a@example.com"] == "sip:a@Example.com"
+    assert none == {}
 
 
 async def test_end_notification() -> None:

@@ -1,0 +1,319 @@
+"""The SOAP face over the real use cases and SQLite: policies, groups, usage, and callbacks by the outbox."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lxml import etree
+from starlette.types import ASGIApp
+
+from app.delivery import Deliverer
+from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
+from app.egress import Egress, Rules
+from app.policy import Policy
+from app.ports import Page
+from app.records import SinkKind
+from soap_compat.callbacks import CallbackSender
+from soap_compat.server import create_app
+from tests.core import ALICE, ALL, APP, BOB, CAROL, OTHER, TEAM, Clocks, Core, new_database, run_core, until
+from tests.receivers import Receiver, answer, in_turn, receiver, reset
+from tests.soap import MANAGER, Reply, call, content_of, envelope, payload, valid
+from tests.test_soap_operations import end, group, start
+
+BUSY, REACHABLE, UNREACHABLE = Status.BUSY, Status.REACHABLE, Status.UNREACHABLE
+FAULT = b'<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"><e:Body><e:Fault/></e:Body></e:Envelope>'
+
+
+class Known:
+    """An authenticator that knows who calls by the Authorization header's text."""
+
+    def known(self, authorization: str) -> Any:
+        return OTHER if authorization == "other" else APP
+
+
+class World:
+    """A gateway whose applications listen at `there`; the store decides what is due by the test's clock."""
+
+    def __init__(self, core: Core, app: ASGIApp, deliverer: Deliverer, there: Receiver) -> None:
+        self.core = core
+        self.app = app
+        self.deliverer = deliverer
+        self.there = there
+
+    async def ask(self, body: bytes, *, authorization: str = "") -> Reply:
+        manager = b"startNotification" in body or b"endNotification" in body
+        path = "/TerminalStatusNotificationManager" if manager else "/TerminalStatus"
+        return await call(self.app, body, path=path, authorization=authorization)
+
+    async def start(self, *addresses: str, correlator: str = "c-1", namespace: str = MANAGER, **parts: str) -> Reply:
+        reference = (
+            f"<l:reference><endpoint>{self.there.url}</endpoint><interfaceName>TerminalStatusNotification</interfaceName>"
+            f"<correlator>{correlator}</correlator></l:reference>"
+        )
+        listed = "".join(f"<l:addresses>{address}</l:addresses>" for address in addresses)
+        defaults = {"criteria": "", "duration": "", "count": "", "frequency": zero_frequency()}
+        values = {"reference": reference, "addresses": listed} | defaults | parts
+        return await self.ask(start(namespace, **values))
+
+    async def calls(self, count: int) -> list[str]:
+        """What the application was called with, in short, once there are so many calls."""
+        self.deliverer.hint()
+        await self.there.wait_for_requests(count)
+        return [in_short(request.body) for request in self.there.requests]
+
+
+def zero_frequency() -> str:
+    return "<l:frequency><metric>Second</metric><units>0</units></l:frequency>"
+
+
+def in_short(body: bytes) -> str:
+    """`statusNotification c-1 alice Busy`, once it is found valid."""
+    content = content_of(body)
+    valid(content)
+    return " ".join([etree.QName(content).localname, *leaves(content)])
+
+
+def leaves(element: etree._Element) -> list[str]:
+    """The values in it, but for texts of messages."""
+    return [leaf.text or "" for leaf in element.iter() if not len(leaf) and leaf.tag != "text"]
+
+
+@asynccontextmanager
+async def world_of(
+    tmp_path: Path, policy: Policy | None = None, behave: Any = None, clocks: Clocks | None = None, url: str = ""
+) -> AsyncIterator[World]:
+    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), total_s=5)
+    senders: Mapping[SinkKind, CallbackSender] = {SinkKind.SOAP: CallbackSender(egress)}
+    url = url or await new_database(tmp_path)
+    async with receiver(behave) as there, run_core(url, policy=policy, senders=senders, clocks=clocks) as core:
+        clock: Callable[[], Any] = lambda: core.clocks.now  # noqa: E731
+        deliverer = Deliverer(core.store, senders, owner="test", clock=clock, jitter=lambda: 0.5)
+        deliverer.start()
+        app = create_app(core.queries, core.subscriptions, Known(), clock=clock, max_age_s=60)  # type: ignore[arg-type]
+        try:
+            yield World(core, app, deliverer, there)
+        finally:
+            await deliverer.aclose()
+            await egress.aclose()
+
+
+# --- questions
+
+
+async def test_questions(tmp_path: Path) -> None:
+    """Terminals and groups are asked, each member once; a group for getStatus is POL0006; what is private, unknown or
+    late says so for its terminal alone."""
+    async with world_of(tmp_path) as world:
+        await world.core.groups.create(APP, TEAM, [BOB, CAROL])
+        answers: dict[str, Any] = {
+            BOB: WatcherRefused("No.", address=BOB),
+            CAROL: TerminalUnknown("Who?"),
+            "sip:late@example.com": FetchTimedOut("Late."),
+        }
+        world.core.watcher.answer = lambda address: answers.get(address, BUSY)
+        assert (await world.ask(envelope(payload()).encode())).result == "getStatusResponse:Busy"
+        assert (await world.ask(envelope(payload(f"<address>{TEAM}</address>")).encode())).fault == "POL0006 address"
+        assert (await world.ask(envelope(payload(f"<address>{BOB}</address>")).encode())).fault == f"POL0002 {BOB}"
+        reply = await world.ask(group("sip:late@example.com", TEAM, "sip:alice@Example.COM"))
+        told = [
+            " ".join(leaf.text or "" for leaf in one.iter() if not len(leaf) and leaf.tag != "text")
+            for one in reply.content
+        ]
+        assert told[:2] == ["sip:late@example.com NotRetrieved", "sip:alice@Example.COM Retrieved Busy"]
+        assert sorted(told[2:]) == [f"{BOB} Error POL0002 {BOB}", f"{CAROL} Error SVC0004 addresses"]
+
+
+async def test_a_live_watch_answers(tmp_path: Path) -> None:
+    """Where the operator allows an age, a watched terminal costs no question."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        assert (await world.ask(envelope(payload()).encode())).result == "getStatusResponse:Busy"
+        assert world.core.watcher.fetched == []
+
+
+async def test_policies(tmp_path: Path) -> None:
+    """Each policy has the contract's fault, in the operation that it limits."""
+    policy = Policy(
+        busy_available=False,
+        max_notification_addresses=2,
+        max_targets=2,
+        min_interval_ms=5000,
+        max_duration_ms=3_600_000,
+        max_count=10,
+        unlimited_count_allowed=False,
+        nested_group_support=False,
+        max_subscriptions=1,
+    )
+    count = {"count": "<l:count>1</l:count>"}
+    async with world_of(tmp_path, policy) as world:
+        hour = "<l:duration><metric>{}</metric><units>{}</units></l:duration>"
+        for fault, parts in {
+            "POL0200": {"criteria": "<l:criteria>Busy</l:criteria>", **count},
+            "POL0004": {},
+            "POL0005": {"count": "<l:count>11</l:count>"},
+            "POL0009": {"frequency": zero_frequency().replace("0", "4"), **count},
+            "POL0001 DURATION_TOO_LONG": {"duration": hour.format("Minute", 61), **count},
+            "SVC0002 duration": {"duration": hour.format("Minute", -1), **count},
+            "SVC0002 frequency": {"frequency": zero_frequency().replace("0", "-1"), **count},
+            "SVC0002 count": {"count": "<l:count>-1</l:count>"},
+        }.items():
+            assert (await world.start(ALICE, **parts)).fault == fault
+        assert (
+            await world.start(ALICE, duration=hour.format("Year", 2_000_000_000), **count)
+        ).fault == "SVC0002 duration"
+        assert (await world.start(ALICE, BOB, CAROL, **count)).fault == "POL0003 addresses"
+        assert (await world.start("alice", **count)).fault == "SVC0002 addresses"
+        await world.core.groups.create(OTHER, TEAM, [BOB])
+        assert (await world.start(TEAM, **count)).fault == f"SVC0006 {TEAM} addresses"
+        assert (await world.ask(group(TEAM))).fault == f"SVC0006 {TEAM} addresses"
+        assert (await world.ask(group(ALICE, BOB, CAROL))).fault == "POL0003 addresses"
+        assert (await world.start(ALICE, **count)).status == 200
+        assert (await world.start(BOB, correlator="c-2", **count)).fault == "POL0001 TOO_MANY_SUBSCRIPTIONS"
+
+
+async def test_nested_groups(tmp_path: Path) -> None:
+    """A group in a group that was allowed once and is no more is POL0007."""
+    clocks, url = Clocks(), await new_database(tmp_path)
+    async with world_of(tmp_path, clocks=clocks, url=url) as world:
+        await world.core.groups.create(APP, TEAM, [BOB])
+        await world.core.groups.create(APP, ALL, [TEAM])
+    async with world_of(tmp_path, Policy(nested_group_support=False), clocks=clocks, url=url) as world:
+        assert (await world.start(ALL)).fault == "POL0007 addresses"
+        assert (await world.ask(group(ALL))).fault == "POL0007 addresses"
+
+
+async def test_endpoint_is_checked_at_the_start(tmp_path: Path) -> None:
+    """An endpoint that is not allowed, has no name or refuses the connection is SVC0002 of startNotification, and
+    nothing is started."""
+    async with world_of(tmp_path) as world:
+        for endpoint in (
+            "http://10.1.2.3/",
+            "http://nobody.invalid/",
+            "http://127.0.0.1:1024/",
+            "mailto:a@b",
+            "",
+            "x" * 9999,
+        ):
+            reference = (
+                f"<l:reference><endpoint>{endpoint}</endpoint><interfaceName/><correlator>c</correlator></l:reference>"
+            )
+            assert (await world.start(ALICE, reference=reference)).fault == "SVC0002 reference.endpoint"
+        assert world.core.watching.figures()["subscriptions"] == 0
+
+
+async def test_correlators(tmp_path: Path) -> None:
+    """A correlator is unique among a client's active notifications, and unknown to others."""
+    async with world_of(tmp_path) as world:
+        assert (await world.start(ALICE)).status == 200
+        assert (await world.start(BOB)).fault == "SVC0005 c-1 reference.correlator"
+        assert (await world.ask(end(), authorization="other")).fault == "SVC0002 correlator"
+        assert (await world.ask(end())).status == 200
+        assert (await world.ask(end())).fault == "SVC0002 correlator"
+        assert (await world.start(ALICE)).status == 200
+
+
+# --- callbacks
+
+
+async def test_callbacks(tmp_path: Path) -> None:
+    """From start to end: what is so at once, several changes in one, and the end; in order, in the start's version."""
+    async with world_of(tmp_path) as world:
+        manager = MANAGER.replace("v2_3", "v3_1")
+        frequency = zero_frequency().replace("0", "5")
+        reply = await world.start(
+            ALICE, "sip:bob@Example.com", namespace=manager, frequency=frequency, count="<l:count>3</l:count>"
+        )
+        assert reply.status == 200
+        world.core.watcher.play(ALICE, REACHABLE)
+        await world.core.settled()
+        assert await world.calls(1) == [f"statusNotification c-1 {ALICE} Reachable"]
+        await world.core.play(BOB, UNREACHABLE)
+        await world.core.play(ALICE, BUSY)
+        await world.core.advance(5)
+        assert (await world.calls(2))[1:] == [f"statusNotification c-1 sip:bob@Example.com Unreachable {ALICE} Busy"]
+        await world.core.advance(5)
+        await world.core.play(ALICE, UNREACHABLE)
+        assert (await world.calls(4))[2:] == [f"statusNotification c-1 {ALICE} Unreachable", "statusEnd c-1"]
+        assert all(b"notification/v3_0/local" in request.body for request in world.there.requests)
+
+
+async def test_end_by_duration(tmp_path: Path) -> None:
+    """When the duration is over, statusEnd is the last callback."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE, duration="<l:duration><metric>Minute</metric><units>1</units></l:duration>")
+        await world.core.advance(60)
+        assert await world.calls(1) == ["statusEnd c-1"]
+
+
+async def test_errors(tmp_path: Path) -> None:
+    """Each terminal that fails is told with its address, the last one as the end of all; no statusEnd follows."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE, BOB)
+        world.core.watcher.fail(ALICE, TerminalUnknown("Who?"))
+        await world.core.settled()
+        assert await world.calls(1) == [f"statusError c-1 {ALICE} SVC0004 addresses"]
+        world.core.watcher.fail(BOB, WatcherRefused("No."))
+        await world.core.settled()
+        assert (await world.calls(2))[1:] == ["statusError c-1 POL0001 WATCHER_REFUSED"]
+        assert (await world.ask(end())).fault == "SVC0002 correlator"
+
+
+async def test_failed_attempts_are_repeated_in_order(tmp_path: Path) -> None:
+    """A fault, an HTTP error or a lost connection delays what follows and loses nothing."""
+    behave = in_turn(answer(500, body=FAULT), answer(200, body=FAULT), reset, answer(200))
+    async with world_of(tmp_path, behave=behave) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, REACHABLE)
+        await world.core.play(ALICE, BUSY)
+        first = f"statusNotification c-1 {ALICE} Reachable"
+        for count in range(1, 4):
+            assert await world.calls(count) == [first] * count
+            await until(lambda: not world.deliverer.held)
+            world.core.clocks.advance(60)
+        assert (await world.calls(5))[3:] == [first, f"statusNotification c-1 {ALICE} Busy"]
+
+
+async def test_usage(tmp_path: Path) -> None:
+    """Every operation and every callback leaves its records, under the contract's names, with face and requester."""
+    async with world_of(tmp_path) as world:
+        await world.start(
+            ALICE, requester="<l:requester>sip:app@example.com</l:requester>", count="<l:count>1</l:count>"
+        )
+        await world.core.play(ALICE, REACHABLE)
+        await world.calls(2)
+        await until(lambda: not world.deliverer.held)
+        await world.ask(envelope(payload()).encode())
+        await world.ask(group(BOB))
+        await world.ask(end())
+        records = await world.core.usage_records()
+        told = [(one.operation, one.face, one.requester, one.result, one.correlator) for one in records]
+        assert sorted(told) == sorted(
+            [
+                ("startNotification", "soap", "sip:app@example.com", "OK", "c-1"),
+                ("getStatus", "soap", "", "OK", ""),
+                ("getStatusForGroup", "soap", "", "OK", ""),
+                ("endNotification", "soap", "", "SUBSCRIPTION_UNKNOWN", "c-1"),
+                *[
+                    (f"{name}_Delivery{part}", "gateway", "", "OK", "c-1")
+                    for name in ("statusNotification", "statusChanged", "statusEnd")
+                    for part in ("Attempted", "Result")
+                ],
+            ]
+        )
+        kept, _ = await world.core.store.subscriptions(APP.id, Page(), active_only=False)
+        assert [one.sink.profile for one in kept] == ["v2_3"]
+
+
+@pytest.mark.parametrize("address", ["sip:alice@EXAMPLE.com", "SIP:alice@example.com", "sip:%61lice@example.com"])
+async def test_own_spelling(tmp_path: Path, address: str) -> None:
+    """Applications find terminals in callbacks by the text that they wrote."""
+    async with world_of(tmp_path) as world:
+        await world.start(address)
+        await world.core.play(TerminalAddress(ALICE), BUSY)
+        assert await world.calls(1) == [f"statusNotification c-1 {address} Busy"]
+        world.core.watcher.fail(ALICE, WatcherRefused("No."))
+        await world.core.settled()
+        assert (await world.calls(2))[1:] == [f"statusError c-1 POL0002 {address}"]
