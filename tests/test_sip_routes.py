@@ -421,8 +421,10 @@ async def test_digest_that_is_not_accepted(sandbox: Sandbox, password: str) -> N
             assert observer.told[address] == [UNKNOWN]
 
 
-async def test_refresh_that_is_challenged_for_ever(sandbox: Sandbox, credentials: dict[str, Any]) -> None:
+@pytest.mark.parametrize("user", ["", DIGEST_USER], ids=["without credentials", "with credentials"])
+async def test_refresh_that_is_challenged_for_ever(sandbox: Sandbox, user: str) -> None:
     """The subscription that was granted is used to its end; few SUBSCRIBEs leave."""
+    credentials: dict[str, Any] = {"sip_username": user, "sip_password": "wrong"} if user else {}
     async with watching(f"{sandbox.uri};transport=tcp", **credentials) as (watcher, observer):
         address = terminal()
         await started(watcher, observer, address)
