@@ -489,6 +489,12 @@ def test_refresh_481() -> None:
     assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
     assert told(actions) == [(Liveness.STALE, "481 Phrase")]
     assert not of(Subscribe, play.refuse(481))
+    away = refreshing()
+    for _ in range(6):
+        away.refuse(503, local=True)
+        away.run(away.wait_s())
+    assert of(Subscribe, away.refuse(481)), "a server that is back and has forgotten"
+    assert not of(Subscribe, away.refuse(481))
 
 
 @pytest.mark.parametrize("code", [404, 405, 410, 416, 480, 482, 483, 484, 485, 489, 501, 604])

@@ -385,19 +385,21 @@ async def test_tls_verifies(sandbox: Sandbox, tmp_path: Path, wrong: str) -> Non
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-@pytest.mark.parametrize("user", ["digest-md5", "digest-sha256", "digest-both"])
-async def test_digest(sandbox: Sandbox, user: str, transport: str) -> None:
+async def test_digest(sandbox: Sandbox, transport: str) -> None:
     """A challenge is answered in the first SUBSCRIBE, in a refresh, in the last one, and in a fetch."""
     credentials: dict[str, Any] = {"sip_username": DIGEST_USER, "sip_password": DIGEST_PASSWORD}
     async with watching(f"{sandbox.uri};transport={transport}", **credentials) as (watcher, observer):
-        address = terminal(user)
-        assert (await watcher.fetch(address)).body
-        await started(watcher, observer, address)
-        watcher.refresh(address)
-        await until(lambda: len(observer.bodies(address)) == 2)
-        assert (sandbox.subscriptions[address], observer.told[address].count(LIVE)) == (1, 1)
-        watcher.unwatch(address)
-        await until(lambda: address not in sandbox.subscriptions)
+        addresses = [terminal(user) for user in ("digest-md5", "digest-sha256", "digest-both")]
+        for address in addresses:
+            assert (await watcher.fetch(address)).body
+        await started(watcher, observer, *addresses)
+        for address in addresses:
+            watcher.refresh(address)
+        await until(lambda: all(len(observer.bodies(address)) == 2 for address in addresses))
+        assert {(sandbox.subscriptions[each], observer.told[each].count(LIVE)) for each in addresses} == {(1, 1)}
+        for address in addresses:
+            watcher.unwatch(address)
+        await until(lambda: set(addresses).isdisjoint(sandbox.subscriptions))
 
 
 @pytest.mark.parametrize("password", ["", "wrong"])

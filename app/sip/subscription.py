@@ -91,6 +91,7 @@ class Usage:
         "_held",
         "_in_flight",
         "_jitter",
+        "_lost",
         "_now_s",
         "_observed",
         "_out",
@@ -126,6 +127,7 @@ class Usage:
         self._step: Step | None = None
         self._paced_s = -math.inf  # the bucket of SUBSCRIBEs is empty until (BURST - 1) * GAP_S before this
         self._failures = 0
+        self._lost = False  # whether the last try got no answer
         self._good_since_s: float | None = None  # None while the last try failed
         self._code = 0
         self._reason = ""
@@ -208,6 +210,7 @@ class Usage:
         if self.state is State.ENDING:
             return  # the last NOTIFY or the deadline ends it
         self._in_flight, self._deadline_s, self._code, self._doubt = False, math.inf, event.code, False
+        self._lost = False
         granted_s = self._asked_s if event.expires_s < 0 else min(event.expires_s, self._asked_s)
         expires_at_s = self._now_s + granted_s
         # A NOTIFY may come before the 2xx, and what it says of the duration holds (section 4.1.3).
@@ -288,6 +291,7 @@ class Usage:
 
     def _failed(self, final: Final, *, dialog_gone: bool = False) -> None:
         self._in_flight, self._deadline_s = False, math.inf
+        back, self._lost = self._lost and not final.local, final.local
         code = self._code = final.code
         if final.local:
             error = error_of_local_failure(code, final.phrase)
@@ -309,7 +313,7 @@ class Usage:
             self._asked_s = final.min_expires_s
             self._again(at_once=True)
         elif code == 481:
-            self._again(at_once=True)
+            self._again(at_once=True, back=back)
         elif error.retryable and code != 423:
             self._again(retry_after_s=final.retry_after_s)
         else:
@@ -358,8 +362,11 @@ class Usage:
                 self._good_since_s = self._now_s
             self._plan(Step.ASK, refresh_delay_s(left_s, self._jitter))
 
-    def _again(self, *, at_once: bool = False, long_stop: bool = False, retry_after_s: int = -1) -> None:
-        """Plans the next try. At once is only the first time in a row, so that no server has us run in circles."""
+    def _again(
+        self, *, at_once: bool = False, back: bool = False, long_stop: bool = False, retry_after_s: int = -1
+    ) -> None:
+        """Plans the next try. At once is only the first time in a row, or that the server is `back`, so that no server
+        has us run in circles."""
         if self._good_since_s is not None and self._now_s - self._good_since_s >= STEADY_S:
             self._failures = 0
         self._good_since_s = None
@@ -367,7 +374,7 @@ class Usage:
         if long_stop:
             wait_s = LONG_STOP_S * spread
         else:
-            wait_s = 0.0 if at_once and not self._failures else backoff_s(self._failures, self._jitter)
+            wait_s = 0.0 if at_once and (back or not self._failures) else backoff_s(self._failures, self._jitter)
             if retry_after_s > 0:
                 wait_s = max(wait_s, min(retry_after_s, MAX_RETRY_AFTER_S) * spread)
         self._failures += 1
