@@ -22,6 +22,8 @@ from app.domain import (
     TerminalAddress,
     TerminalStatus,
     TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
 )
 from app.ports import Notification, Watcher
 from app.presence import read_presence, status_of
@@ -86,6 +88,12 @@ class Watches:
     ) -> None:
         """What the last observation is worth has changed."""
         terminal = self.by_address.get(address)
+        refused = isinstance(error, TerminalUnknown | WatcherRefused) and error.details.get("reason") != "pending"
+        if terminal is not None and liveness is Liveness.UNKNOWN and refused:
+            # It would be asked again once an hour, and who wants it would wait for ever without a word.
+            self._watcher.unwatch(address)
+            self.ended(address, reason, error)
+            return
         if terminal is not None and terminal.tell_liveness(liveness, reason, self._clock()):
             for stream in terminal.streams:
                 stream.post_liveness(terminal)

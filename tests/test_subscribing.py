@@ -19,6 +19,7 @@ from app.domain import (
     IntervalTooShort,
     InvalidAddress,
     InvalidRequest,
+    Liveness,
     NoValidAddresses,
     RequestIdReused,
     SinkRefused,
@@ -245,6 +246,17 @@ async def test_terminal_that_cannot_be_watched_is_an_error(core: Core, sink: Sin
     assert await core.told(subscription) == expected
     stored = await core.stored(subscription)
     assert stored.end_reason is EndReason.FAILED
+
+
+async def test_terminal_that_the_presence_server_does_not_know_is_an_error(core: Core) -> None:
+    """A 404 or 403 to the first SUBSCRIBE is told as an error, and not waited out in silence; a pending one is."""
+    subscription = await core.subscribe(ALICE, BOB, sink=SOAP)
+    pending = WatcherRefused("Not yet.", reason="pending")
+    core.watcher.say(BOB, Liveness.UNKNOWN, pending)
+    core.watcher.say(ALICE, Liveness.UNKNOWN, UNKNOWN)
+    await core.settled()
+    assert await core.told(subscription) == ["ERROR alice TERMINAL_UNKNOWN"]
+    assert (ALICE in core.watcher.wanted, BOB in core.watcher.wanted) == (False, True)
 
 
 async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(core: Core) -> None:
