@@ -381,6 +381,14 @@ async def test_tls_verifies(sandbox: Sandbox, tmp_path: Path, wrong: str) -> Non
             assert (await watcher.fetch(address)).body, "an operator may turn it off"
 
 
+async def test_nobody_connects_over_tls(sandbox: Sandbox) -> None:
+    """Without a certificate of ours nobody could speak to us, so nobody is let in, nor ends the worker by trying."""
+    async with watching("sip:127.0.0.1:1;transport=tls") as (watcher, _):
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", watcher.ports["tls"])
+        assert watcher.ready
+
+
 # Credentials
 
 

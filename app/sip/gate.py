@@ -7,12 +7,13 @@ number; connections wait in the kernel meanwhile, or are refused by it.
 Invariants: no more than MOST_LATELY are accepted in LATELY_S, beside MOST_HERE that are here; our own connections have
 the other places.
 
-Deliberately absent: who is let in. A TLS connection counts once its handshake is done.
+Deliberately absent: who is let in. Over TLS nobody is: without a certificate of ours nobody could speak to us.
 """
 
 import os
 import socket
 from collections import deque
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,14 +23,15 @@ MOST_HERE = 24
 
 
 class Gate:
-    """The listening sockets on these ports of this process."""
+    """The listening sockets on these ports of this process; those on ports that are `shut` are closed for good."""
 
-    def __init__(self, ports: set[int]) -> None:
+    def __init__(self, ports: AbstractSet[int], shut: AbstractSet[int] = frozenset()) -> None:
         self._nobody = socket.socket(socket.AF_UNIX)
         self._nobody.bind("")  # a name that the kernel makes up
         self._nobody.listen(1)
         self._nobody.setblocking(False)
         self._listening = {number: os.dup(number) for number in _listening(ports)}
+        self._stand(dict.fromkeys(_listening(shut), self._nobody.fileno()))
         self._lately: deque[float] = deque(maxlen=MOST_LATELY)
         self._here: set[int] = set()
         self.open = True
@@ -62,7 +64,7 @@ class Gate:
             os.dup2(other, number, inheritable=False)
 
 
-def _listening(ports: set[int]) -> list[int]:
+def _listening(ports: AbstractSet[int]) -> list[int]:
     found = []
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as copy:

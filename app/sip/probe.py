@@ -29,7 +29,7 @@ class Probe:
         """Number of a route, and whether its server answered; the owner empties it after each `poll`."""
         self.broken = self.connected = 0
         """Connections of ours that ended, and that were made."""
-        self.gate = Gate({number for name, number in endpoint.ports.items() if name != "udp"})
+        self.gate = Gate({endpoint.ports["tcp"]}, shut={endpoint.ports.get("tls", 0)})
         self._endpoint = endpoint
         self._held: dict[int, Any] = {}  # connections of ours, by address
         self._ended: list[Any] = []
