@@ -80,7 +80,8 @@ def bound(listen: str) -> Iterator[socket.socket]:
     """The HTTP address's socket. Raises CannotStart."""
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
+    # The protocol is named, for asyncio switches Nagle's algorithm off only where it is.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host.strip("[]"), int(port)))

@@ -300,6 +300,19 @@ async def test_watch_ends_with_the_credentials(face: HttpFace, monkeypatch: pyte
         assert await stream.rest() == []
 
 
+async def test_an_old_watch_ends(tmp_path: Path) -> None:
+    """A stream as old as one may grow ends with that reason, and the token of what was told."""
+    async with (
+        run_core(await new_database(tmp_path)) as core,
+        http_face(core, max_stream_age_s=0.05) as face,
+        face.events(f"/v1/terminals:watch?address={ALICE}") as stream,
+    ):
+        told, _ = await stream.until("snapshot-complete")
+        token, end = await stream.until("end")
+        assert (end["reason"], token) == ("MAX_AGE", told)
+        assert await stream.rest() == []
+
+
 async def test_watch_of_a_client_that_is_disabled(face: HttpFace) -> None:
     """A client that is disabled loses its streams at once."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:

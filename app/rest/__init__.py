@@ -83,17 +83,19 @@ def create_app(
     number_pattern: str = "tel:{number}",
     grant: Callable[[str], Grant] | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    max_stream_age_s: float | None = None,
 ) -> FastAPI:
     """Returns the ASGI app. Routes and mounts may be added to it; what fails under them is answered as a problem.
 
     Once `stopping` is set the gateway is not ready. `number_pattern` is the address that CAMARA's `phoneNumber` stands
-    for, and `grant` what an access token grants that `use_cases.auth` took (`AccessTokens.grant`), where it takes them.
+    for, and `grant` what an access token grants that `use_cases.auth` took (`AccessTokens.grant`), where it takes any.
+    A stream of events as old as `max_stream_age_s` seconds is ended, and its client comes again.
     """
     stopping = stopping or asyncio.Event()
     use_cases = use_cases or _alone(service)
-    api = camara.Camara(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
+    beside = camara.Camara(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
     app = _App(
-        camara.create_apps(api),
+        camara.create_apps(beside),
         title="Terminal status gateway",
         version=API_VERSION,
         summary="Can this SIP/IMS terminal be reached right now, is it busy?",
@@ -119,7 +121,9 @@ def create_app(
     answer_with_problems(app)
     # Straight onto the app's router: `include_router` would cost 12 µs in each request. The hottest route first.
     app.router.route_class = Operation
-    for noun in (terminals, watch, subscriptions, groups, deliveries, usage, operators):
+    terminals.add_routes(app.router, use_cases)
+    watch.add_routes(app.router, use_cases, max_age_s=max_stream_age_s)
+    for noun in (subscriptions, groups, deliveries, usage, operators):
         noun.add_routes(app.router, use_cases)
     app.router.route_class = APIRoute
     events.add_webhooks(app)
@@ -189,7 +193,7 @@ class _App(FastAPI):
             known["examples"] = components(_NOT_READY)
             known["headers"] = {**_TRACING, "Retry-After": _RETRY_AFTER}
             known["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in _TRACING.items()}
-            for model in (Problem, *_STREAMED):
+            for model in _UNKNOWN_TO_FASTAPI:
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 known["schemas"].update(schema.pop("$defs", {}))
                 known["schemas"][model.__name__] = schema
@@ -209,13 +213,8 @@ class _App(FastAPI):
         return self.openapi_schema or {}
 
 
-_STREAMED = (
-    schemas.WatchedTerminal,
-    schemas.ResumeToken,
-    schemas.StreamEnd,
-    schemas.TerminalRemoved,
-    usage.UsageRecord,
-)
+_UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *schemas.STREAMED.values(), usage.UsageRecord)
+"""What bodies are made of that are not `application/json`."""
 _CORRELATOR = {"type": "string", "maxLength": 256, "pattern": CORRELATOR_PATTERN}
 _TRACING: dict[str, dict[str, Any]] = {
     "x-correlator": {"description": "Correlation id; comes back as it was.", "schema": _CORRELATOR},

@@ -148,4 +148,18 @@ class _AnyText(Convertor[str]):
         return value
 
 
+class _GroupAddress(_AnyText):
+    """Any text but what ends as the paths of a group's members do, which no address does."""
+
+    regex = r"[\s\S]*(?<!/members)(?<!/members:add)(?<!/members:remove)"
+
+
+class _Id(_AnyText):
+    """An id: none has a colon, which sets a custom method off."""
+
+    regex = "[^/:]+"
+
+
 register_url_convertor("any_text", _AnyText())
+register_url_convertor("id", _Id())
+register_url_convertor("group_address", _GroupAddress())

@@ -11,6 +11,7 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.auth import certificate_names
+from app.rest.around import problem
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; whoever sends more is cut off."""
@@ -55,6 +56,16 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_head = False
         self._stop_clock()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered as every failure is."""
+        refused = problem(400, "INVALID_REQUEST", "This is no HTTP request.").model_dump_json().encode()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n"
+            f"content-length: {len(refused)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + refused)
+        self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Two warnings a request, which any stranger may send, with advice to install what is left out on purpose."""

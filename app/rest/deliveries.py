@@ -98,7 +98,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned({"notifications": [wire.notification(each) for each in found], "next_page_token": token})
 
     @router.get(
-        "/v1/notifications/{notification_id}",
+        "/v1/notifications/{notification_id:id}",
         operation_id="getNotification",
         tags=[TAG],
         summary="Get a notification",
@@ -110,7 +110,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned(wire.notification(await deliveries.get(client, notification_id)))
 
     @router.get(
-        "/v1/notifications/{notification_id}/attempts",
+        "/v1/notifications/{notification_id:id}/attempts",
         operation_id="listDeliveryAttempts",
         tags=[TAG],
         summary="List a notification's delivery attempts",

@@ -174,7 +174,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return _returned(await groups.remove_members(client, address, asked.members))
 
     @router.get(
-        "/v1/groups/{address:any_text}",
+        "/v1/groups/{address:group_address}",
         operation_id="getGroup",
         tags=[TAG],
         summary="Get a group",
@@ -199,7 +199,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return _returned(group)
 
     @router.delete(
-        "/v1/groups/{address:any_text}",
+        "/v1/groups/{address:group_address}",
         status_code=204,
         operation_id="deleteGroup",
         tags=[TAG],

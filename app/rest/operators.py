@@ -179,7 +179,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned({"client": wire.client(made, keys), "api_key": key}, 201)
 
     @router.post(
-        "/v1/clients/{client_id}:rotateKey",
+        "/v1/clients/{client_id:id}:rotateKey",
         operation_id="rotateClientKey",
         tags=[TAG],
         summary="Rotate a client's key",
@@ -194,7 +194,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned({"client": wire.client(rotated, keys), "api_key": key})
 
     @router.post(
-        "/v1/clients/{client_id}:disable",
+        "/v1/clients/{client_id:id}:disable",
         operation_id="disableClient",
         tags=[TAG],
         summary="Disable a client",
@@ -208,7 +208,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned(wire.client(changed, await administration.keys(client, changed.id)))
 
     @router.post(
-        "/v1/clients/{client_id}:enable",
+        "/v1/clients/{client_id:id}:enable",
         operation_id="enableClient",
         tags=[TAG],
         summary="Enable a client",
@@ -221,7 +221,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned(wire.client(changed, await administration.keys(client, changed.id)))
 
     @router.delete(
-        "/v1/clients/{client_id}",
+        "/v1/clients/{client_id:id}",
         operation_id="deleteClient",
         tags=[TAG],
         summary="Delete a client",

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import domain
 from app.domain import TerminalStatusError
@@ -110,7 +111,19 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a body that is too large or no JSON."""
     detail = f"{request.method} {request.url.path}: {error.detail}."
     code = _HTTP_CODES.get(error.status_code) or HTTPStatus(error.status_code).name
-    return answer(problem(error.status_code, code, detail), headers=error.headers)
+    return answer(problem(error.status_code, code, detail), headers=headers_of(request, error))
+
+
+def headers_of(request: Request, error: HTTPException) -> Mapping[str, str]:
+    """The headers of what the framework refuses. It knows one route's methods; Allow has those of the whole resource
+    (RFC 9110 section 10.2.1)."""
+    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+        return error.headers or {}
+    methods: set[str] = set()
+    for route in request.app.router.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= set(getattr(route, "methods", None) or ())
+    return {"allow": ", ".join(sorted(methods))}
 
 
 def faults(error: RequestValidationError) -> dict[str, str]:

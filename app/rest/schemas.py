@@ -7,12 +7,13 @@ Deliberately absent: rules about terminals, which the use cases check, and the m
 """
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from app import asking, domain, records, streams
+from app import asking, domain, records
 from app.rest.around import MAX_BODY_BYTES
 
 ADDRESS_FORMAT = "terminal-address"
@@ -158,7 +159,9 @@ class ResumeToken(BaseModel):
 class StreamEnd(BaseModel):
     """Data of `end`, the last event."""
 
-    reason: streams.StreamEnd
+    reason: Literal["GATEWAY_STOPPING", "NOTHING_TO_WATCH", "CREDENTIALS_EXPIRED", "MAX_AGE"] = Field(
+        description="Come again after GATEWAY_STOPPING and MAX_AGE. More may come."
+    )
     message: str
     resume_token: str = Field(description="Resumes the stream; empty where coming again makes no sense.")
 
@@ -167,6 +170,18 @@ class TerminalRemoved(BaseModel):
     """Data of `removed`: the terminal left the group by which it was watched."""
 
     address: str
+
+
+STREAMED: Mapping[str, type[BaseModel]] = {
+    "snapshot": WatchedTerminal,
+    "snapshot-complete": ResumeToken,
+    "change": TerminalStatus,
+    "liveness": WatchedTerminal,
+    "removed": TerminalRemoved,
+    "bookmark": ResumeToken,
+    "end": StreamEnd,
+}
+"""The data of a stream's events, by their names."""
 
 
 # Subscriptions.

@@ -107,7 +107,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned({"subscriptions": [wire.subscription(each) for each in found], "next_page_token": token})
 
     @router.get(
-        "/v1/subscriptions/{subscription_id}",
+        "/v1/subscriptions/{subscription_id:id}",
         operation_id="getSubscription",
         tags=[TAG],
         summary="Get a subscription",
@@ -120,7 +120,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned(wire.subscription(await subscriptions.get(client, subscription_id)))
 
     @router.delete(
-        "/v1/subscriptions/{subscription_id}",
+        "/v1/subscriptions/{subscription_id:id}",
         status_code=204,
         operation_id="cancelSubscription",
         tags=[TAG],
@@ -151,7 +151,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return nothing()
 
     @router.post(
-        "/v1/subscriptions/{subscription_id}:renew",
+        "/v1/subscriptions/{subscription_id:id}:renew",
         operation_id="renewSubscription",
         tags=[TAG],
         summary="Prolong a subscription",

@@ -11,9 +11,10 @@ Deliberately absent: snapshots, order and bookmarks, which are `watching.py`'s; 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -33,7 +34,14 @@ HEARTBEAT_S = 15.0
 RETRY_MS = 2000
 """How long a browser waits before it comes again."""
 
+MAX_ADDRESSES = 500
+"""A request's head has 64 KiB; a group has more terminals than a URL."""
+MAX_TOKEN = 20_000
+"""Longer than what a stream gives out, and short enough for a head."""
 MAX_CRITERIA = 20
+MAX_AGE = "MAX_AGE"
+"""Why a stream ended that was as old as one may grow."""
+
 _BEGIN = f"retry: {RETRY_MS}\n\n".encode()
 _HEARTBEAT = b":\n\n"
 
@@ -62,11 +70,30 @@ data: {{"reason":"GATEWAY_STOPPING","message":"The gateway is stopping; come aga
 
 """
 
+EVENT_SCHEMA: dict[str, Any] = {
+    "description": "One event.",
+    "oneOf": [
+        {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"const": name},
+                "id": {"type": "string", "description": "Resumes the stream after this event."},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": f"#/components/schemas/{model.__name__}"},
+                },
+            },
+        }
+        for name, model in schemas.STREAMED.items()
+    ],
+}
 Events = AsyncGenerator[streams.WatchEvent, None]
 
 
-def add_routes(router: APIRouter, use_cases: UseCases) -> None:
-    """Adds the operation to `router`."""
+def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | None = None) -> None:
+    """Adds the operation to `router`. A stream as old as `max_age_s` seconds is ended, and may come again."""
     encoded = Encoded()
 
     @router.get(
@@ -90,7 +117,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
                 domain.TooManySubscriptions,
                 domain.GatewayOverloaded,
             ),
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}}},
+            200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": _EXAMPLE}}},
         },
     )
     async def watch_terminal_statuses(
@@ -98,7 +125,11 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         client: Caller,
         address: Annotated[
             list[schemas.Address],
-            Query(min_length=1, max_length=1000, description="A terminal or group; may be given again."),
+            Query(
+                min_length=1,
+                max_length=MAX_ADDRESSES,
+                description="A terminal or group; may be given again. For many, make a group.",
+            ),
         ],
         criteria: Annotated[
             list[domain.Status] | None,
@@ -108,11 +139,11 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             int, Query(ge=0, description="Least time between two changes told of one terminal; the newest is told.")
         ] = 0,
         resume_token: Annotated[
-            str, Query(max_length=streams.MAX_TOKEN, description="As Last-Event-ID, which goes before it.")
+            str, Query(max_length=MAX_TOKEN, description="As Last-Event-ID, which goes before it.")
         ] = "",
         last_event_id: Annotated[
             str,
-            Header(max_length=streams.MAX_TOKEN, description="The last event id this client had from such a stream."),
+            Header(max_length=MAX_TOKEN, description="The last event id this client had from such a stream."),
         ] = "",
     ) -> Response:
         events = use_cases.watching.stream(
@@ -123,7 +154,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             resume_token=last_event_id or resume_token,
         )
         first = await anext(events)  # what is wrong with the request is raised here
-        return EventStream(first, events, client, use_cases.auth, encoded)
+        return EventStream(first, events, client, use_cases.auth, encoded, max_age_s or math.inf)
 
 
 class Encoded:
@@ -135,11 +166,17 @@ class Encoded:
 
     def __call__(self, event: streams.WatchEvent) -> bytes:
         if self._last[0] is not event:
-            name, data = wire.watch_event(event)
-            token = data.get("resume_token", "")
-            text = f"event: {name}\nid: {token}\ndata: " if token else f"event: {name}\ndata: "
-            self._last = event, text.encode() + self._encode(data) + b"\n\n"
+            self._last = event, self._made(*wire.watch_event(event))
         return self._last[1]
+
+    def own_end(self, reason: str, message: str, resume_token: str) -> bytes:
+        """The last event of a stream that this face ends."""
+        return self._made("end", {"reason": reason, "message": message, "resume_token": resume_token})
+
+    def _made(self, name: str, data: wire.Json) -> bytes:
+        token = data.get("resume_token", "")
+        text = f"event: {name}\nid: {token}\ndata: " if token else f"event: {name}\ndata: "
+        return text.encode() + self._encode(data) + b"\n\n"
 
 
 class EventStream(Response):
@@ -148,7 +185,13 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, first: streams.WatchEvent, events: Events, client: Client, auth: Authenticator, encoded: Encoded
+        self,
+        first: streams.WatchEvent,
+        events: Events,
+        client: Client,
+        auth: Authenticator,
+        encoded: Encoded,
+        max_age_s: float,
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -157,8 +200,10 @@ class EventStream(Response):
         self._client = client
         self._auth = auth
         self._encoded = encoded
+        self._max_age_s = max_age_s
         self._sent = True
-        self._refused = False
+        self._token = ""
+        self._end: tuple[str, str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reader = cast("asyncio.Task[None]", asyncio.current_task())
@@ -166,9 +211,10 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             attendant = asyncio.create_task(self._attend(scope, receive, send, reader), name="event stream")
             try:
-                await self._send(send, _BEGIN + self._encoded(self._first))
+                await self._send(send, _BEGIN)
+                await self._tell(send, self._first)
                 async for event in self._events:
-                    await self._send(send, self._encoded(event))
+                    await self._tell(send, event)
             except asyncio.CancelledError:
                 if not attendant.done() or attendant.cancelled():  # the server's, not the attendant's
                     raise
@@ -176,26 +222,38 @@ class EventStream(Response):
             finally:
                 attendant.cancel()
                 await asyncio.gather(attendant, return_exceptions=True)
-        if self._refused:
-            end = streams.ending(streams.StreamEnd.CREDENTIALS_EXPIRED, "")
-            await self._send(send, self._encoded(end))
+        if self._end is not None:
+            reason, message = self._end
+            token = self._token if reason == MAX_AGE else ""
+            await self._send(send, self._encoded.own_end(reason, message, token))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _tell(self, send: Send, event: streams.WatchEvent) -> None:
+        if isinstance(event, streams.SnapshotComplete | streams.Bookmark):
+            self._token = event.resume_token
+        await self._send(send, self._encoded(event))
 
     async def _send(self, send: Send, data: bytes) -> None:
         self._sent = True
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _attend(self, scope: Scope, receive: Receive, send: Send, reader: "asyncio.Task[None]") -> None:
-        """Ends with the stream: when the client has left, or its credentials are no longer good."""
+        """Ends with the stream, or ends it: when the client has left, its credentials are no longer good, or it is as
+        old as it may grow."""
         leaving = asyncio.ensure_future(_left(receive))
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + self._max_age_s
         try:
             while True:
                 self._sent = False
-                await asyncio.wait({leaving}, timeout=HEARTBEAT_S)
+                await asyncio.wait({leaving}, timeout=max(0.0, min(HEARTBEAT_S, ends_at - clock())))
                 if leaving.done():
                     break
+                if clock() >= ends_at:
+                    self._end = MAX_AGE, "The stream is as old as one may grow; come again."
+                    break
                 if not await self._still_good(scope):
-                    self._refused = True
+                    self._end = streams.StreamEnd.CREDENTIALS_EXPIRED.value, "The credentials are no longer good."
                     break
                 if not self._sent:
                     await send({"type": "http.response.body", "body": _HEARTBEAT, "more_body": True})

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from app import domain
 from app.domain import TerminalStatusError
 from app.rest.around import Around, Problem
-from app.rest.problem import CHALLENGE, NO_STORE, faults
+from app.rest.problem import CHALLENGE, NO_STORE, faults, headers_of
 
 Code = tuple[int, str]
 
@@ -188,4 +188,4 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a body that is too large or no JSON."""
     code = _BY_STATUS.get(error.status_code, INVALID_ARGUMENT)
-    return _answer(code, f"{request.method} {request.url.path}: {error.detail}.", error.headers)
+    return _answer(code, f"{request.method} {request.url.path}: {error.detail}.", headers_of(request, error))

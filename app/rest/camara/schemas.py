@@ -25,6 +25,12 @@ def _not_null(value: object) -> object:
     return value
 
 
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("an address is a string")
+    return value
+
+
 def _without_null(schema: dict[str, Any]) -> None:
     """In the document, a member that may be left out is of its own type alone."""
     schema.pop("default", None)
@@ -37,8 +43,8 @@ def _optional(**described: Any) -> Any:
     return Field(None, json_schema_extra=_without_null, **described)
 
 
-_Ipv4 = Annotated[IPv4Address, Field(strict=False)]
-_Ipv6 = Annotated[IPv6Address, Field(strict=False)]
+_Ipv4 = Annotated[IPv4Address, BeforeValidator(_text), Field(strict=False)]
+_Ipv6 = Annotated[IPv6Address, BeforeValidator(_text), Field(strict=False)]
 _GivenText = Annotated[str | None, BeforeValidator(_not_null)]
 _GivenTime = Annotated[Rfc3339 | None, BeforeValidator(_not_null)]
 _GivenFlag = Annotated[bool | None, BeforeValidator(_not_null)]
