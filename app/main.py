@@ -24,23 +24,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import camara, rest, rpc, tls
-from app.auth import OpenToAll
+from app import rest, rpc
+from app.auth import tls
+from app.auth.authenticator import OpenToAll
+from app.auth.jwks import fetch_keys
+from app.auth.oidc import AccessTokens
 from app.config import Settings
-from app.egress import Egress, Rules
-from app.jwks import fetch_keys
-from app.oidc import AccessTokens
+from app.core import camara
+from app.core.service import StatusService
+from app.core.usecases import UseCases, run_use_cases
+from app.delivery.egress import Egress, Rules
+from app.delivery.webhook import WebhookSender, v1_event
 from app.ports import Sender
 from app.records import SinkKind
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
-from app.service import StatusService
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
 from app.sip.frames import Build
 from app.store import DatabaseUnavailable, only_gateway, open_store
 from app.telemetry import Metrics
-from app.usecases import UseCases, run_use_cases
-from app.webhook import WebhookSender, v1_event
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
 

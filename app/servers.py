@@ -16,8 +16,8 @@ import grpc.aio
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.auth.tls import Tls
 from app.rest.connection import BoundedConnection
-from app.tls import Tls
 
 DRAIN_S = 5.0
 """How long questions in flight may take to end when the gateway is told to stop."""

@@ -5,16 +5,16 @@ with its own spelling of the addresses that it named. A SOAP fault is a failed a
 one too, for the contract knows no endpoint that wants nothing more. What the contract has no message for (that it has
 started, or was ended by the application) is not sent.
 
-Deliberately absent: retries and order (`app.delivery`), connections and their limits (`app.egress`), and what is owed
-(`app.standing`). Reading the empty response of the application.
+Deliberately absent: retries and order (`app.delivery.outbox`), connections and their limits (`app.delivery.egress`),
+and what is owed (`app.core.standing`). Reading the empty response of the application.
 """
 
 import re
 from dataclasses import replace
 from typing import Final
 
+from app.delivery.egress import KEPT_ANSWER, Egress
 from app.domain import SinkRefused
-from app.egress import KEPT_ANSWER, Egress
 from app.ports import Sent
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription
 from soap_compat import writing

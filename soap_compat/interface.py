@@ -20,8 +20,8 @@ from spyne import Application, EventManager, MethodContext, Service
 from spyne.protocol import ProtocolBase
 from spyne.server import ServerBase
 
-from app.asking import RetrievalStatus, TerminalResult
-from app.auth import Credentials
+from app.auth.authenticator import Credentials
+from app.core.asking import RetrievalStatus, TerminalResult
 from app.domain import Status, TerminalStatusError, Unauthenticated
 from soap_compat import writing
 from soap_compat.envelope import Request, clip

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spyne import AnyUri, Boolean, ComplexModel, Enum, Integer32, Service, Unicode, rpc
 
-from app.asking import TerminalResult
+from app.core.asking import TerminalResult
+from app.core.subscribing import SubscriptionRequest
 from app.domain import InvalidAddress, Status, parse_address
 from app.records import Client, Sink, SinkKind
-from app.subscribing import SubscriptionRequest
 from soap_compat.reading import invalid
 from soap_compat.versions import COMMON, NOTIFICATION_MANAGER, TERMINAL_STATUS, TYPES, Dialect, dialect_of_served
 
 if TYPE_CHECKING:
-    from app.asking import QueryService
-    from app.subscribing import SubscriptionService
+    from app.core.asking import QueryService
+    from app.core.subscribing import SubscriptionService
 
 FACE: Final = "soap"
 MAX_CORRELATOR: Final = 255

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from app.auth import Authenticator, Credentials
+from app.auth.authenticator import Authenticator, Credentials
 from app.domain import Unauthenticated
 from app.records import MAX_ID, Client
 from soap_compat.envelope import Part

@@ -24,9 +24,9 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.asking import QueryService
-from app.auth import Authenticator, asgi_credentials
-from app.subscribing import SubscriptionService
+from app.auth.authenticator import Authenticator, asgi_credentials
+from app.core.asking import QueryService
+from app.core.subscribing import SubscriptionService
 from soap_compat.documents import SERVICES, Documents, origin
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface

@@ -10,10 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from app.asking import QueryService
+from app.core.asking import QueryService
+from app.core.groups import GroupService
+from app.core.policy import Policies, Policy
+from app.core.service import StatusService
+from app.core.streams import WatchEvent
+from app.core.subscribing import SubscriptionRequest, SubscriptionService
+from app.core.usage import UsageLog
+from app.core.watching import DEFAULT_TUNING, Tuning, Watching
 from app.domain import Liveness, Status, StoreUnavailable, TerminalAddress, TerminalStatusError
-from app.groups import GroupService
-from app.policy import Policies, Policy
 from app.ports import Notification, Page, Sender, Sent, Store, WatchObserver, WatchView
 from app.records import (
     Client,
@@ -24,12 +29,7 @@ from app.records import (
     Subscription,
     UsageRecord,
 )
-from app.service import StatusService
 from app.store import SqlStore, migrate, open_store
-from app.streams import WatchEvent
-from app.subscribing import SubscriptionRequest, SubscriptionService
-from app.usage import UsageLog
-from app.watching import DEFAULT_TUNING, Tuning, Watching
 from tests.fakes import ON_THE_PHONE, OPEN, FakeMeter
 
 DEADLINE_S = 10.0

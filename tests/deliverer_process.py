@@ -5,12 +5,12 @@ import secrets
 import sys
 from datetime import UTC, datetime
 
-from app.attempts import RetryPolicy
-from app.delivery import Deliverer
-from app.egress import Egress, Rules
+from app.delivery.attempts import RetryPolicy
+from app.delivery.egress import Egress, Rules
+from app.delivery.outbox import Deliverer
+from app.delivery.webhook import WebhookSender, v1_event
 from app.records import SinkKind
 from app.store import open_store
-from app.webhook import WebhookSender, v1_event
 
 LEASE_S = 1.0
 """Short, so that a test need not wait for the leases of the one that was killed."""

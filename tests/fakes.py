@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from app.core.service import StatusService
 from app.domain import TerminalAddress, TerminalStatusError
 from app.ports import Notification
-from app.service import StatusService
 
 OBSERVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 OPEN = (

@@ -11,13 +11,13 @@ from typing import Any, cast
 import httpx2
 
 from app import rest
-from app.administration import Administration
-from app.auth import Authenticator, TokenVerifier
-from app.clients import ClientRegistry
-from app.delivery import Deliveries
-from app.oidc import Grant
+from app.auth.authenticator import Authenticator, TokenVerifier
+from app.auth.clients import ClientRegistry
+from app.auth.oidc import Grant
+from app.core.administration import Administration
+from app.core.usecases import UseCases
+from app.delivery.outbox import Deliveries
 from app.servers import bound, serve_http
-from app.usecases import UseCases
 from tests.core import ADMIN, APP, OTHER, Core
 from tests.fakes import FakeWatcher, make_service
 

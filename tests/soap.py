@@ -9,11 +9,11 @@ from typing import Any, cast
 from lxml import etree
 from starlette.types import ASGIApp, Message
 
-from app.asking import QueryService, TerminalResult
-from app.auth import Authenticator, Credentials
+from app.auth.authenticator import Authenticator, Credentials
+from app.core.asking import QueryService, TerminalResult
+from app.core.subscribing import SubscriptionRequest, SubscriptionService
 from app.domain import TerminalStatus
 from app.records import Client
-from app.subscribing import SubscriptionRequest, SubscriptionService
 from soap_compat.documents import SERVICES
 from soap_compat.faults import TEXTS
 from soap_compat.server import create_app

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.asking import MAX_AT_ONCE, RetrievalStatus, TerminalResult
+from app.core.asking import MAX_AT_ONCE, RetrievalStatus, TerminalResult
+from app.core.policy import Policy
 from app.domain import (
     FetchTimedOut,
     GatewayOverloaded,
@@ -26,7 +27,6 @@ from app.domain import (
     TooManyAddresses,
     WatcherRefused,
 )
-from app.policy import Policy
 from app.records import Client
 from tests.core import (
     ALICE,
@@ -260,7 +260,7 @@ async def test_questions_count_against_the_rate(url: str) -> None:
 
 async def test_memory_of_recent_answers_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more answers are remembered than the bound; the oldest is forgotten."""
-    monkeypatch.setattr("app.asking.MAX_RECENT", 2)
+    monkeypatch.setattr("app.core.asking.MAX_RECENT", 2)
     for address in (ALICE, BOB, CAROL, ALICE):
         await core.queries.get_status(APP, address, face="grpc")
     assert list(core.queries._recent) == [CAROL, ALICE]  # noqa: SLF001

@@ -19,9 +19,19 @@ from aiohttp import web
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
-from app import auth, jwks, oidc
-from app.auth import Authenticator, Credentials, OpenToAll, asgi_credentials, certificate_names, is_loopback, parse_key
-from app.clients import MAX_KEYS, ClientFollower, ClientRegistry
+from app.auth import authenticator as auth
+from app.auth import jwks, oidc
+from app.auth.authenticator import (
+    Authenticator,
+    Credentials,
+    OpenToAll,
+    asgi_credentials,
+    certificate_names,
+    is_loopback,
+    parse_key,
+)
+from app.auth.clients import MAX_KEYS, ClientFollower, ClientRegistry
+from app.auth.oidc import AccessTokens, read_keys
 from app.domain import (
     ClientExists,
     ClientUnknown,
@@ -30,7 +40,6 @@ from app.domain import (
     StoreUnavailable,
     Unauthenticated,
 )
-from app.oidc import AccessTokens, read_keys
 from app.ports import Page
 from app.records import ANONYMOUS, Client
 from app.store import SqlStore, open_store

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.policy import Policy
+from app.core.policy import Policy
+from app.core.watching import Tuning
 from app.rest import V1
 from app.rest.camara import PREFIXES, STATUS, SUBSCRIPTIONS
-from app.watching import Tuning
 from tests.core import ADMIN, APP, new_database, run_core
 from tests.http_face import HttpFace, http_face
 

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.attempts import RetryPolicy, judge, usage_of
-from app.delivery import Deliverer, Deliveries
+from app.delivery.attempts import RetryPolicy, judge, usage_of
+from app.delivery.egress import Egress, Rules
+from app.delivery.hosts import Host, Places
+from app.delivery.outbox import Deliverer, Deliveries
+from app.delivery.webhook import WebhookSender, v1_event
 from app.domain import InvalidRequest, NotificationUnknown, StoreUnavailable
-from app.egress import Egress, Rules
-from app.hosts import Host, Places
 from app.ports import Page, Sender, Sent
 from app.records import (
     Client,
@@ -32,7 +33,6 @@ from app.records import (
     Subscription,
 )
 from app.store import SqlStore, open_store
-from app.webhook import WebhookSender, v1_event
 from tests.outbox import ALICE, BOB, NOW, OWNER, STRANGER, change, make_owed, make_subscription
 from tests.receivers import answer, hang, in_turn, receiver
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from app.core.policy import Policy
 from app.domain import (
     GroupChanged,
     GroupExists,
@@ -21,7 +22,6 @@ from app.domain import (
     TerminalStatusError,
     TooManyAddresses,
 )
-from app.policy import Policy
 from app.ports import Page
 from tests.core import (
     ADMIN,

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from app.core.policy import Policy
+from app.core.streams import Bookmark, Change, End, Snapshot, SnapshotComplete, WatchEvent, told_by
+from app.core.watching import Tuning
 from app.domain import Liveness, Status, TerminalAddress, TerminalStatus
-from app.policy import Policy
 from app.ports import Changes
-from app.streams import Bookmark, Change, End, Snapshot, SnapshotComplete, WatchEvent, told_by
-from app.watching import Tuning
 from tests.core import APP, Clocks, Core, new_database, run_core, until
 
 TERMINALS = tuple(TerminalAddress(f"sip:t{number}@example.com") for number in range(8))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.auth import hash_secret, parse_key, password_equivalent
+from app.auth.authenticator import hash_secret, parse_key, password_equivalent
 from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
 from soap_compat.faults import TEXTS

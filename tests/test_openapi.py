@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from app import camara
+from app.core import camara
+from app.delivery.webhook import EVENT_TYPES
 from app.domain import Status
 from app.rest import V1, create_app, events, export_openapi
 from app.rest.camara import PREFIXES
 from app.rest.examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
-from app.webhook import EVENT_TYPES
 from tests.fakes import FakeWatcher, make_service
 from tests.test_rest import client_of
 

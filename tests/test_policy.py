@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain import InvalidRequest, RateLimited, Status
-from app.policy import (
+from app.core.policy import (
     MAX_BUCKETS,
     Bucket,
     Policies,
@@ -20,6 +19,7 @@ from app.policy import (
     take,
     told_status,
 )
+from app.domain import InvalidRequest, RateLimited, Status
 from app.records import Client
 from tests.core import APP, BEGAN, BUSY, REACHABLE, UNREACHABLE
 

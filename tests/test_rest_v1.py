@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.policy import Policy
+from app.core.policy import Policy
+from app.core.watching import Tuning
 from app.records import SINK_SECRETS, SINK_TOKEN, SinkKind
 from app.rest import around, watch
-from app.watching import Tuning
 from tests.core import ADMIN, ALICE, APP, BOB, BUSY, OTHER, REACHABLE, TEAM, UNREACHABLE, new_database, run_core, until
 from tests.http_face import Answer, HttpFace, http_face
 

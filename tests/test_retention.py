@@ -3,9 +3,9 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+from app.core.retention import keep_for
 from app.ports import Page
 from app.records import UsageRecord
-from app.retention import keep_for
 from app.store import SqlStore
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

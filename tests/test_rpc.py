@@ -18,13 +18,13 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from grpc_status import rpc_status
 
 from app import domain
+from app.core.service import StatusService
 from app.domain import TerminalAddress, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Notification
 from app.records import ANONYMOUS, Client
 from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, UseCases, create_server
-from app.service import StatusService
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
 ALICE = "sip:alice@example.com"

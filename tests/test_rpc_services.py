@@ -19,12 +19,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status
 
-from app import domain, records, streams
-from app.administration import Administration
-from app.asking import RetrievalStatus
-from app.auth import Authenticator
-from app.clients import ClientRegistry
-from app.delivery import Deliveries
+from app import domain, records
+from app.auth.authenticator import Authenticator
+from app.auth.clients import ClientRegistry
+from app.core import streams
+from app.core.administration import Administration
+from app.core.asking import RetrievalStatus
+from app.delivery.outbox import Deliveries
 from app.domain import Liveness, TerminalAddress
 from app.pb.terminalstatus.v1 import (
     admin_pb2,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from app.core.service import StatusService
 from app.domain import (
     DocumentUnreadable,
     FetchTimedOut,
@@ -21,7 +22,6 @@ from app.domain import (
     TerminalUnknown,
 )
 from app.ports import Notification
-from app.service import StatusService
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeMeter, FakeWatcher, make_service
 
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))

@@ -9,10 +9,10 @@ import pytest
 from lxml import etree
 from starlette.types import ASGIApp
 
-from app.delivery import Deliverer
+from app.core.policy import Policy
+from app.delivery.egress import Egress, Rules
+from app.delivery.outbox import Deliverer
 from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
-from app.egress import Egress, Rules
-from app.policy import Policy
 from app.ports import Page
 from app.records import SinkKind
 from soap_compat.callbacks import CallbackSender

@@ -9,10 +9,10 @@ import structlog
 from lxml import etree
 
 from app import domain
-from app.asking import RetrievalStatus, TerminalResult
+from app.core.asking import RetrievalStatus, TerminalResult
+from app.core.subscribing import SubscriptionRequest
 from app.domain import Source, Status, TerminalAddress, TerminalStatus, TerminalStatusError
 from app.records import Sink, SinkKind
-from app.subscribing import SubscriptionRequest
 from soap_compat.envelope import MAX_ELEMENTS
 from soap_compat.faults import FAULTS, OPERATIONS, TEXTS
 from soap_compat.schema import MAX_CORRELATOR, MAX_WRITTEN, MILLISECONDS, WRITTEN, written

@@ -7,11 +7,11 @@ from itertools import count, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.policy import told_status
+from app.core.standing import Standing, Writer, begun, decide, restored
+from app.core.standings import Standings
 from app.domain import Source, Status, TerminalAddress, TerminalStatus
-from app.policy import told_status
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription
-from app.standing import Standing, Writer, begun, decide, restored
-from app.standings import Standings
 from tests.core import ALICE, BEGAN, BOB, BUSY, CAROL, REACHABLE, SOAP
 
 TERMINALS = (ALICE, BOB, CAROL)

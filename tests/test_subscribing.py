@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from app.core.policy import Policy
 from app.domain import (
     BusyNotSupported,
     ClientUnknown,
@@ -33,7 +34,6 @@ from app.domain import (
     UnlimitedCountNotAllowed,
     WatcherRefused,
 )
-from app.policy import Policy
 from app.ports import Changes, Page
 from app.records import DeliveryState, EndReason, Sink, SinkKind
 from tests.core import (

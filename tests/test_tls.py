@@ -18,14 +18,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from app import tls
-from app.auth import asgi_credentials
+from app.auth import tls
+from app.auth.authenticator import asgi_credentials
+from app.auth.tls import Tls, TlsUnusable
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.records import ANONYMOUS, Client
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
-from app.tls import Tls, TlsUnusable
 from tests.conftest import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

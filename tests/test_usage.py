@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app import usage
+from app.core import usage
+from app.core.usage import GET_STATUS, Caller, UsageLog
 from app.records import MAX_USAGE_TARGETS
-from app.usage import GET_STATUS, Caller, UsageLog
 from tests.core import ADMIN, APP, BEGAN, OTHER, Core, new_database, run_core, until
 
 

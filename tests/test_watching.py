@@ -9,20 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.domain import (
-    BusyNotSupported,
-    GatewayOverloaded,
-    InvalidRequest,
-    Liveness,
-    Source,
-    StoreUnavailable,
-    TerminalUnknown,
-    TooManyAddresses,
-    TooManySubscriptions,
-)
-from app.policy import Policy
-from app.ports import Changes
-from app.streams import (
+from app.core.policy import Policy
+from app.core.streams import (
     Bookmark,
     Change,
     End,
@@ -34,7 +22,19 @@ from app.streams import (
     resume_token,
     told_by,
 )
-from app.watching import Tuning
+from app.core.watching import Tuning
+from app.domain import (
+    BusyNotSupported,
+    GatewayOverloaded,
+    InvalidRequest,
+    Liveness,
+    Source,
+    StoreUnavailable,
+    TerminalUnknown,
+    TooManyAddresses,
+    TooManySubscriptions,
+)
+from app.ports import Changes
 from tests.core import (
     ALICE,
     APP,

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from app.delivery.egress import Egress, Rules
+from app.delivery.webhook import CONTENT_TYPE, WebhookSender, read_secret, sign, v1_event
 from app.domain import SinkRefused, SinkUnreachable, TerminalStatusError
-from app.egress import Egress, Rules
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription, signing_secret
-from app.webhook import CONTENT_TYPE, WebhookSender, read_secret, sign, v1_event
 from tests.outbox import ALICE, BOB, NOW, OTHER_SECRET, SECRET, change, make_owed, make_subscription
 from tests.receivers import Behaviour, Receiver, Request, answer, drip, gigabyte, hang, raw, receiver, reset
 

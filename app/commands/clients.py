@@ -18,7 +18,7 @@ from app.commands.console import USAGE, ConfigOption, JsonOption, err, fail, rea
 from app.commands.tables import Cell, print_table
 
 if TYPE_CHECKING:
-    from app.clients import ClientKey, ClientRegistry
+    from app.auth.clients import ClientKey, ClientRegistry
     from app.records import Client
 
 _T = TypeVar("_T")
@@ -134,7 +134,7 @@ def _set_disabled(named: str, disabled: bool, config: Path | None, as_json: bool
 
 def _with_registry(config: Path | None, work: "Callable[[ClientRegistry], Awaitable[_T]]") -> _T:
     """Does the work on the settings' database."""
-    from app.clients import ClientRegistry
+    from app.auth.clients import ClientRegistry
     from app.domain import InvalidRequest, TerminalStatusError
     from app.store import DatabaseUnavailable, open_store
 

@@ -20,10 +20,12 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from app.asking import QueryService
-from app.auth import Authenticator
+from app.auth.authenticator import Authenticator
+from app.auth.oidc import Grant
+from app.core.asking import QueryService
+from app.core.service import StatusService
+from app.core.usecases import UseCases
 from app.domain import TerminalStatus
-from app.oidc import Grant
 from app.records import ANONYMOUS, Client
 from app.rest import (
     camara,
@@ -42,8 +44,6 @@ from app.rest.around import CORRELATOR_PATTERN, Problem, problem
 from app.rest.calls import Operation
 from app.rest.examples import components, documented
 from app.rest.problem import NO_STORE, answer, answer_with_problems
-from app.service import StatusService
-from app.usecases import UseCases
 
 __all__ = ("API_VERSION", "V1", "create_app", "export_openapi")
 

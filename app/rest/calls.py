@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import Scope
 
-from app.auth import Authenticator, Credentials
+from app.auth.authenticator import Authenticator, Credentials
 from app.domain import InvalidRequest
 from app.ports import Page
 from app.records import MAX_ID, Client

@@ -10,7 +10,7 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.auth import certificate_names
+from app.auth.authenticator import certificate_names
 from app.rest.around import problem
 
 MAX_HEAD_BYTES = 64 * 1024

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app import domain, records
+from app.core.usecases import UseCases
 from app.rest import wire
 from app.rest.calls import Caller, Paged, returned
 from app.rest.examples import failures
 from app.rest.schemas import At, Id, Request, TerminalStatus
-from app.usecases import UseCases
 
 TAG = "Deliveries"
 

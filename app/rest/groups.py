@@ -9,13 +9,13 @@ from fastapi import APIRouter, Header, Path, Response
 from pydantic import BaseModel, Field
 
 from app import domain, records
+from app.core.usecases import UseCases
 from app.domain import GroupChanged
 from app.rest import wire
 from app.rest.calls import Caller, Paged, nothing, returned
 from app.rest.examples import TEAM, failures
 from app.rest.problem import NO_STORE
 from app.rest.schemas import ADDRESS_FORMAT, MAX_ADDRESSES, Address, At, Request
-from app.usecases import UseCases
 
 TAG = "Groups"
 MAX_ETAG = 100

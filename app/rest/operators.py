@@ -6,12 +6,12 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
 from app import domain, records
+from app.core.usecases import UseCases
 from app.rest import wire
 from app.rest.calls import Caller, Paged, nothing, returned
 from app.rest.examples import failures
 from app.rest.schemas import At, Request
 from app.rest.terminals import AddressInPath
-from app.usecases import UseCases
 
 TAG = "Operators"
 

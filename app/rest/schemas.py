@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from app import asking, domain, records
+from app import domain, records
+from app.core import asking
 from app.rest.around import MAX_BODY_BYTES
 
 ADDRESS_FORMAT = "terminal-address"

@@ -11,12 +11,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from app import domain, records
+from app.core.subscribing import SubscriptionRequest
+from app.core.usecases import UseCases
 from app.rest import schemas, wire
 from app.rest.calls import FACE, MAX_REQUESTER, Caller, Paged, RequestId, nothing, returned
 from app.rest.examples import failures
 from app.rest.terminals import LIST_ERRORS
-from app.subscribing import SubscriptionRequest
-from app.usecases import UseCases
 
 TAG = "Subscriptions"
 PROFILE = "v1"

@@ -17,13 +17,13 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app import domain
-from app.asking import TerminalResult
+from app.core.asking import TerminalResult
+from app.core.usecases import UseCases
 from app.domain import InvalidRequest
 from app.rest import schemas, wire
 from app.rest.calls import FACE, MAX_REQUESTER, Caller, Operation, client_of, returned
 from app.rest.examples import ALICE, failures
 from app.rest.problem import NO_STORE
-from app.usecases import UseCases
 
 TAG = "Terminal status"
 LINES = "application/jsonl"

@@ -18,6 +18,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from app import records
+from app.core.usage import UsageLog
+from app.core.usecases import UseCases
 from app.ports import Page
 from app.records import Client
 from app.rest import wire
@@ -25,8 +27,6 @@ from app.rest.calls import MAX_PAGE, Caller, Paged, returned
 from app.rest.examples import failures
 from app.rest.problem import NO_STORE
 from app.rest.schemas import At, Id, Rfc3339
-from app.usage import UsageLog
-from app.usecases import UseCases
 
 TAG = "Usage"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

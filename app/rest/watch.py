@@ -20,15 +20,16 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from app import domain, streams
-from app.auth import Authenticator
+from app import domain
+from app.auth.authenticator import Authenticator
+from app.core import streams
+from app.core.usecases import UseCases
 from app.domain import TerminalStatusError, Unauthenticated
 from app.records import Client
 from app.rest import schemas, wire
 from app.rest.calls import Caller, client_of
 from app.rest.examples import ALICE, failures
 from app.rest.terminals import LIST_ERRORS, TAG
-from app.usecases import UseCases
 
 HEARTBEAT_S = 15.0
 RETRY_MS = 2000

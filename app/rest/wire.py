@@ -9,9 +9,10 @@ Deliberately absent: rules about terminals, and failures of whole requests (`pro
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app import domain, records, streams
-from app.asking import TerminalResult
-from app.clients import ClientKey
+from app import domain, records
+from app.auth.clients import ClientKey
+from app.core import streams
+from app.core.asking import TerminalResult
 from app.ports import WatchView
 from app.records import SINK_HANDSHAKE, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT
 

@@ -20,6 +20,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
+from app.core.service import StatusService
+from app.core.usecases import UseCases
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -43,8 +45,6 @@ from app.rpc.health import HealthServicer
 from app.rpc.subscriptions import SubscriptionServicer
 from app.rpc.terminal_status import TerminalStatusServicer
 from app.rpc.usage import UsageServicer
-from app.service import StatusService
-from app.usecases import UseCases
 
 __all__ = (
     "CODES",

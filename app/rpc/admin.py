@@ -1,7 +1,7 @@
 """AdminService: watches and clients, for operators. A handler is check, call, map error, return; no rules here."""
 
-from app.administration import Administration
-from app.clients import DEFAULT_OVERLAP_S
+from app.auth.clients import DEFAULT_OVERLAP_S
+from app.core.administration import Administration
 from app.pb.terminalstatus.v1 import admin_pb2 as pb
 from app.pb.terminalstatus.v1 import admin_pb2_grpc as pb_grpc
 from app.rpc import wire

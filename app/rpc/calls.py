@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import grpc.aio
 
-from app.auth import Authenticator, Credentials
+from app.auth.authenticator import Authenticator, Credentials
 from app.records import Client
 from app.rpc.errors import abort, abort_stopping
 

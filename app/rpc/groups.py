@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from app.core.groups import GroupService
 from app.domain import InvalidRequest
-from app.groups import GroupService
 from app.pb.terminalstatus.v1 import group_pb2 as pb
 from app.pb.terminalstatus.v1 import group_pb2_grpc as pb_grpc
 from app.rpc import wire

@@ -12,7 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from app.service import StatusService
+from app.core.service import StatusService
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):

@@ -1,12 +1,12 @@
 """SubscriptionService: standing requests. A handler is check, call, map error, return; no rules here."""
 
+from app.core.subscribing import SubscriptionRequest, SubscriptionService
 from app.domain import InvalidRequest
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 from app.rpc.terminal_status import FACE
-from app.subscribing import SubscriptionRequest, SubscriptionService
 
 
 class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):

@@ -11,8 +11,9 @@ import asyncio
 from contextlib import aclosing
 from typing import Any, cast
 
-from app import streams
-from app.asking import QueryService
+from app.core import streams
+from app.core.asking import QueryService
+from app.core.watching import Watching
 from app.domain import TerminalStatusError, Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
@@ -20,7 +21,6 @@ from app.records import Client
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 from app.rpc.errors import abort, abort_stopping
-from app.watching import Watching
 
 RECHECK_S = 30.0
 FACE = "grpc"

@@ -1,11 +1,11 @@
 """UsageService: what a client did and was sent. A handler is check, call, map error, return; no rules here."""
 
+from app.core.usage import UsageLog
 from app.pb.terminalstatus.v1 import usage_pb2 as pb
 from app.pb.terminalstatus.v1 import usage_pb2_grpc as pb_grpc
 from app.ports import Page
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
-from app.usage import UsageLog
 
 
 class UsageServicer(pb_grpc.UsageServiceServicer):

@@ -15,13 +15,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from app import domain, records, streams
-from app.asking import RetrievalStatus, TerminalResult
-from app.clients import ClientKey
+from app import domain, records
+from app.auth.clients import ClientKey
+from app.core import streams
+from app.core.asking import RetrievalStatus, TerminalResult
+from app.core.policy import MAX_INTERVAL_MS, Policy
 from app.domain import InvalidRequest
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.policy import MAX_INTERVAL_MS, Policy
 from app.ports import Page, WatchView
 from app.rpc.errors import failure
 

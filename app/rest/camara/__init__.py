@@ -5,8 +5,8 @@ CAMARA's form.
 Invariants: members of requests that are unknown are ignored, as CAMARA's schemas have it. What a device is named by is
 never sent to anybody but who named it.
 
-Deliberately absent: what CAMARA's words mean (`app.camara`), reachability by SMS, and devices named by IP addresses,
-which are refused as the standard says.
+Deliberately absent: what CAMARA's words mean (`app.core.camara`), reachability by SMS, and devices named by IP
+addresses, which are refused as the standard says.
 """
 
 from collections.abc import Mapping

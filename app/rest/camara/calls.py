@@ -14,11 +14,12 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Header, Request
 from starlette.types import Scope
 
-from app import camara
-from app.auth import KEY_PREFIX
-from app.camara import Identified
+from app.auth.authenticator import KEY_PREFIX
+from app.auth.oidc import Grant
+from app.core import camara
+from app.core.camara import Identified
+from app.core.usecases import UseCases
 from app.domain import TerminalAddress
-from app.oidc import Grant
 from app.records import Client
 from app.rest.around import CORRELATOR_PATTERN
 from app.rest.calls import credentials_of
@@ -30,7 +31,6 @@ from app.rest.camara.errors import (
     CamaraError,
 )
 from app.rest.camara.schemas import Device
-from app.usecases import UseCases
 
 FACE = "camara"
 

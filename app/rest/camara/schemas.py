@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app import camara
+from app.core import camara
 from app.records import MAX_ID
 from app.rest.schemas import Rfc3339
 

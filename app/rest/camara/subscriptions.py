@@ -16,7 +16,8 @@ import msgspec
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import StreamingResponse
 
-from app import camara
+from app.core import camara
+from app.core.subscribing import SubscriptionRequest
 from app.domain import SubscriptionUnknown
 from app.ports import Page
 from app.records import (
@@ -50,7 +51,6 @@ from app.rest.camara.errors import (
 )
 from app.rest.camara.status import DEVICE_ERRORS
 from app.rest.problem import NO_STORE
-from app.subscribing import SubscriptionRequest
 
 TAG = "Device reachability status subscription"
 API = "device-reachability-status-subscriptions"

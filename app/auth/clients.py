@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NoReturn
 
-from app.auth import KEY_PREFIX, hash_secret
+from app.auth.authenticator import KEY_PREFIX, hash_secret
+from app.core.policy import check_limits
 from app.domain import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
-from app.policy import check_limits
 from app.ports import Store
 from app.records import ANONYMOUS, Client
 

@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from app.core.policy import told_status
 from app.domain import ClientUnknown, Status, TerminalAddress, TerminalStatus, TerminalStatusError
-from app.policy import told_status
 from app.ports import SubscriptionUpdate
 from app.records import (
     DeliveryState,

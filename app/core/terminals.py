@@ -15,18 +15,9 @@ import math
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime
 
-from app.domain import (
-    Liveness,
-    Source,
-    Status,
-    TerminalAddress,
-    TerminalStatus,
-    TerminalStatusError,
-    WatchedTerminal,
-)
-from app.policy import told_status
-from app.standing import Standing, shown_as
-from app.streams import (
+from app.core.policy import told_status
+from app.core.standing import Standing, shown_as
+from app.core.streams import (
     Bookmark,
     Change,
     LivenessChange,
@@ -37,6 +28,15 @@ from app.streams import (
     WatchEvent,
     ending,
     resume_token,
+)
+from app.domain import (
+    Liveness,
+    Source,
+    Status,
+    TerminalAddress,
+    TerminalStatus,
+    TerminalStatusError,
+    WatchedTerminal,
 )
 
 MAX_PENDING = 8

@@ -14,10 +14,14 @@ from typing import Any, TypeVar
 
 import structlog
 
-from app.commits import Commits
+from app.core.commits import Commits
+from app.core.groups import Expansion, GroupService
+from app.core.policy import Policies, Policy
+from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
+from app.core.standings import Standings
+from app.core.terminals import Terminal
+from app.core.watches import Watches
 from app.domain import GatewayOverloaded, Liveness, StoreUnavailable, SubscriptionUnknown, TerminalAddress
-from app.groups import Expansion, GroupService
-from app.policy import Policies, Policy
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import (
     Client,
@@ -29,10 +33,6 @@ from app.records import (
     Subscription,
     UsageRecord,
 )
-from app.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
-from app.standings import Standings
-from app.terminals import Terminal
-from app.watches import Watches
 
 _Result = TypeVar("_Result")
 

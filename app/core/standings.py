@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable
 from itertools import count
 
+from app.core.standing import Standing
 from app.domain import TerminalAddress
-from app.standing import Standing
 
 _SLACK = 1000
 

@@ -15,6 +15,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from app.core.groups import GroupService
+from app.core.policy import Policies, Policy
+from app.core.service import StatusService
+from app.core.usage import GET_STATUS, GET_STATUS_FOR_GROUP, Caller, UsageLog
+from app.core.watching import Watching
 from app.domain import (
     GroupNotAllowed,
     InvalidRequest,
@@ -25,12 +30,7 @@ from app.domain import (
     TooManyAddresses,
     parse_address,
 )
-from app.groups import GroupService
-from app.policy import Policies, Policy
 from app.records import Client
-from app.service import StatusService
-from app.usage import GET_STATUS, GET_STATUS_FOR_GROUP, Caller, UsageLog
-from app.watching import Watching
 
 MAX_AT_ONCE = 64
 """Questions in flight for one query."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from app.core.policy import Policies, Policy
 from app.domain import (
     GroupChanged,
     GroupNotAllowed,
@@ -25,7 +26,6 @@ from app.domain import (
     TooManyAddresses,
     parse_address,
 )
-from app.policy import Policies, Policy
 from app.ports import Page, Store
 from app.records import Client, Group
 

@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from app.attempts import UNTRIED, RetryPolicy, judge, usage_of
+from app.delivery.attempts import UNTRIED, RetryPolicy, judge, usage_of
+from app.delivery.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.domain import InvalidRequest, NotificationUnknown, StoreUnavailable
-from app.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.ports import Attempted, Page, Sender, Sent, Store, SubscriptionUpdate
 from app.records import (
     Client,

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from app.core.standing import CAMARA as PROFILE
 from app.domain import Status, TerminalAddress, parse_address
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription
-from app.standing import CAMARA as PROFILE
 
 SUBSCRIPTIONS_PATH = "/device-reachability-status-subscriptions/v0.8/subscriptions"
 EVENT_PREFIX = "org.camaraproject.device-reachability-status-subscriptions.v0."

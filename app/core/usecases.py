@@ -12,21 +12,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 
-from app.administration import Administration
-from app.asking import QueryService
-from app.auth import Authenticator, TokenVerifier, is_loopback
-from app.clients import ClientFollower, ClientRegistry
+from app.auth.authenticator import Authenticator, TokenVerifier, is_loopback
+from app.auth.clients import ClientFollower, ClientRegistry
 from app.config import Settings
-from app.delivery import Deliverer, Deliveries
-from app.groups import GroupService
-from app.policy import Policies, Policy
+from app.core.administration import Administration
+from app.core.asking import QueryService
+from app.core.groups import GroupService
+from app.core.policy import Policies, Policy
+from app.core.retention import keep_for
+from app.core.service import StatusService
+from app.core.subscribing import SubscriptionService
+from app.core.usage import UsageLog
+from app.core.watching import Tuning, Watching
+from app.delivery.outbox import Deliverer, Deliveries
 from app.ports import Sender, Store, Watcher
 from app.records import EndReason, SinkKind, Subscription
-from app.retention import keep_for
-from app.service import StatusService
-from app.subscribing import SubscriptionService
-from app.usage import UsageLog
-from app.watching import Tuning, Watching
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,9 @@ from itertools import islice
 
 import structlog
 
+from app.core.standing import Standing
+from app.core.streams import StreamEnd
+from app.core.terminals import Terminal
 from app.domain import (
     DocumentUnreadable,
     GatewayOverloaded,
@@ -27,9 +30,6 @@ from app.domain import (
 )
 from app.ports import Notification, Watcher
 from app.presence import read_presence, status_of
-from app.standing import Standing
-from app.streams import StreamEnd
-from app.terminals import Terminal
 
 _LOG_S = 1.0
 _MAX_WANTED_BY = 20

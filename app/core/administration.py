@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from app.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
+from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
 from app.domain import InvalidRequest, NotPermitted, TerminalAddress, parse_address
 from app.ports import Page, Store, Watcher, WatchView
 from app.records import Client

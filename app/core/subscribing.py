@@ -12,6 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from app.core.groups import Expansion, GroupService
+from app.core.policy import Policies, Policy, check_count, check_criteria, duration_allowed, interval_allowed
+from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
+from app.core.watching import Watching
 from app.domain import (
     InvalidRequest,
     RequestIdReused,
@@ -21,12 +25,8 @@ from app.domain import (
     TerminalStatusError,
     TooManySubscriptions,
 )
-from app.groups import Expansion, GroupService
-from app.policy import Policies, Policy, check_count, check_criteria, duration_allowed, interval_allowed
 from app.ports import Page, Sender, Store
 from app.records import MAX_ID, Client, EndReason, Sink, SinkKind, Subscription
-from app.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
-from app.watching import Watching
 
 MAX_CORRELATOR = 255
 """Longest correlator, in characters."""

@@ -23,7 +23,14 @@ from itertools import islice
 
 import structlog
 
-from app.commits import MAX_BATCH, Commits
+from app.core.commits import MAX_BATCH, Commits
+from app.core.enrolment import Enrolment
+from app.core.groups import GroupService
+from app.core.policy import Policies, check_criteria, interval_allowed
+from app.core.standings import Standings
+from app.core.streams import StreamEnd, WatchEvent, ending, told_by
+from app.core.terminals import Stream, Terminal
+from app.core.watches import Watches
 from app.domain import (
     GatewayOverloaded,
     Status,
@@ -32,15 +39,8 @@ from app.domain import (
     TerminalStatus,
     TooManySubscriptions,
 )
-from app.enrolment import Enrolment
-from app.groups import GroupService
-from app.policy import Policies, check_criteria, interval_allowed
 from app.ports import Store, Watcher
 from app.records import Client
-from app.standings import Standings
-from app.streams import StreamEnd, WatchEvent, ending, told_by
-from app.terminals import Stream, Terminal
-from app.watches import Watches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from app.delivery.egress import KEPT_ANSWER, Egress, Reply
 from app.domain import SinkRefused, SinkUnreachable, TerminalStatus
-from app.egress import KEPT_ANSWER, Egress, Reply
 from app.ports import Sent
 from app.records import (
     SINK_HANDSHAKE,

@@ -11,6 +11,11 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
+from app.core.standing import Decision, News, Standing, Writer, allowed_s, decide
+from app.core.standings import Standings
+from app.core.streams import Change
+from app.core.terminals import Terminal, confirmed
+from app.core.watches import Watches
 from app.domain import (
     Source,
     StoreUnavailable,
@@ -21,11 +26,6 @@ from app.domain import (
 )
 from app.ports import Changes, Store
 from app.records import DeliveryState, OwedNotification
-from app.standing import Decision, News, Standing, Writer, allowed_s, decide
-from app.standings import Standings
-from app.streams import Change
-from app.terminals import Terminal, confirmed
-from app.watches import Watches
 
 MAX_BATCH = 500
 """Terminals, failures and due subscriptions, of each at most, in one transaction. The rest takes the next one."""

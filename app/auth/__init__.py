@@ -1,0 +1,1 @@
+"""Who calls: credentials of every transport become a client."""
