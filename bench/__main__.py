@@ -1,7 +1,9 @@
 """`make bench`: the gateway beside what it is made of, in one run on one machine.
 
-Rows come in groups, a module each: one question (`questions.py`), standing subscriptions (`standing.py`). Each starts a
-SIPp notifier and measures a bare loop beside the gateway; the judgement is a ratio wherever that makes sense.
+Rows come in groups, a module each: one question (`questions.py`), standing subscriptions (`standing.py`), answers from
+live watches (`live.py`), changes and streams (`streams.py`), many subscriptions (`subscriptions.py`), webhooks and
+callbacks (`deliveries.py`). Each starts a presence server and measures beside the gateway what the gateway is made of;
+the judgement is a ratio wherever that makes sense.
 
 Prints a table and writes the same rows to bench/out/report.json. Exit codes: 0 every row that was measured reaches
 what it must; 1 one does not, or the bench failed; 2 wrong use, or no SIPp.
@@ -19,12 +21,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import questions, standing
+from bench import deliveries, live, questions, standing, streams, subscriptions
 from bench.processes import ROOT, BenchError, sipp_installed
 from bench.rows import Row, Run, table_of
 
 REPORT = ROOT / "bench" / "out" / "report.json"
-GROUPS = (questions, standing)
+GROUPS = (questions, standing, live, streams, subscriptions, deliveries)
 ROWS = tuple(row for group in GROUPS for row in group.ROWS)
 
 
@@ -57,7 +59,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measures the gateway against what it is made of, in some minutes.",
+        description="Measures the gateway against what it is made of, in a quarter of an hour.",
         epilog="Rows: " + ", ".join(ROWS),
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="first letters of rows, such as grpc or rest.cpu; all")
@@ -68,6 +70,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--burst", type=_positive, default=questions.BURST, help="questions at once")
     parser.add_argument("--bursts", type=_positive, default=questions.BURSTS, help="how many times")
     parser.add_argument("--watches", type=_positive, default=20_000, help="standing subscriptions; default 20000")
+    parser.add_argument(
+        "--percent", type=_positive, default=100, help="size of the rows without an option of their own"
+    )
     parser.add_argument("--report", type=Path, default=REPORT, help="default bench/out/report.json")
     return parser.parse_args()
 

@@ -1,13 +1,16 @@
 """The callers: asks a running gateway through one face, in a closed loop, and tells what that cost the gateway.
 
-The face `floor` is no face but grpc.health.v1's Check on the same server, which does nothing: what grpc.aio costs.
+The face `floor` is no face but grpc.health.v1's Check on the same server, which does nothing: what grpc.aio costs;
+`noop` is the no-op FastAPI handler of `noop.py`.
 
 Run as `python -m bench.load FACE HOST:PORT PID …`, PID being the gateway's; prints one line of JSON. Each question is
-about another terminal, so no two share a fetch, and every answer must be REACHABLE.
+about another terminal, so no two share a fetch, and every answer must be REACHABLE. With `--watched` questions are
+about so many terminals in turn, which somebody watches, and must be answered from the watch.
 
 Invariants: this process is not part of what is measured, so its clients are as lean as can be: a gRPC stub on one
-channel; for REST and SOAP a few lines of HTTP/1.1 on kept-alive connections. The gateway's CPU is read right before
-and after the loaded part, when it is warm.
+channel, and for watched terminals, where the stub's cost would hide the server's, `h2.py`; for REST and SOAP a few
+lines of HTTP/1.1 on kept-alive connections. The gateway's CPU is read right before and after the loaded part, when it
+is warm.
 
 Deliberately absent: judgement of the figures (`__main__.py`).
 """
@@ -23,14 +26,19 @@ from typing import Any, Protocol, cast
 
 import grpc.aio
 import uvloop
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
-from bench.processes import cpu_seconds, resident_bytes
+from bench import h2
+from bench.h2 import LostError
+from bench.processes import NOOP_PATH, cpu_seconds, resident_bytes
 
 _LIMIT_S = 60
 _BURST_EVERY_S = 1.0
+MAX_AGE_S = 60
+_GET_STATUS = "/terminalstatus.v1.TerminalStatusService/GetStatus"
 
 
 class Caller(Protocol):
@@ -41,10 +49,6 @@ class Caller(Protocol):
 
     async def aclose(self) -> None:
         """Ends the connection."""
-
-
-class LostError(Exception):
-    """A fetch that was not answered with REACHABLE."""
 
 
 class GrpcCaller:
@@ -64,6 +68,28 @@ class GrpcCaller:
 
     async def aclose(self) -> None:
         """See `Caller`."""
+
+
+class WatchedCaller:
+    """Frames of a few bytes; all callers share the connection."""
+
+    def __init__(self, connection: h2.Connection, watched: int) -> None:
+        self._connection = connection
+        self._requests = [
+            pb.GetStatusRequest(address=_address(number), max_age=Duration(seconds=MAX_AGE_S)).SerializeToString()
+            for number in range(watched)
+        ]
+
+    async def ask(self, number: int) -> None:
+        """See `Caller`."""
+        data = await self._connection.ask(_GET_STATUS, self._requests[number % len(self._requests)])
+        status = pb.GetStatusResponse.FromString(data).status
+        if status.status != pb.STATUS_REACHABLE or status.source != pb.SOURCE_WATCH:
+            raise LostError(str(status))
+
+    async def aclose(self) -> None:
+        """See `Caller`."""
+        self._connection.close()
 
 
 class FloorCaller:
@@ -130,14 +156,22 @@ def _address(number: int) -> str:
     return f"sip:terminal-{number}@bench.example.com"
 
 
-def _rest_request(host: str) -> Callable[[int], bytes]:
+def _rest_request(host: str, watched: int) -> Callable[[int], bytes]:
+    query = f"?max_age_s={MAX_AGE_S}" if watched else ""
+
     def request(number: int) -> bytes:
-        return f"GET /v1/terminals/{_address(number)}/status HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        terminal = _address(number % watched if watched else number)
+        return f"GET /v1/terminals/{terminal}/status{query} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
 
     return request
 
 
-def _soap_request(host: str) -> Callable[[int], bytes]:
+def _noop_request(host: str) -> Callable[[int], bytes]:
+    data = f"GET {NOOP_PATH} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    return lambda _: data
+
+
+def _soap_request(host: str, watched: int) -> Callable[[int], bytes]:
     envelope = (
         '<?xml version="1.0" encoding="UTF-8"?>'
         '<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"'
@@ -146,7 +180,7 @@ def _soap_request(host: str) -> Callable[[int], bytes]:
     )
 
     def request(number: int) -> bytes:
-        body = envelope.format(_address(number))
+        body = envelope.format(_address(number % watched if watched else number))
         return (
             f"POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/xml; charset=utf-8\r\n"
             f'SOAPAction: ""\r\nContent-Length: {len(body)}\r\n\r\n{body}'
@@ -162,10 +196,11 @@ _GRPC_CALLERS: dict[str, Callable[[grpc.aio.Channel], Caller]] = {"grpc": GrpcCa
 class Load:
     """Callers of one face, and the questions they put."""
 
-    def __init__(self, face: str, server: str, pid: int) -> None:
+    def __init__(self, face: str, server: str, pid: int, watched: int = 0) -> None:
         self._face = face
         self._server = server
         self._pid = pid
+        self._watched = watched
         self._channel: grpc.aio.Channel | None = None
         self._callers: list[Caller] = []
         self._asked = 0
@@ -174,14 +209,19 @@ class Load:
         """Makes the callers."""
         loop = asyncio.get_running_loop()
         host, _, port = self._server.rpartition(":")
+        if self._face == "grpc" and self._watched:
+            connection = await h2.Connection.open(self._server)
+            self._callers = [WatchedCaller(connection, self._watched) for _ in range(concurrency)]
+            return
         if self._face in _GRPC_CALLERS:
             self._channel = channel = grpc.aio.insecure_channel(self._server, options=_DIRECT)
             await channel.channel_ready()
             self._callers = [_GRPC_CALLERS[self._face](channel) for _ in range(concurrency)]
             return
         request, reachable = {
-            "rest": (_rest_request(self._server), b'"REACHABLE"'),
-            "soap": (_soap_request(self._server), b">Reachable<"),
+            "rest": (_rest_request(self._server, self._watched), b'"WATCH"' if self._watched else b'"REACHABLE"'),
+            "noop": (_noop_request(self._server), b'"REACHABLE"'),
+            "soap": (_soap_request(self._server, self._watched), b">Reachable<"),
         }[self._face]
         for _ in range(concurrency):
             _, caller = await loop.create_connection(lambda: HttpCaller(request, reachable), host, int(port))
@@ -216,7 +256,7 @@ class Load:
 
         grpc.aio's client would add half a millisecond of its own, which no figure of the gateway should hold.
         """
-        if self._face not in _GRPC_CALLERS:
+        if self._face not in _GRPC_CALLERS or self._watched:
             return await self.run(count, 1)
         took_s: list[float] = []
         with grpc.insecure_channel(self._server, options=_DIRECT) as channel:
@@ -266,7 +306,7 @@ class Load:
 
 
 async def _main(arguments: argparse.Namespace) -> dict[str, Any]:
-    load = Load(arguments.face, arguments.server, arguments.pid)
+    load = Load(arguments.face, arguments.server, arguments.pid, arguments.watched)
     try:
         async with asyncio.timeout(_LIMIT_S):
             if arguments.bursts:
@@ -279,12 +319,13 @@ async def _main(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measures, prints."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Asks a gateway, in a closed loop.")
-    parser.add_argument("face", choices=["grpc", "rest", "soap", "floor"])
+    parser.add_argument("face", choices=["grpc", "rest", "soap", "floor", "noop"])
     parser.add_argument("server", help="HOST:PORT of the face")
     parser.add_argument("pid", type=int, help="the gateway's process")
     parser.add_argument("--count", type=int, default=3000, help="fetches of the loaded part, or of a burst")
     parser.add_argument("--concurrency", type=int, default=32, help="questions at once in the loaded part")
     parser.add_argument("--single", type=int, default=400, help="fetches one after the other")
+    parser.add_argument("--watched", type=int, default=0, help="ask about so many terminals, which are watched")
     parser.add_argument("--bursts", type=int, default=0, help="instead: so many times COUNT questions at once")
     arguments = parser.parse_args()
     try:

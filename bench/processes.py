@@ -1,9 +1,9 @@
-"""The processes of a bench: starts the SIPp notifier and the gateway, stops them, and reads what they cost.
+"""The processes of a bench: starts presence servers, gateways and no-ops, stops them, and reads what they cost.
 
 Invariants: everything listens on 127.0.0.1 at a port the system chose; what is started is stopped, whatever happens;
 every wait has a deadline. Costs are read from /proc, so of Linux only.
 
-Deliberately absent: any measuring (`bare.py`, `load.py`).
+Deliberately absent: any measuring (`bare.py`, `load.py`, `world.py`).
 """
 
 import contextlib
@@ -22,6 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 20.0
 STOP_LIMIT_S = 10.0
+NOOP_PATH = "/noop"
+PUBLISH = "/terminalstatus.v1.Noop/Publish"
+"""What a no-op server answers to, beside the gateway's own methods."""
+
 _SCENARIO = Path(__file__).with_name("notifier.xml")
 _WATCH_SCENARIO = Path(__file__).with_name("watch.xml")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -72,29 +76,81 @@ def notifier(folder: Path, *, standing: bool = False, again_ms: int = 3_600_000)
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, notifier_port: int) -> Iterator[tuple[int, str, str]]:
-    """The gateway as an operator runs it: its process id, gRPC address and HTTP address. Raises BenchError."""
+def gateway(
+    folder: Path, notifier_port: int, *, limit_s: float = START_LIMIT_S, **settings: object
+) -> Iterator[tuple[int, str, str]]:
+    """The gateway as an operator runs it: its process id, gRPC address and HTTP address. Raises BenchError.
+
+    `settings` are others than the bench's, by field name; its database is in `folder`, if they name none.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     environment |= {
         "TS_PRESENCE_SERVER": f"sip:127.0.0.1:{notifier_port};transport=udp",
         "TS_PROBE_EVERY_S": "0",  # SIPp's scenario knows no OPTIONS
         "TS_GRPC_LISTEN": "127.0.0.1:0",
         "TS_HTTP_LISTEN": "127.0.0.1:0",
-        "TS_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/bench.sqlite3",
+        "TS_DATABASE_URL": database_url(folder),
         "TS_LOG_LEVEL": "warning",
         # A datagram lost on a busy machine is sent again after 0.5 s: it shall show as latency, not as a lost fetch.
         "TS_FETCH_TIMEOUT_MS": "4000",
     }
+    environment |= {f"TS_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "app.cli", "serve", "--json"]
     with _running(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        if not select.select([process.stdout], [], [], START_LIMIT_S)[0]:
-            raise BenchError(f"The gateway was not ready after {START_LIMIT_S:.0f} s.")
-        line = process.stdout.readline()
-        if not line:
-            raise BenchError("The gateway ended while starting; its last words are above.")
-        where = json.loads(line)
+        where = _said(process, "The gateway", limit_s)
         yield process.pid, where["grpc"], where["http"]
+
+
+def database_url(folder: Path) -> str:
+    """Where a gateway in `folder` has its database."""
+    return f"sqlite+aiosqlite:///{folder}/bench.sqlite3"
+
+
+@contextlib.contextmanager
+def noop(kind: str) -> Iterator[tuple[int, str]]:
+    """A server of `bench.noop`: its process id and address. Raises BenchError."""
+    with _running([sys.executable, "-m", "bench.noop", kind], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        yield process.pid, _said(process, f"bench.noop {kind}", START_LIMIT_S)["address"]
+
+
+class World:
+    """A process of `bench.world`: does what it is told, and answers."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        ports = _said(process, "bench.world", START_LIMIT_S)
+        self.sip_port: int = ports["sip"]
+        self.url = f"http://127.0.0.1:{ports['http']}"
+        self.other_url = f"http://127.0.0.1:{ports['other']}"
+
+    def do(self, what: str, *, limit_s: float = 120.0, **arguments: object) -> Any:
+        """Does one of its commands for at most `limit_s`, and returns what it answers. Raises BenchError."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise BenchError("bench.world ended; its last words are above.") from None
+        return _said(self._process, f"bench.world ({what})", limit_s)
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """A presence server, applications and readers. Raises BenchError."""
+    command = [sys.executable, "-m", "bench.world"]
+    with _running(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
+        yield World(process)
+
+
+def _said(process: subprocess.Popen[bytes], who: str, limit_s: float) -> Any:
+    """The JSON of the next line that it prints. Raises BenchError."""
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], limit_s)[0]:
+        raise BenchError(f"{who} said nothing for {limit_s:.0f} s.")
+    line = process.stdout.readline()
+    if not line:
+        raise BenchError(f"{who} ended; its last words are above.")
+    return json.loads(line)
 
 
 def run(module: str, *arguments: object, limit_s: float) -> Any:
@@ -120,6 +176,19 @@ def resident_bytes(pid: int) -> int:
     return sum(int(fields[21]) for fields in _family(pid).values()) * _PAGE_BYTES
 
 
+def peak_bytes(pid: int, *, forget: bool = False) -> int:
+    """The most memory that the process itself has held; `forget` begins anew with what it holds now."""
+    if forget:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def own_bytes(pid: int) -> int:
+    """Memory that the process itself holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
 def descendants(pid: int) -> list[int]:
     """The processes that `pid` has started, and theirs."""
     return [member for member in _family(pid) if member != pid]
@@ -143,7 +212,7 @@ def _family(pid: int) -> dict[int, list[str]]:
 
 @contextlib.contextmanager
 def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, **options) as process:
+    with subprocess.Popen(command, **{"stdin": subprocess.DEVNULL, **options}) as process:
         try:
             yield process
         finally:

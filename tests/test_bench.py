@@ -29,15 +29,38 @@ REACHES = {
     "watch.lag_p99": "value <= 10.0",
     "watch.killed_all_live": "value <= 10.0",
     "watch.killed_answered": "value <= 1.0",
+    "live.grpc": "ratio >= 0.75",
+    "live.rest": "ratio >= 0.6",
+    "live.soap": "ratio >= 0.45",
+    "live.group": "value >= 5.0",
+    "live.group_memory": "value <= 60.0",
+    "changes.sqlite": "value >= 1500.0",
+    "changes.postgresql": "value >= 1500.0",
+    "event.median": "value <= 3.0",
+    "event.p99": "value <= 20.0",
+    "fanout.rate": "ratio >= 0.7",
+    "stream.memory": "ratio <= 1.3",
+    "sse.lost": "value <= 0",
+    "sse.memory": "ratio <= 1.05",
+    "stored.start": "value <= 15.0",
+    "stored.memory": "value <= 3.0",
+    "webhook.rate": "ratio >= 0.4",
+    "webhook.per_second": "value >= 400.0",
+    "webhook.lag_median": "value <= 25.0",
+    "callback.rate": "ratio >= 0.8",
+    "hanging.p99": "ratio <= 1.5",
 }
-TINY = ("--rounds", "1", "--count", "50", "--single", "5", "--burst", "20", "--bursts", "2", "--watches", "40")
+TINY = (
+    *("--rounds", "1", "--count", "50", "--single", "5", "--burst", "20", "--bursts", "2", "--watches", "40"),
+    *("--percent", "1"),
+)
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=420)
         finally:
             process.terminate()  # unwinds, so that no SIPp and no gateway is left
     return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -1,0 +1,137 @@
+"""Rows about what is sent to applications: webhooks and Parlay X callbacks, through the durable outbox on SQLite.
+
+Subscriptions are put into the database before the gateway starts (`fill.py`); the presence server that changes their
+terminals and the receiver are one process, so one clock measures.
+
+`webhook.rate`: one change that SUBSCRIBERS want is made, again when each was told, and so on: from the NOTIFY to the
+last webhook, so what is owed is written, claimed, sent, signed and recorded in that time. Its baseline is the HTTP
+client alone, in a loop of POSTs of the same size to the same receiver. `callback.rate` is the same by SOAP, and its
+baseline is that webhook row. `hanging.p99`: how late some are told at a steady rate, while a second receiver, which
+never answers, holds up what HANGING subscriptions are owed; beside the same before that.
+"""
+
+import statistics
+from typing import Any
+
+from app.records import SINK_HANDSHAKE, SINK_SECRETS, Handshake, Sink, SinkKind, signing_secret
+from bench.fill import fill
+from bench.processes import BenchError, World, database_url, gateway, run, world
+from bench.rows import Row, Run, compared, compared_rounds, judged, p99, told
+from bench.world import address
+
+ROWS = (
+    "webhook.rate",
+    "webhook.per_second",
+    "webhook.lag_median",
+    "webhook.lag_p99",
+    "callback.rate",
+    "hanging.p99",
+)
+
+LEAST_RATE, LEAST_PER_S, SUBSCRIBERS, WAVES, WARM_WAVES, POSTS = 0.4, 400.0, 1000, 8, 2, 4000
+MOST_LAG_MS, LAGS_PER_S, LAG_TERMINALS, LAGS_S = 25.0, 100.0, 100, 10.0
+LEAST_CALLBACKS = 0.8
+MOST_SLOWER, HANGING, HANGING_TERMINALS, HANGING_S, SINK_TIMEOUT_MS = 1.5, 1000, 10, 15.0, 3000
+LIMIT_S = 60.0
+
+
+def measure(bench: Run) -> list[Row]:
+    """Measures the rows that are wanted, and what they are compared with."""
+    rows: list[Row] = []
+    webhook_rates, callback_rates, bare_rates = list[float](), list[float](), list[float]()
+    if any(map(bench.wants, ("webhook.rate", "webhook.per_second", "callback"))):
+        for number in range(1, bench.arguments.rounds + 1):
+            bench.tell(f"round {number} of {bench.arguments.rounds}: webhooks, callbacks, and POSTs alone")
+            webhook_rates.append(_waves(bench, f"webhook-{number}", "/count", SinkKind.WEBHOOK))
+            if bench.wants("webhook"):
+                bare_rates.append(_posts(bench))
+            if bench.wants("callback"):
+                callback_rates.append(_waves(bench, f"callback-{number}", "/soap", SinkKind.SOAP))
+    if bare_rates:
+        rows += [
+            compared_rounds("webhook.rate", webhook_rates, bare_rates, "1/s", least=LEAST_RATE),
+            judged("webhook.per_second", statistics.median(webhook_rates), "1/s", least=LEAST_PER_S),
+        ]
+    if bench.wants("webhook.lag"):
+        rows += _lag(bench)
+    if callback_rates:
+        rows.append(compared_rounds("callback.rate", callback_rates, webhook_rates, "1/s", least=LEAST_CALLBACKS))
+    if bench.wants("hanging"):
+        rows.append(_hanging(bench))
+    return rows
+
+
+def _sink(kind: SinkKind, url: str) -> Sink:
+    if kind is SinkKind.SOAP:
+        return Sink(kind=kind, url=url, profile="v2_2")
+    parameters = {SINK_SECRETS: signing_secret(bytes(range(32))), SINK_HANDSHAKE: Handshake.NONE.value}
+    return Sink(kind=kind, url=url, profile="v1", parameters=parameters)
+
+
+def _settings() -> dict[str, Any]:
+    return {"sink_allowed_networks": "127.0.0.0/8", "sink_allow_http": "true", "setups_per_s": 0}
+
+
+def _waves(bench: Run, name: str, path: str, kind: SinkKind) -> float:
+    """Notifications a second."""
+    size, waves, folder = bench.sized(SUBSCRIBERS, 20), bench.sized(WAVES, 2), bench.own_folder(name)
+    with world() as around:
+        fill(database_url(folder), [address(0)] * size, sink=_sink(kind, around.url + path))
+        with gateway(folder, around.sip_port, **_settings()):
+            around.do("subscribed", numbers=[0])
+            around.do("waves", number=0, size=size, waves=WARM_WAVES)
+            seconds = around.do("waves", number=0, size=size, waves=waves)["seconds"]
+            _check(around, {path.split("/")[1]: size * (waves + WARM_WAVES)})
+    return float(size * waves / sum(seconds))
+
+
+def _check(around: World, expected: dict[str, int]) -> None:
+    """Each was sent once: a repeated one would count for two."""
+    if (heard := around.do("heard")) != expected:
+        raise BenchError(f"The receiver heard {heard} instead of {expected}.")
+
+
+def _posts(bench: Run) -> float:
+    with world() as around:
+        figures = run("bench.noop", "http", around.url + "/alone", bench.sized(POSTS, 50), limit_s=LIMIT_S)
+    return float(figures["count"] / figures["seconds"])
+
+
+def _lag(bench: Run) -> list[Row]:
+    count, folder = bench.sized(LAG_TERMINALS, 10), bench.own_folder("lag")
+    bench.tell(f"{LAGS_PER_S:.0f} changes a second, a webhook each")
+    with world() as around:
+        fill(database_url(folder), list(map(address, range(count))), sink=_sink(SinkKind.WEBHOOK, around.url + "/lag"))
+        with gateway(folder, around.sip_port, **_settings()):
+            lags_ms = _lags_ms(around, count, bench.lasting(LAGS_S))
+    return [
+        judged("webhook.lag_median", statistics.median(lags_ms), "ms", most=MOST_LAG_MS),
+        told("webhook.lag_p99", p99(lags_ms), "ms"),
+    ]
+
+
+def _lags_ms(around: World, count: int, seconds: float) -> list[float]:
+    around.do("subscribed", numbers=list(range(count)))
+    around.do("webhooks", numbers=list(range(count)), rate=LAGS_PER_S, seconds=1.0)  # connections stand, code is warm
+    figures = around.do("webhooks", numbers=list(range(count)), rate=LAGS_PER_S, seconds=seconds)
+    return [lag_s * 1000 for lag_s in figures["lag_s"]]
+
+
+def _hanging(bench: Run) -> Row:
+    count, folder = bench.sized(LAG_TERMINALS, 10), bench.own_folder("hanging")
+    hanging, seconds = bench.sized(HANGING, 20), bench.lasting(HANGING_S)
+    bench.tell(f"a receiver that hangs, for {hanging} subscriptions")
+    silent = [count + number % HANGING_TERMINALS for number in range(hanging)]
+    with world() as around:
+        url = database_url(folder)
+        fill(url, list(map(address, range(count))), sink=_sink(SinkKind.WEBHOOK, around.url + "/lag"))
+        hangs = _sink(SinkKind.WEBHOOK, around.other_url + "/hang")
+        fill(url, list(map(address, silent)), sink=hangs, first=count + 1)
+        with gateway(folder, around.sip_port, sink_timeout_ms=SINK_TIMEOUT_MS, **_settings()):
+            around.do("subscribed", numbers=silent[:HANGING_TERMINALS])
+            before_ms = p99(_lags_ms(around, count, seconds))
+            around.do("change", numbers=silent[:HANGING_TERMINALS])
+            with_ms = p99(_lags_ms(around, count, seconds))
+            if not around.do("heard").get("hang"):
+                raise BenchError("Nothing was sent to the receiver that hangs.")
+    return compared("hanging.p99", with_ms, before_ms, "ms", most=MOST_SLOWER)

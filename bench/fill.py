@@ -1,0 +1,88 @@
+"""Puts subscriptions into a gateway's new SQLite database, as many as one likes, in seconds: through the tables.
+
+What stands there afterwards is what the gateway itself would have stored of subscriptions that it made, and that were
+told of each terminal's first status (REACHABLE).
+
+Deliberately absent: PostgreSQL, whose counters would not follow numbers that are given.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Table, create_engine, event, insert
+
+from app.domain import Source, Status
+from app.records import ANONYMOUS, Sink, SinkKind
+from app.store import migrate
+from app.store import tables as t
+
+_PORTION = 5000
+_LASTS = timedelta(days=30)
+_STREAM = Sink(kind=SinkKind.STREAM)
+
+
+def fill(url: str, addresses: Sequence[str], *, sink: Sink = _STREAM, first: int = 1) -> None:
+    """Makes the database at `url`, if there is none, and adds a subscription to each address, numbered from `first`.
+
+    An address may be given again; those of one call must not be those of another one's.
+    """
+    asyncio.run(migrate(url))
+    engine = create_engine(url.replace("+aiosqlite", ""))
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    now = datetime.now(UTC)
+    numbers = range(first, first + len(addresses))
+    with engine.begin() as connection:
+
+        def add(table: Table, rows: Iterator[dict[str, Any]]) -> None:
+            while portion := list(islice(rows, _PORTION)):
+                connection.execute(insert(table), portion)
+
+        add(t.terminal_statuses, ({**_STATUS, "address": one, "observed_at": now} for one in dict.fromkeys(addresses)))
+        add(t.subscriptions, (_subscription(number, sink, now) for number in numbers))
+        add(t.outbox, ({"subscription_seq": number, "last_sequence": 0} for number in numbers))
+        add(
+            t.subscription_addresses,
+            (
+                {"subscription_seq": number, "position": 0, "address": one}
+                for number, one in zip(numbers, addresses, strict=True)
+            ),
+        )
+    engine.dispose()
+
+
+_STATUS = {"status": Status.REACHABLE.value, "source": Source.WATCH.value, "revision": 1}
+
+
+def _subscription(number: int, sink: Sink, now: datetime) -> dict[str, Any]:
+    return {
+        "seq": number,
+        "id": f"{number:032x}",
+        "client_id": ANONYMOUS,
+        "criteria": "",
+        "check_immediate": False,
+        "min_interval_ms": 0,
+        "max_notifications": 0,
+        "created_at": now,
+        "expires_at": now + _LASTS,
+        "sink_kind": sink.kind.value,
+        "sink_url": sink.url,
+        "sink_profile": sink.profile,
+        "sink_parameters": json.dumps(dict(sink.parameters)),
+        "correlator": f"correlator-{number}",
+        "request_id": "",
+        "notified": 0,
+        "last_notified_at": None,
+        "awaiting": False,
+        "suspended_at": None,
+        "ended_at": None,
+        "end_reason": None,
+        "end_detail": "",
+    }

@@ -1,0 +1,123 @@
+"""Rows about answers from live watches: the gateway beside servers that do nothing.
+
+WATCHED terminals are held by one stream, so no question needs SIP. The no-ops are: a grpc.aio handler of the same
+types, a FastAPI handler on the same uvicorn settings, each asked by the same callers in the same closed loop; and
+Spyne's in-process call of a no-op, which has no server, no connection and no caller. A figure is the median over the
+rounds, in each of which all are asked one after the other; a ratio is the median of the rounds' ratios.
+"""
+
+import statistics
+import time
+import urllib.request
+from typing import Any
+
+from bench.load import MAX_AGE_S
+from bench.processes import BenchError, gateway, noop, own_bytes, peak_bytes, run, world
+from bench.rows import Row, Run, compared_rounds, judged, told
+
+ROWS = (
+    "live.grpc",
+    "live.grpc_cpu",
+    "live.rest",
+    "live.rest_cpu",
+    "live.soap",
+    "live.soap_cpu",
+    "live.group",
+    "live.group_memory",
+)
+
+LEAST = {"grpc": 0.75, "rest": 0.6, "soap": 0.45}
+LEAST_GROUP_PER_S, MOST_GROUP_MB = 5.0, 60.0
+WATCHED, ASKED, SPYNE_CALLS, GROUP_CALLS = 1000, 6000, 2000, 30
+LIMIT_S = 60.0
+
+Measured = dict[str, list[dict[str, Any]]]
+
+
+def measure(bench: Run) -> list[Row]:
+    """Measures the rows that are wanted, and what they are compared with."""
+    faces = [face for face in LEAST if bench.wants(f"live.{face}")]
+    watched = bench.sized(WATCHED)
+    rows: list[Row] = []
+    with (
+        world() as around,
+        noop("grpc") as (noop_pid, noop_grpc),
+        noop("rest") as (noop_rest_pid, noop_http),
+        gateway(bench.own_folder("live"), around.sip_port, setups_per_s=0, soap_max_age_s=MAX_AGE_S) as where,
+    ):
+        pid, grpc, http = where
+        around.do("hold", grpc=grpc, count=watched)
+        loops = {
+            "grpc": ("grpc", grpc, pid),
+            "grpc noop": ("grpc", noop_grpc, noop_pid),
+            "rest": ("rest", http, pid),
+            "rest noop": ("noop", noop_http, noop_rest_pid),
+            "soap": ("soap", http, pid),
+        }
+        measured: Measured = {}
+        for number in range(1, bench.arguments.rounds + 1) if faces else ():
+            bench.tell(f"round {number} of {bench.arguments.rounds}: answers from live watches")
+            for name, (face, server, process) in loops.items():
+                if name.split()[0] in faces:
+                    measured.setdefault(name, []).append(_load(bench, face, server, process, watched))
+            if "soap" in faces:
+                calls = run("bench.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
+                measured.setdefault("soap noop", []).append(calls)
+        for face in faces:
+            rows += _face_rows(face, measured[face], measured[f"{face} noop"])
+        if bench.wants("live.group"):
+            bench.tell(f"getStatusForGroup of {watched}")
+            rows += _group_rows(http, pid, watched, bench.sized(GROUP_CALLS))
+    return rows
+
+
+def _load(bench: Run, face: str, server: str, pid: int, watched: int) -> dict[str, Any]:
+    options = ("--watched", watched, "--concurrency", bench.arguments.concurrency, "--single", 1)
+    figures: dict[str, Any] = run(
+        "bench.load", face, server, pid, "--count", bench.sized(ASKED), *options, limit_s=LIMIT_S
+    )
+    return figures
+
+
+def _face_rows(face: str, own: list[dict[str, Any]], noops: list[dict[str, Any]]) -> list[Row]:
+    rates, noop_rates = [[figures["count"] / figures["seconds"] for figures in each] for each in (own, noops)]
+    cpu_us = [
+        statistics.median([figures.get("cpu_seconds", figures["seconds"]) / figures["count"] * 1e6 for figures in each])
+        for each in (own, noops)
+    ]
+    return [
+        compared_rounds(f"live.{face}", rates, noop_rates, "1/s", least=LEAST[face]),
+        told(f"live.{face}_cpu", cpu_us[0], "µs", baseline=cpu_us[1]),
+    ]
+
+
+def _group_rows(http: str, pid: int, watched: int, calls: int) -> list[Row]:
+    """Calls one after the other, each with every address in its envelope; memory is the gateway's peak above before."""
+    addresses = "".join(
+        f"<loc:addresses>sip:terminal-{number}@bench.example.com</loc:addresses>" for number in range(watched)
+    )
+    envelope = (
+        '<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"'
+        ' xmlns:loc="http://www.csapi.org/schema/parlayx/terminal_status/v2_2/local"><soapenv:Body>'
+        f"<loc:getStatusForGroup>{addresses}</loc:getStatusForGroup></soapenv:Body></soapenv:Envelope>"
+    ).encode()
+    headers = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
+    request = urllib.request.Request(f"http://{http}/parlayx/TerminalStatus", envelope, headers)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    before_bytes, seconds = own_bytes(pid), []
+    peak_bytes(pid, forget=True)
+    for _ in range(calls):
+        started_s = time.perf_counter()
+        try:
+            with opener.open(request, timeout=LIMIT_S) as response:
+                answer = response.read()
+        except OSError as error:  # urllib's are OSErrors
+            raise BenchError(f"getStatusForGroup failed: {error}") from None
+        seconds.append(time.perf_counter() - started_s)
+        if answer.count(b">Reachable<") != watched:
+            raise BenchError(f"getStatusForGroup answered {answer[:1000]!r}")
+    extra_bytes = peak_bytes(pid) - before_bytes
+    return [
+        judged("live.group", 1 / statistics.median(seconds), "1/s", least=LEAST_GROUP_PER_S),
+        judged("live.group_memory", extra_bytes / 1e6, "MB", most=MOST_GROUP_MB),
+    ]
