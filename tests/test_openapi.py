@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.core import camara
-from app.delivery.webhook import EVENT_TYPES
+from app.delivery.webhook import EVENT_PREFIX, EVENT_TYPES, v1_event
 from app.domain import Status
-from app.rest import V1, create_app, events, export_openapi
+from app.records import NotificationKind
+from app.rest import V1, events, export_openapi
 from app.rest.camara import PREFIXES
 from app.rest.examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
 from tests.fakes import FakeWatcher, make_service
-from tests.test_rest import client_of
+from tests.outbox import make_owed, make_subscription
+from tests.test_rest import app_over, client_of
 
 DOCUMENTS: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in export_openapi().items()}
 
@@ -40,7 +43,7 @@ def resolved(document: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_serves_the_documents(name: str) -> None:
     """What /openapi/NAME.json serves is what the command exports, and /openapi.json is REST API v1's."""
-    async with client_of(create_app(make_service(FakeWatcher()))) as client:
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
         assert (await client.get(f"/openapi/{name}.json")).json() == DOCUMENTS[name]
         assert (await client.get("/openapi.json")).json() == DOCUMENTS[V1]
 
@@ -122,6 +125,18 @@ def test_the_webhooks_are_what_is_sent() -> None:
     assert set(DOCUMENTS[V1]["webhooks"]) == set(events.EVENTS)
 
 
+@pytest.mark.parametrize("kind", NotificationKind)
+def test_events_are_as_documented(kind: NotificationKind) -> None:
+    """Each event that is sent fits its documentation, and has no member more."""
+    subscription = make_subscription()
+    owed = make_owed(subscription, kind=kind, code="EXPIRED" if kind is NotificationKind.ENDED else "X", text="words")
+    sent = v1_event(subscription, owed, "https://gateway")
+    model = events.EVENTS[EVENT_TYPES[kind].removeprefix(EVENT_PREFIX)][0]
+    read = model.model_validate_json(msgspec.json.encode(sent))
+    assert set(read.model_dump(exclude_unset=True)) == set(sent)
+    assert set(read.model_dump()["data"]) == set(sent["data"])  # type: ignore[call-overload]
+
+
 def test_camara_events_are_what_is_sent() -> None:
     """CAMARA's document has exactly the types of events that are told there."""
     kinds = DOCUMENTS["device-reachability-status-subscriptions-v0.8"]["components"]["schemas"]["CloudEvent"]
@@ -160,7 +175,7 @@ class Page(HTMLParser):
 async def test_the_page_needs_nothing_else(path: str) -> None:
     """The API page has no script, loads nothing, links only within the gateway, and its policy allows its one style and
     nothing else."""
-    async with client_of(create_app(make_service(FakeWatcher()))) as client:
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
         response = await client.get(path)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
@@ -182,7 +197,7 @@ async def test_the_page_needs_nothing_else(path: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_the_page_shows_every_operation(name: str) -> None:
     """Each operation and schema of the document can be found on its page."""
-    async with client_of(create_app(make_service(FakeWatcher()))) as client:
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
         page = Page((await client.get(f"/docs/{name}")).text)
     anchors = {attributes.get("id") for _, attributes in page.tags}
     assert {operation["operationId"] for _, operation in operations(DOCUMENTS[name])} <= anchors

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 import grpc.aio
@@ -15,7 +18,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app import domain
-from app.domain import TerminalAddress, TerminalStatusError, parse_address
+from app.core.service import StatusService
+from app.core.usecases import UseCases
+from app.domain import TerminalAddress, TerminalStatus, TerminalStatusError, parse_address
+from app.records import ANONYMOUS, Client
 from app.rest import create_app
 from app.rest.examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
@@ -27,6 +33,22 @@ ALICE = "sip:alice@example.com"
 ALICE_STATUS = f"/v1/terminals/{ALICE}/status"
 
 
+def app_over(service: StatusService, stopping: asyncio.Event | None = None) -> FastAPI:
+    """The app in which everybody may ask for one terminal's status, and there is nothing else."""
+    anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
+
+    class Open:
+        def known(self, authorization: str) -> Client:
+            return anonymous
+
+    class Questions:
+        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
+            return await service.get_status(address)
+
+    absent: dict[str, Any] = dict.fromkeys([each.name for each in fields(UseCases)])
+    return create_app(service, UseCases(**{**absent, "auth": Open(), "queries": Questions()}), stopping=stopping)
+
+
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://gateway") as client:
@@ -34,7 +56,7 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def ask(watcher: FakeWatcher, path: str = ALICE_STATUS, method: str = "GET") -> httpx2.Response:
-    async with client_of(create_app(make_service(watcher))) as client:
+    async with client_of(app_over(make_service(watcher))) as client:
         return await client.request(method, path)
 
 
@@ -90,7 +112,7 @@ async def test_takes_every_address_in_the_path(address: str, safe: str) -> None:
 
 async def test_ignores_query_and_body() -> None:
     """Query parameters that nobody knows and a body change nothing."""
-    async with client_of(create_app(make_service(FakeWatcher()))) as client:
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
         response = await client.request("GET", f"{ALICE_STATUS}?colour=blue", content=b"{" * 100_000)
     assert response.status_code == 200
 
@@ -203,7 +225,7 @@ async def test_an_exception_after_the_answer_began_is_the_servers() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("too late")
 
-    app = create_app(make_service(FakeWatcher()))
+    app = app_over(make_service(FakeWatcher()))
     app.mount("/half", half_an_answer)
     async with client_of(app) as client:
         with pytest.raises(RuntimeError, match="too late"):
@@ -230,7 +252,7 @@ async def test_a_wrong_method_is_a_problem(path: str) -> None:
 
 async def test_an_invalid_request_is_a_problem() -> None:
     """What the framework finds wrong with a request is a 400 problem that names each fault."""
-    app = create_app(make_service(FakeWatcher()))
+    app = app_over(make_service(FakeWatcher()))
 
     @app.get("/typed")
     async def typed(count: int) -> int:
@@ -263,7 +285,7 @@ async def test_probes_take_head(path: str) -> None:
 async def test_a_stopping_gateway_is_not_ready() -> None:
     """Told to stop, the gateway says at once that it wants no more questions, and lives."""
     stopping = asyncio.Event()
-    async with client_of(create_app(make_service(FakeWatcher()), stopping=stopping)) as client:
+    async with client_of(app_over(make_service(FakeWatcher()), stopping=stopping)) as client:
         assert (await client.get("/readyz")).status_code == 200
         stopping.set()
         assert problem_in(await client.get("/readyz"))["code"] == "NOT_READY"
@@ -295,7 +317,7 @@ async def test_a_client_that_leaves_is_no_failure() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = create_app(make_service(FakeWatcher()))
+    app = app_over(make_service(FakeWatcher()))
     app.mount("/read", leaves)
     scope = {"type": "http", "method": "POST", "path": "/read/", "headers": [], "query_string": b""}
     with structlog.testing.capture_logs() as logs:

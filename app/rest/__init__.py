@@ -10,8 +10,8 @@ listen to the environment), business rules.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 from fastapi import FastAPI, Response
@@ -20,13 +20,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from app.auth.authenticator import Authenticator
 from app.auth.oidc import Grant
-from app.core.asking import QueryService
 from app.core.service import StatusService
 from app.core.usecases import UseCases
-from app.domain import TerminalStatus
-from app.records import ANONYMOUS, Client
 from app.rest import (
     camara,
     deliveries,
@@ -77,7 +73,7 @@ class Readiness(BaseModel):
 
 def create_app(
     service: StatusService,
-    use_cases: UseCases | None = None,
+    use_cases: UseCases,
     *,
     stopping: asyncio.Event | None = None,
     number_pattern: str = "tel:{number}",
@@ -92,7 +88,6 @@ def create_app(
     A stream of events as old as `max_stream_age_s` seconds is ended, and its client comes again.
     """
     stopping = stopping or asyncio.Event()
-    use_cases = use_cases or _alone(service)
     beside = camara.Camara(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
     app = _App(
         camara.create_apps(beside),
@@ -160,8 +155,9 @@ def create_app(
 
 def export_openapi() -> dict[str, str]:
     """The OpenAPI documents as JSON texts by name, the same for the same code."""
-    # Routes hold the service and do not look at it before they are called, which here they never are.
-    app = create_app(cast("StatusService", None))
+    # Routes hold the use cases and do not look at them before they are called, which here they never are.
+    nothing: Any = dict.fromkeys([each.name for each in fields(UseCases)])
+    app = create_app(cast("StatusService", None), UseCases(**nothing))
     return {name: docs.as_text(document()) for name, document in _documents(cast("_App", app)).items()}
 
 
@@ -234,28 +230,3 @@ def _responses(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any
     for operations in paths.values():
         for operation in operations.values():
             yield from operation["responses"].values()
-
-
-def _alone(service: StatusService) -> UseCases:
-    """For now: getTerminalStatus for everybody, and nothing else, until `main` makes the use cases."""
-    anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
-
-    class Open:
-        def known(self, authorization: str) -> Client:
-            return anonymous
-
-    class Questions:
-        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
-            return await service.get_status(address)
-
-    absent: Any = SimpleNamespace()
-    return UseCases(
-        auth=cast("Authenticator", Open()),
-        queries=cast("QueryService", Questions()),
-        watching=absent,
-        subscriptions=absent,
-        groups=absent,
-        deliveries=absent,
-        usage=absent,
-        administration=absent,
-    )
