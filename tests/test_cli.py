@@ -177,6 +177,7 @@ def test_get_shows_no_control_characters() -> None:
         (["get", "sip:a@b", "--http-server", "x"], 2, "--http-server = 'x': not HOST:PORT"),
         (["get", "sip:\udcff@b"], 2, "is not UTF-8"),
         (["openapi", "-o", "/nonexistent/x"], 1, "/nonexistent/x: cannot be written"),
+        (["openapi", "nothing"], 2, "nothing is no API"),
         (["serve", "--presence-server", "sip:192.0.2.1"], 2, "TS_SIP_LISTEN must be an address"),
     ],
 )
@@ -342,6 +343,18 @@ def test_openapi_to_a_file(tmp_path: Path) -> None:
     assert run("openapi", "--output", str(file)).returncode == 0
     assert json.loads(file.read_text())["openapi"].startswith("3.")
     assert run("openapi").stdout == file.read_text()
+
+
+def test_openapi_to_a_folder(tmp_path: Path) -> None:
+    """Into a folder, `openapi` writes a file for each HTTP API; one of them can be named."""
+    assert run("openapi", "--output", str(tmp_path)).returncode == 0
+    names = sorted(file.stem for file in tmp_path.iterdir())
+    assert names == [
+        "device-reachability-status-subscriptions-v0.8",
+        "device-reachability-status-v1",
+        "terminal-status-v1",
+    ]
+    assert run("openapi", names[1]).stdout == (tmp_path / f"{names[1]}.json").read_text()
 
 
 def test_sandbox_prints_changes() -> None:
