@@ -30,7 +30,7 @@ run: .venv/run.stamp
 	@exec $(BIN)/terminal-status demo
 
 test: .venv/dev.stamp servers clients
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: .venv/dev.stamp $(BUF)
 	$(BIN)/ruff format --check --quiet .
