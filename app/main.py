@@ -259,6 +259,7 @@ def _http_app(
         number_pattern=settings.camara_number_pattern,
         grant=tokens.grant if tokens else None,
         clock=_now,
+        max_stream_age_s=settings.grpc_max_connection_age_s or None,
     )
     soap = create_soap_app(
         use_cases.queries,
