@@ -152,9 +152,12 @@ class UsageLog:
             if not self._closing:
                 await asyncio.sleep(FLUSH_S / 2)  # the other half is for the write
             try:
-                while self._buffer:
+                await self._write()
+                # Under load the next group gathers for as long as the first did: a write costs more than its rows.
+                while len(self._buffer) >= MAX_WRITE or (self._closing and self._buffer):
                     await self._write()
-                self._some.clear()
+                if not self._buffer:
+                    self._some.clear()
             except StoreUnavailable as error:
                 _log.warning("usage_records_wait", records=len(self._buffer), why=str(error))
                 await asyncio.sleep(RETRY_S)
@@ -164,6 +167,8 @@ class UsageLog:
     async def _write(self) -> None:
         dropped = self.dropped
         records = list(islice(self._buffer, MAX_WRITE))
+        if not records:
+            return
         await self._store.write_usage(records)
         for _ in range(len(records) - (self.dropped - dropped)):
             self._buffer.popleft()
