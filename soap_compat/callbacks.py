@@ -3,21 +3,21 @@
 Invariants: a call is in the version in which its notification was started, with the application's own correlator, and
 with its own spelling of the addresses that it named. A SOAP fault is a failed attempt, whatever its HTTP status; 410 is
 one too, for the contract knows no endpoint that wants nothing more. What the contract has no message for (that it has
-started, or was ended by the application) is not sent.
+started, or was ended by the application) is not sent. A fault is looked for in the first MAX_ANSWER bytes of an answer.
 
 Deliberately absent: retries and order (`app.delivery.outbox`), connections and their limits (`app.delivery.egress`),
-and what is owed (`app.core.standing`). Reading the empty response of the application.
+and what is owed (`app.core.standing`). Whatever else the application answers: the contract's response is empty.
 """
 
-import re
 from dataclasses import replace
 from typing import Final
 
-from app.delivery.egress import KEPT_ANSWER, Egress
+from app.delivery.egress import MAX_ANSWER, Egress
 from app.domain import SinkRefused
 from app.ports import Sent
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription
 from soap_compat import writing
+from soap_compat.envelope import has_fault
 from soap_compat.faults import reason_for
 from soap_compat.schema import STATUS_WORDS, WRITTEN, written
 from soap_compat.versions import callback_namespace
@@ -27,7 +27,6 @@ SOAP_FAULT: Final = "soap-fault"
 """The outcome of an attempt that was answered by a fault with status 200."""
 
 _COMPLETE: Final = {EndReason.EXPIRED.name, EndReason.COUNT_REACHED.name}
-_FAULT = re.compile(rb"<(?:[^\s<>:/]+:)?Fault[\s/>]")
 
 
 def callback(subscription: Subscription, notification: OwedNotification) -> bytes | None:
@@ -80,12 +79,12 @@ class CallbackSender:
         if body is None:
             return Sent(delivered=True, outcome="not-told")
         try:
-            reply = await self._egress.request("POST", subscription.sink.url, HEADERS, body, keep=KEPT_ANSWER)
+            reply = await self._egress.request("POST", subscription.sink.url, HEADERS, body, keep=MAX_ANSWER)
         except SinkRefused as refused:  # the operator's rules are stricter now than when it was made
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
         sent = reply.as_sent()
         if sent.gone:
             return replace(sent, gone=False)
-        if sent.delivered and _FAULT.search(reply.body.replace(b"\0", b"")):  # without the zeros UTF-16 is ASCII
+        if sent.delivered and has_fault(reply.body):
             return replace(sent, delivered=False, outcome=SOAP_FAULT)
         return sent

@@ -1,4 +1,5 @@
-"""Reads a SOAP 1.1 request: bytes of anyone -> the one element of its Body, and who says that he sent it.
+"""Reads a SOAP 1.1 request: bytes of anyone -> the one element of its Body, and who says that he sent it. Of an answer
+to a callback it reads whether that is a fault.
 
 Invariants: the work is bounded by the body's size, `MAX_DEPTH` and `MAX_ELEMENTS`; a DOCTYPE is refused when it
 begins, so no entity is ever declared; whatever is wrong is a `SoapFault`. The parts handed on have no namespaces: a
@@ -32,6 +33,7 @@ _TRUE: Final = ("1", "true")
 _THIS_NODE: Final = {"", "http://schemas.xmlsoap.org/soap/actor/next"}  # SOAP 1.1 section 4.2.2
 _CHARSETS: Final = {"utf-8", "utf-16", "utf-16le", "utf-16be", "us-ascii", "iso-8859-1"}
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_FAULT = re.compile(rb"<(?:[^\s<>:/]+:)?Fault[\s/>]")
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -145,6 +147,48 @@ class Request:
             parser.Parse(body, True)
         except expat.ExpatError as error:
             raise client_fault(f"The message is not well-formed XML: {error}.") from None
+
+
+def has_fault(answer: bytes) -> bool:
+    """Whether the answer, or as much of it as was read, is a SOAP fault: the Body has a child `Fault`, of whatever
+    prefix or version, or the answer is nothing but that. What is no XML as far as its Body is one if it looks so."""
+    reading = _Answer()
+    # Without namespaces, so that an undeclared prefix is none of our concern either.
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = reading.start
+    parser.EndElementHandler = reading.end
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    parser.XmlDeclHandler = _check_declaration
+    try:
+        parser.Parse(answer.lstrip(), False)
+    except (expat.ExpatError, SoapFault):
+        if reading.fault is None:
+            # Without the zeros UTF-16 is ASCII.
+            return _FAULT.search(answer.replace(b"\0", b"")) is not None
+    return bool(reading.fault)
+
+
+class _Answer:
+    """Looks for the fault in an answer that is read."""
+
+    def __init__(self) -> None:
+        self.fault: bool | None = None
+        """None while it is not known."""
+        self._depth = 0
+        self._in_body = False
+
+    def start(self, tag: str, _: dict[str, str]) -> None:
+        self._depth += 1
+        name = tag.rpartition(":")[2]
+        if self._depth == 2:
+            self._in_body = name == "Body"
+        elif self.fault is None and (self._depth == 1 or (self._depth == 3 and self._in_body)):
+            self.fault = True if name == "Fault" else None
+
+    def end(self, _: str) -> None:
+        self._depth -= 1
+        if self.fault is None and (not self._depth or (self._depth == 1 and self._in_body)):
+            self.fault = False
 
 
 def _check_envelope(tag: str) -> None:

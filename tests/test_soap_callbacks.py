@@ -16,6 +16,7 @@ from app.delivery.egress import Egress, Rules
 from app.domain import SinkRefused, SinkUnreachable, Status, TerminalAddress
 from app.records import EndReason, NotificationKind, OwedNotification, SinkKind, Subscription
 from soap_compat.callbacks import CallbackSender, callback
+from soap_compat.envelope import has_fault
 from soap_compat.faults import FAULTS, TEXTS
 from tests.outbox import ALICE, BOB, change, make_owed, make_subscription
 from tests.receivers import Behaviour, answer, gigabyte, hang, in_turn, raw, receiver, reset
@@ -30,6 +31,9 @@ FAULT = (
     '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Server</faultcode>'
     "<faultstring>No.</faultstring></s:Fault></s:Body></s:Envelope>"
 )
+
+LONG_HEADER = f"<s:Header><t:Trace xmlns:t='urn:t'>{'t' * 20_000}</t:Trace></s:Header>"
+QUOTED = b"<s:Fault><faultcode>s:Server</faultcode></s:Fault>"
 
 
 def subscribed(url: str = "https://app.example/callback", profile: str = "v2_3") -> Subscription:
@@ -199,6 +203,28 @@ async def test_request() -> None:
         (answer(200, body=b"\xff\xfe" + FAULT.encode("utf-16-le")), "soap-fault", 200),
         (answer(200, body=FAULT.replace("s:Fault", "Fault").encode()), "soap-fault", 200),
         (answer(202, body=b"<Fault/>"), "soap-fault", 202),
+        (answer(200, body=FAULT.replace("<s:Body>", LONG_HEADER + "<s:Body>").encode()), "soap-fault", 200),
+        (
+            answer(200, body=(FAULT.replace("<s:Body>", LONG_HEADER + "<s:Body>") + "é").encode("utf-16")),
+            "soap-fault",
+            200,
+        ),
+        (answer(200, body=b"\r\n <?xml version='1.0'?>" + FAULT.encode()), "soap-fault", 200),
+        (
+            answer(200, body=FAULT.replace("schemas.xmlsoap.org/soap", "www.w3.org/2003/05/soap").encode()),
+            "soap-fault",
+            200,
+        ),
+        (
+            answer(200, body=FAULT.replace(' xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"', "").encode()),
+            "soap-fault",
+            200,
+        ),
+        (answer(200, body=FAULT.encode() + b"Notice: undefined index"), "soap-fault", 200),
+        (answer(200, body=FAULT[: FAULT.index("<faultstring")].encode()), "soap-fault", 200),
+        (answer(200, body=b"<!DOCTYPE e [<!ENTITY a 'a'>]>" + FAULT.encode()), "soap-fault", 200),
+        (answer(200, body=b"--mime\r\nContent-Type: text/xml\r\n\r\n" + FAULT.encode()), "soap-fault", 200),
+        (answer(200, body=b'<?xml version="1.0" encoding="utf-7"?>' + FAULT.encode()), "soap-fault", 200),
         (answer(404), "http-404", 404),
         (answer(410), "http-410", 410),
         (answer(301, {"Location": "http://127.0.0.1:1/"}), "http-301", 301),
@@ -218,7 +244,22 @@ async def test_failed_attempt(behave: Behaviour, outcome: str, code: int) -> Non
         assert len(sent.answer) <= 2048
 
 
-@pytest.mark.parametrize("body", [b"", EMPTY_RESPONSE, b"<html>Faultless</html>", b"<DefaultResponse/>"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        EMPTY_RESPONSE,
+        b"<html>Faultless</html>",
+        b"<DefaultResponse/>",
+        EMPTY_RESPONSE.replace(
+            b"<s:Body>", b"<s:Header>" + QUOTED + b"<s:Body>" + QUOTED + b"</s:Body></s:Header><s:Body>"
+        ),
+        EMPTY_RESPONSE.replace(b"<s:Body>", b"<!--" + QUOTED + b"--><s:Body>"),
+        EMPTY_RESPONSE.replace(b"<s:Body>", b"<s:Body><extra>" + QUOTED + b"</extra>"),
+        EMPTY_RESPONSE + b"<p>" + QUOTED,
+        b"<a>" * 20_000,
+    ],
+)
 @pytest.mark.parametrize("code", [200, 202])
 async def test_delivered(body: bytes, code: int) -> None:
     """Any 2xx without a fault is delivered, whatever the application says in it."""
@@ -253,6 +294,13 @@ async def test_endpoint_that_is_no_longer_allowed() -> None:
         assert (await callbacks.send(subscription, make_owed(subscription))).outcome == "refused-scheme"
         subscription = subscribed("https://127.0.0.1:8080/")
         assert (await callbacks.send(subscription, make_owed(subscription))).outcome == "forbidden-address"
+
+
+@given(noise=st.binary(max_size=40), encoding=st.sampled_from(["utf-16", "base64", "nonsense", "idna", "shift_jis"]))
+def test_any_answer(noise: bytes, encoding: str) -> None:
+    """Whatever an application answers, it is a fault or none, and never a bug."""
+    assert has_fault(f'<?xml version="1.0" encoding="{encoding}"?>{FAULT}'.encode() + noise)
+    assert not has_fault(noise)
 
 
 # --- how an endpoint is checked
