@@ -251,7 +251,8 @@ class Settings(BaseModel):
     oidc_scope: str = Field(
         "",
         pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{0,200}$",
-        description="Scope that a token must have; none if empty.",
+        description="Scope that a token must have, but for CAMARA, which has its own; none if empty: but then a token "
+        "with CAMARA's scopes serves CAMARA only.",
         examples=["one scope"],
     )
     oidc_client_claim: str = Field(
@@ -263,7 +264,8 @@ class Settings(BaseModel):
     oidc_device_claim: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.:/\-]{0,100}$",
-        description="Claim that names the device of a three-legged access token, for CAMARA; none if empty.",
+        description="Claim that names the device of a three-legged access token, which serves CAMARA only; "
+        "none if empty.",
         examples=["a claim, such as phone_number"],
     )
     camara_number_pattern: Annotated[str, AfterValidator(_number_pattern)] = Field(

@@ -36,6 +36,7 @@ from app.domain import (
     ClientExists,
     ClientUnknown,
     InvalidRequest,
+    NotPermitted,
     RateLimited,
     StoreUnavailable,
     Unauthenticated,
@@ -464,13 +465,14 @@ class Provider:
             raise OSError("connection refused")
         return self.document
 
-    def tokens(self, scope: str = "") -> AccessTokens:
+    def tokens(self, scope: str = "", device_claim: str = "") -> AccessTokens:
         return AccessTokens(
             self.fetch,
             issuer=ISSUER,
             audience=AUDIENCE,
             scope=scope,
             client_claim="client_id",
+            device_claim=device_claim,
             clock=self.clock,
             monotonic=self.clock.monotonic,
         )
@@ -540,9 +542,10 @@ def confused() -> str:
         lambda: token(nbf=int(START.timestamp()) + 31),
         lambda: token(client_id=None),
         lambda: token(client_id=["billing"]),
-        lambda: token(scope="write"),
-        lambda: token(scope=None),
-        lambda: token(scope={"read": 1}),
+        lambda: token(phone_number=15551234567),
+        lambda: token(phone_number=["+15551234567"]),
+        lambda: token(phone_number=" "),
+        lambda: token(phone_number=""),
         lambda: token(header={"kid": "nobody's"}),
         lambda: token(header={"kid": None}),
         lambda: token(header={"typ": "logout+jwt"}),
@@ -551,9 +554,9 @@ def confused() -> str:
     ],
 )
 async def test_other_tokens_are_refused(make: Callable[[], str]) -> None:
-    """Wrong algorithm, key, issuer, audience, time, scope or form: refused, without a word about which."""
+    """Wrong algorithm, key, issuer, audience, time, device or form: refused, without a word about which."""
     with pytest.raises(Unauthenticated) as caught:
-        await Provider(Clock()).tokens("read").verify(make())
+        await Provider(Clock()).tokens("read", "phone_number").verify(make())
     assert str(caught.value) == "The access token is not accepted."
 
 
@@ -629,6 +632,38 @@ async def test_a_token_authenticates_a_client(world: World) -> None:
     await world.refused(bearer(token(client_id="nobody")))
     world.clock.pass_s(60 + oidc.LEEWAY_S)
     await world.refused(bearer(token()))
+
+
+@pytest.mark.parametrize(
+    ("scope", "claims", "confined"),
+    [
+        ("", {}, False),
+        ("", {"phone_number": "+15551234567"}, True),
+        ("", {"scope": "openid device-reachability-status:read"}, True),
+        ("read", {}, False),
+        ("read", {"scope": "read device-reachability-status:read"}, False),
+        ("read", {"scope": "device-reachability-status:read"}, True),
+        ("read", {"scope": None}, True),
+        ("read", {"scope": {"read": 1}}, True),
+        ("read", {"phone_number": "+15551234567"}, True),
+    ],
+)
+async def test_confined_tokens(world: World, scope: str, claims: dict[str, Any], confined: bool) -> None:
+    """A token that names a device, lacks the scope that is wanted, or has CAMARA's where none is, is taken only by who
+    says that it looks at the grant: also when it is remembered, and in whatever order both ask."""
+    client, _ = await world.add(client_id="billing")
+    shown = bearer(token(**claims))
+    for order in ((False, True, False), (True, False, True)):
+        world.auth = world.authenticator(tokens=Provider(world.clock).tokens(scope, "phone_number"))
+        for looks in order:
+            if confined and not looks:
+                assert world.auth.known(shown.authorization) is None
+                with pytest.raises(NotPermitted):
+                    await world.auth.authenticate(shown)
+                assert world.auth.known(shown.authorization) is None
+            else:
+                assert await world.auth.authenticate(shown, confined=looks) == client
+                assert world.auth.known(shown.authorization, confined=looks) == client
 
 
 @asynccontextmanager

@@ -41,6 +41,9 @@ class Tokens:
     async def verify(self, token: str) -> tuple[str, datetime]:
         return APP.id, BEGAN + timedelta(days=1)
 
+    def confined(self, token: str) -> str:
+        return "It serves CAMARA only." if self.granted.device else ""
+
     def grant(self, token: str) -> Grant:
         assert token == "a.b.c"
         return self.granted
@@ -250,12 +253,27 @@ async def test_a_three_legged_token_sees_its_device_only(face: HttpFace, tokens:
     assert (await face.call("DELETE", f"{SUBSCRIPTIONS}/{made['id']}", headers=TOKEN)).status == 204
 
 
+async def test_a_three_legged_token_is_good_nowhere_else(face: HttpFace, core: Core, tokens: Tokens) -> None:
+    """With an access token that names a device nothing is asked or subscribed by REST API v1."""
+    tokens.granted = Grant(scopes=ALL, device=NUMBER)
+    assert (await face.call("POST", RETRIEVE, {}, headers=TOKEN)).status == 200
+    for method, path, body in (
+        ("GET", f"/v1/terminals/{ALICE}/status", None),
+        ("GET", f"/v1/terminals:watch?address={ALICE}", None),
+        ("GET", "/v1/subscriptions", None),
+        ("POST", "/v1/subscriptions", {"addresses": [ALICE]}),
+        ("POST", "/v1/subscriptions:cancel", {"correlator": "c"}),
+    ):
+        answer = await face.call(method, path, body, headers=TOKEN)
+        assert (answer.status, answer.json["code"]) == (403, "NOT_PERMITTED"), path
+    assert core.watcher.fetched == [TEL]
+
+
 @pytest.mark.parametrize(
     ("claims", "granted"),
     [
         ({"phone_number": NUMBER}, Grant(scopes=frozenset({"presence", "read"}), device=NUMBER)),
         ({"scope": None, "scp": ["a", 1]}, Grant(scopes=frozenset({"a"}), device="")),
-        ({"scope": None, "phone_number": 5}, Grant(scopes=frozenset(), device="")),
     ],
 )
 def test_what_a_token_grants(claims: dict[str, Any], granted: Grant) -> None:
@@ -266,6 +284,8 @@ def test_what_a_token_grants(claims: dict[str, Any], granted: Grant) -> None:
     assert AccessTokens(**reader).grant(token(**claims)).device == ""
     with pytest.raises(domain.Unauthenticated):
         AccessTokens(**reader).grant("x")
+    with pytest.raises(domain.Unauthenticated):
+        AccessTokens(**reader, device_claim="phone_number").grant(token(phone_number=5))
 
 
 # Subscriptions.

@@ -7,6 +7,7 @@ Invariants: a secret is kept nowhere: the store has the SHA-256 of secrets, whic
 slow hash, and the cache has the SHA-256 of whole headers; comparisons take constant time; no message or log line says
 which part of credentials was wrong, or has any of a secret. What was found good holds for CACHE_S, in which a change by
 another process is not seen, and for STALE_S where the store cannot be asked. Failures of one peer are limited.
+An access token that is confined to CAMARA's APIs is taken by nobody who does not say that it looks at its grant.
 
 Deliberately absent: what a client may do (`policy.py` and the use cases), the making of clients (`clients.py`), and
 any transport. WS-Security's digest is compared by its transport: see `authenticate_with`.
@@ -25,7 +26,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from app.domain import RateLimited, StoreUnavailable, Unauthenticated
+from app.domain import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
 from app.ports import Store
 from app.records import ANONYMOUS, MAX_ID, Client
 
@@ -78,6 +79,9 @@ class TokenVerifier(Protocol):
     async def verify(self, token: str) -> tuple[str, datetime]:
         """The client id that a good token names, and when the token ends. Raises Unauthenticated."""
 
+    def confined(self, token: str) -> str:
+        """Why a token that `verify` took serves CAMARA's APIs only; "" for one that serves everywhere."""
+
 
 @dataclass(slots=True)
 class _Known:
@@ -85,10 +89,11 @@ class _Known:
     """None: these credentials are bad."""
     until: float
     confirmed_at: float
+    confined: str
 
 
-_Found = tuple[Client, datetime | None]
-"""A client, and when the credentials that named it end."""
+_Found = tuple[Client, datetime | None, str]
+"""A client, when the credentials that named it end, and why they serve CAMARA only ("": they do not)."""
 
 
 def hash_secret(secret: str) -> bytes:
@@ -206,29 +211,37 @@ class Authenticator:
         self._known.clear()
         self._open_until = -math.inf
 
-    def known(self, authorization: str) -> Client | None:
-        """Who shows this, if that is known without asking anybody; None does not mean that it is bad."""
+    def known(self, authorization: str, *, confined: bool = False) -> Client | None:
+        """Who shows this, if that is known without asking anybody; None does not mean that it is bad. `confined` as
+        `authenticate` has it."""
         now = self._monotonic()
         if self._open and now < self._open_until:
             return self.anonymous
         if authorization:
             known = self._known.get(_cache_key(authorization))
-            if known is not None and now < known.until:
+            if known is not None and now < known.until and (confined or not known.confined):
                 return known.client
         return None
 
-    async def authenticate(self, credentials: Credentials) -> Client:
-        """Returns the client that calls. Raises Unauthenticated, RateLimited or StoreUnavailable."""
-        if client := self.known(credentials.authorization):
+    async def authenticate(self, credentials: Credentials, *, confined: bool = False) -> Client:
+        """Returns the client that calls. `confined` is whether an access token is taken too that is about one device,
+        or was given for CAMARA's APIs: only by those, which look at what it grants.
+
+        Raises NotPermitted (such a token elsewhere), Unauthenticated, RateLimited or StoreUnavailable.
+        """
+        if client := self.known(credentials.authorization, confined=confined):
             return client
         if await self._is_open():
             return self.anonymous
         if credentials.authorization:
             shown = credentials.authorization
-            return await self._remembered(_cache_key(shown), credentials.peer, lambda: self._by_header(shown))
+            known = await self._remembered(_cache_key(shown), credentials.peer, lambda: self._by_header(shown))
+            if known[1] and not confined:
+                raise NotPermitted(known[1])
+            return known[0]
         if names := credentials.certificate_names:
             key = _cache_key("\0".join(names))
-            return await self._remembered(key, credentials.peer, lambda: self._by_certificate(names))
+            return (await self._remembered(key, credentials.peer, lambda: self._by_certificate(names)))[0]
         raise Unauthenticated("Credentials are needed: an API key as bearer token.")
 
     async def authenticate_with(self, client_id: str, matches: Callable[[str], bool], *, peer: str = "") -> Client:
@@ -260,22 +273,22 @@ class Authenticator:
                 self._open_until = now + CACHE_S
         return self._open
 
-    async def _remembered(self, key: bytes, peer: str, look_up: Callable[[], Awaitable[_Found]]) -> Client:
+    async def _remembered(self, key: bytes, peer: str, look_up: Callable[[], Awaitable[_Found]]) -> tuple[Client, str]:
         now = self._monotonic()
         known = self._known.get(key)
         if known is not None:
             if now < known.until:
                 if known.client is None:
                     raise Unauthenticated("The credentials are not accepted.")
-                return known.client
+                return known.client, known.confined
             known.until = now + 1  # others who show the same meanwhile need not ask too
         else:
             self._check_failures(peer)
         try:
-            client, ends_at = await look_up()
+            client, ends_at, confined = await look_up()
         except StoreUnavailable:
             if known is not None and known.client is not None and now < known.confirmed_at + STALE_S:
-                return known.client
+                return known.client, known.confined
             self._known.pop(key, None)
             raise
         except Unauthenticated as error:
@@ -287,15 +300,15 @@ class Authenticator:
                 self._known.pop(key, None)
             raise
         lasts_s = CACHE_S if ends_at is None else (ends_at - self._clock()).total_seconds()
-        self._remember(key, client, min(lasts_s, CACHE_S))
-        return client
+        self._remember(key, client, min(lasts_s, CACHE_S), confined)
+        return client, confined
 
-    def _remember(self, key: bytes, client: Client | None, lasts_s: float) -> None:
+    def _remember(self, key: bytes, client: Client | None, lasts_s: float, confined: str = "") -> None:
         now = self._monotonic()
         self._known.pop(key, None)
         while len(self._known) >= MAX_CACHED:
             del self._known[next(iter(self._known))]
-        self._known[key] = _Known(client, now + lasts_s, now)
+        self._known[key] = _Known(client, now + lasts_s, now, confined)
 
     async def _by_header(self, authorization: str) -> _Found:
         scheme, _, value = authorization.partition(" ")
@@ -306,7 +319,7 @@ class Authenticator:
                     return await self._by_key(value)
                 if self._tokens is not None:
                     client_id, ends_at = await self._tokens.verify(value)
-                    return await self._by_id(client_id), ends_at
+                    return await self._by_id(client_id), ends_at, self._tokens.confined(value)
             elif scheme.lower() == "basic" and (pair := _basic(value)):
                 found = await self._by_key(pair[1])
                 if hmac.compare_digest(found[0].id.encode(), pair[0].encode()):
@@ -322,12 +335,12 @@ class Authenticator:
         good = hmac.compare_digest(hash_secret(secret), expected)
         if found is None or not good or found[0].disabled or self._ended(found[2]):
             raise _refused(key_id)
-        return found[0], found[2]
+        return found[0], found[2], ""
 
     async def _by_certificate(self, names: tuple[str, ...]) -> _Found:
         for name in names[:MAX_NAMES]:
             if _is_id(name) and (client := await self._store.client(name)) and not client.disabled:
-                return client, None
+                return client, None, ""
         raise _refused(names[0])
 
     async def _by_id(self, client_id: str) -> Client:

@@ -1,9 +1,10 @@
 """Access tokens of an OpenID provider (RFC 7519, RFC 9068): what they must say, and the provider's keys (RFC 7517).
 
 Invariants: only EdDSA, ES256 and RS256 are read, never `none` or a shared secret, and RSA keys of 2048 bits or more;
-issuer, audience, expiry and scope are checked, with LEEWAY_S for clocks that differ. Keys are fetched when the first
-token comes, again after REFRESH_S, and for a key id that is not among them, but at most once each RETRY_S, one fetch at
-a time. A provider that is away leaves the last keys in use for STALE_S.
+issuer, audience and expiry are checked, with LEEWAY_S for clocks that differ. A token that names a device, lacks the
+operator's scope, or (where the operator names none) has a scope of CAMARA's, is confined to CAMARA's APIs. Keys are
+fetched when the first token comes, again after REFRESH_S, and for a key id that is not among them, but at most once
+each RETRY_S, one fetch at a time. A provider that is away leaves the last keys in use for STALE_S.
 
 Deliberately absent: how keys are fetched (`jwks.py`), remembering tokens (`auth.py`), introspection, and revocation:
 a token is good until it expires, and its client can be disabled here.
@@ -34,6 +35,9 @@ MAX_KEYS = 100
 
 MIN_RSA_BITS = 2048
 
+CAMARA_SCOPES = ("device-reachability-status",)
+"""What CAMARA's scopes begin with. Its APIs look at them themselves, operation by operation."""
+
 _KINDS = ("EC", "OKP", "RSA")
 _log = structlog.get_logger(__name__)
 _Key = RSAKey | ECKey | OKPKey
@@ -60,7 +64,8 @@ class _Algorithms(jws.JWSRegistry):
 class AccessTokens:
     """Verifies access tokens. `fetch_keys` returns the provider's JWK set as it came, within a time limit of its own,
     and raises OSError where it cannot. `client_claim` is the claim that names the client's id; `scope` (where not
-    empty) must be among the token's `scope` (or `scp`). `device_claim` is the claim that names the device (CAMARA)."""
+    empty) must be among the token's `scope` (or `scp`), but for CAMARA's APIs, which look for their own. `device_claim`
+    is the claim that names the device of a token for CAMARA's APIs; empty for none."""
 
     def __init__(
         self,
@@ -110,8 +115,7 @@ class AccessTokens:
         client_id = claims.get(self._client_claim)
         if not isinstance(client_id, str) or not client_id:
             raise _refused()
-        if self._scope and self._scope not in _scopes(claims):
-            raise _refused(client_id)
+        self._device(claims)
         try:
             return client_id, datetime.fromtimestamp(claims["exp"], UTC)
         except (OverflowError, ValueError, OSError):
@@ -124,8 +128,29 @@ class AccessTokens:
             claims = json.loads(jws.extract_compact(token.encode()).payload)
         except (JoseError, ValueError):
             raise _refused() from None
-        device = claims.get(self._device_claim, "") if self._device_claim else ""
-        return Grant(scopes=frozenset(_scopes(claims)), device=device if isinstance(device, str) else "")
+        return Grant(scopes=frozenset(_scopes(claims)), device=self._device(claims))
+
+    def confined(self, token: str) -> str:
+        """Why a token that `verify` took a moment ago serves CAMARA's APIs only; "" for one that serves everywhere.
+        Raises Unauthenticated for what is no token."""
+        grant = self.grant(token)
+        if grant.device:
+            return "The access token is about one device, and serves CAMARA's APIs only."
+        if self._scope and self._scope not in grant.scopes:
+            return f"The access token lacks the scope {self._scope}."
+        if not self._scope and any(scope.startswith(CAMARA_SCOPES) for scope in grant.scopes):
+            return "The access token has scopes of CAMARA's, and serves its APIs only."
+        return ""
+
+    def _device(self, claims: Mapping[str, Any]) -> str:
+        """The device that a token names, "" for none. Raises Unauthenticated where the claim is there and no text: it
+        would count as a token for every device."""
+        if not self._device_claim or self._device_claim not in claims:
+            return ""
+        device = claims[self._device_claim]
+        if not isinstance(device, str) or not device.strip():
+            raise _refused()
+        return device
 
     async def _key(self, kid: object) -> _Key:
         """The provider's key of that id; the only one where the token names none."""

@@ -39,9 +39,10 @@ def credentials_of(scope: Scope) -> Credentials:
     )
 
 
-async def client_of(auth: Authenticator, scope: Scope) -> Client:
-    """Who calls. Raises Unauthenticated, RateLimited, StoreUnavailable."""
-    return auth.known(_authorization(scope)) or await auth.authenticate(credentials_of(scope))
+async def client_of(auth: Authenticator, scope: Scope, *, confined: bool = False) -> Client:
+    """Who calls. Raises NotPermitted, Unauthenticated, RateLimited, StoreUnavailable; `confined` as `authenticate`."""
+    known = auth.known(_authorization(scope), confined=confined)
+    return known or await auth.authenticate(credentials_of(scope), confined=confined)
 
 
 def _authorization(scope: Scope) -> str:
@@ -54,12 +55,16 @@ def _authorization(scope: Scope) -> str:
 class Operation(APIRoute):
     """A route whose caller is known first; the app's `state.auth` tells who it is, and `Caller` hands it on."""
 
+    confined_tokens = False
+    """Whether access tokens are taken that serve CAMARA's APIs only."""
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        confined = self.confined_tokens
 
         async def authenticated(request: Request) -> Response:
             scope = request.scope
-            scope["client_that_calls"] = await client_of(scope["app"].state.auth, scope)
+            scope["client_that_calls"] = await client_of(scope["app"].state.auth, scope, confined=confined)
             return await handle(_JsonRequest(scope, request.receive))
 
         return authenticated

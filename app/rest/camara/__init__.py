@@ -14,9 +14,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.rest.calls import Operation
 from app.rest.camara import status, subscriptions
-from app.rest.camara.calls import Camara
+from app.rest.camara.calls import Camara, CamaraOperation
 from app.rest.camara.errors import ErrorInfo, answer_as_camara
 
 __all__ = ("COMMON_PREFIX", "PREFIXES", "Camara", "create_apps")
@@ -94,7 +93,7 @@ def _app(camara: Camara, add_routes: Any, name: str, **described: Any) -> FastAP
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.auth = camara.use_cases.auth
-    app.router.route_class = Operation
+    app.router.route_class = CamaraOperation
     answer_as_camara(app)
     add_routes(app.router, camara)
     return app

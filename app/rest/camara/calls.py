@@ -22,7 +22,7 @@ from app.core.usecases import UseCases
 from app.domain import TerminalAddress
 from app.records import Client
 from app.rest.around import CORRELATOR_PATTERN
-from app.rest.calls import credentials_of
+from app.rest.calls import Operation, credentials_of
 from app.rest.camara.errors import (
     MISSING_IDENTIFIER,
     PERMISSION_DENIED,
@@ -54,6 +54,12 @@ class CamaraCaller:
 
     client: Client
     grant: Grant | None
+
+
+class CamaraOperation(Operation):
+    """A route that looks itself at what an access token grants."""
+
+    confined_tokens = True
 
 
 def caller_with(api: Camara, scope: str = "") -> Any:
