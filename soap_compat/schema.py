@@ -168,7 +168,8 @@ async def _start_notification(
             criteria=frozenset([_STATUSES[word] for word in criteria]),
             check_immediate=check_immediate,
             min_interval_ms=_milliseconds(frequency),
-            duration_ms=None if duration is None else _milliseconds(duration),
+            interval_named=True,
+            duration_ms=None if duration is None else _duration_ms(duration),
             count=count or 0,
             correlator=_correlator(correlator, "reference.correlator"),
             sink=Sink(kind=SinkKind.SOAP, url=endpoint, profile=call.dialect.profile, parameters=_written(addresses)),
@@ -218,6 +219,13 @@ def written(text: str) -> Mapping[str, str]:
 def _milliseconds(time_metric: tuple[str, int]) -> int:
     metric, units = time_metric
     return units * MILLISECONDS[metric]
+
+
+def _duration_ms(time_metric: tuple[str, int]) -> int:
+    """No duration at all is not the default one, which is what the part's absence means."""
+    if time_metric[1] < 1:
+        raise invalid("duration.units", "It must be 1 or more; leave the duration out for the default.")
+    return _milliseconds(time_metric)
 
 
 def _canonical(address: str) -> str:

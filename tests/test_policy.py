@@ -19,7 +19,7 @@ from app.core.policy import (
     take,
     told_status,
 )
-from app.domain import InvalidRequest, RateLimited, Status
+from app.domain import IntervalTooShort, InvalidRequest, RateLimited, Status
 from app.records import Client
 from tests.core import APP, BEGAN, BUSY, REACHABLE, UNREACHABLE
 
@@ -79,6 +79,9 @@ def test_interval_and_duration_fall_back_to_the_policy() -> None:
     """What is not asked for is the policy's; for ever only where nothing says otherwise."""
     policy = Policy(min_interval_ms=5, default_duration_ms=100, max_duration_ms=50)
     assert (interval_allowed(policy, 0), interval_allowed(policy, 7)) == (5, 7)
+    assert (interval_allowed(policy, 5, named=True), interval_allowed(Policy(), 0, named=True)) == (5, 0)
+    with pytest.raises(IntervalTooShort):
+        interval_allowed(policy, 0, named=True)
     assert (duration_allowed(policy, None), duration_allowed(policy, 0), duration_allowed(policy, 50)) == (50, 50, 50)
     assert duration_allowed(Policy(default_duration_ms=0), None) is None
 

@@ -147,19 +147,21 @@ async def test_policies(tmp_path: Path) -> None:
         nested_group_support=False,
         max_subscriptions=1,
     )
-    count = {"count": "<l:count>1</l:count>"}
+    seldom = {"frequency": zero_frequency().replace("0", "5")}
+    count = {"count": "<l:count>1</l:count>", **seldom}
     async with world_of(tmp_path, policy) as world:
         hour = "<l:duration><metric>{}</metric><units>{}</units></l:duration>"
-        for fault, parts in {
-            "POL0200": {"criteria": "<l:criteria>Busy</l:criteria>", **count},
-            "POL0004": {},
-            "POL0005": {"count": "<l:count>11</l:count>"},
-            "POL0009": {"frequency": zero_frequency().replace("0", "4"), **count},
-            "POL0001 DURATION_TOO_LONG": {"duration": hour.format("Minute", 61), **count},
-            "SVC0002 duration": {"duration": hour.format("Minute", -1), **count},
-            "SVC0002 frequency": {"frequency": zero_frequency().replace("0", "-1"), **count},
-            "SVC0002 count": {"count": "<l:count>-1</l:count>"},
-        }.items():
+        for fault, parts in [
+            ("POL0200", {**count, "criteria": "<l:criteria>Busy</l:criteria>"}),
+            ("POL0004", seldom),
+            ("POL0005", {**seldom, "count": "<l:count>11</l:count>"}),
+            ("POL0009", {**count, "frequency": zero_frequency().replace("0", "4")}),
+            ("POL0009", {**count, "frequency": zero_frequency()}),
+            ("POL0001 DURATION_TOO_LONG", {**count, "duration": hour.format("Minute", 61)}),
+            ("SVC0002 duration.units", {**count, "duration": hour.format("Minute", 0)}),
+            ("SVC0002 frequency", {**count, "frequency": zero_frequency().replace("0", "-1")}),
+            ("SVC0002 count", {**seldom, "count": "<l:count>-1</l:count>"}),
+        ]:
             assert (await world.start(ALICE, **parts)).fault == fault
         assert (
             await world.start(ALICE, duration=hour.format("Year", 2_000_000_000), **count)

@@ -112,14 +112,15 @@ def check_criteria(policy: Policy, criteria: Set[Status]) -> None:
         raise BusyNotSupported("BUSY is not told here; leave it out of the criteria.", field="criteria")
 
 
-def interval_allowed(policy: Policy, min_interval_ms: int) -> int:
-    """The least time between notifications for a request of `min_interval_ms` (0: the policy's), in milliseconds.
+def interval_allowed(policy: Policy, min_interval_ms: int, *, named: bool = False) -> int:
+    """The least time between notifications for a request of `min_interval_ms`, in milliseconds; 0 is the policy's, but
+    where it is `named`, which asks for no interval at all.
 
     Raises IntervalTooShort (POL0009), InvalidRequest.
     """
     if not 0 <= min_interval_ms <= MAX_INTERVAL_MS:
         raise InvalidRequest(f"The interval must be 0 to {MAX_INTERVAL_MS} ms.", field="min_interval")
-    if 0 < min_interval_ms < policy.min_interval_ms:
+    if (named or min_interval_ms) and min_interval_ms < policy.min_interval_ms:
         raise IntervalTooShort(
             f"Notifications may be no closer together than {policy.min_interval_ms} ms.",
             field="min_interval",

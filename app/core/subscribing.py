@@ -42,7 +42,9 @@ class SubscriptionRequest:
     criteria: frozenset[Status] = frozenset()
     check_immediate: bool = False
     min_interval_ms: int = 0
-    """0 is the policy's least."""
+    """0 is the policy's least, but see `interval_named`."""
+    interval_named: bool = False
+    """The face cannot leave the interval out: 0 was asked for, and is too short where the policy has a least."""
     duration_ms: int | None = None
     """None and 0 are the policy's default."""
     count: int = 0
@@ -211,7 +213,7 @@ class SubscriptionService:
         self._watching.enrolment.forget(subscription_id)
 
     def _made(self, client: Client, request: SubscriptionRequest, policy: Policy, expansion: Expansion) -> Subscription:
-        interval_ms = interval_allowed(policy, request.min_interval_ms)
+        interval_ms = interval_allowed(policy, request.min_interval_ms, named=request.interval_named)
         check_count(policy, request.count)
         duration_ms = duration_allowed(policy, request.duration_ms)
         now = self._clock()
