@@ -242,8 +242,8 @@ class Store(Protocol):
     ) -> Group:
         """Replaces the members. Raises GroupUnknown, GroupChanged."""
 
-    async def delete_group(self, address: TerminalAddress) -> None:
-        """Raises GroupUnknown."""
+    async def delete_group(self, address: TerminalAddress, expected_version: int | None) -> None:
+        """Raises GroupUnknown, GroupChanged."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
         """Leases due notifications: of each subscription only the first that is not settled, and none of one that has

@@ -66,7 +66,12 @@ async def test_group_is_made_changed_and_deleted(core: Core) -> None:
     assert (await core.groups.add_members(APP, TEAM, [ALICE, BOB])).members == (BOB, ALICE)
     assert (await core.groups.remove_members(APP, TEAM, [BOB, CAROL])).members == (ALICE,)
     assert [one.address for one in (await core.groups.list(APP, Page()))[0]] == [TEAM]
-    await core.groups.delete(APP, TEAM)
+    for change in (core.groups.add_members, core.groups.remove_members):
+        with pytest.raises(GroupChanged):
+            await change(APP, TEAM, [CAROL], expected_version=3)
+    with pytest.raises(GroupChanged):
+        await core.groups.delete(APP, TEAM, expected_version=3)
+    await core.groups.delete(APP, TEAM, expected_version=4)
     with pytest.raises(GroupUnknown):
         await core.groups.get(APP, TEAM)
     assert not core.groups.is_group(TEAM)

@@ -502,10 +502,22 @@ async def test_groups(face: HttpFace) -> None:
     assert (await face.call("PUT", f"{path}/members", {"members": [BOB]}, headers={"if-match": "*"})).status == 200
     assert (await face.call("POST", f"{path}/members:add", {"members": [ALICE]})).json["members"] == [BOB, ALICE]
     assert (await face.call("POST", f"{path}/members:remove", {"members": [BOB]})).json["members"] == [ALICE]
+    stale = {"if-match": tag}
+    for method, where, body in (
+        ("POST", f"{path}/members:add", {"members": [BOB]}),
+        ("POST", f"{path}/members:remove", {"members": [ALICE]}),
+        ("DELETE", path, None),
+    ):
+        problem(await face.call(method, where, body, headers=stale), 412, "GROUP_CHANGED")
+    fresh = (await face.call("GET", path)).headers["etag"]
+    for verb, left in (("add", [ALICE, BOB]), ("remove", [ALICE])):
+        done = await face.call("POST", f"{path}/members:{verb}", {"members": [BOB]}, headers={"if-match": fresh})
+        assert done.json["members"] == left
+        fresh = done.headers["etag"]
     problem(await face.call("POST", f"{path}/members:add", {"members": []}), 400, "INVALID_REQUEST")
     problem(await face.call("POST", "/v1/groups", {"address": TEAM, "members": []}), 409, "GROUP_EXISTS")
     problem(await face.call("GET", STATUS.replace(ALICE, TEAM)), 422, "GROUP_NOT_ALLOWED")
-    assert (await face.call("DELETE", path)).status == 204
+    assert (await face.call("DELETE", path, headers={"if-match": fresh})).status == 204
     problem(await face.call("GET", path), 404, "GROUP_UNKNOWN")
 
 

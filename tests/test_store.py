@@ -492,10 +492,10 @@ async def test_group_is_read_as_written(store: SqlStore) -> None:
     assert await store.group(ALICE) is None
     with pytest.raises(GroupExists):
         await store.create_group(group(client_id="c2"))
-    await store.delete_group(FRIENDS)
+    await store.delete_group(FRIENDS, None)
     assert await store.group(FRIENDS) is None
     with pytest.raises(GroupUnknown):
-        await store.delete_group(FRIENDS)
+        await store.delete_group(FRIENDS, None)
 
 
 async def test_group_of_another_version_is_not_changed(store: SqlStore) -> None:

@@ -147,15 +147,22 @@ class GroupService:
             client, group, self._members(client, policy, group.address, members), expected_version
         )
 
-    async def add_members(self, client: Client, address: str, members: Sequence[str]) -> Group:
+    async def add_members(
+        self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None
+    ) -> Group:
         """Adds members; those it has already do no harm. Raises as `set_members`."""
         policy = self._policies.admit(client)
         own = _parse(address, "address")
         return await self._edit(
-            client, own, lambda group: self._members(client, policy, own, (*group.members, *members))
+            client,
+            own,
+            lambda group: self._members(client, policy, own, (*group.members, *members)),
+            expected_version,
         )
 
-    async def remove_members(self, client: Client, address: str, members: Sequence[str]) -> Group:
+    async def remove_members(
+        self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None
+    ) -> Group:
         """Removes members; those it has not do no harm. Raises as `set_members`."""
         self._policies.admit(client)
         gone = {_parse(member, "members") for member in members}
@@ -163,14 +170,15 @@ class GroupService:
             client,
             _parse(address, "address"),
             lambda group: tuple([member for member in group.members if member not in gone]),
+            expected_version,
         )
 
-    async def delete(self, client: Client, address: str) -> None:
-        """Deletes the group; what is subscribed by it goes on without it. Raises GroupUnknown, InvalidAddress,
-        RateLimited, StoreUnavailable."""
+    async def delete(self, client: Client, address: str, *, expected_version: int | None = None) -> None:
+        """Deletes the group, where it still is of `expected_version` (None: whatever it is); what is subscribed by it
+        goes on without it. Raises GroupChanged, GroupUnknown, InvalidAddress, RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         group = await self._own(client, _parse(address, "address"))
-        await self._store.delete_group(group.address)
+        await self._store.delete_group(group.address, expected_version)
         self._changed(group.address, None)
         await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
 
@@ -297,16 +305,22 @@ class GroupService:
         return changed
 
     async def _edit(
-        self, client: Client, address: TerminalAddress, edit: Callable[[Group], tuple[TerminalAddress, ...]]
+        self,
+        client: Client,
+        address: TerminalAddress,
+        edit: Callable[[Group], tuple[TerminalAddress, ...]],
+        expected_version: int | None,
     ) -> Group:
-        for _ in range(_TRIES - 1):
+        for _ in range(_TRIES - 1 if expected_version is None else 0):
             group = await self._own(client, address)
             try:
                 return await self._change(client, group, edit(group), group.version)
             except GroupChanged:
                 continue
         group = await self._own(client, address)
-        return await self._change(client, group, edit(group), group.version)
+        return await self._change(
+            client, group, edit(group), group.version if expected_version is None else expected_version
+        )
 
     def _changed(self, address: TerminalAddress, entry: tuple[str, int] | None) -> None:
         before = self._directory.pop(address, None)

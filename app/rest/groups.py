@@ -1,4 +1,4 @@
-"""REST API v1: groups. A group's ETag is its version: `If-Match` makes a change of the members safe.
+"""REST API v1: groups. A group's ETag is its version: `If-Match` makes a change or its deletion safe.
 
 Deliberately absent: rules.
 """
@@ -27,6 +27,14 @@ AddressInPath = Annotated[
         max_length=domain.MAX_ADDRESS_LENGTH,
         openapi_examples={"group": {"value": TEAM}},
         json_schema_extra={"format": ADDRESS_FORMAT},
+    ),
+]
+IfMatch = Annotated[
+    str,
+    Header(
+        max_length=MAX_ETAG,
+        description="The ETag of the group that is to be changed; another version is 412 GROUP_CHANGED. Absent or `*`: "
+        "whatever it is.",
     ),
 ]
 _KNOWN = failures(domain.InvalidAddress, domain.GroupUnknown)
@@ -130,22 +138,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         client: Caller,
         address: AddressInPath,
         asked: MembersRequest,
-        if_match: Annotated[
-            str,
-            Header(
-                max_length=MAX_ETAG,
-                description="The ETag of the group that is to be changed; another version is 412 GROUP_CHANGED. Absent "
-                "or `*`: whatever it is.",
-            ),
-        ] = "*",
+        if_match: IfMatch = "*",
     ) -> Response:
-        expected_version = None
-        if if_match.strip() != "*":
-            group = await groups.get(client, address)
-            if etag(group) not in [tag.strip() for tag in if_match.split(",")]:
-                raise GroupChanged("The group is of another version; read it again.")
-            expected_version = group.version
-        return _returned(await groups.set_members(client, address, asked.members, expected_version=expected_version))
+        version = await expected_version(client, address, if_match)
+        return _returned(await groups.set_members(client, address, asked.members, expected_version=version))
 
     @router.post(
         "/v1/groups/{address:any_text}/members:add",
@@ -157,8 +153,11 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="The changed group.",
         responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
     )
-    async def add_group_members(client: Caller, address: AddressInPath, asked: SomeMembersRequest) -> Response:
-        return _returned(await groups.add_members(client, address, asked.members))
+    async def add_group_members(
+        client: Caller, address: AddressInPath, asked: SomeMembersRequest, if_match: IfMatch = "*"
+    ) -> Response:
+        version = await expected_version(client, address, if_match)
+        return _returned(await groups.add_members(client, address, asked.members, expected_version=version))
 
     @router.post(
         "/v1/groups/{address:any_text}/members:remove",
@@ -170,8 +169,11 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="The changed group.",
         responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
     )
-    async def remove_group_members(client: Caller, address: AddressInPath, asked: SomeMembersRequest) -> Response:
-        return _returned(await groups.remove_members(client, address, asked.members))
+    async def remove_group_members(
+        client: Caller, address: AddressInPath, asked: SomeMembersRequest, if_match: IfMatch = "*"
+    ) -> Response:
+        version = await expected_version(client, address, if_match)
+        return _returned(await groups.remove_members(client, address, asked.members, expected_version=version))
 
     @router.get(
         "/v1/groups/{address:group_address}",
@@ -206,11 +208,19 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="Delete a group",
         description="What is subscribed by it goes on without it.",
         response_description="It is gone.",
-        responses=_KNOWN,
+        responses=failures(domain.InvalidAddress, domain.GroupUnknown, domain.GroupChanged),
     )
-    async def delete_group(client: Caller, address: AddressInPath) -> Response:
-        await groups.delete(client, address)
+    async def delete_group(client: Caller, address: AddressInPath, if_match: IfMatch = "*") -> Response:
+        await groups.delete(client, address, expected_version=await expected_version(client, address, if_match))
         return nothing()
+
+    async def expected_version(client: records.Client, address: str, if_match: str) -> int | None:
+        if if_match.strip() == "*":
+            return None
+        group = await groups.get(client, address)
+        if etag(group) not in [tag.strip() for tag in if_match.split(",")]:
+            raise GroupChanged("The group is of another version; read it again.")
+        return group.version
 
 
 def etag(group: records.Group) -> str:

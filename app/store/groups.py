@@ -100,10 +100,7 @@ class Groups(Database):
             row = (await c.execute(change)).one_or_none()
             if row is None:
                 raise _unknown(address)
-            if expected_version is not None and row.version != expected_version + 1:
-                raise GroupChanged(
-                    f"The group {address} is of version {row.version - 1}, not {expected_version}.", group=address
-                )
+            _check_version(address, row.version - 1, expected_version)
             await c.execute(delete(t.group_members).where(t.group_members.c.group_address == address))
             await _put_members(c, address, members)
             return Group(
@@ -116,15 +113,26 @@ class Groups(Database):
 
         return await self._write(work)
 
-    async def delete_group(self, address: TerminalAddress) -> None:
-        """Raises GroupUnknown."""
-        statement = delete(t.groups).where(_group.address == address)
-        if not (await self._write(lambda c: c.execute(statement))).rowcount:
-            raise _unknown(address)
+    async def delete_group(self, address: TerminalAddress, expected_version: int | None) -> None:
+        """Raises GroupUnknown, GroupChanged."""
+        statement = delete(t.groups).where(_group.address == address).returning(_group.version)
+
+        async def work(c: AsyncConnection) -> None:
+            version = (await c.execute(statement)).scalar_one_or_none()
+            if version is None:
+                raise _unknown(address)
+            _check_version(address, version, expected_version)
+
+        await self._write(work)
 
 
 def _unknown(address: str) -> GroupUnknown:
     return GroupUnknown(f"{address} is no group.", group=address)
+
+
+def _check_version(address: str, version: int, expected: int | None) -> None:
+    if expected is not None and version != expected:
+        raise GroupChanged(f"The group {address} is of version {version}, not {expected}.", group=address)
 
 
 async def _put_members(c: AsyncConnection, address: str, members: Sequence[TerminalAddress]) -> None:
