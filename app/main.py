@@ -41,7 +41,7 @@ from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
 from app.sip.frames import Build
-from app.store import DatabaseUnavailable, only_gateway, open_store
+from app.store import DatabaseUnavailable, only_gateway, open_store, shown_url
 from app.telemetry import Metrics
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
@@ -82,7 +82,7 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         except tls.TlsUnusable as error:
             raise CannotStart(str(error)) from None
         except DatabaseUnavailable as error:
-            raise CannotStart(f"TS_DATABASE_URL: {settings.database_url} does not open: {error}.") from None
+            raise CannotStart(f"TS_DATABASE_URL: {shown_url(settings.database_url)} does not open: {error}.") from None
         watcher = await stack.enter_async_context(_watcher(settings, metrics))
         service = StatusService(
             watcher,
@@ -265,6 +265,7 @@ def _http_app(
         use_cases.queries,
         use_cases.subscriptions,
         use_cases.auth,
+        usage=use_cases.usage,
         clock=_now,
         max_age_s=settings.soap_max_age_s,
         public_url=settings.http_public_url,

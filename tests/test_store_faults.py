@@ -415,3 +415,27 @@ def test_leak_check_finds_a_leak(postgres: Postgres, monkeypatch: pytest.MonkeyP
     with pytest.raises(pytest.fail.Exception, match="left open"):
         postgres.drop_database("leaky")
     leak.close()
+
+
+async def test_postgresql_that_hangs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that no longer answers is away: calls end, and so does the store."""
+    monkeypatch.setattr("app.store.database.TRANSACTION_S", 0.5)
+    monkeypatch.setattr("app.store.database.CLOSE_S", 0.5)
+    name = await postgres.new_database()
+    store = await open_store(postgres.url(name))
+    assert await store.clients() == []
+    with postgres.connect() as connection:
+        backends = connection.execute("select pid from pg_stat_activity where datname = %s", [name]).fetchall()
+    assert backends
+    for (pid,) in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(StoreUnavailable) as refused:
+                await store.clients()
+            await store.aclose()
+    finally:
+        for (pid,) in backends:
+            os.kill(pid, signal.SIGCONT)
+    assert refused.value.details["reason"] == "hangs"
+    postgres.drop_database(name)

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 
+import structlog
+
 from app.auth.authenticator import Authenticator, TokenVerifier, is_loopback
 from app.auth.clients import ClientFollower, ClientRegistry
 from app.config import Settings
@@ -27,6 +29,11 @@ from app.core.watching import Tuning, Watching
 from app.delivery.outbox import Deliverer, Deliveries
 from app.ports import Sender, Store, Watcher
 from app.records import EndReason, SinkKind, Subscription
+
+CLOSE_LIMIT_S = 8.0
+"""How long everything that is left at the end may take together, be it that the database hangs."""
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +91,9 @@ async def run_use_cases(
         tuning=Tuning(linger_s=settings.linger_s, bookmark_s=settings.bookmark_s),
         owed=deliverer.hint,
     )
-    subscriptions = SubscriptionService(store, watching, groups, policies, usage, senders, clock)
+    subscriptions = SubscriptionService(
+        store, watching, groups, policies, usage, senders, clock, sink_changed=deliverer.sink_changed
+    )
     on_loopback = is_loopback(settings.grpc_listen) and is_loopback(settings.http_listen)
     auth = Authenticator(
         store,
@@ -131,6 +140,15 @@ async def run_use_cases(
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
     finally:
-        await watching.aclose()
-        await deliverer.aclose()
-        await usage.aclose()
+        closing = asyncio.create_task(_close(watching, deliverer, usage), name="closing")
+        await asyncio.wait({closing}, timeout=CLOSE_LIMIT_S)
+        if not closing.done():
+            _log.error("closing_cut_off", after_s=CLOSE_LIMIT_S)
+            closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+
+
+async def _close(watching: Watching, deliverer: Deliverer, usage: UsageLog) -> None:
+    await watching.aclose()
+    await deliverer.aclose()
+    await usage.aclose()

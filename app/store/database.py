@@ -59,6 +59,13 @@ BUSY_TIMEOUT_MS = 2000
 TURN_TIMEOUT_S = 5.0
 """How long a call waits for its turn among those of this process before StoreUnavailable."""
 
+TRANSACTION_S = 10.0
+"""How long a transaction may take: a database that hangs is away too. Its connection is thrown away; where that happens
+in COMMIT, nobody knows whether it was done, and compare-and-set and ids make the repetition safe."""
+
+CLOSE_S = 10.0
+"""How long what is under way at the end may take."""
+
 SQLITE_CONNECTIONS = 5
 """One writes, the others read; each has a thread."""
 
@@ -194,9 +201,12 @@ class Database:
         self._available = True
 
     async def aclose(self) -> None:
-        """Waits for what is under way, and closes every connection."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        """Waits up to CLOSE_S for what is under way, and closes every connection."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=CLOSE_S)
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         await self.engine.dispose()
 
     async def _read(self, work: Work[T]) -> T:
@@ -244,11 +254,20 @@ class Database:
             await self._same_file()
             committing = False
             try:
-                async with engine.connect() as connection:
-                    result = await work(connection)
-                    committing = True
-                    if engine is self._writing:
-                        await connection.commit()
+                async with asyncio.timeout(TRANSACTION_S):
+                    connection = await engine.connect()
+                    try:
+                        result = await work(connection)
+                        committing = True
+                        if engine is self._writing:
+                            await connection.commit()
+                    except asyncio.CancelledError:
+                        await connection.invalidate()  # a database that hangs would not answer a rollback either
+                        raise
+                    finally:
+                        await connection.close()
+            except TimeoutError as error:
+                raise self._unavailable("hangs", error) from error
             except (DBAPIError, InterfaceError) as error:
                 if isinstance(error, _DEFECTS) and not error.connection_invalidated:
                     raise
