@@ -68,10 +68,18 @@ class SoapFault(Fault):  # type: ignore[misc]  # Spyne has no types
     """
 
     def __init__(
-        self, code: str, sentence: str, detail: Detail | None = None, *, retry_after_s: float | None = None
+        self,
+        code: str,
+        sentence: str,
+        detail: Detail | None = None,
+        *,
+        retry_after_s: float | None = None,
+        result: str = "",
     ) -> None:
         super().__init__(code, sentence, detail=detail)
         self.retry_after_s = retry_after_s
+        self.result = result
+        """The domain error's code that means the same, for usage records."""
 
 
 def client_fault(sentence: str) -> SoapFault:
@@ -79,11 +87,11 @@ def client_fault(sentence: str) -> SoapFault:
     return SoapFault("Client", sentence)
 
 
-def declared_fault(message_id: str, *variables: str, reason: str = "", retry_after_s: float | None = None) -> SoapFault:
-    """A ServiceException or PolicyException, with an optional sentence about this case."""
+def declared_fault(message_id: str, *variables: str, reason: str = "", result: str = "") -> SoapFault:
+    """A ServiceException or PolicyException, with an optional sentence about this case; `result` as in SoapFault."""
     detail = Detail(message_id, variables)
     sentence = f"{message_id}: {detail.sentence}. {reason}".rstrip()
-    return SoapFault("Server", sentence, detail, retry_after_s=retry_after_s)
+    return SoapFault("Server", sentence, detail, result=result)
 
 
 _Variables = Callable[[TerminalStatusError, str], tuple[str, ...]]

@@ -2,7 +2,8 @@
 
 Invariants: Spyne holds the model and drives a call through our protocol: read, dispatch, deserialise, call, serialise;
 between its two halves the caller is recognised and the use case is awaited, so no thread is taken and none is blocked.
-Every call ends in an answer in the client's dialect: the result, or a fault that the operation declares.
+Every call ends in an answer in the client's dialect: the result, or a fault that the operation declares. A declared
+fault to a known client leaves a usage record: the use case's, or, where none was called, one made here.
 A call leaves nothing to the cycle collector, so a burst of calls holds no more than the calls in flight.
 
 Deliberately absent: HTTP (`server.py`), reading and writing of XML (`envelope.py`, `reading.py`, `writing.py`), and
@@ -22,12 +23,13 @@ from spyne.server import ServerBase
 
 from app.auth.authenticator import Credentials
 from app.core.asking import RetrievalStatus, TerminalResult
+from app.core.usage import Caller
 from app.domain import Status, TerminalStatusError, Unauthenticated
 from soap_compat import writing
-from soap_compat.envelope import Request, clip
+from soap_compat.envelope import Part, Request, clip
 from soap_compat.faults import Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
 from soap_compat.reading import Reader
-from soap_compat.schema import STATUS_WORDS, Call, UseCases
+from soap_compat.schema import FACE, STATUS_WORDS, Call, UseCases
 from soap_compat.security import Gatekeeper
 from soap_compat.versions import Dialect, dialect_of
 
@@ -182,6 +184,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
                 ctx.out_object = [await ctx.out_object[0]]
             return self._write(ctx)
         except SoapFault as fault:
+            self._record(ctx, fault)
             return self.refuse(fault, ctx.udc.dialect)
         except TerminalStatusError as error:
             answer = self.refuse(fault_for(error, ctx.method_request_string), ctx.udc.dialect)
@@ -210,6 +213,30 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         if ctx.out_error is not None:
             fault = ctx.out_error
             ctx.in_error = ctx.out_error = None  # the traceback refers back to the context
+            self._record(ctx, fault)
             return self.refuse(fault, ctx.udc.dialect)
         self.get_out_string(ctx)
         return Answer(envelope=b"".join(ctx.out_string), fault=False, retry_after_s=None)
+
+    def _record(self, ctx: Any, fault: SoapFault) -> None:
+        """Of what was refused here, and so by no use case."""
+        client = ctx.udc.client
+        if client is None or fault.detail is None:
+            return
+        payload, usage = ctx.in_document.payload, self._use_cases.usage
+        references = [part for part in payload.parts if part.name == "reference"]
+        correlators = [text for part in (payload, *references) for text in _texts(part, "correlator")]
+        usage.record(
+            usage.make(
+                ctx.method_request_string,
+                Caller(client=client, face=FACE, requester="".join(_texts(payload, "requester")[:1])),
+                targets=_texts(payload, "address", "addresses"),
+                correlator="".join(correlators[:1]),
+                result=fault.result,
+                root_cause=fault.faultstring,
+            )
+        )
+
+
+def _texts(part: Part, *names: str) -> list[str]:
+    return [child.text.strip() for child in part.parts if child.name in names and not child.parts]

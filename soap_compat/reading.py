@@ -14,6 +14,7 @@ from typing import Any, Final
 from spyne import AnyUri, Boolean, ComplexModel, Integer32, Unicode
 from spyne.model.enum import EnumBase
 
+from app.domain import InvalidRequest
 from soap_compat.envelope import Part
 from soap_compat.faults import declared_fault
 
@@ -58,7 +59,7 @@ class Reader:
 
 def invalid(name: str, reason: str) -> Exception:
     """SVC0002 about the part `name`."""
-    return declared_fault("SVC0002", name, reason=reason)
+    return declared_fault("SVC0002", name, reason=reason, result=InvalidRequest.code)
 
 
 def _read_for(model: Any) -> Read:

@@ -27,6 +27,7 @@ from soap_compat.versions import COMMON, NOTIFICATION_MANAGER, TERMINAL_STATUS, 
 if TYPE_CHECKING:
     from app.core.asking import QueryService
     from app.core.subscribing import SubscriptionService
+    from app.core.usage import UsageLog
 
 FACE: Final = "soap"
 MAX_CORRELATOR: Final = 255
@@ -62,10 +63,12 @@ MILLISECONDS: Final[Mapping[str, int]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseCases:
-    """What the operations call. `max_age_s` is the age of a status that a question accepts (0: it is asked anew)."""
+    """What the operations call. `max_age_s` is the age of a status that a question accepts (0: it is asked anew).
+    `usage` is for requests that are refused before a use case is called; of all others the use cases keep records."""
 
     queries: "QueryService"
     subscriptions: "SubscriptionService"
+    usage: "UsageLog"
     max_age_s: float = 0
 
 

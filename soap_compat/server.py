@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.auth.authenticator import Authenticator, asgi_credentials
 from app.core.asking import QueryService
 from app.core.subscribing import SubscriptionService
+from app.core.usage import UsageLog
 from soap_compat.documents import SERVICES, Documents, origin
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
@@ -60,6 +61,7 @@ def create_app(
     subscriptions: SubscriptionService,
     authenticator: Authenticator,
     *,
+    usage: UsageLog,
     clock: Callable[[], datetime],
     max_age_s: float = 0,
     public_url: str | None = None,
@@ -71,11 +73,11 @@ def create_app(
     `max_age_s` is how old a status may be that answers getStatus and getStatusForGroup; with 0 the presence server is
     asked each time, with more a live watch answers. `public_url` is the URL of the HTTP server as clients see it
     (`https://example.com`), to which the mount path is added; without it, the WSDL names the server by the Host header
-    of its reader. `clock` gives the time in UTC.
+    of its reader. `usage` is told of requests that the face itself refuses. `clock` gives the time in UTC.
     """
     # Spyne logs the traceback of each fault a client causes. The fault is on the wire, and ours are logged by us.
     logging.getLogger("spyne").setLevel(logging.CRITICAL)
-    use_cases = UseCases(queries=queries, subscriptions=subscriptions, max_age_s=max_age_s)
+    use_cases = UseCases(queries=queries, subscriptions=subscriptions, usage=usage, max_age_s=max_age_s)
     return _Server(use_cases, Gatekeeper(authenticator, clock=clock), public_url, max_body_bytes, body_timeout_s)
 
 

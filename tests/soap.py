@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Message
 from app.auth.authenticator import Authenticator, Credentials
 from app.core.asking import QueryService, TerminalResult
 from app.core.subscribing import SubscriptionRequest, SubscriptionService
+from app.core.usage import UsageLog
 from app.domain import TerminalStatus
-from app.records import Client
+from app.records import Client, UsageRecord
 from soap_compat.documents import SERVICES
 from soap_compat.faults import TEXTS
 from soap_compat.server import create_app
@@ -208,6 +209,17 @@ class FakeUseCases:
             raise self.raises
 
 
+class FakeUsage(UsageLog):
+    """A usage log that writes nothing, so that a test can look."""
+
+    def __init__(self) -> None:
+        super().__init__(cast("Any", None), lambda: datetime.now(UTC))
+
+    @property
+    def records(self) -> list[UsageRecord]:
+        return list(self._buffer)
+
+
 class Everybody:
     """An authenticator for which all callers are OWNER."""
 
@@ -223,9 +235,10 @@ def face(
 ) -> ASGIApp:
     """The SOAP face of use cases that a test decides; a function is getStatus."""
     fakes = use_cases if isinstance(use_cases, FakeUseCases) else FakeUseCases(get_status_of=use_cases)
+    defaults: dict[str, Any] = {"clock": lambda: datetime.now(UTC), "usage": FakeUsage()}
     return create_app(
         cast("QueryService", fakes),
         cast("SubscriptionService", fakes),
         cast("Authenticator", auth or Everybody()),
-        **({"clock": lambda: datetime.now(UTC)} | options),
+        **(defaults | options),
     )

@@ -91,7 +91,8 @@ async def world_of(
         clock: Callable[[], Any] = lambda: core.clocks.now  # noqa: E731
         deliverer = Deliverer(core.store, senders, owner="test", clock=clock, jitter=lambda: 0.5)
         deliverer.start()
-        app = create_app(core.queries, core.subscriptions, Known(), clock=clock, max_age_s=60)  # type: ignore[arg-type]
+        known: Any = Known()
+        app = create_app(core.queries, core.subscriptions, known, usage=core.usage, clock=clock, max_age_s=60)
         try:
             yield World(core, app, deliverer, there)
         finally:
@@ -307,6 +308,35 @@ async def test_usage(tmp_path: Path) -> None:
         )
         kept, _ = await world.core.store.subscriptions(APP.id, Page(), active_only=False)
         assert [one.sink.profile for one in kept] == ["v2_3"]
+
+
+async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
+    """A request that is refused before any use case leaves its record too, once, with what could be read of it."""
+    async with world_of(tmp_path) as world:
+        for body, fault in [
+            (start(frequency="", requester="<l:requester>sip:r@example.com</l:requester>"), "SVC0002 frequency"),
+            (start(duration="<l:duration><metric>Day</metric><units>0</units></l:duration>"), "SVC0002 duration.units"),
+            (end("<l:correlator> </l:correlator>"), "SVC0002 correlator"),
+            (end(f"<l:correlator>{'c' * 10_000}</l:correlator>"), "SVC0002 correlator"),
+            (group(ALICE, "<x/>", BOB), "SVC0002 addresses"),
+            (envelope(payload("<l:requester/>" + "<l:address>a</l:address>" * 3)).encode(), "SVC0002 address"),
+            (envelope(payload("<l:address>nobody</l:address>")).encode(), "SVC0002 address"),
+        ]:
+            assert (await world.ask(body, authorization="other")).fault == fault
+        assert (await world.ask(b"<a/>")).faultcode == "Client"
+        records = await world.core.usage_records()
+        assert [(one.operation, one.correlator[:5], list(one.targets), one.requester) for one in records] == [
+            ("startNotification", "c-1", [ALICE, "tel:+15550002"], "sip:r@example.com"),
+            ("startNotification", "c-1", [ALICE, "tel:+15550002"], ""),
+            ("endNotification", "", [], ""),
+            ("endNotification", "ccccc", [], ""),
+            ("getStatusForGroup", "", [ALICE, BOB], ""),
+            ("getStatus", "", ["a", "a", "a"], ""),
+            ("getStatus", "", ["nobody"], ""),
+        ]
+        assert [one.result for one in records] == ["INVALID_REQUEST"] * 6 + ["INVALID_ADDRESS"]
+        assert {(one.client_id, one.face) for one in records} == {(OTHER.id, "soap")}
+        assert records[0].root_cause == "SVC0002: Invalid input value for message part frequency. It is there 0 times."
 
 
 @pytest.mark.parametrize("address", ["sip:alice@EXAMPLE.com", "SIP:alice@example.com", "sip:%61lice@example.com"])

@@ -19,7 +19,7 @@ from app.store import open_store
 from soap_compat.security import MAX_AGE_S, MAX_AHEAD_S, Gatekeeper
 from soap_compat.server import create_app
 from tests.core import new_database
-from tests.soap import FakeUseCases, Reply, call, envelope, payload
+from tests.soap import FakeUsage, FakeUseCases, Reply, call, envelope, payload
 
 WSSE = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-secext-1.0.xsd"
 WSU = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-utility-1.0.xsd"
@@ -92,7 +92,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         auth = Authenticator(store, clock=clock, monotonic=lambda: clock().timestamp(), open_allowed=True)
         registry = ClientRegistry(store, clock=clock, changed=auth.forget)
-        app = create_app(use_cases, use_cases, auth, clock=clock)  # type: ignore[arg-type]  # all that it uses
+        app = create_app(use_cases, use_cases, auth, clock=clock, usage=FakeUsage())  # type: ignore[arg-type]  # all that it uses
         made = World("", "", auth, registry, app, use_cases)
         client, made.key = await registry.add("app", who="test", client_id="app-1")
         made.client_id = client.id
