@@ -65,6 +65,7 @@ class _Slot:
         self.ports: dict[str, int] = {}
         self.watched: dict[TerminalAddress, _Watched] = {}
         self.by_id: dict[int, _Watched] = {}
+        self.wishes: list[_Watched] = []  # of this turn of the event loop, yet to be said
         self.counts = Counts(0, 0, 0, {}, {}, [], registered=False)
         self.before = Counter[str]()  # what workers that are gone had counted
 
@@ -153,8 +154,9 @@ class SipWatcher:
             return
         watched = slot.watched[address] = _Watched(next(self._numbers), address)
         slot.by_id[watched.id] = watched
-        if slot.worker is not None:
-            slot.worker.say(Watch([(watched.id, address, False)]))
+        if not slot.wishes:
+            asyncio.get_running_loop().call_soon(self._say_wishes, slot)
+        slot.wishes.append(watched)
 
     def unwatch(self, address: TerminalAddress) -> None:
         """See `app.ports.Watcher`."""
@@ -261,18 +263,26 @@ class SipWatcher:
             await reap(worker)
             raise
         self.build, slot.ports, slot.worker = started.build, started.ports, worker
-        wishes: list[tuple[int, str, bool]] = [(each.id, each.address, each.observed) for each in slot.watched.values()]
-        wishes.reverse()  # the newest first
-        for start in range(0, len(wishes), _WISHES_PER_FRAME):
-            # Each goes before those that the worker has, so the last part first.
-            end = len(wishes) - start
-            worker.say(Watch(wishes[max(0, end - _WISHES_PER_FRAME) : end]))
+        self._wish(worker, list(slot.watched.values()))
         _log.info(
             "sip_worker_started",
             pid=worker.process.pid if worker.process else None,
             ports=started.ports,
-            watches=len(wishes),
+            watches=len(slot.watched),
         )
+
+    def _say_wishes(self, slot: _Slot) -> None:
+        wishes, slot.wishes = [each for each in slot.wishes if each.id in slot.by_id], []
+        if slot.worker is not None and wishes:
+            self._wish(slot.worker, wishes)
+
+    @staticmethod
+    def _wish(worker: WorkerProcess, wishes: list[_Watched]) -> None:
+        """Tells the worker what is wanted, from the oldest wish to the newest."""
+        for start in range(0, len(wishes), _WISHES_PER_FRAME):
+            # A worker takes the most urgent first, and each part before those that it has.
+            part = wishes[start : start + _WISHES_PER_FRAME]
+            worker.say(Watch([(each.id, each.address, each.observed) for each in reversed(part)]))
 
     async def _supervise(self, slot: _Slot) -> None:
         loop = asyncio.get_running_loop()
