@@ -6,7 +6,7 @@ does all of it or nothing. Times are aware UTC; the caller brings them, so an ad
 Deliberately absent: default implementations, and anything with behaviour.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -173,7 +173,8 @@ class Store(Protocol):
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
         """Writes all of it in one transaction. Returns the stored statuses that were not of the expected revision: if
-        there are any, nothing at all was written, and the caller takes them for the truth and decides anew."""
+        there are any, nothing at all was written, and the caller takes them for the truth and decides anew. Nothing
+        is owed any more to a subscription that had ended before."""
 
     async def statuses(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, TerminalStatus]:
         """The stored statuses of those that have one."""
@@ -210,9 +211,11 @@ class Store(Protocol):
     async def clients(self) -> list[Client]:
         """All, by name."""
 
-    async def delete_client(self, client_id: str, at: datetime) -> list[Subscription]:
-        """Deletes it with its keys and groups, and ends its subscriptions (CLIENT_DELETED), which are returned.
-        Raises ClientUnknown."""
+    async def delete_client(
+        self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
+    ) -> list[Subscription]:
+        """Deletes it with its keys and groups, and in the same transaction ends its active subscriptions, which are
+        returned: each as `end` says of it, and owing what that says. Raises ClientUnknown."""
 
     async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
         """Stores an API key's hash. Raises ClientUnknown."""

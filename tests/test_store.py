@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.core.standing import Writer
 from app.domain import (
     ClientExists,
     ClientUnknown,
@@ -28,6 +29,7 @@ from app.ports import Changes, Page, Store, SubscriptionUpdate
 from app.records import (
     AuditEntry,
     Client,
+    DeliveryState,
     EndReason,
     Group,
     NotificationKind,
@@ -443,20 +445,29 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
         await store.create_group(Group(address=address, client_id=name, members=(ALICE,), created_at=AT))
         await make(store, f"s1-{name}", f"s2-{name}", f"s3-{name}", client_id=name)
         await end(store, f"s2-{name}")
-    ended = await store.delete_client("c1", after(5))
+    writer = Writer(after(5), iter(("e1", "e2", "e3")).__next__)
+    ended = await store.delete_client("c1", writer.client_deleted)
+    text = "Its client was deleted."
     expected = [
-        subscription(name, client_id="c1", ended_at=after(5), end_reason=EndReason.CLIENT_DELETED)
+        subscription(name, client_id="c1", ended_at=after(5), end_reason=EndReason.CLIENT_DELETED, end_detail=text)
         for name in ("s1-c1", "s3-c1")
     ]
     assert ended == expected
     assert [await store.subscription(one.id) for one in ended] == expected
+    await store.write(Changes(owed=[owed("late", "s1-c1"), owed("late too", "s2-c1")]))  # by one who has not noticed
+    pending = DeliveryState.PENDING
+    found, _ = await store.notifications("c1", Page())
+    assert [(one.subscription_id, one.kind, one.code, one.state) for one in found] == [
+        (name, NotificationKind.ENDED, "CLIENT_DELETED", pending) for name in ("s1-c1", "s3-c1")
+    ]
+    assert [one.id for one in await store.claim(after(5), after(60), 10, "n1")] == ["e1", "e2"]
     assert await store.client("c1") is None
     assert await store.key("k-c1") is None
     assert [group.client_id for group in (await store.groups(None, Page()))[0]] == ["c2"]
     assert await store.key("k-c2") is not None
     assert await store.count_subscriptions("c2") == 2
     with pytest.raises(ClientUnknown):
-        await store.delete_client("c1", AT)
+        await store.delete_client("c1", writer.client_deleted)
 
 
 async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from app.auth.clients import ClientRegistry
 from app.core.policy import Policy
 from app.domain import (
     BusyNotSupported,
@@ -41,6 +42,7 @@ from tests.core import (
     ALICE,
     ALL,
     APP,
+    BEGAN,
     BOB,
     BUSY,
     CAROL,
@@ -330,6 +332,21 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
     assert await core.told(kept) == ["alice BUSY"]
     with pytest.raises(ClientUnknown):
         await core.subscriptions.delete_client(APP.id)
+
+
+async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) -> None:
+    """Whoever deletes a client, its sinks' ends are owed at once, by the same transaction: no gateway need follow."""
+    soap, hook = [await core.subscribe(ALICE, sink=sink) for sink in (SOAP, WEBHOOK)]
+    assert await ClientRegistry(core.store, clock=lambda: BEGAN).delete(APP.id, who="cli") == 2
+    await core.play(ALICE, BUSY)  # a gateway that has not noticed
+    for _ in range(2):
+        assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
+        assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
+        await core.subscriptions.client_gone(APP.id)
+    stored = await core.stored(hook)
+    assert (stored.ended_at, stored.end_reason) == (BEGAN, EndReason.CLIENT_DELETED)
+    assert stored.end_detail == "Its client was deleted."
+    assert core.watching.figures()["subscriptions"] == 0
 
 
 async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> None:

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from app.auth.authenticator import KEY_PREFIX, hash_secret
 from app.core.policy import check_limits
+from app.core.standing import Writer
 from app.domain import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
 from app.ports import Store
 from app.records import ANONYMOUS, Client
@@ -154,7 +155,7 @@ class ClientRegistry:
         if self._delete is not None:
             await self._delete(client_id)
         else:
-            await self._store.delete_client(client_id, now)
+            await self._store.delete_client(client_id, Writer(now, lambda: secrets.token_hex(16)).client_deleted)
         await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
         self._changed()
         return subscriptions

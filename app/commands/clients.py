@@ -1,7 +1,8 @@
 """`terminal-status clients …`: applications and operators' tools with their API keys, in the gateway's database.
 
 They work on the database that the settings name, whether the gateway runs or not; a running one takes notice within
-ten seconds, and then tells the ends of a deleted client's subscriptions.
+ten seconds. What a deleted client's subscriptions are owed is written with the deletion: a gateway that runs, or the
+next to start, delivers it.
 """
 
 import asyncio

@@ -154,7 +154,11 @@ class Commits:
     def hint_owed(self, owed: Sequence[OwedNotification]) -> None:
         """Says that these were written."""
         if any(one.state is DeliveryState.PENDING for one in owed):
-            self._owed()
+            self.hint_due()
+
+    def hint_due(self) -> None:
+        """Says that something may be owed that was not before."""
+        self._owed()
 
     def give_up(self) -> None:
         """Drops what `round(1)` cannot write by any means, so that the rest is written."""

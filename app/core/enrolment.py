@@ -21,7 +21,7 @@ from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, deci
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
-from app.domain import GatewayOverloaded, Liveness, StoreUnavailable, SubscriptionUnknown, TerminalAddress
+from app.domain import GatewayOverloaded, Liveness, SubscriptionUnknown, TerminalAddress
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import (
     Client,
@@ -189,33 +189,22 @@ class Enrolment:
 
     async def _delete_client(self, client_id: str) -> list[Subscription]:
         async with self._commits.lock:
-            writer = Writer(self._clock(), self._new_id)
-            ended = await self._store.delete_client(client_id, writer.now)
-            await self._let_go(client_id, {subscription.id: subscription.sink for subscription in ended}, writer)
+            ended = await self._store.delete_client(client_id, Writer(self._clock(), self._new_id).client_deleted)
+            self._let_go(client_id, [subscription.id for subscription in ended])
         return ended
 
     async def _client_gone(self, client_id: str) -> int:
         async with self._commits.lock:
-            stood = {each.id: each for each in self._standings.by_id.values() if each.client_id == client_id}
-            await self._let_go(client_id, stood, Writer(self._clock(), self._new_id))
+            stood = [each.id for each in self._standings.by_id.values() if each.client_id == client_id]
+            self._let_go(client_id, stood)
         return len(stood)
 
-    async def _let_go(self, client_id: str, ended: Mapping[str, Sink | Standing], writer: Writer) -> None:
+    def _let_go(self, client_id: str, ended: Iterable[str]) -> None:
         for subscription_id in ended:
             self.forget(subscription_id)
         self._groups.client_deleted(client_id)
         self._end_streams_of(client_id)
-        owed = [
-            one
-            for subscription_id, sink in ended.items()
-            for one in writer.ending(subscription_id, client_id, sink, EndReason.CLIENT_DELETED)
-        ]
-        try:
-            if owed:
-                await self._store.write(Changes(owed=owed))
-                self._commits.hint_owed(owed)
-        except StoreUnavailable as error:  # the client is deleted all the same
-            _log.warning("ends_not_told", client=client_id, subscriptions=len(ended), message=str(error))
+        self._commits.hint_due()  # what the deletion's transaction wrote
 
     def forget(self, subscription_id: str) -> None:
         """The subscription has ended in the store."""

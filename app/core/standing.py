@@ -189,6 +189,14 @@ class Writer:
             self.owe(subscription_id, client_id, sink.kind, NotificationKind.ENDED, code=reason.name, text=text),
         ]
 
+    def client_deleted(self, subscription: Subscription) -> tuple[SubscriptionUpdate, list[OwedNotification]]:
+        """How a subscription ends whose client is deleted, and what it is owed."""
+        reason = EndReason.CLIENT_DELETED
+        update = SubscriptionUpdate(
+            subscription_id=subscription.id, ended_at=self.now, end_reason=reason, end_detail=END_TEXTS[reason]
+        )
+        return update, self.ending(subscription.id, subscription.client_id, subscription.sink, reason)
+
 
 def decide(
     standing: Standing,

@@ -105,9 +105,15 @@ class Writing(Database):
                 raise _Conflict([_terminal_status(row) for row in await c.execute(rows_there)])
 
     async def _owe(
-        self, c: AsyncConnection, updates: Sequence[SubscriptionUpdate], owed: Sequence[OwedNotification]
+        self,
+        c: AsyncConnection,
+        updates: Sequence[SubscriptionUpdate],
+        owed: Sequence[OwedNotification],
+        *,
+        ended_too: bool = False,
     ) -> None:
-        """Updates subscriptions, and gives notifications their place in the order of theirs."""
+        """Updates subscriptions, and gives notifications their place in the order of theirs. Nothing follows the end
+        of a subscription that another process or the delivery has ended before, unless `ended_too`."""
         ids = {one.subscription_id for one in updates} | {one.subscription_id for one in owed}
         if not ids:
             return
@@ -115,6 +121,7 @@ class Writing(Database):
         if missing := ids - boxes.keys():
             raise SubscriptionUnknown(f"There is no subscription {min(missing)!r}.", subscription_id=min(missing))
         await self._update_subscriptions(c, updates)
+        owed = [one for one in owed if ended_too or not boxes[one.subscription_id].ended]
         if not owed:
             return
         rows: list[Sequence[Any]] = []
@@ -161,10 +168,11 @@ class Writing(Database):
 
 
 class _Box:
-    __slots__ = ("due_at", "head", "last_sequence", "seq")
+    __slots__ = ("due_at", "ended", "head", "last_sequence", "seq")
 
     def __init__(self, row: AnyRow) -> None:
         self.seq: int = row.seq
+        self.ended = row.ended_at is not None
         self.last_sequence: int = row.last_sequence
         self.head: int | None = row.head
         self.due_at = row.due_at

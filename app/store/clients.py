@@ -1,6 +1,6 @@
 """Clients, their API keys, and the audit log."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -10,8 +10,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import ClientExists, ClientUnknown
-from app.ports import Page
-from app.records import AuditEntry, Client, EndReason, Subscription
+from app.ports import Page, SubscriptionUpdate
+from app.records import AuditEntry, Client, OwedNotification, Subscription
 from app.store import tables as t
 from app.store.database import AnyRow
 from app.store.pages import cut, position, token
@@ -48,14 +48,16 @@ class Clients(Subscriptions):
         """All, by name."""
         return [_client(row) for row in await self._all(select(t.clients).order_by(t.clients.c.name))]
 
-    async def delete_client(self, client_id: str, at: datetime) -> list[Subscription]:
-        """Deletes it with its keys and groups, and ends its subscriptions (CLIENT_DELETED), which are returned."""
+    async def delete_client(
+        self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
+    ) -> list[Subscription]:
+        """Deletes it with its keys and groups, and ends its subscriptions as `end` says, which are returned."""
 
         async def work(c: AsyncConnection) -> list[Subscription]:
             if not (await c.execute(delete(t.clients).where(t.clients.c.id == client_id))).rowcount:
                 raise ClientUnknown(f"There is no client {client_id!r}.", client=client_id)
             await c.execute(delete(t.groups).where(t.groups.c.client_id == client_id))
-            return await self._end_all(c, client_id, at, EndReason.CLIENT_DELETED)
+            return await self._end_all(c, client_id, end)
 
         return await self._write(work)
 

@@ -116,7 +116,7 @@ class Statements:
     def _lock_boxes(self) -> Executable:
         """Subscriptions' ids; returns those that are there, with their outbox, and locks both."""
         return (
-            select(_sub.seq, _sub.id, _box.last_sequence, _box.head, _box.due_at)
+            select(_sub.seq, _sub.id, _sub.ended_at, _box.last_sequence, _box.head, _box.due_at)
             .join_from(t.subscriptions, t.outbox)
             .where(_sub.id.in_(self._rows(_sub.id)))
             .order_by(_sub.seq)

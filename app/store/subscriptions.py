@@ -4,17 +4,17 @@ Each portion read at a start is its own short statement by key, so that a start 
 that repeat (clients, endpoints, addresses) are kept once.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import DuplicateCorrelator, Status, TerminalAddress
-from app.ports import Page
+from app.ports import Page, SubscriptionUpdate
 from app.records import EndReason, OwedNotification, Sink, SinkKind, Subscription, UsageRecord
 from app.store import tables as t
 from app.store.changes import Writing, sink_values
@@ -52,7 +52,7 @@ class Subscriptions(Writing):
                         for i, address in enumerate(subscription.addresses)
                     ],
                 )
-            await self._owe(c, (), owed)
+            await self._owe(c, (), owed, ended_too=True)
             await self._add_usage(c, usage)
 
         if subscription.request_id and (known := await self._known(subscription)):
@@ -132,17 +132,21 @@ class Subscriptions(Writing):
         row = await self._first(select(func.count()).where(_sub.client_id == client_id, _ACTIVE))
         return int(row[0]) if row else 0
 
-    async def _end_all(self, c: AsyncConnection, client_id: str, at: datetime, reason: EndReason) -> list[Subscription]:
-        """Ends the client's active subscriptions, and returns them as they are then."""
-        end = (
-            update(t.subscriptions)
-            .where(_sub.client_id == client_id, _ACTIVE)
-            .values(ended_at=at, end_reason=reason.value)
-            .returning(_sub.seq)
-        )
-        seqs = [row.seq for row in await c.execute(end)]
-        found = await self._with_addresses(c, select(t.subscriptions).where(self._among(_sub.seq, seqs)), Reader())
-        return [subscription for _, subscription in sorted(found, key=lambda pair: pair[0])]
+    async def _end_all(
+        self,
+        c: AsyncConnection,
+        client_id: str,
+        end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]],
+    ) -> list[Subscription]:
+        """Ends the client's active subscriptions, with what they owe then, and returns them as they are then."""
+        active = select(t.subscriptions).where(_sub.client_id == client_id, _ACTIVE).order_by(_sub.seq)
+        found = [one for _, one in await self._with_addresses(c, active.with_for_update(key_share=True), Reader())]
+        ends = [end(subscription) for subscription in found]
+        await self._owe(c, [update for update, _ in ends], [one for _, owed in ends for one in owed])
+        return [
+            replace(one, ended_at=update.ended_at, end_reason=update.end_reason, end_detail=update.end_detail or "")
+            for one, (update, _) in zip(found, ends, strict=True)
+        ]
 
     async def _subscriptions(
         self, statement: AnySelect, reader: "Reader | None" = None
