@@ -22,7 +22,7 @@ from app.pb.terminalstatus.v1 import subscription_pb2, subscription_pb2_grpc
 from app.sandbox import Sandbox
 from tests.receivers import Receiver, answer, receiver
 
-KILLS = 6
+KILLS = 4
 SEED = 20261123
 LIMIT_S = 60.0
 FLIP_S = 0.02
