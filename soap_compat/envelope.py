@@ -13,6 +13,7 @@ no UsernameToken.
 """
 
 import re
+from collections.abc import Callable
 from typing import Final
 from xml.parsers import expat
 
@@ -31,7 +32,17 @@ _NIL: Final = "http://www.w3.org/2001/XMLSchema-instance}nil"
 _IGNORED_IN_SECURITY: Final = {"Timestamp"}
 _TRUE: Final = ("1", "true")
 _THIS_NODE: Final = {"", "http://schemas.xmlsoap.org/soap/actor/next"}  # SOAP 1.1 section 4.2.2
-_CHARSETS: Final = {"utf-8", "utf-16", "utf-16le", "utf-16be", "us-ascii", "iso-8859-1"}
+_ALIASES: Final = {
+    "utf-8": ("utf8",),
+    "utf-16": ("utf16",),
+    "utf-16le": (),
+    "utf-16be": (),
+    "us-ascii": ("ascii",),
+    "iso-8859-1": ("iso8859-1", "iso_8859-1", "latin1", "latin-1"),
+    "windows-1252": ("cp1252",),
+}
+_CHARSETS: Final = {name: encoding for encoding, names in _ALIASES.items() for name in (encoding, *names)}
+"""The encodings that are read, by what they are called: pyexpat would look for others among Python's codecs."""
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _FAULT = re.compile(rb"<(?:[^\s<>:/]+:)?Fault[\s/>]")
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -131,20 +142,21 @@ class Request:
 
     def read(self, body: bytes, charset: str | None) -> None:
         """Reads `body`; `charset` is the Content-Type's parameter. Raises SoapFault. Once per instance."""
-        if charset is not None:
-            _check_charset(charset)
+        encoding = None if charset is None else _encoding(charset)
         # A byte order mark wins over the parameter, which wins over the XML declaration (RFC 7303 section 3).
-        encoding = None if body.startswith(_BYTE_ORDER_MARKS) else charset
-        parser = expat.ParserCreate(encoding, namespace_separator="}")
-        parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._data
-        parser.StartDoctypeDeclHandler = _refuse_doctype
-        if encoding is None:
-            parser.XmlDeclHandler = _check_declaration
+        if body.startswith(_BYTE_ORDER_MARKS):
+            encoding = None
+
+        def parser(encoding: str | None) -> expat.XMLParserType:
+            made = expat.ParserCreate(encoding, namespace_separator="}")
+            made.buffer_text = True
+            made.StartElementHandler = self._start
+            made.EndElementHandler = self._end
+            made.CharacterDataHandler = self._data
+            return made
+
         try:
-            parser.Parse(body, True)
+            _parse(parser, encoding, body, final=True)
         except expat.ExpatError as error:
             raise client_fault(f"The message is not well-formed XML: {error}.") from None
 
@@ -153,14 +165,15 @@ def has_fault(answer: bytes) -> bool:
     """Whether the answer, or as much of it as was read, is a SOAP fault: the Body has a child `Fault`, of whatever
     prefix or version, or the answer is nothing but that. What is no XML as far as its Body is one if it looks so."""
     reading = _Answer()
-    # Without namespaces, so that an undeclared prefix is none of our concern either.
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = reading.start
-    parser.EndElementHandler = reading.end
-    parser.StartDoctypeDeclHandler = _refuse_doctype
-    parser.XmlDeclHandler = _check_declaration
+
+    def parser(encoding: str | None) -> expat.XMLParserType:
+        made = expat.ParserCreate(encoding)  # without namespaces, so an undeclared prefix is none of our concern either
+        made.StartElementHandler = reading.start
+        made.EndElementHandler = reading.end
+        return made
+
     try:
-        parser.Parse(answer.lstrip(), False)
+        _parse(parser, None, answer.lstrip(), final=False)
     except (expat.ExpatError, SoapFault):
         if reading.fault is None:
             # Without the zeros UTF-16 is ASCII.
@@ -191,30 +204,56 @@ class _Answer:
             self.fault = False
 
 
+class _NamedOtherwiseError(Exception):
+    """The XML declaration calls the encoding by a name that Expat does not know; the argument is one that it does."""
+
+
+def _parse(
+    parser: Callable[[str | None], expat.XMLParserType], encoding: str | None, body: bytes, *, final: bool
+) -> None:
+    """Reads `body` by what `parser` makes for an encoding (None: the XML declaration's). Raises ExpatError,
+    SoapFault."""
+    made = parser(encoding)
+    made.StartDoctypeDeclHandler = _refuse_doctype
+    if encoding is None:
+        made.XmlDeclHandler = _check_declaration
+    try:
+        made.Parse(body, final)
+    except _NamedOtherwiseError as error:  # nothing but the declaration has been read
+        _parse(parser, str(error), body, final=final)
+
+
 def _check_envelope(tag: str) -> None:
     if tag == _ENVELOPE:
         return
     if tag.rpartition("}")[2] == "Envelope":
         raise SoapFault("VersionMismatch", f"This is a SOAP 1.1 endpoint; the Envelope's namespace is {SOAP}.")
-    raise client_fault(f"The message is no SOAP envelope: its root element is {clip(tag)}.")
+    raise client_fault(f"The message is no SOAP envelope: its root element is {_shown(tag)}.")
 
 
 def _not_understood(tag: str) -> SoapFault:
-    return SoapFault("MustUnderstand", f"The header {clip(tag)} is marked mustUnderstand and is not understood.")
+    return SoapFault("MustUnderstand", f"The header {_shown(tag)} is marked mustUnderstand and is not understood.")
 
 
-def _check_charset(charset: str) -> None:
-    if charset.lower() not in _CHARSETS:
+def _encoding(charset: str) -> str:
+    encoding = _CHARSETS.get(charset.lower())
+    if encoding is None:
         raise client_fault(f"The encoding {clip(charset)} is not supported; send UTF-8 or UTF-16.")
+    return encoding
 
 
 def _check_declaration(_version: str, encoding: str | None, _standalone: int) -> None:
-    if encoding is not None:
-        _check_charset(encoding)
+    if encoding is not None and (known := _encoding(encoding)) != encoding.lower():
+        raise _NamedOtherwiseError(known)
 
 
 def _refuse_doctype(*_: object) -> None:
     raise client_fault("The message has a DOCTYPE, which SOAP 1.1 section 3 forbids.")
+
+
+def _shown(tag: str) -> str:
+    """An element's name, for people: in Clark notation, of which Expat leaves out the opening brace."""
+    return clip(f"{{{tag}" if "}" in tag else tag)
 
 
 def clip(text: str, length: int = 200) -> str:

@@ -44,7 +44,7 @@ class Answer:
     fault: bool
     retry_after_s: int | None
     challenge: bool = False
-    """The caller showed no credentials, and needs some."""
+    """The caller showed HTTP no credentials, or bad ones, and needs some."""
 
 
 class _Context(MethodContext):  # type: ignore[misc]  # Spyne has no types
@@ -188,8 +188,8 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
             return self.refuse(fault, ctx.udc.dialect)
         except TerminalStatusError as error:
             answer = self.refuse(fault_for(error, ctx.method_request_string), ctx.udc.dialect)
-            shown = caller.authorization or ctx.in_document.token
-            return replace(answer, challenge=isinstance(error, Unauthenticated) and not shown)
+            by_http = bool(caller.authorization) or ctx.in_document.token is None
+            return replace(answer, challenge=isinstance(error, Unauthenticated) and by_http)
         except Exception:
             reference = secrets.token_hex(8)
             _log.exception("soap_call_failed", operation=ctx.method_request_string, reference=reference)

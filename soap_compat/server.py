@@ -5,8 +5,9 @@ imports describe them, and the interface that applications implement, `GET /Term
 
 Invariants: a body is bounded in size and in the time it takes to arrive; what cannot be a SOAP request is refused
 before it is read; each refusal of a POST is a SOAP fault, so that SOAP clients can show it. The address in the
-WSDL is the configured one, or the one the client used, never an unchecked Host header. A caller that shows no
-credentials where some are needed is challenged (401), since there are clients that wait for that.
+WSDL is the configured one, or the one the client used, never an unchecked Host header. A caller that shows HTTP no
+credentials where some are needed, or bad ones, is challenged (401, RFC 9110 section 15.5.2), since there are clients
+that wait for that; one that shows a bad UsernameToken is not, for another Authorization is not what it lacks.
 
 After a 413 a bounded amount of what still comes is read and dropped: a client that sends all before it reads would
 else find its connection reset, and not the answer. A call that the server cancels, as when it stops, is a fault.
@@ -110,19 +111,18 @@ class _Server:
             await self._post(interface, scope, receive, send)
         elif name not in SERVICES and name not in self._documents:
             await _send(send, 404, _TEXT, b"There is no such service or file.\n")
+        elif name in SERVICES and not _asks_for_wsdl(scope):
+            if interface is None:
+                help_text = f"{name} is what the application implements: GET ?wsdl for its description.\n"
+                await _send(send, 404, _TEXT, help_text.encode())
+            else:
+                help_text = f"{name} is a SOAP 1.1 service: POST an envelope here, or GET ?wsdl for its description.\n"
+                await _send(send, 405, _TEXT, help_text.encode(), [(b"allow", b"POST")])
         elif scope["method"] not in ("GET", "HEAD"):
             allowed = b"GET, HEAD" if interface is None else b"GET, HEAD, POST"
             await _send(send, 405, _TEXT, b"This method is not allowed here.\n", [(b"allow", allowed)])
-        elif name in self._documents:
-            await self._get(name, scope, send)
-        elif scope["query_string"].partition(b"&")[0].partition(b"=")[0].lower() == b"wsdl":
-            await self._get(SERVICES[name], scope, send)
-        elif interface is None:
-            help_text = f"{name} is what the application implements: GET ?wsdl for its description.\n"
-            await _send(send, 404, _TEXT, help_text.encode())
         else:
-            help_text = f"{name} is a SOAP 1.1 service: POST an envelope here, or GET ?wsdl for its description.\n"
-            await _send(send, 405, _TEXT, help_text.encode(), [(b"allow", b"POST")])
+            await self._get(SERVICES.get(name, name), scope, send)
 
     async def _get(self, name: str, scope: Scope, send: Send) -> None:
         server = self._public_url or _client_origin(scope)
@@ -196,8 +196,13 @@ def _check_headers(headers: dict[bytes, bytes]) -> str | None:
     for parameter in parameters.split(";"):
         key, _, value = parameter.partition("=")
         if key.strip() == "charset":
-            return value.strip().strip('"')
+            return value.strip().strip("\"'")  # there are clients that use the other quotes
     return None
+
+
+def _asks_for_wsdl(scope: Scope) -> bool:
+    query: bytes = scope["query_string"]
+    return query.partition(b"&")[0].partition(b"=")[0].lower() == b"wsdl"
 
 
 def _client_origin(scope: Scope) -> str | None:
@@ -209,9 +214,12 @@ def _client_origin(scope: Scope) -> str | None:
 
 
 def _headers_of(answer: Answer) -> _Headers:
+    headers = []
     if answer.challenge:
-        return [(b"www-authenticate", b'Basic realm="Parlay X", charset="UTF-8"')]
-    return () if answer.retry_after_s is None else [(b"retry-after", str(answer.retry_after_s).encode())]
+        headers.append((b"www-authenticate", b'Basic realm="Parlay X", charset="UTF-8"'))
+    if answer.retry_after_s is not None:
+        headers.append((b"retry-after", str(answer.retry_after_s).encode()))
+    return headers
 
 
 async def _send(

@@ -126,6 +126,17 @@ async def test_soap_action(action: str) -> None:
         ("", "utf-16-le", "text/xml; charset=utf-16le"),
         ('<?xml version="1.0" encoding="UTF-8"?>', "iso-8859-1", "text/xml; charset=ISO-8859-1"),
         ('<?xml version="1.0" encoding="ISO-8859-1"?>', "iso-8859-1", "text/xml"),
+        ("", "utf-8", "text/xml; charset=UTF8"),
+        ("", "utf-8", "text/xml; charset='utf-8'"),
+        ("", "utf-16", "text/xml; charset=utf16"),
+        ("", "iso-8859-1", "text/xml; charset=latin1"),
+        ("", "iso-8859-1", "text/xml;charset=ISO8859-1"),
+        ("", "windows-1252", "text/xml; charset=Windows-1252"),
+        ('<?xml version="1.0" encoding="windows-1252"?>', "windows-1252", "text/xml"),
+        ('<?xml version="1.0" encoding="cp1252"?>', "windows-1252", "text/xml"),
+        ('<?xml version="1.0" encoding="latin1"?>', "iso-8859-1", "text/xml"),
+        ('<?xml version="1.0" encoding="utf8"?>', "utf-8", "text/xml"),
+        ('<?xml version="1.0" encoding="UTF8" standalone="yes"?>', "utf-8-sig", "text/xml"),
     ],
 )
 async def test_encoding(text: str, encoding: str, content_type: str) -> None:
@@ -322,6 +333,12 @@ async def test_unknown_encoding(encoding: str, content_type: str) -> None:
     assert (reply.status, reply.faultcode) == (500, "Client")
 
 
+@pytest.mark.parametrize(("body", "shown"), [(b'<y xmlns="u"/>', " {u}y."), (b"<html/>", " html.")])
+async def test_root_is_named(body: bytes, shown: str) -> None:
+    """Who sends no envelope is told what was found instead, by the whole of its name."""
+    assert (await call(app_for(), body)).reason.endswith(shown)
+
+
 @pytest.mark.parametrize("name", ["unknown operation", "part as operation", "another service", "empty Body"])
 async def test_operations_are_named(name: str) -> None:
     """Who asks for what is not there is told what is."""
@@ -356,7 +373,7 @@ async def test_must_understand(attributes: str, code: str | None) -> None:
         assert reply.result == "getStatusResponse:Reachable"
     else:
         assert (reply.status, reply.faultcode) == (500, code)
-        assert "urn:x}Session" in reply.reason
+        assert " {urn:x}Session " in reply.reason
 
 
 async def test_strangers_names_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,8 +530,12 @@ async def test_client_leaves() -> None:
     ("method", "path", "status", "allow"),
     [
         ("GET", "/TerminalStatus", 405, "POST"),
-        ("PUT", "/TerminalStatus", 405, "GET, HEAD, POST"),
-        ("DELETE", "/TerminalStatus", 405, "GET, HEAD, POST"),
+        ("PUT", "/TerminalStatus", 405, "POST"),
+        ("HEAD", "/TerminalStatus", 405, "POST"),
+        ("DELETE", "/TerminalStatus?wsdl", 405, "GET, HEAD, POST"),
+        ("HEAD", "/TerminalStatus?WSDL", 200, None),
+        ("PUT", "/TerminalStatusNotification", 404, None),
+        ("POST", "/TerminalStatusNotification?wsdl", 405, "GET, HEAD"),
         ("POST", "/parlayx_common_types_2_1.xsd", 405, "GET, HEAD"),
         ("GET", "/parlayx_common_types_2_1.xsd", 200, None),
         ("HEAD", "/parlayx_common_types_2_1.xsd", 200, None),
@@ -529,7 +550,8 @@ async def test_client_leaves() -> None:
 )
 async def test_other_requests(method: str, path: str, status: int, allow: str | None) -> None:
     """Only the service and its own files are there, each with its methods."""
-    reply = await call(app_for(), method=method, path=path)
+    path, _, query = path.partition("?")
+    reply = await call(app_for(), method=method, path=path, query=query.encode())
     assert (reply.status, reply.headers.get("allow")) == (status, allow)
 
 

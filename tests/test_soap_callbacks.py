@@ -202,6 +202,11 @@ async def test_request() -> None:
         (answer(200, body=FAULT.encode()), "soap-fault", 200),
         (answer(200, body=b"\xff\xfe" + FAULT.encode("utf-16-le")), "soap-fault", 200),
         (answer(200, body=FAULT.replace("s:Fault", "Fault").encode()), "soap-fault", 200),
+        (
+            answer(200, body=f'<?xml version="1.0" encoding="latin1"?>{FAULT}'.encode().replace(b"No.", b"\xe9")),
+            "soap-fault",
+            200,
+        ),
         (answer(202, body=b"<Fault/>"), "soap-fault", 202),
         (answer(200, body=FAULT.replace("<s:Body>", LONG_HEADER + "<s:Body>").encode()), "soap-fault", 200),
         (

@@ -118,11 +118,14 @@ async def test_no_credentials(world: World) -> None:
 
 
 async def test_wrong_credentials(world: World) -> None:
-    """Who shows something wrong gets the fault, and no challenge that would ask a person again and again."""
+    """Who shows HTTP something wrong is challenged too, with the fault in the body; who shows a wrong token, not."""
     for authorization in (basic(world.client_id, "x"), basic("other", world.key), "Bearer x", "Digest x"):
         reply = await world.ask(authorization=authorization)
-        assert (reply.status, reply.fault) == (500, REFUSED)
-        assert "www-authenticate" not in reply.headers
+        assert (reply.status, reply.fault) == (401, REFUSED)
+        assert reply.headers["www-authenticate"].startswith("Basic realm=")
+    reply = await world.ask(token(world.client_id, "x"))
+    assert (reply.status, reply.fault) == (500, REFUSED)
+    assert "www-authenticate" not in reply.headers
     assert world.use_cases.asked == []
 
 
