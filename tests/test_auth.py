@@ -1,5 +1,6 @@
 """Who calls: credentials over a real store, and the making of clients."""
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -295,8 +296,8 @@ def test_loopback(listen: str, loopback: bool) -> None:
 
 
 async def test_failures_of_a_peer_are_limited(world: World) -> None:
-    """A peer that guesses is cut off with a time to wait, is logged no more, and gets in again later; others do."""
-    _, key = await world.add()
+    """A peer that guesses is told to wait and is logged no more; a good key passes from there all the same."""
+    client, key = await world.add()
     with structlog.testing.capture_logs() as logs:
         for number in range(auth.FAILURE_BURST):
             await world.refused(bearer(f"tsk_a_{number}"))
@@ -305,7 +306,12 @@ async def test_failures_of_a_peer_are_limited(world: World) -> None:
                 await world.auth.authenticate(bearer(f"tsk_b_{number}"))
     assert len(logs) == auth.FAILURE_BURST
     assert caught.value.retry_after_s == pytest.approx(auth.FAILURE_EVERY_S)
-    await world.auth.authenticate(bearer(key, peer="192.0.2.2"))
+    await world.auth.authenticate(bearer(key))
+    _, fresh = await world.registry.rotate(client.id, who="test")
+    assert await world.auth.authenticate(bearer(fresh)) == client
+    assert await world.auth.authenticate_with(client.id, lambda password: True, peer="192.0.2.1") == client
+    with pytest.raises(RateLimited):
+        await world.auth.authenticate_with(client.id, lambda password: False, peer="192.0.2.1")
     world.clock.pass_s(auth.FAILURE_EVERY_S)
     await world.refused(bearer("tsk_c_d"))
 
@@ -355,6 +361,21 @@ async def test_known_clients_get_in_while_the_store_is_away(world: World) -> Non
     world.clock.pass_s(auth.STALE_S)
     with pytest.raises(StoreUnavailable):
         await world.auth.authenticate(bearer(key))
+
+
+async def test_credentials_that_have_ended_are_not_taken_for_their_past(world: World) -> None:
+    """A key that has ended is good for nobody, neither while the store is away nor while another asks it anew."""
+    client, key = await world.add()
+    await world.registry.rotate(client.id, who="test", overlap_s=15)
+    for _ in range(2):
+        await world.auth.authenticate(bearer(key))
+        world.clock.pass_s(auth.CACHE_S)
+    store, world.auth._store = world.auth._store, Away()  # noqa: SLF001  # the store goes away
+    with pytest.raises(StoreUnavailable):
+        await world.auth.authenticate(bearer(key))
+    world.auth._store = store  # noqa: SLF001
+    attempts = await asyncio.gather(*(world.auth.authenticate(bearer(key)) for _ in range(3)), return_exceptions=True)
+    assert [type(each) for each in attempts] == [Unauthenticated] * 3
 
 
 async def test_transports_that_compare_by_themselves(world: World) -> None:

@@ -48,8 +48,9 @@ MAX_PEERS = 4096
 
 FAILURE_BURST = 20
 FAILURE_EVERY_S = 3.0
-"""A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; then it is RateLimited. Credentials that
-were good or bad a moment ago do not count, so that one client with an old key locks out nobody behind its proxy."""
+"""A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; further failures are RateLimited, neither
+counted nor logged. Good credentials always pass, so that one client with bad keys locks out nobody behind its proxy: a
+look-up is a few reads by key, and a secret is too long to be guessed."""
 
 MAX_NAMES = 16
 """Names of a certificate that are looked at."""
@@ -88,6 +89,8 @@ class _Known:
     client: Client | None
     """None: these credentials are bad."""
     until: float
+    ends: float
+    """When the credentials themselves end."""
     confirmed_at: float
     confined: str
 
@@ -249,13 +252,13 @@ class Authenticator:
         of each key of the client that holds now, and must compare in constant time. Nothing is remembered."""
         if await self._is_open():
             return self.anonymous
-        self._check_failures(peer)
         client = await self._store.client(client_id) if _is_id(client_id) else None
         if client is not None and not client.disabled:
             for key_id, _ in await self._store.keys(client.id):
                 found = await self._store.key(key_id)
                 if found is not None and not self._ended(found[2]) and matches(password_equivalent(found[1])):
                     return client
+        self._check_failures(peer)
         self._failed(peer, client_id)
         raise Unauthenticated("The credentials are not accepted.")
 
@@ -281,26 +284,27 @@ class Authenticator:
                 if known.client is None:
                     raise Unauthenticated("The credentials are not accepted.")
                 return known.client, known.confined
-            known.until = now + 1  # others who show the same meanwhile need not ask too
-        else:
-            self._check_failures(peer)
+            known.until = min(now + 1, known.ends)  # others who show the same meanwhile need not ask too
         try:
             client, ends_at, confined = await look_up()
         except StoreUnavailable:
-            if known is not None and known.client is not None and now < known.confirmed_at + STALE_S:
+            stale_until = -math.inf if known is None else min(known.confirmed_at + STALE_S, known.ends)
+            if known is not None and known.client is not None and now < stale_until:
                 return known.client, known.confined
             self._known.pop(key, None)
             raise
         except Unauthenticated as error:
             shown = error.details.pop("shown", "")
             if error.retry_after_s is None:
-                self._remember(key, None, CACHE_S)
+                if known is None:
+                    self._check_failures(peer)
+                self._remember(key, None, math.inf)
                 self._failed(peer, shown)
             else:
                 self._known.pop(key, None)
             raise
-        lasts_s = CACHE_S if ends_at is None else (ends_at - self._clock()).total_seconds()
-        self._remember(key, client, min(lasts_s, CACHE_S), confined)
+        lasts_s = math.inf if ends_at is None else (ends_at - self._clock()).total_seconds()
+        self._remember(key, client, lasts_s, confined)
         return client, confined
 
     def _remember(self, key: bytes, client: Client | None, lasts_s: float, confined: str = "") -> None:
@@ -308,7 +312,7 @@ class Authenticator:
         self._known.pop(key, None)
         while len(self._known) >= MAX_CACHED:
             del self._known[next(iter(self._known))]
-        self._known[key] = _Known(client, now + lasts_s, now, confined)
+        self._known[key] = _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined)
 
     async def _by_header(self, authorization: str) -> _Found:
         scheme, _, value = authorization.partition(" ")
@@ -356,7 +360,8 @@ class Authenticator:
         left, at = self._failures.get(peer, (float(FAILURE_BURST), 0.0))
         left += (self._monotonic() - at) / FAILURE_EVERY_S
         if left < 1:
-            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=(1 - left) * FAILURE_EVERY_S)
+            wait_s = (1 - left) * FAILURE_EVERY_S
+            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=wait_s) from None
 
     def _failed(self, peer: str, shown: str) -> None:
         """Counts a failure of the peer and logs it; the limit on failures is the limit on these lines."""
