@@ -2,7 +2,8 @@
 to a callback it reads whether that is a fault.
 
 Invariants: the work is bounded by the body's size, `MAX_DEPTH` and `MAX_ELEMENTS`; a DOCTYPE is refused when it
-begins, so no entity is ever declared; whatever is wrong is a `SoapFault`. The parts handed on have no namespaces: a
+begins, so no entity is ever declared; whatever is wrong is a `SoapFault`, but too many `addresses`, for which the
+contract has a fault: they are read as far as they fit (`Request.full`). The parts handed on have no namespaces: a
 client that qualifies them differently is understood.
 
 Expat reads, not libxml2: libxml2 keeps every element and attribute name it ever saw in a dictionary that lxml
@@ -66,13 +67,26 @@ class Part:
 class Request:
     """What a request asks: the payload, and its namespace as the client wrote it."""
 
-    __slots__ = ("_depth", "_elements", "_open", "_section", "_security", "_text", "namespace", "payload", "token")
+    __slots__ = (
+        "_depth",
+        "_elements",
+        "_open",
+        "_section",
+        "_security",
+        "_text",
+        "full",
+        "namespace",
+        "payload",
+        "token",
+    )
 
     def __init__(self) -> None:
         self.namespace = ""
         self.payload: Part | None = None
         self.token: Part | None = None
         """The UsernameToken of a WS-Security header for this node."""
+        self.full = False
+        """There are more `addresses` than are read."""
         self._depth = self._elements = 0
         self._section = ""
         self._security = ""
@@ -87,6 +101,8 @@ class Request:
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         self._elements += 1
+        if self._elements > MAX_ELEMENTS and self._open == [self.payload] and tag.rpartition("}")[2] == "addresses":
+            raise _FullError
         if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
             raise client_fault(f"The message is nested deeper than {MAX_DEPTH} or has over {MAX_ELEMENTS} elements.")
         if self._open:
@@ -157,6 +173,8 @@ class Request:
 
         try:
             _parse(parser, encoding, body, final=True)
+        except _FullError:
+            self.full = True
         except expat.ExpatError as error:
             raise client_fault(f"The message is not well-formed XML: {error}.") from None
 
@@ -202,6 +220,10 @@ class _Answer:
         self._depth -= 1
         if self.fault is None and (not self._depth or (self._depth == 1 and self._in_body)):
             self.fault = False
+
+
+class _FullError(Exception):
+    """One more of `addresses` begins, and it is one too many."""
 
 
 class _NamedOtherwiseError(Exception):

@@ -24,10 +24,10 @@ from spyne.server import ServerBase
 from app.auth.authenticator import Credentials
 from app.core.asking import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
-from app.domain import Status, TerminalStatusError, Unauthenticated
+from app.domain import Status, TerminalStatusError, TooManyAddresses, Unauthenticated
 from soap_compat import writing
-from soap_compat.envelope import Part, Request, clip
-from soap_compat.faults import Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
+from soap_compat.envelope import MAX_ELEMENTS, Part, Request, clip
+from soap_compat.faults import OPERATIONS, Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
 from soap_compat.reading import Reader
 from soap_compat.schema import FACE, STATUS_WORDS, Call, UseCases
 from soap_compat.security import Gatekeeper
@@ -110,6 +110,8 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
         ctx.in_body_doc = ctx.in_document.payload
 
     def deserialize(self, ctx: Any, message: Any) -> None:
+        if ctx.in_document.full:
+            raise _too_many_addresses(ctx.descriptor.name)
         ctx.in_object = self._readers[ctx.descriptor.name].read(ctx.in_body_doc)
 
     def serialize(self, ctx: Any, message: Any) -> None:
@@ -122,6 +124,13 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
 
     def create_out_string(self, ctx: Any, charset: str | None = None) -> None:
         ctx.out_string = (ctx.out_document,)
+
+
+def _too_many_addresses(operation: str) -> SoapFault:
+    reason = f"A message has {MAX_ELEMENTS} elements at most."
+    if "POL0003" not in OPERATIONS[operation].messages:
+        return client_fault(reason)
+    return declared_fault("POL0003", "addresses", reason=reason, result=TooManyAddresses.code)
 
 
 def _status(status: Status) -> str:

@@ -14,7 +14,7 @@ from app.delivery.egress import Egress, Rules
 from app.delivery.outbox import Deliverer
 from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
 from app.ports import Page
-from app.records import SinkKind
+from app.records import MAX_USAGE_TARGETS, SinkKind
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app
 from tests.core import ALICE, ALL, APP, BOB, CAROL, OTHER, TEAM, Clocks, Core, new_database, run_core, until
@@ -319,6 +319,7 @@ async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
             (end("<l:correlator> </l:correlator>"), "SVC0002 correlator"),
             (end(f"<l:correlator>{'c' * 10_000}</l:correlator>"), "SVC0002 correlator"),
             (group(ALICE, "<x/>", BOB), "SVC0002 addresses"),
+            (group(*["a"] * 25_000), "POL0003 addresses"),
             (envelope(payload("<l:requester/>" + "<l:address>a</l:address>" * 3)).encode(), "SVC0002 address"),
             (envelope(payload("<l:address>nobody</l:address>")).encode(), "SVC0002 address"),
         ]:
@@ -331,10 +332,12 @@ async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
             ("endNotification", "", [], ""),
             ("endNotification", "ccccc", [], ""),
             ("getStatusForGroup", "", [ALICE, BOB], ""),
+            ("getStatusForGroup", "", ["a"] * MAX_USAGE_TARGETS, ""),
             ("getStatus", "", ["a", "a", "a"], ""),
             ("getStatus", "", ["nobody"], ""),
         ]
-        assert [one.result for one in records] == ["INVALID_REQUEST"] * 6 + ["INVALID_ADDRESS"]
+        refused = ["INVALID_REQUEST"] * 5 + ["TOO_MANY_ADDRESSES", "INVALID_REQUEST", "INVALID_ADDRESS"]
+        assert [one.result for one in records] == refused
         assert {(one.client_id, one.face) for one in records} == {(OTHER.id, "soap")}
         assert records[0].root_cause == "SVC0002: Invalid input value for message part frequency. It is there 0 times."
 
