@@ -5,7 +5,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+import structlog
 from lxml import etree
 from starlette.types import ASGIApp
 
@@ -15,9 +17,10 @@ from app.delivery.outbox import Deliverer
 from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
 from app.ports import Page
 from app.records import MAX_USAGE_TARGETS, SinkKind
+from app.servers import bound, serve_http
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app
-from tests.core import ALICE, ALL, APP, BOB, CAROL, OTHER, TEAM, Clocks, Core, new_database, run_core, until
+from tests.core import ALICE, ALL, APP, BOB, CAROL, DEADLINE_S, OTHER, TEAM, Clocks, Core, new_database, run_core, until
 from tests.receivers import Receiver, answer, in_turn, receiver, reset
 from tests.soap import MANAGER, Reply, call, content_of, envelope, payload, valid
 from tests.test_soap_operations import end, group, start
@@ -216,6 +219,46 @@ async def test_correlators(tmp_path: Path) -> None:
         assert (await world.ask(end())).status == 200
         assert (await world.ask(end())).fault == "SVC0002 correlator"
         assert (await world.start(ALICE)).status == 200
+
+
+async def test_faults_over_http(tmp_path: Path) -> None:
+    """Over HTTP too: an unknown group, a group in a group where that is not allowed, and a defect, which has the
+    reference that is in the log."""
+    clocks, url = Clocks(), await new_database(tmp_path)
+    async with world_of(tmp_path, clocks=clocks, url=url) as world:
+        await world.core.groups.create(APP, TEAM, [BOB])
+        await world.core.groups.create(APP, ALL, [TEAM])
+    async with (
+        world_of(tmp_path, Policy(nested_group_support=False), clocks=clocks, url=url) as world,
+        httpx2.AsyncClient(timeout=DEADLINE_S, trust_env=False) as http,
+    ):
+        with bound("127.0.0.1:0") as sock:
+            async with serve_http(world.app, sock, None):
+                base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+                async def ask(name: str, body: bytes) -> str:
+                    response = await http.post(
+                        f"{base}/{name}", content=body, headers={"Content-Type": "text/xml; charset=utf-8"}
+                    )
+                    return Reply(response.status_code, dict(response.headers), response.content).fault
+
+                nobody = "sip:nobody@groups.example.com"
+                await world.core.groups.create(OTHER, TerminalAddress(nobody), [BOB])
+                started = [f"<l:addresses>{address}</l:addresses>" for address in (nobody, ALL)]
+                assert await ask("TerminalStatus", group(nobody)) == f"SVC0006 {nobody} addresses"
+                assert await ask("TerminalStatus", group(ALL)) == "POL0007 addresses"
+                manager = "TerminalStatusNotificationManager"
+                assert await ask(manager, start(addresses=started[0])) == f"SVC0006 {nobody} addresses"
+                assert await ask(manager, start(addresses=started[1])) == "POL0007 addresses"
+                world.core.watcher.answer = defective
+                with structlog.testing.capture_logs() as logs:
+                    fault = await ask("TerminalStatus", envelope(payload()).encode())
+                (entry,) = [one for one in logs if one["event"] == "soap_call_failed"]
+                assert fault == f"SVC0001 {entry['reference']}"
+
+
+def defective(_: TerminalAddress) -> Status:
+    raise RuntimeError("a secret")
 
 
 # --- callbacks
