@@ -309,7 +309,7 @@ async def run_core(
         watcher = PlayedWatcher(clocks)
         policies = Policies(policy or Policy(), lambda: clocks.now_s)
         groups = GroupService(store, policies, lambda: clocks.now)
-        usage = UsageLog(store, lambda: clocks.now)
+        usage = UsageLog(store, lambda: clocks.now, policies)
         hints: list[str] = []
         watching = Watching(
             store,

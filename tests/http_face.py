@@ -123,7 +123,7 @@ def use_cases_of(core: Core, auth: Authenticator, registry: ClientRegistry, cloc
         watching=core.watching,
         subscriptions=core.subscriptions,
         groups=core.groups,
-        deliveries=Deliveries(store, clock, hint=lambda: core.hints.append("again")),
+        deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
         usage=core.usage,
         administration=Administration(
             store, cast("Any", core.watcher), registry, wanted_by=core.watching.wanted_by, clock=clock

@@ -213,7 +213,7 @@ class FakeUsage(UsageLog):
     """A usage log that writes nothing, so that a test can look."""
 
     def __init__(self) -> None:
-        super().__init__(cast("Any", None), lambda: datetime.now(UTC))
+        super().__init__(cast("Any", None), lambda: datetime.now(UTC), cast("Any", None))
 
     @property
     def records(self) -> list[UsageRecord]:

@@ -21,6 +21,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from app.auth import authenticator as auth
+from app.auth import clients as client_registry
 from app.auth import jwks, oidc
 from app.auth.authenticator import (
     Authenticator,
@@ -458,6 +459,31 @@ async def test_what_other_processes_do_is_followed(world: World) -> None:
     for _ in range(2):
         await follower.look()
         assert told == ["a gone", "b disabled"]
+
+
+async def test_following_clients_goes_on_after_a_defect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose end could not be followed is followed at the next look, and what went wrong is logged."""
+    monkeypatch.setattr(client_registry, "FOLLOW_S", 0.001)
+    done, told = asyncio.Event(), list[str]()
+
+    async def gone(client_id: str) -> None:
+        told.append(client_id)
+        if len(told) == 1:
+            raise ZeroDivisionError
+        done.set()
+
+    follower = ClientFollower(world.store, gone=gone, disabled=lambda client_id: None)
+    await world.add("a", client_id="a")
+    await follower.look()
+    await world.registry.delete("a", who="cli")
+    with structlog.testing.capture_logs() as logs:
+        following = asyncio.create_task(follower.run())
+        async with asyncio.timeout(10):
+            await done.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert told == ["a", "a"]
+    assert [(line["event"], line["log_level"]) for line in logs] == [("clients_not_followed", "error")]
 
 
 # Access tokens.

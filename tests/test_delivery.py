@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.policy import Policies, Policy
 from app.delivery.attempts import RetryPolicy, judge, usage_of
 from app.delivery.egress import Egress, Rules
 from app.delivery.hosts import Host, Places
 from app.delivery.outbox import Deliverer, Deliveries
 from app.delivery.webhook import WebhookSender, v1_event
-from app.domain import InvalidRequest, NotificationUnknown, StoreUnavailable
+from app.domain import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
 from app.ports import Page, Sender, Sent
 from app.records import (
     Client,
@@ -46,6 +47,7 @@ DELIVERED = Sent(delivered=True, code=204)
 GONE = Sent(delivered=False, code=410, outcome="http-410", gone=True)
 OLD = NOW - timedelta(days=400)
 SUBSCRIPTION = make_subscription()
+FREE = Policies(Policy(), lambda: 0.0)
 
 
 def judged(sent: Sent, *, attempts: int = 0, age: timedelta = timedelta(), jitter: float = 0.5, **fields: Any) -> Any:
@@ -422,7 +424,7 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
     sender = ScriptedSender(first(FAILED, FAILED))
     async with delivering(store, sender) as deliverer:
         await until(store, settled)
-        deliveries = Deliveries(store, Clock(), hint=deliverer.hint)
+        deliveries = Deliveries(store, Clock(), FREE, hint=deliverer.hint)
         dead, _ = await deliveries.list(OWNER, Page(), state=DeliveryState.DEAD)
         assert [each.id for each in dead] == ids
         assert await deliveries.send_again(OWNER, [*ids, *ids]) == 2
@@ -432,10 +434,25 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
     assert [each.number for each in await store.attempts(ids[0])] == [1, 2]
 
 
+async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:
+    """A client above its rate is refused, whatever it asks of its notifications."""
+    ids = await owe(store, 2)
+    deliveries = Deliveries(store, Clock(), Policies(Policy(rate_per_s=1), lambda: 0.0), hint=lambda: None)
+    assert await deliveries.send_again(OWNER, ids) == 0
+    for call in (
+        deliveries.list(OWNER, Page()),
+        deliveries.get(OWNER, ids[0]),
+        deliveries.attempts(OWNER, ids[0]),
+        deliveries.send_again(OWNER, ids),
+    ):
+        with pytest.raises(RateLimited):
+            await call
+
+
 async def test_what_is_anothers_is_unknown(store: SqlStore) -> None:
     """Another client sees, and may do, nothing; an admin sees all; too many at a time are refused."""
     ids = await owe(store)
-    deliveries = Deliveries(store, Clock(), hint=lambda: None)
+    deliveries = Deliveries(store, Clock(), FREE, hint=lambda: None)
     assert await deliveries.list(STRANGER, Page()) == ([], "")
     for call in (
         deliveries.get(STRANGER, ids[0]),

@@ -53,6 +53,31 @@ def test_client_can_only_be_stricter(name: str, common: Any, own: Any, expected:
     assert getattr(effective(operator, client(**{name: own})), name) == expected
 
 
+@pytest.mark.parametrize(
+    ("rate", "burst", "own", "expected"),
+    [
+        (10, 0, {"rate_burst": 1000}, 10),  # one second's worth is stricter
+        (10, 5, {"rate_burst": 0}, 5),
+        (10, 100, {"rate_burst": 0}, 10),
+        (10, 100, {"rate_burst": 50}, 50),
+        (10, 100, {"rate_per_s": 5}, 100),
+        (10, 0, {"rate_per_s": 5}, 5),
+        (10, 0, {"rate_per_s": 5, "rate_burst": 7}, 5),
+        (0, 0, {"rate_per_s": 5, "rate_burst": 7}, 7),
+        (0, 3, {"rate_per_s": 5, "rate_burst": 7}, 3),
+        (0, 0, {"rate_per_s": 5}, 5),
+        (10, 0, {"max_targets": 1}, 10),
+    ],
+)
+def test_clients_burst_can_only_be_stricter(rate: int, burst: int, own: dict[str, int], expected: int) -> None:
+    """A burst of 0 is one second's worth on either side, and no way around the other's."""
+    policies = Policies(Policy(rate_per_s=rate, rate_burst=burst), lambda: 0.0)
+    for _ in range(expected):
+        policies.admit(client(**own))
+    with pytest.raises(RateLimited):
+        policies.admit(client(**own))
+
+
 def test_client_without_limits_has_the_operators_policy() -> None:
     """Nothing is computed for a client without limits of its own; unknown ones are ignored."""
     operator = Policy(max_targets=5)

@@ -2,13 +2,41 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
+import pytest
+import structlog
+
+from app.core import retention
 from app.core.retention import keep_for
 from app.ports import Page
 from app.records import UsageRecord
 from app.store import SqlStore
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+async def test_a_defect_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A purge that fails in any way is logged and tried again."""
+    monkeypatch.setattr(retention, "EVERY_S", 0.001)
+    again = asyncio.Event()
+
+    class Broken:
+        calls = 0
+
+        async def purge(self, *_args: object, **_options: object) -> int:
+            self.calls += 1
+            if self.calls > 1:
+                again.set()
+            raise ZeroDivisionError
+
+    with structlog.testing.capture_logs() as logs:
+        purging = asyncio.create_task(keep_for(cast("Any", Broken()), lambda: NOW, deliveries_days=30, usage_days=400))
+        async with asyncio.timeout(10):
+            await again.wait()
+        purging.cancel()
+        await asyncio.gather(purging, return_exceptions=True)
+    assert (logs[0]["event"], logs[0]["log_level"]) == ("purge_put_off", "error")
 
 
 async def test_old_usage_goes(store: SqlStore) -> None:

@@ -132,7 +132,7 @@ async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
         watching=core.watching,
         subscriptions=core.subscriptions,
         groups=core.groups,
-        deliveries=Deliveries(store, clock, hint=lambda: core.hints.append("again")),
+        deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
         usage=core.usage,
         administration=Administration(
             store, cast("Any", core.watcher), registry, wanted_by=core.watching.wanted_by, clock=clock

@@ -8,13 +8,14 @@ database, and AdminService for operators' clients.
 """
 
 import asyncio
-import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NoReturn
+
+import structlog
 
 from app.auth.authenticator import KEY_PREFIX, hash_secret
 from app.core.policy import check_limits
@@ -34,6 +35,8 @@ FOLLOW_S = 10.0
 
 MAX_OVERLAP_S = 90 * 86_400
 DEFAULT_OVERLAP_S = 86_400
+
+_log = structlog.get_logger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-_@]{0,63}")
 _NAME = re.compile(r"[\w.\-@]([\w .\-@]{0,62}[\w.\-@])?")
@@ -189,19 +192,23 @@ class ClientFollower:
     async def look(self) -> None:
         """Looks once. Raises StoreUnavailable."""
         clients = {client.id: client for client in await self._store.clients()}
-        before, self._seen = self._seen, clients
-        for client_id, client in before.items():
+        for client_id, client in self._seen.items():
             now = clients.get(client_id)
             if now is None:
                 await self._gone(client_id)
             elif now.disabled and not client.disabled:
                 self._disabled(client_id)
+        self._seen = clients  # at last: who could not be told of is looked at again
 
     async def run(self) -> NoReturn:
         """Looks again and again."""
         while True:
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 await self.look()
+            except StoreUnavailable as error:
+                _log.warning("clients_not_followed", why=str(error))
+            except Exception:
+                _log.exception("clients_not_followed")
             await asyncio.sleep(FOLLOW_S)
 
 

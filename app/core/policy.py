@@ -70,7 +70,7 @@ class Policy:
 
 
 _HIGHER_IS_STRICTER = frozenset({"min_interval_ms"})
-_ZERO_IS_NO_LIMIT = frozenset({"max_duration_ms", "default_duration_ms", "max_count", "rate_per_s", "rate_burst"})
+_ZERO_IS_NO_LIMIT = frozenset({"max_duration_ms", "default_duration_ms", "max_count", "rate_per_s"})
 _FIELDS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Policy)}
 
 
@@ -93,7 +93,16 @@ def effective(operator: Policy, client: Client) -> Policy:
     for name, own in client.limits.items():
         if name in values:
             values[name] = _stricter(name, values[name], own)
+    values["rate_burst"] = _burst(operator, client.limits, values["rate_per_s"])
     return Policy(**values)
+
+
+def _burst(operator: Policy, own: Mapping[str, int | bool], rate_per_s: int) -> int:
+    """The stricter of both bursts: where a rate has 0, it is one second's worth, and that a limit too."""
+    bursts = [operator.rate_burst or (rate_per_s if operator.rate_per_s else 0)]
+    if "rate_burst" in own:
+        bursts.append(int(own["rate_burst"]) or rate_per_s)
+    return min(filter(None, bursts), default=0)
 
 
 def _stricter(name: str, common: int | bool, own: int | bool) -> int | bool:

@@ -37,6 +37,8 @@ async def keep_for(store: Store, clock: Callable[[], datetime], *, deliveries_da
                 await asyncio.sleep(PAUSE_S)
         except StoreUnavailable:
             _log.warning("purge_put_off", gone=gone)
+        except Exception:
+            _log.exception("purge_put_off", gone=gone)
         else:
             if gone:
                 _log.info("purged", rows=gone)

@@ -19,6 +19,7 @@ from itertools import count, islice
 
 import structlog
 
+from app.core.policy import Policies
 from app.domain import StoreUnavailable
 from app.ports import Page, Store
 from app.records import MAX_USAGE_TARGETS, Client, UsageRecord
@@ -31,6 +32,7 @@ END_NOTIFICATION = "endNotification"
 FLUSH_S = 0.05
 """Longest time a record waits to be written while the database is there, in seconds."""
 MAX_BUFFERED = 100_000
+MAX_PAGE = 1000
 MAX_WRITE = 2_000
 """Most records in one transaction."""
 RETRY_S = 1.0
@@ -54,10 +56,11 @@ class Caller:
 class UsageLog:
     """Takes usage records and writes them in groups. `start` it, and `aclose` it after the last record."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], datetime], policies: Policies) -> None:
         """`clock` gives the time in UTC."""
         self._store = store
         self._clock = clock
+        self._policies = policies
         self._buffer: deque[UsageRecord] = deque()
         self._some = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
@@ -129,21 +132,25 @@ class UsageLog:
         if len(buffer) == 1:
             self._some.set()
 
-    async def export(self, client: Client, since: datetime, page_size: int = 1000) -> AsyncIterator[UsageRecord]:
-        """The client's records from `since` on (an admin: everybody's), in the order they were written.
-
-        Raises StoreUnavailable.
-        """
+    async def export(
+        self, client: Client, since: datetime, page_size: int = MAX_PAGE
+    ) -> AsyncIterator[Sequence[UsageRecord]]:
+        """The client's records from `since` on (an admin: everybody's), in the order they were written, by pages; the
+        first may be empty. All of it is one call. Raises RateLimited, StoreUnavailable."""
+        self._policies.admit(client)
         token = ""
         while True:
-            records, token = await self.page(client, since, Page(size=page_size, token=token))
-            for record in records:
-                yield record
+            records, token = await self._page(client, since, Page(size=page_size, token=token))
+            yield records
             if not token:
                 return
 
     async def page(self, client: Client, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
-        """One page of `export`, and the next page's token. Raises StoreUnavailable, InvalidRequest."""
+        """One page of `export`, and the next page's token. Raises InvalidRequest, RateLimited, StoreUnavailable."""
+        self._policies.admit(client)
+        return await self._page(client, since, page)
+
+    async def _page(self, client: Client, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
         return await self._store.usage(None if client.admin else client.id, since, page)
 
     async def _flush_for_ever(self) -> None:
@@ -160,6 +167,9 @@ class UsageLog:
                     self._some.clear()
             except StoreUnavailable as error:
                 _log.warning("usage_records_wait", records=len(self._buffer), why=str(error))
+                await asyncio.sleep(RETRY_S)
+            except Exception:  # what cannot be written by any means is the oldest, and goes when no more fit
+                _log.exception("usage_records_wait", records=len(self._buffer))
                 await asyncio.sleep(RETRY_S)
             if self._closing:
                 return

@@ -65,7 +65,7 @@ async def run_use_cases(
 ) -> AsyncIterator[UseCases]:
     """Makes the use cases, starts what runs by itself, and stops it in the end. Raises StoreUnavailable."""
     policies = Policies(Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)}), monotonic)
-    usage = UsageLog(store, clock)
+    usage = UsageLog(store, clock, policies)
     groups = GroupService(store, policies, clock)
 
     def subscription_ended(subscription: Subscription, _reason: EndReason) -> None:
@@ -116,7 +116,7 @@ async def run_use_cases(
         watching=watching,
         subscriptions=subscriptions,
         groups=groups,
-        deliveries=Deliveries(store, clock, hint=deliverer.hint),
+        deliveries=Deliveries(store, clock, policies, hint=deliverer.hint),
         usage=usage,
         administration=Administration(store, watcher, registry, wanted_by=watching.wanted_by, clock=clock),
     )

@@ -18,12 +18,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from app import records
-from app.core.usage import UsageLog
 from app.core.usecases import UseCases
-from app.ports import Page
-from app.records import Client
 from app.rest import wire
-from app.rest.calls import MAX_PAGE, Caller, Paged, returned
+from app.rest.calls import Caller, Paged, returned
 from app.rest.examples import failures
 from app.rest.problem import NO_STORE
 from app.rest.schemas import At, Id, Rfc3339
@@ -115,7 +112,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         since: Since = _EPOCH,
         form: Annotated[Format, Query(alias="format", description="How.")] = Format.JSONL,
     ) -> Response:
-        pages = _pages(usage, client, since)
+        pages = usage.export(client, since)
         first = await anext(pages)  # what is wrong with the request is raised here
         lines: Callable[[Sequence[records.UsageRecord]], bytes] = _csv if form is Format.CSV else _jsonl
         return StreamingResponse(
@@ -123,15 +120,6 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             media_type=MEDIA_TYPES[form],
             headers=NO_STORE,
         )
-
-
-async def _pages(usage: UsageLog, client: Client, since: datetime) -> AsyncIterator[Sequence[records.UsageRecord]]:
-    token = ""
-    while True:
-        found, token = await usage.page(client, since, Page(size=MAX_PAGE, token=token))
-        yield found
-        if not token:
-            return
 
 
 async def _export(

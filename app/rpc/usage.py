@@ -3,7 +3,6 @@
 from app.core.usage import UsageLog
 from app.pb.terminalstatus.v1 import usage_pb2 as pb
 from app.pb.terminalstatus.v1 import usage_pb2_grpc as pb_grpc
-from app.ports import Page
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 
@@ -24,10 +23,6 @@ class UsageServicer(pb_grpc.UsageServiceServicer):
 
     async def ExportUsageRecords(self, request: pb.ExportUsageRecordsRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "ExportUsageRecords") as client:
-            since, token = wire.since(request), ""
-            while True:
-                found, token = await self._usage.page(client, since, Page(size=wire.MAX_PAGE, token=token))
+            async for found in self._usage.export(client, wire.since(request)):
                 if found:
                     await context.write(pb.ExportUsageRecordsResponse(usage_records=map(wire.usage_record, found)))
-                if not token:
-                    return
