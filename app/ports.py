@@ -230,22 +230,26 @@ class Store(Protocol):
         """Deletes it, if it is there."""
 
     async def create_group(self, group: Group) -> None:
-        """Raises GroupExists."""
+        """Raises GroupExists where the client has one of this address."""
 
-    async def group(self, address: TerminalAddress) -> Group | None: ...
+    async def group(self, client_id: str, address: TerminalAddress) -> Group | None: ...
 
-    async def groups_of(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
-        """Those of the addresses that are groups."""
+    async def groups_of(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
+        """Those of the addresses that are groups of this client."""
 
     async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
         """A client's (None: everybody's) groups by address, and the next page's token."""
 
     async def change_group(
-        self, address: TerminalAddress, members: Sequence[TerminalAddress], expected_version: int | None
+        self,
+        client_id: str,
+        address: TerminalAddress,
+        members: Sequence[TerminalAddress],
+        expected_version: int | None,
     ) -> Group:
         """Replaces the members. Raises GroupUnknown, GroupChanged."""
 
-    async def delete_group(self, address: TerminalAddress, expected_version: int | None) -> None:
+    async def delete_group(self, client_id: str, address: TerminalAddress, expected_version: int | None) -> None:
         """Raises GroupUnknown, GroupChanged."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:

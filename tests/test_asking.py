@@ -11,11 +11,11 @@ import pytest_asyncio
 
 from app.core.asking import MAX_AT_ONCE, RetrievalStatus, TerminalResult
 from app.core.policy import Policy
+from app.core.streams import SnapshotComplete
 from app.domain import (
     FetchTimedOut,
     GatewayOverloaded,
     GroupNotAllowed,
-    GroupUnknown,
     InvalidAddress,
     InvalidRequest,
     RateLimited,
@@ -29,6 +29,7 @@ from app.domain import (
 )
 from app.records import Client
 from tests.core import (
+    ADMIN,
     ALICE,
     APP,
     BOB,
@@ -208,6 +209,24 @@ async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
         assert shown.status is REACHABLE
 
 
+@pytest.mark.parametrize("max_age_s", [0, 60])
+async def test_group_of_another_client_is_a_terminal(core: Core, max_age_s: float) -> None:
+    """To its client a group is refused as one terminal, watched or not; to others it is a terminal like any."""
+    await core.groups.create(APP, ALICE, [BOB])
+    async with reading(core, ALICE, client=OTHER) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, BUSY)
+        core.watcher.answer = lambda _: BUSY
+        for client in (OTHER, ADMIN):
+            status = await core.queries.get_status(client, ALICE, max_age_s=max_age_s, face="grpc")
+            assert (status.address, status.status) == (ALICE, BUSY)
+        for address in (ALICE, "SIP:alice@EXAMPLE.com"):
+            with pytest.raises(GroupNotAllowed):
+                await core.queries.get_status(APP, address, max_age_s=max_age_s, face="grpc")
+    assert list(await results(core, ALICE, client=OTHER)) == [ALICE]
+    assert list(await results(core, ALICE)) == [BOB]
+
+
 async def test_questions_leave_usage_records(core: Core) -> None:
     """Each question is recorded by the contract's names, with what was asked, expanded and came of it."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
@@ -215,8 +234,8 @@ async def test_questions_leave_usage_records(core: Core) -> None:
     with pytest.raises(TerminalUnknown):
         await core.queries.get_status(APP, ALICE, face="rest", requester="sip:boss@example.com")
     await results(core, TEAM, CAROL)
-    with pytest.raises(GroupUnknown):
-        await results(core, TEAM, client=OTHER)
+    with pytest.raises(InvalidAddress):
+        await results(core, "team", client=OTHER)
     one, many, refused = await core.usage_records()
     assert (one.operation, one.targets, one.requester, one.face, one.result, one.root_cause) == (
         "getStatus",
@@ -233,7 +252,7 @@ async def test_questions_leave_usage_records(core: Core) -> None:
         3,
         "OK",
     )
-    assert (refused.client_id, refused.result) == (OTHER.id, "GROUP_UNKNOWN")
+    assert (refused.client_id, refused.result) == (OTHER.id, "INVALID_ADDRESS")
 
 
 async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:

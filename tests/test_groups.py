@@ -74,19 +74,17 @@ async def test_group_is_made_changed_and_deleted(core: Core) -> None:
     await core.groups.delete(APP, TEAM, expected_version=4)
     with pytest.raises(GroupUnknown):
         await core.groups.get(APP, TEAM)
-    assert not core.groups.is_group(TEAM)
+    assert not core.groups.is_group(APP.id, TEAM)
 
 
 async def test_group_is_its_clients_own(core: Core) -> None:
-    """To another client a group is unknown, by whatever way it is named; an operator's client sees all."""
+    """Another client cannot see or change a group; an operator's client sees all, and changes what is one's alone."""
     await core.groups.create(APP, TEAM, [ALICE])
     for call in (
         core.groups.get(OTHER, TEAM),
         core.groups.set_members(OTHER, TEAM, []),
         core.groups.add_members(OTHER, TEAM, []),
         core.groups.delete(OTHER, TEAM),
-        core.groups.create(OTHER, ALL, [TEAM]),
-        core.groups.expand(OTHER, [TEAM], Policy(), "addresses"),
     ):
         with pytest.raises(GroupUnknown):
             await call
@@ -94,7 +92,36 @@ async def test_group_is_its_clients_own(core: Core) -> None:
     assert (await core.groups.get(ADMIN, TEAM)).client_id == APP.id
     assert len((await core.groups.list(ADMIN, Page()))[0]) == 1
     with pytest.raises(GroupExists):
-        await core.groups.create(OTHER, TEAM, [])
+        await core.groups.create(APP, TEAM, [])
+    await core.groups.create(OTHER, TEAM, [BOB])
+    with pytest.raises(InvalidRequest):
+        await core.groups.get(ADMIN, TEAM)
+    await core.groups.delete(OTHER, TEAM)
+    assert (await core.groups.add_members(ADMIN, TEAM, [CAROL])).members == (ALICE, CAROL)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_address_is_a_group_for_its_client_only(url: str, restarted: bool) -> None:
+    """Whatever groups another client makes, an address means to a client what that client made of it."""
+    async with run_core(url) as core:
+        await core.groups.create(APP, ALICE, [BOB])
+        await core.groups.create(APP, TEAM, [ALICE])
+        await core.groups.create(OTHER, ALL, [ALICE, TEAM])
+        if not restarted:
+            await _each_has_its_own(core)
+    if restarted:
+        async with run_core(url) as core:
+            await _each_has_its_own(core)
+
+
+async def _each_has_its_own(core: Core) -> None:
+    for client, expected in ((APP, (BOB,)), (OTHER, (ALICE, TEAM)), (ADMIN, (ALICE, TEAM))):
+        found = await core.groups.expand(client, [ALICE, TEAM], Policy(), "addresses")
+        assert found.terminals == expected
+    theirs = await core.groups.expand(OTHER, [ALL], Policy(nested_group_support=False), "addresses")
+    assert (theirs.terminals, theirs.groups) == ((ALICE, TEAM), (ALL,))
+    assert (await core.groups.members_now(OTHER.id, [ALL], 10)).terminals == (ALICE, TEAM)
+    assert (await core.groups.members_now(APP.id, [TEAM], 10)).terminals == (BOB,)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +150,7 @@ async def test_group_that_the_policy_refuses(
             core.policies.admit(APP)
         with pytest.raises(error):
             await core.groups.create(APP, address, members)
-        assert not core.groups.is_group(ALL)
+        assert not core.groups.is_group(APP.id, ALL)
 
 
 async def test_expansion_names_each_terminal_once(core: Core) -> None:
@@ -163,16 +190,16 @@ async def test_groups_of_another_node_are_learnt(url: str) -> None:
     async with run_core(url) as core:
         await core.groups.create(APP, TEAM, [ALICE])
         async with run_core(url) as other:
-            assert other.groups.is_group(TEAM)
+            assert other.groups.is_group(APP.id, TEAM)
             changed: list[str] = []
-            other.groups.on_change(changed.append)
+            other.groups.on_change(lambda key: changed.append(key[1]))
             await core.groups.create(APP, ALL, [])
             await core.groups.set_members(APP, TEAM, [BOB])
             await other.groups.reload()
             assert sorted(changed) == [ALL, TEAM]
             await core.groups.delete(APP, ALL)
             await other.groups.reload()
-            assert (changed[2:], other.groups.is_group(ALL)) == ([ALL], False)
+            assert (changed[2:], other.groups.is_group(APP.id, ALL)) == ([ALL], False)
 
 
 async def test_page_token_from_elsewhere_is_refused(core: Core) -> None:

@@ -78,7 +78,6 @@ async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
         ("GET", f"/v1/groups/{TEAM}", None, "GROUP_UNKNOWN"),
         ("DELETE", f"/v1/groups/{TEAM}", None, "GROUP_UNKNOWN"),
         ("PUT", f"/v1/groups/{TEAM}/members", {"members": []}, "GROUP_UNKNOWN"),
-        ("POST", "/v1/terminals:query", {"addresses": [TEAM]}, "GROUP_UNKNOWN"),
     ):
         problem(await face.call(method, path, body, client=OTHER.id), 404, code)
     for noun in ("subscriptions", "notifications", "groups"):

@@ -172,9 +172,6 @@ async def test_policies(tmp_path: Path) -> None:
         ).fault == "SVC0002 duration"
         assert (await world.start(ALICE, BOB, CAROL, **count)).fault == "POL0003 addresses"
         assert (await world.start("alice", **count)).fault == "SVC0002 addresses"
-        await world.core.groups.create(OTHER, TEAM, [BOB])
-        assert (await world.start(TEAM, **count)).fault == f"SVC0006 {TEAM} addresses"
-        assert (await world.ask(group(TEAM))).fault == f"SVC0006 {TEAM} addresses"
         assert (await world.ask(group(ALICE, BOB, CAROL))).fault == "POL0003 addresses"
         assert (await world.start(ALICE, **count)).status == 200
         assert (await world.start(BOB, correlator="c-2", **count)).fault == "POL0001 TOO_MANY_SUBSCRIPTIONS"

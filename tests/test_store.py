@@ -495,34 +495,49 @@ def group(address: TerminalAddress = FRIENDS, **changes: Any) -> Group:
 
 async def test_group_is_read_as_written(store: SqlStore) -> None:
     """Members keep their order; an empty group is a group."""
-    empty = group(TerminalAddress("sip:empty@example.com"), members=(), client_id="c2")
+    empty = group(TerminalAddress("sip:empty@example.com"), members=())
     await store.create_group(group())
     await store.create_group(empty)
-    assert await store.group(FRIENDS) == group()
-    assert await store.groups_of([ALICE, FRIENDS, empty.address]) == {FRIENDS: group(), empty.address: empty}
-    assert await store.group(ALICE) is None
+    assert await store.group("c1", FRIENDS) == group()
+    assert await store.groups_of("c1", [ALICE, FRIENDS, empty.address]) == {FRIENDS: group(), empty.address: empty}
+    assert await store.group("c1", ALICE) is None
     with pytest.raises(GroupExists):
-        await store.create_group(group(client_id="c2"))
-    await store.delete_group(FRIENDS, None)
-    assert await store.group(FRIENDS) is None
+        await store.create_group(group())
+    await store.delete_group("c1", FRIENDS, None)
+    assert await store.group("c1", FRIENDS) is None
     with pytest.raises(GroupUnknown):
-        await store.delete_group(FRIENDS, None)
+        await store.delete_group("c1", FRIENDS, None)
+
+
+async def test_address_is_a_group_of_each_client_by_itself(store: SqlStore) -> None:
+    """Two clients' groups of one address share nothing, and the list of all tells both on whatever page."""
+    theirs = group(client_id="c2", members=(CAROL,))
+    await store.create_group(group())
+    await store.create_group(theirs)
+    assert (await store.group("c1", FRIENDS), await store.group("c2", FRIENDS)) == (group(), theirs)
+    assert await store.groups_of("c3", [FRIENDS]) == {}
+    everybody = [page for (page,) in await paged(lambda page: store.groups(None, page), 1)]
+    assert everybody == [group(), theirs]
+    changed = await store.change_group("c1", FRIENDS, (ALICE,), 1)
+    assert (await store.group("c1", FRIENDS), await store.group("c2", FRIENDS)) == (changed, theirs)
+    await store.delete_group("c1", FRIENDS, None)
+    assert (await store.group("c1", FRIENDS), await store.group("c2", FRIENDS)) == (None, theirs)
 
 
 async def test_group_of_another_version_is_not_changed(store: SqlStore) -> None:
     """Of many changers of one version one changes it, the others are told."""
     await store.create_group(group())
     changed = await asyncio.gather(
-        *(store.change_group(FRIENDS, (ALICE,) * (number > 0), 1) for number in range(6)), return_exceptions=True
+        *(store.change_group("c1", FRIENDS, (ALICE,) * (number > 0), 1) for number in range(6)), return_exceptions=True
     )
     assert sorted(type(one).__name__ for one in changed) == ["Group"] + ["GroupChanged"] * 5
-    assert await store.group(FRIENDS) == next(one for one in changed if isinstance(one, Group))
-    unconditional = await store.change_group(FRIENDS, (CAROL, BOB, ALICE), None)
-    assert unconditional == group(members=(CAROL, BOB, ALICE), version=3) == await store.group(FRIENDS)
+    assert await store.group("c1", FRIENDS) == next(one for one in changed if isinstance(one, Group))
+    unconditional = await store.change_group("c1", FRIENDS, (CAROL, BOB, ALICE), None)
+    assert unconditional == group(members=(CAROL, BOB, ALICE), version=3) == await store.group("c1", FRIENDS)
     with pytest.raises(GroupChanged):
-        await store.change_group(FRIENDS, (), 2)
+        await store.change_group("c1", FRIENDS, (), 2)
     with pytest.raises(GroupUnknown):
-        await store.change_group(ALICE, (), None)
+        await store.change_group("c1", ALICE, (), None)
 
 
 # Lists

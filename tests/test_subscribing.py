@@ -326,7 +326,7 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
     assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
     assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
     assert (await core.stored(hook)).end_reason is EndReason.CLIENT_DELETED
-    assert not core.groups.is_group(TEAM)
+    assert not core.groups.is_group(APP.id, TEAM)
     await core.play(ALICE, REACHABLE)
     await core.play(ALICE, BUSY)
     assert await core.told(kept) == ["alice BUSY"]
@@ -414,6 +414,29 @@ async def test_restart_before_the_first_observation(database_url: str) -> None:
         await core.play(ALICE, UNREACHABLE)
         assert await core.told(quiet) == ["alice UNREACHABLE"]
         assert not (await core.stored(quiet)).awaiting
+
+
+async def test_group_of_another_client_changes_no_subscription(database_url: str) -> None:
+    """A subscription to a terminal, or to a group with it, stays that after another client makes a group of its
+    address, now, when that group changes, and after a restart."""
+    async with run_core(database_url, crash=True) as core:
+        await core.groups.create(OTHER, TEAM, [ALICE])
+        one = await core.subscribe(ALICE, sink=SOAP, client=OTHER)
+        many = await core.subscribe(TEAM, sink=SOAP, client=OTHER)
+        await core.groups.create(APP, ALICE, [BOB])
+        await core.groups.create(APP, TEAM, [CAROL])
+        await core.groups.set_members(APP, ALICE, [BOB, CAROL])
+        await core.groups.set_members(OTHER, TEAM, [ALICE])
+        await until(lambda: core.watching.rounds)
+        await core.advance(1)
+        assert set(core.watcher.wanted) == {ALICE}
+    async with run_core(database_url) as core:
+        await core.groups.set_members(OTHER, TEAM, [ALICE])
+        await core.advance(1)
+        assert set(core.watcher.wanted) == {ALICE}
+        await core.play(ALICE, REACHABLE)
+        await core.play(ALICE, BUSY)
+        assert await core.told(one) == await core.told(many) == ["alice BUSY"]
 
 
 async def test_restart_keeps_what_was_held_back(database_url: str) -> None:

@@ -426,6 +426,27 @@ async def test_group_members_come_and_go_in_a_running_stream(core: Core) -> None
     assert core.watching.figures()["terminals"] == 0
 
 
+async def test_group_of_another_client_changes_no_stream(core: Core) -> None:
+    """A stream of a terminal, or of a group with it, stays that after another client makes groups of the same
+    addresses."""
+    await core.groups.create(OTHER, TEAM, [ALICE])
+    async with reading(core, TEAM, client=OTHER) as group, reading(core, ALICE, client=OTHER) as one:
+        await group.some(SnapshotComplete)
+        await one.some(SnapshotComplete)
+        await core.groups.create(APP, ALICE, [BOB])
+        await core.groups.create(APP, TEAM, [CAROL])
+        await core.groups.set_members(OTHER, TEAM, [ALICE])
+        await core.advance(1)
+        assert set(core.watcher.wanted) == {ALICE}
+        await core.play(ALICE, BUSY)
+        for stream in (group, one):
+            assert [event.status.address for event in await stream.some(Change)] == [ALICE]
+            assert not [event for event in stream.events if isinstance(event, Removed)]
+    async with reading(core, ALICE) as owners:
+        await owners.some(SnapshotComplete)
+        assert [e.terminal.address for e in owners.events if isinstance(e, Snapshot)] == [BOB]
+
+
 async def test_limits_of_streams(url: str) -> None:
     """As many terminals, streams and watches as allowed; one more is refused, and nothing of it stays."""
     policy = Policy(max_notification_addresses=2, max_streams=1, busy_available=False)

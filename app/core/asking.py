@@ -86,15 +86,18 @@ class QueryService:
         """The terminal's status, as the presence server says now, or said at most `max_age_s` seconds ago.
 
         A terminal with a live watch is always answered from it where `max_age_s` is not 0; `observed_at` is when it was
-        stated last. Raises GroupNotAllowed, InvalidRequest (the age), RateLimited, and as `StatusService.get_status`.
+        stated last. Raises GroupNotAllowed (a group of the client's), InvalidRequest (the age), RateLimited, and as
+        `StatusService.get_status`.
         """
         policy = self._policies.admit(client)
         caller = Caller(client=client, face=face, requester=requester)
         try:
-            status = self._known(address, _checked_age(max_age_s)) if max_age_s else None
+            age_s = _checked_age(max_age_s)
+            terminal = self._canonical(address)
+            if self._groups.is_group(client.id, terminal):
+                raise GroupNotAllowed(f"{terminal} is a group; ask for one terminal.", field="address")
+            status = self._known(terminal, age_s) if age_s else None
             if status is None:
-                if self._groups.is_group(terminal := parse_address(address)):
-                    raise GroupNotAllowed(f"{terminal} is a group; ask for one terminal.", field="address")
                 status = await self._fetch(terminal)
         except TerminalStatusError as error:
             self._record(GET_STATUS, caller, (address,), 1, error)
@@ -113,8 +116,8 @@ class QueryService:
         """The statuses of terminals and groups' members, each terminal once, as the answers come.
 
         Close the iterator (`contextlib.aclosing`) where it is left early: what is in flight is given up. Before the
-        first result it raises GroupNotAllowed, GroupUnknown, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
-        NoValidAddresses, RateLimited, StoreUnavailable, TooManyAddresses; thereafter nothing.
+        first result it raises GroupNotAllowed, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
+        RateLimited, StoreUnavailable, TooManyAddresses; thereafter nothing.
         """
         policy = self._policies.admit(client)
         caller = Caller(client=client, face=face, requester=requester)
@@ -197,15 +200,19 @@ class QueryService:
             except Exception as defect:  # the one who reads the answers raises it
                 answers.put_nowait(defect)
 
-    def _known(self, address: str, age_s: float) -> TerminalStatus | None:
-        """What is known of the terminal and no older than that; None too where the address is not canonical."""
+    def _canonical(self, address: str) -> TerminalAddress:
+        """The canonical form; a look-up where something is known of the terminal."""
         terminal = TerminalAddress(address)
+        known = terminal in self._recent or self._watching.last(terminal) is not None
+        return terminal if known else parse_address(address)
+
+    def _known(self, terminal: TerminalAddress, age_s: float) -> TerminalStatus | None:
+        """What is known of the terminal and no older than that."""
         if (status := self._watching.live(terminal)) is not None:
             return status
         status = self._recent.get(terminal) or self._watching.last(terminal)
         if status is None:
-            canonical = parse_address(address)
-            return self._known(canonical, age_s) if canonical != address else None
+            return None
         oldest = self._clock() - timedelta(seconds=age_s)
         return status if status.observed_at >= oldest else None
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import structlog
 
 from app.core.commits import Commits
-from app.core.groups import Expansion, GroupService
+from app.core.groups import Expansion, GroupKey, GroupService
 from app.core.policy import Policies, Policy
 from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
 from app.core.standings import Standings
@@ -237,13 +237,15 @@ class Enrolment:
         self._standings.remove(standing)
         self._watches.unlink(standing, standing.terminals)
 
-    async def regroup(self, changed: Iterable[TerminalAddress], clients: Mapping[str, Client]) -> None:
+    async def regroup(self, changed: Iterable[GroupKey], clients: Mapping[str, Client]) -> None:
         """Lets subscriptions by these groups follow their members. Raises StoreUnavailable, and may be repeated."""
         async with self._commits.lock:
             concerned = dict.fromkeys([one for group in changed for one in self._standings.by_group.get(group, ())])
             for standing in concerned:
                 most = self._policy_of(standing.client_id, clients).max_notification_addresses
-                expansion = await self._groups.members_now(standing.addresses, most, standing.groups)
+                expansion = await self._groups.members_now(
+                    standing.client_id, standing.addresses, most, standing.groups
+                )
                 try:
                     terminals = self._watches.want(expansion.terminals)
                 except GatewayOverloaded as error:
@@ -282,9 +284,10 @@ class Enrolment:
         now, now_s = self._clock(), self._clock_s()
         expansions: dict[str, Expansion] = {}
         for subscription in portion:
-            if any(map(self._groups.is_group, subscription.addresses)):
-                most = self._policy_of(subscription.client_id, clients).max_notification_addresses
-                expansions[subscription.id] = await self._groups.members_now(subscription.addresses, most)
+            client_id = subscription.client_id
+            if any(self._groups.is_group(client_id, address) for address in subscription.addresses):
+                most = self._policy_of(client_id, clients).max_notification_addresses
+                expansions[subscription.id] = await self._groups.members_now(client_id, subscription.addresses, most)
         wanted: dict[TerminalAddress, None] = {}
         for subscription in portion:
             expansion = expansions.get(subscription.id)

@@ -1,8 +1,10 @@
 """Groups: named sets of terminals that are asked and watched by one address, and what a list of addresses stands for.
 
-Invariants: a group belongs to one client, and is unknown to the others. Expansion ends whatever the members are: each
-group is visited once (so cycles do no harm), and no more than MAX_EXPANDED terminals are named. Which addresses are
-groups is kept in memory (`start`, `reload`), so that a list without groups costs no query; their members are not.
+Invariants: a group belongs to one client; to every other, operators' too, its address is a terminal like any, and may
+be a group of its own. So no client can change what an address means to another. Expansion ends whatever the members
+are: each group is visited once (so cycles do no harm), and no more than MAX_EXPANDED terminals are named. Which
+addresses are groups is kept in memory (`start`, `reload`), so that a list without groups costs no query; their members
+are not.
 
 Deliberately absent: who listens to changes of membership (`on_change`), and limits themselves (`policy.py`).
 """
@@ -35,6 +37,9 @@ MAX_EXPANDED = 100_000
 _PAGE = 1000
 _TRIES = 5
 
+GroupKey = tuple[str, TerminalAddress]
+"""Which group: its client's id and its address."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
@@ -56,12 +61,12 @@ class GroupService:
         self._store = store
         self._policies = policies
         self._clock = clock
-        self._directory: dict[TerminalAddress, tuple[str, int]] = {}  # address: client id, version
+        self._directory: dict[GroupKey, int] = {}  # its version
         self._sizes: dict[str, int] = {}  # by client id: how many groups
-        self._listeners: list[Callable[[TerminalAddress], None]] = []
+        self._listeners: list[Callable[[GroupKey], None]] = []
 
-    def on_change(self, listener: Callable[[TerminalAddress], None]) -> None:
-        """Calls `listener` with the address of each group that was made, changed or deleted, after it was stored."""
+    def on_change(self, listener: Callable[[GroupKey], None]) -> None:
+        """Calls `listener` with the key of each group that was made, changed or deleted, after it was stored."""
         self._listeners.append(listener)
 
     async def start(self) -> None:
@@ -73,36 +78,34 @@ class GroupService:
 
         Raises StoreUnavailable.
         """
-        directory: dict[TerminalAddress, tuple[str, int]] = {}
+        directory: dict[GroupKey, int] = {}
         token = ""
         before = dict(self._directory)
         while True:
             groups, token = await self._store.groups(None, Page(size=_PAGE, token=token))
-            directory.update((group.address, (group.client_id, group.version)) for group in groups)
+            directory.update(((group.client_id, group.address), group.version) for group in groups)
             if not token:
                 break
         # Not what this node did itself while the pages were read.
-        ours = {
-            address for address in {*before, *self._directory} if before.get(address) != self._directory.get(address)
-        }
-        for address in {*directory, *self._directory} - ours:
-            if self._directory.get(address) != directory.get(address):
-                self._changed(address, directory.get(address))
+        ours = {key for key in {*before, *self._directory} if before.get(key) != self._directory.get(key)}
+        for key in {*directory, *self._directory} - ours:
+            if self._directory.get(key) != directory.get(key):
+                self._changed(key, directory.get(key))
 
     def client_deleted(self, client_id: str) -> None:
         """The client's groups are no longer in the store."""
-        for address in [address for address, entry in self._directory.items() if entry[0] == client_id]:
-            self._changed(address, None)
+        for key in [key for key in self._directory if key[0] == client_id]:
+            self._changed(key, None)
 
-    def is_group(self, address: str) -> bool:
-        """Whether the address is a group, anybody's."""
-        return address in self._directory
+    def is_group(self, client_id: str, address: str) -> bool:
+        """Whether the (canonical) address is a group of this client's; another's is none."""
+        return (client_id, address) in self._directory
 
     async def create(self, client: Client, address: str, members: Sequence[str]) -> Group:
         """Makes a group of a `sip:` or `sips:` address and its members (terminals, or groups where allowed).
 
-        Raises GroupExists, GroupNotAllowed, GroupTooLarge, GroupUnknown (a member that is another client's group),
-        InvalidAddress, NestedGroupNotAllowed, NotPermitted (as many groups as allowed), RateLimited, StoreUnavailable.
+        Raises GroupExists (the client has it already), GroupNotAllowed, GroupTooLarge, InvalidAddress,
+        NestedGroupNotAllowed, NotPermitted (as many groups as allowed), RateLimited, StoreUnavailable.
         """
         policy = self._policies.admit(client)
         if not policy.group_support:
@@ -114,15 +117,18 @@ class GroupService:
             raise NotPermitted(f"There are {policy.max_groups} groups already, as many as allowed.")
         now = self._clock()
         group = Group(
-            address=own, client_id=client.id, members=self._members(client, policy, own, members), created_at=now
+            address=own, client_id=client.id, members=self._members(client.id, policy, own, members), created_at=now
         )
         await self._store.create_group(group)
-        self._changed(own, (client.id, group.version))
+        self._changed((client.id, own), group.version)
         await self._store.audit(now, client.id, "group created", {"group": own, "members": str(len(group.members))})
         return group
 
     async def get(self, client: Client, address: str) -> Group:
-        """Raises GroupUnknown, InvalidAddress, RateLimited, StoreUnavailable."""
+        """The client's own group of this address; an operator's client without one gets the only other's.
+
+        Raises GroupUnknown, InvalidAddress, InvalidRequest (several others have one), RateLimited, StoreUnavailable.
+        """
         self._policies.admit(client)
         return await self._own(client, _parse(address, "address"))
 
@@ -144,7 +150,7 @@ class GroupService:
         policy = self._policies.admit(client)
         group = await self._own(client, _parse(address, "address"))
         return await self._change(
-            client, group, self._members(client, policy, group.address, members), expected_version
+            client, group, self._members(group.client_id, policy, group.address, members), expected_version
         )
 
     async def add_members(
@@ -156,7 +162,7 @@ class GroupService:
         return await self._edit(
             client,
             own,
-            lambda group: self._members(client, policy, own, (*group.members, *members)),
+            lambda group: self._members(group.client_id, policy, own, (*group.members, *members)),
             expected_version,
         )
 
@@ -178,8 +184,8 @@ class GroupService:
         goes on without it. Raises GroupChanged, GroupUnknown, InvalidAddress, RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         group = await self._own(client, _parse(address, "address"))
-        await self._store.delete_group(group.address, expected_version)
-        self._changed(group.address, None)
+        await self._store.delete_group(group.client_id, group.address, expected_version)
+        self._changed((group.client_id, group.address), None)
         await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
 
     async def expand(
@@ -194,7 +200,7 @@ class GroupService:
         """What the addresses stand for: terminals as they are, groups as their members.
 
         `field` names the part of the request in errors. With `most`, more terminals than that are refused.
-        Raises GroupNotAllowed, GroupUnknown, InvalidAddress, NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable,
+        Raises GroupNotAllowed, InvalidAddress, NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable,
         TooManyAddresses.
         """
         if len(addresses) > MAX_EXPANDED:
@@ -208,9 +214,9 @@ class GroupService:
         return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
 
     async def members_now(
-        self, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress] = ()
+        self, client_id: str, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress] = ()
     ) -> Expansion:
-        """What addresses that were allowed once stand for now, at most `most` terminals.
+        """What addresses that were allowed this client once stand for now, at most `most` terminals.
 
         Those `known` to be groups stand for nothing once they are deleted. Raises StoreUnavailable.
         """
@@ -218,7 +224,8 @@ class GroupService:
         visited: dict[TerminalAddress, None] = {}
         level = asked = tuple(addresses)
         while level:
-            found = await self._store.groups_of([address for address in level if address in self._directory])
+            inner = [address for address in level if self.is_group(client_id, address)]
+            found = await self._store.groups_of(client_id, inner) if inner else {}
             following: list[TerminalAddress] = []
             for address in level:
                 if (group := found.get(address)) is None:
@@ -235,10 +242,9 @@ class GroupService:
     ) -> tuple[dict[TerminalAddress, None], dict[TerminalAddress, None]]:
         terminals: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
-        directory = self._directory
         level, nested = list(asked), False
         while level:
-            inner = [address for address in level if address in directory and address not in visited]
+            inner = [address for address in level if self.is_group(client.id, address) and address not in visited]
             if not inner:
                 terminals.update(dict.fromkeys([address for address in level if address not in visited]))
                 break
@@ -247,10 +253,7 @@ class GroupService:
             if nested and not policy.nested_group_support:
                 raise NestedGroupNotAllowed(f"{inner[0]} is a group in a group, which is not allowed.", field=field)
             members: dict[TerminalAddress, tuple[TerminalAddress, ...]] = {}
-            for address in inner:
-                if directory[address][0] != client.id and not client.admin:
-                    raise _unknown(address, field)
-            found = await self._store.groups_of(inner)
+            found = await self._store.groups_of(client.id, inner)
             for address in inner:
                 visited[address] = None
                 if group := found.get(address):
@@ -269,7 +272,7 @@ class GroupService:
         return terminals, visited
 
     def _members(
-        self, client: Client, policy: Policy, own: TerminalAddress, members: Sequence[str]
+        self, owner_id: str, policy: Policy, own: TerminalAddress, members: Sequence[str]
     ) -> tuple[TerminalAddress, ...]:
         if len(members) > 2 * policy.max_group_size:  # some may be named twice
             raise _too_large(policy)
@@ -277,19 +280,20 @@ class GroupService:
         if len(parsed) > policy.max_group_size:
             raise _too_large(policy)
         for member in parsed:
-            owner = (client.id, 0) if member == own else self._directory.get(member)
-            if owner is None:
-                continue
-            if owner[0] != client.id and not client.admin:
-                raise _unknown(member, "members")
-            if not policy.nested_group_support:
+            if not policy.nested_group_support and (member == own or self.is_group(owner_id, member)):
                 raise NestedGroupNotAllowed(f"{member} is a group, which may not be in a group here.", field="members")
         return parsed
 
     async def _own(self, client: Client, address: TerminalAddress) -> Group:
-        group = await self._store.group(address)
-        if group is None or (group.client_id != client.id and not client.admin):
-            raise _unknown(address, "address")
+        group = await self._store.group(client.id, address)
+        if group is None and client.admin:
+            others = [client_id for client_id, other in self._directory if other == address]
+            if len(others) > 1:
+                raise InvalidRequest(f"{len(others)} clients have a group of this address.", field="address")
+            if others:
+                group = await self._store.group(others[0], address)
+        if group is None:
+            raise GroupUnknown(f"There is no group {address}.", group=address, field="address")
         return group
 
     async def _change(
@@ -297,8 +301,8 @@ class GroupService:
     ) -> Group:
         if expected_version is not None and expected_version < 1:
             raise InvalidRequest("A group's version is 1 or more.", field="expected_version")
-        changed = await self._store.change_group(group.address, members, expected_version)
-        self._changed(changed.address, (changed.client_id, changed.version))
+        changed = await self._store.change_group(group.client_id, group.address, members, expected_version)
+        self._changed((changed.client_id, changed.address), changed.version)
         await self._store.audit(
             self._clock(), client.id, "group changed", {"group": group.address, "members": str(len(members))}
         )
@@ -322,17 +326,17 @@ class GroupService:
             client, group, edit(group), group.version if expected_version is None else expected_version
         )
 
-    def _changed(self, address: TerminalAddress, entry: tuple[str, int] | None) -> None:
-        before = self._directory.pop(address, None)
-        if before is not None:
-            self._sizes[before[0]] -= 1
-            if not self._sizes[before[0]]:
-                del self._sizes[before[0]]
-        if entry is not None:
-            self._directory[address] = entry
-            self._sizes[entry[0]] = self._sizes.get(entry[0], 0) + 1
+    def _changed(self, key: GroupKey, version: int | None) -> None:
+        client_id = key[0]
+        if self._directory.pop(key, None) is not None:
+            self._sizes[client_id] -= 1
+            if not self._sizes[client_id]:
+                del self._sizes[client_id]
+        if version is not None:
+            self._directory[key] = version
+            self._sizes[client_id] = self._sizes.get(client_id, 0) + 1
         for listener in self._listeners:
-            listener(address)
+            listener(key)
 
 
 def _parse(text: str, field: str) -> TerminalAddress:
@@ -341,10 +345,6 @@ def _parse(text: str, field: str) -> TerminalAddress:
     except InvalidAddress as error:
         error.details["field"] = field
         raise
-
-
-def _unknown(address: TerminalAddress, field: str) -> GroupUnknown:
-    return GroupUnknown(f"There is no group {address}.", group=address, field=field)
 
 
 def _too_many(field: str, most: int) -> TooManyAddresses:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from itertools import count
 
+from app.core.groups import GroupKey
 from app.core.standing import Standing
 from app.domain import TerminalAddress
 
@@ -23,7 +24,7 @@ class Standings:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Standing] = {}
-        self.by_group: dict[TerminalAddress, dict[Standing, None]] = {}
+        self.by_group: dict[GroupKey, dict[Standing, None]] = {}
         self._of_client: dict[str, int] = {}
         self._heap: list[tuple[float, int, Standing]] = []
         self._number = count()
@@ -57,16 +58,17 @@ class Standings:
         else:
             del self._of_client[standing.client_id]
         for group in standing.groups:
-            members = self.by_group[group]
+            key = (standing.client_id, group)
+            members = self.by_group[key]
             del members[standing]
             if not members:
-                del self.by_group[group]
+                del self.by_group[key]
 
     def index_groups(self, standing: Standing, groups: Iterable[TerminalAddress]) -> None:
         """Lets it be found by these groups, too."""
         standing.groups = tuple(dict.fromkeys([*standing.groups, *groups]))
         for group in standing.groups:
-            self.by_group.setdefault(group, {})[standing] = None
+            self.by_group.setdefault((standing.client_id, group), {})[standing] = None
 
     def prolonged(self, standing: Standing) -> None:
         """Its end is another now."""

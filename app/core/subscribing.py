@@ -85,7 +85,7 @@ class SubscriptionService:
         """Starts a subscription, or returns the one that was made with the same `request_id`.
 
         Raises BusyNotSupported, CountTooLarge, DuplicateCorrelator, DurationTooLong, GatewayOverloaded,
-        GroupNotAllowed, GroupUnknown, IntervalTooShort, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
+        GroupNotAllowed, IntervalTooShort, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
         NoValidAddresses, RateLimited, RequestIdReused, SinkRefused, SinkUnreachable, StoreUnavailable,
         TooManyAddresses, TooManySubscriptions, UnlimitedCountNotAllowed.
         """

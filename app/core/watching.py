@@ -25,7 +25,7 @@ import structlog
 
 from app.core.commits import MAX_BATCH, Commits
 from app.core.enrolment import Enrolment
-from app.core.groups import GroupService
+from app.core.groups import GroupKey, GroupService
 from app.core.policy import Policies, check_criteria, interval_allowed
 from app.core.standings import Standings
 from app.core.streams import StreamEnd, WatchEvent, ending, told_by
@@ -106,7 +106,7 @@ class Watching:
         self._clock_s = clock_s
         self._streams: dict[Stream, None] = {}
         self._streams_of: Counter[str] = Counter()
-        self._changed_groups: set[TerminalAddress] = set()
+        self._changed_groups: set[GroupKey] = set()
         self._hinted: set[TerminalAddress] = set()
         self._wake = asyncio.Event()
         self._stopping = self._closing = False
@@ -212,8 +212,8 @@ class Watching:
         it. `criteria` (empty: any) are the statuses whose Changes are told; `min_interval_ms` is the least time between
         two Changes told of one terminal (0: as the policy allows).
 
-        Before the first event it raises BusyNotSupported, GatewayOverloaded, GroupNotAllowed, GroupUnknown,
-        IntervalTooShort, InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses,
+        Before the first event it raises BusyNotSupported, GatewayOverloaded, GroupNotAllowed, IntervalTooShort,
+        InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses,
         RateLimited, StoreUnavailable, TooManyAddresses, TooManySubscriptions; thereafter nothing.
         """
         policy = self._policies.admit(client)
@@ -273,8 +273,8 @@ class Watching:
         for stream in self._streams:
             stream.end(StreamEnd.GATEWAY_STOPPING)
 
-    def _group_changed(self, address: TerminalAddress) -> None:
-        self._changed_groups.add(address)
+    def _group_changed(self, key: GroupKey) -> None:
+        self._changed_groups.add(key)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -360,13 +360,13 @@ class Watching:
         async with self._commits.lock:
             self._commits.adopt((await self._store.statuses(addresses)).values())
 
-    async def _regroup(self, changed: Set[TerminalAddress]) -> None:
+    async def _regroup(self, changed: Set[GroupKey]) -> None:
         clients = {client.id: client for client in await self._store.clients()}
         await self.enrolment.regroup(changed, clients)
         for stream in list(self._streams):
-            if changed.isdisjoint(stream.groups):
+            if not any((stream.client_id, group) in changed for group in stream.groups):
                 continue
-            expansion = await self._groups.members_now(stream.addresses, stream.most, stream.groups)
+            expansion = await self._groups.members_now(stream.client_id, stream.addresses, stream.most, stream.groups)
             try:
                 terminals = self._watches.want(expansion.terminals)
             except GatewayOverloaded as error:

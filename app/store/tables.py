@@ -17,6 +17,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -127,12 +128,12 @@ class ClientKeyRow(SQLModel, table=True):
 
 
 class GroupRow(SQLModel, table=True):
-    """A group; its client may be one that is not configured (`anonymous`)."""
+    """A client's group; the client may be one that is not configured (`anonymous`)."""
 
     __tablename__ = "terminal_group"
-    __table_args__ = (Index("ix_terminal_group_client", "client_id", "address"),)
+    __table_args__ = (Index("ix_terminal_group_address", "address", "client_id"),)
+    client_id: str = Field(sa_type=CleanText, primary_key=True)
     address: str = Field(sa_type=CleanText, primary_key=True)
-    client_id: str = Field(sa_type=CleanText)
     created_at: datetime = Field(sa_type=UtcDateTime)
     version: int = Field(sa_type=BigInteger)
 
@@ -141,12 +142,14 @@ class GroupMemberRow(SQLModel, table=True):
     """A member of a group, in the order given."""
 
     __tablename__ = "group_member"
-    __table_args__ = (_BY_KEY,)
-    group_address: str = Field(
-        sa_column=Column(
-            "group_address", CleanText, ForeignKey("terminal_group.address", ondelete="CASCADE"), primary_key=True
-        )
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["client_id", "group_address"], ["terminal_group.client_id", "terminal_group.address"], ondelete="CASCADE"
+        ),
+        _BY_KEY,
     )
+    client_id: str = Field(sa_type=CleanText, primary_key=True)
+    group_address: str = Field(sa_type=CleanText, primary_key=True)
     position: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     member: str = Field(sa_type=CleanText)
 

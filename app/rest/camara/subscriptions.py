@@ -170,7 +170,7 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
     if kind not in camara.CRITERIA:
         raise CamaraError(SERVICE_NOT_APPLICABLE, "Reachability by SMS is not told here.")
     device = identified(api, caller, asked.config.subscriptionDetail.device)
-    if api.use_cases.groups.is_group(device.address):
+    if api.use_cases.groups.is_group(caller.client.id, device.address):
         raise CamaraError(SERVICE_NOT_APPLICABLE, "This is a group of terminals, and no device.")
     now, config = api.clock(), asked.config
     if config.subscriptionExpireTime is not None and config.subscriptionExpireTime <= now + timedelta(milliseconds=1):

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class GroupServiceStub:
     """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
+    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
     """
 
     def __init__(self, channel):
@@ -74,6 +75,7 @@ class GroupServiceStub:
 
 class GroupServiceServicer:
     """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
+    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
     """
 
     def CreateGroup(self, request, context):
@@ -82,10 +84,9 @@ class GroupServiceServicer:
         Errors, by ErrorInfo reason:
         INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
         INVALID_ARGUMENT    GROUP_TOO_LARGE           more members than the policy allows
-        ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
+        ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
         FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
         FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-        NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
         PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -114,7 +115,7 @@ class GroupServiceServicer:
         """Replaces the members.
 
         Errors, by ErrorInfo reason: as CreateGroup without GROUP_EXISTS, and
-        NOT_FOUND  GROUP_UNKNOWN  there is no such group, or it is another client's
+        NOT_FOUND  GROUP_UNKNOWN  the client has no such group
         ABORTED    GROUP_CHANGED  the group is no longer of `expected_version`: read it again, then decide
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -196,6 +197,7 @@ def add_GroupServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GroupService:
     """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
+    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
     """
 
     @staticmethod

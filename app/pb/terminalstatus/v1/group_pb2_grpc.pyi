@@ -29,7 +29,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GroupServiceStub:
-    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams."""
+    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
+    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,10 +43,9 @@ class GroupServiceStub:
     Errors, by ErrorInfo reason:
       INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    GROUP_TOO_LARGE           more members than the policy allows
-      ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
+      ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-      NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
       PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
     """
     GetGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.GetGroupRequest, _group_pb2.GetGroupResponse]
@@ -61,7 +62,7 @@ class GroupServiceStub:
     """Replaces the members.
 
     Errors, by ErrorInfo reason: as CreateGroup without GROUP_EXISTS, and
-      NOT_FOUND  GROUP_UNKNOWN  there is no such group, or it is another client's
+      NOT_FOUND  GROUP_UNKNOWN  the client has no such group
       ABORTED    GROUP_CHANGED  the group is no longer of `expected_version`: read it again, then decide
     """
     AddGroupMembers: _grpc.UnaryUnaryMultiCallable[_group_pb2.AddGroupMembersRequest, _group_pb2.AddGroupMembersResponse]
@@ -82,7 +83,9 @@ class GroupServiceStub:
 
 @_typing.type_check_only
 class GroupServiceAsyncStub(GroupServiceStub):
-    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams."""
+    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
+    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.CreateGroupRequest, _group_pb2.CreateGroupResponse]  # type: ignore[assignment]
@@ -91,10 +94,9 @@ class GroupServiceAsyncStub(GroupServiceStub):
     Errors, by ErrorInfo reason:
       INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    GROUP_TOO_LARGE           more members than the policy allows
-      ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
+      ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-      NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
       PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
     """
     GetGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.GetGroupRequest, _group_pb2.GetGroupResponse]  # type: ignore[assignment]
@@ -111,7 +113,7 @@ class GroupServiceAsyncStub(GroupServiceStub):
     """Replaces the members.
 
     Errors, by ErrorInfo reason: as CreateGroup without GROUP_EXISTS, and
-      NOT_FOUND  GROUP_UNKNOWN  there is no such group, or it is another client's
+      NOT_FOUND  GROUP_UNKNOWN  the client has no such group
       ABORTED    GROUP_CHANGED  the group is no longer of `expected_version`: read it again, then decide
     """
     AddGroupMembers: _aio.UnaryUnaryMultiCallable[_group_pb2.AddGroupMembersRequest, _group_pb2.AddGroupMembersResponse]  # type: ignore[assignment]
@@ -131,7 +133,9 @@ class GroupServiceAsyncStub(GroupServiceStub):
     """
 
 class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams."""
+    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
+    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
+    """
 
     @_abc_1.abstractmethod
     def CreateGroup(
@@ -144,10 +148,9 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors, by ErrorInfo reason:
           INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
           INVALID_ARGUMENT    GROUP_TOO_LARGE           more members than the policy allows
-          ALREADY_EXISTS      GROUP_EXISTS              the address is a group already, perhaps of another client
+          ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
           FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-          NOT_FOUND           GROUP_UNKNOWN             a member is another client's group
           PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
         """
 
@@ -182,7 +185,7 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
         """Replaces the members.
 
         Errors, by ErrorInfo reason: as CreateGroup without GROUP_EXISTS, and
-          NOT_FOUND  GROUP_UNKNOWN  there is no such group, or it is another client's
+          NOT_FOUND  GROUP_UNKNOWN  the client has no such group
           ABORTED    GROUP_CHANGED  the group is no longer of `expected_version`: read it again, then decide
         """
 

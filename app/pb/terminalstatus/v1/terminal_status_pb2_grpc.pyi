@@ -95,7 +95,6 @@ class TerminalStatusServiceStub:
       INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
     """
@@ -113,7 +112,6 @@ class TerminalStatusServiceStub:
       INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
       INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
-      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
@@ -160,7 +158,6 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
     """
@@ -178,7 +175,6 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
       INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
-      NOT_FOUND           GROUP_UNKNOWN             a group of another client's
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
@@ -234,7 +230,6 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
           INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
           INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-          NOT_FOUND           GROUP_UNKNOWN             a group of another client's
           FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
         """
@@ -258,7 +253,6 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
           INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
           INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
-          NOT_FOUND           GROUP_UNKNOWN             a group of another client's
           FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
           FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's

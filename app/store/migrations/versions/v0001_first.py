@@ -83,13 +83,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "terminal_group",
-        sa.Column("address", TEXT, nullable=False),
         sa.Column("client_id", TEXT, nullable=False),
+        sa.Column("address", TEXT, nullable=False),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("address"),
+        sa.PrimaryKeyConstraint("client_id", "address"),
     )
-    op.create_index("ix_terminal_group_client", "terminal_group", ["client_id", "address"])
+    op.create_index("ix_terminal_group_address", "terminal_group", ["address", "client_id"])
     op.create_table(
         "terminal_status",
         sa.Column("address", TEXT, nullable=False),
@@ -134,11 +134,14 @@ def upgrade() -> None:
     op.create_index("ix_client_key_client_id", "client_key", ["client_id"])
     op.create_table(
         "group_member",
+        sa.Column("client_id", TEXT, nullable=False),
         sa.Column("group_address", TEXT, nullable=False),
         sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("member", TEXT, nullable=False),
-        sa.ForeignKeyConstraint(["group_address"], ["terminal_group.address"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("group_address", "position"),
+        sa.ForeignKeyConstraint(
+            ["client_id", "group_address"], ["terminal_group.client_id", "terminal_group.address"], ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("client_id", "group_address", "position"),
         sqlite_with_rowid=False,
     )
     op.create_table(
