@@ -1,5 +1,6 @@
 """Tests of `app/groups.py`: groups are made, changed and expanded, within bounds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -151,6 +152,20 @@ async def test_group_that_the_policy_refuses(
         with pytest.raises(error):
             await core.groups.create(APP, address, members)
         assert not core.groups.is_group(APP.id, ALL)
+
+
+async def test_limit_holds_for_groups_made_at_once(url: str) -> None:
+    """However many are made at the same time, there are as many as allowed, and a deleted one makes room."""
+    async with run_core(url, policy=Policy(max_groups=2)) as core:
+        made = await asyncio.gather(
+            *(core.groups.create(APP, f"sip:g{i}@example.com", []) for i in range(8)), return_exceptions=True
+        )
+        assert sorted(type(one).__name__ for one in made) == ["Group"] * 2 + ["NotPermitted"] * 6
+        found, _ = await core.groups.list(APP, Page())
+        await core.groups.delete(APP, found[0].address)
+        with pytest.raises(GroupExists):
+            await core.groups.create(APP, found[1].address, [])
+        await core.groups.create(APP, TEAM, [])
 
 
 async def test_expansion_names_each_terminal_once(core: Core) -> None:

@@ -36,7 +36,7 @@ from app.domain import (
     WatcherRefused,
 )
 from app.ports import Changes, Page
-from app.records import DeliveryState, EndReason, Sink, SinkKind
+from app.records import DeliveryState, EndReason, Sink, SinkKind, Subscription
 from tests.core import (
     ADMIN,
     ALICE,
@@ -373,6 +373,24 @@ async def test_renewed_subscription_lasts_from_now(core: Core) -> None:
     for client in (APP, OTHER):
         with pytest.raises(SubscriptionUnknown):
             await core.subscriptions.renew(client, subscription.id, 1000)
+
+
+async def test_limit_holds_for_subscriptions_made_at_once(url: str) -> None:
+    """However many pass the first check while endpoints are asked, there are as many as allowed."""
+    async with run_core(url, policy=Policy(max_subscriptions=2)) as core:
+        gate = asyncio.Event()
+
+        async def slow(subscription: Subscription) -> None:
+            core.sender.checked.append(subscription)
+            await gate.wait()
+
+        core.sender.check = slow  # type: ignore[method-assign]
+        making = [asyncio.create_task(core.subscribe(ALICE, sink=SOAP)) for _ in range(8)]
+        await until(lambda: len(core.sender.checked) == 8)
+        gate.set()
+        made = await asyncio.gather(*making, return_exceptions=True)
+        assert sorted(type(one).__name__ for one in made) == ["Subscription"] * 2 + ["TooManySubscriptions"] * 6
+        assert await core.store.count_subscriptions(APP.id) == 2
 
 
 # Restarts

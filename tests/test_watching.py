@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -472,6 +473,14 @@ async def test_limits_of_streams(url: str) -> None:
             assert isinstance(unlucky.error, StoreUnavailable)
         core.store.away = False
         assert core.watching.figures()["streams"] == 0
+
+
+async def test_limit_holds_for_streams_opened_at_once(url: str) -> None:
+    """However many are opened at the same time, as many run as allowed."""
+    async with run_core(url, policy=Policy(max_streams=2)) as core, AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(reading(core, ALICE)) for _ in range(8)]
+        await until(lambda: all(stream.error or stream.events for stream in streams))
+        assert sum(isinstance(stream.error, TooManySubscriptions) for stream in streams) == 6
 
 
 async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:

@@ -21,7 +21,7 @@ from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, deci
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
-from app.domain import GatewayOverloaded, Liveness, SubscriptionUnknown, TerminalAddress
+from app.domain import GatewayOverloaded, Liveness, SubscriptionUnknown, TerminalAddress, TooManySubscriptions
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import (
     Client,
@@ -70,9 +70,10 @@ class Enrolment:
         self._end_streams_of = end_streams_of
         self._works: set[asyncio.Task[Any]] = set()
 
-    def active_count(self, client_id: str) -> int:
-        """How many active subscriptions the client has."""
-        return self._standings.count(client_id)
+    def require_room(self, client_id: str, most: int) -> None:
+        """Raises TooManySubscriptions where the client has so many active ones."""
+        if self._standings.count(client_id) >= most:
+            raise TooManySubscriptions(f"There are {most} active subscriptions, as many as allowed.")
 
     async def restore(self) -> None:
         """Takes in what is active in the store. Raises StoreUnavailable."""
@@ -85,17 +86,30 @@ class Enrolment:
         await asyncio.gather(*self._works, return_exceptions=True)
 
     async def begin(
-        self, subscription: Subscription, expansion: Expansion, *, busy: bool, usage: Sequence[UsageRecord]
+        self,
+        subscription: Subscription,
+        expansion: Expansion,
+        *,
+        busy: bool,
+        usage: Sequence[UsageRecord],
+        most: int | None = None,
     ) -> Subscription:
         """Stores a subscription with what it is told at once, and lets it stand. Returns what is stored, which is
-        another one where its request id was used before. Raises DuplicateCorrelator, GatewayOverloaded,
-        StoreUnavailable."""
-        return await self._undisturbed(self._begin(subscription, expansion, busy, usage))
+        another one where its request id was used before. With `most`, that many of the client's may be active then.
+        Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions."""
+        return await self._undisturbed(self._begin(subscription, expansion, busy, usage, most))
 
     async def _begin(
-        self, subscription: Subscription, expansion: Expansion, busy: bool, usage: Sequence[UsageRecord]
+        self,
+        subscription: Subscription,
+        expansion: Expansion,
+        busy: bool,
+        usage: Sequence[UsageRecord],
+        most: int | None,
     ) -> Subscription:
         async with self._commits.lock:
+            if most is not None:
+                self.require_room(subscription.client_id, most)  # many may have been let in at once
             terminals = self._watches.want(expansion.terminals)
             try:
                 await self._commits.load(terminals)

@@ -9,6 +9,7 @@ are not.
 Deliberately absent: who listens to changes of membership (`on_change`), and limits themselves (`policy.py`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,6 +64,7 @@ class GroupService:
         self._clock = clock
         self._directory: dict[GroupKey, int] = {}  # its version
         self._sizes: dict[str, int] = {}  # by client id: how many groups
+        self._making: Counter[str] = Counter()  # by client id: how many groups are being stored
         self._listeners: list[Callable[[GroupKey], None]] = []
 
     def on_change(self, listener: Callable[[GroupKey], None]) -> None:
@@ -113,13 +115,19 @@ class GroupService:
         own = _parse(address, "address")
         if own.startswith("tel:"):
             raise InvalidAddress("A group's address is a sip: or sips: URI.", field="address")
-        if self._sizes.get(client.id, 0) >= policy.max_groups:
+        if self._sizes.get(client.id, 0) + self._making[client.id] >= policy.max_groups:
             raise NotPermitted(f"There are {policy.max_groups} groups already, as many as allowed.")
         now = self._clock()
         group = Group(
             address=own, client_id=client.id, members=self._members(client.id, policy, own, members), created_at=now
         )
-        await self._store.create_group(group)
+        self._making[client.id] += 1  # counts from here on: others may come while it is stored
+        try:
+            await self._store.create_group(group)
+        finally:
+            self._making[client.id] -= 1
+            if not self._making[client.id]:
+                del self._making[client.id]
         self._changed((client.id, own), group.version)
         await self._store.audit(now, client.id, "group created", {"group": own, "members": str(len(group.members))})
         return group

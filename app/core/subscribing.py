@@ -23,7 +23,6 @@ from app.domain import (
     Status,
     SubscriptionUnknown,
     TerminalStatusError,
-    TooManySubscriptions,
 )
 from app.ports import Page, Sender, Store
 from app.records import MAX_ID, Client, EndReason, Sink, SinkKind, Subscription
@@ -99,10 +98,7 @@ class SubscriptionService:
                 client, request.addresses, policy, "addresses", most=policy.max_notification_addresses
             )
             subscription = self._made(client, request, policy, expansion)
-            if self._watching.enrolment.active_count(client.id) >= policy.max_subscriptions:
-                raise TooManySubscriptions(
-                    f"There are {policy.max_subscriptions} active subscriptions, as many as allowed."
-                )
+            self._watching.enrolment.require_room(client.id, policy.max_subscriptions)
             await self._check_sink(subscription)
             record = self._usage.make(
                 START_NOTIFICATION,
@@ -113,7 +109,7 @@ class SubscriptionService:
                 subscription_id=subscription.id,
             )
             stored = await self._watching.enrolment.begin(
-                subscription, expansion, busy=policy.busy_available, usage=[record]
+                subscription, expansion, busy=policy.busy_available, usage=[record], most=policy.max_subscriptions
             )
             if stored.id != subscription.id and not _same(stored, subscription):
                 raise RequestIdReused("The request id was used before, for another request.", field="request_id")
