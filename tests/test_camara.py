@@ -133,7 +133,17 @@ async def test_identifiers(face: HttpFace, core: Core, tmp_path: Path) -> None:
         ({"device": {"phoneNumber": None}}, 400, "INVALID_ARGUMENT"),
         ({"device": {"phoneNumber": "123"}}, 400, "INVALID_ARGUMENT"),
         ({"device": {"phoneNumber": 15551234567}}, 400, "INVALID_ARGUMENT"),
-        ({"device": {"networkAccessIdentifier": "a b"}}, 400, "INVALID_ARGUMENT"),
+        *[
+            ({"device": {"networkAccessIdentifier": name}}, 400, "INVALID_ARGUMENT")
+            for name in (
+                "a b",
+                "bob",
+                "@example.com",
+                "bob@example.com;maddr=127.0.0.9",
+                "b@example.com?x=y",
+                "b@c:5060",
+            )
+        ],
         ({"device": {"ipv4Address": {"publicAddress": "84.125.93.10"}}}, 400, "INVALID_ARGUMENT"),
         (
             {"device": {"ipv4Address": {"publicAddress": "84.125.93.10", "publicPort": 1}}},
@@ -150,6 +160,18 @@ async def test_what_cannot_be_asked(face: HttpFace, core: Core, body: Any, statu
     """What names no device, or one that cannot be served, is refused with CAMARA's code, and nobody is asked."""
     failure(await face.call("POST", RETRIEVE, body), status, code)
     assert core.watcher.fetched == []
+
+
+async def test_what_is_refused_at_once_is_recorded(face: HttpFace, core: Core) -> None:
+    """A question, a start and an end that are refused before they are looked at leave their usage record."""
+    await face.call("POST", RETRIEVE, {"device": {"ipv6Address": "2001:db8::1"}})
+    await face.call("POST", SUBSCRIPTIONS, asked(device=None))
+    await face.call("DELETE", f"{SUBSCRIPTIONS}/none")
+    assert [(one.operation, one.result) for one in await core.usage_records()] == [
+        ("getStatus", "UNSUPPORTED_IDENTIFIER"),
+        ("startNotification", "MISSING_IDENTIFIER"),
+        ("endNotification", "SUBSCRIPTION_UNKNOWN"),
+    ]
 
 
 def test_the_error_table_is_total() -> None:
@@ -185,7 +207,9 @@ async def test_every_failure_has_camaras_form(face: HttpFace) -> None:
     failure(await face.call("GET", "/device-reachability-status/v1/nowhere"), 404, "NOT_FOUND")
     failure(await face.call("POST", RETRIEVE, raw=b"{"), 400, "INVALID_ARGUMENT")
     failure(await face.call("POST", RETRIEVE, raw=b"[" * 100_000), 400, "INVALID_ARGUMENT")
-    failure(await face.call("POST", RETRIEVE, raw=b" " * 2_000_000), 400, "INVALID_ARGUMENT")
+    failure(await face.call("POST", RETRIEVE, raw=b" " * 2_000_000), 413, "PAYLOAD_TOO_LARGE")
+    text = {"content-type": "text/plain"}
+    failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers=text), 415, "UNSUPPORTED_MEDIA_TYPE")
     failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers={"x-correlator": "a b"}), 400, "INVALID_ARGUMENT")
     answer = await face.call("POST", RETRIEVE, {}, headers={"x-correlator": "b4333c46-49c0"})
     assert answer.headers["x-correlator"] == "b4333c46-49c0"
@@ -235,7 +259,10 @@ async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
     made = await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN)
     assert made.status == 201
     other = asked(camara.REACHABILITY_DISCONNECTED)
-    failure(await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN), 403, "PERMISSION_DENIED")
+    failure(await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN), 403, "SUBSCRIPTION_MISMATCH")
+    tokens.granted = Grant(scopes=frozenset({"device-reachability-status-subscriptions:read"}), device="")
+    failure(await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN), 403, "PERMISSION_DENIED")
+    tokens.granted = Grant(scopes=frozenset({created}), device="")
     path = f"{SUBSCRIPTIONS}/{made.json['id']}"
     for method, where in (("GET", SUBSCRIPTIONS), ("GET", path), ("DELETE", path)):
         failure(await face.call(method, where, headers=TOKEN), 403, "PERMISSION_DENIED")
@@ -381,13 +408,18 @@ TOKEN_CREDENTIAL = {
         ({"config": {"subscriptionDetail": {}}}, 422, "MISSING_IDENTIFIER"),
         ({"config": {"subscriptionDetail": {"device": {"ipv6Address": "::1"}}}}, 422, "UNSUPPORTED_IDENTIFIER"),
         ({"subscriptionMaxEvents": 0}, 400, "OUT_OF_RANGE"),
-        ({"subscriptionMaxEvents": True}, 400, "OUT_OF_RANGE"),
+        ({"subscriptionMaxEvents": True}, 400, "INVALID_ARGUMENT"),
+        ({"subscriptionMaxEvents": "5"}, 400, "INVALID_ARGUMENT"),
+        ({"subscriptionMaxEvents": 1 << 31}, 400, "OUT_OF_RANGE"),
         ({"subscriptionExpireTime": "2026-03-04T05:06:07Z"}, 400, "OUT_OF_RANGE"),
         ({"subscriptionExpireTime": "2026-03-05"}, 400, "INVALID_ARGUMENT"),
         ({"subscriptionExpireTime": None}, 400, "INVALID_ARGUMENT"),
         ({"initialEvent": "yes"}, 400, "INVALID_ARGUMENT"),
         ({"sinkCredential": {"credentialType": "PLAIN", "identifier": "a", "secret": "b"}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {"credentialType": "PLAIN"}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {"credentialType": "REFRESHTOKEN", "accessToken": 5}}, 400, "INVALID_CREDENTIAL"),
         ({"sinkCredential": {"credentialType": "SECRET"}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {**TOKEN_CREDENTIAL, "accessToken": ""}}, 400, "INVALID_TOKEN"),
         ({"sinkCredential": {**TOKEN_CREDENTIAL, "accessTokenType": "mac"}}, 400, "INVALID_TOKEN"),
         ({"sinkCredential": {"credentialType": "ACCESSTOKEN"}}, 400, "INVALID_ARGUMENT"),
     ],

@@ -143,6 +143,9 @@ async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -
     answer = await face.call("POST", "/v1/terminals:query", raw=body)
     problem(answer, status, code)
     assert len(answer.body) < 20_000
+    for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", "application/xml"):
+        other = await face.call("POST", "/v1/terminals:query", raw=body[:100], headers={"content-type": media_type})
+        problem(other, 415, "UNSUPPORTED_MEDIA_TYPE")
     assert (await face.call("GET", STATUS)).status == 200
 
 

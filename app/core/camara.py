@@ -9,12 +9,13 @@ Deliberately absent: HTTP, and how an event gets to its sink (`webhook.py`).
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from app.core.standing import CAMARA as PROFILE
-from app.domain import Status, TerminalAddress, parse_address
+from app.domain import InvalidAddress, Status, TerminalAddress, parse_address
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription
 
 SUBSCRIPTIONS_PATH = "/device-reachability-status-subscriptions/v0.8/subscriptions"
@@ -43,6 +44,7 @@ ENDS_WITH_TOKEN = "ends_with_token"  # noqa: S105  # a parameter's name
 TOKEN_LEAD = timedelta(seconds=5)
 """How long before its access token a subscription ends, so that its end can still be told."""
 
+_NAI = re.compile(r"[A-Za-z0-9\-_.!~*'()&=+$,/]+@[A-Za-z0-9.\-]+")
 NUMBER = "{number}"
 TERMINATION_REASONS: Mapping[EndReason, str] = {
     EndReason.EXPIRED: "SUBSCRIPTION_EXPIRED",
@@ -73,7 +75,7 @@ def identify(phone_number: str | None, network_access_identifier: str | None, nu
         address = parse_address(number_pattern.replace(NUMBER, phone_number))
         return Identified(identifier={"phoneNumber": phone_number}, address=address)
     if network_access_identifier is not None:
-        address = parse_address(f"sip:{network_access_identifier}")
+        address = _of_name(network_access_identifier)
         return Identified(identifier={"networkAccessIdentifier": network_access_identifier}, address=address)
     return None
 
@@ -86,8 +88,15 @@ def device_of_token(subject: str, number_pattern: str) -> TerminalAddress:
     if subject.startswith("+"):
         subject = number_pattern.replace(NUMBER, subject)
     elif not subject.lower().startswith(("sip:", "sips:", "tel:")):
-        subject = f"sip:{subject}"
+        return _of_name(subject)
     return parse_address(subject)
+
+
+def _of_name(identifier: str) -> TerminalAddress:
+    """A network access identifier is a name and a realm (RFC 7542), and brings no parameters of a SIP URI with it."""
+    if not _NAI.fullmatch(identifier):
+        raise InvalidAddress("A network access identifier is a name, @ and a realm.", field="networkAccessIdentifier")
+    return parse_address(f"sip:{identifier}")
 
 
 def duration(

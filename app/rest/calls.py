@@ -14,6 +14,7 @@ import msgspec
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.auth.authenticator import Authenticator, Credentials
@@ -60,14 +61,25 @@ class Operation(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        confined = self.confined_tokens
+        confined, takes_json = self.confined_tokens, self.body_field is not None
 
         async def authenticated(request: Request) -> Response:
             scope = request.scope
             scope["client_that_calls"] = await client_of(scope["app"].state.auth, scope, confined=confined)
+            if takes_json:
+                _check_media_type(scope)
             return await handle(_JsonRequest(scope, request.receive))
 
         return authenticated
+
+
+def _check_media_type(scope: Scope) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-type" and not _JSON.fullmatch(value):
+            raise HTTPException(415, "the body must be application/json")
+
+
+_JSON = re.compile(rb"application/([!-.0-~]+\+)?json[ \t]*(;.*)?", re.IGNORECASE)
 
 
 class _JsonRequest(Request):

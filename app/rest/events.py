@@ -8,10 +8,10 @@ Deliberately absent: the sending (`webhook.py`), CAMARA's events.
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, Header
+from fastapi import Body, FastAPI, Header
 from pydantic import AwareDatetime, BaseModel, Field
 
-from app import domain, records
+from app import domain
 
 TAG = "Webhooks"
 _PREFIX = "org.terminalstatus.v1."
@@ -54,9 +54,9 @@ class SubscriptionError(_Data):
 
 
 class SubscriptionEnded(_Data):
-    """Data of `subscription-ended`; nothing follows."""
+    """Data of `subscription-ended`; nothing follows. Who ends a subscription by a call is not told of it."""
 
-    reason: records.EndReason
+    reason: Literal["EXPIRED", "COUNT_REACHED", "CLIENT_DELETED", "FAILED", "SINK_GONE", "TOKEN_EXPIRED"]
     message: str
 
 
@@ -149,7 +149,7 @@ def _operation_id(name: str) -> str:
 
 def _receiver(event: type[BaseModel]) -> Callable[..., Awaitable[None]]:
     async def receive(
-        body: event,  # type: ignore[valid-type]
+        body: Annotated[event, Body(media_type="application/cloudevents+json")],  # type: ignore[valid-type]
         webhook_id: Annotated[str, Header(description="The event's id.")],
         webhook_timestamp: Annotated[str, Header(description="When this attempt was made, in Unix seconds.")],
         webhook_signature: Annotated[

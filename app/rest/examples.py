@@ -66,7 +66,13 @@ _ALL: tuple[TerminalStatusError, ...] = (
 )
 ERRORS: Mapping[type[TerminalStatusError], TerminalStatusError] = {type(error): error for error in _ALL}
 
-COMMON = (domain.Unauthenticated, domain.RateLimited, domain.InvalidRequest, domain.StoreUnavailable)
+COMMON = (
+    domain.Unauthenticated,
+    domain.NotPermitted,
+    domain.RateLimited,
+    domain.InvalidRequest,
+    domain.StoreUnavailable,
+)
 """What every operation with credentials may answer."""
 
 INTERNAL_ERROR = internal_error("6f1c3f0d9c0b4b0c8a3f0e6f6d1c2b7a")

@@ -6,7 +6,7 @@ Deliberately absent: rules.
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app import domain, records
 from app.core.usecases import UseCases
@@ -56,6 +56,10 @@ Members = Annotated[
 
 class GroupRequest(Request):
     """A group to make."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"address": TEAM, "members": ["sip:alice@example.com", "tel:+15551234567"]}]}
+    )
 
     address: Annotated[str, Field(examples=["sip:team@example.com"], json_schema_extra={"format": ADDRESS_FORMAT})] = (
         Field(description="The group's own address, a `sip:` or `sips:` URI, by which it is asked and watched.")

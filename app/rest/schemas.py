@@ -9,7 +9,7 @@ Deliberately absent: rules about terminals, which the use cases check, and the m
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -72,6 +72,10 @@ Id = Annotated[str, Field(description="Opaque; at most 64 characters.", examples
 At = Annotated[AwareDatetime, Field(description="RFC 3339, UTC.", examples=[_AT])]
 
 
+def _example(request: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [request]})
+
+
 class Request(BaseModel):
     """What is common to bodies of requests."""
 
@@ -114,6 +118,8 @@ class Failure(BaseModel):
 
 class QueryRequest(Request):
     """A question about many terminals."""
+
+    model_config = _example({"addresses": ["sip:alice@example.com", "tel:+15551234567"], "max_age_s": 5})
 
     addresses: Addresses
     max_age_s: float = Field(
@@ -215,6 +221,17 @@ class SinkRequest(Request):
 
 class SubscriptionRequest(Request):
     """What to subscribe to."""
+
+    model_config = _example(
+        {
+            "addresses": ["sip:alice@example.com"],
+            "criteria": ["REACHABLE", "BUSY"],
+            "check_immediate": True,
+            "duration_ms": 3_600_000,
+            "sink": {"kind": "WEBHOOK", "url": "https://app.example.com/events"},
+            "correlator": "order-4711",
+        }
+    )
 
     addresses: Addresses
     criteria: Criteria = []

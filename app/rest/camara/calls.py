@@ -1,12 +1,14 @@
 """What CAMARA's operations do around their use cases: who calls, with which scopes, and about which device.
 
-Invariants: an API key, a certificate or an access token without a device is two-legged; a device must then be named in
-the request, and must not where the access token names it. An access token needs the operation's scope.
+Invariants: every question, start and end leaves a usage record, refused ones too. An API key, a certificate or an
+access token without a device is two-legged; a device must then be named in the request, and must not where the access
+token names it. An access token needs the operation's scope.
 
 Deliberately absent: which claim names the device (`oidc.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, cast
@@ -18,8 +20,9 @@ from app.auth.authenticator import KEY_PREFIX
 from app.auth.oidc import Grant
 from app.core import camara
 from app.core.camara import Identified
+from app.core.usage import Caller
 from app.core.usecases import UseCases
-from app.domain import TerminalAddress
+from app.domain import RateLimited, TerminalAddress, TerminalStatusError
 from app.records import Client
 from app.rest.around import CORRELATOR_PATTERN
 from app.rest.calls import Operation, credentials_of
@@ -92,6 +95,20 @@ def _grant(api: Camara, scope: Scope) -> Grant | None:
     if api.grant is None or scheme.lower() != "bearer" or token.startswith(KEY_PREFIX):
         return None
     return api.grant(token)
+
+
+@contextmanager
+def recorded(api: Camara, caller: CamaraCaller, operation: str) -> Iterator[None]:
+    """Leaves the usage record of an operation that is refused before its use case is asked, which leaves its own."""
+    try:
+        yield
+    except RateLimited:
+        raise
+    except (CamaraError, TerminalStatusError) as error:
+        code = error.code[1] if isinstance(error, CamaraError) else error.code
+        usage = api.use_cases.usage
+        usage.record(usage.make(operation, Caller(client=caller.client, face=FACE), result=code, root_cause=str(error)))
+        raise
 
 
 def token_device(api: Camara, caller: CamaraCaller) -> TerminalAddress | None:

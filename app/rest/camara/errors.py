@@ -32,9 +32,12 @@ UNAUTHENTICATED: Code = (401, "UNAUTHENTICATED")
 PERMISSION_DENIED: Code = (403, "PERMISSION_DENIED")
 NOT_FOUND: Code = (404, "NOT_FOUND")
 IDENTIFIER_NOT_FOUND: Code = (404, "IDENTIFIER_NOT_FOUND")
+SUBSCRIPTION_MISMATCH: Code = (403, "SUBSCRIPTION_MISMATCH")
 METHOD_NOT_ALLOWED: Code = (405, "METHOD_NOT_ALLOWED")
 ALREADY_EXISTS: Code = (409, "ALREADY_EXISTS")
 ABORTED: Code = (409, "ABORTED")
+PAYLOAD_TOO_LARGE: Code = (413, "PAYLOAD_TOO_LARGE")
+"""Commonalities have no code for it."""
 UNSUPPORTED_MEDIA_TYPE: Code = (415, "UNSUPPORTED_MEDIA_TYPE")
 SERVICE_NOT_APPLICABLE: Code = (422, "SERVICE_NOT_APPLICABLE")
 MISSING_IDENTIFIER: Code = (422, "MISSING_IDENTIFIER")
@@ -89,17 +92,22 @@ CODES: Mapping[type[TerminalStatusError], Code] = {
 }
 
 _BY_STATUS: Mapping[int, Code] = {
-    code[0]: code for code in (INVALID_ARGUMENT, NOT_FOUND, METHOD_NOT_ALLOWED, UNSUPPORTED_MEDIA_TYPE)
+    code[0]: code
+    for code in (INVALID_ARGUMENT, NOT_FOUND, METHOD_NOT_ALLOWED, PAYLOAD_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
 }
 _PROBLEMS: Mapping[int, Code] = {code[0]: code for code in (INVALID_ARGUMENT, INTERNAL, UNAVAILABLE)}
 _WRONG_VALUES: Mapping[str, Code] = {
     "sink": INVALID_SINK,
     "protocol": INVALID_PROTOCOL,
     "sinkCredential": INVALID_CREDENTIAL,  # its discriminator
+    "accessToken": INVALID_TOKEN,
     "accessTokenType": INVALID_TOKEN,
-    "subscriptionMaxEvents": OUT_OF_RANGE,
 }
 """What a wrong value of a member is called, where it has a name."""
+
+
+_NOT_OFFERED = {"PLAIN", "REFRESHTOKEN"}
+"""Credentials that are refused whatever they hold."""
 
 
 class ErrorInfo(BaseModel):
@@ -178,7 +186,11 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
     first = error.errors()[0]
     member = str(first["loc"][-1])
     code = INVALID_ARGUMENT
-    if first["type"] == "too_long" and member == "types":
+    if not _NOT_OFFERED.isdisjoint(first["loc"]):
+        code = INVALID_CREDENTIAL
+    elif first["type"] in ("greater_than_equal", "less_than_equal"):
+        code = OUT_OF_RANGE
+    elif first["type"] == "too_long" and member == "types":
         code = MULTIEVENT
     elif first["type"] != "missing":
         code = _WRONG_VALUES.get(member, INVALID_ARGUMENT)

@@ -150,7 +150,7 @@ class AccessTokenCredential(_Model):
     """An access token for the sink; it is never returned."""
 
     credentialType: Literal["ACCESSTOKEN"]  # noqa: N815
-    accessToken: str = Field(max_length=MAX_TEXT, description="Sent as bearer token (RFC 6750).")  # noqa: N815
+    accessToken: str = Field(min_length=1, max_length=MAX_TEXT, description="Sent as bearer token (RFC 6750).")  # noqa: N815
     accessTokenExpiresUtc: Rfc3339 = Field(  # noqa: N815
         description="When it expires; the subscription ends with it.", examples=["2027-07-03T12:27:08.312Z"]
     )

@@ -4,9 +4,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.core.usage import GET_STATUS
 from app.domain import Status, TerminalStatus
 from app.rest.calls import returned
-from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified
+from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, recorded
 from app.rest.camara.errors import (
     CORRELATED,
     IDENTIFIER_NOT_FOUND,
@@ -39,7 +40,8 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         asked: RequestReachabilityStatus,
         caller: CamaraCaller = caller_with(api, SCOPE),  # noqa: B008  # FastAPI's way of naming a dependency
     ) -> Response:
-        device = identified(api, caller, asked.device)
+        with recorded(api, caller, GET_STATUS):
+            device = identified(api, caller, asked.device)
         status = await api.use_cases.queries.get_status(caller.client, device.address, face=FACE)
         return returned({**({"device": device.identifier} if device.identifier else {}), **_reachability(status)})
 

@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import StreamingResponse
 
 from app.core import camara
 from app.core.subscribing import SubscriptionRequest
+from app.core.usage import END_NOTIFICATION, START_NOTIFICATION
 from app.domain import SubscriptionUnknown
 from app.ports import Page
 from app.records import (
@@ -34,7 +35,7 @@ from app.records import (
 )
 from app.rest.calls import nothing, returned
 from app.rest.camara import schemas
-from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, require, token_device
+from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, recorded, require, token_device
 from app.rest.camara.errors import (
     CORRELATED,
     INVALID_CREDENTIAL,
@@ -46,6 +47,7 @@ from app.rest.camara.errors import (
     OUT_OF_RANGE,
     QUOTA_EXCEEDED,
     SERVICE_NOT_APPLICABLE,
+    SUBSCRIPTION_MISMATCH,
     CamaraError,
     failures,
 )
@@ -55,6 +57,17 @@ from app.rest.problem import NO_STORE
 TAG = "Device reachability status subscription"
 API = "device-reachability-status-subscriptions"
 PAGE = 500
+
+_EXAMPLE = {
+    "id": "5f3a1c0e9b7d4c2f8a6e0d1b2c3f4a5b",
+    "protocol": "HTTP",
+    "sink": "https://endpoint.example.com/sink",
+    "types": [camara.REACHABILITY_DATA],
+    "config": {"subscriptionDetail": {"device": {"phoneNumber": "+123456789"}}, "initialEvent": True},
+    "startsAt": "2026-01-17T13:18:23.682Z",
+    "expiresAt": "2026-01-18T13:18:23.682Z",
+    "status": "ACTIVE",
+}
 
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The subscription's id.")]
 
@@ -80,9 +93,10 @@ def add_routes(router: APIRouter, api: Camara) -> None:
                 INVALID_TOKEN,
                 INVALID_SINK,
                 MULTIEVENT,
+                SUBSCRIPTION_MISMATCH,
                 QUOTA_EXCEEDED,
             ),
-            201: {"headers": CORRELATED},
+            201: {"headers": CORRELATED, "content": {"application/json": {"example": _EXAMPLE}}},
         },
         callbacks=_callbacks(),
     )
@@ -91,8 +105,9 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         caller: CamaraCaller = caller_with(api),  # noqa: B008  # FastAPI's way of naming a dependency
     ) -> Response:
         kind = asked.types[0]
-        require(caller, f"{API}:{kind}:create")
-        request = _request(api, caller, asked, kind)
+        with recorded(api, caller, START_NOTIFICATION):
+            _require_create(caller, kind)
+            request = _request(api, caller, asked, kind)
         made = await subscriptions.create(caller.client, request, face=FACE)
         return returned(_shown(made), 201)
 
@@ -150,7 +165,9 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         subscriptionId: IdInPath,  # noqa: N803
         caller: CamaraCaller = caller_with(api, f"{API}:delete"),  # noqa: B008
     ) -> Response:
-        await subscriptions.cancel(caller.client, (await own(caller, subscriptionId)).id, face=FACE)
+        with recorded(api, caller, END_NOTIFICATION):
+            found = await own(caller, subscriptionId)
+        await subscriptions.cancel(caller.client, found.id, face=FACE)
         return nothing()
 
     async def own(caller: CamaraCaller, subscription_id: str) -> Subscription:
@@ -159,6 +176,14 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         if deleted or not _is_seen(found, caller.client, token_device(api, caller)):
             raise SubscriptionUnknown("There is no such subscription.")
         return found
+
+
+def _require_create(caller: CamaraCaller, kind: str) -> None:
+    scope = f"{API}:{kind}:create"
+    if caller.grant is not None and not {scope, API} & caller.grant.scopes:
+        if any(each.startswith(f"{API}:") and each.endswith(":create") for each in caller.grant.scopes):
+            raise CamaraError(SUBSCRIPTION_MISMATCH, f"The access token lacks the scope {scope}; it has another's.")
+        require(caller, scope)
 
 
 def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionRequest, kind: str) -> SubscriptionRequest:
@@ -260,7 +285,9 @@ def _callbacks() -> Any:
             "default": {"description": "It is tried again later."},
         },
     )
-    async def post_notification(event: schemas.CloudEvent) -> None:
+    async def post_notification(
+        event: Annotated[schemas.CloudEvent, Body(media_type="application/cloudevents+json")],
+    ) -> None:
         """Only documentation."""
 
     return router.routes
