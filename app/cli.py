@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from app.commands.audit import audit
 from app.commands.clients import clients
 from app.commands.console import (
     FAILED,
@@ -80,6 +81,7 @@ app.add_typer(groups, name="groups")
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(usage, name="usage")
 app.add_typer(clients, name="clients")
+app.add_typer(audit, name="audit")
 
 
 def _tell_version(wanted: bool) -> None:

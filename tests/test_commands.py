@@ -102,6 +102,7 @@ def one_line(*arguments: str, server: str, code: int = 1) -> str:
         "subscriptions create",
         "deliveries list",
         "usage list",
+        "audit list",
     ],
 )
 def test_help(command: str) -> None:
@@ -327,6 +328,18 @@ def test_deliveries(server: str, tmp_path: Path) -> None:
         endpoint.shutdown()
     assert "NOTIFICATION_UNKNOWN" in one_line("deliveries", "attempts", "x", server=server)
     assert "ids" in one_line("deliveries", "send-again", server=server, code=2)
+
+
+def test_audit(server: str) -> None:
+    """The audit log is listed from a time on, as a table and as JSON."""
+    team = "sip:audited@example.com"
+    done("groups", "create", team, ALICE, server=server)
+    done("groups", "delete", team, "--yes", server=server)
+    listed = answer("audit", "list", "--since", "1h", server=server)
+    told = [(one["who"], one["what"]) for one in listed if one["details"].get("group") == team]
+    assert told == [("anonymous", "group created"), ("anonymous", "group deleted")]
+    assert f"group={team}" in done("audit", "list", server=server).stdout
+    assert answer("audit", "list", "--since", "2999-01-01", server=server) == []
 
 
 def test_usage(

@@ -770,6 +770,26 @@ async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "CLIENT_UNKNOWN")
 
 
+async def test_the_audit_log_is_read_by_operators(face: Face) -> None:
+    """ListAuditEntries shows who changed what from a time on, page by page, to an operator's client alone."""
+    create = admin_pb2.CreateClientRequest(name="billing", client_id="b")
+    await face.operators.CreateClient(create, metadata=face.admin)
+    await face.operators.DeleteClient(admin_pb2.DeleteClientRequest(client_id="b"), metadata=face.admin)
+    request, told = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, str]]()
+    while not told or request.page_token:
+        answer = await face.operators.ListAuditEntries(request, metadata=face.admin)
+        told += [(one.who, one.what) for one in answer.audit_entries if one.details.get("client") == "b"]
+        request.page_token = answer.next_page_token
+    assert told == [(ADMIN.id, "client added"), (ADMIN.id, "client deleted")]
+    later = admin_pb2.ListAuditEntriesRequest(since=Timestamp(seconds=1 << 36))
+    assert not (await face.operators.ListAuditEntries(later, metadata=face.admin)).audit_entries
+    for bad, code in ((NEVER, "INVALID_REQUEST"), (None, "NOT_PERMITTED")):
+        call = face.operators.ListAuditEntries(
+            admin_pb2.ListAuditEntriesRequest(since=bad), metadata=face.admin if bad else face.app
+        )
+        assert (await failure_of(call))[1] == code
+
+
 async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> None:
     """Streams of a client that the command line has deleted end, and its sinks are told, once."""
     sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")

@@ -39,6 +39,17 @@ def since(text: str, now: datetime) -> datetime:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
 
 
+def since_or_none(text: str, now: datetime) -> "Timestamp | None":
+    """As `since`, for a request; None for no text."""
+    if not text:
+        return None
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    at = Timestamp()
+    at.FromDatetime(since(text, now))
+    return at
+
+
 def duration(ms: int) -> "Duration":
     """For a request."""
     from google.protobuf.duration_pb2 import Duration

@@ -23,11 +23,9 @@ import typer
 from app.commands.console import err, fail, shown
 from app.commands.gateway import Gateway, asks_gateway, wrong_use
 from app.commands.tables import Cell, plain, print_list, styled
-from app.commands.times import clock, since
+from app.commands.times import clock, since_or_none
 
 if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     from app.pb.terminalstatus.v1.usage_pb2 import UsageRecord
 
 usage = typer.Typer(no_args_is_help=True, help="Usage records: what clients did and were sent, for billing.")
@@ -70,7 +68,7 @@ def list_usage(
     from app.pb.terminalstatus.v1.usage_pb2 import ListUsageRecordsRequest
     from app.pb.terminalstatus.v1.usage_pb2_grpc import UsageServiceStub
 
-    request = ListUsageRecordsRequest(since=_timestamp(from_time))
+    request = ListUsageRecordsRequest(since=since_or_none(from_time, datetime.now(UTC)))
     pages = gateway.pages(UsageServiceStub(gateway.channel).ListUsageRecords, request, "usage_records", limit)
     columns = ("at", "operation", "client", "face", "targets", "result", "subscription")
     print_list(pages, columns, _row, as_json=gateway.as_json, nothing="No usage records.")
@@ -98,7 +96,7 @@ def export(
 
     if gateway.as_json and form is Format.CSV:
         wrong_use("--json and --format csv: one of them.")
-    request = ExportUsageRecordsRequest(since=_timestamp(from_time))
+    request = ExportUsageRecordsRequest(since=since_or_none(from_time, datetime.now(UTC)))
     portions = gateway.stream(UsageServiceStub(gateway.channel).ExportUsageRecords, request)
     count, progress = 0, _Progress()
     try:
@@ -170,16 +168,6 @@ class _Progress:
     def end(self) -> None:
         if self._told and err.is_terminal:
             err.print(" " * 40, end="\r")
-
-
-def _timestamp(text: str) -> "Timestamp | None":
-    if not text:
-        return None
-    from google.protobuf.timestamp_pb2 import Timestamp
-
-    at = Timestamp()
-    at.FromDatetime(since(text, datetime.now(UTC)))
-    return at
 
 
 def _row(record: "UsageRecord") -> list[Cell]:

@@ -1,4 +1,4 @@
-"""What operators see and change: the watches at the presence server, and the clients.
+"""What operators see and change: the watches at the presence server, the clients, and the audit log.
 
 Invariants: everything here is for operators' clients alone; a change of the SIP side stands in the audit log, as
 changes of clients do (`clients.py`).
@@ -14,7 +14,7 @@ from typing import TypeVar
 from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
 from app.domain import InvalidRequest, NotPermitted, TerminalAddress, parse_address
 from app.ports import Page, Store, Watcher, WatchView
-from app.records import Client
+from app.records import AuditEntry, Client
 
 _Item = TypeVar("_Item")
 
@@ -95,6 +95,12 @@ class Administration:
         """As `ClientRegistry.delete`."""
         _require_admin(client)
         return await self._registry.delete(client_id, who=client.id)
+
+    async def audit_log(self, client: Client, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
+        """The audit log from `since` on in the order it was written, and the next page's token. Raises InvalidRequest,
+        StoreUnavailable."""
+        _require_admin(client)
+        return await self._store.audited(since, page)
 
 
 def _require_admin(client: Client) -> None:

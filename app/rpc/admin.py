@@ -70,3 +70,10 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
         async with self._calls.answer(context, "DeleteClient") as client:
             ended = await self._administration.delete_client(client, request.client_id)
             return pb.DeleteClientResponse(ended_subscriptions=ended)
+
+    async def ListAuditEntries(  # noqa: N802
+        self, request: pb.ListAuditEntriesRequest, context: Context
+    ) -> pb.ListAuditEntriesResponse:
+        async with self._calls.answer(context, "ListAuditEntries") as client:
+            found, token = await self._administration.audit_log(client, wire.since(request), wire.page(request))
+            return pb.ListAuditEntriesResponse(audit_entries=map(wire.audit_entry, found), next_page_token=token)

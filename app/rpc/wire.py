@@ -309,7 +309,16 @@ def duration_ms(request: Message, field: str) -> int:
     return -(-_ns(getattr(request, field), field) // 1_000_000) if request.HasField(field) else 0
 
 
-def since(request: usage_pb2.ListUsageRecordsRequest | usage_pb2.ExportUsageRecordsRequest) -> datetime:
+def audit_entry(of: records.AuditEntry) -> admin_pb2.AuditEntry:
+    """An entry of the audit log."""
+    return admin_pb2.AuditEntry(at=timestamp(of.at), who=of.who, what=of.what, details=of.details)
+
+
+def since(
+    request: usage_pb2.ListUsageRecordsRequest
+    | usage_pb2.ExportUsageRecordsRequest
+    | admin_pb2.ListAuditEntriesRequest,
+) -> datetime:
     """Raises InvalidRequest."""
     try:
         return request.since.ToDatetime(UTC) if request.HasField("since") else EPOCH

@@ -71,6 +71,11 @@ class AdminServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_admin__pb2.DeleteClientRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.DeleteClientResponse.FromString,
                 _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/terminalstatus.v1.AdminService/ListAuditEntries',
+                request_serializer=terminalstatus_dot_v1_dot_admin__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -141,6 +146,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditEntries(self, request, context):
+        """Shows the audit log in the order in which it was written.
+
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +192,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DeleteClient,
                     request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.DeleteClientRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_admin__pb2.DeleteClientResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_admin__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -371,6 +390,33 @@ class AdminService:
             '/terminalstatus.v1.AdminService/DeleteClient',
             terminalstatus_dot_v1_dot_admin__pb2.DeleteClientRequest.SerializeToString,
             terminalstatus_dot_v1_dot_admin__pb2.DeleteClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.AdminService/ListAuditEntries',
+            terminalstatus_dot_v1_dot_admin__pb2.ListAuditEntriesRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_admin__pb2.ListAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,11 @@ class AdminServiceStub:
 
     Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
+    ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEntriesRequest, _admin_pb2.ListAuditEntriesResponse]
+    """Shows the audit log in the order in which it was written.
+
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -112,6 +117,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Deletes a client with its keys and groups; its subscriptions end with END_REASON_CLIENT_DELETED.
 
     Errors: NOT_FOUND CLIENT_UNKNOWN.
+    """
+    ListAuditEntries: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEntriesRequest, _admin_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
+    """Shows the audit log in the order in which it was written.
+
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -193,6 +203,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a client with its keys and groups; its subscriptions end with END_REASON_CLIENT_DELETED.
 
         Errors: NOT_FOUND CLIENT_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: _admin_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuditEntriesResponse, _abc.Awaitable[_admin_pb2.ListAuditEntriesResponse]]:
+        """Shows the audit log in the order in which it was written.
+
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
