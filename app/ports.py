@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from app.domain import Liveness, TerminalAddress, TerminalStatus, TerminalStatusError
+from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatus, TerminalStatusError
 from app.records import (
     AuditEntry,
     Client,
@@ -60,6 +60,9 @@ class WatchObserver(Protocol):
 
     def observed(self, address: TerminalAddress, notification: Notification) -> None:
         """A NOTIFY came."""
+
+    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+        """A NOTIFY came whose document is not whole: what the terminal is now is not known."""
 
     def liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None

@@ -19,7 +19,7 @@ import time
 import uvloop
 
 from app.config import load_settings
-from app.domain import Liveness, TerminalAddress, TerminalStatusError, parse_address
+from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, parse_address
 from app.ports import Notification
 from app.sip.client import SipWatcher
 from app.sip.configuration import sip_configuration
@@ -40,6 +40,10 @@ class Counting:
     def observed(self, address: TerminalAddress, notification: Notification) -> None:
         """See `app.ports.WatchObserver`."""
         self.observed_count += 1
+
+    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+        """See `app.ports.WatchObserver`."""
+        raise RuntimeError(f"{address}: {error}")
 
     def liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None

@@ -138,10 +138,10 @@ class PlayedWatcher:
         assert self._observer is not None
         self._observer.liveness_changed(address, Liveness.STALE, reason, None)
 
-    def say(self, address: TerminalAddress, liveness: Liveness, error: TerminalStatusError) -> None:
+    def say(self, address: TerminalAddress, liveness: Liveness, error: TerminalStatusError | None) -> None:
         """The watch is worth this now, for that reason."""
         assert self._observer is not None
-        self._observer.liveness_changed(address, liveness, "said", error)
+        self._observer.liveness_changed(address, liveness, "said" if error else "", error)
 
     def fail(self, address: TerminalAddress, error: TerminalStatusError) -> None:
         """The watch ends with an error."""

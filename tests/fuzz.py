@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from app.domain import Liveness, TerminalAddress, TerminalStatusError, parse_address
+from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, parse_address
 from app.ports import Notification
 from app.sip.client import SipWatcher
 from tests.sip_terminal import SipMessage, read, unique
@@ -402,6 +402,9 @@ class _Observer:
 
     def observed(self, _address: TerminalAddress, _notification: Notification) -> None:
         self.outcome.observed += 1
+
+    def unreadable(self, _address: TerminalAddress, _error: DocumentUnreadable) -> None:
+        pass
 
     def liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None

@@ -126,7 +126,12 @@ def use_cases_of(core: Core, auth: Authenticator, registry: ClientRegistry, cloc
         deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
         usage=core.usage,
         administration=Administration(
-            store, cast("Any", core.watcher), registry, wanted_by=core.watching.wanted_by, clock=clock
+            store,
+            cast("Any", core.watcher),
+            registry,
+            wanted_by=core.watching.wanted_by,
+            clock=clock,
+            doubt=core.watching.doubt,
         ),
     )
 

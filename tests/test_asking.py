@@ -227,6 +227,22 @@ async def test_group_of_another_client_is_a_terminal(core: Core, max_age_s: floa
     assert list(await results(core, ALICE)) == [BOB]
 
 
+async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> None:
+    """Whatever age is accepted, the presence server is asked where the terminal's last document was unreadable."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    async with reading(core, ALICE, client=OTHER) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, BUSY)
+        core.clocks.advance(1)
+        core.watcher.send(ALICE, b"<presence")
+        core.clocks.advance(1)
+        core.watcher.answer = lambda _: UNREACHABLE
+        for _ in range(2):  # the second is answered with what the first has learnt
+            status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+            assert status.status is UNREACHABLE
+    assert len(core.watcher.fetched) == 2
+
+
 async def test_questions_leave_usage_records(core: Core) -> None:
     """Each question is recorded by the contract's names, with what was asked, expanded and came of it."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])

@@ -3,14 +3,19 @@
 import re
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app import domain
 from app.domain import TerminalStatusError
 from app.sip import dialog
-from app.sip.frames import Cancel, Command, Decoder, Failed, Fetch, FrameError, Ping, Report, encode
+from app.sip.client import SipWatcher
+from app.sip.frames import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
 from app.sip.message import Final, Notify, plain, read_notify, read_response
+from tests.core import ALICE
+from tests.test_sip_watcher import configuration
+from tests.watching import Observer
 
 NOTIFY = (
     "NOTIFY sip:w@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP h\r\nSubscription-State: Terminated;Reason=Timeout\r\n"
@@ -195,3 +200,18 @@ def test_reports_are_told_apart() -> None:
     assert list(reader.feed(encode([Failed(1, 404, "Not Found", -1, local=True)]))) == [
         Failed(1, 404, "Not Found", -1, local=True)
     ]
+
+
+def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
+    """Each one makes its terminal's status doubtful; however many come there is one line in a second."""
+    watcher, observer = SipWatcher(configuration("sip:127.0.0.1:5060")), Observer()
+    watcher.observe(observer)
+    watcher.watch(ALICE)
+    slot = watcher._slots[0]  # noqa: SLF001  # as if a worker had said it
+    cut = Observed(next(iter(slot.by_id)), 0.0, "application/pidf+xml", "", 70_000, b"<presence")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(50):
+            watcher._heard(slot, cut)  # noqa: SLF001
+    assert observer.unread == {ALICE: ["cut"] * 50}
+    assert not observer.bodies(ALICE)
+    assert [line["event"] for line in logs] == ["document_cut"]

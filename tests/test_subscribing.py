@@ -261,6 +261,25 @@ async def test_terminal_that_the_presence_server_does_not_know_is_an_error(core:
     assert (ALICE in core.watcher.wanted, BOB in core.watcher.wanted) == (False, True)
 
 
+async def test_unreadable_document_is_told_once_to_who_waits(core: Core) -> None:
+    """A subscription that waits to be told at once hears once that the document cannot be read, an early or a late one;
+    the status follows when one can be. Others are told changes only."""
+    early = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
+    quiet = await core.subscribe(ALICE, sink=SOAP)
+    for _ in range(3):
+        core.watcher.send(ALICE, b"<presence")
+        await core.settled()
+    late = await core.subscribe(ALICE, sink=SOAP, check_immediate=True)
+    core.watcher.send(ALICE, b"<presence")
+    await core.settled()
+    await core.play(ALICE, REACHABLE)
+    core.watcher.send(ALICE, b"<presence")
+    await core.play(ALICE, BUSY)
+    for subscription in (early, late):
+        assert await core.told(subscription) == ["ERROR alice DOCUMENT_UNREADABLE", "alice REACHABLE", "alice BUSY"]
+    assert await core.told(quiet) == ["alice BUSY"]
+
+
 async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(core: Core) -> None:
     """A presence server that answers faster than the database loses nothing."""
     create = core.store.create_subscription

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from app.core.administration import Administration
 from app.core.policy import Policy
 from app.core.streams import (
     Bookmark,
@@ -35,8 +37,9 @@ from app.domain import (
     TooManyAddresses,
     TooManySubscriptions,
 )
-from app.ports import Changes
+from app.ports import Changes, Page, WatchView
 from tests.core import (
+    ADMIN,
     ALICE,
     APP,
     BOB,
@@ -115,18 +118,75 @@ async def test_changes_that_come_together_share_a_transaction(core: Core) -> Non
     assert changes
 
 
-async def test_unreadable_document_is_counted_and_changes_nothing(core: Core) -> None:
-    """A document that cannot be read leaves the last status as it is."""
+async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:
+    """After a document that cannot be read the last status is STALE and no answer, until a readable one is written."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, BUSY)
+        await stream.some(LivenessChange)
         core.watcher.send(ALICE, b"<presence")
+        core.watcher.say(ALICE, Liveness.LIVE, None)  # as the SIP side does, which does not read
+        _, stale = await stream.some(LivenessChange, 2)
+        assert (stale.terminal.liveness, stale.terminal.reason) == (Liveness.STALE, "document unreadable: malformed")
+        assert (stale.error.code, stale.terminal.status.status) == ("DOCUMENT_UNREADABLE", BUSY)
+        assert core.watching.live(ALICE) is None
+        assert core.watching.last(ALICE) is None
+        core.watcher.send(ALICE, b"<presence")
+        await core.play(ALICE, BUSY)
+        live = (await stream.some(LivenessChange, 3))[2]
+        assert (live.terminal.liveness, live.terminal.reason, live.error) == (Liveness.LIVE, "", None)
         core.watcher.send(ALICE, b'<!DOCTYPE x><presence xmlns="urn:ietf:params:xml:ns:pidf"/>')
+        await core.play(ALICE, REACHABLE)
+        last = (await stream.some(LivenessChange, 4))[-1]
+        assert (last.terminal.liveness, last.terminal.status.status) == (Liveness.LIVE, REACHABLE)
+        core.watcher.play(ALICE, BUSY)
+        core.watcher.send(ALICE, b"<presence")  # before the other is written
         await core.settled()
-        status = core.watching.live(ALICE)
-        assert status is not None
-        assert status.status is BUSY
-    assert core.watching.unreadable == {"malformed": 1, "dtd": 1}
+        assert core.watching.live(ALICE) is None
+        changes = await stream.some(Change, 3)
+    assert [one.status.status for one in changes] == [BUSY, REACHABLE, BUSY]
+    assert core.watching.unreadable == {"malformed": 3, "dtd": 1}
+
+
+async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> None:
+    """Where nothing was ever observed an unreadable document is why; operators see that in the list of watches."""
+
+    async def watches() -> list[WatchView]:
+        view = WatchView(
+            address=ALICE,
+            state="active",
+            liveness=Liveness.LIVE,
+            since=core.clocks.now,
+            expires_at=None,
+            code=200,
+            reason="",
+            next_action="refresh",
+            next_at=None,
+            route="",
+        )
+        return [view, replace(view, address=BOB)]
+
+    core.watcher.watches = watches  # type: ignore[method-assign]
+    administration = Administration(
+        core.store,
+        core.watcher,
+        None,  # type: ignore[arg-type]  # nobody asks for clients
+        wanted_by=core.watching.wanted_by,
+        clock=lambda: core.clocks.now,
+        doubt=core.watching.doubt,
+    )
+    async with reading(core, ALICE) as stream:
+        await stream.some(SnapshotComplete)
+        core.watcher.send(ALICE, b"<presence")
+        core.watcher.say(ALICE, Liveness.LIVE, None)
+        (told,) = await stream.some(LivenessChange)
+        reason = "document unreadable: malformed"
+        assert (told.terminal.liveness, told.terminal.reason) == (Liveness.UNKNOWN, reason)
+        shown, _, _ = await administration.watches(ADMIN, Page())
+    assert [(one.watch.liveness, one.watch.reason) for one in shown] == [
+        (Liveness.UNKNOWN, reason),
+        (Liveness.LIVE, ""),
+    ]
 
 
 async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:

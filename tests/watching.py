@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 import msgspec
 
-from app.domain import Liveness, TerminalAddress, TerminalStatusError, parse_address
+from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, parse_address
 from app.ports import Notification, WatchView
 from app.sip.client import SipWatcher
 from tests.test_sip_watcher import DEADLINE_S, configuration, until
@@ -23,11 +23,15 @@ class Observer:
 
     def __init__(self) -> None:
         self.told: dict[TerminalAddress, list[Told]] = {}
+        self.unread: dict[TerminalAddress, list[str]] = {}
         self.reasons: dict[TerminalAddress, str] = {}
         self.errors: dict[TerminalAddress, TerminalStatusError | None] = {}
 
     def observed(self, address: TerminalAddress, notification: Notification) -> None:
         self.told.setdefault(address, []).append(notification.body)
+
+    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+        self.unread.setdefault(address, []).append(error.details["reason"])
 
     def liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None

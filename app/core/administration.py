@@ -7,12 +7,12 @@ Deliberately absent: settings, and anything that stops the gateway.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
 
 from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
-from app.domain import InvalidRequest, NotPermitted, TerminalAddress, parse_address
+from app.domain import InvalidRequest, NotPermitted, TerminalAddress, WatchedTerminal, parse_address
 from app.ports import Page, Store, Watcher, WatchView
 from app.records import AuditEntry, Client
 
@@ -38,20 +38,30 @@ class Administration:
         *,
         wanted_by: Callable[[TerminalAddress], Sequence[str]],
         clock: Callable[[], datetime],
+        doubt: Callable[[TerminalAddress], WatchedTerminal | None] = lambda address: None,
     ) -> None:
-        """`clock` gives the time in UTC."""
+        """`clock` gives the time in UTC, and `doubt` how a terminal stands whose last document could not be read."""
         self._store = store
         self._watcher = watcher
         self._registry = registry
         self._wanted_by = wanted_by
         self._clock = clock
+        self._doubt = doubt
 
     async def watches(self, client: Client, page: Page) -> tuple[list[WantedWatch], str, int]:
         """The watches by address, the next page's token, and how many there are in all. Raises InvalidRequest."""
         _require_admin(client)
         found = sorted(await self._watcher.watches(), key=lambda view: view.address)
         shown, token = _paged(found, page, "w", lambda view: view.address)
-        return [WantedWatch(watch=view, wanted_by=self._wanted_by(view.address)) for view in shown], token, len(found)
+        watches = [WantedWatch(watch=self._judged(view), wanted_by=self._wanted_by(view.address)) for view in shown]
+        return watches, token, len(found)
+
+    def _judged(self, view: WatchView) -> WatchView:
+        """The SIP side does not read documents: where the last one is unreadable, its LIVE is none."""
+        doubt = self._doubt(view.address)
+        if doubt is None:
+            return view
+        return replace(view, liveness=doubt.liveness, reason=doubt.reason)
 
     async def refresh_watch(self, client: Client, address: str) -> None:
         """Asks the presence server about a watched terminal now. Raises InvalidAddress, StoreUnavailable,

@@ -210,7 +210,11 @@ class QueryService:
         """What is known of the terminal and no older than that."""
         if (status := self._watching.live(terminal)) is not None:
             return status
-        status = self._recent.get(terminal) or self._watching.last(terminal)
+        status = self._recent.get(terminal)
+        unreadable_at = self._watching.unreadable_at(terminal)
+        if unreadable_at is not None and status is not None and unreadable_at >= status.observed_at:
+            return None  # what it said last could not be read: what it said before is no answer
+        status = status or self._watching.last(terminal)
         if status is None:
             return None
         oldest = self._clock() - timedelta(seconds=age_s)

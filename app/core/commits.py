@@ -235,13 +235,12 @@ class Commits:
                 self._watches.enqueue(terminal)
             terminal.status = status
             terminal.attentive = False
-            first = not terminal.observed
-            terminal.observed = True
+            says_anew = terminal.was_written()
             if changed and terminal.streams:
                 change = Change(status=status)
                 for stream in terminal.streams:
                     stream.post(terminal, change)
-            if first and terminal.refresh(now):
+            if says_anew and terminal.refresh(now):
                 for stream in terminal.streams:
                     stream.post_liveness(terminal)
         for decision in plan.decisions:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.core.policy import told_status
-from app.domain import ClientUnknown, Status, TerminalAddress, TerminalStatus, TerminalStatusError
+from app.domain import ClientUnknown, DocumentUnreadable, Status, TerminalAddress, TerminalStatus, TerminalStatusError
 from app.ports import SubscriptionUpdate
 from app.records import (
     DeliveryState,
@@ -66,6 +66,7 @@ class Standing:
         "notified",
         "profile",
         "terminals",
+        "warned",
     )
 
     def __init__(
@@ -91,6 +92,8 @@ class Standing:
         self.groups = groups
         self.addresses = subscription.addresses if groups else ()
         """What it was asked for, where that may come to mean other terminals."""
+        self.warned = _NONE_AWAITED
+        """Of what it was told an error by which nothing ends: terminals whose documents cannot be read."""
         self.awaiting = _NONE_AWAITED
         """Terminals whose next observation is their first."""
         self.held: tuple[TerminalStatus, ...] = ()
@@ -105,6 +108,13 @@ class Standing:
         """When it wants to be looked at without any news."""
         return min(self.expires_s, self.allowed_s) if self.held else self.expires_s
 
+    def wants_error(self, address: TerminalAddress, error: TerminalStatusError) -> bool:
+        """Whether it is to be told this error: one by which nothing ends only once, and that a document cannot be read
+        only where it waits to be told at once what that says."""
+        if not isinstance(error, DocumentUnreadable):
+            return True
+        return self.check_immediate and address in self.awaiting and address not in self.warned
+
     def shows(self, status: Status) -> bool:
         """Whether the (shown) status meets the criteria."""
         return not self.criteria or status in self.criteria
@@ -113,7 +123,18 @@ class Standing:
 class Decision:
     """What follows of news for one subscription: what to write, and how it stands when that is written."""
 
-    __slots__ = ("allowed_s", "awaiting", "end_reason", "held", "notified", "owed", "standing", "terminals", "update")
+    __slots__ = (
+        "allowed_s",
+        "awaiting",
+        "end_reason",
+        "held",
+        "notified",
+        "owed",
+        "standing",
+        "terminals",
+        "update",
+        "warned",
+    )
 
     def __init__(self, standing: Standing) -> None:
         self.standing = standing
@@ -124,13 +145,14 @@ class Decision:
         self.held = standing.held
         self.allowed_s = standing.allowed_s
         self.terminals = standing.terminals
+        self.warned = standing.warned
         self.end_reason: EndReason | None = None
 
     def apply(self) -> None:
         """Makes it so, in memory."""
         standing = self.standing
         standing.notified, standing.awaiting, standing.held = self.notified, self.awaiting, self.held
-        standing.allowed_s, standing.terminals = self.allowed_s, self.terminals
+        standing.allowed_s, standing.terminals, standing.warned = self.allowed_s, self.terminals, self.warned
         standing.ended = standing.ended or self.end_reason is not None
 
 
@@ -250,6 +272,7 @@ def decide(
         decision.held == standing.held
         and decision.awaiting is standing.awaiting
         and decision.terminals is standing.terminals
+        and decision.warned is standing.warned
     ):
         return None
     return decision
@@ -275,8 +298,15 @@ def _weigh(
 
 
 def _fail(decision: Decision, failures: Mapping[TerminalAddress, TerminalStatusError], writer: Writer) -> None:
-    """Takes out terminals that cannot be watched; the last one ends the subscription."""
+    """Takes out terminals that cannot be watched; the last one ends the subscription. Errors by which nothing ends are
+    told, no more."""
     standing = decision.standing
+    for address, error in failures.items():
+        waits = isinstance(error, DocumentUnreadable) and address in decision.awaiting
+        if waits and standing.wants_error(address, error):
+            decision.owed.append(_error(standing, address, error, writer))
+            decision.warned = decision.warned | {address}
+    failures = {address: error for address, error in failures.items() if not isinstance(error, DocumentUnreadable)}
     failed = [address for address in standing.terminals if address in failures]
     if not failed:
         return
@@ -288,18 +318,21 @@ def _fail(decision: Decision, failures: Mapping[TerminalAddress, TerminalStatusE
     for address in failed:
         # A Parlay X statusError without an address is about the whole subscription, which ends by it.
         whole = standing.kind is SinkKind.SOAP and not decision.terminals and address == failed[-1]
-        error = failures[address]
-        decision.owed.append(
-            writer.owe(
-                standing.id,
-                standing.client_id,
-                standing.kind,
-                NotificationKind.ERROR,
-                address=None if whole else address,
-                code=error.code,
-                text=str(error),
-            )
-        )
+        decision.owed.append(_error(standing, None if whole else address, failures[address], writer))
+
+
+def _error(
+    standing: Standing, address: TerminalAddress | None, error: TerminalStatusError, writer: Writer
+) -> OwedNotification:
+    return writer.owe(
+        standing.id,
+        standing.client_id,
+        standing.kind,
+        NotificationKind.ERROR,
+        address=address,
+        code=error.code,
+        text=str(error),
+    )
 
 
 def shown_as(status: TerminalStatus, shown: Status) -> TerminalStatus:

@@ -42,7 +42,7 @@ class Change:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivenessChange:
     """What the last observation of a terminal is worth has changed, or the reason; `error` where the presence server
-    refuses it or does not know it."""
+    refuses it or does not know it, or where its last document cannot be read."""
 
     terminal: WatchedTerminal
     error: TerminalStatusError | None = None

@@ -30,6 +30,7 @@ from app.core.streams import (
     resume_token,
 )
 from app.domain import (
+    DocumentUnreadable,
     Liveness,
     Source,
     Status,
@@ -62,11 +63,14 @@ class Terminal:
         "observed",
         "pending",
         "queued",
+        "readable",
         "reason",
         "since",
         "standings",
         "status",
         "streams",
+        "unreadable",
+        "unreadable_at",
     )
 
     streams: "dict[Stream, None]"
@@ -88,6 +92,11 @@ class Terminal:
         self.since = now
         self.error: TerminalStatusError | None = None
         """Why it is not watched any more, though it is wanted."""
+        self.unreadable: DocumentUnreadable | None = None
+        """Why the newest document could not be read."""
+        self.unreadable_at: datetime | None = None
+        self.readable = False
+        """Whether one that could be read has come since, and is still to be written."""
         self.standings: dict[Standing, None] = {}
         self.streams = {}
         self.idle_from_s: float | None = None
@@ -128,18 +137,34 @@ class Terminal:
         self._watch, self._reason = liveness, reason
         return self.refresh(now)
 
+    def cannot_read(self, error: DocumentUnreadable, now: datetime) -> bool:
+        """Takes in that a document could not be read; whether that changes its liveness or the reason."""
+        self.unreadable, self.unreadable_at, self.readable = error, now, False
+        return self.refresh(now)
+
+    def was_written(self) -> bool:
+        """Takes in that the newest observation is written; whether its liveness is to be said anew."""
+        first = not self.observed
+        self.observed = True
+        if self.readable and not self.pending:
+            self.readable, self.unreadable, self.unreadable_at = False, None, None
+            return True
+        return first
+
     def watch_again(self, now: datetime) -> None:
         """A new watch begins, after one that ended with an error: what was observed before is no sign of life."""
-        self.error = None
-        self.observed, self.attentive = False, True
+        self.error = self.unreadable = self.unreadable_at = None
+        self.observed, self.readable, self.attentive = False, False, True
         self.tell_liveness(Liveness.UNKNOWN, "", now)
 
     def refresh(self, now: datetime) -> bool:
         """Says anew what the status is worth; whether that or its reason has changed."""
         reason = self._reason
+        if self.unreadable is not None:
+            reason = reason or f"document unreadable: {self.unreadable.details.get('reason', 'unknown')}"
         if self.status is None:
             liveness, reason = Liveness.UNKNOWN, reason or NEVER_OBSERVED
-        elif self._watch is Liveness.LIVE and self.observed and self.error is None:
+        elif self._watch is Liveness.LIVE and self.observed and self.error is None and self.unreadable is None:
             liveness, reason = Liveness.LIVE, ""
         else:
             liveness, reason = Liveness.STALE, reason or LAST_STORED
@@ -319,7 +344,7 @@ class Stream:
             if self._livenesses:
                 for terminal in self._taken("_livenesses"):
                     self.quiet_ticks = 0
-                    yield LivenessChange(terminal=self._view(terminal), error=terminal.error)
+                    yield LivenessChange(terminal=self._view(terminal), error=terminal.error or terminal.unreadable)
             while self._removed:
                 terminal = next(iter(self._removed))
                 del self._removed[terminal]

@@ -118,7 +118,9 @@ async def run_use_cases(
         groups=groups,
         deliveries=Deliveries(store, clock, policies, hint=deliverer.hint),
         usage=usage,
-        administration=Administration(store, watcher, registry, wanted_by=watching.wanted_by, clock=clock),
+        administration=Administration(
+            store, watcher, registry, wanted_by=watching.wanted_by, clock=clock, doubt=watching.doubt
+        ),
     )
     follower = ClientFollower(store, gone=subscriptions.client_gone, disabled=watching.end_streams_of)
     await usage.start()

@@ -1,8 +1,9 @@
 """Which terminals are watched, what was observed of them and is still to be written, and who wants them.
 
 However many subscriptions and streams want a terminal, it is watched once, and for `linger_s` after the last.
-Invariants: an observation leaves `queue` only when it is written. A document that cannot be read changes nothing, and
-losing contact makes a status STALE, never UNREACHABLE.
+Invariants: an observation leaves `queue` only when it is written. A document that cannot be read changes no status, but
+makes it STALE until one that can be read is written: it may have said anything. Losing contact makes a status STALE,
+never UNREACHABLE.
 
 Deliberately absent: the store, and who is told what (`commits.py`).
 """
@@ -26,6 +27,7 @@ from app.domain import (
     TerminalStatus,
     TerminalStatusError,
     TerminalUnknown,
+    WatchedTerminal,
     WatcherRefused,
 )
 from app.ports import Notification, Watcher
@@ -57,7 +59,7 @@ class Watches:
         """Those with something to write, in the order in which it came."""
         self.failed: list[tuple[TerminalAddress, tuple[Standing, ...], TerminalStatusError]] = []
         """Those that cannot be watched, with whom that ends."""
-        self.unreadable: Counter[str] = Counter()
+        self.unreadable_counts: Counter[str] = Counter()
         """Documents that could not be read, by reason."""
         self._watcher = watcher
         self._busy_activities = frozenset(busy_activities)
@@ -70,17 +72,35 @@ class Watches:
         self._logged_s = -math.inf
 
     def observed(self, address: TerminalAddress, notification: Notification) -> None:
-        """A NOTIFY came. A document that cannot be read is counted and logged; the last status stays."""
+        """A NOTIFY came; its document may be `unreadable`."""
         terminal = self.by_address.get(address)
         if terminal is None:
             return
         try:
             presence = read_presence(notification.body, notification.content_type, notification.content_encoding)
         except DocumentUnreadable as error:
-            self._cannot_read(address, error)
+            self.unreadable(address, error)
             return
+        if terminal.unreadable is not None:
+            terminal.readable = terminal.attentive = True
         if terminal.note(status_of(presence, self._busy_activities), notification.observed_at):
             self.enqueue(terminal)
+            self._wake()
+
+    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+        """A document that cannot be read is counted and logged. The last status stays and is STALE; a subscription that
+        waits to be told at once how the terminal stands hears why it is not."""
+        terminal = self.by_address.get(address)
+        if terminal is None:
+            return
+        self._count_unreadable(address, error)
+        now = self._clock()
+        if terminal.cannot_read(error, now):
+            for stream in terminal.streams:
+                stream.post_liveness(terminal)
+        waiting = tuple([one for one in terminal.standings if one.wants_error(address, error)])
+        if waiting:
+            self.failed.append((address, waiting, error))
             self._wake()
 
     def liveness_changed(
@@ -128,9 +148,20 @@ class Watches:
         return terminal.newest() if terminal.pending else terminal.status
 
     def last(self, address: TerminalAddress) -> TerminalStatus | None:
-        """What was observed last of a terminal that is watched, or was lately, whatever that is worth."""
+        """What was observed last of a terminal that is watched, or was lately; None where a document came thereafter
+        that could not be read."""
         terminal = self.by_address.get(address)
-        return terminal.newest() if terminal is not None else None
+        return terminal.newest() if terminal is not None and terminal.unreadable is None else None
+
+    def unreadable_at(self, address: TerminalAddress) -> datetime | None:
+        """When the terminal's last document came, if that could not be read."""
+        terminal = self.by_address.get(address)
+        return None if terminal is None else terminal.unreadable_at
+
+    def doubt(self, address: TerminalAddress) -> WatchedTerminal | None:
+        """How a terminal stands whose last document could not be read; None for others."""
+        terminal = self.by_address.get(address)
+        return None if terminal is None or terminal.unreadable is None else terminal.view(terminal.status)
 
     def wanted_by(self, address: TerminalAddress) -> list[str]:
         """Who wants the terminal watched: ids of subscriptions, and `stream:` with a client's id; at most 20."""
@@ -140,9 +171,9 @@ class Watches:
         names = [standing.id for standing in islice(terminal.standings, _MAX_WANTED_BY)]
         return names + [f"stream:{one.client_id}" for one in islice(terminal.streams, _MAX_WANTED_BY - len(names))]
 
-    def _cannot_read(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+    def _count_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         reason = error.details.get("reason", "unknown")
-        self.unreadable[reason] += 1
+        self.unreadable_counts[reason] += 1
         now_s = self._clock_s()
         if now_s - self._logged_s >= _LOG_S:
             self._logged_s = now_s
@@ -184,6 +215,8 @@ class Watches:
         terminal.standings[standing] = None
         if terminal.error is not None:
             self.failed.append((terminal.address, (standing,), terminal.error))
+        elif terminal.unreadable is not None and standing.check_immediate:
+            self.failed.append((terminal.address, (standing,), terminal.unreadable))
 
     def unlink(self, standing: Standing, addresses: Iterable[TerminalAddress]) -> None:
         """The subscription wants these terminals no more."""

@@ -147,6 +147,8 @@ class Watching:
         )
         self.live = self._watches.live
         self.last = self._watches.last
+        self.doubt = self._watches.doubt
+        self.unreadable_at = self._watches.unreadable_at
         self.wanted_by = self._watches.wanted_by
 
     async def start(self) -> None:
@@ -172,7 +174,7 @@ class Watching:
     @property
     def unreadable(self) -> Mapping[str, int]:
         """How many documents could not be read, by reason."""
-        return self._watches.unreadable
+        return self._watches.unreadable_counts
 
     def figures(self) -> dict[str, int]:
         """How much there is of what grows, for metrics."""

@@ -12,6 +12,7 @@ Deliberately absent: time limits on a fetch (the use case's) and the reading of 
 
 import asyncio
 import itertools
+import math
 import time
 import zlib
 from collections import Counter
@@ -25,7 +26,7 @@ import msgspec
 import structlog
 
 from app import domain
-from app.domain import Liveness, TerminalAddress, TerminalStatusError, WatchUnknown
+from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, WatchUnknown
 from app.ports import Notification, WatchObserver, WatchView
 from app.sip.dialog import error_of_notify
 from app.sip.frames import Build, Configure, Counts, Error, Observed, Ping, Refresh, Told, Unwatch, Watch, WatchEnded
@@ -40,6 +41,7 @@ HANG_LIMIT_S = 10.0
 _YOUNG_S = 2.0
 _LONGEST_PAUSE_S = 5.0
 _WISHES_PER_FRAME = 1000
+_LOG_S = 1.0
 _ERRORS: dict[str, type[TerminalStatusError]] = {
     error.code: error for error in TerminalStatusError.__subclasses__() if hasattr(error, "code")
 }
@@ -86,6 +88,7 @@ class SipWatcher:
         self._restarted = restarted
         self._lag = lag
         self._observer: WatchObserver | None = None
+        self._cut, self._cut_logged_s = 0, -math.inf  # documents that were cut since that was logged
         self._numbers = itertools.count(1)
         self._routes = [route.uri for route in configure.routes]
         self.build: Build | None = None
@@ -236,12 +239,12 @@ class SipWatcher:
                 del slot.by_id[watched.id], slot.watched[watched.address]
                 observer.ended(watched.address, report.reason, _error_of(report.error))
 
-    @staticmethod
-    def _observed(watched: _Watched, report: Observed, observer: WatchObserver) -> None:
-        if report.declared_bytes not in (-1, len(report.body)):
-            _log.warning(
-                "document_cut", address=watched.address, declared=report.declared_bytes, received=len(report.body)
-            )
+    def _observed(self, watched: _Watched, report: Observed, observer: WatchObserver) -> None:
+        received = len(report.body)
+        if report.declared_bytes not in (-1, received):
+            self._log_cut(watched.address, report.declared_bytes, received)
+            text = f"The presence document was cut short: {received} of {report.declared_bytes} bytes arrived."
+            observer.unreadable(watched.address, DocumentUnreadable(text, reason="cut"))
             return
         watched.observed = True
         observer.observed(
@@ -253,6 +256,13 @@ class SipWatcher:
                 observed_at=datetime.fromtimestamp(report.observed_at_s, UTC),
             ),
         )
+
+    def _log_cut(self, address: TerminalAddress, declared: int, received: int) -> None:
+        self._cut += 1
+        now_s = time.monotonic()
+        if now_s - self._cut_logged_s >= _LOG_S:
+            _log.warning("document_cut", address=address, declared=declared, received=received, count=self._cut)
+            self._cut, self._cut_logged_s = 0, now_s
 
     async def _spawn(self, slot: _Slot) -> None:
         worker = WorkerProcess(slot.configure, partial(self._heard, slot))
