@@ -202,7 +202,7 @@ def test_reports_are_told_apart() -> None:
     ]
 
 
-def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
+async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
     """Each one makes its terminal's status doubtful; however many come there is one line in a second."""
     watcher, observer = SipWatcher(configuration("sip:127.0.0.1:5060")), Observer()
     watcher.observe(observer)
