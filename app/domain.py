@@ -264,6 +264,18 @@ class TooManySubscriptions(TerminalStatusError):
     code = "TOO_MANY_SUBSCRIPTIONS"
 
 
+class TooManyStreams(TerminalStatusError):
+    """As many open streams as the gateway serves, or as the policy allows the client."""
+
+    code = "TOO_MANY_STREAMS"
+
+
+class TooManyGroups(TerminalStatusError):
+    """As many groups as the policy allows the client."""
+
+    code = "TOO_MANY_GROUPS"
+
+
 class RateLimited(TerminalStatusError):
     """More calls than the policy allows the client in this time."""
 

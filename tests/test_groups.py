@@ -17,11 +17,11 @@ from app.domain import (
     InvalidAddress,
     InvalidRequest,
     NestedGroupNotAllowed,
-    NotPermitted,
     NoValidAddresses,
     RateLimited,
     TerminalStatusError,
     TooManyAddresses,
+    TooManyGroups,
 )
 from app.ports import Page
 from tests.core import (
@@ -136,7 +136,7 @@ async def _each_has_its_own(core: Core) -> None:
         (GroupTooLarge, Policy(max_group_size=2), ALL, [ALICE] * 10_000),
         (NestedGroupNotAllowed, Policy(nested_group_support=False), ALL, [TEAM]),
         (NestedGroupNotAllowed, Policy(nested_group_support=False), ALL, [ALL]),
-        (NotPermitted, Policy(max_groups=1), ALL, []),
+        (TooManyGroups, Policy(max_groups=1), ALL, []),
         (RateLimited, Policy(rate_per_s=1), ALL, []),
     ],
 )
@@ -160,7 +160,7 @@ async def test_limit_holds_for_groups_made_at_once(url: str) -> None:
         made = await asyncio.gather(
             *(core.groups.create(APP, f"sip:g{i}@example.com", []) for i in range(8)), return_exceptions=True
         )
-        assert sorted(type(one).__name__ for one in made) == ["Group"] * 2 + ["NotPermitted"] * 6
+        assert sorted(type(one).__name__ for one in made) == ["Group"] * 2 + ["TooManyGroups"] * 6
         found, _ = await core.groups.list(APP, Page())
         await core.groups.delete(APP, found[0].address)
         with pytest.raises(GroupExists):

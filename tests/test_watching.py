@@ -35,7 +35,7 @@ from app.domain import (
     StoreUnavailable,
     TerminalUnknown,
     TooManyAddresses,
-    TooManySubscriptions,
+    TooManyStreams,
 )
 from app.ports import Changes, Page, WatchView
 from tests.core import (
@@ -523,7 +523,7 @@ async def test_limits_of_streams(url: str) -> None:
         async with reading(core, ALICE) as open_one, reading(core, ALICE) as refused_one:
             await open_one.some(SnapshotComplete)
             await until(lambda: refused_one.error)
-            assert isinstance(refused_one.error, TooManySubscriptions)
+            assert isinstance(refused_one.error, TooManyStreams)
             async with reading(core, BOB, CAROL, client=OTHER) as too_many:
                 await until(lambda: too_many.error)
                 assert isinstance(too_many.error, GatewayOverloaded)
@@ -540,7 +540,7 @@ async def test_limit_holds_for_streams_opened_at_once(url: str) -> None:
     async with run_core(url, policy=Policy(max_streams=2)) as core, AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(reading(core, ALICE)) for _ in range(8)]
         await until(lambda: all(stream.error or stream.events for stream in streams))
-        assert sum(isinstance(stream.error, TooManySubscriptions) for stream in streams) == 6
+        assert sum(isinstance(stream.error, TooManyStreams) for stream in streams) == 6
 
 
 async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:

@@ -23,10 +23,10 @@ from app.domain import (
     InvalidAddress,
     InvalidRequest,
     NestedGroupNotAllowed,
-    NotPermitted,
     NoValidAddresses,
     TerminalAddress,
     TooManyAddresses,
+    TooManyGroups,
     parse_address,
 )
 from app.ports import Page, Store
@@ -107,7 +107,7 @@ class GroupService:
         """Makes a group of a `sip:` or `sips:` address and its members (terminals, or groups where allowed).
 
         Raises GroupExists (the client has it already), GroupNotAllowed, GroupTooLarge, InvalidAddress,
-        NestedGroupNotAllowed, NotPermitted (as many groups as allowed), RateLimited, StoreUnavailable.
+        NestedGroupNotAllowed, RateLimited, StoreUnavailable, TooManyGroups.
         """
         policy = self._policies.admit(client)
         if not policy.group_support:
@@ -116,7 +116,7 @@ class GroupService:
         if own.startswith("tel:"):
             raise InvalidAddress("A group's address is a sip: or sips: URI.", field="address")
         if self._sizes.get(client.id, 0) + self._making[client.id] >= policy.max_groups:
-            raise NotPermitted(f"There are {policy.max_groups} groups already, as many as allowed.")
+            raise TooManyGroups(f"There are {policy.max_groups} groups already, as many as allowed.")
         now = self._clock()
         group = Group(
             address=own, client_id=client.id, members=self._members(client.id, policy, own, members), created_at=now

@@ -37,7 +37,7 @@ from app.domain import (
     StoreUnavailable,
     TerminalAddress,
     TerminalStatus,
-    TooManySubscriptions,
+    TooManyStreams,
 )
 from app.ports import Store, Watcher
 from app.records import Client
@@ -216,7 +216,7 @@ class Watching:
 
         Before the first event it raises BusyNotSupported, GatewayOverloaded, GroupNotAllowed, IntervalTooShort,
         InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses,
-        RateLimited, StoreUnavailable, TooManyAddresses, TooManySubscriptions; thereafter nothing.
+        RateLimited, StoreUnavailable, TooManyAddresses, TooManyStreams; thereafter nothing.
         """
         policy = self._policies.admit(client)
         check_criteria(policy, criteria)
@@ -228,7 +228,7 @@ class Watching:
             yield ending(StreamEnd.GATEWAY_STOPPING, resume_token)
             return
         if len(self._streams) >= self._tuning.max_streams or self._streams_of[client.id] >= policy.max_streams:
-            raise TooManySubscriptions("As many streams are open as allowed.")
+            raise TooManyStreams("As many streams are open as allowed.")
         stream = Stream(
             client.id,
             addresses=expansion.addresses,

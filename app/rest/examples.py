@@ -50,6 +50,8 @@ _ALL: tuple[TerminalStatusError, ...] = (
     domain.DurationTooLong("A subscription may last 86400000 ms at most.", field="duration", most="86400000"),
     domain.BusyNotSupported("BUSY is not told here; leave it out of the criteria.", field="criteria"),
     domain.TooManySubscriptions("There are 1000 active subscriptions, as many as allowed."),
+    domain.TooManyStreams("As many streams are open as allowed."),
+    domain.TooManyGroups("There are 1000 groups already, as many as allowed."),
     domain.RateLimited("More than 50 calls per second; wait.", retry_after_s=1),
     domain.DuplicateCorrelator("There is an active subscription of this correlator."),
     domain.RequestIdReused("The request id was used before, for another request.", field="request_id"),

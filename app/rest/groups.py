@@ -109,7 +109,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_model=Group,
         response_description="The group.",
         responses={
-            **failures(*_MEMBERS, domain.GroupExists, domain.GroupNotAllowed, domain.NotPermitted),
+            **failures(*_MEMBERS, domain.GroupExists, domain.GroupNotAllowed, domain.TooManyGroups),
             201: {"headers": _ETAG},
         },
     )

@@ -54,6 +54,8 @@ STATUSES: Mapping[type[TerminalStatusError], int] = {
     domain.DurationTooLong: 422,
     domain.BusyNotSupported: 422,
     domain.TooManySubscriptions: 429,
+    domain.TooManyStreams: 429,
+    domain.TooManyGroups: 429,
     domain.RateLimited: 429,
     domain.DuplicateCorrelator: 409,
     domain.RequestIdReused: 422,

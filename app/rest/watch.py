@@ -115,7 +115,7 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
                 *LIST_ERRORS,
                 domain.BusyNotSupported,
                 domain.IntervalTooShort,
-                domain.TooManySubscriptions,
+                domain.TooManyStreams,
                 domain.GatewayOverloaded,
             ),
             200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": _EXAMPLE}}},

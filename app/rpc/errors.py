@@ -53,6 +53,8 @@ CODES: Mapping[type[TerminalStatusError], grpc.StatusCode] = {
     domain.DurationTooLong: grpc.StatusCode.FAILED_PRECONDITION,
     domain.BusyNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
     domain.TooManySubscriptions: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.TooManyStreams: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.TooManyGroups: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,
     domain.RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,

@@ -76,6 +76,8 @@ CODES: Mapping[type[TerminalStatusError], Code] = {
     domain.DurationTooLong: OUT_OF_RANGE,
     domain.BusyNotSupported: SERVICE_NOT_APPLICABLE,
     domain.TooManySubscriptions: QUOTA_EXCEEDED,
+    domain.TooManyStreams: QUOTA_EXCEEDED,
+    domain.TooManyGroups: QUOTA_EXCEEDED,
     domain.RateLimited: TOO_MANY_REQUESTS,
     domain.DuplicateCorrelator: ALREADY_EXISTS,
     domain.RequestIdReused: ABORTED,

@@ -87,7 +87,7 @@ class GroupServiceServicer:
         ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
         FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
         FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-        PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
+        RESOURCE_EXHAUSTED  TOO_MANY_GROUPS           as many groups as the policy allows the client
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class GroupServiceStub:
       ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-      PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
+      RESOURCE_EXHAUSTED  TOO_MANY_GROUPS           as many groups as the policy allows the client
     """
     GetGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.GetGroupRequest, _group_pb2.GetGroupResponse]
     """Shows one group.
@@ -97,7 +97,7 @@ class GroupServiceAsyncStub(GroupServiceStub):
       ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-      PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
+      RESOURCE_EXHAUSTED  TOO_MANY_GROUPS           as many groups as the policy allows the client
     """
     GetGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.GetGroupRequest, _group_pb2.GetGroupResponse]  # type: ignore[assignment]
     """Shows one group.
@@ -151,7 +151,7 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
           ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
           FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-          PERMISSION_DENIED   NOT_PERMITTED             as many groups as the policy allows the client
+          RESOURCE_EXHAUSTED  TOO_MANY_GROUPS           as many groups as the policy allows the client
         """
 
     @_abc_1.abstractmethod

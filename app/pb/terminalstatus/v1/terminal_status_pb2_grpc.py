@@ -119,7 +119,7 @@ class TerminalStatusServiceServicer:
         FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
         FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
         FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
-        RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
+        RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

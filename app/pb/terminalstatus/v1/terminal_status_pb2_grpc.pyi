@@ -116,7 +116,7 @@ class TerminalStatusServiceStub:
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
-      RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
+      RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
     """
 
 @_typing.type_check_only
@@ -179,7 +179,7 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
-      RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
+      RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
     """
 
 class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -257,7 +257,7 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
           FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
           FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
-          RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS    as many streams as the gateway or the policy allows
+          RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
         """
 
 def add_TerminalStatusServiceServicer_to_server(servicer: TerminalStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
