@@ -161,6 +161,7 @@ class Changes:
     owed: Sequence[OwedNotification] = ()
     """`sequence` is given by the store."""
     usage: Sequence[UsageRecord] = ()
+    audit: Sequence[AuditEntry] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,13 +184,20 @@ class Store(Protocol):
         """The stored statuses of those that have one."""
 
     async def create_subscription(
-        self, subscription: Subscription, owed: Sequence[OwedNotification], usage: Sequence[UsageRecord]
+        self,
+        subscription: Subscription,
+        owed: Sequence[OwedNotification],
+        usage: Sequence[UsageRecord],
+        audit: Sequence[AuditEntry] = (),
     ) -> Subscription:
         """Stores it with what it owes at once. Where the client has one of the same `request_id`, stores nothing and
         returns that one. Raises DuplicateCorrelator."""
 
     async def subscription(self, subscription_id: str) -> Subscription | None:
         """One subscription, ended ones for as long as they are kept."""
+
+    async def subscription_by_request_id(self, client_id: str, request_id: str) -> Subscription | None:
+        """The client's subscription that was made with this request id, ended ones too; "" is none."""
 
     async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
         """The client's active subscription with this correlator."""

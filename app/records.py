@@ -8,12 +8,13 @@ Deliberately absent: tables (`store.py`), limits (`policy.py`) and wire formats.
 """
 
 import base64
+import binascii
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
-from app.domain import Status, TerminalAddress, TerminalStatus, require_utc
+from app.domain import SinkRefused, Status, TerminalAddress, TerminalStatus, require_utc
 
 MAX_ID = 64
 
@@ -65,7 +66,15 @@ class SinkKind(enum.Enum):
 
 
 SINK_SECRETS = "secrets"
-"""Sink parameter: signing secrets (`whsec_…`, Standard Webhooks), the newest first, a space between; at most two."""
+"""Sink parameter: signing secrets (`whsec_…`, Standard Webhooks), the newest first, a space between; at most
+MAX_SECRETS. Each notification is signed with every one of them, so that receivers can change from one to the next."""
+
+MAX_SECRETS = 2
+
+SECRET_BYTES = 32
+"""Unguessable bytes in a secret that the gateway makes."""
+
+_SECRET_LENGTHS = range(24, 65)
 
 SINK_TOKEN = "token"  # noqa: S105  # a parameter's name
 """Sink parameter: the bearer token that each request to the endpoint carries (RFC 6750)."""
@@ -73,13 +82,51 @@ SINK_TOKEN = "token"  # noqa: S105  # a parameter's name
 SINK_TOKEN_EXPIRES_AT = "token_expires_at"  # noqa: S105  # a parameter's name
 """Sink parameter: when that token ends, RFC 3339 with a zone."""
 
+TOKEN_LEAD = timedelta(seconds=5)
+"""How long before its endpoint's access token a subscription ends, so that its end can still be told."""
+
 SINK_HANDSHAKE = "handshake"
 """Sink parameter: how the endpoint is checked when the subscription is made, a `Handshake` value."""
+
+
+SINK_MADE = "made"
+"""Sink parameter: SHA-256 in hexadecimal digits of the secret that the gateway made when the subscription was."""
+
+SINK_REQUEST = "request"
+"""Sink parameter: SHA-256 of the request that made the subscription, where it had a request id."""
+
+HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST)
+"""What no client gave and none is shown, not even by name."""
+
+
+def token_ends_at(sink: "Sink") -> datetime | None:
+    """When the endpoint's access token ends; None for never. Raises SinkRefused for what is no time."""
+    text = sink.parameters.get(SINK_TOKEN_EXPIRES_AT)
+    if not text:
+        return None
+    try:
+        ends_at = datetime.fromisoformat(text)
+        if ends_at.tzinfo is not None:
+            return ends_at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise SinkRefused("The end of the endpoint's access token is no RFC 3339 time with a zone.", reason="token")
 
 
 def signing_secret(entropy: bytes) -> str:
     """A secret for SINK_SECRETS from 24 to 64 unguessable bytes; shown to its client once."""
     return "whsec_" + base64.b64encode(entropy).decode()
+
+
+def read_secret(text: str) -> bytes:
+    """The key of a signing secret: base64 of 24 to 64 bytes, `whsec_` before it or not. Raises SinkRefused."""
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) not in _SECRET_LENGTHS:
+        raise SinkRefused("A signing secret is whsec_ and base64 of 24 to 64 bytes.", reason="secret")
+    return key
 
 
 class Handshake(enum.Enum):

@@ -72,6 +72,7 @@ async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
         ("GET", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
         ("DELETE", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
         ("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 1000}, "SUBSCRIPTION_UNKNOWN"),
+        ("POST", f"/v1/subscriptions/{made['id']}:rotate-secret", None, "SUBSCRIPTION_UNKNOWN"),
         ("GET", f"/v1/notifications/{owed['id']}", None, "NOTIFICATION_UNKNOWN"),
         ("GET", f"/v1/notifications/{owed['id']}/attempts", None, "NOTIFICATION_UNKNOWN"),
         ("POST", "/v1/notifications:sendAgain", {"notification_ids": [owed["id"]]}, "NOTIFICATION_UNKNOWN"),
@@ -418,6 +419,26 @@ async def test_creating_is_idempotent(face: HttpFace) -> None:
         )
 
 
+@pytest.mark.parametrize("secrets", [[""], ["A" * 32 + " " + "A" * 32], ["A" * 32, ""], ["whsec_"], ["x"]])
+async def test_what_is_no_secret(face: HttpFace, secrets: list[str]) -> None:
+    """Each signing secret must be one, or nothing is made: no webhook is unsigned."""
+    body = {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": secrets}}
+    problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
+    assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
+
+
+async def test_own_secrets_are_not_echoed_to_who_repeats(face: HttpFace) -> None:
+    """A creation with the key of another that named its own secrets does not return them."""
+    own = "whsec_" + "A" * 32
+    body = {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": [own]}}
+    key = {"idempotency-key": "k"}
+    first = await face.call("POST", "/v1/subscriptions", body, headers=key)
+    assert (await face.call("POST", "/v1/subscriptions", body, headers=key)).json == first.json
+    without = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK}, headers=key)
+    problem(without, 422, "REQUEST_ID_REUSED")
+    assert own not in without.body.decode()
+
+
 async def test_own_secrets_and_streams(face: HttpFace) -> None:
     """A client's own secrets are taken and not shown; a subscription without a sink has none."""
     own = "whsec_" + "A" * 32
@@ -432,6 +453,29 @@ async def test_own_secrets_and_streams(face: HttpFace) -> None:
     )
     assert (await face.call("POST", "/v1/subscriptions:cancel", {"correlator": "c"})).status == 204
     problem(await face.call("POST", "/v1/subscriptions:cancel", {"correlator": "c"}), 404, "SUBSCRIPTION_UNKNOWN")
+
+
+async def test_rotating_a_secret(face: HttpFace) -> None:
+    """A webhook gets a new secret, which is shown this once; one's own is not shown; the old one goes when told."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
+    path, own = f"/v1/subscriptions/{made['id']}:rotate-secret", "whsec_" + "A" * 32
+
+    async def secrets() -> list[str]:
+        found = await face.core.store.subscription(made["id"])
+        return str(found.sink.parameters[SINK_SECRETS]).split()
+
+    first = await face.call("POST", path)
+    assert (first.status, await secrets()) == (200, [first.json["secret"], made["secret"]])
+    assert first.json == {**made, "secret": first.json["secret"]}
+    second = (await face.call("POST", path, {"secret": own})).json
+    assert (second["secret"], await secrets()) == (None, [own, first.json["secret"]])
+    third = (await face.call("POST", path, {"drop_old": True, "requester": "tel:+1"})).json
+    assert (third["secret"], await secrets()) == (None, [own])
+    problem(await face.call("POST", path, {"secret": "x"}), 400, "SINK_REFUSED")
+    for bad in ({"secret": "x" * 101}, {"drop_old": 1}, {"secrets": [own]}):
+        problem(await face.call("POST", path, bad), 400, "INVALID_REQUEST")
+    stream = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json
+    problem(await face.call("POST", f"/v1/subscriptions/{stream['id']}:rotate-secret"), 400, "SINK_REFUSED")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 from app.auth.clients import ClientRegistry
 from app.core.policy import Policy
+from app.core.subscribing import made_secret
 from app.domain import (
     BusyNotSupported,
     ClientUnknown,
@@ -22,6 +24,7 @@ from app.domain import (
     InvalidAddress,
     InvalidRequest,
     Liveness,
+    NotPermitted,
     NoValidAddresses,
     RequestIdReused,
     SinkRefused,
@@ -36,7 +39,7 @@ from app.domain import (
     WatcherRefused,
 )
 from app.ports import Changes, Page
-from app.records import DeliveryState, EndReason, Sink, SinkKind, Subscription
+from app.records import SECRET_BYTES, TOKEN_LEAD, DeliveryState, EndReason, Sink, SinkKind, Subscription, read_secret
 from tests.core import (
     ADMIN,
     ALICE,
@@ -353,6 +356,23 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
         await core.subscriptions.delete_client(APP.id)
 
 
+async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
+    """Who made, prolonged and ended which subscription stands in the audit log; what changed nothing does not."""
+    made = await core.subscribe(ALICE, request_id="once")
+    await core.subscribe(ALICE, request_id="once")
+    await core.subscriptions.renew(ADMIN, made.id, 60_000)
+    await core.subscriptions.cancel(APP, made.id, face="rest", requester="bob")
+    with pytest.raises(SubscriptionUnknown):
+        await core.subscriptions.cancel(APP, made.id, face="rest")
+    entries, _ = await core.store.audited(BEGAN - timedelta(days=1), Page())
+    assert [(one.who, one.what, one.details["subscription"]) for one in entries] == [
+        (APP.id, "subscription created", made.id),
+        (ADMIN.id, "subscription renewed", made.id),
+        (APP.id, "subscription cancelled", made.id),
+    ]
+    assert (entries[2].details["face"], entries[2].details["requester"]) == ("rest", "bob")
+
+
 async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) -> None:
     """Whoever deletes a client, its sinks' ends are owed at once, by the same transaction: no gateway need follow."""
     soap, hook = [await core.subscribe(ALICE, sink=sink) for sink in (SOAP, WEBHOOK)]
@@ -633,7 +653,61 @@ async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
     assert others.id != first.id
     assert core.watching.figures()["subscriptions"] == 2
     await core.advance(31)
-    assert (await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1")).end_reason is EndReason.EXPIRED
+    again = await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1", duration_ms=1000)
+    assert again.end_reason is EndReason.EXPIRED
+
+
+async def test_a_repeated_creation_looks_at_nothing_again(tmp_path: Path) -> None:
+    """The same request again checks no endpoint and no limit; one that differs in anything is refused."""
+    async with run_core(await new_database(tmp_path), policy=Policy(max_subscriptions=1)) as core:
+        sink = replace(WEBHOOK, parameters={"token": "t", "handshake": "test"})
+        first = await core.subscribe(ALICE, sink=sink, request_id="r1")
+        core.sender.error = SinkRefused("No.", reason="host")
+        assert await core.subscribe(ALICE, sink=sink, request_id="r1") == first
+        assert len(core.sender.checked) == 1
+        for other in (
+            {"duration_ms": 1000},
+            {"count": 1},
+            {"criteria": frozenset({BUSY})},
+            {"correlator": "c"},
+            {"check_immediate": True},
+            {"sink": replace(sink, url=f"{sink.url}/x")},
+            {"sink": replace(sink, parameters={**sink.parameters, "token": "u"})},
+            {"sink": replace(sink, parameters={**sink.parameters, "handshake": "none"})},
+            {"sink": replace(sink, parameters={**sink.parameters, "secrets": "whsec_" + "A" * 32})},
+        ):
+            with pytest.raises(RequestIdReused):
+                await core.subscribe(ALICE, **{"sink": sink, **other}, request_id="r1")  # type: ignore[arg-type]
+        assert len(core.sender.checked) == 1
+
+
+async def test_every_webhook_of_v1_is_signed(core: Core) -> None:
+    """A webhook without a signing secret gets one, which is known as made here; other sinks get none."""
+    made = await core.subscribe(ALICE, sink=WEBHOOK)
+    assert len(read_secret(made_secret(made))) == SECRET_BYTES
+    own = await core.subscribe(ALICE, sink=replace(WEBHOOK, parameters={"secrets": "whsec_" + "A" * 32}))
+    assert made_secret(own) == ""
+    for other in (replace(WEBHOOK, profile="camara", parameters={"type": "t"}), Sink(kind=SinkKind.STREAM)):
+        assert (await core.subscribe(ALICE, sink=other)).sink == other
+
+
+async def test_a_subscription_ends_with_its_token(core: Core) -> None:
+    """It ends in time to say so with the access token; renewing does not prolong it past that; CAMARA's are not
+    renewed at all; a token that is about to end is refused."""
+    ends_at = BEGAN + timedelta(seconds=60)
+    sink = replace(WEBHOOK, parameters={"token": "t", "token_expires_at": ends_at.isoformat()})
+    made = await core.subscribe(ALICE, sink=sink)
+    assert made.expires_at == ends_at - TOKEN_LEAD
+    assert (await core.subscribe(ALICE, sink=sink, duration_ms=1000)).expires_at == BEGAN + timedelta(seconds=1)
+    renewed = await core.subscriptions.renew(APP, made.id, 3_600_000)
+    assert renewed.expires_at == ends_at - TOKEN_LEAD
+    camaras = await core.subscribe(ALICE, sink=replace(sink, profile="camara"))
+    with pytest.raises(NotPermitted):
+        await core.subscriptions.renew(APP, camaras.id, 3_600_000)
+    assert (await core.stored(camaras)).expires_at == camaras.expires_at
+    soon = replace(sink, parameters={"token": "t", "token_expires_at": (BEGAN + TOKEN_LEAD).isoformat()})
+    with pytest.raises(SinkRefused):
+        await core.subscribe(ALICE, sink=soon)
 
 
 @pytest.mark.parametrize(
@@ -685,7 +759,7 @@ async def test_sink_is_checked_when_the_subscription_is_made(core: Core) -> None
     with pytest.raises(SinkUnreachable):
         await core.subscribe(ALICE, sink=WEBHOOK)
     await core.subscribe(ALICE)
-    assert [one.sink for one in core.sender.checked] == [WEBHOOK]
+    assert [one.sink.url for one in core.sender.checked] == [WEBHOOK.url]
     core.subscriptions._senders = {}  # noqa: SLF001
     with pytest.raises(SinkRefused):
         await core.subscribe(ALICE, sink=SOAP)

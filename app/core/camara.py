@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.core.standing import CAMARA as PROFILE
 from app.domain import InvalidAddress, Status, TerminalAddress, parse_address
-from app.records import EndReason, NotificationKind, OwedNotification, Subscription
+from app.records import TOKEN_LEAD, EndReason, NotificationKind, OwedNotification, Subscription
 
 SUBSCRIPTIONS_PATH = "/device-reachability-status-subscriptions/v0.8/subscriptions"
 EVENT_PREFIX = "org.camaraproject.device-reachability-status-subscriptions.v0."
@@ -40,9 +40,6 @@ EXPIRE_TIME = "expire_time"
 """Sink parameter: `subscriptionExpireTime` as it was asked for."""
 ENDS_WITH_TOKEN = "ends_with_token"  # noqa: S105  # a parameter's name
 """Sink parameter, not empty: it expires because its access token does."""
-
-TOKEN_LEAD = timedelta(seconds=5)
-"""How long before its access token a subscription ends, so that its end can still be told."""
 
 _NAI = re.compile(r"[A-Za-z0-9\-_.!~*'()&=+$,/]+@[A-Za-z0-9.\-]+")
 NUMBER = "{number}"

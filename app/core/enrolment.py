@@ -24,6 +24,7 @@ from app.core.watches import Watches
 from app.domain import GatewayOverloaded, Liveness, SubscriptionUnknown, TerminalAddress, TooManySubscriptions
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import (
+    AuditEntry,
     Client,
     EndReason,
     NotificationKind,
@@ -114,7 +115,7 @@ class Enrolment:
             try:
                 await self._commits.load(terminals)
                 standing, told, owed, decision = self._started(subscription, terminals, expansion.groups, busy)
-                stored = await self._store.create_subscription(told, owed, usage)
+                stored = await self._store.create_subscription(told, owed, usage, _audit("subscription created", usage))
                 if stored.id == subscription.id:
                     if stored.active:
                         if decision is not None:
@@ -173,23 +174,54 @@ class Enrolment:
                 subscription_id=standing.id, ended_at=writer.now, end_reason=reason, end_detail=END_TEXTS[reason]
             )
             owed = writer.ending(standing.id, standing.client_id, standing, reason)
-            await self._store.write(Changes(updates=[update], owed=owed, usage=usage))
+            audit = _audit(f"subscription {reason.name.lower()}", usage)
+            await self._store.write(Changes(updates=[update], owed=owed, usage=usage, audit=audit))
             self._drop(standing)
             self._commits.hint_owed(owed)
 
-    async def prolong(self, subscription: Subscription, expires_at: datetime) -> None:
-        """Lets an active subscription end at another time. Raises as `finish`."""
-        await self._undisturbed(self._prolong(subscription.id, expires_at))
+    async def prolong(self, subscription: Subscription, expires_at: datetime, *, who: str) -> None:
+        """Lets an active subscription end at another time, as the client `who` wants. Raises as `finish`."""
+        await self._undisturbed(self._prolong(subscription.id, expires_at, who))
 
-    async def _prolong(self, subscription_id: str, expires_at: datetime) -> None:
+    async def _prolong(self, subscription_id: str, expires_at: datetime, who: str) -> None:
         async with self._commits.lock:
             standing = self._standing(subscription_id)
-            await self._store.write(
-                Changes(updates=[SubscriptionUpdate(subscription_id=standing.id, expires_at=expires_at)])
-            )
+            details = {"subscription": standing.id, "expires_at": expires_at.isoformat()}
+            entry = AuditEntry(at=self._clock(), who=who, what="subscription renewed", details=details)
+            update = SubscriptionUpdate(subscription_id=standing.id, expires_at=expires_at)
+            await self._store.write(Changes(updates=[update], audit=[entry]))
             standing.expires_s = self._clock_s() + (expires_at - self._clock()).total_seconds()
             self._standings.prolonged(standing)
         self._wake()
+
+    async def change_sink(
+        self,
+        subscription: Subscription,
+        change: Callable[[Sink], Sink],
+        audit: Sequence[AuditEntry],
+        changed: Callable[[Subscription], None],
+    ) -> Subscription:
+        """Gives an active subscription another sink of the same kind and profile, made by `change` of the one it has
+        now. `changed` is called with what is stored, which is returned. Raises as `finish`."""
+        return await self._undisturbed(self._change_sink(subscription.id, change, audit, changed))
+
+    async def _change_sink(
+        self,
+        subscription_id: str,
+        change: Callable[[Sink], Sink],
+        audit: Sequence[AuditEntry],
+        changed: Callable[[Subscription], None],
+    ) -> Subscription:
+        async with self._commits.lock:
+            self._standing(subscription_id)
+            stored = await self._store.subscription(subscription_id)
+            if stored is None or not stored.active:  # its endpoint ended it, a moment ago
+                raise _unknown()
+            stored = replace(stored, sink=change(stored.sink))
+            update = SubscriptionUpdate(subscription_id=stored.id, sink=stored.sink)
+            await self._store.write(Changes(updates=[update], audit=audit))
+            changed(stored)
+        return stored
 
     async def delete_client(self, client_id: str) -> list[Subscription]:
         """Deletes a client with its keys and groups, ends its subscriptions (which are returned) and its streams.
@@ -229,7 +261,7 @@ class Enrolment:
     def _standing(self, subscription_id: str) -> Standing:
         standing = self._standings.by_id.get(subscription_id)
         if standing is None:
-            raise SubscriptionUnknown("There is no such active subscription.")
+            raise _unknown()
         return standing
 
     async def _undisturbed(self, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -326,3 +358,20 @@ class Enrolment:
     def _policy_of(self, client_id: str, clients: Mapping[str, Client]) -> Policy:
         client = clients.get(client_id)
         return self._policies.operator if client is None else self._policies.of(client)
+
+
+def _audit(what: str, usage: Sequence[UsageRecord]) -> list[AuditEntry]:
+    """What stands in the audit log of the acts that these records are of."""
+    return [
+        AuditEntry(
+            at=one.at,
+            who=one.client_id,
+            what=what,
+            details={"subscription": one.subscription_id, "face": one.face, "requester": one.requester},
+        )
+        for one in usage
+    ]
+
+
+def _unknown() -> SubscriptionUnknown:
+    return SubscriptionUnknown("There is no such active subscription.")

@@ -1,34 +1,64 @@
 """Subscriptions of applications: made, shown, prolonged and ended, within their policies.
 
-Invariants: a client sees and ends its own only; another's is unknown to it. Creation is idempotent by `request_id`.
+Invariants: a client sees and ends its own only; another's is unknown to it. Creation is idempotent by `request_id`:
+the first request's digest is kept with the subscription, and nothing is looked at again for the same request.
+A change of a webhook's signing secret is audited, in the transaction that makes it.
 Every start and end leaves one usage record, failed ones too, but for those that were refused for their rate; that of a
 success is written in the transaction that makes it.
 
 Deliberately absent: what a subscription is told and when (`standing.py`), and sending (`delivery.py`).
 """
 
+import hashlib
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.core.groups import Expansion, GroupService
 from app.core.policy import Policies, Policy, check_count, check_criteria, duration_allowed, interval_allowed
+from app.core.standing import CAMARA
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
 from app.core.watching import Watching
 from app.domain import (
+    InvalidAddress,
     InvalidRequest,
+    NotPermitted,
     RequestIdReused,
     SinkRefused,
     Status,
     SubscriptionUnknown,
     TerminalStatusError,
+    parse_address,
 )
 from app.ports import Page, Sender, Store
-from app.records import MAX_ID, Client, EndReason, Sink, SinkKind, Subscription
+from app.records import (
+    HIDDEN_PARAMETERS,
+    MAX_ID,
+    MAX_SECRETS,
+    SECRET_BYTES,
+    SINK_MADE,
+    SINK_REQUEST,
+    SINK_SECRETS,
+    SINK_TOKEN,
+    TOKEN_LEAD,
+    AuditEntry,
+    Client,
+    EndReason,
+    Sink,
+    SinkKind,
+    Subscription,
+    read_secret,
+    signing_secret,
+    token_ends_at,
+)
 
 MAX_CORRELATOR = 255
 """Longest correlator, in characters."""
+
+SIGNED_PROFILES = ("", "v1")
+"""Profiles of webhooks whose events are signed; "" is the newest."""
 
 NO_SINK = Sink(kind=SinkKind.STREAM)
 
@@ -67,8 +97,11 @@ class SubscriptionService:
         clock: Callable[[], datetime],
         *,
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+        sink_changed: Callable[[Subscription], None] = lambda subscription: None,
     ) -> None:
-        """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC."""
+        """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC, `entropy`
+        so many unguessable bytes. `sink_changed` is told of a subscription whose sink is another in the store."""
         self._store = store
         self._watching = watching
         self._groups = groups
@@ -77,6 +110,8 @@ class SubscriptionService:
         self._senders = senders
         self._clock = clock
         self._new_id = new_id
+        self._entropy = entropy
+        self._sink_changed = sink_changed
 
     async def create(
         self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = ""
@@ -93,11 +128,14 @@ class SubscriptionService:
         expansion: Expansion | None = None
         try:
             _check_names(request)
+            digest = _digest_of(request)
+            if known := await self._store.subscription_by_request_id(client.id, request.request_id):
+                return _repeated(known, digest)
             check_criteria(policy, request.criteria)
             expansion = await self._groups.expand(
                 client, request.addresses, policy, "addresses", most=policy.max_notification_addresses
             )
-            subscription = self._made(client, request, policy, expansion)
+            subscription = self._made(client, request, policy, expansion, digest)
             self._watching.enrolment.require_room(client.id, policy.max_subscriptions)
             await self._check_sink(subscription)
             record = self._usage.make(
@@ -111,8 +149,8 @@ class SubscriptionService:
             stored = await self._watching.enrolment.begin(
                 subscription, expansion, busy=policy.busy_available, usage=[record], most=policy.max_subscriptions
             )
-            if stored.id != subscription.id and not _same(stored, subscription):
-                raise RequestIdReused("The request id was used before, for another request.", field="request_id")
+            if stored.id != subscription.id:
+                return _repeated(stored, digest)
         except TerminalStatusError as error:
             self._usage.record(
                 self._usage.make(
@@ -173,10 +211,11 @@ class SubscriptionService:
             raise
 
     async def renew(self, client: Client, subscription_id: str, duration_ms: int) -> Subscription:
-        """Lets an active subscription last for a new duration from now (0: the policy's default).
+        """Lets an active subscription last for a new duration from now (0: the policy's default), but no longer than
+        its endpoint's access token.
 
-        Raises DurationTooLong, InvalidRequest (also where the default is for ever), RateLimited, StoreUnavailable,
-        SubscriptionUnknown.
+        Raises DurationTooLong, InvalidRequest (also where the default is for ever), NotPermitted (CAMARA's),
+        RateLimited, SinkRefused (the token ends now), StoreUnavailable, SubscriptionUnknown.
         """
         policy = self._policies.admit(client)
         duration = duration_allowed(policy, duration_ms)
@@ -185,8 +224,53 @@ class SubscriptionService:
         subscription = await self._own(client, subscription_id)
         if not subscription.active:
             raise _unknown()
-        await self._watching.enrolment.prolong(subscription, self._clock() + timedelta(milliseconds=duration))
+        if subscription.sink.profile == CAMARA:
+            raise NotPermitted("A subscription of CAMARA's lasts as long as it was asked for; make another.")
+        now = self._clock()
+        expires_at = _within_token(now + timedelta(milliseconds=duration), subscription.sink, now)
+        if expires_at is not None:
+            await self._watching.enrolment.prolong(subscription, expires_at, who=client.id)
         return await self._own(client, subscription_id)
+
+    async def rotate_secret(
+        self,
+        client: Client,
+        subscription_id: str,
+        *,
+        secret: str = "",
+        drop_old: bool = False,
+        face: str,
+        requester: str = "",
+    ) -> tuple[Subscription, str]:
+        """Gives a webhook of profile v1 a new signing secret: `secret`, or one that is made here and returned ("" is
+        returned where none is made). Every attempt from now on is signed with it and with the one before.
+
+        With `drop_old` only the newest signs from now on; then none is made where `secret` is empty. A secret that is
+        the newest already stays that, and the one before stays too, so that a call that names it may be repeated.
+
+        Raises RateLimited, SinkRefused (a secret that is none: reason `secret`; a sink that is not signed: `profile`),
+        StoreUnavailable, SubscriptionUnknown (also where it has ended).
+        """
+        self._policies.admit(client)
+        subscription = await self._own(client, subscription_id)
+        if not subscription.active:
+            raise _unknown()
+        if subscription.sink.kind is not SinkKind.WEBHOOK or subscription.sink.profile not in SIGNED_PROFILES:
+            raise SinkRefused("Only webhooks of profile v1 are signed.", reason="profile")
+        if secret:
+            read_secret(secret)
+        made = "" if secret or drop_old else signing_secret(self._entropy(SECRET_BYTES))
+        details = {"subscription": subscription.id, "face": face, "requester": requester}
+        what = "subscription secret rotated" if secret or made else "old subscription secret dropped"
+        if drop_old and secret:
+            details["old"] = "dropped"
+        stored = await self._watching.enrolment.change_sink(
+            subscription,
+            lambda sink: _rotated(sink, secret or made, drop_old=drop_old),
+            [AuditEntry(at=self._clock(), who=client.id, what=what, details=details)],
+            self._sink_changed,
+        )
+        return stored, made
 
     def default_duration_ms(self, client: Client) -> int | None:
         """How long a subscription lasts that names no duration, in milliseconds; None is for ever."""
@@ -208,7 +292,9 @@ class SubscriptionService:
         """Says that delivery has ended the subscription in the store (SINK_GONE, TOKEN_EXPIRED)."""
         self._watching.enrolment.forget(subscription_id)
 
-    def _made(self, client: Client, request: SubscriptionRequest, policy: Policy, expansion: Expansion) -> Subscription:
+    def _made(
+        self, client: Client, request: SubscriptionRequest, policy: Policy, expansion: Expansion, digest: str
+    ) -> Subscription:
         interval_ms = interval_allowed(policy, request.min_interval_ms, named=request.interval_named)
         check_count(policy, request.count)
         duration_ms = duration_allowed(policy, request.duration_ms)
@@ -222,11 +308,22 @@ class SubscriptionService:
             min_interval_ms=interval_ms,
             max_notifications=request.count,
             created_at=now,
-            expires_at=None if duration_ms is None else now + timedelta(milliseconds=duration_ms),
-            sink=request.sink,
+            expires_at=_within_token(
+                None if duration_ms is None else now + timedelta(milliseconds=duration_ms), request.sink, now
+            ),
+            sink=self._completed(request.sink, digest),
             correlator=request.correlator,
             request_id=request.request_id,
         )
+
+    def _completed(self, sink: Sink, digest: str) -> Sink:
+        """The sink with what is kept beside it, and with a signing secret where it needs one and has none."""
+        added = {SINK_REQUEST: digest} if digest else {}
+        if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
+            secret = signing_secret(self._entropy(SECRET_BYTES))
+            added |= {SINK_SECRETS: secret, SINK_MADE: _sha256(secret)}
+        given = {name: value for name, value in sink.parameters.items() if name not in HIDDEN_PARAMETERS}
+        return replace(sink, parameters=given | added)
 
     async def _check_sink(self, subscription: Subscription) -> None:
         kind = subscription.sink.kind
@@ -275,18 +372,61 @@ def _check_names(request: SubscriptionRequest) -> None:
         raise InvalidRequest(f"The request id is longer than {MAX_ID} characters.", field="request_id")
 
 
-def _same(stored: Subscription, asked: Subscription) -> bool:
-    """Whether both were made for the same request: what it did not name may have another default by now."""
-    return (
-        stored.addresses == asked.addresses
-        and stored.criteria == asked.criteria
-        and stored.check_immediate == asked.check_immediate
-        and stored.min_interval_ms == asked.min_interval_ms
-        and stored.max_notifications == asked.max_notifications
-        and stored.correlator == asked.correlator
-        and (stored.sink.kind, stored.sink.url, stored.sink.profile)
-        == (asked.sink.kind, asked.sink.url, asked.sink.profile)
-    )
+def _rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:
+    """The sink with `newest` ("": the newest it has) before its other secrets."""
+    kept = sink.parameters.get(SINK_SECRETS, "").split()
+    if newest:
+        kept = [newest, *[one for one in kept if read_secret(one) != read_secret(newest)]]
+    kept = kept[: 1 if drop_old else MAX_SECRETS]
+    return replace(sink, parameters={**sink.parameters, SINK_SECRETS: " ".join(kept)}) if kept else sink
+
+
+def made_secret(subscription: Subscription) -> str:
+    """The signing secret that was made when the subscription was, as long as it is the newest; "" for none."""
+    newest = subscription.sink.parameters.get(SINK_SECRETS, "").partition(" ")[0]
+    return newest if newest and _sha256(newest) == subscription.sink.parameters.get(SINK_MADE) else ""
+
+
+def _digest_of(request: SubscriptionRequest) -> str:
+    """The same for the same request, however its addresses are written; "" for one without a request id."""
+    if not request.request_id:
+        return ""
+    sink = request.sink
+    asked = [
+        [*dict.fromkeys([_canonical(address) for address in request.addresses])],
+        sorted([status.value for status in request.criteria]),
+        [request.check_immediate, request.min_interval_ms, request.duration_ms or 0, request.count, request.correlator],
+        [sink.kind.value, sink.url, sink.profile, sorted(sink.parameters.items())],
+    ]
+    return _sha256(json.dumps(asked))
+
+
+def _canonical(address: str) -> str:
+    try:
+        return parse_address(address)
+    except InvalidAddress:
+        return address
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _repeated(known: Subscription, digest: str) -> Subscription:
+    """What the first request made, for the same one again. Raises RequestIdReused."""
+    if known.sink.parameters.get(SINK_REQUEST) != digest:
+        raise RequestIdReused("The request id was used before, for another request.", field="request_id")
+    return known
+
+
+def _within_token(expires_at: datetime | None, sink: Sink, now: datetime) -> datetime | None:
+    """The end of a subscription, not after TOKEN_LEAD before its endpoint's access token. Raises SinkRefused."""
+    token_ends = token_ends_at(sink) if sink.kind is SinkKind.WEBHOOK and sink.parameters.get(SINK_TOKEN) else None
+    if token_ends is None:
+        return expires_at
+    if token_ends - TOKEN_LEAD <= now:
+        raise SinkRefused("The endpoint's access token has expired, or is about to.", reason="token-expired")
+    return token_ends - TOKEN_LEAD if expires_at is None else min(expires_at, token_ends - TOKEN_LEAD)
 
 
 def _unknown() -> SubscriptionUnknown:

@@ -19,6 +19,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ from app.records import (
     DeliveryState,
     EndReason,
     OwedNotification,
+    Sink,
     SinkKind,
     Subscription,
 )
@@ -101,6 +103,7 @@ class Deliverer:
         self._due: list[datetime] = []  # heap: when something was put off to
         self._records: deque[tuple[Attempted, Job]] = deque()
         self._give_back: dict[str, datetime] = {}
+        self._changed: dict[str, Sink] | None = None  # by subscription, while subscriptions are read for a claim
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._closing = False
@@ -122,6 +125,16 @@ class Deliverer:
     def hint(self) -> None:
         """Something may be due: looks now rather than at the next poll."""
         self._wake.set()
+
+    def sink_changed(self, subscription: Subscription) -> None:
+        """The subscription has other parameters for its endpoint in the store: attempts that begin from now on use
+        them, also of what is claimed already. (Another process's queue has the old ones for MAX_WAIT_S at most.)"""
+        if self._changed is not None:
+            self._changed[subscription.id] = subscription.sink
+        for host in self._hosts.values():
+            for job in host.queue:
+                if job.subscription.id == subscription.id:
+                    job.subscription = replace(job.subscription, sink=subscription.sink)
 
     async def aclose(self, limit_s: float = 5.0) -> None:
         """Claims no more, gives back what waits, and lets what is in flight end within `limit_s`; the rest is given
@@ -200,12 +213,15 @@ class Deliverer:
         for owed in fresh:
             self._held[owed.id] = owed.attempts
             self._give_back.pop(owed.id, None)
+        changed = self._changed = {}
         try:
             subscriptions = await self._store.subscriptions_by_id(list({owed.subscription_id for owed in fresh}))
         except Exception:
             for owed in fresh:
                 self._put_off(owed, now)
             raise
+        finally:
+            self._changed = None
         crowded = 0
         for owed in fresh:
             subscription = subscriptions.get(owed.subscription_id)
@@ -213,6 +229,8 @@ class Deliverer:
                 _log.error("notification_without_subscription", notification_id=owed.id)
                 del self._held[owed.id]
             else:
+                if (sink := changed.get(subscription.id)) is not None:
+                    subscription = replace(subscription, sink=sink)
                 crowded += not self._take(Job(owed, subscription, claimed_s))
         self._start_all()
         return len(claimed), crowded

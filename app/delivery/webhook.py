@@ -11,13 +11,12 @@ rate agreement (WebHook-Request-Rate).
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
@@ -25,16 +24,18 @@ from app.delivery.egress import KEPT_ANSWER, Egress, Reply
 from app.domain import SinkRefused, SinkUnreachable, TerminalStatus
 from app.ports import Sent
 from app.records import (
+    MAX_SECRETS,
     SINK_HANDSHAKE,
     SINK_SECRETS,
     SINK_TOKEN,
-    SINK_TOKEN_EXPIRES_AT,
     EndReason,
     Handshake,
     NotificationKind,
     OwedNotification,
     Sink,
     Subscription,
+    read_secret,
+    token_ends_at,
 )
 
 Envelope = Callable[[Subscription, OwedNotification, str], Mapping[str, object] | None]
@@ -52,10 +53,8 @@ EVENT_TYPES: Mapping[NotificationKind, str] = {
 """The `type` of profile v1's events."""
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
-MAX_SECRETS = 2
 MAX_TOKEN_LENGTH = 4096
 
-_SECRET_BYTES = range(24, 65)
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 section 2.1
 
 
@@ -109,17 +108,6 @@ def rfc3339(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
-def read_secret(text: str) -> bytes:
-    """The key of a signing secret: base64 of 24 to 64 bytes, `whsec_` before it or not. Raises SinkRefused."""
-    try:
-        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) not in _SECRET_BYTES:
-        raise SinkRefused("A signing secret is whsec_ and base64 of 24 to 64 bytes.", reason="secret")
-    return key
-
-
 def sign(key: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
     """Standard Webhooks' symmetric signature, as it stands in `webhook-signature`."""
     digest = hmac.digest(key, f"{message_id}.{timestamp_s}.".encode() + body, hashlib.sha256)
@@ -156,6 +144,9 @@ class WebhookSender:
         """
         sink = subscription.sink
         handshake = self._read_parameters(sink)
+        if handshake is Handshake.NONE:
+            await self._egress.connect(sink.url)
+            return
         await self._egress.check(sink.url)
         if handshake is Handshake.TEST:
             now = self._clock()
@@ -175,8 +166,6 @@ class WebhookSender:
                 return
         else:
             reply = await self._ask_permission(sink)
-            if handshake is Handshake.NONE and reply.code:
-                return
             if 200 <= reply.code < 300:
                 allowed = reply.headers.get("WebHook-Allowed-Origin", "").strip()
                 if allowed == "*" or allowed.lower() == self._origin.lower():
@@ -212,17 +201,18 @@ class WebhookSender:
             headers["webhook-signature"] = " ".join(
                 sign(read_secret(secret), message_id, timestamp_s, body) for secret in secrets
             )
-        return await self._request("POST", sink, headers, body)
+        return await self._deliver(sink, headers, body)
 
     async def _ask_permission(self, sink: Sink) -> Reply:
-        return await self._request("OPTIONS", sink, {"WebHook-Request-Origin": self._origin}, b"")
+        """Without the access token: whoever is at that address has not yet said that it is for events."""
+        return await self._egress.request("OPTIONS", sink.url, {"WebHook-Request-Origin": self._origin}, b"")
 
-    async def _request(self, method: str, sink: Sink, headers: Mapping[str, str], body: bytes) -> Reply:
+    async def _deliver(self, sink: Sink, headers: Mapping[str, str], body: bytes) -> Reply:
         token = sink.parameters.get(SINK_TOKEN, "")
         if not token:
-            return await self._egress.request(method, sink.url, headers, body)
+            return await self._egress.request("POST", sink.url, headers, body)
         reply = await self._egress.request(
-            method,
+            "POST",
             sink.url,
             {**headers, "Authorization": f"Bearer {token}"},
             body,
@@ -238,6 +228,8 @@ class WebhookSender:
             raise SinkRefused(f"An endpoint has at most {MAX_SECRETS} signing secrets.", reason="secret")
         for secret in secrets:
             read_secret(secret)
+        if not secrets and SINK_SECRETS in sink.parameters:  # it would be unsigned, which nobody asked for
+            raise SinkRefused("There is no signing secret in the endpoint's secrets.", reason="secret")
         token = sink.parameters.get(SINK_TOKEN, "")
         if token and not (len(token) <= MAX_TOKEN_LENGTH and _TOKEN.fullmatch(token)):
             raise SinkRefused("The endpoint's access token is no bearer token (RFC 6750).", reason="token")
@@ -249,13 +241,5 @@ class WebhookSender:
             raise SinkRefused("There is no such handshake.", reason="handshake") from None
 
     def _token_expired(self, sink: Sink) -> bool:
-        text = sink.parameters.get(SINK_TOKEN_EXPIRES_AT)
-        if not text:
-            return False
-        try:
-            expires_at = datetime.fromisoformat(text)
-        except ValueError:
-            expires_at = None
-        if expires_at is None or expires_at.tzinfo is None:
-            raise SinkRefused("The end of the endpoint's access token is no RFC 3339 time with a zone.", reason="token")
-        return expires_at.astimezone(UTC) <= self._clock()
+        ends_at = token_ends_at(sink)
+        return ends_at is not None and ends_at <= self._clock()

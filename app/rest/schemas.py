@@ -21,6 +21,7 @@ ADDRESS_FORMAT = "terminal-address"
 MAX_ADDRESSES = MAX_BODY_BYTES // 8
 MAX_URL = 2000
 MAX_TEXT = 8000
+MAX_SECRET = 100
 
 _ALICE = "sip:alice@example.com"
 _AT = "2026-01-02T03:04:05.678000Z"
@@ -206,16 +207,17 @@ class SinkRequest(Request):
         [],
         max_length=2,
         description="Keys that sign webhooks (Standard Webhooks), `whsec_` and base64 of 24 to 64 bytes, the newest "
-        "first; two during rotation. None: the gateway makes one, and returns it once.",
+        "first; two during rotation. None: the gateway makes one, and returns it once: no webhook is unsigned.",
     )
     access_token: str = Field("", max_length=4096, description="Bearer token for the endpoint. Never shown again.")
     access_token_expires_at: Rfc3339 | None = Field(
-        None, description="When that token ends, RFC 3339; the subscription ends with it."
+        None, description="When that token ends, RFC 3339; the subscription ends five seconds before."
     )
     handshake: Annotated[records.Handshake, Field(strict=False)] = Field(
         records.Handshake.TEST,
         description="How the endpoint is checked now. `test`: it answers 2xx to a signed event. `options`: it answers "
-        "OPTIONS with WebHook-Allowed-Origin (CloudEvents). `none`: it accepts a connection.",
+        "OPTIONS with WebHook-Allowed-Origin (CloudEvents). `none`: it accepts a connection, over which nothing is "
+        "sent. Only the event of `test` carries the access token.",
     )
 
 
@@ -303,6 +305,30 @@ class RenewRequest(Request):
     """How to prolong a subscription."""
 
     duration_ms: int = Field(ge=1, description="How long it shall last from now.", examples=[3_600_000])
+
+
+class RotateSecretRequest(Request):
+    """How to change a webhook's signing secret."""
+
+    secret: str = Field(
+        "",
+        max_length=MAX_SECRET,
+        description="The new secret, `whsec_` and base64 of 24 to 64 bytes; makes the call safe to repeat. Empty: the "
+        "gateway makes one, and returns it once; with `drop_old` it makes none.",
+    )
+    drop_old: bool = Field(
+        False, description="Whether only the newest secret signs from now on; otherwise the one before does too."
+    )
+    requester: Requester = ""
+
+
+class RotatedSubscription(Subscription):
+    """A subscription whose signing secret was changed."""
+
+    secret: str | None = Field(
+        description="The key that signs its webhooks from now on, where the gateway made it. Keep it: it is shown this "
+        "once."
+    )
 
 
 class CancelRequest(Request):

@@ -1,17 +1,16 @@
 """REST API v1: subscriptions, and the webhooks they lead to.
 
-Invariants: a signing secret that the gateway made is returned once, in the answer to creating.
+Invariants: a signing secret that the gateway made is returned once, in the answer to creating or rotating.
 
 Deliberately absent: rules, and delivery.
 """
 
-import secrets
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
 from app import domain, records
-from app.core.subscribing import SubscriptionRequest
+from app.core.subscribing import SubscriptionRequest, made_secret
 from app.core.usecases import UseCases
 from app.rest import schemas, wire
 from app.rest.calls import FACE, MAX_REQUESTER, Caller, Paged, RequestId, nothing, returned
@@ -20,7 +19,6 @@ from app.rest.terminals import LIST_ERRORS
 
 TAG = "Subscriptions"
 PROFILE = "v1"
-SECRET_BYTES = 32
 
 IdInPath = Annotated[str, Path(max_length=records.MAX_ID, description="The subscription's id.")]
 
@@ -81,10 +79,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             face=FACE,
             requester=asked.requester,
         )
-        own_secrets = asked.sink is not None and bool(asked.sink.secrets)
-        secret = None if own_secrets else made.sink.parameters.get(records.SINK_SECRETS, "").partition(" ")[0] or None
         return returned(
-            {**wire.subscription(made), "secret": secret}, 201, {"location": f"/v1/subscriptions/{made.id}"}
+            {**wire.subscription(made), "secret": made_secret(made) or None},
+            201,
+            {"location": f"/v1/subscriptions/{made.id}"},
         )
 
     @router.get(
@@ -155,20 +153,51 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="renewSubscription",
         tags=[TAG],
         summary="Prolong a subscription",
-        description="Lets an active subscription last for a new duration from now, be it longer or shorter.",
+        description="Lets an active subscription last for a new duration from now, be it longer or shorter, but "
+        "not past the end of its webhook's access token. CAMARA's subscriptions are not prolonged.",
         response_model=schemas.Subscription,
         response_description="The subscription with its new end.",
-        responses=failures(domain.SubscriptionUnknown, domain.DurationTooLong),
+        responses=failures(domain.SubscriptionUnknown, domain.DurationTooLong, domain.NotPermitted, domain.SinkRefused),
     )
     async def renew_subscription(client: Caller, subscription_id: IdInPath, asked: schemas.RenewRequest) -> Response:
         return returned(wire.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms)))
+
+    @router.post(
+        "/v1/subscriptions/{subscription_id:id}:rotate-secret",
+        operation_id="rotateSubscriptionSecret",
+        tags=[TAG],
+        summary="Change a webhook's signing secret",
+        description="Gives the webhook a new signing secret, yours or one that is made here. Each notification from "
+        "now on is signed with the new one and with the one before, until `drop_old` ends that; then none is made. "
+        "With a secret of your own the call is safe to repeat; without, each call makes another, and only the newest "
+        "two sign.",
+        response_model=schemas.RotatedSubscription,
+        response_description="The subscription, and the secret that was made for it.",
+        responses=failures(domain.SubscriptionUnknown, domain.SinkRefused),
+    )
+    async def rotate_secret(
+        client: Caller, subscription_id: IdInPath, asked: schemas.RotateSecretRequest | None = None
+    ) -> Response:
+        asked = asked or schemas.RotateSecretRequest.model_validate({})
+        changed, made = await subscriptions.rotate_secret(
+            client,
+            subscription_id,
+            secret=asked.secret,
+            drop_old=asked.drop_old,
+            face=FACE,
+            requester=asked.requester,
+        )
+        return returned({**wire.subscription(changed), "secret": made or None})
 
 
 def _sink(asked: schemas.SinkRequest | None) -> records.Sink:
     if asked is None or asked.kind == "STREAM":
         return records.Sink(kind=records.SinkKind.STREAM)
-    keys = asked.secrets or [records.signing_secret(secrets.token_bytes(SECRET_BYTES))]
-    parameters = {records.SINK_SECRETS: " ".join(keys), records.SINK_HANDSHAKE: asked.handshake.value}
+    for each in asked.secrets:
+        records.read_secret(each)
+    parameters = {records.SINK_HANDSHAKE: asked.handshake.value}
+    if asked.secrets:
+        parameters[records.SINK_SECRETS] = " ".join(asked.secrets)
     if asked.access_token:
         parameters[records.SINK_TOKEN] = asked.access_token
     if asked.access_token_expires_at is not None:

@@ -191,7 +191,7 @@ def subscription(of: records.Subscription) -> subscription_pb2.Subscription:
             kind=SINK_KIND[of.sink.kind],
             url=of.sink.url,
             profile=of.sink.profile,
-            parameters=dict.fromkeys(of.sink.parameters, ""),
+            parameters={name: "" for name in of.sink.parameters if name not in records.HIDDEN_PARAMETERS},
         ),
         correlator=of.correlator,
         request_id=of.request_id,

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import CursorResult, Executable, select, text, update
+from sqlalchemy import CursorResult, Executable, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Source, Status, SubscriptionUnknown, TerminalAddress, TerminalStatus
 from app.ports import Changes, SubscriptionUpdate
-from app.records import DeliveryState, OwedNotification, Sink, UsageRecord
+from app.records import AuditEntry, DeliveryState, OwedNotification, Sink, UsageRecord
 from app.store import tables as t
 from app.store.database import AnyRow, Database
 from app.store.statements import encoded, statements
@@ -56,6 +56,8 @@ class Writing(Database):
         async def work(c: AsyncConnection) -> None:
             await self._put_statuses(c, changes.statuses)
             await self._owe(c, changes.updates, owed)
+            for entry in changes.audit:
+                await c.execute(audit_line(entry))
             await self._add_usage(c, changes.usage)
 
         try:
@@ -200,6 +202,12 @@ def _terminal_status(row: AnyRow) -> TerminalStatus:
         source=Source(row.source),
         revision=row.revision,
     )
+
+
+def audit_line(entry: AuditEntry) -> Executable:
+    """The statement that adds it to the audit log."""
+    details = _json({t.clean(name): t.clean(value) for name, value in entry.details.items()})
+    return insert(t.audit_log).values(at=entry.at, who=entry.who, what=entry.what, details=details)
 
 
 def sink_values(sink: Sink) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,6 +13,7 @@ from app.domain import ClientExists, ClientUnknown
 from app.ports import Page, SubscriptionUpdate
 from app.records import AuditEntry, Client, OwedNotification, Subscription
 from app.store import tables as t
+from app.store.changes import audit_line
 from app.store.database import AnyRow
 from app.store.pages import cut, position, token
 from app.store.subscriptions import Subscriptions
@@ -94,8 +95,7 @@ class Clients(Subscriptions):
 
     async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
         """Adds a line to the audit log."""
-        cleaned = {t.clean(name): t.clean(value) for name, value in details.items()}
-        statement = insert(t.audit_log).values(at=at, who=who, what=what, details=msgspec.json.encode(cleaned).decode())
+        statement = audit_line(AuditEntry(at=at, who=who, what=what, details=details))
         await self._write(lambda c: c.execute(statement))
 
     async def audited(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:

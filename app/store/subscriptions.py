@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import DuplicateCorrelator, Status, TerminalAddress
 from app.ports import Page, SubscriptionUpdate
-from app.records import EndReason, OwedNotification, Sink, SinkKind, Subscription, UsageRecord
+from app.records import AuditEntry, EndReason, OwedNotification, Sink, SinkKind, Subscription, UsageRecord
 from app.store import tables as t
-from app.store.changes import Writing, sink_values
+from app.store.changes import Writing, audit_line, sink_values
 from app.store.database import ATTEMPTS, AnySelect
 from app.store.pages import cut, position, token
 
@@ -33,7 +33,11 @@ class Subscriptions(Writing):
     """As `ports.Store` says."""
 
     async def create_subscription(
-        self, subscription: Subscription, owed: Sequence[OwedNotification], usage: Sequence[UsageRecord]
+        self,
+        subscription: Subscription,
+        owed: Sequence[OwedNotification],
+        usage: Sequence[UsageRecord],
+        audit: Sequence[AuditEntry] = (),
     ) -> Subscription:
         """Stores it with what it owes at once, or returns the client's one of the same `request_id` (or id).
 
@@ -53,6 +57,8 @@ class Subscriptions(Writing):
                     ],
                 )
             await self._owe(c, (), owed, ended_too=True)
+            for entry in audit:
+                await c.execute(audit_line(entry))
             await self._add_usage(c, usage)
 
         if subscription.request_id and (known := await self._known(subscription)):
@@ -85,6 +91,12 @@ class Subscriptions(Writing):
     async def subscription(self, subscription_id: str) -> Subscription | None:
         """One subscription, ended ones for as long as they are kept."""
         return await self._subscription(_sub.id == subscription_id)
+
+    async def subscription_by_request_id(self, client_id: str, request_id: str) -> Subscription | None:
+        """The client's subscription that was made with this request id, ended ones too; "" is none."""
+        if not request_id:
+            return None
+        return await self._subscription(and_(_sub.client_id == client_id, _sub.request_id == request_id))
 
     async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
         """The client's active subscription with this correlator; "" is none."""
