@@ -330,6 +330,14 @@ def test_deliveries(server: str, tmp_path: Path) -> None:
     assert "ids" in one_line("deliveries", "send-again", server=server, code=2)
 
 
+def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Path) -> None:
+    """What is no database is one line that names the setting, without a traceback."""
+    (file := tmp_path / "text").write_text("This is no database, though it is as long as the head of one. " * 4)
+    finished = run("clients", "list", TS_DATABASE_URL=f"sqlite+aiosqlite:///{file}")
+    assert (finished.returncode, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
+    assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite+aiosqlite:///{file} does not open: ")
+
+
 def test_audit(server: str) -> None:
     """The audit log is listed from a time on, as a table and as JSON."""
     team = "sip:audited@example.com"

@@ -137,7 +137,7 @@ def _with_registry(config: Path | None, work: "Callable[[ClientRegistry], Awaita
     """Does the work on the settings' database."""
     from app.auth.clients import ClientRegistry
     from app.domain import InvalidRequest, TerminalStatusError
-    from app.store import DatabaseUnavailable, open_store
+    from app.store import DatabaseUnavailable, open_store, shown_url
 
     settings = read_settings(config, presence_server="sip:127.0.0.1", sip_listen="127.0.0.1:0")  # nobody is asked here
 
@@ -150,7 +150,9 @@ def _with_registry(config: Path | None, work: "Callable[[ClientRegistry], Awaita
     except InvalidRequest as error:
         err.print(f"[red]error:[/] {shown(str(error))}")
         raise typer.Exit(USAGE) from None
-    except (TerminalStatusError, DatabaseUnavailable) as error:
+    except DatabaseUnavailable as error:
+        fail(f"TS_DATABASE_URL: {shown_url(settings.database_url)} does not open: {error}.")
+    except TerminalStatusError as error:
         fail(str(error))
 
 

@@ -29,7 +29,6 @@ from app.records import (
     EndReason,
     NotificationKind,
     OwedNotification,
-    Sink,
     SinkKind,
     Subscription,
     UsageRecord,
