@@ -264,6 +264,49 @@ async def test_terminal_that_the_presence_server_does_not_know_is_an_error(core:
     assert (ALICE in core.watcher.wanted, BOB in core.watcher.wanted) == (False, True)
 
 
+@pytest.mark.parametrize("sink", [SOAP, WEBHOOK])
+async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: Sink) -> None:
+    """A group's member that is unknown is told and asked once, however the group changes, until it leaves and comes
+    again; a group without another member does not end the subscription, for some may join."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    subscription = await core.subscribe(TEAM, sink=sink)
+    core.watcher.fail(ALICE, UNKNOWN)
+    await core.settled()
+    for member in (BOB, CAROL, "sip:dave@example.com"):
+        await core.groups.add_members(APP, TEAM, [member])
+        await core.advance(1)
+    assert core.watcher.asked.count(f"watch {ALICE}") == 1
+    await core.play(BOB, REACHABLE)
+    await core.play(BOB, BUSY)
+    expected = [*(["STARTED"] if sink is WEBHOOK else []), "ERROR alice TERMINAL_UNKNOWN", "bob BUSY"]
+    assert await core.told(subscription) == expected
+    await core.groups.remove_members(APP, TEAM, [ALICE])
+    await core.advance(1)
+    await core.groups.add_members(APP, TEAM, [ALICE])
+    await until(lambda: core.watcher.asked.count(f"watch {ALICE}") == 2)
+    core.watcher.fail(ALICE, UNKNOWN)
+    await core.settled()
+    assert await core.told(subscription) == [*expected, "ERROR alice TERMINAL_UNKNOWN"]
+    assert (await core.stored(subscription)).active
+
+
+async def test_group_that_grows_too_large_is_told_once(database_url: str) -> None:
+    """Members beyond the policy's limit are not watched; that is told once, until the group fits again."""
+    policy = Policy(max_notification_addresses=2)
+    async with run_core(database_url, policy=policy, crash=True) as core:
+        await core.groups.create(APP, TEAM, [ALICE])
+        subscription = await core.subscribe(TEAM, sink=SOAP)
+        for members in ([ALICE, BOB, CAROL], [ALICE, BOB, CAROL, ALL], [ALICE, BOB], [ALICE, BOB, CAROL]):
+            await core.groups.set_members(APP, TEAM, members)
+            await core.advance(1)
+        assert await core.told(subscription) == ["ERROR team TOO_MANY_ADDRESSES"] * 2
+        assert set(core.watcher.wanted) == {ALICE, BOB}
+    async with run_core(database_url, policy=policy) as core:
+        await core.groups.add_members(APP, TEAM, [ALL])
+        await core.advance(1)
+        assert await core.told(subscription) == ["ERROR team TOO_MANY_ADDRESSES"] * 2
+
+
 async def test_unreadable_document_is_told_once_to_who_waits(core: Core) -> None:
     """A subscription that waits to be told at once hears once that the document cannot be read, an early or a late one;
     the status follows when one can be. Others are told changes only."""

@@ -508,6 +508,23 @@ async def test_group_of_another_client_changes_no_stream(core: Core) -> None:
         assert [e.terminal.address for e in owners.events if isinstance(e, Snapshot)] == [BOB]
 
 
+async def test_member_that_cannot_be_watched_is_told_once_to_a_stream(core: Core) -> None:
+    """A group's unknown member is asked once however the group changes, and ends no stream that others may join."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    async with reading(core, TEAM) as stream:
+        await stream.some(SnapshotComplete)
+        core.watcher.fail(ALICE, TerminalUnknown("The presence server answered 404."))
+        await stream.some(LivenessChange)
+        for member in (BOB, CAROL):
+            await core.groups.add_members(APP, TEAM, [member])
+            await core.advance(1)
+        await stream.some(Snapshot, 3)
+        await core.play(BOB, BUSY)
+        await stream.some(Change)
+        assert not [event for event in stream.events if isinstance(event, End)]
+        assert core.watcher.asked.count(f"watch {ALICE}") == 1
+
+
 async def test_limits_of_streams(url: str) -> None:
     """As many terminals, streams and watches as allowed; one more is refused, and nothing of it stays."""
     policy = Policy(max_notification_addresses=2, max_streams=1, busy_available=False)

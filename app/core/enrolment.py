@@ -21,7 +21,14 @@ from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, deci
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
-from app.domain import GatewayOverloaded, Liveness, SubscriptionUnknown, TerminalAddress, TooManySubscriptions
+from app.domain import (
+    GatewayOverloaded,
+    Liveness,
+    SubscriptionUnknown,
+    TerminalAddress,
+    TooManyAddresses,
+    TooManySubscriptions,
+)
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import (
     AuditEntry,
@@ -291,8 +298,13 @@ class Enrolment:
                 expansion = await self._groups.members_now(
                     standing.client_id, standing.addresses, most, standing.groups
                 )
+                self._tell_left_out(standing, expansion)
+                standing.failed = standing.failed.intersection(expansion.terminals)
                 try:
-                    terminals = self._watches.want(expansion.terminals)
+                    its = {one: self._watches.by_address[one] for one in standing.terminals}  # not to be asked anew
+                    others = [one for one in expansion.terminals if not (one in its or one in standing.failed)]
+                    its.update((terminal.address, terminal) for terminal in self._watches.want(others))
+                    terminals = [its[one] for one in expansion.terminals if one in its]
                 except GatewayOverloaded as error:
                     _log.warning("group_not_followed", subscription=standing.id, message=str(error))
                     continue
@@ -304,6 +316,20 @@ class Enrolment:
                     if not terminal.wanted:
                         self._watches.unwanted(terminal)
         self._wake()
+
+    def _tell_left_out(self, standing: Standing, expansion: Expansion) -> None:
+        """The groups may have grown beyond what the policy allows: that is told once, until they fit again."""
+        fitting = standing.warned.intersection(expansion.terminals)
+        if not expansion.left_out:
+            standing.warned = fitting
+            return
+        group = expansion.groups[0]
+        if group in standing.warned:
+            return
+        most, over = len(expansion.terminals), expansion.left_out
+        _log.warning("group_cut", subscription=standing.id, group=group, watched=most, left_out=over)
+        error = TooManyAddresses(f"{over} terminals are not watched: {most} are allowed.", most=str(most))
+        self._watches.failed.append((group, (standing,), error))
 
     def _follow(self, standing: Standing, terminals: Sequence[Terminal]) -> None:
         now = tuple([terminal.address for terminal in terminals])
@@ -352,6 +378,9 @@ class Enrolment:
                 now=now,
                 now_s=now_s,
             )
+            if expansion and expansion.left_out:
+                _log.warning("group_cut", subscription=standing.id, watched=len(its), left_out=expansion.left_out)
+                standing.warned = frozenset(expansion.groups[:1])  # it was told when the group grew
             self._stand(standing, its)
 
     def _policy_of(self, client_id: str, clients: Mapping[str, Client]) -> Policy:

@@ -52,6 +52,8 @@ class Expansion:
     """What was asked for in canonical form, each once: terminals and groups."""
     groups: tuple[TerminalAddress, ...] = ()
     """Every group that was visited, nested ones too."""
+    left_out: int = 0
+    """How many terminals more there are than were asked for at most."""
 
 
 class GroupService:
@@ -229,6 +231,7 @@ class GroupService:
         Those `known` to be groups stand for nothing once they are deleted. Raises StoreUnavailable.
         """
         terminals: dict[TerminalAddress, None] = {}
+        over: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
         level = asked = tuple(addresses)
         while level:
@@ -237,13 +240,13 @@ class GroupService:
             following: list[TerminalAddress] = []
             for address in level:
                 if (group := found.get(address)) is None:
-                    if len(terminals) < most and address not in known:
-                        terminals[address] = None
+                    if address not in known:
+                        (terminals if address in terminals or len(terminals) < most else over)[address] = None
                 elif address not in visited:
                     visited[address] = None
                     following += group.members
             level = tuple(dict.fromkeys(following))
-        return Expansion(terminals=tuple(terminals), addresses=asked, groups=tuple(visited))
+        return Expansion(terminals=tuple(terminals), addresses=asked, groups=tuple(visited), left_out=len(over))
 
     async def _expand(
         self, client: Client, asked: Iterable[TerminalAddress], policy: Policy, field: str

@@ -15,7 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.core.policy import told_status
-from app.domain import ClientUnknown, DocumentUnreadable, Status, TerminalAddress, TerminalStatus, TerminalStatusError
+from app.domain import (
+    ClientUnknown,
+    DocumentUnreadable,
+    Status,
+    TerminalAddress,
+    TerminalStatus,
+    TerminalStatusError,
+    TooManyAddresses,
+)
 from app.ports import SubscriptionUpdate
 from app.records import (
     DeliveryState,
@@ -40,6 +48,9 @@ END_TEXTS: Mapping[EndReason, str] = {
     EndReason.FAILED: "None of its terminals can be watched.",
 }
 
+_NOTICES = (DocumentUnreadable, TooManyAddresses)
+"""Errors by which nothing ends."""
+
 News = tuple[TerminalStatus, Status | None]
 """How a terminal is now, and how it was before (None: never observed)."""
 
@@ -57,6 +68,7 @@ class Standing:
         "criteria",
         "ended",
         "expires_s",
+        "failed",
         "groups",
         "held",
         "id",
@@ -93,7 +105,10 @@ class Standing:
         self.addresses = subscription.addresses if groups else ()
         """What it was asked for, where that may come to mean other terminals."""
         self.warned = _NONE_AWAITED
-        """Of what it was told an error by which nothing ends: terminals whose documents cannot be read."""
+        """Of what it was told an error by which nothing ends: terminals whose documents cannot be read, and a group
+        that is too large."""
+        self.failed = _NONE_AWAITED
+        """Members of groups that cannot be watched, of which it was told; they are left alone until they leave."""
         self.awaiting = _NONE_AWAITED
         """Terminals whose next observation is their first."""
         self.held: tuple[TerminalStatus, ...] = ()
@@ -111,6 +126,8 @@ class Standing:
     def wants_error(self, address: TerminalAddress, error: TerminalStatusError) -> bool:
         """Whether it is to be told this error: one by which nothing ends only once, and that a document cannot be read
         only where it waits to be told at once what that says."""
+        if isinstance(error, TooManyAddresses):
+            return address not in self.warned
         if not isinstance(error, DocumentUnreadable):
             return True
         return self.check_immediate and address in self.awaiting and address not in self.warned
@@ -127,6 +144,7 @@ class Decision:
         "allowed_s",
         "awaiting",
         "end_reason",
+        "failed",
         "held",
         "notified",
         "owed",
@@ -146,6 +164,7 @@ class Decision:
         self.allowed_s = standing.allowed_s
         self.terminals = standing.terminals
         self.warned = standing.warned
+        self.failed = standing.failed
         self.end_reason: EndReason | None = None
 
     def apply(self) -> None:
@@ -153,6 +172,7 @@ class Decision:
         standing = self.standing
         standing.notified, standing.awaiting, standing.held = self.notified, self.awaiting, self.held
         standing.allowed_s, standing.terminals, standing.warned = self.allowed_s, self.terminals, self.warned
+        standing.failed = self.failed
         standing.ended = standing.ended or self.end_reason is not None
 
 
@@ -298,26 +318,28 @@ def _weigh(
 
 
 def _fail(decision: Decision, failures: Mapping[TerminalAddress, TerminalStatusError], writer: Writer) -> None:
-    """Takes out terminals that cannot be watched; the last one ends the subscription. Errors by which nothing ends are
-    told, no more."""
+    """Takes out terminals that cannot be watched; the last one ends the subscription, unless others may still join a
+    group. Errors by which nothing ends are told, no more."""
     standing = decision.standing
     for address, error in failures.items():
         waits = isinstance(error, DocumentUnreadable) and address in decision.awaiting
-        if waits and standing.wants_error(address, error):
+        if (waits or isinstance(error, TooManyAddresses)) and standing.wants_error(address, error):
             decision.owed.append(_error(standing, address, error, writer))
             decision.warned = decision.warned | {address}
-    failures = {address: error for address, error in failures.items() if not isinstance(error, DocumentUnreadable)}
+    failures = {address: error for address, error in failures.items() if not isinstance(error, _NOTICES)}
     failed = [address for address in standing.terminals if address in failures]
     if not failed:
         return
     decision.terminals = tuple([address for address in standing.terminals if address not in failures])
     decision.awaiting = decision.awaiting.difference(failed) or _NONE_AWAITED
     decision.held = tuple([status for status in decision.held if status.address not in failures])
-    if not decision.terminals:
+    if standing.groups:
+        decision.failed = standing.failed.union(failed)
+    elif not decision.terminals:
         decision.end_reason = EndReason.FAILED
     for address in failed:
         # A Parlay X statusError without an address is about the whole subscription, which ends by it.
-        whole = standing.kind is SinkKind.SOAP and not decision.terminals and address == failed[-1]
+        whole = standing.kind is SinkKind.SOAP and decision.end_reason is not None and address == failed[-1]
         decision.owed.append(_error(standing, None if whole else address, failures[address], writer))
 
 

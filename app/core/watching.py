@@ -369,8 +369,15 @@ class Watching:
             if not any((stream.client_id, group) in changed for group in stream.groups):
                 continue
             expansion = await self._groups.members_now(stream.client_id, stream.addresses, stream.most, stream.groups)
+            if expansion.left_out:
+                _log.warning("group_cut", client=stream.client_id, watched=stream.most, left_out=expansion.left_out)
+            its = {terminal.address: terminal for terminal in stream.told}  # failed ones, too: not watched anew
             try:
-                terminals = self._watches.want(expansion.terminals)
+                its.update(
+                    (one.address, one)
+                    for one in self._watches.want([one for one in expansion.terminals if one not in its])
+                )
+                terminals = [its[address] for address in expansion.terminals]
             except GatewayOverloaded as error:
                 _log.warning("group_not_followed", client=stream.client_id, message=str(error))
                 continue
