@@ -36,6 +36,7 @@ from app.records import (
     EndReason,
     NotificationKind,
     OwedNotification,
+    Sink,
     SinkKind,
     Subscription,
     UsageRecord,
