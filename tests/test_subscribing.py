@@ -469,10 +469,15 @@ async def test_limit_holds_for_subscriptions_made_at_once(url: str) -> None:
         core.sender.check = slow  # type: ignore[method-assign]
         making = [asyncio.create_task(core.subscribe(ALICE, sink=SOAP)) for _ in range(8)]
         await until(lambda: len(core.sender.checked) == 8)
+        same = [core.subscribe(ALICE, sink=SOAP, client=OTHER, request_id=str(i // 4)) for i in range(8)]
+        repeated = [asyncio.create_task(one) for one in same]
+        await until(lambda: len(core.sender.checked) == 16)
         gate.set()
         made = await asyncio.gather(*making, return_exceptions=True)
         assert sorted(type(one).__name__ for one in made) == ["Subscription"] * 2 + ["TooManySubscriptions"] * 6
         assert await core.store.count_subscriptions(APP.id) == 2
+        ids = [(await one).id for one in repeated]
+        assert ids == [ids[0]] * 4 + [ids[4]] * 4
 
 
 # Restarts

@@ -131,7 +131,7 @@ class Watches:
             for stream in terminal.streams:
                 stream.post_liveness(terminal)
         for stream in terminal.streams:
-            if not stream.groups and all(one.error is not None for one in stream.told):
+            if all(one.error is not None for one in stream.told):
                 stream.end(StreamEnd.NOTHING_TO_WATCH)
 
     def enqueue(self, terminal: Terminal) -> None:
