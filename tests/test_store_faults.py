@@ -425,9 +425,10 @@ async def test_postgresql_that_hangs(postgres: Postgres, monkeypatch: pytest.Mon
     store = await open_store(postgres.url(name))
     assert await store.clients() == []
     with postgres.connect() as connection:
-        backends = connection.execute("select pid from pg_stat_activity where datname = %s", [name]).fetchall()
+        rows = connection.execute("select pid from pg_stat_activity where datname = %s", [name]).fetchall()
+    backends = [int(str(pid)) for (pid,) in rows]
     assert backends
-    for (pid,) in backends:
+    for pid in backends:
         os.kill(pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(20):
@@ -435,7 +436,7 @@ async def test_postgresql_that_hangs(postgres: Postgres, monkeypatch: pytest.Mon
                 await store.clients()
             await store.aclose()
     finally:
-        for (pid,) in backends:
+        for pid in backends:
             os.kill(pid, signal.SIGCONT)
     assert refused.value.details["reason"] == "hangs"
     postgres.drop_database(name)
