@@ -100,6 +100,7 @@ def one_line(*arguments: str, server: str, code: int = 1) -> str:
         "watches refresh",
         "groups set",
         "subscriptions create",
+        "subscriptions rotate-secret",
         "deliveries list",
         "usage list",
         "audit list",
@@ -270,6 +271,46 @@ def test_subscriptions(server: str) -> None:
     assert "TS_SINK_ALLOWED_NETWORKS" in line
 
 
+class Taking(BaseHTTPRequestHandler):
+    """Takes every event."""
+
+    def do_POST(self) -> None:
+        self.send_response(self.code_for(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def code_for(self, event: Any) -> int:
+        return 204
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the standard library's name
+        pass
+
+
+def test_rotate_secret(server: str, tmp_path: Path) -> None:
+    """A webhook's new secret is printed alone, one from a file is not; what is no secret is refused."""
+    own = tmp_path / "secret.txt"
+    own.write_text("whsec_" + "QUJD" * 8 + "\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as endpoint:
+        threading.Thread(target=endpoint.serve_forever).start()
+        url = f"http://127.0.0.1:{endpoint.server_address[1]}/"
+        made = answer("subscriptions", "create", CAROL, "--webhook", url, server=server)
+        endpoint.shutdown()
+    rotate = ("subscriptions", "rotate-secret", made["id"])
+    printed = done(*rotate, server=server)
+    assert printed.stdout.startswith("whsec_")
+    assert (printed.stdout.count("\n"), "shown only now" in printed.stderr) == (1, True)
+    mine = done(*rotate, "--secret-file", str(own), server=server)
+    assert (mine.stdout, "the one before" in mine.stderr) == ("", True)
+    dropped = answer(*rotate, "--drop-old", server=server)
+    assert (dropped["id"], dropped["secret"], dropped["sink"]["parameters"]["secrets"]) == (made["id"], None, "")
+    assert answer(*rotate, server=server)["secret"].startswith("whsec_")
+    own.write_text("hunter2")
+    assert "SINK_REFUSED" in one_line(*rotate, "--secret-file", str(own), server=server, code=2)
+    own.write_text("\n")
+    assert "empty" in one_line(*rotate, "--secret-file", str(own), server=server, code=2)
+    done("subscriptions", "cancel", made["id"], server=server)
+
+
 def test_watches(server: str) -> None:
     """`watches` lists what is watched and by whom, `refresh` asks now; for what is not watched it says so."""
     subscription = done("subscriptions", "create", *SCRIPTED, server=server).stdout.strip()
@@ -288,17 +329,11 @@ def test_watches(server: str) -> None:
     done("subscriptions", "cancel", subscription, server=server)
 
 
-class Gone(BaseHTTPRequestHandler):
+class Gone(Taking):
     """Takes the test event, and then wants nothing more."""
 
-    def do_POST(self) -> None:
-        event = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(204 if event["type"].endswith("test") else 410)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the standard library's name
-        pass
+    def code_for(self, event: Any) -> int:
+        return 204 if event["type"].endswith("test") else 410
 
 
 def test_deliveries(server: str, tmp_path: Path) -> None:

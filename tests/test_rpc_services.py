@@ -250,6 +250,7 @@ async def test_what_is_anothers_is_not_found(face: Face) -> None:
                 subscription_id=subscription_id, duration=Duration(seconds=1)
             ),
         ),
+        ("SUBSCRIPTION", face.subscriptions.RotateSecret, subscription_pb2.RotateSecretRequest),
     ]
     for what, call, make in calls:
         for subscription_id in (made.id, "nothing", ""):
@@ -541,7 +542,7 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     assert (made.sink.url, made.sink.profile, dict(made.sink.parameters)) == (
         "https://example.com/hook",
         "v1",
-        {"token": ""},
+        {"token": "", "secrets": ""},  # one is made where none is named
     )
     assert (made.correlator, made.request_id) == ("mine", "once")
     assert (made.created_at.ToDatetime(UTC), made.expires_at.ToDatetime(UTC)) == (BEGAN, BEGAN + timedelta(seconds=60))
@@ -556,6 +557,29 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     assert (ended.end_reason, ended.ended_at.ToDatetime(UTC)) == (subscription_pb2.END_REASON_CANCELLED, BEGAN)
     code, reason, _ = await failure_of(face.subscriptions.RenewSubscription(renew, metadata=face.app))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "SUBSCRIPTION_UNKNOWN")
+
+
+async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
+    """A new secret is returned this once, one's own is not; the one before stays until it is dropped."""
+    own = "whsec_" + "A" * 32
+    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/", profile="v1")
+    sink.parameters["secrets"] = own
+    made = await face.subscribe(ALICE, sink=sink)
+
+    async def rotate(**more: Any) -> tuple[str, list[str]]:
+        request = subscription_pb2.RotateSecretRequest(subscription_id=made.id, requester="boss", **more)
+        changed = await face.subscriptions.RotateSecret(request, metadata=face.app)
+        assert changed.subscription == made
+        stored = await face.core.store.subscription(made.id)
+        return changed.secret, stored.sink.parameters["secrets"].split()
+
+    secret, stored = await rotate()
+    assert (stored, len(records.read_secret(secret))) == ([secret, own], 32)
+    assert await rotate(drop_old=True) == ("", [secret])
+    assert await rotate(secret=own) == ("", [own, secret])
+    bad = subscription_pb2.RotateSecretRequest(subscription_id=made.id, secret="x")
+    failure = await failure_of(face.subscriptions.RotateSecret(bad, metadata=face.app))
+    assert failure[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "SINK_REFUSED")
 
 
 async def test_lists_come_in_pages(face: Face) -> None:
@@ -890,6 +914,8 @@ SINK = subscription_pb2.Sink
             subscription_pb2.RenewSubscriptionRequest(),
             "duration",
         ),
+        ("subscriptions", "RotateSecret", subscription_pb2.RotateSecretRequest(secret="x" * 8001), "secret"),
+        ("subscriptions", "RotateSecret", subscription_pb2.RotateSecretRequest(requester="x" * 201), "requester"),
         ("groups", "CreateGroup", group_pb2.CreateGroupRequest(), "address"),
         ("groups", "CreateGroup", group_pb2.CreateGroupRequest(address=TEAM, members=["x"]), "members"),
         ("groups", "AddGroupMembers", group_pb2.AddGroupMembersRequest(address=TEAM), "members"),

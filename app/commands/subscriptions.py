@@ -170,6 +170,45 @@ def renew(
     _tell(gateway, gateway.call(_stub(gateway).RenewSubscription, request).subscription)
 
 
+@subscriptions.command("rotate-secret")
+@asks_gateway
+def rotate_secret(
+    gateway: Gateway,
+    subscription_id: Id,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Has the new secret, whsec_…; one is made otherwise.", show_default=False),
+    ] = None,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Sign with the newest only from now on; without a file none is made.")
+    ] = False,
+    requester: Annotated[str, typer.Option(help="On whose behalf, for the audit log.", show_default=False)] = "",
+) -> None:
+    """Change what signs a webhook. The old secret signs too until --drop-old; one that is made is printed this once.
+
+    Example: terminal-status subscriptions rotate-secret 0f3a… > new-secret.txt
+    """
+    from app.pb.terminalstatus.v1.subscription_pb2 import RotateSecretRequest
+
+    secret = "" if secret_file is None else _read(str(secret_file), "--secret-file")
+    if secret_file is not None and not secret:
+        wrong_use(f"--secret-file: {secret_file} is empty.")
+    request = RotateSecretRequest(
+        subscription_id=subscription_id, secret=secret, drop_old=drop_old, requester=requester
+    )
+    answer = gateway.call(_stub(gateway).RotateSecret, request)
+    if gateway.as_json:
+        print_json({**plain(answer.subscription), "secret": answer.secret or None})
+        return
+    if drop_old:
+        err.print("Only its newest secret signs from now on.")
+    elif not answer.secret:
+        err.print("It is signed with that secret and with the one before from now on.")
+    else:
+        err.print("It is signed with this secret, which is shown only now, and with the one before from now on:")
+        print(answer.secret)  # noqa: T201  # standard output is this command's answer
+
+
 def _stub(gateway: Gateway) -> Any:
     from app.pb.terminalstatus.v1.subscription_pb2_grpc import SubscriptionServiceStub
 
@@ -181,11 +220,15 @@ def _parameter(text: str) -> tuple[str, str]:
     if not name or not equals:
         wrong_use(f"--parameter {name}: not NAME=VALUE.")
     if value.startswith("@"):
-        try:
-            return name, Path(value[1:]).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            wrong_use(f"--parameter {name}: {value[1:]} cannot be read: {getattr(error, 'strerror', None) or error}.")
+        return name, _read(value[1:], f"--parameter {name}")
     return name, value
+
+
+def _read(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        wrong_use(f"{option}: {path} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
 def _tell(gateway: Gateway, subscription: "Subscription") -> None:

@@ -75,3 +75,17 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 raise InvalidRequest("A duration above 0 is needed.", field="duration")
             renewed = await self._subscriptions.renew(client, request.subscription_id, duration_ms)
             return pb.RenewSubscriptionResponse(subscription=wire.subscription(renewed))
+
+    async def RotateSecret(  # noqa: N802
+        self, request: pb.RotateSecretRequest, context: Context
+    ) -> pb.RotateSecretResponse:
+        async with self._calls.answer(context, "RotateSecret") as client:
+            changed, made = await self._subscriptions.rotate_secret(
+                client,
+                request.subscription_id,
+                secret=wire.bounded(request.secret, wire.MAX_PARAMETER, "secret"),
+                drop_old=request.drop_old,
+                face=FACE,
+                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+            )
+            return pb.RotateSecretResponse(subscription=wire.subscription(changed), secret=made)

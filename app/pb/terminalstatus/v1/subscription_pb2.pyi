@@ -562,3 +562,67 @@ class RenewSubscriptionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewSubscriptionResponse: _TypeAlias = RenewSubscriptionResponse  # noqa: Y015
+
+@_typing.final
+class RotateSecretRequest(_message.Message):
+    """How RotateSecret shall change the signing secret of which subscription's webhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    DROP_OLD_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """`Subscription.id`."""
+    secret: _builtins.str
+    """The new secret: "whsec_" and base64 of 24 to 64 bytes (Standard Webhooks). Empty: the gateway makes one; with
+    `drop_old` it makes none, and the newest stays.
+    """
+    drop_old: _builtins.bool
+    """Whether only the newest secret signs from now on; otherwise the one before does too."""
+    requester: _builtins.str
+    """As `GetStatusRequest.requester`."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        drop_old: _builtins.bool = ...,
+        requester: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_old", b"drop_old", "requester", b"requester", "secret", b"secret", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateSecretRequest: _TypeAlias = RotateSecretRequest  # noqa: Y015
+
+@_typing.final
+class RotateSecretResponse(_message.Message):
+    """The answer of RotateSecret: it is changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The secret that the gateway made, shown this once; empty where it made none."""
+    @_builtins.property
+    def subscription(self) -> Global___Subscription:
+        """The subscription, without its secrets. Always present."""
+
+    def __init__(
+        self,
+        *,
+        subscription: Global___Subscription | None = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret", "subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateSecretResponse: _TypeAlias = RotateSecretResponse  # noqa: Y015

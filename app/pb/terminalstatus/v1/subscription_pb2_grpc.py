@@ -60,6 +60,11 @@ class SubscriptionServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionResponse.FromString,
                 _registered_method=True)
+        self.RotateSecret = channel.unary_unary(
+                '/terminalstatus.v1.SubscriptionService/RotateSecret',
+                request_serializer=terminalstatus_dot_v1_dot_subscription__pb2.RotateSecretRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.RotateSecretResponse.FromString,
+                _registered_method=True)
 
 
 class SubscriptionServiceServicer:
@@ -128,6 +133,20 @@ class SubscriptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateSecret(self, request, context):
+        """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
+        with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
+        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
+        that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+
+        Errors, by ErrorInfo reason:
+        INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
+        NOT_FOUND           SUBSCRIPTION_UNKNOWN         also where it has ended
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SubscriptionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -155,6 +174,11 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
                     servicer.RenewSubscription,
                     request_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionResponse.SerializeToString,
+            ),
+            'RotateSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSecret,
+                    request_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.RotateSecretRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_subscription__pb2.RotateSecretResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -293,6 +317,33 @@ class SubscriptionService:
             '/terminalstatus.v1.SubscriptionService/RenewSubscription',
             terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionRequest.SerializeToString,
             terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.SubscriptionService/RotateSecret',
+            terminalstatus_dot_v1_dot_subscription__pb2.RotateSecretRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_subscription__pb2.RotateSecretResponse.FromString,
             options,
             channel_credentials,
             insecure,

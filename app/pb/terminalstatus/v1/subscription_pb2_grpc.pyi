@@ -77,6 +77,16 @@ class SubscriptionServiceStub:
 
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN; FAILED_PRECONDITION DURATION_TOO_LONG.
     """
+    RotateSecret: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]
+    """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
+    with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
+    `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
+    that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+
+    Errors, by ErrorInfo reason:
+      INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
+      NOT_FOUND           SUBSCRIPTION_UNKNOWN         also where it has ended
+    """
 
 @_typing.type_check_only
 class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
@@ -124,6 +134,16 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """Lets an active subscription last for a new duration, counted from now.
 
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN; FAILED_PRECONDITION DURATION_TOO_LONG.
+    """
+    RotateSecret: _aio.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]  # type: ignore[assignment]
+    """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
+    with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
+    `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
+    that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+
+    Errors, by ErrorInfo reason:
+      INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
+      NOT_FOUND           SUBSCRIPTION_UNKNOWN         also where it has ended
     """
 
 class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -199,6 +219,22 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lets an active subscription last for a new duration, counted from now.
 
         Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN; FAILED_PRECONDITION DURATION_TOO_LONG.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateSecret(
+        self,
+        request: _subscription_pb2.RotateSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscription_pb2.RotateSecretResponse, _abc.Awaitable[_subscription_pb2.RotateSecretResponse]]:
+        """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
+        with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
+        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
+        that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+
+        Errors, by ErrorInfo reason:
+          INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
+          NOT_FOUND           SUBSCRIPTION_UNKNOWN         also where it has ended
         """
 
 def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
