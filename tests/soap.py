@@ -223,7 +223,7 @@ class FakeUsage(UsageLog):
 class Everybody:
     """An authenticator for which all callers are OWNER."""
 
-    def known(self, authorization: str) -> Client:
+    def known(self, authorization: str, *, confined: bool = False) -> Client:
         return OWNER
 
     async def authenticate(self, credentials: Credentials) -> Client:

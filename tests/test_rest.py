@@ -38,7 +38,7 @@ def app_over(service: StatusService, stopping: asyncio.Event | None = None) -> F
     anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
 
     class Open:
-        def known(self, authorization: str) -> Client:
+        def known(self, authorization: str, *, confined: bool = False) -> Client:
             return anonymous
 
     class Questions:

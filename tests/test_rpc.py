@@ -52,7 +52,7 @@ def use_cases_of(service: StatusService) -> UseCases:
     """GetStatus for everybody; the other use cases are for `test_rpc_services.py`."""
 
     class Open:
-        def known(self, authorization: str) -> Client:
+        def known(self, authorization: str, *, confined: bool = False) -> Client:
             return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=OBSERVED_AT)
 
     class Questions:
