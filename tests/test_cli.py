@@ -2,13 +2,15 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -27,12 +29,21 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_S = 20.0
 
 
+_DATABASES = tempfile.TemporaryDirectory(prefix="terminal-status-")
+
+
+def environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command: ours, a database of its own, and these."""
+    database = f"sqlite+aiosqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3"
+    return {"TS_DATABASE_URL": database, **os.environ, **changes}
+
+
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=ROOT,
-        env=os.environ | environ,
+        env=environment(environ),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -47,7 +58,7 @@ class Running:
         self.process = subprocess.Popen(
             [*COMMAND, *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environ,
+            env=environment({"PYTHONUNBUFFERED": "1", **environ}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
