@@ -190,8 +190,8 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
     code = INVALID_ARGUMENT
     if not _NOT_OFFERED.isdisjoint(first["loc"]):
         code = INVALID_CREDENTIAL
-    elif first["type"] in ("greater_than_equal", "less_than_equal"):
-        code = OUT_OF_RANGE
+    elif first["type"] in ("greater_than_equal", "less_than_equal") and "device" not in first["loc"]:
+        code = OUT_OF_RANGE  # which only the API of subscriptions has
     elif first["type"] == "too_long" and member == "types":
         code = MULTIEVENT
     elif first["type"] != "missing":
