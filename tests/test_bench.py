@@ -72,22 +72,29 @@ def needs_sipp() -> None:
         pytest.skip("SIPp (Debian package sip-tester) is not installed")
 
 
+SOME = ("bare", "grpc", "rest", "soap", "floor", "start", "burst", "watch", "live.rest", "webhook")
+"""Rows of each kind of loop; all of them take minutes."""
+
+
 def test_report(tmp_path: Path) -> None:
-    """One tiny round of everything: the table and the report have every row, and the judged ones their reach."""
+    """One tiny round: the table and the report have every row that was wanted, and the judged ones their reach."""
     needs_sipp()
     report = tmp_path / "out" / "report.json"
-    finished = run_bench(*TINY, "--report", str(report))
+    wanted = tuple(row for row in ROWS if row.startswith(SOME))
+    finished = run_bench(*SOME, *TINY, "--report", str(report))
     assert finished.returncode in (0, 1), finished.stderr
     assert report.exists(), finished.stderr
     rows = {row["name"]: row for row in json.loads(report.read_text("utf-8"))}
-    assert tuple(rows) == ROWS
+    assert tuple(rows) == wanted
     assert all(set(row) == FIELDS for row in rows.values())
-    assert {name: row["reach"] for name, row in rows.items() if row["reach"]} == REACHES
+    assert {name: row["reach"] for name, row in rows.items() if row["reach"]} == {
+        name: reach for name, reach in REACHES.items() if name in wanted
+    }
     assert all(isinstance(row["ok"], bool) == bool(row["reach"]) for row in rows.values())
     assert finished.returncode == int(not all(row["ok"] for row in rows.values() if row["reach"]))
     assert all(rows[f"{face}.cpu_per_fetch"]["baseline"] == rows["bare.cpu_per_fetch"]["value"] for face in FACES)
     assert rows["burst.answered"]["value"] == 20
-    assert all(name in finished.stdout for name in ROWS)
+    assert all(name in finished.stdout for name in wanted)
 
 
 def test_part(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ int pjsip_evsub_add_header(void *sub, void *headers);
 int pjsip_evsub_initiate(void *sub, void *method, int expires, void **tdata);
 int pjsip_evsub_send_request(void *sub, void *tdata);
 int pjsip_evsub_get_state(void *sub);
+unsigned pjsip_evsub_get_expires(void *sub);
 int pjsip_evsub_terminate(void *sub, int notify);
 int pjsip_tsx_terminate(void *tsx, int code);
 void *pjsip_rdata_get_tsx(void *rdata);

@@ -24,7 +24,7 @@ from app.sip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.frames import Configure, Credentials
 from app.sip.intake import Intake
 from app.sip.library import AddressRefused, SipStackError
-from app.sip.message import Event, Final, plain, read_expires, read_response
+from app.sip.message import Event, Final, plain, read_response
 
 _PJSIP_EINVALIDURI = 171039
 _NO_EVENT_ID = 1
@@ -39,6 +39,12 @@ _DIALOG_POOL, _DIALOG_AUTH = 48, 568
 _TSX_STATUS = 176
 _REQUEST_UPDATED = 490
 """By this code PJSIP's evsub takes a failed refresh for one that another has replaced, and keeps the subscription."""
+
+
+GRANTED = -2
+"""`Final.expires_s` of a 2xx that was not read for it: `Stack.granted_s` knows."""
+
+_MOST_S = 2**31 - 1
 
 
 @dataclass(eq=False, slots=True)
@@ -157,6 +163,12 @@ class Stack:
         """
         if subscription.pointer is not None:
             self._send(subscription, expires_s)
+
+    def granted_s(self, subscription: Subscription) -> int:
+        """How long the last 2xx grants the subscription, or what was asked where it does not say; -1 if it is over."""
+        if subscription.pointer is None:
+            return -1
+        return min(int(self._lib.pjsip_evsub_get_expires(subscription.pointer)), _MOST_S)
 
     def forget(self, subscription: Subscription) -> None:
         """Ends the subscription and its transaction here and now, sending nothing; a late NOTIFY is answered 481."""
@@ -284,8 +296,7 @@ class Stack:
             if 100 < code < 300:  # nearly always; the rest is read with less haste and more care
                 if code >= 200:
                     subscription.transaction = None
-                    expires_s = read_expires(self._intake.read(event.tsx_state.source))
-                    self.events.append((subscription, Final(code, "", expires_s=expires_s)))
+                    self.events.append((subscription, Final(code, "", expires_s=GRANTED)))
                 return
         seen = self._seen(event)
         state = seen.body.tsxState

@@ -20,7 +20,7 @@ from app.sip.fetches import Large
 from app.sip.frames import Error, Observed, Report, Told, WatchEnded, WatchState
 from app.sip.library import AddressRefused, SipStackError
 from app.sip.pace import Pace
-from app.sip.pjsip import Stack, Subscription
+from app.sip.pjsip import GRANTED, Stack, Subscription
 from app.sip.routes import Routes
 from app.sip.subscription import Usage
 
@@ -170,7 +170,8 @@ class Watches:
             self._tell(watch, dialog.NotifyReceived(generation=generation, notify=event, expires_s=event.expires_s))
         elif 200 <= event.code < 300:
             self._routes.answered(watch.route)
-            self._tell(watch, dialog.Accepted(generation=generation, code=event.code, expires_s=event.expires_s))
+            expires_s = self._stack.granted_s(subscription) if event.expires_s == GRANTED else event.expires_s
+            self._tell(watch, dialog.Accepted(generation=generation, code=event.code, expires_s=expires_s))
         else:
             self.failures[f"local-{event.code}" if event.local else str(event.code)] += 1
             if event.local:
