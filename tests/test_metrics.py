@@ -1,0 +1,78 @@
+"""What is measured about standing SIP subscriptions, as Prometheus scrapes it from a running gateway."""
+
+import asyncio
+import os
+import re
+import signal
+import urllib.request
+
+import grpc.aio
+
+from app.main import Gateway, run_gateway
+from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
+from app.sandbox import Sandbox
+from tests.conftest import settings_for
+
+LIMIT_S = 20.0
+ADDRESSES = [f"sip:{user}@example.com" for user in ("alice", "document-big-6000", "answer-503", "document-text")]
+
+
+async def scrape(gateway: Gateway) -> dict[str, float]:
+    """Every sample, by its name with labels."""
+
+    def get() -> str:
+        with urllib.request.urlopen(f"http://{gateway.http_address}/metrics", timeout=LIMIT_S) as answer:
+            return str(answer.read().decode())
+
+    samples = re.findall(r"^(\w+(?:\{.*\})?) (\S+)$", await asyncio.to_thread(get), re.MULTILINE)
+    return {name: float(value) for name, value in samples}
+
+
+async def reach(gateway: Gateway, least: dict[str, float]) -> dict[str, float]:
+    """Scrapes until each of the metrics is at least so much."""
+    seen: dict[str, float] = {}
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while not all(seen.get(f"terminal_status_{name}", -1) >= value for name, value in least.items()):
+                seen = await scrape(gateway)
+    except TimeoutError:
+        raise AssertionError({name: seen.get(f"terminal_status_{name}") for name in least}) from None
+    return seen
+
+
+async def test_standing_subscriptions_are_measured() -> None:
+    """Subscriptions by state, SUBSCRIBEs, NOTIFYs, failures by reason, cut and unreadable documents, worker restarts
+    and the lag of events are counted, over a worker that is replaced too."""
+    async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox:
+        settings = settings_for(f"{sandbox.uri};transport=udp")
+        async with run_gateway(settings) as gateway, grpc.aio.insecure_channel(gateway.grpc_address) as channel:
+            stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
+            call = stub.WatchStatuses(terminal_status_pb2.WatchStatusesRequest(addresses=ADDRESSES))
+            await call.read()
+            before = await reach(
+                gateway,
+                {
+                    'sip_subscriptions{state="active"}': 3,
+                    'sip_messages_total{kind="subscribe"}': 5,  # one again, over TCP
+                    'sip_messages_total{kind="notify"}': 4,
+                    'sip_messages_total{kind="cut"}': 1,
+                    'sip_failures_total{code="503"}': 1,
+                    'unreadable_notifications_total{reason="content-type"}': 1,
+                    'route_up{route="1"}': 1,
+                    "event_lag_seconds_count": 3,
+                    "sip_worker_restarts_total": 0,
+                    'core{what="streams"}': 1,
+                },
+            )
+            assert gateway.watcher.worker_pid is not None
+            os.kill(gateway.watcher.worker_pid, signal.SIGKILL)
+            subscribed = before['terminal_status_sip_messages_total{kind="subscribe"}']
+            await reach(
+                gateway,
+                {
+                    "sip_worker_restarts_total": 1,
+                    'sip_subscriptions{state="active"}': 3,
+                    'sip_messages_total{kind="subscribe"}': subscribed + 4,
+                },
+            )
+            call.cancel()
