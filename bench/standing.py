@@ -1,15 +1,14 @@
 """Rows about standing subscriptions: what a watch costs beside a bare PJSIP dialog, and how fast it comes back.
 
 The bare loop sets up as many subscriptions in the same way, and does nothing else. Memory and CPU are of the watcher's
-processes together: the event loop's and the SIP worker's.
+processes together: the event loop's and the SIP worker's. Memory and rate are of rounds in which both are measured.
 """
 
-import math
 import statistics
 from typing import Any
 
 from bench.processes import notifier, run
-from bench.rows import Row, Run, compared, judged, told
+from bench.rows import Row, Run, compared_rounds, judged, p99, told
 
 ROWS = (
     "watch.memory",
@@ -34,16 +33,18 @@ def measure(bench: Run) -> list[Row]:
     count, folder = bench.arguments.watches, bench.folder
     rows: list[Row] = []
     if any(bench.wants(f"watch.{row}") for row in ("memory", "setup", "idle")):
-        bench.tell(f"{count} standing subscriptions, bare")
-        with notifier(folder, standing=True) as port:
-            bare = run("bench.bare", port, "--standing", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S)
-        bench.tell(f"{count} watches, and {IDLE_S:.0f} idle seconds")
-        with notifier(folder, standing=True) as port:
-            own = run("bench.watching", port, "--count", count, "--idle-s", IDLE_S, limit_s=LIMIT_S)
+        bare, own = [], []
+        for number in range(1, bench.arguments.rounds + 1):
+            bench.tell(f"round {number} of {bench.arguments.rounds}: {count} standing subscriptions, bare and watched")
+            with notifier(folder, standing=True) as port:
+                bare.append(run("bench.bare", port, "--standing", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S))
+            idle_s = IDLE_S if number == 1 else 0
+            with notifier(folder, standing=True) as port:
+                own.append(run("bench.watching", port, "--count", count, "--idle-s", idle_s, limit_s=LIMIT_S))
         rows += [
-            compared("watch.memory", own["bytes"] / count / 1e3, bare["bytes"] / count / 1e3, "KB", most=MOST_MEMORY),
-            compared("watch.setup_rate", count / own["setup_s"], count / bare["setup_s"], "1/s", least=LEAST_RATE),
-            judged("watch.idle_cpu", own["idle_cpu"] * 100, "% of a core", most=MOST_IDLE_CPU),
+            compared_rounds("watch.memory", _kilobytes(own), _kilobytes(bare), "KB", most=MOST_MEMORY),
+            compared_rounds("watch.setup_rate", _rates(own), _rates(bare), "1/s", least=LEAST_RATE),
+            judged("watch.idle_cpu", own[0]["idle_cpu"] * 100, "% of a core", most=MOST_IDLE_CPU),
         ]
     if bench.wants("watch.lag") or bench.wants("watch.notified"):
         talkative = max(1, count // 10)
@@ -65,10 +66,20 @@ def measure(bench: Run) -> list[Row]:
     return rows
 
 
+def _kilobytes(rounds: list[dict[str, Any]]) -> list[float]:
+    """Memory of each subscription."""
+    return [seen["bytes"] / seen["count"] / 1e3 for seen in rounds]
+
+
+def _rates(rounds: list[dict[str, Any]]) -> list[float]:
+    """Set-ups per second."""
+    return [seen["count"] / seen["setup_s"] for seen in rounds]
+
+
 def _lag_rows(own: dict[str, Any]) -> list[Row]:
-    ordered = sorted(lag_s * 1000 for lag_s in own["lag_s"])
+    lags_ms = [lag_s * 1000 for lag_s in own["lag_s"]]
     return [
-        judged("watch.lag_median", statistics.median(ordered), "ms", most=MOST_LAG_MS),
-        judged("watch.lag_p99", ordered[math.ceil(len(ordered) * 0.99) - 1], "ms", most=MOST_LAG_P99_MS),
+        judged("watch.lag_median", statistics.median(lags_ms), "ms", most=MOST_LAG_MS),
+        judged("watch.lag_p99", p99(lags_ms), "ms", most=MOST_LAG_P99_MS),
         told("watch.notified_per_second", own["notified_per_s"], "1/s"),
     ]
