@@ -217,6 +217,15 @@ async def test_groups_of_another_node_are_learnt(url: str) -> None:
             assert (changed[2:], other.groups.is_group(APP.id, ALL)) == ([ALL], False)
 
 
+async def test_group_that_another_process_deleted_is_unknown(core: Core) -> None:
+    """A group that is asked for and gone, before that is learnt, is GROUP_UNKNOWN and not a group of nobody."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.store.delete_group(APP.id, TEAM, None)
+    with pytest.raises(GroupUnknown) as refused:
+        await core.groups.expand(APP, [TEAM], Policy(), "addresses")
+    assert refused.value.details == {"group": TEAM, "field": "addresses"}
+
+
 async def test_page_token_from_elsewhere_is_refused(core: Core) -> None:
     """A token that is none of this list's is an invalid request."""
     with pytest.raises(InvalidRequest):

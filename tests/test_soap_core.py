@@ -220,7 +220,7 @@ async def test_correlators(tmp_path: Path) -> None:
 
 async def test_faults_over_http(tmp_path: Path) -> None:
     """Over HTTP too: a group in a group where that is not allowed, and a defect, which has the reference that is in the
-    log. A group of another client is no group here, and so no SVC0006."""
+    log. A group of another client is no group here, and so no SVC0006, which a group is that was just deleted."""
     clocks, url = Clocks(), await new_database(tmp_path)
     async with world_of(tmp_path, clocks=clocks, url=url) as world:
         await world.core.groups.create(APP, TEAM, [BOB])
@@ -244,6 +244,10 @@ async def test_faults_over_http(tmp_path: Path) -> None:
                 assert await ask("TerminalStatus", group(ALL)) == "POL0007 addresses"
                 started = start(addresses=f"<l:addresses>{ALL}</l:addresses>")
                 assert await ask("TerminalStatusNotificationManager", started) == "POL0007 addresses"
+                gone = TerminalAddress("sip:gone@groups.example.com")
+                await world.core.groups.create(APP, gone, [BOB])
+                await world.core.store.delete_group(APP.id, gone, None)  # as another process does
+                assert await ask("TerminalStatus", group(gone)) == f"SVC0006 {gone} addresses"
                 world.core.watcher.answer = lambda _: TerminalUnknown("Who?")
                 asked = envelope(payload(f"<address>{nobody}</address>")).encode()
                 assert await ask("TerminalStatus", asked) == "SVC0004 address"

@@ -1,5 +1,6 @@
 """TLS and mutual TLS of both addresses, with certificates made here."""
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -23,9 +24,11 @@ from app.auth.authenticator import asgi_credentials
 from app.auth.tls import Tls, TlsUnusable
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
+from app.ports import Page
 from app.records import ANONYMOUS, Client
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
+from tests import soap
 from tests.conftest import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -132,6 +135,40 @@ async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Part
                 await status_of(gateway.grpc_address, grpc_credentials(party, shown))
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE  # the handshake fails
         assert anonymous.id == ANONYMOUS
+
+
+async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Party, tmp_path: Path) -> None:
+    """getStatus with a client certificate over real TLS: the certificate names the client, whose usage record it is."""
+    from app.main import run_gateway
+
+    settings = settings_for(
+        f"{sandbox.uri};transport=udp",
+        database_url=f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3",
+        tls_cert_file=party.server.cert_file,
+        tls_key_file=party.server.key_file,
+        tls_client_ca_file=party.authority.cert_file,
+    )
+    body = soap.envelope(soap.payload(f"<address>{ALICE}</address>")).encode()
+    async with run_gateway(settings) as gateway:
+        operators, anonymous = gateway.use_cases.administration, gateway.use_cases.auth.anonymous
+        await operators.create_client(anonymous, "keyed", client_id="", admin=False, limits={})
+        url = f"https://localhost:{gateway.http_address.rpartition(':')[2]}/parlayx/TerminalStatus"
+        async with httpx.AsyncClient(verify=http_context(party, party.client), trust_env=False) as client:
+
+            async def ask() -> soap.Reply:
+                answer = await client.post(url, content=body, headers={"Content-Type": "text/xml"})
+                return soap.Reply(answer.status_code, dict(answer.headers), answer.content)
+
+            assert (await ask()).fault.startswith("POL0001")  # no client of that id yet
+            billing, _ = await operators.create_client(
+                anonymous, "billing", client_id="billing", admin=False, limits={}
+            )
+            assert (await ask()).result == "getStatusResponse:Reachable"
+        async with asyncio.timeout(10):
+            while not (await gateway.use_cases.usage.page(billing, NOW - timedelta(days=1), Page()))[0]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        records, _ = await gateway.use_cases.usage.page(billing, NOW - timedelta(days=1), Page())
+        assert [(record.operation, record.face) for record in records] == [("getStatus", "soap")]
 
 
 @asynccontextmanager

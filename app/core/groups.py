@@ -210,7 +210,7 @@ class GroupService:
         """What the addresses stand for: terminals as they are, groups as their members.
 
         `field` names the part of the request in errors. With `most`, more terminals than that are refused.
-        Raises GroupNotAllowed, InvalidAddress, NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable,
+        Raises GroupNotAllowed, GroupUnknown, InvalidAddress, NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable,
         TooManyAddresses.
         """
         if len(addresses) > MAX_EXPANDED:
@@ -269,6 +269,8 @@ class GroupService:
                 visited[address] = None
                 if group := found.get(address):
                     members[address] = group.members
+                elif not nested:  # deleted a moment ago, perhaps by another process
+                    raise GroupUnknown(f"There is no group {address} any more.", group=address, field=field)
             following: dict[TerminalAddress, None] = {}
             for address in level:
                 if address in members:
