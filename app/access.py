@@ -131,14 +131,14 @@ def call_failed(error: grpc.RpcError, server: str, *, tls: bool = False) -> Call
 def no_answer(server: str, why: str, *, tls: bool = False) -> str:
     """Says that no gateway answered at `server`, why, and what to look at."""
     if tls and ("CERTIFICATE_VERIFY_FAILED" in why or "Hostname" in why or "Peer name" in why):
-        todo = "Is --tls-ca-file the authority of the gateway's certificate, and the host one of its names?"
+        advice = "Is --tls-ca-file the authority of the gateway's certificate, and the host one of its names?"
     elif tls:
-        todo = "Is the gateway running (terminal-status serve), and with TLS (TS_TLS_CERT_FILE)?"
+        advice = "Is the gateway running (terminal-status serve), and with TLS (TS_TLS_CERT_FILE)?"
     elif "refused" in why:
-        todo = "Is the gateway running (terminal-status serve)?"
+        advice = "Is the gateway running (terminal-status serve)?"
     else:
-        todo = "Is the gateway running (terminal-status serve)? If it wants TLS, add --tls."
-    return f"No answer from {server}: {why.rstrip('.')}. {todo}"
+        advice = "Is the gateway running (terminal-status serve)? If it wants TLS, add --tls."
+    return f"No answer from {server}: {why.rstrip('.')}. {advice}"
 
 
 def _read(file: Path | None) -> bytes | None:
