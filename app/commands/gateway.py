@@ -100,7 +100,7 @@ _OPTIONS: Mapping[str, tuple[Any, object]] = {
     "as_json": (JsonOption, False),
 }
 
-_TODO: Mapping[str, str] = {
+_ADVICE: Mapping[str, str] = {
     "UNAUTHENTICATED": "Put a client's API key into TS_API_KEY (terminal-status clients add NAME makes one).",
     "NOT_PERMITTED": "What is the operator's needs the API key of a client made with --admin.",
     "GATEWAY_STOPPING": "Try again in a moment.",
@@ -261,10 +261,10 @@ def warn_of_clear_text(access: "Access", server: str) -> None:
 def tell_failure(failed: "CallFailed") -> None:
     """One line: the code, what failed, and what to do."""
     wait = f" Try again in {failed.retry_after_s:.0f} s." if failed.retry_after_s else ""
-    todo = f" {_TODO[failed.code]}" if failed.code in _TODO else ""
+    advice = f" {_ADVICE[failed.code]}" if failed.code in _ADVICE else ""
     text = str(failed).rstrip()
     end = "" if text.endswith((".", "?", "!", "…")) else "."
-    err.print(f"[red]error:[/] {shown(failed.code)}: {shown(text)}{end}{wait or todo}")
+    err.print(f"[red]error:[/] {shown(failed.code)}: {shown(text)}{end}{wait or advice}")
 
 
 def exit_code(failed: "CallFailed") -> int:
