@@ -1,11 +1,13 @@
 """Settings: where they come from, and what is said when they are wrong."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from app.config import ConfigurationError, load_settings, settings_table
+from app.core.policy import Policy
 
 SERVER = {"TS_PRESENCE_SERVER": "sip:127.0.0.1:5060;transport=tcp"}
 AWAY = {"TS_PRESENCE_SERVER": "sip:192.0.2.1:5060"}
@@ -125,3 +127,18 @@ def test_every_problem_is_told_at_once() -> None:
 def test_readme_table_is_fresh() -> None:
     """The README's table of settings is the one made from the code."""
     assert settings_table() in README.read_text("utf-8")
+
+
+def test_policies_default_to_their_own() -> None:
+    """What a policy is by default stands in two places, which agree."""
+    settings = load_settings(SERVER)
+    assert Policy() == Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)})
+
+
+def test_password_that_sip_cannot_carry_is_refused_and_not_shown() -> None:
+    """A password beyond printable ASCII stops the start, as any wrong setting, and stands in no message."""
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings({**SERVER, "TS_SIP_PASSWORD": "geheim-\u00fc"})
+    assert refused.value.problems == [
+        "TS_SIP_PASSWORD = (hidden): not printable ASCII of at most 256 characters. Allowed: printable ASCII."
+    ]
