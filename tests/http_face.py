@@ -16,7 +16,7 @@ from app.auth.clients import ClientRegistry
 from app.auth.oidc import Grant
 from app.core.administration import Administration
 from app.core.usecases import UseCases
-from app.delivery.outbox import Deliveries
+from app.delivery.deliveries import Deliveries
 from app.servers import bound, serve_http
 from tests.core import ADMIN, APP, OTHER, Core
 from tests.fakes import FakeWatcher, make_service

@@ -25,7 +25,7 @@ from app.auth.clients import ClientRegistry
 from app.core import streams
 from app.core.administration import Administration
 from app.core.asking import RetrievalStatus
-from app.delivery.outbox import Deliveries
+from app.delivery.deliveries import Deliveries
 from app.domain import Liveness, TerminalAddress
 from app.pb.terminalstatus.v1 import (
     admin_pb2,

@@ -1,6 +1,6 @@
 """DeliveryService: owed notifications, their attempts. A handler is check, call, map error, return; no rules here."""
 
-from app.delivery.outbox import Deliveries
+from app.delivery.deliveries import Deliveries
 from app.domain import InvalidRequest
 from app.pb.terminalstatus.v1 import delivery_pb2 as pb
 from app.pb.terminalstatus.v1 import delivery_pb2_grpc as pb_grpc
