@@ -33,7 +33,8 @@ from app.config import Settings
 from app.core import camara
 from app.core.service import StatusService
 from app.core.usecases import UseCases, run_use_cases
-from app.delivery.egress import Egress, Rules
+from app.delivery.egress import Egress
+from app.delivery.endpoints import Rules
 from app.delivery.webhook import WebhookSender, v1_event
 from app.ports import Sender
 from app.records import SinkKind

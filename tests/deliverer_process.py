@@ -6,7 +6,8 @@ import sys
 from datetime import UTC, datetime
 
 from app.delivery.attempts import RetryPolicy
-from app.delivery.egress import Egress, Rules
+from app.delivery.egress import Egress
+from app.delivery.endpoints import Rules
 from app.delivery.outbox import Deliverer
 from app.delivery.webhook import WebhookSender, v1_event
 from app.records import SinkKind

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.egress import MAX_ANSWER, Egress, Rules, read_endpoint, read_retry_after
+from app.delivery.egress import MAX_ANSWER, Egress, read_retry_after
+from app.delivery.endpoints import Rules, read_endpoint
 from app.domain import SinkRefused, SinkUnreachable
 from tests.receivers import (
     Behaviour,

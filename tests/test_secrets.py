@@ -12,7 +12,8 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.core.subscribing import SubscriptionService
-from app.delivery.egress import Egress, Rules
+from app.delivery.egress import Egress
+from app.delivery.endpoints import Rules
 from app.delivery.hosts import Places
 from app.delivery.outbox import Deliverer
 from app.delivery.webhook import WebhookSender, v1_event

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from app import domain
-from app.delivery.egress import Egress, Rules
+from app.delivery.egress import Egress
+from app.delivery.endpoints import Rules
 from app.domain import SinkRefused, SinkUnreachable, Status, TerminalAddress
 from app.records import EndReason, NotificationKind, OwedNotification, SinkKind, Subscription
 from soap_compat.callbacks import CallbackSender, callback

@@ -12,7 +12,8 @@ from lxml import etree
 from starlette.types import ASGIApp
 
 from app.core.policy import Policy
-from app.delivery.egress import Egress, Rules
+from app.delivery.egress import Egress
+from app.delivery.endpoints import Rules
 from app.delivery.outbox import Deliverer
 from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
 from app.ports import Page

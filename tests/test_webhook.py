@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.delivery.egress import Egress, Rules
+from app.delivery.egress import Egress
+from app.delivery.endpoints import Rules
 from app.delivery.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
 from app.domain import SinkRefused, SinkUnreachable, TerminalStatusError
 from app.records import EndReason, NotificationKind, OwedNotification, Subscription, read_secret, signing_secret

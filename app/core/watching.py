@@ -8,7 +8,7 @@ anew. Who writes a status owes its notifications; what others wrote only goes to
 Invariants: memory's statuses are the store's. While the store is away, the newest observation of each terminal waits,
 and nothing is lost. All that grows, grows with subscriptions, streams and terminals, which are bounded.
 
-Deliberately absent: the SIP side (`Watcher`), sending (`delivery.py`), and what clients may ask for (`subscribing.py`).
+Deliberately absent: the SIP side (`Watcher`), sending (`outbox.py`), and what clients may ask for (`subscribing.py`).
 """
 
 import asyncio

@@ -4,7 +4,7 @@ Invariants: of a subscription only the head, the first notification that is not 
 is on the subscription's row of `outbox`; so two claimers never hold two of one subscription. A lease that ran out is
 claimed like any other that is due. What is settled as delivered stays so, whatever a late attempt says.
 
-Deliberately absent: back-off and giving up (`delivery.py`).
+Deliberately absent: back-off and giving up (`app.delivery`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
