@@ -43,7 +43,7 @@ async def run_demo(settings: Settings, seed: int, stop: asyncio.Event, out: Cons
             settings = settings.model_copy(
                 update={
                     "presence_server": sandbox.uri,
-                    "database_url": f"sqlite+aiosqlite:///{folder}/demo.sqlite3",
+                    "database_url": f"sqlite:///{folder}/demo.sqlite3",
                     # Webhooks and callbacks to this machine may be tried.
                     "sink_allowed_networks": frozenset({"127.0.0.0/8", "::1/128"}),
                     "sink_allow_http": True,

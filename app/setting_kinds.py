@@ -132,7 +132,7 @@ def database(text: str) -> str:
     """A database URL of a kind that there is."""
     if re.fullmatch(r"postgresql\+psycopg://[^\s/]+(/[^\s/]+)", text):
         return text
-    if not re.fullmatch(r"sqlite\+aiosqlite:///[^?]+", text):
+    if not re.fullmatch(r"sqlite:///[^?]+", text):
         raise ValueError("no such kind of database")
     if ":memory:" in text:
         raise ValueError("a database in memory keeps nothing")

@@ -370,9 +370,9 @@ class Settings(BaseModel):
         examples=["0.1 to 60"],
     )
     database_url: Annotated[str, AfterValidator(kinds.database)] = Field(
-        "sqlite+aiosqlite:///terminal-status.sqlite3",
+        "sqlite:///terminal-status.sqlite3",
         description="Database of clients, groups, subscriptions, owed notifications and usage records.",
-        examples=["sqlite+aiosqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST[:PORT]/NAME"],
+        examples=["sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST[:PORT]/NAME"],
     )
     delivery_retention_days: int = Field(
         30,

@@ -31,7 +31,7 @@ def fill(url: str, addresses: Sequence[str], *, sink: Sink = _STREAM, first: int
     An address may be given again; those of one call must not be those of another one's.
     """
     asyncio.run(migrate(url))
-    engine = create_engine(url.replace("+aiosqlite", ""))
+    engine = create_engine(url)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:

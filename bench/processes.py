@@ -103,7 +103,7 @@ def gateway(
 
 def database_url(folder: Path) -> str:
     """Where a gateway in `folder` has its database."""
-    return f"sqlite+aiosqlite:///{folder}/bench.sqlite3"
+    return f"sqlite:///{folder}/bench.sqlite3"
 
 
 @contextlib.contextmanager

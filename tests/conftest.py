@@ -33,7 +33,7 @@ def settings_for(presence_server: str, **changes: object) -> Settings:
         "presence_server": presence_server,
         "grpc_listen": "127.0.0.1:0",
         "http_listen": "127.0.0.1:0",
-        "database_url": f"sqlite+aiosqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3",
+        "database_url": f"sqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3",
         **changes,
     }
     return Settings(**values)  # type: ignore[arg-type]  # pydantic validates them
@@ -69,7 +69,7 @@ def postgres() -> Iterator[postgresql.Postgres]:
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """A new SQLite database, and then one in PostgreSQL, of which no connection may be left open."""
     if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/ts.sqlite3"
+        yield f"sqlite:///{tmp_path}/ts.sqlite3"
         return
     server: postgresql.Postgres = request.getfixturevalue("postgres")
     name = await server.new_database()

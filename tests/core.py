@@ -280,10 +280,10 @@ async def new_database(directory: Path) -> str:
     template = _TEMPLATE.get("path")
     if template is None or not template.exists():
         template = directory / "template.sqlite3"
-        await migrate(f"sqlite+aiosqlite:///{template}")
+        await migrate(f"sqlite:///{template}")
         _TEMPLATE["path"] = template
     shutil.copy(template, target)
-    return f"sqlite+aiosqlite:///{target}"
+    return f"sqlite:///{target}"
 
 
 @asynccontextmanager

@@ -97,7 +97,7 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with await open_store(f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3") as store:
+    async with await open_store(f"sqlite:///{tmp_path}/store.sqlite3") as store:
         yield World(store)
 
 
@@ -751,7 +751,7 @@ async def test_fetching_keys() -> None:
 
 
 def run_clients(database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environ = {"TS_DATABASE_URL": f"sqlite+aiosqlite:///{database}", "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+    environ = {"TS_DATABASE_URL": f"sqlite:///{database}", "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
     command = [sys.executable, "-m", "app.cli", "clients", *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
@@ -767,7 +767,7 @@ async def test_clients_by_command(tmp_path: Path) -> None:
     (listed,) = json.loads(run_clients(database, "list", "--json").stdout)
     assert listed["limits"] == {"max_targets": 5, "busy_available": False}
     assert [key["expires_at"] is None for key in listed["keys"]] == [True, False]
-    async with await open_store(f"sqlite+aiosqlite:///{database}") as store:
+    async with await open_store(f"sqlite:///{database}") as store:
         world = World(store, Clock(now=datetime.now(UTC)))
         for key in (added.stdout.strip(), rotated["api_key"]):
             assert (await world.auth.authenticate(bearer(key))).id == "b"

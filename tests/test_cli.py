@@ -34,7 +34,7 @@ _DATABASES = tempfile.TemporaryDirectory(prefix="terminal-status-")
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """The environment of a command: ours, a database of its own, and these."""
-    database = f"sqlite+aiosqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3"
+    database = f"sqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3"
     return {"TS_DATABASE_URL": database, **os.environ, **changes}
 
 
@@ -315,7 +315,7 @@ def test_wrong_setting() -> None:
 
 def test_doctor_well(sandbox_uri: str, tmp_path: Path) -> None:
     """`doctor` finds configuration, PJSIP with its limits, presence server and database in order."""
-    database = f"sqlite+aiosqlite:///{tmp_path}/ts.sqlite3"
+    database = f"sqlite:///{tmp_path}/ts.sqlite3"
     done = run("doctor", "--json", TS_PRESENCE_SERVER=sandbox_uri, TS_DATABASE_URL=database)
     checks = {check["check"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
@@ -332,7 +332,7 @@ def test_doctor_ill(tmp_path: Path) -> None:
         done = run(
             "doctor",
             TS_PRESENCE_SERVER=f"sip:127.0.0.1:{mute.getsockname()[1]};transport=udp",
-            TS_DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/x",
+            TS_DATABASE_URL=f"sqlite:///{tmp_path}/no/such/folder/x",
             TS_FETCH_TIMEOUT_MS="100",
         )
     assert done.returncode == 1

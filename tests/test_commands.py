@@ -53,7 +53,7 @@ def serving(
         "TS_PRESENCE_SERVER": sandbox_uri,
         "TS_GRPC_LISTEN": grpc,
         "TS_HTTP_LISTEN": "127.0.0.1:0",
-        "TS_DATABASE_URL": f"sqlite+aiosqlite:///{directory}/ts.sqlite3",
+        "TS_DATABASE_URL": f"sqlite:///{directory}/ts.sqlite3",
         "TS_SINK_ALLOWED_NETWORKS": "127.0.0.0/8",
         "TS_SINK_ALLOW_HTTP": "true",
         "TS_BOOKMARK_S": "0.5",
@@ -368,9 +368,9 @@ def test_deliveries(server: str, tmp_path: Path) -> None:
 def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Path) -> None:
     """What is no database is one line that names the setting, without a traceback."""
     (file := tmp_path / "text").write_text("This is no database, though it is as long as the head of one. " * 4)
-    finished = run("clients", "list", TS_DATABASE_URL=f"sqlite+aiosqlite:///{file}")
+    finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}")
     assert (finished.returncode, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
-    assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite+aiosqlite:///{file} does not open: ")
+    assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite:///{file} does not open: ")
 
 
 def test_audit(server: str) -> None:
@@ -430,7 +430,7 @@ def test_credentials_and_tls(sandbox_uri: str, tmp_path: Path) -> None:
     authority = sign(tmp_path, "authority")
     certificate = sign(tmp_path, "server", authority)
     tls = {"TS_TLS_CERT_FILE": str(certificate.cert_file), "TS_TLS_KEY_FILE": str(certificate.key_file)}
-    database = f"sqlite+aiosqlite:///{tmp_path}/ts.sqlite3"
+    database = f"sqlite:///{tmp_path}/ts.sqlite3"
     key = run("clients", "add", "app", TS_DATABASE_URL=database).stdout.strip()
     operator = run("clients", "add", "ops", "--admin", TS_DATABASE_URL=database).stdout.strip()
     with serving(sandbox_uri, tmp_path, **tls) as (_, address):

@@ -45,7 +45,7 @@ async def serving(folder: Path, sandbox: Sandbox, port: int) -> AsyncIterator[Pr
         "TS_PRESENCE_SERVER": sandbox.uri,
         "TS_GRPC_LISTEN": f"127.0.0.1:{port}",
         "TS_HTTP_LISTEN": "127.0.0.1:0",
-        "TS_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/crash.sqlite3",
+        "TS_DATABASE_URL": f"sqlite:///{folder}/crash.sqlite3",
         "TS_SINK_ALLOWED_NETWORKS": "127.0.0.0/8",
         "TS_SINK_ALLOW_HTTP": "true",
         "TS_LOG_LEVEL": "warning",
@@ -146,7 +146,7 @@ async def test_one_gateway_for_one_sqlite_file(tmp_path: Path) -> None:
             "TS_PRESENCE_SERVER": sandbox.uri,
             "TS_GRPC_LISTEN": "127.0.0.1:0",
             "TS_HTTP_LISTEN": "127.0.0.1:0",
-            "TS_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/crash.sqlite3",
+            "TS_DATABASE_URL": f"sqlite:///{tmp_path}/crash.sqlite3",
         }
         second = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "app.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE

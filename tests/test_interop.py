@@ -89,7 +89,7 @@ async def world(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
     settings = settings_for(
         f"{sandbox.uri};transport=tcp",
         fetch_timeout_ms=500,
-        database_url=f"sqlite+aiosqlite:///{database}",
+        database_url=f"sqlite:///{database}",
         sink_allowed_networks="127.0.0.0/8",
         sink_allow_http=True,
     )

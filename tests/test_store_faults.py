@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import pytest
 import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from app.domain import StoreUnavailable
 from app.ports import Changes, Page
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, open_store, shown_url
-from app.store.database import make_engine
+from app.store.database import dispose, make_engine, on_connection
 from app.store.tables import METADATA
 from tests.postgres import Postgres
 from tests.test_store import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 @pytest_asyncio.fixture
 async def sqlite(path: Path) -> AsyncIterator[SqlStore]:
     """A store in that file that waits 50 ms for locks."""
-    async with await open_store(f"sqlite+aiosqlite:///{path}", busy_timeout_ms=50) as store:
+    async with await open_store(f"sqlite:///{path}", busy_timeout_ms=50) as store:
         await make(store, "s1")
         await store.write(Changes(statuses=[status(ALICE)]))
         yield store
@@ -98,22 +98,27 @@ async def test_sqlite_locked(sqlite: SqlStore, path: Path) -> None:
     await works_and_has_nothing_of_what_failed(sqlite)
 
 
+def all_connections(store: SqlStore) -> Iterator[Connection]:
+    """Each connection to SQLite, all held at a time."""
+    assert isinstance(store.engine, Engine)
+    with contextlib.ExitStack() as stack:
+        yield from [stack.enter_context(store.engine.connect()) for _ in range(5)]
+
+
 async def test_sqlite_full(sqlite: SqlStore) -> None:
     """When the disk has no room a large write fails as a whole; with room again all works."""
 
-    async def limit(pages: int) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            connections = [await stack.enter_async_context(sqlite.engine.connect()) for _ in range(5)]
-            for connection in connections:
-                await connection.execute(text(f"pragma max_page_count = {pages}"))
+    def limit(pages: int) -> None:
+        for connection in all_connections(sqlite):
+            connection.execute(text(f"pragma max_page_count = {pages}"))
 
-    await limit(1)  # SQLite takes the present size then
+    limit(1)  # SQLite takes the present size then
     many = [usage(f"u{number}") for number in range(2000)]
     with pytest.raises(StoreUnavailable) as caught:
         await sqlite.write(Changes(statuses=[status(BOB)], owed=[owed("n1")], usage=many))
     assert caught.value.details["reason"] == "full"
     assert await sqlite.statuses([ALICE]) == {ALICE: status(ALICE)}
-    await limit(1_000_000)
+    limit(1_000_000)
     await works_and_has_nothing_of_what_failed(sqlite)
 
 
@@ -150,14 +155,12 @@ async def test_sqlite_writers_wait_their_turn(sqlite: SqlStore) -> None:
 
 async def test_sqlite_is_on_disk_when_it_is_acknowledged(sqlite: SqlStore) -> None:
     """Every connection writes ahead, syncs at each commit, and holds foreign keys."""
-    async with contextlib.AsyncExitStack() as stack:
-        for _ in range(5):
-            connection = await stack.enter_async_context(sqlite.engine.connect())
-            values = [
-                (await connection.execute(text(f"pragma {name}"))).scalar_one()
-                for name in ("journal_mode", "synchronous", "foreign_keys")
-            ]
-            assert values == ["wal", 2, 1]
+    for connection in all_connections(sqlite):
+        values = [
+            connection.execute(text(f"pragma {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+        assert values == ["wal", 2, 1]
 
 
 async def test_postgresql_locked(postgresql: tuple[SqlStore, str], postgres: Postgres) -> None:
@@ -239,7 +242,7 @@ async def test_caller_who_leaves_disturbs_nothing(store: SqlStore) -> None:
 async def empty_url(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[str]:
     """A database without any table, of each kind."""
     if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{path}"
+        yield f"sqlite:///{path}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     name = await server.new_database(empty=True)
@@ -258,9 +261,8 @@ async def test_migrations_make_the_tables_of_the_code(empty_url: str) -> None:
     """The schema that migrations make is the one of `tables.py`, column by column and index by index."""
     await migrate(empty_url)
     engine = make_engine(empty_url)
-    async with engine.connect() as connection:
-        different = await connection.run_sync(differences)
-    await engine.dispose()
+    different = await on_connection(engine, differences)
+    await dispose(engine)
     assert different == []
 
 
@@ -301,9 +303,8 @@ async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: s
         killed = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=60, check=False)
         assert killed.returncode == -signal.SIGKILL, killed
         engine = make_engine(empty_url)
-        async with engine.connect() as connection:
-            assert await connection.run_sync(lambda sync: sync.dialect.get_table_names(sync)) == []
-        await engine.dispose()
+        assert await on_connection(engine, lambda connection: connection.dialect.get_table_names(connection)) == []
+        await dispose(engine)
     async with await open_store(empty_url) as store:
         await make(store, "s1")
 
@@ -364,9 +365,9 @@ async def test_schema_of_a_newer_version_is_left_alone(empty_url: str) -> None:
     """A gateway that was rolled back does not run on tables that it does not know."""
     await migrate(empty_url)
     engine = make_engine(empty_url)
-    async with engine.begin() as connection:
-        await connection.execute(text("update alembic_version set version_num = '9999'"))
-    await engine.dispose()
+    newer = text("update alembic_version set version_num = '9999'")
+    await on_connection(engine, lambda connection: connection.execute(newer).rowcount, writes=True)
+    await dispose(engine)
     with pytest.raises(DatabaseUnavailable, match="newer version"):
         await open_store(empty_url)
 
@@ -374,9 +375,9 @@ async def test_schema_of_a_newer_version_is_left_alone(empty_url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("sqlite+aiosqlite:////no/such/folder/x", "unable to open"),
-        ("sqlite+aiosqlite:///:memory:", "must be a file"),
-        ("sqlite:///x", "is not sqlite"),
+        ("sqlite:////no/such/folder/x", "unable to open"),
+        ("sqlite:///:memory:", "must be a file"),
+        ("sqlite+aiosqlite:///x", "is not sqlite"),
         ("mysql://x/y", "is not sqlite"),
         ("nonsense", "parse"),
         ("postgresql+psycopg://nobody:x@127.0.0.1:1/x", "refused"),
@@ -394,7 +395,7 @@ def test_file_that_is_no_database_says_so(path: Path) -> None:
     path.write_text("This is a letter to my aunt, and rather long, so that it is more than one header." * 20)
     before = path.read_bytes()
     with pytest.raises(DatabaseUnavailable, match="not a database"):
-        asyncio.run(open_store(f"sqlite+aiosqlite:///{path}"))
+        asyncio.run(open_store(f"sqlite:///{path}"))
     assert path.read_bytes() == before
 
 

@@ -115,7 +115,7 @@ async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Part
 
     settings = settings_for(
         f"{sandbox.uri};transport=udp",
-        database_url=f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3",
+        database_url=f"sqlite:///{tmp_path}/store.sqlite3",
         tls_cert_file=party.server.cert_file,
         tls_key_file=party.server.key_file,
         tls_client_ca_file=party.authority.cert_file,
@@ -143,7 +143,7 @@ async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Part
 
     settings = settings_for(
         f"{sandbox.uri};transport=udp",
-        database_url=f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3",
+        database_url=f"sqlite:///{tmp_path}/store.sqlite3",
         tls_cert_file=party.server.cert_file,
         tls_key_file=party.server.key_file,
         tls_client_ca_file=party.authority.cert_file,
@@ -241,7 +241,7 @@ async def test_no_start_for_everybody(sandbox: Sandbox, tmp_path: Path) -> None:
     """Without clients the gateway does not start where others reach it, unless a proxy in front authenticates."""
     from app.main import run_gateway
 
-    values = {"database_url": f"sqlite+aiosqlite:///{tmp_path}/store.sqlite3", "http_listen": "0.0.0.0:0"}
+    values = {"database_url": f"sqlite:///{tmp_path}/store.sqlite3", "http_listen": "0.0.0.0:0"}
     with pytest.raises(CannotStart, match=r"TS_HTTP_LISTEN.*clients add"):
         async with run_gateway(settings_for(f"{sandbox.uri};transport=udp", **values)):
             pass

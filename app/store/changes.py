@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import CursorResult, Executable, insert, select, text, update
+from sqlalchemy import CursorResult, Engine, Executable, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -39,7 +39,7 @@ class _Conflict(Exception):
 class Writing(Database):
     """As `ports.Store` says."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine | Engine) -> None:
         super().__init__(engine)
         self._sql = statements(for_sqlite=self.sqlite)
 

@@ -2,7 +2,10 @@
 
 Invariants: a write is one transaction, all or nothing. It is a task of the store: a caller who leaves in the middle
 leaves no half-used connection behind. On SQLite there is one writer at a time (`BEGIN IMMEDIATE`, and a lock here
-rather than polling for the file's); on PostgreSQL as many as connections. Whatever says that the database is locked,
+rather than polling for the file's); on PostgreSQL as many as connections. What is done in a transaction (`Work`) is
+written once for both and awaits nothing but its connection's `execute`: on PostgreSQL each of them waits in the event
+loop, on SQLite the whole runs in a thread in one go, since a trip to a thread for each statement, as asyncio drivers of
+SQLite make, costs the event loop several times what the statement does. Whatever says that the database is locked,
 full or gone is StoreUnavailable; other errors of the database are defects and pass.
 A commit is on disk before it is acknowledged, on both: SQLite runs with WAL and `synchronous=FULL`, since an
 application was told that its subscription is made. One fsync per transaction is what that costs; NORMAL would save it
@@ -14,9 +17,10 @@ Deliberately absent: statements (the parts have them) and the schema.
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
 import structlog
@@ -24,11 +28,16 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
     Row,
     Select,
     Text,
     any_,
     bindparam,
+    create_engine,
     event,
     func,
     select,
@@ -50,7 +59,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from app.domain import StoreUnavailable
 from app.store.tables import clean
 
-SQLITE = "sqlite+aiosqlite"
+SQLITE = "sqlite"
 POSTGRESQL = "postgresql+psycopg"
 
 BUSY_TIMEOUT_MS = 2000
@@ -81,7 +90,7 @@ _AGAIN = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 T = TypeVar("T")
-Work = Callable[[AsyncConnection], Awaitable[T]]
+Work = Callable[[AsyncConnection], Coroutine[Any, Any, T]]
 
 _log = structlog.get_logger(__name__)
 
@@ -90,8 +99,8 @@ class DatabaseUnavailable(Exception):
     """The database does not open, or cannot be used by this version; the message says why."""
 
 
-def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: bool = False) -> AsyncEngine:
-    """An engine; nothing is opened yet. `create` lets SQLite make a file that is not there.
+def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: bool = False) -> AsyncEngine | Engine:
+    """An engine, for SQLite one for threads; nothing is opened yet. `create` lets SQLite make a file that is not there.
 
     Raises DatabaseUnavailable for a URL that names no database the gateway can use.
     """
@@ -106,37 +115,29 @@ def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: boo
     raise DatabaseUnavailable(f"{parsed.drivername} is not {SQLITE} or {POSTGRESQL}")
 
 
-def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> AsyncEngine:
+def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
     if not url.database or ":memory:" in url.database or url.query:
         raise DatabaseUnavailable(f"the database must be a file ({SQLITE}:///PATH), and only that")
-    path = Path(url.database)
-    engine = create_async_engine(
-        url,
-        pool_size=SQLITE_CONNECTIONS,
-        max_overflow=0,
-        pool_timeout=TURN_TIMEOUT_S,
-        connect_args={"timeout": busy_timeout_ms / 1000},
+    # Without a mode, SQLite would make an empty file, without tables, where there is none.
+    uri = f"{Path(url.database).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    timeout_s = busy_timeout_ms / 1000
+
+    def connected() -> sqlite3.Connection:
+        # sqlite3 begins nothing by itself (None): `beginning` does, before DDL too
+        connection = sqlite3.connect(uri, timeout_s, isolation_level=None, check_same_thread=False, uri=True)
+        for pragma in ("foreign_keys=ON", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    engine = create_engine(
+        url, creator=connected, pool_size=SQLITE_CONNECTIONS, max_overflow=0, pool_timeout=TURN_TIMEOUT_S
     )
 
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def connecting(*_: object) -> None:
-        # Whether it opens, before aiosqlite tries: where it does not, its thread may outlive the event loop. And it
-        # would make an empty file, without tables, where there is none.
-        mode = "rwc" if create else "rw"
-        sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True).close()
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # sqlite3 begins nothing by itself: `beginning` does, before DDL too
-        cursor = connection.cursor()
-        for pragma in ("foreign_keys=ON", "synchronous=FULL"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def beginning(connection: Any) -> None:
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("one_statement"):  # which is a transaction by itself
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
     return engine
 
@@ -168,17 +169,39 @@ def shown_url(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+async def on_connection(engine: AsyncEngine | Engine, ask: Callable[[Connection], T], *, writes: bool = False) -> T:
+    """What `ask` returns, in a transaction of its own, which is committed if it `writes`."""
+    if isinstance(engine, AsyncEngine):
+        async with engine.begin() if writes else engine.connect() as connection:
+            return await connection.run_sync(ask)
+
+    def asked() -> T:
+        options = engine.execution_options(writes=writes)
+        with options.begin() if writes else options.connect() as connection:
+            return ask(connection)
+
+    return await asyncio.to_thread(asked)
+
+
+async def dispose(engine: AsyncEngine | Engine) -> None:
+    """Closes its connections."""
+    if isinstance(engine, AsyncEngine):
+        await engine.dispose()
+    else:
+        engine.dispose()
+
+
 async def check_database(url: str) -> str:
     """Opens the database at `url` and asks it for its version, which is returned. Raises DatabaseUnavailable."""
     engine = make_engine(url, create=True)
-    question = "select sqlite_version()" if engine.dialect.name == "sqlite" else "show server_version"
+    kind = engine.dialect.name
+    question = text("select sqlite_version()" if kind == "sqlite" else "show server_version")
     try:
-        async with engine.connect() as connection:
-            return f"{engine.dialect.name} {(await connection.execute(text(question))).scalar_one()}"
+        return f"{kind} {await on_connection(engine, lambda connection: connection.execute(question).scalar_one())}"
     except (SQLAlchemyError, OSError) as error:
         raise DatabaseUnavailable(why(error)) from error
     finally:
-        await engine.dispose()
+        await dispose(engine)
 
 
 def why(error: BaseException) -> str:
@@ -189,11 +212,11 @@ def why(error: BaseException) -> str:
 class Database:
     """What the parts of the store inherit: reading and writing. Used from one event loop."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine | Engine) -> None:
         self.engine = engine
         """For tests and operators' tools; the gateway asks the store's methods."""
         self.sqlite = engine.dialect.name == "sqlite"
-        self._writing = engine.execution_options(writes=True)
+        self._threads = ThreadPoolExecutor(SQLITE_CONNECTIONS, thread_name_prefix="sqlite")
         self._writers = asyncio.Semaphore(1 if self.sqlite else POSTGRESQL_CONNECTIONS)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._path = Path(str(engine.url.database)) if self.sqlite else None
@@ -207,17 +230,18 @@ class Database:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self.engine.dispose()
+        self._threads.shutdown(wait=False)
+        await dispose(self.engine)
 
     async def _read(self, work: Work[T]) -> T:
         """What `work` returns; on SQLite it sees one state of the database, on PostgreSQL each statement the latest."""
-        return await self._owned(self._transact(self.engine, work))
+        return await self._owned(self._transact(work))
 
     async def _all(self, statement: AnySelect) -> Sequence[AnyRow]:
         async def work(c: AsyncConnection) -> Sequence[AnyRow]:
             return (await c.execute(statement)).all()
 
-        return await self._read(work)
+        return await self._owned(self._transact(work, one_statement=True))
 
     async def _first(self, statement: AnySelect) -> AnyRow | None:
         rows = await self._all(statement)
@@ -234,7 +258,7 @@ class Database:
         except TimeoutError as error:
             raise self._unavailable("locked", error) from None
         try:
-            return await self._transact(self._writing, work)
+            return await self._transact(work, writes=True)
         finally:
             self._writers.release()
 
@@ -249,30 +273,28 @@ class Database:
         if not task.cancelled():
             task.exception()  # seen: the caller may have left
 
-    async def _transact(self, engine: AsyncEngine, work: Work[T]) -> T:
+    async def _transact(self, work: Work[T], **options: bool) -> T:
         for attempts_left in reversed(range(ATTEMPTS)):
             await self._same_file()
-            committing = False
+            turn = _Turn(options)
             try:
                 async with asyncio.timeout(TRANSACTION_S):
-                    connection = await engine.connect()
-                    try:
-                        result = await work(connection)
-                        committing = True
-                        if engine is self._writing:
-                            await connection.commit()
-                    except asyncio.CancelledError:
-                        await connection.invalidate()  # a database that hangs would not answer a rollback either
-                        raise
-                    finally:
-                        await connection.close()
+                    if isinstance(self.engine, AsyncEngine):
+                        result = await _in_loop(self.engine, work, turn)
+                    else:
+                        loop = asyncio.get_running_loop()
+                        result = await loop.run_in_executor(self._threads, _in_thread, self.engine, work, turn)
+            except asyncio.CancelledError:
+                turn.left = True
+                raise
             except TimeoutError as error:
+                turn.left = True
                 raise self._unavailable("hangs", error) from error
             except (DBAPIError, InterfaceError) as error:
                 if isinstance(error, _DEFECTS) and not error.connection_invalidated:
                     raise
                 again = error.connection_invalidated or getattr(error.orig, "sqlstate", "") in _AGAIN
-                if not again or committing or not attempts_left:
+                if not again or turn.committing or not attempts_left:
                     raise self._unavailable(_reason(error), error) from error
             except NoConnectionFree as error:
                 raise self._unavailable("locked", error) from error
@@ -297,7 +319,7 @@ class Database:
             return
         if not inode:
             raise self._unavailable("gone", FileNotFoundError(f"{self._path} is not there"))
-        await self.engine.dispose()
+        await dispose(self.engine)
         self._inode = inode
 
     def _present(self) -> int:
@@ -314,6 +336,64 @@ class Database:
             return column.in_(select(each.c.value))
         of = BigInteger() if isinstance(column.type, BigInteger) else Text()
         return column == any_(bindparam(None, items, ARRAY(of)))
+
+
+class _Turn:
+    """One try of a transaction."""
+
+    __slots__ = ("committing", "left", "options")
+
+    def __init__(self, options: Mapping[str, bool]) -> None:
+        self.options = options
+        self.committing = False
+        self.left = False
+        """Whether nobody waits for it any more; it is not committed then."""
+
+
+async def _in_loop(engine: AsyncEngine, work: Work[T], turn: _Turn) -> T:
+    connection = await engine.connect()
+    try:
+        result = await work(connection)
+        turn.committing = True
+        if turn.options.get("writes"):
+            await connection.commit()
+    except asyncio.CancelledError:
+        await connection.invalidate()  # a database that hangs would not answer a rollback either
+        raise
+    finally:
+        await connection.close()
+    return result
+
+
+def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
+    with engine.execution_options(**turn.options).connect() as connection:
+        result = _done_at_once(work(cast("AsyncConnection", _Here(connection))))
+        if turn.left:
+            raise TimeoutError
+        turn.committing = True
+        if turn.options.get("writes"):
+            connection.commit()
+    return result
+
+
+class _Here:
+    """A connection whose `execute` is done when it returns: what `Work` needs of an AsyncConnection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> "CursorResult[Any]":
+        return self._connection.execute(statement, parameters)
+
+
+def _done_at_once(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    call.close()
+    raise AssertionError("the work of a transaction waited for something else than its connection")
 
 
 def _reason(error: DBAPIError) -> str:

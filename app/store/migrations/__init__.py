@@ -10,6 +10,8 @@ tables of today are no part of a migration of yesterday. There is no way down: r
 
 import asyncio
 import re
+import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,10 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.store.database import DatabaseUnavailable, make_engine, why
+from app.store.database import DatabaseUnavailable, dispose, make_engine, on_connection, why
 from app.store.tables import METADATA
 
 TURN_TIMEOUT_MS = 60_000
@@ -49,13 +50,9 @@ async def migrate(url: str) -> Migrated:
     """
     engine = make_engine(url, busy_timeout_ms=TURN_TIMEOUT_MS, create=True)
     try:
-        if engine.dialect.name == "sqlite":
-            await _use_wal(engine)
-        async with engine.execution_options(writes=True).begin() as connection:
-            if engine.dialect.name == "postgresql":
-                await connection.execute(text("set local statement_timeout = 0"))
-                await connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            return await connection.run_sync(_upgrade)
+        if isinstance(engine, Engine):
+            await asyncio.to_thread(_use_wal, engine)
+        return await on_connection(engine, _upgrade, writes=True)
     except CommandError as error:
         if re.search("locate revision", str(error)):
             raise DatabaseUnavailable("its schema is of a newer version of the gateway") from error
@@ -63,30 +60,31 @@ async def migrate(url: str) -> Migrated:
     except (SQLAlchemyError, OSError) as error:
         raise DatabaseUnavailable(why(error)) from error
     finally:
-        await engine.dispose()
+        await dispose(engine)
 
 
-async def _use_wal(engine: AsyncEngine) -> None:
+def _use_wal(engine: Engine) -> None:
     """Readers then disturb no writer. The file keeps it. SQLite does not wait for others here, so this does."""
-    async with asyncio.timeout(TURN_TIMEOUT_MS / 1000):
-        while True:
-            async with engine.connect() as connection:
-                raw: Any = (await connection.get_raw_connection()).driver_connection
-                try:
-                    cursor = await raw.execute("PRAGMA journal_mode=WAL")
-                    mode = (await cursor.fetchone())[0]
-                    await cursor.close()
-                except engine.dialect.loaded_dbapi.OperationalError as error:
-                    if "locked" not in str(error):
-                        raise DatabaseUnavailable(why(error)) from error
-                else:
-                    if mode == "wal":
-                        return
-                    raise DatabaseUnavailable(f"SQLite cannot write ahead here: its journal mode is {mode}")
-            await asyncio.sleep(0.02)
+    give_up_s = time.monotonic() + TURN_TIMEOUT_MS / 1000
+    while True:
+        with engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            try:
+                (mode,) = raw.execute("PRAGMA journal_mode=WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up_s:
+                    raise DatabaseUnavailable(why(error)) from error
+            else:
+                if mode == "wal":
+                    return
+                raise DatabaseUnavailable(f"SQLite cannot write ahead here: its journal mode is {mode}")
+        time.sleep(0.02)
 
 
 def _upgrade(connection: Connection) -> Migrated:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("set local statement_timeout = 0"))
+        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
     script = ScriptDirectory(str(_HERE), version_locations=[str(_HERE / "versions")])
 
     def upgrade(revision: Any, _context: object) -> Any:
