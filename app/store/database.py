@@ -22,11 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
-import msgspec
 import structlog
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     ColumnElement,
     Connection,
     CursorResult,
@@ -34,13 +31,8 @@ from sqlalchemy import (
     Executable,
     Row,
     Select,
-    Text,
-    any_,
-    bindparam,
     create_engine,
     event,
-    func,
-    select,
     text,
 )
 from sqlalchemy.engine import URL, make_url
@@ -57,7 +49,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.domain import StoreUnavailable
-from app.store.tables import clean
+from app.store.statements import LISTED, among, listed
 
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql+psycopg"
@@ -329,13 +321,12 @@ class Database:
             return 0
 
     def _among(self, column: ColumnElement[Any], values: Iterable[str] | Iterable[int]) -> ColumnElement[bool]:
-        """Whether the column is one of the values: one parameter, however many there are."""
-        items = [clean(value) if isinstance(value, str) else value for value in values]
-        if self.sqlite:
-            each = func.json_each(bindparam(None, msgspec.json.encode(items).decode(), Text)).table_valued("value")
-            return column.in_(select(each.c.value))
-        of = BigInteger() if isinstance(column.type, BigInteger) else Text()
-        return column == any_(bindparam(None, items, ARRAY(of)))
+        """Whether the column is one of the values."""
+        return among(column, None, listed(values, for_sqlite=self.sqlite), for_sqlite=self.sqlite)
+
+    def _listed(self, values: Iterable[str] | Iterable[int]) -> dict[str, Any]:
+        """The parameter of a statement made before."""
+        return {LISTED: listed(values, for_sqlite=self.sqlite)}
 
 
 class _Turn:

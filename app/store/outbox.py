@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, case, func, insert, literal_column, null, select, update
+from sqlalchemy import bindparam, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import NotificationUnknown, Source, Status, TerminalAddress, TerminalStatus
@@ -22,6 +22,7 @@ from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow, AnySelect
 from app.store.pages import cut, position, token
+from app.store.statements import IS, OWED
 
 _box = t.outbox.c
 _owed = t.owed_notifications.c
@@ -29,37 +30,20 @@ _sub = t.subscriptions.c
 _attempt = t.delivery_attempts.c
 _PENDING = DeliveryState.PENDING.value
 
-# As text and not as parameters: a plan can only then rely on the index of those that are pending, or dead.
-_IS = {state: _owed.state == literal_column(f"'{state.value}'") for state in DeliveryState}
-
-_OWED = select(t.owed_notifications, _sub.id.label("subscription_id")).join_from(t.owed_notifications, t.subscriptions)
-
 
 class Outbox(Writing):
     """As `ports.Store` says."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
         """Leases due notifications, of each subscription only the first that is not settled. Oldest first."""
-        due = (
-            select(_box.subscription_seq)
-            .where(_box.due_at <= now)
-            .order_by(_box.due_at)
-            .limit(most)
-            .with_for_update(skip_locked=True)
-        )
 
         async def work(c: AsyncConnection) -> list[OwedNotification]:
-            seqs = (await c.execute(due)).scalars().all()
+            seqs = (await c.execute(self._sql.due, {"now": now, "most": most})).scalars().all()
             if not seqs:
                 return []
-            picked = self._among(_box.subscription_seq, seqs)
-            await c.execute(
-                update(t.outbox).where(picked).values(due_at=lease_until, lease_owner=owner, leased=_box.head)
-            )
-            heads = _OWED.join(
-                t.outbox, (_box.subscription_seq == _owed.subscription_seq) & (_box.head == _owed.sequence)
-            )
-            return [_notification(row) for row in await c.execute(heads.where(picked).order_by(_owed.seq))]
+            picked = self._listed(seqs)
+            await c.execute(self._sql.lease, {**picked, "until": lease_until, "owner": owner})
+            return [_notification(row) for row in await c.execute(self._sql.heads, picked)]
 
         return await self._write(work)
 
@@ -170,51 +154,22 @@ class Outbox(Writing):
 
     async def _lock_notifications(self, c: AsyncConnection, ids: Sequence[str]) -> dict[str, AnyRow]:
         """Notifications by id with their outbox. Their subscriptions are locked before it, as `_owe` does."""
+        which = self._listed(ids)
         if not self.sqlite:
-            which = select(_owed.subscription_seq).where(self._among(_owed.id, ids))
-            lock = select(_sub.seq).join_from(t.subscriptions, t.outbox).where(_sub.seq.in_(which)).order_by(_sub.seq)
-            await c.execute(lock.with_for_update(key_share=True))
-        statement = (
-            select(
-                _owed.id,
-                _owed.seq,
-                _owed.subscription_seq,
-                _owed.sequence,
-                _owed.attempts,
-                _owed.state,
-                _owed.next_attempt_at,
-                _owed.settled_at,
-                _box.leased,
-                _box.lease_owner,
-                _sub.suspended_at,
-            )
-            .join_from(t.owed_notifications, t.outbox, _box.subscription_seq == _owed.subscription_seq)
-            .join(t.subscriptions, _sub.seq == _owed.subscription_seq)
-            .where(self._among(_owed.id, ids))
-        )
-        return {row.id: row for row in await c.execute(statement)}
+            await c.execute(self._sql.lock_owing, which)
+        return {row.id: row for row in await c.execute(self._sql.notifications, which)}
 
     async def _move_heads(self, c: AsyncConnection, free: Collection[int], held: Collection[int]) -> None:
         """Makes the first notification that is not settled the head, of subscriptions whose lease is given back, and of
         others, of which a lease that is held keeps its end."""
-        pending = (_owed.subscription_seq == _box.subscription_seq) & _IS[DeliveryState.PENDING]
-        head = select(func.min(_owed.sequence)).where(pending).scalar_subquery()
-        due = select(_owed.next_attempt_at).where(pending).order_by(_owed.sequence).limit(1).scalar_subquery()
         if free:
-            which = self._among(_box.subscription_seq, free)
-            await c.execute(
-                update(t.outbox).where(which).values(head=head, due_at=due, lease_owner=null(), leased=null())
-            )
+            await c.execute(self._sql.move_free_heads, self._listed(free))
         if held:
-            leased = _box.lease_owner.is_not(None) & _box.due_at.is_not(None) & head.is_not(None)
-            which = self._among(_box.subscription_seq, held)
-            await c.execute(
-                update(t.outbox).where(which).values(head=head, due_at=case((leased, _box.due_at), else_=due))
-            )
+            await c.execute(self._sql.move_held_heads, self._listed(held))
 
     async def notification(self, notification_id: str) -> OwedNotification | None:
         """One notification, settled ones for as long as they are kept."""
-        row = await self._first(_OWED.where(_owed.id == notification_id))
+        row = await self._first(OWED.where(_owed.id == notification_id))
         return None if row is None else _notification(row)
 
     async def notifications(
@@ -224,11 +179,11 @@ class Outbox(Writing):
         names = ("notifications", client_id, state, subscription_id)
         # Within one subscription both orders are the same, and an index has this one.
         order = _owed.sequence if subscription_id else _owed.seq
-        statement: AnySelect = _OWED.where(order > int(position(page, *names) or 0))
+        statement: AnySelect = OWED.where(order > int(position(page, *names) or 0))
         if client_id is not None:
             statement = statement.where(_owed.client_id == client_id)
         if state is not None:
-            statement = statement.where(_IS[state])
+            statement = statement.where(IS[state])
         if subscription_id:
             of = select(_sub.seq).where(_sub.id == subscription_id).scalar_subquery()
             statement = statement.where(_owed.subscription_seq == of)

@@ -12,18 +12,25 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    ARRAY,
     JSON,
+    BigInteger,
+    BindParameter,
     Column,
+    ColumnElement,
     Executable,
+    Integer,
     Select,
     Subquery,
     Table,
     Text,
+    any_,
     bindparam,
     case,
     cast,
     func,
     literal_column,
+    null,
     select,
     true,
     update,
@@ -31,12 +38,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.domain import require_utc
+from app.records import DeliveryState
 from app.store import tables as t
 
 _status = t.terminal_statuses.c
 _sub = t.subscriptions.c
 _box = t.outbox.c
 _owed = t.owed_notifications.c
+_address = t.subscription_addresses.c
+
+OWED = select(t.owed_notifications, _sub.id.label("subscription_id")).join_from(t.owed_notifications, t.subscriptions)
+IS = {state: _owed.state == literal_column(f"'{state.value}'") for state in DeliveryState}
+"""As text and not as parameters: a plan can only then rely on the index of those that are pending, or dead."""
 
 
 def encoded(rows: Iterable[Iterable[Any]], *, for_sqlite: bool) -> dict[str, str]:
@@ -54,8 +67,30 @@ def encoded(rows: Iterable[Iterable[Any]], *, for_sqlite: bool) -> dict[str, str
     return {"rows": msgspec.json.encode([[cell(value) for value in row] for row in rows]).decode()}
 
 
+LISTED = "listed"
+
+
+def among(column: ColumnElement[Any], name: str | None, value: Any = None, *, for_sqlite: bool) -> ColumnElement[bool]:
+    """Whether the column is one of the values that `listed` makes a parameter of: one, however many there are. The
+    parameter has a name, or its value now."""
+
+    def parameter(kind: Any) -> BindParameter[Any]:
+        return bindparam(name, type_=kind, required=True) if name else bindparam(None, value, kind)
+
+    if for_sqlite:
+        each = func.json_each(parameter(Text)).table_valued("value")
+        return column.in_(select(each.c.value))
+    return column == any_(parameter(ARRAY(BigInteger() if isinstance(column.type, BigInteger) else Text())))
+
+
+def listed(values: Iterable[str] | Iterable[int], *, for_sqlite: bool) -> Any:
+    """The parameter of `among`."""
+    items = [t.clean(value) if isinstance(value, str) else value for value in values]
+    return msgspec.json.encode(items).decode() if for_sqlite else items
+
+
 class Statements:
-    """For one kind of database. Each takes rows of the columns that its comment names."""
+    """For one kind of database. Each takes rows of the columns that its comment names, or those of `among`."""
 
     def __init__(self, for_sqlite: bool) -> None:
         self._sqlite = for_sqlite
@@ -68,6 +103,63 @@ class Statements:
         self.owe = self._insert(t.owed_notifications)
         """Every column but `seq`, in the order of the table; so in `add_usage`."""
         self.add_usage = self._insert(t.usage_records).on_conflict_do_nothing()
+        self.subscriptions = select(t.subscriptions).where(self._among(_sub.id))
+        self.addresses = (
+            select(_address.subscription_seq, _address.address)
+            .where(self._among(_address.subscription_seq))
+            .order_by(_address.subscription_seq, _address.position)
+        )
+        """Of subscriptions by `seq`."""
+        self.due = (
+            select(_box.subscription_seq)
+            .where(_box.due_at <= bindparam("now", type_=_box.due_at.type))
+            .order_by(_box.due_at)
+            .limit(bindparam("most", type_=Integer))
+            .with_for_update(skip_locked=True)
+        )
+        self.lease = (
+            update(t.outbox)
+            .where(self._among(_box.subscription_seq))
+            .values(
+                due_at=bindparam("until", type_=_box.due_at.type),
+                lease_owner=bindparam("owner", type_=_box.lease_owner.type),
+                leased=_box.head,
+            )
+        )
+        self.heads = (
+            OWED.join(t.outbox, (_box.subscription_seq == _owed.subscription_seq) & (_box.head == _owed.sequence))
+            .where(self._among(_box.subscription_seq))
+            .order_by(_owed.seq)
+        )
+        self.lock_owing = (
+            select(_sub.seq)
+            .join_from(t.subscriptions, t.outbox)
+            .where(_sub.seq.in_(select(_owed.subscription_seq).where(self._among(_owed.id))))
+            .order_by(_sub.seq)
+            .with_for_update(key_share=True)
+        )
+        self.notifications = (
+            select(
+                _owed.id,
+                _owed.seq,
+                _owed.subscription_seq,
+                _owed.sequence,
+                _owed.attempts,
+                _owed.state,
+                _owed.next_attempt_at,
+                _owed.settled_at,
+                _box.leased,
+                _box.lease_owner,
+                _sub.suspended_at,
+            )
+            .join_from(t.owed_notifications, t.outbox, _box.subscription_seq == _owed.subscription_seq)
+            .join(t.subscriptions, _sub.seq == _owed.subscription_seq)
+            .where(self._among(_owed.id))
+        )
+        self.move_free_heads, self.move_held_heads = self._move_heads()
+
+    def _among(self, column: ColumnElement[Any]) -> ColumnElement[bool]:
+        return among(column, LISTED, for_sqlite=self._sqlite)
 
     def _rows(self, *columns: Column[Any] | tuple[str, Column[Any]]) -> "Select[*tuple[Any, ...]]":
         """A query of the parameter's cells, with the types of these columns, and their names or others."""
@@ -131,6 +223,19 @@ class Statements:
             update(t.outbox)
             .where(_box.subscription_seq == given.c.subscription_seq)
             .values({column.name: given.c[column.name] for column in columns})
+        )
+
+    def _move_heads(self) -> tuple[Executable, Executable]:
+        """Of outboxes by `subscription_seq`: the first notification that is not settled becomes the head. Of the first
+        statement no lease is left, of the second one that is held keeps its end."""
+        pending = (_owed.subscription_seq == _box.subscription_seq) & IS[DeliveryState.PENDING]
+        head = select(func.min(_owed.sequence)).where(pending).scalar_subquery()
+        due = select(_owed.next_attempt_at).where(pending).order_by(_owed.sequence).limit(1).scalar_subquery()
+        leased = _box.lease_owner.is_not(None) & _box.due_at.is_not(None) & head.is_not(None)
+        which = update(t.outbox).where(self._among(_box.subscription_seq))
+        return (
+            which.values(head=head, due_at=due, lease_owner=null(), leased=null()),
+            which.values(head=head, due_at=case((leased, _box.due_at), else_=due)),
         )
 
     def _update_subscriptions(self) -> Executable:

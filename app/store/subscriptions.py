@@ -4,7 +4,7 @@ Each portion read at a start is its own short statement by key, so that a start 
 that repeat (clients, endpoints, addresses) are kept once.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -112,7 +112,7 @@ class Subscriptions(Writing):
 
     async def subscriptions_by_id(self, subscription_ids: Sequence[str]) -> dict[str, Subscription]:
         """Those of them that are there, ended ones too."""
-        found = await self._subscriptions(select(t.subscriptions).where(self._among(_sub.id, subscription_ids)))
+        found = await self._subscriptions(self._sql.subscriptions, which=self._listed(subscription_ids))
         return {subscription.id: subscription for _, subscription in found}
 
     async def subscriptions(
@@ -161,22 +161,17 @@ class Subscriptions(Writing):
         ]
 
     async def _subscriptions(
-        self, statement: AnySelect, reader: "Reader | None" = None
+        self, statement: AnySelect, reader: "Reader | None" = None, which: Mapping[str, Any] | None = None
     ) -> list[tuple[int, Subscription]]:
-        return await self._read(lambda c: self._with_addresses(c, statement, reader or Reader()))
+        return await self._read(lambda c: self._with_addresses(c, statement, reader or Reader(), which))
 
     async def _with_addresses(
-        self, c: AsyncConnection, statement: AnySelect, reader: "Reader"
+        self, c: AsyncConnection, statement: AnySelect, reader: "Reader", which: Mapping[str, Any] | None = None
     ) -> list[tuple[int, Subscription]]:
-        rows = (await c.execute(statement)).all()
+        rows = (await c.execute(statement, which)).all()
         if not rows:
             return []
-        seqs = [row.seq for row in rows]
-        found = await c.execute(
-            select(_address.subscription_seq, _address.address)
-            .where(self._among(_address.subscription_seq, seqs))
-            .order_by(_address.subscription_seq, _address.position)
-        )
+        found = await c.execute(self._sql.addresses, self._listed([row.seq for row in rows]))
         return reader.read(rows, found.all())
 
 
