@@ -14,7 +14,7 @@ from typing import Any, cast
 from app.core import streams
 from app.core.asking import QueryService
 from app.core.watching import Watching
-from app.domain import TerminalStatusError, Unauthenticated
+from app.domain import TerminalAddress, TerminalStatus, TerminalStatusError, Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.records import Client
@@ -23,6 +23,8 @@ from app.rpc.calls import Calls, Context
 from app.rpc.errors import abort, abort_stopping
 
 RECHECK_S = 30.0
+MAX_ANSWERS = 10_000
+"""Messages that are kept."""
 FACE = "grpc"
 
 
@@ -37,6 +39,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         self._watching = watching
         self._max_stream_age_s = max_stream_age_s
         self._last: tuple[streams.WatchEvent, pb.WatchStatusesResponse] | None = None
+        self._answers: dict[TerminalAddress, tuple[TerminalStatus, pb.GetStatusResponse]] = {}
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
         call = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -50,7 +53,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                 face=FACE,
                 requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
             )
-            return pb.GetStatusResponse(status=wire.terminal_status(status))
+            return self._answer(status)
         except asyncio.CancelledError:
             if not calls.cut_off(context):
                 raise
@@ -59,6 +62,15 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
             await abort(context, "GetStatus", error)
         finally:
             calls.open.discard(call)
+
+    def _answer(self, status: TerminalStatus) -> pb.GetStatusResponse:
+        """The status as a message; a watched terminal's is the same object until it changes, and is made once."""
+        made = self._answers.get(status.address)
+        if made is None or made[0] is not status:
+            if len(self._answers) >= MAX_ANSWERS:
+                self._answers.clear()
+            made = self._answers[status.address] = (status, pb.GetStatusResponse(status=wire.terminal_status(status)))
+        return made[1]
 
     async def QueryStatuses(self, request: pb.QueryStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "QueryStatuses") as client:
