@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from app.domain import SinkRefused, Status, TerminalAddress, TerminalStatus, require_utc
 
 MAX_ID = 64
@@ -280,9 +282,10 @@ class DeliveryAttempt:
     """The first kilobytes of the answer's body."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRecord:
-    """One billable act, in the contract's names (`getStatus`, `statusNotification_DeliveryAttempted`, …)."""
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One billable act, in the contract's names (`getStatus`, `statusNotification_DeliveryAttempted`, …).
+
+    Made for each answer, so a Struct: a frozen dataclass takes ten times as long to make."""
 
     id: str
     at: datetime

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.domain import NotificationUnknown
@@ -339,7 +340,7 @@ async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) 
 async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
     """NUL, lone surrogates and any other text in a record do not make a group of records fail."""
     ugly = "a\0b\ud800c😀é"
-    record = replace(usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, root_cause=ugly)
+    record = msgspec.structs.replace(usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, root_cause=ugly)
     await store.write_usage([record])
     (found,), _ = await store.usage(None, AT, Page())
     assert {found.requester, *found.targets, found.correlator, found.root_cause} == {"a\ufffdb\ufffdc😀é"}
@@ -349,6 +350,19 @@ async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
     assert (await store.create_subscription(subscription("s2", request_id=ugly), (), ())).id == "s1"
     assert await store.subscription("\0") is None
     assert await store.subscriptions_by_id([ugly]) == {}
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 2100])
+async def test_usage_records_are_added_once_and_in_order(store: SqlStore, count: int) -> None:
+    """Whatever their number, and also where some are there already."""
+    records = [usage(f"u{number:04}") for number in range(count)]
+    await store.write_usage(records[: count // 2])
+    await store.write_usage(records)
+    found, token = await store.usage(None, AT, Page(size=1000))
+    while token:
+        more, token = await store.usage(None, AT, Page(size=1000, token=token))
+        found += more
+    assert [record.id for record in found] == [record.id for record in records]
 
 
 async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:

@@ -31,6 +31,8 @@ END_NOTIFICATION = "endNotification"
 
 FLUSH_S = 0.05
 """Longest time a record waits to be written while the database is there, in seconds."""
+GATHER_S = 0.8 * FLUSH_S
+"""The rest is for the write, which costs more than its records: the more that share one, the better."""
 MAX_BUFFERED = 100_000
 MAX_PAGE = 1000
 MAX_WRITE = 2_000
@@ -157,7 +159,7 @@ class UsageLog:
         while True:
             await self._some.wait()
             if not self._closing:
-                await asyncio.sleep(FLUSH_S / 2)  # the other half is for the write
+                await asyncio.sleep(GATHER_S)
             try:
                 await self._write()
                 # Under load the next group gathers for as long as the first did: a write costs more than its rows.

@@ -5,6 +5,7 @@ subscriptions and their outbox by `seq`, then what it adds; usage records last.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from app.ports import Changes, SubscriptionUpdate
 from app.records import AuditEntry, DeliveryState, OwedNotification, Sink, UsageRecord
 from app.store import tables as t
 from app.store.database import AnyRow, Database
-from app.store.statements import encoded, statements
+from app.store.statements import MAX_ROWS, add_rows, encoded, sqlite_time, statements
 
 USAGE_LOCK = 0x7465_7273
 """PostgreSQL's advisory lock: shared by who adds usage records, and a reader's alone, so that it misses none.
@@ -81,7 +82,8 @@ class Writing(Database):
     async def write_usage(self, records: Sequence[UsageRecord]) -> None:
         """Adds usage records; those of an id that is there already are left out."""
         if records:
-            await self._write(lambda c: self._add_usage(c, records))
+            alone = self.sqlite and len(records) <= MAX_ROWS
+            await self._write(lambda c: self._add_usage(c, records), one_statement=alone)
 
     async def _put_statuses(self, c: AsyncConnection, statuses: Sequence[TerminalStatus]) -> None:
         """Raises _Conflict."""
@@ -158,9 +160,13 @@ class Writing(Database):
         """The last statement of its transaction."""
         if not records:
             return
-        if not self.sqlite:
+        if self.sqlite:
+            rows = [_usage_values(record, sqlite_time(record.at)) for record in records]
+            for start in range(0, len(rows), MAX_ROWS):
+                await c.exec_driver_sql(*add_rows(t.usage_records, rows[start : start + MAX_ROWS]))
+        else:
             await c.execute(text("select pg_advisory_xact_lock_shared(:key)"), {"key": USAGE_LOCK})
-        await self._run(c, self._sql.add_usage, [_usage_values(record) for record in records])
+            await self._run(c, self._sql.add_usage, [_usage_values(record, record.at) for record in records])
 
     async def _run(
         self, c: AsyncConnection, statement: Executable, rows: Iterable[Iterable[Any]]
@@ -240,21 +246,22 @@ def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) ->
     )
 
 
-def _usage_values(record: UsageRecord) -> Sequence[Any]:
+def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
+    """What callers wrote is cleaned; the rest is the gateway's own."""
     return (
         record.id,
-        record.at,
+        at,
         record.operation,
         record.client_id,
         record.face,
-        record.requester,
+        t.clean(record.requester),
         _json([t.clean(target) for target in record.targets]),
         record.target_count,
         record.expanded_count,
-        record.correlator,
+        t.clean(record.correlator),
         record.subscription_id,
         record.result,
-        record.root_cause,
+        t.clean(record.root_cause),
     )
 
 

@@ -3,7 +3,7 @@
 Invariants: a write is one transaction, all or nothing. It is a task of the store: a caller who leaves in the middle
 leaves no half-used connection behind. On SQLite there is one writer at a time (`BEGIN IMMEDIATE`, and a lock here
 rather than polling for the file's); on PostgreSQL as many as connections. What is done in a transaction (`Work`) is
-written once for both and awaits nothing but its connection's `execute`: on PostgreSQL each of them waits in the event
+written once for both and awaits nothing but its connection: on PostgreSQL each of them waits in the event
 loop, on SQLite the whole runs in a thread in one go, since a trip to a thread for each statement, as asyncio drivers of
 SQLite make, costs the event loop several times what the statement does. Whatever says that the database is locked,
 full or gone is StoreUnavailable; other errors of the database are defects and pass.
@@ -239,18 +239,18 @@ class Database:
         rows = await self._all(statement)
         return rows[0] if rows else None
 
-    async def _write(self, work: Work[T]) -> T:
+    async def _write(self, work: Work[T], *, one_statement: bool = False) -> T:
         """What `work` returns when everything it did is committed; nothing of it is where it raises."""
-        return await self._owned(self._wait_and_write(work))
+        return await self._owned(self._wait_and_write(work, one_statement))
 
-    async def _wait_and_write(self, work: Work[T]) -> T:
+    async def _wait_and_write(self, work: Work[T], one_statement: bool) -> T:
         try:
             async with asyncio.timeout(TURN_TIMEOUT_S):
                 await self._writers.acquire()
         except TimeoutError as error:
             raise self._unavailable("locked", error) from None
         try:
-            return await self._transact(work, writes=True)
+            return await self._transact(work, writes=True, one_statement=one_statement)
         finally:
             self._writers.release()
 
@@ -368,13 +368,16 @@ def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
 
 
 class _Here:
-    """A connection whose `execute` is done when it returns: what `Work` needs of an AsyncConnection."""
+    """A connection whose methods are done when they return: what `Work` needs of an AsyncConnection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def execute(self, statement: Executable, parameters: Any = None) -> "CursorResult[Any]":
         return self._connection.execute(statement, parameters)
+
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> "CursorResult[Any]":
+        return self._connection.exec_driver_sql(statement, parameters)
 
 
 def _done_at_once(call: Coroutine[Any, Any, T]) -> T:

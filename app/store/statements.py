@@ -5,9 +5,10 @@ rows would defeat the caches of SQLAlchemy and PostgreSQL. SQLite and PostgreSQL
 the way SQLAlchemy does in SQLite, and cleans texts, since the types of the columns are not asked here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -52,19 +53,54 @@ IS = {state: _owed.state == literal_column(f"'{state.value}'") for state in Deli
 """As text and not as parameters: a plan can only then rely on the index of those that are pending, or dead."""
 
 
+def sqlite_time(time: datetime) -> str:
+    """As SQLAlchemy writes it in SQLite. Raises ValueError for a time that is not UTC."""
+    require_utc(time)
+    return time.isoformat(" ", "microseconds")[:_SQLITE_TIME]
+
+
+_SQLITE_TIME = len("2026-03-29 01:30:00.123456")
+
+
 def encoded(rows: Iterable[Iterable[Any]], *, for_sqlite: bool) -> dict[str, str]:
     """The parameter of a statement. Raises ValueError for a time that is not UTC."""
-    length = len("2026-03-29 01:30:00.123456") if for_sqlite else None  # PostgreSQL is told the zone
 
     def cell(value: Any) -> Any:
         if isinstance(value, str):
             return t.clean(value)
         if isinstance(value, datetime):
+            if for_sqlite:
+                return sqlite_time(value)
             require_utc(value)
-            return value.isoformat(" ", "microseconds")[:length]
+            return value.isoformat(" ", "microseconds")  # PostgreSQL is told the zone
         return value
 
     return {"rows": msgspec.json.encode([[cell(value) for value in row] for row in rows]).decode()}
+
+
+MAX_ROWS = 2048
+"""Of one `add_rows`; SQLite allows 32,766 parameters."""
+
+
+def add_rows(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[Any, ...]]:
+    """A statement for SQLite's driver, and its parameters: adds rows of every column but `seq`, in the order of the
+    table, but for those that are there. It costs a third of the same from JSON. Cells go as they are: times by
+    `sqlite_time`, texts cleaned.
+
+    Their number is made a power of two, so that there are few such statements to parse: the last row is repeated, and
+    left out by the database. Raises ValueError for more than MAX_ROWS.
+    """
+    size = 1 << (len(rows) - 1).bit_length()
+    if not 0 < size <= MAX_ROWS:
+        raise ValueError(f"{len(rows)} rows are not 1 to {MAX_ROWS}")
+    return _add_rows(table, size), tuple(chain.from_iterable((*rows, *([rows[-1]] * (size - len(rows))))))
+
+
+@cache
+def _add_rows(table: Table, size: int) -> str:
+    names = [column.name for column in table.c if column.name != "seq"]
+    row = f"({', '.join('?' * len(names))})"
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES {', '.join([row] * size)} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 LISTED = "listed"
@@ -101,7 +137,7 @@ class Statements:
         self.update_subscriptions = self._update_subscriptions()
         self.settle = self._settle()
         self.owe = self._insert(t.owed_notifications)
-        """Every column but `seq`, in the order of the table; so in `add_usage`."""
+        """Every column but `seq`, in the order of the table; so in `add_usage`, for which SQLite has `add_rows`."""
         self.add_usage = self._insert(t.usage_records).on_conflict_do_nothing()
         self.subscriptions = select(t.subscriptions).where(self._among(_sub.id))
         self.addresses = (
