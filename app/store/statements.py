@@ -87,10 +87,11 @@ def add_rows(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[An
     table, but for those that are there. It costs a third of the same from JSON. Cells go as they are: times by
     `sqlite_time`, texts cleaned.
 
-    Their number is made a power of two, so that there are few such statements to parse: the last row is repeated, and
-    left out by the database. Raises ValueError for more than MAX_ROWS.
+    Their number is one of few (eight between two powers of two), so that there are few such statements to parse: the
+    last row is repeated, and left out by the database. Raises ValueError for more than MAX_ROWS.
     """
-    size = 1 << (len(rows) - 1).bit_length()
+    step = max(1, 1 << (len(rows) - 1).bit_length() >> 4)
+    size = -(-len(rows) // step) * step
     if not 0 < size <= MAX_ROWS:
         raise ValueError(f"{len(rows)} rows are not 1 to {MAX_ROWS}")
     return _add_rows(table, size), tuple(chain.from_iterable((*rows, *([rows[-1]] * (size - len(rows))))))
