@@ -4,6 +4,7 @@
 # make bench measures against the bare PJSIP loop; ROWS=… runs a part
 # make fuzz  sends mutated SIP to the workers for SECONDS=…, and says how many packets
 # make outage stops Kamailio for STOP_S=… seconds under WATCHES=… watches, over TCP and UDP
+# make away kills a webhook receiver for AWAY_S=… seconds (600; it then takes as long again)
 # make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
 
 SHELL := /bin/bash
@@ -22,8 +23,9 @@ SECONDS ?= 600
 SEED ?=
 WATCHES ?= 2000
 STOP_S ?= 120
+AWAY_S ?= 600
 
-.PHONY: run test check bench fuzz outage generate lock servers clients clean
+.PHONY: run test check bench fuzz outage away generate lock servers clients clean
 .DELETE_ON_ERROR:
 
 run: .venv/run.stamp
@@ -54,6 +56,9 @@ fuzz: .venv/dev.stamp
 
 outage: .venv/dev.stamp servers
 	WATCHES=$(WATCHES) STOP_S=$(STOP_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/test_kamailio_watches.py -k outage
+
+away: .venv/dev.stamp
+	AWAY_S=$(AWAY_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/test_crash.py -k killed_for_a_while
 
 generate: .venv/dev.stamp
 	.ci/generate-protobuf

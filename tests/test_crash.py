@@ -10,21 +10,25 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
 from app.domain import Status
 from app.pb.terminalstatus.v1 import subscription_pb2, subscription_pb2_grpc
 from app.sandbox import Sandbox
-from tests.receivers import Receiver, answer, receiver
+from tests.receivers import Receiver, Request, answer, receiver
 
 KILLS = 4
 SEED = 20261123
 LIMIT_S = 60.0
+AWAY_S = float(os.environ.get("AWAY_S", "1"))
+"""How long a receiver is away; `make away` has it longer."""
 FLIP_S = 0.02
 USERS = ("frank", "grace", "heidi")
 
@@ -78,11 +82,11 @@ async def subscribe(grpc_address: str, url: str) -> str:
     return answered.subscription.id
 
 
-async def flip(sandbox: Sandbox, rng: random.Random) -> None:
+async def flip(sandbox: Sandbox, rng: random.Random, each_s: float = FLIP_S) -> None:
     """Changes statuses without rest."""
     while True:
         sandbox.set_status(rng.choice(USERS), rng.choice(list(Status)))
-        await asyncio.sleep(FLIP_S)
+        await asyncio.sleep(each_s)
 
 
 def events_of(endpoint: Receiver) -> list[dict[str, object]]:
@@ -136,6 +140,65 @@ async def test_kill_at_any_moment(tmp_path: Path) -> None:
             revisions.setdefault(change["address"], []).append(change["revision"])
     assert all(numbers == sorted(set(numbers)) for numbers in revisions.values())
     assert len(events) > KILLS
+
+
+async def test_a_receiver_killed_for_a_while(tmp_path: Path) -> None:
+    """A receiver that is away for AWAY_S gets everything when it returns: once by id, in order, each change."""
+    rng = random.Random(SEED)
+    told = {f"sip:{user}@example.com": "REACHABLE" for user in USERS}
+    async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0) as gateway:
+        for user in USERS:
+            sandbox.set_status(user, Status.UNREACHABLE)
+        async with receiver(answer(200)) as before:
+            ids = [await subscribe(gateway.grpc_address, before.url) for _ in range(3)]
+            await before.wait_for(lambda: len(by_subscription(before.requests)) == len(ids))
+        flipping = asyncio.create_task(flip(sandbox, rng, min(1.0, AWAY_S / 20)))
+        await asyncio.sleep(AWAY_S)
+        flipping.cancel()
+        for user in USERS:
+            sandbox.set_status(user, Status.BUSY)
+            sandbox.set_status(user, Status.REACHABLE)
+        async with receiver(answer(200), port=before.port) as after:
+            came_back = time.monotonic()
+
+            def settled() -> bool:
+                all_of_it = by_subscription(after.requests)
+                return len(all_of_it) == len(ids) and all(last(events) == told for events in all_of_it.values())
+
+            async with asyncio.timeout(30 + 2 * AWAY_S):
+                while not settled():  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.05)
+            took_s = time.monotonic() - came_back
+            requests = [*before.requests, *after.requests]
+    all_ids = [request.headers["webhook-id"] for request in requests]
+    assert len(all_ids) == len(set(all_ids))
+    for events in by_subscription(requests).values():
+        assert [int(str(event["sequence"])) for event in events] == list(range(1, len(events) + 1))
+        for user in USERS:
+            revisions = [
+                change["revision"] for change in changes(events) if change["address"] == f"sip:{user}@example.com"
+            ]
+            assert revisions == list(range(revisions[0], revisions[-1] + 1))
+    print(f"away {AWAY_S:.0f} s: {len(after.requests)} events within {took_s:.1f} s of its return")  # noqa: T201
+
+
+def by_subscription(requests: Sequence[Request]) -> dict[str, list[dict[str, Any]]]:
+    """The events in the order in which they came."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for request in requests:
+        event = json.loads(request.body)
+        found.setdefault(event["data"]["subscription_id"], []).append(event)
+    return found
+
+
+def changes(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The changes in these events."""
+    return [change for event in events for change in event["data"].get("changes", [])]
+
+
+def last(events: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What was told last of each terminal."""
+    return {change["address"]: change["status"] for change in changes(events)}
 
 
 async def test_one_gateway_for_one_sqlite_file(tmp_path: Path) -> None:
