@@ -535,7 +535,10 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
         request_id="once",
         requester="boss",
     )
-    made = (await face.subscriptions.CreateSubscription(request, metadata=face.app)).subscription
+    answer = await face.subscriptions.CreateSubscription(request, metadata=face.app)
+    made, stored = answer.subscription, await face.core.store.subscription(answer.subscription.id)
+    assert len(records.read_secret(answer.secret)) == 32
+    assert stored.sink.parameters["secrets"] == answer.secret
     assert (made.client_id, list(made.addresses)) == (APP.id, [ALICE, BOB])
     assert set(made.criteria) == {pb.STATUS_BUSY, pb.STATUS_REACHABLE}
     assert (made.check_immediate, made.max_notifications, made.min_interval.ToMilliseconds()) == (True, 7, 1501)
@@ -546,7 +549,7 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     )
     assert (made.correlator, made.request_id) == ("mine", "once")
     assert (made.created_at.ToDatetime(UTC), made.expires_at.ToDatetime(UTC)) == (BEGAN, BEGAN + timedelta(seconds=60))
-    assert (await face.subscriptions.CreateSubscription(request, metadata=face.app)).subscription == made
+    assert await face.subscriptions.CreateSubscription(request, metadata=face.app) == answer
     renew = subscription_pb2.RenewSubscriptionRequest(subscription_id=made.id, duration=Duration(seconds=120))
     renewed = (await face.subscriptions.RenewSubscription(renew, metadata=face.app)).subscription
     assert renewed.expires_at.ToDatetime(UTC) == BEGAN + timedelta(seconds=120)

@@ -118,10 +118,13 @@ def create(
         request_id=request_id,
         requester=requester,
     )
-    made = gateway.call(_stub(gateway).CreateSubscription, request).subscription
+    answer = gateway.call(_stub(gateway).CreateSubscription, request)
+    made = answer.subscription
     if gateway.as_json:
-        print_json(plain(made))
+        print_json({**plain(made), "secret": answer.secret or None})
         return
+    if answer.secret:
+        err.print(f"Its webhook is signed with this secret, which is shown only now: {answer.secret}")
     expires = f"expires {clock(made.expires_at)}" if made.HasField("expires_at") else "does not expire"
     err.print(f"The subscription to {_addresses(made)} {expires}. Its id:")
     print(made.id)  # noqa: T201  # standard output is this command's answer

@@ -1,6 +1,6 @@
 """SubscriptionService: standing requests. A handler is check, call, map error, return; no rules here."""
 
-from app.core.subscribing import SubscriptionRequest, SubscriptionService
+from app.core.subscribing import SubscriptionRequest, SubscriptionService, made_secret
 from app.domain import InvalidRequest
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
@@ -36,7 +36,7 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 face=FACE,
                 requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
             )
-            return pb.CreateSubscriptionResponse(subscription=wire.subscription(made))
+            return pb.CreateSubscriptionResponse(subscription=wire.subscription(made), secret=made_secret(made))
 
     async def GetSubscription(  # noqa: N802
         self, request: pb.GetSubscriptionRequest, context: Context

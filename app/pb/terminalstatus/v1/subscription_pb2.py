@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$terminalstatus/v1/subscription.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xef\x04\n\x0cSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12+\n\x08\x63riteria\x18\x04 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x05 \x01(\x08\x12/\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_notifications\x18\x07 \x01(\x05\x12%\n\x04sink\x18\x08 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08notified\x18\r \x01(\x05\x12\x34\n\x10last_notified_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspended_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nend_reason\x18\x11 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x12\n\nend_detail\x18\x12 \x01(\t\"\xbf\x01\n\x04Sink\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.terminalstatus.v1.SinkKind\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12;\n\nparameters\x18\x04 \x03(\x0b\x32\'.terminalstatus.v1.Sink.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcf\x02\n\x19\x43reateSubscriptionRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x03 \x01(\x08\x12/\n\x0cmin_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_notifications\x18\x06 \x01(\x05\x12%\n\x04sink\x18\x07 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x11\n\trequester\x18\n \x01(\t\"S\n\x1a\x43reateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"1\n\x16GetSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\"P\n\x17GetSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"A\n\x18ListSubscriptionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x19ListSubscriptionsResponse\x12\x36\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x19\x43\x61ncelSubscriptionRequest\x12\x19\n\x0fsubscription_id\x18\x01 \x01(\tH\x00\x12\x14\n\ncorrelator\x18\x02 \x01(\tH\x00\x12\x11\n\trequester\x18\x03 \x01(\tB\x0e\n\x0csubscription\"\x1c\n\x1a\x43\x61ncelSubscriptionResponse\"`\n\x18RenewSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x19RenewSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"c\n\x13RotateSecretRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08\x64rop_old\x18\x03 \x01(\x08\x12\x11\n\trequester\x18\x04 \x01(\t\"]\n\x14RotateSecretResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t*f\n\x08SinkKind\x12\x19\n\x15SINK_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10SINK_KIND_STREAM\x10\x01\x12\x15\n\x11SINK_KIND_WEBHOOK\x10\x02\x12\x12\n\x0eSINK_KIND_SOAP\x10\x03*\xe5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45ND_REASON_EXPIRED\x10\x01\x12\x1c\n\x18\x45ND_REASON_COUNT_REACHED\x10\x02\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x03\x12\x1d\n\x19\x45ND_REASON_CLIENT_DELETED\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x18\n\x14\x45ND_REASON_SINK_GONE\x10\x06\x12\x1c\n\x18\x45ND_REASON_TOKEN_EXPIRED\x10\x07\x32\xa6\x05\n\x13SubscriptionService\x12q\n\x12\x43reateSubscription\x12,.terminalstatus.v1.CreateSubscriptionRequest\x1a-.terminalstatus.v1.CreateSubscriptionResponse\x12h\n\x0fGetSubscription\x12).terminalstatus.v1.GetSubscriptionRequest\x1a*.terminalstatus.v1.GetSubscriptionResponse\x12n\n\x11ListSubscriptions\x12+.terminalstatus.v1.ListSubscriptionsRequest\x1a,.terminalstatus.v1.ListSubscriptionsResponse\x12q\n\x12\x43\x61ncelSubscription\x12,.terminalstatus.v1.CancelSubscriptionRequest\x1a-.terminalstatus.v1.CancelSubscriptionResponse\x12n\n\x11RenewSubscription\x12+.terminalstatus.v1.RenewSubscriptionRequest\x1a,.terminalstatus.v1.RenewSubscriptionResponse\x12_\n\x0cRotateSecret\x12&.terminalstatus.v1.RotateSecretRequest\x1a\'.terminalstatus.v1.RotateSecretResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$terminalstatus/v1/subscription.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xef\x04\n\x0cSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12+\n\x08\x63riteria\x18\x04 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x05 \x01(\x08\x12/\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_notifications\x18\x07 \x01(\x05\x12%\n\x04sink\x18\x08 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08notified\x18\r \x01(\x05\x12\x34\n\x10last_notified_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspended_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nend_reason\x18\x11 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x12\n\nend_detail\x18\x12 \x01(\t\"\xbf\x01\n\x04Sink\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.terminalstatus.v1.SinkKind\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12;\n\nparameters\x18\x04 \x03(\x0b\x32\'.terminalstatus.v1.Sink.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcf\x02\n\x19\x43reateSubscriptionRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x03 \x01(\x08\x12/\n\x0cmin_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_notifications\x18\x06 \x01(\x05\x12%\n\x04sink\x18\x07 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x11\n\trequester\x18\n \x01(\t\"c\n\x1a\x43reateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t\"1\n\x16GetSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\"P\n\x17GetSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"A\n\x18ListSubscriptionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x19ListSubscriptionsResponse\x12\x36\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x19\x43\x61ncelSubscriptionRequest\x12\x19\n\x0fsubscription_id\x18\x01 \x01(\tH\x00\x12\x14\n\ncorrelator\x18\x02 \x01(\tH\x00\x12\x11\n\trequester\x18\x03 \x01(\tB\x0e\n\x0csubscription\"\x1c\n\x1a\x43\x61ncelSubscriptionResponse\"`\n\x18RenewSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x19RenewSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"c\n\x13RotateSecretRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08\x64rop_old\x18\x03 \x01(\x08\x12\x11\n\trequester\x18\x04 \x01(\t\"]\n\x14RotateSecretResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t*f\n\x08SinkKind\x12\x19\n\x15SINK_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10SINK_KIND_STREAM\x10\x01\x12\x15\n\x11SINK_KIND_WEBHOOK\x10\x02\x12\x12\n\x0eSINK_KIND_SOAP\x10\x03*\xe5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45ND_REASON_EXPIRED\x10\x01\x12\x1c\n\x18\x45ND_REASON_COUNT_REACHED\x10\x02\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x03\x12\x1d\n\x19\x45ND_REASON_CLIENT_DELETED\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x18\n\x14\x45ND_REASON_SINK_GONE\x10\x06\x12\x1c\n\x18\x45ND_REASON_TOKEN_EXPIRED\x10\x07\x32\xa6\x05\n\x13SubscriptionService\x12q\n\x12\x43reateSubscription\x12,.terminalstatus.v1.CreateSubscriptionRequest\x1a-.terminalstatus.v1.CreateSubscriptionResponse\x12h\n\x0fGetSubscription\x12).terminalstatus.v1.GetSubscriptionRequest\x1a*.terminalstatus.v1.GetSubscriptionResponse\x12n\n\x11ListSubscriptions\x12+.terminalstatus.v1.ListSubscriptionsRequest\x1a,.terminalstatus.v1.ListSubscriptionsResponse\x12q\n\x12\x43\x61ncelSubscription\x12,.terminalstatus.v1.CancelSubscriptionRequest\x1a-.terminalstatus.v1.CancelSubscriptionResponse\x12n\n\x11RenewSubscription\x12+.terminalstatus.v1.RenewSubscriptionRequest\x1a,.terminalstatus.v1.RenewSubscriptionResponse\x12_\n\x0cRotateSecret\x12&.terminalstatus.v1.RotateSecretRequest\x1a\'.terminalstatus.v1.RotateSecretResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SINK_PARAMETERSENTRY']._loaded_options = None
   _globals['_SINK_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_SINKKIND']._serialized_start=2239
-  _globals['_SINKKIND']._serialized_end=2341
-  _globals['_ENDREASON']._serialized_start=2344
-  _globals['_ENDREASON']._serialized_end=2573
+  _globals['_SINKKIND']._serialized_start=2255
+  _globals['_SINKKIND']._serialized_end=2357
+  _globals['_ENDREASON']._serialized_start=2360
+  _globals['_ENDREASON']._serialized_end=2589
   _globals['_SUBSCRIPTION']._serialized_start=166
   _globals['_SUBSCRIPTION']._serialized_end=789
   _globals['_SINK']._serialized_start=792
@@ -49,27 +49,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=986
   _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=1321
   _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=1323
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1406
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1408
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1457
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1459
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=1539
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=1541
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=1606
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=1608
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1716
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=1718
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=1829
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=1831
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=1859
-  _globals['_RENEWSUBSCRIPTIONREQUEST']._serialized_start=1861
-  _globals['_RENEWSUBSCRIPTIONREQUEST']._serialized_end=1957
-  _globals['_RENEWSUBSCRIPTIONRESPONSE']._serialized_start=1959
-  _globals['_RENEWSUBSCRIPTIONRESPONSE']._serialized_end=2041
-  _globals['_ROTATESECRETREQUEST']._serialized_start=2043
-  _globals['_ROTATESECRETREQUEST']._serialized_end=2142
-  _globals['_ROTATESECRETRESPONSE']._serialized_start=2144
-  _globals['_ROTATESECRETRESPONSE']._serialized_end=2237
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=2576
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3254
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1422
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1424
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1473
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1475
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=1555
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=1557
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=1622
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=1624
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1732
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=1734
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=1845
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=1847
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=1875
+  _globals['_RENEWSUBSCRIPTIONREQUEST']._serialized_start=1877
+  _globals['_RENEWSUBSCRIPTIONREQUEST']._serialized_end=1973
+  _globals['_RENEWSUBSCRIPTIONRESPONSE']._serialized_start=1975
+  _globals['_RENEWSUBSCRIPTIONRESPONSE']._serialized_end=2057
+  _globals['_ROTATESECRETREQUEST']._serialized_start=2059
+  _globals['_ROTATESECRETREQUEST']._serialized_end=2158
+  _globals['_ROTATESECRETRESPONSE']._serialized_start=2160
+  _globals['_ROTATESECRETRESPONSE']._serialized_end=2253
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=2592
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3270
 # @@protoc_insertion_point(module_scope)

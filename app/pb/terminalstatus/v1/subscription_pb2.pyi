@@ -345,6 +345,12 @@ class CreateSubscriptionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The secret that signs its webhook, where the gateway made one, since none was named in the sink's parameter
+    `secrets`; empty where it made none. Shown in this answer only, and again if the call is repeated with the same
+    `request_id` before the secret is rotated.
+    """
     @_builtins.property
     def subscription(self) -> Global___Subscription:
         """The subscription that was made now, or by the first call with the same `request_id`. Always present."""
@@ -353,10 +359,11 @@ class CreateSubscriptionResponse(_message.Message):
         self,
         *,
         subscription: Global___Subscription | None = ...,
+        secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret", "subscription", b"subscription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

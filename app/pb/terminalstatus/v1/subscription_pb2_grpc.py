@@ -136,8 +136,7 @@ class SubscriptionServiceServicer:
     def RotateSecret(self, request, context):
         """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
         with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
-        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
-        that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign.
 
         Errors, by ErrorInfo reason:
         INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1

@@ -80,8 +80,7 @@ class SubscriptionServiceStub:
     RotateSecret: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]
     """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
     with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
-    `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
-    that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+    `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign.
 
     Errors, by ErrorInfo reason:
       INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
@@ -138,8 +137,7 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     RotateSecret: _aio.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]  # type: ignore[assignment]
     """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
     with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
-    `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
-    that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+    `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign.
 
     Errors, by ErrorInfo reason:
       INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
@@ -229,8 +227,7 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_subscription_pb2.RotateSecretResponse, _abc.Awaitable[_subscription_pb2.RotateSecretResponse]]:
         """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
         with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
-        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign. A webhook
-        that was made here without naming a secret is signed with one that nobody was shown: this gives it one that is known.
+        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign.
 
         Errors, by ErrorInfo reason:
           INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
