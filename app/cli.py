@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from app import VERSION
 from app.commands.audit import audit
 from app.commands.clients import clients
 from app.commands.console import (
@@ -86,8 +87,6 @@ app.add_typer(audit, name="audit")
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        from app.main import VERSION
-
         print(f"terminal-status {VERSION}")  # noqa: T201  # standard output is this option's answer
         raise typer.Exit(OK)
 
@@ -241,6 +240,7 @@ def sandbox(
     from app.telemetry import configure_logging
 
     configure_logging("warning", "auto")
+    host, port = _loopback(listen)
 
     def tell(address: str, old: "Status", new: "Status") -> None:
         if as_json:
@@ -250,7 +250,6 @@ def sandbox(
             out.print(f"{address}  {_coloured(old.value)} → {_coloured(new.value)}")
 
     async def run() -> None:
-        host, port = _loopback(listen)
         notifier = Sandbox(host, port, seed=seed, every_s=every_s, on_change=tell)
         async with _told_to_stop() as stop, notifier:
             err.print(f"Sandbox notifier on sip:{host}:{notifier.port}, UDP and TCP. Ctrl-C ends it.")

@@ -8,9 +8,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from app import VERSION
 from app.config import ConfigurationError, load_settings
 from app.domain import TerminalStatusError, parse_address
-from app.main import VERSION
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
 from app.store import DatabaseUnavailable, check_database, shown_url

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import rest, rpc
+from app import VERSION, rest, rpc
 from app.auth import tls
 from app.auth.authenticator import OpenToAll
 from app.auth.jwks import fetch_keys
@@ -47,9 +47,8 @@ from app.telemetry import Metrics
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
 
-__all__ = ["VERSION", "CannotStart", "Gateway", "run_gateway"]
+__all__ = ["CannotStart", "Gateway", "run_gateway"]
 
-VERSION = "0.1.0"
 SOAP_PATH = "/parlayx"
 
 _log = structlog.get_logger()

@@ -43,12 +43,16 @@ def run_main(main: Coroutine[Any, Any, None]) -> None:
     """Runs `main` on uvloop; what stops a start is one line on standard error and exit code 1."""
     import uvloop
 
-    from app.main import CannotStart
-
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main)
-    except (CannotStart, OSError) as error:
+    except OSError as error:
+        fail(str(error))
+    except Exception as error:
+        from app.servers import CannotStart  # only now: commands that serve nothing need not load servers
+
+        if not isinstance(error, CannotStart):
+            raise
         fail(str(error))
 
 
