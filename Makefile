@@ -8,6 +8,8 @@
 # make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
 
 SHELL := /bin/bash
+# Where the environment forbids it, each of the hundreds of processes that the tests start would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 BUF_VERSION := 1.75.0
@@ -24,6 +26,8 @@ SEED ?=
 WATCHES ?= 2000
 STOP_S ?= 120
 AWAY_S ?= 600
+# One more than cores, since tests also wait; four at most.
+WORKERS ?= $(shell n=$$(( $$(nproc) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
 .PHONY: run test check bench fuzz outage away generate lock servers clients clean
 .DELETE_ON_ERROR:
@@ -32,7 +36,7 @@ run: .venv/run.stamp
 	@exec $(BIN)/terminal-status demo
 
 test: .venv/dev.stamp servers clients
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: .venv/dev.stamp $(BUF)
 	$(BIN)/ruff format --check --quiet .

@@ -37,6 +37,7 @@ from app.commands.console import (
     JsonOption,
     err,
     fail,
+    loading,
     out,
     read_settings,
     run_main,
@@ -125,9 +126,10 @@ def serve(
     settings = read_settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging(settings.log_level, settings.log_format)
 
-    async def run() -> None:
+    with loading():
         from app.main import run_gateway
 
+    async def run() -> None:
         _raise_file_limit()
         async with _told_to_stop() as stop, run_gateway(settings) as gateway:
             gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
@@ -339,7 +341,8 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print each change as one line of JSON.")] = False,
 ) -> None:
     """Run sandbox and gateway together, ask all three faces, then print each change until Ctrl-C (`make run`)."""
-    from app.demo import run_demo
+    with loading():
+        from app.demo import run_demo
     from app.telemetry import configure_logging
 
     settings = read_settings(None, presence_server="sip:127.0.0.1", grpc_listen=grpc_listen, http_listen=http_listen)
