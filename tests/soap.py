@@ -217,7 +217,7 @@ class FakeUsage(UsageLog):
 
     @property
     def records(self) -> list[UsageRecord]:
-        return list(self._buffer)
+        return [record for record in self._buffer if isinstance(record, UsageRecord)]
 
 
 class Everybody:

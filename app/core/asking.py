@@ -90,6 +90,11 @@ class QueryService:
         `StatusService.get_status`.
         """
         policy = self._policies.admit(client)
+        # What is asked most, without a step too many: a terminal with a live watch, so its address is canonical.
+        live = self._watching.live(TerminalAddress(address)) if 0 < max_age_s <= MAX_AGE_S else None
+        if live is not None and not self._groups.is_group(client.id, address):
+            self._usage.answered(client, face, requester, address)
+            return live if policy.busy_available else _without_busy(live)
         caller = Caller(client=client, face=face, requester=requester)
         try:
             age_s = _checked_age(max_age_s)

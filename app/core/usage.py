@@ -43,6 +43,9 @@ CLOSE_S = 5.0
 """How long the last write may take at shutdown."""
 _MAX_TEXT = 255
 
+_Answered = tuple[int, datetime, str, str, str, str]
+"""Number, time, client id, face, requester and target."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -63,7 +66,7 @@ class UsageLog:
         self._store = store
         self._clock = clock
         self._policies = policies
-        self._buffer: deque[UsageRecord] = deque()
+        self._buffer: deque[UsageRecord | _Answered] = deque()
         self._some = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
         self._closing = False
@@ -124,15 +127,37 @@ class UsageLog:
 
     def record(self, record: UsageRecord) -> None:
         """Keeps it to be written within FLUSH_S."""
+        self._keep(record)
+
+    def answered(self, client: Client, face: str, requester: str, target: str) -> None:
+        """As `record` for a getStatus that went well; the record is made when it is written, which is cheaper."""
+        self._keep((next(self._number), self._clock(), client.id, face, requester, target))
+
+    def _keep(self, item: UsageRecord | _Answered) -> None:
         buffer = self._buffer
         if len(buffer) >= MAX_BUFFERED:
             buffer.popleft()
             if not self.dropped:
                 _log.error("usage_records_dropped", buffered=MAX_BUFFERED)
             self.dropped += 1
-        buffer.append(record)
+        buffer.append(item)
         if len(buffer) == 1:
             self._some.set()
+
+    def _of_answer(
+        self, number: int, at: datetime, client_id: str, face: str, requester: str, target: str
+    ) -> UsageRecord:
+        return UsageRecord(
+            id=f"{self._run}{number:x}",
+            at=at,
+            operation=GET_STATUS,
+            client_id=client_id,
+            face=face,
+            requester=requester[:_MAX_TEXT],
+            targets=(target[:_MAX_TEXT],),
+            target_count=1,
+            expanded_count=1,
+        )
 
     async def export(
         self, client: Client, since: datetime, page_size: int = MAX_PAGE
@@ -178,7 +203,8 @@ class UsageLog:
 
     async def _write(self) -> None:
         dropped = self.dropped
-        records = list(islice(self._buffer, MAX_WRITE))
+        items = islice(self._buffer, MAX_WRITE)
+        records = [item if isinstance(item, UsageRecord) else self._of_answer(*item) for item in items]
         if not records:
             return
         await self._store.write_usage(records)

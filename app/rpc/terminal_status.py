@@ -14,7 +14,7 @@ from typing import Any, cast
 from app.core import streams
 from app.core.asking import QueryService
 from app.core.watching import Watching
-from app.domain import TerminalAddress, TerminalStatus, TerminalStatusError, Unauthenticated
+from app.domain import Source, TerminalAddress, TerminalStatus, TerminalStatusError, Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.records import Client
@@ -65,6 +65,8 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
 
     def _answer(self, status: TerminalStatus) -> pb.GetStatusResponse:
         """The status as a message; a watched terminal's is the same object until it changes, and is made once."""
+        if status.source is not Source.WATCH:
+            return pb.GetStatusResponse(status=wire.terminal_status(status))
         made = self._answers.get(status.address)
         if made is None or made[0] is not status:
             if len(self._answers) >= MAX_ANSWERS:

@@ -301,7 +301,7 @@ def client(of: records.Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
 
 def max_age_s(request: pb.GetStatusRequest | pb.QueryStatusesRequest) -> float:
     """Seconds; the use case bounds them. Raises InvalidRequest."""
-    return _ns(request.max_age, "max_age") / _NS if request.HasField("max_age") else 0
+    return _ns(request.max_age, "max_age") / _NS  # 0 where it is absent
 
 
 def duration_ms(request: Message, field: str) -> int:

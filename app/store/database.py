@@ -70,6 +70,9 @@ CLOSE_S = 10.0
 SQLITE_CONNECTIONS = 5
 """One writes, the others read; each has a thread."""
 
+SQLITE_STATEMENTS = 256
+"""Parsed statements that a connection keeps."""
+
 POSTGRESQL_CONNECTIONS = 10
 STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
@@ -116,13 +119,20 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
 
     def connected() -> sqlite3.Connection:
         # sqlite3 begins nothing by itself (None): `beginning` does, before DDL too
-        connection = sqlite3.connect(uri, timeout_s, isolation_level=None, check_same_thread=False, uri=True)
+        connection = sqlite3.connect(
+            uri, timeout_s, isolation_level=None, check_same_thread=False, cached_statements=SQLITE_STATEMENTS, uri=True
+        )
         for pragma in ("foreign_keys=ON", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
     engine = create_engine(
-        url, creator=connected, pool_size=SQLITE_CONNECTIONS, max_overflow=0, pool_timeout=TURN_TIMEOUT_S
+        url,
+        creator=connected,
+        pool_size=SQLITE_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=TURN_TIMEOUT_S,
+        pool_use_lifo=True,  # the one used last knows the statements
     )
 
     @event.listens_for(engine, "begin")
@@ -144,6 +154,7 @@ def _postgresql_engine(url: URL, busy_timeout_ms: int) -> AsyncEngine:
         pool_size=POSTGRESQL_CONNECTIONS,
         max_overflow=0,
         pool_timeout=TURN_TIMEOUT_S,
+        pool_use_lifo=True,
         connect_args={
             "options": options,
             "connect_timeout": CONNECT_TIMEOUT_S,
