@@ -18,7 +18,8 @@ import pytest
 import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, insert, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import StoreUnavailable
 from app.ports import Changes, Page
@@ -103,6 +104,45 @@ def all_connections(store: SqlStore) -> Iterator[Connection]:
     assert isinstance(store.engine, Engine)
     with contextlib.ExitStack() as stack:
         yield from [stack.enter_context(store.engine.connect()) for _ in range(5)]
+
+
+SLOW = text("with recursive n(x) as (select 1 union all select x + 1 from n where x < 400000) select count(*) from n")
+
+
+async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
+    sqlite: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up in the middle: no statement follows, nothing of it is written, and the next one has its turn."""
+    begun = 0
+
+    async def too_much(c: AsyncConnection) -> None:
+        nonlocal begun
+        await c.execute(insert(METADATA.tables["audit_log"]), {"at": AT, "who": "x", "what": "y", "details": "{}"})
+        for _ in range(100):
+            begun += 1
+            await c.execute(SLOW)
+
+    monkeypatch.setattr("app.store.database.TRANSACTION_S", 0.2)
+    with pytest.raises(StoreUnavailable) as caught:
+        await sqlite._write(too_much)  # noqa: SLF001  # nothing of the store takes so long
+    assert caught.value.details["reason"] == "hangs"
+    monkeypatch.undo()
+    while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # nobody tells
+        await asyncio.sleep(0.01)
+    assert begun < 100
+    assert (await sqlite.audited(AT, Page()))[0] == []
+    await works_and_has_nothing_of_what_failed(sqlite)
+
+
+async def test_sqlite_that_is_too_busy_says_so(sqlite: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that does not get its turn in time is told so, while those before it are answered."""
+    monkeypatch.setattr("app.store.database.TURN_TIMEOUT_S", 0.05)
+    many = [asyncio.create_task(sqlite._all(SLOW)) for _ in range(5)]  # type: ignore[arg-type]  # noqa: SLF001
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable) as caught:
+        await sqlite.statuses([ALICE])
+    assert caught.value.details["reason"] == "locked"
+    assert [rows[0][0] for rows in await asyncio.gather(*many)] == [400_000] * 5
 
 
 async def test_sqlite_full(sqlite: SqlStore) -> None:

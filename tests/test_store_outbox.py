@@ -340,10 +340,13 @@ async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) 
 async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
     """NUL, lone surrogates and any other text in a record do not make a group of records fail."""
     ugly = "a\0b\ud800c😀é"
-    record = msgspec.structs.replace(usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, root_cause=ugly)
+    record = msgspec.structs.replace(
+        usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, subscription_id=ugly, root_cause=ugly
+    )
     await store.write_usage([record])
     (found,), _ = await store.usage(None, AT, Page())
-    assert {found.requester, *found.targets, found.correlator, found.root_cause} == {"a\ufffdb\ufffdc😀é"}
+    written = {found.requester, *found.targets, found.correlator, found.subscription_id, found.root_cause}
+    assert written == {"a\ufffdb\ufffdc😀é"}
     await make(store, "s1", correlator=ugly, request_id=ugly)
     found_subscription = await store.subscription_by_correlator("c1", ugly)
     assert found_subscription is not None

@@ -259,7 +259,7 @@ def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
         record.target_count,
         record.expanded_count,
         t.clean(record.correlator),
-        record.subscription_id,
+        t.clean(record.subscription_id),
         record.result,
         t.clean(record.root_cause),
     )

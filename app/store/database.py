@@ -16,6 +16,7 @@ Deliberately absent: statements (the parts have them) and the schema.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -209,7 +210,7 @@ async def check_database(url: str) -> str:
 
 def why(error: BaseException) -> str:
     """What the database itself said, on one line. Not for callers: it may name hosts, users and paths."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())
+    return " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
 
 
 class Database:
@@ -219,6 +220,7 @@ class Database:
         self.engine = engine
         """For tests and operators' tools; the gateway asks the store's methods."""
         self.sqlite = engine.dialect.name == "sqlite"
+        self._free_threads = asyncio.Semaphore(SQLITE_CONNECTIONS)
         self._threads = ThreadPoolExecutor(SQLITE_CONNECTIONS, thread_name_prefix="sqlite")
         self._writers = asyncio.Semaphore(1 if self.sqlite else POSTGRESQL_CONNECTIONS)
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -281,12 +283,11 @@ class Database:
             await self._same_file()
             turn = _Turn(options)
             try:
-                async with asyncio.timeout(TRANSACTION_S):
-                    if isinstance(self.engine, AsyncEngine):
+                if isinstance(self.engine, AsyncEngine):
+                    async with asyncio.timeout(TRANSACTION_S):
                         result = await _in_loop(self.engine, work, turn)
-                    else:
-                        loop = asyncio.get_running_loop()
-                        result = await loop.run_in_executor(self._threads, _in_thread, self.engine, work, turn)
+                else:
+                    result = await self._when_a_thread_is_free(self.engine, work, turn)
             except asyncio.CancelledError:
                 turn.left = True
                 raise
@@ -309,6 +310,23 @@ class Database:
                     _log.info("store_available")
                 return result
         raise AssertionError("the last attempt raises or returns")
+
+    async def _when_a_thread_is_free(self, engine: Engine, work: Work[T], turn: "_Turn") -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT_S):
+                await self._free_threads.acquire()
+        except TimeoutError as error:
+            raise self._unavailable("locked", error) from None
+
+        def free(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(self._free_threads.release)
+
+        done = self._threads.submit(_in_thread, engine, work, turn)
+        done.add_done_callback(free)  # not before, whoever has left
+        async with asyncio.timeout(TRANSACTION_S):
+            return await asyncio.wrap_future(done)
 
     def _unavailable(self, reason: str, error: BaseException) -> StoreUnavailable:
         if self._available:  # once, not for each call while it lasts
@@ -349,7 +367,13 @@ class _Turn:
         self.options = options
         self.committing = False
         self.left = False
-        """Whether nobody waits for it any more; it is not committed then."""
+        """Whether nobody waits for it any more: no statement follows then, and no commit. One that commits by itself
+        may be under way, so what is written so must bear to be written again."""
+
+    def still(self) -> None:
+        """Raises TimeoutError where nobody waits."""
+        if self.left:
+            raise TimeoutError
 
 
 async def _in_loop(engine: AsyncEngine, work: Work[T], turn: _Turn) -> T:
@@ -369,9 +393,8 @@ async def _in_loop(engine: AsyncEngine, work: Work[T], turn: _Turn) -> T:
 
 def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
     with engine.execution_options(**turn.options).connect() as connection:
-        result = _done_at_once(work(cast("AsyncConnection", _Here(connection))))
-        if turn.left:
-            raise TimeoutError
+        result = _done_at_once(work(cast("AsyncConnection", _Here(connection, turn))))
+        turn.still()
         turn.committing = True
         if turn.options.get("writes"):
             connection.commit()
@@ -381,13 +404,16 @@ def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
 class _Here:
     """A connection whose methods are done when they return: what `Work` needs of an AsyncConnection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, turn: _Turn) -> None:
         self._connection = connection
+        self._turn = turn
 
     async def execute(self, statement: Executable, parameters: Any = None) -> "CursorResult[Any]":
+        self._turn.still()
         return self._connection.execute(statement, parameters)
 
     async def exec_driver_sql(self, statement: str, parameters: Any = None) -> "CursorResult[Any]":
+        self._turn.still()
         return self._connection.exec_driver_sql(statement, parameters)
 
 
