@@ -147,6 +147,9 @@ async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -
     for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", "application/xml"):
         other = await face.call("POST", "/v1/terminals:query", raw=body[:100], headers={"content-type": media_type})
         problem(other, 415, "UNSUPPORTED_MEDIA_TYPE")
+    key = {"authorization": f"Bearer {face.keys[APP.id]}"}
+    unnamed = await face.http.request("POST", f"{face.url}/v1/terminals:query", content=b"{}", headers=key)
+    problem(Answer(unnamed.status_code, unnamed.headers, unnamed.content), 415, "UNSUPPORTED_MEDIA_TYPE")
     assert (await face.call("GET", STATUS)).status == 200
 
 
@@ -389,7 +392,7 @@ async def test_subscription(face: HttpFace) -> None:
         "signed": True,
         "with_access_token": True,
         "access_token_expires_at": "2026-12-31T23:00:00+00:00",
-        "handshake": "test",
+        "handshake": "none",  # a test event would be signed with a secret that nobody knows yet
     }
     (checked,) = face.core.sender.checked
     assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (made["secret"], "abc")
@@ -496,6 +499,13 @@ async def test_bad_sinks(face: HttpFace, sink: dict[str, Any]) -> None:
     assert face.core.sender.checked == []
 
 
+async def test_faults_name_the_fields_of_rest(face: HttpFace) -> None:
+    """What gRPC calls otherwise has its REST name."""
+    for field in ("duration_ms", "min_interval_ms"):
+        refused = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], field: 2**40})
+        assert refused.json["details"]["field"] == field
+
+
 async def test_pages(face: HttpFace) -> None:
     """A list comes in pages, each thing once; a token of another list, or one that is none, is 400."""
     made = [(await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json["id"] for _ in range(5)]
@@ -536,6 +546,7 @@ async def test_groups(face: HttpFace) -> None:
     assert (await face.call("GET", path)).json == made.json
     unchanged = await face.call("GET", path, headers={"if-none-match": tag})
     assert (unchanged.status, unchanged.headers["etag"], unchanged.body) == (304, tag, b"")
+    assert (await face.call("GET", path, headers={"if-none-match": "*"})).status == 304
     assert (await face.call("GET", "/v1/groups")).json["groups"] == [made.json]
     changed = await face.call("PUT", f"{path}/members", {"members": [BOB]}, headers={"if-match": f'"x", {tag}'})
     assert (changed.json["members"], changed.json["version"]) == ([BOB], 2)

@@ -40,6 +40,7 @@ from app.records import (
     UsageRecord,
 )
 from app.store import SqlStore
+from app.store.pages import token as make_token
 
 AT = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))
@@ -581,7 +582,21 @@ async def test_page_token_from_elsewhere_is_refused(store: SqlStore) -> None:
     _, good = await store.subscriptions("c1", Page(size=1))
     _, foreign = await store.usage(None, AT, Page(size=1))
     assert (await store.subscriptions("c1", Page(size=1, token=good)))[0] == [subscription("s1")]
-    bad = ["x", "é", "AAAA", "=", good[:-4], good[:-4] + "AAAA", good + "AAAA", foreign, "0", "\0", "A" * 10_000]
+    forged = [make_token(last, "subscriptions", "c1", True) for last in ("abc", "-1", "9" * 30)]
+    bad = [
+        *forged,
+        "x",
+        "é",
+        "AAAA",
+        "=",
+        good[:-4],
+        good[:-4] + "AAAA",
+        good + "AAAA",
+        foreign,
+        "0",
+        "\0",
+        "A" * 10_000,
+    ]
     for token in bad:
         with pytest.raises(InvalidRequest) as caught:
             await store.subscriptions("c1", Page(token=token))

@@ -20,6 +20,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from structlog.testing import capture_logs
 
 from app.domain import StoreUnavailable
 from app.ports import Changes, Page
@@ -93,10 +94,13 @@ async def test_sqlite_locked(sqlite: SqlStore, path: Path) -> None:
     """While another process writes, writes fail after the busy timeout and reads go on; then all works."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin immediate")
-        await fails(sqlite, "locked")
-        assert await sqlite.statuses([ALICE]) == {ALICE: status(ALICE)}
-        other.execute("rollback")
-    await works_and_has_nothing_of_what_failed(sqlite)
+        with capture_logs() as logs:
+            for _ in range(2):
+                await fails(sqlite, "locked")
+                assert await sqlite.statuses([ALICE]) == {ALICE: status(ALICE)}
+            other.execute("rollback")
+            await works_and_has_nothing_of_what_failed(sqlite)
+    assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
 
 
 def all_connections(store: SqlStore) -> Iterator[Connection]:

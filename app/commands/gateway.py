@@ -114,8 +114,10 @@ _ADVICE: Mapping[str, str] = {
     "GROUP_EXISTS": "Change it with groups set, add or remove.",
     "GROUP_UNKNOWN": "terminal-status groups list shows them.",
     "GROUP_CHANGED": "See what it is now with groups show, then decide.",
-    "SINK_REFUSED": "See TS_SINK_ALLOWED_NETWORKS and TS_SINK_ALLOW_HTTP.",
 }
+_SINK_ADVICE = "See TS_SINK_ALLOWED_NETWORKS and TS_SINK_ALLOW_HTTP."
+_SETTINGS_SAY = {"scheme", "forbidden-address"}
+"""Reasons of SINK_REFUSED that these settings decide."""
 
 
 class Gateway:
@@ -261,7 +263,8 @@ def warn_of_clear_text(access: "Access", server: str) -> None:
 def tell_failure(failed: "CallFailed") -> None:
     """One line: the code, what failed, and what to do."""
     wait = f" Try again in {failed.retry_after_s:.0f} s." if failed.retry_after_s else ""
-    advice = f" {_ADVICE[failed.code]}" if failed.code in _ADVICE else ""
+    advised = _SINK_ADVICE if failed.details.get("reason") in _SETTINGS_SAY else _ADVICE.get(failed.code, "")
+    advice = f" {advised}" if advised else ""
     text = str(failed).rstrip()
     end = "" if text.endswith((".", "?", "!", "…")) else "."
     err.print(f"[red]error:[/] {shown(failed.code)}: {shown(text)}{end}{wait or advice}")

@@ -74,9 +74,11 @@ class Operation(APIRoute):
 
 
 def _check_media_type(scope: Scope) -> None:
-    for name, value in scope["headers"]:
-        if name == b"content-type" and not _JSON.fullmatch(value):
-            raise HTTPException(415, "the body must be application/json")
+    headers = dict(scope["headers"])
+    named = headers.get(b"content-type")
+    there = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+    if (there and named is None) or (named is not None and not _JSON.fullmatch(named)):
+        raise HTTPException(415, "the body must be application/json, and Content-Type say so")
 
 
 _JSON = re.compile(rb"application/([!-.0-~]+\+)?json[ \t]*(;.*)?", re.IGNORECASE)

@@ -200,7 +200,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         ] = "",
     ) -> Response:
         group = await groups.get(client, address)
-        if if_none_match and etag(group) in if_none_match:
+        if if_none_match and (etag(group) in if_none_match or if_none_match.strip() == "*"):
             return Response(status_code=304, headers={**NO_STORE, "etag": etag(group)})
         return _returned(group)
 

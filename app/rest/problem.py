@@ -76,13 +76,23 @@ MAX_FAULTS = 20
 
 MAX_SHOWN = 200
 _HTTP_CODES = {400: domain.InvalidRequest.code, 413: "BODY_TOO_LARGE"}
+_FIELDS = {
+    "min_interval": "min_interval_ms",
+    "duration": "duration_ms",
+    "max_age": "max_age_s",
+    "request_id": "Idempotency-Key",
+}
+"""What REST calls parts of a request that have another name in gRPC."""
 CHALLENGE = {"www-authenticate": "Bearer"}
 """What every 401 says (RFC 9110 section 11.6.1)."""
 
 
 def problem_of(error: TerminalStatusError) -> Problem:
     """The problem that a domain error is."""
-    return problem(STATUSES[type(error)], error.code, str(error), retryable=error.retryable, details=error.details)
+    details = dict(error.details)
+    if (field := details.get("field")) in _FIELDS:
+        details["field"] = _FIELDS[field]
+    return problem(STATUSES[type(error)], error.code, str(error), retryable=error.retryable, details=details)
 
 
 def answer(what: Problem, *, retry_after_s: float | None = None, headers: Mapping[str, str] | None = None) -> Response:

@@ -15,7 +15,7 @@ from app.records import AuditEntry, Client, OwedNotification, Subscription
 from app.store import tables as t
 from app.store.changes import audit_line
 from app.store.database import AnyRow
-from app.store.pages import cut, position, token
+from app.store.pages import cut, number, token
 from app.store.subscriptions import Subscriptions
 
 
@@ -102,7 +102,7 @@ class Clients(Subscriptions):
         """The audit log from `since` on in the order it was written, and the next page's token."""
         names = ("audit", since)
         log = t.audit_log.c
-        after = int(position(page, *names) or 0)
+        after = number(page, *names)
         statement = select(t.audit_log).where(log.at >= since, log.seq > after).order_by(log.seq).limit(page.size + 1)
         rows, more = cut(await self._all(statement), page)
         entries = [

@@ -227,6 +227,7 @@ class Database:
         self._path = Path(str(engine.url.database)) if self.sqlite else None
         self._inode = self._present()
         self._available = True
+        self._away_for_writes = False
 
     async def aclose(self) -> None:
         """Waits up to CLOSE_S for what is under way, and closes every connection."""
@@ -261,7 +262,7 @@ class Database:
             async with asyncio.timeout(TURN_TIMEOUT_S):
                 await self._writers.acquire()
         except TimeoutError as error:
-            raise self._unavailable("locked", error) from None
+            raise self._unavailable("locked", error, writes=True) from None
         try:
             return await self._transact(work, writes=True, one_statement=one_statement)
         finally:
@@ -279,6 +280,7 @@ class Database:
             task.exception()  # seen: the caller may have left
 
     async def _transact(self, work: Work[T], **options: bool) -> T:
+        writes = options.get("writes", False)
         for attempts_left in reversed(range(ATTEMPTS)):
             await self._same_file()
             turn = _Turn(options)
@@ -293,20 +295,20 @@ class Database:
                 raise
             except TimeoutError as error:
                 turn.left = True
-                raise self._unavailable("hangs", error) from error
+                raise self._unavailable("hangs", error, writes=writes) from error
             except (DBAPIError, InterfaceError) as error:
                 if isinstance(error, _DEFECTS) and not error.connection_invalidated:
                     raise
                 again = error.connection_invalidated or getattr(error.orig, "sqlstate", "") in _AGAIN
                 if not again or turn.committing or not attempts_left:
-                    raise self._unavailable(_reason(error), error) from error
+                    raise self._unavailable(_reason(error), error, writes=writes) from error
             except NoConnectionFree as error:
-                raise self._unavailable("locked", error) from error
+                raise self._unavailable("locked", error, writes=writes) from error
             except OSError as error:
-                raise self._unavailable("gone", error) from error
+                raise self._unavailable("gone", error, writes=writes) from error
             else:
-                if not self._available:
-                    self._available = True
+                if not self._available and (writes or not self._away_for_writes):  # what is locked may still be read
+                    self._available, self._away_for_writes = True, False
                     _log.info("store_available")
                 return result
         raise AssertionError("the last attempt raises or returns")
@@ -328,7 +330,8 @@ class Database:
         async with asyncio.timeout(TRANSACTION_S):
             return await asyncio.wrap_future(done)
 
-    def _unavailable(self, reason: str, error: BaseException) -> StoreUnavailable:
+    def _unavailable(self, reason: str, error: BaseException, *, writes: bool = False) -> StoreUnavailable:
+        self._away_for_writes |= writes
         if self._available:  # once, not for each call while it lasts
             self._available = False
             _log.error("store_unavailable", reason=reason, why=why(error))

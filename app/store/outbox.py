@@ -21,7 +21,7 @@ from app.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNo
 from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow, AnySelect
-from app.store.pages import cut, position, token
+from app.store.pages import cut, number, token
 from app.store.statements import IS, OWED
 
 _box = t.outbox.c
@@ -179,7 +179,7 @@ class Outbox(Writing):
         names = ("notifications", client_id, state, subscription_id)
         # Within one subscription both orders are the same, and an index has this one.
         order = _owed.sequence if subscription_id else _owed.seq
-        statement: AnySelect = OWED.where(order > int(position(page, *names) or 0))
+        statement: AnySelect = OWED.where(order > number(page, *names))
         if client_id is not None:
             statement = statement.where(_owed.client_id == client_id)
         if state is not None:

@@ -40,6 +40,14 @@ def position(page: Page, *names: object) -> str:
     return text
 
 
+def number(page: Page, *names: object) -> int:
+    """As `position`, of a list whose positions are numbers; 0 for the start."""
+    text = position(page, *names)
+    if text and not (text.isdecimal() and int(text) < 2**63):  # the check is no secret: somebody made it himself
+        raise InvalidRequest("The page token is none of this list's.", field="page_token")
+    return int(text or 0)
+
+
 def token(last: object, *names: object) -> str:
     """The token of the page that begins after the item at position `last`."""
     text = str(last)

@@ -13,7 +13,7 @@ from app.records import UsageRecord
 from app.store import tables as t
 from app.store.changes import USAGE_LOCK, Writing
 from app.store.database import AnyRow
-from app.store.pages import cut, position, token
+from app.store.pages import cut, number, token
 
 _usage = t.usage_records.c
 
@@ -27,7 +27,7 @@ class Retention(Writing):
         None is missed by who goes on from the last token later: on PostgreSQL it waits for those being written.
         """
         names = ("usage", client_id, since)
-        after = position(page, *names)
+        after = number(page, *names)
         which = [_usage.at >= since]
         if client_id is not None:
             which.append(_usage.client_id == client_id)
@@ -38,7 +38,7 @@ class Retention(Writing):
             # To where the period begins, then by number. The sum keeps a database from looking for the least number by
             # number, through all that is older; it goes by the index on `at`.
             first = select(func.min(_usage.seq + 0)).where(_usage.at >= since)
-            start = int(after) if after else (await c.execute(first)).scalar()
+            start = after if after else (await c.execute(first)).scalar()
             if start is None:
                 return []
             beyond = _usage.seq > start if after else _usage.seq >= start

@@ -19,7 +19,7 @@ from app.records import AuditEntry, EndReason, OwedNotification, Sink, SinkKind,
 from app.store import tables as t
 from app.store.changes import Writing, audit_line, sink_values
 from app.store.database import ATTEMPTS, AnySelect
-from app.store.pages import cut, position, token
+from app.store.pages import cut, number, token
 
 PORTION = 2000
 """Subscriptions read at once at a start."""
@@ -120,7 +120,7 @@ class Subscriptions(Writing):
     ) -> tuple[list[Subscription], str]:
         """A client's (None: everybody's) subscriptions, oldest first, and the next page's token."""
         names = ("subscriptions", client_id, active_only)
-        statement = select(t.subscriptions).where(_sub.seq > int(position(page, *names) or 0))
+        statement = select(t.subscriptions).where(_sub.seq > number(page, *names))
         if client_id is not None:
             statement = statement.where(_sub.client_id == client_id)
         if active_only:
