@@ -86,6 +86,18 @@ def gigabyte() -> Behaviour:
     return behave
 
 
+def flood(first: bytes, endless: bytes) -> Behaviour:
+    """Sends `first`, then `endless` again and again, as fast as it is taken."""
+
+    async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        while not writer.is_closing():
+            writer.write(endless)
+            await writer.drain()
+
+    return behave
+
+
 def in_turn(*behaviours: Behaviour) -> Behaviour:
     """Each once, then the last one for ever."""
     left = list(behaviours)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.streams import DataQueue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.egress import MAX_ANSWER, Egress, read_retry_after
+from app.delivery.egress import MAX_ANSWER, MAX_INFORMATIONAL, Egress, read_retry_after
 from app.delivery.endpoints import Rules, read_endpoint
 from app.domain import SinkRefused, SinkUnreachable
 from tests.receivers import (
     Behaviour,
     answer,
     drip,
+    flood,
     gigabyte,
     hang,
     in_turn,
@@ -318,7 +320,7 @@ OK_HEAD = b"HTTP/1.1 200 X\r\nContent-Length: 1000000\r\n\r\n"
         (hang, 0, "timed-out"),
         (drip(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), 0, "timed-out"),
         (drip(b"HTTP/1.1 200 ", b"O"), 0, "timed-out"),
-        (drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), 0, "timed-out"),
+        (drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), 0, "malformed"),
         (reset, 0, "reset"),
         (raw(b""), 0, "reset"),
         (raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), 0, "malformed"),
@@ -334,6 +336,80 @@ async def test_answers_that_are_no_delivery(behaviour: Behaviour, code: int, out
         sent = (await client.request("POST", there.url, {}, b"x")).as_sent()
         assert (sent.delivered, sent.code, sent.outcome, sent.gone) == (False, code, outcome, code == 410)
         assert len(there.requests) == 1
+
+
+HINT = b"HTTP/1.1 103 E\r\n\r\n"
+"""An informational answer."""
+NO_CONTENT = b"HTTP/1.1 204 X\r\n\r\n"
+
+
+@pytest.mark.parametrize("https", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize(
+    ("first", "endless", "outcome"),
+    [
+        (b"", HINT * 60_000, "malformed"),
+        (b"", b"HTTP/1.1 103 E\r\n" + b"X: y\r\n" * 100 + b"\r\n", "malformed"),
+        (b"", b"HTTP/1.1 103 E\r\n" + (b"X: " + b"y" * 8000 + b"\r\n") * 100, "malformed"),
+        (NO_CONTENT, HINT * 60_000, "delivered"),
+        (b"", NO_CONTENT * 60_000, "delivered"),
+    ],
+    ids=["hints", "large-hints", "endless-hint", "hints-behind", "answers"],
+)
+async def test_floods_of_answers(*, first: bytes, endless: bytes, outcome: str, https: bool, tmp_path: Path) -> None:
+    """Answers without end are cut at once, before a status and behind it; the event loop goes on meanwhile."""
+    server, authority = make_certificate(tmp_path) if https else (None, None)
+    tls = ssl.create_default_context(cafile=authority) if https else None
+    async with egress(tls=tls, total_s=20.0) as client, receiver(flood(first, endless), tls=server) as there:
+        began = asyncio.get_running_loop().time()
+        assert (await client.request("POST", there.url, {}, b"x")).as_sent().outcome == outcome
+        assert asyncio.get_running_loop().time() - began < 5
+        await there.wait_for(lambda: there.open_connections == 0)
+        there.behave = answer(503)
+        assert (await client.request("POST", there.url, {}, b"x")).code == 503
+        assert there.connections == 2
+
+
+@pytest.mark.parametrize("first", [b"", NO_CONTENT])
+async def test_few_answers_are_queued_of_a_flood(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come at once, no more are queued than may be taken."""
+    made = 0
+    feed = DataQueue.feed_data
+
+    def count(*args: Any) -> None:
+        nonlocal made
+        made += 1
+        feed(*args)
+
+    monkeypatch.setattr(DataQueue, "feed_data", count)
+    async with egress() as client, receiver(flood(first, HINT * 60_000)) as there:
+        await client.request("POST", there.url, {}, b"x")
+    assert made <= MAX_INFORMATIONAL
+
+
+@pytest.mark.parametrize("count", [1, MAX_INFORMATIONAL, MAX_INFORMATIONAL + 1])
+async def test_informational_answers_before_the_status(count: int) -> None:
+    """Some are taken with each request of a connection, and the status behind them counts."""
+    hints = b"HTTP/1.1 100 Continue\r\n\r\n" + HINT * (count - 1)
+    taken = count <= MAX_INFORMATIONAL
+    async with egress() as client, receiver(raw(hints + NO_CONTENT, close=False)) as there:
+        for _ in range(3):
+            sent = (await client.request("POST", there.url, {}, b"x")).as_sent()
+            assert sent.outcome == ("delivered" if taken else "malformed")
+        assert there.connections == (1 if taken else 3)
+
+
+async def test_an_answer_that_nobody_asked_for() -> None:
+    """An answer that comes before its request is not taken for the request's."""
+
+    async def behave(request: Any, writer: asyncio.StreamWriter) -> None:
+        writer.write(NO_CONTENT)
+        await asyncio.sleep(0.05)
+        writer.write(NO_CONTENT)
+
+    async with egress() as client, receiver(in_turn(behave, answer(503))) as there:
+        assert (await client.request("POST", there.url, {}, b"1")).code == 204
+        await asyncio.sleep(0.2)
+        assert (await client.request("POST", there.url, {}, b"2")).code == 503
 
 
 async def test_the_answer_is_cut() -> None:

@@ -4,7 +4,7 @@ Invariants: every address a name resolves to must be allowed, or none is used. T
 the socket for it is opened, so what is connected to is what was judged: a name that resolves differently later (DNS
 rebinding) gains nothing. No redirect is followed, no proxy, cookie or compressed answer is taken. A request has one
 time limit, over everything from the name to the answer's last byte; of an answer at most MAX_ANSWER bytes are read and
-KEPT_ANSWER are kept.
+KEPT_ANSWER are kept. What comes before its status, and what nobody asked for behind it, is bounded too (`_Answers`).
 
 Deliberately absent: what is allowed (`endpoints.py`), what is sent (`webhook.py`, `soap_compat`), and when it is tried
 again (`outbox.py`).
@@ -12,6 +12,7 @@ again (`outbox.py`).
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import socket
 import ssl
@@ -24,6 +25,9 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.streams import StreamReader
 from yarl import URL
 
 from app.delivery.endpoints import Endpoint, ForbiddenAddress, Rules, read_endpoint, refused
@@ -36,11 +40,20 @@ MAX_ANSWER = 64 * 1024
 KEPT_ANSWER = 2048
 """Bytes of an answer that are kept with the attempt."""
 
+MAX_INFORMATIONAL = 16
+"""Informational answers (1xx) that are taken before a status; who sends more is cut off."""
+
+MAX_BEFORE_STATUS = 64 * 1024
+"""Bytes that may come before an answer's head is complete, informational answers included."""
+
 KEEP_ALIVE_S = 4.0
 """How long an idle connection is kept: less than the five seconds after which common servers close theirs."""
 
 MAX_LOOKUPS = 8
 """Names that are resolved at a time; the others wait, within their request's time limit."""
+
+_SLICE = 4096
+"""Bytes that are parsed before it is looked at what they were."""
 
 _DNS_CACHE_S = 10
 _MAX_RETRY_AFTER_DIGITS = 9
@@ -129,6 +142,69 @@ class _Resolver(AbstractResolver):
         """Holds nothing."""
 
 
+class _Answers(ResponseHandler):
+    """aiohttp's end of a connection, bounded where aiohttp takes whatever comes: it would make a message of each
+    informational answer, and of each answer that nobody asked for, without end and a socket's buffer full at a time.
+
+    So that little is parsed before it is counted, bytes are handed on in slices. A connection that is cut gives the
+    request `malformed`, unless its status came before.
+    """
+
+    _answered = True
+    """Whether the request has its status; so it is when there is no request."""
+    _informational = 0
+    _before_status = 0
+    _cut = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request begins; what came before it is parsed in here."""
+        self._answered, self._informational, self._before_status = False, 0, 0
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Called with nothing to go on parsing, too."""
+        for start in range(0, len(data) or 1, _SLICE):
+            if self._cut:
+                return
+            piece = data[start : start + _SLICE]
+            super().data_received(piece)
+            if not self._answered:
+                self._before_status += len(piece)
+                if self._before_status > MAX_BEFORE_STATUS:
+                    self._cut_off()
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """One answer has its head."""
+        if self._cut:
+            return
+        if 100 <= data[0].code < 200 and data[0].code != 101:
+            self._informational += 1
+        if self._answered or self._informational > MAX_INFORMATIONAL:
+            self._cut_off()
+            return
+        self._answered = data[0].code >= 200 or data[0].code == 101
+        super().feed_data(data, size)
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Why a connection was cut is not overwritten by what comes of cutting it."""
+        if not self._cut:
+            super().set_exception(exc, *cause)
+
+    def _cut_off(self) -> None:
+        self.set_exception(HttpProcessingError(code=0, message="too much before the status, or behind the answer"))
+        self._cut = True
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes connections of `_Answers`; aiohttp has no public place to say so."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = functools.partial(_Answers, loop=self._loop)  # type: ignore[assignment]  # a subclass
+
+
 class Egress:
     """The HTTP client for endpoints. Made in the event loop that uses it, and closed by `aclose`.
 
@@ -155,7 +231,7 @@ class Egress:
         self._connect_s = connect_s
         self._tls = tls or ssl.create_default_context()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=0,  # whoever calls bounds the requests in flight
                 resolver=_Resolver(rules, self._lookup),
                 ttl_dns_cache=_DNS_CACHE_S,
