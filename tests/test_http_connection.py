@@ -1,4 +1,5 @@
-"""What an HTTP client may not do to the gateway: heads without end, heads that drip, connections that say nothing."""
+"""What an HTTP client may not do to the gateway: heads without end, heads and bodies that drip, and connections that
+say nothing."""
 
 import asyncio
 
@@ -71,3 +72,82 @@ async def test_large_head_within_the_bound(gateway: Gateway) -> None:
     """A head of 60 KB is still answered."""
     head = REQUEST.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 60_000 + b"\r\nConnection: close\r\n\r\n")
     assert b"200 OK" in await talk(gateway, head)
+
+
+POST = b"POST /v1/groups HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+SIZED = POST + b"Content-Length: 20\r\n\r\n"
+
+
+async def pieces(gateway: Gateway, *chunks: bytes, every_s: float, until: bytes = b"") -> bytes:
+    """As `talk`, a chunk at a time; returns what came until the connection ends, or until this."""
+    host, _, port = gateway.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+
+    async def send() -> None:
+        for chunk in chunks:
+            writer.write(chunk)
+            await asyncio.sleep(every_s)
+
+    sending = asyncio.create_task(send())
+    received = b""
+    try:
+        async with asyncio.timeout(5):
+            while not (until and until in received) and (data := await reader.read(65536)):
+                received += data
+    except ConnectionError:
+        pass
+    finally:
+        sending.cancel()
+        writer.close()
+    return received
+
+
+@pytest.mark.parametrize(
+    "start",
+    [SIZED, SIZED + b"{", CHUNKED + b"5\r\n{", REQUEST + SIZED + b"{", SIZED.replace(b"20", b"100000") + b"{" * 90_000],
+    ids=["nothing", "a-byte", "chunked", "second", "large"],
+)
+async def test_body_that_never_comes(
+    gateway: Gateway, start: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is waited for so long and no longer; that is answered, and the connection ends."""
+    monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.1)
+    received = await talk(gateway, start)
+    assert received.count(b"200 OK") == start.count(REQUEST)
+    assert received.count(b"HTTP/1.1 408 Request Timeout\r\n") == 1
+    assert b'"REQUEST_TIMEOUT"' in received
+    assert [record for record in caplog.records if record.levelname != "INFO"] == []
+
+
+async def test_body_that_drips(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of which some comes again and again has a limit as a whole."""
+    monkeypatch.setattr("app.rest.connection.BODY_LIMIT_S", 0.3)
+    received = await pieces(gateway, CHUNKED, *[b"1\r\n \r\n"] * 400, every_s=0.01)
+    assert b" 408 " in received
+
+
+async def test_body_that_is_slow_but_steady(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that takes longer than the longest wait for more of it is taken, and nothing is waited for behind it."""
+    monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.4)
+    body = [b"Content-Length: 20\r\nConnection: close\r\n\r\n", *[b"{"] * 20]
+    received = await pieces(gateway, POST, *body, every_s=0.05)
+    assert received.startswith(b"HTTP/1.1 4")
+    assert b" 408 " not in received
+
+
+async def test_body_of_an_answered_request(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the answer came before the body, nothing is added to it, and the connection ends."""
+    monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.1)
+    received = await talk(gateway, REQUEST.replace(b"\r\n\r\n", b"\r\nContent-Length: 20\r\n\r\n{"))
+    assert received.count(b"HTTP/1.1") == received.count(b"200 OK") == 1
+
+
+async def test_idle_connections_outlast_the_limits_of_bodies(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No body is waited for between requests."""
+    monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.05)
+    monkeypatch.setattr("app.rest.connection.BODY_LIMIT_S", 0.05)
+    whole = SIZED + b"{" * 20
+    received = await pieces(gateway, whole, whole, REQUEST, every_s=0.3, until=b"200 OK")
+    assert received.count(b"HTTP/1.1 4") == 2
+    assert b" 408 " not in received

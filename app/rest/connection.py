@@ -1,9 +1,10 @@
-"""One HTTP connection, bounded where uvicorn leaves it open: the size of a request's head, and the time it may take.
+"""One HTTP connection, bounded where uvicorn leaves it open: the size of a request's head, and the time that head and
+body may take.
 
 An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows. The names
 in a client certificate that TLS has verified stand in the scope, where `auth.asgi_credentials` finds them.
 
-Bodies are the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
+The size of a body is the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.auth.authenticator import certificate_names
-from app.rest.around import problem
+from app.rest.around import Problem, problem
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; whoever sends more is cut off."""
@@ -19,12 +20,23 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_LIMIT_S = 10.0
 """From connecting, or from a further request's first byte, to the end of its head."""
 
+BODY_PAUSE_S = 20.0
+"""The longest wait for more of a request's body."""
+
+BODY_LIMIT_S = 60.0
+"""From the end of a request's head to the end of its body. Neither limit runs while it is us who do not read."""
+
+REASONS = {400: "Bad Request", 408: "Request Timeout"}
+
 
 class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on heads. A head that is too large or too slow ends the connection."""
+    """uvicorn's protocol with a bound on heads and bodies. A head that is too large or too slow ends the connection.
+    So does a body that is too slow, with 408 where nothing was answered yet."""
 
     _head_bytes = 0
     _in_head = True
+    _in_body = False
+    _body_due: float | None = None
     _deadline: asyncio.TimerHandle | None = None
     _client_cert_names: tuple[str, ...] = ()
 
@@ -39,12 +51,16 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.abort()
             elif self._deadline is None:
                 self._deadline = self.loop.call_later(HEAD_LIMIT_S, self.transport.abort)
+        elif self._in_body:
+            self._wait_for_body()
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
@@ -53,22 +69,51 @@ class BoundedConnection(HttpToolsProtocol):
             self.scope["extensions"] = {"tls": {"client_cert_names": self._client_cert_names}}
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body, self._body_due = False, True, None
         self._stop_clock()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_clock()
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered as every failure is."""
-        refused = problem(400, "INVALID_REQUEST", "This is no HTTP request.").model_dump_json().encode()
+        self._refuse(problem(400, "INVALID_REQUEST", "This is no HTTP request."))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Two warnings a request, which any stranger may send, with advice to install what is left out on purpose."""
+
+    def _refuse(self, why: Problem) -> None:
+        refused = why.model_dump_json().encode()
         head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n"
-            f"content-length: {len(refused)}\r\nconnection: close\r\n\r\n"
+            f"HTTP/1.1 {why.status} {REASONS[why.status]}\r\ncontent-type: application/problem+json\r\n"
+            f"cache-control: no-store\r\ncontent-length: {len(refused)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + refused)
         self.transport.close()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Two warnings a request, which any stranger may send, with advice to install what is left out on purpose."""
+    def _wait_for_body(self) -> None:
+        self._stop_clock()
+        now = self.loop.time()
+        if self._body_due is None:
+            self._body_due = now + BODY_LIMIT_S
+        self._deadline = self.loop.call_at(min(now + BODY_PAUSE_S, self._body_due), self._body_is_late)
+
+    def _body_is_late(self) -> None:
+        if self.transport.is_closing():
+            self.transport.abort()
+        elif self.flow.read_paused or self.pipeline:  # it is we who do not read on, or an earlier request's answer runs
+            self._body_due = None
+            self._wait_for_body()
+        elif self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self._refuse(problem(408, "REQUEST_TIMEOUT", "The request's body did not come in time.", retryable=True))
+            self._deadline = self.loop.call_later(BODY_PAUSE_S, self.transport.abort)  # whoever does not read it either
+            self.cycle.disconnected = True  # so the application hears of it, and writes nothing behind it
+            self.cycle.message_event.set()
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:
