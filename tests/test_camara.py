@@ -13,7 +13,7 @@ from app.auth.oidc import AccessTokens, Grant
 from app.core import camara
 from app.core.policy import Policy
 from app.domain import Status, TerminalStatusError, parse_address
-from app.records import SINK_HANDSHAKE, SINK_TOKEN, EndReason
+from app.records import SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
 from app.rest.camara.errors import CODES
 from tests.core import ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, TEAM, UNREACHABLE, Core, new_database, run_core
 from tests.http_face import Answer, HttpFace, http_face
@@ -382,6 +382,62 @@ async def test_a_long_list_is_whole(face: HttpFace, monkeypatch: pytest.MonkeyPa
         await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})
     listed = (await face.call("GET", SUBSCRIPTIONS)).json
     assert (len(listed), {one["id"] for one in listed}) == (3, made)
+
+
+async def test_a_long_list_is_one_call(tmp_path: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many portions a list has, it counts as one call of a client whose rate is limited, and is whole."""
+    monkeypatch.setattr("app.rest.camara.subscriptions.PAGE", 1)
+    policy = Policy(rate_per_s=1, rate_burst=1)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        made = []
+        for _ in range(3):
+            made.append((await face.call("POST", SUBSCRIPTIONS, asked())).json["id"])
+            core.clocks.advance(1)
+        assert {one["id"] for one in (await face.call("GET", SUBSCRIPTIONS)).json} == set(made)
+        failure(await face.call("GET", SUBSCRIPTIONS), 429, "TOO_MANY_REQUESTS")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {camara.TYPE: "x"},
+        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: "{"},
+        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: "[" * 8000},
+        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: '["a"]'},
+        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: '{"phoneNumber": 5}'},
+        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: '{"phoneNumber": "\\ud800"}'},
+        {camara.TYPE: camara.REACHABILITY_DATA, camara.EXPIRE_TIME: "soon"},
+    ],
+)
+async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
+    face: HttpFace, core: Core, parameters: dict[str, str]
+) -> None:
+    """One that another API has made with CAMARA's profile is no subscription of CAMARA's, and hides no other."""
+    sink = Sink(kind=SinkKind.WEBHOOK, url=SINK, profile=camara.PROFILE, parameters=parameters)
+    broken = await core.subscribe(ALICE, sink=sink)
+    made = (await face.call("POST", SUBSCRIPTIONS, asked())).json
+    assert (await face.call("GET", SUBSCRIPTIONS)).json == [made]
+    for method in ("GET", "DELETE"):
+        failure(await face.call(method, f"{SUBSCRIPTIONS}/{broken.id}"), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "2027-03-05T05:06:08Z"])
+async def test_an_end_that_is_too_far_ahead(face: HttpFace, time: str) -> None:
+    """It is out of range as a past one is, and the message names the member; the farthest end there is will do."""
+    answer = await face.call("POST", SUBSCRIPTIONS, asked(subscriptionExpireTime=time))
+    assert "subscriptionExpireTime" in failure(answer, 400, "OUT_OF_RANGE")
+    farthest = asked(subscriptionExpireTime="2027-03-05T05:06:07Z")
+    assert (await face.call("POST", SUBSCRIPTIONS, farthest)).status == 201
+
+
+async def test_a_token_may_outlive_every_duration(tmp_path: Path) -> None:
+    """Where subscriptions last for ever, one ends with its token, however long that lasts."""
+    policy = Policy(default_duration_ms=0, max_duration_ms=0)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        credential = {**TOKEN_CREDENTIAL, "accessTokenExpiresUtc": "2036-04-04T05:06:07Z"}
+        answer = await face.call("POST", SUBSCRIPTIONS, asked(sinkCredential=credential))
+        assert (answer.status, answer.json.get("expiresAt")) == (201, "2036-04-04T05:06:02Z"), answer.body
 
 
 TOKEN_CREDENTIAL = {

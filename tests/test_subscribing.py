@@ -26,6 +26,7 @@ from app.domain import (
     Liveness,
     NotPermitted,
     NoValidAddresses,
+    RateLimited,
     RequestIdReused,
     SinkRefused,
     SinkUnreachable,
@@ -828,6 +829,20 @@ async def test_client_sees_its_own_only(core: Core) -> None:
     assert (await core.subscriptions.get(ADMIN, theirs.id)).id == theirs.id
     with pytest.raises(InvalidRequest):
         await core.subscriptions.list(APP, Page(token="elsewhere"))
+
+
+async def test_all_pages_are_one_call(url: str) -> None:
+    """A rate that is limited counts all pages of a client's subscriptions once, and refuses before the first."""
+    async with run_core(url, policy=Policy(rate_per_s=1, rate_burst=1)) as core:
+        made = []
+        for _ in range(3):
+            made.append((await core.subscribe(ALICE)).id)
+            core.clocks.advance(1)
+        pages = [[one.id for one in page] async for page in core.subscriptions.pages(APP, 2)]
+        assert pages == [made[:2], made[2:]]
+        with pytest.raises(RateLimited):
+            await anext(core.subscriptions.pages(APP, 2))
+        assert [page async for page in core.subscriptions.pages(OTHER, 2)] == [[]]
 
 
 async def test_stream_sink_is_delivered_by_being_listed(core: Core) -> None:

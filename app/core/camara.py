@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from app.core.policy import MAX_INTERVAL_MS
 from app.core.standing import CAMARA as PROFILE
 from app.domain import InvalidAddress, Status, TerminalAddress, parse_address
 from app.records import TOKEN_LEAD, EndReason, NotificationKind, OwedNotification, Subscription
@@ -101,13 +102,14 @@ def duration(
 ) -> tuple[int | None, bool]:
     """How long a subscription lasts, in milliseconds, and whether its access token is what ends it.
 
-    `default_ms` is what holds where no time is asked for; None is for ever.
+    `default_ms` is what holds where no time is asked for; None is for ever. A token that outlives every duration that
+    can be asked for bounds none: the subscription ends with it all the same.
     """
     asked_ms = default_ms if expire_time is None else _ms(expire_time - now)
     if token_expires_at is not None:
         token_ms = max(1, _ms(token_expires_at - TOKEN_LEAD - now))
         if asked_ms is None or token_ms < asked_ms:
-            return token_ms, True
+            return (None if asked_ms is None and token_ms > MAX_INTERVAL_MS else token_ms), True
     return asked_ms, False
 
 
@@ -119,6 +121,24 @@ def identifier(subscription: Subscription) -> Mapping[str, str] | None:
     """By which identifier a subscription's device was named; None where the access token named it."""
     text = subscription.sink.parameters.get(DEVICE, "")
     return json.loads(text) if text else None
+
+
+def is_whole(subscription: Subscription) -> bool:
+    """Whether a sink's parameters are what `identifier`, `event` and those who show it rely on.
+
+    A database may hold another one: gateways took this profile from other APIs once, with whatever parameters.
+    """
+    parameters = subscription.sink.parameters
+    try:
+        device = identifier(subscription)
+        if expire_time := parameters.get(EXPIRE_TIME):
+            datetime.fromisoformat(expire_time).astimezone(UTC)
+    except (ValueError, OverflowError, RecursionError):
+        return False
+    named = device is None or (
+        isinstance(device, dict) and all(isinstance(each, str) and each.isascii() for each in device.values())
+    )
+    return named and parameters.get(TYPE) in CRITERIA
 
 
 def status(subscription: Subscription) -> str:

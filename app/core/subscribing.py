@@ -12,7 +12,7 @@ Deliberately absent: what a subscription is told and when (`standing.py`), and s
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -174,13 +174,26 @@ class SubscriptionService:
         self._policies.admit(client)
         return await self._own(client, subscription_id)
 
-    async def list(self, client: Client, page: Page, *, active_only: bool = True) -> tuple[list[Subscription], str]:
+    async def list(self, client: Client, page: Page, *, active_only: bool = True) -> tuple[Sequence[Subscription], str]:
         """The client's (an admin: everybody's) subscriptions, oldest first, and the next page's token.
 
         Raises InvalidRequest (the token), RateLimited, StoreUnavailable.
         """
         self._policies.admit(client)
-        return await self._store.subscriptions(None if client.admin else client.id, page, active_only=active_only)
+        return await self._page(client, page, active_only=active_only)
+
+    async def pages(
+        self, client: Client, page_size: int, *, active_only: bool = True
+    ) -> AsyncIterator[Sequence[Subscription]]:
+        """All that `list` gives, by pages; the first may be empty. All of it is one call, so that a rate does not cut
+        it off. Raises RateLimited, StoreUnavailable."""
+        self._policies.admit(client)
+        token = ""
+        while True:
+            found, token = await self._page(client, Page(size=page_size, token=token), active_only=active_only)
+            yield found
+            if not token:
+                return
 
     async def cancel(self, client: Client, subscription_id: str, *, face: str, requester: str = "") -> None:
         """Ends a subscription; what is owed already is still delivered.
@@ -333,6 +346,9 @@ class SubscriptionService:
         if sender is None:
             raise SinkRefused(f"Notifications by {kind.name} are not offered here.", field="sink")
         await sender.check(subscription)
+
+    async def _page(self, client: Client, page: Page, *, active_only: bool) -> tuple[Sequence[Subscription], str]:
+        return await self._store.subscriptions(None if client.admin else client.id, page, active_only=active_only)
 
     async def _own(self, client: Client, subscription_id: str) -> Subscription:
         found = await self._store.subscription(subscription_id) if 0 < len(subscription_id) <= MAX_ID else None

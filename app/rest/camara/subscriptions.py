@@ -17,10 +17,10 @@ from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import StreamingResponse
 
 from app.core import camara
+from app.core.policy import MAX_INTERVAL_MS
 from app.core.subscribing import SubscriptionRequest
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION
 from app.domain import SubscriptionUnknown
-from app.ports import Page
 from app.records import (
     MAX_ID,
     SINK_HANDSHAKE,
@@ -126,12 +126,8 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         of_token = token_device(api, caller)
 
         async def parts() -> AsyncIterator[list[Subscription]]:
-            token = ""
-            while True:
-                found, token = await subscriptions.list(caller.client, Page(size=PAGE, token=token))
+            async for found in subscriptions.pages(caller.client, PAGE):
                 yield [each for each in found if _is_seen(each, caller.client, of_token)]
-                if not token:
-                    return
 
         portions = parts()
         first = await anext(portions)  # what is wrong with the request is raised here
@@ -214,6 +210,9 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
         None if credential is None else credential.accessTokenExpiresUtc,
         api.use_cases.subscriptions.default_duration_ms(caller.client),
     )
+    if config.subscriptionExpireTime is not None and duration_ms is not None and duration_ms > MAX_INTERVAL_MS:
+        most = MAX_INTERVAL_MS // 86_400_000
+        raise CamaraError(OUT_OF_RANGE, f"subscriptionExpireTime is too far ahead: {most} days are the most.")
     if ends_with_token:
         parameters[camara.ENDS_WITH_TOKEN] = "yes"
     return SubscriptionRequest(
@@ -229,6 +228,7 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
 def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool:
     return (
         of.sink.profile == camara.PROFILE
+        and camara.is_whole(of)
         and of.client_id == client.id
         and (token_device is None or of.addresses == (token_device,))
     )
