@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from app.core.subscribing import made_secret
 from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.delivery.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
 from app.domain import SinkRefused, SinkUnreachable, TerminalStatusError
-from app.records import EndReason, NotificationKind, OwedNotification, Subscription, read_secret, signing_secret
+from app.records import (
+    EndReason,
+    Handshake,
+    NotificationKind,
+    OwedNotification,
+    Sink,
+    SinkKind,
+    Subscription,
+    read_secret,
+    signing_secret,
+)
+from app.rest.schemas import SinkRequest
+from tests.core import new_database, run_core
 from tests.outbox import ALICE, BOB, NOW, OTHER_SECRET, SECRET, change, make_owed, make_subscription
 from tests.receivers import Behaviour, Receiver, Request, answer, drip, gigabyte, hang, raw, receiver, reset
 
@@ -41,7 +55,7 @@ async def sender(
         yield WebhookSender(
             egress,
             clock=lambda: now or datetime.now(UTC),
-            envelopes={"v1": v1_event, "other": camara_like},
+            envelopes={"": v1_event, "v1": v1_event, "other": camara_like},
             source="https://gateway.example/",
             **options,
         )
@@ -286,12 +300,47 @@ async def check_with(there: Receiver, handshake: str, **parameters: str) -> Term
 
 
 async def test_the_check_by_a_signed_test_event() -> None:
-    """The default: the endpoint must answer 2xx to an event of type sink-test, signed as all others are."""
+    """The default where secrets are named: the endpoint must answer 2xx to an event of type sink-test, signed as all
+    others are."""
     async with receiver(answer(200)) as there:
         assert await check_with(there, "test", secrets=SECRET) is None
         assert verified(there.requests[0])["type"] == "org.terminalstatus.v1.sink-test"
         there.behave = answer(401)
         assert isinstance(await check_with(there, "test"), SinkUnreachable)
+
+
+async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> None:
+    """A receiver that verifies signatures knows no secret yet that is made with its subscription: unless a handshake is
+    named, it is checked by a connection alone; where `test` is, its refusal comes with what to do."""
+    database = await new_database(tmp_path)
+    async with (
+        sender() as webhooks,
+        receiver(answer(401)) as there,
+        run_core(database, senders={SinkKind.WEBHOOK: webhooks}) as core,
+    ):
+        for profile in ("", "v1"):
+            sink = Sink(kind=SinkKind.WEBHOOK, url=there.url, profile=profile)
+            assert made_secret(await core.subscribe(ALICE, sink=sink))
+            assert there.requests == []
+            with pytest.raises(SinkUnreachable, match=r"http-401.*`secrets` of your own, or the handshake `none`"):
+                await core.subscribe(ALICE, sink=replace(sink, parameters={"handshake": "test"}))
+            there.requests.clear()
+        with pytest.raises(SinkUnreachable) as caught:
+            await core.subscribe(ALICE, sink=replace(sink, parameters={"secrets": SECRET}))
+        assert str(caught.value) == "The endpoint failed its test: http-401."
+        assert verified(there.requests[0])["type"] == "org.terminalstatus.v1.sink-test"
+
+
+def test_the_handshake_that_rest_takes_where_none_is_named() -> None:
+    """It is `test` only where secrets are named."""
+    for asked, handshake in (
+        ({}, Handshake.NONE),
+        ({"secrets": []}, Handshake.NONE),
+        ({"secrets": [SECRET]}, Handshake.TEST),
+        ({"handshake": "test"}, Handshake.TEST),
+        ({"secrets": [SECRET], "handshake": "options"}, Handshake.OPTIONS),
+    ):
+        assert SinkRequest.model_validate({"kind": "WEBHOOK", **asked}).handshake is handshake
 
 
 @pytest.mark.parametrize(
@@ -362,6 +411,8 @@ async def test_endpoints_that_no_subscription_may_have(url: str, reason: str) ->
         ({"token": "a", "token_expires_at": "soon"}, "token"),
         ({"token": "a", "token_expires_at": "2036-01-02T03:04:05"}, "token"),
         ({"handshake": "firm"}, "handshake"),
+        ({"access_token": "abc"}, "parameter"),
+        ({"secret": SECRET}, "parameter"),
     ],
 )
 async def test_parameters_that_are_wrong(parameters: Mapping[str, str], reason: str) -> None:
@@ -377,6 +428,20 @@ async def test_parameters_that_are_wrong(parameters: Mapping[str, str], reason: 
             if key in {"secrets", "token"} and len(value) > 1
         )
         assert there.connections == 0
+
+
+async def test_parameters_that_are_misspelt_are_named() -> None:
+    """Those that profile v1 has not are refused with their names and what it has; what the gateway itself keeps there,
+    and what another profile has, are left alone."""
+    async with sender() as webhooks, receiver(answer(200)) as there:
+        wrong = make_subscription(there.url, parameters={"handshake": "none", "secret": "a", "access_token": "b"})
+        with pytest.raises(SinkRefused) as caught:
+            await webhooks.check(wrong)
+        message = "An endpoint has no parameters 'access_token', 'secret'; it has secrets, token, token_expires_at, "
+        assert str(caught.value) == f"{message}handshake."
+        kept = {"secrets": SECRET, "token": TOKEN, "token_expires_at": "9999-12-31T00:00:00Z", "handshake": "none"}
+        await webhooks.check(make_subscription(there.url, parameters={**kept, "made": "x", "request": "x"}))
+        await webhooks.check(make_subscription(there.url, profile="other", parameters={"type": "x"}))
 
 
 async def test_a_profile_that_is_none() -> None:

@@ -24,10 +24,13 @@ from app.delivery.egress import KEPT_ANSWER, Egress, Reply
 from app.domain import SinkRefused, SinkUnreachable, TerminalStatus
 from app.ports import Sent
 from app.records import (
+    HIDDEN_PARAMETERS,
     MAX_SECRETS,
     SINK_HANDSHAKE,
+    SINK_MADE,
     SINK_SECRETS,
     SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
     EndReason,
     Handshake,
     NotificationKind,
@@ -52,8 +55,16 @@ EVENT_TYPES: Mapping[NotificationKind, str] = {
 }
 """The `type` of profile v1's events."""
 
+_REFUSALS = (400, 401, 403)
+"""What receivers answer to a signature that is not right."""
+
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_TOKEN_LENGTH = 4096
+
+PARAMETERS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("", "v1"), (SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, SINK_HANDSHAKE)
+)
+"""The sink parameters that a client may name, by profile; another's are that profile's own affair."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 section 2.1
 
@@ -140,7 +151,7 @@ class WebhookSender:
         """Whether the endpoint may be used, can be reached and wants events, as `SINK_HANDSHAKE` says.
 
         Raises SinkRefused and SinkUnreachable, with `details["reason"]`: a word of `Reply.outcome`, `http-CODE`,
-        `handshake`, `secret`, `token`, `token-expired` or a word of `egress.read_endpoint`.
+        `handshake`, `parameter`, `secret`, `token`, `token-expired` or a word of `egress.read_endpoint`.
         """
         sink = subscription.sink
         handshake = self._read_parameters(sink)
@@ -176,7 +187,13 @@ class WebhookSender:
         outcome = reply.as_sent().outcome
         if outcome == "forbidden-address":
             raise SinkRefused("The endpoint's host is at an address that is not allowed.", reason=outcome)
-        raise SinkUnreachable(f"The endpoint failed its test: {outcome}.", reason=outcome)
+        message = f"The endpoint failed its test: {outcome}."
+        if handshake is Handshake.TEST and reply.code in _REFUSALS and SINK_MADE in sink.parameters:
+            message += (
+                " It cannot verify an event that is signed with a secret which is told once the subscription is made: "
+                f"name `{SINK_SECRETS}` of your own, or the handshake `{Handshake.NONE.value}`."
+            )
+        raise SinkUnreachable(message, reason=outcome)
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
         """One attempt. With an access token that has expired none is made, and the subscription is to end."""
@@ -223,6 +240,12 @@ class WebhookSender:
     def _read_parameters(self, sink: Sink) -> Handshake:
         if sink.profile not in self._envelopes:
             raise SinkRefused(f"There is no webhook profile {sink.profile[:32]!r}.", reason="profile")
+        allowed = PARAMETERS.get(sink.profile)
+        if allowed is not None and (unknown := sink.parameters.keys() - {*allowed, *HIDDEN_PARAMETERS}):
+            names = ", ".join([repr(name) for name in sorted(unknown)])
+            raise SinkRefused(
+                f"An endpoint has no parameters {names}; it has {', '.join(allowed)}.", reason="parameter"
+            )
         secrets = sink.parameters.get(SINK_SECRETS, "").split()
         if len(secrets) > MAX_SECRETS:
             raise SinkRefused(f"An endpoint has at most {MAX_SECRETS} signing secrets.", reason="secret")
@@ -235,8 +258,10 @@ class WebhookSender:
             raise SinkRefused("The endpoint's access token is no bearer token (RFC 6750).", reason="token")
         if self._token_expired(sink):
             raise SinkRefused("The endpoint's access token has expired.", reason="token-expired")
+        # A test that is signed with a secret which nobody knows yet would fail where it is verified.
+        default = Handshake.NONE if SINK_MADE in sink.parameters else Handshake.TEST
         try:
-            return Handshake(sink.parameters.get(SINK_HANDSHAKE, Handshake.TEST.value))
+            return Handshake(sink.parameters.get(SINK_HANDSHAKE, default.value))
         except ValueError:
             raise SinkRefused("There is no such handshake.", reason="handshake") from None
 

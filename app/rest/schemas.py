@@ -195,6 +195,11 @@ STREAMED: Mapping[str, type[BaseModel]] = {
 # Subscriptions.
 
 
+def _default_handshake(asked: Mapping[str, Any]) -> records.Handshake:
+    """By a signed event only where its receiver knows the secret by now, and can verify it."""
+    return records.Handshake.TEST if asked.get("secrets") else records.Handshake.NONE
+
+
 class SinkRequest(Request):
     """Where notifications shall go."""
 
@@ -207,17 +212,19 @@ class SinkRequest(Request):
         [],
         max_length=2,
         description="Keys that sign webhooks (Standard Webhooks), `whsec_` and base64 of 24 to 64 bytes, the newest "
-        "first; two during rotation. None: the gateway makes one, and returns it once: no webhook is unsigned.",
+        "first; two during rotation. None: the gateway makes one, and returns it once: no webhook is unsigned. A "
+        "receiver that verifies signatures does not know that one yet when it is checked: see `handshake`.",
     )
     access_token: str = Field("", max_length=4096, description="Bearer token for the endpoint. Never shown again.")
     access_token_expires_at: Rfc3339 | None = Field(
         None, description="When that token ends, RFC 3339; the subscription ends five seconds before."
     )
     handshake: Annotated[records.Handshake, Field(strict=False)] = Field(
-        records.Handshake.TEST,
+        default_factory=_default_handshake,
         description="How the endpoint is checked now. `test`: it answers 2xx to a signed event. `options`: it answers "
         "OPTIONS with WebHook-Allowed-Origin (CloudEvents). `none`: it accepts a connection, over which nothing is "
-        "sent. Only the event of `test` carries the access token.",
+        "sent. Only the event of `test` carries the access token. Absent: `test` where `secrets` are named, and `none` "
+        "where the gateway makes one, since the endpoint cannot know it before this call's answer.",
     )
 
 
