@@ -947,6 +947,21 @@ async def test_what_cannot_be_used_is_named(face: Face, service: str, method: st
     assert (code, named) == (grpc.StatusCode.INVALID_ARGUMENT, field)
 
 
+@pytest.mark.parametrize("profile", ["camara", "v2", "v2_2"])
+async def test_only_profile_v1_of_webhooks_is_made(face: Face, profile: str) -> None:
+    """CAMARA's profile needs what only its own API takes, and others are none; SOAP's are left to its sender."""
+    sink = SINK(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/", profile=profile)
+    call = face.subscriptions.CreateSubscription(CREATE(addresses=[ALICE], sink=sink), metadata=face.app)
+    assert await failure_of(call) == (grpc.StatusCode.INVALID_ARGUMENT, "SINK_REFUSED", "sink.profile")
+    for kind, allowed in (
+        (subscription_pb2.SINK_KIND_WEBHOOK, ""),
+        (subscription_pb2.SINK_KIND_WEBHOOK, "v1"),
+        (subscription_pb2.SINK_KIND_SOAP, profile),
+    ):
+        made = await face.subscribe(ALICE, sink=SINK(kind=kind, url="https://example.com/", profile=allowed))
+        assert made.sink.profile == allowed
+
+
 async def test_a_long_overlap_is_refused(face: Face) -> None:
     """An overlap of keys that would last for ever is refused."""
     request = admin_pb2.RotateClientKeyRequest(client_id=APP.id, overlap=Duration(seconds=91 * 86_400))

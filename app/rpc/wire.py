@@ -20,7 +20,8 @@ from app.auth.clients import ClientKey
 from app.core import streams
 from app.core.asking import RetrievalStatus, TerminalResult
 from app.core.policy import MAX_INTERVAL_MS, Policy
-from app.domain import InvalidRequest
+from app.core.subscribing import SIGNED_PROFILES
+from app.domain import InvalidRequest, SinkRefused
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports import Page, WatchView
@@ -349,11 +350,20 @@ def criteria(values: Iterable[int]) -> frozenset[domain.Status]:
 
 
 def sink(of: subscription_pb2.Sink) -> records.Sink:
-    """Raises InvalidRequest."""
+    """A sink as it was asked for; a webhook's profile is v1, since CAMARA's needs what only its own API takes.
+
+    Raises InvalidRequest, SinkRefused.
+    """
     if (kind := _FROM_SINK_KIND.get(of.kind)) is None:
         raise InvalidRequest("The kind of sink is none.", field="sink.kind")
     if len(of.parameters) > MAX_PARAMETERS:
         raise InvalidRequest(f"At most {MAX_PARAMETERS} parameters are allowed.", field="sink.parameters")
+    if kind is records.SinkKind.WEBHOOK and of.profile not in SIGNED_PROFILES:
+        raise SinkRefused(
+            "A webhook's profile is v1, or empty for the newest; CAMARA's are made by CAMARA's API alone.",
+            field="sink.profile",
+            reason="profile",
+        )
     return records.Sink(
         kind=kind,
         url=bounded(of.url, MAX_URL, "sink.url"),

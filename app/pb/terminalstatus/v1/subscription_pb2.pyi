@@ -239,13 +239,23 @@ class Sink(_message.Message):
     url: _builtins.str
     """The endpoint, an http(s) URL of at most 2000 characters; empty for SINK_KIND_STREAM."""
     profile: _builtins.str
-    """How the endpoint is spoken to: "v1" or "camara" for webhooks, a version such as "v2_2" for SOAP. Empty is the
-    newest.
+    """How the endpoint is spoken to: "v1" for webhooks, a version such as "v2_2" for SOAP. Empty is the newest. "camara"
+    is shown for those that CAMARA's API made, and refused in a request.
     """
     @_builtins.property
     def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The profile's own parameters, such as the secret that signs webhooks. At most 20, names of at most 64 and values of
-        at most 8000 characters. In answers the names stand with empty values: secrets are never shown again.
+        """The profile's own parameters. At most 20, names of at most 64 and values of at most 8000 characters. In answers the
+        names stand with empty values: secrets are never shown again.
+
+        A webhook has these, all optional, and others are refused:
+          secrets           one or two keys that sign it (Standard Webhooks), "whsec_" and base64 of 24 to 64 bytes, the
+                            newest first, a space between; where none is named, the gateway makes one
+          token             bearer token for the endpoint
+          token_expires_at  when that ends, RFC 3339; the subscription ends five seconds before
+          handshake         how the endpoint is checked when the subscription is made. "test": it answers 2xx to a signed
+                            event. "options": it answers OPTIONS with WebHook-Allowed-Origin (CloudEvents). "none": it
+                            accepts a connection. Absent: "test" where `secrets` are named, and "none" where the gateway
+                            makes one, since the endpoint cannot know it before the answer of CreateSubscription.
         """
 
     def __init__(

@@ -43,7 +43,7 @@ class SubscriptionServiceStub:
       INVALID_ARGUMENT    INVALID_ADDRESS              an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    NO_VALID_ADDRESSES           no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES           more terminals than the policy allows, groups expanded
-      INVALID_ARGUMENT    SINK_REFUSED                 the sink's scheme, address or name is not allowed
+      INVALID_ARGUMENT    SINK_REFUSED                 the sink's URL, profile or a parameter is not allowed
       NOT_FOUND           GROUP_UNKNOWN                a group of another client's
       ALREADY_EXISTS      DUPLICATE_CORRELATOR         the client has an active subscription with this correlator
       ALREADY_EXISTS      REQUEST_ID_REUSED            the request id was used before, for another request
@@ -100,7 +100,7 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
       INVALID_ARGUMENT    INVALID_ADDRESS              an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    NO_VALID_ADDRESSES           no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES           more terminals than the policy allows, groups expanded
-      INVALID_ARGUMENT    SINK_REFUSED                 the sink's scheme, address or name is not allowed
+      INVALID_ARGUMENT    SINK_REFUSED                 the sink's URL, profile or a parameter is not allowed
       NOT_FOUND           GROUP_UNKNOWN                a group of another client's
       ALREADY_EXISTS      DUPLICATE_CORRELATOR         the client has an active subscription with this correlator
       ALREADY_EXISTS      REQUEST_ID_REUSED            the request id was used before, for another request
@@ -160,7 +160,7 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_ADDRESS              an address is no sip:, sips: or tel: URI
           INVALID_ARGUMENT    NO_VALID_ADDRESSES           no address is given, or only empty groups
           INVALID_ARGUMENT    TOO_MANY_ADDRESSES           more terminals than the policy allows, groups expanded
-          INVALID_ARGUMENT    SINK_REFUSED                 the sink's scheme, address or name is not allowed
+          INVALID_ARGUMENT    SINK_REFUSED                 the sink's URL, profile or a parameter is not allowed
           NOT_FOUND           GROUP_UNKNOWN                a group of another client's
           ALREADY_EXISTS      DUPLICATE_CORRELATOR         the client has an active subscription with this correlator
           ALREADY_EXISTS      REQUEST_ID_REUSED            the request id was used before, for another request
