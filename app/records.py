@@ -135,11 +135,11 @@ class Handshake(enum.Enum):
     """How a webhook endpoint shows that it wants notifications."""
 
     TEST = "test"
-    """It answers 2xx to a signed event of type `…sink.test`; the default."""
+    """It answers 2xx to a signed event of type `…sink.test`; the default where the application named a secret."""
     OPTIONS = "options"
     """It answers OPTIONS with WebHook-Allowed-Origin (CloudEvents HTTP webhook section 4)."""
     NONE = "none"
-    """Only its address is checked, and that it accepts a connection."""
+    """Only its address is checked, and that it accepts a connection; the default where nobody knows the secret yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,7 @@ def create(
     ] = "",
     soap: Annotated[str, typer.Option(metavar="URL", help="Send Parlay X callbacks there.", show_default=False)] = "",
     profile: Annotated[
-        str, typer.Option(help="How the endpoint is spoken to: v1, camara, v2_2, …", show_default=False)
+        str, typer.Option(help="How the endpoint is spoken to: v1 (webhooks), v2_2, … (callbacks)", show_default=False)
     ] = "",
     parameter: Annotated[
         list[str] | None,
