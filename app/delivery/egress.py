@@ -99,6 +99,8 @@ def read_retry_after(text: str | None, now: datetime) -> float | None:
     """Seconds of a Retry-After header (RFC 9110 section 10.2.3), at least 0; None where it says nothing that can be
     read. It has no upper bound: who waits sets one."""
     text = (text or "").strip()
+    if not text:
+        return None
     if text.isascii() and text.isdecimal():
         return float(text[:_MAX_RETRY_AFTER_DIGITS])
     try:

@@ -77,7 +77,7 @@ class Deliverer:
         places: Places | None = None,
         send_limit_s: float = 15.0,
         jitter: Callable[[], float] = random.random,
-        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        new_id: Callable[[], str] | None = None,
         ended: Callable[[Subscription, EndReason], None] = lambda subscription, reason: None,
         attempted: Callable[[str, float], None] = lambda outcome, seconds: None,
     ) -> None:
@@ -89,7 +89,8 @@ class Deliverer:
         self._places = places or Places()
         self._send_limit_s = send_limit_s
         self._jitter = jitter
-        self._new_id = new_id
+        run, number = secrets.token_hex(8), itertools.count(1)  # cheaper than a random id for each
+        self._new_id = new_id or (lambda: f"{run}{next(number):x}")
         self._ended = ended
         self._attempted = attempted
         self.lease_s = MAX_WAIT_S + send_limit_s + RECORD_S
