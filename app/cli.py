@@ -132,6 +132,7 @@ def serve(
     async def run() -> None:
         _raise_file_limit()
         async with _told_to_stop() as stop, run_gateway(settings) as gateway:
+            gc.collect()
             gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
             where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
             if as_json:
