@@ -131,8 +131,9 @@ async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
         await sqlite._write(too_much)  # noqa: SLF001  # nothing of the store takes so long
     assert caught.value.details["reason"] == "hangs"
     monkeypatch.undo()
-    while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # nobody tells
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
     assert begun < 100
     assert (await sqlite.audited(AT, Page()))[0] == []
     await works_and_has_nothing_of_what_failed(sqlite)

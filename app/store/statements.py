@@ -1,7 +1,8 @@
 """The statements that run most, each made once, for any number of rows in one parameter: a JSON array of arrays.
 
-A parameter for each value would cost the event loop several times as much, and a statement text for each number of
-rows would defeat the caches of SQLAlchemy and PostgreSQL. SQLite and PostgreSQL both read JSON; `encoded` writes times
+SQLAlchemy would take several times as long for a parameter for each value, and a statement text for each number of rows
+would defeat its cache and PostgreSQL's. Usage records on SQLite, of which there are most, are the exception: `add_rows`
+goes around SQLAlchemy, with few numbers of rows. SQLite and PostgreSQL both read JSON; `encoded` writes times
 the way SQLAlchemy does in SQLite, and cleans texts, since the types of the columns are not asked here.
 """
 
