@@ -56,6 +56,9 @@ def use_cases_of(service: StatusService) -> UseCases:
             return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=OBSERVED_AT)
 
     class Questions:
+        def at_once(self, client: Client, address: str, **how: Any) -> None:
+            """Nothing is watched."""
+
         async def get_status(self, client: Client, address: str, **how: Any) -> domain.TerminalStatus:
             return await service.get_status(address)
 
@@ -323,11 +326,11 @@ async def test_refuses_an_oversized_request(size: int) -> None:
 
 
 async def test_refuses_bytes_that_are_no_request() -> None:
-    """Bytes that are no GetStatusRequest fail the call without a traceback."""
+    """Bytes that are no GetStatusRequest are the caller's mistake."""
     async with channel_to(make_service(FakeWatcher())) as channel:
-        code, message, _ = await failure_of(call_raw(channel, f"/{SERVICE_NAME}/GetStatus", b"\xff\xff"))
-    assert code == grpc.StatusCode.UNKNOWN
-    assert "Traceback" not in message
+        code, message, details = await failure_of(call_raw(channel, f"/{SERVICE_NAME}/GetStatus", b"\xff\xff"))
+    assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert message == "These bytes are no GetStatusRequest."
 
 
 @pytest.mark.parametrize("method", [f"/{SERVICE_NAME}/Nothing", "/terminalstatus.v9.TerminalStatusService/GetStatus"])

@@ -44,6 +44,7 @@ from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServ
 from app.ports import Attempted, WatchView
 from app.records import DeliveryAttempt, DeliveryState
 from app.rpc import UseCases, create_server, terminal_status, wire
+from app.rpc.terminal_status import MAX_QUESTION_BYTES, MAX_QUESTIONS, Question, question
 from tests.core import (
     ADMIN,
     ALICE,
@@ -327,6 +328,37 @@ async def test_an_accepted_age_is_answered_from_a_watch(face: Face) -> None:
         request = pb.GetStatusRequest(address=ALICE, max_age=max_age)
         assert (await face.terminals.GetStatus(request, metadata=face.app)).status.source == source
     assert face.core.watcher.fetched == [ALICE] * 2
+
+
+async def test_the_same_question_tells_each_change(face: Face) -> None:
+    """One request, asked again and again: each answer is what the watch says then, to each client as it may see it."""
+    await face.subscribe(ALICE)
+    _, key = await face.registry.add("Sees no BUSY", who="test", limits={"busy_available": False})
+    confined = (("authorization", f"Bearer {key}"),)
+    request = pb.GetStatusRequest(address=ALICE, max_age=Duration(seconds=60))
+    for document, told in ((BUSY, pb.STATUS_BUSY), (REACHABLE, pb.STATUS_REACHABLE), (BUSY, pb.STATUS_BUSY)):
+        await face.core.play(ALICE, document)
+        for metadata, expected in ((face.app, told), (confined, pb.STATUS_REACHABLE), (face.app, told)):
+            answer = await face.terminals.GetStatus(request, metadata=metadata)
+            assert (answer.status.status, answer.status.source) == (expected, pb.SOURCE_WATCH)
+    assert not face.core.watcher.fetched
+
+
+def test_few_questions_are_kept() -> None:
+    """However many there are, and however long."""
+    kept: dict[bytes, Question] = {}
+
+    def ask(address: str) -> Question:
+        return question(kept, pb.GetStatusRequest(address=address).SerializeToString())
+
+    assert ask(ALICE) is ask(ALICE)
+    assert ask("x" * MAX_QUESTION_BYTES).address
+    assert [each.address for each in kept.values()] == [ALICE]
+    most = 0
+    for number in range(MAX_QUESTIONS + 10):
+        ask(str(number))
+        most = max(most, len(kept))
+    assert most == MAX_QUESTIONS
 
 
 async def test_a_query_gives_each_terminal_its_result(face: Face) -> None:

@@ -80,6 +80,20 @@ class QueryService:
         self._clock = clock
         self._recent: dict[TerminalAddress, TerminalStatus] = {}  # in the order of observation
 
+    def at_once(
+        self, client: Client, address: str, *, max_age_s: float, face: str, requester: str = ""
+    ) -> TerminalStatus | None:
+        """What `get_status` would tell of a terminal with a live watch, without waiting: what is asked most, without a
+        step too many. None means that `get_status` must be asked, and that nothing was counted. Raises RateLimited."""
+        if not 0 < max_age_s <= MAX_AGE_S:
+            return None
+        live = self._watching.live(TerminalAddress(address))  # there is none under an address that is not canonical
+        if live is None or self._groups.is_group(client.id, address):
+            return None
+        policy = self._policies.admit(client)
+        self._usage.answered(client, face, requester, address)
+        return live if policy.busy_available else _without_busy(live)
+
     async def get_status(
         self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
     ) -> TerminalStatus:
@@ -89,12 +103,10 @@ class QueryService:
         stated last. Raises GroupNotAllowed (a group of the client's), InvalidRequest (the age), RateLimited, and as
         `StatusService.get_status`.
         """
+        live = self.at_once(client, address, max_age_s=max_age_s, face=face, requester=requester)
+        if live is not None:
+            return live
         policy = self._policies.admit(client)
-        # What is asked most, without a step too many: a terminal with a live watch, so its address is canonical.
-        live = self._watching.live(TerminalAddress(address)) if 0 < max_age_s <= MAX_AGE_S else None
-        if live is not None and not self._groups.is_group(client.id, address):
-            self._usage.answered(client, face, requester, address)
-            return live if policy.busy_available else _without_busy(live)
         caller = Caller(client=client, face=face, requester=requester)
         try:
             age_s = _checked_age(max_age_s)

@@ -70,7 +70,8 @@ class UsageLog:
         self._some = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
         self._closing = False
-        self._run = secrets.token_hex(8)  # with a number, cheaper than a random id for each record
+        self._run = secrets.token_hex(8)
+        # Cheaper than a random id for each record; and padded, they grow, which a unique index is glad of.
         self._number = count(1)
         self.dropped = 0
         """Records lost to a database that was away for too long."""
@@ -110,7 +111,7 @@ class UsageLog:
     ) -> UsageRecord:
         """A record of now with an id of its own. What callers wrote is cut to bounded length."""
         return UsageRecord(
-            id=f"{self._run}{next(self._number):x}",
+            id=self._id(next(self._number)),
             at=self._clock(),
             operation=operation,
             client_id=caller.client.id,
@@ -144,11 +145,14 @@ class UsageLog:
         if len(buffer) == 1:
             self._some.set()
 
+    def _id(self, number: int) -> str:
+        return f"{self._run}{number:012x}"
+
     def _of_answer(
         self, number: int, at: datetime, client_id: str, face: str, requester: str, target: str
     ) -> UsageRecord:
         return UsageRecord(
-            id=f"{self._run}{number:x}",
+            id=self._id(number),
             at=at,
             operation=GET_STATUS,
             client_id=client_id,

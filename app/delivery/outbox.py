@@ -90,7 +90,7 @@ class Deliverer:
         self._send_limit_s = send_limit_s
         self._jitter = jitter
         run, number = secrets.token_hex(8), itertools.count(1)  # cheaper than a random id for each
-        self._new_id = new_id or (lambda: f"{run}{next(number):x}")
+        self._new_id = new_id or (lambda: f"{run}{next(number):012x}")
         self._ended = ended
         self._attempted = attempted
         self.lease_s = MAX_WAIT_S + send_limit_s + RECORD_S

@@ -44,7 +44,7 @@ from app.rpc.errors import CODES, ERROR_DOMAIN
 from app.rpc.groups import GroupServicer
 from app.rpc.health import HealthServicer
 from app.rpc.subscriptions import SubscriptionServicer
-from app.rpc.terminal_status import TerminalStatusServicer
+from app.rpc.terminal_status import SERVICE_NAME, TerminalStatusServicer
 from app.rpc.usage import UsageServicer
 
 __all__ = (
@@ -58,7 +58,6 @@ __all__ = (
     "create_server",
 )
 
-SERVICE_NAME = terminal_status_pb2.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
 SERVICE_NAMES: tuple[str, ...] = tuple(
     service.full_name
     for module in (terminal_status_pb2, subscription_pb2, group_pb2, delivery_pb2, usage_pb2, admin_pb2)
@@ -134,12 +133,11 @@ def create_server(
     around = Calls(use_cases.auth, stopping, set() if calls is None else calls)
     added_to = cast("grpc.aio.Server", _Unregistered(server))
     # First, since gRPC asks the handlers in the order in which they were added.
-    terminal_status_pb2_grpc.add_TerminalStatusServiceServicer_to_server(
-        TerminalStatusServicer(
-            around, use_cases.queries, use_cases.watching, max_stream_age_s=max_connection_age_s or None
-        ),
-        added_to,
+    terminals = TerminalStatusServicer(
+        around, use_cases.queries, use_cases.watching, max_stream_age_s=max_connection_age_s or None
     )
+    server.add_generic_rpc_handlers((terminals.get_status_handler(),))
+    terminal_status_pb2_grpc.add_TerminalStatusServiceServicer_to_server(terminals, added_to)
     subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
         SubscriptionServicer(around, use_cases.subscriptions), added_to
     )

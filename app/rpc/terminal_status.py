@@ -1,8 +1,9 @@
 """TerminalStatusService: one terminal, many, and live streams.
 
-Invariants: GetStatus, which is on the bench, does nothing that it need not. A stream awaits each write, so a slow
-reader holds up nobody but itself: what it has not read waits in the use case's mailbox. Each RECHECK_S an event of the
-stream is taken as occasion to look whether the credentials are still good, and whether the stream is too old.
+Invariants: GetStatus, which is on the bench, does nothing that it need not: it takes and gives bytes. A stream awaits
+each write, so a slow reader holds up nobody but itself: what it has not read waits in the use case's mailbox. Each
+RECHECK_S an event of the stream is taken as occasion to look whether the credentials are still good, and whether the
+stream is too old.
 
 Deliberately absent: snapshots, order and bookmarks, which are `watching.py`'s.
 """
@@ -11,10 +12,13 @@ import asyncio
 from contextlib import aclosing
 from typing import Any, cast
 
+import grpc.aio
+from google.protobuf.message import DecodeError
+
 from app.core import streams
 from app.core.asking import QueryService
 from app.core.watching import Watching
-from app.domain import Source, TerminalAddress, TerminalStatus, TerminalStatusError, Unauthenticated
+from app.domain import InvalidRequest, TerminalStatus, TerminalStatusError, Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.records import Client
@@ -23,9 +27,50 @@ from app.rpc.calls import Calls, Context
 from app.rpc.errors import abort, abort_stopping
 
 RECHECK_S = 30.0
-MAX_ANSWERS = 10_000
-"""Messages that are kept."""
+MAX_QUESTIONS = 10_000
+"""Requests for GetStatus that are kept, with their answers."""
+MAX_QUESTION_BYTES = 500
+"""Of one that is kept."""
 FACE = "grpc"
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
+
+
+class Question:
+    """A request for GetStatus, and the last answer to it. Applications ask the same again and again, and a watched
+    terminal's status is the same object until it changes: neither is read nor written twice."""
+
+    __slots__ = ("_answer", "_status", "address", "max_age_s", "requester")
+
+    def __init__(self, data: bytes) -> None:
+        """Raises InvalidRequest."""
+        try:
+            request = pb.GetStatusRequest.FromString(data)
+        except DecodeError:
+            raise InvalidRequest("These bytes are no GetStatusRequest.") from None
+        self.address = request.address
+        self.max_age_s = wire.max_age_s(request)
+        self.requester = wire.bounded(request.requester, wire.MAX_REQUESTER, "requester")
+        self._status: TerminalStatus | None = None
+        self._answer = b""
+
+    def answer(self, status: TerminalStatus) -> bytes:
+        """The message that tells the status."""
+        if self._status is not status:
+            self._answer = pb.GetStatusResponse(status=wire.terminal_status(status)).SerializeToString()
+            self._status = status
+        return self._answer
+
+
+def question(kept: dict[bytes, Question], data: bytes) -> Question:
+    """What the request asks; it is kept, unless it is long, and up to MAX_QUESTIONS are. Raises InvalidRequest."""
+    known = kept.get(data)
+    if known is None:
+        known = Question(data)
+        if len(data) <= MAX_QUESTION_BYTES:
+            if len(kept) >= MAX_QUESTIONS:
+                kept.clear()
+            kept[data] = known
+    return known
 
 
 class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
@@ -39,21 +84,23 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         self._watching = watching
         self._max_stream_age_s = max_stream_age_s
         self._last: tuple[streams.WatchEvent, pb.WatchStatusesResponse] | None = None
-        self._answers: dict[TerminalAddress, tuple[TerminalStatus, pb.GetStatusResponse]] = {}
+        self._questions: dict[bytes, Question] = {}
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
-        call = cast("asyncio.Task[Any]", asyncio.current_task())
-        calls = self._calls
-        calls.open.add(call)
+    def get_status_handler(self) -> grpc.GenericRpcHandler:
+        """GetStatus on messages as they are on the wire; to be asked before the generated handler."""
+        handler: Any = grpc.unary_unary_rpc_method_handler(self.GetStatus)
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, {"GetStatus": handler})
+
+    async def GetStatus(self, data: bytes, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802
+        calls, call = self._calls, None
         try:
-            status = await self._queries.get_status(
-                calls.known(context) or await calls.client_of(context),
-                request.address,
-                max_age_s=wire.max_age_s(request),
-                face=FACE,
-                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
-            )
-            return self._answer(status)
+            client = calls.known(context)
+            answer = client and self._at_once(client, data)
+            if not answer:
+                call = cast("asyncio.Task[Any]", asyncio.current_task())
+                calls.open.add(call)
+                answer = await self._ask(client or await calls.client_of(context), data)
+            return answer
         except asyncio.CancelledError:
             if not calls.cut_off(context):
                 raise
@@ -61,18 +108,22 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         except Exception as error:  # the last place before the wire
             await abort(context, "GetStatus", error)
         finally:
-            calls.open.discard(call)
+            if call is not None:
+                calls.open.discard(call)
 
-    def _answer(self, status: TerminalStatus) -> pb.GetStatusResponse:
-        """The status as a message; a watched terminal's is the same object until it changes, and is made once."""
-        if status.source is not Source.WATCH:
-            return pb.GetStatusResponse(status=wire.terminal_status(status))
-        made = self._answers.get(status.address)
-        if made is None or made[0] is not status:
-            if len(self._answers) >= MAX_ANSWERS:
-                self._answers.clear()
-            made = self._answers[status.address] = (status, pb.GetStatusResponse(status=wire.terminal_status(status)))
-        return made[1]
+    def _at_once(self, client: Client, data: bytes) -> bytes | None:
+        asked = question(self._questions, data)
+        status = self._queries.at_once(
+            client, asked.address, max_age_s=asked.max_age_s, face=FACE, requester=asked.requester
+        )
+        return asked.answer(status) if status else None
+
+    async def _ask(self, client: Client, data: bytes) -> bytes:
+        asked = question(self._questions, data)
+        status = await self._queries.get_status(
+            client, asked.address, max_age_s=asked.max_age_s, face=FACE, requester=asked.requester
+        )
+        return asked.answer(status)
 
     async def QueryStatuses(self, request: pb.QueryStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "QueryStatuses") as client:
