@@ -1,9 +1,9 @@
 """Rows about answers from live watches: the gateway beside servers that do nothing.
 
 WATCHED terminals are held by one stream, so no question needs SIP. The no-ops are: a grpc.aio handler of the same
-types, a FastAPI handler on the same uvicorn settings, each asked by the same callers in the same closed loop; and
-Spyne's in-process call of a no-op, which has no server, no connection and no caller. A figure is the median over the
-rounds, in each of which all are asked one after the other; a ratio is the median of the rounds' ratios.
+types, a FastAPI handler on the same uvicorn settings, each asked by the same callers in the same closed loop, gateway
+and no-op by turns in short blocks; and Spyne's in-process call of a no-op, which has no server, no connection and no
+caller, and is measured once a round. A rate is the median of the blocks, a ratio that of the pairs of blocks.
 """
 
 import statistics
@@ -31,7 +31,9 @@ LEAST_GROUP_PER_S, MOST_GROUP_MB = 5.0, 60.0
 WATCHED, ASKED, SPYNE_CALLS, GROUP_CALLS = 1000, 6000, 2000, 30
 LIMIT_S = 60.0
 
-Measured = dict[str, list[dict[str, Any]]]
+Figures = list[dict[str, Any]]
+Measured = dict[str, tuple[Figures, Figures]]
+"""By face: the gateway's, and the no-op's."""
 
 
 def measure(bench: Run) -> list[Row]:
@@ -47,48 +49,46 @@ def measure(bench: Run) -> list[Row]:
     ):
         pid, grpc, http = where
         around.do("hold", grpc=grpc, count=watched)
-        loops = {
-            "grpc": ("grpc", grpc, pid),
-            "grpc noop": ("grpc", noop_grpc, noop_pid),
-            "rest": ("rest", http, pid),
-            "rest noop": ("noop", noop_http, noop_rest_pid),
-            "soap": ("soap", http, pid),
-        }
         measured: Measured = {}
+        servers = {"grpc": ("grpc", noop_grpc, noop_pid), "rest": ("noop", noop_http, noop_rest_pid)}
         for number in range(1, bench.arguments.rounds + 1) if faces else ():
             bench.tell(f"round {number} of {bench.arguments.rounds}: answers from live watches")
-            for name, (face, server, process) in loops.items():
-                if name.split()[0] in faces:
-                    measured.setdefault(name, []).append(_load(bench, face, server, process, watched))
-            if "soap" in faces:
-                calls = run("bench.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
-                measured.setdefault("soap noop", []).append(calls)
+            for face in faces:
+                beside = ("--beside", *servers[face]) if face in servers else ()
+                figures = _load(bench, face, grpc if face == "grpc" else http, pid, watched, *beside)
+                if not beside:
+                    calls = run("bench.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
+                    figures = {"own": [figures], "other": [calls]}
+                own, noops = measured.setdefault(face, ([], []))
+                own += figures["own"]
+                noops += figures["other"]
         for face in faces:
-            rows += _face_rows(face, measured[face], measured[f"{face} noop"])
+            rows += _face_rows(face, *measured[face])
         if bench.wants("live.group"):
             bench.tell(f"getStatusForGroup of {watched}")
             rows += _group_rows(http, pid, watched, bench.sized(GROUP_CALLS))
     return rows
 
 
-def _load(bench: Run, face: str, server: str, pid: int, watched: int) -> dict[str, Any]:
-    options = ("--watched", watched, "--concurrency", bench.arguments.concurrency, "--single", 1)
+def _load(bench: Run, face: str, server: str, pid: int, watched: int, *options: object) -> dict[str, Any]:
+    size = ("--count", bench.sized(ASKED), "--concurrency", bench.arguments.concurrency, "--single", 1)
     figures: dict[str, Any] = run(
-        "bench.load", face, server, pid, "--count", bench.sized(ASKED), *options, limit_s=LIMIT_S
+        "bench.load", face, server, pid, *size, "--watched", watched, *options, limit_s=LIMIT_S
     )
     return figures
 
 
-def _face_rows(face: str, own: list[dict[str, Any]], noops: list[dict[str, Any]]) -> list[Row]:
+def _face_rows(face: str, own: Figures, noops: Figures) -> list[Row]:
     rates, noop_rates = [[figures["count"] / figures["seconds"] for figures in each] for each in (own, noops)]
-    cpu_us = [
-        statistics.median([figures.get("cpu_seconds", figures["seconds"]) / figures["count"] * 1e6 for figures in each])
-        for each in (own, noops)
-    ]
     return [
         compared_rounds(f"live.{face}", rates, noop_rates, "1/s", least=LEAST[face]),
-        told(f"live.{face}_cpu", cpu_us[0], "µs", baseline=cpu_us[1]),
+        told(f"live.{face}_cpu", _cpu_us(own), "µs", baseline=_cpu_us(noops)),
     ]
+
+
+def _cpu_us(each: Figures) -> float:
+    seconds = sum(figures["cpu_seconds"] if "cpu_seconds" in figures else figures["seconds"] for figures in each)
+    return float(seconds / sum(figures["count"] for figures in each) * 1e6)
 
 
 def _group_rows(http: str, pid: int, watched: int, calls: int) -> list[Row]:

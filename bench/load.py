@@ -5,7 +5,8 @@ The face `floor` is no face but grpc.health.v1's Check on the same server, which
 
 Run as `python -m bench.load FACE HOST:PORT PID …`, PID being the gateway's; prints one line of JSON. Each question is
 about another terminal, so no two share a fetch, and every answer must be REACHABLE. With `--watched` questions are
-about so many terminals in turn, which somebody watches, and must be answered from the watch.
+about so many terminals in turn, which somebody watches, and must be answered from the watch. With `--beside`, two
+servers are asked by turns, a block of questions each: a machine that gets slower meanwhile does so for both.
 
 Invariants: this process is not part of what is measured, so its clients are as lean as can be: a gRPC stub on one
 channel, and for watched terminals, where the stub's cost would hide the server's, `h2.py`; for REST and SOAP a few
@@ -37,6 +38,7 @@ from bench.processes import NOOP_PATH, cpu_seconds, resident_bytes
 
 _LIMIT_S = 60
 _BURST_EVERY_S = 1.0
+_BLOCKS = 10
 MAX_AGE_S = 60
 _GET_STATUS = "/terminalstatus.v1.TerminalStatusService/GetStatus"
 
@@ -272,14 +274,33 @@ class Load:
                 took_s.append(time.perf_counter() - asked_s)
         return took_s
 
-    async def measure(self, count: int, concurrency: int, single: int) -> dict[str, Any]:
-        """The closed loop, loaded and one by one."""
+    async def warm(self, count: int, concurrency: int) -> None:
+        """Makes the callers, and asks half of `count`."""
         await self.open(concurrency)
         await self.run(max(count // 2, 1), concurrency)
+
+    async def loaded(self, count: int, concurrency: int) -> dict[str, float]:
+        """What the closed loop took, and cost the server."""
         cpu_s, started_s = cpu_seconds(self._pid), time.perf_counter()
         await self.run(count, concurrency)
         seconds, cpu_s = time.perf_counter() - started_s, cpu_seconds(self._pid) - cpu_s
-        return {"count": count, "seconds": seconds, "cpu_seconds": cpu_s, "single_s": await self.one_by_one(single)}
+        return {"count": count, "seconds": seconds, "cpu_seconds": cpu_s}
+
+    async def measure(self, count: int, concurrency: int, single: int) -> dict[str, Any]:
+        """The closed loop, loaded and one by one."""
+        await self.warm(count, concurrency)
+        return {**await self.loaded(count, concurrency), "single_s": await self.one_by_one(single)}
+
+    async def beside(self, other: "Load", count: int, concurrency: int) -> dict[str, list[dict[str, float]]]:
+        """The closed loop in blocks, with this server (`own`) and with the other by turns."""
+        for load in (self, other):
+            await load.warm(count, concurrency)
+        blocks: dict[str, list[dict[str, float]]] = {"own": [], "other": []}
+        for number in range(_BLOCKS):
+            pair = [("own", self), ("other", other)]
+            for name, load in pair if number % 2 else reversed(pair):
+                blocks[name].append(await load.loaded(max(count // _BLOCKS, 1), concurrency))
+        return blocks
 
     async def burst(self, size: int, times: int) -> dict[str, Any]:
         """`size` questions at once, `times` over; how many were answered, and the gateway's memory after each."""
@@ -307,13 +328,21 @@ class Load:
 
 async def _main(arguments: argparse.Namespace) -> dict[str, Any]:
     load = Load(arguments.face, arguments.server, arguments.pid, arguments.watched)
+    other: Load | None = None
+    if arguments.beside:
+        face, server, pid = arguments.beside
+        other = Load(face, server, int(pid), arguments.watched)
     try:
         async with asyncio.timeout(_LIMIT_S):
+            if other is not None:
+                return await load.beside(other, arguments.count, arguments.concurrency)
             if arguments.bursts:
                 return await load.burst(arguments.count, arguments.bursts)
             return await load.measure(arguments.count, arguments.concurrency, arguments.single)
     finally:
         await load.aclose()
+        if other is not None:
+            await other.aclose()
 
 
 def main() -> None:
@@ -327,6 +356,9 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=400, help="fetches one after the other")
     parser.add_argument("--watched", type=int, default=0, help="ask about so many terminals, which are watched")
     parser.add_argument("--bursts", type=int, default=0, help="instead: so many times COUNT questions at once")
+    parser.add_argument(
+        "--beside", nargs=3, metavar=("FACE", "SERVER", "PID"), help="ask this server, too, by turns; no --single"
+    )
     arguments = parser.parse_args()
     try:
         found = uvloop.run(_main(arguments))
