@@ -3,12 +3,15 @@
 WATCHED terminals are held by one stream, so no question needs SIP. The no-ops are: a grpc.aio handler of the same
 types, a FastAPI handler on the same uvicorn settings, each asked by the same callers in the same closed loop, gateway
 and no-op by turns in short blocks; and Spyne's in-process call of a no-op, which has no server, no connection and no
-caller, and is measured once a round. A rate is the median of the blocks, a ratio that of the pairs of blocks.
+caller, and is measured once a round. Each round has new processes. A rate is the median of the blocks, a ratio that of
+the pairs of blocks.
 """
 
+import contextlib
 import statistics
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 from bench.load import MAX_AGE_S
@@ -32,6 +35,8 @@ WATCHED, ASKED, SPYNE_CALLS, GROUP_CALLS = 1000, 6000, 2000, 30
 LIMIT_S = 60.0
 
 Figures = list[dict[str, Any]]
+Server = tuple[str, str, int]
+"""As `bench.load` is told it: face, address, process."""
 Measured = dict[str, tuple[Figures, Figures]]
 """By face: the gateway's, and the no-op's."""
 
@@ -39,43 +44,52 @@ Measured = dict[str, tuple[Figures, Figures]]
 def measure(bench: Run) -> list[Row]:
     """Measures the rows that are wanted, and what they are compared with."""
     faces = [face for face in LEAST if bench.wants(f"live.{face}")]
-    watched = bench.sized(WATCHED)
-    rows: list[Row] = []
+    measured: Measured = {}
+    for number in range(1, bench.arguments.rounds + 1) if faces else ():
+        bench.tell(f"round {number} of {bench.arguments.rounds}: answers from live watches")
+        with _servers(bench, f"live{number}") as servers:
+            for face in faces:
+                figures = _round(bench, face, servers)
+                own, noops = measured.setdefault(face, ([], []))
+                own += figures["own"]
+                noops += figures["other"]
+    rows = [row for face in faces for row in _face_rows(face, *measured[face])]
+    if bench.wants("live.group"):
+        bench.tell(f"getStatusForGroup of {bench.sized(WATCHED)}")
+        with _servers(bench, "group") as servers:
+            _, http, pid = servers["soap"]
+            rows += _group_rows(http, pid, bench.sized(WATCHED), bench.sized(GROUP_CALLS))
+    return rows
+
+
+@contextlib.contextmanager
+def _servers(bench: Run, name: str) -> Iterator[dict[str, Server]]:
+    """A gateway with its watches, and no-ops, all new: two starts of the same server may differ by a tenth."""
     with (
         world() as around,
         noop("grpc") as (noop_pid, noop_grpc),
         noop("rest") as (noop_rest_pid, noop_http),
-        gateway(bench.own_folder("live"), around.sip_port, setups_per_s=0, soap_max_age_s=MAX_AGE_S) as where,
+        gateway(bench.own_folder(name), around.sip_port, setups_per_s=0, soap_max_age_s=MAX_AGE_S) as (pid, grpc, http),
     ):
-        pid, grpc, http = where
-        around.do("hold", grpc=grpc, count=watched)
-        measured: Measured = {}
-        servers = {"grpc": ("grpc", noop_grpc, noop_pid), "rest": ("noop", noop_http, noop_rest_pid)}
-        for number in range(1, bench.arguments.rounds + 1) if faces else ():
-            bench.tell(f"round {number} of {bench.arguments.rounds}: answers from live watches")
-            for face in faces:
-                beside = ("--beside", *servers[face]) if face in servers else ()
-                figures = _load(bench, face, grpc if face == "grpc" else http, pid, watched, *beside)
-                if not beside:
-                    calls = run("bench.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
-                    figures = {"own": [figures], "other": [calls]}
-                own, noops = measured.setdefault(face, ([], []))
-                own += figures["own"]
-                noops += figures["other"]
-        for face in faces:
-            rows += _face_rows(face, *measured[face])
-        if bench.wants("live.group"):
-            bench.tell(f"getStatusForGroup of {watched}")
-            rows += _group_rows(http, pid, watched, bench.sized(GROUP_CALLS))
-    return rows
+        around.do("hold", grpc=grpc, count=bench.sized(WATCHED))
+        yield {
+            "grpc": ("grpc", grpc, pid),
+            "grpc noop": ("grpc", noop_grpc, noop_pid),
+            "rest": ("rest", http, pid),
+            "rest noop": ("noop", noop_http, noop_rest_pid),
+            "soap": ("soap", http, pid),
+        }
 
 
-def _load(bench: Run, face: str, server: str, pid: int, watched: int, *options: object) -> dict[str, Any]:
+def _round(bench: Run, face: str, servers: dict[str, Server]) -> dict[str, Figures]:
     size = ("--count", bench.sized(ASKED), "--concurrency", bench.arguments.concurrency, "--single", 1)
-    figures: dict[str, Any] = run(
-        "bench.load", face, server, pid, *size, "--watched", watched, *options, limit_s=LIMIT_S
-    )
-    return figures
+    beside = ("--beside", *servers[f"{face} noop"]) if f"{face} noop" in servers else ()
+    figures: Any = run("bench.load", *servers[face], *size, "--watched", bench.sized(WATCHED), *beside, limit_s=LIMIT_S)
+    if not beside:
+        calls = run("bench.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
+        figures = {"own": [figures], "other": [calls]}
+    found: dict[str, Figures] = figures
+    return found
 
 
 def _face_rows(face: str, own: Figures, noops: Figures) -> list[Row]:
