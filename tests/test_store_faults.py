@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from app.domain import StoreUnavailable
 from app.ports import Changes, Page
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, open_store, shown_url
-from app.store.database import dispose, make_engine, on_connection
+from app.store.engines import dispose, make_engine, on_connection
 from app.store.tables import METADATA
 from tests.postgres import Postgres
 from tests.test_store import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage

@@ -11,7 +11,8 @@ from typing import Self
 
 from app.store.alone import only_gateway
 from app.store.clients import Clients
-from app.store.database import BUSY_TIMEOUT_MS, Database, DatabaseUnavailable, check_database, make_engine, shown_url
+from app.store.database import Database
+from app.store.engines import BUSY_TIMEOUT_MS, DatabaseUnavailable, check_database, make_engine, shown_url
 from app.store.groups import Groups
 from app.store.migrations import migrate
 from app.store.outbox import Outbox

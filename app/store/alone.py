@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from app.store.database import DatabaseUnavailable
+from app.store.engines import DatabaseUnavailable
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The database as the store's parts use it: connections, transactions, and what happens when it is away.
+"""The database as the store's parts use it: transactions, and what happens when it is away.
 
 Invariants: a write is one transaction, all or nothing. It is a task of the store: a caller who leaves in the middle
 leaves no half-used connection behind. On SQLite there is one writer at a time (`BEGIN IMMEDIATE`, and a lock here
@@ -7,59 +7,28 @@ written once for both and awaits nothing but its connection: on PostgreSQL each 
 loop, on SQLite the whole runs in a thread in one go, since a trip to a thread for each statement, as asyncio drivers of
 SQLite make, costs the event loop several times what the statement does. Whatever says that the database is locked,
 full or gone is StoreUnavailable; other errors of the database are defects and pass.
-A commit is on disk before it is acknowledged, on both: SQLite runs with WAL and `synchronous=FULL`, since an
-application was told that its subscription is made. One fsync per transaction is what that costs; NORMAL would save it
-and lose the last transactions to a power cut. Only a connection lost while PostgreSQL answers COMMIT leaves open
+A commit is on disk before it is acknowledged. Only a connection lost while PostgreSQL answers COMMIT leaves open
 whether it did; a repeated write then meets what it wrote itself, which every write bears.
 
-Deliberately absent: statements (the parts have them) and the schema.
+Deliberately absent: statements (the parts have them), how a connection is opened (`engines.py`), and the schema.
 """
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import structlog
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    CursorResult,
-    Engine,
-    Executable,
-    Row,
-    Select,
-    create_engine,
-    event,
-    text,
-)
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    NotSupportedError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, Executable, Row, Select
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import StoreUnavailable
+from app.store.engines import POSTGRESQL_CONNECTIONS, SQLITE_CONNECTIONS, TURN_TIMEOUT_S, dispose, why
 from app.store.statements import LISTED, among, listed
-
-SQLITE = "sqlite"
-POSTGRESQL = "postgresql+psycopg"
-
-BUSY_TIMEOUT_MS = 2000
-"""How long a statement waits for another's lock before StoreUnavailable."""
-
-TURN_TIMEOUT_S = 5.0
-"""How long a call waits for its turn among those of this process before StoreUnavailable."""
 
 TRANSACTION_S = 10.0
 """How long a transaction may take: a database that hangs is away too. Its connection is thrown away; where that happens
@@ -68,15 +37,6 @@ in COMMIT, nobody knows whether it was done, and compare-and-set and ids make th
 CLOSE_S = 10.0
 """How long what is under way at the end may take."""
 
-SQLITE_CONNECTIONS = 5
-"""One writes, the others read; each has a thread."""
-
-SQLITE_STATEMENTS = 256
-"""Parsed statements that a connection keeps."""
-
-POSTGRESQL_CONNECTIONS = 10
-STATEMENT_TIMEOUT_MS = 30_000
-CONNECT_TIMEOUT_S = 5
 ATTEMPTS = 3
 """How often a transaction is tried that lost its connection before COMMIT, or was chosen to end a deadlock."""
 
@@ -89,128 +49,6 @@ T = TypeVar("T")
 Work = Callable[[AsyncConnection], Coroutine[Any, Any, T]]
 
 _log = structlog.get_logger(__name__)
-
-
-class DatabaseUnavailable(Exception):
-    """The database does not open, or cannot be used by this version; the message says why."""
-
-
-def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: bool = False) -> AsyncEngine | Engine:
-    """An engine, for SQLite one for threads; nothing is opened yet. `create` lets SQLite make a file that is not there.
-
-    Raises DatabaseUnavailable for a URL that names no database the gateway can use.
-    """
-    try:
-        parsed = make_url(url)
-        if parsed.drivername == SQLITE:
-            return _sqlite_engine(parsed, busy_timeout_ms, create)
-        if parsed.drivername == POSTGRESQL:
-            return _postgresql_engine(parsed, busy_timeout_ms)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise DatabaseUnavailable(str(error)) from error
-    raise DatabaseUnavailable(f"{parsed.drivername} is not {SQLITE} or {POSTGRESQL}")
-
-
-def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
-    if not url.database or ":memory:" in url.database or url.query:
-        raise DatabaseUnavailable(f"the database must be a file ({SQLITE}:///PATH), and only that")
-    # Without a mode, SQLite would make an empty file, without tables, where there is none.
-    uri = f"{Path(url.database).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-    timeout_s = busy_timeout_ms / 1000
-
-    def connected() -> sqlite3.Connection:
-        # sqlite3 begins nothing by itself (None): `beginning` does, before DDL too
-        connection = sqlite3.connect(
-            uri, timeout_s, isolation_level=None, check_same_thread=False, cached_statements=SQLITE_STATEMENTS, uri=True
-        )
-        for pragma in ("foreign_keys=ON", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
-
-    engine = create_engine(
-        url,
-        creator=connected,
-        pool_size=SQLITE_CONNECTIONS,
-        max_overflow=0,
-        pool_timeout=TURN_TIMEOUT_S,
-        pool_use_lifo=True,  # the one used last knows the statements
-    )
-
-    @event.listens_for(engine, "begin")
-    def beginning(connection: Any) -> None:
-        options = connection.get_execution_options()
-        if not options.get("one_statement"):  # which is a transaction by itself
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
-
-    return engine
-
-
-def _postgresql_engine(url: URL, busy_timeout_ms: int) -> AsyncEngine:
-    options = (
-        f"-c timezone=UTC -c lock_timeout={busy_timeout_ms} -c statement_timeout={STATEMENT_TIMEOUT_MS} "
-        f"-c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT_MS}"
-    )
-    return create_async_engine(
-        url,
-        pool_size=POSTGRESQL_CONNECTIONS,
-        max_overflow=0,
-        pool_timeout=TURN_TIMEOUT_S,
-        pool_use_lifo=True,
-        connect_args={
-            "options": options,
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "application_name": "terminal-status",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-        },
-    )
-
-
-def shown_url(url: str) -> str:
-    """The URL without its password, for people and logs."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
-async def on_connection(engine: AsyncEngine | Engine, ask: Callable[[Connection], T], *, writes: bool = False) -> T:
-    """What `ask` returns, in a transaction of its own, which is committed if it `writes`."""
-    if isinstance(engine, AsyncEngine):
-        async with engine.begin() if writes else engine.connect() as connection:
-            return await connection.run_sync(ask)
-
-    def asked() -> T:
-        options = engine.execution_options(writes=writes)
-        with options.begin() if writes else options.connect() as connection:
-            return ask(connection)
-
-    return await asyncio.to_thread(asked)
-
-
-async def dispose(engine: AsyncEngine | Engine) -> None:
-    """Closes its connections."""
-    if isinstance(engine, AsyncEngine):
-        await engine.dispose()
-    else:
-        engine.dispose()
-
-
-async def check_database(url: str) -> str:
-    """Opens the database at `url` and asks it for its version, which is returned. Raises DatabaseUnavailable."""
-    engine = make_engine(url, create=True)
-    kind = engine.dialect.name
-    question = text("select sqlite_version()" if kind == "sqlite" else "show server_version")
-    try:
-        return f"{kind} {await on_connection(engine, lambda connection: connection.execute(question).scalar_one())}"
-    except (SQLAlchemyError, OSError) as error:
-        raise DatabaseUnavailable(why(error)) from error
-    finally:
-        await dispose(engine)
-
-
-def why(error: BaseException) -> str:
-    """What the database itself said, on one line. Not for callers: it may name hosts, users and paths."""
-    return " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
 
 
 class Database:

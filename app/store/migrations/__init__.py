@@ -23,7 +23,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.store.database import DatabaseUnavailable, dispose, make_engine, on_connection, why
+from app.store.engines import DatabaseUnavailable, dispose, make_engine, on_connection, why
 from app.store.tables import METADATA
 
 TURN_TIMEOUT_MS = 60_000
