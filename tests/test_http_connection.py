@@ -6,6 +6,7 @@ import asyncio
 import pytest
 
 from app.main import Gateway
+from app.rest.connection import BoundedConnection
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -141,6 +142,26 @@ async def test_body_of_an_answered_request(gateway: Gateway, monkeypatch: pytest
     monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.1)
     received = await talk(gateway, REQUEST.replace(b"\r\n\r\n", b"\r\nContent-Length: 20\r\n\r\n{"))
     assert received.count(b"HTTP/1.1") == received.count(b"200 OK") == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "late"),
+    [(REQUEST.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n{"), b"}"), (REQUEST, b"\r\n")],
+    ids=["rest", "line"],
+)
+async def test_connections_that_fall_silent(
+    gateway: Gateway, first: bytes, late: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection on which nothing follows is closed after a while, also after what was no request."""
+    begin = BoundedConnection.connection_made
+
+    def connection_made(connection: BoundedConnection, transport: asyncio.Transport) -> None:
+        connection.timeout_keep_alive = 0.3  # type: ignore[assignment]  # whole seconds are for settings
+        begin(connection, transport)
+
+    monkeypatch.setattr(BoundedConnection, "connection_made", connection_made)
+    received = await pieces(gateway, first, late, every_s=0.1)
+    assert received.count(b"200 OK") == 1
 
 
 async def test_idle_connections_outlast_the_limits_of_bodies(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -422,6 +422,16 @@ async def test_creating_is_idempotent(face: HttpFace) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "more", [{"url": WEBHOOK["url"]}, {"secrets": ["whsec_" + "A" * 32]}, {"access_token": "t"}, {"handshake": "none"}]
+)
+async def test_a_stream_goes_nowhere(face: HttpFace, more: dict[str, Any]) -> None:
+    """What a webhook has is refused where STREAM is asked for."""
+    body = {"addresses": [ALICE], "sink": {"kind": "STREAM", **more}}
+    problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
+    assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
+
+
 @pytest.mark.parametrize("secrets", [[""], ["A" * 32 + " " + "A" * 32], ["A" * 32, ""], ["whsec_"], ["x"]])
 async def test_what_is_no_secret(face: HttpFace, secrets: list[str]) -> None:
     """Each signing secret must be one, or nothing is made: no webhook is unsigned."""

@@ -814,6 +814,24 @@ async def test_sink_is_checked_when_the_subscription_is_made(core: Core) -> None
         await core.subscribe(ALICE, sink=SOAP)
 
 
+@pytest.mark.parametrize(
+    ("sink", "why"),
+    [
+        (Sink(kind=SinkKind.STREAM, url=WEBHOOK.url), "kind"),
+        (Sink(kind=SinkKind.STREAM, profile="v1"), "kind"),
+        (Sink(kind=SinkKind.STREAM, parameters={"token": "t"}), "kind"),
+        (replace(WEBHOOK, parameters={"made": "0" * 64}), "parameter"),
+        (replace(WEBHOOK, parameters={"request": "0" * 64}), "parameter"),
+    ],
+)
+async def test_nothing_of_a_sink_is_dropped_in_silence(core: Core, sink: Sink, why: str) -> None:
+    """What would have no meaning, or is the gateway's own, is refused, and nothing is made."""
+    with pytest.raises(SinkRefused) as caught:
+        await core.subscribe(ALICE, sink=sink)
+    assert caught.value.details == {"field": "sink", "reason": why}
+    assert not core.sender.checked
+
+
 async def test_client_sees_its_own_only(core: Core) -> None:
     """Another client's subscription is unknown; an operator's client sees all."""
     mine = await core.subscribe(ALICE)

@@ -330,13 +330,23 @@ class SubscriptionService:
         )
 
     def _completed(self, sink: Sink, digest: str) -> Sink:
-        """The sink with what is kept beside it, and with a signing secret where it needs one and has none."""
+        """The sink with what is kept beside it, and with a signing secret where it needs one and has none.
+
+        Raises SinkRefused.
+        """
+        if own := sorted(sink.parameters.keys() & set(HIDDEN_PARAMETERS)):
+            raise SinkRefused(f"{own[0]} is no parameter that can be named.", field="sink", reason="parameter")
+        if sink.kind is SinkKind.STREAM and (sink.url or sink.profile or sink.parameters):
+            raise SinkRefused(
+                "A sink of kind STREAM goes nowhere, so it has neither URL nor profile nor parameters.",
+                field="sink",
+                reason="kind",
+            )
         added = {SINK_REQUEST: digest} if digest else {}
         if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
             secret = signing_secret(self._entropy(SECRET_BYTES))
             added |= {SINK_SECRETS: secret, SINK_MADE: _sha256(secret)}
-        given = {name: value for name, value in sink.parameters.items() if name not in HIDDEN_PARAMETERS}
-        return replace(sink, parameters=given | added)
+        return replace(sink, parameters={**sink.parameters, **added})
 
     async def _check_sink(self, subscription: Subscription) -> None:
         kind = subscription.sink.kind

@@ -61,6 +61,11 @@ class BoundedConnection(HttpToolsProtocol):
                 self._deadline = self.loop.call_later(HEAD_LIMIT_S, self.transport.abort)
         elif self._in_body:
             self._wait_for_body()
+        elif self.cycle.response_complete and not self.pipeline and self.timeout_keep_alive_task is None:
+            # uvicorn stopped that clock for what was no request: the rest of an answered one, or an empty line.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0

@@ -191,15 +191,20 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
 
 
 def _sink(asked: schemas.SinkRequest | None) -> records.Sink:
-    if asked is None or asked.kind == "STREAM":
+    if asked is None:
         return records.Sink(kind=records.SinkKind.STREAM)
     for each in asked.secrets:
         records.read_secret(each)
-    parameters = {records.SINK_HANDSHAKE: asked.handshake.value}
+    webhook = asked.kind == "WEBHOOK"
+    parameters = {}
+    if webhook or "handshake" in asked.model_fields_set:
+        parameters[records.SINK_HANDSHAKE] = asked.handshake.value
     if asked.secrets:
         parameters[records.SINK_SECRETS] = " ".join(asked.secrets)
     if asked.access_token:
         parameters[records.SINK_TOKEN] = asked.access_token
     if asked.access_token_expires_at is not None:
         parameters[records.SINK_TOKEN_EXPIRES_AT] = asked.access_token_expires_at.isoformat()
-    return records.Sink(kind=records.SinkKind.WEBHOOK, url=asked.url, profile=PROFILE, parameters=parameters)
+    return records.Sink(
+        kind=records.SinkKind(asked.kind), url=asked.url, profile=PROFILE if webhook else "", parameters=parameters
+    )
