@@ -131,7 +131,8 @@ def serve(
 
     async def run() -> None:
         _raise_file_limit()
-        async with _told_to_stop() as stop, run_gateway(settings) as gateway:
+        async with _told_to_stop(at_once=True) as stop, run_gateway(settings) as gateway:
+            stop.at_once = False
             gc.collect()
             gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
             where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
@@ -376,16 +377,26 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+class _Stop(asyncio.Event):
+    at_once = False
+    """Whether nothing was served yet, so that nothing is to be ended in order. A start may wait for a database that is
+    locked, which nothing else would cut short."""
+
+
 @asynccontextmanager
-async def _told_to_stop() -> AsyncIterator[asyncio.Event]:
+async def _told_to_stop(*, at_once: bool = False) -> AsyncIterator["_Stop"]:
     """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), _Stop()
+    stop.at_once = at_once
 
     def told() -> None:
+        # An exception would leave the loop with gRPC's threads at work in it, which crashes.
         if stop.is_set():
-            # An exception would leave the loop with gRPC's threads at work in it, which crashes.
             os.write(sys.stderr.fileno(), b"Told to stop again: ending at once.\n")
             os._exit(FAILED)
+        if stop.at_once:
+            os.write(sys.stderr.fileno(), b"Told to stop before it served: ending at once.\n")
+            os._exit(0)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

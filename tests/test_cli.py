@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -248,6 +249,20 @@ def test_a_second_signal_ends_at_once(sandbox_uri: str) -> None:
             command.line_with("gateway_stopping")
             assert command.stop(signal.SIGTERM) == 1
     assert "Told to stop again" in "".join(command.seen)
+
+
+def test_a_start_that_waits_for_the_database(sandbox_uri: str, tmp_path: Path) -> None:
+    """While another process has the database locked, the log says what is waited for, and SIGTERM is heard."""
+    listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+    database = tmp_path / "status.sqlite3"
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with running(
+            "serve", "--presence-server", sandbox_uri, *listen, TS_DATABASE_URL=f"sqlite:///{database}"
+        ) as command:
+            assert "locked" in command.line_with("database_not_ready")
+            assert command.stop(signal.SIGTERM) == 0
+    assert "Told to stop before it served" in "".join(command.seen)
 
 
 @contextmanager

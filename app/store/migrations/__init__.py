@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
@@ -29,10 +30,15 @@ from app.store.tables import METADATA
 TURN_TIMEOUT_MS = 60_000
 """How long a process waits while another one migrates."""
 
+TELL_S = 2.0
+"""When to tell that it lasts."""
+
 MIGRATION_LOCK = 0x7465_726D
 """PostgreSQL's advisory lock."""
 
 _HERE = Path(__file__).parent
+_MOST_S = TURN_TIMEOUT_MS // 1000
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,7 @@ async def migrate(url: str) -> Migrated:
     Raises DatabaseUnavailable, also for a schema of a newer version of the gateway.
     """
     engine = make_engine(url, busy_timeout_ms=TURN_TIMEOUT_MS, create=True)
+    slow = asyncio.get_running_loop().call_later(TELL_S, _tell_that_it_lasts)
     try:
         if isinstance(engine, Engine):
             await asyncio.to_thread(_use_wal, engine)
@@ -60,7 +67,12 @@ async def migrate(url: str) -> Migrated:
     except (SQLAlchemyError, OSError) as error:
         raise DatabaseUnavailable(why(error)) from error
     finally:
+        slow.cancel()
         await dispose(engine)
+
+
+def _tell_that_it_lasts() -> None:
+    _log.warning("database_not_ready", why="it is being migrated, or another process has locked it", most_s=_MOST_S)
 
 
 def _use_wal(engine: Engine) -> None:
