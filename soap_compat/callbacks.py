@@ -5,7 +5,7 @@ with its own spelling of the addresses that it named. A SOAP fault is a failed a
 one too, for the contract knows no endpoint that wants nothing more. What the contract has no message for (that it has
 started, or was ended by the application) is not sent. A fault is looked for in the first MAX_ANSWER bytes of an answer.
 
-Deliberately absent: retries and order (`app.delivery.outbox`), connections and their limits (`app.delivery.egress`),
+Deliberately absent: retries and order (`app.delivery.deliverer`), connections and their limits (`app.delivery.egress`),
 and what is owed (`app.core.standing`). Whatever else the application answers: the contract's response is empty.
 """
 

@@ -6,9 +6,9 @@ import sys
 from datetime import UTC, datetime
 
 from app.delivery.attempts import RetryPolicy
+from app.delivery.deliverer import Deliverer
 from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
-from app.delivery.outbox import Deliverer
 from app.delivery.webhook import WebhookSender, v1_event
 from app.records import SinkKind
 from app.store import open_store

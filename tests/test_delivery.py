@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from app.core.policy import Policies, Policy
 from app.delivery.attempts import RetryPolicy, judge, usage_of
+from app.delivery.deliverer import Deliverer
 from app.delivery.deliveries import Deliveries
 from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.delivery.hosts import Host, Places
-from app.delivery.outbox import Deliverer
 from app.delivery.webhook import WebhookSender, v1_event
 from app.domain import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
 from app.ports import Page, Sender, Sent

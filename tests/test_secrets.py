@@ -12,10 +12,10 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.core.subscribing import SubscriptionService
+from app.delivery.deliverer import Deliverer
 from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.delivery.hosts import Places
-from app.delivery.outbox import Deliverer
 from app.delivery.webhook import WebhookSender, v1_event
 from app.domain import SinkRefused, Status, StoreUnavailable, SubscriptionUnknown
 from app.ports import Changes, Page, SubscriptionUpdate

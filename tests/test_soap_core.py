@@ -12,9 +12,9 @@ from lxml import etree
 from starlette.types import ASGIApp
 
 from app.core.policy import Policy
+from app.delivery.deliverer import Deliverer
 from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
-from app.delivery.outbox import Deliverer
 from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
 from app.ports import Page
 from app.records import MAX_USAGE_TARGETS, SinkKind

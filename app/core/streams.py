@@ -3,7 +3,7 @@
 A resume token holds the revisions that were told. It means nothing but to the gateway, is bounded, and counts only for
 the same terminals: for others, everything is told again.
 
-Deliberately absent: a stream's mailbox (`terminals.py`), where events come from (`watching.py`), and any transport.
+Deliberately absent: a stream's mailbox (`mailbox.py`), where events come from (`watching.py`), and any transport.
 """
 
 import base64

@@ -6,7 +6,7 @@ A change of a webhook's signing secret is audited, in the transaction that makes
 Every start and end leaves one usage record, failed ones too, but for those that were refused for their rate; that of a
 success is written in the transaction that makes it.
 
-Deliberately absent: what a subscription is told and when (`standing.py`), and sending (`outbox.py`).
+Deliberately absent: what a subscription is told and when (`standing.py`), and sending (`deliverer.py`).
 """
 
 import hashlib

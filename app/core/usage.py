@@ -1,7 +1,7 @@
 """Usage records: who asked what and what came of it, for billing, under the contract's names (`parlayx.md`).
 
 Records of operations are gathered and written in groups, FLUSH_S after the first at the latest; a process that is
-killed loses those of that time. Those of deliveries are written by `outbox.py` in the delivery's own transaction and
+killed loses those of that time. Those of deliveries are written by `deliverer.py` in the delivery's own transaction and
 lose nothing.
 Invariants: `record` never blocks, raises or awaits. While the database is away the records are kept, MAX_BUFFERED of
 them; above it the oldest are dropped, counted and logged.

@@ -26,8 +26,8 @@ from app.core.service import StatusService
 from app.core.subscribing import SubscriptionService
 from app.core.usage import UsageLog
 from app.core.watching import Tuning, Watching
+from app.delivery.deliverer import Deliverer
 from app.delivery.deliveries import Deliveries
-from app.delivery.outbox import Deliverer
 from app.ports import Sender, Store, Watcher
 from app.records import EndReason, SinkKind, Subscription
 

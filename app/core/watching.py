@@ -8,7 +8,7 @@ anew. Who writes a status owes its notifications; what others wrote only goes to
 Invariants: memory's statuses are the store's. While the store is away, the newest observation of each terminal waits,
 and nothing is lost. All that grows, grows with subscriptions, streams and terminals, which are bounded.
 
-Deliberately absent: the SIP side (`Watcher`), sending (`outbox.py`), and what clients may ask for (`subscribing.py`).
+Deliberately absent: the SIP side (`Watcher`), sending (`deliverer.py`), what clients may ask for (`subscribing.py`).
 """
 
 import asyncio
@@ -26,10 +26,11 @@ import structlog
 from app.core.commits import MAX_BATCH, Commits
 from app.core.enrolment import Enrolment
 from app.core.groups import GroupKey, GroupService
+from app.core.mailbox import Stream
 from app.core.policy import Policies, check_criteria, interval_allowed
 from app.core.standings import Standings
 from app.core.streams import StreamEnd, WatchEvent, ending, told_by
-from app.core.terminals import Stream, Terminal
+from app.core.terminals import Terminal
 from app.core.watches import Watches
 from app.domain import (
     GatewayOverloaded,

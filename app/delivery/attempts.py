@@ -3,7 +3,7 @@
 Invariants: pure; time and jitter are arguments. Waits grow up to a bound, a notification is settled after about
 `RetryPolicy.give_up_s`, and an endpoint's own wish to wait (Retry-After) is honoured up to a bound.
 
-Deliberately absent: sending, and the order of notifications (`outbox.py`).
+Deliberately absent: sending, and the order of notifications (`deliverer.py`).
 """
 
 from collections.abc import Sequence

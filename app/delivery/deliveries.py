@@ -2,7 +2,7 @@
 
 Invariants: nobody sees or sends what is another client's, but an admin; each call counts against the client's rate.
 
-Deliberately absent: sending (`outbox.py`).
+Deliberately absent: sending (`deliverer.py`).
 """
 
 from collections.abc import Callable, Sequence

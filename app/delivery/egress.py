@@ -7,7 +7,7 @@ time limit, over everything from the name to the answer's last byte; of an answe
 KEPT_ANSWER are kept. What comes before its status, and what nobody asked for behind it, is bounded too (`_Answers`).
 
 Deliberately absent: what is allowed (`endpoints.py`), what is sent (`webhook.py`, `soap_compat`), and when it is tried
-again (`outbox.py`).
+again (`deliverer.py`).
 """
 
 import asyncio

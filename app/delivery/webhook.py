@@ -6,7 +6,7 @@ another API's events need nothing of the transport; a notification that a profil
 Invariants: secrets and tokens are never logged, raised or kept, not even where the receiver's answer repeats them.
 An access token that has expired is not used.
 
-Deliberately absent: retries and order (`outbox.py`), connections and their limits (`egress.py`), CloudEvents'
+Deliberately absent: retries and order (`deliverer.py`), connections and their limits (`egress.py`), CloudEvents'
 rate agreement (WebHook-Request-Rate).
 """
 
