@@ -128,9 +128,14 @@ async def serve_http(app: ASGIApp, sock: socket.socket, tls: Tls | None) -> Asyn
         if server.serving.done():
             raise CannotStart(f"The HTTP server ended at once: {server.serving.exception()}")
         await asyncio.sleep(0.001)
+    renewing = set()
+    if tls is not None and server.config.ssl is not None:
+        renewing.add(asyncio.create_task(tls.keep_up_to_date(server.config.ssl), name="tls"))
     try:
         yield server
     finally:
+        for task in renewing:
+            task.cancel()
         await server.stop()
 
 

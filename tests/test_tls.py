@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import httpx2 as httpx
 import pytest
+import structlog.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -216,6 +217,73 @@ async def test_http_tells_the_names_of_a_verified_certificate(party: Party) -> N
             async with httpx.AsyncClient(verify=http_context(party, shown), trust_env=False) as client:
                 with pytest.raises(httpx.HTTPError):
                     await client.get(url)
+
+
+def renew(party: Party, directory: Path, *, half: bool = False) -> None:
+    """The server's files are others now, of another authority, which its clients are of, too; or half of them are."""
+    authority = sign(directory, "new-authority")
+    server = sign(directory, "new-server", authority)
+    party.server.cert_file.write_bytes(server.cert_file.read_bytes())
+    if not half:
+        party.server.key_file.write_bytes(server.key_file.read_bytes())
+        party.authority.cert_file.write_bytes(authority.cert_file.read_bytes())
+        party.authority = authority
+        party.client = sign(directory, "new-billing", authority)
+
+
+async def test_renewed_files_over_http(party: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renewed files count for new connections; while they do not fit each other, those before do."""
+    monkeypatch.setattr(tls, "RELOAD_S", 0.01)
+    async with echo(party.tls(mutual=True)) as url:
+
+        async def names() -> list[str]:
+            async with httpx.AsyncClient(verify=http_context(party, party.client), trust_env=False) as client:
+                found: list[str] = (await client.get(url)).json()
+                return found
+
+        with structlog.testing.capture_logs() as logs:
+            renew(party, tmp_path, half=True)
+            async with asyncio.timeout(10):
+                while not logs:  # noqa: ASYNC110  # nothing tells
+                    await asyncio.sleep(0.01)
+            assert "billing" in await names()
+            renew(party, tmp_path)
+            async with asyncio.timeout(10):
+                while logs[-1]["event"] != "tls_files_renewed":  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert logs[0]["event"] == "tls_files_unusable"
+        assert "TS_TLS_KEY_FILE" in logs[0]["why"]
+        assert "new-billing" in await names()
+
+
+async def test_renewed_files_over_grpc(
+    sandbox: Sandbox, party: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over HTTP; authorities that are no longer in the file are no longer trusted."""
+    from app.main import run_gateway
+
+    monkeypatch.setattr(tls, "RELOAD_S", 0)
+    settings = settings_for(
+        f"{sandbox.uri};transport=udp",
+        tls_cert_file=party.server.cert_file,
+        tls_key_file=party.server.key_file,
+        tls_client_ca_file=party.authority.cert_file,
+    )
+    async with run_gateway(settings) as gateway:
+
+        async def answered(credentials: grpc.ChannelCredentials) -> bool:
+            try:
+                return bool(await status_of(gateway.grpc_address, credentials))
+            except grpc.aio.AioRpcError as error:
+                return error.code() != grpc.StatusCode.UNAVAILABLE  # where the handshake fails
+
+        before = grpc_credentials(party, party.client)
+        assert await answered(before)
+        renew(party, tmp_path, half=True)
+        assert await answered(before)
+        renew(party, tmp_path)
+        assert await answered(grpc_credentials(party, party.client))
+        assert not await answered(before)
 
 
 async def test_files_that_cannot_be_used_are_named(party: Party, tmp_path: Path) -> None:
