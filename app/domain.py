@@ -155,7 +155,7 @@ class WatcherRestarting(TerminalStatusError):
 
 
 class GatewayOverloaded(TerminalStatusError):
-    """As many fetches as the gateway allows are in flight."""
+    """As many fetches are in flight, or terminals watched, as the gateway allows."""
 
     code = "GATEWAY_OVERLOADED"
     retryable = True

@@ -4,7 +4,7 @@ Invariants: as in `domain.py`: frozen values, aware UTC datetimes, pure. Ids are
 characters, unguessable where a caller may name them. What a caller chose (correlator, request id) is bounded before
 it gets here.
 
-Deliberately absent: tables (`store.py`), limits (`policy.py`) and wire formats.
+Deliberately absent: tables (`app/store/`), limits (`policy.py`) and wire formats.
 """
 
 import base64
@@ -311,7 +311,7 @@ MAX_USAGE_TARGETS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One change that somebody made to what the gateway keeps: `who` did `what`, such as `client.create`."""
+    """One change that somebody made to what the gateway keeps: `who` did `what`, such as `client added`."""
 
     at: datetime
     who: str

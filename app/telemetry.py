@@ -144,7 +144,7 @@ class Metrics:
     def fetched(
         self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
     ) -> None:
-        """See `app.core.service.Meter`. What the operator must mend is logged; the rest is only counted."""
+        """See `app.ports.Meter`. What the operator must mend is logged; the rest is only counted."""
         counter = self._fetched.get(outcome)
         if counter is None:
             counter = self._fetched[outcome] = self._fetches.labels(outcome)

@@ -1,7 +1,7 @@
 """What operators see and change: the watches at the presence server, the clients, and the audit log.
 
 Invariants: everything here is for operators' clients alone; a change of the SIP side stands in the audit log, as
-changes of clients do (`clients.py`).
+changes of clients do (`auth/clients.py`).
 
 Deliberately absent: settings, and anything that stops the gateway.
 """

@@ -1,4 +1,4 @@
-"""What an application may ask for: the policies of Parlay X (by IBM's names, `parlayx.md`), and rate limits.
+"""What an application may ask for: the policies of Parlay X (3GPP TS 29.199-8, by IBM's names), and rate limits.
 
 Invariants: an operator's policy holds for everybody; a client's own limits can only make it stricter. A limit of 0 is
 none, where the field says so. Each violation is a domain error of its own. The rules are pure: time is an argument.

@@ -7,7 +7,7 @@ Invariants: two status notifications are never closer together than the interval
 each terminal, only while it meets the criteria, and is told once the interval has passed. What a terminal was before
 its first observation is no change. What follows from a restart is found from the stored rows (`restored`).
 
-Deliberately absent: the store, tasks and timers (`watching.py` keeps `due_s` in a heap), and what clients may ask.
+Deliberately absent: the store, tasks and timers (`standings.py` keeps `due_s` in a heap), and what clients may ask.
 """
 
 import math
@@ -218,7 +218,7 @@ class Writer:
     def ending(
         self, subscription_id: str, client_id: str, sink: Sink | Standing, reason: EndReason
     ) -> list[OwedNotification]:
-        """What a subscription that ends for `reason` is owed (`parlayx.md`: statusEnd for duration and count only)."""
+        """What a subscription that ends for `reason` is owed (TS 29.199-8: statusEnd for duration and count only)."""
         if reason is EndReason.CANCELLED and sink.profile != CAMARA and sink.kind is not SinkKind.STREAM:
             return []
         if sink.kind is SinkKind.SOAP and reason is EndReason.CLIENT_DELETED:

@@ -1,4 +1,4 @@
-"""Usage records: who asked what and what came of it, for billing, under the contract's names (`parlayx.md`).
+"""Usage records: who asked what and what came of it, for billing, under the contract's names.
 
 Records of operations are gathered and written in groups, FLUSH_S after the first at the latest; a process that is
 killed loses those of that time. Those of deliveries are written by `deliverer.py` in the delivery's own transaction and
