@@ -2,13 +2,13 @@
 
 HTTP Basic and UsernameToken both take the client's id and an API key. A digest (UsernameToken Profile 1.1.1) is
 Base64(SHA-1(nonce + created + password)), where the password is the key's password equivalent (section 3.2 there;
-`auth.password_equivalent`), since keys themselves are not stored.
+`authenticator.password_equivalent`), since keys themselves are not stored.
 Invariants: a digest has nonce and created; a token with a nonce is taken once; created is not older than MAX_AGE_S, nor
 MAX_AHEAD_S ahead. Of MAX_NONCES remembered the oldest is forgotten, and from then on its client's tokens that are no
 newer than it are refused: full memory narrows the window, and opens nothing. Each process remembers its own.
 
 Deliberately absent: signatures, encryption and other tokens of WS-Security: TLS does that. Which credentials are
-good (`auth.py`). How old a plain password without nonce is: it can be replayed whatever is checked.
+good (`authenticator.py`). How old a plain password without nonce is: it can be replayed whatever is checked.
 """
 
 import base64

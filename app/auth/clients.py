@@ -3,8 +3,8 @@
 Invariants: a key's secret is 256 random bits, shown once and stored as its SHA-256; a client has MAX_KEYS keys at most.
 Each change stands in the audit log with who made it, without secrets.
 
-Deliberately absent: recognising clients (`auth.py`), and who may call this: the operator's command line, which has the
-database, and AdminService for operators' clients.
+Deliberately absent: recognising clients (`authenticator.py`), and who may call this: the operator's command line, which
+has the database, and AdminService for operators' clients.
 """
 
 import asyncio

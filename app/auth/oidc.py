@@ -6,8 +6,8 @@ operator's scope, or (where the operator names none) has a scope of CAMARA's, is
 fetched when the first token comes, again after REFRESH_S, and for a key id that is not among them, but at most once
 each RETRY_S, one fetch at a time. A provider that is away leaves the last keys in use for STALE_S.
 
-Deliberately absent: how keys are fetched (`jwks.py`), remembering tokens (`auth.py`), introspection, and revocation:
-a token is good until it expires, and its client can be disabled here.
+Deliberately absent: how keys are fetched (`jwks.py`), remembering tokens (`authenticator.py`), introspection, and
+revocation: a token is good until it expires, and its client can be disabled here.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 body may take.
 
 An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows. The names
-in a client certificate that TLS has verified stand in the scope, where `auth.asgi_credentials` finds them.
+in a client certificate that TLS has verified stand in the scope, where `authenticator.asgi_credentials` finds them.
 
 The size of a body is the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
 """
