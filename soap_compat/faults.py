@@ -182,7 +182,7 @@ class Operation:
 _SINK_PARTS: Final = dict.fromkeys(("sink", "sink.url", "sink.uri", "sink.endpoint", "url"), "reference.endpoint")
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    # TS 29.199-8 has no SVC0004 for it, but of all messages this one says that there is no such terminal (design.md).
+    # TS 29.199-8 has no SVC0004 for it, but of all messages this one says that there is no such terminal.
     "getStatus": Operation(
         frozenset({"SVC0001", "SVC0002", "SVC0004", "POL0001", "POL0002", "POL0006"}), "address", {}
     ),
@@ -206,7 +206,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     "endNotification": Operation(frozenset({"SVC0001", "SVC0002", "POL0001"}), "correlator", {}),
 }
-"""By operation, as `parlayx.md` lists them."""
+"""By operation, as 3GPP TS 29.199-8 lists them."""
 
 _PART_OF: Final[Mapping[type[TerminalStatusError], str]] = {
     domain.SinkRefused: "reference.endpoint",
