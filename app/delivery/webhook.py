@@ -151,7 +151,7 @@ class WebhookSender:
         """Whether the endpoint may be used, can be reached and wants events, as `SINK_HANDSHAKE` says.
 
         Raises SinkRefused and SinkUnreachable, with `details["reason"]`: a word of `Reply.outcome`, `http-CODE`,
-        `handshake`, `parameter`, `secret`, `token`, `token-expired` or a word of `egress.read_endpoint`.
+        `handshake`, `parameter`, `secret`, `token`, `token-expired` or a word of `endpoints.read_endpoint`.
         """
         sink = subscription.sink
         handshake = self._read_parameters(sink)

@@ -7,7 +7,7 @@ Invariants: a stream awaits each write, so a slow reader holds up nobody but its
 the use case's mailbox. What is wrong with the request is a problem, before the stream. Each HEARTBEAT_S without an
 event a comment is sent, and it is looked whether the credentials are still good. The last event says why it ended.
 
-Deliberately absent: snapshots, order and bookmarks, which are `watching.py`'s; WebSocket.
+Deliberately absent: snapshots, order and bookmarks, which are `core/watching.py`'s; WebSocket.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ each write, so a slow reader holds up nobody but itself: what it has not read wa
 RECHECK_S an event of the stream is taken as occasion to look whether the credentials are still good, and whether the
 stream is too old.
 
-Deliberately absent: snapshots, order and bookmarks, which are `watching.py`'s.
+Deliberately absent: snapshots, order and bookmarks, which are `core/watching.py`'s.
 """
 
 import asyncio
