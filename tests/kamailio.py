@@ -1,7 +1,7 @@
 """Starts a real Kamailio (Debian package) as registrar and presence server on a free loopback port, and stops it.
 
 Invariants: it is reached by nobody but this machine, needs no network, keeps everything in its own temporary
-directory, and takes UDP and TCP on one port. `Kamailio.start` returns when it answers OPTIONS over both, or raises
+directory, and takes UDP and TCP on one port. `Kamailio.running` yields when it answers OPTIONS over both, or raises
 KamailioFailed with the end of its log. It ends with the test process even if that is killed.
 
 Deliberately absent: TLS, clusters, a real database. What its configuration does stands in `kamailio/kamailio.cfg`.

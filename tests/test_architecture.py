@@ -2,8 +2,11 @@
 
 import json
 import pkgutil
+import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,27 @@ def test_commit_and_begin_stand_only_in_the_store() -> None:
     for path in (*ROOT.glob("app/**/*.py"), *ROOT.glob("soap_compat/**/*.py")):
         if not {"store", "pb"} & set(path.parts):
             assert ".commit(" not in path.read_text("utf-8"), path
+
+
+def test_files_that_docstrings_and_comments_name_are_there() -> None:
+    """A bare name is of a file beside the one that names it, or of the only one so called; or a path tells which."""
+    folders = [ROOT / name for name in ("app", "soap_compat", "bench", "tests")]
+    sources = [path for folder in folders for path in folder.rglob("*.py")]
+    there = [f"/{path.relative_to(ROOT)}" for path in (*sources, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+    lost = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sources
+        if "pb" not in path.parts
+        for line, text in prose(path)
+        for name in re.findall(r"[\w./-]*\w\.(?:py|md)\b", text)
+        if not (path.parent / name).exists() and sum(one.endswith(f"/{name}") for one in there) != 1
+    ]
+    assert not lost
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """The docstrings and comments of a module, each with the line it begins on."""
+    with tokenize.open(path) as source:
+        for token in tokenize.generate_tokens(source.readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+                yield token.start[0], token.string

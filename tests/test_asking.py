@@ -1,4 +1,4 @@
-"""Tests of `app/asking.py`: questions about one terminal and about many."""
+"""Tests of `app/core/asking.py`: questions about one terminal and about many."""
 
 import asyncio
 from collections.abc import AsyncIterator

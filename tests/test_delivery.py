@@ -1,4 +1,4 @@
-"""Tests of `app/delivery.py`, `attempts.py` and `hosts.py`: what is owed arrives, in order, and is accounted for."""
+"""Tests of `deliverer.py`, `attempts.py` and `hosts.py`: what is owed arrives, in order, and is accounted for."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Tests of `app/egress.py`: which endpoints may be connected to, and what hostile ones can do to a request."""
+"""Tests of `app/delivery/egress.py`: which endpoints may be connected to, and what hostile ones can do to a request."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Tests of `app/groups.py`: groups are made, changed and expanded, within bounds."""
+"""Tests of `app/core/groups.py`: groups are made, changed and expanded, within bounds."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Tests of `app/policy.py`: limits, the stricter of two, and rates."""
+"""Tests of `app/core/policy.py`: limits, the stricter of two, and rates."""
 
 from dataclasses import fields
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tests of `app/service.py`: how questions about terminals share fetches, end, and fail."""
+"""Tests of `app/core/service.py`: how questions about terminals share fetches, end, and fail."""
 
 import asyncio
 import gc

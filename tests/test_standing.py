@@ -1,4 +1,4 @@
-"""Tests of `app/standing.py`: the rule of what a subscription is told and when, over histories of Hypothesis."""
+"""Tests of `app/core/standing.py`: the rule of what a subscription is told and when, over histories of Hypothesis."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta

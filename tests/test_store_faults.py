@@ -303,7 +303,7 @@ def run_migrate(url: str) -> "subprocess.Popen[bytes]":
 
 
 async def test_migrations_make_the_tables_of_the_code(empty_url: str) -> None:
-    """The schema that migrations make is the one of `tables.py`, column by column and index by index."""
+    """The schema that migrations make is the one of `app/store/tables.py`, column by column and index by index."""
     await migrate(empty_url)
     engine = make_engine(empty_url)
     different = await on_connection(engine, differences)

@@ -1,4 +1,4 @@
-"""Tests of `app/subscribing.py` and `enrolment.py`: what subscriptions are told, when, and how they end."""
+"""Tests of `app/core/subscribing.py` and `enrolment.py`: what subscriptions are told, when, and how they end."""
 
 import asyncio
 import random

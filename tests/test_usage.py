@@ -1,4 +1,4 @@
-"""Tests of `app/usage.py`: records are written in groups, soon, and survive a database that is away for a while."""
+"""Tests of `app/core/usage.py`: records are written in groups, soon, and survive a database that is away a while."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Tests of `app/watching.py` and its parts: observations become stored statuses, and streams tell them."""
+"""Tests of `app/core/watching.py` and its parts: observations become stored statuses, and streams tell them."""
 
 import asyncio
 from collections.abc import AsyncIterator

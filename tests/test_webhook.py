@@ -1,4 +1,4 @@
-"""Tests of `app/webhook.py`: what receivers get, that they can verify it, and how an endpoint is checked."""
+"""Tests of `app/delivery/webhook.py`: what receivers get, that they can verify it, and how an endpoint is checked."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
