@@ -1,0 +1,181 @@
+"""What goes back to the store: attempts that were made, and leases that are not needed.
+
+Attempts that end while a transaction is written share the next one.
+Invariants: what is held is known from its claim until it is written, however long the database is away: nothing is
+sent again meanwhile though its lease runs out.
+
+Deliberately absent: claiming and sending (`deliverer.py`).
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import structlog
+
+from app.delivery.hosts import Job
+from app.domain import StoreUnavailable
+from app.ports import Attempted, Store
+from app.records import EndReason, OwedNotification, Subscription
+
+MAX_BATCH = 256
+"""Most attempts in one transaction."""
+MAX_GIVE_BACK = 64
+"""Most leases given back in one transaction, between two of attempts."""
+MAX_DUE = 10_000
+"""Times that are remembered at which something is due; above it, polling finds what is."""
+MIN_WAIT_S = 0.02
+"""Least time between two looks that no hint asked for."""
+RETRY_S = 0.25
+"""How long to wait when the database is away."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Recorder:
+    """What one deliverer holds, and writes. `start` it, and `aclose` it when nothing follows.
+
+    `owner` is the deliverer's; `written` is called after each transaction of attempts, and `ended` for each
+    subscription that one of them ended.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        owner: str,
+        *,
+        written: Callable[[], None],
+        ended: Callable[[Subscription, EndReason], None],
+    ) -> None:
+        self._store = store
+        self._owner = owner
+        self._written = written
+        self._ended = ended
+        self._held: dict[str, int] = {}  # notification id: attempts made before
+        self._give_back: dict[str, datetime] = {}
+        self._attempts: deque[tuple[Attempted, Job]] = deque()
+        self._due: list[datetime] = []  # heap: when something was put off to
+        self._some = asyncio.Event()
+        self._last = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> int:
+        """How many notifications are claimed and not yet recorded."""
+        return len(self._held) + len(self._give_back)
+
+    def holds(self, claimed: OwedNotification) -> bool:
+        """Whether one that was just claimed is held already.
+
+        One that is held with as many attempts is still being sent, though its lease ran out; one that has more has been
+        recorded, which is about to be noticed here.
+        """
+        return self._held.get(claimed.id, -1) >= claimed.attempts
+
+    def took(self, claimed: OwedNotification) -> None:
+        """It is held from now on."""
+        self._held[claimed.id] = claimed.attempts
+        self._give_back.pop(claimed.id, None)
+
+    def forget(self, held: OwedNotification) -> None:
+        """It is not held any more; its lease runs out."""
+        del self._held[held.id]
+
+    def put_off(self, held: OwedNotification, due: datetime) -> None:
+        """Gives its lease back without an attempt."""
+        del self._held[held.id]
+        self._give_back[held.id] = due
+        self._some.set()
+
+    def attempted(self, attempted: Attempted, job: Job) -> None:
+        """Writes what came of an attempt."""
+        self._attempts.append((attempted, job))
+        self._some.set()
+
+    def until_due(self, now: datetime) -> float:
+        """Seconds until something is known to be due; infinity where nothing is."""
+        if self._due and self._due[0] <= now:  # perhaps since the last look
+            while self._due and self._due[0] <= now:
+                heapq.heappop(self._due)
+            return MIN_WAIT_S
+        return max(MIN_WAIT_S, (self._due[0] - now).total_seconds()) if self._due else math.inf
+
+    def start(self) -> None:
+        """Begins to write. In the event loop."""
+        self._task = asyncio.create_task(self._write_for_ever(), name="deliveries: record")
+
+    async def aclose(self, limit_s: float) -> None:
+        """Writes what is left, within `limit_s`."""
+        if self._task is None:
+            return
+        self._last = True
+        self._some.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await asyncio.shield(self._task)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _remember(self, due: datetime) -> None:
+        if len(self._due) < MAX_DUE:
+            heapq.heappush(self._due, due)
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            if not self._attempts and not self._give_back:
+                if self._last:
+                    return
+                self._some.clear()
+                await self._some.wait()
+                continue
+            batch = list(itertools.islice(self._attempts, MAX_BATCH))
+            given_back = dict(itertools.islice(self._give_back.items(), MAX_GIVE_BACK))
+            try:
+                if batch:
+                    await self._write(batch)
+                if given_back:
+                    await self._store.give_back(self._owner, given_back)
+            except StoreUnavailable as error:
+                _log.warning("deliveries_not_recorded", attempts=len(batch), message=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            except Exception:
+                _log.exception("leases_not_given_back")  # they run out
+            for notification_id, due in given_back.items():
+                self._remember(due)
+                if self._give_back.get(notification_id) is due:
+                    del self._give_back[notification_id]
+            if batch:
+                self._written()  # the next of these subscriptions may be claimed now
+
+    async def _write(self, batch: Sequence[tuple[Attempted, Job]]) -> None:
+        try:
+            await self._store.record_attempts([attempted for attempted, _ in batch])
+        except StoreUnavailable:
+            raise
+        except Exception:
+            _log.exception("attempts_not_recorded_together", attempts=len(batch))
+            await self._write_singly(batch)
+        for attempted, job in batch:
+            self._attempts.popleft()
+            if self._held.get(job.notification.id) == job.notification.attempts:
+                del self._held[job.notification.id]
+            if attempted.next_attempt_at is not None:
+                self._remember(attempted.next_attempt_at)
+            if attempted.update is not None and attempted.update.end_reason is not None:
+                self._ended(job.subscription, attempted.update.end_reason)
+
+    async def _write_singly(self, batch: Sequence[tuple[Attempted, Job]]) -> None:
+        """So that one that cannot be written does not hold up the others; its lease runs out, and it is sent again."""
+        for attempted, job in batch:
+            try:
+                await self._store.record_attempts([attempted])
+            except StoreUnavailable:
+                raise
+            except Exception:
+                _log.exception("attempt_not_recorded", notification_id=job.notification.id)
