@@ -54,13 +54,13 @@ class Part:
 
     __slots__ = ("kind", "name", "nil", "parts", "text")
 
-    def __init__(self, name: str, *, nil: bool = False, kind: str = "") -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.text = ""
         self.parts: list[Part] = []
-        self.nil = nil
+        self.nil = False
         """`xsi:nil` is true: the client means that the part is not there."""
-        self.kind = kind
+        self.kind = ""
         """The attribute `Type`."""
 
 

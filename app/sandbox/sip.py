@@ -225,7 +225,7 @@ def reply_port(request: Message, source_port: int) -> int:
     return int(via[2] or 5060)
 
 
-def respond(request: Message, code: int, source: tuple[str, int], tag: str, *more: str, reason: str = "") -> bytes:
+def respond(request: Message, code: int, source: tuple[str, int], tag: str, *more: str) -> bytes:
     """The response's bytes. `tag` is To's where the request has none; `more` are header lines."""
     top, *others = request.headers["via"]
     if _RPORT.search(top):
@@ -235,7 +235,7 @@ def respond(request: Message, code: int, source: tuple[str, int], tag: str, *mor
     if code > 100 and not param(to, "tag"):
         to += f";tag={tag}"
     lines = [
-        f"SIP/2.0 {code} {reason or REASONS.get(code, 'Sandbox')}",
+        f"SIP/2.0 {code} {REASONS.get(code, 'Sandbox')}",
         *(f"Via: {via}" for via in (top, *others)),
         f"From: {request.first('from')}",
         f"To: {to}",
