@@ -110,9 +110,7 @@ class Watcher(Fetcher, Protocol):
 class Meter(Protocol):
     """Counts what happened, for the people on call."""
 
-    def fetched(
-        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
-    ) -> None:
+    def fetched(self, outcome: str, seconds: float, error: TerminalStatusError | None) -> None:
         """One SUBSCRIBE's outcome, a Status name or an error's code, and how long it took."""
 
 
@@ -267,22 +265,10 @@ class Store(Protocol):
         """Leases due notifications: of each subscription only the first that is not settled, and none of one that has
         another leased. Oldest first."""
 
-    async def record_attempt(
-        self,
-        attempt: DeliveryAttempt,
-        *,
-        state: DeliveryState,
-        next_attempt_at: datetime | None,
-        usage: Sequence[UsageRecord],
-        suspended_at: datetime | None = None,
-        update: SubscriptionUpdate | None = None,
-    ) -> None:
-        """Records the attempt, settles or puts off its notification, gives back the lease, and writes the usage
-        records, all in one transaction. `suspended_at` is the subscription's new one (None: it works)."""
-
     async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
-        """As `record_attempt`, for several in one transaction, in their order; at most one of each notification.
-        What is about a notification that is gone is left out."""
+        """Records attempts, settles or puts off their notifications, gives back the leases, and writes the usage
+        records, all in one transaction, in their order; at most one of each notification. What is about a notification
+        that is gone is left out."""
 
     async def give_back(self, owner: str, due: Mapping[str, datetime]) -> None:
         """Gives leases back without an attempt: notification id to when it is due again. Leaves alone what is no
@@ -349,13 +335,3 @@ class Sender(Protocol):
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
         """One attempt, within the sender's own time limit."""
-
-
-class Bus(Protocol):
-    """Hints between the parts of a gateway, and between gateways: something may have changed, look."""
-
-    def publish(self, topic: str, hint: str) -> None:
-        """Tells everybody who listens to the topic; may be lost."""
-
-    def listen(self, topic: str) -> AsyncIterator[str]:
-        """Hints from now on; the oldest are dropped where the listener is slow."""

@@ -22,7 +22,6 @@ from prometheus_client.registry import Collector
 from app.domain import (
     DocumentUnreadable,
     PresenceMisconfigured,
-    TerminalAddress,
     TerminalStatusError,
     WatcherUnauthenticated,
 )
@@ -141,9 +140,7 @@ class Metrics:
         )
         self._fetched: dict[str, Counter] = {}
 
-    def fetched(
-        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
-    ) -> None:
+    def fetched(self, outcome: str, seconds: float, error: TerminalStatusError | None) -> None:
         """See `app.ports.Meter`. What the operator must mend is logged; the rest is only counted."""
         counter = self._fetched.get(outcome)
         if counter is None:

@@ -52,9 +52,7 @@ class FakeMeter:
 
     outcomes: list[str] = field(default_factory=list)
 
-    def fetched(
-        self, outcome: str, address: TerminalAddress, seconds: float, error: TerminalStatusError | None
-    ) -> None:
+    def fetched(self, outcome: str, seconds: float, error: TerminalStatusError | None) -> None:
         self.outcomes.append(outcome)
 
 

@@ -22,7 +22,7 @@ import structlog.testing
 
 from app import cli
 from app.ask import ask
-from app.domain import DocumentUnreadable, FetchTimedOut, TerminalAddress, TerminalStatusError, WatcherUnauthenticated
+from app.domain import DocumentUnreadable, FetchTimedOut, TerminalStatusError, WatcherUnauthenticated
 from app.telemetry import Metrics
 
 COMMAND = [sys.executable, "-m", "app.cli"]
@@ -419,7 +419,7 @@ def test_failures_are_logged_once_in_a_while() -> None:
     metrics = Metrics(clock=lambda: now_s[0])
 
     def fail(error: TerminalStatusError) -> None:
-        metrics.fetched(error.code, TerminalAddress("sip:a@b"), 0.1, error)
+        metrics.fetched(error.code, 0.1, error)
 
     with structlog.testing.capture_logs() as logs:
         for _ in range(1000):

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.domain import NotificationUnknown
 from app.ports import Attempted, Changes, Page, Store, SubscriptionUpdate
 from app.records import DeliveryAttempt, DeliveryState, EndReason, OwedNotification, Subscription
 from app.store import SqlStore, open_store
@@ -152,16 +151,15 @@ async def test_suspension_ends_with_the_attempt_that_works(store: SqlStore) -> N
     assert await store.subscription("s1") == subscription()
 
 
-async def test_record_attempt_is_record_attempts_for_whoever_has_the_lease(store: SqlStore) -> None:
-    """It needs no owner, and says when the notification is gone."""
+async def test_attempt_for_what_is_gone_is_left_out(store: SqlStore) -> None:
+    """The others are recorded; one that stays pending without a time is a defect."""
     await store_with(store, s1=["a1", "a2"])
     await claimed(store)
     with pytest.raises(ValueError, match="needs a time"):
-        await store.record_attempt(attempt("a1"), state=PENDING, next_attempt_at=None, usage=())
-    await store.record_attempt(attempt("a1"), state=DELIVERED, next_attempt_at=None, usage=[usage("u1")])
+        await store.record_attempts([attempted("a1", PENDING)])
+    await store.record_attempts([attempted("x"), attempted("a1", usage=[usage("u1")])])
     assert await claimed(store) == ["a2"]
-    with pytest.raises(NotificationUnknown):
-        await store.record_attempt(attempt("x"), state=DELIVERED, next_attempt_at=None, usage=())
+    await store.record_attempts([attempted("x")])
     await store.record_attempts([attempted("x"), attempted("a2")])
     assert await states(store) == {"a1": DELIVERED, "a2": DELIVERED}
 

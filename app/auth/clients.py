@@ -158,7 +158,7 @@ class ClientRegistry:
         if self._delete is not None:
             await self._delete(client_id)
         else:
-            await self._store.delete_client(client_id, Writer(now, lambda: secrets.token_hex(16)).client_deleted)
+            await self._store.delete_client(client_id, Writer(now).client_deleted)
         await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
         self._changed()
         return subscriptions

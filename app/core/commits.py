@@ -62,11 +62,9 @@ class Commits:
         *,
         clock: Callable[[], datetime],
         clock_s: Callable[[], float],
-        new_id: Callable[[], str],
         owed: Callable[[], None],
-        changed: Callable[[Sequence[TerminalStatus]], None],
     ) -> None:
-        """`owed` is told that there is something to deliver, and `changed` which statuses were written."""
+        """`owed` is told that there is something to deliver."""
         self.lock = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._store = store
@@ -74,9 +72,7 @@ class Commits:
         self._standings = standings
         self._clock = clock
         self._clock_s = clock_s
-        self._new_id = new_id
         self._owed = owed
-        self._changed = changed
         self._due: dict[Standing, None] = {}
         self._written_at: datetime | None = None  # when the last transaction was decided
 
@@ -206,7 +202,7 @@ class Commits:
                 news.setdefault(standing, [])
                 failures.setdefault(standing, {})[address] = error
         now = self._clock()
-        writer = Writer(now, self._new_id)
+        writer = Writer(now)
         now_s = self._clock_s()
         decisions = []
         for standing, its_news in news.items():
@@ -254,8 +250,6 @@ class Commits:
             elif standing.held:
                 self._standings.holds(standing)
         self.hint_owed(plan.changes.owed)
-        if plan.changes.statuses:
-            self._changed(plan.changes.statuses)
 
     async def _reread(self, decisions: Sequence[Decision]) -> None:
         """Learns how far subscriptions are, where another node, or a transaction whose end was not heard, was first."""

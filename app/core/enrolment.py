@@ -61,7 +61,6 @@ class Enrolment:
         *,
         clock: Callable[[], datetime],
         clock_s: Callable[[], float],
-        new_id: Callable[[], str],
         wake: Callable[[], None],
         end_streams_of: Callable[[str], None],
     ) -> None:
@@ -73,7 +72,6 @@ class Enrolment:
         self._policies = policies
         self._clock = clock
         self._clock_s = clock_s
-        self._new_id = new_id
         self._wake = wake
         self._end_streams_of = end_streams_of
         self._works: set[asyncio.Task[Any]] = set()
@@ -150,7 +148,7 @@ class Enrolment:
         now_s = self._clock_s()
         addresses = tuple([one.address for one in terminals])
         standing = begun(subscription, terminals=addresses, groups=groups, live=live, busy=busy, now_s=now_s)
-        writer = Writer(self._clock(), self._new_id)
+        writer = Writer(self._clock())
         sink, owed = subscription.sink.kind, []
         if sink is SinkKind.WEBHOOK:
             owed.append(writer.owe(subscription.id, subscription.client_id, sink, NotificationKind.STARTED))
@@ -180,7 +178,7 @@ class Enrolment:
     async def _finish(self, subscription_id: str, reason: EndReason, usage: Sequence[UsageRecord]) -> None:
         async with self._commits.lock:
             standing = self._standing(subscription_id)
-            writer = Writer(self._clock(), self._new_id)
+            writer = Writer(self._clock())
             update = SubscriptionUpdate(
                 subscription_id=standing.id, ended_at=writer.now, end_reason=reason, end_detail=END_TEXTS[reason]
             )
@@ -239,22 +237,20 @@ class Enrolment:
         Raises ClientUnknown, StoreUnavailable."""
         return await self._undisturbed(self._delete_client(client_id))
 
-    async def client_gone(self, client_id: str) -> int:
-        """Follows another process that deleted a client in the store, as `delete_client` does its own; how many
-        subscriptions stood here."""
-        return await self._undisturbed(self._client_gone(client_id))
+    async def client_gone(self, client_id: str) -> None:
+        """Follows another process that deleted a client in the store, as `delete_client` does its own."""
+        await self._undisturbed(self._client_gone(client_id))
 
     async def _delete_client(self, client_id: str) -> list[Subscription]:
         async with self._commits.lock:
-            ended = await self._store.delete_client(client_id, Writer(self._clock(), self._new_id).client_deleted)
+            ended = await self._store.delete_client(client_id, Writer(self._clock()).client_deleted)
             self._let_go(client_id, [subscription.id for subscription in ended])
         return ended
 
-    async def _client_gone(self, client_id: str) -> int:
+    async def _client_gone(self, client_id: str) -> None:
         async with self._commits.lock:
             stood = [each.id for each in self._standings.by_id.values() if each.client_id == client_id]
             self._let_go(client_id, stood)
-        return len(stood)
 
     def _let_go(self, client_id: str, ended: Iterable[str]) -> None:
         for subscription_id in ended:

@@ -87,9 +87,9 @@ class StatusService:
             result = await self._ask(terminal)
         except TerminalStatusError as error:
             error.details.setdefault("address", terminal)
-            self._meter.fetched(error.code, terminal, clock() - asked_at_s, error)
+            self._meter.fetched(error.code, clock() - asked_at_s, error)
             raise
-        self._meter.fetched(result.status.name, terminal, clock() - asked_at_s, None)
+        self._meter.fetched(result.status.name, clock() - asked_at_s, None)
         return result
 
     async def _ask(self, terminal: TerminalAddress) -> TerminalStatus:

@@ -11,6 +11,7 @@ Deliberately absent: the store, tasks and timers (`standings.py` keeps `due_s` i
 """
 
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -181,7 +182,7 @@ class Writer:
 
     __slots__ = ("_new_id", "now")
 
-    def __init__(self, now: datetime, new_id: Callable[[], str]) -> None:
+    def __init__(self, now: datetime, new_id: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
         self.now = now
         self._new_id = new_id
 

@@ -96,7 +96,6 @@ class SubscriptionService:
         senders: Mapping[SinkKind, Sender],
         clock: Callable[[], datetime],
         *,
-        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         sink_changed: Callable[[Subscription], None] = lambda subscription: None,
     ) -> None:
@@ -109,7 +108,6 @@ class SubscriptionService:
         self._usage = usage
         self._senders = senders
         self._clock = clock
-        self._new_id = new_id
         self._entropy = entropy
         self._sink_changed = sink_changed
 
@@ -182,15 +180,13 @@ class SubscriptionService:
         self._policies.admit(client)
         return await self._page(client, page, active_only=active_only)
 
-    async def pages(
-        self, client: Client, page_size: int, *, active_only: bool = True
-    ) -> AsyncIterator[Sequence[Subscription]]:
-        """All that `list` gives, by pages; the first may be empty. All of it is one call, so that a rate does not cut
-        it off. Raises RateLimited, StoreUnavailable."""
+    async def pages(self, client: Client, page_size: int) -> AsyncIterator[Sequence[Subscription]]:
+        """All active ones that `list` gives, by pages; the first may be empty. All of it is one call, so that a rate
+        does not cut it off. Raises RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         token = ""
         while True:
-            found, token = await self._page(client, Page(size=page_size, token=token), active_only=active_only)
+            found, token = await self._page(client, Page(size=page_size, token=token), active_only=True)
             yield found
             if not token:
                 return
@@ -313,7 +309,7 @@ class SubscriptionService:
         duration_ms = duration_allowed(policy, request.duration_ms)
         now = self._clock()
         return Subscription(
-            id=self._new_id(),
+            id=secrets.token_hex(16),
             client_id=client.id,
             addresses=expansion.addresses,
             criteria=request.criteria,

@@ -13,7 +13,6 @@ Deliberately absent: the SIP side (`Watcher`), sending (`deliverer.py`), what cl
 
 import asyncio
 import math
-import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
@@ -37,7 +36,6 @@ from app.domain import (
     Status,
     StoreUnavailable,
     TerminalAddress,
-    TerminalStatus,
     TooManyStreams,
 )
 from app.ports import Store, Watcher
@@ -92,11 +90,9 @@ class Watching:
         clock_s: Callable[[], float],
         tuning: Tuning = DEFAULT_TUNING,
         owed: Callable[[], None] = lambda: None,
-        changed: Callable[[Sequence[TerminalStatus]], None] = lambda statuses: None,
-        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         """`clock` gives the time in UTC, `clock_s` monotonic seconds. `owed` is called when there is something to
-        deliver, `changed` with statuses that were written (hints for other nodes); neither may block or raise."""
+        deliver; it may not block or raise."""
         self.rounds = 0
         """How often it has looked what is to be done."""
         self._store = store
@@ -129,9 +125,7 @@ class Watching:
             self._standings,
             clock=clock,
             clock_s=clock_s,
-            new_id=new_id,
             owed=owed,
-            changed=changed,
         )
         self.enrolment = Enrolment(
             store,
@@ -142,7 +136,6 @@ class Watching:
             policies,
             clock=clock,
             clock_s=clock_s,
-            new_id=new_id,
             wake=self._wake.set,
             end_streams_of=self.end_streams_of,
         )

@@ -15,9 +15,9 @@ import msgspec
 from sqlalchemy import bindparam, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import NotificationUnknown, Source, Status, TerminalAddress, TerminalStatus
-from app.ports import Attempted, Page, SubscriptionUpdate
-from app.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification, UsageRecord
+from app.domain import Source, Status, TerminalAddress, TerminalStatus
+from app.ports import Attempted, Page
+from app.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification
 from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow, AnySelect
@@ -47,54 +47,27 @@ class Outbox(Writing):
 
         return await self._write(work)
 
-    async def record_attempt(
-        self,
-        attempt: DeliveryAttempt,
-        *,
-        state: DeliveryState,
-        next_attempt_at: datetime | None,
-        usage: Sequence[UsageRecord],
-        suspended_at: datetime | None = None,
-        update: SubscriptionUpdate | None = None,
-    ) -> None:
-        """As `record_attempts` for one, whoever has the lease. Raises NotificationUnknown."""
-        one = Attempted(
-            attempt=attempt,
-            owner="",
-            state=state,
-            next_attempt_at=next_attempt_at,
-            usage=usage,
-            suspended_at=suspended_at,
-            update=update,
-        )
-        if not await self._record([one], anybody=True):
-            raise NotificationUnknown(
-                f"There is no notification {attempt.notification_id!r}.", notification_id=attempt.notification_id
-            )
-
     async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
         """Records attempts, settles or puts off their notifications, gives back the leases, and adds usage records,
         in one transaction. What is about a notification that is gone is left out."""
-        if attempted:
-            await self._record(attempted, anybody=False)
-
-    async def _record(self, attempted: Sequence[Attempted], *, anybody: bool) -> int:
+        if not attempted:
+            return
         if any(one.state is DeliveryState.PENDING and one.next_attempt_at is None for one in attempted):
             raise ValueError("a notification that stays pending needs a time")
 
-        async def work(c: AsyncConnection) -> int:
+        async def work(c: AsyncConnection) -> None:
             rows = await self._lock_notifications(c, [one.attempt.notification_id for one in attempted])
             there = [
                 (one, rows[one.attempt.notification_id]) for one in attempted if one.attempt.notification_id in rows
             ]
             if not there:
-                return 0
+                return
             attempts, settled, suspended, updates = [], [], [], []
             free: set[int] = set()
             held: set[int] = set()
             for one, row in there:
                 attempts.append(_attempt_values(one.attempt, row.seq, max(row.attempts + 1, one.attempt.number)))
-                mine = anybody or (row.lease_owner == one.owner and row.leased == row.sequence)
+                mine = row.lease_owner == one.owner and row.leased == row.sequence
                 settled.append(_settled_values(one, row, mine))
                 if mine:
                     if one.suspended_at != row.suspended_at:
@@ -108,9 +81,8 @@ class Outbox(Writing):
             await self._update_subscriptions(c, updates)
             await self._move_heads(c, free, held - free)
             await self._add_usage(c, [record for one, _ in there for record in one.usage])
-            return len(there)
 
-        return await self._write(work)
+        await self._write(work)
 
     async def give_back(self, owner: str, due: Mapping[str, datetime]) -> None:
         """Gives leases back without an attempt: notification id to when it is due again."""
