@@ -22,7 +22,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import structlog
 
@@ -141,13 +141,20 @@ def certificate_names(peercert: Mapping[str, object] | None) -> tuple[str, ...]:
     return tuple(names[:MAX_NAMES])
 
 
+def asgi_authorization(scope: Mapping[str, Any]) -> str:
+    """An HTTP request's Authorization, from its ASGI scope; "" where absent."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return cast("str", value.decode("latin-1"))
+    return ""
+
+
 def asgi_credentials(scope: Mapping[str, Any]) -> Credentials:
     """What an HTTP request shows, from its ASGI scope (the certificate as `rest.connection` puts it there)."""
-    shown = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     client = scope.get("client")
     tls = scope.get("extensions", {}).get("tls", {})
     return Credentials(
-        authorization=shown.decode("latin-1"),
+        authorization=asgi_authorization(scope),
         certificate_names=tls.get("client_cert_names", ()),
         peer=client[0] if client else "",
     )

@@ -17,7 +17,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from app.auth.authenticator import Authenticator, Credentials
+from app.auth.authenticator import Authenticator, asgi_authorization, asgi_credentials
 from app.domain import InvalidRequest
 from app.ports import Page
 from app.records import MAX_ID, Client
@@ -29,28 +29,10 @@ MAX_PAGE_TOKEN = 4096
 MAX_REQUESTER = 200
 
 
-def credentials_of(scope: Scope) -> Credentials:
-    """What the caller of a request shows."""
-    client = scope.get("client")
-    tls = scope.get("extensions", {}).get("tls", {})
-    return Credentials(
-        authorization=_authorization(scope),
-        certificate_names=tls.get("client_cert_names", ()),
-        peer=client[0] if client else "",
-    )
-
-
 async def client_of(auth: Authenticator, scope: Scope, *, confined: bool = False) -> Client:
     """Who calls. Raises NotPermitted, Unauthenticated, RateLimited, StoreUnavailable; `confined` as `authenticate`."""
-    known = auth.known(_authorization(scope), confined=confined)
-    return known or await auth.authenticate(credentials_of(scope), confined=confined)
-
-
-def _authorization(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return cast("str", value.decode("latin-1"))
-    return ""
+    known = auth.known(asgi_authorization(scope), confined=confined)
+    return known or await auth.authenticate(asgi_credentials(scope), confined=confined)
 
 
 class Operation(APIRoute):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Header, Request
 from starlette.types import Scope
 
-from app.auth.authenticator import KEY_PREFIX
+from app.auth.authenticator import KEY_PREFIX, asgi_authorization
 from app.auth.oidc import Grant
 from app.core import camara
 from app.core.camara import Identified
@@ -25,7 +25,7 @@ from app.core.usecases import UseCases
 from app.domain import RateLimited, TerminalAddress, TerminalStatusError
 from app.records import Client
 from app.rest.around import CORRELATOR_PATTERN
-from app.rest.calls import Operation, credentials_of
+from app.rest.calls import Operation
 from app.rest.camara.errors import (
     MISSING_IDENTIFIER,
     PERMISSION_DENIED,
@@ -90,7 +90,7 @@ def require(caller: CamaraCaller, scope: str) -> None:
 
 
 def _grant(api: Camara, scope: Scope) -> Grant | None:
-    scheme, _, token = credentials_of(scope).authorization.partition(" ")
+    scheme, _, token = asgi_authorization(scope).partition(" ")
     token = token.strip()
     if api.grant is None or scheme.lower() != "bearer" or token.startswith(KEY_PREFIX):
         return None
