@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.core.groups import GroupService
-from app.core.policy import Policies, Policy
+from app.core.policy import Policies, Policy, shown_as, told_status
 from app.core.service import StatusService
 from app.core.usage import GET_STATUS, GET_STATUS_FOR_GROUP, Caller, UsageLog
 from app.core.watching import Watching
 from app.domain import (
     GroupNotAllowed,
     InvalidRequest,
-    Status,
     TerminalAddress,
     TerminalStatus,
     TerminalStatusError,
@@ -92,7 +91,7 @@ class QueryService:
             return None
         policy = self._policies.admit(client)
         self._usage.answered(client, face, requester, address)
-        return live if policy.busy_available else _without_busy(live)
+        return live if policy.busy_available else shown_as(live, told_status(False, live.status))
 
     async def get_status(
         self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
@@ -125,7 +124,7 @@ class QueryService:
             )
             raise
         self._record(GET_STATUS, caller, (address,), 1, None)
-        return status if policy.busy_available else _without_busy(status)
+        return shown_as(status, told_status(policy.busy_available, status.status))
 
     async def query(
         self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
@@ -276,18 +275,6 @@ def _checked_age(max_age_s: float) -> float:
     return max_age_s
 
 
-def _without_busy(status: TerminalStatus) -> TerminalStatus:
-    if status.status is not Status.BUSY:
-        return status
-    return TerminalStatus(
-        address=status.address,
-        status=Status.REACHABLE,
-        observed_at=status.observed_at,
-        source=status.source,
-        revision=status.revision,
-    )
-
-
 def _retrieved(policy: Policy, status: TerminalStatus) -> TerminalResult:
-    shown = status if policy.busy_available else _without_busy(status)
+    shown = shown_as(status, told_status(policy.busy_available, status.status))
     return TerminalResult(address=status.address, retrieval=RetrievalStatus.RETRIEVED, status=shown)

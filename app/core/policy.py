@@ -18,6 +18,7 @@ from app.domain import (
     InvalidRequest,
     RateLimited,
     Status,
+    TerminalStatus,
     UnlimitedCountNotAllowed,
 )
 from app.records import Client
@@ -170,6 +171,19 @@ def duration_allowed(policy: Policy, duration_ms: int | None) -> int | None:
 def told_status(policy_tells_busy: bool, status: Status) -> Status:
     """The status as a client may see it."""
     return Status.REACHABLE if status is Status.BUSY and not policy_tells_busy else status
+
+
+def shown_as(status: TerminalStatus, shown: Status) -> TerminalStatus:
+    """What was observed, with the status that a client may see (`told_status`)."""
+    if status.status is shown:
+        return status
+    return TerminalStatus(
+        address=status.address,
+        status=shown,
+        observed_at=status.observed_at,
+        source=status.source,
+        revision=status.revision,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from app.core.policy import shown_as as shown_as  # terminals.py has it from here
 from app.core.policy import told_status
 from app.domain import (
     ClientUnknown,
@@ -355,19 +356,6 @@ def _error(
         address=address,
         code=error.code,
         text=str(error),
-    )
-
-
-def shown_as(status: TerminalStatus, shown: Status) -> TerminalStatus:
-    """The status as a client may see it."""
-    if status.status is shown:
-        return status
-    return TerminalStatus(
-        address=status.address,
-        status=shown,
-        observed_at=status.observed_at,
-        source=status.source,
-        revision=status.revision,
     )
 
 
