@@ -427,3 +427,11 @@ def parse_address(text: str) -> TerminalAddress:
     raise InvalidAddress(
         f"The address {text!r} is no sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
     )
+
+
+def canonical(text: str) -> str:
+    """The canonical form of an address; what is none stays as it is."""
+    try:
+        return parse_address(text)
+    except InvalidAddress:
+        return text

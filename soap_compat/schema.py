@@ -19,7 +19,7 @@ from spyne import AnyUri, Boolean, ComplexModel, Enum, Integer32, Service, Unico
 
 from app.core.asking import TerminalResult
 from app.core.subscribing import SubscriptionRequest
-from app.domain import InvalidAddress, Status, parse_address
+from app.domain import Status, canonical
 from app.records import Client, Sink, SinkKind
 from soap_compat.reading import invalid
 from soap_compat.versions import COMMON, NOTIFICATION_MANAGER, TERMINAL_STATUS, TYPES, Dialect, dialect_of_served
@@ -145,7 +145,7 @@ async def _get_status_for_group(
     # compare text.
     asked = {address: (place, address) for place, address in enumerate(addresses)}
     if any(result.address not in asked for result in results):
-        asked |= {_canonical(address): found for address, found in asked.items()}
+        asked |= {canonical(address): found for address, found in asked.items()}
     last = len(addresses)
     results.sort(key=lambda result: asked.get(result.address, (last, ""))[0])
     return [(asked.get(result.address, (last, result.address))[1], result) for result in results]
@@ -208,7 +208,7 @@ def _correlator(correlator: str, part: str) -> str:
 
 def _written(addresses: list[str]) -> dict[str, str]:
     """The sink's parameters: how the application wrote those addresses that are written otherwise here."""
-    differing = {canonical: text for text in addresses if (canonical := _canonical(text)) != text}
+    differing = {address: text for text in addresses if (address := canonical(text)) != text}
     return {WRITTEN: json.dumps(differing)} if 0 < len(differing) <= MAX_WRITTEN else {}
 
 
@@ -229,13 +229,6 @@ def _duration_ms(time_metric: tuple[str, int]) -> int:
     if time_metric[1] < 1:
         raise invalid("duration.units", "It must be 1 or more; leave the duration out for the default.")
     return _milliseconds(time_metric)
-
-
-def _canonical(address: str) -> str:
-    try:
-        return parse_address(address)
-    except InvalidAddress:
-        return address
 
 
 class TerminalStatus(Service):  # type: ignore[misc]  # Spyne has no types

@@ -22,7 +22,6 @@ from app.core.standing import CAMARA
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
 from app.core.watching import Watching
 from app.domain import (
-    InvalidAddress,
     InvalidRequest,
     NotPermitted,
     RequestIdReused,
@@ -30,7 +29,7 @@ from app.domain import (
     Status,
     SubscriptionUnknown,
     TerminalStatusError,
-    parse_address,
+    canonical,
 )
 from app.ports import Page, Sender, Store
 from app.records import (
@@ -415,19 +414,12 @@ def _digest_of(request: SubscriptionRequest) -> str:
         return ""
     sink = request.sink
     asked = [
-        [*dict.fromkeys([_canonical(address) for address in request.addresses])],
+        [*dict.fromkeys([canonical(address) for address in request.addresses])],
         sorted([status.value for status in request.criteria]),
         [request.check_immediate, request.min_interval_ms, request.duration_ms or 0, request.count, request.correlator],
         [sink.kind.value, sink.url, sink.profile, sorted(sink.parameters.items())],
     ]
     return _sha256(json.dumps(asked))
-
-
-def _canonical(address: str) -> str:
-    try:
-        return parse_address(address)
-    except InvalidAddress:
-        return address
 
 
 def _sha256(text: str) -> str:
