@@ -209,9 +209,6 @@ class Store(Protocol):
     def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
         """All of them in portions, for the start."""
 
-    async def count_subscriptions(self, client_id: str) -> int:
-        """How many active ones the client has."""
-
     async def put_client(self, client: Client) -> None:
         """Creates or replaces it. Raises ClientExists where another has its name."""
 

@@ -317,7 +317,7 @@ async def test_same_request_id_is_the_same_subscription(store: SqlStore) -> None
         )
     )
     assert len({one.id for one in made}) == 1
-    assert await store.count_subscriptions("c1") == 1
+    assert len((await store.subscriptions("c1", Page()))[0]) == 1
     assert len((await store.notifications("c1", Page()))[0]) == 1
     other = subscription("other", client_id="c2", request_id="r", correlator="c")
     assert await store.create_subscription(other, (), ()) == other
@@ -382,7 +382,6 @@ async def test_active_subscriptions_are_all_of_them(store: SqlStore, monkeypatch
     portions = [portion async for portion in store.active_subscriptions()]
     assert [[one.id for one in portion] for portion in portions] == [["s0", "s1"], ["s2", "s4"], ["s5", "s6"]]
     assert portions[0][0] == subscription("s0")
-    assert await store.count_subscriptions("c1") == 6
 
 
 async def end(
@@ -466,7 +465,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
     assert await store.key("k-c1") is None
     assert [group.client_id for group in (await store.groups(None, Page()))[0]] == ["c2"]
     assert await store.key("k-c2") is not None
-    assert await store.count_subscriptions("c2") == 2
+    assert len((await store.subscriptions("c2", Page()))[0]) == 2
     with pytest.raises(ClientUnknown):
         await store.delete_client("c1", writer.client_deleted)
 

@@ -52,7 +52,8 @@ class ClientKey:
 
 class ClientRegistry:
     """The use cases of clients. `changed` is told after each change, so that nobody is recognised by what was;
-    `delete` deletes the client with what is its (by default in the store alone, which suits a process of its own)."""
+    `delete` deletes the client with what is its and returns how many subscriptions ended (by default in the store
+    alone, which suits a process of its own)."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ClientRegistry:
         *,
         clock: Callable[[], datetime],
         changed: Callable[[], None] = lambda: None,
-        delete: Callable[[str], Awaitable[object]] | None = None,
+        delete: Callable[[str], Awaitable[int]] | None = None,
         disabled: Callable[[str], None] = lambda client_id: None,
     ) -> None:
         self._store = store
@@ -154,14 +155,13 @@ class ClientRegistry:
         Raises ClientUnknown, StoreUnavailable.
         """
         client, now = await self._client(client_id), self._clock()
-        subscriptions = await self._store.count_subscriptions(client_id)
         if self._delete is not None:
-            await self._delete(client_id)
+            ended = await self._delete(client_id)
         else:
-            await self._store.delete_client(client_id, Writer(now).client_deleted)
+            ended = len(await self._store.delete_client(client_id, Writer(now).client_deleted))
         await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
         self._changed()
-        return subscriptions
+        return ended
 
     async def _client(self, client_id: str) -> Client:
         if client := await self._store.client(client_id):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, func, insert, select
+from sqlalchemy import ColumnElement, and_, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -138,11 +138,6 @@ class Subscriptions(Writing):
                 return
             last = found[-1][0]
             yield [subscription for _, subscription in found]
-
-    async def count_subscriptions(self, client_id: str) -> int:
-        """How many active ones the client has."""
-        row = await self._first(select(func.count()).where(_sub.client_id == client_id, _ACTIVE))
-        return int(row[0]) if row else 0
 
     async def _end_all(
         self,
