@@ -162,11 +162,16 @@ class Changes:
     audit: Sequence[AuditEntry] = ()
 
 
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+MAX_PAGE_TOKEN = 4096
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Which part of a list: at most `size` (1 to 1000) items after the one that `token` names ("" is the start)."""
+    """Which part of a list: at most `size` (1 to MAX_PAGE) items after the one that `token` names ("" is the start)."""
 
-    size: int = 100
+    size: int = DEFAULT_PAGE
     token: str = ""
 
 

@@ -4,7 +4,7 @@ Invariants: as in `domain.py`: frozen values, aware UTC datetimes, pure. Ids are
 characters, unguessable where a caller may name them. What a caller chose (correlator, request id) is bounded before
 it gets here.
 
-Deliberately absent: tables (`app/store/`), limits (`policy.py`) and wire formats.
+Deliberately absent: tables (`app/store/`), policies (`policy.py`) and wire formats.
 """
 
 import base64
@@ -19,6 +19,10 @@ import msgspec
 from app.domain import SinkRefused, Status, TerminalAddress, TerminalStatus, require_utc
 
 MAX_ID = 64
+MAX_CORRELATOR = 255
+MAX_REQUESTER = 200
+MAX_URL = 2000
+"""Longest URL of an endpoint that REST and gRPC take."""
 
 ANONYMOUS = "anonymous"
 """The client id of whoever calls while no client is configured."""
@@ -80,6 +84,9 @@ _SECRET_LENGTHS = range(24, 65)
 
 SINK_TOKEN = "token"  # noqa: S105  # a parameter's name
 """Sink parameter: the bearer token that each request to the endpoint carries (RFC 6750)."""
+
+MAX_SINK_TOKEN = 4096
+"""Its greatest length."""
 
 SINK_TOKEN_EXPIRES_AT = "token_expires_at"  # noqa: S105  # a parameter's name
 """Sink parameter: when that token ends, RFC 3339 with a zone."""

@@ -20,7 +20,7 @@ from spyne import AnyUri, Boolean, ComplexModel, Enum, Integer32, Service, Unico
 from app.core.asking import TerminalResult
 from app.core.subscribing import SubscriptionRequest
 from app.domain import Status, canonical
-from app.records import Client, Sink, SinkKind
+from app.records import MAX_CORRELATOR, MAX_REQUESTER, Client, Sink, SinkKind
 from soap_compat.reading import invalid
 from soap_compat.versions import COMMON, NOTIFICATION_MANAGER, TERMINAL_STATUS, TYPES, Dialect, dialect_of_served
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from app.core.usage import UsageLog
 
 FACE: Final = "soap"
-MAX_CORRELATOR: Final = 255
-MAX_REQUESTER: Final = 200
 
 WRITTEN: Final = "written"
 """Sink parameter: the application's own spelling of addresses (JSON, by the canonical ones), for its callbacks."""

@@ -12,10 +12,10 @@ from app import domain
 from app.core.asking import RetrievalStatus, TerminalResult
 from app.core.subscribing import SubscriptionRequest
 from app.domain import Source, Status, TerminalAddress, TerminalStatus, TerminalStatusError
-from app.records import Sink, SinkKind
+from app.records import MAX_CORRELATOR, Sink, SinkKind
 from soap_compat.envelope import MAX_ELEMENTS
 from soap_compat.faults import FAULTS, OPERATIONS, TEXTS
-from soap_compat.schema import MAX_CORRELATOR, MAX_WRITTEN, MILLISECONDS, WRITTEN, written
+from soap_compat.schema import MAX_WRITTEN, MILLISECONDS, WRITTEN, written
 from tests.soap import (
     ALICE,
     COMMON,

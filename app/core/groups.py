@@ -29,13 +29,12 @@ from app.domain import (
     TooManyGroups,
     parse_address,
 )
-from app.ports import Page, Store
+from app.ports import MAX_PAGE, Page, Store
 from app.records import Client, Group
 
 MAX_EXPANDED = 100_000
 """Most terminals a list of addresses may stand for, whatever the policy; above it the list is refused."""
 
-_PAGE = 1000
 _TRIES = 5
 
 GroupKey = tuple[str, TerminalAddress]
@@ -86,7 +85,7 @@ class GroupService:
         token = ""
         before = dict(self._directory)
         while True:
-            groups, token = await self._store.groups(None, Page(size=_PAGE, token=token))
+            groups, token = await self._store.groups(None, Page(size=MAX_PAGE, token=token))
             directory.update(((group.client_id, group.address), group.version) for group in groups)
             if not token:
                 break

@@ -34,6 +34,7 @@ from app.domain import (
 from app.ports import Page, Sender, Store
 from app.records import (
     HIDDEN_PARAMETERS,
+    MAX_CORRELATOR,
     MAX_ID,
     MAX_SECRETS,
     SECRET_BYTES,
@@ -52,9 +53,6 @@ from app.records import (
     signing_secret,
     token_ends_at,
 )
-
-MAX_CORRELATOR = 255
-"""Longest correlator, in characters."""
 
 SIGNED_PROFILES = ("", "v1")
 """Profiles of webhooks whose events are signed; "" is the newest."""

@@ -21,7 +21,7 @@ import structlog
 
 from app.core.policy import Policies
 from app.domain import StoreUnavailable
-from app.ports import Page, Store
+from app.ports import MAX_PAGE, Page, Store
 from app.records import MAX_USAGE_TARGETS, Client, UsageRecord
 
 GET_STATUS = "getStatus"
@@ -34,7 +34,6 @@ FLUSH_S = 0.05
 GATHER_S = 0.8 * FLUSH_S
 """The rest is for the write, which costs more than its records: the more that share one, the better."""
 MAX_BUFFERED = 100_000
-MAX_PAGE = 1000
 MAX_WRITE = 2_000
 """Most records in one transaction."""
 RETRY_S = 1.0

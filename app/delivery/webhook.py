@@ -26,6 +26,7 @@ from app.ports import Sent
 from app.records import (
     HIDDEN_PARAMETERS,
     MAX_SECRETS,
+    MAX_SINK_TOKEN,
     SINK_HANDSHAKE,
     SINK_MADE,
     SINK_SECRETS,
@@ -59,7 +60,6 @@ _REFUSALS = (400, 401, 403)
 """What receivers answer to a signature that is not right."""
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
-MAX_TOKEN_LENGTH = 4096
 
 PARAMETERS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("", "v1"), (SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, SINK_HANDSHAKE)
@@ -254,7 +254,7 @@ class WebhookSender:
         if not secrets and SINK_SECRETS in sink.parameters:  # it would be unsigned, which nobody asked for
             raise SinkRefused("There is no signing secret in the endpoint's secrets.", reason="secret")
         token = sink.parameters.get(SINK_TOKEN, "")
-        if token and not (len(token) <= MAX_TOKEN_LENGTH and _TOKEN.fullmatch(token)):
+        if token and not (len(token) <= MAX_SINK_TOKEN and _TOKEN.fullmatch(token)):
             raise SinkRefused("The endpoint's access token is no bearer token (RFC 6750).", reason="token")
         if self._token_expired(sink):
             raise SinkRefused("The endpoint's access token has expired.", reason="token-expired")

@@ -19,14 +19,11 @@ from starlette.types import Scope
 
 from app.auth.authenticator import Authenticator, asgi_authorization, asgi_credentials
 from app.domain import InvalidRequest
-from app.ports import Page
+from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
 from app.records import MAX_ID, Client
 from app.rest.problem import NO_STORE
 
 FACE = "rest"
-MAX_PAGE = 1000
-MAX_PAGE_TOKEN = 4096
-MAX_REQUESTER = 200
 
 
 async def client_of(auth: Authenticator, scope: Scope, *, confined: bool = False) -> Client:
@@ -86,7 +83,7 @@ Caller = Annotated[Client, Depends(_client)]
 
 
 async def _page(
-    page_size: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items to return.")] = 100,
+    page_size: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items to return.")] = DEFAULT_PAGE,
     page_token: Annotated[
         str,
         Query(

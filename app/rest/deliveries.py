@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from app import domain, records
 from app.core.usecases import UseCases
+from app.delivery.deliveries import MAX_SEND_AGAIN
 from app.rest import wire
 from app.rest.calls import Caller, Paged, returned
 from app.rest.examples import failures
@@ -63,7 +64,9 @@ class DeliveryAttempts(BaseModel):
 class SendAgainRequest(Request):
     """Notifications to send again."""
 
-    notification_ids: list[Annotated[str, Field(max_length=records.MAX_ID)]] = Field(min_length=1, max_length=1000)
+    notification_ids: list[Annotated[str, Field(max_length=records.MAX_ID)]] = Field(
+        min_length=1, max_length=MAX_SEND_AGAIN
+    )
 
 
 class SentAgain(BaseModel):

@@ -62,7 +62,7 @@ class ClientRequest(Request):
     )
     client_id: str = Field(
         "",
-        max_length=64,
+        max_length=records.MAX_ID,
         description="Its id, of A-Z a-z 0-9 . - _ @; the gateway makes one if empty. For clients that certificates or "
         "access tokens name.",
     )

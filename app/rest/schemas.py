@@ -19,8 +19,6 @@ from app.rest.around import MAX_BODY_BYTES
 
 ADDRESS_FORMAT = "terminal-address"
 MAX_ADDRESSES = MAX_BODY_BYTES // 8
-MAX_URL = 2000
-MAX_TEXT = 8000
 MAX_SECRET = 100
 
 _ALICE = "sip:alice@example.com"
@@ -65,7 +63,7 @@ Criteria = Annotated[
 Requester = Annotated[
     str,
     Field(
-        max_length=200,
+        max_length=records.MAX_REQUESTER,
         description="On whose behalf the client asks, a URI or a name; only stands in the usage record.",
     ),
 ]
@@ -207,15 +205,17 @@ class SinkRequest(Request):
         description="`STREAM`: nowhere by themselves; hold a stream, or list notifications. `WEBHOOK`: CloudEvents by "
         "HTTP POST to `url`."
     )
-    url: str = Field("", max_length=MAX_URL, description="The endpoint, an https URL; for WEBHOOK.")
+    url: str = Field("", max_length=records.MAX_URL, description="The endpoint, an https URL; for WEBHOOK.")
     secrets: list[str] = Field(
         [],
-        max_length=2,
+        max_length=records.MAX_SECRETS,
         description="Keys that sign webhooks (Standard Webhooks), `whsec_` and base64 of 24 to 64 bytes, the newest "
         "first; two during rotation. None: the gateway makes one, and returns it once: no webhook is unsigned. A "
         "receiver that verifies signatures does not know that one yet when it is checked: see `handshake`.",
     )
-    access_token: str = Field("", max_length=4096, description="Bearer token for the endpoint. Never shown again.")
+    access_token: str = Field(
+        "", max_length=records.MAX_SINK_TOKEN, description="Bearer token for the endpoint. Never shown again."
+    )
     access_token_expires_at: Rfc3339 | None = Field(
         None, description="When that token ends, RFC 3339; the subscription ends five seconds before."
     )
@@ -254,7 +254,9 @@ class SubscriptionRequest(Request):
     max_notifications: int = Field(0, ge=0, description="How many notifications end it; 0: unlimited, where allowed.")
     sink: SinkRequest | None = Field(None, description="Where notifications go; STREAM if absent.")
     correlator: str = Field(
-        "", max_length=255, description="Your own name for it, unique among your active ones; may be empty."
+        "",
+        max_length=records.MAX_CORRELATOR,
+        description="Your own name for it, unique among your active ones; may be empty.",
     )
     requester: Requester = ""
 
@@ -341,5 +343,7 @@ class RotatedSubscription(Subscription):
 class CancelRequest(Request):
     """Which subscription to end."""
 
-    correlator: str = Field(min_length=1, max_length=255, description="The name that the application gave it.")
+    correlator: str = Field(
+        min_length=1, max_length=records.MAX_CORRELATOR, description="The name that the application gave it."
+    )
     requester: Requester = ""

@@ -13,7 +13,7 @@ from app import domain, records
 from app.core.subscribing import SubscriptionRequest, made_secret
 from app.core.usecases import UseCases
 from app.rest import schemas, wire
-from app.rest.calls import FACE, MAX_REQUESTER, Caller, Paged, RequestId, nothing, returned
+from app.rest.calls import FACE, Caller, Paged, RequestId, nothing, returned
 from app.rest.examples import failures
 from app.rest.terminals import LIST_ERRORS
 
@@ -130,7 +130,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def cancel_subscription(
         client: Caller,
         subscription_id: IdInPath,
-        requester: Annotated[str, Query(max_length=MAX_REQUESTER, description="On whose behalf.")] = "",
+        requester: Annotated[str, Query(max_length=records.MAX_REQUESTER, description="On whose behalf.")] = "",
     ) -> Response:
         await subscriptions.cancel(client, subscription_id, face=FACE, requester=requester)
         return nothing()

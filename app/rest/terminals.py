@@ -20,8 +20,9 @@ from app import domain
 from app.core.asking import TerminalResult
 from app.core.usecases import UseCases
 from app.domain import InvalidRequest
+from app.records import MAX_REQUESTER
 from app.rest import schemas, wire
-from app.rest.calls import FACE, MAX_REQUESTER, Caller, Operation, client_of, returned
+from app.rest.calls import FACE, Caller, Operation, client_of, returned
 from app.rest.examples import ALICE, failures
 from app.rest.problem import NO_STORE
 

@@ -4,6 +4,7 @@ from app.core.subscribing import SubscriptionRequest, SubscriptionService, made_
 from app.domain import InvalidRequest
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
+from app.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 from app.rpc.terminal_status import FACE
@@ -29,12 +30,12 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                     min_interval_ms=wire.duration_ms(request, "min_interval"),
                     duration_ms=wire.duration_ms(request, "duration") or None,
                     count=request.max_notifications,
-                    correlator=wire.bounded(request.correlator, wire.MAX_CORRELATOR, "correlator"),
+                    correlator=wire.bounded(request.correlator, MAX_CORRELATOR, "correlator"),
                     sink=wire.sink(request.sink),
-                    request_id=wire.bounded(request.request_id, wire.MAX_REQUEST_ID, "request_id"),
+                    request_id=wire.bounded(request.request_id, MAX_ID, "request_id"),
                 ),
                 face=FACE,
-                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+                requester=wire.bounded(request.requester, MAX_REQUESTER, "requester"),
             )
             return pb.CreateSubscriptionResponse(subscription=wire.subscription(made), secret=made_secret(made))
 
@@ -56,7 +57,7 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
         self, request: pb.CancelSubscriptionRequest, context: Context
     ) -> pb.CancelSubscriptionResponse:
         async with self._calls.answer(context, "CancelSubscription") as client:
-            requester = wire.bounded(request.requester, wire.MAX_REQUESTER, "requester")
+            requester = wire.bounded(request.requester, MAX_REQUESTER, "requester")
             if request.subscription_id:
                 await self._subscriptions.cancel(client, request.subscription_id, face=FACE, requester=requester)
             elif request.correlator:
@@ -86,6 +87,6 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 secret=wire.bounded(request.secret, wire.MAX_PARAMETER, "secret"),
                 drop_old=request.drop_old,
                 face=FACE,
-                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+                requester=wire.bounded(request.requester, MAX_REQUESTER, "requester"),
             )
             return pb.RotateSecretResponse(subscription=wire.subscription(changed), secret=made)

@@ -21,7 +21,7 @@ from app.core.watching import Watching
 from app.domain import InvalidRequest, TerminalStatus, TerminalStatusError, Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
-from app.records import Client
+from app.records import MAX_REQUESTER, Client
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 from app.rpc.errors import abort, abort_stopping
@@ -49,7 +49,7 @@ class Question:
             raise InvalidRequest("These bytes are no GetStatusRequest.") from None
         self.address = request.address
         self.max_age_s = wire.max_age_s(request)
-        self.requester = wire.bounded(request.requester, wire.MAX_REQUESTER, "requester")
+        self.requester = wire.bounded(request.requester, MAX_REQUESTER, "requester")
         self._status: TerminalStatus | None = None
         self._answer = b""
 
@@ -132,7 +132,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                 request.addresses,
                 max_age_s=wire.max_age_s(request),
                 face=FACE,
-                requester=wire.bounded(request.requester, wire.MAX_REQUESTER, "requester"),
+                requester=wire.bounded(request.requester, MAX_REQUESTER, "requester"),
             )
             async with aclosing(results):
                 async for result in results:

@@ -24,20 +24,13 @@ from app.core.subscribing import SIGNED_PROFILES
 from app.domain import InvalidRequest, SinkRefused
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.ports import Page, WatchView
+from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page, WatchView
 from app.rpc.errors import failure
 
-MAX_REQUESTER = 200
-MAX_CORRELATOR = 255
-MAX_REQUEST_ID = 64
-MAX_PAGE = 1000
-MAX_PAGE_TOKEN = 4096
 MAX_RESUME_TOKEN = 65_536
 MAX_PARAMETERS = 20
 MAX_PARAMETER_NAME = 64
 MAX_PARAMETER = 8000
-MAX_URL = 2000
-DEFAULT_PAGE = 100
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NS = 1_000_000_000
@@ -366,7 +359,7 @@ def sink(of: subscription_pb2.Sink) -> records.Sink:
         )
     return records.Sink(
         kind=kind,
-        url=bounded(of.url, MAX_URL, "sink.url"),
+        url=bounded(of.url, records.MAX_URL, "sink.url"),
         profile=bounded(of.profile, MAX_PARAMETER_NAME, "sink.profile"),
         parameters={
             bounded(name, MAX_PARAMETER_NAME, "sink.parameters"): bounded(value, MAX_PARAMETER, "sink.parameters")

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from app.domain import InvalidRequest
-from app.ports import Page
+from app.ports import MAX_PAGE, Page
 
-MAX_PAGE = 1000
 _CHECK_BYTES = 9
 
 T = TypeVar("T")
@@ -24,7 +23,7 @@ T = TypeVar("T")
 def position(page: Page, *names: object) -> str:
     """The position after which the page begins, "" for the start. `names` are the list and its filters.
 
-    Raises InvalidRequest, for a token of another list and for a size that is not 1 to 1000.
+    Raises InvalidRequest, for a token of another list and for a size that is not 1 to MAX_PAGE.
     """
     if not 1 <= page.size <= MAX_PAGE:
         raise InvalidRequest(f"A page has 1 to {MAX_PAGE} items, not {page.size}.", field="page_size")

@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.core import camara
-from app.records import MAX_ID
+from app.records import MAX_ID, MAX_URL
 from app.rest.schemas import Rfc3339
 
 PHONE_NUMBER_PATTERN = r"^\+[1-9][0-9]{4,14}$"
-MAX_SINK = 2000
 MAX_TEXT = 4096
 
 
@@ -199,7 +198,7 @@ class SubscriptionRequest(_Model):
 
     protocol: Protocol = Field(description="Only HTTP is offered.", examples=["HTTP"])
     sink: str = Field(
-        max_length=MAX_SINK,
+        max_length=MAX_URL,
         pattern=r"^https:\/\/.+$",
         description="Where events are delivered.",
         examples=["https://endpoint.example.com/sink"],
