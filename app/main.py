@@ -37,7 +37,7 @@ from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.delivery.webhook import WebhookSender, v1_event
 from app.ports import Sender
-from app.records import SinkKind
+from app.records import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
@@ -98,7 +98,7 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             SinkKind.WEBHOOK: WebhookSender(
                 egress,
                 clock=_now,
-                envelopes={"": v1_event, "v1": v1_event, camara.PROFILE: camara.event},
+                envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: camara.event},
                 source=settings.http_public_url or "",
             ),
             SinkKind.SOAP: CallbackSender(egress),

@@ -149,10 +149,18 @@ class Handshake(enum.Enum):
     """Only its address is checked, and that it accepts a connection; the default where nobody knows the secret yet."""
 
 
+PROFILE_V1 = "v1"
+PROFILE_CAMARA = "camara"
+"""The sink profile whose contract tells cancellation too, and has no word for BUSY: it is shown as REACHABLE."""
+
+SIGNED_PROFILES = ("", PROFILE_V1)
+"""Profiles of webhooks whose events are signed; "" is the newest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
-    """An endpoint. `profile` is how it is spoken to ("v1", "camara", a Parlay X version); `parameters` are that
-    profile's own, such as a bearer token, and are never shown in full."""
+    """An endpoint. `profile` is how it is spoken to (PROFILE_V1, PROFILE_CAMARA, a Parlay X version); `parameters` are
+    that profile's own, such as a bearer token, and are never shown in full."""
 
     kind: SinkKind
     url: str = ""

@@ -13,7 +13,7 @@ from app.auth.oidc import AccessTokens, Grant
 from app.core import camara
 from app.core.policy import Policy
 from app.domain import Status, TerminalStatusError, parse_address
-from app.records import SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
+from app.records import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
 from app.rest.camara.errors import CODES
 from tests.core import ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, TEAM, UNREACHABLE, Core, new_database, run_core
 from tests.http_face import Answer, HttpFace, http_face
@@ -414,7 +414,7 @@ async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
     face: HttpFace, core: Core, parameters: dict[str, str]
 ) -> None:
     """One that another API has made with CAMARA's profile is no subscription of CAMARA's, and hides no other."""
-    sink = Sink(kind=SinkKind.WEBHOOK, url=SINK, profile=camara.PROFILE, parameters=parameters)
+    sink = Sink(kind=SinkKind.WEBHOOK, url=SINK, profile=PROFILE_CAMARA, parameters=parameters)
     broken = await core.subscribe(ALICE, sink=sink)
     made = (await face.call("POST", SUBSCRIPTIONS, asked())).json
     assert (await face.call("GET", SUBSCRIPTIONS)).json == [made]

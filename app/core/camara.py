@@ -1,7 +1,7 @@
 """What CAMARA's words mean here: devices, event types, life times and CloudEvents (release r1.2).
 
-A CAMARA subscription is a `Subscription` to one terminal whose sink has the profile PROFILE; what it was asked for
-beyond that stands in the sink's parameters. Such a subscription is told no BUSY (`standing.py`), so that a change
+A CAMARA subscription is a `Subscription` to one terminal whose sink has the profile PROFILE_CAMARA; what it was asked
+for beyond that stands in the sink's parameters. Such a subscription is told no BUSY (`standing.py`), so that a change
 between REACHABLE and BUSY, which both are reachable with DATA, neither is an event nor counts as one.
 Invariants: pure; the clock is an argument. An IP address is nobody's address here, and nothing is reachable by SMS.
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from app.core.policy import MAX_INTERVAL_MS
-from app.core.standing import CAMARA as PROFILE
 from app.domain import InvalidAddress, Status, TerminalAddress, parse_address
 from app.records import TOKEN_LEAD, EndReason, NotificationKind, OwedNotification, Subscription
 
@@ -181,6 +180,3 @@ def _termination(subscription: Subscription, notification: OwedNotification) -> 
     if reason is EndReason.EXPIRED and subscription.sink.parameters.get(ENDS_WITH_TOKEN):
         reason = EndReason.TOKEN_EXPIRED
     return TERMINATION_REASONS[reason]
-
-
-__all__ = ("PROFILE", "Identified", "device_of_token", "duration", "event", "identifier", "identify", "status")

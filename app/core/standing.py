@@ -28,6 +28,7 @@ from app.domain import (
 )
 from app.ports import SubscriptionUpdate
 from app.records import (
+    PROFILE_CAMARA,
     DeliveryState,
     EndReason,
     NotificationKind,
@@ -36,9 +37,6 @@ from app.records import (
     SinkKind,
     Subscription,
 )
-
-CAMARA = "camara"
-"""The sink profile whose contract tells cancellation too, and has no word for BUSY: it is shown as REACHABLE."""
 
 _NONE_AWAITED: frozenset[TerminalAddress] = frozenset()
 _CRITERIA: dict[frozenset[Status], frozenset[Status]] = {}  # each of the eight once, whoever asks
@@ -101,7 +99,7 @@ class Standing:
         self.interval_s = subscription.min_interval_ms / 1000
         self.most = subscription.max_notifications
         self.notified = subscription.notified
-        self.busy = busy and self.profile != CAMARA
+        self.busy = busy and self.profile != PROFILE_CAMARA
         self.terminals = terminals
         self.groups = groups
         self.addresses = subscription.addresses if groups else ()
@@ -221,7 +219,7 @@ class Writer:
         self, subscription_id: str, client_id: str, sink: Sink | Standing, reason: EndReason
     ) -> list[OwedNotification]:
         """What a subscription that ends for `reason` is owed (TS 29.199-8: statusEnd for duration and count only)."""
-        if reason is EndReason.CANCELLED and sink.profile != CAMARA and sink.kind is not SinkKind.STREAM:
+        if reason is EndReason.CANCELLED and sink.profile != PROFILE_CAMARA and sink.kind is not SinkKind.STREAM:
             return []
         if sink.kind is SinkKind.SOAP and reason is EndReason.CLIENT_DELETED:
             code, text = ClientUnknown.code, END_TEXTS[reason]

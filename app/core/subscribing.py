@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 
 from app.core.groups import Expansion, GroupService
 from app.core.policy import Policies, Policy, check_count, check_criteria, duration_allowed, interval_allowed
-from app.core.standing import CAMARA
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
 from app.core.watching import Watching
 from app.domain import (
@@ -37,7 +36,9 @@ from app.records import (
     MAX_CORRELATOR,
     MAX_ID,
     MAX_SECRETS,
+    PROFILE_CAMARA,
     SECRET_BYTES,
+    SIGNED_PROFILES,
     SINK_MADE,
     SINK_REQUEST,
     SINK_SECRETS,
@@ -53,9 +54,6 @@ from app.records import (
     signing_secret,
     token_ends_at,
 )
-
-SIGNED_PROFILES = ("", "v1")
-"""Profiles of webhooks whose events are signed; "" is the newest."""
 
 NO_SINK = Sink(kind=SinkKind.STREAM)
 
@@ -230,7 +228,7 @@ class SubscriptionService:
         subscription = await self._own(client, subscription_id)
         if not subscription.active:
             raise _unknown()
-        if subscription.sink.profile == CAMARA:
+        if subscription.sink.profile == PROFILE_CAMARA:
             raise NotPermitted("A subscription of CAMARA's lasts as long as it was asked for; make another.")
         now = self._clock()
         expires_at = _within_token(now + timedelta(milliseconds=duration), subscription.sink, now)

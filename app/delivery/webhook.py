@@ -27,6 +27,7 @@ from app.records import (
     HIDDEN_PARAMETERS,
     MAX_SECRETS,
     MAX_SINK_TOKEN,
+    SIGNED_PROFILES,
     SINK_HANDSHAKE,
     SINK_MADE,
     SINK_SECRETS,
@@ -61,10 +62,8 @@ _REFUSALS = (400, 401, 403)
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 
-PARAMETERS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("", "v1"), (SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, SINK_HANDSHAKE)
-)
-"""The sink parameters that a client may name, by profile; another's are that profile's own affair."""
+PARAMETERS = (SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, SINK_HANDSHAKE)
+"""The sink parameters that a client may name for a signed profile; another's are that profile's own affair."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 section 2.1
 
@@ -240,11 +239,11 @@ class WebhookSender:
     def _read_parameters(self, sink: Sink) -> Handshake:
         if sink.profile not in self._envelopes:
             raise SinkRefused(f"There is no webhook profile {sink.profile[:32]!r}.", reason="profile")
-        allowed = PARAMETERS.get(sink.profile)
-        if allowed is not None and (unknown := sink.parameters.keys() - {*allowed, *HIDDEN_PARAMETERS}):
+        unknown = sink.parameters.keys() - {*PARAMETERS, *HIDDEN_PARAMETERS}
+        if unknown and sink.profile in SIGNED_PROFILES:
             names = ", ".join([repr(name) for name in sorted(unknown)])
             raise SinkRefused(
-                f"An endpoint has no parameters {names}; it has {', '.join(allowed)}.", reason="parameter"
+                f"An endpoint has no parameters {names}; it has {', '.join(PARAMETERS)}.", reason="parameter"
             )
         secrets = sink.parameters.get(SINK_SECRETS, "").split()
         if len(secrets) > MAX_SECRETS:

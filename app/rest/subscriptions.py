@@ -18,7 +18,6 @@ from app.rest.examples import failures
 from app.rest.terminals import LIST_ERRORS
 
 TAG = "Subscriptions"
-PROFILE = "v1"
 
 IdInPath = Annotated[str, Path(max_length=records.MAX_ID, description="The subscription's id.")]
 
@@ -206,5 +205,8 @@ def _sink(asked: schemas.SinkRequest | None) -> records.Sink:
     if asked.access_token_expires_at is not None:
         parameters[records.SINK_TOKEN_EXPIRES_AT] = asked.access_token_expires_at.isoformat()
     return records.Sink(
-        kind=records.SinkKind(asked.kind), url=asked.url, profile=PROFILE if webhook else "", parameters=parameters
+        kind=records.SinkKind(asked.kind),
+        url=asked.url,
+        profile=records.PROFILE_V1 if webhook else "",
+        parameters=parameters,
     )

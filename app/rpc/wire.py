@@ -20,7 +20,6 @@ from app.auth.clients import ClientKey
 from app.core import streams
 from app.core.asking import RetrievalStatus, TerminalResult
 from app.core.policy import MAX_INTERVAL_MS, Policy
-from app.core.subscribing import SIGNED_PROFILES
 from app.domain import InvalidRequest, SinkRefused
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
@@ -351,7 +350,7 @@ def sink(of: subscription_pb2.Sink) -> records.Sink:
         raise InvalidRequest("The kind of sink is none.", field="sink.kind")
     if len(of.parameters) > MAX_PARAMETERS:
         raise InvalidRequest(f"At most {MAX_PARAMETERS} parameters are allowed.", field="sink.parameters")
-    if kind is records.SinkKind.WEBHOOK and of.profile not in SIGNED_PROFILES:
+    if kind is records.SinkKind.WEBHOOK and of.profile not in records.SIGNED_PROFILES:
         raise SinkRefused(
             "A webhook's profile is v1, or empty for the newest; CAMARA's are made by CAMARA's API alone.",
             field="sink.profile",

@@ -23,6 +23,7 @@ from app.core.usage import END_NOTIFICATION, START_NOTIFICATION
 from app.domain import SubscriptionUnknown
 from app.records import (
     MAX_ID,
+    PROFILE_CAMARA,
     SINK_HANDSHAKE,
     SINK_TOKEN,
     SINK_TOKEN_EXPIRES_AT,
@@ -221,13 +222,13 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
         check_immediate=bool(config.initialEvent),
         duration_ms=duration_ms,
         count=config.subscriptionMaxEvents or 0,
-        sink=Sink(kind=SinkKind.WEBHOOK, url=asked.sink, profile=camara.PROFILE, parameters=parameters),
+        sink=Sink(kind=SinkKind.WEBHOOK, url=asked.sink, profile=PROFILE_CAMARA, parameters=parameters),
     )
 
 
 def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool:
     return (
-        of.sink.profile == camara.PROFILE
+        of.sink.profile == PROFILE_CAMARA
         and camara.is_whole(of)
         and of.client_id == client.id
         and (token_device is None or of.addresses == (token_device,))
