@@ -51,7 +51,7 @@ async def core(url: str) -> AsyncIterator[Core]:
 
 
 async def expand(core: Core, *addresses: str, policy: Policy | None = None, most: int | None = None) -> tuple[str, ...]:
-    expansion = await core.groups.expand(APP, addresses, policy or Policy(), "addresses", most=most)
+    expansion = await core.groups.expand(APP, addresses, policy or Policy(), most=most)
     return expansion.terminals
 
 
@@ -117,9 +117,9 @@ async def test_address_is_a_group_for_its_client_only(url: str, restarted: bool)
 
 async def _each_has_its_own(core: Core) -> None:
     for client, expected in ((APP, (BOB,)), (OTHER, (ALICE, TEAM)), (ADMIN, (ALICE, TEAM))):
-        found = await core.groups.expand(client, [ALICE, TEAM], Policy(), "addresses")
+        found = await core.groups.expand(client, [ALICE, TEAM], Policy())
         assert found.terminals == expected
-    theirs = await core.groups.expand(OTHER, [ALL], Policy(nested_group_support=False), "addresses")
+    theirs = await core.groups.expand(OTHER, [ALL], Policy(nested_group_support=False))
     assert (theirs.terminals, theirs.groups) == ((ALICE, TEAM), (ALL,))
     assert (await core.groups.members_now(OTHER.id, [ALL], 10)).terminals == (ALICE, TEAM)
     assert (await core.groups.members_now(APP.id, [TEAM], 10)).terminals == (BOB,)
@@ -173,7 +173,7 @@ async def test_expansion_names_each_terminal_once(core: Core) -> None:
     await core.groups.create(APP, TEAM, [ALICE, BOB, ALL])
     await core.groups.create(APP, ALL, [TEAM, BOB, CAROL, ALL])
     assert await expand(core, CAROL, TEAM, "sip:carol@EXAMPLE.com") == (CAROL, ALICE, BOB)
-    expansion = await core.groups.expand(APP, [TEAM], Policy(), "addresses")
+    expansion = await core.groups.expand(APP, [TEAM], Policy())
     assert (expansion.addresses, expansion.groups) == ((TEAM,), (TEAM, ALL))
 
 
@@ -222,7 +222,7 @@ async def test_group_that_another_process_deleted_is_unknown(core: Core) -> None
     await core.groups.create(APP, TEAM, [ALICE])
     await core.store.delete_group(APP.id, TEAM, None)
     with pytest.raises(GroupUnknown) as refused:
-        await core.groups.expand(APP, [TEAM], Policy(), "addresses")
+        await core.groups.expand(APP, [TEAM], Policy())
     assert refused.value.details == {"group": TEAM, "field": "addresses"}
 
 

@@ -140,11 +140,7 @@ class QueryService:
         try:
             age_s = _checked_age(max_age_s)
             expansion = await self._groups.expand(
-                client,
-                addresses,
-                policy,
-                "addresses",
-                most=None if policy.process_up_to_limit else policy.max_targets,
+                client, addresses, policy, most=None if policy.process_up_to_limit else policy.max_targets
             )
         except TerminalStatusError as error:
             self._record(GET_STATUS_FOR_GROUP, caller, addresses, 0, error)

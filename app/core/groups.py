@@ -36,6 +36,8 @@ MAX_EXPANDED = 100_000
 """Most terminals a list of addresses may stand for, whatever the policy; above it the list is refused."""
 
 _TRIES = 5
+_FIELD = "addresses"
+"""The part of a request that errors of `expand` name."""
 
 GroupKey = tuple[str, TerminalAddress]
 """Which group: its client's id and its address."""
@@ -198,28 +200,21 @@ class GroupService:
         await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
 
     async def expand(
-        self,
-        client: Client,
-        addresses: Sequence[str],
-        policy: Policy,
-        field: str,
-        *,
-        most: int | None = None,
+        self, client: Client, addresses: Sequence[str], policy: Policy, *, most: int | None = None
     ) -> Expansion:
         """What the addresses stand for: terminals as they are, groups as their members.
 
-        `field` names the part of the request in errors. With `most`, more terminals than that are refused.
-        Raises GroupNotAllowed, GroupUnknown, InvalidAddress, NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable,
-        TooManyAddresses.
+        With `most`, more terminals than that are refused. Raises GroupNotAllowed, GroupUnknown, InvalidAddress,
+        NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable, TooManyAddresses.
         """
         if len(addresses) > MAX_EXPANDED:
-            raise _too_many(field, MAX_EXPANDED)
-        asked = dict.fromkeys([_parse(address, field) for address in addresses])
-        terminals, groups = await self._expand(client, asked, policy, field)
+            raise _too_many(MAX_EXPANDED)
+        asked = dict.fromkeys([_parse(address, _FIELD) for address in addresses])
+        terminals, groups = await self._expand(client, asked, policy)
         if not terminals:
-            raise NoValidAddresses("No terminal was given, or only empty groups.", field=field)
+            raise NoValidAddresses("No terminal was given, or only empty groups.", field=_FIELD)
         if most is not None and len(terminals) > most:
-            raise _too_many(field, most)
+            raise _too_many(most)
         return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
 
     async def members_now(
@@ -248,7 +243,7 @@ class GroupService:
         return Expansion(terminals=tuple(terminals), addresses=asked, groups=tuple(visited), left_out=len(over))
 
     async def _expand(
-        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy, field: str
+        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy
     ) -> tuple[dict[TerminalAddress, None], dict[TerminalAddress, None]]:
         terminals: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
@@ -259,9 +254,9 @@ class GroupService:
                 terminals.update(dict.fromkeys([address for address in level if address not in visited]))
                 break
             if not policy.group_support:
-                raise GroupNotAllowed(f"{inner[0]} is a group, which is not allowed here.", field=field)
+                raise GroupNotAllowed(f"{inner[0]} is a group, which is not allowed here.", field=_FIELD)
             if nested and not policy.nested_group_support:
-                raise NestedGroupNotAllowed(f"{inner[0]} is a group in a group, which is not allowed.", field=field)
+                raise NestedGroupNotAllowed(f"{inner[0]} is a group in a group, which is not allowed.", field=_FIELD)
             members: dict[TerminalAddress, tuple[TerminalAddress, ...]] = {}
             found = await self._store.groups_of(client.id, inner)
             for address in inner:
@@ -269,7 +264,7 @@ class GroupService:
                 if group := found.get(address):
                     members[address] = group.members
                 elif not nested:  # deleted a moment ago, perhaps by another process
-                    raise GroupUnknown(f"There is no group {address} any more.", group=address, field=field)
+                    raise GroupUnknown(f"There is no group {address} any more.", group=address, field=_FIELD)
             following: dict[TerminalAddress, None] = {}
             for address in level:
                 if address in members:
@@ -278,9 +273,9 @@ class GroupService:
                     terminals[address] = None
             level, nested = list(following), True
             if len(terminals) + len(level) > MAX_EXPANDED:
-                raise _too_many(field, MAX_EXPANDED)
+                raise _too_many(MAX_EXPANDED)
         if len(terminals) > MAX_EXPANDED:
-            raise _too_many(field, MAX_EXPANDED)
+            raise _too_many(MAX_EXPANDED)
         return terminals, visited
 
     def _members(
@@ -359,8 +354,10 @@ def _parse(text: str, field: str) -> TerminalAddress:
         raise
 
 
-def _too_many(field: str, most: int) -> TooManyAddresses:
-    return TooManyAddresses(f"At most {most} terminals may be asked for, groups expanded.", field=field, most=str(most))
+def _too_many(most: int) -> TooManyAddresses:
+    return TooManyAddresses(
+        f"At most {most} terminals may be asked for, groups expanded.", field=_FIELD, most=str(most)
+    )
 
 
 def _too_large(policy: Policy) -> GroupTooLarge:

@@ -126,7 +126,7 @@ class SubscriptionService:
                 return _repeated(known, digest)
             check_criteria(policy, request.criteria)
             expansion = await self._groups.expand(
-                client, request.addresses, policy, "addresses", most=policy.max_notification_addresses
+                client, request.addresses, policy, most=policy.max_notification_addresses
             )
             subscription = self._made(client, request, policy, expansion, digest)
             self._watching.enrolment.require_room(client.id, policy.max_subscriptions)

@@ -216,7 +216,7 @@ class Watching:
         check_criteria(policy, criteria)
         interval_s = interval_allowed(policy, min_interval_ms) / 1000
         most = policy.max_notification_addresses
-        expansion = await self._groups.expand(client, addresses, policy, "addresses", most=most)
+        expansion = await self._groups.expand(client, addresses, policy, most=most)
         resumed = told_by(resume_token, expansion.terminals)
         if self._stopping:
             yield ending(StreamEnd.GATEWAY_STOPPING, resume_token)
