@@ -11,8 +11,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable
 
-from app.core.policy import told_status
-from app.core.standing import shown_as
+from app.core.policy import shown_as, told_status
 from app.core.streams import (
     Bookmark,
     Change,

@@ -15,8 +15,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from app.core.policy import shown_as as shown_as  # terminals.py has it from here
-from app.core.policy import told_status
+from app.core.policy import shown_as, told_status
 from app.domain import (
     ClientUnknown,
     DocumentUnreadable,
