@@ -228,6 +228,11 @@ class Store(Protocol):
         """Deletes it with its keys and groups, and in the same transaction ends its active subscriptions, which are
         returned: each as `end` says of it, and owing what that says. Raises ClientUnknown."""
 
+    async def client_gone(
+        self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
+    ) -> list[Subscription]:
+        """As `delete_client`, of what was made while the client was being deleted."""
+
     async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
         """Stores an API key's hash. Raises ClientUnknown."""
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,62 @@ async def test_recent_fetch_answers_again(core: Core) -> None:
     assert again.source is Source.FETCH
     assert len(core.watcher.fetched) == 1
     await core.queries.get_status(APP, ALICE, max_age_s=4, face="grpc")
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_the_newest_that_is_known_answers(core: Core) -> None:
+    """What a watch said after a fetch counts, while it is stale and when nobody wants it any more."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(1)
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        core.watcher.lose(ALICE)
+        assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
+    await until(lambda: not core.watching.figures()["streams"])
+    await core.advance(31)
+    assert ALICE not in core.watcher.wanted
+    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
+    found = (await results(core, ALICE, max_age_s=60))[ALICE].status
+    assert found is not None
+    assert found.status is BUSY
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is REACHABLE
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core: Core) -> None:
+    """After a document that nobody can read, what was said before it is no answer."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(1)
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        core.watcher.send(ALICE, b"no document")
+    await until(lambda: not core.watching.figures()["streams"])
+    await core.advance(31)
+    assert ALICE not in core.watcher.wanted
+    await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_terminals_that_left_are_remembered_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are not watched any more, the oldest are forgotten."""
+    monkeypatch.setattr("app.core.watches.MAX_LEFT", 1)
+    for address in (ALICE, BOB):
+        async with reading(core, address):
+            await until(partial(core.watcher.wanted.__contains__, address))
+            await core.play(address, BUSY)
+        await until(lambda: not core.watching.figures()["streams"])
+        await core.advance(31)
+    assert core.watching.last(ALICE) is None
+    assert core.watching.last(BOB) is not None
+
+
+async def test_a_clock_that_is_set_back_tells_no_age(core: Core) -> None:
+    """What was observed later than now has no age that could be accepted."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(-3600)
+    await core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
     assert len(core.watcher.fetched) == 2
 
 

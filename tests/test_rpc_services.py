@@ -1,6 +1,7 @@
 """The services over gRPC in process: a real server and channel, the real use cases, a played presence server."""
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -862,6 +863,42 @@ async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> No
         assert await face.core.told(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
     assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
     assert face.core.watching.figures()["subscriptions"] == 0
+
+
+async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Face) -> None:
+    """A call that began with good credentials makes nothing once the client is deleted, here or by another process."""
+    elsewhere = ClientRegistry(cast("Any", face.core.store), clock=lambda: BEGAN)
+    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
+    for client, metadata, delete in ((APP, face.app, face.registry.delete), (OTHER, face.other, elsewhere.delete)):
+
+        async def check(_: Any, client: Any = client, delete: Any = delete) -> None:
+            await delete(client.id, who="test")
+
+        face.core.sender.check = check  # type: ignore[assignment]
+        request = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE], sink=sink)
+        failure = await failure_of(face.subscriptions.CreateSubscription(request, metadata=metadata))
+        assert failure[:2] == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert face.core.watching.figures()["subscriptions"] == 0
+
+
+async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
+    """A subscription that another process's deletion has missed ends when that is followed, or at the next start."""
+    database = await new_database(tmp_path)
+    late = {}
+    async with run_core(database) as core:
+        elsewhere = ClientRegistry(cast("Any", core.store), clock=lambda: BEGAN)
+        third, _ = await elsewhere.add("Third", who="cli")
+        for client in (APP, third):
+            made = await core.stored(await core.subscribe(ALICE, client=client))
+            await elsewhere.delete(client.id, who="cli")
+            late[client.id] = dataclasses.replace(made, id=f"late-{client.id}")
+            await core.store.create_subscription(late[client.id], [], [])
+        await core.subscriptions.client_gone(APP.id)
+        assert (await core.stored(late[APP.id])).end_reason is records.EndReason.CLIENT_DELETED
+        assert (await core.stored(late[third.id])).active
+    async with run_core(database) as core:
+        assert (await core.stored(late[third.id])).end_reason is records.EndReason.CLIENT_DELETED
+        assert core.watching.figures()["subscriptions"] == 0
 
 
 # Bad input.

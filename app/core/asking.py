@@ -222,15 +222,15 @@ class QueryService:
         """What is known of the terminal and no older than that."""
         if (status := self._watching.live(terminal)) is not None:
             return status
-        status = self._recent.get(terminal)
+        status, watched = self._recent.get(terminal), self._watching.last(terminal)
+        if watched is not None and (status is None or status.observed_at < watched.observed_at):
+            status = watched
         unreadable_at = self._watching.unreadable_at(terminal)
-        if unreadable_at is not None and status is not None and unreadable_at >= status.observed_at:
+        if status is None or (unreadable_at is not None and unreadable_at >= status.observed_at):
             return None  # what it said last could not be read: what it said before is no answer
-        status = status or self._watching.last(terminal)
-        if status is None:
-            return None
-        oldest = self._clock() - timedelta(seconds=age_s)
-        return status if status.observed_at >= oldest else None
+        now = self._clock()
+        # Nothing was observed later than now, but by a clock that was set back since: that tells no age.
+        return status if now - timedelta(seconds=age_s) <= status.observed_at <= now else None
 
     async def _fetch(self, terminal: TerminalAddress) -> TerminalStatus:
         status = await self._fetches.get_status(terminal)

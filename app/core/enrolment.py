@@ -28,9 +28,11 @@ from app.domain import (
     TerminalAddress,
     TooManyAddresses,
     TooManySubscriptions,
+    Unauthenticated,
 )
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import (
+    ANONYMOUS,
     AuditEntry,
     Client,
     EndReason,
@@ -84,8 +86,13 @@ class Enrolment:
     async def restore(self) -> None:
         """Takes in what is active in the store. Raises StoreUnavailable."""
         clients = {client.id: client for client in await self._store.clients()}
+        gone: set[str] = set()
         async for portion in self._store.active_subscriptions():
-            await self._restore(portion, clients)
+            owned = [one for one in portion if one.client_id in clients or one.client_id == ANONYMOUS]
+            gone.update([one.client_id for one in portion if one not in owned])
+            await self._restore(owned, clients)
+        for client_id in gone:
+            await self._store.client_gone(client_id, Writer(self._clock()).client_deleted)
 
     async def settled(self) -> None:
         """Waits for what callers who left have begun."""
@@ -102,7 +109,7 @@ class Enrolment:
     ) -> Subscription:
         """Stores a subscription with what it is told at once, and lets it stand. Returns what is stored, which is
         another one where its request id was used before. With `most`, that many of the client's may be active then.
-        Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions."""
+        Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, Unauthenticated."""
         return await self._undisturbed(self._begin(subscription, expansion, busy, usage, most))
 
     async def _begin(
@@ -114,6 +121,7 @@ class Enrolment:
         most: int | None,
     ) -> Subscription:
         async with self._commits.lock:
+            await self._require_client(subscription.client_id)
             if most is not None and self._standings.count(subscription.client_id) >= most:
                 # Many may have been let in at once, this request itself among them.
                 known = await self._store.subscription_by_request_id(subscription.client_id, subscription.request_id)
@@ -136,6 +144,12 @@ class Enrolment:
                 for terminal in terminals:
                     if not terminal.wanted:
                         self._watches.unwanted(terminal)
+
+    async def _require_client(self, client_id: str) -> None:
+        """The client may have been deleted, or disabled, since the call began: an endpoint takes its time to test."""
+        client = await self._store.client(client_id) if client_id != ANONYMOUS else None
+        if client_id != ANONYMOUS and (client is None or client.disabled):
+            raise Unauthenticated("The credentials are no longer good.")
 
     def _started(
         self,
@@ -251,6 +265,8 @@ class Enrolment:
         async with self._commits.lock:
             stood = [each.id for each in self._standings.by_id.values() if each.client_id == client_id]
             self._let_go(client_id, stood)
+            # What this process let in while the other one deleted the client.
+            await self._store.client_gone(client_id, Writer(self._clock()).client_deleted)
 
     def _let_go(self, client_id: str, ended: Iterable[str]) -> None:
         for subscription_id in ended:

@@ -123,7 +123,16 @@ async def run_use_cases(
             store, watcher, registry, wanted_by=watching.wanted_by, clock=clock, doubt=watching.doubt
         ),
     )
-    follower = ClientFollower(store, gone=subscriptions.client_gone, disabled=watching.end_streams_of)
+
+    async def client_gone(client_id: str) -> None:
+        auth.forget()  # first: or else it would come again at once
+        await subscriptions.client_gone(client_id)
+
+    def client_disabled(client_id: str) -> None:
+        auth.forget()
+        watching.end_streams_of(client_id)
+
+    follower = ClientFollower(store, gone=client_gone, disabled=client_disabled)
     await usage.start()
     try:
         await groups.start()

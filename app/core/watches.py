@@ -35,6 +35,9 @@ from app.presence import read_presence, status_of
 
 _LOG_S = 1.0
 _MAX_WANTED_BY = 20
+MAX_LEFT = 10_000
+"""Terminals of which the last observation is remembered when they are not watched any more; the oldest go first."""
+_NOTHING: tuple[None, None] = (None, None)
 
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +72,8 @@ class Watches:
         self._most = most
         self._wake = wake
         self._idle: deque[tuple[float, Terminal]] = deque()
+        self._left: dict[TerminalAddress, tuple[TerminalStatus | None, datetime | None]] = {}
+        """As `last` and `unreadable_at` tell them of terminals that are not watched any more, in the order of that."""
         self._logged_s = -math.inf
 
     def observed(self, address: TerminalAddress, notification: Notification) -> None:
@@ -151,12 +156,15 @@ class Watches:
         """What was observed last of a terminal that is watched, or was lately; None where a document came thereafter
         that could not be read."""
         terminal = self.by_address.get(address)
-        return terminal.newest() if terminal is not None and terminal.unreadable is None else None
+        if terminal is not None and terminal.unreadable is not None:
+            return None
+        newest = None if terminal is None else terminal.newest()
+        return newest or self._left.get(address, _NOTHING)[0]
 
     def unreadable_at(self, address: TerminalAddress) -> datetime | None:
         """When the terminal's last document came, if that could not be read."""
         terminal = self.by_address.get(address)
-        return None if terminal is None else terminal.unreadable_at
+        return self._left.get(address, _NOTHING)[1] if terminal is None else terminal.unreadable_at
 
     def doubt(self, address: TerminalAddress) -> WatchedTerminal | None:
         """How a terminal stands whose last document could not be read; None for others."""
@@ -246,3 +254,8 @@ class Watches:
                 continue
             del self.by_address[terminal.address]
             self._watcher.unwatch(terminal.address)
+            newest = None if terminal.unreadable is not None else terminal.newest()
+            self._left.pop(terminal.address, None)
+            self._left[terminal.address] = newest, terminal.unreadable_at
+            if len(self._left) > MAX_LEFT:
+                del self._left[next(iter(self._left))]

@@ -57,10 +57,24 @@ class Clients(Subscriptions):
         async def work(c: AsyncConnection) -> list[Subscription]:
             if not (await c.execute(delete(t.clients).where(t.clients.c.id == client_id))).rowcount:
                 raise ClientUnknown(f"There is no client {client_id!r}.", client=client_id)
-            await c.execute(delete(t.groups).where(t.groups.c.client_id == client_id))
-            return await self._end_all(c, client_id, end)
+            return await self._leave_nothing(c, client_id, end)
 
         return await self._write(work)
+
+    async def client_gone(
+        self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
+    ) -> list[Subscription]:
+        """As `delete_client`, of what was made while the client was being deleted."""
+        return await self._write(lambda c: self._leave_nothing(c, client_id, end))
+
+    async def _leave_nothing(
+        self,
+        c: AsyncConnection,
+        client_id: str,
+        end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]],
+    ) -> list[Subscription]:
+        await c.execute(delete(t.groups).where(t.groups.c.client_id == client_id))
+        return await self._end_all(c, client_id, end)
 
     async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
         """Stores an API key's hash, or replaces the client's own of this id. Raises ClientUnknown."""
