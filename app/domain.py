@@ -61,8 +61,8 @@ def require_utc(*times: datetime | None) -> None:
 class TerminalStatus:
     """A terminal's status as the presence server stated it at `observed_at` (aware, UTC).
 
-    `revision` grows by one with each change of the stored status, from 1; 0 is a status that was not stored, because
-    nobody watches the terminal.
+    `revision` grows by one with each change of the stored status, from 1; 0 is a status that is not stored: one
+    that was fetched, or was just observed.
     """
 
     address: TerminalAddress

@@ -389,6 +389,7 @@ def test_usage(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Usage records are listed, and exported as JSON Lines and CSV; one that takes long says how far it is."""
+    done("query", ALICE, "--requester", "=1+1", server=server)
     done("query", ALICE, BOB, server=server)
     listed = answer("usage", "list", "--since", "1h", server=server)
     asked = [record for record in listed if record["operation"] == "getStatusForGroup"][-1]
@@ -407,6 +408,7 @@ def test_usage(
     with file.open(newline="") as opened:
         rows = {row["id"]: row for row in csv.DictReader(opened)}
     assert rows[asked["id"]]["targets"] == f"{ALICE} {BOB}"
+    assert {row["requester"] for row in rows.values()} >= {"", "'=1+1"}  # no formula for a spreadsheet
     assert list(tmp_path.iterdir()) == [file]
     assert done("usage", "export", "--since", "2999-01-01", server=server).stdout == ""
     assert "/nonexistent/x" in one_line("usage", "export", "-o", "/nonexistent/x", server=server)

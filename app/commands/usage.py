@@ -128,9 +128,14 @@ def _writer(file: TextIO, form: Format) -> Callable[[dict[str, Any]], object]:
     return lambda record: rows.writerow([*_flat(record, columns)])
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def _flat(record: dict[str, Any], columns: list[str]) -> Iterator[Any]:
     for column in columns:
-        yield " ".join(record[column]) if isinstance(record[column], list) else record[column]
+        cell = " ".join(record[column]) if isinstance(record[column], list) else record[column]
+        # What a caller wrote may begin like a formula, which spreadsheets would compute.
+        yield f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class TerminalStatus(BaseModel):
         "`WATCH`: a live subscription at the presence server says so."
     )
     revision: int = Field(
-        description="Grows by one with each change of the terminal's stored status, from 1. 0: nobody watches it."
+        description="Grows by one with each change of the terminal's stored status, from 1. 0: it is not stored."
     )
 
 

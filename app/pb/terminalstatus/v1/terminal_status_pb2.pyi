@@ -281,7 +281,9 @@ class TerminalStatus(_message.Message):
     source: Global___Source.ValueType
     """Where the status came from. Never SOURCE_UNSPECIFIED."""
     revision: _builtins.int
-    """Grows by one with each change of the terminal's stored status, from 1. 0 where nobody watches the terminal."""
+    """Grows by one with each change of the terminal's stored status, from 1. 0 where it is not stored: an answer of a
+    fetch, and what was just observed by a watch while the database cannot be used.
+    """
     @_builtins.property
     def observed_at(self) -> _timestamp_pb2.Timestamp:
         """When the presence server stated the status, by the gateway's clock. Always present."""
