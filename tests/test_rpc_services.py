@@ -914,6 +914,15 @@ CREATE = subscription_pb2.CreateSubscriptionRequest
 SINK = subscription_pb2.Sink
 
 
+@pytest.mark.parametrize("max_age", [MINUS, DAYS, ODD])
+async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) -> None:
+    """A call that is refused for its age counts like any other."""
+    request = pb.GetStatusRequest(address=ALICE, max_age=max_age)
+    await failure_of(face.terminals.GetStatus(request, metadata=face.app))
+    (record,) = await face.core.usage_records()
+    assert (record.operation, record.result) == ("getStatus", "INVALID_REQUEST")
+
+
 @pytest.mark.parametrize(
     ("service", "method", "request_", "field"),
     [

@@ -293,8 +293,8 @@ def client(of: records.Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
 
 
 def max_age_s(request: pb.GetStatusRequest | pb.QueryStatusesRequest) -> float:
-    """Seconds; the use case bounds them. Raises InvalidRequest."""
-    return _ns(request.max_age, "max_age") / _NS  # 0 where it is absent
+    """Seconds, 0 where it is absent; the use case bounds them, and counts a call that is out of bounds."""
+    return request.max_age.seconds + request.max_age.nanos / _NS
 
 
 def duration_ms(request: Message, field: str) -> int:
