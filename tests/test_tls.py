@@ -21,14 +21,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from app.auth import tls
-from app.auth.authenticator import asgi_credentials
+from app.auth.authenticator import Credentials, asgi_credentials
+from app.auth.clients import ClientRegistry
 from app.auth.tls import Tls, TlsUnusable
+from app.domain import Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Page
 from app.records import ANONYMOUS, Client
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
+from app.store import open_store
 from tests import soap
 from tests.conftest import settings_for
 
@@ -326,3 +329,23 @@ async def test_no_start_for_everybody(sandbox: Sandbox, tmp_path: Path) -> None:
         assert anonymous.admin
     async with run_gateway(settings_for(f"{sandbox.uri};transport=udp", **values)) as gateway:
         assert await gateway.use_cases.auth.authenticate_with(made[0].id, lambda _: True) == made[0]
+
+
+async def test_a_client_that_another_process_disables(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key is refused as soon as the gateway has noticed, though it was good a moment ago."""
+    from app.main import run_gateway
+
+    monkeypatch.setattr("app.auth.clients.FOLLOW_S", 0.05)
+    settings = settings_for(f"{sandbox.uri};transport=udp")
+    async with run_gateway(settings) as gateway, await open_store(settings.database_url) as store:
+        auth, elsewhere = gateway.use_cases.auth, ClientRegistry(store, clock=lambda: NOW)
+        client, key = await elsewhere.add("one", who="cli")
+        shown = f"Bearer {key}"
+        assert await auth.authenticate(Credentials(authorization=shown)) == client
+        await asyncio.sleep(0.2)  # it is seen to be there
+        await elsewhere.set_disabled(client.id, True, who="cli")
+        async with asyncio.timeout(2):
+            while auth.known(shown) is not None:  # noqa: ASYNC110  # nothing tells
+                await asyncio.sleep(0.01)
+        with pytest.raises(Unauthenticated):
+            await auth.authenticate(Credentials(authorization=shown))
