@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from app.auth.clients import ClientRegistry
+from app.core.groups import Expansion
 from app.core.policy import Policy
 from app.core.subscribing import made_secret
 from app.domain import (
@@ -32,6 +34,7 @@ from app.domain import (
     SinkUnreachable,
     StoreUnavailable,
     SubscriptionUnknown,
+    TerminalAddress,
     TerminalStatusError,
     TerminalUnknown,
     TooManyAddresses,
@@ -685,6 +688,44 @@ async def test_restart_expands_groups_anew(url: str) -> None:
         await core.play(BOB, REACHABLE)
         await core.play(BOB, BUSY)
         assert await core.told(subscription) == ["bob BUSY"]
+
+
+async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
+    """With a stricter limit after a restart, a group that is deleted while others are left out is followed, and tells
+    nothing that was told."""
+    async with run_core(database_url) as core:
+        await core.groups.create(APP, TEAM, [ALICE])
+        subscription = await core.subscribe(TEAM, BOB, CAROL, sink=SOAP)
+    async with run_core(database_url, policy=Policy(max_notification_addresses=1)) as core:
+        with capture_logs() as log:
+            await core.groups.delete(APP, TEAM)
+            await core.advance(1)
+        assert not [entry for entry in log if entry["log_level"] == "error"]
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, BUSY)
+        assert await core.told(subscription) == ["bob BUSY"]
+
+
+async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one subscription or stream cannot follow its group, those of others follow theirs."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.groups.create(APP, ALL, [ALICE])
+    await core.subscribe(TEAM, sink=SOAP)
+    await core.subscribe(ALL, sink=SOAP)
+    async with reading(core, TEAM), reading(core, ALL):
+        await until(lambda: core.watching.figures()["streams"] == 2)
+        members_now = core.groups.members_now
+
+        async def defective(client_id: str, addresses: Sequence[TerminalAddress], *rest: Any) -> Expansion:
+            if TEAM in addresses:
+                raise RuntimeError("a defect")
+            return await members_now(client_id, addresses, *rest)
+
+        monkeypatch.setattr(core.groups, "members_now", defective)
+        await core.groups.set_members(APP, TEAM, [CAROL])
+        await core.groups.set_members(APP, ALL, [BOB])
+        await until(lambda: len(core.watching.wanted_by(BOB)) == 2)
+    assert not core.watching.wanted_by(CAROL)
 
 
 # Making, showing

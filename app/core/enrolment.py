@@ -24,6 +24,7 @@ from app.core.watches import Watches
 from app.domain import (
     GatewayOverloaded,
     Liveness,
+    StoreUnavailable,
     SubscriptionUnknown,
     TerminalAddress,
     TooManyAddresses,
@@ -311,28 +312,36 @@ class Enrolment:
         async with self._commits.lock:
             concerned = dict.fromkeys([one for group in changed for one in self._standings.by_group.get(group, ())])
             for standing in concerned:
-                most = self._policy_of(standing.client_id, clients).max_notification_addresses
-                expansion = await self._groups.members_now(
-                    standing.client_id, standing.addresses, most, standing.groups
-                )
-                self._tell_left_out(standing, expansion)
-                standing.failed = standing.failed.intersection(expansion.terminals)
                 try:
-                    its = {one: self._watches.by_address[one] for one in standing.terminals}  # not to be asked anew
-                    others = [one for one in expansion.terminals if not (one in its or one in standing.failed)]
-                    its.update((terminal.address, terminal) for terminal in self._watches.want(others))
-                    terminals = [its[one] for one in expansion.terminals if one in its]
-                except GatewayOverloaded as error:
-                    _log.warning("group_not_followed", subscription=standing.id, message=str(error))
-                    continue
-                await self._commits.load(terminals)
-                if not standing.ended:  # by the endpoint, meanwhile
-                    self._follow(standing, terminals)
-                    self._standings.index_groups(standing, expansion.groups)
-                for terminal in terminals:
-                    if not terminal.wanted:
-                        self._watches.unwanted(terminal)
+                    await self._regroup(standing, clients)
+                except StoreUnavailable:
+                    raise
+                except Exception:  # the others follow
+                    _log.exception("defect_in_watching", subscription=standing.id)
         self._wake()
+
+    async def _regroup(self, standing: Standing, clients: Mapping[str, Client]) -> None:
+        most = self._policy_of(standing.client_id, clients).max_notification_addresses
+        expansion = await self._groups.members_now(standing.client_id, standing.addresses, most, standing.groups)
+        self._tell_left_out(standing, expansion)
+        standing.failed = standing.failed.intersection(expansion.terminals)
+        try:
+            its = {one: self._watches.by_address[one] for one in standing.terminals}  # not to be asked anew
+            others = [one for one in expansion.terminals if not (one in its or one in standing.failed)]
+            its.update((terminal.address, terminal) for terminal in self._watches.want(others))
+            terminals = [its[one] for one in expansion.terminals if one in its]
+        except GatewayOverloaded as error:
+            _log.warning("group_not_followed", subscription=standing.id, message=str(error))
+            return
+        try:
+            await self._commits.load(terminals)
+            if not standing.ended:  # by the endpoint, meanwhile
+                self._follow(standing, terminals)
+                self._standings.index_groups(standing, expansion.groups)
+        finally:
+            for terminal in terminals:
+                if not terminal.wanted:
+                    self._watches.unwanted(terminal)
 
     def _tell_left_out(self, standing: Standing, expansion: Expansion) -> None:
         """The groups may have grown beyond what the policy allows: that is told once, until they fit again."""
@@ -340,7 +349,7 @@ class Enrolment:
         if not expansion.left_out:
             standing.warned = fitting
             return
-        group = expansion.groups[0]
+        group = (expansion.groups or standing.groups)[0]
         if group in standing.warned:
             return
         most, over = len(expansion.terminals), expansion.left_out

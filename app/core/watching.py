@@ -105,6 +105,7 @@ class Watching:
         self._streams_of: Counter[str] = Counter()
         self._changed_groups: set[GroupKey] = set()
         self._hinted: set[TerminalAddress] = set()
+        self._at: set[GroupKey] | set[TerminalAddress] | None = None  # what `_work` is about; None: what is written
         self._wake = asyncio.Event()
         self._stopping = self._closing = False
         self._running: asyncio.Task[None] | None = None
@@ -296,9 +297,7 @@ class Watching:
             except Exception:
                 _log.exception("defect_in_watching")
                 if defects:  # it is not the size of the batch
-                    self._commits.give_up()
-                    self._changed_groups.clear()
-                    self._hinted.clear()
+                    self._give_up()
                 defects, retry_s = defects + 1, _RETRY_S[0]
             else:
                 if retry_s:
@@ -324,15 +323,18 @@ class Watching:
     async def _work(self, most: int) -> None:
         """Does all that is to be done now, of each kind a part. Raises StoreUnavailable."""
         now_s = self._clock_s()
+        self._at = None
         self._tick(now_s)
         self._watches.let_go(now_s)
         if self._commits.waiting or self._standings.next_due_s <= now_s:
             await self._commits.round(most)
         if self._changed_groups:
+            self._at = self._changed_groups
             changed = frozenset(self._changed_groups)
             await self._regroup(changed)
             self._changed_groups -= changed
         if self._hinted:
+            self._at = self._hinted
             hinted = list(islice(self._hinted, _REREAD))
             await self._reread(hinted)
             self._hinted.difference_update(hinted)
@@ -340,6 +342,13 @@ class Watching:
             self._reread_s = now_s
             await self._groups.reload()
             self._hinted.update(self._watches.by_address)
+
+    def _give_up(self) -> None:
+        """Drops what cannot be done by any means, and nothing else."""
+        if self._at is None:
+            self._commits.give_up()
+        else:
+            self._at.clear()
 
     def _tick(self, now_s: float) -> None:
         tick_s = self._tuning.bookmark_s / _TICKS
@@ -362,23 +371,32 @@ class Watching:
         for stream in list(self._streams):
             if not any((stream.client_id, group) in changed for group in stream.groups):
                 continue
-            expansion = await self._groups.members_now(stream.client_id, stream.addresses, stream.most, stream.groups)
-            if expansion.left_out:
-                _log.warning("group_cut", client=stream.client_id, watched=stream.most, left_out=expansion.left_out)
-            its = {terminal.address: terminal for terminal in stream.told}  # failed ones, too: not watched anew
             try:
-                its.update(
-                    (one.address, one)
-                    for one in self._watches.want([one for one in expansion.terminals if one not in its])
-                )
-                terminals = [its[address] for address in expansion.terminals]
-            except GatewayOverloaded as error:
-                _log.warning("group_not_followed", client=stream.client_id, message=str(error))
-                continue
+                await self._regroup_stream(stream)
+            except StoreUnavailable:
+                raise
+            except Exception:  # the others follow
+                _log.exception("defect_in_watching", client=stream.client_id)
+
+    async def _regroup_stream(self, stream: Stream) -> None:
+        expansion = await self._groups.members_now(stream.client_id, stream.addresses, stream.most, stream.groups)
+        if expansion.left_out:
+            _log.warning("group_cut", client=stream.client_id, watched=stream.most, left_out=expansion.left_out)
+        its = {terminal.address: terminal for terminal in stream.told}  # failed ones, too: not watched anew
+        try:
+            its.update(
+                (one.address, one) for one in self._watches.want([one for one in expansion.terminals if one not in its])
+            )
+            terminals = [its[address] for address in expansion.terminals]
+        except GatewayOverloaded as error:
+            _log.warning("group_not_followed", client=stream.client_id, message=str(error))
+            return
+        try:
             await self._commits.load(terminals)
             if stream in self._streams:  # it may have been closed meanwhile
                 self._follow(stream, terminals)
                 stream.groups = tuple(dict.fromkeys([*stream.groups, *expansion.groups]))
+        finally:
             for terminal in terminals:
                 if not terminal.wanted:
                     self._watches.unwanted(terminal)
