@@ -126,6 +126,9 @@ class SubscriptionUpdate:
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     end_detail: str | None = None
+    groups: tuple[TerminalAddress, ...] | None = None
+    joined: tuple[TerminalAddress, ...] | None = None
+    held: tuple[TerminalAddress, ...] | None = None
     sink: Sink | None = None
     """Another endpoint, or other secrets for it."""
 

@@ -216,6 +216,13 @@ class Subscription:
     awaiting: bool = False
     """Whether some of its terminals have not been observed since it was made: the first observation of such a one is
     no change, but what later ones are compared with (and is told at once where `check_immediate`)."""
+    groups: tuple[TerminalAddress, ...] = ()
+    """Its addresses that are groups, and the groups in them: they stay that when they are deleted, and an address asked
+    for as a terminal stays one whatever groups are made later."""
+    joined: tuple[TerminalAddress, ...] = ()
+    """Terminals that joined a group of it and have not been observed since; what `awaiting` says of the first ones."""
+    held: tuple[TerminalAddress, ...] = ()
+    """Terminals whose last status waits for the interval."""
     suspended_at: datetime | None = None
     """When its endpoint had failed for so long that attempts were put off; None while it works."""
     ended_at: datetime | None = None

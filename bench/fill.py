@@ -85,4 +85,7 @@ def _subscription(number: int, sink: Sink, now: datetime) -> dict[str, Any]:
         "ended_at": None,
         "end_reason": None,
         "end_detail": "",
+        "groups": "[]",
+        "joined": "[]",
+        "held": "[]",
     }

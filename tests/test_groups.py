@@ -121,8 +121,8 @@ async def _each_has_its_own(core: Core) -> None:
         assert found.terminals == expected
     theirs = await core.groups.expand(OTHER, [ALL], Policy(nested_group_support=False))
     assert (theirs.terminals, theirs.groups) == ((ALICE, TEAM), (ALL,))
-    assert (await core.groups.members_now(OTHER.id, [ALL], 10)).terminals == (ALICE, TEAM)
-    assert (await core.groups.members_now(APP.id, [TEAM], 10)).terminals == (BOB,)
+    assert (await core.groups.members_now(OTHER.id, [ALL], 10, [ALL])).terminals == (ALICE, TEAM)
+    assert (await core.groups.members_now(APP.id, [TEAM], 10, [TEAM])).terminals == (BOB,)
 
 
 @pytest.mark.parametrize(

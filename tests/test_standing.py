@@ -77,7 +77,7 @@ class History:
         if (update := decision.update) is not None:
             changed = {
                 name: value
-                for name in ("notified", "last_notified_at", "awaiting", "ended_at", "end_reason")
+                for name in ("notified", "last_notified_at", "awaiting", "joined", "held", "ended_at", "end_reason")
                 if (value := getattr(update, name)) is not None
             }
             self.subscription = replace(self.subscription, **changed)

@@ -18,15 +18,16 @@ import pytest
 import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, insert, text
+from sqlalchemy import Connection, Engine, bindparam, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
 from app.domain import StoreUnavailable
 from app.ports import Changes, Page
-from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, open_store, shown_url
+from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, migrations, open_store, shown_url
 from app.store.engines import dispose, make_engine, on_connection
-from app.store.tables import METADATA
+from app.store.tables import METADATA, UtcDateTime
+from tests.core import TEAM
 from tests.postgres import Postgres
 from tests.test_store import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage
 
@@ -311,6 +312,56 @@ async def test_migrations_make_the_tables_of_the_code(empty_url: str) -> None:
     assert different == []
 
 
+async def test_migration_finds_groups_and_what_was_held_back(empty_url: str) -> None:
+    """Of active subscriptions of the first schema, addresses that are their client's groups are groups from then on,
+    and what was observed after the last notification waits for the interval."""
+    engine = make_engine(empty_url, create=True)
+    await on_connection(engine, first_schema, writes=True)
+    await dispose(engine)
+    assert (await migrate(empty_url)).before == "0001"
+    async with await open_store(empty_url) as store:
+        found, _ = await store.subscriptions(None, Page(), active_only=False)
+    assert [(one.id, one.groups, one.joined, one.held) for one in found] == [
+        ("grouped", (TEAM,), (), (BOB,)),
+        ("another's", (), (), (BOB,)),
+        ("no interval", (TEAM,), (), ()),
+        ("ended", (), (), ()),
+    ]
+
+
+def first_schema(connection: Connection) -> None:
+    """Makes the first schema, with subscriptions to the address of a group and to terminals."""
+    migrations._upgrade(connection, "0001")  # noqa: SLF001
+
+    def add(statement: str, **values: Any) -> Any:
+        times = [bindparam(name, type_=UtcDateTime()) for name in ("at", "ended") if name in values]
+        return connection.execute(text(statement).bindparams(*times), values)
+
+    for name, client_id, interval_ms, ended in (
+        ("grouped", "c1", 1000, None),
+        ("another's", "c2", 1000, None),
+        ("no interval", "c1", 0, None),
+        ("ended", "c1", 1000, AT),
+    ):
+        seq = add(
+            "insert into subscription (id, client_id, criteria, check_immediate, min_interval_ms, max_notifications, "
+            "created_at, sink_kind, sink_url, sink_profile, sink_parameters, correlator, request_id, notified, "
+            "last_notified_at, awaiting, ended_at, end_detail) values (:id, :client_id, '', false, :interval_ms, 0, "
+            ":at, 'STREAM', '', '', '{}', '', '', 1, :at, false, :ended, '') returning seq",
+            id=name,
+            client_id=client_id,
+            interval_ms=interval_ms,
+            at=AT,
+            ended=ended,
+        ).scalar_one()
+        for position, address in enumerate((TEAM, ALICE, BOB)):
+            statement = "insert into subscription_address values (:seq, :position, :address)"
+            add(statement, seq=seq, position=position, address=address)
+    for address, at in ((ALICE, AT), (BOB, after(1))):
+        add("insert into terminal_status values (:address, 'BUSY', :at, 'WATCH', 1)", address=address, at=at)
+    add("insert into terminal_group values ('c1', :address, :at, 1)", address=TEAM, at=AT)
+
+
 def differences(connection: Connection) -> list[Any]:
     """What Alembic would change to make the database what the code says; types as they are written in SQL."""
 
@@ -327,7 +378,7 @@ async def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None
     processes = [run_migrate(empty_url) for _ in range(3)]
     done = await asyncio.gather(*(asyncio.to_thread(process.communicate, timeout=60) for process in processes))
     assert [process.returncode for process in processes] == [0, 0, 0], done
-    assert sorted(json.loads(output)["before"] for output, _ in done) == ["", "0001", "0001"]
+    assert sorted(json.loads(output)["before"] for output, _ in done) == ["", "0002", "0002"]
 
 
 async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: str) -> None:

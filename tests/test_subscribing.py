@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ from app.domain import (
     RequestIdReused,
     SinkRefused,
     SinkUnreachable,
+    Status,
     StoreUnavailable,
     SubscriptionUnknown,
     TerminalAddress,
@@ -287,7 +289,8 @@ async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: 
     await core.groups.remove_members(APP, TEAM, [ALICE])
     await core.advance(1)
     await core.groups.add_members(APP, TEAM, [ALICE])
-    await until(lambda: core.watcher.asked.count(f"watch {ALICE}") == 2)
+    await until(lambda: core.watching.wanted_by(ALICE))
+    assert core.watcher.asked.count(f"watch {ALICE}") == 2
     core.watcher.fail(ALICE, UNKNOWN)
     await core.settled()
     assert await core.told(subscription) == [*expected, "ERROR alice TERMINAL_UNKNOWN"]
@@ -688,6 +691,102 @@ async def test_restart_expands_groups_anew(url: str) -> None:
         await core.play(BOB, REACHABLE)
         await core.play(BOB, BUSY)
         assert await core.told(subscription) == ["bob BUSY"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, restarted: bool) -> None:
+    """A group that is deleted while subscribed stands for nobody, one in a group too, also after a crash; made anew it
+    is followed again."""
+    async with AsyncExitStack() as gateways:
+        core = await gateways.enter_async_context(run_core(database_url, crash=True))
+        await core.groups.create(APP, TEAM, [ALICE])
+        await core.groups.create(APP, ALL, [BOB])
+        alone, nested = await core.subscribe(TEAM, sink=SOAP), await core.subscribe(ALL, sink=SOAP)
+        await core.groups.add_members(APP, ALL, [TEAM])
+        await until(lambda: core.watching.wanted_by(ALICE) == [alone.id, nested.id])
+        await core.groups.delete(APP, TEAM)
+        await until(lambda: not core.watching.wanted_by(ALICE))
+        if restarted:
+            await gateways.aclose()
+            core = await gateways.enter_async_context(run_core(database_url))
+            assert set(core.watcher.wanted) == {BOB}
+        await core.groups.create(APP, TEAM, [CAROL])
+        await until(lambda: core.watching.wanted_by(CAROL) == [alone.id, nested.id])
+        await core.play(CAROL, REACHABLE)
+        await core.play(CAROL, BUSY)
+        assert await core.told(alone) == await core.told(nested) == ["carol BUSY"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted: bool) -> None:
+    """What was asked for as a terminal stays one, whatever group is made of its address; a member of a group becomes
+    the group. Both also over a crash, and for streams."""
+    async with AsyncExitStack() as gateways:
+        core = await gateways.enter_async_context(run_core(database_url, crash=True))
+        await core.groups.create(APP, TEAM, [ALICE])
+        terminal, by_group = await core.subscribe(ALICE, sink=SOAP), await core.subscribe(TEAM, sink=SOAP)
+        both = await core.subscribe(TEAM, ALICE, sink=SOAP)
+        await gateways.enter_async_context(reading(core, TEAM))
+        await until(lambda: len(core.watching.wanted_by(ALICE)) == 4)
+        await core.groups.create(APP, ALICE, [BOB])
+        await until(lambda: core.watching.wanted_by(BOB) == [by_group.id, f"stream:{APP.id}"])
+        await core.groups.set_members(APP, TEAM, [CAROL, ALICE])
+        await until(lambda: len(core.watching.wanted_by(CAROL)) == 3)
+        if restarted:
+            await gateways.aclose()
+            core = await gateways.enter_async_context(run_core(database_url))
+        for address, wanting in ((ALICE, [terminal, both]), (BOB, [by_group]), (CAROL, [by_group, both])):
+            found = [one for one in core.watching.wanted_by(address) if not one.startswith("stream:")]
+            assert found == [one.id for one in wanting]
+
+
+@pytest.mark.parametrize("first", [REACHABLE, BUSY])
+async def test_restart_still_awaits_who_joined(database_url: str, first: Status) -> None:
+    """Who joined a group and was not observed before a crash is told at once with checkImmediate, and without it is no
+    change; others are told nothing anew."""
+    async with run_core(database_url) as core, reading(core, BOB):
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(BOB, REACHABLE)
+        await core.groups.create(APP, TEAM, [ALICE])
+    async with run_core(database_url, crash=True) as core:
+        immediate = await core.subscribe(TEAM, sink=SOAP, check_immediate=True)
+        later = await core.subscribe(TEAM, sink=SOAP)
+        await core.play(ALICE, REACHABLE)
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await until(lambda: core.watching.wanted_by(BOB) == [immediate.id, later.id])
+    for status in (first, UNREACHABLE):
+        async with run_core(database_url, crash=True) as core:
+            await core.play(ALICE, REACHABLE)
+            await core.play(BOB, status)
+    async with run_core(database_url) as core:
+        assert await core.told(immediate) == ["alice REACHABLE", f"bob {first.name}", "bob UNREACHABLE"]
+        assert await core.told(later) == ["bob UNREACHABLE"]
+
+
+async def test_restart_holds_back_no_first_observation(database_url: str) -> None:
+    """With an interval, who was observed for the first time after the last notification is told nothing after a crash,
+    nor is who left a group while a change was held back, and came again."""
+    clocks = Clocks()
+    async with run_core(database_url, clocks=clocks, crash=True) as core:
+        await core.groups.create(APP, TEAM, [ALICE, CAROL])
+        subscription = await core.subscribe(TEAM, sink=SOAP, min_interval_ms=3000)
+        for address, status in ((ALICE, REACHABLE), (CAROL, REACHABLE), (ALICE, BUSY)):
+            clocks.advance(0.1)
+            await core.play(address, status)
+        assert await core.told(subscription) == ["alice BUSY"]
+        await core.play(CAROL, BUSY)  # held back
+        await core.groups.set_members(APP, TEAM, [ALICE, BOB])
+        await until(lambda: not core.watching.wanted_by(CAROL))
+        await core.groups.add_members(APP, TEAM, [CAROL])
+        await until(lambda: core.watching.wanted_by(CAROL))
+        clocks.advance(0.1)
+        await core.play(BOB, REACHABLE)
+    clocks.advance(10)
+    async with run_core(database_url, clocks=clocks) as core:
+        await core.advance(10)
+        for address, status in ((ALICE, BUSY), (BOB, REACHABLE), (CAROL, BUSY)):
+            await core.play(address, status)
+        assert await core.told(subscription) == ["alice BUSY"]
 
 
 async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:

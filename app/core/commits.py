@@ -266,5 +266,6 @@ class Commits:
             elif subscription.notified != standing.notified:
                 standing.notified, standing.held = subscription.notified, ()
                 standing.allowed_s = allowed_s(subscription, now, now_s)
+                standing.joined = standing.joined.intersection(subscription.joined)
                 if not subscription.awaiting:
-                    standing.awaiting = frozenset()
+                    standing.awaiting = standing.joined

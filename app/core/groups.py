@@ -52,7 +52,7 @@ class Expansion:
     addresses: tuple[TerminalAddress, ...]
     """What was asked for in canonical form, each once: terminals and groups."""
     groups: tuple[TerminalAddress, ...] = ()
-    """Every group that was visited, nested ones too."""
+    """Every group that was visited, nested ones too, and those that were groups and are deleted."""
     left_out: int = 0
     """How many terminals more there are than were asked for at most."""
 
@@ -218,27 +218,30 @@ class GroupService:
         return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
 
     async def members_now(
-        self, client_id: str, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress] = ()
+        self, client_id: str, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress]
     ) -> Expansion:
         """What addresses that were allowed this client once stand for now, at most `most` terminals.
 
-        Those `known` to be groups stand for nothing once they are deleted. Raises StoreUnavailable.
+        Those `known` to be groups are that, and stand for nothing once they are deleted; the others are terminals,
+        whatever groups were made since. Members are groups where they are now, too. Raises StoreUnavailable.
         """
         terminals: dict[TerminalAddress, None] = {}
         over: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
         level = asked = tuple(addresses)
+        known = frozenset(known)
+        own = frozenset(asked) - known
         while level:
-            inner = [address for address in level if self.is_group(client_id, address)]
+            inner = [address for address in level if address not in own and self.is_group(client_id, address)]
             found = await self._store.groups_of(client_id, inner) if inner else {}
             following: list[TerminalAddress] = []
             for address in level:
-                if (group := found.get(address)) is None:
-                    if address not in known:
-                        (terminals if address in terminals or len(terminals) < most else over)[address] = None
+                group = found.get(address)
+                if group is None and address not in known:
+                    (terminals if address in terminals or len(terminals) < most else over)[address] = None
                 elif address not in visited:
                     visited[address] = None
-                    following += group.members
+                    following += group.members if group else ()
             level = tuple(dict.fromkeys(following))
         return Expansion(terminals=tuple(terminals), addresses=asked, groups=tuple(visited), left_out=len(over))
 

@@ -72,6 +72,7 @@ class Standing:
         "held",
         "id",
         "interval_s",
+        "joined",
         "kind",
         "most",
         "notified",
@@ -110,6 +111,8 @@ class Standing:
         """Members of groups that cannot be watched, of which it was told; they are left alone until they leave."""
         self.awaiting = _NONE_AWAITED
         """Terminals whose next observation is their first."""
+        self.joined = _NONE_AWAITED
+        """Those of them that joined a group."""
         self.held: tuple[TerminalStatus, ...] = ()
         """What waits for the interval."""
         self.allowed_s = -math.inf
@@ -145,6 +148,7 @@ class Decision:
         "end_reason",
         "failed",
         "held",
+        "joined",
         "notified",
         "owed",
         "standing",
@@ -159,6 +163,7 @@ class Decision:
         self.update: SubscriptionUpdate | None = None
         self.notified = standing.notified
         self.awaiting = standing.awaiting
+        self.joined = standing.joined
         self.held = standing.held
         self.allowed_s = standing.allowed_s
         self.terminals = standing.terminals
@@ -171,7 +176,7 @@ class Decision:
         standing = self.standing
         standing.notified, standing.awaiting, standing.held = self.notified, self.awaiting, self.held
         standing.allowed_s, standing.terminals, standing.warned = self.allowed_s, self.terminals, self.warned
-        standing.failed = self.failed
+        standing.failed, standing.joined = self.failed, self.joined
         standing.ended = standing.ended or self.end_reason is not None
 
 
@@ -275,14 +280,21 @@ def decide(
         decision.held = ()
         decision.owed += writer.ending(standing.id, standing.client_id, standing, decision.end_reason)
     notified = decision.notified != standing.notified
-    awaited = standing.awaiting and not decision.awaiting
-    if notified or awaited or decision.end_reason is not None:
+    awaited = False
+    if decision.awaiting is not standing.awaiting:
+        awaited = bool(standing.awaiting - standing.joined) and not decision.awaiting - standing.joined
+        decision.joined = standing.joined & decision.awaiting or _NONE_AWAITED
+    joined = decision.joined is not standing.joined and decision.joined != standing.joined
+    held = decision.held is not standing.held and _addresses(decision.held) != _addresses(standing.held)
+    if notified or awaited or joined or held or decision.end_reason is not None:
         ended = decision.end_reason is not None
         decision.update = SubscriptionUpdate(
             subscription_id=standing.id,
             notified=decision.notified if notified else None,
             last_notified_at=_told_at(now, changes) if notified else None,
             awaiting=False if awaited else None,
+            joined=tuple(sorted(decision.joined)) if joined else None,
+            held=_addresses(decision.held) if held else None,
             ended_at=now if ended else None,
             end_reason=decision.end_reason,
             end_detail=END_TEXTS[decision.end_reason] if decision.end_reason else None,
@@ -295,6 +307,10 @@ def decide(
     ):
         return None
     return decision
+
+
+def _addresses(held: Sequence[TerminalStatus]) -> tuple[TerminalAddress, ...]:
+    return tuple([status.address for status in held])
 
 
 def _weigh(
@@ -391,23 +407,25 @@ def restored(
 ) -> Standing:
     """A subscription as it was before a restart, from what is `stored` of its terminals.
 
-    A terminal is awaited that was never observed, or not since a subscription was made that still awaits some. What
-    was observed after the last notification was held back, for each other change was told as it was stored.
+    A terminal is awaited that was never observed, or not since it joined a group, or not since a subscription was made
+    that still awaits some.
     """
     left_s = (subscription.expires_at - now).total_seconds() if subscription.expires_at else math.inf
     standing = Standing(subscription, terminals=terminals, groups=groups, busy=busy, expires_s=now_s + left_s)
     awaited, held = [], []
-    last = subscription.last_notified_at
+    joined, held_back = frozenset(subscription.joined), frozenset(subscription.held)
     for address in terminals:
         status = stored.get(address)
-        if status is None or (subscription.awaiting and status.observed_at < subscription.created_at):
+        old = status is not None and subscription.awaiting and status.observed_at < subscription.created_at
+        if status is None or old or address in joined:
             awaited.append(address)
-        elif standing.interval_s and last is not None and status.observed_at > last:
+        elif address in held_back:
             shown = told_status(standing.busy, status.status)
             if standing.shows(shown):
                 held.append(shown_as(status, shown))
     if awaited:
         standing.awaiting = frozenset(awaited)
+    standing.joined = joined.intersection(awaited) or _NONE_AWAITED
     standing.held = tuple(held)
     standing.allowed_s = allowed_s(subscription, now, now_s)
     return standing

@@ -57,18 +57,22 @@ class Standings:
             self._of_client[standing.client_id] = left
         else:
             del self._of_client[standing.client_id]
-        for group in standing.groups:
+        self._unindex(standing, standing.groups)
+
+    def index_groups(self, standing: Standing, groups: tuple[TerminalAddress, ...]) -> None:
+        """Lets it be found by these groups, and no others."""
+        self._unindex(standing, set(standing.groups).difference(groups))
+        standing.groups = groups
+        for group in groups:
+            self.by_group.setdefault((standing.client_id, group), {})[standing] = None
+
+    def _unindex(self, standing: Standing, groups: Iterable[TerminalAddress]) -> None:
+        for group in groups:
             key = (standing.client_id, group)
             members = self.by_group[key]
             del members[standing]
             if not members:
                 del self.by_group[key]
-
-    def index_groups(self, standing: Standing, groups: Iterable[TerminalAddress]) -> None:
-        """Lets it be found by these groups, too."""
-        standing.groups = tuple(dict.fromkeys([*standing.groups, *groups]))
-        for group in standing.groups:
-            self.by_group.setdefault((standing.client_id, group), {})[standing] = None
 
     def prolonged(self, standing: Standing) -> None:
         """Its end is another now."""

@@ -307,6 +307,7 @@ class SubscriptionService:
             id=secrets.token_hex(16),
             client_id=client.id,
             addresses=expansion.addresses,
+            groups=expansion.groups,
             criteria=request.criteria,
             check_immediate=request.check_immediate,
             min_interval_ms=interval_ms,

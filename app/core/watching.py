@@ -368,8 +368,9 @@ class Watching:
     async def _regroup(self, changed: Set[GroupKey]) -> None:
         clients = {client.id: client for client in await self._store.clients()}
         await self.enrolment.regroup(changed, clients)
+        met = {stream for group in changed for stream in self._met(group)}
         for stream in list(self._streams):
-            if not any((stream.client_id, group) in changed for group in stream.groups):
+            if not (stream in met or any((stream.client_id, group) in changed for group in stream.groups)):
                 continue
             try:
                 await self._regroup_stream(stream)
@@ -377,6 +378,13 @@ class Watching:
                 raise
             except Exception:  # the others follow
                 _log.exception("defect_in_watching", client=stream.client_id)
+
+    def _met(self, group: GroupKey) -> list[Stream]:
+        """Streams that have it as a terminal, by another group."""
+        client_id, address = group
+        terminal = self._watches.by_address.get(address)
+        streams = terminal.streams if terminal is not None else ()
+        return [one for one in streams if one.groups and one.client_id == client_id and address not in one.addresses]
 
     async def _regroup_stream(self, stream: Stream) -> None:
         expansion = await self._groups.members_now(stream.client_id, stream.addresses, stream.most, stream.groups)
@@ -395,7 +403,7 @@ class Watching:
             await self._commits.load(terminals)
             if stream in self._streams:  # it may have been closed meanwhile
                 self._follow(stream, terminals)
-                stream.groups = tuple(dict.fromkeys([*stream.groups, *expansion.groups]))
+                stream.groups = expansion.groups
         finally:
             for terminal in terminals:
                 if not terminal.wanted:

@@ -147,6 +147,8 @@ class Writing(Database):
         for one in updates:
             merged[one.subscription_id] = _merged(merged.get(one.subscription_id), one)
         await self._run(c, self._sql.update_subscriptions, merged.values())
+        if lists := _lists(updates):
+            await self._run(c, self._sql.update_lists, lists)
         for one in updates:
             if one.sink is not None:
                 statement = update(t.subscriptions).where(_sub.id == one.subscription_id)
@@ -200,6 +202,21 @@ def _merged(before: list[Any] | None, one: SubscriptionUpdate) -> list[Any]:
     ]
 
 
+def _lists(updates: Sequence[SubscriptionUpdate]) -> list[list[str | None]]:
+    """Rows of `update_lists`, of the few updates that have any; the last of each subscription counts."""
+    rows: dict[str, list[str | None]] = {}
+    for one in updates:
+        if one.groups is None and one.joined is None and one.held is None:
+            continue
+        before = rows.get(one.subscription_id, [one.subscription_id, None, None, None])
+        new = (
+            one.subscription_id,
+            *[as_json(of) if of is not None else None for of in (one.groups, one.joined, one.held)],
+        )
+        rows[one.subscription_id] = [old if value is None else value for old, value in zip(before, new, strict=True)]
+    return list(rows.values())
+
+
 def _terminal_status(row: AnyRow) -> TerminalStatus:
     return TerminalStatus(
         address=TerminalAddress(row.address),
@@ -212,7 +229,7 @@ def _terminal_status(row: AnyRow) -> TerminalStatus:
 
 def audit_line(entry: AuditEntry) -> Executable:
     """The statement that adds it to the audit log."""
-    details = _json({t.clean(name): t.clean(value) for name, value in entry.details.items()})
+    details = as_json({t.clean(name): t.clean(value) for name, value in entry.details.items()})
     return insert(t.audit_log).values(at=entry.at, who=entry.who, what=entry.what, details=details)
 
 
@@ -222,7 +239,7 @@ def sink_values(sink: Sink) -> dict[str, str]:
         "sink_kind": sink.kind.value,
         "sink_url": sink.url,
         "sink_profile": sink.profile,
-        "sink_parameters": _json({t.clean(name): t.clean(value) for name, value in sink.parameters.items()}),
+        "sink_parameters": as_json({t.clean(name): t.clean(value) for name, value in sink.parameters.items()}),
     }
 
 
@@ -234,7 +251,7 @@ def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) ->
         one.client_id,
         sequence,
         one.kind.value,
-        _json(changes),
+        as_json(changes),
         one.address,
         one.code,
         one.text,
@@ -255,7 +272,7 @@ def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
         record.client_id,
         record.face,
         t.clean(record.requester),
-        _json([t.clean(target) for target in record.targets]),
+        as_json([t.clean(target) for target in record.targets]),
         record.target_count,
         record.expanded_count,
         t.clean(record.correlator),
@@ -265,5 +282,6 @@ def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
     )
 
 
-def _json(value: object) -> str:
+def as_json(value: object) -> str:
+    """As lists and mappings are kept."""
     return msgspec.json.encode(value).decode()

@@ -135,6 +135,7 @@ class Statements:
         self.lock_boxes = self._lock_boxes()
         self.move_boxes = self._move_boxes()
         self.update_subscriptions = self._update_subscriptions()
+        self.update_lists = self._update_lists()
         self.settle = self._settle()
         self.owe = self._insert(t.owed_notifications)
         """Every column but `seq`, in the order of the table; so in `add_usage`, for which SQLite has `add_rows`."""
@@ -282,6 +283,13 @@ class Statements:
         values: dict[str, Any] = {c.name: func.coalesce(given.c[c.name], c) for c in (*progress, *end)}
         for column in end:
             values[column.name] = case((_sub.ended_at.is_(None), values[column.name]), else_=column)
+        return update(t.subscriptions).where(_sub.id == given.c.id).values(values)
+
+    def _update_lists(self) -> Executable:
+        """`id` of each subscription once, and new lists, NULL for none."""
+        columns = (_sub.groups, _sub.joined, _sub.held)
+        given = self._named(_sub.id, *columns)
+        values = {column.name: func.coalesce(given.c[column.name], column) for column in columns}
         return update(t.subscriptions).where(_sub.id == given.c.id).values(values)
 
     def _settle(self) -> Executable:

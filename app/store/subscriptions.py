@@ -17,7 +17,7 @@ from app.domain import DuplicateCorrelator, Status, TerminalAddress
 from app.ports import Page, SubscriptionUpdate
 from app.records import AuditEntry, EndReason, OwedNotification, Sink, SinkKind, Subscription, UsageRecord
 from app.store import tables as t
-from app.store.changes import Writing, audit_line, sink_values
+from app.store.changes import Writing, as_json, audit_line, sink_values
 from app.store.database import ATTEMPTS, AnySelect
 from app.store.pages import cut, number, token
 
@@ -204,6 +204,9 @@ class Reader:
                 ended_at,
                 end_reason,
                 end_detail,
+                groups,
+                joined,
+                held,
             ) = row
             subscription = Subscription(
                 id=id_,
@@ -221,6 +224,9 @@ class Reader:
                 notified=notified,
                 last_notified_at=last_notified_at,
                 awaiting=awaiting,
+                groups=self._list(groups),
+                joined=self._list(joined),
+                held=self._list(held),
                 suspended_at=suspended_at,
                 ended_at=ended_at,
                 end_reason=None if end_reason is None else EndReason(end_reason),
@@ -234,6 +240,15 @@ class Reader:
         if (criteria := self._once.get(key)) is None:
             criteria = self._once[key] = frozenset(Status(word) for word in text.split(",") if word)
         return criteria
+
+    def _list(self, text: str) -> tuple[TerminalAddress, ...]:
+        if text == "[]":
+            return ()
+        key = ("list", text)
+        if (addresses := self._once.get(key)) is None:
+            once = self._once.setdefault
+            addresses = self._once[key] = tuple([once(one, one) for one in msgspec.json.decode(text)])
+        return addresses
 
     def _sink(self, values: tuple[str, ...]) -> Sink:
         if (sink := self._once.get(values)) is None:
@@ -263,4 +278,7 @@ def _values(subscription: Subscription) -> dict[str, Any]:
         "ended_at": subscription.ended_at,
         "end_reason": subscription.end_reason.value if subscription.end_reason else None,
         "end_detail": subscription.end_detail,
+        "groups": as_json(subscription.groups),
+        "joined": as_json(subscription.joined),
+        "held": as_json(subscription.held),
     }

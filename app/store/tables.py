@@ -205,6 +205,9 @@ class SubscriptionRow(SQLModel, table=True):
     ended_at: datetime | None = Field(sa_type=UtcDateTime)
     end_reason: str | None = Field(sa_type=CleanText)
     end_detail: str = Field(sa_type=CleanText)
+    groups: str = Field(sa_type=CleanText)
+    joined: str = Field(sa_type=CleanText)
+    held: str = Field(sa_type=CleanText)
 
 
 class SubscriptionAddressRow(SQLModel, table=True):

@@ -93,16 +93,16 @@ def _use_wal(engine: Engine) -> None:
         time.sleep(0.02)
 
 
-def _upgrade(connection: Connection) -> Migrated:
+def _upgrade(connection: Connection, to: str = "head") -> Migrated:
     if connection.dialect.name == "postgresql":
         connection.execute(text("set local statement_timeout = 0"))
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
     script = ScriptDirectory(str(_HERE), version_locations=[str(_HERE / "versions")])
 
     def upgrade(revision: Any, _context: object) -> Any:
-        return script._upgrade_revs("head", revision)  # noqa: SLF001  # as alembic.command does it
+        return script._upgrade_revs(to, revision)  # noqa: SLF001  # as alembic.command does it
 
-    with EnvironmentContext(Config(), script, fn=upgrade, destination_rev="head") as environment:
+    with EnvironmentContext(Config(), script, fn=upgrade, destination_rev=to) as environment:
         environment.configure(connection=connection, target_metadata=METADATA, transactional_ddl=True)
         before = environment.get_context().get_current_revision() or ""
         environment.run_migrations()
