@@ -9,7 +9,7 @@ Deliberately absent: when to write (`watching.py`), and the rule of who is told 
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from app.core.standing import Decision, News, Standing, Writer, allowed_s, decide
 from app.core.standings import Standings
@@ -31,21 +31,17 @@ MAX_BATCH = 500
 """Terminals, failures and due subscriptions, of each at most, in one transaction. The rest takes the next one."""
 _MAX_TRIES = 10
 _LOAD = 1000
-_INSTANT = timedelta(microseconds=1)
-_LATE = timedelta(seconds=60)
 
 
 class _Plan:
-    __slots__ = ("changes", "decisions", "now", "terminals")
+    __slots__ = ("changes", "decisions", "terminals")
 
     def __init__(
         self,
-        now: datetime,
         terminals: list[tuple[Terminal, TerminalStatus, bool]],
         decisions: list[Decision],
         changes: Changes,
     ) -> None:
-        self.now = now
         self.terminals = terminals
         self.decisions = decisions
         self.changes = changes
@@ -74,7 +70,6 @@ class Commits:
         self._clock_s = clock_s
         self._owed = owed
         self._due: dict[Standing, None] = {}
-        self._written_at: datetime | None = None  # when the last transaction was decided
 
     @property
     def waiting(self) -> int:
@@ -180,7 +175,6 @@ class Commits:
         written: list[TerminalStatus] = []
         for terminal in batch:
             observed, at = terminal.pending[0]
-            at = self._after_last(at)
             known = terminal.status
             before = None if known is None else known.status
             if known is not None and before is observed:
@@ -201,8 +195,7 @@ class Commits:
             for standing in standings:
                 news.setdefault(standing, [])
                 failures.setdefault(standing, {})[address] = error
-        now = self._clock()
-        writer = Writer(now)
+        writer = Writer(self._clock())
         now_s = self._clock_s()
         decisions = []
         for standing, its_news in news.items():
@@ -213,17 +206,10 @@ class Commits:
                 decisions.append(decision)
         updates = [decision.update for decision in decisions if decision.update is not None]
         owed = [one for decision in decisions for one in decision.owed]
-        return _Plan(now, terminals, decisions, Changes(statuses=written, updates=updates, owed=owed))
-
-    def _after_last(self, at: datetime) -> datetime:
-        """When it was observed; after the last transaction where it came too late for that, since a restart tells by
-        these times what was held back from what was told (`standing.restored`). A clock that was set back is let be."""
-        last = self._written_at
-        return last + _INSTANT if last is not None and timedelta() <= last - at < _LATE else at
+        return _Plan(terminals, decisions, Changes(statuses=written, updates=updates, owed=owed))
 
     def _apply(self, plan: _Plan) -> None:
         now = self._clock()
-        self._written_at = max(plan.now, *[status.observed_at for _, status, _ in plan.terminals], plan.now)
         for terminal, status, changed in plan.terminals:
             del terminal.pending[0]
             terminal.queued = False

@@ -291,7 +291,7 @@ def decide(
         decision.update = SubscriptionUpdate(
             subscription_id=standing.id,
             notified=decision.notified if notified else None,
-            last_notified_at=_told_at(now, changes) if notified else None,
+            last_notified_at=now if notified else None,
             awaiting=False if awaited else None,
             joined=tuple(sorted(decision.joined)) if joined else None,
             held=_addresses(decision.held) if held else None,
@@ -370,11 +370,6 @@ def _error(
         code=error.code,
         text=str(error),
     )
-
-
-def _told_at(now: datetime, changes: Sequence[TerminalStatus]) -> datetime:
-    """When it was told, and not before it was observed: `restored` compares the two."""
-    return max(now, *[status.observed_at for status in changes])
 
 
 def begun(
