@@ -148,7 +148,9 @@ async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core:
     await until(lambda: not core.watching.figures()["streams"])
     await core.advance(31)
     assert ALICE not in core.watcher.wanted
-    await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+    async with reading(core, ALICE):  # it is watched again, and silent
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
     assert len(core.watcher.fetched) == 2
 
 

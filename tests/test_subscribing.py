@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -803,6 +804,37 @@ async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
         await core.play(BOB, REACHABLE)
         await core.play(BOB, BUSY)
         assert await core.told(subscription) == ["bob BUSY"]
+
+
+async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second change of a group, while the first one is being followed, is followed too."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.subscribe(TEAM)
+    members_now = core.groups.members_now
+
+    async def changing(*arguments: Any) -> Any:
+        monkeypatch.setattr(core.groups, "members_now", members_now)
+        found = await members_now(*arguments)
+        await core.groups.add_members(APP, TEAM, [CAROL])
+        return found
+
+    monkeypatch.setattr(core.groups, "members_now", changing)
+    await core.groups.add_members(APP, TEAM, [BOB])
+    for address in (BOB, CAROL):
+        await until(partial(core.watching.wanted_by, address))
+
+
+async def test_group_that_changes_while_the_endpoint_is_tested(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscription begins with the members that its group has then."""
+    await core.groups.create(APP, TEAM, [ALICE])
+
+    async def check(subscription: Subscription) -> None:
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await core.advance(1)  # nobody followed it yet
+
+    monkeypatch.setattr(core.sender, "check", check)
+    await core.subscribe(TEAM, sink=WEBHOOK)
+    assert core.watching.wanted_by(BOB)
 
 
 async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,9 +107,9 @@ class Enrolment:
         gone: set[str] = set()
         async for portion in self._store.active_subscriptions():
             owned = [one for one in portion if one.client_id in clients or one.client_id == ANONYMOUS]
-            gone.update([one.client_id for one in portion if one not in owned])
+            gone.update([one.client_id for one in portion if one.client_id not in clients])
             await self._restore(owned, clients)
-        for client_id in gone:
+        for client_id in gone - {ANONYMOUS}:
             await self._store.client_gone(client_id, Writer(self._clock()).client_deleted)
 
     async def settled(self) -> None:
@@ -139,13 +139,19 @@ class Enrolment:
         most: int | None,
     ) -> Subscription:
         async with self._commits.lock:
-            await self._require_client(subscription.client_id)
+            clients = await self._require_client(subscription.client_id)
             if most is not None and self._standings.count(subscription.client_id) >= most:
                 # Many may have been let in at once, this request itself among them.
                 known = await self._store.subscription_by_request_id(subscription.client_id, subscription.request_id)
                 if known is not None:
                     return known
                 self.require_room(subscription.client_id, most)
+            if expansion.groups:  # they may have changed since, when it did not follow them yet
+                allowed = self._policy_of(subscription.client_id, clients).max_notification_addresses
+                expansion = await self._groups.members_now(
+                    subscription.client_id, subscription.addresses, allowed, expansion.groups
+                )
+                subscription = replace(subscription, groups=expansion.groups)
             terminals = self._watches.want(expansion.terminals)
             try:
                 await self._commits.load(terminals)
@@ -163,11 +169,15 @@ class Enrolment:
                     if not terminal.wanted:
                         self._watches.unwanted(terminal)
 
-    async def _require_client(self, client_id: str) -> None:
-        """The client may have been deleted, or disabled, since the call began: an endpoint takes its time to test."""
-        client = await self._store.client(client_id) if client_id != ANONYMOUS else None
-        if client_id != ANONYMOUS and (client is None or client.disabled):
+    async def _require_client(self, client_id: str) -> dict[str, Client]:
+        """The client by its id, none for everybody. It may have been deleted, or disabled, since the call began: an
+        endpoint takes its time to test."""
+        if client_id == ANONYMOUS:
+            return {}
+        client = await self._store.client(client_id)
+        if client is None or client.disabled:
             raise Unauthenticated("The credentials are no longer good.")
+        return {client_id: client}
 
     def _started(
         self,

@@ -160,6 +160,11 @@ class Terminal:
         self.liveness, self.reason = liveness, reason
         return True
 
+    @property
+    def heard(self) -> bool:
+        """Whether anything came of it since the gateway began to watch it."""
+        return self.observed or bool(self.pending) or self.unreadable is not None
+
     def newest(self) -> TerminalStatus | None:
         """What was observed last; of revision 0 while it is not stored."""
         if not self.pending:

@@ -37,7 +37,6 @@ _LOG_S = 1.0
 _MAX_WANTED_BY = 20
 MAX_LEFT = 10_000
 """Terminals of which the last observation is remembered when they are not watched any more; the oldest go first."""
-_NOTHING: tuple[None, None] = (None, None)
 
 _log = structlog.get_logger(__name__)
 
@@ -158,13 +157,16 @@ class Watches:
         terminal = self.by_address.get(address)
         if terminal is not None and terminal.unreadable is not None:
             return None
-        newest = None if terminal is None else terminal.newest()
-        return newest or self._left.get(address, _NOTHING)[0]
+        if (left := self._left.get(address)) is not None and (terminal is None or not terminal.heard):
+            return left[0]
+        return None if terminal is None else terminal.newest()
 
     def unreadable_at(self, address: TerminalAddress) -> datetime | None:
         """When the terminal's last document came, if that could not be read."""
         terminal = self.by_address.get(address)
-        return self._left.get(address, _NOTHING)[1] if terminal is None else terminal.unreadable_at
+        if (left := self._left.get(address)) is not None and (terminal is None or not terminal.heard):
+            return left[1]
+        return None if terminal is None else terminal.unreadable_at
 
     def doubt(self, address: TerminalAddress) -> WatchedTerminal | None:
         """How a terminal stands whose last document could not be read; None for others."""

@@ -329,10 +329,14 @@ class Watching:
         if self._commits.waiting or self._standings.next_due_s <= now_s:
             await self._commits.round(most)
         if self._changed_groups:
-            self._at = self._changed_groups
-            changed = frozenset(self._changed_groups)
-            await self._regroup(changed)
-            self._changed_groups -= changed
+            # What changes meanwhile, perhaps the same group again, is for the next time.
+            changed, self._changed_groups = self._changed_groups, set()
+            try:
+                await self._regroup(changed)
+            except BaseException:
+                self._changed_groups |= changed
+                self._at = self._changed_groups
+                raise
         if self._hinted:
             self._at = self._hinted
             hinted = list(islice(self._hinted, _REREAD))

@@ -146,7 +146,8 @@ class Writing(Database):
         merged: dict[str, list[Any]] = {}
         for one in updates:
             merged[one.subscription_id] = _merged(merged.get(one.subscription_id), one)
-        await self._run(c, self._sql.update_subscriptions, merged.values())
+        if rows := [row for row in merged.values() if any(value is not None for value in row[1:])]:
+            await self._run(c, self._sql.update_subscriptions, rows)
         if lists := _lists(updates):
             await self._run(c, self._sql.update_lists, lists)
         for one in updates:
