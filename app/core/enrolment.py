@@ -3,7 +3,8 @@
 Invariants: whoever is here holds the writer's lock, so that no change falls between what a new subscription is told at
 once and what it is told later, and none is told that has ended. Memory follows the store, never the reverse.
 
-Deliberately absent: what clients may ask for (`subscribing.py`), and the rule of who is told what (`standing.py`).
+Deliberately absent: what clients may ask for (`subscribing.py`), the rule of who is told what (`standing.py`), and
+groups that change later (`following.py`).
 """
 
 import asyncio
@@ -15,19 +16,16 @@ from typing import Any, TypeVar
 import structlog
 
 from app.core.commits import Commits
-from app.core.groups import Expansion, GroupKey, GroupService
-from app.core.policy import Policies, Policy
+from app.core.groups import Expansion, GroupService
+from app.core.policy import Policies
 from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
 from app.domain import (
-    GatewayOverloaded,
     Liveness,
-    StoreUnavailable,
     SubscriptionUnknown,
     TerminalAddress,
-    TooManyAddresses,
     TooManySubscriptions,
     Unauthenticated,
 )
@@ -46,25 +44,7 @@ from app.records import (
 )
 
 _Result = TypeVar("_Result")
-_TOGETHER = 200
-"""Subscriptions that follow their groups in one transaction."""
-
 _log = structlog.get_logger(__name__)
-
-
-class _Move:
-    """Where a subscription by groups goes when they have changed."""
-
-    __slots__ = ("awaited", "groups", "held", "joined", "standing", "terminals", "update")
-
-    def __init__(self, standing: Standing, groups: tuple[TerminalAddress, ...], terminals: Sequence[Terminal]) -> None:
-        self.standing = standing
-        self.groups = groups
-        self.terminals = terminals
-        self.awaited: list[Terminal] = []
-        self.joined = standing.joined
-        self.held = standing.held
-        self.update: SubscriptionUpdate | None = None
 
 
 class Enrolment:
@@ -147,7 +127,7 @@ class Enrolment:
                     return known
                 self.require_room(subscription.client_id, most)
             if expansion.groups:  # they may have changed since, when it did not follow them yet
-                allowed = self._policy_of(subscription.client_id, clients).max_notification_addresses
+                allowed = self._policies.of_id(subscription.client_id, clients).max_notification_addresses
                 expansion = await self._groups.members_now(
                     subscription.client_id, subscription.addresses, allowed, expansion.groups
                 )
@@ -334,118 +314,6 @@ class Enrolment:
         self._standings.remove(standing)
         self._watches.unlink(standing, standing.terminals)
 
-    async def regroup(self, changed: Iterable[GroupKey], clients: Mapping[str, Client]) -> None:
-        """Lets subscriptions by these groups follow their members. Raises StoreUnavailable, and may be repeated."""
-        async with self._commits.lock:
-            concerned = [
-                one for group in changed for one in (*self._standings.by_group.get(group, ()), *self._met(group))
-            ]
-            standings = list(dict.fromkeys(concerned))
-            for start in range(0, len(standings), _TOGETHER):
-                await self._regroup(standings[start : start + _TOGETHER], clients)
-        self._wake()
-
-    def _met(self, group: GroupKey) -> list[Standing]:
-        """Subscriptions that have it as a terminal, by another group."""
-        client_id, address = group
-        terminal = self._watches.by_address.get(address)
-        standings = terminal.standings if terminal is not None else ()
-        return [one for one in standings if one.groups and one.client_id == client_id and address not in one.addresses]
-
-    async def _regroup(self, standings: Sequence[Standing], clients: Mapping[str, Client]) -> None:
-        moves: list[_Move] = []
-        try:
-            for standing in standings:
-                moves += await self._moves(standing, clients)
-            await self._commits.load([terminal for move in moves for terminal in move.terminals])
-            for move in moves:
-                self._weigh(move)
-            updates = [move.update for move in moves if move.update is not None]
-            if updates:
-                await self._store.write(Changes(updates=updates))
-            for move in moves:
-                if not move.standing.ended:  # by the endpoint, meanwhile
-                    self._follow(move)
-        except StoreUnavailable:
-            raise
-        except Exception:  # the others follow
-            if len(standings) == 1:
-                _log.exception("defect_in_watching", subscription=standings[0].id)
-            else:
-                for standing in standings:
-                    await self._regroup([standing], clients)
-        finally:
-            for terminal in dict.fromkeys([terminal for move in moves for terminal in move.terminals]):
-                if not terminal.wanted:
-                    self._watches.unwanted(terminal)
-
-    async def _moves(self, standing: Standing, clients: Mapping[str, Client]) -> "list[_Move]":
-        """Where it is to go; none where too many terminals are watched for that."""
-        most = self._policy_of(standing.client_id, clients).max_notification_addresses
-        expansion = await self._groups.members_now(standing.client_id, standing.addresses, most, standing.groups)
-        self._tell_left_out(standing, expansion)
-        standing.failed = standing.failed.intersection(expansion.terminals)
-        try:
-            its = {one: self._watches.by_address[one] for one in standing.terminals}  # not to be asked anew
-            others = [one for one in expansion.terminals if not (one in its or one in standing.failed)]
-            its.update((terminal.address, terminal) for terminal in self._watches.want(others))
-        except GatewayOverloaded as error:
-            _log.warning("group_not_followed", subscription=standing.id, message=str(error))
-            return []
-        return [_Move(standing, expansion.groups, [its[one] for one in expansion.terminals if one in its])]
-
-    def _tell_left_out(self, standing: Standing, expansion: Expansion) -> None:
-        """The groups may have grown beyond what the policy allows: that is told once, until they fit again."""
-        fitting = standing.warned.intersection(expansion.terminals)
-        if not expansion.left_out:
-            standing.warned = fitting
-            return
-        group = expansion.groups[0]
-        if group in standing.warned:
-            return
-        most, over = len(expansion.terminals), expansion.left_out
-        _log.warning("group_cut", subscription=standing.id, group=group, watched=most, left_out=over)
-        error = TooManyAddresses(f"{over} terminals are not watched: {most} are allowed.", most=str(most))
-        self._watches.failed.append((group, (standing,), error))
-
-    def _weigh(self, move: "_Move") -> None:
-        """Finds who joins and is awaited, and what the store does not know of it all."""
-        standing, now = move.standing, {terminal.address for terminal in move.terminals}
-        for terminal in move.terminals:
-            live = terminal.liveness is Liveness.LIVE and terminal.status is not None
-            if standing not in terminal.standings and (standing.check_immediate or not live):
-                move.awaited.append(terminal)
-        move.joined = standing.joined.intersection(now).union([terminal.address for terminal in move.awaited])
-        move.held = tuple([status for status in standing.held if status.address in now])
-        regrouped, joined = move.groups != standing.groups, move.joined != standing.joined
-        held = len(move.held) != len(standing.held)
-        if regrouped or joined or held:
-            move.update = SubscriptionUpdate(
-                subscription_id=standing.id,
-                groups=move.groups if regrouped else None,
-                joined=tuple(sorted(move.joined)) if joined else None,
-                held=tuple([status.address for status in move.held]) if held else None,
-            )
-
-    def _follow(self, move: "_Move") -> None:
-        standing = move.standing
-        now = tuple([terminal.address for terminal in move.terminals])
-        left = set(standing.terminals).difference(now)
-        standing.terminals = now
-        standing.awaiting = (standing.awaiting - left).union(move.joined)
-        standing.joined, standing.held = move.joined, move.held
-        self._standings.index_groups(standing, move.groups)
-        self._watches.unlink(standing, left)
-        for terminal in move.terminals:
-            if standing not in terminal.standings:
-                self._watches.link(standing, terminal)
-        for terminal in move.awaited:
-            terminal.attentive = True
-            live = terminal.liveness is Liveness.LIVE
-            if live and terminal.status is not None and not terminal.pending:
-                terminal.note(terminal.status.status, terminal.status.observed_at)  # as if it were observed now
-                self._watches.enqueue(terminal)
-
     async def _restore(self, portion: Sequence[Subscription], clients: Mapping[str, Client]) -> None:
         now, now_s = self._clock(), self._clock_s()
         expansions: dict[str, Expansion] = {}
@@ -453,7 +321,7 @@ class Enrolment:
         for subscription in portion:
             client_id = subscription.client_id
             if known := subscription.groups:
-                most = self._policy_of(client_id, clients).max_notification_addresses
+                most = self._policies.of_id(client_id, clients).max_notification_addresses
                 expansion = await self._groups.members_now(client_id, subscription.addresses, most, known)
                 expansions[subscription.id] = expansion
                 if expansion.groups != known:
@@ -475,7 +343,7 @@ class Enrolment:
                 terminals=tuple([terminal.address for terminal in its]),
                 groups=by_group.groups if by_group else (),
                 stored=stored,
-                busy=self._policy_of(subscription.client_id, clients).busy_available,
+                busy=self._policies.of_id(subscription.client_id, clients).busy_available,
                 now=now,
                 now_s=now_s,
             )
@@ -483,10 +351,6 @@ class Enrolment:
                 _log.warning("group_cut", subscription=standing.id, watched=len(its), left_out=by_group.left_out)
                 standing.warned = frozenset(by_group.groups[:1])  # it was told when the group grew
             self._stand(standing, its)
-
-    def _policy_of(self, client_id: str, clients: Mapping[str, Client]) -> Policy:
-        client = clients.get(client_id)
-        return self._policies.operator if client is None else self._policies.of(client)
 
 
 def _audit(what: str, usage: Sequence[UsageRecord]) -> list[AuditEntry]:

@@ -217,6 +217,11 @@ class Policies:
         """The policy that holds for the client."""
         return effective(self.operator, client)
 
+    def of_id(self, client_id: str, clients: Mapping[str, Client]) -> Policy:
+        """As `of`, for the one of these clients; the operator's for another."""
+        client = clients.get(client_id)
+        return self.operator if client is None else self.of(client)
+
     def admit(self, client: Client) -> Policy:
         """Counts one call of the client; returns its policy. Raises RateLimited."""
         policy = effective(self.operator, client)

@@ -1,10 +1,11 @@
 """Standing watches: observations come in, become stored statuses, and subscriptions and streams are told.
 
-This is the whole of it, made of `Watches` (what was observed), `Commits` (the writer), `Enrolment` (subscriptions) and
-streams. One task (`_run`) gathers what was observed and what is due, and writes statuses, the progress of subscriptions
-and what they are owed in one transaction; then, and only then, memory follows and streams are told. A status's revision
-grows by one, by compare-and-set: where another has written, what the store has is taken for true and all is decided
-anew. Who writes a status owes its notifications; what others wrote only goes to streams here.
+This is the whole of it, made of `Watches` (what was observed), `Commits` (the writer), `Enrolment` (subscriptions),
+`Following` (of their groups) and streams. One task (`_run`) gathers what was observed and what is due, and writes
+statuses, the progress of subscriptions and what they are owed in one transaction; then, and only then, memory follows
+and streams are told. A status's revision grows by one, by compare-and-set: where another has written, what the store
+has is taken for true and all is decided anew. Who writes a status owes its notifications; what others wrote only goes
+to streams here.
 Invariants: memory's statuses are the store's. While the store is away, the newest observation of each terminal waits,
 and nothing is lost. All that grows, grows with subscriptions, streams and terminals, which are bounded.
 
@@ -24,6 +25,7 @@ import structlog
 
 from app.core.commits import MAX_BATCH, Commits
 from app.core.enrolment import Enrolment
+from app.core.following import Following
 from app.core.groups import GroupKey, GroupService
 from app.core.mailbox import Stream
 from app.core.policy import Policies, check_criteria, interval_allowed
@@ -139,6 +141,9 @@ class Watching:
             clock_s=clock_s,
             wake=self._wake.set,
             end_streams_of=self.end_streams_of,
+        )
+        self._following = Following(
+            store, self._watches, self._standings, self._commits, groups, policies, wake=self._wake.set
         )
         self.live = self._watches.live
         self.last = self._watches.last
@@ -371,7 +376,7 @@ class Watching:
 
     async def _regroup(self, changed: Set[GroupKey]) -> None:
         clients = {client.id: client for client in await self._store.clients()}
-        await self.enrolment.regroup(changed, clients)
+        await self._following.regroup(changed, clients)
         met = {stream for group in changed for stream in self._met(group)}
         for stream in list(self._streams):
             if not (stream in met or any((stream.client_id, group) in changed for group in stream.groups)):
