@@ -220,7 +220,8 @@ class Subscription:
     """Its addresses that are groups, and the groups in them: they stay that when they are deleted, and an address asked
     for as a terminal stays one whatever groups are made later."""
     joined: tuple[TerminalAddress, ...] = ()
-    """Terminals that joined a group of it and have not been observed since; what `awaiting` says of the first ones."""
+    """Terminals of several that have not been observed since it was made, or since they joined a group of it; what
+    `awaiting` says of a single one."""
     held: tuple[TerminalAddress, ...] = ()
     """Terminals whose last status waits for the interval."""
     suspended_at: datetime | None = None

@@ -112,7 +112,7 @@ async def test_check_immediate_tells_a_live_status_at_once(core: Core) -> None:
         writes = len(core.store.writes)
         subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
         assert len(core.store.writes) == writes
-        assert (subscription.notified, subscription.awaiting) == (1, True)
+        assert (subscription.notified, subscription.joined) == (1, (BOB,))
         assert await core.told(subscription) == ["alice BUSY"]
         await core.play(BOB, REACHABLE)
         await core.play(BOB, REACHABLE)
@@ -739,6 +739,24 @@ async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted:
         for address, wanting in ((ALICE, [terminal, both]), (BOB, [by_group]), (CAROL, [by_group, both])):
             found = [one for one in core.watching.wanted_by(address) if not one.startswith("stream:")]
             assert found == [one.id for one in wanting]
+
+
+async def test_restart_awaits_only_whom_it_must(database_url: str) -> None:
+    """While one of several terminals was never observed, a restart tells the others nothing anew, and finds what
+    changed meanwhile."""
+    async with run_core(database_url, crash=True) as core, reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, REACHABLE)
+        core.clocks.advance(1)
+        immediate = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
+        later = await core.subscribe(ALICE, BOB, sink=SOAP)
+    for status in (REACHABLE, BUSY):
+        async with run_core(database_url, crash=True) as core:
+            await core.play(ALICE, status)
+    async with run_core(database_url) as core:
+        await core.play(BOB, REACHABLE)
+        assert await core.told(immediate) == ["alice REACHABLE", "alice BUSY", "bob REACHABLE"]
+        assert await core.told(later) == ["alice BUSY"]
 
 
 @pytest.mark.parametrize("first", [REACHABLE, BUSY])

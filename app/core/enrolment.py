@@ -17,7 +17,7 @@ import structlog
 
 from app.core.commits import Commits
 from app.core.groups import Expansion, GroupService
-from app.core.policy import Policies
+from app.core.policy import Policies, Policy
 from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
 from app.core.standings import Standings
 from app.core.terminals import Terminal
@@ -119,7 +119,7 @@ class Enrolment:
         most: int | None,
     ) -> Subscription:
         async with self._commits.lock:
-            clients = await self._require_client(subscription.client_id)
+            policy = await self._policy_now(subscription.client_id)
             if most is not None and self._standings.count(subscription.client_id) >= most:
                 # Many may have been let in at once, this request itself among them.
                 known = await self._store.subscription_by_request_id(subscription.client_id, subscription.request_id)
@@ -127,7 +127,7 @@ class Enrolment:
                     return known
                 self.require_room(subscription.client_id, most)
             if expansion.groups:  # they may have changed since, when it did not follow them yet
-                allowed = self._policies.of_id(subscription.client_id, clients).max_notification_addresses
+                allowed = policy.max_notification_addresses
                 expansion = await self._groups.members_now(
                     subscription.client_id, subscription.addresses, allowed, expansion.groups
                 )
@@ -149,15 +149,15 @@ class Enrolment:
                     if not terminal.wanted:
                         self._watches.unwanted(terminal)
 
-    async def _require_client(self, client_id: str) -> dict[str, Client]:
-        """The client by its id, none for everybody. It may have been deleted, or disabled, since the call began: an
-        endpoint takes its time to test."""
+    async def _policy_now(self, client_id: str) -> Policy:
+        """The policy of a client that may have been deleted, or disabled, since the call began: an endpoint takes its
+        time to test."""
         if client_id == ANONYMOUS:
-            return {}
+            return self._policies.operator
         client = await self._store.client(client_id)
         if client is None or client.disabled:
             raise Unauthenticated("The credentials are no longer good.")
-        return {client_id: client}
+        return self._policies.of(client)
 
     def _started(
         self,
@@ -177,9 +177,14 @@ class Enrolment:
         decision = None
         if live and subscription.check_immediate:
             decision = decide(standing, [(status, None) for status in live.values()], {}, now_s, writer)
-        awaiting = bool(standing.awaiting if decision is None else decision.awaiting)
-        subscription = replace(subscription, awaiting=awaiting)
+        awaited = standing.awaiting if decision is None else decision.awaiting
+        if len(terminals) > 1:  # by name: some may be known long before others
+            standing.joined = awaited
+            subscription = replace(subscription, joined=tuple(sorted(awaited)))
+        else:
+            subscription = replace(subscription, awaiting=bool(awaited))
         if decision is not None:
+            decision.joined = standing.joined
             owed += decision.owed
             if (update := decision.update) is not None:
                 subscription = replace(

@@ -3,11 +3,11 @@
 A module for each service; around them `calls.py` (who calls, and how a call ends), `errors.py` (what failures mean) and
 `wire.py` (messages).
 Invariants: a handler is check, call, map error, return. Every failure of a handler leaves as a `google.rpc.Status`
-whose `ErrorInfo.reason` is the domain error's code. What gRPC itself refuses
-before a handler sees it has a code alone: UNIMPLEMENTED (no such method), RESOURCE_EXHAUSTED (too large, too many) and
-UNKNOWN (bytes that are no protobuf, for which gRPC leaves no choice). When the caller cancels, or its
-deadline passes, the handler is cancelled and with it its share of the fetch. Requests, concurrent calls and metadata
-are bounded (metadata by gRPC's own 8 KiB); a call over the bound is refused by gRPC with RESOURCE_EXHAUSTED.
+whose `ErrorInfo.reason` is the domain error's code. What gRPC itself refuses before a handler sees it has a code alone:
+UNIMPLEMENTED (no such method), RESOURCE_EXHAUSTED (too large, too many) and UNKNOWN (bytes that are no protobuf, for
+which gRPC leaves no choice but to GetStatus, which reads them itself). When the caller cancels, or its deadline passes,
+the handler is cancelled and with it its share of the fetch. Requests, concurrent calls and metadata are bounded
+(metadata by gRPC's own 8 KiB); a call over the bound is refused by gRPC with RESOURCE_EXHAUSTED.
 
 Deliberately absent: interceptors (each costs every call), business rules, and the port with its TLS.
 """
