@@ -8,7 +8,9 @@ nothing to fetch. Elements are known by namespace, never by prefix, and only in 
 Read leniently: any extension namespace of PIDF may hold `person`, `device` and `activities`, and an activity may
 be text, because what preceded RFC 4480 is still sent (Asterisk, Cisco, Linphone); `basic` in any case and with
 white space around it; white space before the XML declaration; a missing id, status or basic. Read strictly: the
-root is `presence` in PIDF's own namespace (neither none nor `cpim-pidf`), and every prefix is declared.
+root is `presence` in PIDF's own namespace (neither none nor `cpim-pidf`), and every prefix is declared. A tuple counts
+for nothing where its `relationship` names somebody other than the presentity (RFC 4480 section 3.9: an assistant's or a
+relative's terminal), or where its `service-class` is not electronic (section 3.12: a courier, a postal address).
 The encoding is the XML declaration's or the byte order mark's (UTF-8, UTF-16, ISO-8859-1, US-ASCII); a `charset`
 parameter is ignored.
 
@@ -47,7 +49,15 @@ _PLACES = {
     ("status", _ANY, "activities"): "activities",
     ("person", _PIDF, "status"): "person",
     ("activities", _ANY, "activity"): "activities",
+    ("tuple", _ANY, "relationship"): "relationship",
+    ("status", _ANY, "relationship"): "relationship",
+    ("tuple", _ANY, "service-class"): "service-class",
 }
+_CHOICES = frozenset({"activities", "relationship", "service-class"})
+"""What is stated in these is the name of a child element, or a word of their text (the drafts before RFC 4480)."""
+_SAME_PERSON = frozenset({"self", "note"})
+"""Any other word in `relationship` names somebody else."""
+_NOT_ELECTRONIC = frozenset({"courier", "freight", "in-person", "postal"})
 _ENCODINGS = ("UTF-8", "UTF-16", "UTF-16LE", "UTF-16BE", "ISO-8859-1", "US-ASCII")
 """The ones Expat reads itself. For any other it would look up a Python codec by a name that a stranger chose."""
 
@@ -56,8 +66,9 @@ _ENCODINGS = ("UTF-8", "UTF-16", "UTF-16LE", "UTF-16BE", "ISO-8859-1", "US-ASCII
 class Presence:
     """What a presence document says: whether any tuple is open, and the activities that count.
 
-    The activities are RPID's words (RFC 4480 section 3.2), such as `on-the-phone`, of every person, every device
-    and every open tuple. The text of `other` is not among them.
+    Only tuples of the presentity's own electronic services count. The activities are RPID's words (RFC 4480 section
+    3.2), such as `on-the-phone`, of every person, every device and every open tuple that counts; the text of `other` is
+    left out.
     """
 
     open: bool
@@ -122,14 +133,27 @@ def _malformed(what: str) -> DocumentUnreadable:
 class _Reader:
     """Expat's handlers for one document. An exception in one stops the parser at once."""
 
-    __slots__ = ("_found", "_namespaces", "_places", "_shadowed", "_tuple_open", "activities", "open", "text")
+    __slots__ = (
+        "_chosen",
+        "_found",
+        "_namespaces",
+        "_places",
+        "_shadowed",
+        "_tuple_counts",
+        "_tuple_open",
+        "activities",
+        "open",
+        "text",
+    )
 
     def __init__(self) -> None:
         self.open = False
         self.activities: set[str] = set()
         self.text: list[str] = []  # since the last tag that has a place
         self._found: set[str] = set()  # the activities of the tuple or person being read
+        self._chosen: set[str] = set()  # the words of the relationship or service class being read
         self._tuple_open = False
+        self._tuple_counts = True
         self._namespaces: dict[str, str | None] = {"": "", "xml": ""}  # by prefix; None: not declared
         # For each open element, from the outermost: its place ("": of no interest), and what its namespace
         # declarations stand in front of.
@@ -155,9 +179,9 @@ class _Reader:
             raise _malformed(f"the prefix {prefix[:40]!r} is not declared")
         parent = self._places[-1]
         place = _PLACES.get((parent, namespace, local_name), "")
-        if parent == "activities":
-            self._found.add(local_name)
-            place = place or "activity"
+        if parent in _CHOICES:
+            (self._found if parent == "activities" else self._chosen).add(local_name)
+            place = place or "choice"
         elif not place and parent == "document":
             raise DocumentUnreadable(
                 f"The root of the presence document is {name[:40]!r}, not presence in {_PIDF}.", reason="root"
@@ -176,17 +200,29 @@ class _Reader:
             self._tuple_open |= "".join(self.text).strip().lower() == "open"
         elif place == "activities":
             # <activity>on-the-phone</activity> in the drafts, <ep:activities>ep:busy</ep:activities> from Asterisk.
-            self._found.update([word.rpartition(":")[2] for word in "".join(self.text).split()])
+            self._found.update(self._words())
+        elif place == "relationship":
+            self._chosen.update(self._words())
+            self._tuple_counts &= {word.lower() for word in self._chosen} <= _SAME_PERSON
+            self._chosen.clear()
+        elif place == "service-class":
+            self._chosen.update(self._words())
+            self._tuple_counts &= self._chosen.isdisjoint(_NOT_ELECTRONIC)
+            self._chosen.clear()
         elif place == "person":
             self.activities |= self._found
             self._found.clear()
         elif place == "tuple":
-            if self._tuple_open:
+            if self._tuple_open and self._tuple_counts:
                 self.open = True
                 self.activities |= self._found
-            self._tuple_open = False
+            self._tuple_open, self._tuple_counts = False, True
             self._found.clear()
         self.text.clear()
+
+    def _words(self) -> list[str]:
+        """The words of the text, without namespace prefixes."""
+        return [word.rpartition(":")[2] for word in "".join(self.text).split()]
 
     def _enter_scope(self, attributes: dict[str, str]) -> dict[str, str | None] | None:
         """Takes in an element's namespace declarations; returns what they stand in front of."""

@@ -484,6 +484,63 @@ def test_message_is_bounded() -> None:
     assert len(str(caught.value)) < 200
 
 
+RPID = "xmlns='urn:ietf:params:xml:ns:pidf:rpid'"
+RPID_TUPLE = "xmlns='urn:ietf:params:xml:ns:pidf:rpid-tuple'"
+
+
+def of_tuple(element: str, *, in_status: str = "") -> str:
+    """A tuple that is open and on the phone, with an element that says whose or what it is."""
+    return f"<tuple id='t'><status><basic>open</basic>{in_status}</status>{element}{PHONE}</tuple>"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(of_tuple(f"<relationship {RPID}><assistant/></relationship>"), id="assistant"),
+        pytest.param(of_tuple(f"<relationship {RPID}><note>his</note><family/></relationship>"), id="with a note"),
+        pytest.param(of_tuple(f"<relationship {RPID}><other>self</other></relationship>"), id="other, called self"),
+        pytest.param(of_tuple(f"<relationship {RPID}><unknown/></relationship>"), id="unknown"),
+        pytest.param(of_tuple(f"<relationship {RPID}><x xmlns='urn:x'/></relationship>"), id="a word of a stranger"),
+        pytest.param(of_tuple(f"<relationship {RPID}><self/><friend/></relationship>"), id="self and friend"),
+        pytest.param(of_tuple(f"<relationship {RPID_TUPLE}>assistant</relationship>"), id="rpid-tuple, text"),
+        pytest.param(of_tuple(f"<relationship {RPID_TUPLE}><assistant/></relationship>"), id="rpid-tuple, element"),
+        pytest.param(of_tuple("", in_status=f"<relationship {RPID}>friend</relationship>"), id="in the status"),
+        pytest.param(of_tuple(f"<service-class {RPID}><postal/></service-class>"), id="a postal address"),
+        pytest.param(of_tuple(f"<service-class {RPID}><note>by</note><courier/></service-class>"), id="a courier"),
+    ],
+)
+def test_tuples_of_others_count_for_nothing(other: str) -> None:
+    """RFC 4480 sections 3.9 and 3.12: the tuple of another person, or of a service that is not electronic, opens no
+    terminal and makes none busy, wherever it stands."""
+    assert Presence(open=False, activities=frozenset()) == read(pidf(other))
+    for document in (pidf(other, OPEN), pidf(OPEN, other), pidf(CLOSED, other, OPEN)):
+        assert Presence(open=True, activities=frozenset()) == read(document)
+    assert status(pidf(CLOSED, other)) == status(pidf(other, CLOSED)) == Status.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param(of_tuple(""), id="none"),
+        pytest.param(of_tuple(f"<relationship {RPID}/>"), id="empty"),
+        pytest.param(of_tuple(f"<relationship {RPID}> <!-- x -->\n</relationship>"), id="white space"),
+        pytest.param(of_tuple(f"<relationship {RPID}><self/></relationship>"), id="self"),
+        pytest.param(
+            of_tuple(f"<relationship {RPID}><note>assistant</note><self/></relationship>"), id="note and self"
+        ),
+        pytest.param(of_tuple(f"<relationship {RPID_TUPLE}>\nself </relationship>"), id="rpid-tuple, text"),
+        pytest.param(of_tuple("<relationship xmlns='urn:x'><family/></relationship>"), id="a stranger's element"),
+        pytest.param(of_tuple(f"<service-class {RPID}><electronic/></service-class>"), id="electronic"),
+        pytest.param(of_tuple(f"<service-class {RPID}><unknown/></service-class>"), id="unknown service class"),
+        pytest.param(f"<relationship {RPID}><family/></relationship>{of_tuple('')}", id="outside a tuple"),
+        pytest.param(person(f"<relationship {RPID}><family/></relationship>") + of_tuple(""), id="in a person"),
+    ],
+)
+def test_own_tuples_count(own: str) -> None:
+    """RFC 4480 section 3.9: without `relationship`, or with `self`, a tuple is the presentity's own."""
+    assert Presence(open=True, activities=frozenset({"on-the-phone"})) == read(pidf(own))
+
+
 # --- Properties -----------------------------------------------------------------------------------------------------
 
 ACTIVITIES = st.sets(st.sampled_from(["on-the-phone", "busy", "away", "meeting", "vacation", "other"]))
