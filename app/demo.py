@@ -79,6 +79,7 @@ async def _show_faces(gateway: Gateway, out: Console) -> None:
     out.print(f"[bold]$ terminal-status {' '.join(command)}[/]")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",  # as for the SIP worker: nothing is imported from the working directory
         "-m",
         "app.cli",
         *command,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from app.domain import DocumentUnreadable, FetchTimedOut, TerminalStatusError, W
 from app.telemetry import Metrics
 
 COMMAND = [sys.executable, "-m", "app.cli"]
+INSTALLED = [str(Path(sys.executable).with_name("terminal-status"))]
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 20.0
 
@@ -55,10 +56,17 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 class Running:
     """A command that keeps running; its output is read a line at a time, each with a deadline."""
 
-    def __init__(self, *arguments: str, deadline_s: float = DEADLINE_S, **environ: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        deadline_s: float = DEADLINE_S,
+        command: Sequence[str] = COMMAND,
+        cwd: str = str(ROOT),
+        **environ: str,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=ROOT,
+            [*command, *arguments],
+            cwd=cwd,
             env=environment({"PYTHONUNBUFFERED": "1", **environ}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,12 +105,18 @@ class Running:
 
 
 @contextmanager
-def running(*arguments: str, deadline_s: float = DEADLINE_S, **environ: str) -> Iterator[Running]:
-    command = Running(*arguments, deadline_s=deadline_s, **environ)
+def running(
+    *arguments: str,
+    deadline_s: float = DEADLINE_S,
+    command: Sequence[str] = COMMAND,
+    cwd: str = str(ROOT),
+    **environ: str,
+) -> Iterator[Running]:
+    process = Running(*arguments, deadline_s=deadline_s, command=command, cwd=cwd, **environ)
     try:
-        yield command
+        yield process
     finally:
-        command.close()
+        process.close()
 
 
 @pytest.fixture(scope="module")
@@ -411,6 +425,27 @@ def test_demo() -> None:
             assert demo.line_with("sip:bob@example.com").split()[1:3] == [via, "BUSY"]
         demo.line_with("told after")
         assert demo.stop(signal.SIGINT) == 0
+
+
+STRANGERS_MODULES = ("app", "soap_compat", "cffi", "json", "socket", "sitecustomize", "pjsua2")
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_nothing_is_imported_from_the_working_directory(sandbox_uri: str, tmp_path: Path, command: str) -> None:
+    """The gateway, and each process that it starts, works in a folder with somebody else's packages, and runs none."""
+    for name in STRANGERS_MODULES:
+        package = tmp_path / name
+        package.mkdir()
+        (package / "__init__.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(9)"
+        )
+    arguments = [command, "--json", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+    if command == "serve":
+        arguments += ["--presence-server", sandbox_uri]
+    with running(*arguments, command=INSTALLED, cwd=str(tmp_path)) as process:
+        process.line_with('"grpc"' if command == "serve" else '"status"')
+        assert process.stop() == 0
+    assert not (tmp_path / "ran").exists()
 
 
 def test_failures_are_logged_once_in_a_while() -> None:

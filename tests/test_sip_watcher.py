@@ -396,7 +396,7 @@ async def test_orphaned_worker_leaves() -> None:
     ours, theirs = socket.socketpair()
     number = theirs.fileno()
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app.sip.worker", str(number), pass_fds=[number]
+        sys.executable, "-P", "-m", "app.sip.worker", str(number), pass_fds=[number]
     )
     theirs.close()
     ours.close()
@@ -413,7 +413,7 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
     theirs.close()
     try:
         worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "app.sip.worker", str(high), pass_fds=[high]
+            sys.executable, "-P", "-m", "app.sip.worker", str(high), pass_fds=[high]
         )
         commands: list[Command] = [configuration(sandbox.uri), Fetch(1, ALICE)]
         ours.sendall(encode(commands))

@@ -74,7 +74,8 @@ class WorkerProcess(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         try:
             self.process = subprocess.Popen(  # noqa: S603, ASYNC220  # our own interpreter and module; a fork is quick
-                [sys.executable, "-m", "app.sip.worker", str(theirs.fileno())],
+                # -P: `-m` alone would look for `app`, and for all that it imports, in the working directory first.
+                [sys.executable, "-P", "-m", "app.sip.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else None,

@@ -1,6 +1,6 @@
 """The child process that speaks SIP: one thread, one PJSIP endpoint, one socket to the gateway.
 
-Run as `python -m app.sip.worker FD`, with the inherited Unix socket FD. It blocks in PJSIP's select, which that
+Run as `python -P -m app.sip.worker FD`, with the inherited Unix socket FD. It blocks in PJSIP's select, which that
 socket has joined, so commands and packets wake it at once. NOTIFYs are answered within PJSIP before they are
 looked at.
 
