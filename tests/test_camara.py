@@ -280,6 +280,34 @@ async def test_a_three_legged_token_sees_its_device_only(face: HttpFace, tokens:
     assert (await face.call("DELETE", f"{SUBSCRIPTIONS}/{made['id']}", headers=TOKEN)).status == 204
 
 
+async def test_a_three_legged_token_is_shown_no_identifier(face: HttpFace, tokens: Tokens) -> None:
+    """Of a subscription that a two-legged token made for its device, a three-legged one sees all but the identifier by
+    which the device was named; who named it still sees that."""
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(device=BY_NUMBER), headers=TOKEN)).json
+    path = f"{SUBSCRIPTIONS}/{made['id']}"
+    assert made["config"]["subscriptionDetail"] == BY_NUMBER
+    tokens.granted = Grant(scopes=ALL, device=NUMBER)
+    for answer in (await face.call("GET", path, headers=TOKEN), await face.call("GET", SUBSCRIPTIONS, headers=TOKEN)):
+        seen = answer.json[0] if isinstance(answer.json, list) else answer.json
+        assert seen == {**made, "config": {**made["config"], "subscriptionDetail": {}}}
+        assert NUMBER not in answer.body.decode()
+    tokens.granted = Grant(scopes=ALL, device="")
+    assert (await face.call("GET", path, headers=TOKEN)).json == made
+    assert (await face.call("GET", SUBSCRIPTIONS, headers=TOKEN)).json == [made]
+
+
+async def test_failures_quote_no_device_of_a_token(face: HttpFace, core: Core, tokens: Tokens) -> None:
+    """An access token whose device is a group, or no address, is refused in words that do not name the device."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    for device, status, code in ((TEAM, 422, "SERVICE_NOT_APPLICABLE"), ("tel:no-number", 400, "INVALID_ARGUMENT")):
+        tokens.granted = Grant(scopes=ALL, device=device)
+        for answer in (
+            await face.call("POST", RETRIEVE, {}, headers=TOKEN),
+            await face.call("POST", SUBSCRIPTIONS, asked(device=None), headers=TOKEN),
+        ):
+            assert device.partition(":")[2] not in failure(answer, status, code)
+
+
 async def test_a_three_legged_token_is_good_nowhere_else(face: HttpFace, core: Core, tokens: Tokens) -> None:
     """With an access token that names a device nothing is asked or subscribed by REST API v1."""
     tokens.granted = Grant(scopes=ALL, device=NUMBER)

@@ -22,13 +22,14 @@ from app.core import camara
 from app.core.camara import Identified
 from app.core.usage import Caller
 from app.core.usecases import UseCases
-from app.domain import RateLimited, TerminalAddress, TerminalStatusError
+from app.domain import InvalidAddress, RateLimited, TerminalAddress, TerminalStatusError
 from app.records import Client
 from app.rest.around import CORRELATOR_PATTERN
 from app.rest.calls import Operation
 from app.rest.camara.errors import (
     MISSING_IDENTIFIER,
     PERMISSION_DENIED,
+    SERVICE_NOT_APPLICABLE,
     UNNECESSARY_IDENTIFIER,
     UNSUPPORTED_IDENTIFIER,
     CamaraError,
@@ -115,11 +116,21 @@ def token_device(api: Camara, caller: CamaraCaller) -> TerminalAddress | None:
     """The terminal that the caller's access token is about; None for a two-legged one. Raises InvalidAddress."""
     if caller.grant is None or not caller.grant.device:
         return None
-    return camara.device_of_token(caller.grant.device, api.number_pattern)
+    try:
+        return camara.device_of_token(caller.grant.device, api.number_pattern)
+    except InvalidAddress:  # its message quotes the identifier
+        raise InvalidAddress("The access token names a device by what is no address of a terminal.") from None
 
 
 def identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Identified:
     """The device that a request is about, by CAMARA's token rule. Raises CamaraError, InvalidAddress."""
+    found = _identified(api, caller, device)
+    if api.use_cases.groups.is_group(caller.client.id, found.address):
+        raise CamaraError(SERVICE_NOT_APPLICABLE, "This is a group of terminals, and no device.")
+    return found
+
+
+def _identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Identified:
     of_token = token_device(api, caller)
     if of_token is not None:
         if device is not None:

@@ -110,7 +110,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
             _require_create(caller, kind)
             request = _request(api, caller, asked, kind)
         made = await subscriptions.create(caller.client, request, face=FACE)
-        return returned(_shown(made), 201)
+        return returned(_shown(made, token_device(api, caller)), 201)
 
     @router.get(
         "/subscriptions",
@@ -132,7 +132,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
 
         portions = parts()
         first = await anext(portions)  # what is wrong with the request is raised here
-        return StreamingResponse(_array(first, portions), media_type="application/json", headers=NO_STORE)
+        return StreamingResponse(_array(first, portions, of_token), media_type="application/json", headers=NO_STORE)
 
     @router.get(
         "/subscriptions/{subscriptionId}",
@@ -147,7 +147,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         subscriptionId: IdInPath,  # noqa: N803
         caller: CamaraCaller = caller_with(api, f"{API}:read"),  # noqa: B008
     ) -> Response:
-        return returned(_shown(await own(caller, subscriptionId)))
+        return returned(_shown(await own(caller, subscriptionId), token_device(api, caller)))
 
     @router.delete(
         "/subscriptions/{subscriptionId}",
@@ -192,8 +192,6 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
     if kind not in camara.CRITERIA:
         raise CamaraError(SERVICE_NOT_APPLICABLE, "Reachability by SMS is not told here.")
     device = identified(api, caller, asked.config.subscriptionDetail.device)
-    if api.use_cases.groups.is_group(caller.client.id, device.address):
-        raise CamaraError(SERVICE_NOT_APPLICABLE, "This is a group of terminals, and no device.")
     now, config = api.clock(), asked.config
     if config.subscriptionExpireTime is not None and config.subscriptionExpireTime <= now + timedelta(milliseconds=1):
         raise CamaraError(OUT_OF_RANGE, "subscriptionExpireTime has passed.")
@@ -235,9 +233,10 @@ def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool
     )
 
 
-def _shown(of: Subscription) -> dict[str, Any]:
+def _shown(of: Subscription, token_device: str | None) -> dict[str, Any]:
+    """The subscription in CAMARA's form. A three-legged caller did not name the device, so no identifier is shown."""
     parameters = of.sink.parameters
-    device = camara.identifier(of)
+    device = camara.identifier(of) if token_device is None else None
     config: dict[str, Any] = {
         "subscriptionDetail": {} if device is None else {"device": device},
         "initialEvent": of.check_immediate,
@@ -260,13 +259,15 @@ def _shown(of: Subscription) -> dict[str, Any]:
     return shown
 
 
-async def _array(first: list[Subscription], others: AsyncIterator[list[Subscription]]) -> AsyncIterator[bytes]:
+async def _array(
+    first: list[Subscription], others: AsyncIterator[list[Subscription]], token_device: str | None
+) -> AsyncIterator[bytes]:
     encode = msgspec.json.Encoder().encode
     some = bool(first)
-    yield b"[" + b",".join([encode(_shown(each)) for each in first])
+    yield b"[" + b",".join([encode(_shown(each, token_device)) for each in first])
     async for portion in others:
         if portion:
-            yield (b"," if some else b"") + b",".join([encode(_shown(each)) for each in portion])
+            yield (b"," if some else b"") + b",".join([encode(_shown(each, token_device)) for each in portion])
             some = True
     yield b"]"
 
