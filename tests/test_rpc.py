@@ -377,6 +377,27 @@ async def test_a_health_watch_tells_changes_and_ends_with_the_server() -> None:
         assert await watch.read() == grpc.aio.EOF
 
 
+async def test_health_watches_share_one_look() -> None:
+    """One task looks for a hundred health watches, each of which gets each change; it ends with the last watch."""
+
+    def looking() -> int:
+        return len([task for task in asyncio.all_tasks() if task.get_name() == "health"])
+
+    watcher = FakeWatcher()
+    async with asyncio.timeout(LIMIT_S), channel_to(make_service(watcher), health_poll_s=0.01) as channel:
+        watches = [health_of(channel).Watch(HealthCheckRequest(service=name)) for name in ["", SERVICE_NAME] * 50]
+        for watch in watches:
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+        assert looking() == 1
+        watcher.ready = False
+        for watch in watches:
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        for watch in watches:
+            watch.cancel()
+        while looking():  # noqa: ASYNC110 - it ends by itself
+            await asyncio.sleep(0)
+
+
 async def test_a_health_watch_of_an_unknown_service_stays_open() -> None:
     """A health watch of a service that is not there tells SERVICE_UNKNOWN, as grpc.health.v1 wants."""
     async with asyncio.timeout(LIMIT_S), channel_to(make_service(FakeWatcher())) as channel:

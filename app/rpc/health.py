@@ -1,12 +1,13 @@
 """`grpc.health.v1`: whether the presence server could be asked, for the server as a whole ("") and for each service.
 
-Invariants: it looks, where the stock servicer wants to be told of each change, and so cannot be out of date.
+Invariants: it looks, where the stock servicer wants to be told of each change, and so cannot be out of date. One task
+looks for all who watch, while somebody does.
 Deliberately absent: credentials, since load balancers have none.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -23,6 +24,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._names = {"", *names}
         self._stopping = stopping
         self._poll_s = poll_s
+        self._watches = 0
+        self._seen: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
 
     async def Check(  # noqa: N802
         self,
@@ -40,15 +45,43 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         context: grpc.aio.ServicerContext[HealthCheckRequest, AsyncIterator[HealthCheckResponse]],
     ) -> AsyncIterator[HealthCheckResponse]:
         told: int | None = None
-        while True:
-            stopping = self._stopping.is_set()
-            if (health_now := self._health(request.service)) != told:
-                yield HealthCheckResponse(status=health_now)
-                told = health_now
-            if stopping:
-                return
+        with self._watching():
+            while True:
+                stopping, changed = self._stopping.is_set(), self._changed
+                if (health_now := self._seen.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)) != told:
+                    yield HealthCheckResponse(status=health_now)
+                    told = health_now
+                if stopping:
+                    return
+                await changed.wait()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        self._look()
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._keep_looking(), name="health")
+        self._watches += 1
+        try:
+            yield
+        finally:
+            self._watches -= 1
+            if not self._watches:
+                self._looking.cancel()
+                self._looking = None
+
+    async def _keep_looking(self) -> None:
+        while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._poll_s)
+            self._look()
+
+    def _look(self) -> None:
+        """Wakes those who watch where the health of any service has changed, or the gateway stops."""
+        seen = {name: self._health(name) for name in self._names}
+        if seen != self._seen or self._stopping.is_set():
+            self._seen = seen
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     def _health(self, name: str) -> int:
         if name not in self._names:
