@@ -3,7 +3,7 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -50,8 +50,12 @@ class Signed:
     key_file: Path
 
 
-def sign(directory: Path, name: str, issuer: Signed | None = None) -> Signed:
+def sign(
+    directory: Path, name: str, issuer: Signed | None = None, names: Sequence[x509.GeneralName] | None = None
+) -> Signed:
     """A certificate of that common name; of an authority where nobody issues it."""
+    if names is None:
+        names = [x509.DNSName("localhost"), x509.DNSName(name)]
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
@@ -63,10 +67,12 @@ def sign(directory: Path, name: str, issuer: Signed | None = None) -> Signed:
         .not_valid_before(NOW - timedelta(days=1))
         .not_valid_after(NOW + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName(name)]), critical=False)
     )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     cert = builder.sign(issuer.key if issuer else key, SHA256())
-    made = Signed(cert, key, directory / f"{name}.pem", directory / f"{name}.key")
+    file = name.replace("\0", "-")
+    made = Signed(cert, key, directory / f"{file}.pem", directory / f"{file}.key")
     made.cert_file.write_bytes(cert.public_bytes(Encoding.PEM))
     made.key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return made

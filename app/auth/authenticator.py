@@ -5,8 +5,9 @@ token of an OpenID provider (`oidc.py`), and a client certificate that TLS has v
 
 Invariants: a secret is kept nowhere: the store has the SHA-256 of secrets, which are 256 random bits and so need no
 slow hash, and the cache has the SHA-256 of whole headers; comparisons take constant time; no message or log line says
-which part of credentials was wrong, or has any of a secret. What was found good holds for CACHE_S, in which a change by
-another process is not seen, and for STALE_S where the store cannot be asked. Failures of one peer are limited.
+which part of credentials was wrong, or has any of a secret. Credentials of one kind are never taken for another kind.
+What was found good holds for CACHE_S, in which a change by another process is not seen, and for STALE_S where the store
+cannot be asked. Failures of one peer are limited.
 An access token that is confined to CAMARA's APIs is taken by nobody who does not say that it looks at its grant.
 
 Deliberately absent: what a client may do (`policy.py` and the use cases), the making of clients (`clients.py`), and
@@ -19,7 +20,7 @@ import hashlib
 import hmac
 import ipaddress
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
@@ -55,6 +56,8 @@ look-up is a few reads by key, and a secret is too long to be guessed."""
 MAX_NAMES = 16
 """Names of a certificate that are looked at."""
 
+_HEADER, _CERTIFICATE = b"header:", b"certificate:"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -65,7 +68,7 @@ class Credentials:
     authorization: str = ""
     """HTTP's Authorization header, or gRPC's metadata of that name."""
     certificate_names: tuple[str, ...] = ()
-    """Names in a client certificate that TLS has verified: the common name and the subjectAltNames."""
+    """Names in a client certificate that TLS has verified, as `client_names` chooses them."""
     peer: str = ""
     """The caller's network address without port, for limits and the log."""
 
@@ -128,17 +131,22 @@ def is_loopback(listen: str) -> bool:
         return host == "localhost"
 
 
+def client_names(common_names: Sequence[str], dns_names: Sequence[str], uris: Sequence[str]) -> tuple[str, ...]:
+    """The names in a certificate that may be a client's id, in the order in which they are tried: the common name, DNS
+    names, URIs. E-mail and IP names count for nothing: authorities check them by weaker means, or not at all."""
+    return (*common_names[:1], *dns_names, *uris)[:MAX_NAMES]
+
+
 def certificate_names(peercert: Mapping[str, object] | None) -> tuple[str, ...]:
-    """The names in what `ssl.SSLSocket.getpeercert` returns: common name first, then DNS names and URIs."""
-    names: list[str] = []
-    subject = (peercert or {}).get("subject", ())
-    for part in subject if isinstance(subject, tuple) else ():
-        names += [value for key, value in part if key == "commonName"]
-    alternatives = (peercert or {}).get("subjectAltName", ())
-    for kind, value in alternatives if isinstance(alternatives, tuple) else ():
-        if kind in ("DNS", "URI"):
-            names.append(value)
-    return tuple(names[:MAX_NAMES])
+    """The names in what `ssl.SSLSocket.getpeercert` returns."""
+    subject, alternatives = ((peercert or {}).get(part, ()) for part in ("subject", "subjectAltName"))
+    parts = [pair for part in subject for pair in part] if isinstance(subject, tuple) else []
+    others = alternatives if isinstance(alternatives, tuple) else ()
+    common, dns, uris = (
+        [value for key, value in pairs if key == wanted]
+        for pairs, wanted in ((parts, "commonName"), (others, "DNS"), (others, "URI"))
+    )
+    return client_names(common, dns, uris)
 
 
 def asgi_authorization(scope: Mapping[str, Any]) -> str:
@@ -228,7 +236,7 @@ class Authenticator:
         if self._open and now < self._open_until:
             return self.anonymous
         if authorization:
-            known = self._known.get(_cache_key(authorization))
+            known = self._known.get(_cache_key(_HEADER, authorization))
             if known is not None and now < known.until and (confined or not known.confined):
                 return known.client
         return None
@@ -245,12 +253,13 @@ class Authenticator:
             return self.anonymous
         if credentials.authorization:
             shown = credentials.authorization
-            known = await self._remembered(_cache_key(shown), credentials.peer, lambda: self._by_header(shown))
+            key = _cache_key(_HEADER, shown)
+            known = await self._remembered(key, credentials.peer, lambda: self._by_header(shown))
             if known[1] and not confined:
                 raise NotPermitted(known[1])
             return known[0]
         if names := credentials.certificate_names:
-            key = _cache_key("\0".join(names))
+            key = _cache_key(_CERTIFICATE, repr(names))
             return (await self._remembered(key, credentials.peer, lambda: self._by_certificate(names)))[0]
         raise Unauthenticated("Credentials are needed: an API key as bearer token.")
 
@@ -385,8 +394,9 @@ def _refused(shown: str) -> Unauthenticated:
     return Unauthenticated("The credentials are not accepted.", shown=shown)
 
 
-def _cache_key(shown: str) -> bytes:
-    return hashlib.sha256(shown.encode("utf-8", "surrogateescape")).digest()
+def _cache_key(kind: bytes, shown: str) -> bytes:
+    """The kind stands in the key, so that no credentials of one kind are found as those of another."""
+    return hashlib.sha256(kind + shown.encode("utf-8", "surrogatepass")).digest()
 
 
 def _is_id(text: str) -> bool:

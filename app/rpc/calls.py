@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import grpc.aio
 
-from app.auth.authenticator import Authenticator, Credentials
+from app.auth.authenticator import Authenticator, Credentials, client_names
 from app.records import Client
 from app.rpc.errors import abort, abort_stopping
 
@@ -73,13 +73,11 @@ def _authorization(context: Context) -> str:
 
 def _certificate_names(context: Context) -> tuple[str, ...]:
     found: Any = context.auth_context()
-    return tuple(
-        [
-            name.decode("utf-8", "replace")
-            for kind in ("x509_common_name", "x509_subject_alternative_name")
-            for name in found.get(kind, ())
-        ]
+    common, dns, uris = (
+        [name.decode("utf-8", "replace") for name in found.get(kind, ())]
+        for kind in ("x509_common_name", "peer_dns", "peer_uri")
     )
+    return client_names(common, dns, uris)
 
 
 def _peer(context: Context) -> str:
