@@ -345,14 +345,14 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=1000000,
-        description="Calls per second of one client, in the long run.",
+        description="Calls per second of one client, in the long run; a query of many counts each terminal.",
         examples=["0 to 1000000; 0 is no limit"],
     )
     rate_burst: int = Field(
         0,
         ge=0,
         le=1000000,
-        description="Calls at once of one client after a rest.",
+        description="Calls at once of one client after a rest; a larger query passes, and the next call waits for it.",
         examples=["0 to 1000000; 0 is one second's worth"],
     )
     linger_s: float = Field(

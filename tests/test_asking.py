@@ -352,6 +352,20 @@ async def test_questions_count_against_the_rate(url: str) -> None:
         assert len(await core.usage_records()) == 1
 
 
+async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> None:
+    """Terminals asked by name or by a group, each once; one client's query costs another nothing."""
+    async with run_core(url, policy=Policy(rate_per_s=1, rate_burst=4)) as core:
+        assert set(await results(core, ALICE, BOB, CAROL, "SIP:alice@example.com")) == {ALICE, BOB, CAROL}
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        with pytest.raises(RateLimited):
+            await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.groups.create(OTHER, TEAM, [ALICE, BOB, CAROL])
+        assert set(await results(core, TEAM, client=OTHER)) == {ALICE, BOB, CAROL}
+        with pytest.raises(RateLimited) as refused:
+            await results(core, TEAM, client=OTHER)
+        assert refused.value.retry_after_s == 1
+
+
 async def test_memory_of_recent_answers_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more answers are remembered than the bound; the oldest is forgotten."""
     monkeypatch.setattr("app.core.asking.MAX_RECENT", 2)

@@ -21,7 +21,7 @@ from app.core.policy import (
 )
 from app.domain import IntervalTooShort, InvalidRequest, RateLimited, Status
 from app.records import Client
-from tests.core import APP, BEGAN, BUSY, REACHABLE, UNREACHABLE
+from tests.core import APP, BEGAN, BUSY, OTHER, REACHABLE, UNREACHABLE
 
 
 def client(**limits: int | bool) -> Client:
@@ -120,23 +120,24 @@ def test_busy_is_shown_as_reachable_where_it_is_not_told() -> None:
 @given(
     rate=st.integers(1, 50),
     burst=st.integers(0, 50),
-    gaps=st.lists(st.floats(-1, 3, allow_nan=False), min_size=1, max_size=200),
+    calls=st.lists(st.tuples(st.floats(-1, 3, allow_nan=False), st.integers(1, 1000)), min_size=1, max_size=200),
 )
-def test_no_more_calls_than_burst_and_rate_allow(rate: int, burst: int, gaps: list[float]) -> None:
-    """In any time at most the burst and the rate's worth is let through; who waits as told is; clocks may go back."""
+def test_no_more_calls_than_burst_and_rate_allow(rate: int, burst: int, calls: list[tuple[float, int]]) -> None:
+    """In any time at most the burst and the rate's worth is let through, but for the last query, which owes the rest;
+    who waits as long as the answer says is let through; clocks may go back."""
     bucket: Bucket | None = None
     now_s = elapsed_s = 0.0
-    taken = 0
-    for gap in gaps:
+    taken = last = 0
+    for gap, worth in calls:
         now_s += gap
         elapsed_s += max(0.0, gap)
-        bucket, wait_s = take(bucket, rate, burst, now_s)
+        bucket, wait_s = take(bucket, rate, burst, now_s, worth)
         if wait_s:
             _, then_s = take(bucket, rate, burst, now_s + wait_s + 1e-6)
             assert then_s == 0
         else:
-            taken += 1
-        assert taken <= (burst or rate) + rate * elapsed_s + 1e-6
+            taken, last = taken + worth, worth
+        assert taken - last + 1 <= (burst or rate) + rate * elapsed_s + 1e-6
 
 
 def test_rate_is_each_clients_own() -> None:
@@ -150,6 +151,24 @@ def test_rate_is_each_clients_own() -> None:
     assert refused.value.retry_after_s == pytest.approx(0.5)
     policies.admit(client())
     now_s[0] = 0.5
+    policies.admit(APP)
+
+
+def test_a_query_counts_as_many_calls_as_it_is_worth() -> None:
+    """One above the burst takes what is there and owes the rest; what it turns out to be worth is put right."""
+    now_s = [0.0]
+    policies = Policies(Policy(rate_per_s=10, rate_burst=20), lambda: now_s[0])
+    policies.admit(APP, 1000)
+    with pytest.raises(RateLimited) as refused:
+        policies.admit(APP)
+    assert refused.value.retry_after_s == pytest.approx(98.1)
+    policies.charge(APP, 500 - 1000)
+    policies.charge(OTHER, 500)  # of whom nothing is known, and who owes nothing
+    with pytest.raises(RateLimited) as refused:
+        policies.admit(APP)
+    assert refused.value.retry_after_s == pytest.approx(48.1)
+    policies.admit(OTHER)
+    now_s[0] = 48.2
     policies.admit(APP)
 
 

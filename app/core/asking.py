@@ -133,9 +133,10 @@ class QueryService:
 
         Close the iterator (`contextlib.aclosing`) where it is left early: what is in flight is given up. Before the
         first result it raises GroupNotAllowed, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
-        RateLimited, StoreUnavailable, TooManyAddresses; thereafter nothing.
+        RateLimited, StoreUnavailable, TooManyAddresses; thereafter nothing. Each terminal counts against the rate.
         """
-        policy = self._policies.admit(client)
+        calls = min(len(addresses), self._policies.of(client).max_targets) or 1
+        policy = self._policies.admit(client, calls)
         caller = Caller(client=client, face=face, requester=requester)
         try:
             age_s = _checked_age(max_age_s)
@@ -145,6 +146,7 @@ class QueryService:
         except TerminalStatusError as error:
             self._record(GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
             raise
+        self._policies.charge(client, min(len(expansion.terminals), policy.max_targets) - calls)
         result = "CANCELLED"
         try:
             to_ask: list[TerminalAddress] = []
