@@ -37,6 +37,7 @@ from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.delivery.webhook import WebhookSender, v1_event
 from app.ports import Sender
+from app.proxies import TrustedProxies
 from app.records import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.sip.client import SipWatcher, WatcherCannotStart
@@ -132,7 +133,8 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         )
         grpc_server = await stack.enter_async_context(serve_grpc(rpc_server, settings.grpc_listen, secured, calls))
         app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
-        http_server = await stack.enter_async_context(serve_http(app, http_socket, secured))
+        proxies = TrustedProxies.of(settings.trusted_proxies)
+        http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, proxies))
         assert watcher.build is not None  # noqa: S101  # it started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",
@@ -260,6 +262,7 @@ def _http_app(
         grant=tokens.grant if tokens else None,
         clock=_now,
         max_stream_age_s=settings.grpc_max_connection_age_s or None,
+        public_url=settings.http_public_url,
     )
     soap = create_soap_app(
         use_cases.queries,

@@ -10,13 +10,15 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import grpc.aio
 import uvicorn
 from starlette.types import ASGIApp
 
 from app.auth.tls import Tls
+from app.proxies import TrustedProxies
 from app.rest.connection import BoundedConnection
 
 DRAIN_S = 5.0
@@ -105,7 +107,12 @@ async def serve_grpc(
 
 
 @asynccontextmanager
-async def serve_http(app: ASGIApp, sock: socket.socket, tls: Tls | None) -> AsyncIterator[HttpServer]:
+async def serve_http(
+    app: ASGIApp,
+    sock: socket.socket,
+    tls: Tls | None,
+    proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
+) -> AsyncIterator[HttpServer]:
     """Serves while the context is open. Raises CannotStart."""
     server = HttpServer(
         uvicorn.Config(
@@ -114,7 +121,7 @@ async def serve_http(app: ASGIApp, sock: socket.socket, tls: Tls | None) -> Asyn
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            http=BoundedConnection,
+            http=cast("type[asyncio.Protocol]", partial(BoundedConnection, proxies=proxies)),
             ws="none",
             limit_concurrency=MAX_HTTP_CONNECTIONS,
             lifespan="off",

@@ -61,6 +61,13 @@ class Settings(BaseModel):
         "only, or `anywhere` where a proxy in front of it authenticates.",
         examples=["loopback or anywhere"],
     )
+    trusted_proxies: Annotated[frozenset[str], BeforeValidator(kinds.words), AfterValidator(kinds.networks)] = Field(
+        frozenset(),
+        description="Proxies in front of the gateway. Limits per address then count the client that the proxy names "
+        "(`Forwarded` or `X-Forwarded-For`) and exempt the proxy, and `X-Forwarded-Proto` and `-Host` are honoured. "
+        "From others these headers are ignored.",
+        examples=["networks such as 10.1.0.0/28 with commas between; only the proxies' own addresses"],
+    )
     tls_cert_file: Path | None = Field(
         None,
         description="Certificate chain of the gRPC and HTTP addresses, which then speak TLS only.",

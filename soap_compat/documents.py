@@ -6,7 +6,6 @@ They import each other by relative address; only the service's own address is pu
 Deliberately absent: WSDLs of versions other than the one in `wsdl/`, although their requests are answered.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,6 @@ SERVICES: Final[Mapping[str, str]] = {
 """The file behind `?wsdl`, by interface. The last is what applications implement."""
 
 _PLACEHOLDER: Final = "http://localhost/parlayx"
-_HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class Documents:
@@ -37,8 +35,3 @@ class Documents:
         """Returns the file, with services addressed below `base_url`. Raises KeyError."""
         address = escape(base_url, {'"': "&quot;"})
         return self._texts[name].replace(f'"{_PLACEHOLDER}/', f'"{address}/').encode()
-
-
-def origin(scheme: str, host: str) -> str | None:
-    """Returns the URL that `host`, a Host header, is the authority of, or None if it is no host (RFC 9110 7.2)."""
-    return f"{scheme}://{host}" if _HOST.fullmatch(host) else None

@@ -29,7 +29,8 @@ from app.auth.authenticator import Authenticator, asgi_credentials
 from app.core.asking import QueryService
 from app.core.subscribing import SubscriptionService
 from app.core.usage import UsageLog
-from soap_compat.documents import SERVICES, Documents, origin
+from app.proxies import server_url
+from soap_compat.documents import SERVICES, Documents
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
 from soap_compat.schema import INTERFACES, UseCases
@@ -125,7 +126,7 @@ class _Server:
             await self._get(SERVICES.get(name, name), scope, send)
 
     async def _get(self, name: str, scope: Scope, send: Send) -> None:
-        server = self._public_url or _client_origin(scope)
+        server = self._public_url or server_url(scope)
         if server is None:
             await _send(send, 400, _TEXT, b"The Host header is not a host.\n")
             return
@@ -203,14 +204,6 @@ def _check_headers(headers: dict[bytes, bytes]) -> str | None:
 def _asks_for_wsdl(scope: Scope) -> bool:
     query: bytes = scope["query_string"]
     return query.partition(b"&")[0].partition(b"=")[0].lower() == b"wsdl"
-
-
-def _client_origin(scope: Scope) -> str | None:
-    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-    if not host and scope.get("server"):  # HTTP/1.0
-        address, port = scope["server"]
-        host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    return origin(scope.get("scheme", "http"), host)
 
 
 def _headers_of(answer: Answer) -> _Headers:

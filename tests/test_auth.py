@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from app.domain import (
     Unauthenticated,
 )
 from app.ports import Page
+from app.proxies import TrustedProxies
 from app.records import ANONYMOUS, Client
 from app.store import SqlStore, open_store
 
@@ -315,6 +317,29 @@ async def test_failures_of_a_peer_are_limited(world: World) -> None:
         await world.auth.authenticate_with(client.id, lambda password: False, peer="192.0.2.1")
     world.clock.pass_s(auth.FAILURE_EVERY_S)
     await world.refused(bearer("tsk_c_d"))
+
+
+async def test_a_trusted_proxy_is_not_limited(world: World) -> None:
+    """Failures that come from a proxy itself lock out nobody behind it, and the log stays bounded; of IPv6 a network
+    counts as one."""
+    proxied = Authenticator(
+        world.store,
+        clock=world.clock,
+        monotonic=world.clock.monotonic,
+        open_allowed=False,
+        proxies=TrustedProxies.of(["10.0.0.1"]),
+    )
+    with structlog.testing.capture_logs() as logs:
+        for number in range(auth.FAILURE_BURST * 2):
+            with pytest.raises(Unauthenticated):
+                await proxied.authenticate(Credentials(authorization=f"Bearer tsk_a_{number}", peer="10.0.0.1"))
+    assert len(logs) == auth.FAILURE_BURST
+    for peer in ("behind 10.0.0.1", "2001:db8::{}"):
+        with pytest.raises(RateLimited):  # noqa: PT012  # the last of them
+            for number in range(auth.FAILURE_BURST + 1):
+                shown = Credentials(authorization=f"Bearer tsk_{len(peer)}_{number}", peer=peer.format(number))
+                with contextlib.suppress(Unauthenticated):
+                    await proxied.authenticate(shown)
 
 
 async def test_one_bad_key_locks_out_nobody(world: World) -> None:

@@ -42,10 +42,26 @@ def resolved(document: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_serves_the_documents(name: str) -> None:
-    """What /openapi/NAME.json serves is what the command exports, and /openapi.json is REST API v1's."""
+    """What /openapi/NAME.json serves is what the command exports, with the server that the reader names; and
+    /openapi.json is REST API v1's."""
     async with client_of(app_over(make_service(FakeWatcher()))) as client:
-        assert (await client.get(f"/openapi/{name}.json")).json() == DOCUMENTS[name]
-        assert (await client.get("/openapi.json")).json() == DOCUMENTS[V1]
+        named = (await client.get(f"/openapi/{name}.json", headers={"host": "api.example:8443"})).json()
+        (server,) = named.pop("servers")
+        assert server == (
+            {"url": "http://api.example:8443"}
+            if name == V1
+            else {
+                "url": "{apiRoot}" + PREFIXES[name],
+                "variables": {
+                    "apiRoot": {"default": "http://api.example:8443", "description": "Where the gateway is reached."}
+                },
+            }
+        )
+        assert named == {key: part for key, part in DOCUMENTS[name].items() if key != "servers"}
+        unnamed = await client.get(f"/openapi/{name}.json", headers={"host": 'evil"]'})
+        assert unnamed.json() == DOCUMENTS[name]
+        first = await client.get("/openapi.json", headers={"host": 'evil"]'})
+        assert first.json() == DOCUMENTS[V1]
 
 
 def test_there_is_a_document_for_each_api() -> None:

@@ -29,6 +29,7 @@ import structlog
 
 from app.domain import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
 from app.ports import Store
+from app.proxies import TrustedProxies, bucket
 from app.records import ANONYMOUS, MAX_ID, Client
 
 KEY_PREFIX = "tsk_"
@@ -70,7 +71,7 @@ class Credentials:
     certificate_names: tuple[str, ...] = ()
     """Names in a client certificate that TLS has verified, as `client_names` chooses them."""
     peer: str = ""
-    """The caller's network address without port, for limits and the log."""
+    """The caller's network address without port (`TrustedProxies.origin`), for limits and the log."""
 
 
 class OpenToAll(Exception):
@@ -173,7 +174,8 @@ class Authenticator:
 
     `open_allowed` is whether callers need no credentials as long as no client is configured; only for addresses that
     just this machine reaches, or behind a proxy that authenticates. `tokens` reads access tokens, where the operator
-    takes them. `clock` gives the time (aware UTC), `monotonic` seconds that never go back.
+    takes them. `clock` gives the time (aware UTC), `monotonic` seconds that never go back. Failures of `proxies` are
+    not limited.
     """
 
     def __init__(
@@ -185,8 +187,10 @@ class Authenticator:
         open_allowed: bool,
         tokens: TokenVerifier | None = None,
         open_is_admin: bool = True,
+        proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
     ) -> None:
         self._store = store
+        self._proxies = proxies
         self._clock = clock
         self._monotonic = monotonic
         self._open_allowed = open_allowed
@@ -373,20 +377,22 @@ class Authenticator:
         return expires_at is not None and expires_at <= self._clock()
 
     def _check_failures(self, peer: str) -> None:
-        left, at = self._failures.get(peer, (float(FAILURE_BURST), 0.0))
+        left, at = self._failures.get(bucket(peer), (float(FAILURE_BURST), 0.0))
         left += (self._monotonic() - at) / FAILURE_EVERY_S
-        if left < 1:
+        if left < 1 and not self._proxies.trusts(peer):
             wait_s = (1 - left) * FAILURE_EVERY_S
             raise RateLimited("Too many failed attempts; try again later.", retry_after_s=wait_s) from None
 
     def _failed(self, peer: str, shown: str) -> None:
         """Counts a failure of the peer and logs it; the limit on failures is the limit on these lines."""
         now = self._monotonic()
-        left, at = self._failures.pop(peer, (float(FAILURE_BURST), now))
+        left, at = self._failures.pop(bucket(peer), (float(FAILURE_BURST), now))
         while len(self._failures) >= MAX_PEERS:
             del self._failures[next(iter(self._failures))]
-        self._failures[peer] = (min(FAILURE_BURST, left + (now - at) / FAILURE_EVERY_S) - 1, now)
-        _log.warning("authentication_failed", peer=peer, shown=shown[:MAX_ID])
+        left = min(FAILURE_BURST, left + (now - at) / FAILURE_EVERY_S)
+        self._failures[bucket(peer)] = (max(left - 1, 0), now)
+        if left >= 1:
+            _log.warning("authentication_failed", peer=peer, shown=shown[:MAX_ID])
 
 
 def _refused(shown: str) -> Unauthenticated:

@@ -29,6 +29,7 @@ from app.core.watching import Tuning, Watching
 from app.delivery.deliverer import Deliverer
 from app.delivery.deliveries import Deliveries
 from app.ports import Sender, Store, Watcher
+from app.proxies import TrustedProxies
 from app.records import EndReason, SinkKind, Subscription
 
 CLOSE_LIMIT_S = 8.0
@@ -103,6 +104,7 @@ async def run_use_cases(
         open_allowed=on_loopback or settings.anonymous_access == "anywhere",
         open_is_admin=on_loopback,
         tokens=tokens,
+        proxies=TrustedProxies.of(settings.trusted_proxies),
     )
     registry = ClientRegistry(
         store,

@@ -80,11 +80,13 @@ def create_app(
     grant: Callable[[str], Grant] | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     max_stream_age_s: float | None = None,
+    public_url: str | None = None,
 ) -> FastAPI:
     """Returns the ASGI app. Routes and mounts may be added to it; what fails under them is answered as a problem.
 
     Once `stopping` is set the gateway is not ready. `number_pattern` is the address that CAMARA's `phoneNumber` stands
     for, and `grant` what an access token grants that `use_cases.auth` took (`AccessTokens.grant`), where it takes any.
+    `public_url` is where callers reach the app, for the OpenAPI documents; without it, as each reader names it.
     A stream of events as old as `max_stream_age_s` seconds is ended, and its client comes again.
     """
     stopping = stopping or asyncio.Event()
@@ -122,7 +124,7 @@ def create_app(
         noun.add_routes(app.router, use_cases)
     app.router.route_class = APIRoute
     events.add_webhooks(app)
-    docs.add_routes(app, documents)
+    docs.add_routes(app, documents, public_url)
 
     @app.get(
         "/healthz",

@@ -1,6 +1,9 @@
 """One HTTP connection, bounded where uvicorn leaves it open: the size of a request's head, and the time that head and
 body may take.
 
+Of a request that a trusted proxy brings, the scope names the client, scheme and host that the proxy names
+(`TrustedProxies.origin`), so that nothing behind this looks at the headers of proxies.
+
 An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows. The names
 in a client certificate that TLS has verified stand in the scope, where `authenticator.asgi_credentials` finds them.
 
@@ -8,10 +11,12 @@ The size of a body is the applications' to bound. Deliberately absent: HTTP itse
 """
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.auth.authenticator import certificate_names
+from app.proxies import TrustedProxies
 from app.rest.around import Problem, problem
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -33,6 +38,11 @@ class BoundedConnection(HttpToolsProtocol):
     """uvicorn's protocol with a bound on heads and bodies. A head that is too large or too slow ends the connection.
     So does a body that is too slow, with 408 where nothing was answered yet."""
 
+    def __init__(self, *args: Any, proxies: TrustedProxies, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._proxies = proxies
+        self._peer_is_proxy = False
+
     _head_bytes = 0
     _in_head = True
     _in_body = False
@@ -42,6 +52,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._peer_is_proxy = self.client is not None and self._proxies.trusts(self.client[0])
         self._client_cert_names = certificate_names(transport.get_extra_info("peercert"))
         self._deadline = self.loop.call_later(HEAD_LIMIT_S, transport.abort)
 
@@ -76,12 +87,25 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body, self._body_due = False, True, None
         self._stop_clock()
+        if self._peer_is_proxy:
+            self._believe_the_proxy()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._in_body = False
         self._stop_clock()
         super().on_message_complete()
+
+    def _believe_the_proxy(self) -> None:
+        peer = self.client[0] if self.client else ""
+        origin = self._proxies.origin(peer, self.headers)
+        if origin.address != peer:
+            self.scope["client"] = origin.address, 0
+        if origin.scheme:
+            self.scope["scheme"] = origin.scheme
+        if origin.host:
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+            self.headers.append((b"host", origin.host.encode()))
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered as every failure is."""

@@ -19,6 +19,9 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.proxies import server_url
+from app.rest.camara import ANY_SERVER
+
 Documents = Mapping[str, Callable[[], dict[str, Any]]]
 
 _STYLE = """
@@ -33,6 +36,7 @@ table{border-collapse:collapse;width:100%}th,td{border-top:1px solid var(--line)
 vertical-align:top}th{font-weight:600}td:first-child{white-space:nowrap}.soft{opacity:.7}
 @media(max-width:40rem){td:first-child{white-space:normal}}
 """
+_ANY_SERVER = f'"{ANY_SERVER}"'
 HEADERS = {
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     f"style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'",
@@ -47,8 +51,9 @@ def as_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def add_routes(app: FastAPI, documents: Documents) -> None:
-    """Adds the pages, and the documents themselves, to `app`."""
+def add_routes(app: FastAPI, documents: Documents, public_url: str | None) -> None:
+    """Adds the pages, and the documents themselves, to `app`. The documents name the server by `public_url`, else as
+    their reader does."""
     page = cache(lambda name: _page(name, documents))
     text = cache(lambda name: as_text(documents[name]()))
     first = next(iter(documents))
@@ -63,12 +68,21 @@ def add_routes(app: FastAPI, documents: Documents) -> None:
         name = request.path_params.get("name", first)
         if name not in documents:
             raise HTTPException(404)
-        return Response(text(name), headers={"cache-control": "no-cache"}, media_type="application/json")
+        served = _with_server(text(name), public_url or server_url(request.scope))
+        return Response(served, headers={"cache-control": "no-cache"}, media_type="application/json")
 
     for path in ("/docs", "/docs/{name}"):
         app.add_route(path, docs, include_in_schema=False)
     for path in ("/openapi.json", "/openapi/{name}.json"):
         app.add_route(path, document, include_in_schema=False)
+
+
+def _with_server(document: str, url: str | None) -> str:
+    if url is None:
+        return document
+    if _ANY_SERVER in document:
+        return document.replace(_ANY_SERVER, f'"{url}"')
+    return document.replace('\n  "paths": ', f'\n  "servers": [{{"url": "{url}"}}],\n  "paths": ', 1)
 
 
 def _page(name: str, documents: Documents) -> str:

@@ -18,7 +18,7 @@ from app.rest.camara import status, subscriptions
 from app.rest.camara.calls import Camara, CamaraOperation
 from app.rest.camara.errors import ErrorInfo, answer_as_camara
 
-__all__ = ("COMMON_PREFIX", "PREFIXES", "Camara", "create_apps")
+__all__ = ("ANY_SERVER", "COMMON_PREFIX", "PREFIXES", "Camara", "create_apps")
 
 STATUS = "device-reachability-status-v1"
 SUBSCRIPTIONS = "device-reachability-status-subscriptions-v0.8"
@@ -28,6 +28,9 @@ PREFIXES: Mapping[str, str] = {
 }
 """The path under which each API is served."""
 COMMON_PREFIX = "/device-reachability-status"
+
+ANY_SERVER = "http://localhost:8080"
+"""Stands in the documents for the server's URL."""
 
 _CREDENTIALS = """
 
@@ -80,7 +83,7 @@ class _App(FastAPI):
 
 
 def _app(camara: Camara, add_routes: Any, name: str, **described: Any) -> FastAPI:
-    api_root = {"default": "http://localhost:8080", "description": "Where the gateway is reached."}
+    api_root = {"default": ANY_SERVER, "description": "Where the gateway is reached."}
     app = _App(
         **described,
         license_info={"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0.html"},
