@@ -429,9 +429,23 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
         assert await worker.wait() == 0
 
 
-@pytest.mark.parametrize("address", ["sip:%%%@@", "sip:a@h;ttl=phone"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "sip:%%%@@",
+        "sip:a@h;ttl=phone",
+        # Those that `parse_address` refuses too, should one be in an old database.
+        "sip:%2562ob@example.com",
+        "sip:alice%2Fx@example.com",
+        "sip:alice@example.com;method=invite",
+        "sip:alice@example.com;transport=tcp;transport=udp",
+        "sip:alice@example.com;x=%22%0d%0aevil:%201",
+        "sip:alice@example.com;user=phone%0d%0aevil:%201",
+        "tel:+1555;x%0d%0aevil=1",
+    ],
+)
 async def test_address_that_pjsip_refuses(watcher: SipWatcher, address: str) -> None:
-    """An address that PJSIP itself cannot read is that caller's error, not the worker's end."""
+    """An address that PJSIP cannot read, or would write as another one, is the caller's error, not the worker's end."""
     pid = watcher.worker_pid
     with pytest.raises(InvalidAddress):
         await watcher.fetch(TerminalAddress(address))

@@ -68,7 +68,7 @@ def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalSta
 def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
     """The error that PJSIP's own end of a fetch stands for, where the presence server has not answered."""
     if code == BAD_ADDRESS:
-        return InvalidAddress(f"The address is no URI that can be asked about: {phrase}.")
+        return InvalidAddress(f"The address cannot be asked about: {phrase}.")
     if code == CUT:
         return DocumentUnreadable("The presence document was cut by UDP; it is asked for over TCP.", reason="cut")
     if code == 0:

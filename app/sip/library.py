@@ -65,6 +65,15 @@ typedef struct pjsip_cfg_head {
 } pjsip_cfg_head;
 extern pjsip_cfg_head pjsip_sip_cfg_var;
 
+typedef struct pjsip_uri_vptr {
+    void *p_get_scheme, *p_get_uri;
+    long (*p_print)(int context, const void *uri, char *buffer, size_t size);
+    void *p_compare, *p_clone;
+} pjsip_uri_vptr;
+typedef struct pjsip_uri { pjsip_uri_vptr *vptr; } pjsip_uri;
+pjsip_uri *pjsip_parse_uri(void *pool, char *text, size_t size, unsigned options);
+void pj_pool_reset(void *pool);
+
 void *pjsip_ua_instance(void);
 void *pjsua_get_pjsip_endpt(void);
 void *pjsip_endpt_create_pool(void *endpt, const char *name, size_t size, size_t increment);
@@ -124,7 +133,7 @@ class SipStackError(Exception):
 
 
 class AddressRefused(SipStackError):
-    """PJSIP cannot read the address as a URI."""
+    """PJSIP cannot read the address as a URI, or would write another one."""
 
 
 def load_library() -> tuple[Any, Any, Build]:

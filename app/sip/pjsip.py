@@ -25,6 +25,7 @@ from app.sip.frames import Configure, Credentials
 from app.sip.intake import Intake
 from app.sip.library import AddressRefused, SipStackError
 from app.sip.message import Event, Final, plain, read_response
+from app.sip.uris import Uris
 
 _PJSIP_EINVALIDURI = 171039
 _NO_EVENT_ID = 1
@@ -95,6 +96,7 @@ class Stack:
         self._answered: list[tuple[Subscription, Any]] = []  # NOTIFY transactions of this poll
         self._ua = self._lib.pjsip_ua_instance()
         self._user = self._event_subscription_user()
+        self._uris = Uris(endpoint)
         self._intake = Intake(endpoint, configure.max_body_bytes)
         self._local = endpoint.text(f"<{configure.watcher_identity}>")
         self._event = endpoint.text("presence")
@@ -115,9 +117,10 @@ class Stack:
         """Sends a SUBSCRIBE for the presentity `address` outside any dialog; 0 seconds is a fetch.
 
         `generation` from 0 on makes it a standing one. `over_tcp` goes to a UDP route's server by TCP.
-        Raises SipStackError where PJSIP cannot take the address or cannot send. A failure found out while sending
-        may instead be reported as a `Final` event before this returns.
+        Raises AddressRefused where PJSIP cannot take the address, and SipStackError where it cannot send. A failure
+        found out while sending may instead be reported as a `Final` event before this returns.
         """
+        self._uris.check(address)
         target = self._ffi.new("char[]", address.encode("ascii"))
         remote = self._ffi.new("char[]", f"<{address}>".encode("ascii"))
         uri = self._ffi.new("pj_str_t *", (target, len(target) - 1))
