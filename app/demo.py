@@ -44,12 +44,13 @@ async def run_demo(settings: Settings, seed: int, stop: asyncio.Event, out: Cons
                 update={
                     "presence_server": sandbox.uri,
                     "database_url": f"sqlite:///{folder}/demo.sqlite3",
+                    "anonymous_access": "loopback",
                     # Webhooks and callbacks to this machine may be tried.
                     "sink_allowed_networks": frozenset({"127.0.0.0/8", "::1/128"}),
                     "sink_allow_http": True,
                 }
             )
-            async with run_gateway(settings) as gateway:
+            async with run_gateway(settings, open_is_admin=True) as gateway:
                 show = asyncio.create_task(_show(gateway, sandbox, changes, out, as_json=as_json), name="demo")
                 stopped = asyncio.create_task(stop.wait(), name="stop")
                 await asyncio.wait({show, stopped}, return_when=asyncio.FIRST_COMPLETED)

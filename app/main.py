@@ -69,8 +69,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
-    """Serves while the context is open. Raises CannotStart."""
+async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> AsyncIterator[Gateway]:
+    """Serves while the context is open. `open_is_admin` is the demo's: whoever calls from this machine is an operator
+    while no client is configured. Raises CannotStart."""
     async with AsyncExitStack() as stack:
         metrics, stopping = Metrics(), asyncio.Event()
         http_socket = stack.enter_context(bound(settings.http_listen))
@@ -115,11 +116,12 @@ async def run_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 monotonic=time.monotonic,
                 tokens=tokens,
                 attempted=metrics.attempted,
+                open_is_admin=open_is_admin,
             )
         )
         try:
             listens = {"TS_GRPC_LISTEN": settings.grpc_listen, "TS_HTTP_LISTEN": settings.http_listen}
-            await use_cases.auth.start(listens)
+            await use_cases.auth.start(listens, closed_is_meant=settings.anonymous_access == "never")
         except OpenToAll as error:
             raise CannotStart(str(error)) from None
         _measure(metrics, watcher, use_cases)

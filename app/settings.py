@@ -55,11 +55,12 @@ class Settings(BaseModel):
         description="URL under which callers reach the HTTP address; stands in the WSDL. The Host header if absent.",
         examples=["http(s)://HOST[:PORT][/PATH]"],
     )
-    anonymous_access: Literal["loopback", "anywhere"] = Field(
+    anonymous_access: Literal["loopback", "anywhere", "never"] = Field(
         "loopback",
-        description="While no client is configured, callers need no credentials; the gateway then listens on loopback "
-        "only, or `anywhere` where a proxy in front of it authenticates.",
-        examples=["loopback or anywhere"],
+        description="While no client is configured, callers need no credentials, but are no operators; the gateway "
+        "then listens on loopback only, or `anywhere` where a proxy in front of it authenticates. With `never` they "
+        "always need some: for production, where a lost database must open nothing.",
+        examples=["loopback, anywhere or never"],
     )
     trusted_proxies: Annotated[frozenset[str], BeforeValidator(kinds.words), AfterValidator(kinds.networks)] = Field(
         frozenset(),

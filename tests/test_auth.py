@@ -112,12 +112,47 @@ def basic(user: str, password: str) -> Credentials:
 
 
 async def test_without_clients_everybody_is_anonymous(world: World) -> None:
-    """While no client is configured, callers need no credentials and are an operator; with the first client they do."""
-    assert await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
+    """While no client is configured, callers need no credentials, and are no operators; with the first client they do.
+    What is open to whom is a warning."""
+    with structlog.testing.capture_logs() as logs:
+        assert await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
+    (line,) = logs
+    assert (line["event"], line["log_level"]) == ("no_client_configured", "warning")
+    assert (line["open"], "TS_GRPC_LISTEN (127.0.0.1:1)" in line["to"]) == ("every operation but operators'", True)
     caller = await world.auth.authenticate(Credentials())
-    assert (caller.id, caller.admin) == (ANONYMOUS, True)
+    assert (caller.id, caller.admin) == (ANONYMOUS, False)
     await world.add()
     assert "API key" in await world.refused(Credentials())
+
+
+@pytest.mark.parametrize("exposed", [False, True])
+async def test_a_gateway_that_takes_nobody(world: World, exposed: bool) -> None:
+    """Where anonymous callers are never taken, a gateway without clients starts on any address and refuses each call,
+    which it says at its start; a client that is added then is taken."""
+    closed = world.authenticator(open_allowed=False)
+    listens = {"TS_GRPC_LISTEN": "127.0.0.1:1", **({"TS_HTTP_LISTEN": "0.0.0.0:8080"} if exposed else {})}
+    with structlog.testing.capture_logs() as logs:
+        assert not await closed.start(listens, closed_is_meant=True)
+    assert [(line["event"], line["open"]) for line in logs] == [("no_client_configured", "nothing")]
+    with pytest.raises(Unauthenticated):
+        await closed.authenticate(Credentials())
+    client, key = await world.add()
+    assert await closed.authenticate(bearer(key)) == client
+    with structlog.testing.capture_logs() as logs:
+        assert not await closed.start(listens, closed_is_meant=True)
+    assert logs == []
+
+
+async def test_a_lost_database_opens_no_door(world: World) -> None:
+    """Once a client was seen, credentials are needed until the gateway ends, though no client is left; credentials
+    that were good are so no longer."""
+    client, key = await world.add()
+    await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
+    await world.auth.authenticate(bearer(key))
+    await ClientRegistry(world.store, clock=world.clock).delete(client.id, who="cli")
+    world.clock.pass_s(auth.CACHE_S)
+    for credentials in (Credentials(), bearer(key), Credentials(certificate_names=(client.id,))):
+        await world.refused(credentials)
 
 
 async def test_another_process_closes_the_door(world: World) -> None:

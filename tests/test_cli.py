@@ -418,8 +418,12 @@ def test_sandbox_stays_on_loopback(listen: str) -> None:
 
 
 def test_demo() -> None:
-    """`make run`: all three faces are asked by the command shown, then changes follow until Ctrl-C."""
-    with running("demo", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0") as demo:
+    """`make run`: all three faces are asked by the command shown, then changes follow until Ctrl-C. Whoever is on this
+    machine is its operator, whatever is configured for a gateway that serves."""
+    listen = ("--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
+    with running("demo", *listen, TS_ANONYMOUS_ACCESS="never") as demo:
+        server = demo.line_with("gateway on gRPC").split()[-1]
+        assert run("watches", "--server", server, "--json").returncode == 0
         demo.line_with("$ terminal-status get sip:bob@example.com --via grpc --via rest --via soap")
         for via in ("grpc", "rest", "soap"):
             assert demo.line_with("sip:bob@example.com").split()[1:3] == [via, "BUSY"]

@@ -66,8 +66,11 @@ def serving(
 
 @pytest.fixture(scope="module")
 def server(sandbox_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway's gRPC address; whoever calls from this machine is its operator."""
-    with serving(sandbox_uri, tmp_path_factory.mktemp("gateway")) as (_, address):
+    """A gateway's gRPC address; commands have the key of its operator."""
+    folder = tmp_path_factory.mktemp("gateway")
+    added = run("clients", "add", "ops", "--id", "ops", "--admin", TS_DATABASE_URL=f"sqlite:///{folder}/ts.sqlite3")
+    with pytest.MonkeyPatch.context() as patch, serving(sandbox_uri, folder) as (_, address):
+        patch.setenv("TS_API_KEY", added.stdout.strip())
         yield address
 
 
@@ -380,7 +383,7 @@ def test_audit(server: str) -> None:
     done("groups", "delete", team, "--yes", server=server)
     listed = answer("audit", "list", "--since", "1h", server=server)
     told = [(one["who"], one["what"]) for one in listed if one["details"].get("group") == team]
-    assert told == [("anonymous", "group created"), ("anonymous", "group deleted")]
+    assert told == [("ops", "group created"), ("ops", "group deleted")]
     assert f"group={team}" in done("audit", "list", server=server).stdout
     assert answer("audit", "list", "--since", "2999-01-01", server=server) == []
 
@@ -394,7 +397,7 @@ def test_usage(
     listed = answer("usage", "list", "--since", "1h", server=server)
     asked = [record for record in listed if record["operation"] == "getStatusForGroup"][-1]
     assert (asked["client_id"], asked["face"], asked["targets"], asked["result"]) == (
-        "anonymous",
+        "ops",
         "grpc",
         [ALICE, BOB],
         "OK",

@@ -72,7 +72,7 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         (SERVER | {"TS_TLS_KEY_FILE": "/k.pem"}, "TS_TLS_KEY_FILE = .*go together"),
         (SERVER | {"TS_OIDC_ISSUER": "https://idp"}, "TS_OIDC_AUDIENCE.*go together"),
         (SERVER | {"TS_OIDC_JWKS_URL": "http://idp.example/keys"}, "TS_OIDC_JWKS_URL = .*no https URL"),
-        (SERVER | {"TS_ANONYMOUS_ACCESS": "yes"}, "TS_ANONYMOUS_ACCESS = 'yes'.*loopback or anywhere"),
+        (SERVER | {"TS_ANONYMOUS_ACCESS": "yes"}, "TS_ANONYMOUS_ACCESS = 'yes'.*loopback, anywhere or never"),
         (SERVER | {"TS_GRPC_MAX_CONNECTION_AGE_S": "-1"}, "Allowed: 0 to 86400"),
         (SERVER | {"TS_CONFIG_FILE": "/nowhere.toml"}, "/nowhere.toml: cannot be read"),
     ],

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import pytest
 import pytest_asyncio
 
 from app.auth.authenticator import hash_secret, parse_key, password_equivalent
+from app.auth.clients import ClientRegistry
 from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
+from app.store import open_store
 from soap_compat.faults import TEXTS
 from tests.conftest import settings_for
 
@@ -93,11 +96,10 @@ async def world(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
         sink_allowed_networks="127.0.0.0/8",
         sink_allow_http=True,
     )
+    async with await open_store(settings.database_url) as store:
+        registry = ClientRegistry(store, clock=lambda: datetime.now(UTC))
+        made, key = await registry.add("interop", who="test", client_id="interop")
     async with run_gateway(settings) as gateway:
-        auth = gateway.use_cases.auth
-        made, key = await gateway.use_cases.administration.create_client(
-            auth.anonymous, "interop", client_id="interop", admin=False, limits={}
-        )
         yield World(gateway, f"http://{gateway.http_address}/parlayx", made.id, key)
 
 

@@ -28,7 +28,7 @@ from app.domain import Unauthenticated
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Page
-from app.records import ANONYMOUS, Client
+from app.records import Client
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
 from app.store import open_store
@@ -104,6 +104,12 @@ def party(tmp_path: Path) -> Party:
     )
 
 
+async def add_client(database_url: str, client_id: str) -> tuple[Client, str]:
+    """As `terminal-status clients add` does."""
+    async with await open_store(database_url) as store:
+        return await ClientRegistry(store, clock=lambda: NOW).add(client_id, who="test", client_id=client_id)
+
+
 async def status_of(address: str, credentials: grpc.ChannelCredentials, metadata: Any = None) -> int:
     options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.enable_http_proxy", 0)]
     async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
@@ -131,20 +137,20 @@ async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Part
         tls_client_ca_file=party.authority.cert_file,
     )
     async with run_gateway(settings) as gateway:
-        operators, anonymous = gateway.use_cases.administration, gateway.use_cases.auth.anonymous
-        _, key = await operators.create_client(anonymous, "keyed", client_id="", admin=False, limits={})
+        _, key = await add_client(settings.database_url, "keyed")
+        gateway.use_cases.auth.forget()
         with_certificate = grpc_credentials(party, party.client)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await status_of(gateway.grpc_address, with_certificate)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # no client of that id yet
         await status_of(gateway.grpc_address, with_certificate, (("authorization", f"Bearer {key}"),))
-        await operators.create_client(anonymous, "billing", client_id="billing", admin=False, limits={})
+        await add_client(settings.database_url, "billing")
+        gateway.use_cases.auth.forget()
         assert await status_of(gateway.grpc_address, with_certificate) != pb.STATUS_UNSPECIFIED
         for shown in (None, party.stranger):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await status_of(gateway.grpc_address, grpc_credentials(party, shown))
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE  # the handshake fails
-        assert anonymous.id == ANONYMOUS
 
 
 async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Party, tmp_path: Path) -> None:
@@ -160,8 +166,8 @@ async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Part
     )
     body = soap.envelope(soap.payload(f"<address>{ALICE}</address>")).encode()
     async with run_gateway(settings) as gateway:
-        operators, anonymous = gateway.use_cases.administration, gateway.use_cases.auth.anonymous
-        await operators.create_client(anonymous, "keyed", client_id="", admin=False, limits={})
+        await add_client(settings.database_url, "keyed")
+        gateway.use_cases.auth.forget()
         url = f"https://localhost:{gateway.http_address.rpartition(':')[2]}/parlayx/TerminalStatus"
         async with httpx.AsyncClient(verify=http_context(party, party.client), trust_env=False) as client:
 
@@ -170,9 +176,8 @@ async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Part
                 return soap.Reply(answer.status_code, dict(answer.headers), answer.content)
 
             assert (await ask()).fault.startswith("POL0001")  # no client of that id yet
-            billing, _ = await operators.create_client(
-                anonymous, "billing", client_id="billing", admin=False, limits={}
-            )
+            billing, _ = await add_client(settings.database_url, "billing")
+            gateway.use_cases.auth.forget()
             assert (await ask()).result == "getStatusResponse:Reachable"
         async with asyncio.timeout(10):
             while not (await gateway.use_cases.usage.page(billing, NOW - timedelta(days=1), Page()))[0]:  # noqa: ASYNC110
@@ -328,11 +333,12 @@ async def test_no_start_for_everybody(sandbox: Sandbox, tmp_path: Path) -> None:
     async with run_gateway(
         settings_for(f"{sandbox.uri};transport=udp", database_url=values["database_url"])
     ) as gateway:
-        anonymous = gateway.use_cases.auth.anonymous
-        made: tuple[Client, str] = await gateway.use_cases.administration.create_client(
-            anonymous, "billing", client_id="", admin=False, limits={}
-        )
-        assert anonymous.admin
+        assert not gateway.use_cases.auth.anonymous.admin
+    closed = settings_for(f"{sandbox.uri};transport=udp", **values, anonymous_access="never")
+    async with run_gateway(closed) as gateway:
+        with pytest.raises(Unauthenticated):
+            await gateway.use_cases.auth.authenticate(Credentials())
+    made = await add_client(closed.database_url, "billing")
     async with run_gateway(settings_for(f"{sandbox.uri};transport=udp", **values)) as gateway:
         assert await gateway.use_cases.auth.authenticate_with(made[0].id, lambda _: True) == made[0]
 

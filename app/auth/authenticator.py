@@ -173,9 +173,11 @@ class Authenticator:
     """Tells who calls. One instance per process, used from one event loop.
 
     `open_allowed` is whether callers need no credentials as long as no client is configured; only for addresses that
-    just this machine reaches, or behind a proxy that authenticates. `tokens` reads access tokens, where the operator
-    takes them. `clock` gives the time (aware UTC), `monotonic` seconds that never go back. Failures of `proxies` are
-    not limited.
+    just this machine reaches, or behind a proxy that authenticates. Once a client was seen they need some until the
+    process ends: a database that was lost, or a last client that was deleted, opens nothing. `open_is_admin` makes such
+    callers operators, which is for `terminal-status demo` alone. `tokens` reads access tokens, where the operator takes
+    them. `clock` gives the time (aware UTC), `monotonic` seconds that never go back. Failures of `proxies` are not
+    limited.
     """
 
     def __init__(
@@ -186,7 +188,7 @@ class Authenticator:
         monotonic: Callable[[], float],
         open_allowed: bool,
         tokens: TokenVerifier | None = None,
-        open_is_admin: bool = True,
+        open_is_admin: bool = False,
         proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
     ) -> None:
         self._store = store
@@ -204,21 +206,31 @@ class Authenticator:
         )
         """Who calls while no client is configured."""
 
-    async def start(self, listens: Mapping[str, str]) -> bool:
-        """Whether callers need no credentials now, which is logged. `listens` has HOST:PORT by the setting's name.
+    async def start(self, listens: Mapping[str, str], *, closed_is_meant: bool = False) -> bool:
+        """Whether callers need no credentials now; without a client, what is open to whom is logged. `listens` has
+        HOST:PORT by the setting's name; `closed_is_meant` is whether a gateway that takes nobody may start.
 
-        Raises OpenToAll where that must not be, and StoreUnavailable.
+        Raises OpenToAll where others reach a gateway that has no client, and StoreUnavailable.
         """
         self._open = self._open_allowed and not await self.configured()
-        if self._open:
-            _log.warning("no_client_configured", hint="callers need no credentials; see terminal-status clients add")
-        elif not self._open_allowed and not await self.configured():
-            exposed = [f"{setting} ({listen})" for setting, listen in listens.items() if not is_loopback(listen)]
+        if await self._store.clients():
+            return False
+        exposed = {setting: listen for setting, listen in listens.items() if not is_loopback(listen)}
+        reached = " and ".join([f"{setting} ({listen})" for setting, listen in (exposed or listens).items()])
+        if exposed and not self._open and not closed_is_meant and self._tokens is None:
             raise OpenToAll(
-                f"No client is configured, so the gateway listens on this machine only, but others reach "
-                f"{' and '.join(exposed)}. Add a client with `terminal-status clients add NAME`, listen on 127.0.0.1, "
-                "or set TS_ANONYMOUS_ACCESS=anywhere where a proxy in front authenticates."
+                f"No client is configured, so the gateway listens on this machine only, but others reach {reached}. "
+                "Add a client with `terminal-status clients add NAME`, listen on 127.0.0.1, or set TS_ANONYMOUS_ACCESS "
+                "to never (every call is refused until there is a client) or anywhere (a proxy in front authenticates)."
             )
+        whom = "everybody who reaches" if exposed else "everybody on this machine, and whom a proxy on it lets in:"
+        what = "every operation, operators' too" if self.anonymous.admin else "every operation but operators'"
+        _log.warning(
+            "no_client_configured",
+            open=what if self._open else "nothing",
+            to=f"{whom} {reached}" if self._open else "nobody: every call is refused",
+            hint="add a client with `terminal-status clients add NAME`; see TS_ANONYMOUS_ACCESS",
+        )
         return self._open
 
     async def configured(self) -> bool:
@@ -288,7 +300,7 @@ class Authenticator:
         now = self._monotonic()
         if now >= self._open_until:
             try:
-                self._open = not await self.configured()
+                self._open = self._open_allowed = not await self.configured()
             except StoreUnavailable:
                 if now >= self._open_until + STALE_S:
                     raise

@@ -64,8 +64,10 @@ async def run_use_cases(
     monotonic: Callable[[], float],
     tokens: TokenVerifier | None,
     attempted: Callable[[str, float], None],
+    open_is_admin: bool = False,
 ) -> AsyncIterator[UseCases]:
-    """Makes the use cases, starts what runs by itself, and stops it in the end. Raises StoreUnavailable."""
+    """Makes the use cases, starts what runs by itself, and stops it in the end. `open_is_admin` is whether callers on
+    this machine are operators while no client is configured. Raises StoreUnavailable."""
     policies = Policies(Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)}), monotonic)
     usage = UsageLog(store, clock, policies)
     groups = GroupService(store, policies, clock)
@@ -101,8 +103,8 @@ async def run_use_cases(
         store,
         clock=clock,
         monotonic=monotonic,
-        open_allowed=on_loopback or settings.anonymous_access == "anywhere",
-        open_is_admin=on_loopback,
+        open_allowed=settings.anonymous_access in (("anywhere", "loopback") if on_loopback else ("anywhere",)),
+        open_is_admin=on_loopback and open_is_admin,
         tokens=tokens,
         proxies=TrustedProxies.of(settings.trusted_proxies),
     )
