@@ -3,7 +3,8 @@
 Rows come in groups, a module each: one question (`questions.py`), standing subscriptions (`standing.py`), answers from
 live watches (`live.py`), changes and streams (`streams.py`), many subscriptions (`subscriptions.py`), webhooks and
 callbacks (`deliveries.py`). Each starts a presence server and measures beside the gateway what the gateway is made of;
-the judgement is a ratio wherever that makes sense.
+the judgement is a ratio wherever that makes sense. All of it is done in several rounds with new processes, since the
+machine's speed drifts and two starts of the same server differ; a figure is the median over the rounds, with its range.
 
 Prints a table and writes the same rows to bench/out/report.json. Exit codes: 0 every row that was measured reaches
 what it must; 1 one does not, or the bench failed; 2 wrong use, or no SIPp.
@@ -16,14 +17,14 @@ import json
 import signal
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from bench import deliveries, live, questions, standing, streams, subscriptions
 from bench.processes import ROOT, BenchError, sipp_installed
-from bench.rows import Row, Run, table_of
+from bench.rows import Row, Run, medians, report_of, table_of
 
 REPORT = ROOT / "bench" / "out" / "report.json"
 GROUPS = (questions, standing, live, streams, subscriptions, deliveries)
@@ -51,7 +52,7 @@ def main() -> int:
         print("bench: interrupted", file=sys.stderr)
         return 130
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
-    arguments.report.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
+    arguments.report.write_text(json.dumps([report_of(row) for row in rows], indent=2) + "\n", "utf-8")
     Console(soft_wrap=True).print(table_of(rows, arguments))
     return 1 if any(row.ok is False for row in rows) else 0
 
@@ -59,7 +60,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measures the gateway against what it is made of, in a quarter of an hour.",
+        description="Measures the gateway against what it is made of, in half an hour.",
         epilog="Rows: " + ", ".join(ROWS),
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="first letters of rows, such as grpc or rest.cpu; all")
@@ -89,18 +90,21 @@ def _told_to_stop(number: int, _frame: object) -> None:
 
 
 def _measure(arguments: argparse.Namespace, wanted: list[str]) -> list[Row]:
-    rows: list[Row] = []
+    rounds: list[list[Row]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        for group in GROUPS:
-            run = Run(
-                arguments=arguments,
-                wanted=[row for row in wanted if row in group.ROWS],
-                folder=Path(name),
-                tell=lambda what: print(f"{what} …", file=sys.stderr, flush=True),
-            )
-            if run.wanted:
-                rows += [row for row in group.measure(run) if row.name in wanted]
-    return rows
+        for number in range(1, arguments.rounds + 1):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            rounds.append([row for group in GROUPS for row in _round(group, arguments, wanted, folder, number)])
+    return medians(rounds)
+
+
+def _round(group: Any, arguments: argparse.Namespace, wanted: list[str], folder: Path, number: int) -> list[Row]:
+    def tell(what: str) -> None:
+        print(f"round {number} of {arguments.rounds}: {what} …", file=sys.stderr, flush=True)
+
+    run = Run(arguments=arguments, wanted=[row for row in wanted if row in group.ROWS], folder=folder, tell=tell)
+    return [row for row in group.measure(run) if row.name in wanted] if run.wanted else []
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from app.records import SINK_HANDSHAKE, SINK_SECRETS, Handshake, Sink, SinkKind, signing_secret
 from bench.fill import fill
 from bench.processes import BenchError, World, database_url, gateway, run, world
-from bench.rows import Row, Run, compared, compared_rounds, judged, p99, told
+from bench.rows import Row, Run, compared, judged, p99, told
 from bench.world import address
 
 ROWS = (
@@ -38,24 +38,19 @@ LIMIT_S = 60.0
 def measure(bench: Run) -> list[Row]:
     """Measures the rows that are wanted, and what they are compared with."""
     rows: list[Row] = []
-    webhook_rates, callback_rates, bare_rates = list[float](), list[float](), list[float]()
     if any(map(bench.wants, ("webhook.rate", "webhook.per_second", "callback"))):
-        for number in range(1, bench.arguments.rounds + 1):
-            bench.tell(f"round {number} of {bench.arguments.rounds}: webhooks, callbacks, and POSTs alone")
-            webhook_rates.append(_waves(bench, f"webhook-{number}", "/count", SinkKind.WEBHOOK))
-            if bench.wants("webhook"):
-                bare_rates.append(_posts(bench))
-            if bench.wants("callback"):
-                callback_rates.append(_waves(bench, f"callback-{number}", "/soap", SinkKind.SOAP))
-    if bare_rates:
-        rows += [
-            compared_rounds("webhook.rate", webhook_rates, bare_rates, "1/s", least=LEAST_RATE),
-            judged("webhook.per_second", statistics.median(webhook_rates), "1/s", least=LEAST_PER_S),
-        ]
+        bench.tell("webhooks, callbacks, and POSTs alone")
+        rate = _waves(bench, "webhook", "/count", SinkKind.WEBHOOK)
+        if bench.wants("webhook"):
+            rows += [
+                compared("webhook.rate", rate, _posts(bench), "1/s", least=LEAST_RATE),
+                judged("webhook.per_second", rate, "1/s", least=LEAST_PER_S),
+            ]
+        if bench.wants("callback"):
+            callbacks = _waves(bench, "callback", "/soap", SinkKind.SOAP)
+            rows.append(compared("callback.rate", callbacks, rate, "1/s", least=LEAST_CALLBACKS))
     if bench.wants("webhook.lag"):
         rows += _lag(bench)
-    if callback_rates:
-        rows.append(compared_rounds("callback.rate", callback_rates, webhook_rates, "1/s", least=LEAST_CALLBACKS))
     if bench.wants("hanging"):
         rows.append(_hanging(bench))
     return rows

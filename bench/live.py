@@ -3,8 +3,7 @@
 WATCHED terminals are held by one stream, so no question needs SIP. The no-ops are: a grpc.aio handler of the same
 types, a FastAPI handler on the same uvicorn settings, each asked by the same callers in the same closed loop, gateway
 and no-op by turns in short blocks; and Spyne's in-process call of a no-op, which has no server, no connection and no
-caller, and is measured once a round. Each round has new processes. A rate is the median of the blocks, a ratio that of
-the pairs of blocks.
+caller, and is measured once. A rate is the median of the blocks, a ratio that of the pairs of blocks.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ from typing import Any
 
 from bench.load import MAX_AGE_S
 from bench.processes import BenchError, gateway, noop, own_bytes, peak_bytes, run, world
-from bench.rows import Row, Run, compared_rounds, judged, told
+from bench.rows import Row, Run, compared_pairs, judged, told
 
 ROWS = (
     "live.grpc",
@@ -37,23 +36,18 @@ LIMIT_S = 60.0
 Figures = list[dict[str, Any]]
 Server = tuple[str, str, int]
 """As `bench.load` is told it: face, address, process."""
-Measured = dict[str, tuple[Figures, Figures]]
-"""By face: the gateway's, and the no-op's."""
 
 
 def measure(bench: Run) -> list[Row]:
     """Measures the rows that are wanted, and what they are compared with."""
     faces = [face for face in LEAST if bench.wants(f"live.{face}")]
-    measured: Measured = {}
-    for number in range(1, bench.arguments.rounds + 1) if faces else ():
-        bench.tell(f"round {number} of {bench.arguments.rounds}: answers from live watches")
-        with _servers(bench, f"live{number}") as servers:
+    rows: list[Row] = []
+    if faces:
+        bench.tell("answers from live watches")
+        with _servers(bench, "live") as servers:
             for face in faces:
-                figures = _round(bench, face, servers)
-                own, noops = measured.setdefault(face, ([], []))
-                own += figures["own"]
-                noops += figures["other"]
-    rows = [row for face in faces for row in _face_rows(face, *measured[face])]
+                figures = _asked(bench, face, servers)
+                rows += _face_rows(face, figures["own"], figures["other"])
     if bench.wants("live.group"):
         bench.tell(f"getStatusForGroup of {bench.sized(WATCHED)}")
         with _servers(bench, "group") as servers:
@@ -81,7 +75,7 @@ def _servers(bench: Run, name: str) -> Iterator[dict[str, Server]]:
         }
 
 
-def _round(bench: Run, face: str, servers: dict[str, Server]) -> dict[str, Figures]:
+def _asked(bench: Run, face: str, servers: dict[str, Server]) -> dict[str, Figures]:
     size = ("--count", bench.sized(ASKED), "--concurrency", bench.arguments.concurrency, "--single", 1)
     beside = ("--beside", *servers[f"{face} noop"]) if f"{face} noop" in servers else ()
     figures: Any = run("bench.load", *servers[face], *size, "--watched", bench.sized(WATCHED), *beside, limit_s=LIMIT_S)
@@ -95,7 +89,7 @@ def _round(bench: Run, face: str, servers: dict[str, Server]) -> dict[str, Figur
 def _face_rows(face: str, own: Figures, noops: Figures) -> list[Row]:
     rates, noop_rates = [[figures["count"] / figures["seconds"] for figures in each] for each in (own, noops)]
     return [
-        compared_rounds(f"live.{face}", rates, noop_rates, "1/s", least=LEAST[face]),
+        compared_pairs(f"live.{face}", rates, noop_rates, "1/s", least=LEAST[face]),
         told(f"live.{face}_cpu", _cpu_us(own), "µs", baseline=_cpu_us(noops)),
     ]
 

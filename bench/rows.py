@@ -13,17 +13,48 @@ from pathlib import Path
 from rich.table import Table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One figure. `reach` says what is judged: the ratio or the value; None is for information."""
+    """One figure. Of several rounds, each number is the median, and `low` and `high` are the range of what is judged;
+    of a row for information, of the ratio where there is one, else of the value.
+
+    `most` or `least` is what `judges` must keep, which is "value" or "ratio"; a row without is for information.
+    `every`: each round must, instead of the median.
+    """
 
     name: str
     value: float
     unit: str
-    baseline: float | None
-    ratio: float | None
-    reach: str | None
-    ok: bool | None
+    baseline: float | None = None
+    ratio: float | None = None
+    most: float | None = None
+    least: float | None = None
+    judges: str = "value"
+    every: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def figure(self) -> float:
+        """What the range is of."""
+        if self.ratio is None or (self.judges == "value" and self.reach):
+            return self.value
+        return self.ratio
+
+    @property
+    def reach(self) -> str | None:
+        """What must be kept, for people."""
+        if self.most is not None:
+            return f"{self.judges} <= {self.most}"
+        return None if self.least is None else f"{self.judges} >= {self.least}"
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether it is kept."""
+        number = self.ratio if self.judges == "ratio" else self.value
+        if number is None or self.reach is None:
+            return None
+        return number <= self.most if self.most is not None else number >= (self.least or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +90,7 @@ class Run:
 
 def told(name: str, value: float, unit: str, *, baseline: float | None = None) -> Row:
     """A row for information."""
-    ratio = round(value / baseline, 3) if baseline else None
-    return Row(name, round(value, 3), unit, None if baseline is None else round(baseline, 3), ratio, None, None)
+    return Row(name=name, value=value, unit=unit, baseline=baseline, ratio=value / baseline if baseline else None)
 
 
 def judged(
@@ -71,11 +101,10 @@ def judged(
     most: float | None = None,
     least: float | None = None,
     baseline: float | None = None,
+    every: bool = False,
 ) -> Row:
     """A row whose value is judged; a baseline is for information."""
-    ok, reach = _judge("value", value, most, least)
-    row = told(name, value, unit, baseline=baseline)
-    return replace(row, reach=reach, ok=ok)
+    return replace(told(name, value, unit, baseline=baseline), most=most, least=least, every=every)
 
 
 def compared(
@@ -90,30 +119,46 @@ def compared(
 ) -> Row:
     """A row whose ratio to the baseline of the same run is judged; `ratio` where it is not that of the two."""
     ratio = value / baseline if ratio is None else ratio
-    ok, reach = _judge("ratio", ratio, most, least)
-    return Row(name, round(value, 3), unit, round(baseline, 3), round(ratio, 3), reach, ok)
+    return Row(
+        name=name, value=value, unit=unit, baseline=baseline, ratio=ratio, most=most, least=least, judges="ratio"
+    )
 
 
-def _judge(what: str, number: float, most: float | None, least: float | None) -> tuple[bool, str]:
-    if most is not None:
-        return number <= most, f"{what} <= {most}"
-    assert least is not None
-    return number >= least, f"{what} >= {least}"
-
-
-def compared_rounds(
-    name: str,
-    values: Sequence[float],
-    baselines: Sequence[float],
-    unit: str,
-    *,
-    most: float | None = None,
-    least: float | None = None,
+def compared_pairs(
+    name: str, values: Sequence[float], baselines: Sequence[float], unit: str, *, least: float | None = None
 ) -> Row:
-    """As `compared`, of rounds in which both were measured: medians, and the median of the rounds' ratios."""
+    """As `compared`, of both measured by turns: medians, and the median of the pairs' ratios."""
     ratio = statistics.median(value / other for value, other in zip(values, baselines, strict=True))
-    value, baseline = statistics.median(values), statistics.median(baselines)
-    return compared(name, value, baseline, unit, most=most, least=least, ratio=ratio)
+    return compared(name, statistics.median(values), statistics.median(baselines), unit, least=least, ratio=ratio)
+
+
+def medians(rounds: Sequence[Sequence[Row]]) -> list[Row]:
+    """One row for each name, in the order of the first round: medians, and the range of what is judged."""
+    return [_median([row for rows in rounds for row in rows if row.name == first.name]) for first in rounds[0]]
+
+
+def _median(rows: list[Row]) -> Row:
+    first = rows[0]
+    figures = [row.figure for row in rows]
+    if first.every:
+        worst = max(rows, key=lambda row: row.value) if first.most is not None else min(rows, key=lambda row: row.value)
+        return replace(worst, low=min(figures), high=max(figures))
+    return replace(
+        first,
+        value=statistics.median(row.value for row in rows),
+        baseline=None if first.baseline is None else statistics.median(row.baseline or 0 for row in rows),
+        ratio=None if first.ratio is None else statistics.median(row.ratio or 0 for row in rows),
+        low=min(figures),
+        high=max(figures),
+    )
+
+
+def report_of(row: Row) -> dict[str, object]:
+    """The row as the report has it, to three decimals."""
+    members = (row.name, row.value, row.unit, row.baseline, row.ratio, row.low, row.high, row.reach, row.ok)
+    names = ("name", "value", "unit", "baseline", "ratio", "low", "high", "reach", "ok")
+    rounded = (round(member, 3) if isinstance(member, float) else member for member in members)
+    return dict(zip(names, rounded, strict=True))
 
 
 def p99(values: Sequence[float]) -> float:
@@ -125,8 +170,8 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
     table = Table(
         box=None,
         pad_edge=False,
-        title=f"{arguments.rounds} rounds of {arguments.count} fetches, {arguments.concurrency} at once, "
-        f"and {arguments.single} one by one",
+        title=f"Medians of {arguments.rounds} rounds, and the range of what is judged. "
+        f"A round has {arguments.count} fetches, {arguments.concurrency} at once, and {arguments.single} one by one.",
         title_justify="left",
         caption="baseline: the bare PJSIP loop, or dialogs; of burst.memory and sse.memory: the second third; of "
         "changes: the rate offered; of callback.rate: webhook.rate; of hanging.p99: before it hung; of the others: "
@@ -136,6 +181,7 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
     table.add_column("row", min_width=max((len(row.name) for row in rows), default=0))
     for heading in ("value", "unit", "baseline", "ratio"):
         table.add_column(heading, justify="left" if heading == "unit" else "right")
+    table.add_column("range", justify="right")
     table.add_column("reach")
     table.add_column("ok")
     verdicts = {None: "", True: "[green]yes[/]", False: "[red]NO[/]"}
@@ -146,6 +192,7 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
             row.unit,
             number_text(row.baseline),
             "" if row.ratio is None else f"{row.ratio:.2f}",
+            f"{number_text(row.low)} … {number_text(row.high)}",
             (row.reach or "").replace("<=", "≤").replace(">=", "≥"),
             verdicts[row.ok],
         )

@@ -1,14 +1,14 @@
 """Rows about standing subscriptions: what a watch costs beside a bare PJSIP dialog, and how fast it comes back.
 
 The bare loop sets up as many subscriptions in the same way, and does nothing else. Memory and CPU are of the watcher's
-processes together: the event loop's and the SIP worker's. Memory and rate are of rounds in which both are measured.
+processes together: the event loop's and the SIP worker's.
 """
 
 import statistics
 from typing import Any
 
 from bench.processes import notifier, run
-from bench.rows import Row, Run, compared_rounds, judged, p99, told
+from bench.rows import Row, Run, compared, judged, p99, told
 
 ROWS = (
     "watch.memory",
@@ -33,18 +33,15 @@ def measure(bench: Run) -> list[Row]:
     count, folder = bench.arguments.watches, bench.folder
     rows: list[Row] = []
     if any(bench.wants(f"watch.{row}") for row in ("memory", "setup", "idle")):
-        bare, own = [], []
-        for number in range(1, bench.arguments.rounds + 1):
-            bench.tell(f"round {number} of {bench.arguments.rounds}: {count} standing subscriptions, bare and watched")
-            with notifier(folder, standing=True) as port:
-                bare.append(run("bench.bare", port, "--standing", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S))
-            idle_s = IDLE_S if number == 1 else 0
-            with notifier(folder, standing=True) as port:
-                own.append(run("bench.watching", port, "--count", count, "--idle-s", idle_s, limit_s=LIMIT_S))
+        bench.tell(f"{count} standing subscriptions, bare and watched")
+        with notifier(folder, standing=True) as port:
+            bare = run("bench.bare", port, "--standing", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S)
+        with notifier(folder, standing=True) as port:
+            own = run("bench.watching", port, "--count", count, "--idle-s", IDLE_S, limit_s=LIMIT_S)
         rows += [
-            compared_rounds("watch.memory", _kilobytes(own), _kilobytes(bare), "KB", most=MOST_MEMORY),
-            compared_rounds("watch.setup_rate", _rates(own), _rates(bare), "1/s", least=LEAST_RATE),
-            judged("watch.idle_cpu", own[0]["idle_cpu"] * 100, "% of a core", most=MOST_IDLE_CPU),
+            compared("watch.memory", _kilobytes(own), _kilobytes(bare), "KB", most=MOST_MEMORY),
+            compared("watch.setup_rate", _rate(own), _rate(bare), "1/s", least=LEAST_RATE),
+            judged("watch.idle_cpu", own["idle_cpu"] * 100, "% of a core", most=MOST_IDLE_CPU),
         ]
     if bench.wants("watch.lag") or bench.wants("watch.notified"):
         talkative = max(1, count // 10)
@@ -66,14 +63,14 @@ def measure(bench: Run) -> list[Row]:
     return rows
 
 
-def _kilobytes(rounds: list[dict[str, Any]]) -> list[float]:
+def _kilobytes(seen: dict[str, Any]) -> float:
     """Memory of each subscription."""
-    return [seen["bytes"] / seen["count"] / 1e3 for seen in rounds]
+    return float(seen["bytes"] / seen["count"] / 1e3)
 
 
-def _rates(rounds: list[dict[str, Any]]) -> list[float]:
+def _rate(seen: dict[str, Any]) -> float:
     """Set-ups per second."""
-    return [seen["count"] / seen["setup_s"] for seen in rounds]
+    return float(seen["count"] / seen["setup_s"])
 
 
 def _lag_rows(own: dict[str, Any]) -> list[Row]:

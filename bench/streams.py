@@ -156,7 +156,7 @@ def _server_sent(bench: Run) -> list[Row]:
     part = SSE_PARTS // 3
     warm, last = statistics.median(held[part : 2 * part]) / 1e6, statistics.median(held[-part:]) / 1e6
     return [
-        judged("sse.lost", lost, f"of {streams * changes * SSE_PARTS}", most=0),
+        judged("sse.lost", lost, f"of {streams * changes * SSE_PARTS}", most=0, every=True),
         compared("sse.memory", last, warm, "MB", most=MOST_GROWTH),
         told("sse.rate", streams * changes * SSE_PARTS / seconds, "1/s"),
     ]

@@ -11,8 +11,9 @@ import pytest
 from bench.__main__ import ROWS
 from bench.processes import ROOT, sipp_installed
 from bench.questions import FACES
+from bench.rows import compared, judged, medians, report_of
 
-FIELDS = {"name", "value", "unit", "baseline", "ratio", "reach", "ok"}
+FIELDS = {"name", "value", "unit", "baseline", "ratio", "low", "high", "reach", "ok"}
 REACHES = {
     "grpc.cpu_per_fetch": "ratio <= 3.0",
     "rest.cpu_per_fetch": "ratio <= 3.5",
@@ -87,6 +88,7 @@ def test_report(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(report.read_text("utf-8"))}
     assert tuple(rows) == wanted
     assert all(set(row) == FIELDS for row in rows.values())
+    assert all(row["low"] == row["high"] for row in rows.values()), "the range of one round"
     assert {name: row["reach"] for name, row in rows.items() if row["reach"]} == {
         name: reach for name, reach in REACHES.items() if name in wanted
     }
@@ -104,6 +106,23 @@ def test_part(tmp_path: Path) -> None:
     finished = run_bench("rest.cpu", *TINY, "--report", str(report))
     assert [row["name"] for row in json.loads(report.read_text("utf-8"))] == ["rest.cpu_per_fetch"], finished.stderr
     assert "soap" not in finished.stderr
+
+
+def test_median_and_range() -> None:
+    """Of several rounds a row has medians and the range of what is judged; one that must hold each time, the worst."""
+    rounds = [
+        [
+            compared("a", value, 10, "ms", most=1.0),
+            judged("b", value, "s", least=3.0, baseline=1),
+            judged("c", lost, "of 9", most=0, every=True),
+        ]
+        for value, lost in ((20, 0), (5, 1), (6, 0))
+    ]
+    ratio, value, every = medians(rounds)
+    assert (ratio.value, ratio.baseline, ratio.ratio, ratio.low, ratio.high, ratio.ok) == (6, 10, 0.6, 0.5, 2.0, True)
+    assert (value.value, value.low, value.high, value.ok) == (6, 5, 20, True)
+    assert (every.value, every.low, every.high, every.ok) == (1, 0, 1, False)
+    assert report_of(ratio)["reach"] == "ratio <= 1.0"
 
 
 def test_unknown_row() -> None:
