@@ -150,8 +150,11 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
     else:
         part = output.with_name(f"{output.name}.{os.getpid()}.part")
         try:
-            with part.open("x", encoding="utf-8", newline="") as file:
+            private = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)  # it says who asked about whom
+            with os.fdopen(private, "w", encoding="utf-8", newline="") as file:
                 yield file
+            if output.exists():
+                part.chmod(0o600 | output.stat().st_mode & 0o060)
             part.replace(output)
         finally:
             part.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ ends; the file stays, empty. The command line (`clients`, `migrate`) needs no su
 """
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from app.store.engines import DatabaseUnavailable
+from app.store.files import PRIVATE, close_to_others
 
 
 @contextmanager
@@ -24,12 +26,16 @@ def only_gateway(url: str) -> Iterator[bool]:
     if target.get_backend_name() != "sqlite" or target.database in (None, "", ":memory:"):
         yield target.get_backend_name() == "sqlite"
         return
-    path = Path(f"{target.database}.lock")
+    path = Path(f"{Path(str(target.database)).resolve()}.lock")  # one file, however it is called
     try:
-        lock = path.open("ab")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, PRIVATE)
     except OSError as error:
         raise DatabaseUnavailable(f"{path} cannot be made: {error.strerror}") from None
-    with lock:
+    with os.fdopen(descriptor, "wb") as lock:
+        try:
+            close_to_others(path)
+        except PermissionError as error:
+            raise DatabaseUnavailable(str(error)) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

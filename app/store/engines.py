@@ -2,7 +2,8 @@
 
 Invariants: SQLite runs with WAL and `synchronous=FULL`, since an application was told that its subscription is made:
 one fsync per transaction is what that costs; NORMAL would save it and lose the last transactions to a power cut. Every
-wait for a database has a limit: for another's lock, for a connection, for its answer.
+wait for a database has a limit: for another's lock, for a connection, for its answer. No connection to an SQLite file
+that other accounts may read (`files.py`).
 
 Deliberately absent: transactions (`database.py`) and the schema.
 """
@@ -17,6 +18,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.store.files import keep_private
 
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql+psycopg"
@@ -63,10 +66,12 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
     if not url.database or ":memory:" in url.database or url.query:
         raise DatabaseUnavailable(f"the database must be a file ({SQLITE}:///PATH), and only that")
     # Without a mode, SQLite would make an empty file, without tables, where there is none.
-    uri = f"{Path(url.database).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    path = Path(url.database).absolute()
+    uri = f"{path.as_uri()}?mode={'rwc' if create else 'rw'}"
     timeout_s = busy_timeout_ms / 1000
 
     def connected() -> sqlite3.Connection:
+        keep_private(path, create=create)
         # sqlite3 begins nothing by itself (None): `beginning` does, before DDL too
         connection = sqlite3.connect(
             uri, timeout_s, isolation_level=None, check_same_thread=False, cached_statements=SQLITE_STATEMENTS, uri=True
