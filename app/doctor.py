@@ -13,7 +13,7 @@ from app.config import ConfigurationError, load_settings
 from app.domain import TerminalStatusError, parse_address
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
-from app.store import DatabaseUnavailable, check_database, shown_url
+from app.store import DatabaseUnavailable, check_database, read_keys, shown_url
 
 Check = dict[str, Any]
 
@@ -48,6 +48,14 @@ async def check_everything(config_file: Path | None) -> list[Check]:
                 "database", False, f"{shown_url(settings.database_url)} does not open: {error}. See TS_DATABASE_URL."
             )
         )
+    if settings.secret_key_file is not None:
+        try:
+            ids = read_keys(settings.secret_key_file).ids
+            checks.append(
+                _check("secret key", True, f"{ids[0]} encrypts" + "".join([f", {one} decrypts" for one in ids[1:]]))
+            )
+        except DatabaseUnavailable as error:
+            checks.append(_check("secret key", False, f"{error}."))
     return checks
 
 

@@ -78,7 +78,9 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         try:
             secured = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
             alone = stack.enter_context(only_gateway(settings.database_url))
-            store = await stack.enter_async_context(await open_store(settings.database_url))
+            store = await stack.enter_async_context(
+                await open_store(settings.database_url, secret_key_file=settings.secret_key_file)
+            )
             if alone:  # nobody else is delivering, whatever a gateway before this one had leased
                 await store.end_leases(_now())
         except tls.TlsUnusable as error:

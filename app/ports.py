@@ -217,6 +217,10 @@ class Store(Protocol):
     def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
         """All of them in portions, for the start."""
 
+    async def encrypt_sinks(self, after: int) -> tuple[int | None, int]:
+        """Encrypts what is not encrypted by the first key, of a portion of all subscriptions after the number `after`.
+        Returns the number to go on with (None: that was all), and how many were encrypted."""
+
     async def put_client(self, client: Client) -> None:
         """Creates or replaces it. Raises ClientExists where another has its name."""
 

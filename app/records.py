@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from app.domain import SinkRefused, Status, TerminalAddress, TerminalStatus, require_utc
+from app.domain import SinkRefused, Status, StoreUnavailable, TerminalAddress, TerminalStatus, require_utc
 
 MAX_ID = 64
 MAX_CORRELATOR = 255
@@ -104,7 +104,11 @@ SINK_MADE = "made"
 SINK_REQUEST = "request"
 """Sink parameter: SHA-256 of the request that made the subscription, where it had a request id."""
 
-HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST)
+SINK_UNREADABLE = "unreadable"
+"""Sink parameter, in the place of all: the id of the key by which they are encrypted, where they cannot be decrypted.
+Nothing is sent to such an endpoint, since it would come without signature and token."""
+
+HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST, SINK_UNREADABLE)
 """What no client gave and none is shown, not even by name."""
 
 
@@ -120,6 +124,15 @@ def token_ends_at(sink: "Sink") -> datetime | None:
     except (ValueError, OverflowError):
         pass
     raise SinkRefused("The end of the endpoint's access token is no RFC 3339 time with a zone.", reason="token")
+
+
+def require_readable(sink: "Sink") -> None:
+    """Raises StoreUnavailable for a sink whose parameters cannot be decrypted."""
+    if SINK_UNREADABLE in sink.parameters:
+        raise StoreUnavailable(
+            "The secrets of this subscription's endpoint cannot be read; the operator must give the gateway their key.",
+            reason="secret-key",
+        )
 
 
 def signing_secret(entropy: bytes) -> str:
@@ -165,7 +178,7 @@ class Sink:
     kind: SinkKind
     url: str = ""
     profile: str = ""
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class EndReason(enum.Enum):

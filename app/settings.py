@@ -382,6 +382,12 @@ class Settings(BaseModel):
         description="Database of clients, groups, subscriptions, owed notifications and usage records.",
         examples=["sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST[:PORT]/NAME"],
     )
+    secret_key_file: Path | None = Field(
+        None,
+        description="Keys by which secrets of endpoints are encrypted in the database: each the base64 of 32 bytes on "
+        "a line; the first one encrypts, a second one still decrypts.",
+        examples=["a file that no other account may read; in clear if absent"],
+    )
     delivery_retention_days: int = Field(
         30,
         ge=1,

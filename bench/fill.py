@@ -76,6 +76,7 @@ def _subscription(number: int, sink: Sink, now: datetime) -> dict[str, Any]:
         "sink_url": sink.url,
         "sink_profile": sink.profile,
         "sink_parameters": json.dumps(dict(sink.parameters)),
+        "sink_key": "",
         "correlator": f"correlator-{number}",
         "request_id": "",
         "notified": 0,

@@ -296,10 +296,11 @@ async def run_core(
     clients: Sequence[Client] = (APP, OTHER, ADMIN),
     senders: Mapping[SinkKind, Sender] | None = None,
     crash: bool = False,
+    secret_key_file: Path | None = None,
 ) -> AsyncIterator[Core]:
     """The use cases over the database at `url`. With `crash` they are cut off at the end, as `kill -9` would."""
     clocks = clocks or Clocks()
-    async with await open_store(url) as sql:
+    async with await open_store(url, secret_key_file=secret_key_file) as sql:
         faulty = FaultyStore(sql)
         store = cast("Store", faulty)
         known = {client.id for client in await sql.clients()}

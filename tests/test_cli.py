@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -345,10 +346,15 @@ def test_wrong_setting() -> None:
 def test_doctor_well(sandbox_uri: str, tmp_path: Path) -> None:
     """`doctor` finds configuration, PJSIP with its limits, presence server and database in order."""
     database = f"sqlite:///{tmp_path}/ts.sqlite3"
-    done = run("doctor", "--json", TS_PRESENCE_SERVER=sandbox_uri, TS_DATABASE_URL=database)
+    key_file = tmp_path / "keys"
+    key_file.touch(0o600)
+    key_file.write_text(f"{'a' * 43}=\n{'b' * 42}A=\n")
+    settings = {"TS_DATABASE_URL": database, "TS_SECRET_KEY_FILE": str(key_file)}
+    done = run("doctor", "--json", TS_PRESENCE_SERVER=sandbox_uri, **settings)
     checks = {check["check"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
-    assert set(checks) == {"configuration", "PJSIP", "presence server", "database"}
+    assert set(checks) == {"configuration", "PJSIP", "presence server", "database", "secret key"}
+    assert re.fullmatch("[0-9a-f]{8} encrypts, [0-9a-f]{8} decrypts", checks["secret key"]["found"])
     assert "no IPv6" in " ".join(checks["PJSIP"]["notes"])
     assert "4000 bytes" in " ".join(checks["PJSIP"]["notes"])
     assert "TLS 1.2" in " ".join(checks["PJSIP"]["notes"])
@@ -362,12 +368,14 @@ def test_doctor_ill(tmp_path: Path) -> None:
             "doctor",
             TS_PRESENCE_SERVER=f"sip:127.0.0.1:{mute.getsockname()[1]};transport=udp",
             TS_DATABASE_URL=f"sqlite:///{tmp_path}/no/such/folder/x",
+            TS_SECRET_KEY_FILE=f"{tmp_path}/none",
             TS_FETCH_TIMEOUT_MS="100",
         )
     assert done.returncode == 1
     assert "FAIL presence server: no answer within 100 ms. See TS_PRESENCE_SERVER" in done.stdout
     assert "FAIL database" in done.stdout
     assert "See TS_DATABASE_URL" in done.stdout
+    assert "FAIL secret key: TS_SECRET_KEY_FILE: " in done.stdout
 
 
 def test_doctor_without_settings() -> None:

@@ -67,11 +67,11 @@ class Signed:
 
 
 @asynccontextmanager
-async def signed(url: str, **options: Any) -> AsyncIterator[Signed]:
+async def signed(url: str, *, secret_key_file: Path | None = None, **options: Any) -> AsyncIterator[Signed]:
     """The use cases with real deliveries, wired as the gateway has them."""
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
     sender = WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
-    async with receiver() as there, run_core(url) as core:
+    async with receiver() as there, run_core(url, secret_key_file=secret_key_file) as core:
         deliverer = Deliverer(
             cast("Any", core.store),
             {SinkKind.WEBHOOK: sender},

@@ -142,7 +142,7 @@ def _with_registry(config: Path | None, work: "Callable[[ClientRegistry], Awaita
     settings = read_settings(config, presence_server="sip:127.0.0.1", sip_listen="127.0.0.1:0")  # nobody is asked here
 
     async def run() -> _T:
-        async with await open_store(settings.database_url) as store:
+        async with await open_store(settings.database_url, secret_key_file=settings.secret_key_file) as store:
             return await work(ClientRegistry(store, clock=lambda: datetime.now(UTC)))
 
     try:

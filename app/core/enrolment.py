@@ -41,6 +41,7 @@ from app.records import (
     SinkKind,
     Subscription,
     UsageRecord,
+    require_readable,
 )
 
 _Result = TypeVar("_Result")
@@ -253,6 +254,7 @@ class Enrolment:
             stored = await self._store.subscription(subscription_id)
             if stored is None or not stored.active:  # its endpoint ended it, a moment ago
                 raise _unknown()
+            require_readable(stored.sink)
             stored = replace(stored, sink=change(stored.sink))
             update = SubscriptionUpdate(subscription_id=stored.id, sink=stored.sink)
             await self._store.write(Changes(updates=[update], audit=audit))

@@ -51,6 +51,7 @@ from app.records import (
     SinkKind,
     Subscription,
     read_secret,
+    require_readable,
     signing_secret,
     token_ends_at,
 )
@@ -426,6 +427,7 @@ def _sha256(text: str) -> str:
 
 def _repeated(known: Subscription, digest: str) -> Subscription:
     """What the first request made, for the same one again. Raises RequestIdReused."""
+    require_readable(known.sink)
     if known.sink.parameters.get(SINK_REQUEST) != digest:
         raise RequestIdReused("The request id was used before, for another request.", field="request_id")
     return known

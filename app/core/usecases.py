@@ -19,6 +19,7 @@ from app.auth.clients import ClientFollower, ClientRegistry
 from app.config import Settings
 from app.core.administration import Administration
 from app.core.asking import QueryService
+from app.core.encrypting import encrypt_sinks
 from app.core.groups import GroupService
 from app.core.policy import Policies, Policy
 from app.core.retention import keep_for
@@ -148,6 +149,7 @@ async def run_use_cases(
         beside = [
             asyncio.create_task(follower.run(), name="clients: follow"),
             asyncio.create_task(keeping, name="purge"),
+            asyncio.create_task(encrypt_sinks(store), name="encrypt sinks"),
         ]
         try:
             yield use_cases

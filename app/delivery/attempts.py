@@ -28,7 +28,7 @@ _USAGE_NAMES = {
     NotificationKind.ENDED: "statusEnd",
 }
 _STATUS_CHANGED = "statusChanged"
-UNTRIED = {"listed", "gone", "token-expired", "not-told", "no-sender"}
+UNTRIED = {"listed", "gone", "token-expired", "not-told", "no-sender", "secret-unreadable"}
 """Outcomes for which nothing was sent: not billed."""
 
 

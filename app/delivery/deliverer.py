@@ -30,6 +30,7 @@ from app.delivery.recorder import Recorder
 from app.domain import StoreUnavailable
 from app.ports import Attempted, Sender, Sent, Store, SubscriptionUpdate
 from app.records import (
+    SINK_UNREADABLE,
     DeliveryAttempt,
     EndReason,
     Sink,
@@ -208,6 +209,8 @@ class Deliverer:
             reason in _ENDPOINT_GIVEN_UP and job.notification.attempts == 0
         ):  # one that was sent again by command is tried
             self._settle(job, Sent(delivered=False, outcome="gone", ends=reason), 0.0)
+        elif SINK_UNREADABLE in sink.parameters:  # tried again, since the operator may bring the key back
+            self._settle(job, Sent(delivered=False, outcome="secret-unreadable"), 0.0)
         elif sink.kind not in self._senders:
             listed = sink.kind is SinkKind.STREAM  # there is nowhere to send it
             self._settle(job, Sent(delivered=listed, outcome="listed" if listed else "no-sender"), 0.0)

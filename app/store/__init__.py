@@ -6,12 +6,14 @@ each noun (clients, groups, subscriptions, outbox, …) over `database.Database`
 Deliberately absent: rules about subscriptions and deliveries, a clock, and randomness; callers bring times and ids.
 """
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from app.store.alone import only_gateway
 from app.store.clients import Clients
 from app.store.database import Database
+from app.store.encryption import SETTING, read_keys
 from app.store.engines import BUSY_TIMEOUT_MS, DatabaseUnavailable, check_database, make_engine, shown_url
 from app.store.groups import Groups
 from app.store.migrations import migrate
@@ -26,6 +28,7 @@ __all__ = [
     "migrate",
     "only_gateway",
     "open_store",
+    "read_keys",
     "shown_url",
 ]
 
@@ -42,11 +45,25 @@ class SqlStore(Clients, Groups, Outbox, Retention):
         await self.aclose()
 
 
-async def open_store(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> SqlStore:
+async def open_store(
+    url: str, *, secret_key_file: Path | None = None, busy_timeout_ms: int = BUSY_TIMEOUT_MS
+) -> SqlStore:
     """Brings the database at `url` up to date (making an SQLite file where there is none) and returns the store.
 
     A lock of others is waited for `busy_timeout_ms`; a migration that another process runs, longer. Raises
-    DatabaseUnavailable. Close the store with `aclose` or `async with`.
+    DatabaseUnavailable, also where secrets are encrypted by a key that is not in `secret_key_file`, and
+    StoreUnavailable. Close the store with `aclose` or `async with`.
     """
+    keys = read_keys(secret_key_file)
     await migrate(url)
-    return SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms))
+    store = SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms), keys)
+    try:
+        missing = sorted({*await store.keys_in_use()}.difference(keys.ids))
+    except BaseException:
+        await store.aclose()
+        raise
+    if missing:
+        await store.aclose()
+        has = f"{secret_key_file} has the key {' and '.join(keys.ids)}" if keys.ids else "is not set"
+        raise DatabaseUnavailable(f"secrets in it are encrypted by the key {missing[0]}, and {SETTING} {has}")
+    return store

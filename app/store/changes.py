@@ -6,7 +6,7 @@ subscriptions and their outbox by `seq`, then what it adds; usage records last.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import CursorResult, Engine, Executable, insert, select, text, update
@@ -15,9 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain import Source, Status, SubscriptionUnknown, TerminalAddress, TerminalStatus
 from app.ports import Changes, SubscriptionUpdate
-from app.records import AuditEntry, DeliveryState, OwedNotification, Sink, UsageRecord
+from app.records import SINK_UNREADABLE, AuditEntry, DeliveryState, OwedNotification, Sink, UsageRecord
 from app.store import tables as t
 from app.store.database import AnyRow, Database
+from app.store.encryption import SecretKeys
 from app.store.statements import MAX_ROWS, add_rows, encoded, sqlite_time, statements
 
 USAGE_LOCK = 0x7465_7273
@@ -25,6 +26,9 @@ USAGE_LOCK = 0x7465_7273
 
 Numbers are given before the commit: without it a page could end at a number while a smaller one was still to come.
 Taken just before the last statement of a transaction, or else it could wait in a circle with the locks of rows."""
+
+NOTHING = "{}"
+"""Sink parameters of a sink without any."""
 
 _status = t.terminal_statuses.c
 _sub = t.subscriptions.c
@@ -40,8 +44,10 @@ class _Conflict(Exception):
 class Writing(Database):
     """As `ports.Store` says."""
 
-    def __init__(self, engine: AsyncEngine | Engine) -> None:
+    def __init__(self, engine: AsyncEngine | Engine, keys: SecretKeys | None = None) -> None:
+        """`keys` encrypt sinks' parameters; without them these stand in clear."""
         super().__init__(engine)
+        self._keys = keys or SecretKeys()
         self._sql = statements(for_sqlite=self.sqlite)
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
@@ -153,7 +159,15 @@ class Writing(Database):
         for one in updates:
             if one.sink is not None:
                 statement = update(t.subscriptions).where(_sub.id == one.subscription_id)
-                await c.execute(statement.values(sink_values(one.sink)))
+                await c.execute(statement.values(self._sink_values(one.subscription_id, one.sink)))
+
+    def _sink_values(self, subscription_id: str, sink: Sink) -> dict[str, str]:
+        """A sink as columns of `subscription`."""
+        if SINK_UNREADABLE in sink.parameters:
+            raise ValueError(f"what could not be read of {subscription_id}'s sink would be lost")
+        text = as_json({t.clean(name): t.clean(value) for name, value in sink.parameters.items()})
+        row = SinkRow(sink.kind.value, t.clean(sink.url), t.clean(sink.profile), text, "")
+        return row.encrypted(subscription_id, self._keys)._asdict()
 
     async def _known_notifications(self, owed: Sequence[OwedNotification]) -> set[str]:
         ids = t.owed_notifications.c.id
@@ -234,14 +248,29 @@ def audit_line(entry: AuditEntry) -> Executable:
     return insert(t.audit_log).values(at=entry.at, who=entry.who, what=entry.what, details=details)
 
 
-def sink_values(sink: Sink) -> dict[str, str]:
+class SinkRow(NamedTuple):
     """A sink as columns of `subscription`."""
-    return {
-        "sink_kind": sink.kind.value,
-        "sink_url": sink.url,
-        "sink_profile": sink.profile,
-        "sink_parameters": as_json({t.clean(name): t.clean(value) for name, value in sink.parameters.items()}),
-    }
+
+    sink_kind: str
+    sink_url: str
+    sink_profile: str
+    sink_parameters: str
+    sink_key: str
+    """By which the parameters are encrypted; "" for parameters in clear."""
+
+    def encrypted(self, subscription_id: str, keys: SecretKeys) -> "SinkRow":
+        """The row with parameters that are in clear encrypted; where there are none, there is no secret."""
+        if self.sink_parameters == NOTHING:
+            return self
+        text, key_id = keys.encrypted(self.sink_parameters, subscription_id, *self[:3])
+        return self._replace(sink_parameters=text, sink_key=key_id)
+
+    def decrypted(self, subscription_id: str, keys: SecretKeys) -> "SinkRow | None":
+        """The row with its parameters in clear; None where they cannot be read."""
+        if not self.sink_key:
+            return self
+        text = keys.decrypted(self.sink_parameters, self.sink_key, subscription_id, *self[:3])
+        return None if text is None else self._replace(sink_parameters=text, sink_key="")
 
 
 def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) -> Sequence[Any]:

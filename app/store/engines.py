@@ -83,6 +83,7 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
     engine = create_engine(
         url,
         creator=connected,
+        hide_parameters=True,  # a failed statement would be logged with the secrets in it
         pool_size=SQLITE_CONNECTIONS,
         max_overflow=0,
         pool_timeout=TURN_TIMEOUT_S,
@@ -105,6 +106,7 @@ def _postgresql_engine(url: URL, busy_timeout_ms: int) -> AsyncEngine:
     )
     return create_async_engine(
         url,
+        hide_parameters=True,
         pool_size=POSTGRESQL_CONNECTIONS,
         max_overflow=0,
         pool_timeout=TURN_TIMEOUT_S,

@@ -9,24 +9,40 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, insert, select
+import structlog
+from sqlalchemy import ColumnElement, and_, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import DuplicateCorrelator, Status, TerminalAddress
 from app.ports import Page, SubscriptionUpdate
-from app.records import AuditEntry, EndReason, OwedNotification, Sink, SinkKind, Subscription, UsageRecord
+from app.records import (
+    SINK_UNREADABLE,
+    AuditEntry,
+    EndReason,
+    OwedNotification,
+    Sink,
+    SinkKind,
+    Subscription,
+    UsageRecord,
+)
 from app.store import tables as t
-from app.store.changes import Writing, as_json, audit_line, sink_values
-from app.store.database import ATTEMPTS, AnySelect
+from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line
+from app.store.database import ATTEMPTS, AnyRow, AnySelect
+from app.store.encryption import SecretKeys
 from app.store.pages import cut, number, token
 
 PORTION = 2000
 """Subscriptions read at once at a start."""
 
+ENCRYPTED_AT_ONCE = 2000
+"""Subscriptions that are looked at together when secrets are encrypted."""
+
+_log = structlog.get_logger(__name__)
 _sub = t.subscriptions.c
 _address = t.subscription_addresses.c
 _ACTIVE = _sub.ended_at.is_(None)
+_ENCRYPTED = _sub.sink_key != literal_column("''")  # as the index has it: SQLite compares no parameter with that
 
 
 class Subscriptions(Writing):
@@ -45,7 +61,10 @@ class Subscriptions(Writing):
         """
 
         async def work(c: AsyncConnection) -> None:
-            made = await c.execute(insert(t.subscriptions).returning(_sub.seq), _values(subscription))
+            made = await c.execute(
+                insert(t.subscriptions).returning(_sub.seq),
+                {**_values(subscription), **self._sink_values(subscription.id, subscription.sink)},
+            )
             seq = made.scalar_one()
             await c.execute(insert(t.outbox), {"subscription_seq": seq, "last_sequence": 0})
             if subscription.addresses:
@@ -131,13 +150,59 @@ class Subscriptions(Writing):
     async def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
         """All of them in portions, oldest first."""
         statement = select(t.subscriptions).where(_ACTIVE).order_by(_sub.seq).limit(PORTION)
-        reader, last = Reader(), 0
+        reader, last = Reader(self._keys), 0
         while True:
             found = await self._subscriptions(statement.where(_sub.seq > last), reader)
             if not found:
                 return
             last = found[-1][0]
             yield [subscription for _, subscription in found]
+
+    async def keys_in_use(self) -> list[str]:
+        """The ids of the keys by which sinks' parameters are encrypted."""
+
+        async def work(c: AsyncConnection) -> list[str]:
+            found: list[str] = [""]
+            while True:  # each step is one look into the index, however many rows there are
+                next_one = select(func.min(_sub.sink_key)).where(_sub.sink_key > found[-1], _ENCRYPTED)
+                if (key := (await c.execute(next_one)).scalar()) is None:
+                    return found[1:]
+                found.append(key)
+
+        return await self._read(work)
+
+    async def encrypt_sinks(self, after: int) -> tuple[int | None, int]:
+        """Encrypts what is not encrypted by the first key, of a portion of all subscriptions after the number `after`.
+
+        Returns the number to go on with (None: there is no key, or there was no other), and how many were encrypted.
+        """
+        if not self._keys.first:
+            return None, 0
+        after += 1
+        until = after + ENCRYPTED_AT_ONCE
+        columns = (_sub.sink_kind, _sub.sink_url, _sub.sink_profile, _sub.sink_parameters, _sub.sink_key)
+        others = select(_sub.seq, _sub.id, *columns).where(
+            _sub.seq >= after, _sub.seq < until, _sub.sink_parameters != NOTHING, _sub.sink_key != self._keys.first
+        )
+
+        async def read(c: AsyncConnection) -> tuple[int | None, Sequence[AnyRow]]:
+            rows = (await c.execute(others)).all()
+            return (await c.execute(select(func.min(_sub.seq)).where(_sub.seq >= until))).scalar(), rows
+
+        first_beyond, rows = await self._read(read)
+        new = []
+        for seq, subscription_id, *sink in rows:
+            if (clear := SinkRow(*sink).decrypted(subscription_id, self._keys)) is not None:
+                row = clear.encrypted(subscription_id, self._keys)
+                new.append({"which": seq, "before": sink[3], "text": row.sink_parameters, "key": row.sink_key})
+        if new:
+            change = (
+                update(t.subscriptions)
+                .where(_sub.seq == bindparam("which"), _sub.sink_parameters == bindparam("before"))
+                .values(sink_parameters=bindparam("text"), sink_key=bindparam("key"))
+            )
+            await self._write(lambda c: c.execute(change, new))
+        return None if first_beyond is None else first_beyond - 1, len(new)
 
     async def _end_all(
         self,
@@ -147,7 +212,9 @@ class Subscriptions(Writing):
     ) -> list[Subscription]:
         """Ends the client's active subscriptions, with what they owe then, and returns them as they are then."""
         active = select(t.subscriptions).where(_sub.client_id == client_id, _ACTIVE).order_by(_sub.seq)
-        found = [one for _, one in await self._with_addresses(c, active.with_for_update(key_share=True), Reader())]
+        found = [
+            one for _, one in await self._with_addresses(c, active.with_for_update(key_share=True), Reader(self._keys))
+        ]
         ends = [end(subscription) for subscription in found]
         await self._owe(c, [update for update, _ in ends], [one for _, owed in ends for one in owed])
         return [
@@ -158,7 +225,7 @@ class Subscriptions(Writing):
     async def _subscriptions(
         self, statement: AnySelect, reader: "Reader | None" = None, which: Mapping[str, Any] | None = None
     ) -> list[tuple[int, Subscription]]:
-        return await self._read(lambda c: self._with_addresses(c, statement, reader or Reader(), which))
+        return await self._read(lambda c: self._with_addresses(c, statement, reader or Reader(self._keys), which))
 
     async def _with_addresses(
         self, c: AsyncConnection, statement: AnySelect, reader: "Reader", which: Mapping[str, Any] | None = None
@@ -173,7 +240,8 @@ class Subscriptions(Writing):
 class Reader:
     """Makes subscriptions of rows; what is equal in many of them is one object."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: SecretKeys) -> None:
+        self._keys = keys
         self._once: dict[Any, Any] = {}
 
     def read(self, rows: Sequence[Any], addresses: Iterable[Any]) -> list[tuple[int, Subscription]]:
@@ -218,7 +286,7 @@ class Reader:
                 max_notifications=max_notifications,
                 created_at=created_at,
                 expires_at=expires_at,
-                sink=self._sink(tuple(sink)),
+                sink=self._sink(id_, SinkRow(*sink)),
                 correlator=correlator,
                 request_id=request_id,
                 notified=notified,
@@ -250,11 +318,15 @@ class Reader:
             addresses = self._once[key] = tuple([once(one, one) for one in msgspec.json.decode(text)])
         return addresses
 
-    def _sink(self, values: tuple[str, ...]) -> Sink:
-        if (sink := self._once.get(values)) is None:
-            kind, url, profile, parameters = values
-            sink = Sink(kind=SinkKind(kind), url=url, profile=profile, parameters=msgspec.json.decode(parameters))
-            self._once[values] = sink
+    def _sink(self, subscription_id: str, row: SinkRow) -> Sink:
+        kind, url, profile = SinkKind(row.sink_kind), row.sink_url, row.sink_profile
+        clear = row.decrypted(subscription_id, self._keys)
+        if clear is None:
+            _log.error("sink_unreadable", subscription=subscription_id, key=row.sink_key, has=self._keys.ids)
+            return Sink(kind=kind, url=url, profile=profile, parameters={SINK_UNREADABLE: row.sink_key})
+        if (sink := self._once.get(clear)) is None:
+            parameters = msgspec.json.decode(clear.sink_parameters)
+            sink = self._once[clear] = Sink(kind=kind, url=url, profile=profile, parameters=parameters)
         return sink
 
 
@@ -268,7 +340,6 @@ def _values(subscription: Subscription) -> dict[str, Any]:
         "max_notifications": subscription.max_notifications,
         "created_at": subscription.created_at,
         "expires_at": subscription.expires_at,
-        **sink_values(subscription.sink),
         "correlator": subscription.correlator,
         "request_id": subscription.request_id,
         "notified": subscription.notified,

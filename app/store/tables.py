@@ -181,6 +181,7 @@ class SubscriptionRow(SQLModel, table=True):
         ),
         Index("ix_subscription_client", "client_id", "ended_at", "seq"),
         Index("ix_subscription_ended", "ended_at", **_where("ended_at IS NOT NULL")),
+        Index("ix_subscription_sink_key", "sink_key", **_where("sink_key <> ''")),
         _COUNTED,
     )
     seq: int | None = _seq()
@@ -196,6 +197,7 @@ class SubscriptionRow(SQLModel, table=True):
     sink_url: str = Field(sa_type=CleanText)
     sink_profile: str = Field(sa_type=CleanText)
     sink_parameters: str = Field(sa_type=CleanText)
+    sink_key: str = Field(sa_type=CleanText)
     correlator: str = Field(sa_type=CleanText)
     request_id: str = Field(sa_type=CleanText)
     notified: int = Field(sa_type=BigInteger)
