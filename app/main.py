@@ -234,6 +234,12 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
         lambda: {str(number): float(up) for number, up in enumerate(counts().routes_up, start=1)},
     )
     metrics.reads(
+        "terminal_status_sip_refreshes_without_notify_total",
+        "Refreshes that the presence server accepted and that no NOTIFY followed, by its place in TS_PRESENCE_SERVER.",
+        "route",
+        lambda: {str(number): float(count) for number, count in enumerate(counts().omitted, start=1)},
+    )
+    metrics.reads(
         "terminal_status_unreadable_notifications_total",
         "Presence documents of standing subscriptions that could not be read, by reason.",
         "reason",

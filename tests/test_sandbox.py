@@ -364,7 +364,16 @@ def _matches(pattern: str, user: str) -> bool:
 
 
 OTHERWISE_TRIED = {"silent", "notify-first", "notify-twice", "notify-never", "notify-late-50", "length-lies"}
-OTHERWISE_TRIED |= {"granted-5", "expires-zero-notify", "forked", "dead-dialog", "cseq-back", "no-state", "digest-md5"}
+OTHERWISE_TRIED |= {
+    "granted-5",
+    "refresh-200-5",
+    "expires-zero-notify",
+    "forked",
+    "dead-dialog",
+    "cseq-back",
+    "no-state",
+    "digest-md5",
+}
 FINAL = {
     "answer-401": ("www-authenticate", "Digest "),
     "answer-407": ("proxy-authenticate", "Digest "),
@@ -484,6 +493,7 @@ async def test_notify_with_a_state_and_no_body(client: SipClient, user: str) -> 
     ("user", "expires", "states"),
     [
         ("granted-5", "5", ["active;expires=5"]),
+        ("refresh-200-5", "5", ["active;expires=5"]),
         ("expires-zero-answer", "0", ["active"]),
         ("expires-zero-notify", "60", ["active;expires=0"]),
         ("cseq-back", "60", ["active;expires=60", "active;expires=60"]),

@@ -3,6 +3,7 @@
 `LIFE_CYCLE` lists the rows for the README. A `Play` is one usage with its driver's part and clock played by the test.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from app.sip.dialog import (
     Forget,
     NotifyReceived,
     Observe,
+    Omitted,
     RefreshWanted,
     Refused,
     State,
@@ -72,6 +74,12 @@ LIFE_CYCLE = {
     "403, 603, 401, 4xx of misconfiguration on a refresh": "test_refresh_refusal_keeps_the_subscription",
     "a refresh whose dialog the stack has dropped": "test_refresh_failure_with_the_dialog_gone",
     "a refresh": "test_refresh",
+    "a refresh that no NOTIFY follows (Timer N)": "test_refresh_without_a_notify",
+    "204 to a refresh": "test_refresh_204",
+    "a refresh at a server that was seen to omit the NOTIFY": "test_renewal_by_another_dialog",
+    "the other dialog is refused or lost, or gets no NOTIFY": "test_renewal_that_fails",
+    "the server ends the older dialog first": "test_older_dialog_ends_first",
+    "nobody wants it any more, between two dialogs": "test_stop_between_two_dialogs",
     "403, 603, 404, 604, 489, 405, 406, 415, 420": "test_long_stop",
     "408, 480, 5xx, transport failure": "test_back_off",
     "Retry-After": "test_retry_after",
@@ -111,7 +119,8 @@ class Play:
         self.now_s, self.jitter = 1000.0, jitter
         self.armed_s: float | None = None
         self.sent_s: list[float] = []
-        self.held: int | None = None
+        self.omits = False  # whether the server is known to send no NOTIFY after a refresh
+        self.dialogs: list[int] = []
         self.liveness: Liveness | None = None
         self.ended: Ended | None = None
         self.unsubscribed = False
@@ -121,10 +130,15 @@ class Play:
     def state(self) -> State:
         return self.usage.state
 
+    @property
+    def held(self) -> int | None:
+        """The newest dialog that there is."""
+        return self.dialogs[-1] if self.dialogs else None
+
     def tell(self, event: Event) -> list[Action]:
         """Hands one event over, and checks what holds of any answer."""
         ended = self.ended
-        self.last = self.usage.handle(event, self.now_s, self.jitter)
+        self.last = self.usage.handle(event, self.now_s, self.jitter, replaces=self.omits)
         assert not (ended and self.last), "nothing follows Ended"
         for action in self.last:
             self._carry_out(action)
@@ -137,16 +151,18 @@ class Play:
                 assert action.at_s >= self.now_s
                 self.armed_s = action.at_s
             case Subscribe(fresh=True):
-                assert self.held is None, "the old dialog is forgotten before there is a new one"
-                self.held = action.generation
+                assert len(self.dialogs) <= self.omits, "an older dialog is kept only where another one replaces it"
+                assert action.generation > max(self.dialogs, default=0)
+                self.dialogs.append(action.generation)
                 self.sent_s.append(self.now_s)
             case Subscribe() | Authenticate() | Unsubscribe():
                 assert action.generation == self.held
                 self.unsubscribed |= isinstance(action, Unsubscribe)
                 self.sent_s.append(self.now_s)
             case Forget():
-                assert action.generation == self.held
-                self.held = None
+                self.dialogs.remove(action.generation)
+            case Omitted():
+                self.omits = True
             case Tell():
                 self.liveness = action.liveness
             case Ended():
@@ -554,12 +570,176 @@ def test_refresh_failure_with_the_dialog_gone() -> None:
 
 
 def test_refresh() -> None:
-    """A refresh that is answered 2xx says nothing new, needs no NOTIFY, and sets the next one."""
+    """A refresh that is answered 2xx sets the next one; the NOTIFY that follows it is an observation, no more."""
     play = refreshing(600, jitter=0.0)
     assert play.now_s == 1570
-    assert play.accept(300) == [Arm(at_s=1570 + 270)]
+    assert play.accept(300) == [Arm(at_s=1570 + life.TIMER_N_S)]
     assert (play.state, play.liveness) == (State.ACTIVE, Liveness.LIVE)
+    assert play.notify(body=b"<presence/>") == [Observe(notify=notify(body=b"<presence/>")), Arm(at_s=1570 + 270)]
     assert play.run(269) == []
+
+
+@pytest.mark.parametrize("expires_s", [6, 60, HOUR])
+def test_refresh_without_a_notify(expires_s: int) -> None:
+    """From the first one on, later ones do not count, Timer N runs; then it is STALE, and a fresh SUBSCRIBE leaves."""
+    play = refreshing(expires_s, jitter=0.0)
+    first_s, refreshes = play.now_s, 0
+    while play.liveness is Liveness.LIVE:
+        if play.state is State.REFRESHING:
+            refreshes += 1
+            assert not of(Tell, play.accept(expires_s))
+        play.run(0.5)
+    assert (play.now_s - first_s, play.omits) == (life.TIMER_N_S, True)
+    assert refreshes == {6: 11, 60: 2, HOUR: 1}[expires_s]
+    assert told(play.last) == [(Liveness.STALE, "no NOTIFY after a refresh")]
+    assert isinstance(of(Tell, play.last)[0].error, domain.FetchTimedOut)
+    assert [type(action) for action in play.last[:2]] == [Omitted, Forget]
+    assert [(action.generation, action.fresh) for action in of(Subscribe, play.last)] == [(2, True)]
+    play.accept(expires_s)
+    assert told(play.notify()) == [(Liveness.LIVE, "")]
+
+
+@pytest.mark.parametrize("order", ["before the 2xx", "at the last moment", "of a change"])
+def test_refresh_with_a_notify_in_time(order: str) -> None:
+    """Any NOTIFY in the dialog stops Timer N; one that was late for one refresh does not serve the next."""
+    play = refreshing(600)
+    if order == "before the 2xx":
+        play.notify()
+    play.accept(600)
+    if order != "before the 2xx":
+        play.run(1 if order == "of a change" else life.TIMER_N_S - 0.1)
+        play.notify()
+    play.run(2 * life.TIMER_N_S)
+    assert (play.liveness, play.omits, play.dialogs) == (Liveness.LIVE, False, [1])
+    play.run(play.wait_s())
+    play.accept(600)
+    play.run(life.TIMER_N_S)
+    assert (play.liveness, play.omits, play.dialogs) == (Liveness.STALE, True, [2])
+
+
+def test_refresh_that_is_refused_needs_no_notify() -> None:
+    """Timer N is of refreshes that the server accepted: from the first of these on, whatever comes between."""
+    play = refreshing(600)
+    play.refuse(503)
+    play.run(play.wait_s())
+    accepted_s = play.now_s
+    play.accept(600)
+    play.run(10)
+    play.tell(RefreshWanted())
+    play.refuse(503)
+    while play.liveness is Liveness.LIVE:
+        play.run(0.25)
+        if play.state is State.REFRESHING:
+            play.refuse(503)
+    assert play.now_s == accepted_s + life.TIMER_N_S
+
+
+def test_refresh_204() -> None:
+    """204 says that no NOTIFY follows (RFC 5839), so none is waited for; to a first SUBSCRIBE it says nothing."""
+    play, first = refreshing(600), Play()
+    play.accept(600, code=204)
+    play.run(100)
+    assert (play.liveness, play.dialogs) == (Liveness.LIVE, [1])
+    first.tell(Wanted())
+    first.accept(600, code=204)
+    assert told(first.run(life.TIMER_N_S))[-1] == (Liveness.UNKNOWN, "no NOTIFY")
+
+
+def renewing(expires_s: int = 600, **more: float) -> Play:
+    """A usage at a server that omits NOTIFYs after refreshes, with the SUBSCRIBE of its second dialog in flight."""
+    play = active(expires_s, **more)
+    play.omits = True
+    assert [each.fresh for each in of(Subscribe, play.run(play.wait_s()))] == [True]
+    assert (play.state, play.liveness, play.dialogs) == (State.INITIAL, Liveness.LIVE, [1, 2])
+    return play
+
+
+@pytest.mark.parametrize("order", ["2xx first", "NOTIFY first"])
+@pytest.mark.parametrize("expires_s", [6, 60, HOUR])
+def test_renewal_by_another_dialog(expires_s: int, order: str) -> None:
+    """A new dialog is made and the old one serves until its first NOTIFY: it is LIVE all the time."""
+    play = renewing(expires_s)
+    for number in range(2, 30):
+        assert play.dialogs == [number - 1, number]
+        old = NotifyReceived(generation=number - 1, notify=notify(body=b"old"))
+        assert play.tell(old) == [Observe(notify=old.notify)]
+        if order == "2xx first":
+            play.accept(expires_s)
+        assert play.notify(body=b"new")[:2] == [
+            Forget(generation=number - 1),
+            Observe(notify=notify(body=b"new")),
+        ]
+        if order == "NOTIFY first":
+            play.accept(expires_s)
+        assert play.tell(old) == [], "late"
+        assert not of(Tell, play.run(play.wait_s()))
+    assert play.liveness is Liveness.LIVE
+
+
+def test_renewal_that_fails() -> None:
+    """A refusal leaves the older dialog as after any failed refresh; silence after a 2xx gives both up."""
+    for code, local, liveness, dialogs in (
+        (503, False, Liveness.LIVE, [1]),
+        (403, False, Liveness.LIVE, [1]),
+        (408, True, Liveness.STALE, [1]),
+        (404, False, Liveness.STALE, list[int]()),
+    ):
+        play = renewing()
+        play.refuse(code, local=local, dialog_gone=True)
+        assert (play.liveness, play.dialogs) == (liveness, dialogs)
+    play = renewing(HOUR)
+    sent_s = play.now_s
+    play.run(1)
+    play.accept(HOUR)
+    assert told(play.run(sent_s + life.TIMER_N_S - play.now_s)) == [(Liveness.STALE, "no NOTIFY")]
+    assert play.dialogs == []
+    play.run(2)
+    assert play.dialogs == [3]
+    play = renewing(600)
+    play.refuse(503, dialog_gone=True)
+    assert of(Subscribe, play.run(play.wait_s())) == [Subscribe(generation=3, fresh=True, expires_s=HOUR, attempt=1)]
+    assert play.dialogs == [1, 3]
+    play.run(600)
+    assert play.liveness is Liveness.STALE, "the older one has its own end"
+
+
+def test_renewal_keeps_timer_n() -> None:
+    """A refresh that no NOTIFY followed counts from its own sending, also where a new dialog is under way since."""
+    play = refreshing(HOUR)
+    sent_s = play.now_s
+    play.accept(HOUR)
+    play.run(20)
+    play.omits = True
+    play.tell(RefreshWanted())
+    assert play.dialogs == [1, 2]
+    play.accept(HOUR)
+    assert told(play.run(sent_s + life.TIMER_N_S - play.now_s)) == [(Liveness.STALE, "no NOTIFY after a refresh")]
+    assert play.dialogs == [2]
+    assert told(play.notify()) == [(Liveness.LIVE, "")]
+
+
+@pytest.mark.parametrize("how", ["terminated", "gone", "expired"])
+def test_older_dialog_ends_first(how: str) -> None:
+    """It is STALE until the first NOTIFY of the newer one, whose SUBSCRIBE is under way already."""
+    play = renewing(60)
+    if how == "terminated":
+        actions = play.tell(NotifyReceived(generation=1, notify=notify("terminated", "deactivated", body=b"x")))
+        assert of(Observe, actions)
+    elif how == "gone":
+        actions = play.tell(Refused(generation=1, final=Final(503, "gone", local=True), dialog_gone=True))
+    else:
+        actions = play.run(1060 - play.now_s)
+    assert told(actions) == [(Liveness.STALE, {"terminated": "deactivated", "gone": "503 gone"}.get(how, how))]
+    assert (play.dialogs, of(Subscribe, actions)) == ([2], [])
+    assert told(play.notify()) == [(Liveness.LIVE, "")]
+
+
+def test_stop_between_two_dialogs() -> None:
+    """The newer dialog is forgotten and the older one unsubscribed, which the server's last NOTIFY ends."""
+    play = renewing()
+    actions = play.tell(Unwanted())
+    assert actions[:2] == [Forget(generation=2), Unsubscribe(generation=1)]
+    assert of(Ended, play.notify("terminated", "timeout"))
 
 
 @pytest.mark.parametrize(
@@ -850,8 +1030,8 @@ STATES = st.sampled_from(["active", "active", "active", "pending", "terminated",
 REASONS = st.sampled_from(
     ["", "deactivated", "probation", "rejected", "timeout", "giveup", "noresource", "invariant", "strange"]
 )
-GENERATIONS = st.sampled_from([0, 0, 0, 0, 1, 2])
-"""How far behind the present dialog an event is."""
+GENERATIONS = st.sampled_from([0, 0, 0, 0, 1, 2, -1])
+"""How far behind the present dialog an event is; an older dialog may have been returned to."""
 
 Move = Callable[[Play], object]
 
@@ -863,7 +1043,11 @@ def behind(event: Accepted | Refused | NotifyReceived, lag: int) -> Move:
 FINALS = st.builds(Final, CODES, st.just("x"), SECONDS, SECONDS, st.booleans())
 NOTIFIES = st.builds(notify, STATES, REASONS, SECONDS, st.sampled_from([b"", b"<presence/>"]))
 ANSWERS: st.SearchStrategy[Move] = st.one_of(
-    st.builds(behind, st.builds(Accepted, generation=st.just(0), expires_s=SECONDS), GENERATIONS),
+    st.builds(
+        behind,
+        st.builds(Accepted, generation=st.just(0), code=st.sampled_from([200, 200, 204]), expires_s=SECONDS),
+        GENERATIONS,
+    ),
     st.builds(
         behind,
         st.builds(
@@ -885,13 +1069,17 @@ def telling(event: Event) -> Move:
     return lambda play: play.tell(event)
 
 
+def omitting(omits: bool) -> Move:
+    return lambda play: setattr(play, "omits", omits or len(play.dialogs) > 1)
+
+
 FORCED: list[Event] = [RefreshWanted(), RefreshWanted(fresh=True), TransportLost(), TimerFired()]
 SMOOTH: Move = lambda play: (play.run(0.1), play.accept(60), play.notify(expires_s=60))  # noqa: E731  # a value as others
 WORLD = st.one_of(
     ANSWERS,
     ANSWERS,
     st.builds(passing, st.floats(0, 5) | st.sampled_from([1, 30, 32, 35, 60, 600, 4000, 10**4])),
-    st.sampled_from([SMOOTH, *map(telling, FORCED)]),
+    st.sampled_from([SMOOTH, *map(telling, FORCED), *map(omitting, (True, True, False))]),
 )
 STORY = st.lists(st.tuples(WORLD, JITTER), max_size=40)
 
@@ -945,11 +1133,12 @@ def test_always_a_next_step_or_a_stated_end(story: list[tuple[Move, float]]) -> 
 @settings(deadline=None)
 @given(STORY)
 def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
-    """LIVE is said only while a NOTIFY has made the dialog active and its duration, as last stated, is not over."""
+    """LIVE is said only while a NOTIFY has made a dialog active and its duration, as last stated, is not over, and no
+    longer than Timer N after the first accepted refresh that no NOTIFY has followed."""
     play = Play()
-    held: int | None = None
-    is_active = False
-    until_s = 0.0
+    active_until: dict[int, tuple[bool, float]] = {}
+    sent_s = due_s = math.inf
+    quiet = False
     plain = play.usage.handle
 
     class Watched:
@@ -958,20 +1147,28 @@ def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(usage, name)
 
-        def handle(self, event: Event, now_s: float, jitter: float) -> list[Action]:
-            nonlocal held, is_active, until_s
-            mine = isinstance(event, Accepted | NotifyReceived) and event.generation == held is not None
-            if isinstance(event, Accepted) and mine and event.expires_s >= 0:
-                until_s = now_s + event.expires_s if play.usage._in_flight else until_s  # noqa: SLF001  # answered once
-            if isinstance(event, NotifyReceived) and mine:
-                is_active = event.notify.state not in {"pending", "terminated"}
-                until_s = now_s + event.expires_s if event.expires_s >= 0 else until_s
-            actions = plain(event, now_s, jitter)
+        def handle(self, event: Event, now_s: float, jitter: float, *, replaces: bool) -> list[Action]:
+            nonlocal sent_s, due_s, quiet
+            if isinstance(event, Accepted | NotifyReceived) and event.generation in active_until:
+                is_active, until_s = active_until[event.generation]
+                counts = event.expires_s >= 0
+                if isinstance(event, NotifyReceived):
+                    is_active, quiet, due_s = event.notify.state not in {"pending", "terminated"}, False, math.inf
+                elif play.usage._in_flight and event.generation == play.usage.generation:  # noqa: SLF001  # once
+                    due_s = min(due_s, sent_s + life.TIMER_N_S) if quiet and event.code != 204 else due_s
+                    due_s = math.inf if quiet and event.code == 204 else due_s
+                else:
+                    counts = False
+                active_until[event.generation] = is_active, now_s + event.expires_s if counts else until_s
+            actions = plain(event, now_s, jitter, replaces=replaces)
             for action in actions:
                 if isinstance(action, Forget):
-                    held, is_active = None, False
+                    was_active, _ = active_until.pop(action.generation)
+                    due_s = math.inf if was_active else due_s
+                if isinstance(action, Subscribe):
+                    sent_s, quiet = now_s, not action.fresh
                 if isinstance(action, Subscribe) and action.fresh:
-                    held, until_s = action.generation, now_s + 10**6
+                    active_until[action.generation] = False, now_s + 10**6
             return actions
 
     usage = play.usage
@@ -979,10 +1176,31 @@ def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
 
     def check() -> None:
         if play.liveness is Liveness.LIVE and not play.ended:
-            assert is_active
-            assert play.now_s < until_s
+            assert any(is_active and play.now_s < until_s for is_active, until_s in active_until.values())
+            assert play.now_s < due_s
 
     tell_story(play, story, check)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 31), JITTER, st.booleans()), min_size=1),
+    st.sampled_from([6, 60, HOUR]),
+)
+def test_renewal_never_flaps(renewals: list[tuple[float, float, bool]], expires_s: int) -> None:
+    """Whenever within Timer N and before the expiry an omitting server sends the NOTIFY, it is LIVE throughout."""
+    play = renewing(expires_s)
+    for after_s, jitter, notify_first in renewals:
+        play.jitter = jitter
+        left_s = (play.usage.snapshot().expires_at_s or 0) - play.now_s
+        if not notify_first:
+            play.accept(expires_s)
+        assert not of(Tell, play.run(min(after_s, left_s * 0.9)))
+        assert not of(Tell, play.notify(expires_s=expires_s))
+        play.accept(expires_s)
+        assert len(play.dialogs) == 1
+        assert not of(Tell, play.run(play.wait_s()))
+        assert len(play.dialogs) == 2
 
 
 @settings(deadline=None)
@@ -991,8 +1209,10 @@ def test_stop_ends_in_bounded_time(story: list[tuple[Move, float]], epilogue: li
     """Wherever a story has led and whatever follows, a stop forgets the dialog and ends, and nothing is asked again."""
     play = Play()
     tell_story(play, story, lambda: None)
-    had_subscription = play.state in {State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING}
-    stopped_s, asked = play.now_s, play.usage.generation
+    had_subscription = play.state in {State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING} or (
+        len(play.dialogs) > 1
+    )
+    stopped_s, fresh = play.now_s, play.usage._latest  # noqa: SLF001  # dialogs made so far
     play.tell(Unwanted())
     for move, jitter in epilogue:
         assert play.ended or play.now_s < stopped_s + life.TRANSACTION_S
@@ -1000,7 +1220,7 @@ def test_stop_ends_in_bounded_time(story: list[tuple[Move, float]], epilogue: li
         move(play)
     play.run(life.TRANSACTION_S)
     assert play.ended
-    assert (play.held, play.armed_s, play.usage.generation) == (None, None, asked)
+    assert (play.held, play.armed_s, play.usage._latest) == (None, None, fresh)  # noqa: SLF001
     if not epilogue:
         assert play.unsubscribed is had_subscription
     assert all(play.tell(event) == [] for event in (Wanted(), TimerFired(), TransportLost(), RefreshWanted()))

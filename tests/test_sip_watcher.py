@@ -47,9 +47,9 @@ def configuration(presence_server: str, **changes: object) -> Configure:
     return sip_configuration(settings, "test")
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for the condition, at most DEADLINE_S."""
-    async with asyncio.timeout(DEADLINE_S):
+async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+    """Waits for the condition, at most so long."""
+    async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in another process or socket
             await asyncio.sleep(0.002)
 

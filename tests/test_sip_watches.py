@@ -87,6 +87,38 @@ async def test_refresh_comes_before_expiry(sandbox: Sandbox, running: Running) -
     watcher.unwatch(address)
 
 
+async def test_refresh_without_a_notify(sandbox: Sandbox) -> None:
+    """After Timer N it is STALE, and LIVE again by a new dialog. From then on watches at this server are renewed by new
+    dialogs, and LIVE throughout. A 204 is followed by no NOTIFY, and is no fault."""
+    async with watching(f"{sandbox.uri};transport=udp") as (watcher, observer):
+        brief, *others = (terminal(f"refresh-{what}") for what in ("200-6", "200-60", "202-3600", "204-3600"))
+        await started(watcher, observer, *others)
+        for address in others:
+            watcher.refresh(address)
+        *silent, well = others
+        await until(
+            lambda: all(observer.told[each][-1:] == [LIVE] and STALE in observer.told[each] for each in silent), 40
+        )
+        for address in silent:
+            assert [each for each in observer.told[address] if isinstance(each, Liveness)] == [LIVE, STALE, LIVE]
+            assert len(observer.bodies(address)) == 2
+        await until(lambda: watcher.counts().omitted == [len(silent)])
+        await started(watcher, observer, brief)
+        for address in (brief, *silent):
+            before = len(observer.bodies(address))
+            watcher.refresh(address)
+            await until(lambda: len(observer.bodies(address)) > before)  # noqa: B023  # awaited here
+            sandbox.set_status(user_of(address), Status.BUSY)
+            await until(lambda: b"phone" in observer.bodies(address)[-1])  # noqa: B023
+        await until(lambda: sandbox.counters.subscribes[brief] >= 3)  # the last by itself
+        assert [each for each in observer.told[brief] if isinstance(each, Liveness)] == [LIVE]
+        assert [each for each in observer.told[well] if isinstance(each, Liveness)] == [LIVE]
+        for address in (brief, *others):
+            watcher.unwatch(address)
+        await everything_heard((watcher, observer))
+        assert watcher.counts().omitted == [len(silent)]
+
+
 @pytest.mark.parametrize("answer", ["answer-500", "answer-408", "answer-503", "answer-403", "answer-603"])
 async def test_failed_refresh_keeps_the_subscription(sandbox: Sandbox, running: Running, answer: str) -> None:
     """A refusal of a refresh leaves the old dialog, in which changes still arrive; it stays LIVE."""

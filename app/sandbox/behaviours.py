@@ -101,6 +101,15 @@ def _granted(exchange: "Exchange", expires_s: str) -> None:
     honest(exchange)
 
 
+def _quiet_refresh(exchange: "Exchange", code_and_s: str) -> None:
+    code, expires_s = code_and_s.split("-")
+    exchange.expires_s = min(exchange.expires_s, int(expires_s))
+    if exchange.in_dialog and exchange.expires_s:
+        exchange.accept(int(code))
+    else:
+        honest(exchange)
+
+
 def _expires_zero(exchange: "Exchange", where: str) -> None:
     if not exchange.expires_s:
         honest(exchange)
@@ -211,6 +220,10 @@ BEHAVIOURS: dict[str, tuple[Behaviour, str]] = {
     ),
     r"terminated-([a-z]{1,32}-\d{1,9})": (_terminated_for, "the same with so many seconds of retry-after"),
     r"granted-(\d{1,9})": (_granted, "honest, but for no more than so many seconds"),
+    r"refresh-(20[024]-\d{1,9})": (
+        _quiet_refresh,
+        "honest, for no more than so many seconds, but that a refresh gets this status and no NOTIFY",
+    ),
     "expires-zero-(answer|notify)": (
         _expires_zero,
         "200 and a NOTIFY active, of which the first or the second says that it lasts 0 seconds",

@@ -212,8 +212,9 @@ class SipWatcher:
         failures.update({name[8:]: count for name, count in total.items() if name.startswith("failure ")})
         up = [all(answers) for answers in zip(*(slot.counts.routes_up for slot in self._slots), strict=False)]
         registered = all(slot.counts.registered for slot in self._slots)
+        omitted = [total[f"omitted {route}"] for route in range(len(self._routes))]
         return Counts(
-            total["sent"], total["notified"], total["cut"], dict(failures), dict(states), up, registered=registered
+            total["sent"], total["notified"], total["cut"], dict(failures), dict(states), up, registered, omitted
         )
 
     def _slot(self, address: TerminalAddress) -> _Slot:
@@ -364,6 +365,7 @@ def _plain(counts: Counts) -> dict[str, int]:
         "notified": counts.notifies_received,
         "cut": counts.cut_messages,
         **failures,
+        **{f"omitted {route}": count for route, count in enumerate(counts.omitted)},
     }
 
 

@@ -193,7 +193,8 @@ Event = Wanted | Unwanted | RefreshWanted | Accepted | Refused | NotifyReceived 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscribe:
-    """Send SUBSCRIBE: `fresh` in a new dialog of that generation, else as a refresh in it.
+    """Send SUBSCRIBE: `fresh` in a new dialog of that generation, else as a refresh in it. A dialog that has not been
+    forgotten is kept beside the new one.
 
     `attempt` is the number of failures in a row: 0 is the first route, 1 the next, as the driver sees fit.
     """
@@ -241,6 +242,11 @@ class Observe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Omitted:
+    """The server accepted a refresh and sent no NOTIFY within Timer N (RFC 6665 section 4.1.2.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tell:
     """The liveness has changed, or the reason why it is not LIVE has."""
 
@@ -260,7 +266,7 @@ class Ended:
     error: TerminalStatusError | None
 
 
-Action = Subscribe | Authenticate | Unsubscribe | Forget | Arm | Observe | Tell | Ended
+Action = Subscribe | Authenticate | Unsubscribe | Forget | Arm | Observe | Omitted | Tell | Ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

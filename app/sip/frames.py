@@ -220,6 +220,8 @@ class Counts(_Message, tag="counts"):
     """Watches by state, now."""
     routes_up: list[bool]
     registered: bool
+    omitted: list[int] = []
+    """Refreshes that were accepted and that no NOTIFY followed, by route."""
 
 
 class Pong(_Message, tag="pong"):

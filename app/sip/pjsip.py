@@ -67,6 +67,8 @@ class Subscription:
     """The owner's number of this dialog."""
     door: tuple[int, bool] | None = None
     """Over a stream: by which way it leaves."""
+    route: int = 0
+    """The number of the presence server that was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Stack:
             raise AddressRefused("PJSIP cannot read it")
         self.endpoint.must(status, "create a dialog")
         subscription = Subscription(owner, None, out[0], generation >= 0, generation=generation)
-        subscription.door = way if leg.stream else None
+        subscription.door, subscription.route = way if leg.stream else None, route
         lib.pjsip_dlg_inc_lock(subscription.dialog)
         try:
             status = lib.pjsip_dlg_set_route_set(subscription.dialog, leg.route)

@@ -27,6 +27,9 @@ class Routes:
         self.up = [True] * count
         self.turns: list[tuple[int, bool]] = []
         """Routes that went down or came up; the owner empties it."""
+        self.omits = [False] * count
+        """Whether the server was seen to send no NOTIFY after a refresh, since it came up last."""
+        self.omitted_counts = [0] * count
         self._every_s = probe_every_s
         self._next_s = [0.0 if probe_every_s else math.inf] * count
         self._asked_s: list[float | None] = [None] * count
@@ -51,6 +54,11 @@ class Routes:
             self._turn(route, up=False)
         self.suspect(route, now_s)
 
+    def omitted(self, route: int) -> None:
+        """Its server accepted a refresh and sent no NOTIFY."""
+        self.omits[route] = True
+        self.omitted_counts[route] += 1
+
     def suspect(self, route: int, now_s: float) -> None:
         """Something was not answered: a probe shall soon tell more."""
         if self._every_s and self._asked_s[route] is None:
@@ -72,6 +80,7 @@ class Routes:
 
     def _turn(self, route: int, *, up: bool) -> None:
         self.up[route] = up
+        self.omits[route] = False  # it may be another server from now on
         self.turns.append((route, up))
 
     def wake_s(self) -> float:

@@ -2,14 +2,16 @@
 
 The driver tells `Usage.handle` what happened, in the words of `dialog.py`, carries out the returned actions in order,
 and tells what comes of them as later events. A dialog has a generation; an event of any other (a late NOTIFY, a fork)
-is ignored.
+is ignored. Where the server sends no NOTIFY after a refresh, a subscription is renewed by another one: the older
+dialog is kept until the first NOTIFY of the newer one.
 
 Invariants: no PJSIP, no I/O, no clock, no randomness (`now_s` is of any clock, `jitter` in [0, 1)). While wanted, a
 timer is armed, or it has ended with `Ended`, after which nothing follows. At most BURST + W / GAP_S SUBSCRIBEs leave in
 any W seconds, digest retries and the last one counted, whatever the server does. LIVE is said only while an unexpired
-subscription with an active NOTIFY exists and no refresh of it was lost on the way. Losing contact is STALE (or UNKNOWN
-where nothing was ever observed), and never a status. A failed refresh keeps the old subscription until its own expiry,
-where RFC 6665 lets it.
+subscription with an active NOTIFY exists and no refresh of it was lost on the way, and for at most TIMER_N_S after the
+first accepted refresh that no NOTIFY has followed. An older dialog exists only while the newer one waits for its first
+NOTIFY, so there are two at most. Losing contact is STALE (or UNKNOWN where nothing was ever observed), and never a
+status. A failed refresh keeps the old subscription until its own expiry, where RFC 6665 lets it.
 
 Deliberately absent: the choice of a route (the driver's; `attempt` counts failures in a row), the pace over all
 terminals (the driver's too), and what a document says.
@@ -17,6 +19,7 @@ terminals (the driver's too), and what a document says.
 
 import enum
 import math
+from dataclasses import dataclass, replace
 
 from app.domain import Liveness, PresenceUnavailable, TerminalStatusError
 from app.sip.dialog import (
@@ -31,6 +34,7 @@ from app.sip.dialog import (
     Forget,
     NotifyReceived,
     Observe,
+    Omitted,
     RefreshWanted,
     Refused,
     Snapshot,
@@ -61,6 +65,9 @@ from app.sip.timing import (
     refresh_delay_s,
 )
 
+NO_NOTIFICATION = 204
+"""A refresh answered so has succeeded and is followed by no NOTIFY (RFC 5839; section 4.1.2.2 cancels Timer N)."""
+
 _ENDS_DIALOG = frozenset({404, 405, 410, 416, *range(480, 486), 489, 501, 604})
 """A refresh answered so has ended the subscription; after any other failure it is still valid (section 4.1.2.2)."""
 
@@ -72,6 +79,15 @@ class Step(enum.Enum):
     """In the dialog where there is a subscription, else in a fresh one."""
     AUTHENTICATE = "authenticate"
     UNSUBSCRIBE = "unsubscribe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Older:
+    """The dialog that serves until the first NOTIFY of the one that replaces it."""
+
+    generation: int
+    substate: State
+    expires_at_s: float
 
 
 class Usage:
@@ -91,12 +107,18 @@ class Usage:
         "_held",
         "_in_flight",
         "_jitter",
+        "_latest",
         "_lost",
+        "_notify_due_s",
         "_now_s",
         "_observed",
+        "_older",
         "_out",
         "_paced_s",
+        "_quiet",
         "_reason",
+        "_replaces",
+        "_sent_s",
         "_since_s",
         "_stated",
         "_step",
@@ -110,7 +132,7 @@ class Usage:
 
     def __init__(self, *, expires_s: int = EXPIRES_S, observed: bool = False) -> None:
         self.state = State.INITIAL
-        self.generation = 0
+        self.generation = self._latest = 0
         self._wanted = False
         self._observed = observed
         self._asked_s = expires_s  # grows with a followed Min-Expires
@@ -118,11 +140,16 @@ class Usage:
         self._jitter = 0.0
         self._out: list[Action] = []
         self._held = False  # whether the driver has a dialog of this generation
+        self._older: _Older | None = None
+        self._replaces = False  # whether a subscription is renewed by another one
         self._in_flight = False  # whether the answer to a request is awaited, until the deadline
         self._digest_tried = False
         self._doubt = False  # whether we lost contact under a subscription that is there still
         self._substate: State | None = None  # ACTIVE or PENDING once a NOTIFY has said so
         self._stated = False  # whether a NOTIFY has told the expiry since the last request
+        self._sent_s = -math.inf  # when the last SUBSCRIBE left
+        self._quiet = False  # whether that was a refresh, and no NOTIFY has come since
+        self._notify_due_s = math.inf  # the end of Timer N, for the first accepted refresh that no NOTIFY has followed
         self._deadline_s = self._expires_at_s = self._step_at_s = math.inf
         self._step: Step | None = None
         self._paced_s = -math.inf  # the bucket of SUBSCRIBEs is empty until (BURST - 1) * GAP_S before this
@@ -135,13 +162,21 @@ class Usage:
         self._told: tuple[Liveness, str] | None = None
         self._armed_s: float | None = None
 
-    def handle(self, event: Event, now_s: float, jitter: float) -> list[Action]:
-        """What is to be done after `event`, in order. A `now_s` before the last one counts as that."""
+    def handle(self, event: Event, now_s: float, jitter: float, *, replaces: bool = False) -> list[Action]:
+        """What is to be done after `event`, in order. A `now_s` before the last one counts as that. `replaces`: the
+        server is known to send no NOTIFY after a refresh, so a subscription is renewed by another one."""
         if self.state is State.TERMINATED:
             return []
         out = self._out = []
-        self._now_s, self._jitter = max(now_s, self._now_s), jitter
+        self._now_s, self._jitter, self._replaces = max(now_s, self._now_s), jitter, replaces
+        older = self._older.generation if self._older else None
         match event:
+            case NotifyReceived() if event.generation == older:
+                self._older_notified(event.notify, event.expires_s)
+            case Refused() if event.generation == older:
+                if event.dialog_gone:
+                    self._why(f"{event.final.code} {event.final.phrase}".rstrip(), None)
+                    self._drop_older()
             case NotifyReceived() if self._current(event.generation):
                 self._notified(event.notify, event.expires_s)
             case Accepted() if self._current(event.generation) and self._in_flight:
@@ -172,7 +207,7 @@ class Usage:
     @property
     def subscribed(self) -> bool:
         """Whether there is a subscription that a NOTIFY has told of."""
-        return self._substate is not None
+        return self._substate is not None or self._older is not None
 
     @property
     def unanswered(self) -> bool:
@@ -196,7 +231,7 @@ class Usage:
             state=self.state,
             since_s=self._since_s,
             liveness=self._liveness(),
-            expires_at_s=self._expires_at_s if self._substate else None,
+            expires_at_s=self._serving_until_s() if self.subscribed else None,
             code=self._code,
             reason=self._reason,
             next_action=action,
@@ -211,6 +246,9 @@ class Usage:
             return  # the last NOTIFY or the deadline ends it
         self._in_flight, self._deadline_s, self._code, self._doubt = False, math.inf, event.code, False
         self._lost = False
+        if self._quiet:
+            due_s = min(self._notify_due_s, self._sent_s + TIMER_N_S)
+            self._notify_due_s = math.inf if event.code == NO_NOTIFICATION else due_s
         granted_s = self._asked_s if event.expires_s < 0 else min(event.expires_s, self._asked_s)
         expires_at_s = self._now_s + granted_s
         # A NOTIFY may come before the 2xx, and what it says of the duration holds (section 4.1.3).
@@ -222,7 +260,7 @@ class Usage:
             self._renewed()
         else:
             self._enter(State.ACCEPTED)
-            self._deadline_s = self._now_s + TIMER_N_S
+            self._deadline_s = (self._sent_s if self._older else self._now_s) + TIMER_N_S
 
     def _notified(self, notify: Notify, expires_s: int) -> None:
         if notify.state == "terminated":
@@ -231,6 +269,8 @@ class Usage:
         if self.state is State.ENDING:
             return
         first, before = self._substate is None, self._substate
+        self._drop_older()
+        self._quiet, self._notify_due_s = False, math.inf
         self._substate = State.PENDING if notify.state == "pending" else State.ACTIVE
         if self._substate is State.PENDING:
             self._why("pending", error_of_notify("pending", "", -1, 0, 0))
@@ -258,7 +298,7 @@ class Usage:
             return
         reason = notify.reason
         error = error_of_notify("terminated", reason, notify.retry_after_s, 0, 0)
-        if notify.body and reason not in {"rejected", "noresource"}:
+        if _has_status(notify):
             self._observe(notify)
         self._code = 0
         if reason == "noresource":  # "SHOULD NOT attempt to re-subscribe": whoever wants it anyway begins again
@@ -277,6 +317,27 @@ class Usage:
                 self._again(at_once=True)
             else:  # none, an unknown one, or an invariant of nothing
                 self._again(at_once=True, retry_after_s=notify.retry_after_s)
+
+    def _older_notified(self, notify: Notify, expires_s: int) -> None:
+        """While its replacement is under way; an end of it needs no other answer than that."""
+        assert self._older is not None  # noqa: S101  # the caller has looked
+        terminated = notify.state == "terminated"
+        error = error_of_notify(notify.state, notify.reason, notify.retry_after_s, 0, 0)
+        if terminated or notify.state == "pending":
+            self._why(notify.reason or notify.state, error)
+        elif self._older.substate is not State.ACTIVE or self._doubt:
+            self._why("", None)
+        if notify.state != "pending" and (not terminated or _has_status(notify)):
+            self._observe(notify)
+        if terminated:
+            self._drop_older()
+            return
+        self._doubt, self._notify_due_s = False, math.inf
+        self._older = replace(
+            self._older,
+            substate=State.PENDING if notify.state == "pending" else State.ACTIVE,
+            expires_at_s=self._now_s + min(expires_s, self._asked_s) if expires_s >= 0 else self._older.expires_at_s,
+        )
 
     def _refused(self, event: Refused) -> None:
         final = event.final
@@ -303,7 +364,11 @@ class Usage:
             self._end(self._reason, error)  # no later try can differ
             return
         ends = dialog_gone or (code in _ENDS_DIALOG and not final.local)
-        if self._substate and not ends:  # if only until `_tick` finds it expired
+        lasts = code != 0 if final.local else code not in _ENDS_DIALOG  # 0: accepted, and then no NOTIFY
+        if self._older and lasts:
+            self._return_to_older()
+            self._doubt |= final.local
+        elif self._substate and not ends:  # if only until `_tick` finds it expired
             self._doubt |= final.local and self.state is State.REFRESHING
             self._enter(self._substate)
         else:
@@ -321,16 +386,18 @@ class Usage:
 
     def _leave(self) -> None:
         self._wanted = False
+        if self._older:
+            self._return_to_older()
         if self._substate is None and self.state is not State.ACCEPTED:
             self._end(UNWANTED, None)  # no dialog that a SUBSCRIBE could end; a NOTIFY that still comes gets its 481
             return
         self._enter(State.ENDING)
-        self._in_flight, self._substate = False, None
+        self._in_flight, self._substate, self._notify_due_s = False, None, math.inf
         self._deadline_s = self._now_s + TRANSACTION_S
         self._plan(Step.UNSUBSCRIBE, 0)
 
     def _hurry(self, *, fresh: bool) -> None:
-        if fresh and self._substate:
+        if fresh and self.subscribed:
             self._why("asked afresh", None)
             self._failures = 0  # they were of another way
             self._drop()
@@ -342,7 +409,7 @@ class Usage:
     def _transport_lost(self, *, certain: bool) -> None:
         if self.state is State.ENDING:
             return
-        if certain and self._substate:
+        if certain and self.subscribed:
             self._doubt = True
             self._why("contact lost", PresenceUnavailable("The presence server does not answer."))
         if self._in_flight or self.state is State.ACCEPTED:
@@ -391,6 +458,19 @@ class Usage:
                 return
             silent = Final(0, "", local=True) if self.state is State.ACCEPTED else Final(408, "no answer", local=True)
             self._failed(silent)
+        if self._older and self._now_s >= self._older.expires_at_s:
+            self._why("expired", PresenceUnavailable("The subscription expired before it could be renewed."))
+            self._drop_older()
+        if self._now_s >= self._notify_due_s:  # section 4.1.2.2: the subscription counts as terminated
+            self._why("no NOTIFY after a refresh", error_of_local_failure(0, ""))
+            if not self._doubt:  # else it is known that we lost contact
+                self._out.append(Omitted())
+            if self._older:  # its replacement is under way
+                self._drop_older()
+            else:
+                self._drop()
+                self._enter(State.WAITING)
+                self._again(at_once=True)
         if self._substate and self._now_s >= self._expires_at_s:
             retry_at_s = self._step_at_s if self._step is Step.ASK and self._good_since_s is None else None
             if not self._reason or self._reason == "pending":
@@ -421,20 +501,41 @@ class Usage:
             expires_s = 0 if self.state is State.ENDING else self._asked_s
             self._out.append(Authenticate(generation=self.generation, expires_s=expires_s))
             return
-        fresh, self._stated = self._substate is None, False
+        fresh, self._stated, self._sent_s = self._substate is None or self._replaces, False, self._now_s
+        if self._substate and fresh:
+            self._older = _Older(generation=self.generation, substate=self._substate, expires_at_s=self._expires_at_s)
+            self._substate, self._expires_at_s = None, math.inf
+        self._quiet = not fresh
         if fresh:
-            self.generation, self._held = self.generation + 1, True
+            self._latest += 1
+            self.generation, self._held = self._latest, True
         self._enter(State.INITIAL if fresh else State.REFRESHING)
         self._out.append(
             Subscribe(generation=self.generation, fresh=fresh, expires_s=self._asked_s, attempt=self._failures)
         )
 
     def _drop(self) -> None:
+        self._drop_older()
         if self._held:
             self._out.append(Forget(generation=self.generation))
-        self._held = self._in_flight = self._doubt = False
+        self._held = self._in_flight = self._doubt = self._quiet = False
         self._substate = self._step = None
-        self._deadline_s = self._expires_at_s = self._step_at_s = math.inf
+        self._deadline_s = self._expires_at_s = self._step_at_s = self._notify_due_s = math.inf
+
+    def _drop_older(self) -> None:
+        if self._older:
+            self._out.append(Forget(generation=self._older.generation))
+            self._older, self._notify_due_s = None, math.inf
+
+    def _return_to_older(self) -> None:
+        """Gives up the dialog that was to replace it."""
+        older, self._older = self._older, None
+        assert older is not None  # noqa: S101  # the caller has looked
+        doubt, notify_due_s = self._doubt, self._notify_due_s
+        self._drop()
+        self._held, self._doubt, self._notify_due_s = True, doubt, notify_due_s
+        self.generation, self._substate, self._expires_at_s = older.generation, older.substate, older.expires_at_s
+        self._enter(older.substate)
 
     def _end(self, reason: str, error: TerminalStatusError | None) -> None:
         self._drop()
@@ -450,7 +551,8 @@ class Usage:
         self._reason, self._error = reason, error
 
     def _liveness(self) -> Liveness:
-        if self._substate is State.ACTIVE and self._now_s < self._expires_at_s and not self._doubt:
+        serving = self._older.substate if self._older else self._substate
+        if serving is State.ACTIVE and self._now_s < self._serving_until_s() and not self._doubt:
             return Liveness.LIVE
         return Liveness.STALE if self._observed else Liveness.UNKNOWN
 
@@ -462,11 +564,20 @@ class Usage:
             self._told = told
             self._out.append(Tell(liveness=told[0], reason=told[1], error=None if live else self._error))
 
+    def _serving_until_s(self) -> float:
+        return self._older.expires_at_s if self._older else self._expires_at_s
+
     def _wake_s(self) -> float:
-        return min(self._step_at_s, self._deadline_s, self._expires_at_s if self._substate else math.inf)
+        expires_at_s = self._serving_until_s() if self.subscribed else math.inf
+        return min(self._step_at_s, self._deadline_s, expires_at_s, self._notify_due_s)
 
     def _arm(self) -> None:
         at_s = max(self._wake_s(), self._now_s)
         if at_s != self._armed_s and at_s < math.inf:
             self._armed_s = at_s
             self._out.append(Arm(at_s=at_s))
+
+
+def _has_status(last: Notify) -> bool:
+    """Whether a NOTIFY in state terminated is an observation (section 4.1.3)."""
+    return bool(last.body) and last.reason not in {"rejected", "noresource"}

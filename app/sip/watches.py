@@ -32,6 +32,7 @@ class Watch:
         "address",
         "armed_s",
         "id",
+        "older",
         "over_tcp",
         "queued",
         "recent",
@@ -47,6 +48,8 @@ class Watch:
         self.address = address
         self.usage = usage
         self.subscription: Subscription | None = None
+        self.older: Subscription | None = None
+        """The one that `subscription` is to replace."""
         self.route = 0
         self.over_tcp = False
         self.armed_s = 0.0
@@ -164,20 +167,20 @@ class Watches:
         generation = subscription.generation
         if isinstance(event, message.Notify):
             self.notified += 1
-            self._routes.answered(watch.route)
+            self._routes.answered(subscription.route)
             if event.declared_bytes not in (-1, len(event.body)) and self._try_tcp(watch, generation):
                 return
             self._tell(watch, dialog.NotifyReceived(generation=generation, notify=event, expires_s=event.expires_s))
         elif 200 <= event.code < 300:
-            self._routes.answered(watch.route)
+            self._routes.answered(subscription.route)
             expires_s = self._stack.granted_s(subscription) if event.expires_s == GRANTED else event.expires_s
             self._tell(watch, dialog.Accepted(generation=generation, code=event.code, expires_s=expires_s))
         else:
             self.failures[f"local-{event.code}" if event.local else str(event.code)] += 1
             if event.local:
-                self._routes.failed(watch.route, event.code, time.monotonic())
+                self._routes.failed(subscription.route, event.code, time.monotonic())
             else:
-                self._routes.answered(watch.route)
+                self._routes.answered(subscription.route)
             self._tell(watch, dialog.Refused(generation=generation, final=event, dialog_gone=event.dialog_gone))
             if event.local and not self._routes.up[watch.route] and any(self._routes.up) and watch.usage.subscribed:
                 self._later(watch, dialog.RefreshWanted(fresh=True))
@@ -212,8 +215,8 @@ class Watches:
 
     def _tell(self, watch: Watch, event: dialog.Event) -> None:
         """Tells the machine, and carries out what it wants."""
-        now_s = time.monotonic()
-        for action in watch.usage.handle(event, now_s, random.random()):  # noqa: S311  # jitter is no secret
+        now_s, omits = time.monotonic(), self._routes.omits[watch.route]
+        for action in watch.usage.handle(event, now_s, random.random(), replaces=omits):  # noqa: S311  # no secret
             match action:
                 case dialog.Subscribe():
                     self._subscribe(watch, action)
@@ -226,7 +229,9 @@ class Watches:
                     told = Told(watch.id, action.liveness.value, action.reason, _frame_of(action.error))
                     self._reports.append(told)
                 case dialog.Forget():
-                    self._forget(watch)
+                    self._forget(watch, action.generation)
+                case dialog.Omitted():
+                    self._routes.omitted(watch.route)
                 case dialog.Unsubscribe() if watch.subscription is not None:
                     self._send(watch, watch.subscription, 0)
                 case dialog.Authenticate() if watch.subscription is not None:
@@ -245,12 +250,11 @@ class Watches:
         if not action.fresh and watch.subscription is not None:
             self._send(watch, watch.subscription, action.expires_s)
             return
-        self._forget(watch)
         watch.route = self._routes.choose(action.attempt)
         watch.over_tcp = watch.address in self._large
         self.sent += 1
         try:
-            watch.subscription = self._stack.subscribe(
+            subscription = self._stack.subscribe(
                 watch,
                 watch.address,
                 action.expires_s,
@@ -261,6 +265,8 @@ class Watches:
         except SipStackError as error:
             code = BAD_ADDRESS if isinstance(error, AddressRefused) else 503
             self._failed(watch, action.generation, code, str(error))
+        else:
+            watch.subscription, watch.older = subscription, watch.subscription
 
     def _send(self, watch: Watch, subscription: Subscription, expires_s: int) -> None:
         self.sent += 1
@@ -275,12 +281,19 @@ class Watches:
     def _failed(self, watch: Watch, generation: int, code: int, phrase: str) -> None:
         """As an event of its own, once the actions at hand are done."""
         final = message.Final(code, message.plain(phrase), local=True, dialog_gone=True)
-        self._stack.events.append((Subscription(watch, None, None, True, generation=generation), final))
+        failed = Subscription(watch, None, None, True, generation=generation, route=watch.route)
+        self._stack.events.append((failed, final))
 
-    def _forget(self, watch: Watch) -> None:
-        subscription, watch.subscription = watch.subscription, None
-        if subscription is not None:
-            self._stack.forget(subscription)
+    def _forget(self, watch: Watch, generation: int) -> None:
+        newest, older = watch.subscription, watch.older
+        if newest is not None and newest.generation == generation:
+            watch.subscription, watch.older = older, None
+            self._stack.forget(newest)
+        elif older is not None and older.generation == generation:
+            watch.older = None
+            self._stack.forget(older)
+        if watch.subscription is not None:
+            watch.route = watch.subscription.route
 
     def _try_tcp(self, watch: Watch, generation: int) -> bool:
         """What to do about a document that was cut: ask again over TCP, where that is another way."""
@@ -307,7 +320,6 @@ class Watches:
             )
 
     def _end(self, watch: Watch, ended: dialog.Ended) -> None:
-        self._forget(watch)
         self._pace.answered(watch)
         watch.armed_s = 0.0
         if watch in self._ending:

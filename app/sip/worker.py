@@ -188,6 +188,7 @@ class Worker:
             self._watches.states(),
             list(self._routes.up),
             self._registration is not None and self._registration.active,
+            list(self._routes.omitted_counts),
         )
         if counts != self._counted:
             self._counted = counts
