@@ -1,7 +1,9 @@
 """Reads a SOAP 1.1 request: bytes of anyone -> the one element of its Body, and who says that he sent it. Of an answer
 to a callback it reads whether that is a fault.
 
-Invariants: the work is bounded by the body's size, `MAX_DEPTH` and `MAX_ELEMENTS`; a DOCTYPE is refused when it
+Invariants: the work is linear in the body's size, and others run while it is done: Expat gets SLICE bytes at a time.
+Expat writes the namespace's name before each name, so names, namespaces and tags are bounded (an envelope of 900 kB
+took nine seconds before that was so), as are depth, elements, attributes and declarations. A DOCTYPE is refused when it
 begins, so no entity is ever declared; whatever is wrong is a `SoapFault`, but too many `addresses`, for which the
 contract has a fault: they are read as far as they fit (`Request.full`). The parts handed on have no namespaces: a
 client that qualifies them differently is understood.
@@ -13,8 +15,9 @@ Deliberately absent: SOAP encoding (`href`, `xsi:type`): the contract is documen
 no UsernameToken.
 """
 
+import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from typing import Final
 from xml.parsers import expat
 
@@ -23,6 +26,17 @@ from soap_compat.faults import SoapFault, client_fault
 SOAP: Final = "http://schemas.xmlsoap.org/soap/envelope/"
 MAX_DEPTH: Final = 32
 MAX_ELEMENTS: Final = 20_000
+MAX_MARKS: Final = 4 * MAX_ELEMENTS
+"""Elements, attributes and declarations of namespaces together."""
+MAX_NAME: Final = 256
+MAX_NAMESPACE: Final = 512
+MAX_TAG_BYTES: Final = 16_384
+"""One tag, comment or processing instruction: Expat reads those whole."""
+MAX_HEAD_BYTES: Final = 65_536
+"""What is read of a client that is not known yet, at most: as far as the soap:Header's end."""
+SLICE: Final = 4_096
+SLICES_AT_ONCE: Final = 2
+"""After so many others run; some 3,000 elements, or 8 ms."""
 
 _WSSE: Final = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-secext-1.0.xsd"
 _ENVELOPE, _HEADER, _BODY = (f"{SOAP}}}{name}" for name in ("Envelope", "Header", "Body"))
@@ -65,33 +79,50 @@ class Part:
 
 
 class Request:
-    """What a request asks: the payload, and its namespace as the client wrote it."""
+    """What a request asks: the payload, and its namespace as the client wrote it. `charset` is the Content-Type's
+    parameter."""
 
     __slots__ = (
         "_depth",
         "_elements",
+        "_encoding",
+        "_fed",
+        "_first",
+        "_left",
+        "_marks",
         "_open",
+        "_parser",
         "_section",
         "_security",
+        "_slices",
         "_text",
         "full",
+        "head_read",
         "namespace",
         "payload",
         "token",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, charset: str | None = None) -> None:
+        """Raises SoapFault."""
         self.namespace = ""
         self.payload: Part | None = None
         self.token: Part | None = None
         """The UsernameToken of a WS-Security header for this node."""
+        self.head_read = False
+        """The soap:Header is read, if there is one."""
         self.full = False
         """There are more `addresses` than are read."""
-        self._depth = self._elements = 0
+        self._depth = self._elements = self._marks = self._fed = self._slices = 0
         self._section = ""
         self._security = ""
         self._open: list[Part] = []
         self._text: list[str] = []
+        self._encoding = None if charset is None else _encoding(charset)
+        self._parser: expat.XMLParserType | None = None
+        self._first = b""
+        """What came first, as long as the XML declaration may stand in it."""
+        self._left = memoryview(b"")
 
     @property
     def name(self) -> str:
@@ -101,6 +132,7 @@ class Request:
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         self._elements += 1
+        self._count(1 + len(attributes), tag, *attributes)
         if self._elements > MAX_ELEMENTS and self._open == [self.payload] and tag.rpartition("}")[2] == "addresses":
             raise _FullError
         if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
@@ -117,6 +149,7 @@ class Request:
             _check_envelope(tag)
         elif self._depth == 2:
             self._section = tag
+            self.head_read = self.head_read or tag == _BODY
         elif self._section == _BODY:
             self._start_payload(tag)
         elif self._section == _HEADER:
@@ -155,28 +188,80 @@ class Request:
         if self._open:
             self._open.pop().text = "".join(self._text)
             self._text.clear()
+        elif self._depth == 1 and self._section == _HEADER:
+            self.head_read = True
 
-    def read(self, body: bytes, charset: str | None) -> None:
-        """Reads `body`; `charset` is the Content-Type's parameter. Raises SoapFault. Once per instance."""
-        encoding = None if charset is None else _encoding(charset)
-        # A byte order mark wins over the parameter, which wins over the XML declaration (RFC 7303 section 3).
-        if body.startswith(_BYTE_ORDER_MARKS):
-            encoding = None
+    def _declare(self, prefix: str | None, namespace: str | None) -> None:
+        if len(namespace or "") > MAX_NAMESPACE:
+            raise client_fault(f"A namespace's name is longer than {MAX_NAMESPACE} characters.")
+        self._count(1, prefix or "")
 
-        def parser(encoding: str | None) -> expat.XMLParserType:
-            made = expat.ParserCreate(encoding, namespace_separator="}")
-            made.buffer_text = True
-            made.StartElementHandler = self._start
-            made.EndElementHandler = self._end
-            made.CharacterDataHandler = self._data
-            return made
+    def _count(self, marks: int, *names: str) -> None:
+        self._marks += marks
+        if self._marks > MAX_MARKS:
+            raise client_fault(f"The message has over {MAX_MARKS} elements, attributes and namespaces.")
+        for name in names:
+            if len(name) > MAX_NAME and len(name.rpartition("}")[2]) > MAX_NAME:
+                raise client_fault(f"A name is longer than {MAX_NAME} characters.")
 
+    async def read(self, chunks: AsyncIterator[bytes], *, head_only: bool = False) -> None:
+        """Reads what `chunks` bring, to the end or, `head_only`, until `head_read`; may then be called again. Raises
+        SoapFault, and what `chunks` raise."""
+        while not self.full and not (head_only and self.head_read):
+            if not self._left and not (chunk := await anext(chunks, b"")):
+                self._feed(b"", last=True)
+                return
+            self._left = self._left or memoryview(chunk)
+            piece, self._left = bytes(self._left[:SLICE]), self._left[SLICE:]
+            self._feed(piece)
+            if head_only and not self.head_read and self._fed > MAX_HEAD_BYTES:
+                raise client_fault(
+                    f"The soap:Header does not end within {MAX_HEAD_BYTES} bytes; shorten it, or show HTTP credentials."
+                )
+            self._slices += 1
+            if not self._slices % SLICES_AT_ONCE:
+                await asyncio.sleep(0)
+
+    def end(self) -> None:
+        """Nothing more is read: Expat's parser refers back to the request."""
+        self._parser = None
+
+    def _feed(self, piece: bytes, *, last: bool = False) -> None:
+        if self._parser is None:
+            self._first += piece
+            if len(self._first) < 3 and not last:
+                return
+            # A byte order mark wins over the parameter, which wins over the XML declaration (RFC 7303 section 3).
+            encoding = None if self._first.startswith(_BYTE_ORDER_MARKS) else self._encoding
+            self._parser = self._new_parser(encoding)
+            piece = self._first
+        elif self._first:
+            self._first = self._first + piece if self._fed <= MAX_TAG_BYTES else b""
         try:
-            _parse(parser, encoding, body, final=True)
+            try:
+                self._parser.Parse(piece, last)
+            except _NamedOtherwiseError as error:  # nothing but the declaration has been read
+                self._parser = self._new_parser(str(error))
+                self._parser.Parse(self._first, last)
         except _FullError:
             self.full = True
         except expat.ExpatError as error:
             raise client_fault(f"The message is not well-formed XML: {error}.") from None
+        self._fed += len(piece)
+        if not self.full and self._fed - self._parser.CurrentByteIndex > MAX_TAG_BYTES:
+            raise client_fault(f"A tag or comment is longer than {MAX_TAG_BYTES} bytes.")
+
+    def _new_parser(self, encoding: str | None) -> expat.XMLParserType:
+        made = expat.ParserCreate(encoding, namespace_separator="}")
+        made.buffer_text = True
+        made.StartElementHandler = self._start
+        made.EndElementHandler = self._end
+        made.CharacterDataHandler = self._data
+        made.StartNamespaceDeclHandler = self._declare
+        made.StartDoctypeDeclHandler = _refuse_doctype
+        if encoding is None:
+            made.XmlDeclHandler = _check_declaration
+        return made
 
 
 def has_fault(answer: bytes) -> bool:
@@ -188,10 +273,17 @@ def has_fault(answer: bytes) -> bool:
         made = expat.ParserCreate(encoding)  # without namespaces, so an undeclared prefix is none of our concern either
         made.StartElementHandler = reading.start
         made.EndElementHandler = reading.end
+        made.StartDoctypeDeclHandler = _refuse_doctype
+        if encoding is None:
+            made.XmlDeclHandler = _check_declaration
         return made
 
+    answer = answer.lstrip()
     try:
-        _parse(parser, None, answer.lstrip(), final=False)
+        try:
+            parser(None).Parse(answer, False)
+        except _NamedOtherwiseError as error:
+            parser(str(error)).Parse(answer, False)
     except (expat.ExpatError, SoapFault):
         if reading.fault is None:
             # Without the zeros UTF-16 is ASCII.
@@ -222,27 +314,16 @@ class _Answer:
             self.fault = False
 
 
+class BodyError(Exception):
+    """Of a body that does not come as it should; the chunks that `Request.read` is given may raise it."""
+
+
 class _FullError(Exception):
     """One more of `addresses` begins, and it is one too many."""
 
 
 class _NamedOtherwiseError(Exception):
     """The XML declaration calls the encoding by a name that Expat does not know; the argument is one that it does."""
-
-
-def _parse(
-    parser: Callable[[str | None], expat.XMLParserType], encoding: str | None, body: bytes, *, final: bool
-) -> None:
-    """Reads `body` by what `parser` makes for an encoding (None: the XML declaration's). Raises ExpatError,
-    SoapFault."""
-    made = parser(encoding)
-    made.StartDoctypeDeclHandler = _refuse_doctype
-    if encoding is None:
-        made.XmlDeclHandler = _check_declaration
-    try:
-        made.Parse(body, final)
-    except _NamedOtherwiseError as error:  # nothing but the declaration has been read
-        _parse(parser, str(error), body, final=final)
 
 
 def _check_envelope(tag: str) -> None:

@@ -1,5 +1,7 @@
 """One Parlay X interface on Spyne's core: a request's bytes -> the answer's bytes, in the event loop.
 
+Who calls is known before the soap:Body is read: with HTTP credentials before anything is, else after the soap:Header.
+
 Invariants: Spyne holds the model and drives a call through our protocol: read, dispatch, deserialise, call, serialise;
 between its two halves the caller is recognised and the use case is awaited, so no thread is taken and none is blocked.
 Every call ends in an answer in the client's dialect: the result, or a fault that the operation declares. A declared
@@ -12,7 +14,7 @@ Spyne's own XML protocols, which serialise a thousand terminals in seconds.
 
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,7 +28,7 @@ from app.core.asking import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
 from app.domain import Status, TerminalStatusError, TooManyAddresses, Unauthenticated
 from soap_compat import writing
-from soap_compat.envelope import MAX_ELEMENTS, Part, Request, clip
+from soap_compat.envelope import MAX_ELEMENTS, BodyError, Part, Request, clip
 from soap_compat.faults import OPERATIONS, Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
 from soap_compat.reading import Reader
 from soap_compat.schema import FACE, STATUS_WORDS, Call, UseCases
@@ -90,8 +92,7 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
         """No protocol context: ours has no state, and Spyne's is a reference cycle."""
 
     def create_in_document(self, ctx: Any, charset: str | None = None) -> None:
-        request = Request()
-        request.read(ctx.in_string[0], charset)
+        request = ctx.in_string[0]
         if request.payload is None:
             raise client_fault(f"The soap:Body is empty; it takes one of: {self.operations}.")
         dialect = dialect_of(request.namespace, self.app.tns)
@@ -177,32 +178,47 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         self._served = served
         self._use_cases = use_cases
         self._gatekeeper = gatekeeper
+        self._operation = next(iter(operations.public_methods))
 
-    async def answer(self, body: bytes, charset: str | None, caller: Credentials) -> Answer:
-        """Answers one request; `charset` is its Content-Type's parameter. Raises nothing."""
+    async def answer(self, body: AsyncIterator[bytes], charset: str | None, caller: Credentials) -> Answer:
+        """Answers one request; `charset` is its Content-Type's parameter. Raises the BodyErrors of `body`."""
         ctx = self._context()
-        ctx.in_string = (body,)
+        request: Request | None = None
         try:
-            self.generate_contexts(ctx, charset)
+            client = self._gatekeeper.known(caller)
+            if client is None and caller.authorization:
+                client = await self._gatekeeper.admit(caller, None)
+            request = Request(charset)
+            if client is None:
+                await request.read(body, head_only=True)
+                client = await self._gatekeeper.admit(caller, request.token)
+            ctx.udc.client = client
+            await request.read(body)
+            ctx.in_string = (request,)
+            self.generate_contexts(ctx)
             if ctx.in_error is None:
-                token = ctx.in_document.token
-                ctx.udc.client = self._gatekeeper.known(caller, token) or await self._gatekeeper.admit(caller, token)
                 self.get_in_object(ctx)
             if ctx.in_error is None:
                 self.get_out_object(ctx)
                 ctx.out_object = [await ctx.out_object[0]]
             return self._write(ctx)
+        except BodyError:
+            raise
         except SoapFault as fault:
             self._record(ctx, fault)
             return self.refuse(fault, ctx.udc.dialect)
         except TerminalStatusError as error:
-            answer = self.refuse(fault_for(error, ctx.method_request_string), ctx.udc.dialect)
-            by_http = bool(caller.authorization) or ctx.in_document.token is None
+            # Of a caller that is not known its operation is not either; that makes no difference to those faults.
+            answer = self.refuse(fault_for(error, ctx.method_request_string or self._operation), ctx.udc.dialect)
+            by_http = request is None or request.token is None
             return replace(answer, challenge=isinstance(error, Unauthenticated) and by_http)
         except Exception:
             reference = secrets.token_hex(8)
             _log.exception("soap_call_failed", operation=ctx.method_request_string, reference=reference)
             return self.refuse(declared_fault("SVC0001", reference), ctx.udc.dialect)
+        finally:
+            if request is not None:
+                request.end()
 
     def refuse(self, fault: SoapFault, dialect: Dialect | None = None) -> Answer:
         """Puts a fault into an envelope."""

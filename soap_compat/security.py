@@ -45,10 +45,9 @@ class Gatekeeper:
         self._nonces: dict[bytes, tuple[str, datetime]] = {}  # in the order in which they were shown
         self._floors: dict[str, datetime] = {}  # by client id
 
-    def known(self, caller: Credentials, token: Part | None) -> Client | None:
-        """Who calls, if that is known without asking anybody; None means that `admit` must be awaited."""
-        if token is not None and not caller.authorization:
-            return None
+    def known(self, caller: Credentials) -> Client | None:
+        """Who calls, if that is known by HTTP's credentials without asking anybody; None means that `admit` must be
+        awaited."""
         return self._authenticator.known(caller.authorization)
 
     async def admit(self, caller: Credentials, token: Part | None) -> Client:

@@ -18,7 +18,7 @@ Deliberately absent: `SOAPAction` (the contract's is empty, so any is accepted),
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime
 from typing import Final
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from app.core.subscribing import SubscriptionService
 from app.core.usage import UsageLog
 from app.proxies import server_url
 from soap_compat.documents import SERVICES, Documents
+from soap_compat.envelope import BodyError
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
 from soap_compat.schema import INTERFACES, UseCases
@@ -48,7 +49,11 @@ LINGER_S: Final = 2.0
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
-class _RefusedError(Exception):
+class _LeftError(BodyError):
+    """The client left before its request's end."""
+
+
+class _RefusedError(BodyError):
     """A request that is not read to its end, or not at all."""
 
     def __init__(self, status: int, fault: SoapFault, *headers: tuple[bytes, bytes], more_comes: bool = False) -> None:
@@ -137,43 +142,42 @@ class _Server:
         headers = dict(scope["headers"])
         try:
             charset = _check_headers(headers)
-            body = await self._body(headers, receive)
+            async with contextlib.aclosing(self._body(headers, receive)) as body:
+                answer = await interface.answer(body, charset, asgi_credentials(scope))
+        except _LeftError:
+            return
         except _RefusedError as refused:
             answer = interface.refuse(refused.fault)
             rest = receive if refused.more_comes else None
             await _send(send, refused.status, _XML, answer.envelope, refused.headers, rest)
             return
-        if body is None:
-            return
-        try:
-            answer = await interface.answer(body, charset, asgi_credentials(scope))
         except asyncio.CancelledError:  # the server does so when it stops and has waited long enough
             answer = interface.refuse(declared_fault("SVC0001", "GATEWAY_STOPPING"))
         status = 401 if answer.challenge else 500 if answer.fault else 200
         await _send(send, status, _XML, answer.envelope, _headers_of(answer))
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """Reads the body. Returns None if the client left."""
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> AsyncGenerator[bytes, None]:
+        """The body as it comes. Raises BodyError."""
         announced = int(headers.get(b"content-length", b"0"))
         if announced > self._max_body_bytes:
             raise self._too_large(more_comes=announced <= LINGER_BYTES)
-        chunks, size = [], 0
-        try:
-            async with asyncio.timeout(self._body_timeout_s):
-                while True:
+        due = asyncio.get_running_loop().time() + self._body_timeout_s
+        size, more = 0, True
+        while more:
+            try:
+                async with asyncio.timeout_at(due):
                     message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    chunk = message.get("body", b"")
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > self._max_body_bytes:
-                        raise self._too_large(more_comes=message.get("more_body", False))
-                    if not message.get("more_body", False):
-                        return b"".join(chunks)
-        except TimeoutError:
-            fault = client_fault(f"The request did not arrive within {self._body_timeout_s:g} s.")
-            raise _RefusedError(408, fault, (b"connection", b"close")) from None
+            except TimeoutError:
+                fault = client_fault(f"The request did not arrive within {self._body_timeout_s:g} s.")
+                raise _RefusedError(408, fault, (b"connection", b"close")) from None
+            if message["type"] == "http.disconnect":
+                raise _LeftError
+            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > self._max_body_bytes:
+                raise self._too_large(more_comes=more)
+            if message.get("body"):
+                yield message["body"]
 
     def _too_large(self, *, more_comes: bool) -> _RefusedError:
         # Without closing, the server would read the rest to keep the connection.

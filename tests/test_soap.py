@@ -5,7 +5,7 @@ import gc
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message
 from app import domain
 from app.domain import TerminalStatusError
 from soap_compat.documents import SERVICES
-from soap_compat.envelope import MAX_DEPTH, MAX_ELEMENTS
-from soap_compat.faults import FAULTS, TEXTS
+from soap_compat.envelope import MAX_DEPTH, MAX_ELEMENTS, MAX_TAG_BYTES, SLICE, SLICES_AT_ONCE, Request
+from soap_compat.faults import FAULTS, TEXTS, SoapFault
 from soap_compat.schema import INTERFACES, STATUS_WORDS
 from tests.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
 from tests.soap import (
@@ -276,6 +276,11 @@ async def test_invalid_address(address: str) -> None:
 # --- requests that are none
 
 
+def numbered(name: str, count: int) -> str:
+    """Attributes of these names."""
+    return "".join(f'{name}{number}="u"' for number in range(count))
+
+
 BOMB = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 NOT_UNDERSTOOD = {
     "nothing": b"",
@@ -295,6 +300,12 @@ NOT_UNDERSTOOD = {
     "deep": envelope("<a>" * 100_000 + "</a>" * 100_000).encode(),
     "many": envelope(payload("<a/>" * MAX_ELEMENTS)).encode(),
     "many headers": envelope(payload(), f"<e:Header>{'<a/>' * MAX_ELEMENTS}</e:Header>").encode(),
+    "many attributes": envelope(payload(f"<a{numbered(' b', 900)}/>" * 100)).encode(),
+    "long name": envelope(payload(f"<{'a' * 1000}/>")).encode(),
+    "long attribute": envelope(payload(f'<a {"a" * 1000}=""/>')).encode(),
+    "long prefix": envelope(payload(f'<a xmlns:{"a" * 1000}="u"/>')).encode(),
+    "long namespace": envelope(payload('<a xmlns="' + "a" * 1000 + '"/>')).encode(),
+    "long tag": envelope(payload(f'<a b="{"a" * 40_000}"/>')).encode(),
     "no Body": f'<e:Envelope xmlns:e="{SOAP}"/>'.encode(),
     "empty Body": envelope("").encode(),
     "two in Body": envelope(payload() * 2).encode(),
@@ -320,6 +331,72 @@ async def test_not_understood(body: bytes, caplog: pytest.LogCaptureFixture) -> 
     assert len(reply.body) < 2000
     assert (watcher.asked, logs, caplog.records) == ([], [], [])
     assert (await call(app, GET_STATUS)).result == "getStatusResponse:Reachable"
+
+
+async def read_of(body: bytes) -> tuple[int, str]:
+    """How much of an envelope is read, in pieces of 4,096 bytes, and the fault that ends it ("": none does)."""
+    pieces = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal pieces
+        for at in range(0, len(body), SLICE):
+            pieces += 1
+            yield body[at : at + SLICE]
+
+    try:
+        await Request().read(chunks())
+    except SoapFault as fault:
+        return pieces, fault.faultstring
+    return pieces, ""
+
+
+LONG = "n" * 400_000
+EXPENSIVE = {
+    "long namespace": envelope(f"<a xmlns:n='{LONG}'>{'<n:b/>' * 19_000}</a>"),
+    "long namespace of attributes": envelope(f"<a xmlns:n='{LONG}'><a{numbered(' n:b', 100)}/></a>"),
+    "one tag": envelope(f"<a{numbered(' b', 50_000)}/>"),
+    "one tag of namespaces": envelope(f"<a{numbered(' xmlns:b', 50_000)}/>"),
+    "one name": envelope(f"<{LONG}/>"),
+    "one comment": envelope(f"<!--{LONG}-->"),
+    "one value": envelope(f"<a b='{LONG}'/>"),
+}
+
+
+@pytest.mark.parametrize("body", EXPENSIVE.values(), ids=EXPENSIVE.keys())
+async def test_expensive_envelopes(body: str) -> None:
+    """Expat's work on one tag, and what it writes for each name, are bounded: what would make either large is refused
+    before the next tag is read."""
+    pieces, fault = await read_of(body.encode())
+    assert "longer than" in fault
+    assert pieces <= MAX_TAG_BYTES // SLICE + 2
+
+
+async def test_text_has_no_bound_but_the_body() -> None:
+    """The bound of tags is none of text, CDATA or many small tags."""
+    for content in (LONG, f"<![CDATA[{LONG}]]>", "<a>&lt;</a>" * 10_000, "<!-- -->" * 10_000):
+        for encoding in ("utf-8", "utf-16"):
+            assert (await read_of(envelope(f"<a>{content}</a>").encode(encoding)))[1] == ""
+
+
+async def test_others_run_while_an_envelope_is_read() -> None:
+    """The loop is given back every few thousand bytes."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    body = envelope(f"<a>{'<b/>' * 19_000}{LONG}</a>").encode()
+    await Request().read(_at_once(body))
+    running.cancel()
+    assert turns >= len(body) // (SLICE * SLICES_AT_ONCE)
+
+
+async def _at_once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 @pytest.mark.parametrize(
