@@ -20,6 +20,11 @@ Check = dict[str, Any]
 _ANSWERED = {"TERMINAL_UNKNOWN", "WATCHER_REFUSED"}
 """Refusals that a presence server gives: it is there and speaks presence, which is what is checked."""
 
+_OLD_TLS = (
+    "warning: PJSIP's wheel brings this OpenSSL, which gets no security updates; let an edge on this machine, such as "
+    "Kamailio, speak TLS to the presence server, and set TS_PRESENCE_SERVER to the edge, over TCP"
+)
+
 
 async def check_everything(config_file: Path | None) -> list[Check]:
     """Runs every check; later ones are left out where an earlier one makes them pointless."""
@@ -37,6 +42,9 @@ async def check_everything(config_file: Path | None) -> list[Check]:
         assert watcher.build is not None  # noqa: S101  # it started
         found = f"{watcher.build.version}, all {watcher.build.symbols} functions found"
         checks.append(_check("PJSIP", True, found, watcher_limits(watcher.build, settings.max_document_bytes)))
+        if "transport=tls" in settings.presence_server:
+            found = f"{watcher.build.openssl}, TLS {watcher.build.tls} at most"
+            checks.append(_check("SIP over TLS", True, found, [_OLD_TLS]))
         checks.append(await _presence_server(watcher, settings.watcher_identity, settings.fetch_timeout_ms / 1000))
     finally:
         await watcher.aclose()

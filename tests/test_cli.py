@@ -360,6 +360,16 @@ def test_doctor_well(sandbox_uri: str, tmp_path: Path) -> None:
     assert "TLS 1.2" in " ".join(checks["PJSIP"]["notes"])
 
 
+def test_doctor_warns_of_tls_towards_sip(tmp_path: Path) -> None:
+    """With `transport=tls` doctor names the OpenSSL that PJSIP's wheel brings, and what to do."""
+    environ = {"TS_DATABASE_URL": f"sqlite:///{tmp_path}/x", "TS_FETCH_TIMEOUT_MS": "50"}
+    done = run("doctor", "--json", TS_PRESENCE_SERVER="sip:127.0.0.1:9;transport=tls", **environ)
+    (check,) = [check for check in json.loads(done.stdout) if check["check"] == "SIP over TLS"]
+    assert "OpenSSL 1.0.2k" in check["found"]
+    assert "TLS 1.2 at most" in check["found"]
+    assert "edge" in check["notes"][0]
+
+
 def test_doctor_ill(tmp_path: Path) -> None:
     """`doctor` names what is wrong and what to look at, and its exit code is 1."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:

@@ -80,6 +80,23 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 SIZED = POST + b"Content-Length: 20\r\n\r\n"
 
 
+@pytest.mark.parametrize("path", [b"/v1/groups", b"/parlayx/TerminalStatus", b"/nowhere"])
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip, Chunked", b"identity, chunked"])
+async def test_transfer_coding_that_is_not_understood(gateway: Gateway, path: bytes, coding: bytes) -> None:
+    """RFC 9112 section 6.1: a body in another coding than chunked is 501, not a wrong body; the connection ends."""
+    head = POST.replace(b"/v1/groups", path) + b"Transfer-Encoding: " + coding + b"\r\n\r\n"
+    received = await talk(gateway, REQUEST + head + b"2\r\n{}\r\n0\r\n\r\n")
+    assert received.count(b"200 OK") == 1
+    assert received.count(b"HTTP/1.1 501 ") == 1
+    assert b"Transfer-Encoding" in received.partition(b"501")[2]
+
+
+async def test_chunked_in_any_case(gateway: Gateway) -> None:
+    """Names of transfer codings are case-insensitive."""
+    head = CHUNKED.replace(b"chunked", b"Chunked").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert b"HTTP/1.1 400 " in await talk(gateway, head + b"2\r\n[]\r\n0\r\n\r\n")
+
+
 async def pieces(gateway: Gateway, *chunks: bytes, every_s: float, until: bytes = b"") -> bytes:
     """As `talk`, a chunk at a time; returns what came until the connection ends, or until this."""
     host, _, port = gateway.http_address.rpartition(":")

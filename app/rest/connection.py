@@ -13,6 +13,8 @@ The size of a body is the applications' to bound. Deliberately absent: HTTP itse
 import asyncio
 from typing import Any
 
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.auth.authenticator import certificate_names
@@ -32,6 +34,14 @@ BODY_LIMIT_S = 60.0
 """From the end of a request's head to the end of its body. Neither limit runs while it is us who do not read."""
 
 REASONS = {400: "Bad Request", 408: "Request Timeout"}
+
+
+async def _transfer_coding_unknown(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a request whose body is encoded otherwise than chunked (RFC 9112 section 6.1)."""
+    why = problem(501, "INVALID_REQUEST", "Transfer-Encoding may only be chunked; send the body without compression.")
+    headers = {"connection": "close", "cache-control": "no-store"}
+    response = Response(why.model_dump_json(), 501, headers, "application/problem+json")
+    await response(scope, receive, send)
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -89,7 +99,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_clock()
         if self._peer_is_proxy:
             self._believe_the_proxy()
+        served = self.app
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            self.app = _transfer_coding_unknown  # in the order of the connection's requests, as any other answer
         super().on_headers_complete()
+        self.app = served
 
     def on_message_complete(self) -> None:
         self._in_body = False

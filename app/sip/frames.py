@@ -106,6 +106,7 @@ class Build(_Message, tag="build"):
     symbols: int
     ipv6: bool = False
     tls: str = ""
+    openssl: str = ""
     max_message_bytes: int = 0
     max_uri_bytes: int = 0
     max_sockets: int = 0

@@ -56,6 +56,7 @@ void pj_log_set_level(int level);
 void pj_dump_config(void);
 void pjsip_dump_config(void);
 int pj_ssl_cipher_is_supported(int cipher);
+const char *SSLeay_version(int what);
 typedef struct pjsip_cfg_head {
     int allow_port_in_fromto_hdr, accept_replace_in_early_state, allow_tx_hash_in_uri, disable_rport,
         disable_tcp_switch, disable_tls_switch, follow_early_media_fork, req_has_via_alias,
@@ -171,6 +172,8 @@ def measure_limits(ffi: Any, lib: Any, build: Build) -> None:
     found = dict(re.findall(r"(PJ\w+)\s*:\s*(\d+)", "".join(lines)))
     build.ipv6 = found.get("PJ_HAS_IPV6") == "1"
     build.tls = "1.3" if lib.pj_ssl_cipher_is_supported(0x1301) else "1.2"
+    # Of the OpenSSL that this object is linked to, which the wheel brings, and not of Python's.
+    build.openssl = ffi.string(lib.SSLeay_version(0)).decode() if hasattr(lib, "SSLeay_version") else ""
     build.max_message_bytes = int(found.get("PJSIP_MAX_PKT_LEN", 0))
     build.max_uri_bytes = int(found.get("PJSIP_MAX_URL_SIZE", 0))
     build.max_sockets = int(found.get("PJ_IOQUEUE_MAX_HANDLES", 0))
