@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import VERSION, rest, rpc
 from app.auth import tls
 from app.auth.authenticator import OpenToAll
+from app.auth.failures import REASONS
 from app.auth.jwks import fetch_keys
 from app.auth.oidc import AccessTokens
 from app.config import Settings
@@ -250,6 +251,12 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
         "Usage records lost to a database that was away for too long.",
         "kind",
         lambda: {"any": use_cases.usage.dropped},
+    )
+    metrics.reads(
+        "terminal_status_authentication_failures_total",
+        "Calls without good credentials: " + "; ".join([f"{name}, {why}" for name, why in REASONS.items()]) + ".",
+        "reason",
+        lambda: use_cases.auth.failures.counts,
     )
     metrics.reads(
         "terminal_status_core", "What grows: terminals, subscriptions, streams.", "what", use_cases.watching.figures

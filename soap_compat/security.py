@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from app.auth.authenticator import Authenticator, Credentials
+from app.auth.failures import MALFORMED, REASON, REFUSED, unauthenticated
 from app.domain import Unauthenticated
 from app.records import MAX_ID, Client
 from soap_compat.envelope import Part
@@ -54,6 +55,14 @@ class Gatekeeper:
         """Who calls. Raises Unauthenticated, RateLimited, StoreUnavailable."""
         if caller.authorization or token is None:
             return await self._authenticator.authenticate(caller)
+        try:
+            return await self._by_token(token, caller.peer)
+        except Unauthenticated as error:
+            if REASON in error.details:  # else it was counted where it was raised
+                self._authenticator.failures.count(error)
+            raise
+
+    async def _by_token(self, token: Part, peer: str) -> Client:
         user = _text(token, "Username", MAX_ID)
         password = _text(token, "Password", _MAX_PASSWORD)
         nonce, created_text = _text(token, "Nonce", _MAX_NONCE), _text(token, "Created", _MAX_CREATED)
@@ -61,13 +70,13 @@ class Gatekeeper:
         salt = _decoded(nonce)
         if any(part.kind.endswith("PasswordDigest") for part in token.parts if part.name == "Password"):
             if not salt or created is None:
-                raise Unauthenticated("A UsernameToken with a digest needs a nonce and when it was created.")
-            client = await self._by_digest(user, _decoded(password), salt + created_text.encode(), caller.peer)
+                raise unauthenticated(
+                    "A UsernameToken with a digest needs a nonce and when it was created.", reason=MALFORMED
+                )
+            client = await self._by_digest(user, _decoded(password), salt + created_text.encode(), peer)
         else:
             basic = base64.b64encode(f"{user}:{password}".encode()).decode()
-            client = await self._authenticator.authenticate(
-                Credentials(authorization=f"Basic {basic}", peer=caller.peer)
-            )
+            client = await self._authenticator.authenticate(Credentials(authorization=f"Basic {basic}", peer=peer))
         if salt:
             self._once(client, user, salt, created)
         return client
@@ -82,24 +91,26 @@ class Gatekeeper:
     def _fresh(self, text: str) -> datetime:
         try:
             created = datetime.fromisoformat(text)
-        except ValueError:
-            raise Unauthenticated("The UsernameToken's Created is no xsd:dateTime.") from None
-        created = created.replace(tzinfo=UTC) if created.tzinfo is None else created.astimezone(UTC)
+            created = created.replace(tzinfo=UTC) if created.tzinfo is None else created.astimezone(UTC)
+        except (ValueError, OverflowError):  # the first and last hours of the calendar overflow in other zones
+            raise unauthenticated("The UsernameToken's Created is no xsd:dateTime.", reason=MALFORMED) from None
         age_s = (self._clock() - created).total_seconds()
         if not -MAX_AHEAD_S <= age_s <= MAX_AGE_S:
-            raise Unauthenticated("The UsernameToken is too old, or its clock is ahead; send a new one.")
+            raise unauthenticated(
+                "The UsernameToken is too old, or its clock is ahead; send a new one.", reason=REFUSED
+            )
         return created
 
     def _once(self, client: Client, user: str, nonce: bytes, created: datetime | None) -> None:
         """Without an await: of two that come together only one is the first."""
         if created is None:
-            raise Unauthenticated("A UsernameToken with a nonce needs when it was created.")
+            raise unauthenticated("A UsernameToken with a nonce needs when it was created.", reason=MALFORMED)
         floor = self._floors.get(client.id)
         if floor is not None and created <= floor:
-            raise Unauthenticated("The UsernameToken is too old; send a new one.")
+            raise unauthenticated("The UsernameToken is too old; send a new one.", reason=REFUSED)
         key = hashlib.sha256(f"{user}\0{created.isoformat()}\0".encode() + nonce).digest()
         if key in self._nonces:
-            raise Unauthenticated("The UsernameToken was used before; send a new one.")
+            raise unauthenticated("The UsernameToken was used before; send a new one.", reason=REFUSED)
         now = self._clock()
         while self._nonces:
             oldest = next(iter(self._nonces))
@@ -117,7 +128,7 @@ def _text(token: Part, name: str, most: int) -> str:
     parts = [part for part in token.parts if part.name == name]
     text = parts[0].text.strip(_SPACE) if parts else ""
     if len(parts) > 1 or len(text) > most:
-        raise Unauthenticated(f"The UsernameToken's {name} is there twice, or too long.")
+        raise unauthenticated(f"The UsernameToken's {name} is there twice, or too long.", reason=MALFORMED)
     return text
 
 
@@ -126,4 +137,4 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Unauthenticated("The UsernameToken's nonce or digest is no base64.") from None
+        raise unauthenticated("The UsernameToken's nonce or digest is no base64.", reason=MALFORMED) from None

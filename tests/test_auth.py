@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -14,16 +15,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 import structlog.testing
 from aiohttp import web
+from hypothesis import strategies as st
 from joserfc import jwt
+from joserfc._rfc7515.registry import default_registry
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from app.auth import authenticator as auth
 from app.auth import clients as client_registry
-from app.auth import jwks, oidc
+from app.auth import failures, jwks, oidc
 from app.auth.authenticator import (
     Authenticator,
     Credentials,
@@ -337,20 +341,20 @@ async def test_failures_of_a_peer_are_limited(world: World) -> None:
     """A peer that guesses is told to wait and is logged no more; a good key passes from there all the same."""
     client, key = await world.add()
     with structlog.testing.capture_logs() as logs:
-        for number in range(auth.FAILURE_BURST):
+        for number in range(failures.FAILURE_BURST):
             await world.refused(bearer(f"tsk_a_{number}"))
         for number in range(100):
             with pytest.raises(RateLimited) as caught:
                 await world.auth.authenticate(bearer(f"tsk_b_{number}"))
-    assert len(logs) == auth.FAILURE_BURST
-    assert caught.value.retry_after_s == pytest.approx(auth.FAILURE_EVERY_S)
+    assert len(logs) == failures.FAILURE_BURST
+    assert caught.value.retry_after_s == pytest.approx(failures.FAILURE_EVERY_S)
     await world.auth.authenticate(bearer(key))
     _, fresh = await world.registry.rotate(client.id, who="test")
     assert await world.auth.authenticate(bearer(fresh)) == client
     assert await world.auth.authenticate_with(client.id, lambda password: True, peer="192.0.2.1") == client
     with pytest.raises(RateLimited):
         await world.auth.authenticate_with(client.id, lambda password: False, peer="192.0.2.1")
-    world.clock.pass_s(auth.FAILURE_EVERY_S)
+    world.clock.pass_s(failures.FAILURE_EVERY_S)
     await world.refused(bearer("tsk_c_d"))
 
 
@@ -365,13 +369,13 @@ async def test_a_trusted_proxy_is_not_limited(world: World) -> None:
         proxies=TrustedProxies.of(["10.0.0.1"]),
     )
     with structlog.testing.capture_logs() as logs:
-        for number in range(auth.FAILURE_BURST * 2):
+        for number in range(failures.FAILURE_BURST * 2):
             with pytest.raises(Unauthenticated):
                 await proxied.authenticate(Credentials(authorization=f"Bearer tsk_a_{number}", peer="10.0.0.1"))
-    assert len(logs) == auth.FAILURE_BURST
+    assert len(logs) == failures.FAILURE_BURST
     for peer in ("behind 10.0.0.1", "2001:db8::{}"):
         with pytest.raises(RateLimited):  # noqa: PT012  # the last of them
-            for number in range(auth.FAILURE_BURST + 1):
+            for number in range(failures.FAILURE_BURST + 1):
                 shown = Credentials(authorization=f"Bearer tsk_{len(peer)}_{number}", peer=peer.format(number))
                 with contextlib.suppress(Unauthenticated):
                     await proxied.authenticate(shown)
@@ -380,7 +384,7 @@ async def test_a_trusted_proxy_is_not_limited(world: World) -> None:
 async def test_one_bad_key_locks_out_nobody(world: World) -> None:
     """A client that shows the same bad key over and over fails each time, and others of its address still get in."""
     _, key = await world.add()
-    for _ in range(auth.FAILURE_BURST * 10):
+    for _ in range(failures.FAILURE_BURST * 10):
         await world.refused(bearer("tsk_a_b"))
         world.clock.pass_s(0.1)
     await world.auth.authenticate(bearer(key))
@@ -389,7 +393,7 @@ async def test_one_bad_key_locks_out_nobody(world: World) -> None:
 async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Remembered credentials and peers are bounded; the oldest go first."""
     monkeypatch.setattr(auth, "MAX_CACHED", 3)
-    monkeypatch.setattr(auth, "MAX_PEERS", 2)
+    monkeypatch.setattr(failures, "MAX_PEERS", 2)
     keys = [(await world.add(f"c{number}"))[1] for number in range(5)]
     for number, key in enumerate(keys):
         await world.auth.authenticate(bearer(key))
@@ -665,6 +669,94 @@ async def test_other_tokens_are_refused(make: Callable[[], str]) -> None:
     with pytest.raises(Unauthenticated) as caught:
         await Provider(Clock()).tokens("read", "phone_number").verify(make())
     assert str(caught.value) == "The access token is not accepted."
+
+
+def part(value: object) -> str:
+    """A part of a token: bytes as they are, else JSON."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def signed(header: object, claims: object) -> str:
+    """A token of these parts, whatever they are, that is truly signed."""
+    content = f"{part(header)}.{part(claims)}"
+    return f"{content}.{part(default_registry.algorithms['ES256'].sign(content.encode(), EC))}"
+
+
+HEADER = {"alg": "ES256", "kid": "e"}
+CLAIMS = {"iss": ISSUER, "aud": AUDIENCE, "client_id": "nobody", "exp": int(START.timestamp()) + 60}
+ODD_HEADER: dict[str, list[Any]] = {
+    "typ": [1, None, True, 1.5, [], ["JWT"], {}],
+    "alg": [1, None, [], ["ES256"], {"ES256": 1}],
+    "kid": [1, [], {}, {"e": "e"}, ["e"], True],
+    "crit": [1, None, [[]], [{}], [1.5], ["b64"], {}],
+}
+ODD_CLAIMS: dict[str, list[Any]] = {
+    "exp": [True, "1", [], 10**300, 1e308, math.nan],
+    "aud": [1, {}, [[AUDIENCE]], {AUDIENCE: 1}],
+    "client_id": [1, None, [], {}, True],
+}
+ODD: list[Any] = [1, None, [], "x", [HEADER]]
+MALFORMED = {
+    **{f"{name} {odd}": signed({**HEADER, name: odd}, CLAIMS) for name, each in ODD_HEADER.items() for odd in each},
+    **{f"{name} {odd}": signed(HEADER, {**CLAIMS, name: odd}) for name, each in ODD_CLAIMS.items() for odd in each},
+    **{f"header {odd}": signed(odd, CLAIMS) for odd in ODD},
+    **{f"claims {odd}": signed(HEADER, odd) for odd in ODD},
+    "no JSON": signed(b"\xff{", CLAIMS),
+    "half a pair": signed(b'{"alg":"ES256","kid":"\\ud800"}', CLAIMS),
+    "nested header": signed(b'{"a":' * 80, CLAIMS),
+    "nested claims": signed(HEADER, b"[" * 4000),
+    "long number": signed(HEADER, b'{"exp":' + b"9" * 5000 + b"}"),
+    "huge header": signed({**HEADER, "x": "x" * 5000}, CLAIMS),
+    "parts": "a.b.c.d.e.f",
+    "dots": "." * 5000,
+}
+"""Tokens that no provider makes."""
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_malformed_tokens_are_refused(name: str) -> None:
+    """Whatever the parts of a token are, it is refused as any bad one."""
+    with pytest.raises(Unauthenticated):
+        await Provider(Clock()).tokens().verify(MALFORMED[name])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["ES256", "e"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+HEADERS = st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "x5c", "zip"]), JSON, max_size=4)
+NAMES = st.sampled_from(["iss", "aud", "exp", "nbf", "iat", "sub", "jti", "client_id", "scope", "scp", "phone_number"])
+
+
+@hypothesis.given(
+    header=HEADERS.map(lambda some: {**HEADER, **some}) | JSON,
+    claims=st.dictionaries(NAMES, JSON, max_size=4).map(lambda some: {**CLAIMS, **some}) | JSON,
+)
+def test_any_token_is_taken_or_refused(header: object, claims: object) -> None:
+    """Of tokens that are truly signed, of any JSON at all, each names a client or is Unauthenticated."""
+    tokens = Provider(Clock()).tokens("", "phone_number")
+    shown = signed(header, claims)
+    try:
+        client_id, _ = asyncio.run(tokens.verify(shown))
+        tokens.confined(shown)
+    except Unauthenticated:
+        return
+    assert isinstance(claims, dict)
+    assert client_id == claims["client_id"]
+
+
+@hypothesis.given(st.lists(st.dictionaries(st.sampled_from(["kty", "kid", "n", "e", "x", "y", "crv", "use"]), JSON)))
+def test_any_key_set_is_read_or_none(entries: list[dict[str, Any]]) -> None:
+    """What the identity provider serves, of any JSON at all, has keys or is a ValueError; good keys beside are read."""
+    for kty in ("RSA", "EC", "OKP"):
+        odd = [{**entry, "kty": kty} for entry in entries]
+        with contextlib.suppress(ValueError):
+            read_keys(json.dumps({"keys": odd}).encode())
+        assert "e" in read_keys(json.dumps({"keys": [EC.as_dict(private=False, kid="e"), *odd[:99]]}).encode())
+    with pytest.raises(ValueError, match="nested"):
+        read_keys(b"[" * 100_000)
 
 
 async def test_tokens_in_other_words() -> None:

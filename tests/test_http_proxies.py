@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 import pytest_asyncio
 
-from app.auth.authenticator import FAILURE_BURST
+from app.auth.failures import FAILURE_BURST
 from app.main import Gateway, run_gateway
 from app.records import Client
 from app.sandbox import Sandbox

@@ -13,12 +13,15 @@ from typing import Any
 
 import grpc.aio
 import httpx2 as httpx
+import hypothesis
 import pytest
 import pytest_asyncio
+import structlog.testing
 from aiohttp import web
 from cryptography import x509
+from hypothesis import strategies as st
 
-from app.auth import authenticator
+from app.auth import failures
 from app.auth.authenticator import hash_secret, parse_key, password_equivalent
 from app.auth.clients import ClientRegistry
 from app.main import Gateway, run_gateway
@@ -27,7 +30,7 @@ from app.sandbox import Sandbox
 from app.store import open_store
 from tests import soap
 from tests.conftest import settings_for
-from tests.test_auth import AUDIENCE, ISSUER, key_set, serving, token
+from tests.test_auth import AUDIENCE, HEADERS, ISSUER, JSON, MALFORMED, key_set, serving, signed, token
 from tests.test_soap_security import token as username_token
 from tests.test_tls import NOW, Party, grpc_credentials, http_context, sign
 
@@ -141,7 +144,7 @@ async def place(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who fails as often as these tests is else refused as too often."""
-    monkeypatch.setattr(authenticator, "FAILURE_BURST", 100_000)
+    monkeypatch.setattr(failures, "FAILURE_BURST", 100_000)
 
 
 def basic(user: str, password: str) -> str:
@@ -261,3 +264,75 @@ async def test_two_lists_of_names_are_two(place: Place) -> None:
         assert await ops.rest("") == "good"
     async with place.caller(common_name=f"{OPS}\0second.example") as intruder:
         assert await intruder.rest("") == REFUSED["rest"]
+
+
+def encoded(scheme: str, value: bytes) -> str:
+    return f"{scheme} {base64.b64encode(value).decode()}"
+
+
+BLANK = st.text(alphabet=" ", max_size=2)
+PRINTABLE = st.text(alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40)
+AUTHORIZATIONS = (
+    st.one_of(
+        st.builds(lambda header, claims: f"Bearer {signed(header, claims)}", HEADERS, JSON),
+        st.builds(
+            "{}{} {}".format, BLANK, st.sampled_from(["Bearer", "bearer", "Basic", "Digest", "tsk_", ""]), PRINTABLE
+        ),
+        st.builds(encoded, st.sampled_from(["Basic", "Bearer"]), st.binary(max_size=60)),
+        st.builds("Basic {}".format, st.text(max_size=20).map(lambda text: base64.b64encode(text.encode()).decode())),
+        st.builds("Bearer tsk_{}_{}".format, PRINTABLE, PRINTABLE),
+        st.integers(1, 5000).map(lambda size: "Bearer " + "x" * size),
+        st.sampled_from([f"Bearer {each}" for each in MALFORMED.values()]),
+    )
+    .map(str.strip)
+    .filter(bool)
+)
+"""What a stranger may put into the header; gRPC's has printable ASCII."""
+
+
+@hypothesis.given(AUTHORIZATIONS)
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+async def test_malformed_credentials_are_refused_on_each_face(place: Place, authorization: str) -> None:
+    """Whatever stands in the header, each face answers that the caller is not known, and counts it."""
+    counts = place.gateway.use_cases.auth.failures.counts
+    async with place.caller() as caller:
+        before = sum(counts.values())
+        for face in FACES:
+            assert await caller.call(face, authorization) == REFUSED[face]
+        assert sum(counts.values()) == before + len(FACES)
+
+
+@pytest.mark.parametrize(
+    "created", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "x", "2026-13-01", "\u0661"]
+)
+async def test_malformed_username_tokens_are_refused(place: Place, created: str) -> None:
+    """A Created that is no time, or none of our calendar, is refused as any bad token."""
+    counts = place.gateway.use_cases.auth.failures.counts
+    async with place.caller() as caller:
+        before = counts["malformed"]
+        assert await caller.soap("", username_token(OPS, place.key, "", "", created)) == REFUSED["soap"]
+        assert counts["malformed"] == before + 1
+
+
+async def test_failures_are_measured(place: Place) -> None:
+    """How credentials failed is scraped by reason."""
+    async with place.caller() as caller, place.caller(common_name=OPS) as ops:
+        assert await caller.call("rest", "Bearer 1") == REFUSED["rest"]
+        text = (await ops.http.get(f"{ops.url}/metrics")).text
+    assert 'terminal_status_authentication_failures_total{reason="malformed"}' in text
+
+
+async def test_failures_are_logged_within_bounds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines about failures are few and short, whoever fails and with what; nothing in them commands a terminal."""
+    monkeypatch.setattr(failures, "LOG_EVERY_S", 1e9)
+    monkeypatch.setattr(place.gateway.use_cases.auth.failures, "_lines", 3.0)
+    with structlog.testing.capture_logs() as logs:
+        async with place.caller() as caller:
+            for number in range(6):
+                key = f"tsk_\x1b[2J\n{number}{'x' * 100}_secret"
+                assert await caller.call("rest", basic("a", key)) == REFUSED["rest"]
+            monkeypatch.setattr(place.gateway.use_cases.auth.failures, "_lines", 1.0)
+            assert await caller.call("rest", basic("a", "tsk_last_one")) == REFUSED["rest"]
+    assert [line["event"] for line in logs] == ["authentication_failed"] * 4
+    assert all(line["shown"].isprintable() and len(line["shown"]) <= 64 for line in logs)
+    assert (logs[-1]["shown"], logs[-1]["left_out"]) == ("last", 3)

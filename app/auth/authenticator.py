@@ -27,9 +27,10 @@ from typing import Any, Protocol, cast
 
 import structlog
 
+from app.auth.failures import ABSENT, MALFORMED, REASON, REFUSED, SHOWN, Failures, unauthenticated
 from app.domain import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
 from app.ports import Store
-from app.proxies import TrustedProxies, bucket
+from app.proxies import TrustedProxies
 from app.records import ANONYMOUS, MAX_ID, Client
 
 KEY_PREFIX = "tsk_"
@@ -44,15 +45,6 @@ STALE_S = 300.0
 
 MAX_CACHED = 10_000
 """Credentials remembered; the oldest are forgotten first, and cost a look-up."""
-
-MAX_PEERS = 4096
-"""Peers whose failures are counted; the oldest are forgotten first."""
-
-FAILURE_BURST = 20
-FAILURE_EVERY_S = 3.0
-"""A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; further failures are RateLimited, neither
-counted nor logged. Good credentials always pass, so that one client with bad keys locks out nobody behind its proxy: a
-look-up is a few reads by key, and a secret is too long to be guessed."""
 
 MAX_NAMES = 16
 """Names of a certificate that are looked at."""
@@ -97,6 +89,8 @@ class _Known:
     """When the credentials themselves end."""
     confirmed_at: float
     confined: str
+    reason: str
+    """How these are counted, where they are bad."""
 
 
 _Found = tuple[Client, datetime | None, str]
@@ -192,13 +186,12 @@ class Authenticator:
         proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
     ) -> None:
         self._store = store
-        self._proxies = proxies
         self._clock = clock
         self._monotonic = monotonic
         self._open_allowed = open_allowed
         self._tokens = tokens
         self._known: dict[bytes, _Known] = {}
-        self._failures: dict[str, tuple[float, float]] = {}
+        self.failures = Failures(monotonic, proxies)
         self._open = False
         self._open_until = -math.inf
         self.anonymous = Client(
@@ -265,19 +258,25 @@ class Authenticator:
         """
         if client := self.known(credentials.authorization, confined=confined):
             return client
+        try:
+            client, why_confined = await self._authenticate(credentials)
+        except (Unauthenticated, RateLimited) as error:
+            self.failures.count(error)
+            raise
+        if why_confined and not confined:
+            raise NotPermitted(why_confined)
+        return client
+
+    async def _authenticate(self, shown: Credentials) -> tuple[Client, str]:
         if await self._is_open():
-            return self.anonymous
-        if credentials.authorization:
-            shown = credentials.authorization
-            key = _cache_key(_HEADER, shown)
-            known = await self._remembered(key, credentials.peer, lambda: self._by_header(shown))
-            if known[1] and not confined:
-                raise NotPermitted(known[1])
-            return known[0]
-        if names := credentials.certificate_names:
+            return self.anonymous, ""
+        if shown.authorization:
+            key = _cache_key(_HEADER, shown.authorization)
+            return await self._remembered(key, shown.peer, lambda: self._by_header(shown.authorization))
+        if names := shown.certificate_names:
             key = _cache_key(_CERTIFICATE, repr(names))
-            return (await self._remembered(key, credentials.peer, lambda: self._by_certificate(names)))[0]
-        raise Unauthenticated("Credentials are needed: an API key as bearer token.")
+            return await self._remembered(key, shown.peer, lambda: self._by_certificate(names))
+        raise unauthenticated("Credentials are needed: an API key as bearer token.", reason=ABSENT)
 
     async def authenticate_with(self, client_id: str, matches: Callable[[str], bool], *, peer: str = "") -> Client:
         """As `authenticate`, for a transport that compares by itself: `matches` is asked with the password equivalent
@@ -290,9 +289,13 @@ class Authenticator:
                 found = await self._store.key(key_id)
                 if found is not None and not self._ended(found[2]) and matches(password_equivalent(found[1])):
                     return client
-        self._check_failures(peer)
-        self._failed(peer, client_id)
-        raise Unauthenticated("The credentials are not accepted.")
+        try:
+            self.failures.check(peer)
+            self.failures.add(peer, client_id)
+            raise _refused(client_id)
+        except (Unauthenticated, RateLimited) as error:
+            self.failures.count(error)
+            raise
 
     async def _is_open(self) -> bool:
         if not self._open_allowed:
@@ -314,7 +317,7 @@ class Authenticator:
         if known is not None:
             if now < known.until:
                 if known.client is None:
-                    raise Unauthenticated("The credentials are not accepted.")
+                    raise _refused("", known.reason)
                 return known.client, known.confined
             known.until = min(now + 1, known.ends)  # others who show the same meanwhile need not ask too
         try:
@@ -326,12 +329,11 @@ class Authenticator:
             self._known.pop(key, None)
             raise
         except Unauthenticated as error:
-            shown = error.details.pop("shown", "")
             if error.retry_after_s is None:
                 if known is None:
-                    self._check_failures(peer)
-                self._remember(key, None, math.inf)
-                self._failed(peer, shown)
+                    self.failures.check(peer)
+                self._remember(key, None, math.inf, reason=error.details.get(REASON, REFUSED))
+                self.failures.add(peer, error.details.get(SHOWN, ""))
             else:
                 self._known.pop(key, None)
             raise
@@ -339,12 +341,14 @@ class Authenticator:
         self._remember(key, client, lasts_s, confined)
         return client, confined
 
-    def _remember(self, key: bytes, client: Client | None, lasts_s: float, confined: str = "") -> None:
+    def _remember(
+        self, key: bytes, client: Client | None, lasts_s: float, confined: str = "", *, reason: str = ""
+    ) -> None:
         now = self._monotonic()
         self._known.pop(key, None)
         while len(self._known) >= MAX_CACHED:
             del self._known[next(iter(self._known))]
-        self._known[key] = _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined)
+        self._known[key] = _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined, reason)
 
     async def _by_header(self, authorization: str) -> _Found:
         scheme, _, value = authorization.partition(" ")
@@ -360,11 +364,12 @@ class Authenticator:
                 found = await self._by_key(pair[1])
                 if hmac.compare_digest(found[0].id.encode(), pair[0].encode()):
                     return found
-        raise _refused(scheme if scheme.lower() in ("basic", "bearer") else "")
+                raise _refused("basic")
+        raise _refused(scheme if scheme.lower() in ("basic", "bearer") else "", MALFORMED)
 
     async def _by_key(self, key: str) -> _Found:
         if (parsed := parse_key(key)) is None:
-            raise _refused("")
+            raise _refused("", MALFORMED)
         key_id, secret = parsed
         found = await self._store.key(key_id) if _is_id(key_id) else None
         expected = found[1] if found else b"\0" * 32
@@ -388,28 +393,10 @@ class Authenticator:
     def _ended(self, expires_at: datetime | None) -> bool:
         return expires_at is not None and expires_at <= self._clock()
 
-    def _check_failures(self, peer: str) -> None:
-        left, at = self._failures.get(bucket(peer), (float(FAILURE_BURST), 0.0))
-        left += (self._monotonic() - at) / FAILURE_EVERY_S
-        if left < 1 and not self._proxies.trusts(peer):
-            wait_s = (1 - left) * FAILURE_EVERY_S
-            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=wait_s) from None
 
-    def _failed(self, peer: str, shown: str) -> None:
-        """Counts a failure of the peer and logs it; the limit on failures is the limit on these lines."""
-        now = self._monotonic()
-        left, at = self._failures.pop(bucket(peer), (float(FAILURE_BURST), now))
-        while len(self._failures) >= MAX_PEERS:
-            del self._failures[next(iter(self._failures))]
-        left = min(FAILURE_BURST, left + (now - at) / FAILURE_EVERY_S)
-        self._failures[bucket(peer)] = (max(left - 1, 0), now)
-        if left >= 1:
-            _log.warning("authentication_failed", peer=peer, shown=shown[:MAX_ID])
-
-
-def _refused(shown: str) -> Unauthenticated:
+def _refused(shown: str, reason: str = REFUSED) -> Unauthenticated:
     """`shown` is the public part of what was shown, for the log only."""
-    return Unauthenticated("The credentials are not accepted.", shown=shown)
+    return unauthenticated("The credentials are not accepted.", reason=reason, shown=shown)
 
 
 def _cache_key(kind: bytes, shown: str) -> bytes:

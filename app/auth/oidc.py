@@ -23,6 +23,7 @@ from joserfc import jws, jwt
 from joserfc.errors import JoseError, UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
 
+from app.auth.failures import MALFORMED, unauthenticated
 from app.domain import Unauthenticated
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519", "RS256")
@@ -37,6 +38,9 @@ MIN_RSA_BITS = 2048
 
 CAMARA_SCOPES = ("device-reachability-status",)
 """What CAMARA's scopes begin with. Its APIs look at them themselves, operation by operation."""
+
+_UNREADABLE = (JoseError, ValueError, RecursionError)
+"""What reading a token raises. Python's JSON has no bound on nesting but the stack."""
 
 _KINDS = ("EC", "OKP", "RSA")
 _log = structlog.get_logger(__name__)
@@ -100,17 +104,14 @@ class AccessTokens:
     async def verify(self, token: str) -> tuple[str, datetime]:
         """The client id that the token names, and when the token ends. Raises Unauthenticated, with `retry_after_s`
         where it is the provider that cannot be asked."""
-        try:
-            header = jws.extract_compact(token.encode()).headers()
-        except (JoseError, ValueError):
-            raise _refused() from None
+        header = _header(token)
         if header.get("alg") not in ALGORITHMS or header.get("typ", "JWT").lower() not in ("jwt", "at+jwt"):
             raise _refused()
         key = await self._key(header.get("kid"))
         try:
             claims = jwt.decode(token, key, registry=_Algorithms()).claims
             self._claims.validate(claims)
-        except (JoseError, ValueError):
+        except _UNREADABLE:
             raise _refused() from None
         client_id = claims.get(self._client_claim)
         if not isinstance(client_id, str) or not client_id:
@@ -126,7 +127,7 @@ class AccessTokens:
         what is no token."""
         try:
             claims = json.loads(jws.extract_compact(token.encode()).payload)
-        except (JoseError, ValueError):
+        except _UNREADABLE:
             raise _refused() from None
         return Grant(scopes=frozenset(_scopes(claims)), device=self._device(claims))
 
@@ -184,6 +185,19 @@ class AccessTokens:
             self._fetched_at = self._monotonic()
 
 
+def _header(token: str) -> Mapping[str, Any]:
+    """The header of a token, of which nothing is checked but its form. Raises Unauthenticated."""
+    try:
+        header = jws.extract_compact(token.encode()).headers()
+    except _UNREADABLE:
+        raise _malformed() from None
+    # `crit` names what must be understood (RFC 7515 section 4.1.11); nothing of it is here, and joserfc fails on
+    # a `crit` that is no list of texts.
+    if not isinstance(header, dict) or not isinstance(header.get("typ", ""), str) or "crit" in header:
+        raise _malformed()
+    return header
+
+
 def _scopes(claims: Mapping[str, Any]) -> list[str]:
     scopes = claims.get("scope", claims.get("scp", ""))
     if isinstance(scopes, list):
@@ -194,7 +208,10 @@ def _scopes(claims: Mapping[str, Any]) -> list[str]:
 def read_keys(document: bytes) -> dict[str, _Key]:
     """The public keys of a JWK set that can check signatures, by key id. Raises ValueError for what is none, or has
     none of them."""
-    data: Any = json.loads(document)
+    try:
+        data: Any = json.loads(document)
+    except RecursionError:
+        raise ValueError("the JWK set is nested too deeply") from None
     entries = data.get("keys") if isinstance(data, dict) else None
     if not isinstance(entries, list):
         raise ValueError("no JWK set")
@@ -207,8 +224,8 @@ def read_keys(document: bytes) -> dict[str, _Key]:
         try:
             key = JWKRegistry.import_key(entry)
             weak = isinstance(key, RSAKey) and key.public_key.key_size < MIN_RSA_BITS
-        except (JoseError, ValueError, TypeError, KeyError):
-            continue  # RFC 7517 section 5: what is not understood is ignored
+        except Exception:  # noqa: S112  # RFC 7517 section 5: what is not understood is ignored
+            continue
         if isinstance(key, RSAKey | ECKey | OKPKey) and not weak:
             keys[str(entry.get("kid", key.thumbprint()))] = key
     if not keys:
@@ -217,4 +234,8 @@ def read_keys(document: bytes) -> dict[str, _Key]:
 
 
 def _refused(client_id: str = "") -> Unauthenticated:
-    return Unauthenticated("The access token is not accepted.", shown=client_id)
+    return unauthenticated("The access token is not accepted.", shown=client_id)
+
+
+def _malformed() -> Unauthenticated:
+    return unauthenticated("The access token is not accepted.", reason=MALFORMED)

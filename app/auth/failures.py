@@ -1,0 +1,105 @@
+"""Credentials that failed: counted by reason, limited by peer, and logged within bounds.
+
+Invariants: peers that are remembered are bounded, and so are log lines, in number and length: a stranger can send as
+many bad credentials as he likes. `shown` is the public part of credentials and never a secret; what a terminal might
+obey is not logged.
+
+Deliberately absent: which credentials are bad (`authenticator.py`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from app.domain import RateLimited, TerminalStatusError, Unauthenticated
+from app.proxies import TrustedProxies, bucket
+from app.records import MAX_ID
+
+MAX_PEERS = 4096
+"""Peers whose failures are counted; the oldest are forgotten first."""
+
+FAILURE_BURST = 20
+FAILURE_EVERY_S = 3.0
+"""A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; further failures are RateLimited, neither
+counted for it nor logged. Good credentials always pass, so that one client with bad keys locks out nobody behind its
+proxy: a look-up is a few reads by key, and a secret is too long to be guessed."""
+
+LOG_BURST = 100
+LOG_EVERY_S = 1.0
+"""Failures of all peers are logged LOG_BURST times, and once more each LOG_EVERY_S; `left_out` counts the others."""
+
+REASON, SHOWN = "reason", "shown"
+"""Details of Unauthenticated on its way to `count`: how it is counted, and what of the credentials is public."""
+ABSENT, MALFORMED, REFUSED, LIMITED, UNCHECKED = "absent", "malformed", "refused", "limited", "unchecked"
+REASONS: Final = {
+    ABSENT: "nothing was shown",
+    MALFORMED: "what was shown has the form of no credentials",
+    REFUSED: "they are wrong, have ended, or their client is disabled",
+    LIMITED: "the peer failed too often",
+    UNCHECKED: "the identity provider's keys are not to be had",
+}
+
+_log = structlog.get_logger(__name__)
+
+
+class Failures:
+    """The failures of one process. `monotonic` gives seconds that never go back; `proxies` are not limited."""
+
+    def __init__(self, monotonic: Callable[[], float], proxies: TrustedProxies) -> None:
+        self._monotonic = monotonic
+        self._proxies = proxies
+        self._peers: dict[str, tuple[float, float]] = {}
+        self._lines = float(LOG_BURST)
+        self._lines_at = -math.inf
+        self._left_out = 0
+        self.counts = dict.fromkeys(REASONS, 0)
+        """Failures since the start, by reason."""
+
+    def count(self, error: TerminalStatusError) -> None:
+        """Counts what a caller is refused with, and takes what is not for the caller out of it."""
+        error.details.pop(SHOWN, None)
+        reason = error.details.pop(REASON, REFUSED)
+        if isinstance(error, RateLimited):
+            reason = LIMITED
+        elif error.retry_after_s is not None:
+            reason = UNCHECKED
+        self.counts[reason] += 1
+
+    def check(self, peer: str) -> None:
+        """Raises RateLimited where the peer failed too often."""
+        left, at = self._peers.get(bucket(peer), (float(FAILURE_BURST), 0.0))
+        left += (self._monotonic() - at) / FAILURE_EVERY_S
+        if left < 1 and not self._proxies.trusts(peer):
+            wait_s = (1 - left) * FAILURE_EVERY_S
+            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=wait_s) from None
+
+    def add(self, peer: str, shown: str) -> None:
+        """A failure of the peer."""
+        now = self._monotonic()
+        left, at = self._peers.pop(bucket(peer), (float(FAILURE_BURST), now))
+        while len(self._peers) >= MAX_PEERS:
+            del self._peers[next(iter(self._peers))]
+        left = min(FAILURE_BURST, left + (now - at) / FAILURE_EVERY_S)
+        self._peers[bucket(peer)] = (max(left - 1, 0), now)
+        if left >= 1:
+            self._write(peer, shown)
+
+    def _write(self, peer: str, shown: str) -> None:
+        now = self._monotonic()
+        self._lines = min(float(LOG_BURST), self._lines + (now - self._lines_at) / LOG_EVERY_S)
+        self._lines_at = now
+        if self._lines < 1:
+            self._left_out += 1
+            return
+        self._lines -= 1
+        left_out, self._left_out = self._left_out, 0
+        plain = "".join([c if c.isprintable() else "?" for c in shown[:MAX_ID]])
+        more = {"left_out": left_out} if left_out else {}
+        _log.warning("authentication_failed", peer=peer[:MAX_ID], shown=plain, **more)
+
+
+def unauthenticated(message: str, *, reason: str = REFUSED, shown: str = "") -> Unauthenticated:
+    """The error, with how it is counted, and the public part of what was shown, for the log."""
+    return Unauthenticated(message, reason=reason, shown=shown)
