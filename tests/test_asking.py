@@ -251,6 +251,27 @@ async def test_query_above_the_limit(url: str) -> None:
         assert core.watcher.fetched == [ALICE, BOB]
 
 
+async def test_long_lists_hold_up_nobody(url: str) -> None:
+    """A list far above the limit is refused unread, and others run while one within is read."""
+    async with run_core(url, policy=Policy(max_targets=2)) as core:
+        with pytest.raises(TooManyAddresses):
+            await results(core, *["nobody"] * 5)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with run_core(url, policy=Policy(max_targets=10_000)) as core:
+        running = asyncio.create_task(other())
+        with pytest.raises(InvalidAddress):
+            await results(core, *[f"sip:{number}@example.com" for number in range(9_999)], "nobody")
+        running.cancel()
+    assert turns >= 9
+
+
 async def test_overload_is_not_retrieved(core: Core) -> None:
     """A terminal that was not asked for want of room may be asked again later."""
     core.watcher.answer = lambda address: GatewayOverloaded("full") if address == BOB else BUSY

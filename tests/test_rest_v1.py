@@ -153,6 +153,26 @@ async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -
     assert (await face.call("GET", STATUS)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{" + b",".join(b'"x%d":1' % n for n in range(1_001)) + b"}", "over 1000 members"),
+        (b'{"a":{' + b",".join(b'"x%d":1' % n for n in range(1_000)) + b"}}", "over 1000 members"),
+        (b'{"addresses":[' + b",".join([b"[]"] * 10_000) + b"]}", "over 10000 objects and lists"),
+        (b"[" + b",".join([b"{}"] * 10_000) + b"]", "over 10000 objects and lists"),
+        (b'{"addresses":[' + b",".join([b"1"] * 100_000) + b"]}", "body.addresses.0"),
+    ],
+    ids=["members", "inner members", "lists", "objects", "faults"],
+)
+async def test_expensive_bodies(face: HttpFace, body: bytes, said: str) -> None:
+    """What Python would take long to make, or to find fault with, is refused before it is looked at one by one."""
+    refused = problem(await face.call("POST", "/v1/terminals:query", raw=body), 400, "INVALID_REQUEST")
+    assert said in str(refused)
+    assert len(refused["details"]) <= 1
+    many = {"addresses": ["sip:[::1]"] * 9_000 + ["sip:a@[::1]"] * 9_000}
+    problem(await face.call("POST", "/v1/terminals:query", many), 422, "TOO_MANY_ADDRESSES")
+
+
 async def test_a_body_without_a_length_is_bounded(face: HttpFace) -> None:
     """A body that comes in pieces without end is cut off at the bound."""
 

@@ -6,7 +6,7 @@ Deliberately absent: rules.
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from app import domain, records
 from app.core.usecases import UseCases
@@ -50,6 +50,7 @@ _ETAG = {"ETag": {"description": "The group's version, for If-Match.", "schema":
 
 Members = Annotated[
     list[Address],
+    FailFast(),
     Field(max_length=MAX_ADDRESSES, description="Terminals, or groups where the policy allows that; each once."),
 ]
 
@@ -76,7 +77,7 @@ class MembersRequest(Request):
 class SomeMembersRequest(Request):
     """Members to add or remove, at least one."""
 
-    members: Annotated[list[Address], Field(min_length=1, max_length=MAX_ADDRESSES)]
+    members: Annotated[list[Address], FailFast(), Field(min_length=1, max_length=MAX_ADDRESSES)]
 
 
 class Group(BaseModel):
