@@ -18,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import pytest
 
 from app.domain import Status
-from app.pb.terminalstatus.v1 import subscription_pb2, subscription_pb2_grpc
+from app.pb.terminalstatus.v1 import (
+    subscription_pb2,
+    subscription_pb2_grpc,
+    terminal_status_pb2,
+    terminal_status_pb2_grpc,
+)
 from app.sandbox import Sandbox
+from app.sip.client import HANG_LIMIT_S, PING_EVERY_S
 from tests.receivers import Receiver, Request, answer, receiver
 
 KILLS = 4
@@ -29,6 +36,7 @@ SEED = 20261123
 LIMIT_S = 60.0
 AWAY_S = float(os.environ.get("AWAY_S", "1"))
 """How long a receiver is away; `make away` has it longer."""
+PAUSE_S = float(os.environ.get("PAUSE_S", str(HANG_LIMIT_S + PING_EVERY_S)))
 FLIP_S = 0.02
 USERS = ("frank", "grace", "heidi")
 
@@ -199,6 +207,54 @@ def changes(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def last(events: Sequence[dict[str, Any]]) -> dict[str, str]:
     """What was told last of each terminal."""
     return {change["address"]: change["status"] for change in changes(events)}
+
+
+@pytest.mark.parametrize("with_workers", [False, True], ids=["gateway", "gateway and workers"])
+async def test_a_pause_ends_nothing(tmp_path: Path, with_workers: bool) -> None:
+    """Stopped for longer than a SIP worker may be silent, alone or as a whole machine is, and then continued: the same
+    worker serves on, the stream lives, and the change of meanwhile is told."""
+    address = "sip:frank@example.com"
+    async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0) as gateway:
+        sandbox.set_status("frank", Status.UNREACHABLE)
+        async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
+            stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
+            stream = stub.WatchStatuses(terminal_status_pb2.WatchStatusesRequest(addresses=[address]))
+            await until_told(stream, terminal_status_pb2.STATUS_UNREACHABLE)
+            workers = children(gateway.process.pid)
+            paused = [gateway.process.pid, *(workers if with_workers else [])]
+            for pid in paused:
+                os.kill(pid, signal.SIGSTOP)
+            sandbox.set_status("frank", Status.BUSY)
+            resume_s = time.monotonic() + PAUSE_S
+            while time.monotonic() < resume_s:  # what a pause is
+                assert all(state(pid) == "T" for pid in paused)
+                await asyncio.sleep(0.1)
+            for pid in reversed(paused):
+                os.kill(pid, signal.SIGCONT)
+            await until_told(stream, terminal_status_pb2.STATUS_BUSY)
+            judged_s = time.monotonic() + 3 * PING_EVERY_S
+            while time.monotonic() < judged_s:  # the supervisor has looked by then
+                assert children(gateway.process.pid) == workers
+                await asyncio.sleep(0.1)
+            sandbox.set_status("frank", Status.REACHABLE)
+            await until_told(stream, terminal_status_pb2.STATUS_REACHABLE)
+
+
+async def until_told(stream: Any, status: int) -> None:
+    """Reads until the stream says the status."""
+    async with asyncio.timeout(LIMIT_S):
+        async for event in stream:
+            if status in (event.snapshot_item.status.status, event.change.status.status):
+                return
+    raise AssertionError("the stream ended")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2][0]
 
 
 async def test_one_gateway_for_one_sqlite_file(tmp_path: Path) -> None:

@@ -179,6 +179,10 @@ def test_a_hosts_places() -> None:
     assert host.put_off_s(places, 0) > 1
     host.ended(0.001, answered=True)
     assert host.share(places) == places.per_host
+    host.in_flight = 5
+    for _ in range(5):
+        host.interrupted()
+    assert (host.share(places), host.in_flight) == (places.per_host, 0), "a pause of ours is no silence of a host"
 
 
 Answer = Callable[[Subscription, OwedNotification], Awaitable[Sent]]

@@ -193,6 +193,20 @@ async def test_stopped_worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch)
     await hanging.aclose()
 
 
+async def test_worker_has_its_time_after_a_pause_of_ours(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gateway itself was stopped for longer than a worker may be silent, it asks before it judges."""
+    monkeypatch.setattr("app.sip.client.PING_EVERY_S", 0.05)
+    monkeypatch.setattr("app.sip.client.HANG_LIMIT_S", 0.2)
+    watcher, restarts = SipWatcher(configuration(sandbox.uri), restarted=lambda: restarts.append(1)), list[int]()
+    await watcher.start()
+    pid = watcher.worker_pid
+    for _ in range(5):
+        time.sleep(0.5)  # noqa: ASYNC251  # as SIGSTOP stops the loop, and not the worker
+        assert (await watcher.fetch(ALICE)).body
+    assert (watcher.worker_pid, restarts) == (pid, [])
+    await watcher.aclose()
+
+
 async def test_thousand_at_once(sandbox: Sandbox, watcher: SipWatcher) -> None:
     """A thousand concurrent fetches are all answered."""
     addresses = [parse_address(f"sip:terminal-{number}@burst.example.com") for number in range(1000)]

@@ -98,6 +98,21 @@ def test_silence_about_one_terminal_is_no_dead_server() -> None:
     assert routes.up == [True]
 
 
+def test_a_pause_of_our_own_is_no_silence_of_a_server() -> None:
+    """Where nobody looked for longer than an answer may take, it may lie there unread: it has its time again."""
+    routes = Routes(1, 60)
+    routes.due(0.0)
+    routes.answered(0, probe=True)
+    routes.failed(0, 408, 10.0)
+    assert routes.due(10.5) == [0]
+    routes.due(10.5 + 30)
+    assert routes.up == [True]
+    routes.due(10.5 + 31)
+    assert routes.up == [True]
+    routes.due(10.5 + 30 + PROBE_LIMIT_S)
+    assert routes.up == [False]
+
+
 def test_a_server_that_never_answered_a_probe_is_not_judged_by_it() -> None:
     """Some do not answer OPTIONS at all."""
     routes = Routes(1, 5)

@@ -210,13 +210,31 @@ async def test_duration_ends_the_subscription(core: Core) -> None:
     assert core.watcher.asked[-1] == f"unwatch {ALICE}"
 
 
+async def test_end_is_found_after_the_wall_clock_jumps(core: Core) -> None:
+    """Forward, as where the machine was suspended: what should have ended meanwhile ends, and only that. Backward: the
+    duration is not longer for it, nor that of a subscription that was prolonged or made before anybody noticed."""
+    brief, long = [await core.subscribe(who, sink=SOAP, duration_ms=each) for who, each in ((ALICE, 60_000), (BOB, 10**7))]
+    core.clocks.now += timedelta(hours=1)
+    between = await core.subscribe(CAROL, sink=SOAP, duration_ms=60_000)
+    await core.advance(3)
+    assert await core.told(brief) == ["ENDED EXPIRED"]
+    assert [(await core.stored(each)).active for each in (long, between)] == [True, True]
+    core.clocks.now -= timedelta(hours=2)
+    await core.advance(56)
+    assert (await core.stored(between)).active
+    await core.advance(2)
+    assert await core.told(between) == ["ENDED EXPIRED"]
+    await core.advance(10_000 - 62)
+    assert await core.told(long) == ["ENDED EXPIRED"]
+
+
 async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
-    """Durations and intervals are measured by a clock that does not jump."""
+    """Intervals are measured by a clock that does not jump, and durations where it is set back."""
     subscription = await core.subscribe(
         ALICE, sink=SOAP, check_immediate=True, min_interval_ms=10_000, duration_ms=60_000
     )
     await core.play(ALICE, REACHABLE)
-    core.clocks.now += timedelta(days=1)
+    core.clocks.now += timedelta(seconds=30)
     await core.play(ALICE, BUSY)
     await core.advance(5)
     assert await core.told(subscription) == ["alice REACHABLE"]

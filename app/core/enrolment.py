@@ -227,6 +227,7 @@ class Enrolment:
             entry = AuditEntry(at=self._clock(), who=who, what="subscription renewed", details=details)
             update = SubscriptionUpdate(subscription_id=standing.id, expires_at=expires_at)
             await self._store.write(Changes(updates=[update], audit=[entry]))
+            standing.expires_at = expires_at
             standing.expires_s = self._clock_s() + (expires_at - self._clock()).total_seconds()
             self._standings.prolonged(standing)
         self._wake()

@@ -66,6 +66,7 @@ class Standing:
         "client_id",
         "criteria",
         "ended",
+        "expires_at",
         "expires_s",
         "failed",
         "groups",
@@ -99,6 +100,7 @@ class Standing:
         self.interval_s = subscription.min_interval_ms / 1000
         self.most = subscription.max_notifications
         self.notified = subscription.notified
+        self.expires_at = subscription.expires_at
         self.busy = busy and self.profile != PROFILE_CAMARA
         self.terminals = terminals
         self.groups = groups

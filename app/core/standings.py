@@ -10,6 +10,7 @@ Deliberately absent: the rule itself (`standing.py`), terminals, and the store.
 import heapq
 import math
 from collections.abc import Iterable
+from datetime import datetime
 from itertools import count
 
 from app.core.groups import GroupKey
@@ -78,6 +79,15 @@ class Standings:
         """Its end is another now."""
         self._push(standing.expires_s, standing)
 
+    def clock_jumped(self, now: datetime, now_s: float) -> None:
+        """The wall clock, in which ends are stated, has left the monotonic one, in which they are found. An end comes
+        when either of them says so: the first where the machine was suspended, the second where the wall clock was set
+        back."""
+        for standing in self.by_id.values():
+            if standing.expires_at is not None:
+                standing.expires_s = min(standing.expires_s, now_s + (standing.expires_at - now).total_seconds())
+        self._rebuild()
+
     def holds(self, standing: Standing) -> None:
         """It holds something back, from now until `allowed_s`."""
         self._push(standing.allowed_s, standing)
@@ -96,7 +106,10 @@ class Standings:
         if due_s < math.inf:
             heapq.heappush(self._heap, (due_s, next(self._number), standing))
         if len(self._heap) > 4 * len(self.by_id) + _SLACK:
-            active = self.by_id.values()
-            entries = [(one.expires_s, one) for one in active] + [(one.allowed_s, one) for one in active if one.held]
-            self._heap = [(due_s, next(self._number), one) for due_s, one in entries if due_s < math.inf]
-            heapq.heapify(self._heap)
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        active = self.by_id.values()
+        entries = [(one.expires_s, one) for one in active] + [(one.allowed_s, one) for one in active if one.held]
+        self._heap = [(due_s, next(self._number), one) for due_s, one in entries if due_s < math.inf]
+        heapq.heapify(self._heap)

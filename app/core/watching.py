@@ -64,6 +64,8 @@ class Tuning:
     """How long the last write may take at the end."""
 
 
+_JUMP_S = 1.0
+"""By so much the wall clock leaves the monotonic one before ends of subscriptions are reckoned again."""
 _TICKS = 4
 """Ticks in `bookmark_s`."""
 DEFAULT_TUNING = Tuning()
@@ -102,7 +104,8 @@ class Watching:
         self._groups = groups
         self._policies = policies
         self._tuning = tuning
-        self._clock_s = clock_s
+        self._clock, self._clock_s = clock, clock_s
+        self._wall_s = clock().timestamp() - clock_s()
         self._streams: dict[Stream, None] = {}
         self._streams_of: Counter[str] = Counter()
         self._changed_groups: set[GroupKey] = set()
@@ -329,6 +332,7 @@ class Watching:
         """Does all that is to be done now, of each kind a part. Raises StoreUnavailable."""
         now_s = self._clock_s()
         self._at = None
+        self._look_at_wall_clock(now_s)
         self._tick(now_s)
         self._watches.let_go(now_s)
         if self._commits.waiting or self._standings.next_due_s <= now_s:
@@ -358,6 +362,14 @@ class Watching:
             self._commits.give_up()
         else:
             self._at.clear()
+
+    def _look_at_wall_clock(self, now_s: float) -> None:
+        now = self._clock()
+        wall_s = now.timestamp() - now_s
+        if abs(wall_s - self._wall_s) >= _JUMP_S:
+            _log.warning("wall_clock_jumped", seconds=round(wall_s - self._wall_s, 1))
+            self._wall_s = wall_s
+            self._standings.clock_jumped(now, now_s)
 
     def _tick(self, now_s: float) -> None:
         tick_s = self._tuning.bookmark_s / _TICKS

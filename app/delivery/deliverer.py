@@ -45,6 +45,8 @@ RECORD_S = 12.0
 MAX_BATCH = 256
 """Most notifications in one claim."""
 MIN_BATCH = 16
+PAUSE_S = 2.0
+"""An attempt that takes so much longer than its limit was held up by a stop of the gateway itself."""
 MAX_HOSTS = 10_000
 """Hosts that are remembered; above it those without work are forgotten, the oldest first."""
 
@@ -286,7 +288,11 @@ class Deliverer:
             sent = Sent(delivered=False, outcome="defect")
         finally:
             seconds = loop.time() - began_s
-        host.ended(seconds, answered=sent.code > 0 or sent.outcome in UNTRIED)
+        answered = sent.code > 0 or sent.outcome in UNTRIED
+        if seconds > self._send_limit_s + PAUSE_S and not answered:
+            host.interrupted()
+        else:
+            host.ended(seconds, answered=answered)
         self._settle(job, sent, seconds)
 
     def _settle(self, job: Job, sent: Sent, seconds: float) -> None:

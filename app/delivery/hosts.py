@@ -77,6 +77,10 @@ class Host:
         while self.queue and now_s - self.queue[0].claimed_s > MAX_WAIT_S:
             yield self.queue.popleft()
 
+    def interrupted(self) -> None:
+        """One attempt is over and says nothing: the gateway itself was stopped meanwhile."""
+        self.in_flight -= 1
+
     def ended(self, seconds: float, *, answered: bool) -> None:
         """One attempt is over."""
         self.in_flight -= 1

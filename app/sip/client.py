@@ -329,13 +329,19 @@ class SipWatcher:
                 self._observer.liveness_changed(watched.address, Liveness.STALE, reason, error)
 
     async def _until_gone(self, worker: WorkerProcess) -> None:
-        """Waits for the worker's end, and brings it about where it no longer answers."""
+        """Waits for the worker's end, and brings it about where it no longer answers.
+
+        Counts pings and not time: where the gateway itself was stopped (SIGSTOP, a suspended VM), the worker is asked
+        afterwards and has its time to answer.
+        """
+        unanswered = 0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PING_EVERY_S):
                     await asyncio.shield(worker.gone)
                 return
-            if asyncio.get_running_loop().time() - worker.heard_at_s > HANG_LIMIT_S:
+            unanswered, worker.heard = 0 if worker.heard else unanswered + 1, False
+            if unanswered >= HANG_LIMIT_S / PING_EVERY_S:
                 _log.error("sip_worker_hangs", silent_for_s=HANG_LIMIT_S)
                 worker.kill()
             worker.say(Ping())

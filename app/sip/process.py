@@ -61,7 +61,8 @@ class WorkerProcess(asyncio.Protocol):
         self._heard = heard
         self._pending: dict[int, asyncio.Future[Notified]] = {}
         self._lists: dict[int, tuple[asyncio.Future[list[WatchState]], list[WatchState]]] = {}
-        self.heard_at_s = loop.time()
+        self.heard = False
+        """Whether anything came since the owner made it false."""
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._decoder: Decoder[Report] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
@@ -97,7 +98,7 @@ class WorkerProcess(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at_s = self._loop.time()
+        self.heard = True
         try:
             reports = self._decoder.feed(data)
         except FrameError as error:

@@ -30,6 +30,7 @@ class Routes:
         self.omits = [False] * count
         """Whether the server was seen to send no NOTIFY after a refresh, since it came up last."""
         self.omitted_counts = [0] * count
+        self._looked_s = math.inf  # when `due` was asked last
         self._every_s = probe_every_s
         self._next_s = [0.0 if probe_every_s else math.inf] * count
         self._asked_s: list[float | None] = [None] * count
@@ -65,7 +66,11 @@ class Routes:
             self._next_s[route] = min(self._next_s[route], now_s + SUSPECT_S)
 
     def due(self, now_s: float) -> list[int]:
-        """The routes to probe now, which count as probed; one whose probe has had no answer turns down."""
+        """The routes to probe now, which count as probed; one whose probe has had no answer turns down. Where nobody
+        asked for as long as an answer may take, we ourselves were stopped, and the answer has its time again."""
+        if now_s - self._looked_s >= PROBE_LIMIT_S:
+            self._asked_s = [asked_s if asked_s is None else now_s for asked_s in self._asked_s]
+        self._looked_s = now_s
         for route, asked_s in enumerate(self._asked_s):
             if asked_s is not None and now_s - asked_s >= PROBE_LIMIT_S:
                 self._asked_s[route] = None

@@ -59,6 +59,15 @@ _TOGETHER_S = 0.001
 _MOST_POLLS_PER_TURN = 64
 """After this many packets or commands in a row, what they gave is sent to the parent before more are taken."""
 
+_PAUSE_S = 3.0
+"""A turn of the loop takes less; after one that took longer we ourselves were stopped, or busy beyond measure."""
+
+_JUMP_S = 5.0
+"""By so much the wall clock gains on the monotonic one where the machine was suspended, and not by being set right."""
+
+_MOST_POLLS_AFTER_PAUSE = 10_000
+"""More than sockets hold."""
+
 _COUNTS_EVERY_S = 1.0
 _LIST_PART = 500
 
@@ -81,6 +90,7 @@ class Worker:
         self._count_at_s = 0.0
         self._broken = self._connected = 0
         self._flushed_s = 0.0
+        self._turned_s, self._wall_s = time.monotonic(), time.time() - time.monotonic()
         self._unsent = bytearray()
         self._open = True
 
@@ -91,6 +101,7 @@ class Worker:
         self._stack.endpoint.attach(self._sock, self._received)
         self._reports.append(Started(self._stack.endpoint.build, self._stack.endpoint.ports))
         while self._open:
+            self._catch_up()
             wait_s = self._work()
             self._flush()
             polls = 0
@@ -105,6 +116,19 @@ class Worker:
                     self._flush()
                 timeout_ms = 0
                 polls += 1
+
+    def _catch_up(self) -> None:
+        """Where we ourselves were stopped, takes what came meanwhile before any timer says that it did not come. Where
+        the machine was suspended, and the monotonic clock with it, makes sure of each subscription: it may be over."""
+        now_s, wall_s = time.monotonic(), time.time() - time.monotonic()
+        if now_s - self._turned_s > _PAUSE_S:
+            polls = 0
+            while polls < _MOST_POLLS_AFTER_PAUSE and self._stack.poll(0):
+                self._drain()
+                polls += 1
+        if wall_s - self._wall_s > _JUMP_S:
+            self._watches.contact_lost()
+        self._turned_s, self._wall_s = time.monotonic(), wall_s
 
     def _received(self, data: bytes) -> None:
         """Called inside `poll`, but outside every dialog's lock: commands may be carried out here."""
