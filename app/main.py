@@ -247,6 +247,12 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
         lambda: use_cases.watching.unreadable,
     )
     metrics.reads(
+        "terminal_status_watches_contradicted_total",
+        "Live watches that were refreshed at once, because a newer fetch said otherwise.",
+        "by",
+        lambda: {"fetch": use_cases.watching.contradictions},
+    )
+    metrics.reads(
         "terminal_status_usage_records_dropped_total",
         "Usage records lost to a database that was away for too long.",
         "kind",

@@ -175,6 +175,26 @@ async def test_a_clock_that_is_set_back_tells_no_age(core: Core) -> None:
     assert len(core.watcher.fetched) == 2
 
 
+async def test_live_watch_that_a_fetch_contradicts_is_refreshed(core: Core) -> None:
+    """Where a fetch is newer than what the watch was told, and says otherwise; once for the callers who shared it."""
+    refresh = f"refresh {ALICE}"
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, UNREACHABLE)
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        assert refresh not in core.watcher.asked, "not newer"
+        await core.advance(1)
+        await asyncio.gather(*(core.queries.get_status(APP, ALICE, face="grpc") for _ in range(5)))
+        assert core.watcher.asked.count(refresh) == core.watching.contradictions == 1
+        await core.play(ALICE, REACHABLE)
+        await core.advance(1)
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        core.watcher.lose(ALICE)
+        core.watcher.answer = lambda _: BUSY
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        assert core.watcher.asked.count(refresh) == 1, "it agrees, or is not live"
+
+
 async def test_question_that_is_refused(core: Core) -> None:
     """Groups, wrong ages and wrong addresses have their own errors."""
     await core.groups.create(APP, TEAM, [ALICE])

@@ -12,6 +12,7 @@ from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
 from app.sandbox import Sandbox
 from tests.conftest import settings_for
+from tests.test_crash import until_told
 
 LIMIT_S = 20.0
 ADDRESSES = [f"sip:{user}@example.com" for user in ("alice", "document-big-6000", "answer-503", "document-text")]
@@ -76,3 +77,23 @@ async def test_standing_subscriptions_are_measured() -> None:
                 },
             )
             call.cancel()
+
+
+async def test_a_watch_that_a_fetch_contradicts() -> None:
+    """A wrong NOTIFY makes a live watch say UNREACHABLE; the first fetch that says otherwise has it refreshed, and it is
+    right again. A fetch that agrees does nothing."""
+    address = "sip:notify-wrong@example.com"
+    async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox:
+        settings = settings_for(f"{sandbox.uri};transport=udp")
+        async with run_gateway(settings) as gateway, grpc.aio.insecure_channel(gateway.grpc_address) as channel:
+            stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
+            stream = stub.WatchStatuses(terminal_status_pb2.WatchStatusesRequest(addresses=[address]))
+            await until_told(stream, terminal_status_pb2.STATUS_UNREACHABLE)
+            for again in (False, True):
+                answer = await stub.GetStatus(terminal_status_pb2.GetStatusRequest(address=address), timeout=LIMIT_S)
+                assert answer.status.status == terminal_status_pb2.STATUS_REACHABLE
+                if not again:
+                    await until_told(stream, terminal_status_pb2.STATUS_REACHABLE)
+            await reach(gateway, {'sip_subscriptions{state="active"}': 1})
+            assert (await scrape(gateway))['terminal_status_watches_contradicted_total{by="fetch"}'] == 1
+            assert sandbox.counters.subscribes[address] == 4  # a watch with its refresh, and two fetches

@@ -363,7 +363,15 @@ def _matches(pattern: str, user: str) -> bool:
     return re.fullmatch(pattern, user) is not None
 
 
-OTHERWISE_TRIED = {"silent", "notify-first", "notify-twice", "notify-never", "notify-late-50", "length-lies"}
+OTHERWISE_TRIED = {
+    "silent",
+    "notify-wrong",
+    "notify-first",
+    "notify-twice",
+    "notify-never",
+    "notify-late-50",
+    "length-lies",
+}
 OTHERWISE_TRIED |= {
     "granted-5",
     "refresh-200-5",
@@ -498,6 +506,7 @@ async def test_notify_with_a_state_and_no_body(client: SipClient, user: str) -> 
         ("expires-zero-notify", "60", ["active;expires=0"]),
         ("cseq-back", "60", ["active;expires=60", "active;expires=60"]),
         ("no-state", "60", [""]),
+        ("notify-wrong", "60", ["active;expires=60"] * 2),
         ("forked", "60", ["active;expires=60", "active;expires=600"]),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import time
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable

@@ -213,7 +213,9 @@ async def test_duration_ends_the_subscription(core: Core) -> None:
 async def test_end_is_found_after_the_wall_clock_jumps(core: Core) -> None:
     """Forward, as where the machine was suspended: what should have ended meanwhile ends, and only that. Backward: the
     duration is not longer for it, nor that of a subscription that was prolonged or made before anybody noticed."""
-    brief, long = [await core.subscribe(who, sink=SOAP, duration_ms=each) for who, each in ((ALICE, 60_000), (BOB, 10**7))]
+    brief, long = [
+        await core.subscribe(who, sink=SOAP, duration_ms=each) for who, each in ((ALICE, 60_000), (BOB, 10**7))
+    ]
     core.clocks.now += timedelta(hours=1)
     between = await core.subscribe(CAROL, sink=SOAP, duration_ms=60_000)
     await core.advance(3)

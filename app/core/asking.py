@@ -237,6 +237,8 @@ class QueryService:
     async def _fetch(self, terminal: TerminalAddress) -> TerminalStatus:
         status = await self._fetches.get_status(terminal)
         recent = self._recent
+        if recent.get(terminal) is not status:  # else another caller of the same fetch was here
+            self._watching.fetched(status)
         recent.pop(terminal, None)
         recent[terminal] = status
         if len(recent) > MAX_RECENT:

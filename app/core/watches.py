@@ -63,6 +63,8 @@ class Watches:
         """Those that cannot be watched, with whom that ends."""
         self.unreadable_counts: Counter[str] = Counter()
         """Documents that could not be read, by reason."""
+        self.contradictions = 0
+        """Live watches that a newer fetch contradicted."""
         self._watcher = watcher
         self._busy_activities = frozenset(busy_activities)
         self._clock = clock
@@ -137,6 +139,18 @@ class Watches:
         for stream in terminal.streams:
             if all(one.error is not None for one in stream.told):
                 stream.end(StreamEnd.NOTHING_TO_WATCH)
+
+    def fetched(self, status: TerminalStatus) -> None:
+        """A fetch was answered. A live watch that was told otherwise before that is refreshed at once, by its own pace: a
+        presence server may have sent it a wrong NOTIFY, and corrects that at the refresh."""
+        terminal = self.by_address.get(status.address)
+        if terminal is None or terminal.liveness is not Liveness.LIVE:
+            return
+        known = terminal.newest()
+        if known is not None and known.status is not status.status and known.observed_at < status.observed_at:
+            self.contradictions += 1
+            self._watcher.watch(status.address)  # it may have ended, where what it said was to hold for good
+            self._watcher.refresh(status.address)
 
     def enqueue(self, terminal: Terminal) -> None:
         """The terminal has something pending."""

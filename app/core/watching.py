@@ -151,6 +151,7 @@ class Watching:
         self.live = self._watches.live
         self.last = self._watches.last
         self.doubt = self._watches.doubt
+        self.fetched = self._watches.fetched
         self.unreadable_at = self._watches.unreadable_at
         self.wanted_by = self._watches.wanted_by
 
@@ -178,6 +179,11 @@ class Watching:
     def unreadable(self) -> Mapping[str, int]:
         """How many documents could not be read, by reason."""
         return self._watches.unreadable_counts
+
+    @property
+    def contradictions(self) -> int:
+        """How often a newer fetch contradicted a live watch, which was refreshed for it."""
+        return self._watches.contradictions
 
     def figures(self) -> dict[str, int]:
         """How much there is of what grows, for metrics."""

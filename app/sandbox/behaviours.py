@@ -101,6 +101,12 @@ def _granted(exchange: "Exchange", expires_s: str) -> None:
     honest(exchange)
 
 
+def _notify_wrong(exchange: "Exchange", _: str) -> None:
+    honest(exchange)
+    if exchange.expires_s and not exchange.in_dialog:
+        exchange.notify(NOTHING)
+
+
 def _quiet_refresh(exchange: "Exchange", code_and_s: str) -> None:
     code, expires_s = code_and_s.split("-")
     exchange.expires_s = min(exchange.expires_s, int(expires_s))
@@ -211,6 +217,7 @@ BEHAVIOURS: dict[str, tuple[Behaviour, str]] = {
     "silent": (_silent, "no answer at all"),
     "notify-first": (_notify_first, "the NOTIFY, and 20 ms later the 200"),
     "notify-twice": (_notify_twice, "200 and the same NOTIFY twice, the second with the next CSeq"),
+    "notify-wrong": (_notify_wrong, "honest, and after a subscription's first NOTIFY a wrong one, without a document"),
     "notify-never": (_notify_never, "200 and no NOTIFY"),
     r"notify-late-(\d{1,9})": (_notify_late, "200 at once, the NOTIFY after so many milliseconds (at most 60000)"),
     "pending": (_pending, "200, and a NOTIFY in state pending without body: the presentity hasn't decided yet"),

@@ -68,7 +68,7 @@ class Routes:
     def due(self, now_s: float) -> list[int]:
         """The routes to probe now, which count as probed; one whose probe has had no answer turns down. Where nobody
         asked for as long as an answer may take, we ourselves were stopped, and the answer has its time again."""
-        if now_s - self._looked_s >= PROBE_LIMIT_S:
+        if now_s - self._looked_s > PROBE_LIMIT_S:
             self._asked_s = [asked_s if asked_s is None else now_s for asked_s in self._asked_s]
         self._looked_s = now_s
         for route, asked_s in enumerate(self._asked_s):
