@@ -226,6 +226,9 @@ async def test_a_pause_ends_nothing(tmp_path: Path, with_workers: bool) -> None:
                 os.kill(pid, signal.SIGSTOP)
             if with_workers:  # else the worker's report would be heard at once
                 sandbox.set_status("frank", Status.BUSY)
+            async with asyncio.timeout(LIMIT_S):
+                while not all(state(pid) == "T" for pid in paused):  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.01)
             resume_s = time.monotonic() + PAUSE_S
             while time.monotonic() < resume_s:  # what a pause is
                 assert all(state(pid) == "T" for pid in paused)

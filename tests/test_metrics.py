@@ -80,8 +80,8 @@ async def test_standing_subscriptions_are_measured() -> None:
 
 
 async def test_a_watch_that_a_fetch_contradicts() -> None:
-    """A wrong NOTIFY makes a live watch say UNREACHABLE; the first fetch that says otherwise has it refreshed, and it is
-    right again. A fetch that agrees does nothing."""
+    """A wrong NOTIFY makes a live watch say UNREACHABLE; the first fetch that says otherwise has it refreshed, and it
+    is right again. A fetch that agrees does nothing."""
     address = "sip:notify-wrong@example.com"
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox:
         settings = settings_for(f"{sandbox.uri};transport=udp")

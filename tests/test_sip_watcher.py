@@ -7,9 +7,9 @@ import os
 import re
 import resource
 import signal
-import time
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import NoReturn, cast
 

@@ -141,8 +141,8 @@ class Watches:
                 stream.end(StreamEnd.NOTHING_TO_WATCH)
 
     def fetched(self, status: TerminalStatus) -> None:
-        """A fetch was answered. A live watch that was told otherwise before that is refreshed at once, by its own pace: a
-        presence server may have sent it a wrong NOTIFY, and corrects that at the refresh."""
+        """A fetch was answered. A live watch that was told otherwise before that is refreshed at once, by its own pace:
+        a presence server may have sent it a wrong NOTIFY, and corrects that at the refresh."""
         terminal = self.by_address.get(status.address)
         if terminal is None or terminal.liveness is not Liveness.LIVE:
             return
