@@ -235,6 +235,12 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
         lambda: {str(number): float(up) for number, up in enumerate(counts().routes_up, start=1)},
     )
     metrics.reads(
+        "terminal_status_route_turns_total",
+        "How often a presence server went down or came back, by its place in TS_PRESENCE_SERVER.",
+        "route",
+        lambda: {str(number): float(turns) for number, turns in enumerate(watcher.turns, start=1)},
+    )
+    metrics.reads(
         "terminal_status_sip_refreshes_without_notify_total",
         "Refreshes that the presence server accepted and that no NOTIFY followed, by its place in TS_PRESENCE_SERVER.",
         "route",
@@ -285,6 +291,7 @@ def _http_app(
         grant=tokens.grant if tokens else None,
         clock=_now,
         max_stream_age_s=settings.grpc_max_connection_age_s or None,
+        ready_needs_presence=settings.ready_needs_presence,
         public_url=settings.http_public_url,
     )
     soap = create_soap_app(

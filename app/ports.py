@@ -81,6 +81,10 @@ class Fetcher(Protocol):
     def ready(self) -> bool:
         """Whether a fetch would be sent to the presence server now."""
 
+    @property
+    def presence_up(self) -> bool:
+        """Whether a presence server answers, as far as is known; whatever it says."""
+
     async def fetch(self, address: TerminalAddress) -> Notification:
         """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY.
 

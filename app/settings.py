@@ -221,6 +221,11 @@ class Settings(BaseModel):
         description="How often each presence server is asked by OPTIONS whether it is there, in seconds.",
         examples=["0 to 3600; 0 is never"],
     )
+    ready_needs_presence: bool = Field(
+        False,
+        description="Whether `/readyz` is 503 while no presence server answers; else its body says so.",
+        examples=["true or false"],
+    )
     max_document_bytes: int = Field(
         1048576,
         ge=4000,

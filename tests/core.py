@@ -72,6 +72,7 @@ class PlayedWatcher:
 
     clocks: Clocks
     ready: bool = True
+    presence_up: bool = True
     wanted: dict[TerminalAddress, None] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     answer: Callable[[TerminalAddress], Status | TerminalStatusError | None] = lambda _: REACHABLE

@@ -27,6 +27,7 @@ class FakeWatcher:
 
     answer: Callable[[TerminalAddress], bytes | TerminalStatusError | None] = lambda _: OPEN
     ready: bool = True
+    presence_up: bool = True
     asked: list[TerminalAddress] = field(default_factory=list)
     cancelled: list[TerminalAddress] = field(default_factory=list)
 

@@ -33,7 +33,9 @@ ALICE = "sip:alice@example.com"
 ALICE_STATUS = f"/v1/terminals/{ALICE}/status"
 
 
-def app_over(service: StatusService, stopping: asyncio.Event | None = None) -> FastAPI:
+def app_over(
+    service: StatusService, stopping: asyncio.Event | None = None, *, ready_needs_presence: bool = False
+) -> FastAPI:
     """The app in which everybody may ask for one terminal's status, and there is nothing else."""
     anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
 
@@ -46,7 +48,8 @@ def app_over(service: StatusService, stopping: asyncio.Event | None = None) -> F
             return await service.get_status(address)
 
     absent: dict[str, Any] = dict.fromkeys([each.name for each in fields(UseCases)])
-    return create_app(service, UseCases(**{**absent, "auth": Open(), "queries": Questions()}), stopping=stopping)
+    use_cases = UseCases(**{**absent, "auth": Open(), "queries": Questions()})
+    return create_app(service, use_cases, stopping=stopping, ready_needs_presence=ready_needs_presence)
 
 
 @asynccontextmanager
@@ -269,11 +272,25 @@ async def test_an_invalid_request_is_a_problem() -> None:
 async def test_readiness_is_whether_the_presence_server_could_be_asked() -> None:
     """Readiness follows the watcher's; liveness does not."""
     ready = await ask(FakeWatcher(), "/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "presence": "up"})
     problem = problem_in(await ask(FakeWatcher(ready=False), "/readyz"))
     assert (problem["status"], problem["code"], problem["retryable"]) == (503, "NOT_READY", True)
     alive = await ask(FakeWatcher(ready=False), "/healthz")
     assert (alive.status_code, alive.json()) == (200, {"status": "alive"})
+
+
+@pytest.mark.parametrize("needs_presence", [False, True])
+async def test_readiness_says_whether_a_presence_server_answers(needs_presence: bool) -> None:
+    """One that is away stands in the body, and makes the gateway not ready where the operator wants that."""
+    watcher = FakeWatcher(presence_up=False)
+    async with client_of(app_over(make_service(watcher), ready_needs_presence=needs_presence)) as client:
+        away = await client.get("/readyz")
+        if needs_presence:
+            assert (problem_in(away)["code"], away.json()["details"]) == ("NOT_READY", {"presence": "down"})
+        else:
+            assert (away.status_code, away.json()) == (200, {"status": "ready", "presence": "down"})
+        watcher.presence_up = True
+        assert (await client.get("/readyz")).json() == {"status": "ready", "presence": "up"}
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

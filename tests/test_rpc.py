@@ -352,6 +352,20 @@ async def test_health_is_whether_the_presence_server_could_be_asked(name: str) -
         assert (await health_of(channel).Check(question)).status == HealthCheckResponse.NOT_SERVING
 
 
+async def test_health_of_the_service_follows_the_presence_server() -> None:
+    """One that is away makes TerminalStatusService not serve; the process and the other services do."""
+    watcher = FakeWatcher(presence_up=False)
+    async with channel_to(make_service(watcher)) as channel:
+        for up in (False, True):
+            watcher.presence_up = up
+            checks = {
+                name: (await health_of(channel).Check(HealthCheckRequest(service=name))).status
+                for name in ("", *SERVICE_NAMES)
+            }
+            serving = {name for name, status in checks.items() if status == HealthCheckResponse.SERVING}
+            assert set(checks) - serving == (set() if up else {SERVICE_NAME})
+
+
 async def test_health_of_an_unknown_service_is_not_found() -> None:
     """A health check of a service that is not there is NOT_FOUND, as grpc.health.v1 wants."""
     async with channel_to(make_service(FakeWatcher())) as channel:

@@ -4,7 +4,9 @@ import asyncio
 import datetime
 import hashlib
 import ipaddress
+import os
 import re
+import signal
 import socket
 import ssl
 import struct
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -100,6 +103,63 @@ async def test_only_server_comes_back(sandbox: Sandbox) -> None:
             await until_then(lambda: observer.live(addresses))
             await until(lambda: set(back.subscriptions) == set(addresses))
         assert {len(set(observer.bodies(address))) for address in addresses} == {1}
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_server_that_is_away_is_reported(transport: str) -> None:
+    """Also one that nobody asked yet, and that never answered: one log line when it goes or comes, and a count; a
+    worker that is replaced meanwhile reports nothing again."""
+    with socket.socket(type=socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    uri = f"sip:127.0.0.1:{port};transport={transport}"
+    with structlog.testing.capture_logs() as logs:
+        async with watching(uri, probe_every_s=1) as (watcher, _):
+            assert watcher.presence_up
+            await until_then(lambda: not watcher.presence_up)
+            assert watcher.worker_pid is not None
+            os.kill(watcher.worker_pid, signal.SIGKILL)
+            await until_then(lambda: sum(each["event"] == "sip_worker_started" for each in logs) == 2)
+            async with Sandbox(port=port, scripted=False) as back:
+                await until_then(lambda: watcher.presence_up)
+                assert back.counters.other["OPTIONS"] > 0
+                assert watcher.counts().routes_up == [True]
+            await until_then(lambda: not watcher.presence_up)
+            assert watcher.turns == [3]
+    lines = [each for each in logs if each["event"].startswith("presence_server_")]
+    assert [each["event"].removeprefix("presence_server_") for each in lines] == ["down", "up", "down"]
+    assert {each["route"].partition(";")[0] for each in lines} == {uri.partition(";")[0]}
+
+
+@pytest.mark.parametrize("status", ["405 Method Not Allowed", "481 Subscription Does Not Exist", "200 OK"])
+async def test_server_that_ignores_options_is_tried_by_a_fetch(status: str) -> None:
+    """Whatever it answers, it is up; without any answer it is down, and up again with the next."""
+
+    class Server(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+            self.transport, self.tried, self.options, self.speaks = transport, set[str](), 0, True
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            self.options += data.startswith(b"OPTIONS")
+            if data.startswith(b"SUBSCRIBE"):
+                message = read(data)
+                assert message["expires"] == "0"
+                self.tried.add(message["call-id"])
+                if self.speaks:
+                    self.transport.sendto(answered(data, status, "Expires: 0"), addr)
+
+    closer, server = await asyncio.get_running_loop().create_datagram_endpoint(Server, ("127.0.0.1", 0))
+    uri = f"sip:127.0.0.1:{closer.get_extra_info('sockname')[1]};transport=udp"
+    async with watching(uri, probe_every_s=1) as (watcher, _):
+        await until_then(lambda: len(server.tried) >= 2)
+        assert (watcher.presence_up, watcher.turns) == (True, [0])
+        server.speaks = False
+        await until_then(lambda: not watcher.presence_up)
+        server.speaks = True
+        await until_then(lambda: watcher.presence_up)
+        assert watcher.turns == [2]
+        assert server.options > len(server.tried)
+    closer.close()
 
 
 async def test_connection_that_breaks(sandbox: Sandbox) -> None:

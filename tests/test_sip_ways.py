@@ -113,13 +113,34 @@ def test_a_pause_of_our_own_is_no_silence_of_a_server() -> None:
     assert routes.up == [False]
 
 
-def test_a_server_that_never_answered_a_probe_is_not_judged_by_it() -> None:
-    """Some do not answer OPTIONS at all."""
-    routes = Routes(1, 5)
-    assert routes.due(0.0) == [0]
-    for now_s in range(1, 60):
+def test_a_server_that_never_answered_a_probe_is_tried_by_a_fetch() -> None:
+    """Some do not answer OPTIONS at all: after each silence one fetch says whether it is up, unless more was heard."""
+    routes, tried_s = Routes(1, 5), list[float]()
+    for now_s in range(60):
         routes.due(float(now_s))
+        if routes.trials:
+            tried_s.append(now_s)
+            routes.trials.clear()
+            routes.answered(0)
+    assert (routes.up, tried_s) == ([True], [PROBE_LIMIT_S + 5 * number for number in range(12)])
+    for now_s in range(60, 120):
+        routes.due(float(now_s))
+        routes.answered(0)
+    assert routes.trials == []
+    for now_s in range(120, 130):
+        routes.due(float(now_s))
+    assert (routes.up, routes.turns) == ([False], [(0, False)])
+    assert len(routes.trials) > 1, "it may be back"
+    routes.answered(0)
     assert routes.up == [True]
+
+
+def test_what_is_known_of_routes_outlives_a_worker() -> None:
+    """A worker that begins takes over what the one before it found out."""
+    routes = Routes(2, 5, [False, True])
+    assert (routes.up, routes.choose(), routes.turns) == ([False, True], 1, [])
+    routes.answered(0)
+    assert (routes.choose(), routes.turns) == (0, [(0, True)])
 
 
 def test_without_probes_nothing_is_due() -> None:

@@ -55,6 +55,11 @@ class StatusService:
         """Whether a question would be put to the presence server now."""
         return self._watcher.ready
 
+    @property
+    def presence_up(self) -> bool:
+        """Whether a presence server answers, as far as is known."""
+        return self._watcher.presence_up
+
     async def get_status(self, address: str) -> TerminalStatus:
         """Asks the presence server for the terminal's status now.
 

@@ -1,7 +1,8 @@
 """The REST face: one FastAPI app for each HTTP API, a module for each noun, problem details for whatever goes wrong.
 
 Invariants: the committed files in `openapi/` are what `export_openapi` returns. Nothing served needs the internet.
-`/healthz` says that the process answers; `/readyz` whether the presence server could be asked now. CAMARA's paths are
+`/healthz` says that the process answers; `/readyz` whether the presence server would be asked now, and
+answers. CAMARA's paths are
 answered by apps of their own beside this one, so that their failures have CAMARA's form.
 
 Deliberately absent: redirects for a trailing slash, FastAPI's telemetry (it costs 6 µs in each request, and would
@@ -17,7 +18,7 @@ from typing import Any, Literal, cast
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from app.auth.oidc import Grant
@@ -49,6 +50,7 @@ API_VERSION = "1.1.0"
 V1 = "terminal-status-v1"
 
 _NOT_READY = problem(503, "NOT_READY", "The gateway cannot ask the presence server now.", retryable=True)
+_NO_PRESENCE = problem(503, "NOT_READY", "No presence server answers.", retryable=True, details={"presence": "down"})
 _DESCRIPTION = """\
 Asks the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY), and tells changes.
 
@@ -66,9 +68,10 @@ class Liveness(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The presence server could be asked now."""
+    """The presence server would be asked now."""
 
     status: Literal["ready"]
+    presence: Literal["up", "down"] = Field(description="Whether a presence server answers, as far as is known.")
 
 
 def create_app(
@@ -81,12 +84,14 @@ def create_app(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     max_stream_age_s: float | None = None,
     public_url: str | None = None,
+    ready_needs_presence: bool = False,
 ) -> FastAPI:
     """Returns the ASGI app. Routes and mounts may be added to it; what fails under them is answered as a problem.
 
     Once `stopping` is set the gateway is not ready. `number_pattern` is the address that CAMARA's `phoneNumber` stands
     for, and `grant` what an access token grants that `use_cases.auth` took (`AccessTokens.grant`), where it takes any.
     `public_url` is where callers reach the app, for the OpenAPI documents; without it, as each reader names it.
+    With `ready_needs_presence` it is not ready either while no presence server answers.
     A stream of events as old as `max_stream_age_s` seconds is ended, and its client comes again.
     """
     stopping = stopping or asyncio.Event()
@@ -149,8 +154,12 @@ def create_app(
     )
     @app.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
     async def readyz() -> Response:
-        ready = JSONResponse({"status": "ready"}, headers=NO_STORE)
-        return ready if service.ready and not stopping.is_set() else answer(_NOT_READY)
+        if not service.ready or stopping.is_set():
+            return answer(_NOT_READY)
+        if ready_needs_presence and not service.presence_up:
+            return answer(_NO_PRESENCE)
+        presence = "up" if service.presence_up else "down"
+        return JSONResponse({"status": "ready", "presence": presence}, headers=NO_STORE)
 
     return app
 

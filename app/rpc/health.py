@@ -1,4 +1,5 @@
-"""`grpc.health.v1`: whether the presence server could be asked, for the server as a whole ("") and for each service.
+"""`grpc.health.v1`: whether the gateway works, for the server as a whole ("") and for each service; for
+TerminalStatusService, whether a presence server answers too.
 
 Invariants: it looks, where the stock servicer wants to be told of each change, and so cannot be out of date. One task
 looks for all who watch, while somebody does.
@@ -14,6 +15,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from app.core.service import StatusService
+from app.pb.terminalstatus.v1 import terminal_status_pb2
+
+_NEEDS_PRESENCE = terminal_status_pb2.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
@@ -87,4 +91,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         if name not in self._names:
             return HealthCheckResponse.SERVICE_UNKNOWN
         serving = self._service.ready and not self._stopping.is_set()
+        if name == _NEEDS_PRESENCE:
+            serving = serving and self._service.presence_up
         return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING

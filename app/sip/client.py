@@ -91,6 +91,9 @@ class SipWatcher:
         self._cut, self._cut_logged_s = 0, -math.inf  # documents that were cut since that was logged
         self._numbers = itertools.count(1)
         self._routes = [route.uri for route in configure.routes]
+        self._up = [True] * len(self._routes)
+        self.turns = [0] * len(self._routes)
+        """How often each route went down or came back."""
         self.build: Build | None = None
         """The PJSIP that the workers found; None before `start`."""
 
@@ -98,6 +101,11 @@ class SipWatcher:
     def ready(self) -> bool:
         """Whether every worker is there to ask through."""
         return all(slot.worker is not None for slot in self._slots)
+
+    @property
+    def presence_up(self) -> bool:
+        """See `app.ports.Fetcher`: each worker asks for terminals of its own."""
+        return all(any(slot.counts.routes_up or [True]) for slot in self._slots)
 
     @property
     def ports(self) -> dict[str, int]:
@@ -210,12 +218,33 @@ class SipWatcher:
             total.update(_plain(slot.counts))
             states.update(slot.counts.states)
         failures.update({name[8:]: count for name, count in total.items() if name.startswith("failure ")})
-        up = [all(answers) for answers in zip(*(slot.counts.routes_up for slot in self._slots), strict=False)]
         registered = all(slot.counts.registered for slot in self._slots)
         omitted = [total[f"omitted {route}"] for route in range(len(self._routes))]
         return Counts(
-            total["sent"], total["notified"], total["cut"], dict(failures), dict(states), up, registered, omitted
+            total["sent"],
+            total["notified"],
+            total["cut"],
+            dict(failures),
+            dict(states),
+            self._routes_up(),
+            registered,
+            omitted,
         )
+
+    def _routes_up(self) -> list[bool]:
+        """Those that are up for each worker."""
+        return [all(answers) for answers in zip(*(slot.counts.routes_up for slot in self._slots), strict=False)]
+
+    def _look_at_routes(self) -> None:
+        """Logs which went down or came back."""
+        for number, up in enumerate(self._routes_up()):
+            if up is not self._up[number]:
+                self._up[number] = up
+                self.turns[number] += 1
+                if up:
+                    _log.info("presence_server_up", route=self._routes[number])
+                else:
+                    _log.warning("presence_server_down", route=self._routes[number])
 
     def _slot(self, address: TerminalAddress) -> _Slot:
         slots = self._slots
@@ -224,6 +253,7 @@ class SipWatcher:
     def _heard(self, slot: _Slot, report: WatchReport) -> None:
         if isinstance(report, Counts):
             slot.counts = report
+            self._look_at_routes()
             return
         watched = slot.by_id.get(report.id)
         observer = self._observer
@@ -266,7 +296,8 @@ class SipWatcher:
             self._cut, self._cut_logged_s = 0, now_s
 
     async def _spawn(self, slot: _Slot) -> None:
-        worker = WorkerProcess(slot.configure, partial(self._heard, slot))
+        configure = msgspec.structs.replace(slot.configure, routes_up=slot.counts.routes_up)
+        worker = WorkerProcess(configure, partial(self._heard, slot))
         try:
             started = await worker.start()
         except BaseException:

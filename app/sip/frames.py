@@ -56,6 +56,8 @@ class Configure(_Message, tag="configure"):
     watch_expires_s: int = 3600
     setups_per_s: float = 0
     probe_every_s: float = 0
+    routes_up: list[bool] = []
+    """What is known of the routes; empty: nothing."""
 
 
 class Fetch(_Message, tag="fetch"):

@@ -2,15 +2,17 @@
 
 Invariants: pure; `now_s` is of any clock. A route is up until something says that it is not: a request that could not
 be sent to it or was not answered, or a probe (OPTIONS) without an answer in PROBE_LIMIT_S where earlier ones had one.
-It is up again as soon as anything comes back from it. With all routes down the first one is tried.
+A server that has never answered OPTIONS is tried by a fetch in its place. It is up again as soon as anything comes back
+from it, whatever that says. With all routes down the first one is tried.
 
 Deliberately absent: sockets, and names with several addresses (PJSIP resolves and tries those).
 """
 
 import math
+from collections.abc import Sequence
 
 PROBE_LIMIT_S = 3.0
-"""So long an answer to OPTIONS may take."""
+"""So long an answer to OPTIONS, or to the fetch in its place, may take."""
 
 SUSPECT_S = 0.5
 DOWN_EVERY_S = 2.0
@@ -21,12 +23,15 @@ _NOT_SENT = frozenset({502, 503})
 
 
 class Routes:
-    """The state of `count` routes, 0 being the preferred one. `probe_every_s` 0 is never."""
+    """The state of `count` routes, 0 being the preferred one. `probe_every_s` 0 is never; `up` is what is known of them
+    (empty: nothing, which counts as up)."""
 
-    def __init__(self, count: int, probe_every_s: float) -> None:
-        self.up = [True] * count
+    def __init__(self, count: int, probe_every_s: float, up: Sequence[bool] = ()) -> None:
+        self.up = list(up) or [True] * count
         self.turns: list[tuple[int, bool]] = []
         """Routes that went down or came up; the owner empties it."""
+        self.trials: list[int] = []
+        """Routes whose server is to be tried by a fetch; the owner empties it."""
         self.omits = [False] * count
         """Whether the server was seen to send no NOTIFY after a refresh, since it came up last."""
         self.omitted_counts = [0] * count
@@ -35,6 +40,8 @@ class Routes:
         self._next_s = [0.0 if probe_every_s else math.inf] * count
         self._asked_s: list[float | None] = [None] * count
         self._answers = [False] * count  # whether it ever answered a probe
+        self._heard = [False] * count  # whether anything came back since the last probe
+        self._tried_s: list[float | None] = [None] * count
 
     def choose(self, attempt: int = 0) -> int:
         """The route for the next request; `attempt` counts the failures in a row before it, each of which moves on."""
@@ -46,6 +53,7 @@ class Routes:
         if probe:
             self._answers[route] = True
             self._asked_s[route] = None
+        self._heard[route], self._tried_s[route] = True, None
         if not self.up[route]:
             self._turn(route, up=True)
 
@@ -69,18 +77,28 @@ class Routes:
         """The routes to probe now, which count as probed; one whose probe has had no answer turns down. Where nobody
         asked for as long as an answer may take, we ourselves were stopped, and the answer has its time again."""
         if now_s - self._looked_s > PROBE_LIMIT_S:
-            self._asked_s = [asked_s if asked_s is None else now_s for asked_s in self._asked_s]
+            self._asked_s, self._tried_s = (
+                [at_s if at_s is None else now_s for at_s in each] for each in (self._asked_s, self._tried_s)
+            )
         self._looked_s = now_s
-        for route, asked_s in enumerate(self._asked_s):
-            if asked_s is not None and now_s - asked_s >= PROBE_LIMIT_S:
-                self._asked_s[route] = None
-                if self._answers[route] and self.up[route]:
+        for route, up in enumerate(self.up):
+            if _late(self._tried_s[route], now_s):
+                self._tried_s[route] = None
+                if up:
                     self._turn(route, up=False)
+            if _late(self._asked_s[route], now_s):
+                self._asked_s[route] = None
+                if self._answers[route]:
+                    if self.up[route]:
+                        self._turn(route, up=False)
+                elif not self._heard[route]:
+                    self._tried_s[route] = now_s
+                    self.trials.append(route)
         probe = [route for route, next_s in enumerate(self._next_s) if now_s >= next_s]
         for route in probe:
             self._next_s[route] = now_s + (self._every_s if self.up[route] else min(self._every_s, DOWN_EVERY_S))
             if self._asked_s[route] is None:
-                self._asked_s[route] = now_s
+                self._asked_s[route], self._heard[route] = now_s, False
         return probe
 
     def _turn(self, route: int, *, up: bool) -> None:
@@ -90,5 +108,9 @@ class Routes:
 
     def wake_s(self) -> float:
         """When `due` is to be asked next."""
-        waits = (asked_s + PROBE_LIMIT_S for asked_s in self._asked_s if asked_s is not None)
+        waits = (at_s + PROBE_LIMIT_S for at_s in (*self._asked_s, *self._tried_s) if at_s is not None)
         return min(*self._next_s, *waits, math.inf)
+
+
+def _late(asked_s: float | None, now_s: float) -> bool:
+    return asked_s is not None and now_s - asked_s >= PROBE_LIMIT_S

@@ -46,6 +46,7 @@ from app.sip.pjsip import Stack
 from app.sip.probe import Probe
 from app.sip.register import Registration
 from app.sip.routes import Routes
+from app.sip.trials import Trial, Trials
 from app.sip.watches import Watches
 
 _IDLE_MS = 1000
@@ -80,11 +81,12 @@ class Worker:
         self._stack = stack
         self._decoder = decoder
         self._reports: list[Report] = []
-        self._routes = Routes(len(configure.routes), configure.probe_every_s)
+        self._routes = Routes(len(configure.routes), configure.probe_every_s, configure.routes_up)
         self._probe = Probe(stack.endpoint, configure)
         pace, large = Pace(configure.setups_per_s), Large()
         self._fetches = Fetches(stack, pace, self._routes, large, self._reports)
         self._watches = Watches(stack, pace, self._routes, large, self._reports, configure.watch_expires_s)
+        self._trials = Trials(stack, self._routes, configure.watcher_identity)
         self._registration = Registration(stack.endpoint, configure) if configure.registrar else None
         self._counted: Counts | None = None
         self._count_at_s = 0.0
@@ -166,6 +168,8 @@ class Worker:
             owner = subscription.owner
             if isinstance(owner, Query):
                 self._fetches.handle(owner, subscription, event)
+            elif isinstance(owner, Trial):
+                self._trials.handle(owner, subscription, event)
             else:
                 self._watches.handle(owner, subscription, event)
         self._fetches.send_waiting()
@@ -189,8 +193,11 @@ class Worker:
         self._probe.release()
         for route in self._routes.due(now_s):
             self._probe.ask(route)
+        while self._routes.trials:
+            self._trials.ask(self._routes.trials.pop())
         while self._routes.turns:
             route, up = self._routes.turns.pop(0)
+            self._count_at_s = now_s
             if up:
                 self._watches.contact_found(route)
             else:
