@@ -129,16 +129,18 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             raise CannotStart(str(error)) from None
         _measure(metrics, watcher, use_cases)
         calls: set[asyncio.Task[Any]] = set()
+        proxies = TrustedProxies.of(settings.trusted_proxies)
         rpc_server = rpc.create_server(
             service,
             use_cases,
             stopping=stopping,
             calls=calls,
             max_connection_age_s=settings.grpc_max_connection_age_s,
+            gate=rpc.Gate(max_streams=settings.max_streams, unauthenticated=settings.grpc_max_unauthenticated_calls),
+            proxies=proxies,
         )
         grpc_server = await stack.enter_async_context(serve_grpc(rpc_server, settings.grpc_listen, secured, calls))
         app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
-        proxies = TrustedProxies.of(settings.trusted_proxies)
         http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, proxies))
         assert watcher.build is not None  # noqa: S101  # it started
         gateway = Gateway(

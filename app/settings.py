@@ -135,6 +135,14 @@ class Settings(BaseModel):
         "come anew by themselves, and so spread over gateways. 0 for none.",
         examples=["0 to 86400"],
     )
+    grpc_max_unauthenticated_calls: int = Field(
+        500,
+        ge=1,
+        le=100000,
+        description="Open gRPC calls of one address whose caller is not known yet, or whose message has not come where "
+        "no credentials are needed; it has ten seconds.",
+        examples=["1 to 100000"],
+    )
     sip_listen: Annotated[str, AfterValidator(kinds.sip_listen)] = Field(
         "127.0.0.1:0",
         validate_default=True,

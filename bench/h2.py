@@ -7,12 +7,13 @@ same bytes for each call of a method but the message.
 Invariants: what is received is never held up by flow control: windows are as large as they can be. A call that ended
 without what was wanted is a LostError; so is a connection that was closed.
 
-Deliberately absent: TLS, metadata, compression, header tables: an answer's status is not read, its messages are.
+Deliberately absent: TLS, compression, header tables: an answer's status is not read, its messages are.
 """
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import cast
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -62,8 +63,9 @@ class Call:
 class Connection(asyncio.Protocol):
     """One connection to a gRPC server, for any number of calls; `await Connection.open(server)` makes it."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, metadata: Mapping[str, str]) -> None:
         self._server = server
+        self._metadata = b"".join(b"\x00" + _text(name) + _text(value) for name, value in metadata.items())
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._calls: dict[int, Call] = {}
@@ -73,10 +75,12 @@ class Connection(asyncio.Protocol):
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def open(cls, server: str) -> "Connection":
-        """Connects to HOST:PORT. Raises OSError, LostError."""
+    async def open(cls, server: str, metadata: Mapping[str, str] = MappingProxyType({})) -> "Connection":
+        """Connects to HOST:PORT; each call carries the metadata. Raises OSError, LostError."""
         host, _, port = server.rpartition(":")
-        _, connection = await asyncio.get_running_loop().create_connection(lambda: cls(server), host, int(port))
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: cls(server, metadata), host, int(port)
+        )
         await connection.ready
         return connection
 
@@ -90,6 +94,7 @@ class Connection(asyncio.Protocol):
             # HPACK (RFC 7541), without a table: POST, http, then literals.
             head = b"\x83\x86\x04" + _text(method) + b"\x01" + _text(self._server)
             head += b"\x0f\x10" + _text("application/grpc") + b"\x00" + _text("te") + _text("trailers")
+            head += self._metadata
             self._heads[method] = head
         call = Call(self._next_id, on_message, on_end)
         self._next_id += 2

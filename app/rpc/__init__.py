@@ -1,25 +1,23 @@
 """The gRPC face: the services of `proto/`, `grpc.health.v1` and reflection on one `grpc.aio` server.
 
-A module for each service; around them `calls.py` (who calls, and how a call ends), `errors.py` (what failures mean) and
-`wire.py` (messages).
+A module for each service; around them `gate.py` (who may have how many calls open), `handlers.py` (how a call comes
+in), `calls.py` (who calls, and how a call ends), `errors.py` (what failures mean) and `wire.py` (messages).
 Invariants: a handler is check, call, map error, return. Every failure of a handler leaves as a `google.rpc.Status`
 whose `ErrorInfo.reason` is the domain error's code. What gRPC itself refuses before a handler sees it has a code alone:
-UNIMPLEMENTED (no such method), RESOURCE_EXHAUSTED (too large, too many) and UNKNOWN (bytes that are no protobuf, for
-which gRPC leaves no choice but to GetStatus, which reads them itself). When the caller cancels, or its deadline passes,
-the handler is cancelled and with it its share of the fetch. Requests, concurrent calls and metadata are bounded
-(metadata by gRPC's own 8 KiB); a call over the bound is refused by gRPC with RESOURCE_EXHAUSTED.
+UNIMPLEMENTED (no such method) and RESOURCE_EXHAUSTED (too large). When the caller cancels, or its deadline passes, the
+handler is cancelled and with it its share of the fetch. Requests, concurrent calls and metadata are bounded (requests
+and metadata by gRPC itself, metadata to 8 KiB).
 
 Deliberately absent: interceptors (each costs every call), business rules, and the port with its TLS.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from app.core.service import StatusService
 from app.core.usecases import UseCases
@@ -37,11 +35,14 @@ from app.pb.terminalstatus.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
+from app.proxies import TrustedProxies
 from app.rpc.admin import AdminServicer
 from app.rpc.calls import Calls
 from app.rpc.deliveries import DeliveryServicer
 from app.rpc.errors import CODES, ERROR_DOMAIN
+from app.rpc.gate import Gate
 from app.rpc.groups import GroupServicer
+from app.rpc.handlers import Handlers
 from app.rpc.health import HealthServicer
 from app.rpc.subscriptions import SubscriptionServicer
 from app.rpc.terminal_status import SERVICE_NAME, TerminalStatusServicer
@@ -50,10 +51,10 @@ from app.rpc.usage import UsageServicer
 __all__ = (
     "CODES",
     "ERROR_DOMAIN",
-    "MAX_CONCURRENT_RPCS",
     "MAX_REQUEST_BYTES",
     "SERVICE_NAME",
     "SERVICE_NAMES",
+    "Gate",
     "UseCases",
     "create_server",
 )
@@ -68,9 +69,9 @@ SERVICE_NAMES: tuple[str, ...] = tuple(
 MAX_REQUEST_BYTES = 1024 * 1024
 """Some 5,000 addresses of the longest kind, 40,000 of the usual; policies allow fewer."""
 
-MAX_CONCURRENT_RPCS = 20_000
-"""Calls at once over all connections, streams included; above it gRPC answers RESOURCE_EXHAUSTED. `StatusService`
-bounds the fetches, the policies each client's streams."""
+MAX_PENDING_CALLS = 20_000
+"""Calls that gRPC has read and the event loop has not begun. Above it gRPC cancels calls without a reason, at random
+and so those of bystanders too; its own default of 1,000 loses a tenth of 2,000 calls at once."""
 
 AGE_SLACK_S = 120
 """How much longer than its greatest age a connection may be kept for the streams on it, each of which ends by itself at
@@ -86,21 +87,13 @@ _OPTIONS = (
     # A client that vanished without a word is noticed, and its connection given up.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
+    # A connection must begin TLS and HTTP/2 soon (gRPC's own limit is two minutes), and one without calls ends; its
+    # client connects again by itself when it has one.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
 )
-
-
-class _Unregistered:
-    """A server to which the methods of services are added as generic handlers only. For each call, grpc.aio's server
-    waits for a task per registered method anew: with all of ours, that was a fifth of what an answer costs."""
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self._server = server
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        self._server.add_generic_rpc_handlers(handlers)
-
-    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        pass
 
 
 def create_server(
@@ -111,6 +104,8 @@ def create_server(
     calls: set[asyncio.Task[Any]] | None = None,
     health_poll_s: float = 1.0,
     max_connection_age_s: int = 0,
+    gate: Gate | None = None,
+    proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
 ) -> grpc.aio.Server:
     """Returns a server with every service added; the caller binds, starts and stops it, all in the running loop.
 
@@ -123,20 +118,23 @@ def create_server(
     themselves.
     """
     stopping = stopping or asyncio.Event()
-    options: tuple[tuple[str, int], ...] = _OPTIONS
+    gate = gate or Gate(max_streams=10_000)
+    # More than a client may have, so that its excess is refused with a reason; a lower limit makes it hang without one.
+    options: tuple[tuple[str, int], ...] = (*_OPTIONS, ("grpc.max_concurrent_streams", gate.clients.most))
     if max_connection_age_s:
         options += (
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
             ("grpc.max_connection_age_grace_ms", (max_connection_age_s + AGE_SLACK_S) * 1000),
         )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-    around = Calls(use_cases.auth, stopping, set() if calls is None else calls)
-    added_to = cast("grpc.aio.Server", _Unregistered(server))
+    server = grpc.aio.server(options=options)
+    around = Calls(use_cases.auth, stopping, set() if calls is None else calls, proxies)
+    handlers = Handlers(server, around, gate)
     # First, since gRPC asks the handlers in the order in which they were added.
     terminals = TerminalStatusServicer(
         around, use_cases.queries, use_cases.watching, max_stream_age_s=max_connection_age_s or None
     )
-    server.add_generic_rpc_handlers((terminals.get_status_handler(),))
+    added_to = handlers.of_clients()
+    added_to.add_registered_method_handlers(SERVICE_NAME, terminals.raw_handlers())
     terminal_status_pb2_grpc.add_TerminalStatusServiceServicer_to_server(terminals, added_to)
     subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
         SubscriptionServicer(around, use_cases.subscriptions), added_to
@@ -146,7 +144,10 @@ def create_server(
     usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(around, use_cases.usage), added_to)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(around, use_cases.administration), added_to)
     health_pb2_grpc.add_HealthServicer_to_server(
-        HealthServicer(service, SERVICE_NAMES, stopping, health_poll_s), added_to
+        HealthServicer(service, SERVICE_NAMES, stopping, health_poll_s), handlers.of_anybody(gate.health)
     )
-    reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME), added_to)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+        reflection.aio.ReflectionServicer((*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME)),
+        handlers.of_anybody(gate.reflection),
+    )
     return server

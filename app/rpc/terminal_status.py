@@ -24,7 +24,6 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.records import MAX_REQUESTER, Client
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
-from app.rpc.errors import abort, abort_stopping
 
 RECHECK_S = 30.0
 MAX_QUESTIONS = 10_000
@@ -86,30 +85,16 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         self._last: tuple[streams.WatchEvent, pb.WatchStatusesResponse] | None = None
         self._questions: dict[bytes, Question] = {}
 
-    def get_status_handler(self) -> grpc.GenericRpcHandler:
-        """GetStatus on messages as they are on the wire; to be asked before the generated handler."""
-        handler: Any = grpc.unary_unary_rpc_method_handler(self.GetStatus)
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, {"GetStatus": handler})
+    def raw_handlers(self) -> dict[str, Any]:
+        """GetStatus on messages as they are on the wire; to be added before the generated handler."""
+        return {"GetStatus": cast("Any", grpc.unary_unary_rpc_method_handler)(self.GetStatus)}
 
     async def GetStatus(self, data: bytes, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802
-        calls, call = self._calls, None
         try:
-            client = calls.known(context)
-            answer = client and self._at_once(client, data)
-            if not answer:
-                call = cast("asyncio.Task[Any]", asyncio.current_task())
-                calls.open.add(call)
-                answer = await self._ask(client or await calls.client_of(context), data)
-            return answer
-        except asyncio.CancelledError:
-            if not calls.cut_off(context):
-                raise
-            await abort_stopping(context)
-        except Exception as error:  # the last place before the wire
-            await abort(context, "GetStatus", error)
-        finally:
-            if call is not None:
-                calls.open.discard(call)
+            client = self._calls.clients[context]
+            return self._at_once(client, data) or await self._ask(client, data)
+        except (Exception, asyncio.CancelledError) as error:  # the last place before the wire
+            await self._calls.fail(context, "GetStatus", error)
 
     def _at_once(self, client: Client, data: bytes) -> bytes | None:
         asked = question(self._questions, data)

@@ -12,14 +12,17 @@ Errors: each failed call carries a google.rpc.Status in its trailing metadata (`
   google.rpc.RetryInfo   where the presence server or the gateway knows how long to wait;
   google.rpc.BadRequest  where a field of the request is at fault.
 Exceptions are the failures that gRPC itself answers before the gateway sees the call, without such details:
-RESOURCE_EXHAUSTED for a request over 1 MiB or for too many concurrent calls, UNIMPLEMENTED for an unknown
-method, UNKNOWN for bytes that are no request, DEADLINE_EXCEEDED and CANCELLED for the caller's own deadline and
-cancellation.
+RESOURCE_EXHAUSTED for a request over 1 MiB, UNIMPLEMENTED for an unknown method, DEADLINE_EXCEEDED and CANCELLED
+for the caller's own deadline and cancellation.
 
 Errors that every method of every service may end with, by ErrorInfo reason:
   UNAUTHENTICATED     UNAUTHENTICATED     no credentials, or none that are accepted
-  RESOURCE_EXHAUSTED  RATE_LIMITED        more calls, or failed attempts to log in, than the policy allows
-  INVALID_ARGUMENT    INVALID_REQUEST     a field of the request cannot be used; BadRequest names it
+  RESOURCE_EXHAUSTED  RATE_LIMITED        more calls, or failed attempts to log in, than the policy allows; or more
+                                          open calls than this client, or this address without credentials, may have
+  RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED  as many calls of all clients are open as the gateway serves
+  INVALID_ARGUMENT    INVALID_REQUEST     a field of the request cannot be used, and BadRequest names it; or bytes that
+                                          are no request, or no message within ten seconds where no credentials are
+                                          needed
   UNAVAILABLE         STORE_UNAVAILABLE   the gateway's database cannot be used now; nothing was changed
   UNAVAILABLE         GATEWAY_STOPPING    the gateway is being stopped; ask again, or another one
   INTERNAL            INTERNAL_ERROR      a fault of the gateway; `metadata["reference"]` finds it in its log

@@ -1,0 +1,382 @@
+"""Who may have how many gRPC calls open: half-open calls, strangers, health and reflection; and bursts lose nothing."""
+
+import asyncio
+import contextlib
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from app.domain import GatewayOverloaded, RateLimited, StoreUnavailable, TerminalStatusError
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.proxies import TrustedProxies
+from app.rpc import SERVICE_NAME, calls, handlers
+from app.rpc.gate import EXCESS_PATIENCE_S, PATIENCE_S, Gate, Pool, Waiting
+from bench import h2
+from tests.core import ADMIN, ALICE, APP, OTHER, new_database, run_core, until
+from tests.test_rpc_services import Face, Metadata, face_over, failure_of
+
+LIMIT_S = 30
+GET_STATUS = f"/{SERVICE_NAME}/GetStatus"
+WATCH_STATUSES = f"/{SERVICE_NAME}/WatchStatuses"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+PROXY = TrustedProxies.of(["127.0.0.1/32"])
+TOO_MANY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "")
+
+
+@asynccontextmanager
+async def face_behind(gate: Gate, tmp_path: Path, *, open_to_all: bool = False, **more: Any) -> AsyncIterator[Face]:
+    async with (
+        asyncio.timeout(2 * LIMIT_S),
+        run_core(await new_database(tmp_path)) as core,
+        face_over(core, gate=gate, **more) as face,
+    ):
+        for client in (APP, OTHER, ADMIN) if open_to_all else ():
+            await face.registry.delete(client.id, who="test")
+        yield face
+
+
+def half_open(face: Face, path: str = GET_STATUS, metadata: Metadata | None = None) -> Any:
+    """A call of which the server gets the metadata and never a message."""
+    return face.channel.stream_stream(path)(metadata=metadata, timeout=LIMIT_S)
+
+
+def behind(address: str, metadata: Metadata = ()) -> Metadata:
+    """As a proxy sends what comes from that address."""
+    return (("x-forwarded-for", address), *metadata)
+
+
+async def status_of(face: Face, metadata: Metadata | None) -> str:
+    answer = await face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=metadata)
+    return str(answer.status.address)
+
+
+async def health_of(face: Face, metadata: Metadata | None = None) -> Any:
+    stub: Any = HealthStub(face.channel)
+    return (await stub.Check(HealthCheckRequest(), metadata=metadata)).status
+
+
+# The gate by itself.
+
+
+def refusal(enter: Callable[[], object]) -> type[TerminalStatusError] | None:
+    try:
+        enter()
+    except TerminalStatusError as error:
+        return type(error)
+    return None
+
+
+def test_a_pool_is_bounded_by_key_and_as_a_whole() -> None:
+    """One key has at most its share, all have at most the whole, and who leaves makes room."""
+    pool = Pool(2, 5, "here")
+    assert [refusal(lambda: pool.enter("a")) for _ in range(3)] == [None, None, RateLimited]
+    assert [refusal(lambda: pool.enter("")) for _ in range(3)] == [None, None, None]
+    assert refusal(lambda: pool.enter("b")) is GatewayOverloaded
+    assert (pool.open, pool.refused) == (5, 2)
+    pool.leave("a")
+    assert refusal(lambda: pool.enter("a")) is None
+    for key in ("a", "a", "", "", ""):
+        pool.leave(key)
+    assert (pool.open, pool.open_of) == (0, {})
+
+
+def test_a_call_has_its_time() -> None:
+    """Within the bound of its address a call has its whole patience, above it a short one; a proxy has no bound."""
+    gate = Gate(max_streams=10, unauthenticated=2)
+    given_up: list[str] = []
+
+    def wait(pool: Pool, key: str, at_s: float, name: str) -> Waiting:
+        return gate.wait(pool, key, at_s, lambda: given_up.append(name))
+
+    ready = wait(gate.strangers, "a", 0, "ready")
+    wait(gate.strangers, "a", 0, "first")
+    wait(gate.strangers, "a", 1, "second")
+    wait(gate.strangers, "a", 1, "third")
+    wait(gate.strangers, "b", 1, "other")
+    wait(gate.health, "a", 1, "health")
+    for _ in range(3):
+        wait(gate.strangers, "", 1, "proxied")
+    del gate.waiting[ready]
+    gate.sweep(1 + EXCESS_PATIENCE_S - 0.1)
+    assert given_up == []
+    gate.sweep(1 + EXCESS_PATIENCE_S)
+    assert given_up == ["third"]
+    gate.sweep(PATIENCE_S)
+    assert given_up == ["third", "first"]
+    gate.sweep(1 + PATIENCE_S)
+    assert given_up == ["third", "first", "second", "other", "health", *["proxied"] * 3]
+    assert not gate.waiting
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:127.0.0.1:5000", "127.0.0.1"),
+        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::1"),
+        ("ipv6:[::1]:5000", "::1"),
+        ("unix:/run/gateway.sock", "unix:/run/gateway.sock"),
+    ],
+)
+def test_addresses_of_peers(peer: str, address: str) -> None:
+    """The address that bounds and proxies compare, without port and brackets."""
+    assert calls.address_of(peer) == address
+
+
+# Half-open calls.
+
+
+@pytest.mark.parametrize("credentials", [(), (("authorization", "Bearer tsk_a_b"),)], ids=["none", "bad"])
+async def test_bad_credentials_are_refused_before_the_message(tmp_path: Path, credentials: Metadata) -> None:
+    """A call whose metadata show nobody is refused without its message, and leaves nothing behind."""
+    gate = Gate(max_streams=10)
+    async with face_behind(gate, tmp_path) as face:
+        for path in (GET_STATUS, WATCH_STATUSES):
+            refused = await failure_of(half_open(face, path, credentials))
+            assert refused == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "")
+        await until(lambda: not face.calls)
+        assert (gate.strangers.open, gate.clients.open, gate.waiting) == (0, 0, {})
+
+
+async def test_half_open_calls_shut_out_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-open calls of one address, above its bound, are refused soon and those within it later; calls from the same
+    and from another address are answered meanwhile."""
+    monkeypatch.setattr("app.rpc.gate.EXCESS_PATIENCE_S", 0.1)
+    monkeypatch.setattr(handlers, "SWEEP_S", 0.05)
+    gate = Gate(max_streams=10, unauthenticated=5)
+    async with face_behind(gate, tmp_path, open_to_all=True, proxies=PROXY) as face:
+        open_calls = [half_open(face, metadata=behind("192.0.2.1")) for _ in range(20)]
+        ends = [asyncio.ensure_future(failure_of(call)) for call in open_calls]
+        await until(lambda: sum(end.done() for end in ends) == 15)
+        assert Counter(end.result() for end in ends if end.done()) == {TOO_MANY: 15}
+        for address in ("192.0.2.1", "192.0.2.2"):
+            assert await status_of(face, behind(address)) == ALICE
+        assert (gate.strangers.open, gate.clients.open) == (5, 0)
+        monkeypatch.setattr("app.rpc.gate.PATIENCE_S", 0.1)
+        assert {await end for end in ends} == {
+            TOO_MANY,
+            (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", ""),
+        }
+        await until(lambda: not gate.strangers.open)
+
+
+async def test_half_open_calls_of_connections_that_end_are_forgotten(tmp_path: Path) -> None:
+    """A caller that leaves before its message came counts no longer."""
+    gate = Gate(max_streams=10)
+    async with face_behind(gate, tmp_path, open_to_all=True) as face:
+        for path in (GET_STATUS, REFLECTION):
+            call = half_open(face, path)
+            await until(lambda: gate.waiting)
+            call.cancel()
+            await until(lambda: not gate.waiting)
+        await until(lambda: not gate.strangers.open and not gate.reflection.open and not face.calls)
+
+
+async def test_a_call_without_a_message(tmp_path: Path) -> None:
+    """A call that ends before it has sent a message is answered, and not left open."""
+    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+        call = half_open(face, metadata=face.app)
+        await call.done_writing()
+        assert await failure_of(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "")
+
+
+async def test_bytes_that_are_no_request(tmp_path: Path) -> None:
+    """On each method bytes that are no protobuf are the caller's mistake, with details."""
+    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+        for path in (
+            GET_STATUS,
+            WATCH_STATUSES,
+            "/terminalstatus.v1.GroupService/GetGroup",
+            "/grpc.health.v1.Health/Check",
+        ):
+            call = half_open(face, path, face.app)
+            await call.write(b"\xff\xff")
+            assert await failure_of(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "")
+
+
+async def test_a_client_has_its_share(tmp_path: Path) -> None:
+    """Calls count for their client, half-open ones too: one more than its share is refused, another's is answered."""
+    gate = Gate(max_streams=10)
+    gate.clients = Pool(3, 6, "by this client")
+    async with face_behind(gate, tmp_path) as face:
+        for _ in range(3):
+            half_open(face, metadata=face.app)
+        await until(lambda: gate.clients.open == 3)
+        assert await failure_of(half_open(face, metadata=face.app)) == TOO_MANY
+        assert await status_of(face, face.other) == ALICE
+
+
+# Addresses.
+
+
+async def test_a_proxy_is_exempt_and_its_clients_are_not(tmp_path: Path) -> None:
+    """Behind a trusted proxy the address that it names is counted; the proxy's own calls are not. Of others the header
+    counts for nothing."""
+    gate = Gate(max_streams=10, unauthenticated=1)
+    gate.strangers = Pool(1, 100, "from this address")
+    async with face_behind(gate, tmp_path, open_to_all=True, proxies=PROXY) as face:
+        for metadata in ((), (), behind("192.0.2.1"), behind("192.0.2.2")):
+            half_open(face, metadata=metadata)
+        await until(lambda: gate.strangers.open == 4)
+        for address in ("192.0.2.1", "192.0.2.2"):
+            assert await failure_of(half_open(face, metadata=behind(address))) == TOO_MANY
+    gate = Gate(max_streams=10)
+    gate.strangers = Pool(1, 100, "from this address")
+    async with face_behind(gate, tmp_path, open_to_all=True) as face:
+        half_open(face, metadata=behind("192.0.2.1"))
+        await until(lambda: gate.strangers.open == 1)
+        assert await failure_of(half_open(face, metadata=behind("192.0.2.2"))) == TOO_MANY
+
+
+# Health and reflection.
+
+
+async def test_health_and_reflection_have_pools_of_their_own(tmp_path: Path) -> None:
+    """Idle health and reflection streams of one address take nobody's calls, nor the health of another address."""
+    gate = Gate(max_streams=10)
+    gate.health, gate.reflection = Pool(3, 100, "to health"), Pool(2, 100, "to reflection")
+    async with face_behind(gate, tmp_path, proxies=PROXY) as face:
+        stub: Any = HealthStub(face.channel)
+        for _ in range(3):
+            watch = stub.Watch(HealthCheckRequest(), metadata=behind("192.0.2.1"))
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+        for _ in range(2):
+            half_open(face, REFLECTION, behind("192.0.2.1"))
+        await until(lambda: gate.reflection.open == 2)
+        for call in (
+            half_open(face, REFLECTION, behind("192.0.2.1")),
+            stub.Watch(HealthCheckRequest(), metadata=behind("192.0.2.1")),
+            stub.Check(HealthCheckRequest(), metadata=behind("192.0.2.1")),
+        ):
+            assert await failure_of(call) == TOO_MANY
+        assert await health_of(face, behind("192.0.2.2")) == HealthCheckResponse.SERVING
+        assert await status_of(face, behind("192.0.2.1", face.app)) == ALICE
+        assert (gate.strangers.open, gate.clients.open) == (0, 0)
+
+
+async def test_an_idle_reflection_stream_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reflection stream on which nothing is asked ends."""
+    monkeypatch.setattr("app.rpc.gate.PATIENCE_S", 0.1)
+    monkeypatch.setattr(handlers, "SWEEP_S", 0.05)
+    gate = Gate(max_streams=10)
+    async with face_behind(gate, tmp_path) as face:
+        ended = await failure_of(half_open(face, REFLECTION))
+        assert ended == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "")
+        await until(lambda: not gate.reflection.open)
+
+
+# Bursts.
+
+
+async def test_a_burst_of_new_credentials_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls at once with the same credentials, never seen before, share one look-up, its failure and its success."""
+    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+        store: Any = face.core.store
+        real, looks, failing = store.key, 0, True
+
+        async def key(key_id: str) -> Any:
+            nonlocal looks
+            looks += 1
+            await until(lambda: len(face.calls) == 50)
+            if failing:
+                raise StoreUnavailable("The store is away.")
+            return await real(key_id)
+
+        monkeypatch.setattr(
+            face.auth, "_store", type("Slow", (), {"key": staticmethod(key), "clients": store.clients})()
+        )
+        failures = await asyncio.gather(*[failure_of(half_open(face, metadata=face.app)) for _ in range(50)])
+        assert set(failures) == {(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "")}
+        failing = False
+        assert set(await asyncio.gather(*[status_of(face, face.app) for _ in range(50)])) == {ALICE}
+        assert looks == 2
+
+
+async def test_a_caller_that_leaves_takes_no_look_up_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the call that looks up its credentials is cancelled, the next one with the same looks."""
+    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+        store: Any = face.core.store
+        real, looked, go = store.key, asyncio.Event(), asyncio.Event()
+
+        async def key(key_id: str) -> Any:
+            looked.set()
+            await go.wait()
+            return await real(key_id)
+
+        monkeypatch.setattr(
+            face.auth, "_store", type("Slow", (), {"key": staticmethod(key), "clients": store.clients})()
+        )
+        first = half_open(face, metadata=face.app)
+        await looked.wait()
+        second = asyncio.ensure_future(status_of(face, face.app))
+        await until(lambda: len(face.calls) == 2)
+        looked.clear()
+        first.cancel()
+        await looked.wait()
+        go.set()
+        assert await second == ALICE
+
+
+@pytest.mark.parametrize("open_to_all", [False, True], ids=["credentials", "open"])
+@pytest.mark.parametrize(("number", "connections"), [(2000, 1), (2000, 20), (8000, 8)])
+async def test_no_call_of_a_burst_is_lost(tmp_path: Path, number: int, connections: int, open_to_all: bool) -> None:
+    """Thousands of calls at once, over one connection or several, are all answered."""
+    async with face_behind(Gate(max_streams=10), tmp_path, open_to_all=open_to_all) as face:
+        request = pb.GetStatusRequest(address=ALICE).SerializeToString()
+        async with raw_connections(face, connections, () if open_to_all else face.app) as opened:
+            answers = await asyncio.gather(
+                *[opened[n % connections].ask(GET_STATUS, request) for n in range(number)], return_exceptions=True
+            )
+        assert Counter(type(answer) for answer in answers) == {bytes: number}
+
+
+async def test_no_stream_of_a_burst_is_lost(tmp_path: Path) -> None:
+    """Two thousand streams begun at once over one connection all get their snapshot."""
+    begun: Counter[str] = Counter()
+    async with face_behind(Gate(max_streams=10_000), tmp_path) as face:
+        request = pb.WatchStatusesRequest(addresses=[ALICE]).SerializeToString()
+        async with raw_connections(face, 1, face.app) as (connection,):
+            for _ in range(2000):
+                first = iter([True])
+                connection.begin(
+                    WATCH_STATUSES,
+                    request,
+                    lambda _, first=first: begun.update(["begun"] if next(first, False) else []),  # type: ignore[misc]
+                    lambda: begun.update(["ended"]),
+                )
+            async with asyncio.timeout(LIMIT_S):
+                await until(lambda: begun.total() >= 2000)
+        assert begun["begun"] == 2000
+
+
+async def test_a_connection_takes_more_streams_than_a_client_may_have(tmp_path: Path) -> None:
+    """SETTINGS_MAX_CONCURRENT_STREAMS lies above a client's own bound; below it, calls would hang without a word."""
+    gate = Gate(max_streams=123_456)
+    async with face_behind(gate, tmp_path) as face:
+        reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        head = await reader.readexactly(9)
+        payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+        writer.close()
+        settings = dict(struct.iter_unpack(">HI", payload))
+        assert head[3] == 4
+        assert settings.get(3, 2**32) > gate.clients.each > 123_456
+
+
+@asynccontextmanager
+async def raw_connections(face: Face, number: int, metadata: Metadata) -> AsyncIterator[list[h2.Connection]]:
+    """Connections without a stub, which costs more than the server."""
+    async with contextlib.AsyncExitStack() as stack:
+        opened = []
+        for _ in range(number):
+            connection = await h2.Connection.open(f"127.0.0.1:{face.port}", dict(metadata))
+            stack.callback(connection.close)
+            opened.append(connection)
+        yield opened
