@@ -305,13 +305,14 @@ async def lists(face: Face, metadata: Metadata) -> tuple[list[str], list[str], l
 
 
 async def test_without_clients_everybody_may(tmp_path: Path) -> None:
-    """While no client is configured, calls need no credentials."""
+    """While no client is configured, calls need no credentials; an operator's calls do."""
     async with run_core(await new_database(tmp_path)) as core, face_over(core) as face:
         for client in (APP, OTHER, ADMIN):
             await face.registry.delete(client.id, who="test")
         answer = await face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE))
         assert answer.status.status == pb.STATUS_REACHABLE
-        await face.operators.ListClients(admin_pb2.ListClientsRequest())
+        refused = await failure_of(face.operators.ListClients(admin_pb2.ListClientsRequest()))
+        assert refused == (grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED", "")
 
 
 # Questions.
