@@ -130,16 +130,23 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         _measure(metrics, watcher, use_cases)
         calls: set[asyncio.Task[Any]] = set()
         proxies = TrustedProxies.of(settings.trusted_proxies)
+        gate = rpc.Gate(
+            max_streams=settings.max_streams,
+            unauthenticated=settings.grpc_max_unauthenticated_calls,
+            unauthenticated_connections=settings.grpc_max_unauthenticated_connections,
+        )
         rpc_server = rpc.create_server(
             service,
             use_cases,
             stopping=stopping,
             calls=calls,
             max_connection_age_s=settings.grpc_max_connection_age_s,
-            gate=rpc.Gate(max_streams=settings.max_streams, unauthenticated=settings.grpc_max_unauthenticated_calls),
+            gate=gate,
             proxies=proxies,
         )
-        grpc_server = await stack.enter_async_context(serve_grpc(rpc_server, settings.grpc_listen, secured, calls))
+        grpc_server = await stack.enter_async_context(
+            serve_grpc(rpc_server, settings.grpc_listen, secured, calls, gate, proxies)
+        )
         app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
         http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, proxies))
         assert watcher.build is not None  # noqa: S101  # it started

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from app.auth.tls import Tls
 from app.proxies import TrustedProxies
 from app.rest.connection import BoundedConnection
+from app.rpc import Gate, guard_connections
 
 DRAIN_S = 5.0
 """How long questions in flight may take to end when the gateway is told to stop."""
@@ -95,14 +96,21 @@ def bound(listen: str) -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def serve_grpc(
-    server: grpc.aio.Server, listen: str, tls: Tls | None, calls: set[asyncio.Task[Any]]
+    server: grpc.aio.Server,
+    listen: str,
+    tls: Tls | None,
+    calls: set[asyncio.Task[Any]],
+    gate: Gate,
+    proxies: TrustedProxies,
 ) -> AsyncIterator[GrpcServer]:
     """Serves while the context is open. Raises CannotStart."""
     bound_server = GrpcServer(server, listen, tls, calls)
     await server.start()
+    guarding = asyncio.create_task(guard_connections(gate, bound_server.port, proxies), name="grpc connections")
     try:
         yield bound_server
     finally:
+        guarding.cancel()
         await bound_server.stop()
 
 

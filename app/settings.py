@@ -143,6 +143,13 @@ class Settings(BaseModel):
         "no credentials are needed; it has ten seconds.",
         examples=["1 to 100000"],
     )
+    grpc_max_unauthenticated_connections: int = Field(
+        256,
+        ge=1,
+        le=10000,
+        description="gRPC connections of one address that have brought no client's call; more are closed (on Linux).",
+        examples=["1 to 10000"],
+    )
     sip_listen: Annotated[str, AfterValidator(kinds.sip_listen)] = Field(
         "127.0.0.1:0",
         validate_default=True,

@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from app.domain import GatewayOverloaded, RateLimited, StoreUnavailable, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.proxies import TrustedProxies
-from app.rpc import SERVICE_NAME, calls, handlers
+from app.rpc import SERVICE_NAME, calls, connections, guard, handlers
 from app.rpc.gate import EXCESS_PATIENCE_S, PATIENCE_S, Gate, Pool, Waiting
 from bench import h2
 from tests.core import ADMIN, ALICE, APP, OTHER, new_database, run_core, until
@@ -380,3 +380,83 @@ async def raw_connections(face: Face, number: int, metadata: Metadata) -> AsyncI
             stack.callback(connection.close)
             opened.append(connection)
         yield opened
+
+
+# Connections.
+
+
+@asynccontextmanager
+async def idle_connections(port: int, address: str, number: int) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Connections that speak HTTP/2 and call nothing."""
+    opened = [await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0)) for _ in range(number)]
+    for _, writer in opened:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    try:
+        yield [reader for reader, _ in opened]
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
+async def ended(readers: list[asyncio.StreamReader]) -> int:
+    """How many of them the gateway has closed."""
+    for reader in readers:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reader.read(65_536), 0.001)
+    return sum(reader.at_eof() for reader in readers)
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.times = 0
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.times += 1
+        return self._function(*arguments)
+
+
+async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one address's connections that brought no client's call only so many stay; those that did bring one stay
+    beside them, and those of another address and of a trusted proxy too."""
+    monkeypatch.setattr(guard, "LOOK_S", 0.05)
+    gate = Gate(max_streams=10, unauthenticated_connections=5)
+    proxies = TrustedProxies.of(["127.0.0.4/32"])
+    async with face_behind(gate, tmp_path) as face, raw_connections(face, 8, face.app) as known:
+        request = pb.GetStatusRequest(address=ALICE).SerializeToString()
+        for connection in known:
+            await connection.ask(GET_STATUS, request)
+        guarding = asyncio.create_task(guard.guard_connections(gate, face.port, proxies))
+        async with (
+            idle_connections(face.port, "127.0.0.2", 20) as idle,
+            idle_connections(face.port, "127.0.0.3", 5) as few,
+            idle_connections(face.port, "127.0.0.4", 20) as proxied,
+            idle_connections(face.port, "127.0.0.1", 5) as beside,
+        ):
+            async with asyncio.timeout(LIMIT_S):
+                while await ended(idle) < 15:
+                    pass
+            monkeypatch.setattr(guard, "excess", counted := Counted(guard.excess))
+            await until(lambda: counted.times == 5)
+            assert [await ended(each) for each in (idle, few, proxied, beside)] == [15, 0, 0, 0]
+            for connection in known:
+                await connection.ask(GET_STATUS, request)
+        for connection in known:
+            connection.close()
+        await until(lambda: not gate.proved)
+        guarding.cancel()
+
+
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("0100007F:1388", "ipv4:127.0.0.1:5000"),
+        ("0000000000000000FFFF00000100007F:1388", "ipv4:127.0.0.1:5000"),
+        ("B80D0120000000000000000001000000:1388", "ipv6:%5B2001:db8::1%5D:5000"),
+    ],
+)
+def test_peers_are_named_as_grpc_names_them(text: str, peer: str) -> None:
+    """The kernel's table of connections is read to the names that calls have."""
+    assert connections.peer_of(text) == peer

@@ -42,6 +42,7 @@ from app.rpc.deliveries import DeliveryServicer
 from app.rpc.errors import CODES, ERROR_DOMAIN
 from app.rpc.gate import Gate
 from app.rpc.groups import GroupServicer
+from app.rpc.guard import guard_connections
 from app.rpc.handlers import Handlers
 from app.rpc.health import HealthServicer
 from app.rpc.subscriptions import SubscriptionServicer
@@ -57,6 +58,7 @@ __all__ = (
     "Gate",
     "UseCases",
     "create_server",
+    "guard_connections",
 )
 
 SERVICE_NAMES: tuple[str, ...] = tuple(
@@ -69,9 +71,13 @@ SERVICE_NAMES: tuple[str, ...] = tuple(
 MAX_REQUEST_BYTES = 1024 * 1024
 """Some 5,000 addresses of the longest kind, 40,000 of the usual; policies allow fewer."""
 
-MAX_PENDING_CALLS = 20_000
+MAX_PENDING_CALLS = 10_000
 """Calls that gRPC has read and the event loop has not begun. Above it gRPC cancels calls without a reason, at random
-and so those of bystanders too; its own default of 1,000 loses a tenth of 2,000 calls at once."""
+and so those of bystanders too; its own default of 1,000 loses a tenth of 2,000 calls at once. They are begun in their
+order, so many more would let a flood of bad calls delay good ones for long."""
+
+MAX_CONNECTIONS = 10_000
+"""One more is closed at once. Descriptors are the process's, so all faces and the database would miss them."""
 
 AGE_SLACK_S = 120
 """How much longer than its greatest age a connection may be kept for the streams on it, each of which ends by itself at
@@ -88,11 +94,12 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
-    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS * 3 // 2),
     # A connection must begin TLS and HTTP/2 soon (gRPC's own limit is two minutes), and one without calls ends; its
     # client connects again by itself when it has one.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
 )
 
 

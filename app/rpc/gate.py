@@ -9,7 +9,7 @@ function that came with it. What is refused is a RateLimited (this caller has to
 together have), which every face's table knows. A key of "" (a trusted proxy) is bounded by the pool as a whole only.
 
 Deliberately absent: who calls (`calls.py`), the rate of calls and the number of streams (`core/policy.py`), and
-connections: gRPC shows none before its first call.
+connections (`guard.py`).
 """
 
 from collections import Counter
@@ -20,6 +20,7 @@ from typing import Final
 from app.domain import GatewayOverloaded, InvalidRequest, RateLimited, TerminalStatusError
 
 UNAUTHENTICATED_CALLS: Final = 500
+UNAUTHENTICATED_CONNECTIONS: Final = 256
 """Of one address, unless the operator says otherwise."""
 
 PATIENCE_S: Final = 10.0
@@ -88,9 +89,20 @@ class Waiting:
 
 class Gate:
     """The pools of one server, and the calls that have not shown enough yet. `max_streams` is what one client may have;
-    `unauthenticated` the calls of one address whose caller is not known."""
+    `unauthenticated` the calls of one address whose caller is not known, `unauthenticated_connections` its connections
+    that have brought no call of a client."""
 
-    def __init__(self, *, max_streams: int, unauthenticated: int = UNAUTHENTICATED_CALLS) -> None:
+    def __init__(
+        self,
+        *,
+        max_streams: int,
+        unauthenticated: int = UNAUTHENTICATED_CALLS,
+        unauthenticated_connections: int = UNAUTHENTICATED_CONNECTIONS,
+    ) -> None:
+        self.unauthenticated_connections = unauthenticated_connections
+        self.proved: set[str] = set()
+        """Connections, by the names of their peers, that have brought a call of a client; `guard.py` takes out what has
+        ended."""
         each = max_streams + UNARY_CALLS
         self.clients = Pool(each, 2 * each, "by this client")
         burst = max(UNARY_CALLS, unauthenticated)

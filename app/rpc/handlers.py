@@ -51,7 +51,7 @@ class Handlers:
     def of_client(self, name: str, handler: Any) -> Any:
         """The handler for a method that is for clients."""
         behaviour, parse = _behaviour(handler), handler.request_deserializer
-        calls, clients = self._calls, self._gate.clients
+        calls, clients, proved = self._calls, self._gate.clients, self._gate.proved
 
         async def handle(_messages: object, context: Context) -> Any:
             call = cast("_Task", asyncio.current_task())
@@ -64,6 +64,7 @@ class Handlers:
                         found, message = await self._stranger(context, call, found)
                     clients.enter(found.id)
                     client = calls.clients[context] = found
+                    proved.add(context.peer())
                     request = _parsed(name, parse, await context.read() if message is None else message)
                 except (Exception, asyncio.CancelledError) as error:
                     await calls.fail(context, name, error)
