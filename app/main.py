@@ -37,6 +37,7 @@ from app.core.usecases import UseCases, run_use_cases
 from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.delivery.webhook import WebhookSender, v1_event
+from app.domain import StoreUnavailable
 from app.ports import Sender
 from app.proxies import TrustedProxies
 from app.records import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
@@ -82,8 +83,6 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             store = await stack.enter_async_context(
                 await open_store(settings.database_url, secret_key_file=settings.secret_key_file)
             )
-            if alone:  # nobody else is delivering, whatever a gateway before this one had leased
-                await store.end_leases(_now())
         except tls.TlsUnusable as error:
             raise CannotStart(str(error)) from None
         except DatabaseUnavailable as error:
@@ -108,23 +107,29 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             ),
             SinkKind.SOAP: CallbackSender(egress),
         }
-        use_cases = await stack.enter_async_context(
-            run_use_cases(
-                settings,
-                store,
-                watcher,
-                service,
-                senders,
-                clock=_now,
-                monotonic=time.monotonic,
-                tokens=tokens,
-                attempted=metrics.attempted,
-                open_is_admin=open_is_admin,
-            )
-        )
         try:
-            listens = {"TS_GRPC_LISTEN": settings.grpc_listen, "TS_HTTP_LISTEN": settings.http_listen}
-            await use_cases.auth.start(listens, closed_is_meant=settings.anonymous_access == "never")
+            with store.patient():
+                if alone:  # nobody else is delivering, whatever a gateway before this one had leased
+                    await store.end_leases(_now())
+                use_cases = await stack.enter_async_context(
+                    run_use_cases(
+                        settings,
+                        store,
+                        watcher,
+                        service,
+                        senders,
+                        clock=_now,
+                        monotonic=time.monotonic,
+                        tokens=tokens,
+                        attempted=metrics.attempted,
+                        open_is_admin=open_is_admin,
+                    )
+                )
+                listens = {"TS_GRPC_LISTEN": settings.grpc_listen, "TS_HTTP_LISTEN": settings.http_listen}
+                await use_cases.auth.start(listens, closed_is_meant=settings.anonymous_access == "never")
+        except StoreUnavailable as error:
+            url, reason = shown_url(settings.database_url), error.details.get("reason", "away")
+            raise CannotStart(f"TS_DATABASE_URL: {url} cannot be used: {reason} for too long.") from None
         except OpenToAll as error:
             raise CannotStart(str(error)) from None
         _measure(metrics, watcher, use_cases)

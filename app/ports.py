@@ -182,6 +182,10 @@ class Page:
     token: str = ""
 
 
+GroupVersion = tuple[str, TerminalAddress, int]
+"""A group's client, its address and its version."""
+
+
 class Store(Protocol):
     """The truth. Raises StoreUnavailable where the database is locked, full or gone, having changed nothing."""
 
@@ -264,8 +268,16 @@ class Store(Protocol):
     async def groups_of(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
         """Those of the addresses that are groups of this client."""
 
+    async def group_sizes(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, int]:
+        """How many members those of the addresses have that are groups of this client, in the order given. Reads no
+        members."""
+
+    def group_versions(self) -> AsyncIterator[Sequence[GroupVersion]]:
+        """All groups in portions, for the start. Reads no members."""
+
     async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
-        """A client's (None: everybody's) groups by address, and the next page's token."""
+        """A client's (None: everybody's) groups by address, and the next page's token. A page has fewer groups where
+        their members would be too many for it."""
 
     async def change_group(
         self,
@@ -278,6 +290,9 @@ class Store(Protocol):
 
     async def delete_group(self, client_id: str, address: TerminalAddress, expected_version: int | None) -> None:
         """Raises GroupUnknown, GroupChanged."""
+
+    async def delete_groups(self, client_id: str) -> None:
+        """Deletes the client's groups, not all at once; `delete_client` does so before it locks anything."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
         """Leases due notifications: of each subscription only the first that is not settled, and none of one that has

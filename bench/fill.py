@@ -58,6 +58,25 @@ def fill(url: str, addresses: Sequence[str], *, sink: Sink = _STREAM, first: int
     engine.dispose()
 
 
+def fill_groups(url: str, count: int, size: int) -> None:
+    """Makes the database at `url`, if there is none, and adds groups of so many members each that nobody asks for."""
+    asyncio.run(migrate(url))
+    now = datetime.now(UTC)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for number in range(count):
+            key = {"client_id": ANONYMOUS, "address": f"sip:group-{number}@bench.example.com"}
+            its = [f"sip:member-{number}-{position}@bench.example.com" for position in range(size)]
+            sizes = {"members": size, "characters": sum(map(len, its))}
+            connection.execute(insert(t.groups), {**key, "created_at": now, "version": 1, **sizes})
+            rows = [
+                {"client_id": ANONYMOUS, "group_address": key["address"], "position": position, "member": member}
+                for position, member in enumerate(its)
+            ]
+            connection.execute(insert(t.group_members), rows)
+    engine.dispose()
+
+
 _STATUS = {"status": Status.REACHABLE.value, "source": Source.WATCH.value, "revision": 1}
 
 

@@ -125,11 +125,18 @@ def compared(
 
 
 def compared_pairs(
-    name: str, values: Sequence[float], baselines: Sequence[float], unit: str, *, least: float | None = None
+    name: str,
+    values: Sequence[float],
+    baselines: Sequence[float],
+    unit: str,
+    *,
+    most: float | None = None,
+    least: float | None = None,
 ) -> Row:
     """As `compared`, of both measured by turns: medians, and the median of the pairs' ratios."""
     ratio = statistics.median(value / other for value, other in zip(values, baselines, strict=True))
-    return compared(name, statistics.median(values), statistics.median(baselines), unit, least=least, ratio=ratio)
+    value, baseline = statistics.median(values), statistics.median(baselines)
+    return compared(name, value, baseline, unit, most=most, least=least, ratio=ratio)
 
 
 def medians(rounds: Sequence[Sequence[Row]]) -> list[Row]:
@@ -174,7 +181,8 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
         f"A round has {arguments.count} fetches, {arguments.concurrency} at once, and {arguments.single} one by one.",
         title_justify="left",
         caption="baseline: the bare PJSIP loop, or dialogs; of burst.memory and sse.memory: the second third; of "
-        "changes: the rate offered; of callback.rate: webhook.rate; of hanging.p99: before it hung; of the others: "
+        "changes: the rate offered; of callback.rate: webhook.rate; of hanging.p99: before it hung; "
+        "of stored.start_members: none; of the others: "
         "a server, or a client, that does nothing else",
         caption_justify="left",
     )

@@ -4,17 +4,19 @@ The start is that of a gateway whose subscriptions have a terminal each, which i
 ports it serves at. What a subscription costs beside its watch is the difference of two gateways that watch the same
 terminals, one with a subscription to each, one with as many more as wanted; memory is that of the gateway's own
 process, since watches live in the SIP worker. `stored.memory_watched` is for information: with a watch each.
+`stored.start_members` is a start with a million members in groups that nobody asks for, beside one with none.
 """
 
 import time
 
-from bench.fill import fill
+from bench.fill import fill, fill_groups
 from bench.processes import World, database_url, gateway, own_bytes, world
-from bench.rows import Row, Run, judged, told
+from bench.rows import Row, Run, compared_pairs, judged, told
 
-ROWS = ("stored.start", "stored.memory_watched", "stored.memory")
+ROWS = ("stored.start", "stored.memory_watched", "stored.memory", "stored.start_members")
 
-MOST_START_S, MOST_KB = 15.0, 3.0
+MOST_START_S, MOST_KB, MOST_RATIO = 15.0, 3.0, 1.2
+GROUPS, MEMBERS, PAIRS = 1000, 1000, 3
 SUBSCRIPTIONS, TERMINALS = 100_000, 500
 START_LIMIT_S, SETTLE_S = 90.0, 2.0
 
@@ -38,7 +40,24 @@ def measure(bench: Run) -> list[Row]:
             _, many = _started(bench, around, count, terminals)
             each_kb = (many - few) / (count - terminals) / 1e3
             rows.append(judged("stored.memory", each_kb, "KB", most=MOST_KB))
+        if bench.wants("stored.start_members"):
+            rows.append(_with_members(bench, around))
     return rows
+
+
+def _with_members(bench: Run, around: World) -> Row:
+    """Starts with members and without by turns."""
+    count = bench.sized(GROUPS, 2)
+    bench.tell(f"starts with {count * MEMBERS} members of groups, and with none")
+    seconds: dict[int, list[float]] = {count: [], 0: []}
+    for groups in seconds:
+        fill_groups(database_url(bench.own_folder(f"members-{groups}")), groups, MEMBERS)
+    for _ in range(PAIRS):
+        for groups, its in seconds.items():
+            started_s = time.perf_counter()
+            with gateway(bench.folder / f"members-{groups}", around.sip_port, limit_s=START_LIMIT_S):
+                its.append(time.perf_counter() - started_s)
+    return compared_pairs("stored.start_members", seconds[count], seconds[0], "s", most=MOST_RATIO)
 
 
 def _started(bench: Run, around: World, count: int, terminals: int) -> tuple[float, int]:

@@ -45,6 +45,7 @@ REACHES = {
     "sse.memory": "ratio <= 1.05",
     "stored.start": "value <= 15.0",
     "stored.memory": "value <= 3.0",
+    "stored.start_members": "ratio <= 1.2",
     "webhook.rate": "ratio >= 0.4",
     "webhook.per_second": "value >= 400.0",
     "webhook.lag_median": "value <= 25.0",
@@ -73,7 +74,19 @@ def needs_sipp() -> None:
         pytest.skip("SIPp (Debian package sip-tester) is not installed")
 
 
-SOME = ("bare", "grpc", "rest", "soap", "floor", "start", "burst", "watch", "live.rest", "webhook")
+SOME = (
+    "bare",
+    "grpc",
+    "rest",
+    "soap",
+    "floor",
+    "start",
+    "burst",
+    "watch",
+    "live.rest",
+    "stored.start_members",
+    "webhook",
+)
 """Rows of each kind of loop; all of them take minutes."""
 
 

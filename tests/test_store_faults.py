@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ from sqlalchemy import Connection, Engine, bindparam, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
+from app.config import Settings
 from app.domain import StoreUnavailable
+from app.main import CannotStart, run_gateway
 from app.ports import Changes, Page
+from app.sandbox import Sandbox
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, migrations, open_store, shown_url
 from app.store.engines import dispose, make_engine, on_connection
 from app.store.tables import METADATA, UtcDateTime
-from tests.core import TEAM
+from tests.conftest import settings_for
+from tests.core import TEAM, until
 from tests.postgres import Postgres
 from tests.test_store import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage
 
@@ -314,13 +318,14 @@ async def test_migrations_make_the_tables_of_the_code(empty_url: str) -> None:
 
 async def test_migration_finds_groups_and_what_was_held_back(empty_url: str) -> None:
     """Of active subscriptions of the first schema, addresses that are their client's groups are groups from then on,
-    and what was observed after the last notification waits for the interval."""
+    and what was observed after the last notification waits for the interval. Groups' members are counted."""
     engine = make_engine(empty_url, create=True)
     await on_connection(engine, first_schema, writes=True)
     await dispose(engine)
     assert (await migrate(empty_url)).before == "0001"
     async with await open_store(empty_url) as store:
         found, _ = await store.subscriptions(None, Page(), active_only=False)
+        assert await store.group_sizes("c1", [TEAM]) == {TEAM: 2}
     assert [(one.id, one.groups, one.joined, one.held) for one in found] == [
         ("grouped", (TEAM,), (), (BOB,)),
         ("another's", (), (), (BOB,)),
@@ -360,6 +365,9 @@ def first_schema(connection: Connection) -> None:
     for address, at in ((ALICE, AT), (BOB, after(1))):
         add("insert into terminal_status values (:address, 'BUSY', :at, 'WATCH', 1)", address=address, at=at)
     add("insert into terminal_group values ('c1', :address, :at, 1)", address=TEAM, at=AT)
+    for position, address in enumerate((ALICE, BOB)):
+        statement = "insert into group_member values ('c1', :group, :position, :address)"
+        add(statement, group=TEAM, position=position, address=address)
 
 
 def differences(connection: Connection) -> list[Any]:
@@ -378,7 +386,7 @@ async def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None
     processes = [run_migrate(empty_url) for _ in range(3)]
     done = await asyncio.gather(*(asyncio.to_thread(process.communicate, timeout=60) for process in processes))
     assert [process.returncode for process in processes] == [0, 0, 0], done
-    assert sorted(json.loads(output)["before"] for output, _ in done) == ["", "0003", "0003"]
+    assert sorted(json.loads(output)["before"] for output, _ in done) == ["", "0004", "0004"]
 
 
 async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: str) -> None:
@@ -536,4 +544,62 @@ async def test_postgresql_that_hangs(postgres: Postgres, monkeypatch: pytest.Mon
         for pid in backends:
             os.kill(pid, signal.SIGCONT)
     assert refused.value.details["reason"] == "hangs"
+    postgres.drop_database(name)
+
+
+async def test_start_waits_for_a_locked_sqlite(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process locks the file just when it was opened, the start says so, waits, and goes on."""
+    path = tmp_path / "ts.sqlite3"
+    settings = settings_for(sandbox.uri, database_url=f"sqlite:///{path}")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+
+        async def open_and_lock(*arguments: Any, **options: Any) -> SqlStore:
+            store = await open_store(*arguments, busy_timeout_ms=50, **options)
+            other.execute("begin immediate")
+            return store
+
+        monkeypatch.setattr("app.main.open_store", open_and_lock)
+        await starts_once(settings, lambda: other.execute("rollback"))
+
+
+async def test_start_waits_for_a_locked_postgresql(sandbox: Sandbox, postgres: Postgres) -> None:
+    """So it does where a table is locked, be it by a backup or somebody's session."""
+    name = await postgres.new_database()
+    with postgres.connect(name) as other:
+        other.execute("begin")
+        other.execute("lock table terminal_group in access exclusive mode")
+        settings = settings_for(sandbox.uri, database_url=postgres.url(name))
+        await starts_once(settings, lambda: other.execute("rollback"))
+    postgres.drop_database(name)
+
+
+async def starts_once(settings: Settings, release: Callable[[], object]) -> None:
+    """The gateway serves once the lock is released, and said before that it waits for it."""
+    with capture_logs() as logs:
+
+        async def released_when_waited_for() -> None:
+            await until(lambda: [line for line in logs if line["event"] == "database_not_ready"])
+            assert not [line for line in logs if line["event"] == "gateway_started"]
+            release()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(released_when_waited_for())
+            async with run_gateway(settings) as gateway:
+                assert gateway.use_cases.groups.is_group("c", ALICE) is False
+    assert [line["reason"] for line in logs if line["event"] == "database_not_ready"] == ["locked"]
+
+
+async def test_start_does_not_wait_for_ever(
+    sandbox: Sandbox, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its time it ends with one line that names the setting and what is wrong, and waits no more then."""
+    monkeypatch.setattr("app.store.database.PATIENCE_S", 0.2)
+    name = await postgres.new_database()
+    with postgres.connect(name) as other, other.transaction():
+        other.execute("lock table terminal_group in access exclusive mode")
+        with pytest.raises(CannotStart, match=r"TS_DATABASE_URL: .* cannot be used: locked for too long"):
+            async with run_gateway(settings_for(sandbox.uri, database_url=postgres.url(name))):
+                pytest.fail("it started")
     postgres.drop_database(name)

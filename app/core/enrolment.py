@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from app.core.commits import Commits
-from app.core.groups import Expansion, GroupService
+from app.core.groups import Asked, Expansion, GroupService
 from app.core.policy import Policies, Policy
 from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
 from app.core.standings import Standings
@@ -272,6 +272,8 @@ class Enrolment:
         await self._undisturbed(self._client_gone(client_id))
 
     async def _delete_client(self, client_id: str) -> list[Subscription]:
+        if await self._store.client(client_id) is not None:
+            await self._store.delete_groups(client_id)  # which may take long, so before the lock is taken
         async with self._commits.lock:
             ended = await self._store.delete_client(client_id, Writer(self._clock()).client_deleted)
             self._let_go(client_id, [subscription.id for subscription in ended])
@@ -326,11 +328,16 @@ class Enrolment:
         now, now_s = self._clock(), self._clock_s()
         expansions: dict[str, Expansion] = {}
         regrouped: list[SubscriptionUpdate] = []
+        same: dict[Asked, Expansion] = {}  # many may be to the same groups, which are read once
         for subscription in portion:
             client_id = subscription.client_id
             if known := subscription.groups:
                 most = self._policies.of_id(client_id, clients).max_notification_addresses
-                expansion = await self._groups.members_now(client_id, subscription.addresses, most, known)
+                asked = client_id, subscription.addresses, known
+                if (expansion := same.get(asked)) is None:
+                    expansion = same[asked] = await self._groups.members_now(
+                        client_id, subscription.addresses, most, known
+                    )
                 expansions[subscription.id] = expansion
                 if expansion.groups != known:
                     regrouped.append(SubscriptionUpdate(subscription_id=subscription.id, groups=expansion.groups))

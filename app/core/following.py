@@ -1,7 +1,8 @@
 """Lets subscriptions follow their groups: who is in them now is watched for them, who left is not.
 
 What a restart must know of it (groups, who joined) is stored first, and memory follows.
-Invariants: the writer's lock is held meanwhile. A subscription that cannot follow holds up no other.
+Invariants: the writer's lock is held for each portion of subscriptions. A subscription that cannot follow holds up no
+other.
 
 Deliberately absent: streams, which `watching.py` lets follow, and what a group stands for (`groups.py`).
 """
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 
 from app.core.commits import Commits
-from app.core.groups import Expansion, GroupKey, GroupService
+from app.core.groups import Asked, Expansion, GroupKey, GroupService
 from app.core.policy import Policies
 from app.core.standing import Standing
 from app.core.standings import Standings
@@ -66,13 +67,12 @@ class Following:
 
     async def regroup(self, changed: Iterable[GroupKey], clients: Mapping[str, Client]) -> None:
         """Lets subscriptions by these groups follow their members. Raises StoreUnavailable, and may be repeated."""
-        async with self._commits.lock:
-            concerned = [
-                one for group in changed for one in (*self._standings.by_group.get(group, ()), *self._met(group))
-            ]
-            standings = list(dict.fromkeys(concerned))
-            for start in range(0, len(standings), _TOGETHER):
-                await self._regroup(standings[start : start + _TOGETHER], clients)
+        concerned = [one for group in changed for one in (*self._standings.by_group.get(group, ()), *self._met(group))]
+        standings = list(dict.fromkeys(concerned))
+        for start in range(0, len(standings), _TOGETHER):
+            async with self._commits.lock:  # others have their turn between portions
+                portion = [one for one in standings[start : start + _TOGETHER] if not one.ended]
+                await self._regroup(portion, clients)
         self._wake()
 
     def _met(self, group: GroupKey) -> list[Standing]:
@@ -84,9 +84,10 @@ class Following:
 
     async def _regroup(self, standings: Sequence[Standing], clients: Mapping[str, Client]) -> None:
         moves: list[_Move] = []
+        same: dict[Asked, Expansion] = {}  # many may be to the same groups, which are read once
         try:
             for standing in standings:
-                moves += await self._moves(standing, clients)
+                moves += await self._moves(standing, clients, same)
             await self._commits.load([terminal for move in moves for terminal in move.terminals])
             for move in moves:
                 self._weigh(move)
@@ -109,10 +110,16 @@ class Following:
                 if not terminal.wanted:
                     self._watches.unwanted(terminal)
 
-    async def _moves(self, standing: Standing, clients: Mapping[str, Client]) -> "list[_Move]":
+    async def _moves(
+        self, standing: Standing, clients: Mapping[str, Client], same: dict[Asked, Expansion]
+    ) -> "list[_Move]":
         """Where it is to go; none where too many terminals are watched for that."""
         most = self._policies.of_id(standing.client_id, clients).max_notification_addresses
-        expansion = await self._groups.members_now(standing.client_id, standing.addresses, most, standing.groups)
+        asked = standing.client_id, standing.addresses, standing.groups
+        if (expansion := same.get(asked)) is None:
+            expansion = same[asked] = await self._groups.members_now(
+                standing.client_id, standing.addresses, most, standing.groups
+            )
         self._tell_left_out(standing, expansion)
         standing.failed = standing.failed.intersection(expansion.terminals)
         try:

@@ -2,16 +2,17 @@
 
 Invariants: a group belongs to one client; to every other, operators' too, its address is a terminal like any, and may
 be a group of its own. So no client can change what an address means to another. Expansion ends whatever the members
-are: each group is visited once (so cycles do no harm), and no more than MAX_EXPANDED terminals are named. Which
-addresses are groups is kept in memory (`start`, `reload`), so that a list without groups costs no query; their members
-are not.
+are: each group is visited once (so cycles do no harm), and no more than MAX_EXPANDED terminals are named. Members are
+counted before they are read (`most_members`), and read in portions, so that no list keeps a thread of the database
+from others. Which addresses are groups is kept in memory (`start`, `reload`), so that a list without groups costs no
+query; their members are not.
 
 Deliberately absent: who listens to changes of membership (`on_change`), and limits themselves (`policy.py`).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -30,16 +31,25 @@ from app.domain import (
     TooManyGroups,
     parse_address,
 )
-from app.ports import MAX_PAGE, Page, Store
+from app.ports import Page, Store
 from app.records import Client, Group
 
 MAX_EXPANDED = 100_000
 """Most terminals a list of addresses may stand for, whatever the policy; above it the list is refused."""
 
 _PARSED_AT_ONCE = 1_000
+NAMED_AGAIN = 10
+"""How often each terminal may be named by groups on average: a list whose groups have more members is refused."""
+
+READ_AT_ONCE = 5000
+"""Members that are read together, if not a single group has more."""
+
 _TRIES = 5
 _FIELD = "addresses"
 """The part of a request that errors of `expand` name."""
+
+Asked = tuple[str, Collection[TerminalAddress], Collection[TerminalAddress]]
+"""What many subscriptions may have in common: their client's id, their addresses, and those known to be groups."""
 
 GroupKey = tuple[str, TerminalAddress]
 """Which group: its client's id and its address."""
@@ -56,7 +66,8 @@ class Expansion:
     groups: tuple[TerminalAddress, ...] = ()
     """Every group that was visited, nested ones too, and those that were groups and are deleted."""
     left_out: int = 0
-    """How many terminals more there are than were asked for at most."""
+    """How many terminals more there are than were asked for at most; members of groups that were not read count each
+    time."""
 
 
 class GroupService:
@@ -67,8 +78,8 @@ class GroupService:
         self._store = store
         self._policies = policies
         self._clock = clock
-        self._directory: dict[GroupKey, int] = {}  # its version
-        self._sizes: dict[str, int] = {}  # by client id: how many groups
+        self._directory: dict[str, dict[TerminalAddress, int]] = {}  # by client id: groups' versions
+        self._meanwhile: set[GroupKey] | None = None  # what changed here, while the store is read
         self._making: Counter[str] = Counter()  # by client id: how many groups are being stored
         self._listeners: list[Callable[[GroupKey], None]] = []
 
@@ -85,28 +96,31 @@ class GroupService:
 
         Raises StoreUnavailable.
         """
-        directory: dict[GroupKey, int] = {}
-        token = ""
-        before = dict(self._directory)
-        while True:
-            groups, token = await self._store.groups(None, Page(size=MAX_PAGE, token=token))
-            directory.update(((group.client_id, group.address), group.version) for group in groups)
-            if not token:
-                break
-        # Not what this node did itself while the pages were read.
-        ours = {key for key in {*before, *self._directory} if before.get(key) != self._directory.get(key)}
-        for key in {*directory, *self._directory} - ours:
-            if self._directory.get(key) != directory.get(key):
-                self._changed(key, directory.get(key))
+        seen: dict[str, set[TerminalAddress]] = {}
+        ours = self._meanwhile = set[GroupKey]()
+        try:
+            async for portion in self._store.group_versions():
+                for client_id, address, version in portion:
+                    seen.setdefault(client_id, set()).add(address)
+                    known = self._directory.get(client_id, {}).get(address)
+                    if known != version and (client_id, address) not in ours:
+                        self._changed((client_id, address), version)
+            for client_id, own in list(self._directory.items()):
+                for address in own.keys() - seen.get(client_id, set()):
+                    if (client_id, address) not in ours:
+                        self._changed((client_id, address), None)
+                await asyncio.sleep(0)  # others have their turn between clients
+        finally:
+            self._meanwhile = None
 
     def client_deleted(self, client_id: str) -> None:
         """The client's groups are no longer in the store."""
-        for key in [key for key in self._directory if key[0] == client_id]:
-            self._changed(key, None)
+        for address in list(self._directory.get(client_id, ())):
+            self._changed((client_id, address), None)
 
     def is_group(self, client_id: str, address: str) -> bool:
         """Whether the (canonical) address is a group of this client's; another's is none."""
-        return (client_id, address) in self._directory
+        return address in self._directory.get(client_id, ())
 
     async def create(self, client: Client, address: str, members: Sequence[str]) -> Group:
         """Makes a group of a `sip:` or `sips:` address and its members (terminals, or groups where allowed).
@@ -120,7 +134,7 @@ class GroupService:
         own = _parse(address, "address")
         if own.startswith("tel:"):
             raise InvalidAddress("A group's address is a sip: or sips: URI.", field="address")
-        if self._sizes.get(client.id, 0) + self._making[client.id] >= policy.max_groups:
+        if len(self._directory.get(client.id, ())) + self._making[client.id] >= policy.max_groups:
             raise TooManyGroups(f"There are {policy.max_groups} groups already, as many as allowed.")
         now = self._clock()
         group = Group(
@@ -209,6 +223,7 @@ class GroupService:
         With `most`, more terminals than that are refused. Raises GroupNotAllowed, GroupUnknown, InvalidAddress,
         NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable, TooManyAddresses.
         """
+        limit = MAX_EXPANDED if most is None else min(most, MAX_EXPANDED)
         if len(addresses) > MAX_EXPANDED:
             raise _too_many(MAX_EXPANDED)
         if most is not None and len(addresses) > 2 * most:  # some may be named twice
@@ -218,11 +233,9 @@ class GroupService:
             if at:
                 await asyncio.sleep(0)  # 70,000 take 300 ms
             asked.update(dict.fromkeys([_parse(each, _FIELD) for each in addresses[at : at + _PARSED_AT_ONCE]]))
-        terminals, groups = await self._expand(client, asked, policy)
+        terminals, groups = await self._expand(client, asked, policy, limit)
         if not terminals:
             raise NoValidAddresses("No terminal was given, or only empty groups.", field=_FIELD)
-        if most is not None and len(terminals) > most:
-            raise _too_many(most)
         return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
 
     async def members_now(
@@ -239,54 +252,70 @@ class GroupService:
         level = asked = tuple(addresses)
         known = frozenset(known)
         own = frozenset(asked) - known
+        may_read, not_read = most_members(most), 0
         while level:
-            inner = [address for address in level if address not in own and self.is_group(client_id, address)]
-            found = await self._store.groups_of(client_id, inner) if inner else {}
-            following: list[TerminalAddress] = []
+            inner = [one for one in level if one not in own and one not in visited and self.is_group(client_id, one)]
+            sizes = await self._store.group_sizes(client_id, inner) if inner else {}
+            read: dict[TerminalAddress, int] = {}
+            for address, size in sizes.items():
+                if size <= may_read:
+                    read[address] = size
+                    may_read -= size
+                else:
+                    not_read += size
+            members = await self._read_members(client_id, read)
+            following: dict[TerminalAddress, None] = {}
             for address in level:
-                group = found.get(address)
-                if group is None and address not in known:
+                if address not in sizes and address not in known and address not in visited:
                     (terminals if address in terminals or len(terminals) < most else over)[address] = None
                 elif address not in visited:
                     visited[address] = None
-                    following += group.members if group else ()
-            level = tuple(dict.fromkeys(following))
-        return Expansion(terminals=tuple(terminals), addresses=asked, groups=tuple(visited), left_out=len(over))
+                    following.update(dict.fromkeys(members.get(address, ())))
+            level = tuple(following)
+        return Expansion(
+            terminals=tuple(terminals), addresses=asked, groups=tuple(visited), left_out=len(over) + not_read
+        )
+
+    async def _read_members(
+        self, client_id: str, sizes: Mapping[TerminalAddress, int]
+    ) -> dict[TerminalAddress, tuple[TerminalAddress, ...]]:
+        """The members of these groups of the client's, whose sizes are known."""
+        members: dict[TerminalAddress, tuple[TerminalAddress, ...]] = {}
+        portion: list[TerminalAddress] = []
+        left = READ_AT_ONCE
+        for address, size in [*sizes.items(), (None, READ_AT_ONCE)]:
+            if portion and (size > left or address is None):
+                found = await self._store.groups_of(client_id, portion)
+                members.update((one.address, one.members) for one in found.values())
+                portion, left = [], READ_AT_ONCE
+            if address is not None:
+                portion.append(address)
+                left -= size
+        return members
 
     async def _expand(
-        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy
+        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy, limit: int
     ) -> tuple[dict[TerminalAddress, None], dict[TerminalAddress, None]]:
         terminals: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
-        level, nested = list(asked), False
+        level, nested, may_read = list(asked), False, most_members(limit)
         while level:
             inner = [address for address in level if self.is_group(client.id, address) and address not in visited]
-            if not inner:
-                terminals.update(dict.fromkeys([address for address in level if address not in visited]))
-                break
-            if not policy.group_support:
+            if inner and not policy.group_support:
                 raise GroupNotAllowed(f"{inner[0]} is a group, which is not allowed here.", field=_FIELD)
-            if nested and not policy.nested_group_support:
+            if inner and nested and not policy.nested_group_support:
                 raise NestedGroupNotAllowed(f"{inner[0]} is a group in a group, which is not allowed.", field=_FIELD)
-            members: dict[TerminalAddress, tuple[TerminalAddress, ...]] = {}
-            found = await self._store.groups_of(client.id, inner)
-            for address in inner:
-                visited[address] = None
-                if group := found.get(address):
-                    members[address] = group.members
-                elif not nested:  # deleted a moment ago, perhaps by another process
-                    raise GroupUnknown(f"There is no group {address} any more.", group=address, field=_FIELD)
-            following: dict[TerminalAddress, None] = {}
-            for address in level:
-                if address in members:
-                    following.update(dict.fromkeys(members[address]))
-                elif address not in visited:
-                    terminals[address] = None
-            level, nested = list(following), True
-            if len(terminals) + len(level) > MAX_EXPANDED:
-                raise _too_many(MAX_EXPANDED)
-        if len(terminals) > MAX_EXPANDED:
-            raise _too_many(MAX_EXPANDED)
+            sizes = await self._store.group_sizes(client.id, inner) if inner else {}
+            if not nested and (gone := [address for address in inner if address not in sizes]):
+                # deleted a moment ago, perhaps by another process
+                raise GroupUnknown(f"There is no group {gone[0]} any more.", group=gone[0], field=_FIELD)
+            visited.update(dict.fromkeys(inner))
+            terminals.update(dict.fromkeys([address for address in level if address not in visited]))
+            may_read -= sum(sizes.values())
+            if may_read < 0 or len(terminals) > limit:
+                raise _too_many(limit)
+            members = await self._read_members(client.id, sizes)
+            level, nested = list(dict.fromkeys([one for its in members.values() for one in its])), True
         return terminals, visited
 
     def _members(
@@ -305,7 +334,7 @@ class GroupService:
     async def _own(self, client: Client, address: TerminalAddress) -> Group:
         group = await self._store.group(client.id, address)
         if group is None and client.admin:
-            others = [client_id for client_id, other in self._directory if other == address]
+            others = [client_id for client_id, own in self._directory.items() if address in own]
             if len(others) > 1:
                 raise InvalidRequest(f"{len(others)} clients have a group of this address.", field="address")
             if others:
@@ -345,16 +374,23 @@ class GroupService:
         )
 
     def _changed(self, key: GroupKey, version: int | None) -> None:
-        client_id = key[0]
-        if self._directory.pop(key, None) is not None:
-            self._sizes[client_id] -= 1
-            if not self._sizes[client_id]:
-                del self._sizes[client_id]
+        client_id, address = key
+        if self._meanwhile is not None:
+            self._meanwhile.add(key)
+        own = self._directory.setdefault(client_id, {})
+        own.pop(address, None)
         if version is not None:
-            self._directory[key] = version
-            self._sizes[client_id] = self._sizes.get(client_id, 0) + 1
+            own[address] = version
+        if not own:
+            del self._directory[client_id]
         for listener in self._listeners:
             listener(key)
+
+
+def most_members(most: int) -> int:
+    """How many members may be read for a list that may stand for so many terminals; some are named by several groups.
+    A stated number, so that an operator sees which lists are refused."""
+    return min(NAMED_AGAIN * most, MAX_EXPANDED)
 
 
 def _parse(text: str, field: str) -> TerminalAddress:

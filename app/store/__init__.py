@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from app.domain import StoreUnavailable
 from app.store.alone import only_gateway
 from app.store.clients import Clients
 from app.store.database import Database
 from app.store.encryption import SETTING, read_keys
-from app.store.engines import BUSY_TIMEOUT_MS, DatabaseUnavailable, check_database, make_engine, shown_url
-from app.store.groups import Groups
+from app.store.engines import BUSY_TIMEOUT_MS, DatabaseUnavailable, check_database, make_engine, shown_url, why
 from app.store.migrations import migrate
 from app.store.outbox import Outbox
 from app.store.retention import Retention
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class SqlStore(Clients, Groups, Outbox, Retention):
+class SqlStore(Clients, Outbox, Retention):
     """`ports.Store` over a database that is up to date; `open_store` makes one. `async with` closes it."""
 
     async def __aenter__(self) -> Self:
@@ -51,14 +51,18 @@ async def open_store(
     """Brings the database at `url` up to date (making an SQLite file where there is none) and returns the store.
 
     A lock of others is waited for `busy_timeout_ms`; a migration that another process runs, longer. Raises
-    DatabaseUnavailable, also where secrets are encrypted by a key that is not in `secret_key_file`, and
-    StoreUnavailable. Close the store with `aclose` or `async with`.
+    DatabaseUnavailable, also where secrets are encrypted by a key that is not in `secret_key_file`. Close the store
+    with `aclose` or `async with`.
     """
     keys = read_keys(secret_key_file)
     await migrate(url)
     store = SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms), keys)
     try:
-        missing = sorted({*await store.keys_in_use()}.difference(keys.ids))
+        with store.patient():
+            missing = sorted({*await store.keys_in_use()}.difference(keys.ids))
+    except StoreUnavailable as error:
+        await store.aclose()
+        raise DatabaseUnavailable(why(error.__cause__ or error)) from error
     except BaseException:
         await store.aclose()
         raise

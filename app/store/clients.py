@@ -15,11 +15,12 @@ from app.records import AuditEntry, Client, OwedNotification, Subscription
 from app.store import tables as t
 from app.store.changes import audit_line
 from app.store.database import AnyRow
+from app.store.groups import Groups
 from app.store.pages import cut, number, token
 from app.store.subscriptions import Subscriptions
 
 
-class Clients(Subscriptions):
+class Clients(Subscriptions, Groups):
     """As `ports.Store` says."""
 
     async def put_client(self, client: Client) -> None:
@@ -59,12 +60,15 @@ class Clients(Subscriptions):
                 raise ClientUnknown(f"There is no client {client_id!r}.", client=client_id)
             return await self._leave_nothing(c, client_id, end)
 
+        if await self.client(client_id) is not None:
+            await self.delete_groups(client_id)
         return await self._write(work)
 
     async def client_gone(
         self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
     ) -> list[Subscription]:
         """As `delete_client`, of what was made while the client was being deleted."""
+        await self.delete_groups(client_id)
         return await self._write(lambda c: self._leave_nothing(c, client_id, end))
 
     async def _leave_nothing(

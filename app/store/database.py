@@ -15,7 +15,7 @@ Deliberately absent: statements (the parts have them), how a connection is opene
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -33,6 +33,11 @@ from app.store.statements import LISTED, among, listed
 TRANSACTION_S = 10.0
 """How long a transaction may take: a database that hangs is away too. Its connection is thrown away; where that happens
 in COMMIT, nobody knows whether it was done, and compare-and-set and ids make the repetition safe."""
+
+PATIENCE_S = 60.0
+"""How long each call of a start waits for a database that cannot be used."""
+
+RETRY_S = 0.5
 
 CLOSE_S = 10.0
 """How long what is under way at the end may take."""
@@ -66,6 +71,17 @@ class Database:
         self._inode = self._present()
         self._available = True
         self._away_for_writes = False
+        self._patient = False
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Meanwhile calls wait up to PATIENCE_S for a database that is locked or away, and the log says so. This is for
+        a start, when nobody is served yet who could be answered StoreUnavailable."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
 
     async def aclose(self) -> None:
         """Waits up to CLOSE_S for what is under way, and closes every connection."""
@@ -79,13 +95,13 @@ class Database:
 
     async def _read(self, work: Work[T]) -> T:
         """What `work` returns; on SQLite it sees one state of the database, on PostgreSQL each statement the latest."""
-        return await self._owned(self._transact(work))
+        return await self._owned(lambda: self._transact(work))
 
     async def _all(self, statement: AnySelect) -> Sequence[AnyRow]:
         async def work(c: AsyncConnection) -> Sequence[AnyRow]:
             return (await c.execute(statement)).all()
 
-        return await self._owned(self._transact(work, one_statement=True))
+        return await self._owned(lambda: self._transact(work, one_statement=True))
 
     async def _first(self, statement: AnySelect) -> AnyRow | None:
         rows = await self._all(statement)
@@ -93,7 +109,7 @@ class Database:
 
     async def _write(self, work: Work[T], *, one_statement: bool = False) -> T:
         """What `work` returns when everything it did is committed; nothing of it is where it raises."""
-        return await self._owned(self._wait_and_write(work, one_statement))
+        return await self._owned(lambda: self._wait_and_write(work, one_statement))
 
     async def _wait_and_write(self, work: Work[T], one_statement: bool) -> T:
         await self._one_of(self._writers, writes=True)
@@ -113,11 +129,25 @@ class Database:
         except TimeoutError as error:
             raise self._unavailable("locked", error, writes=writes) from None
 
-    async def _owned(self, call: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.create_task(call)
+    async def _owned(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = asyncio.create_task(self._patiently(begin) if self._patient else begin())
         self._under_way.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)
+
+    async def _patiently(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        give_up_s = asyncio.get_running_loop().time() + PATIENCE_S
+        said = False
+        while True:
+            try:
+                return await begin()
+            except StoreUnavailable as error:
+                if asyncio.get_running_loop().time() >= give_up_s:
+                    raise
+                if not said:
+                    _log.warning("database_not_ready", reason=error.details["reason"], most_s=PATIENCE_S)
+                    said = True
+            await asyncio.sleep(RETRY_S)
 
     def _done(self, task: "asyncio.Task[Any]") -> None:
         self._under_way.discard(task)

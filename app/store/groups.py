@@ -1,23 +1,36 @@
-"""Groups and their members. An address may be a group of several clients: each has its own."""
+"""Groups and their members. An address may be a group of several clients: each has its own.
 
-from collections.abc import Sequence
+Invariants: a group's row has the number and length of its members, written with them. So what is read, listed or
+deleted together is bounded before a member is read.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from sqlalchemy import FromClause, and_, delete, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import GroupChanged, GroupExists, GroupUnknown, TerminalAddress
-from app.ports import Page
+from app.ports import GroupVersion, Page
 from app.records import Group
 from app.store import tables as t
-from app.store.database import AnyRow, Database
-from app.store.pages import cut, position, token
+from app.store.changes import Writing, as_json
+from app.store.database import AnyRow, Work
+from app.store.pages import position, token
+
+PORTION = 5000
+"""Groups read at once at a start, and members deleted at once with their client."""
+
+MAX_PAGE_MEMBERS = 10_000
+MAX_PAGE_CHARACTERS = 2_000_000
+"""Members on one page of groups, and the length of their addresses: more groups are on the next page. gRPC's clients
+take messages of 4 MB."""
 
 _group = t.groups.c
 _member = t.group_members.c
 
 
-class Groups(Database):
+class Groups(Writing):
     """As `ports.Store` says."""
 
     async def create_group(self, group: Group) -> None:
@@ -27,11 +40,12 @@ class Groups(Database):
             "client_id": group.client_id,
             "created_at": group.created_at,
             "version": group.version,
+            **_sizes(group.members),
         }
 
         async def work(c: AsyncConnection) -> None:
             await c.execute(insert(t.groups), values)
-            await _put_members(c, group.client_id, group.address, group.members)
+            await self._put_members(c, group.client_id, group.address, group.members)
 
         try:
             await self._write(work)
@@ -46,21 +60,48 @@ class Groups(Database):
         """Those of the addresses that are groups of this client."""
         of_client = select(t.groups).where(_group.client_id == client_id)
         picked = of_client.where(self._among(_group.address, addresses)).subquery()
-        return {group.address: group for group in await self._groups(picked)}
+        return {group.address: group for group in await self._read(lambda c: self._groups(c, picked))}
+
+    async def group_sizes(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, int]:
+        """How many members those of the addresses have that are groups of this client, in the order given."""
+        which = select(_group.address, _group.members).where(_group.client_id == client_id)
+        rows = await self._all(which.where(self._among(_group.address, addresses)))
+        sizes = {row.address: row.members for row in rows}
+        return {address: sizes[address] for address in addresses if address in sizes}
+
+    async def group_versions(self) -> AsyncIterator[Sequence[GroupVersion]]:
+        """All groups in portions, without members."""
+        key = tuple_(_group.client_id, _group.address)
+        statement = select(_group.client_id, _group.address, _group.version).order_by(*key).limit(PORTION)
+        last = ("", "")
+        while rows := await self._all(statement.where(key > tuple_(*last))):
+            last = rows[-1].client_id, rows[-1].address
+            yield [(row.client_id, TerminalAddress(row.address), row.version) for row in rows]
 
     async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
-        """A client's (None: everybody's) groups by address, and the next page's token."""
+        """A client's (None: everybody's) groups by address, and the next page's token. A page ends early where its
+        members would be too many."""
         names = ("groups", client_id)
         address, _, owner = position(page, *names).partition(" ")
+        key = tuple_(_group.address, _group.client_id)
+        of_list = [key > tuple_(address, owner)]
         if client_id is not None:
-            picked = select(t.groups).where(_group.client_id == client_id, _group.address > address)
-        else:
-            picked = select(t.groups).where(tuple_(_group.address, _group.client_id) > tuple_(address, owner))
-        found = await self._groups(picked.order_by(_group.address, _group.client_id).limit(page.size + 1).subquery())
-        groups, more = cut(found, page)
-        return list(groups), token(f"{groups[-1].address} {groups[-1].client_id}", *names) if more else ""
+            of_list = [_group.client_id == client_id, _group.address > address]
+        heads = select(_group.address, _group.client_id, _group.members, _group.characters).where(*of_list)
+        heads = heads.order_by(_group.address, _group.client_id).limit(page.size + 1)
 
-    async def _groups(self, picked: FromClause) -> list[Group]:
+        async def work(c: AsyncConnection) -> tuple[list[Group], str]:
+            found = (await c.execute(heads)).all()
+            if not found:
+                return [], ""
+            on_page = found[: min(page.size, _fitting(found, MAX_PAGE_MEMBERS, MAX_PAGE_CHARACTERS))]
+            last = on_page[-1].address, on_page[-1].client_id
+            groups = await self._groups(c, select(t.groups).where(*of_list, key <= tuple_(*last)).subquery())
+            return groups, token(" ".join(last), *names) if len(on_page) < len(found) else ""
+
+        return await self._read(work)
+
+    async def _groups(self, c: AsyncConnection, picked: FromClause) -> list[Group]:
         """The groups of a subquery with their members, by address: one statement, so that both are of one version."""
         statement = (
             select(picked, t.group_members.c.member)
@@ -73,27 +114,24 @@ class Groups(Database):
             .order_by(picked.c.address, picked.c.client_id, _member.position)
         )
 
-        async def work(c: AsyncConnection) -> list[Group]:
-            members: dict[tuple[str, str], list[TerminalAddress]] = {}
-            heads: dict[tuple[str, str], AnyRow] = {}
-            for row in await c.execute(statement):
-                key = (row.client_id, row.address)
-                heads.setdefault(key, row)
-                of = members.setdefault(key, [])
-                if row.member is not None:
-                    of.append(TerminalAddress(row.member))
-            return [
-                Group(
-                    address=TerminalAddress(row.address),
-                    client_id=row.client_id,
-                    members=tuple(members[key]),
-                    created_at=row.created_at,
-                    version=row.version,
-                )
-                for key, row in heads.items()
-            ]
-
-        return await self._read(work)
+        members: dict[tuple[str, str], list[TerminalAddress]] = {}
+        heads: dict[tuple[str, str], AnyRow] = {}
+        for row in await c.execute(statement):
+            key = (row.client_id, row.address)
+            heads.setdefault(key, row)
+            of = members.setdefault(key, [])
+            if row.member is not None:
+                of.append(TerminalAddress(row.member))
+        return [
+            Group(
+                address=TerminalAddress(row.address),
+                client_id=row.client_id,
+                members=tuple(members[key]),
+                created_at=row.created_at,
+                version=row.version,
+            )
+            for key, row in heads.items()
+        ]
 
     async def change_group(
         self,
@@ -106,7 +144,7 @@ class Groups(Database):
         change = (
             update(t.groups)
             .where(_group.client_id == client_id, _group.address == address)
-            .values(version=_group.version + 1)
+            .values(version=_group.version + 1, **_sizes(members))
             .returning(_group.created_at, _group.version)
         )
 
@@ -117,7 +155,7 @@ class Groups(Database):
             _check_version(address, row.version - 1, expected_version)
             its = delete(t.group_members).where(_member.client_id == client_id, _member.group_address == address)
             await c.execute(its)
-            await _put_members(c, client_id, address, members)
+            await self._put_members(c, client_id, address, members)
             return Group(
                 address=address,
                 client_id=client_id,
@@ -141,6 +179,20 @@ class Groups(Database):
 
         await self._write(work)
 
+    async def delete_groups(self, client_id: str) -> None:
+        """Deletes the client's groups in portions, so that others may write between them."""
+        own = select(_group.address, _group.members, _group.characters).where(_group.client_id == client_id)
+        while rows := await self._all(own.order_by(_group.address).limit(PORTION)):
+            last = rows[_fitting(rows, PORTION) - 1].address
+            await self._write(_deleting(client_id, last))
+
+    async def _put_members(
+        self, c: AsyncConnection, client_id: str, address: TerminalAddress, members: Sequence[TerminalAddress]
+    ) -> None:
+        if members:
+            texts = as_json([t.clean(member) for member in members])
+            await c.execute(self._sql.add_members, {"client_id": client_id, "group_address": address, "members": texts})
+
 
 def _unknown(address: str) -> GroupUnknown:
     return GroupUnknown(f"{address} is no group.", group=address)
@@ -151,12 +203,25 @@ def _check_version(address: str, version: int, expected: int | None) -> None:
         raise GroupChanged(f"The group {address} is of version {version}, not {expected}.", group=address)
 
 
-async def _put_members(c: AsyncConnection, client_id: str, address: str, members: Sequence[TerminalAddress]) -> None:
-    if members:
-        await c.execute(
-            insert(t.group_members),
-            [
-                {"client_id": client_id, "group_address": address, "position": i, "member": member}
-                for i, member in enumerate(members)
-            ],
-        )
+def _sizes(members: Sequence[TerminalAddress]) -> Mapping[str, int]:
+    """As columns of `terminal_group`."""
+    return {"members": len(members), "characters": sum(map(len, members))}
+
+
+def _fitting(rows: Sequence[AnyRow], most_members: int, most_characters: int | None = None) -> int:
+    """How many of these groups have no more members together; one at least."""
+    members = characters = 0
+    for number, row in enumerate(rows):
+        members, characters = members + row.members, characters + row.characters
+        if number and (members > most_members or (most_characters is not None and characters > most_characters)):
+            return number
+    return len(rows)
+
+
+def _deleting(client_id: str, last: str) -> Work[None]:
+    """Deletes the client's groups up to that address."""
+
+    async def work(c: AsyncConnection) -> None:
+        await c.execute(delete(t.groups).where(_group.client_id == client_id, _group.address <= last))
+
+    return work

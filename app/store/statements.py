@@ -31,6 +31,7 @@ from sqlalchemy import (
     case,
     cast,
     func,
+    insert,
     literal_column,
     null,
     select,
@@ -140,6 +141,7 @@ class Statements:
         self.owe = self._insert(t.owed_notifications)
         """Every column but `seq`, in the order of the table; so in `add_usage`, for which SQLite has `add_rows`."""
         self.add_usage = self._insert(t.usage_records).on_conflict_do_nothing()
+        self.add_members = self._add_members()
         self.subscriptions = select(t.subscriptions).where(self._among(_sub.id))
         self.addresses = (
             select(_address.subscription_seq, _address.address)
@@ -223,9 +225,23 @@ class Statements:
 
     def _insert(self, table: Table) -> Any:  # the two dialects' Insert have no common type with `on_conflict…`
         columns = [column for column in table.c if column.name != "seq"]
-        insert = sqlite.insert(table) if self._sqlite else postgresql.insert(table)
+        added = sqlite.insert(table) if self._sqlite else postgresql.insert(table)
         # Without WHERE, SQLite would read ON CONFLICT as a join's.
-        return insert.from_select([column.name for column in columns], self._rows(*columns).where(true()))
+        return added.from_select([column.name for column in columns], self._rows(*columns).where(true()))
+
+    def _add_members(self) -> Executable:
+        """`client_id`, `group_address`, and the members as JSON text: a row for each would keep the writer waiting."""
+        data = bindparam("members", type_=Text)
+        if self._sqlite:
+            given = func.json_each(data).table_valued("key", "value")
+            position: ColumnElement[Any] = given.c.key
+        else:
+            given = func.json_array_elements_text(cast(data, JSON)).table_valued("value", with_ordinality="key")
+            given = given.render_derived()
+            position = cast(given.c.key - 1, Integer)
+        names = (bindparam("client_id", type_=t.CleanText()), bindparam("group_address", type_=t.CleanText()))
+        columns = ["client_id", "group_address", "position", "member"]
+        return insert(t.group_members).from_select(columns, select(*names, position, given.c.value))
 
     def _add_statuses(self) -> Executable:
         """`terminal_status`'s columns; returns the addresses of those that were not there."""

@@ -128,7 +128,8 @@ class ClientKeyRow(SQLModel, table=True):
 
 
 class GroupRow(SQLModel, table=True):
-    """A client's group; the client may be one that is not configured (`anonymous`)."""
+    """A client's group; the client may be one that is not configured (`anonymous`). `members` is how many it has, and
+    `characters` how long their addresses are together."""
 
     __tablename__ = "terminal_group"
     __table_args__ = (Index("ix_terminal_group_address", "address", "client_id"),)
@@ -136,6 +137,8 @@ class GroupRow(SQLModel, table=True):
     address: str = Field(sa_type=CleanText, primary_key=True)
     created_at: datetime = Field(sa_type=UtcDateTime)
     version: int = Field(sa_type=BigInteger)
+    members: int = Field(sa_type=BigInteger)
+    characters: int = Field(sa_type=BigInteger)
 
 
 class GroupMemberRow(SQLModel, table=True):

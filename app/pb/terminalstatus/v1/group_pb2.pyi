@@ -170,7 +170,7 @@ class ListGroupsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most groups to return: 1 to 1000; 0 is 100."""
+    """Most groups to return: 1 to 1000; 0 is 100. A page has fewer where they have many members."""
     page_token: _builtins.str
     """The `next_page_token` of the page before; empty for the first."""
     def __init__(
