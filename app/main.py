@@ -243,6 +243,12 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
         },
     )
     metrics.reads(
+        "terminal_status_sip_refused_total",
+        "SIP messages that did not count: from elsewhere, for another dialog, or NOTIFYs that could not be used.",
+        "reason",
+        lambda: counts().refused,
+    )
+    metrics.reads(
         "terminal_status_route_up",
         "1 while the presence server answers, by its place in TS_PRESENCE_SERVER.",
         "route",

@@ -202,6 +202,11 @@ class Settings(BaseModel):
         description="Nameservers for SIP names, with SRV (RFC 3263); the system's resolver, without SRV, if absent.",
         examples=["IPv4[:PORT], several with commas between"],
     )
+    sip_answers_from: Annotated[frozenset[str], BeforeValidator(kinds.words), AfterValidator(kinds.networks)] = Field(
+        frozenset(),
+        description="Networks whose answers to SIP requests count, beside those from where the request was sent.",
+        examples=["networks such as 10.1.0.0/16 with commas between; only from where it was sent if absent"],
+    )
     sip_registrar: Annotated[str, AfterValidator(kinds.sip_uri)] | None = Field(
         None,
         description="Where the watcher registers itself, in an IMS that wants that.",

@@ -18,6 +18,7 @@ from app.domain import Liveness
 from app.sip import timing as life
 from app.sip.dialog import (
     BAD_ADDRESS,
+    UNUSABLE,
     UNWANTED,
     Accepted,
     Action,
@@ -27,6 +28,7 @@ from app.sip.dialog import (
     Event,
     Forget,
     NotifyReceived,
+    NotifyUnusable,
     Observe,
     Omitted,
     RefreshWanted,
@@ -98,6 +100,8 @@ LIFE_CYCLE = {
     "NOTIFY while a refresh is failing": "test_notify_does_not_put_off_a_retry",
     "a timer that fires early": "test_timer_that_fires_early",
     "401, 407 when the pace is used up": "test_challenge_is_answered_as_the_pace_allows",
+    "NOTIFY that the stack refuses": "test_refused_notify",
+    "NOTIFYs that the stack refuses, again and again": "test_refused_notify_again_and_again",
     "a refresh forced by hand": "test_refresh_by_hand",
     "a fresh dialog forced by hand": "test_fresh_dialog_by_hand",
 }
@@ -951,6 +955,58 @@ def test_wanted_again_while_ending() -> None:
     assert told(actions) == [(Liveness.STALE, "subscribing")]
 
 
+def unusable(play: Play, reason: str = "cseq", generation: int | None = None) -> list[Action]:
+    """A NOTIFY of the dialog in use that was refused."""
+    return play.tell(
+        NotifyUnusable(generation=play.usage.generation if generation is None else generation, reason=reason)
+    )
+
+
+def test_refused_notify() -> None:
+    """What it said is unknown: STALE with the reason, and a SUBSCRIBE in a new dialog; while ending nothing changes."""
+    for reason, why in UNUSABLE.items():
+        for play in (active(), refreshing()):
+            actions = unusable(play, reason)
+            assert (actions[0], told(actions)) == (Forget(generation=1), [(Liveness.STALE, f"NOTIFY refused: {why}")])
+            assert isinstance(of(Tell, actions)[0].error, domain.PresenceUnavailable)
+            assert of(Subscribe, actions) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+            assert unusable(play, reason, generation=1) == []
+            play.accept()
+            assert told(play.notify()) == [(Liveness.LIVE, "")]
+    for play in (Play(observed=True), Play()):
+        play.tell(Wanted())
+        actions = unusable(play)
+        assert of(Subscribe, actions) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+    play = renewing()
+    actions = unusable(play, generation=1)
+    assert (play.dialogs, told(actions)[0][0], of(Subscribe, actions)) == ([2], Liveness.STALE, [])
+    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    play = renewing()
+    assert told(unusable(play))[0][0] is Liveness.STALE
+    assert play.dialogs == [3]
+    play = active()
+    play.tell(Unwanted())
+    assert unusable(play) == []
+    play.notify("terminated")
+    assert play.ended is not None
+
+
+def test_refused_notify_again_and_again() -> None:
+    """Only the first of a row is followed at once; a server that goes on so meets the back-off."""
+    play, waits_s = active(), list[float]()
+    for _ in range(4):
+        before_s = play.now_s
+        unusable(play)
+        while not play.dialogs:
+            play.run(0.5)
+        waits_s.append(play.now_s - before_s)
+        play.accept()
+        play.notify()
+    assert waits_s[0] == 0
+    assert waits_s[1:] == sorted(waits_s[1:])
+    assert waits_s[1] > 0
+
+
 def test_refresh_by_hand() -> None:
     """An operator's wish moves the next try to now: a refresh, or the end of a long stop; pace holds."""
     play, stopped = active(), Play()
@@ -1066,6 +1122,11 @@ ANSWERS: st.SearchStrategy[Move] = st.one_of(
         st.builds(
             Refused, generation=st.just(0), final=FINALS, can_authenticate=st.booleans(), dialog_gone=st.booleans()
         ),
+        GENERATIONS,
+    ),
+    st.builds(
+        behind,
+        st.builds(NotifyUnusable, generation=st.just(0), reason=st.sampled_from(sorted(UNUSABLE))),
         GENERATIONS,
     ),
     st.builds(
@@ -1317,6 +1378,12 @@ def _deactivating(play: Play) -> None:
     play.notify("terminated", "deactivated")
 
 
+def _unusable(play: Play) -> None:
+    play.accept(HOUR)
+    play.notify()
+    unusable(play)
+
+
 HOSTILE: dict[str, tuple[Move, int]] = {
     "refuses each digest": (lambda play: play.refuse(401, can_authenticate=True), 2),
     "raises Min-Expires each time": (lambda play: play.refuse(423, min_expires_s=play.usage._asked_s + 1), 100),  # noqa: SLF001
@@ -1324,6 +1391,7 @@ HOSTILE: dict[str, tuple[Move, int]] = {
     "asks to come back now": (lambda play: play.refuse(503, retry_after_s=0), 100),
     "terminates at once": (lambda play: play.notify("terminated", "timeout"), 100),
     "grants and deactivates": (_deactivating, 100),
+    "sends NOTIFYs that cannot be used": (_unusable, 100),
     "refuses": (lambda play: play.refuse(403), 1),
     "is silent": (lambda play: None, 60),
 }

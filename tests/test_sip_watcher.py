@@ -141,7 +141,7 @@ async def test_headers_on_the_wire(transport: str) -> None:
     lines = head.split("\r\n")
     assert lines[0] == "SUBSCRIBE tel:+155599 SIP/2.0"
     assert f"Route: <sip:127.0.0.1:{port};transport={transport};lr>" in lines
-    contact = rf"Contact: <sip:watcher-[0-9a-f]{{16}}@127\.0\.0\.1:{watcher.ports[transport]}{suffix}>"
+    contact = rf"Contact: <sip:watcher-[0-9a-f]{{48}}@127\.0\.0\.1:{watcher.ports[transport]}{suffix}>"
     assert [line for line in lines if re.fullmatch(contact, line)]
     assert "To: <tel:+155599>" in lines
     assert [line for line in lines if line.startswith("From: <sip:gateway@example.net>;tag=")]

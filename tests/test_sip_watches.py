@@ -293,7 +293,6 @@ async def test_long_stop_and_back_off(running: Running, code: int) -> None:
         "notify-twice",
         "forked",
         "dead-dialog",
-        "cseq-back",
         "notify-late-50",
         "granted-60",
     ],
@@ -324,11 +323,31 @@ async def test_interval_too_brief(sandbox: Sandbox) -> None:
         assert observer.errors[address] is None
 
 
-@pytest.mark.parametrize("user", ["notify-never", "no-state"])
-async def test_no_notify(running: Running, user: str) -> None:
-    """A subscription without a NOTIFY that says its state is UNKNOWN, and given up after Timer N."""
+@pytest.mark.parametrize(
+    ("user", "liveness", "reason"),
+    [
+        ("cseq-back", STALE, "NOTIFY refused: its CSeq went back or stood still"),
+        ("no-state", UNKNOWN, "NOTIFY refused: it has no Subscription-State"),
+    ],
+)
+async def test_notifies_that_are_refused(
+    sandbox: Sandbox, running: Running, user: str, liveness: Liveness, reason: str
+) -> None:
+    """What they said is unknown: the watch is not LIVE, and is asked afresh by its back-off."""
     watcher, observer = running
     address = terminal(user)
+    watcher.watch(address)
+    await until(lambda: sandbox.counters.subscribes[address] >= 3)
+    seen = await until_seen(watcher, address, lambda seen: seen.next_action == "subscribe")
+    assert (seen.state, seen.liveness, seen.reason) == ("waiting", liveness, reason)
+    assert (liveness, reason) == (observer.liveness(address), observer.reasons[address])
+    watcher.unwatch(address)
+
+
+async def test_no_notify(running: Running) -> None:
+    """A subscription without a NOTIFY is UNKNOWN, and given up after Timer N."""
+    watcher, observer = running
+    address = terminal("notify-never")
     watcher.watch(address)
     seen = await until_seen(watcher, address, lambda seen: seen.code == 200)
     await everything_heard(running)

@@ -29,7 +29,20 @@ from app import domain
 from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, WatchUnknown
 from app.ports import Notification, WatchObserver, WatchView
 from app.sip.dialog import error_of_notify
-from app.sip.frames import Build, Configure, Counts, Error, Observed, Ping, Refresh, Told, Unwatch, Watch, WatchEnded
+from app.sip.frames import (
+    Build,
+    Configure,
+    Counts,
+    Error,
+    NotifyRefused,
+    Observed,
+    Ping,
+    Refresh,
+    Told,
+    Unwatch,
+    Watch,
+    WatchEnded,
+)
 from app.sip.process import WatcherCannotStart, WatchReport, WorkerProcess, reap, restarting
 
 __all__ = ["SipWatcher", "WatcherCannotStart"]
@@ -89,6 +102,7 @@ class SipWatcher:
         self._lag = lag
         self._observer: WatchObserver | None = None
         self._cut, self._cut_logged_s = 0, -math.inf  # documents that were cut since that was logged
+        self._refused_logged_s = -math.inf
         self._numbers = itertools.count(1)
         self._routes = [route.uri for route in configure.routes]
         self._up = [True] * len(self._routes)
@@ -219,6 +233,7 @@ class SipWatcher:
             states.update(slot.counts.states)
         failures.update({name[8:]: count for name, count in total.items() if name.startswith("failure ")})
         registered = all(slot.counts.registered for slot in self._slots)
+        refused = {name[8:]: count for name, count in total.items() if name.startswith("refused ")}
         omitted = [total[f"omitted {route}"] for route in range(len(self._routes))]
         return Counts(
             total["sent"],
@@ -229,6 +244,7 @@ class SipWatcher:
             self._routes_up(),
             registered,
             omitted,
+            refused,
         )
 
     def _routes_up(self) -> list[bool]:
@@ -252,6 +268,7 @@ class SipWatcher:
 
     def _heard(self, slot: _Slot, report: WatchReport) -> None:
         if isinstance(report, Counts):
+            self._log_refused(Counter(report.refused) - Counter(slot.counts.refused))
             slot.counts = report
             self._look_at_routes()
             return
@@ -263,6 +280,8 @@ class SipWatcher:
             case Observed():
                 self._lag(max(0.0, time.time() - report.observed_at_s))
                 self._observed(watched, report, observer)
+            case NotifyRefused():
+                self._log_notify_refused(watched.address, report.reason)
             case Told():
                 watched.liveness = Liveness[report.liveness]
                 observer.liveness_changed(watched.address, watched.liveness, report.reason, _error_of(report.error))
@@ -287,6 +306,20 @@ class SipWatcher:
                 observed_at=datetime.fromtimestamp(report.observed_at_s, UTC),
             ),
         )
+
+    @staticmethod
+    def _log_refused(messages: Counter[str]) -> None:
+        """A worker counts once a second."""
+        if messages:
+            _log.warning(
+                "sip_messages_refused", **{reason.replace("-", "_"): count for reason, count in messages.items()}
+            )
+
+    def _log_notify_refused(self, address: TerminalAddress, reason: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._refused_logged_s >= _LOG_S:
+            _log.warning("notify_refused", address=address, reason=reason)
+            self._refused_logged_s = now_s
 
     def _log_cut(self, address: TerminalAddress, declared: int, received: int) -> None:
         self._cut += 1
@@ -403,6 +436,7 @@ def _plain(counts: Counts) -> dict[str, int]:
         "cut": counts.cut_messages,
         **failures,
         **{f"omitted {route}": count for route, count in enumerate(counts.omitted)},
+        **{f"refused {reason}": count for reason, count in counts.refused.items()},
     }
 
 

@@ -34,6 +34,7 @@ def sip_configuration(settings: Settings, version: str) -> Configure:
         tls_ca_file=str(settings.sip_tls_ca_file or ""),
         tls_verify=settings.sip_tls_verify,
         nameservers=list(settings.sip_nameservers),
+        answers_from=sorted(settings.sip_answers_from),
         registrar=settings.sip_registrar or "",
         max_body_bytes=settings.max_document_bytes,
         watch_expires_s=settings.watch_expires_s,

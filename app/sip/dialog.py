@@ -33,6 +33,17 @@ BAD_ADDRESS = 416
 CUT = 513
 """The code of a local failure by which a document did not fit a datagram (513 is SIP's Message Too Large)."""
 
+UNUSABLE = {
+    "cseq": "its CSeq went back or stood still",
+    "no-event": "it has no Event",
+    "no-state": "it has no Subscription-State",
+    "no-to-tag": "its To has no tag",
+    "unreadable": "it cannot be parsed, as with a CSeq of 2^31 or more",
+    "maddr": "it names an maddr, which is never looked up",
+    "refused": "the SIP stack refused it",
+}
+"""Why a NOTIFY that was sent to a Contact of ours brought nothing."""
+
 _MISCONFIGURED = frozenset({400, 405, 406, 414, 415, 416, 420, 421, 482, 483, 485, 488, 489, 493})
 _UNKNOWN = frozenset({404, 410, 484, 604})
 _REFUSED = frozenset({403, 603})
@@ -174,6 +185,14 @@ class NotifyReceived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyUnusable:
+    """A NOTIFY to the dialog's Contact that the stack refused: what it said is unknown. `reason`: a key of UNUSABLE."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLost:
     """The way to the presence server broke, or its end was restarted: what is in flight is lost, the rest in doubt.
 
@@ -188,7 +207,17 @@ class TimerFired:
     """The time of the last `Arm` has come. Early or late does no harm."""
 
 
-Event = Wanted | Unwanted | RefreshWanted | Accepted | Refused | NotifyReceived | TransportLost | TimerFired
+Event = (
+    Wanted
+    | Unwanted
+    | RefreshWanted
+    | Accepted
+    | Refused
+    | NotifyReceived
+    | NotifyUnusable
+    | TransportLost
+    | TimerFired
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,12 +106,12 @@ class Endpoint:
         self.kept.append(head)
         return head
 
-    def register_module(self, name: str, priority: int, on_rx_request: Any) -> None:
-        """Adds a module whose callback sees requests at that priority."""
-        module = self.ffi.new("pjsip_module *")
+    def register_module(self, name: str, priority: int, **callbacks: Any) -> None:
+        """Adds a module whose callbacks, such as `on_rx_request`, see messages at that priority."""
+        module = self.ffi.new("pjsip_module *", callbacks)
         module.name = self.text(name)[0]
-        module.id, module.priority, module.on_rx_request = -1, priority, on_rx_request
-        self.kept += [module, on_rx_request]
+        module.id, module.priority = -1, priority
+        self.kept += [module, *callbacks.values()]
         self.must(self.lib.pjsip_endpt_register_module(self.endpt, module), f"register the module {name}")
 
     def must(self, status: int, what: str) -> None:

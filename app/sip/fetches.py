@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from app.sip.dialog import BAD_ADDRESS, retry_expires_s
 from app.sip.frames import Failed, Fetch, Notified, Report
 from app.sip.library import AddressRefused, SipStackError
-from app.sip.message import Event, Final, Notify
+from app.sip.message import Event, Final, Notify, Unusable
 from app.sip.pace import Pace
 from app.sip.pjsip import Stack, Subscription
 from app.sip.routes import Routes
@@ -111,6 +111,9 @@ class Fetches:
         self._pace.answered(query)
         if self._queries.get(query.id) is not query or query.subscription is not subscription:
             return
+        if isinstance(event, Unusable):
+            self._routes.answered(query.route)
+            return  # another may follow; else the caller's time limit ends it
         if isinstance(event, Notify):
             self._routes.answered(query.route)
             self._notified(query, subscription, event)

@@ -58,6 +58,8 @@ class Configure(_Message, tag="configure"):
     probe_every_s: float = 0
     routes_up: list[bool] = []
     """What is known of the routes; empty: nothing."""
+    answers_from: list[str] = []
+    """Networks whose answers count in place of those from where the request went."""
 
 
 class Fetch(_Message, tag="fetch"):
@@ -180,6 +182,13 @@ class Told(_Message, tag="told"):
     error: Error | None
 
 
+class NotifyRefused(_Message, tag="notify-refused"):
+    """A NOTIFY of the watch `id` could not be used, and why."""
+
+    id: int
+    reason: str
+
+
 class WatchEnded(_Message, tag="watch-ended"):
     """Nothing follows of the watch `id`."""
 
@@ -225,6 +234,8 @@ class Counts(_Message, tag="counts"):
     registered: bool
     omitted: list[int] = []
     """Refreshes that were accepted and that no NOTIFY followed, by route."""
+    refused: dict[str, int] = {}
+    """Messages that did not count, by reason."""
 
 
 class Pong(_Message, tag="pong"):
@@ -232,7 +243,10 @@ class Pong(_Message, tag="pong"):
 
 
 Command = Configure | Fetch | Cancel | Ping | Watch | Unwatch | Refresh | ListWatches
-Report = Started | CannotStart | Notified | Failed | Pong | Observed | Told | WatchEnded | WatchList | Counts
+Report = (
+    Started | CannotStart | Notified | Failed | Pong | Observed | Told | NotifyRefused | WatchEnded | WatchList | Counts
+)
+
 
 T = TypeVar("T")
 

@@ -1,66 +1,192 @@
-"""What comes in: which requests PJSIP gets to see, and the NOTIFY it is handling at the moment, read from its text.
+"""What comes in: which messages PJSIP gets to see, and the NOTIFY it is handling at the moment, read from its text.
 
 Every request that is not an in-dialog NOTIFY is swallowed: before the transaction layer (priority 12) what is not sent
-to our Contact, whose user part only the presence server has been told, and after the dialog layer (priority 40) what
-that left alone. Large bodies are taken out of streams on the way (`stream.py`) and put back here.
+to a Contact of ours, whose user part only the presence server knows, or names another dialog than that Contact's; and
+after the dialog layer (priority 40) what that left alone. Answers from elsewhere are swallowed too (`answers.py`).
+Large bodies are taken out of streams on the way (`stream.py`) and put back here.
 
-Invariants: a stranger's packet costs one reading of its text, and is never answered nor looked up.
+A NOTIFY that was sent to a Contact of ours and that PJSIP refuses is found out: it was seen at priority 12, is no copy,
+and was not handed to us before the next message, or the end of the poll, came.
+
+Invariants: a stranger's packet costs one reading of its start, and is never answered nor looked up. Callbacks only
+append to `unusable` and count.
 
 Deliberately absent: what a NOTIFY means.
 """
 
 import dataclasses
-import secrets
-from collections import OrderedDict
-from typing import Any
+import re
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import pjsua2
 
+from app.sip.answers import Answers, address_of
+from app.sip.dialogs import CONTACT_USER_LENGTH, Dialogs, OurDialog, string
 from app.sip.endpoint import PJ_SUCCESS, Endpoint
-from app.sip.message import Notify, read_notify
+from app.sip.message import Notify, lacking, read_notify
 from app.sip.stream import MOST_STREAMS, Bodies, Stream
 
 _BEFORE_TRANSACTIONS, _AFTER_DIALOGS = 12, 40
+_NOTIFY = b"NOTIFY sip:"
+_USER = slice(len(_NOTIFY), len(_NOTIFY) + CONTACT_USER_LENGTH)
+_START = _USER.stop + 1
+_BRANCH = re.compile(r"\r\nVia: SIP/2\.0/(\w+)[^\r\n]*;branch=([^;,\s]+)")
+_ADDRESS_BYTES = 8
+_THIRD_TAG = "third-tag"
+
+
+class _Seen(NamedTuple):
+    """A NOTIFY to a Contact of ours that PJSIP has yet to hand on."""
+
+    dialog: OurDialog
+    cseq: int
+    branch: bytes
+    peer_tag: bytes
+    our_tag: bytes
 
 
 class Intake:
-    """Filters the endpoint's requests. `contact_user` is what a NOTIFY must be sent to."""
+    """Filters the endpoint's messages."""
 
-    def __init__(self, endpoint: Endpoint, max_body_bytes: int) -> None:
-        self.contact_user = f"watcher-{secrets.token_hex(8)}"
-        self._endpoint = endpoint
-        # pjsua2's own reader of a packet: hidden from Python, but exported, and free of struct offsets.
-        self._read_packet = endpoint.lib._ZN2pj9SipRxData6fromPjER13pjsip_rx_data  # noqa: SLF001  # a C++ symbol
-        self._packet = ""  # the request being handled
+    def __init__(self, endpoint: Endpoint, dialogs: Dialogs, max_body_bytes: int, answers_from: Iterable[str]) -> None:
+        self.unusable: deque[tuple[OurDialog, str]] = deque()
+        """NOTIFYs to our Contacts that brought nothing, and why; the owner empties it after each `poll`."""
+        self.refused = Counter[str]()
+        """Messages that did not count, by reason."""
+        self._endpoint, self._dialogs = endpoint, dialogs
+        # pjsua2's own reader of a request that leaves: hidden from Python, but exported, and free of struct offsets.
+        self._read_request = endpoint.lib._ZN2pj9SipTxData6fromPjER13pjsip_tx_data  # noqa: SLF001  # a C++ symbol
+        self._packet = b""  # the NOTIFY being handled
+        self._seen: _Seen | None = None
         self._bodies = Bodies(max_body_bytes)
+        self._answers = Answers(answers_from)
         self._swallow_strangers()
+        self._swallow_answers_from_elsewhere()
+        self._see_what_is_dropped()
         self._take_large_bodies()
 
     def notify(self) -> Notify:
         """The NOTIFY being handled, with the body that was taken out of it on the way."""
-        notify = read_notify(self._packet)
-        taken = self._bodies.take(self._packet.encode("utf-8", "surrogateescape")) if self._bodies else None
+        if self._seen is not None:
+            dialog, cseq, branch, peer_tag, _ = self._seen
+            self._dialogs.taken(dialog, cseq, branch, peer_tag)
+            self._seen = None
+        notify = read_notify(self._packet.decode("utf-8", "surrogateescape"))
+        taken = self._bodies.take(self._packet) if self._bodies else None
         if taken is None:
             return notify
         declared_bytes, body = taken
         return dataclasses.replace(notify, declared_bytes=declared_bytes, body=body)
 
-    def _swallow_strangers(self) -> None:
-        ffi = self._endpoint.ffi
-        ours = f"NOTIFY sip:{self.contact_user}@"
+    def conclude(self) -> None:
+        """PJSIP is done with the last message: a NOTIFY that it has not handed on was refused."""
+        if self._seen is not None:
+            seen, self._seen = self._seen, None
+            self._unusable(seen.dialog, self._why(seen))
 
-        @ffi.callback("int(void *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
+    def _swallow_strangers(self) -> None:
+        ffi, dialogs = self._endpoint.ffi, self._dialogs
+
+        @ffi.callback("int(pjsip_rx_data *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
         def only_notify(rdata: Any) -> int:
             # Even a refusal would be sent to where its Via says, after a blocking look-up of the name in maddr.
-            text = self._packet = self.read(rdata)
-            return not text.startswith(ours) or "maddr" in text.partition("\r\n\r\n")[0].lower()
+            self.conclude()
+            message = rdata.msg_info
+            packet = self._packet = bytes(ffi.buffer(message.msg_buf, message.len))
+            if not packet.startswith(_NOTIFY) or packet[_USER.stop : _START] != b"@":
+                return 1
+            dialog = dialogs.of_user(packet[_USER])
+            if dialog is None and not dialogs.was_ours(packet[_USER]):
+                return 1
+            maddr = b"maddr" in packet.partition(b"\r\n\r\n")[0].lower()
+            our_tag = string(ffi, message.to.tag)
+            if (
+                dialog is None
+                or string(ffi, message.cid.id) != dialog.call_id
+                or (our_tag and our_tag.lower() != dialog.tag)
+            ):
+                # For a dialog in use it is forged; else it is late, and PJSIP's 481 ends it (RFC 6665 section 4.1.3).
+                in_use = dialogs.has_tag(our_tag)
+                if in_use or dialog is not None:
+                    self.refused["another-dialog"] += 1
+                return in_use or maddr
+            if maddr:
+                self._unusable(dialog, "maddr")
+                return 1
+            cseq, branch = message.cseq.cseq, string(ffi, message.via.branch)
+            if hash((cseq, branch)) in dialog.taken:
+                return 0  # a copy
+            peer_tag = string(ffi, getattr(message, "from").tag)
+            self._seen = _Seen(dialog, cseq, branch, peer_tag, our_tag)
+            if not dialog.peer_tag and peer_tag and our_tag:
+                dialogs.adopt(dialog, message)
+            return 0
 
-        @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        @ffi.callback("int(pjsip_rx_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def nothing(_rdata: Any) -> int:
             return 1
 
-        self._endpoint.register_module("only-notify", _BEFORE_TRANSACTIONS, only_notify)
-        self._endpoint.register_module("no-strays", _AFTER_DIALOGS, nothing)
+        self._endpoint.register_module("only-notify", _BEFORE_TRANSACTIONS, on_rx_request=only_notify)
+        self._endpoint.register_module("no-strays", _AFTER_DIALOGS, on_rx_request=nothing)
+
+    def _swallow_answers_from_elsewhere(self) -> None:
+        ffi, answers = self._endpoint.ffi, self._answers
+
+        @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def leaving(tdata: Any) -> int:
+            shown = pjsua2.SipTxData()
+            self._read_request(ffi.cast("void *", int(shown.this)), tdata)
+            via = _BRANCH.search(shown.wholeMsg)
+            if via is not None:
+                destination = address_of(shown.dstAddress)
+                answers.sent(via[2].encode(), destination, stream=via[1] != "UDP", now_s=time.monotonic())
+            return PJ_SUCCESS
+
+        @ffi.callback("int(pjsip_rx_data *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
+        def only_awaited(rdata: Any) -> int:
+            message = rdata.msg_info
+            source = bytes(ffi.buffer(rdata.pkt_info.src_addr, _ADDRESS_BYTES))
+            code = message.msg.line.id  # where a response has its code
+            counts = answers.counts(string(ffi, message.via.branch), source, final=code >= 200)
+            if counts is False:
+                self.refused["answer-from-elsewhere"] += 1
+            return not counts
+
+        self._endpoint.register_module(
+            "only-awaited", _BEFORE_TRANSACTIONS, on_rx_response=only_awaited, on_tx_request=leaving
+        )
+
+    def _see_what_is_dropped(self) -> None:
+        ffi, lib = self._endpoint.ffi, self._endpoint.lib
+
+        @ffi.callback("void(pjsip_tp_dropped_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def dropped(shown: Any) -> None:
+            start = bytes(ffi.buffer(shown.data, min(shown.len, _START)))
+            dialog = self._dialogs.of_user(start[_USER]) if start.startswith(_NOTIFY) else None
+            if dialog is not None:
+                self._unusable(dialog, "unreadable")
+
+        self._endpoint.kept.append(dropped)
+        manager = lib.pjsip_endpt_get_tpmgr(self._endpoint.endpt)
+        self._endpoint.must(lib.pjsip_tpmgr_set_drop_data_cb(manager, dropped), "see what its parser refuses")
+
+    def _unusable(self, dialog: OurDialog, reason: str) -> None:
+        self.refused[reason] += 1
+        if reason != _THIRD_TAG:  # of a fork: it gets its 481, and the dialog goes on
+            self.unusable.append((dialog, reason))
+
+    def _why(self, seen: _Seen) -> str:
+        dialog = seen.dialog
+        if not seen.our_tag:
+            return "no-to-tag"
+        if dialog.peer_tag and seen.peer_tag.lower() != dialog.peer_tag.lower():
+            return _THIRD_TAG
+        if seen.cseq <= dialog.cseq:
+            return "cseq"
+        return lacking(self._packet) or "refused"
 
     def _take_large_bodies(self) -> None:
         ffi, lib, streams = self._endpoint.ffi, self._endpoint.lib, OrderedDict[int, Stream]()
@@ -82,9 +208,3 @@ class Intake:
         self._endpoint.kept.append(received)
         manager = lib.pjsip_endpt_get_tpmgr(self._endpoint.endpt)
         self._endpoint.must(lib.pjsip_tpmgr_set_recv_data_cb(manager, received), "see what streams bring")
-
-    def read(self, rdata: Any) -> str:
-        """The text of a message that PJSIP is handling."""
-        received = pjsua2.SipRxData()
-        self._read_packet(self._endpoint.ffi.cast("void *", int(received.this)), rdata)
-        return str(received.wholeMsg)

@@ -28,11 +28,41 @@ typedef struct pjsip_event {
 typedef struct pjsip_cred_info {
     pj_str_t realm, scheme, username; int data_type; pj_str_t data; char extension[128];
 } pjsip_cred_info;
+typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; void *user_data; } pj_ioqueue_op_key_t;
+typedef struct pjsip_hdr { void *prev, *next; int type; pj_str_t name, sname; void *vptr; } pjsip_hdr;
+typedef struct pjsip_fromto_hdr { pjsip_hdr hdr; void *uri; pj_str_t tag; } pjsip_fromto_hdr;
+typedef struct pjsip_cid_hdr { pjsip_hdr hdr; pj_str_t id; } pjsip_cid_hdr;
+typedef struct pjsip_cseq_hdr { pjsip_hdr hdr; int cseq; } pjsip_cseq_hdr;
+typedef struct pjsip_via_hdr {
+    pjsip_hdr hdr; pj_str_t transport, host; int port, ttl, rport; pj_str_t maddr, received, branch;
+} pjsip_via_hdr;
+typedef struct pjsip_contact_hdr { pjsip_hdr hdr; int star; void *uri; } pjsip_contact_hdr;
+typedef struct pjsip_sip_uri { void *vptr; pj_str_t user; } pjsip_sip_uri;
+typedef struct pjsip_dialog {
+    char other_1[48]; void *pool; char other_2[40]; pjsip_sip_uri *target; char other_3[120];
+    pjsip_fromto_hdr *local_info; char other_4[40]; pjsip_fromto_hdr *remote_info; char other_5[24];
+    pjsip_contact_hdr *remote_contact; char other_6[96]; pjsip_cid_hdr *call_id; char other_7[152];
+    struct { void *pool, *endpt; } auth_session;
+} pjsip_dialog;
+typedef struct pjsip_msg { int type; struct { int id; pj_str_t name; void *uri; } line; pjsip_hdr hdr; } pjsip_msg;
+typedef struct pjsip_rx_data {
+    struct { void *pool, *transport, *tp_data; pj_ioqueue_op_key_t op_key; void *rdata; } tp_info;
+    struct {
+        pj_time_val timestamp; char packet[4000]; unsigned zero; long len;
+        char src_addr[28]; int src_addr_len; char src_name[46]; int src_port;
+    } pkt_info;
+    struct {
+        char *msg_buf; int len; pjsip_msg *msg; char *info; pjsip_cid_hdr *cid; pjsip_fromto_hdr *from, *to;
+        pjsip_via_hdr *via; pjsip_cseq_hdr *cseq; void *max_fwd, *route; pjsip_hdr *record_route;
+    } msg_info;
+} pjsip_rx_data;
 typedef struct pjsip_module {
     void *prev, *next; pj_str_t name; int id; int priority;
     void *load, *start, *stop, *unload;
-    int (*on_rx_request)(void *rdata);
-    void *on_rx_response, *on_tx_request, *on_tx_response, *on_tsx_state;
+    int (*on_rx_request)(pjsip_rx_data *rdata);
+    int (*on_rx_response)(pjsip_rx_data *rdata);
+    int (*on_tx_request)(void *tdata);
+    void *on_tx_response, *on_tsx_state;
 } pjsip_module;
 typedef struct pjsip_evsub_user {
     void (*on_evsub_state)(void *sub, pjsip_event *event);
@@ -42,13 +72,13 @@ typedef struct pjsip_evsub_user {
     void (*on_client_refresh)(void *sub);
     void (*on_server_timeout)(void *sub);
 } pjsip_evsub_user;
-typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; void *user_data; } pj_ioqueue_op_key_t;
 typedef struct pj_ioqueue_callback {
     void (*on_read_complete)(void *key, pj_ioqueue_op_key_t *op_key, long bytes_read);
     void *on_write_complete, *on_accept_complete, *on_connect_complete;
 } pj_ioqueue_callback;
 
 typedef struct pjsip_tp_rx_data { void *tp; char *data; size_t len; } pjsip_tp_rx_data;
+typedef struct pjsip_tp_dropped_data { void *tp; char *data; size_t len; int status; } pjsip_tp_dropped_data;
 
 const char *pj_get_version(void);
 void pj_log_set_log_func(void (*write)(int level, const char *text, int length));
@@ -83,8 +113,13 @@ void *pjsip_endpt_get_tpmgr(void *endpt);
 void *pjsip_endpt_get_resolver(void *endpt);
 int pj_dns_resolver_set_ns(void *resolver, unsigned count, const pj_str_t *servers, const unsigned short *ports);
 int pjsip_tpmgr_set_recv_data_cb(void *manager, int (*received)(pjsip_tp_rx_data *shown));
+int pjsip_tpmgr_set_drop_data_cb(void *manager, void (*dropped)(pjsip_tp_dropped_data *data));
 int pjsip_endpt_register_module(void *endpt, pjsip_module *module);
 int pjsip_endpt_handle_events2(void *endpt, const pj_time_val *timeout, unsigned *count);
+void *pj_strdup(void *pool, pj_str_t *copy, const pj_str_t *text);
+void *pjsip_hdr_clone(void *pool, const void *header);
+void *pjsip_routing_hdr_set_route(void *header);
+void *pjsip_parse_rdata(char *text, size_t size, pjsip_rx_data *rdata);
 void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
 void pj_list_insert_before(void *position, void *node);
 void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
@@ -125,6 +160,7 @@ int pj_ioqueue_register_sock(void *pool, void *ioqueue, long sock, void *user_da
 int pj_ioqueue_recv(void *key, pj_ioqueue_op_key_t *op_key, void *buffer, long *length, unsigned flags);
 
 void _ZN2pj9SipRxData6fromPjER13pjsip_rx_data(void *self, void *rdata);
+void _ZN2pj9SipTxData6fromPjER13pjsip_tx_data(void *self, void *tdata);
 void _ZN2pj8SipEvent6fromPjERK11pjsip_event(void *self, void *event);
 """
 

@@ -46,7 +46,14 @@ class Final:
     """Whether PJSIP has let go of the dialog with this answer."""
 
 
-Event = Notify | Final
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A NOTIFY came to the dialog's Contact and was refused by PJSIP; `reason` is a word of `intake.py`."""
+
+    reason: str
+
+
+Event = Notify | Final | Unusable
 
 _FIELDS = re.compile(
     r"^(subscription-state|content-type|c|content-encoding|e|content-length|l)[ \t]*:[ \t]*([^\r\n]*)",
@@ -91,6 +98,14 @@ def read_response(text: str) -> Final:
         min_expires_s=_seconds(values.get("min-expires", "")),
         expires_s=_seconds(values.get("expires", "")),
     )
+
+
+def lacking(packet: bytes) -> str:
+    """Which of its two own header fields a NOTIFY lacks, as a reason; "" where it has both."""
+    head = packet.partition(b"\r\n\r\n")[0]
+    if not re.search(rb"(?im)^(?:event|o)[ \t]*:", head):
+        return "no-event"
+    return "" if re.search(rb"(?im)^subscription-state[ \t]*:", head) else "no-state"
 
 
 def plain(text: str) -> str:

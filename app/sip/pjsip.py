@@ -19,12 +19,13 @@ from typing import Any
 
 import pjsua2
 
+from app.sip.dialogs import CONTACT_USER_LENGTH, Dialogs, OurDialog
 from app.sip.doors import Doors
 from app.sip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.frames import Configure, Credentials
 from app.sip.intake import Intake
 from app.sip.library import AddressRefused, SipStackError
-from app.sip.message import Event, Final, plain, read_response
+from app.sip.message import Event, Final, Unusable, plain, read_response
 from app.sip.uris import Uris
 
 _PJSIP_EINVALIDURI = 171039
@@ -35,9 +36,9 @@ _TSX_COMPLETED, _TSX_TERMINATED = pjsua2.PJSIP_TSX_STATE_COMPLETED, pjsua2.PJSIP
 _CHALLENGES = (401, 407)
 _NOT_SENT = (502, 503)  # PJSIP's own codes for a name that has no address and for a transport that fails
 
-# Offsets in this build's structs (library.py accepts no other); each is checked where it is used.
-_DIALOG_POOL, _DIALOG_AUTH = 48, 568
 _TSX_STATUS = 176
+"""Offset in this build's `pjsip_transaction` (library.py accepts no other), checked where it is used."""
+
 _REQUEST_UPDATED = 490
 """By this code PJSIP's evsub takes a failed refresh for one that another has replaced, and keeps the subscription."""
 
@@ -69,14 +70,17 @@ class Subscription:
     """Over a stream: by which way it leaves."""
     route: int = 0
     """The number of the presence server that was asked."""
+    ours: OurDialog | None = None
+    """The dialog as NOTIFYs name it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Leg:
-    """One way to a presence server: its Route header, and our Contact on that transport."""
+    """One way to a presence server: its Route header, and our Contact on that transport with room for its user part."""
 
     route: Any
     contact: Any
+    user: Any
     stream: bool
 
 
@@ -99,8 +103,9 @@ class Stack:
         self._ua = self._lib.pjsip_ua_instance()
         self._user = self._event_subscription_user()
         self._uris = Uris(endpoint)
-        self._intake = Intake(endpoint, configure.max_body_bytes)
         self._local = endpoint.text(f"<{configure.watcher_identity}>")
+        self._dialogs = Dialogs(endpoint, self._ua, self._local)
+        self._intake = Intake(endpoint, self._dialogs, configure.max_body_bytes, configure.answers_from)
         self._event = endpoint.text("presence")
         self._legs: dict[tuple[int, bool], _Leg] = {}  # by number of the route, and whether over TCP in place of UDP
         host = configure.public_host or configure.listen_host
@@ -129,7 +134,8 @@ class Stack:
         to = self._ffi.new("pj_str_t *", (remote, len(remote) - 1))
         lib, out = self._lib, self._out
         way = (route, over_tcp and (route, True) in self._legs)
-        leg = self._legs[way]
+        leg, user = self._legs[way], self._dialogs.new_contact_user()
+        self._ffi.memmove(leg.user, user, len(user))
         status = lib.pjsip_dlg_create_uac(self._ua, self._local, leg.contact, to, uri, out)
         if status == _PJSIP_EINVALIDURI:
             raise AddressRefused("PJSIP cannot read it")
@@ -146,8 +152,9 @@ class Stack:
                 self.endpoint.must(status, "create a subscription")
             subscription.pointer = out[0]
             self._live[subscription.pointer] = subscription
+            subscription.ours = self._dialogs.add(subscription, subscription.dialog, user)
             if self._credentials is not None:
-                session = self._auth_session(subscription.dialog)
+                session = self._dialogs.auth_session(subscription.ours)
                 lib.pjsip_auth_clt_set_credentials(session, 1, self._credentials)
             if self._icid is not None:
                 self._ffi.memmove(self._icid, secrets.token_hex(16).encode(), 32)
@@ -169,6 +176,11 @@ class Stack:
         if subscription.pointer is not None:
             self._send(subscription, expires_s)
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """Messages that did not count, by reason."""
+        return dict(self._intake.refused)
+
     def granted_s(self, subscription: Subscription) -> int:
         """How long the last 2xx grants the subscription, or what was asked where it does not say; -1 if it is over."""
         if subscription.pointer is None:
@@ -179,12 +191,18 @@ class Stack:
         """Ends the subscription and its transaction here and now, sending nothing; a late NOTIFY is answered 481."""
         if subscription.pointer is None:
             return
-        pointer, subscription.pointer = subscription.pointer, None
-        del self._live[pointer]
+        pointer = subscription.pointer
+        self._let_go(subscription)
         transaction, subscription.transaction = subscription.transaction, None
         self._lib.pjsip_evsub_terminate(pointer, 0)
         if transaction is not None:
             self._lib.pjsip_tsx_terminate(transaction, 487)
+
+    def _let_go(self, subscription: Subscription) -> None:
+        del self._live[subscription.pointer]
+        subscription.pointer = None
+        if subscription.ours is not None:
+            self._dialogs.remove(subscription.ours)
 
     def take(self) -> tuple[Subscription, Event]:
         """The next of `events`. Raises IndexError where there is none."""
@@ -220,7 +238,13 @@ class Stack:
             if subscription.pointer is None:
                 self._lib.pjsip_tsx_terminate(transaction, 200)
         self._answered.clear()
-        return self.endpoint.poll(timeout_ms)
+        busy = self.endpoint.poll(timeout_ms)
+        self._intake.conclude()
+        while self._intake.unusable:
+            dialog, reason = self._intake.unusable.popleft()
+            if dialog.owner.pointer is not None:
+                self.events.append((dialog.owner, Unusable(reason)))
+        return busy
 
     def _send(self, subscription: Subscription, expires_s: int) -> None:
         door = subscription.door
@@ -249,8 +273,8 @@ class Stack:
             if subscription is None:
                 return  # TERMINATED may come twice
             if state == _TERMINATED:
-                del live[sub]
-                subscription.pointer = subscription.transaction = None
+                self._let_go(subscription)
+                subscription.transaction = None
                 if not subscription.over:
                     final = self._final(event)
                     events.append((subscription, dataclasses.replace(final, dialog_gone=True)))
@@ -263,6 +287,8 @@ class Stack:
             if event.tsx_state.type == _TX_MSG and not event.tsx_state.previous_state:
                 subscription.transaction = transaction  # it leaves; or it is PJSIP's own answer to a challenge
             elif subscription.transaction == transaction:
+                if event.tsx_state.type == _RX_MSG and subscription.ours is not None:
+                    self._dialogs.answered(subscription.ours, self._status(transaction)[0])
                 if subscription.standing:
                     self._answer(subscription, transaction, event)
                 elif self._status(transaction)[0] >= 200:
@@ -342,8 +368,10 @@ class Stack:
 
     def _leg(self, uri: str, transport: str, host: str) -> _Leg:
         parameter = "" if transport == "udp" else f";transport={transport}"
-        contact = f"<sip:{self._intake.contact_user}@{host}:{self.endpoint.ports[transport]}{parameter}>"
-        return _Leg(self.endpoint.headers([("Route", f"<{uri}>")]), self.endpoint.text(contact), transport != "udp")
+        start, room = "<sip:", "x" * CONTACT_USER_LENGTH
+        contact = self.endpoint.text(f"{start}{room}@{host}:{self.endpoint.ports[transport]}{parameter}>")
+        route = self.endpoint.headers([("Route", f"<{uri}>")])
+        return _Leg(route, contact, self._ffi.cast("char *", contact.ptr) + len(start), transport != "udp")
 
     def _header_list(self, configure: Configure) -> Any:
         """The operator's header fields; of P-Charging-Vector each dialog's own icid is written into its text."""
@@ -366,11 +394,3 @@ class Stack:
         credential.data = self.endpoint.text(credentials.password)[0]
         self.endpoint.kept.append(credential)
         return credential
-
-    def _auth_session(self, dialog: Any) -> Any:
-        """The dialog's digest session, once what lies there is seen to be one."""
-        start = self._ffi.cast("char *", dialog)
-        session = self._ffi.cast("void **", start + _DIALOG_AUTH)
-        if session[0] != self._ffi.cast("void **", start + _DIALOG_POOL)[0] or session[1] != self.endpoint.endpt:
-            raise SipStackError("this PJSIP build has another dialog layout: credentials cannot be used with it")
-        return session

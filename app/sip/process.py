@@ -31,6 +31,7 @@ from app.sip.frames import (
     FrameError,
     ListWatches,
     Notified,
+    NotifyRefused,
     Observed,
     Report,
     Started,
@@ -44,7 +45,7 @@ from app.sip.frames import (
 _log = structlog.get_logger()
 
 START_LIMIT_S = 10.0
-WatchReport = Observed | Told | WatchEnded | Counts
+WatchReport = Observed | Told | NotifyRefused | WatchEnded | Counts
 
 
 class WatcherCannotStart(Exception):
@@ -113,7 +114,7 @@ class WorkerProcess(asyncio.Protocol):
                 case Failed():
                     if (query := self._pending.pop(report.id, None)) is not None and not query.done():
                         query.set_exception(_error_of(report))
-                case Observed() | Told() | WatchEnded() | Counts():
+                case Observed() | Told() | NotifyRefused() | WatchEnded() | Counts():
                     self._heard(report)
                 case WatchList():
                     self._listed(report)

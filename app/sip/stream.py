@@ -26,13 +26,14 @@ _LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*:[ \t]*(\d{1,10})", re.IGNORE
 _CALL_ID = re.compile(rb"^(?:call-id|i)[ \t]*:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 _CSEQ = re.compile(rb"^cseq[ \t]*:[ \t]*(\d+)", re.IGNORECASE | re.MULTILINE)
 
-Key = tuple[bytes, bytes]
+Key = tuple[bytes, bytes, bytes]
 
 
 def key_of(head: bytes) -> Key | None:
-    """Call-ID and CSeq number, by which a message is found again; None where one is missing."""
+    """By what a message is found again: its first line, with the Contact user that no stranger can guess, Call-ID and
+    CSeq number; None where one is missing."""
     call_id, cseq = _CALL_ID.search(head), _CSEQ.search(head)
-    return (call_id[1], cseq[1]) if call_id and cseq else None
+    return (head.partition(b"\r\n")[0], call_id[1], cseq[1]) if call_id and cseq else None
 
 
 class Bodies:

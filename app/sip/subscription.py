@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from app.domain import Liveness, PresenceUnavailable, TerminalStatusError
 from app.sip.dialog import (
     BAD_ADDRESS,
+    UNUSABLE,
     UNWANTED,
     Accepted,
     Action,
@@ -33,6 +34,7 @@ from app.sip.dialog import (
     Event,
     Forget,
     NotifyReceived,
+    NotifyUnusable,
     Observe,
     Omitted,
     RefreshWanted,
@@ -194,6 +196,8 @@ class Usage:
                 self._leave()
             case RefreshWanted():
                 self._hurry(fresh=event.fresh)
+            case NotifyUnusable() if event.generation == older or self._current(event.generation):
+                self._unusable(event)
             case TransportLost():
                 self._transport_lost(certain=event.certain)
             case TimerFired():
@@ -405,6 +409,20 @@ class Usage:
             self._plan(Step.ASK, 0)
         elif self._step:
             self._step_at_s = min(self._step_at_s, self._now_s)
+
+    def _unusable(self, event: NotifyUnusable) -> None:
+        """What the NOTIFY said is lost, and the next one in this dialog may meet the same end."""
+        if self.state is State.ENDING:
+            return
+        why = UNUSABLE[event.reason]
+        error = PresenceUnavailable(f"A NOTIFY of the presence server could not be used: {why}.")
+        self._why(f"NOTIFY refused: {why}", error)
+        if event.generation != self.generation:
+            self._drop_older()  # its replacement is under way
+            return
+        self._drop()
+        self._enter(State.WAITING)
+        self._again(at_once=True)
 
     def _transport_lost(self, *, certain: bool) -> None:
         if self.state is State.ENDING:

@@ -17,7 +17,7 @@ from app.domain import TerminalStatusError
 from app.sip import dialog, message
 from app.sip.dialog import BAD_ADDRESS, State
 from app.sip.fetches import Large
-from app.sip.frames import Error, Observed, Report, Told, WatchEnded, WatchState
+from app.sip.frames import Error, NotifyRefused, Observed, Report, Told, WatchEnded, WatchState
 from app.sip.library import AddressRefused, SipStackError
 from app.sip.pace import Pace
 from app.sip.pjsip import GRANTED, Stack, Subscription
@@ -171,6 +171,11 @@ class Watches:
             if event.declared_bytes not in (-1, len(event.body)) and self._try_tcp(watch, generation):
                 return
             self._tell(watch, dialog.NotifyReceived(generation=generation, notify=event, expires_s=event.expires_s))
+        elif isinstance(event, message.Unusable):
+            self._routes.answered(subscription.route)
+            if watch not in self._ending:
+                self._reports.append(NotifyRefused(watch.id, event.reason))
+            self._tell(watch, dialog.NotifyUnusable(generation=generation, reason=event.reason))
         elif 200 <= event.code < 300:
             self._routes.answered(subscription.route)
             expires_s = self._stack.granted_s(subscription) if event.expires_s == GRANTED else event.expires_s

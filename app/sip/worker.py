@@ -220,6 +220,7 @@ class Worker:
             list(self._routes.up),
             self._registration is not None and self._registration.active,
             list(self._routes.omitted_counts),
+            self._stack.refused,
         )
         if counts != self._counted:
             self._counted = counts
