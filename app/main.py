@@ -41,6 +41,7 @@ from app.domain import StoreUnavailable
 from app.ports import Sender
 from app.proxies import TrustedProxies
 from app.records import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
+from app.rest.strangers import Strangers
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
@@ -153,7 +154,8 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             serve_grpc(rpc_server, settings.grpc_listen, secured, calls, gate, proxies)
         )
         app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
-        http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, proxies))
+        strangers = Strangers(proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated)
+        http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, strangers))
         assert watcher.build is not None  # noqa: S101  # it started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",

@@ -8,6 +8,7 @@ Deliberately absent: what is served (`rpc`, `rest`, `soap_compat`).
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp
 from app.auth.tls import Tls
 from app.proxies import TrustedProxies
 from app.rest.connection import BoundedConnection
+from app.rest.strangers import Strangers
 from app.rpc import Gate, guard_connections
 
 DRAIN_S = 5.0
@@ -29,7 +31,7 @@ CUT_OFF_S = 1.0
 """How long after that the rest may take to leave, once they are told that they had their time."""
 
 MAX_HTTP_CONNECTIONS = 10_000
-"""One more is answered 503 and closed."""
+"""One more is answered 503 and closed, except for probes."""
 
 
 class CannotStart(Exception):
@@ -119,9 +121,10 @@ async def serve_http(
     app: ASGIApp,
     sock: socket.socket,
     tls: Tls | None,
-    proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
+    strangers: Strangers | None = None,
 ) -> AsyncIterator[HttpServer]:
-    """Serves while the context is open. Raises CannotStart."""
+    """Serves while the context is open; `strangers` by default trusts no proxy. Raises CannotStart."""
+    strangers = strangers or Strangers(TrustedProxies(), time.monotonic)
     server = HttpServer(
         uvicorn.Config(
             app,
@@ -129,7 +132,7 @@ async def serve_http(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            http=cast("type[asyncio.Protocol]", partial(BoundedConnection, proxies=proxies)),
+            http=cast("type[asyncio.Protocol]", partial(BoundedConnection, strangers=strangers)),
             ws="none",
             limit_concurrency=MAX_HTTP_CONNECTIONS,
             lifespan="off",

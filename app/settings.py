@@ -69,6 +69,14 @@ class Settings(BaseModel):
         "From others these headers are ignored.",
         examples=["networks such as 10.1.0.0/28 with commas between; only the proxies' own addresses"],
     )
+    http_max_unauthenticated: int = Field(
+        256,
+        ge=1,
+        le=10000,
+        description="HTTP connections of one address (of IPv6, of one /64 network) that have not brought an "
+        "authenticated request; one more closes the oldest of them.",
+        examples=["1 to 10000"],
+    )
     tls_cert_file: Path | None = Field(
         None,
         description="Certificate chain of the gRPC and HTTP addresses, which then speak TLS only.",

@@ -180,8 +180,15 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         self._gatekeeper = gatekeeper
         self._operation = next(iter(operations.public_methods))
 
-    async def answer(self, body: AsyncIterator[bytes], charset: str | None, caller: Credentials) -> Answer:
-        """Answers one request; `charset` is its Content-Type's parameter. Raises the BodyErrors of `body`."""
+    async def answer(
+        self,
+        body: AsyncIterator[bytes],
+        charset: str | None,
+        caller: Credentials,
+        authenticated: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Answers one request; `charset` is its Content-Type's parameter. Calls `authenticated` once the caller is
+        known. Raises the BodyErrors of `body`."""
         ctx = self._context()
         request: Request | None = None
         try:
@@ -193,6 +200,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
                 await request.read(body, head_only=True)
                 client = await self._gatekeeper.admit(caller, request.token)
             ctx.udc.client = client
+            authenticated()
             await request.read(body)
             ctx.in_string = (request,)
             self.generate_contexts(ctx)

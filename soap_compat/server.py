@@ -143,7 +143,8 @@ class _Server:
         try:
             charset = _check_headers(headers)
             async with contextlib.aclosing(self._body(headers, receive)) as body:
-                answer = await interface.answer(body, charset, asgi_credentials(scope))
+                authenticated = scope.get("authenticated", lambda: None)
+                answer = await interface.answer(body, charset, asgi_credentials(scope), authenticated)
         except _LeftError:
             return
         except _RefusedError as refused:

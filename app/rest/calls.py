@@ -28,8 +28,11 @@ FACE = "rest"
 
 async def client_of(auth: Authenticator, scope: Scope, *, confined: bool = False) -> Client:
     """Who calls. Raises NotPermitted, Unauthenticated, RateLimited, StoreUnavailable; `confined` as `authenticate`."""
-    known = auth.known(asgi_authorization(scope), confined=confined)
-    return known or await auth.authenticate(asgi_credentials(scope), confined=confined)
+    client = auth.known(asgi_authorization(scope), confined=confined)
+    client = client or await auth.authenticate(asgi_credentials(scope), confined=confined)
+    if authenticated := scope.get("authenticated"):
+        authenticated()
+    return client
 
 
 class Operation(APIRoute):

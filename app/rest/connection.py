@@ -7,6 +7,9 @@ Of a request that a trusted proxy brings, the scope names the client, scheme and
 An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered as any other, as HTTP allows. The names
 in a client certificate that TLS has verified stand in the scope, where `authenticator.asgi_credentials` finds them.
 
+A connection counts among its address's strangers until it brings an authenticated request, of which the application
+tells it by the scope's `authenticated`.
+
 The size of a body is the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
 """
 
@@ -18,11 +21,20 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.auth.authenticator import certificate_names
-from app.proxies import TrustedProxies
 from app.rest.around import Problem, problem
+from app.rest.strangers import Strangers
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; whoever sends more is cut off."""
+
+MAX_PIPELINED = 256
+"""Requests that wait for an earlier one's answer; whoever sends more is cut off."""
+
+SLICE = 16 * 1024
+"""What httptools gets at a time, between which the bounds are looked at: a read of the socket may bring 256 KiB."""
+
+PROBES = (b"/healthz", b"/readyz")
+"""What is answered however many connections there are."""
 
 HEAD_LIMIT_S = 10.0
 """From connecting, or from a further request's first byte, to the end of its head."""
@@ -48,9 +60,10 @@ class BoundedConnection(HttpToolsProtocol):
     """uvicorn's protocol with a bound on heads and bodies. A head that is too large or too slow ends the connection.
     So does a body that is too slow, with 408 where nothing was answered yet."""
 
-    def __init__(self, *args: Any, proxies: TrustedProxies, **more: Any) -> None:
+    def __init__(self, *args: Any, strangers: Strangers, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._proxies = proxies
+        self._strangers = strangers
+        self._stranger_of: str | None = None
         self._peer_is_proxy = False
 
     _head_bytes = 0
@@ -62,17 +75,39 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._peer_is_proxy = self.client is not None and self._proxies.trusts(self.client[0])
+        peer = self.client[0] if self.client else ""
+        self._peer_is_proxy = self._strangers.proxies.trusts(peer)
+        if not self._peer_is_proxy:
+            self._stranger_of = self._strangers.join(peer, self)
         self._client_cert_names = certificate_names(transport.get_extra_info("peercert"))
         self._deadline = self.loop.call_later(HEAD_LIMIT_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._authenticated()
         super().connection_lost(exc)
 
+    def give_way(self) -> None:
+        """Ends the connection for a newer one of its address."""
+        self.transport.abort()
+
+    def _authenticated(self) -> None:
+        if self._stranger_of is not None:
+            self._strangers.leave(self._stranger_of, self)
+            self._stranger_of = None
+
     def data_received(self, data: bytes) -> None:
+        for at in range(0, len(data), SLICE):
+            self._slice_received(data[at : at + SLICE] if len(data) > SLICE else data)
+            if self.transport.is_closing():
+                return
+
+    def _slice_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.transport.is_closing():
+            return
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
             return
         if self._in_head:
             self._head_bytes += len(data)
@@ -91,6 +126,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        self.scope["authenticated"] = self._authenticated  # type: ignore[typeddict-unknown-key]  # ours
         if self._client_cert_names:
             self.scope["extensions"] = {"tls": {"client_cert_names": self._client_cert_names}}
 
@@ -99,6 +135,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_clock()
         if self._peer_is_proxy:
             self._believe_the_proxy()
+        self.limit_concurrency = None if self.url.partition(b"?")[0] in PROBES else self.config.limit_concurrency
         served = self.app
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             self.app = _transfer_coding_unknown  # in the order of the connection's requests, as any other answer
@@ -110,11 +147,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_clock()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        if self._peer_is_proxy:
+            self._authenticated()
+        super().on_response_complete()
+
     def _believe_the_proxy(self) -> None:
         peer = self.client[0] if self.client else ""
-        origin = self._proxies.origin(peer, self.headers)
+        origin = self._strangers.proxies.origin(peer, self.headers)
+        self._authenticated()
         if origin.address != peer:
             self.scope["client"] = origin.address, 0
+        if not self._strangers.proxies.trusts(origin.address):
+            self._stranger_of = self._strangers.join(origin.address, self)
         if origin.scheme:
             self.scope["scheme"] = origin.scheme
         if origin.host:
