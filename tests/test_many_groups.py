@@ -15,7 +15,7 @@ from app.records import Client, Group
 from app.store import SqlStore
 from tests.core import ALICE, ALL, APP, BEGAN, BOB, BUSY, CAROL, TEAM, Core, new_database, run_core, until
 from tests.statements import Asked, asked
-from tests.test_store import group, paged, status
+from tests.test_store import group, make, paged, status
 
 SIZE = 1000
 
@@ -101,6 +101,20 @@ async def test_a_page_is_bounded_by_characters(store: SqlStore) -> None:
         await store.create_group(group(address(number), members=its))
     pages = await paged(lambda page: store.groups("c1", page), 1000)
     assert [len(page) for page in pages] == [2, 2, 1]
+
+
+async def test_subscriptions_of_many_addresses_are_read_in_portions(store: SqlStore) -> None:
+    """A page of subscriptions, and a portion at a start, ends where their addresses would be more than 50,000."""
+    for number, size in enumerate([20_000, 20_000, 10_000, 1, 60_000]):
+        await make(store, f"s{number}", addresses=members(number, size))
+    wanted = [["s0", "s1", "s2"], ["s3"], ["s4"]]
+    for client_id in ("c1", None):
+        pages = await paged(lambda page, whose=client_id: store.subscriptions(whose, page), 1000)
+        assert [[one.id for one in page] for page in pages] == wanted
+        assert pages[0][1].addresses == members(1, 20_000)
+    portions = [portion async for portion in store.active_subscriptions()]
+    assert [[one.id for one in portion] for portion in portions] == wanted
+    assert portions[2][0].addresses == members(4, 60_000)
 
 
 async def test_sizes_follow_the_members(store: SqlStore) -> None:

@@ -183,7 +183,7 @@ class Groups(Writing):
     ) -> None:
         if members:
             texts = as_json([t.clean(member) for member in members])
-            await c.execute(self._sql.add_members, {"client_id": client_id, "group_address": address, "members": texts})
+            await c.execute(self._sql.add_members, {"client_id": client_id, "group_address": address, "texts": texts})
 
 
 def _unknown(address: str) -> GroupUnknown:

@@ -141,7 +141,8 @@ class Statements:
         self.owe = self._insert(t.owed_notifications)
         """Every column but `seq`, in the order of the table; so in `add_usage`, for which SQLite has `add_rows`."""
         self.add_usage = self._insert(t.usage_records).on_conflict_do_nothing()
-        self.add_members = self._add_members()
+        self.add_members = self._add_list(t.group_members)
+        self.add_addresses = self._add_list(t.subscription_addresses)
         self.subscriptions = select(t.subscriptions).where(self._among(_sub.id))
         self.addresses = (
             select(_address.subscription_seq, _address.address)
@@ -149,6 +150,11 @@ class Statements:
             .order_by(_address.subscription_seq, _address.position)
         )
         """Of subscriptions by `seq`."""
+        self.address_counts = (
+            select(_address.subscription_seq, func.count())
+            .where(self._among(_address.subscription_seq))
+            .group_by(_address.subscription_seq)
+        )
         self.due = (
             select(_box.subscription_seq)
             .where(_box.due_at <= bindparam("now", type_=_box.due_at.type))
@@ -229,9 +235,10 @@ class Statements:
         # Without WHERE, SQLite would read ON CONFLICT as a join's.
         return added.from_select([column.name for column in columns], self._rows(*columns).where(true()))
 
-    def _add_members(self) -> Executable:
-        """`client_id`, `group_address`, and the members as JSON text: a row for each would keep the writer waiting."""
-        data = bindparam("members", type_=Text)
+    def _add_list(self, table: Table) -> Executable:
+        """The table's first columns, which name whose list it is, and `texts`: JSON of its items, which get positions.
+        A row for each item would keep the writer waiting."""
+        data = bindparam("texts", type_=Text)
         if self._sqlite:
             given = func.json_each(data).table_valued("key", "value")
             position: ColumnElement[Any] = given.c.key
@@ -239,9 +246,9 @@ class Statements:
             given = func.json_array_elements_text(cast(data, JSON)).table_valued("value", with_ordinality="key")
             given = given.render_derived()
             position = cast(given.c.key - 1, Integer)
-        names = (bindparam("client_id", type_=t.CleanText()), bindparam("group_address", type_=t.CleanText()))
-        columns = ["client_id", "group_address", "position", "member"]
-        return insert(t.group_members).from_select(columns, select(*names, position, given.c.value))
+        *whose, _position, _item = table.c
+        named = [bindparam(column.name, type_=column.type) for column in whose]
+        return insert(table).from_select([column.name for column in table.c], select(*named, position, given.c.value))
 
     def _add_statuses(self) -> Executable:
         """`terminal_status`'s columns; returns the addresses of those that were not there."""

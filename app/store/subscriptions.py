@@ -30,10 +30,13 @@ from app.store import tables as t
 from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line
 from app.store.database import ATTEMPTS, AnyRow, AnySelect
 from app.store.encryption import SecretKeys
-from app.store.pages import cut, number, token
+from app.store.pages import number, token
 
 PORTION = 2000
 """Subscriptions read at once at a start."""
+
+MAX_ADDRESSES = 50_000
+"""Addresses that are read at once with subscriptions, on a page or at a start; a single one may have more."""
 
 ENCRYPTED_AT_ONCE = 2000
 """Subscriptions that are looked at together when secrets are encrypted."""
@@ -68,13 +71,8 @@ class Subscriptions(Writing):
             seq = made.scalar_one()
             await c.execute(insert(t.outbox), {"subscription_seq": seq, "last_sequence": 0})
             if subscription.addresses:
-                await c.execute(
-                    insert(t.subscription_addresses),
-                    [
-                        {"subscription_seq": seq, "position": i, "address": address}
-                        for i, address in enumerate(subscription.addresses)
-                    ],
-                )
+                texts = as_json([t.clean(address) for address in subscription.addresses])
+                await c.execute(self._sql.add_addresses, {"subscription_seq": seq, "texts": texts})
             await self._owe(c, (), owed, ended_too=True)
             for entry in audit:
                 await c.execute(audit_line(entry))
@@ -144,19 +142,29 @@ class Subscriptions(Writing):
             statement = statement.where(_sub.client_id == client_id)
         if active_only:
             statement = statement.where(_ACTIVE)
-        found, more = cut(await self._subscriptions(statement.order_by(_sub.seq).limit(page.size + 1)), page)
+        statement = statement.order_by(_sub.seq).limit(page.size + 1)
+
+        async def work(c: AsyncConnection) -> tuple[list[tuple[int, Subscription]], bool]:
+            rows = (await c.execute(statement)).all()
+            on_page = (await self._portions(c, rows[: page.size]))[0] if rows else rows
+            return await self._addressed(c, on_page, Reader(self._keys)), len(on_page) < len(rows)
+
+        found, more = await self._read(work)
         return [subscription for _, subscription in found], token(found[-1][0], *names) if more else ""
 
     async def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
         """All of them in portions, oldest first."""
         statement = select(t.subscriptions).where(_ACTIVE).order_by(_sub.seq).limit(PORTION)
         reader, last = Reader(self._keys), 0
-        while True:
-            found = await self._subscriptions(statement.where(_sub.seq > last), reader)
-            if not found:
-                return
-            last = found[-1][0]
-            yield [subscription for _, subscription in found]
+
+        async def work(c: AsyncConnection) -> list[Sequence[AnyRow]]:
+            return await self._portions(c, (await c.execute(statement.where(_sub.seq > last))).all())
+
+        while portions := await self._read(work):
+            last = portions[-1][-1].seq
+            for rows in portions:
+                found = await self._read(lambda c, rows=rows: self._addressed(c, rows, reader))  # type: ignore[misc]
+                yield [subscription for _, subscription in found]
 
     async def keys_in_use(self) -> list[str]:
         """The ids of the keys by which sinks' parameters are encrypted."""
@@ -230,11 +238,30 @@ class Subscriptions(Writing):
     async def _with_addresses(
         self, c: AsyncConnection, statement: AnySelect, reader: "Reader", which: Mapping[str, Any] | None = None
     ) -> list[tuple[int, Subscription]]:
-        rows = (await c.execute(statement, which)).all()
+        return await self._addressed(c, (await c.execute(statement, which)).all(), reader)
+
+    async def _addressed(
+        self, c: AsyncConnection, rows: Sequence[AnyRow], reader: "Reader"
+    ) -> list[tuple[int, Subscription]]:
+        """The subscriptions of these rows."""
         if not rows:
             return []
         found = await c.execute(self._sql.addresses, self._listed([row.seq for row in rows]))
         return reader.read(rows, found.all())
+
+    async def _portions(self, c: AsyncConnection, rows: Sequence[AnyRow]) -> list[Sequence[AnyRow]]:
+        """The rows in portions of no more than MAX_ADDRESSES, which are counted and not read."""
+        counted = await c.execute(self._sql.address_counts, self._listed([row.seq for row in rows]))
+        counts = {row[0]: row[1] for row in counted}
+        portions: list[Sequence[AnyRow]] = []
+        start = addresses = 0
+        for at, row in enumerate(rows):
+            its = counts.get(row.seq, 0)
+            if at > start and addresses + its > MAX_ADDRESSES:
+                portions.append(rows[start:at])
+                start, addresses = at, 0
+            addresses += its
+        return [*portions, rows[start:]] if rows else []
 
 
 class Reader:
