@@ -136,6 +136,7 @@ def serve(
             gc.collect()
             gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
             where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
+            where |= {"metrics": gateway.metrics_address} if gateway.metrics_address else {}
             if as_json:
                 print(json.dumps(where), flush=True)  # noqa: T201  # standard output is this command's answer
             else:

@@ -10,6 +10,7 @@ Deliberately absent: any rule about terminals.
 """
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -20,8 +21,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import VERSION, rest, rpc
@@ -41,6 +40,7 @@ from app.domain import StoreUnavailable
 from app.ports import Sender
 from app.proxies import TrustedProxies
 from app.records import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
+from app.rest import operations
 from app.rest.strangers import Strangers
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.sip.client import SipWatcher, WatcherCannotStart
@@ -64,6 +64,8 @@ class Gateway:
 
     grpc_address: str
     http_address: str
+    metrics_address: str
+    """"" where metrics and probes have no address of their own."""
     sip_ports: dict[str, int]
     build: Build
     watcher: SipWatcher
@@ -78,6 +80,9 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
     async with AsyncExitStack() as stack:
         metrics, stopping = Metrics(), asyncio.Event()
         http_socket = stack.enter_context(bound(settings.http_listen))
+        metrics_socket = None
+        if settings.metrics_listen:
+            metrics_socket = stack.enter_context(bound(settings.metrics_listen, "TS_METRICS_LISTEN"))
         try:
             secured = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
             alone = stack.enter_context(only_gateway(settings.database_url))
@@ -134,6 +139,9 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         except OpenToAll as error:
             raise CannotStart(str(error)) from None
         _measure(metrics, watcher, use_cases)
+        app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
+        if metrics_socket:  # before the faces, so that probes are answered until these have drained
+            await stack.enter_async_context(serve_http(operations.on_own_address(app), metrics_socket, None))
         calls: set[asyncio.Task[Any]] = set()
         proxies = TrustedProxies.of(settings.trusted_proxies)
         gate = rpc.Gate(
@@ -153,13 +161,13 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         grpc_server = await stack.enter_async_context(
             serve_grpc(rpc_server, settings.grpc_listen, secured, calls, gate, proxies)
         )
-        app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
         strangers = Strangers(proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated)
         http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, strangers))
         assert watcher.build is not None  # noqa: S101  # it started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",
-            http_address=f"{settings.http_listen.rpartition(':')[0]}:{http_socket.getsockname()[1]}",
+            http_address=_address(settings.http_listen, http_socket),
+            metrics_address=_address(settings.metrics_listen, metrics_socket),
             sip_ports=watcher.ports,
             build=watcher.build,
             watcher=watcher,
@@ -170,6 +178,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             "gateway_started",
             grpc=gateway.grpc_address,
             http=gateway.http_address,
+            metrics=gateway.metrics_address,
             sip=gateway.sip_ports,
             presence_server=settings.presence_server,
             limits=watcher_limits(watcher.build, settings.max_document_bytes),
@@ -326,11 +335,10 @@ def _http_app(
         public_url=settings.http_public_url,
     )
 
-    async def scrape(_request: Request) -> Response:
-        ready = service.ready and not stopping.is_set()
-        return Response(metrics.text(ready=ready), media_type="text/plain; version=0.0.4; charset=utf-8")
+    def text() -> bytes:
+        return metrics.text(ready=service.ready and not stopping.is_set())
 
-    app.add_route("/metrics", scrape, include_in_schema=False)
+    operations.add_metrics(app, use_cases.auth, text, own_address=settings.metrics_listen is not None)
 
     async def face(scope: Scope, receive: Receive, send: Send) -> None:
         # SOAP stands beside FastAPI and not under it: its middlewares would cost each call 50 µs and do nothing.
@@ -340,6 +348,10 @@ def _http_app(
             await app(scope, receive, send)
 
     return face
+
+
+def _address(listen: str | None, bound_to: socket.socket | None) -> str:
+    return f"{listen.rpartition(':')[0]}:{bound_to.getsockname()[1]}" if listen and bound_to else ""
 
 
 def _now() -> datetime:

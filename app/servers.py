@@ -81,8 +81,8 @@ class HttpServer(uvicorn.Server):
 
 
 @contextmanager
-def bound(listen: str) -> Iterator[socket.socket]:
-    """The HTTP address's socket. Raises CannotStart."""
+def bound(listen: str, setting: str = "TS_HTTP_LISTEN") -> Iterator[socket.socket]:
+    """The socket of an HTTP address, which that setting names. Raises CannotStart."""
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     # The protocol is named, for asyncio switches Nagle's algorithm off only where it is.
@@ -92,7 +92,7 @@ def bound(listen: str) -> Iterator[socket.socket]:
             sock.bind((host.strip("[]"), int(port)))
             sock.listen(1024)
         except OSError as error:
-            raise CannotStart(_taken("TS_HTTP_LISTEN", listen, error.strerror or str(error))) from None
+            raise CannotStart(_taken(setting, listen, error.strerror or str(error))) from None
         yield sock
 
 

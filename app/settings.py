@@ -50,6 +50,12 @@ class Settings(BaseModel):
     http_listen: Listen = Field(
         "127.0.0.1:8080", description="REST and SOAP address.", examples=["HOST:PORT, port 0 for any"]
     )
+    metrics_listen: Listen | None = Field(
+        None,
+        description="Address of its own for /metrics, /healthz and /readyz, in clear and without credentials; the HTTP "
+        "address then has no /metrics.",
+        examples=["HOST:PORT, port 0 for any; no such address if absent"],
+    )
     http_public_url: Annotated[str, AfterValidator(kinds.url)] | None = Field(
         None,
         description="URL under which callers reach the HTTP address; stands in the WSDL. The Host header if absent.",

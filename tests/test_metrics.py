@@ -5,14 +5,22 @@ import os
 import re
 import signal
 import urllib.request
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import grpc.aio
+import httpx2 as httpx
+import pytest
 
+from app.auth.clients import ClientRegistry
 from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
 from app.sandbox import Sandbox
+from app.store import open_store
 from tests.conftest import settings_for
 from tests.test_crash import until_told
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMIT_S = 20.0
 ADDRESSES = [f"sip:{user}@example.com" for user in ("alice", "document-big-6000", "answer-503", "document-text")]
@@ -97,3 +105,39 @@ async def test_a_watch_that_a_fetch_contradicts() -> None:
             await reach(gateway, {'sip_subscriptions{state="active"}': 1})
             assert (await scrape(gateway))['terminal_status_watches_contradicted_total{by="fetch"}'] == 1
             assert sandbox.counters.subscribes[address] == 4  # a watch with its refresh, and two fetches
+
+
+async def answers(address: str, paths: Sequence[str], key: str = "") -> dict[str, int]:
+    """The HTTP status of each path."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(trust_env=False, timeout=LIMIT_S, headers=headers) as http:
+        return {path: (await http.get(f"http://{address}{path}")).status_code for path in paths}
+
+
+CONTRACT = ("/docs", "/openapi.json", "/parlayx/TerminalStatus?wsdl")
+PROBES = ("/healthz", "/readyz")
+
+
+@pytest.mark.parametrize("own_address", [False, True])
+async def test_who_may_read_what(sandbox: Sandbox, own_address: bool) -> None:
+    """Contract and probes are for everybody. Metrics are for operators' clients, and for callers who need no
+    credentials; on an address of their own for everybody, as the probes are there too, and nothing else."""
+    settings = settings_for(f"{sandbox.uri};transport=udp", metrics_listen="127.0.0.1:0" if own_address else None)
+    absent = {"/metrics": 404} if own_address else {}
+    async with run_gateway(settings) as gateway, await open_store(settings.database_url) as store:
+        opened = await answers(gateway.http_address, [*CONTRACT, *PROBES, "/metrics", "/v1/groups"])
+        assert opened == dict.fromkeys(opened, 200) | absent
+        registry = ClientRegistry(store, clock=lambda: datetime.now(UTC), changed=gateway.use_cases.auth.forget)
+        _, application = await registry.add("application", who="test")
+        _, operator = await registry.add("operator", who="test", admin=True)
+        for key, status in (("", 401), (application, 403), (operator, 200)):
+            assert await answers(gateway.http_address, [*CONTRACT, *PROBES], key) == dict.fromkeys(
+                CONTRACT + PROBES, 200
+            )
+            assert await answers(gateway.http_address, ["/metrics"], key) == {"/metrics": status} | absent
+        if own_address:
+            assert await answers(gateway.metrics_address, [*PROBES, "/metrics"]) == dict.fromkeys(
+                [*PROBES, "/metrics"], 200
+            )
+            others = [*CONTRACT, "/", "/v1/groups", "/metrics/", "//metrics", "/device-reachability-status/v1/retrieve"]
+            assert await answers(gateway.metrics_address, others, operator) == dict.fromkeys(others, 404)
