@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -120,9 +120,10 @@ def serve(
     http_listen: Annotated[str | None, typer.Option(help="As TS_HTTP_LISTEN.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one line of JSON.")] = False,
 ) -> None:
-    """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish."""
+    """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish. SIGHUP reads TLS files anew."""
     from app.telemetry import configure_logging
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again; see `_told_to_stop`
     settings = read_settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging(settings.log_level, settings.log_format)
 
@@ -132,7 +133,7 @@ def serve(
     async def run() -> None:
         _raise_file_limit()
         async with _told_to_stop(at_once=True) as stop, run_gateway(settings) as gateway:
-            stop.at_once = False
+            stop.at_once, stop.on_hang_up = False, gateway.read_tls_files
             gc.collect()
             gc.freeze()  # what start made lives as long as the process; the collector need not walk it again and again
             where = {"grpc": gateway.grpc_address, "http": gateway.http_address, "sip": gateway.sip_ports}
@@ -382,11 +383,14 @@ class _Stop(asyncio.Event):
     at_once = False
     """Whether nothing was served yet, so that nothing is to be ended in order. A start may wait for a database that is
     locked, which nothing else would cut short."""
+    on_hang_up: Callable[[], None] | None = None
+    """What SIGHUP asks for, once there is something to ask."""
 
 
 @asynccontextmanager
 async def _told_to_stop(*, at_once: bool = False) -> AsyncIterator["_Stop"]:
-    """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
+    """An event that SIGINT and SIGTERM set; a second one ends the process at once. SIGHUP is left as it is, but for a
+    process that is ended `at_once` before it serves."""
     loop, stop = asyncio.get_running_loop(), _Stop()
     stop.at_once = at_once
 
@@ -400,11 +404,20 @@ async def _told_to_stop(*, at_once: bool = False) -> AsyncIterator["_Stop"]:
             os._exit(0)
         stop.set()
 
+    def hung_up() -> None:
+        if stop.on_hang_up is not None:
+            stop.on_hang_up()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told)
+    if at_once:
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
     try:
         yield stop
     finally:
+        if at_once:
+            loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

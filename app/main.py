@@ -13,7 +13,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,6 +71,8 @@ class Gateway:
     watcher: SipWatcher
     service: StatusService
     use_cases: UseCases
+    read_tls_files: Callable[[], None]
+    """Reads the files of TLS again, and logs what came of it."""
 
 
 @asynccontextmanager
@@ -102,7 +104,8 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             max_fetches=settings.max_fetches,
         )
         tokens = _tokens(settings)
-        egress = _egress(settings)
+        trust = _trust(settings)
+        egress = _egress(settings, trust)
         stack.push_async_callback(egress.aclose)
         senders: dict[SinkKind, Sender] = {
             SinkKind.WEBHOOK: WebhookSender(
@@ -173,6 +176,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             watcher=watcher,
             service=service,
             use_cases=use_cases,
+            read_tls_files=partial(_read_tls_files, secured, settings, trust),
         )
         _log.info(
             "gateway_started",
@@ -185,6 +189,10 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         )
         try:
             yield gateway
+            service.leaving = True
+            if settings.drain_delay_s:
+                _log.info("gateway_leaving", serves_on_s=settings.drain_delay_s)
+                await asyncio.sleep(settings.drain_delay_s)
         finally:
             _log.info("gateway_stopping", drain_s=DRAIN_S)
             stopping.set()
@@ -210,13 +218,30 @@ async def _watcher(settings: Settings, metrics: Metrics) -> AsyncIterator[SipWat
         await watcher.aclose()
 
 
-def _egress(settings: Settings) -> Egress:
+def _egress(settings: Settings, trust: ssl.SSLContext | None) -> Egress:
     rules = Rules.of(settings.sink_allowed_networks, allow_http=settings.sink_allow_http)
+    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=trust)
+
+
+def _trust(settings: Settings) -> ssl.SSLContext | None:
+    """What webhook endpoints are checked against, where it is not the system's."""
     try:
-        trust = ssl.create_default_context(cafile=settings.sink_ca_file) if settings.sink_ca_file else None
+        return ssl.create_default_context(cafile=settings.sink_ca_file) if settings.sink_ca_file else None
     except (OSError, ssl.SSLError) as error:
         raise CannotStart(f"TS_SINK_CA_FILE: {settings.sink_ca_file} cannot be used: {error}.") from None
-    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=trust)
+
+
+def _read_tls_files(secured: tls.Tls | None, settings: Settings, trust: ssl.SSLContext | None) -> None:
+    if secured is not None:
+        secured.read_again()
+    if trust is not None:
+        try:
+            trust.load_verify_locations(settings.sink_ca_file)
+            _log.info("sink_ca_file_read", file=settings.sink_ca_file)
+        except (OSError, ssl.SSLError) as error:
+            _log.warning("sink_ca_file_unusable", file=settings.sink_ca_file, why=str(error))
+    if secured is None and trust is None:
+        _log.info("no_tls_files", hint="SIGHUP reads the files of TS_TLS_… and TS_SINK_CA_FILE, of which none is set")
 
 
 def _tokens(settings: Settings) -> AccessTokens | None:

@@ -83,6 +83,14 @@ class Settings(BaseModel):
         "authenticated request; one more closes the oldest of them.",
         examples=["1 to 10000"],
     )
+    drain_delay_s: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="How long the gateway still serves after SIGTERM or SIGINT while its probes say that it is not "
+        "ready, in seconds, so that load balancers turn away first. A second signal ends it at once.",
+        examples=["0 to 600"],
+    )
     tls_cert_file: Path | None = Field(
         None,
         description="Certificate chain of the gRPC and HTTP addresses, which then speak TLS only.",

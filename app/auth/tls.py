@@ -2,7 +2,7 @@
 
 Invariants: the files are read and fit each other before a port is opened. With authorities given, every caller must
 present a certificate of theirs. TLS 1.2 is the least. Files that were renewed count for connections from then on, as
-soon as they fit each other; until then those before do.
+soon as they fit each other; until then those before do. `read_again` (SIGHUP) need not wait for the next look.
 
 Deliberately absent: ending connections whose certificate was renewed or taken back.
 """
@@ -10,9 +10,9 @@ Deliberately absent: ending connections whose certificate was renewed or taken b
 import asyncio
 import contextlib
 import ssl
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,84 +29,115 @@ class TlsUnusable(Exception):
     """The files cannot be used; the message names the setting."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Files in PEM format that were checked. Made by `load`."""
+    """Files in PEM format that were checked. Made by `load`. May be used by any thread."""
 
-    cert_file: Path
-    key_file: Path
-    client_ca_file: Path | None
-    stamp: tuple[object, ...]
-    """What the files were when they were checked."""
+    def __init__(self, cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
+        """Raises TlsUnusable."""
+        self._files = cert_file, key_file, client_ca_file
+        self._lock = threading.Lock()
+        self._stamp = _stamp(*self._files)
+        _check(*self._files)
+        self._look_at_s = time.monotonic() + RELOAD_S
+        self._renewals = 0
+        """How often the files were found to be others, or were read again by order."""
+        self._appliers: list[Callable[[], None]] = []
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """For `grpc.aio.Server.add_secure_port`."""
+        cert_file, key_file, client_ca_file = self._files
 
         def configuration() -> grpc.ServerCertificateConfiguration:
-            authorities = self.client_ca_file.read_bytes() if self.client_ca_file else None
-            pair = (self.key_file.read_bytes(), self.cert_file.read_bytes())
+            authorities = client_ca_file.read_bytes() if client_ca_file else None
+            pair = (key_file.read_bytes(), cert_file.read_bytes())
             return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
 
-        renewed = self._renewals()
+        applied = self._renewals
 
-        def fetch() -> Any:  # for each connection; None is the configuration of the one before
+        def fetch() -> Any:  # for each connection, on a thread of gRPC; None is the configuration of the one before
+            nonlocal applied
+            self._look()
+            if (found := self._renewals) == applied:
+                return None
             try:
-                return configuration() if renewed() else None
+                renewed = configuration()
             except OSError:  # taken away this very moment
                 return None
+            applied = found
+            return renewed
 
-        return grpc.dynamic_ssl_server_credentials(configuration(), fetch, self.client_ca_file is not None)
+        return grpc.dynamic_ssl_server_credentials(configuration(), fetch, client_ca_file is not None)
 
     def uvicorn_options(self) -> dict[str, Any]:
         """For `uvicorn.Config`."""
+        cert_file, key_file, client_ca_file = self._files
         return {
-            "ssl_certfile": self.cert_file,
-            "ssl_keyfile": self.key_file,
-            "ssl_ca_certs": self.client_ca_file,
-            "ssl_cert_reqs": ssl.CERT_REQUIRED if self.client_ca_file else ssl.CERT_NONE,
+            "ssl_certfile": cert_file,
+            "ssl_keyfile": key_file,
+            "ssl_ca_certs": client_ca_file,
+            "ssl_cert_reqs": ssl.CERT_REQUIRED if client_ca_file else ssl.CERT_NONE,
         }
 
     async def keep_up_to_date(self, context: ssl.SSLContext) -> None:
         """Gives the context what is renewed, until it is cancelled. It also keeps trusting the authorities before."""
-        renewed = self._renewals()
-        while True:
-            await asyncio.sleep(RELOAD_S)
-            if renewed():
-                with contextlib.suppress(OSError, ValueError):  # taken away, or written again, this very moment
-                    context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
-                    if self.client_ca_file is not None:
-                        context.load_verify_locations(self.client_ca_file)
+        cert_file, key_file, client_ca_file = self._files
+        applied = self._renewals
 
-    def _renewals(self) -> Callable[[], bool]:
-        """Whether the files are others than when that was asked before, and can be used; looks each RELOAD_S."""
-        seen, look_at_s = self.stamp, time.monotonic() + RELOAD_S
+        def apply() -> None:
+            nonlocal applied
+            if (found := self._renewals) == applied:
+                return
+            with contextlib.suppress(OSError, ValueError):  # taken away, or written again, this very moment
+                context.load_cert_chain(cert_file, key_file, password=lambda: "")
+                if client_ca_file is not None:
+                    context.load_verify_locations(client_ca_file)
+                applied = found
 
-        def renewed() -> bool:
-            nonlocal seen, look_at_s
-            if (now_s := time.monotonic()) < look_at_s:
-                return False
-            look_at_s = now_s + RELOAD_S
-            before, seen = seen, _stamp(self.cert_file, self.key_file, self.client_ca_file)
-            if seen == before:
-                return False
+        self._appliers.append(apply)
+        try:
+            while True:
+                await asyncio.sleep(RELOAD_S)
+                self._look()
+                apply()
+        finally:
+            self._appliers.remove(apply)
+
+    def read_again(self) -> None:
+        """Reads the files now, whether they look renewed or not, and says in the log what came of it. To be called in
+        the event loop."""
+        self._look(at_once=True)
+        for apply in self._appliers:
+            apply()
+
+    def _look(self, *, at_once: bool = False) -> None:
+        """Looks whether the files are others and can be used: each RELOAD_S, or `at_once`."""
+        with self._lock:
+            if (now_s := time.monotonic()) < self._look_at_s and not at_once:
+                return
+            self._look_at_s = now_s + RELOAD_S
+            before, self._stamp = self._stamp, _stamp(*self._files)
+            if self._stamp == before and not at_once:
+                return
             try:
-                load(self.cert_file, self.key_file, self.client_ca_file)
+                _check(*self._files)
             except TlsUnusable as error:
-                _log.warning("tls_files_unusable", why=str(error))
-                return False
-            _log.info("tls_files_renewed")
-            return True
-
-        return renewed
+                _log.warning("tls_files_unusable", why=str(error), hint="those read before stay in use")
+                return
+            self._renewals += 1
+            _log.info("tls_files_renewed" if self._stamp != before else "tls_files_unchanged")
 
 
 def load(cert_file: Path | None, key_file: Path | None, client_ca_file: Path | None) -> Tls | None:
     """TLS as the settings want it; None is none. Raises TlsUnusable."""
-    if cert_file is None or key_file is None:
-        if client_ca_file is not None:
-            raise TlsUnusable("TS_TLS_CLIENT_CA_FILE needs TS_TLS_CERT_FILE and TS_TLS_KEY_FILE.")
-        return None
-    stamp = _stamp(cert_file, key_file, client_ca_file)
+    if cert_file is not None and key_file is not None:
+        return Tls(cert_file, key_file, client_ca_file)
+    if client_ca_file is not None:
+        raise TlsUnusable("TS_TLS_CLIENT_CA_FILE needs TS_TLS_CERT_FILE and TS_TLS_KEY_FILE.")
+    return None
+
+
+def _check(cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
+    """Raises TlsUnusable."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(cert_file, key_file, password=lambda: "")
@@ -119,7 +150,6 @@ def load(cert_file: Path | None, key_file: Path | None, client_ca_file: Path | N
             context.load_verify_locations(client_ca_file)
         except (OSError, ValueError) as error:
             raise TlsUnusable(f"TS_TLS_CLIENT_CA_FILE: {client_ca_file} cannot be used: {_why(error)}.") from None
-    return Tls(cert_file=cert_file, key_file=key_file, client_ca_file=client_ca_file, stamp=stamp)
 
 
 def _stamp(*files: Path | None) -> tuple[object, ...]:

@@ -49,11 +49,13 @@ class StatusService:
         self._fetch_timeout_s = fetch_timeout_s
         self._max_fetches = max_fetches
         self._flights: dict[TerminalAddress, _Flight] = {}
+        self.leaving = False
+        """Whether the gateway is about to stop: it answers, and others are to be asked (TS_DRAIN_DELAY_S)."""
 
     @property
     def ready(self) -> bool:
-        """Whether a question would be put to the presence server now."""
-        return self._watcher.ready
+        """Whether a question should be put here: it would be put to the presence server now, and the gateway stays."""
+        return self._watcher.ready and not self.leaving
 
     @property
     def presence_up(self) -> bool:

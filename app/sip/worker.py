@@ -252,7 +252,11 @@ class Worker:
 
 def main() -> None:
     """Speaks SIP for the parent at the other end of the inherited socket, until it closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides when to end
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # they reach the whole group; the parent decides when to end
         signal.signal(number, signal.SIG_IGN)
     # The number is the parent's, perhaps beyond what PJSIP's select can take; a copy gets a small one.
     sock = socket.socket(fileno=os.dup(int(sys.argv[1])))
