@@ -270,6 +270,12 @@ class TooManyStreams(TerminalStatusError):
     code = "TOO_MANY_STREAMS"
 
 
+class TooManyWatchedTerminals(TerminalStatusError):
+    """More terminals watched for the client than the policy allows it."""
+
+    code = "TOO_MANY_WATCHED_TERMINALS"
+
+
 class TooManyGroups(TerminalStatusError):
     """As many groups as the policy allows the client."""
 

@@ -85,8 +85,9 @@ class Fetcher(Protocol):
     def presence_up(self) -> bool:
         """Whether a presence server answers, as far as is known; whatever it says."""
 
-    async def fetch(self, address: TerminalAddress) -> Notification:
-        """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY.
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+        """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY. Where many questions
+        wait, clients take turns; "" is the gateway itself.
 
         Raises a TerminalStatusError. Has no time limit: the caller cancels, and the SIP side is cleaned up.
         """
@@ -98,8 +99,10 @@ class Watcher(Fetcher, Protocol):
     def observe(self, observer: WatchObserver) -> None:
         """Names the one observer; before the first `watch`."""
 
-    def watch(self, address: TerminalAddress) -> None:
-        """Wants the terminal watched, from now until `unwatch`, whatever happens to workers and servers. Idempotent."""
+    def watch(self, address: TerminalAddress, client_id: str = "") -> None:
+        """Wants the terminal watched, from now until `unwatch`, whatever happens to workers and servers. Idempotent.
+        Where many wait to be set up, clients take turns: one that several clients want waits for the one that was
+        served least."""
 
     def unwatch(self, address: TerminalAddress) -> None:
         """Wants it no longer. No call of the observer follows. Idempotent."""

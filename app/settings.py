@@ -293,7 +293,8 @@ class Settings(BaseModel):
         10000,
         ge=1,
         le=100000,
-        description="Most questions in flight; one more is refused as overload.",
+        description="Most questions in flight; one more is refused as overload. One client alone may "
+        "have half of them.",
         examples=["1 to 100000"],
     )
     busy_activities: Annotated[frozenset[str], BeforeValidator(kinds.words), AfterValidator(kinds.activities)] = Field(
@@ -390,11 +391,19 @@ class Settings(BaseModel):
         examples=["0 to 10000000"],
     )
     max_streams: int = Field(
-        10000,
+        2500,
         ge=0,
         le=100000,
-        description="Open streams of one client.",
+        description="Open streams of one client; the gateway serves 10,000.",
         examples=["0 to 100000"],
+    )
+    max_watched_terminals: int = Field(
+        50000,
+        ge=0,
+        le=250000,
+        description="Terminals watched for one client's subscriptions and streams, each once; the gateway watches "
+        "250,000.",
+        examples=["0 to 250000"],
     )
     rate_per_s: int = Field(
         0,

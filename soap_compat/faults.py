@@ -149,6 +149,7 @@ FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, _Variables]]] = {
     domain.BusyNotSupported: ("POL0200", _nothing),
     domain.TooManySubscriptions: ("POL0001", _code),
     domain.TooManyStreams: ("POL0001", _code),
+    domain.TooManyWatchedTerminals: ("POL0001", _code),
     domain.TooManyGroups: ("POL0001", _code),
     domain.RateLimited: ("POL0001", _code),
     domain.DuplicateCorrelator: ("SVC0005", _correlator),

@@ -85,7 +85,9 @@ class PlayedWatcher:
     def observe(self, observer: WatchObserver) -> None:
         self._observer = observer
 
-    def watch(self, address: TerminalAddress) -> None:
+    def watch(self, address: TerminalAddress, client_id: str = "") -> None:
+        if address in self.wanted:
+            return
         self.asked.append(f"watch {address}")
         self.wanted[address] = None
 
@@ -99,7 +101,7 @@ class PlayedWatcher:
     async def watches(self) -> list[WatchView]:
         return []
 
-    async def fetch(self, address: TerminalAddress) -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
         self.fetched.append(address)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

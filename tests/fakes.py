@@ -31,7 +31,7 @@ class FakeWatcher:
     asked: list[TerminalAddress] = field(default_factory=list)
     cancelled: list[TerminalAddress] = field(default_factory=list)
 
-    async def fetch(self, address: TerminalAddress) -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
         self.asked.append(address)
         answer = self.answer(address)
         if answer is None:

@@ -40,7 +40,7 @@ class SilentWatcher(FakeWatcher):
         self.was_asked = asyncio.Event()
         self.was_given_up = asyncio.Event()
 
-    async def fetch(self, address: TerminalAddress) -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
         self.was_asked.set()
         try:
             return await asyncio.Future()

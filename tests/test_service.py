@@ -41,7 +41,7 @@ class WaitingWatcher(FakeWatcher):
 
     fetches: asyncio.Queue[Asked] = field(default_factory=asyncio.Queue)
 
-    async def fetch(self, address: TerminalAddress) -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
         self.asked.append(address)
         asked = Asked(address)
         self.fetches.put_nowait(asked)
@@ -64,8 +64,8 @@ async def _no_leftover_tasks() -> AsyncIterator[None]:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def ask(service: StatusService, address: str) -> asyncio.Task[TerminalStatus]:
-    return asyncio.create_task(service.get_status(address))
+def ask(service: StatusService, address: str, client_id: str = "") -> asyncio.Task[TerminalStatus]:
+    return asyncio.create_task(service.get_status(address, client_id))
 
 
 async def leave(caller: asyncio.Task[TerminalStatus]) -> None:
@@ -259,7 +259,7 @@ async def test_headers_reach_the_reader(content_type: str, content_encoding: str
     """The NOTIFY's media type and content coding decide how its body is read."""
 
     class HeaderWatcher(FakeWatcher):
-        async def fetch(self, address: TerminalAddress) -> Notification:
+        async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
             return Notification(
                 body=OPEN, content_type=content_type, content_encoding=content_encoding, observed_at=OBSERVED_AT
             )
@@ -273,9 +273,9 @@ async def test_overload() -> None:
     """With as many fetches in flight as allowed, a new terminal is refused, a shared one is not, and it passes."""
     watcher, meter = WaitingWatcher(), FakeMeter()
     service = StatusService(watcher, meter, busy_activities=set(), fetch_timeout_s=5, max_fetches=2)
-    callers = [ask(service, ALICE), ask(service, BOB)]
+    callers = [ask(service, ALICE), ask(service, BOB, "other")]
     fetches = [await watcher.next_fetch() for _ in callers]
-    with pytest.raises(GatewayOverloaded, match="2 fetches") as caught:
+    with pytest.raises(GatewayOverloaded, match="2 fetches are in flight") as caught:
         await service.get_status(CAROL)
     assert caught.value.retry_after_s == 1
     callers.append(ask(service, ALICE))
@@ -300,3 +300,39 @@ async def test_fetch_given_up_makes_room() -> None:
     second = ask(service, BOB)
     (await watcher.next_fetch()).answer.set_result(OPEN)
     assert (await second).address == BOB
+
+
+async def test_no_client_begins_more_fetches_than_are_left_to_the_others() -> None:
+    """One alone gets half of them, a second half of the rest, and so on; what ends makes room for each."""
+    watcher = WaitingWatcher()
+    service = StatusService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=16)
+    callers, begun = list[asyncio.Task[TerminalStatus]](), dict[str, int]()
+    for client in ("a", "b", "c"):
+        for number in range(16):
+            caller = ask(service, f"sip:{number}@example.com", client)
+            await asyncio.sleep(0)
+            if caller.done():
+                with pytest.raises(GatewayOverloaded, match=f"{number} fetches of this client"):
+                    await caller
+                break
+            callers.append(caller)
+        begun[client] = number
+    assert begun == {"a": 8, "b": 4, "c": 2}
+    (await watcher.next_fetch()).answer.set_result(OPEN)
+    await callers[0]
+    callers.append(ask(service, ALICE, "d"))
+    for _ in callers[1:]:
+        (await watcher.next_fetch()).answer.set_result(OPEN)
+    await asyncio.gather(*callers)
+    assert not service._of_client  # noqa: SLF001  # it grows with clients that ask, not with clients
+
+
+async def test_two_clients_do_not_share_a_fetch() -> None:
+    """One would wait in the other's turn, and end by the other's time limit."""
+    watcher = WaitingWatcher()
+    service = make_service(watcher)
+    callers = [ask(service, ALICE, "a"), ask(service, ALICE, "b"), ask(service, ALICE, "b")]
+    for _ in range(2):
+        (await watcher.next_fetch()).answer.set_result(OPEN)
+    await asyncio.gather(*callers)
+    assert watcher.asked == [ALICE] * 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.sip.doors import KNOCK_GAP_S, KNOCK_S, Doors
 from app.sip.gate import LATELY_S, MOST_HERE, MOST_LATELY, Gate
-from app.sip.pace import BURST, BURST_S, Pace
+from app.sip.pace import BURST, BURST_S, KEPT, Pace
 from app.sip.routes import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
 
 
@@ -33,6 +33,19 @@ def test_burst_is_bounded_and_silence_holds_nobody_up() -> None:
     pace.sent(asked[0], 1.0)
     assert not pace.open(1.0 + BURST_S)
     assert pace.open(1.0 + 2 * BURST_S)
+
+
+def test_silent_questions_leave_room_for_set_ups() -> None:
+    """Where set-ups wait, no number of unanswered questions takes their part of the burst."""
+    pace, questions = Pace(0), 0
+    while pace.open(1.0, kept=KEPT):
+        pace.sent(Asked(), 1.0)
+        questions += 1
+    assert questions == BURST - KEPT
+    for _ in range(KEPT):
+        assert pace.open(1.0)
+        pace.sent(Asked(), 1.0, setup=True)
+    assert not pace.open(1.0)
 
 
 @given(st.floats(1, 10_000), st.lists(st.floats(0, 0.5), min_size=1, max_size=200))

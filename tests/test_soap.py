@@ -143,7 +143,7 @@ async def test_encoding(text: str, encoding: str, content_type: str) -> None:
     """A byte order mark wins over the charset parameter, which wins over the XML declaration (RFC 7303)."""
     asked = []
 
-    async def get_status(address: str) -> domain.TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> domain.TerminalStatus:
         asked.append(address)
         raise domain.InvalidAddress("No.")
 
@@ -156,7 +156,7 @@ async def test_calls_overlap() -> None:
     """A call that waits for the presence server holds up no other call."""
     barrier = asyncio.Barrier(3)
 
-    async def get_status(address: str) -> domain.TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> domain.TerminalStatus:
         await barrier.wait()
         return domain.TerminalStatus(
             address=domain.TerminalAddress(address),
@@ -234,7 +234,7 @@ async def test_retry_after(retry_after_s: float, header: str) -> None:
 async def test_unexpected_error() -> None:
     """A bug is told as SVC0001 with a reference that the log has too, and with nothing else."""
 
-    async def get_status(address: str) -> domain.TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> domain.TerminalStatus:
         raise RuntimeError("a secret")
 
     with structlog.testing.capture_logs() as logs:

@@ -404,7 +404,7 @@ async def test_operation_raises_its_own_faults(operation: str, error: type[Termi
     error's code, of the same kind."""
     raised = error("Told plainly.", address=ALICE, group="sip:team@example.com", correlator="c-1")
 
-    async def get_status(_: str) -> TerminalStatus:
+    async def get_status(_: str, client_id: str = "") -> TerminalStatus:
         raise raised
 
     reply = await ask(FakeUseCases(get_status_of=get_status, raises=raised), REQUESTS[operation])
@@ -462,7 +462,7 @@ VARIABLES = {
 async def test_variables(operation: str, error: TerminalStatusError, fault: str) -> None:
     """Variables are those of the contract, and parts are named in its words."""
 
-    async def get_status(_: str) -> TerminalStatus:
+    async def get_status(_: str, client_id: str = "") -> TerminalStatus:
         raise error
 
     reply = await ask(FakeUseCases(get_status_of=get_status, raises=error), REQUESTS[operation])

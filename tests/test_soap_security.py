@@ -79,7 +79,7 @@ def token(user: str, password: str, kind: str = "", nonce: str = "", created: st
 
 @pytest_asyncio.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async def get_status(address: str) -> TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
         return TerminalStatus(
             address=TerminalAddress(address), status=Status.BUSY, observed_at=NOW, source=Source.WATCH
         )

@@ -42,6 +42,7 @@ from app.domain import (
     TerminalUnknown,
     TooManyAddresses,
     TooManySubscriptions,
+    TooManyWatchedTerminals,
     UnlimitedCountNotAllowed,
     WatcherRefused,
 )
@@ -987,6 +988,7 @@ async def test_a_subscription_ends_with_its_token(core: Core) -> None:
         (InvalidRequest, {}, {"correlator": "x" * 10_000}),
         (InvalidRequest, {}, {"request_id": "x" * 65}),
         (TooManySubscriptions, {"max_subscriptions": 0}, {}),
+        (TooManyWatchedTerminals, {"max_watched_terminals": 0}, {}),
     ],
 )
 async def test_request_that_the_policy_refuses(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from app.core.administration import Administration
 from app.core.policy import Policy
@@ -33,9 +34,11 @@ from app.domain import (
     Liveness,
     Source,
     StoreUnavailable,
+    TerminalAddress,
     TerminalUnknown,
     TooManyAddresses,
     TooManyStreams,
+    TooManyWatchedTerminals,
 )
 from app.ports import Changes, Page, WatchView
 from tests.core import (
@@ -558,6 +561,65 @@ async def test_limit_holds_for_streams_opened_at_once(url: str) -> None:
         streams = [await stack.enter_async_context(reading(core, ALICE)) for _ in range(8)]
         await until(lambda: all(stream.error or stream.events for stream in streams))
         assert sum(isinstance(stream.error, TooManyStreams) for stream in streams) == 6
+
+
+async def test_limit_of_watched_terminals(url: str) -> None:
+    """Each terminal of a client counts once, however many streams and subscriptions want it; one more is refused, while
+    another client has its own; what nobody of the client wants any more makes room."""
+    dan = TerminalAddress("sip:dan@example.com")
+    async with run_core(url, policy=Policy(max_watched_terminals=3)) as core:
+        async with reading(core, ALICE, BOB) as one, reading(core, BOB, ALICE) as two:
+            for stream in (one, two):
+                await stream.some(SnapshotComplete)
+            subscription = await core.subscribe(BOB, CAROL)
+            with pytest.raises(TooManyWatchedTerminals, match="3 watched terminals"):
+                await core.subscribe(ALICE, dan)
+            async with reading(core, dan) as refused:
+                await until(lambda: refused.error)
+                assert isinstance(refused.error, TooManyWatchedTerminals)
+            async with reading(core, ALICE, BOB, dan, client=OTHER) as others:
+                await others.some(SnapshotComplete)
+            await one.aclose()
+            with pytest.raises(TooManyWatchedTerminals):
+                await core.subscribe(dan)
+            await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+            await core.subscribe(dan)
+            with pytest.raises(TooManyWatchedTerminals):
+                await core.subscribe(CAROL)
+        await core.subscribe(ALICE, BOB)
+        assert f"watch {dan}" in core.watcher.asked
+    async with run_core(url, policy=Policy(max_watched_terminals=1)) as core:
+        assert core.watching.figures()["terminals"] == 3, "what stood before a restart stands, beyond the limit too"
+        with pytest.raises(TooManyWatchedTerminals):
+            await core.subscribe(CAROL)
+        await core.subscribe(ALICE)
+        for active in (await core.subscriptions.list(APP, Page()))[0]:
+            await core.subscriptions.cancel(APP, active.id, face="grpc")
+        assert not core.watching._watches._held  # noqa: SLF001  # nothing of a client stays when it wants nothing
+        await core.subscribe(CAROL)
+
+
+async def test_group_that_grows_beyond_the_watched_terminals_is_not_followed(url: str) -> None:
+    """The stream goes on with what it has."""
+    async with run_core(url, policy=Policy(max_watched_terminals=2)) as core:
+        await core.groups.create(APP, TEAM, [ALICE, BOB])
+        async with reading(core, TEAM) as stream:
+            await stream.some(SnapshotComplete)
+            subscription = await core.subscribe(TEAM)
+            with structlog.testing.capture_logs() as logs:
+                await core.groups.add_members(APP, TEAM, [CAROL])
+                await until(lambda: len([line for line in logs if line["event"] == "group_not_followed"]) == 2)
+            assert CAROL not in core.watcher.wanted
+            await core.play(ALICE, BUSY)
+            assert (await stream.some(Change))[0].status.address == ALICE
+            assert await core.told(subscription) == []
+
+
+def test_defaults_leave_room_for_others() -> None:
+    """No client's own limit is the gateway's."""
+    policy, tuning = Policy(), Tuning()
+    assert 2 * policy.max_streams <= tuning.max_streams
+    assert 2 * policy.max_watched_terminals <= tuning.max_watches
 
 
 async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:

@@ -114,7 +114,7 @@ class QueryService:
                 raise GroupNotAllowed(f"{terminal} is a group; ask for one terminal.", field="address")
             status = self._known(terminal, age_s) if age_s else None
             if status is None:
-                status = await self._fetch(terminal)
+                status = await self._fetch(terminal, client)
         except TerminalStatusError as error:
             self._record(GET_STATUS, caller, (address,), 1, error)
             raise
@@ -161,7 +161,7 @@ class QueryService:
                 )
                 for terminal in over:
                     yield TerminalResult(address=terminal, retrieval=RetrievalStatus.NOT_RETRIEVED, error=not_asked)
-            asked = self._ask_all(to_ask, policy)
+            asked = self._ask_all(to_ask, policy, client)
             try:
                 async for answer in asked:
                     yield answer
@@ -180,12 +180,12 @@ class QueryService:
             )
 
     async def _ask_all(
-        self, terminals: Sequence[TerminalAddress], policy: Policy
+        self, terminals: Sequence[TerminalAddress], policy: Policy, client: Client
     ) -> AsyncGenerator[TerminalResult, None]:
         answers: asyncio.Queue[TerminalResult | Exception] = asyncio.Queue()  # as many as terminals, at most
         rest = iter(terminals)
         askers = [
-            asyncio.create_task(self._ask_some(rest, policy, answers), name="query")
+            asyncio.create_task(self._ask_some(rest, policy, client, answers), name="query")
             for _ in range(min(MAX_AT_ONCE, len(terminals)))
         ]
         try:
@@ -203,11 +203,12 @@ class QueryService:
         self,
         rest: Iterator[TerminalAddress],
         policy: Policy,
+        client: Client,
         answers: asyncio.Queue[TerminalResult | Exception],
     ) -> None:
         for terminal in rest:
             try:
-                answers.put_nowait(_retrieved(policy, await self._fetch(terminal)))
+                answers.put_nowait(_retrieved(policy, await self._fetch(terminal, client)))
             except TerminalStatusError as error:
                 retrieval = RetrievalStatus.NOT_RETRIEVED if error.retryable else RetrievalStatus.ERROR
                 answers.put_nowait(TerminalResult(address=terminal, retrieval=retrieval, error=error))
@@ -234,8 +235,8 @@ class QueryService:
         # Nothing was observed later than now, but by a clock that was set back since: that tells no age.
         return status if now - timedelta(seconds=age_s) <= status.observed_at <= now else None
 
-    async def _fetch(self, terminal: TerminalAddress) -> TerminalStatus:
-        status = await self._fetches.get_status(terminal)
+    async def _fetch(self, terminal: TerminalAddress, client: Client) -> TerminalStatus:
+        status = await self._fetches.get_status(terminal, client.id)
         recent = self._recent
         if recent.get(terminal) is not status:  # else another caller of the same fetch was here
             self._watching.fetched(status)

@@ -108,7 +108,8 @@ class Enrolment:
     ) -> Subscription:
         """Stores a subscription with what it is told at once, and lets it stand. Returns what is stored, which is
         another one where its request id was used before. With `most`, that many of the client's may be active then.
-        Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, Unauthenticated."""
+        Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, TooManyWatchedTerminals,
+        Unauthenticated."""
         return await self._undisturbed(self._begin(subscription, expansion, busy, usage, most))
 
     async def _begin(
@@ -133,7 +134,7 @@ class Enrolment:
                     subscription.client_id, subscription.addresses, allowed, expansion.groups
                 )
                 subscription = replace(subscription, groups=expansion.groups)
-            terminals = self._watches.want(expansion.terminals)
+            terminals = self._watches.want(expansion.terminals, subscription.client_id, policy.max_watched_terminals)
             try:
                 await self._commits.load(terminals)
                 standing, told, owed, decision = self._started(subscription, terminals, expansion.groups, busy)
@@ -343,11 +344,14 @@ class Enrolment:
                     regrouped.append(SubscriptionUpdate(subscription_id=subscription.id, groups=expansion.groups))
         if regrouped:
             await self._store.write(Changes(updates=regrouped))
-        wanted: dict[TerminalAddress, None] = {}
+        wanted: dict[str, dict[TerminalAddress, None]] = {}
         for subscription in portion:
             by_group = expansions.get(subscription.id)
-            wanted.update(dict.fromkeys(by_group.terminals if by_group else subscription.addresses))
-        terminals = {terminal.address: terminal for terminal in self._watches.want(tuple(wanted), within_limit=False)}
+            its_own = by_group.terminals if by_group else subscription.addresses
+            wanted.setdefault(subscription.client_id, {}).update(dict.fromkeys(its_own))
+        terminals: dict[TerminalAddress, Terminal] = {}
+        for client_id, addresses in wanted.items():
+            terminals.update((one.address, one) for one in self._watches.want(tuple(addresses), client_id, None))
         await self._commits.load(terminals.values())
         stored = {address: terminal.status for address, terminal in terminals.items() if terminal.status}
         for subscription in portion:

@@ -18,7 +18,14 @@ from app.core.standing import Standing
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
-from app.domain import GatewayOverloaded, Liveness, StoreUnavailable, TerminalAddress, TooManyAddresses
+from app.domain import (
+    GatewayOverloaded,
+    Liveness,
+    StoreUnavailable,
+    TerminalAddress,
+    TooManyAddresses,
+    TooManyWatchedTerminals,
+)
 from app.ports import Changes, Store, SubscriptionUpdate
 from app.records import Client
 
@@ -114,19 +121,21 @@ class Following:
         self, standing: Standing, clients: Mapping[str, Client], same: dict[Asked, Expansion]
     ) -> "list[_Move]":
         """Where it is to go; none where too many terminals are watched for that."""
-        most = self._policies.of_id(standing.client_id, clients).max_notification_addresses
-        asked = standing.client_id, standing.addresses, standing.groups
+        policy, client_id = self._policies.of_id(standing.client_id, clients), standing.client_id
+        most = policy.max_notification_addresses
+        asked = client_id, standing.addresses, standing.groups
         if (expansion := same.get(asked)) is None:
             expansion = same[asked] = await self._groups.members_now(
-                standing.client_id, standing.addresses, most, standing.groups
+                client_id, standing.addresses, most, standing.groups
             )
         self._tell_left_out(standing, expansion)
         standing.failed = standing.failed.intersection(expansion.terminals)
         try:
             its = {one: self._watches.by_address[one] for one in standing.terminals}  # not to be asked anew
             others = [one for one in expansion.terminals if not (one in its or one in standing.failed)]
-            its.update((terminal.address, terminal) for terminal in self._watches.want(others))
-        except GatewayOverloaded as error:
+            wanted = self._watches.want(others, client_id, policy.max_watched_terminals)
+            its.update((terminal.address, terminal) for terminal in wanted)
+        except (GatewayOverloaded, TooManyWatchedTerminals) as error:
             _log.warning("group_not_followed", subscription=standing.id, message=str(error))
             return []
         return [_Move(standing, expansion.groups, [its[one] for one in expansion.terminals if one in its])]

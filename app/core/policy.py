@@ -62,8 +62,10 @@ class Policy:
     """Groups of one client."""
     max_subscriptions: int = 100_000
     """Active subscriptions of one client."""
-    max_streams: int = 10_000
+    max_streams: int = 2_500
     """Open streams of one client."""
+    max_watched_terminals: int = 50_000
+    """Terminals watched for one client's subscriptions and streams, each once."""
     rate_per_s: int = 0
     """Calls per second, in the long run; a query of many counts each terminal. 0 is no limit."""
     rate_burst: int = 0

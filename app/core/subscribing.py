@@ -115,8 +115,8 @@ class SubscriptionService:
         Raises BusyNotSupported, CountTooLarge, DuplicateCorrelator, DurationTooLong, GatewayOverloaded,
         GroupNotAllowed, IntervalTooShort, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
         NoValidAddresses, RateLimited, RequestIdReused, SinkRefused, SinkUnreachable, StoreUnavailable,
-        TooManyAddresses, TooManySubscriptions, Unauthenticated (the client was deleted meanwhile),
-        UnlimitedCountNotAllowed.
+        TooManyAddresses, TooManySubscriptions, TooManyWatchedTerminals, Unauthenticated (the client was deleted
+        meanwhile), UnlimitedCountNotAllowed.
         """
         policy = self._policies.admit(client)
         caller = Caller(client=client, face=face, requester=requester)

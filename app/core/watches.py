@@ -1,6 +1,7 @@
 """Which terminals are watched, what was observed of them and is still to be written, and who wants them.
 
-However many subscriptions and streams want a terminal, it is watched once, and for `linger_s` after the last.
+However many subscriptions and streams want a terminal, it is watched once, and for `linger_s` after the last. It counts
+once for each client that wants it.
 Invariants: an observation leaves `queue` only when it is written. A document that cannot be read changes no status, but
 makes it STALE until one that can be read is written: it may have said anything. Losing contact makes a status STALE,
 never UNREACHABLE.
@@ -10,9 +11,10 @@ Deliberately absent: the store, and who is told what (`commits.py`).
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,11 +29,15 @@ from app.domain import (
     TerminalStatus,
     TerminalStatusError,
     TerminalUnknown,
+    TooManyWatchedTerminals,
     WatchedTerminal,
     WatcherRefused,
 )
 from app.ports import Notification, Watcher
 from app.presence import read_presence, status_of
+
+if TYPE_CHECKING:
+    from app.core.mailbox import Stream
 
 _LOG_S = 1.0
 _MAX_WANTED_BY = 20
@@ -72,6 +78,8 @@ class Watches:
         self._linger_s = linger_s
         self._most = most
         self._wake = wake
+        self._held: dict[str, dict[Terminal, int]] = {}
+        """By client, the terminals that its subscriptions and streams want, and how many of these want each."""
         self._idle: deque[tuple[float, Terminal]] = deque()
         self._left: dict[TerminalAddress, tuple[TerminalStatus | None, datetime | None]] = {}
         """As `last` and `unreadable_at` tell them of terminals that are not watched any more, in the order of that."""
@@ -203,28 +211,42 @@ class Watches:
             self._logged_s = now_s
             _log.warning("document_unreadable", address=address, message=str(error), reason=reason)
 
-    def want(self, addresses: Sequence[TerminalAddress], *, within_limit: bool = True) -> list[Terminal]:
-        """Has all of them watched. What is not linked to who wants it must be told to `unwanted`.
+    def want(self, addresses: Sequence[TerminalAddress], client_id: str, most: int | None) -> list[Terminal]:
+        """Has all of them watched for the client, and at most `most` terminals in all (None: however many, beyond the
+        gateway's own limit too). What is not linked to who wants it must be told to `unwanted`.
 
-        Raises GatewayOverloaded, having changed nothing.
+        Raises GatewayOverloaded, TooManyWatchedTerminals, having changed nothing.
         """
-        known = self.by_address
-        new = sum(address not in known for address in addresses)
-        if within_limit and new and len(known) + new > self._most:
-            raise GatewayOverloaded(f"{self._most} terminals are watched, as many as allowed.", retry_after_s=60)
+        known, held = self.by_address, self._held.get(client_id, {})
+        if most is not None:
+            self._require_room(addresses, held, most)
         now = self._clock()
         terminals = []
         for address in addresses:
             terminal = known.get(address)
             if terminal is None:
                 terminal = known[address] = Terminal(address, now)
-                self._watcher.watch(address)
+                self._watcher.watch(address, client_id)
             elif terminal.error is not None:
                 terminal.watch_again(now)
-                self._watcher.watch(address)
+                self._watcher.watch(address, client_id)
+            elif terminal not in held:
+                self._watcher.watch(address, client_id)
             terminal.idle_from_s = None
             terminals.append(terminal)
         return terminals
+
+    def _require_room(self, addresses: Sequence[TerminalAddress], held: Mapping[Terminal, int], most: int) -> None:
+        known = self.by_address
+        new = sum(address not in known for address in addresses)
+        if new and len(known) + new > self._most:
+            raise GatewayOverloaded(f"{self._most} terminals are watched, as many as allowed.", retry_after_s=60)
+        more = sum(known.get(address) not in held for address in addresses)
+        if more and len(held) + more > most:
+            raise TooManyWatchedTerminals(
+                f"Limit reached: {most} watched terminals. End a subscription or a stream, or ask the operator to "
+                "raise `max_watched_terminals`."
+            )
 
     def unwanted(self, terminal: Terminal) -> None:
         """Nobody wants it, for now."""
@@ -236,7 +258,9 @@ class Watches:
 
     def link(self, standing: Standing, terminal: Terminal) -> None:
         """The subscription wants this terminal, of which it is told too that it has failed since it was `want`ed."""
-        terminal.standings[standing] = None
+        if standing not in terminal.standings:
+            terminal.standings[standing] = None
+            self._hold(standing.client_id, terminal)
         if terminal.error is not None:
             self.failed.append((terminal.address, (standing,), terminal.error))
         elif terminal.unreadable is not None and standing.check_immediate:
@@ -246,9 +270,35 @@ class Watches:
         """The subscription wants these terminals no more."""
         for address in addresses:
             if (terminal := self.by_address.get(address)) is not None:
-                terminal.standings.pop(standing, None)
+                if standing in terminal.standings:
+                    del terminal.standings[standing]
+                    self._release(standing.client_id, terminal)
                 if not terminal.wanted:
                     self.unwanted(terminal)
+
+    def join(self, stream: "Stream", terminal: Terminal) -> None:
+        """The stream wants this terminal, which it did not."""
+        terminal.streams[stream] = None
+        self._hold(stream.client_id, terminal)
+
+    def leave(self, stream: "Stream", terminal: Terminal) -> None:
+        """The stream wants it no more."""
+        del terminal.streams[stream]
+        self._release(stream.client_id, terminal)
+        if not terminal.wanted:
+            self.unwanted(terminal)
+
+    def _hold(self, client_id: str, terminal: Terminal) -> None:
+        held = self._held.setdefault(client_id, {})
+        held[terminal] = held.get(terminal, 0) + 1
+
+    def _release(self, client_id: str, terminal: Terminal) -> None:
+        held = self._held[client_id]
+        held[terminal] -= 1
+        if not held[terminal]:
+            del held[terminal]
+            if not held:
+                del self._held[client_id]
 
     @property
     def next_due_s(self) -> float:

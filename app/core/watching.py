@@ -28,7 +28,7 @@ from app.core.enrolment import Enrolment
 from app.core.following import Following
 from app.core.groups import GroupKey, GroupService
 from app.core.mailbox import Stream
-from app.core.policy import Policies, check_criteria, interval_allowed
+from app.core.policy import Policies, Policy, check_criteria, interval_allowed
 from app.core.standings import Standings
 from app.core.streams import StreamEnd, WatchEvent, ending, told_by
 from app.core.terminals import Terminal
@@ -39,6 +39,7 @@ from app.domain import (
     StoreUnavailable,
     TerminalAddress,
     TooManyStreams,
+    TooManyWatchedTerminals,
 )
 from app.ports import Store, Watcher
 from app.records import Client
@@ -225,7 +226,7 @@ class Watching:
 
         Before the first event it raises BusyNotSupported, GatewayOverloaded, GroupNotAllowed, IntervalTooShort,
         InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses,
-        RateLimited, StoreUnavailable, TooManyAddresses, TooManyStreams; thereafter nothing.
+        RateLimited, StoreUnavailable, TooManyAddresses, TooManyStreams, TooManyWatchedTerminals; thereafter nothing.
         """
         policy = self._policies.admit(client)
         check_criteria(policy, criteria)
@@ -247,9 +248,9 @@ class Watching:
             busy=policy.busy_available,
             most=most,
         )
-        terminals = self._watches.want(expansion.terminals)
+        terminals = self._watches.want(expansion.terminals, client.id, policy.max_watched_terminals)
         for terminal in terminals:
-            terminal.streams[stream] = None
+            self._watches.join(stream, terminal)
             stream.told[terminal] = 0
         self._streams[stream] = None
         self._streams_of[client.id] += 1
@@ -268,9 +269,7 @@ class Watching:
             if not self._streams_of[client.id]:
                 del self._streams_of[client.id]
             for terminal in stream.told:
-                del terminal.streams[stream]
-                if not terminal.wanted:
-                    self._watches.unwanted(terminal)
+                self._watches.leave(stream, terminal)
 
     def end_streams_of(self, client_id: str) -> None:
         """Ends the client's streams (CREDENTIALS_EXPIRED)."""
@@ -400,7 +399,7 @@ class Watching:
             if not (stream in met or any((stream.client_id, group) in changed for group in stream.groups)):
                 continue
             try:
-                await self._regroup_stream(stream)
+                await self._regroup_stream(stream, self._policies.of_id(stream.client_id, clients))
             except StoreUnavailable:
                 raise
             except Exception:  # the others follow
@@ -413,17 +412,17 @@ class Watching:
         streams = terminal.streams if terminal is not None else ()
         return [one for one in streams if one.groups and one.client_id == client_id and address not in one.addresses]
 
-    async def _regroup_stream(self, stream: Stream) -> None:
+    async def _regroup_stream(self, stream: Stream, policy: Policy) -> None:
         expansion = await self._groups.members_now(stream.client_id, stream.addresses, stream.most, stream.groups)
         if expansion.left_out:
             _log.warning("group_cut", client=stream.client_id, watched=stream.most, left_out=expansion.left_out)
         its = {terminal.address: terminal for terminal in stream.told}  # failed ones, too: not watched anew
         try:
-            its.update(
-                (one.address, one) for one in self._watches.want([one for one in expansion.terminals if one not in its])
-            )
+            others = [one for one in expansion.terminals if one not in its]
+            wanted = self._watches.want(others, stream.client_id, policy.max_watched_terminals)
+            its.update((one.address, one) for one in wanted)
             terminals = [its[address] for address in expansion.terminals]
-        except GatewayOverloaded as error:
+        except (GatewayOverloaded, TooManyWatchedTerminals) as error:
             _log.warning("group_not_followed", client=stream.client_id, message=str(error))
             return
         try:
@@ -439,10 +438,8 @@ class Watching:
     def _follow(self, stream: Stream, terminals: Sequence[Terminal]) -> None:
         for terminal in set(stream.told).difference(terminals):
             stream.leave(terminal)
-            del terminal.streams[stream]
-            if not terminal.wanted:
-                self._watches.unwanted(terminal)
+            self._watches.leave(stream, terminal)
         for terminal in terminals:
             if terminal not in stream.told:
-                terminal.streams[stream] = None
+                self._watches.join(stream, terminal)
                 stream.join(terminal)

@@ -51,8 +51,12 @@ _ALL: tuple[TerminalStatusError, ...] = (
     domain.BusyNotSupported("BUSY is not told here; leave it out of the criteria.", field="criteria"),
     domain.TooManySubscriptions("There are 1000 active subscriptions, as many as allowed."),
     domain.TooManyStreams("As many streams are open as allowed."),
+    domain.TooManyWatchedTerminals(
+        "Limit reached: 50000 watched terminals. End a subscription or a stream, or ask the operator to raise "
+        "`max_watched_terminals`."
+    ),
     domain.TooManyGroups("There are 1000 groups already, as many as allowed."),
-    domain.RateLimited("More than 50 calls per second; wait.", retry_after_s=1),
+    domain.RateLimited("More than 50 calls per second (a query counts each terminal); wait.", retry_after_s=1),
     domain.DuplicateCorrelator("There is an active subscription of this correlator."),
     domain.RequestIdReused("The request id was used before, for another request.", field="request_id"),
     domain.SubscriptionUnknown("There is no such subscription.", field="subscription_id"),

@@ -55,6 +55,7 @@ STATUSES: Mapping[type[TerminalStatusError], int] = {
     domain.BusyNotSupported: 422,
     domain.TooManySubscriptions: 429,
     domain.TooManyStreams: 429,
+    domain.TooManyWatchedTerminals: 429,
     domain.TooManyGroups: 429,
     domain.RateLimited: 429,
     domain.DuplicateCorrelator: 409,

@@ -49,6 +49,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
                 domain.DurationTooLong,
                 domain.BusyNotSupported,
                 domain.TooManySubscriptions,
+                domain.TooManyWatchedTerminals,
                 domain.GatewayOverloaded,
             ),
             201: {

@@ -116,6 +116,7 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
                 domain.BusyNotSupported,
                 domain.IntervalTooShort,
                 domain.TooManyStreams,
+                domain.TooManyWatchedTerminals,
                 domain.GatewayOverloaded,
             ),
             200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": _EXAMPLE}}},

@@ -54,6 +54,7 @@ CODES: Mapping[type[TerminalStatusError], grpc.StatusCode] = {
     domain.BusyNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
     domain.TooManySubscriptions: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.TooManyStreams: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.TooManyWatchedTerminals: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.TooManyGroups: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,

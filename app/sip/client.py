@@ -2,7 +2,8 @@
 
 Terminals are shared out over the workers by a hash of their address, fetches as well as watches. The list here is what
 is wanted; a worker's is its copy, so a worker that dies or hangs is replaced at once (with a growing pause only where
-it keeps dying young) and told its watches again.
+it keeps dying young) and told its watches again. A worker knows clients by hashes of their ids; two of one hash would
+share their turns.
 
 Invariants: queries of a dead worker fail with WatcherRestarting, which is retryable, and later ones wait for nothing:
 while there is no worker they fail likewise. The observer hears of a watch only between `watch` and `unwatch`.
@@ -54,6 +55,9 @@ HANG_LIMIT_S = 10.0
 _YOUNG_S = 2.0
 _LONGEST_PAUSE_S = 5.0
 _WISHES_PER_FRAME = 1000
+MOST_CLIENTS = 8
+"""A watch is set up in the turn of one of so many clients that want it, those that wanted it last."""
+
 _LOG_S = 1.0
 _ERRORS: dict[str, type[TerminalStatusError]] = {
     error.code: error for error in TerminalStatusError.__subclasses__() if hasattr(error, "code")
@@ -62,10 +66,12 @@ _ERRORS: dict[str, type[TerminalStatusError]] = {
 
 @dataclass(eq=False, slots=True)
 class _Watched:
-    """One wish. `observed`: the presence server has told a status, once; `liveness` is what the observer knows."""
+    """One wish, of the clients of these numbers. `observed`: the presence server has told a status, once; `liveness` is
+    what the observer knows."""
 
     id: int
     address: TerminalAddress
+    clients: tuple[int, ...]
     observed: bool = False
     liveness: Liveness = Liveness.UNKNOWN
 
@@ -150,12 +156,12 @@ class SipWatcher:
         """Ends the workers. Queries in flight fail with WatcherRestarting."""
         await asyncio.gather(*(self._end(slot) for slot in self._slots))
 
-    async def fetch(self, address: TerminalAddress) -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
         """Asks the presence server once; see `app.ports.Fetcher`."""
         worker = self._slot(address).worker
         if worker is None:
             raise restarting("The SIP worker is being replaced.")
-        notified = await worker.fetch(address)
+        notified = await worker.fetch(address, _number(client_id))
         error = error_of_notify(
             notified.state, notified.reason, notified.retry_after_s, notified.declared_bytes, len(notified.body)
         )
@@ -172,13 +178,17 @@ class SipWatcher:
         """See `app.ports.Watcher`."""
         self._observer = observer
 
-    def watch(self, address: TerminalAddress) -> None:
+    def watch(self, address: TerminalAddress, client_id: str = "") -> None:
         """See `app.ports.Watcher`."""
-        slot = self._slot(address)
-        if address in slot.watched:
+        slot, client = self._slot(address), _number(client_id)
+        watched = slot.watched.get(address)
+        if watched is None:
+            watched = slot.watched[address] = _Watched(next(self._numbers), address, (client,))
+            slot.by_id[watched.id] = watched
+        elif client in watched.clients:
             return
-        watched = slot.watched[address] = _Watched(next(self._numbers), address)
-        slot.by_id[watched.id] = watched
+        else:
+            watched.clients = (*watched.clients, client)[-MOST_CLIENTS:]
         if not slot.wishes:
             asyncio.get_running_loop().call_soon(self._say_wishes, slot)
         slot.wishes.append(watched)
@@ -354,10 +364,14 @@ class SipWatcher:
     @staticmethod
     def _wish(worker: WorkerProcess, wishes: list[_Watched]) -> None:
         """Tells the worker what is wanted, from the oldest wish to the newest."""
-        for start in range(0, len(wishes), _WISHES_PER_FRAME):
-            # A worker takes the most urgent first, and each part before those that it has.
-            part = wishes[start : start + _WISHES_PER_FRAME]
-            worker.say(Watch([(each.id, each.address, each.observed) for each in reversed(part)]))
+        by_clients: dict[tuple[int, ...], list[_Watched]] = {}
+        for each in wishes:
+            by_clients.setdefault(each.clients, []).append(each)
+        for clients, its in by_clients.items():
+            for start in range(0, len(its), _WISHES_PER_FRAME):
+                # A worker takes the most urgent first, and each part before those that it has.
+                part = its[start : start + _WISHES_PER_FRAME]
+                worker.say(Watch([(each.id, each.address, each.observed) for each in reversed(part)], clients))
 
     async def _supervise(self, slot: _Slot) -> None:
         loop = asyncio.get_running_loop()
@@ -426,6 +440,10 @@ def _configured(configure: Configure, number: int) -> Configure:
     """A further worker listens on a port of its own: two further on, for UDP and TCP, and TLS beside them."""
     port = configure.listen_port
     return msgspec.structs.replace(configure, listen_port=port + 2 * number if port else 0)
+
+
+def _number(client_id: str) -> int:
+    return zlib.crc32(client_id.encode())
 
 
 def _plain(counts: Counts) -> dict[str, int]:

@@ -9,15 +9,16 @@ Deliberately absent: time limits (the parent's), and every decision about meanin
 
 import contextlib
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from app.sip.dialog import BAD_ADDRESS, retry_expires_s
 from app.sip.frames import Failed, Fetch, Notified, Report
 from app.sip.library import AddressRefused, SipStackError
 from app.sip.message import Event, Final, Notify, Unusable
-from app.sip.pace import Pace
+from app.sip.pace import KEPT, Pace
 from app.sip.pjsip import Stack, Subscription
 from app.sip.routes import Routes
+from app.sip.turns import Turns
 
 MOST_LARGE = 10_000
 """Terminals remembered to need TCP; the oldest is forgotten, and found out again."""
@@ -26,11 +27,23 @@ MOST_LARGE = 10_000
 class Query:
     """One fetch, waiting to be sent or in progress."""
 
-    __slots__ = ("address", "asked_s", "attempt", "id", "over_tcp", "recent", "route", "sent_at_s", "subscription")
+    __slots__ = (
+        "address",
+        "asked_s",
+        "attempt",
+        "clients",
+        "id",
+        "over_tcp",
+        "recent",
+        "route",
+        "sent_at_s",
+        "subscription",
+    )
 
-    def __init__(self, number: int, address: str) -> None:
+    def __init__(self, number: int, address: str, client: int) -> None:
         self.id = number
         self.address = address
+        self.clients = (client,)
         self.asked_s = 0
         self.attempt = 0
         self.route = 0
@@ -66,7 +79,7 @@ class Fetches:
         self._large = large
         self._reports = reports
         self._queries: dict[int, Query] = {}
-        self._waiting: deque[Query] = deque()
+        self._waiting = Turns[Query]()
         self.cut = 0
         """Documents that UDP cut."""
         self.sent = 0
@@ -82,29 +95,29 @@ class Fetches:
 
     def start(self, fetch: Fetch) -> None:
         """Takes a question."""
-        query = self._queries[fetch.id] = Query(fetch.id, fetch.address)
-        self._waiting.append(query)
+        query = self._queries[fetch.id] = Query(fetch.id, fetch.address, fetch.client)
+        self._waiting.add(query)
 
     def cancel(self, number: int) -> None:
         """Gives one up; it is not answered."""
         query = self._queries.pop(number, None)
         if query is None:
             return
+        self._waiting.discard(query)
         self._pace.answered(query)
         if query.subscription is not None:
             self._stack.forget(query.subscription)
             self._routes.suspect(query.route, time.monotonic())
 
-    def send_waiting(self) -> None:
-        """Sends those that the pace lets go."""
+    def send_waiting(self, *, others_wait: bool = False) -> None:
+        """Sends those that the pace lets go, with room for others."""
         if not self._waiting:
             return
-        now_s = time.monotonic()
-        while self._waiting and self._pace.open(now_s):
-            query = self._waiting.popleft()
-            if query.id in self._queries:  # else it was cancelled while it waited
-                self._pace.sent(query, now_s)
-                self._subscribe(query, 0)
+        now_s, kept = time.monotonic(), KEPT if others_wait else 0
+        while self._waiting and self._pace.open(now_s, kept=kept):
+            query = self._waiting.pop()
+            self._pace.sent(query, now_s)
+            self._subscribe(query, 0)
 
     def handle(self, query: Query, subscription: Subscription, event: Event) -> None:
         """What PJSIP saw of one."""

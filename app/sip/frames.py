@@ -63,10 +63,12 @@ class Configure(_Message, tag="configure"):
 
 
 class Fetch(_Message, tag="fetch"):
-    """Ask once about `address` (a canonical URI). Answered by Notified or Failed with the same `id`."""
+    """Ask once about `address` (a canonical URI), in the turn of `client`. Answered by Notified or Failed with the same
+    `id`."""
 
     id: int
     address: str
+    client: int = 0
 
 
 class Cancel(_Message, tag="cancel"):
@@ -76,9 +78,11 @@ class Cancel(_Message, tag="cancel"):
 
 
 class Watch(_Message, tag="watch"):
-    """Keep a subscription to each `(id, address, observed)`, the most urgent first; `observed`: it was, once."""
+    """Keep a subscription to each `(id, address, observed)`, the most urgent first; `observed`: it was, once. They are
+    set up in the turn of one of `clients`. What is wished already may be wished again, by other clients."""
 
     wishes: list[tuple[int, str, bool]]
+    clients: tuple[int, ...] = ()
 
 
 class Unwatch(_Message, tag="unwatch"):

@@ -13,6 +13,9 @@ BURST = 64
 """Most SUBSCRIBEs sent within BURST_S that are not answered yet. A UDP socket of default size holds about 90; what is
 sent into a full one is lost, and sent again only half a second later."""
 
+KEPT = 16
+"""Of BURST, what questions leave to set-ups that wait: silent presentities that many ask about would stop these."""
+
 BURST_S = 0.025
 SETUP_BURST_S = 0.05
 """Set-ups that may leave at once: as many as belong to this time."""
@@ -36,12 +39,12 @@ class Pace:
         self._recent: deque[Asking] = deque()
         self._count = 0
 
-    def open(self, now_s: float) -> bool:
-        """Whether one more SUBSCRIBE may leave now."""
+    def open(self, now_s: float, *, kept: int = 0) -> bool:
+        """Whether one more SUBSCRIBE may leave now, and leave so many `kept` for others."""
         recent = self._recent
         while recent and (not recent[0].recent or recent[0].sent_at_s < now_s - BURST_S):
             self.answered(recent.popleft())
-        return self._count < BURST
+        return self._count < BURST - kept
 
     def setup_delay_s(self, now_s: float) -> float:
         """How long until a set-up may leave; 0 is now."""

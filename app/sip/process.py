@@ -140,14 +140,14 @@ class WorkerProcess(asyncio.Protocol):
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def fetch(self, address: TerminalAddress) -> Notified:
-        """Asks through this worker; a cancelled caller cancels the SUBSCRIBE."""
+    async def fetch(self, address: TerminalAddress, client: int = 0) -> Notified:
+        """Asks through this worker, in the turn of that client; a cancelled caller cancels the SUBSCRIBE."""
         if self._transport is None:  # it is dead, and its supervisor has yet to hear of it
             raise restarting("The SIP worker died; it is being replaced.")
         number = next(self._numbers)
         query: asyncio.Future[Notified] = self._loop.create_future()
         self._pending[number] = query
-        self.say(Fetch(number, address))
+        self.say(Fetch(number, address, client))
         try:
             return await query
         except asyncio.CancelledError:

@@ -1,8 +1,9 @@
 """Standing subscriptions in the worker: one `Usage` for each watched terminal, driven by PJSIP and a clock.
 
 Invariants: the state machine decides, this carries out: each action becomes one call of PJSIP, one timer or one report.
-Set-ups leave at the operator's pace, the newest wish first; refreshes after a break leave at that pace too. Whatever
-happens to a dialog, its watch stays until the parent wants it no longer, or the machine has ended it.
+Set-ups leave at the operator's pace, clients in turn, of each the newest wish first; refreshes after a break leave at
+that pace too. Whatever happens to a dialog, its watch stays until the parent wants it no longer, or the machine has
+ended it.
 
 Deliberately absent: what a status is, and which applications want it.
 """
@@ -10,7 +11,7 @@ Deliberately absent: what a status is, and which applications want it.
 import heapq
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 
 from app.domain import TerminalStatusError
@@ -23,6 +24,7 @@ from app.sip.pace import Pace
 from app.sip.pjsip import GRANTED, Stack, Subscription
 from app.sip.routes import Routes
 from app.sip.subscription import Usage
+from app.sip.turns import Turns
 
 
 class Watch:
@@ -31,6 +33,7 @@ class Watch:
     __slots__ = (
         "address",
         "armed_s",
+        "clients",
         "id",
         "older",
         "over_tcp",
@@ -43,9 +46,11 @@ class Watch:
         "usage",
     )
 
-    def __init__(self, number: int, address: str, usage: Usage) -> None:
+    def __init__(self, number: int, address: str, clients: tuple[int, ...], usage: Usage) -> None:
         self.id = number
         self.address = address
+        self.clients = clients
+        """In whose turn it is set up, by number."""
         self.usage = usage
         self.subscription: Subscription | None = None
         self.older: Subscription | None = None
@@ -76,7 +81,7 @@ class Watches:
         self._ending: set[Watch] = set()  # unwanted, and unsubscribing
         self._timers: list[tuple[float, int, Watch]] = []
         self._order = 0
-        self._queue: deque[Watch] = deque()
+        self._queue = Turns[Watch]()
         self.sent = self.notified = self.cut = 0
         """SUBSCRIBEs sent, NOTIFYs received, and documents that UDP cut."""
         self.failures: Counter[str] = Counter()
@@ -89,20 +94,27 @@ class Watches:
         """Whether some wait for the pace."""
         return bool(self._queue)
 
-    def want(self, wishes: list[tuple[int, str, bool]]) -> None:
-        """Takes on `(id, address, observed)`, the most urgent first and all before those that wait already."""
+    def want(self, wishes: list[tuple[int, str, bool]], clients: tuple[int, ...]) -> None:
+        """Takes on `(id, address, observed)`, the most urgent first and all before those that wait already for the
+        clients. One that was taken on before gets these clients."""
         for number, address, observed in reversed(wishes):
-            if number not in self._watches:
-                watch = self._watches[number] = Watch(
-                    number, address, Usage(expires_s=self._expires_s, observed=observed)
-                )
+            watch = self._watches.get(number)
+            if watch is None:
+                usage = Usage(expires_s=self._expires_s, observed=observed)
+                watch = self._watches[number] = Watch(number, address, clients, usage)
                 watch.queued = dialog.Wanted()
-                self._queue.appendleft(watch)
+            else:
+                self._queue.discard(watch)
+                watch.clients = clients
+            if watch.queued is not None:
+                self._queue.add(watch, first=True)
 
     def unwant(self, number: int) -> None:
         """Ends one; nothing more is reported about it."""
         watch = self._watches.pop(number, None)
         if watch is not None:
+            self._queue.discard(watch)
+            watch.queued = None
             self._ending.add(watch)
             self._tell(watch, dialog.Unwanted())
 
@@ -152,7 +164,7 @@ class Watches:
             delay_s = self._pace.setup_delay_s(now_s)
             if delay_s:
                 return min(delay_s, timers[0][0] - now_s) if timers else delay_s
-            watch = self._queue.popleft()
+            watch = self._queue.pop()
             event, watch.queued = watch.queued, None
             if event is not None and watch.usage.state is not State.TERMINATED and watch not in self._ending:
                 self._pace.sent(watch, now_s, setup=True)
@@ -214,7 +226,7 @@ class Watches:
 
     def _later(self, watch: Watch, event: dialog.Event) -> None:
         if watch.queued is None:
-            self._queue.append(watch)
+            self._queue.add(watch)
         if watch.queued is None or (watch.queued != dialog.Wanted() and event == dialog.RefreshWanted(fresh=True)):
             watch.queued = event
 
@@ -325,6 +337,7 @@ class Watches:
             )
 
     def _end(self, watch: Watch, ended: dialog.Ended) -> None:
+        self._queue.discard(watch)
         self._pace.answered(watch)
         watch.armed_s = 0.0
         if watch in self._ending:

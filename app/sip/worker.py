@@ -150,7 +150,7 @@ class Worker:
             case Cancel():
                 self._fetches.cancel(command.id)
             case Watch():
-                self._watches.want(command.wishes)
+                self._watches.want(command.wishes, command.clients)
             case Unwatch():
                 self._watches.unwant(command.id)
             case Refresh():
@@ -172,7 +172,7 @@ class Worker:
                 self._trials.handle(owner, subscription, event)
             else:
                 self._watches.handle(owner, subscription, event)
-        self._fetches.send_waiting()
+        self._fetches.send_waiting(others_wait=self._watches.waiting)
 
     def _work(self) -> float:
         """Everything that is due; returns the seconds until the next."""

@@ -77,6 +77,7 @@ CODES: Mapping[type[TerminalStatusError], Code] = {
     domain.BusyNotSupported: SERVICE_NOT_APPLICABLE,
     domain.TooManySubscriptions: QUOTA_EXCEEDED,
     domain.TooManyStreams: QUOTA_EXCEEDED,
+    domain.TooManyWatchedTerminals: QUOTA_EXCEEDED,
     domain.TooManyGroups: QUOTA_EXCEEDED,
     domain.RateLimited: TOO_MANY_REQUESTS,
     domain.DuplicateCorrelator: ALREADY_EXISTS,

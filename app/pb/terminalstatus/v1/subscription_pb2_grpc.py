@@ -92,6 +92,7 @@ class SubscriptionServiceServicer:
         FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's
         FAILED_PRECONDITION BUSY_NOT_SUPPORTED           criteria with STATUS_BUSY, where the operator does not tell it
         RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS       as many active ones as the policy allows the client
+        RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS   more terminals watched for the client than the policy allows
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,6 +56,7 @@ class SubscriptionServiceStub:
       FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED           criteria with STATUS_BUSY, where the operator does not tell it
       RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS       as many active ones as the policy allows the client
+      RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS   more terminals watched for the client than the policy allows
     """
     GetSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.GetSubscriptionRequest, _subscription_pb2.GetSubscriptionResponse]
     """Shows one subscription, an ended one for as long as the gateway keeps it.
@@ -113,6 +114,7 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
       FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED           criteria with STATUS_BUSY, where the operator does not tell it
       RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS       as many active ones as the policy allows the client
+      RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS   more terminals watched for the client than the policy allows
     """
     GetSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.GetSubscriptionRequest, _subscription_pb2.GetSubscriptionResponse]  # type: ignore[assignment]
     """Shows one subscription, an ended one for as long as the gateway keeps it.
@@ -173,6 +175,7 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's
           FAILED_PRECONDITION BUSY_NOT_SUPPORTED           criteria with STATUS_BUSY, where the operator does not tell it
           RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS       as many active ones as the policy allows the client
+          RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS   more terminals watched for the client than the policy allows
         """
 
     @_abc_1.abstractmethod

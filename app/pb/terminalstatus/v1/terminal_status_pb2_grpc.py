@@ -120,6 +120,7 @@ class TerminalStatusServiceServicer:
         FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
         FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
         RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
+        RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS more terminals watched for the client than the policy allows
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

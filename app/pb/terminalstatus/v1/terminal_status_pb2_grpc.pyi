@@ -120,6 +120,7 @@ class TerminalStatusServiceStub:
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
       RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
+      RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS more terminals watched for the client than the policy allows
     """
 
 @_typing.type_check_only
@@ -183,6 +184,7 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
       RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
+      RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS more terminals watched for the client than the policy allows
     """
 
 class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -261,6 +263,7 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
           FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
           RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
+          RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS more terminals watched for the client than the policy allows
         """
 
 def add_TerminalStatusServiceServicer_to_server(servicer: TerminalStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
