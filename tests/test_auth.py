@@ -8,8 +8,8 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -343,7 +343,7 @@ async def test_failures_of_a_peer_are_limited(world: World) -> None:
     with structlog.testing.capture_logs() as logs:
         for number in range(failures.FAILURE_BURST):
             await world.refused(bearer(f"tsk_a_{number}"))
-        for number in range(100):
+        for number in range(failures.LOOK_UP_BURST - failures.FAILURE_BURST - 1):
             with pytest.raises(RateLimited) as caught:
                 await world.auth.authenticate(bearer(f"tsk_b_{number}"))
     assert len(logs) == failures.FAILURE_BURST
@@ -398,7 +398,89 @@ async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.M
     for number, key in enumerate(keys):
         await world.auth.authenticate(bearer(key))
         await world.refused(bearer(f"{key}x", peer=str(number)))
-    assert [world.auth.known(f"Bearer {key}") is not None for key in keys] == [False, False, False, False, True]
+    assert [world.auth.known(f"Bearer {key}") is not None for key in keys] == [False, False, True, True, True]
+
+
+@contextmanager
+def reads(world: World) -> Iterator[list[str]]:
+    """The ids of keys and clients that are looked up, in order."""
+    asked: list[str] = []
+
+    def counted(look_up: Callable[[str], Awaitable[Any]]) -> Callable[[str], Awaitable[Any]]:
+        def counting(wanted: str) -> Awaitable[Any]:
+            asked.append(wanted)
+            return look_up(wanted)
+
+        return counting
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("key", "keys", "client"):
+            patch.setattr(world.store, name, counted(getattr(world.store, name)))
+        yield asked
+
+
+async def test_wrong_credentials_are_limited_before_they_are_looked_up(world: World) -> None:
+    """Who guesses costs the store LOOK_UP_BURST look-ups and a few a second, by keys as by passwords, and keeps nobody
+    out who was found good before, whatever changed since; who is new behind that address gets in between the guesses.
+    """
+    client, key = await world.add()
+    other, unseen = await world.add("other")
+    good = Credentials(authorization=f"Bearer {key}", peer="192.0.2.1")
+    await world.auth.authenticate(good)
+    await world.auth.authenticate_with(client.id, lambda password: True, peer="192.0.2.1")
+
+    async def guess(number: int) -> None:
+        with pytest.raises((Unauthenticated, RateLimited)):
+            await world.auth.authenticate(bearer(f"tsk_guess{number}_x"))
+        with pytest.raises((Unauthenticated, RateLimited)):
+            await world.auth.authenticate_with(f"guess{number}", lambda password: True, peer="192.0.2.1")
+
+    with reads(world) as looked_up:
+        for number in range(1000):
+            await guess(number)
+    assert len(looked_up) == failures.LOOK_UP_BURST
+    for changed in (False, True):
+        world.clock.pass_s(0 if changed else auth.CACHE_S)
+        for number in range(1000, 2000):
+            await guess(number)
+        if changed:
+            world.auth.forget()
+        assert await world.auth.authenticate(good) == client
+        assert await world.auth.authenticate_with(client.id, lambda password: True, peer="192.0.2.1") == client
+    assert await world.auth.authenticate(bearer(unseen, peer="192.0.2.2")) == other
+    with pytest.raises(RateLimited) as refused:
+        await world.auth.authenticate_with(other.id, lambda password: True, peer="192.0.2.1")
+    assert refused.value.retry_after_s is not None
+    world.clock.pass_s(refused.value.retry_after_s + 0.001)
+    assert await world.auth.authenticate_with(other.id, lambda password: True, peer="192.0.2.1") == other
+
+
+async def test_wrong_passwords_of_a_client_are_compared_without_a_look_up(world: World) -> None:
+    """Its keys are remembered for CACHE_S, and no longer than until they change."""
+    client, key = await world.add()
+    with reads(world) as looked_up:
+        for _ in range(50):
+            with pytest.raises((Unauthenticated, RateLimited)):
+                await world.auth.authenticate_with(client.id, lambda password: False)
+    assert len(looked_up) == 3
+    old = auth.password_equivalent(auth.hash_secret(key.split("_", 2)[2]))
+    assert await world.auth.authenticate_with(client.id, lambda password: password == old) == client
+    await world.registry.rotate(client.id, who="test", overlap_s=0)
+    with pytest.raises((Unauthenticated, RateLimited)):
+        await world.auth.authenticate_with(client.id, lambda password: password == old)
+
+
+async def test_who_was_good_is_not_taken_for_it_once_something_has_changed(world: World) -> None:
+    """After a change that this process knows of, nobody gets in unseen, be the store away."""
+    client, key = await world.add()
+    await world.auth.authenticate(bearer(key))
+    await world.registry.set_disabled(client.id, disabled=True, who="test")
+    world.auth._store, store = Away(), world.auth._store  # noqa: SLF001
+    attempts = [world.auth.authenticate(bearer(key)) for _ in range(3)]
+    found = await asyncio.gather(*attempts, return_exceptions=True)
+    assert [type(each) for each in found] == [StoreUnavailable] * 3
+    world.auth._store = store  # noqa: SLF001
+    await world.refused(bearer(key))
 
 
 class Away(SqlStore):

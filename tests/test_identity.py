@@ -145,6 +145,7 @@ async def place(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who fails as often as these tests is else refused as too often."""
     monkeypatch.setattr(failures, "FAILURE_BURST", 100_000)
+    monkeypatch.setattr(failures, "LOOK_UP_BURST", 100_000)
 
 
 def basic(user: str, password: str) -> str:

@@ -7,7 +7,8 @@ Invariants: a secret is kept nowhere: the store has the SHA-256 of secrets, whic
 slow hash, and the cache has the SHA-256 of whole headers; comparisons take constant time; no message or log line says
 which part of credentials was wrong, or has any of a secret. Credentials of one kind are never taken for another kind.
 What was found good holds for CACHE_S, in which a change by another process is not seen, and for STALE_S where the store
-cannot be asked. Failures of one peer are limited.
+cannot be asked. Failures of one peer are limited, and so are look-ups of what was never found good here: a stranger's
+wrong keys cost the store little, and what was found good before is looked up again whatever others of that peer fail.
 An access token that is confined to CAMARA's APIs is taken by nobody who does not say that it looks at its grant.
 
 Deliberately absent: what a client may do (`policy.py` and the use cases), the making of clients (`clients.py`), and
@@ -23,7 +24,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 
@@ -82,15 +83,23 @@ class TokenVerifier(Protocol):
 
 @dataclass(slots=True)
 class _Known:
-    client: Client | None
-    """None: these credentials are bad."""
+    """Credentials that were found good. They stay known when their time is over, to be looked up again."""
+
+    client: Client
     until: float
     ends: float
     """When the credentials themselves end."""
     confirmed_at: float
     confined: str
-    reason: str
-    """How these are counted, where they are bad."""
+
+
+@dataclass(slots=True)
+class _Keys:
+    """A client's password equivalents with their ends, as they were until lately."""
+
+    client: Client
+    until: float
+    passwords: list[tuple[str, datetime | None]]
 
 
 _Found = tuple[Client, datetime | None, str]
@@ -191,6 +200,8 @@ class Authenticator:
         self._open_allowed = open_allowed
         self._tokens = tokens
         self._known: dict[bytes, _Known] = {}
+        self._bad: dict[bytes, tuple[float, str]] = {}  # until when they need not be looked up, and how they count
+        self._keys: dict[str, _Keys] = {}  # by client id
         self.failures = Failures(monotonic, proxies)
         self._open = False
         self._open_until = -math.inf
@@ -235,7 +246,11 @@ class Authenticator:
 
     def forget(self) -> None:
         """Looks everybody up anew: clients or keys have changed."""
-        self._known.clear()
+        for known in self._known.values():  # not forgotten: who was good may be looked up, whatever others have failed
+            known.until = known.confirmed_at = -math.inf
+        for keys in self._keys.values():
+            keys.until = -math.inf
+        self._bad.clear()
         self._open_until = -math.inf
 
     def known(self, authorization: str, *, confined: bool = False) -> Client | None:
@@ -280,22 +295,39 @@ class Authenticator:
 
     async def authenticate_with(self, client_id: str, matches: Callable[[str], bool], *, peer: str = "") -> Client:
         """As `authenticate`, for a transport that compares by itself: `matches` is asked with the password equivalent
-        of each key of the client that holds now, and must compare in constant time. Nothing is remembered."""
+        of each key of the client that holds now, and must compare in constant time. The keys are remembered for
+        CACHE_S, whether they match is not."""
         if await self._is_open():
             return self.anonymous
-        client = await self._store.client(client_id) if _is_id(client_id) else None
-        if client is not None and not client.disabled:
-            for key_id, _ in await self._store.keys(client.id):
-                found = await self._store.key(key_id)
-                if found is not None and not self._ended(found[2]) and matches(password_equivalent(found[1])):
-                    return client
         try:
+            keys = await self._keys_of(client_id, peer)
+            if keys is None:
+                self.failures.add_look_up(peer)
+            else:
+                for password, ends_at in keys.passwords:
+                    if not self._ended(ends_at) and matches(password):
+                        return keys.client
             self.failures.check(peer)
             self.failures.add(peer, client_id)
             raise _refused(client_id)
         except (Unauthenticated, RateLimited) as error:
             self.failures.count(error)
             raise
+
+    async def _keys_of(self, client_id: str, peer: str) -> _Keys | None:
+        now, known = self._monotonic(), self._keys.get(client_id)
+        if known is not None and now < known.until:
+            return known
+        if known is None:
+            self.failures.check_look_up(peer)
+        client = await self._store.client(client_id) if _is_id(client_id) else None
+        if client is None or client.disabled:
+            self._keys.pop(client_id, None)
+            return None
+        found = [await self._store.key(key_id) for key_id, _ in await self._store.keys(client.id)]
+        keys = _Keys(client, now + CACHE_S, [(password_equivalent(one[1]), one[2]) for one in found if one])
+        _put(self._keys, client_id, keys)
+        return keys
 
     async def _is_open(self) -> bool:
         if not self._open_allowed:
@@ -314,41 +346,49 @@ class Authenticator:
     async def _remembered(self, key: bytes, peer: str, look_up: Callable[[], Awaitable[_Found]]) -> tuple[Client, str]:
         now = self._monotonic()
         known = self._known.get(key)
+        bad = self._bad.get(key)
         if known is not None:
             if now < known.until:
-                if known.client is None:
-                    raise _refused("", known.reason)
                 return known.client, known.confined
-            known.until = min(now + 1, known.ends)  # others who show the same meanwhile need not ask too
+            if known.confirmed_at > -math.inf:
+                known.until = min(now + 1, known.ends)  # others who show the same meanwhile need not ask too
+        elif bad is not None:
+            if now < bad[0]:
+                raise _refused("", bad[1])
+            self._bad[key] = now + 1, bad[1]
+        else:
+            self.failures.check_look_up(peer)
         try:
             client, ends_at, confined = await look_up()
         except StoreUnavailable:
             stale_until = -math.inf if known is None else min(known.confirmed_at + STALE_S, known.ends)
-            if known is not None and known.client is not None and now < stale_until:
+            if known is not None and now < stale_until:
                 return known.client, known.confined
-            self._known.pop(key, None)
+            self._unsure(key)
             raise
         except Unauthenticated as error:
             if error.retry_after_s is None:
-                if known is None:
-                    self.failures.check(peer)
-                self._remember(key, None, math.inf, reason=error.details.get(REASON, REFUSED))
+                self._known.pop(key, None)
+                if bad is None:
+                    self.failures.add_look_up(peer)
+                    if known is None:
+                        self.failures.check(peer)
+                _put(self._bad, key, (self._monotonic() + CACHE_S, error.details.get(REASON, REFUSED)))
                 self.failures.add(peer, error.details.get(SHOWN, ""))
             else:
-                self._known.pop(key, None)
+                self._unsure(key)
             raise
         lasts_s = math.inf if ends_at is None else (ends_at - self._clock()).total_seconds()
-        self._remember(key, client, lasts_s, confined)
+        now = self._monotonic()
+        self._bad.pop(key, None)
+        _put(self._known, key, _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined))
         return client, confined
 
-    def _remember(
-        self, key: bytes, client: Client | None, lasts_s: float, confined: str = "", *, reason: str = ""
-    ) -> None:
-        now = self._monotonic()
-        self._known.pop(key, None)
-        while len(self._known) >= MAX_CACHED:
-            del self._known[next(iter(self._known))]
-        self._known[key] = _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined, reason)
+    def _unsure(self, key: bytes) -> None:
+        """Nobody could be asked: the next one asks again."""
+        self._bad.pop(key, None)
+        if (known := self._known.get(key)) is not None:
+            known.until = -math.inf
 
     async def _by_header(self, authorization: str) -> _Found:
         scheme, _, value = authorization.partition(" ")
@@ -392,6 +432,18 @@ class Authenticator:
 
     def _ended(self, expires_at: datetime | None) -> bool:
         return expires_at is not None and expires_at <= self._clock()
+
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def _put(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """As the newest of MAX_CACHED."""
+    known.pop(key, None)
+    while len(known) >= MAX_CACHED:
+        del known[next(iter(known))]
+    known[key] = value
 
 
 def _refused(shown: str, reason: str = REFUSED) -> Unauthenticated:

@@ -23,8 +23,13 @@ MAX_PEERS = 4096
 FAILURE_BURST = 20
 FAILURE_EVERY_S = 3.0
 """A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; further failures are RateLimited, neither
-counted for it nor logged. Good credentials always pass, so that one client with bad keys locks out nobody behind its
-proxy: a look-up is a few reads by key, and a secret is too long to be guessed."""
+counted for it nor logged."""
+
+LOOK_UP_BURST = 100
+LOOK_UP_EVERY_S = 0.1
+"""So many look-ups of credentials that were never found good may fail for a peer; further ones are RateLimited unseen.
+It is more than FAILURE_BURST: good credentials that are new here still get in, if perhaps not at once, while somebody
+else behind the same address guesses."""
 
 LOG_BURST = 100
 LOG_EVERY_S = 1.0
@@ -50,7 +55,8 @@ class Failures:
     def __init__(self, monotonic: Callable[[], float], proxies: TrustedProxies) -> None:
         self._monotonic = monotonic
         self._proxies = proxies
-        self._peers: dict[str, tuple[float, float]] = {}
+        self._failed = _Allowance(lambda: (FAILURE_BURST, FAILURE_EVERY_S))
+        self._looked_up = _Allowance(lambda: (LOOK_UP_BURST, LOOK_UP_EVERY_S))
         self._lines = float(LOG_BURST)
         self._lines_at = -math.inf
         self._left_out = 0
@@ -69,22 +75,25 @@ class Failures:
 
     def check(self, peer: str) -> None:
         """Raises RateLimited where the peer failed too often."""
-        left, at = self._peers.get(bucket(peer), (float(FAILURE_BURST), 0.0))
-        left += (self._monotonic() - at) / FAILURE_EVERY_S
-        if left < 1 and not self._proxies.trusts(peer):
-            wait_s = (1 - left) * FAILURE_EVERY_S
-            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=wait_s) from None
+        self._check(self._failed, peer)
+
+    def check_look_up(self, peer: str) -> None:
+        """Raises RateLimited where too many look-ups for the peer failed."""
+        self._check(self._looked_up, peer)
 
     def add(self, peer: str, shown: str) -> None:
         """A failure of the peer."""
-        now = self._monotonic()
-        left, at = self._peers.pop(bucket(peer), (float(FAILURE_BURST), now))
-        while len(self._peers) >= MAX_PEERS:
-            del self._peers[next(iter(self._peers))]
-        left = min(FAILURE_BURST, left + (now - at) / FAILURE_EVERY_S)
-        self._peers[bucket(peer)] = (max(left - 1, 0), now)
-        if left >= 1:
+        if self._failed.take(bucket(peer), self._monotonic()):
             self._write(peer, shown)
+
+    def add_look_up(self, peer: str) -> None:
+        """A look-up for the peer that found nothing good."""
+        self._looked_up.take(bucket(peer), self._monotonic())
+
+    def _check(self, allowance: "_Allowance", peer: str) -> None:
+        wait_s = allowance.wait_s(bucket(peer), self._monotonic())
+        if wait_s and not self._proxies.trusts(peer):
+            raise RateLimited("Too many failed attempts; try again later.", retry_after_s=wait_s) from None
 
     def _write(self, peer: str, shown: str) -> None:
         now = self._monotonic()
@@ -98,6 +107,33 @@ class Failures:
         plain = "".join([c if c.isprintable() else "?" for c in shown[:MAX_ID]])
         more = {"left_out": left_out} if left_out else {}
         _log.warning("authentication_failed", peer=peer[:MAX_ID], shown=plain, **more)
+
+
+class _Allowance:
+    """For each peer so often at once, and once more each so many seconds, as `limits` says."""
+
+    def __init__(self, limits: Callable[[], tuple[int, float]]) -> None:
+        self._limits = limits
+        self._peers: dict[str, tuple[float, float]] = {}  # what was left, and when; in the order of use
+
+    def wait_s(self, peer: str, now_s: float) -> float:
+        """How long until the peer has one left; 0 is now."""
+        left = self._left(peer, now_s)
+        return 0.0 if left >= 1 else (1 - left) * self._limits()[1]
+
+    def take(self, peer: str, now_s: float) -> bool:
+        """Takes one, if one is left; whether it was."""
+        left = self._left(peer, now_s)
+        self._peers.pop(peer, None)
+        while len(self._peers) >= MAX_PEERS:
+            del self._peers[next(iter(self._peers))]
+        self._peers[peer] = (max(left - 1, 0.0), now_s)
+        return left >= 1
+
+    def _left(self, peer: str, now_s: float) -> float:
+        burst, every_s = self._limits()
+        left, at_s = self._peers.get(peer, (float(burst), now_s))
+        return min(float(burst), left + (now_s - at_s) / every_s)
 
 
 def unauthenticated(message: str, *, reason: str = REFUSED, shown: str = "") -> Unauthenticated:
