@@ -302,7 +302,9 @@ def migrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Bring the database's schema up to date, as `serve` does at its start. Safe while others run."""
     from app.store import DatabaseUnavailable
     from app.store import migrate as migrate_database
+    from app.telemetry import configure_logging
 
+    configure_logging("warning", "auto")
     settings = read_settings(config, presence_server="sip:127.0.0.1", sip_listen="127.0.0.1:0")  # nobody asks one here
     try:
         migrated = asyncio.run(migrate_database(settings.database_url))

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -371,7 +372,8 @@ def test_deliveries(server: str, tmp_path: Path) -> None:
 def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Path) -> None:
     """What is no database is one line that names the setting, without a traceback."""
     (file := tmp_path / "text").write_text("This is no database, though it is as long as the head of one. " * 4)
-    finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}")
+    file.chmod(0o600)
+    finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}", TS_API_KEY="")
     assert (finished.returncode, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
     assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite:///{file} does not open: ")
 
@@ -511,3 +513,79 @@ def test_times() -> None:
     for wrong in ("", "-1s", "1y", "nan"):
         with pytest.raises(typer.BadParameter):
             span_ms(wrong)
+
+
+def in_folder(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`clients` in that folder, with these variables alone."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environ}
+    command = [*COMMAND, "clients", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+
+def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
+    """With an operator's key clients are administered at the running gateway, whatever the folder: what it answers is
+    true at once, and its audit log says who did it."""
+    operator = {"TS_API_KEY": os.environ["TS_API_KEY"]}
+    at = ("--server", server)
+    added = in_folder(tmp_path, "add", "far", "--id", "far-1", "--limit", "busy_available=no", *at, **operator)
+    assert (added.returncode, added.stdout.startswith("tsk_")) == (0, True), added.stderr
+    assert f"(gateway {server})" in added.stderr
+    assert run("groups", "list", *at, TS_API_KEY=added.stdout.strip()).returncode == 0
+    rotated = in_folder(tmp_path, "rotate", "far", "--overlap-s", "60", "--json", *at, **operator)
+    listed = json.loads(in_folder(tmp_path, "list", "--json", *at, **operator).stdout)
+    (far,) = [each for each in listed if each["id"] == "far-1"]
+    assert (far["limits"], len(far["keys"])) == ({"busy_available": False}, 2)
+    new_key = json.loads(rotated.stdout)["api_key"]
+    for state, code in (("disable", 1), ("enable", 0)):
+        changed = json.loads(in_folder(tmp_path, state, "far-1", "--json", *at, **operator).stdout)
+        assert changed["disabled"] is (state == "disable")
+        assert run("groups", "list", *at, TS_API_KEY=new_key).returncode == code
+    refused = in_folder(tmp_path, "add", "more", *at, TS_API_KEY=new_key)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "NOT_PERMITTED" in refused.stderr
+    assert "--database" in refused.stderr
+    deleted = in_folder(tmp_path, "delete", "far", "--yes", "--json", *at, **operator)
+    assert json.loads(deleted.stdout) == {"id": "far-1", "ended_subscriptions": 0}
+    for command in (("rotate", "far"), ("disable", "far"), ("delete", "far", "--yes")):
+        gone = in_folder(tmp_path, *command, *at, **operator)
+        assert (gone.returncode, gone.stderr) == (1, "error: There is no such client.\n")
+    told = [(one["who"], one["what"]) for one in answer("audit", "list", server=server) if one["who"] == "ops"]
+    assert ("ops", "client added") in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clients_in_another_folder(tmp_path: Path) -> None:
+    """Where nothing names the gateway's database, no second one is made; what names it is said with its whole path."""
+    refused = in_folder(tmp_path, "add", "app")
+    assert (refused.returncode, refused.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert "terminal-status.sqlite3" in refused.stderr
+    assert "--database" in refused.stderr
+    named = in_folder(tmp_path, "add", "app", "--database", "sqlite:///of/a.sqlite3")
+    assert (named.returncode, named.stdout) == (1, "")  # there is no such folder
+    named = in_folder(tmp_path, "add", "app", "--database", "sqlite:///a.sqlite3")
+    assert (named.returncode, named.stdout.startswith("tsk_")) == (0, True)
+    assert f"(new database {tmp_path}/a.sqlite3)" in named.stderr
+    again = in_folder(tmp_path, "rotate", "app", TS_DATABASE_URL="sqlite:///a.sqlite3")
+    assert f"(database {tmp_path}/a.sqlite3)" in again.stderr
+    wrong = in_folder(tmp_path, "list", "--database", "a.sqlite3")
+    assert (wrong.returncode, "--database = 'a.sqlite3'" in wrong.stderr) == (2, True)
+    both = in_folder(tmp_path, "list", "--database", "sqlite:///a.sqlite3", "--server", "127.0.0.1:1")
+    assert (both.returncode, "do not go together" in both.stderr) == (2, True)
+
+
+def test_clients_where_the_gateway_was_started(tmp_path: Path) -> None:
+    """In a folder that has the default database `clients` needs no option, as before; a key of a gateway that is not
+    there makes no difference but a word."""
+    (tmp_path / "terminal-status.sqlite3").touch(0o644)  # which is a line of the log, on standard error
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{closed.getsockname()[1]}"
+        added = in_folder(tmp_path, "add", "app", TS_API_KEY=NO_KEY, TS_GRPC_LISTEN=away)
+        elsewhere = in_folder(tmp_path, "add", "app", "--server", away, TS_API_KEY=NO_KEY)
+    assert (added.returncode, added.stdout.startswith("tsk_"), added.stdout.count("\n")) == (0, True, 1), added.stderr
+    assert f"No gateway answers at {away}" in added.stderr
+    assert "file_closed_to_others" in added.stderr
+    assert f"(database {tmp_path}/terminal-status.sqlite3)" in added.stderr
+    assert (elsewhere.returncode, elsewhere.stdout, "NO_ANSWER" in elsewhere.stderr) == (1, "", True)

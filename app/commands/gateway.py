@@ -8,6 +8,7 @@ Deliberately absent: commands, and output (`console.py`, `tables.py`).
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
@@ -89,7 +90,7 @@ TimeoutOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-_OPTIONS: Mapping[str, tuple[Any, object]] = {
+OPTIONS: Mapping[str, tuple[Any, object]] = {
     "server": (ServerOption, None),
     "api_key": (ApiKeyOption, ""),
     "tls": (TlsOption, None),
@@ -183,30 +184,43 @@ def asks_gateway(command: Callable[Concatenate[Gateway, P], None]) -> Callable[.
     """Makes a command of a function whose first argument is the gateway: adds the options, connects, tells failures."""
 
     def run(**options: Any) -> None:
-        from app.access import AccessUnusable, CallFailed
-
-        common = {name: options.pop(name) for name in _OPTIONS}
-        server, timeout_s, as_json = common.pop("server"), common.pop("timeout_s"), common.pop("as_json")
+        common = {name: options.pop(name) for name in OPTIONS}
         for value in options.values():
-            _check_text(value)
-        settings = gateway_settings(server)
-        try:
-            access = access_of(settings, local=server is None, **common)
-            warn_of_clear_text(access, settings.grpc_listen)
-            with access.channel(settings.grpc_listen, timeout_s) as channel:
-                gateway = Gateway(channel, access, server=settings.grpc_listen, timeout_s=timeout_s, as_json=as_json)
-                command(gateway, **options)  # type: ignore[call-arg]  # the signature below is the command's
-        except AccessUnusable as error:
-            wrong_use(str(error))
-        except CallFailed as failed:
-            tell_failure(failed)
-            raise typer.Exit(exit_code(failed)) from None
+            check_text(value)
+        with connected(gateway_settings(common["server"]), **common) as gateway:
+            command(gateway, **options)  # type: ignore[call-arg]  # the signature is the command's
 
+    return with_options(command, run, OPTIONS)
+
+
+@contextmanager
+def connected(
+    settings: "Settings", *, server: str | None, timeout_s: float, as_json: bool, **common: Any
+) -> Iterator[Gateway]:
+    """The gateway at the settings' address, by OPTIONS. What fails within is told, and ends the command."""
+    from app.access import AccessUnusable, CallFailed
+
+    try:
+        access = access_of(settings, local=server is None, **common)
+        warn_of_clear_text(access, settings.grpc_listen)
+        with access.channel(settings.grpc_listen, timeout_s) as channel:
+            yield Gateway(channel, access, server=settings.grpc_listen, timeout_s=timeout_s, as_json=as_json)
+    except AccessUnusable as error:
+        wrong_use(str(error))
+    except CallFailed as failed:
+        tell_failure(failed)
+        raise typer.Exit(exit_code(failed)) from None
+
+
+def with_options(
+    command: Callable[..., None], run: Callable[..., None], options: Mapping[str, tuple[Any, object]]
+) -> Callable[..., None]:
+    """`run` with the name, the text and the arguments of `command`, but its first, and the options behind them."""
     own = list(inspect.signature(command).parameters.values())[1:]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [parameter.replace(kind=keyword) for parameter in own] + [
+    parameters = [parameter.replace(kind=keyword) for parameter in own if parameter.name not in options] + [
         inspect.Parameter(name, keyword, default=default, annotation=annotation)
-        for name, (annotation, default) in _OPTIONS.items()
+        for name, (annotation, default) in options.items()
     ]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
@@ -281,7 +295,7 @@ def wrong_use(message: str) -> NoReturn:
     raise typer.Exit(USAGE) from None
 
 
-def _check_text(value: object) -> None:
+def check_text(value: object) -> None:
     """Python hands on bytes that are no UTF-8 as lone surrogates, which nothing else takes."""
     for text in value if isinstance(value, list | tuple) else [value]:
         if isinstance(text, str) and not is_utf8(text):
