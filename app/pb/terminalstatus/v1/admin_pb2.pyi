@@ -226,7 +226,7 @@ class Client(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Its id, at most 64 characters. A client certificate names it as common name or subjectAltName, an access token in
+    """Its id, at most 64 characters. A client certificate names it as common name, DNS name or URI, an access token in
     the claim that is configured.
     """
     name: _builtins.str
