@@ -430,7 +430,7 @@ class Settings(BaseModel):
         10,
         ge=0.1,
         le=60,
-        description="How long a stream is quiet before it gets a bookmark, in seconds.",
+        description="Longest time between two resume tokens of a stream, in seconds.",
         examples=["0.1 to 60"],
     )
     database_url: Annotated[str, AfterValidator(kinds.database)] = Field(

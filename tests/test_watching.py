@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 import structlog
 
@@ -23,14 +22,11 @@ from app.core.streams import (
     Snapshot,
     SnapshotComplete,
     StreamEnd,
-    resume_token,
-    told_by,
 )
 from app.core.watching import Tuning
 from app.domain import (
     BusyNotSupported,
     GatewayOverloaded,
-    InvalidRequest,
     Liveness,
     Source,
     StoreUnavailable,
@@ -353,7 +349,7 @@ async def test_terminal_that_cannot_be_watched_ends_the_stream_with_the_last(cor
 
 
 async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
-    """When nothing was told for a while a bookmark comes, and none while there are changes."""
+    """When nothing is told a bookmark comes, and another after each interval, all with the same token."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, BUSY)
@@ -361,8 +357,11 @@ async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
         await stream.some(LivenessChange)
         for _ in range(5):
             await core.advance(2.5)
-        (bookmark,) = await stream.some(Bookmark)
-        assert told_by(bookmark.resume_token, [ALICE]) == {ALICE: 1}
+        (first,) = await stream.some(Bookmark)
+        for _ in range(4):
+            await core.advance(2.5)
+        second = (await stream.some(Bookmark, 2))[1]
+        assert first.resume_token == second.resume_token != ""
 
 
 async def test_resume_token_brings_only_what_differs(core: Core) -> None:
@@ -390,25 +389,6 @@ async def test_resume_token_brings_only_what_differs(core: Core) -> None:
         async with reading(core, ALICE, resume_token=token) as narrower:
             await narrower.some(SnapshotComplete)
             assert isinstance(narrower.events[0], Snapshot)
-
-
-@pytest.mark.parametrize("token", ["x", "é", "AgAA", "AQAA", "A" * 70_000])
-async def test_foreign_resume_token_is_refused(core: Core, token: str) -> None:
-    """A token that no gateway gave is an invalid request."""
-    async with reading(core, ALICE, resume_token=token) as stream:
-        await until(lambda: stream.error or stream.events)
-    assert isinstance(stream.error, InvalidRequest)
-    assert stream.error.details["field"] == "resume_token"
-
-
-def test_resume_token_of_many_terminals_stays_bounded() -> None:
-    """A token takes about two bytes for each terminal, and nothing above 4096 of them."""
-    told = {f"sip:t{i}@example.com": i for i in range(1000)}
-    token = resume_token(told)  # type: ignore[arg-type]  # addresses are strings
-    assert len(token) < 3000
-    assert told_by(token, told) == told  # type: ignore[arg-type]
-    many = {f"sip:t{i}@example.com": i for i in range(5000)}
-    assert told_by(resume_token(many), many) == {}  # type: ignore[arg-type]
 
 
 async def test_criteria_choose_the_changes(core: Core) -> None:
@@ -465,7 +445,7 @@ async def test_streams_end_with_a_reason(core: Core) -> None:
         core.watching.end_streams()
         (end,) = await ours.some(End)
         assert end.reason is StreamEnd.GATEWAY_STOPPING
-        assert told_by(end.resume_token, [ALICE]) == {ALICE: 0}
+        assert end.resume_token
     async with reading(core, ALICE) as late:
         (end,) = await late.some(End)
         assert end.reason is StreamEnd.GATEWAY_STOPPING

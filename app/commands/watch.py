@@ -131,7 +131,7 @@ def _follow(gateway: Gateway, request: "WatchStatusesRequest", tell: Tell) -> No
 
 def _resumes(failed: "CallFailed", connected: bool, request: "WatchStatusesRequest") -> bool:
     if connected and request.resume_token and failed.details.get("field") == "resume_token":
-        request.resume_token = ""  # of a gateway of another version: everything is told again
+        request.resume_token = ""  # an older gateway refuses a token that it cannot use
         return True
     return connected and failed.passing
 
@@ -158,6 +158,8 @@ def _tell_line(kind: str, event: Any) -> None:
             words += [event.address, *_liveness(event, event.reason)]
         case "terminal_removed":
             words.append(event.address)
+        case "snapshot_complete" if event.reset:
+            words.append("reset: the resume token could not be used, these are all terminals")
         case "end":
             words += [enum_name(event, "reason"), event.message]
         case "lost":
@@ -190,16 +192,24 @@ class _Terminals:
     def __init__(self, server: str) -> None:
         self._server = server
         self._rows: dict[str, dict[str, Any]] = {}
+        self._shown: set[str] = set()  # in this stream's snapshot
         self._changes = 0
         self._note = Text("connecting …", "bright_black")
 
     def tell(self, kind: str, event: Any) -> None:
         match kind:
             case "snapshot_item":
+                self._shown.add(event.address)
                 self._set(
                     event.address, status=enum_name(event.status, "status"), liveness=enum_name(event, "liveness")
                 )
                 self._set(event.address, why=event.liveness_reason, at=_at(event))
+            case "snapshot_complete":
+                if event.reset:
+                    self._rows = {address: row for address, row in self._rows.items() if address in self._shown}
+                self._shown.clear()
+            case "lost":
+                self._shown.clear()
             case "change":
                 self._changes += 1
                 self._set(event.status.address, status=enum_name(event.status, "status"), at=_at(event))

@@ -93,8 +93,7 @@ class Commits:
                 now = self._clock()
                 for terminal in part:
                     if not terminal.loaded:  # adopted meanwhile
-                        terminal.loaded = True
-                        terminal.status = stored.get(terminal.address)
+                        terminal.take(stored.get(terminal.address))
                         terminal.refresh(now)
 
     def adopt(self, stored: Iterable[TerminalStatus]) -> None:
@@ -103,8 +102,7 @@ class Commits:
             terminal = self._watches.by_address.get(status.address)
             if terminal is None or (terminal.status is not None and status.revision <= terminal.status.revision):
                 continue
-            terminal.loaded = True
-            terminal.status = status
+            terminal.take(status)
             liveness_changed = terminal.refresh(self._clock())
             change = Change(status=status)
             for stream in terminal.streams:
@@ -215,7 +213,10 @@ class Commits:
             terminal.queued = False
             if terminal.pending:
                 self._watches.enqueue(terminal)
-            terminal.status = status
+            if changed:
+                terminal.take(status)
+            else:
+                terminal.status = status
             terminal.attentive = False
             says_anew = terminal.was_written()
             if changed and terminal.streams:

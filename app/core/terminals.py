@@ -1,8 +1,8 @@
 """Watched terminals as they are held in memory.
 
-Invariants: of a terminal, `status` is what the store has (but `observed_at` is when it was last confirmed); what was
-observed and is not stored yet waits in `pending`, in order, MAX_PENDING at most, above which the newest takes the place
-of the last. LIVE is said only of one that was observed since the gateway began to watch it.
+Invariants: of a terminal, `stored` is what the store has, and `status` the same, but `observed_at` is when it was last
+confirmed. What was observed and is not stored yet waits in `pending`, in order, MAX_PENDING at most, above which the
+newest takes the place of the last. LIVE is said only of one that was observed since the gateway began to watch it.
 
 Deliberately absent: the store, and deciding who is told.
 """
@@ -10,6 +10,7 @@ Deliberately absent: the store, and deciding who is told.
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from app.core.resuming import mark_of
 from app.core.standing import Standing
 from app.domain import (
     DocumentUnreadable,
@@ -36,6 +37,7 @@ class Terminal:
     """A watched terminal."""
 
     __slots__ = (
+        "_marked",
         "_reason",
         "_watch",
         "address",
@@ -53,6 +55,7 @@ class Terminal:
         "since",
         "standings",
         "status",
+        "stored",
         "streams",
         "unreadable",
         "unreadable_at",
@@ -63,6 +66,9 @@ class Terminal:
     def __init__(self, address: TerminalAddress, now: datetime) -> None:
         self.address = address
         self.status: TerminalStatus | None = None
+        self.stored: TerminalStatus | None = None
+        """Observed at the time of its revision: it is the same after a restart."""
+        self._marked: tuple[TerminalStatus, int] | None = None
         self.loaded = False
         """Whether `status` is what the store has."""
         self.observed = False
@@ -95,6 +101,21 @@ class Terminal:
     def wanted(self) -> bool:
         """Whether a subscription or a stream wants it watched."""
         return bool(self.standings or self.streams)
+
+    def take(self, stored: TerminalStatus | None) -> None:
+        """Takes in what the store has now."""
+        self.loaded = True
+        self.status = self.stored = stored
+
+    def mark_of(self, stored: TerminalStatus) -> int:
+        """Identifies a status that is or was stored of this terminal; that of now is hashed once for all streams."""
+        marked = self._marked  # read and replaced whole: threads make tokens, too
+        if marked is not None and marked[0] is stored:
+            return marked[1]
+        mark = mark_of(stored)
+        if stored is self.stored:
+            self._marked = stored, mark
+        return mark
 
     def note(self, status: Status, at: datetime) -> bool:
         """Takes in an observation; whether it must be written or told, which one that says nothing new need not."""

@@ -29,8 +29,9 @@ from app.core.following import Following
 from app.core.groups import GroupKey, GroupService
 from app.core.mailbox import Stream
 from app.core.policy import Policies, Policy, check_criteria, interval_allowed
+from app.core.resuming import returned
 from app.core.standings import Standings
-from app.core.streams import StreamEnd, WatchEvent, ending, told_by
+from app.core.streams import StreamEnd, WatchEvent, ending
 from app.core.terminals import Terminal
 from app.core.watches import Watches
 from app.domain import (
@@ -52,7 +53,7 @@ class Tuning:
     linger_s: float = 30.0
     """How long a terminal is watched after the last who wanted it."""
     bookmark_s: float = 10.0
-    """How long a stream is quiet before it gets a bookmark."""
+    """Longest time between two resume tokens of a stream, changes or not."""
     gather_s: float = 0.002
     """Least time between two transactions."""
     reread_s: float | None = None
@@ -220,22 +221,22 @@ class Watching:
         """How the terminals (and groups' members) stand now, and each change from then on.
 
         Close it (`contextlib.aclosing`) where it is left early. Snapshots, SnapshotComplete, then Changes,
-        LivenessChanges, Removed, and Bookmarks where nothing else was for a while; End is last where the gateway ends
-        it. `criteria` (empty: any) are the statuses whose Changes are told; `min_interval_ms` is the least time between
-        two Changes told of one terminal (0: as the policy allows).
+        LivenessChanges, Removed, and a Bookmark in each `bookmark_s`; End is last where the gateway ends it. `criteria`
+        (empty: any) are the statuses whose Changes are told; `min_interval_ms` is the least time between two Changes
+        told of one terminal (0: as the policy allows). A `resume_token` that cannot be used brings a whole snapshot,
+        marked as a reset.
 
         Before the first event it raises BusyNotSupported, GatewayOverloaded, GroupNotAllowed, IntervalTooShort,
-        InvalidAddress, InvalidRequest (the token), NestedGroupNotAllowed, NoValidAddresses,
-        RateLimited, StoreUnavailable, TooManyAddresses, TooManyStreams, TooManyWatchedTerminals; thereafter nothing.
+        InvalidAddress, InvalidRequest (the interval), NestedGroupNotAllowed, NoValidAddresses, RateLimited,
+        StoreUnavailable, TooManyAddresses, TooManyStreams, TooManyWatchedTerminals; thereafter nothing.
         """
         policy = self._policies.admit(client)
         check_criteria(policy, criteria)
         interval_s = interval_allowed(policy, min_interval_ms) / 1000
         most = policy.max_notification_addresses
         expansion = await self._groups.expand(client, addresses, policy, most=most)
-        resumed = told_by(resume_token, expansion.terminals)
         if self._stopping:
-            yield ending(StreamEnd.GATEWAY_STOPPING, resume_token)
+            yield ending(StreamEnd.GATEWAY_STOPPING, returned(resume_token))
             return
         if len(self._streams) >= self._tuning.max_streams or self._streams_of[client.id] >= policy.max_streams:
             raise TooManyStreams("As many streams are open as allowed.")
@@ -251,7 +252,8 @@ class Watching:
         terminals = self._watches.want(expansion.terminals, client.id, policy.max_watched_terminals)
         for terminal in terminals:
             self._watches.join(stream, terminal)
-            stream.told[terminal] = 0
+            stream.told[terminal] = None
+        stream.ticks = len(self._streams) % _TICKS  # so that not all make their tokens at once
         self._streams[stream] = None
         self._streams_of[client.id] += 1
         try:
@@ -260,7 +262,7 @@ class Watching:
                     await self._reread([terminal.address for terminal in terminals[start : start + _REREAD]])
             await self._commits.load(terminals)
             del addresses, expansion, terminals  # an idle stream keeps what it needs
-            async with aclosing(stream.read(resumed, self._clock_s)) as events:
+            async with aclosing(stream.read(resume_token, self._clock_s)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -382,9 +384,9 @@ class Watching:
             return
         self._ticked_s = now_s
         for stream in self._streams:
-            stream.quiet_ticks += 1
-            if stream.quiet_ticks >= _TICKS:
-                stream.quiet_ticks = 0
+            stream.ticks += 1
+            if stream.ticks >= _TICKS:
+                stream.ticks = 0
                 stream.bookmark()
 
     async def _reread(self, addresses: Sequence[TerminalAddress]) -> None:

@@ -158,9 +158,19 @@ class WatchedTerminal(BaseModel):
 
 
 class ResumeToken(BaseModel):
-    """Data of `snapshot-complete` and `bookmark`; the event's `id` says the same."""
+    """Data of `bookmark`; the event's `id` says the same."""
 
     resume_token: str
+
+
+class SnapshotComplete(ResumeToken):
+    """Data of `snapshot-complete`."""
+
+    reset: bool = Field(
+        description="The id with which this client came could not be used: of an older gateway, of other terminals, or "
+        "of a database that was restored or replaced. The snapshot has every terminal; forget whatever it does not "
+        "have, and take it also where its revisions are smaller than those that you know."
+    )
 
 
 class StreamEnd(BaseModel):
@@ -181,7 +191,7 @@ class TerminalRemoved(BaseModel):
 
 STREAMED: Mapping[str, type[BaseModel]] = {
     "snapshot": WatchedTerminal,
-    "snapshot-complete": ResumeToken,
+    "snapshot-complete": SnapshotComplete,
     "change": TerminalStatus,
     "liveness": WatchedTerminal,
     "removed": TerminalRemoved,

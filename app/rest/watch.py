@@ -37,8 +37,6 @@ RETRY_MS = 2000
 
 MAX_ADDRESSES = 500
 """A request's head has 64 KiB; a group has more terminals than a URL."""
-MAX_TOKEN = 20_000
-"""Longer than what a stream gives out, and short enough for a head."""
 MAX_CRITERIA = 20
 MAX_AGE = "MAX_AGE"
 """Why a stream ended that was as old as one may grow."""
@@ -55,7 +53,7 @@ data: {{"address":"{ALICE}","status":{{"address":"{ALICE}","status":"REACHABLE",
 
 event: snapshot-complete
 id: AfGrP8oZ1MhZBw
-data: {{"resume_token":"AfGrP8oZ1MhZBw"}}
+data: {{"resume_token":"AfGrP8oZ1MhZBw","reset":false}}
 
 event: change
 data: {{"address":"{ALICE}","status":"BUSY","observed_at":"2026-01-02T03:05:00Z","source":"WATCH","revision":8}}
@@ -104,8 +102,8 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
         summary="Watch terminals' statuses",
         description="Tells how terminals and the members of groups stand now, and each change from then on, as "
         "server-sent events. First a `snapshot` for each terminal (WatchedTerminal), then `snapshot-complete` "
-        "(ResumeToken); then `change` (TerminalStatus), `liveness` (WatchedTerminal), `removed` (TerminalRemoved), and "
-        "`bookmark` (ResumeToken) where nothing changed for a while; last, where the gateway ends it, `end` "
+        "(SnapshotComplete); then `change` (TerminalStatus), `liveness` (WatchedTerminal), `removed` "
+        "(TerminalRemoved), and a `bookmark` (ResumeToken) every few seconds; last, where the gateway ends it, `end` "
         "(StreamEnd). Ignore events you do not know. A reader that is slower than the changes misses intermediate "
         "ones and always gets the newest. Come again with the last event id, and only what differs is told.",
         response_class=Response,
@@ -140,12 +138,13 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
         min_interval_ms: Annotated[
             int, Query(ge=0, description="Least time between two changes told of one terminal; the newest is told.")
         ] = 0,
-        resume_token: Annotated[
-            str, Query(max_length=MAX_TOKEN, description="As Last-Event-ID, which goes before it.")
-        ] = "",
+        resume_token: Annotated[str, Query(description="As Last-Event-ID, which goes before it.")] = "",
         last_event_id: Annotated[
             str,
-            Header(max_length=MAX_TOKEN, description="The last event id this client had from such a stream."),
+            Header(
+                description="The last event id this client had from such a stream. Where it cannot be used the "
+                "snapshot has every terminal, and `snapshot-complete` says `reset`."
+            ),
         ] = "",
     ) -> Response:
         events = use_cases.watching.stream(

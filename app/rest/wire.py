@@ -59,7 +59,7 @@ def watch_event(of: streams.WatchEvent) -> tuple[str, Json]:
         case streams.Snapshot():
             return "snapshot", _watched(of.terminal)
         case streams.SnapshotComplete():
-            return "snapshot-complete", {"resume_token": of.resume_token}
+            return "snapshot-complete", {"resume_token": of.resume_token, "reset": of.reset}
         case streams.LivenessChange():
             return "liveness", {**_watched(of.terminal), "failure": of.error and failure(of.error)}
         case streams.Removed():

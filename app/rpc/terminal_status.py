@@ -130,7 +130,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                 request.addresses,
                 criteria=wire.criteria(request.criteria),
                 min_interval_ms=wire.duration_ms(request, "min_interval"),
-                resume_token=wire.bounded(request.resume_token, wire.MAX_RESUME_TOKEN, "resume_token"),
+                resume_token=request.resume_token,
             )
             clock, token = asyncio.get_running_loop().time, ""
             check_at = began_at = clock()

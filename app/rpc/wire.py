@@ -26,7 +26,6 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page, WatchView
 from app.rpc.errors import failure
 
-MAX_RESUME_TOKEN = 65_536
 MAX_PARAMETERS = 20
 MAX_PARAMETER_NAME = 64
 MAX_PARAMETER = 8000
@@ -146,7 +145,8 @@ def watch_event(event: streams.WatchEvent) -> pb.WatchStatusesResponse:
                 )
             )
         case streams.SnapshotComplete():
-            return pb.WatchStatusesResponse(snapshot_complete=pb.SnapshotComplete(resume_token=event.resume_token))
+            complete = pb.SnapshotComplete(resume_token=event.resume_token, reset=event.reset)
+            return pb.WatchStatusesResponse(snapshot_complete=complete)
         case streams.LivenessChange(terminal=terminal):
             return pb.WatchStatusesResponse(
                 liveness_change=pb.LivenessChange(

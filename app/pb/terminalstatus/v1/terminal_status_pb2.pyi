@@ -476,7 +476,10 @@ class WatchStatusesRequest(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """The last token this client had from a stream about the same addresses. The snapshot then has only what differs
-    from what that stream told. Empty starts anew. A token that is too old gives a whole snapshot. At most 64 KiB.
+    from what that stream told. Empty sends all. A token that the gateway cannot use (of an older gateway, of other
+    terminals, or of a database that was restored or replaced, or any other text) is not an error: the snapshot has
+    every terminal, and `SnapshotComplete.reset` is set. A token takes about 8 characters for each terminal up to 4096
+    terminals, and 2.7 kB above.
     """
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -527,7 +530,9 @@ class WatchStatusesResponse(_message.Message):
     TERMINAL_REMOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def snapshot_item(self) -> Global___WatchedTerminal:
-        """How one terminal stands: at the start of the stream, and later where it joins a group that is watched."""
+        """How one terminal stands: at the start of the stream, and later where it joins a group that is watched. Takes the
+        place of what is known of the terminal, whatever its revision.
+        """
 
     @_builtins.property
     def snapshot_complete(self) -> Global___SnapshotComplete:
@@ -543,7 +548,7 @@ class WatchStatusesResponse(_message.Message):
 
     @_builtins.property
     def bookmark(self) -> Global___Bookmark:
-        """Nothing changed for a while; the stream is alive."""
+        """The stream is alive, and can be resumed from here."""
 
     @_builtins.property
     def end(self) -> Global___StreamEnd:
@@ -623,16 +628,22 @@ class SnapshotComplete(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Resumes a stream after what was told until here."""
+    reset: _builtins.bool
+    """The request's resume token could not be used. The snapshot has every terminal: forget terminals that it does not
+    have, and take it also where its revisions are smaller than those that earlier streams told.
+    """
     def __init__(
         self,
         *,
         resume_token: _builtins.str = ...,
+        reset: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reset", b"reset", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -647,7 +658,9 @@ class StatusChange(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> Global___TerminalStatus:
-        """The new status; its revision is larger than that of any status told of this terminal before. Always present."""
+        """The new status; its revision is larger than that of any status told of this terminal before on this stream. Always
+        present.
+        """
 
     def __init__(
         self,
@@ -728,7 +741,7 @@ Global___TerminalRemoved: _TypeAlias = TerminalRemoved  # noqa: Y015
 
 @_typing.final
 class Bookmark(_message.Message):
-    """Sent where nothing changed for a while, and says how to resume."""
+    """Sent every few seconds, whether terminals change or not, and says how to resume."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

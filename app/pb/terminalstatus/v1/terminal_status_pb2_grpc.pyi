@@ -105,7 +105,7 @@ class TerminalStatusServiceStub:
     """Tells the status of terminals and of the members of groups now, and each change from then on.
 
     First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
-    terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+    terminal's order of revisions, and a bookmark with a resume token every few seconds. A reader that is slower than
     the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
     and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
     and the call is then OK.
@@ -114,7 +114,6 @@ class TerminalStatusServiceStub:
       INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-      INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
@@ -169,7 +168,7 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
     """Tells the status of terminals and of the members of groups now, and each change from then on.
 
     First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
-    terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+    terminal's order of revisions, and a bookmark with a resume token every few seconds. A reader that is slower than
     the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
     and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
     and the call is then OK.
@@ -178,7 +177,6 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
       INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-      INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
       FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
       FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
@@ -248,7 +246,7 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells the status of terminals and of the members of groups now, and each change from then on.
 
         First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
-        terminal's order of revisions; a bookmark comes where nothing changed for a while. A reader that is slower than
+        terminal's order of revisions, and a bookmark with a resume token every few seconds. A reader that is slower than
         the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
         and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
         and the call is then OK.
@@ -257,7 +255,6 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
           INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
           INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-          INVALID_ARGUMENT    INVALID_REQUEST           also for a resume token that is none of this gateway's
           FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
           FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
