@@ -138,6 +138,8 @@ class SubscriptionUpdate:
     held: tuple[TerminalAddress, ...] | None = None
     sink: Sink | None = None
     """Another endpoint, or other secrets for it."""
+    withdraws: bool = False
+    """With `ended_at`: what it is owed and is not settled becomes WITHDRAWN at that time, and is not claimed again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +327,9 @@ class Store(Protocol):
 
     async def end_leases(self, at: datetime) -> int:
         """Ends every lease at once, whoever has it; how many there were. For the one process that uses the database."""
+
+    async def lease_owner(self, subscription_id: str) -> str | None:
+        """Who has one of its notifications leased, or had when it was withdrawn and has not given it back since."""
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
         """Makes dead ones pending, due at once; how many there were."""

@@ -273,6 +273,8 @@ class DeliveryState(enum.Enum):
     DELIVERED = "DELIVERED"
     DEAD = "DEAD"
     """Given up; it is listed, and can be sent again by command."""
+    WITHDRAWN = "WITHDRAWN"
+    """Not sent, or not again, since its subscription's client ended a subscription that then wants no callback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

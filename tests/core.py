@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -289,6 +289,10 @@ async def new_database(directory: Path) -> str:
     return f"sqlite:///{target}"
 
 
+async def nobody_waits(subscription: Subscription) -> None:
+    """Nothing delivers, so nothing is in flight."""
+
+
 @asynccontextmanager
 async def run_core(
     url: str,
@@ -298,6 +302,7 @@ async def run_core(
     tuning: Tuning = DEFAULT_TUNING,
     clients: Sequence[Client] = (APP, OTHER, ADMIN),
     senders: Mapping[SinkKind, Sender] | None = None,
+    withdrawn: Callable[[Subscription], Awaitable[None]] = nobody_waits,
     crash: bool = False,
     secret_key_file: Path | None = None,
 ) -> AsyncIterator[Core]:
@@ -335,6 +340,7 @@ async def run_core(
             usage,
             senders if senders is not None else {SinkKind.WEBHOOK: sender, SinkKind.SOAP: sender},
             lambda: clocks.now,
+            withdrawn=withdrawn,
         )
         fetches = StatusService(
             watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000

@@ -25,7 +25,7 @@ from app.delivery.endpoints import Rules
 from app.delivery.hosts import Host, Places
 from app.delivery.webhook import WebhookSender, v1_event
 from app.domain import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
-from app.ports import Page, Sender, Sent
+from app.ports import Changes, Page, Sender, Sent, SubscriptionUpdate
 from app.records import (
     Client,
     DeliveryState,
@@ -507,6 +507,99 @@ async def test_two_nodes_share_the_work(store: SqlStore) -> None:
         await until(store, settled)
     assert sorted(Counter(sender.ids()).values()) == [1] * 120
     assert sender.most_of_one == 1
+
+
+async def withdraw(store: SqlStore, subscription: Subscription) -> None:
+    """Ends it in the store as endNotification does."""
+    now = datetime.now(UTC)
+    update = SubscriptionUpdate(
+        subscription_id=subscription.id, ended_at=now, end_reason=EndReason.CANCELLED, end_detail="", withdraws=True
+    )
+    await store.write(Changes(updates=[update]))
+
+
+def gate(event: asyncio.Event, sent: Sent) -> Answer:
+    """That answer, once the event is set."""
+
+    async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
+        await event.wait()
+        return sent
+
+    return reply
+
+
+async def test_what_waits_for_its_host_is_withdrawn(store: SqlStore) -> None:
+    """A notification that is claimed and waits for a place is not sent after its subscription's end."""
+    kept, ended = (make_subscription(subscription_id=name) for name in ("kept", "ended"))
+    await owe(store, subscription=kept)
+    await owe(store, subscription=ended)
+    answered = asyncio.Event()
+    sender = ScriptedSender(gate(answered, DELIVERED))
+    async with delivering(store, sender, places=Places(per_host=1, unproven_host=1)) as deliverer:
+        await eventually(sender.has_sent)
+        (in_flight,) = sender.sent
+        other = ended if in_flight.subscription_id == kept.id else kept
+
+        async def is_claimed() -> bool:
+            return await store.lease_owner(other.id) is not None
+
+        await eventually(is_claimed)
+        await withdraw(store, other)
+        await deliverer.withdrawn(other)
+        answered.set()
+        await until(store, settled)
+        await owe(store, subscription=make_subscription(subscription_id="later"))
+        deliverer.hint()
+        await until(store, settled)
+    assert [one.subscription_id for one in sender.sent] == [in_flight.subscription_id, "later"]
+    assert await store.lease_owner(other.id) is None
+
+
+async def test_what_is_being_claimed_is_withdrawn(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that was written before the subscription's end, and is heard of after it, sends nothing."""
+    await owe(store)
+    claim, claimed, go_on = store.claim, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> list[OwedNotification]:
+        found = await claim(*arguments)
+        if found:
+            claimed.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(store, "claim", slow)
+    sender = ScriptedSender(always(DELIVERED))
+    async with delivering(store, sender) as deliverer:
+        async with asyncio.timeout(WAIT_S):
+            await claimed.wait()
+        await withdraw(store, SUBSCRIPTION)
+        await deliverer.withdrawn(SUBSCRIPTION)
+        go_on.set()
+        await owe(store, subscription=make_subscription(subscription_id="later"))
+        deliverer.hint()
+        await until(store, settled)
+    assert [one.subscription_id for one in sender.sent] == ["later"]
+
+
+async def test_an_attempt_of_another_node_is_waited_for(store: SqlStore) -> None:
+    """Who ends a subscription waits for the node that has its notification in flight."""
+    await owe(store)
+    answered, happened = asyncio.Event(), list[str]()
+    there = ScriptedSender(gate(answered, FAILED))
+    async with delivering(store, there, owner="node-2"):
+        await eventually(there.has_sent)
+        async with delivering(store, ScriptedSender(always(DELIVERED))) as here:
+            await withdraw(store, SUBSCRIPTION)
+            waiting = asyncio.create_task(here.withdrawn(SUBSCRIPTION))
+            waiting.add_done_callback(lambda _: happened.append("returned"))
+            await owe(store, subscription=make_subscription(subscription_id="later"))  # which `here` delivers meanwhile
+            here.hint()
+            await until(store, settled)
+            happened.append("answered")
+            answered.set()
+            await waiting
+    assert happened == ["answered", "returned"]
+    assert [one.state for one in await until(store, settled)][:1] == [DeliveryState.WITHDRAWN]
 
 
 async def test_what_a_killed_node_had_claimed_is_sent_by_another(store: SqlStore) -> None:

@@ -15,7 +15,21 @@ from app.core.policy import Policy
 from app.core.watching import Tuning
 from app.records import SINK_SECRETS, SINK_TOKEN, SinkKind
 from app.rest import around, watch
-from tests.core import ADMIN, ALICE, APP, BOB, BUSY, OTHER, REACHABLE, TEAM, UNREACHABLE, new_database, run_core, until
+from tests.core import (
+    ADMIN,
+    ALICE,
+    APP,
+    BOB,
+    BUSY,
+    OTHER,
+    REACHABLE,
+    SOAP,
+    TEAM,
+    UNREACHABLE,
+    new_database,
+    run_core,
+    until,
+)
 from tests.http_face import Answer, HttpFace, http_face
 
 STATUS = f"/v1/terminals/{ALICE}/status"
@@ -300,6 +314,16 @@ async def test_watch_filters(face: HttpFace) -> None:
         await face.core.play(ALICE, BUSY)
         _, change = await stream.until("change")
         assert change["status"] == "BUSY"
+
+
+async def test_what_is_withdrawn_is_listed(face: HttpFace) -> None:
+    """What was owed to a SOAP subscription that its client has ended is listed as withdrawn."""
+    made = await face.core.subscribe(ALICE, sink=SOAP, check_immediate=True)
+    await face.core.play(ALICE, BUSY)
+    assert (await face.call("DELETE", f"/v1/subscriptions/{made.id}")).status == 204
+    (shown,) = (await face.call("GET", "/v1/notifications?state=WITHDRAWN")).json["notifications"]
+    assert (shown["subscription_id"], shown["state"], shown["next_attempt_at"]) == (made.id, "WITHDRAWN", None)
+    assert shown["settled_at"]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ from tests.core import (
     CAROL,
     OTHER,
     REACHABLE,
+    SOAP,
     TEAM,
     Core,
     new_database,
@@ -717,6 +718,20 @@ async def test_deliveries_are_shown_and_sent_again(face: Face) -> None:
     ]
     assert "again" in face.core.hints
     assert not (await face.deliveries.ListNotifications(dead, metadata=face.app)).notifications
+
+
+async def test_what_is_withdrawn_is_listed(face: Face) -> None:
+    """What was owed to a SOAP subscription that its client has ended is listed as withdrawn, and not sent again."""
+    made = await face.core.subscribe(ALICE, sink=SOAP, check_immediate=True)
+    await face.core.play(ALICE, BUSY)
+    ended = subscription_pb2.CancelSubscriptionRequest(subscription_id=made.id)
+    await face.subscriptions.CancelSubscription(ended, metadata=face.app)
+    asked = delivery_pb2.ListNotificationsRequest(state=delivery_pb2.DELIVERY_STATE_WITHDRAWN)
+    (shown,) = (await face.deliveries.ListNotifications(asked, metadata=face.app)).notifications
+    assert (shown.subscription_id, shown.state) == (made.id, delivery_pb2.DELIVERY_STATE_WITHDRAWN)
+    assert (shown.HasField("next_attempt_at"), shown.HasField("settled_at")) == (False, True)
+    again = delivery_pb2.SendNotificationsAgainRequest(notification_ids=[shown.id])
+    assert (await face.deliveries.SendNotificationsAgain(again, metadata=face.app)).sent_again == 0
 
 
 async def test_usage_is_listed_and_exported(face: Face) -> None:

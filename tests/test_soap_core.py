@@ -1,5 +1,6 @@
 """The SOAP face over the real use cases and SQLite: policies, groups, usage, and callbacks by the outbox."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,12 +18,12 @@ from app.delivery.egress import Egress
 from app.delivery.endpoints import Rules
 from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
 from app.ports import Page
-from app.records import MAX_USAGE_TARGETS, SinkKind
+from app.records import MAX_USAGE_TARGETS, DeliveryState, OwedNotification, SinkKind, Subscription
 from app.servers import bound, serve_http
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app
 from tests.core import ALICE, ALL, APP, BOB, CAROL, DEADLINE_S, OTHER, TEAM, Clocks, Core, new_database, run_core, until
-from tests.receivers import Receiver, answer, in_turn, receiver, reset
+from tests.receivers import Receiver, Request, answer, hang, in_turn, receiver, reset
 from tests.soap import MANAGER, Reply, call, content_of, envelope, payload, valid
 from tests.test_soap_operations import end, group, start
 
@@ -86,12 +87,24 @@ def leaves(element: etree._Element) -> list[str]:
 
 @asynccontextmanager
 async def world_of(
-    tmp_path: Path, policy: Policy | None = None, behave: Any = None, clocks: Clocks | None = None, url: str = ""
+    tmp_path: Path,
+    policy: Policy | None = None,
+    behave: Any = None,
+    clocks: Clocks | None = None,
+    url: str = "",
+    total_s: float = 5,
 ) -> AsyncIterator[World]:
-    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), total_s=5)
+    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), total_s=total_s)
     senders: Mapping[SinkKind, CallbackSender] = {SinkKind.SOAP: CallbackSender(egress)}
     url = url or await new_database(tmp_path)
-    async with receiver(behave) as there, run_core(url, policy=policy, senders=senders, clocks=clocks) as core:
+
+    async def withdrawn(subscription: Subscription) -> None:
+        await deliverer.withdrawn(subscription)
+
+    async with (
+        receiver(behave) as there,
+        run_core(url, policy=policy, senders=senders, clocks=clocks, withdrawn=withdrawn) as core,
+    ):
         clock: Callable[[], Any] = lambda: core.clocks.now  # noqa: E731
         deliverer = Deliverer(core.store, senders, owner="test", clock=clock, jitter=lambda: 0.5)
         deliverer.start()
@@ -286,6 +299,76 @@ async def test_callbacks(tmp_path: Path) -> None:
         await world.core.play(ALICE, UNREACHABLE)
         assert (await world.calls(4))[2:] == [f"statusNotification c-1 {ALICE} Unreachable", "statusEnd c-1"]
         assert all(b"notification/v3_0/local" in request.body for request in world.there.requests)
+
+
+async def test_no_callback_begins_after_end_notification(tmp_path: Path) -> None:
+    """What is owed when endNotification returns is withdrawn, listed so, and never sent; its first attempt is billed to
+    the end."""
+    async with world_of(tmp_path, behave=answer(500)) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        await world.calls(1)
+        await world.core.play(ALICE, UNREACHABLE)
+        assert (await world.ask(end())).status == 200
+        await world.core.play(ALICE, REACHABLE)
+        world.core.clocks.advance(86_400)
+        world.there.behave = answer(200, body=FAULT)
+        await world.start(BOB, correlator="c-2")
+        await world.core.play(BOB, BUSY)
+        assert (await world.calls(2))[1:] == [f"statusNotification c-2 {BOB} Busy"]  # after all that was due
+        ended = await listed(world, DeliveryState.WITHDRAWN)
+        assert [(one.sequence, one.attempts) for one in ended] == [(1, 1), (2, 0)]
+        about = [one for one in await world.core.usage_records() if one.operation.startswith("statusNotification_")]
+        first = [(one.operation, one.root_cause) for one in about if one.correlator == "c-1"]
+        assert first == [
+            ("statusNotification_DeliveryAttempted", ""),
+            ("statusNotification_DeliveryResult", "withdrawn"),
+        ]
+
+
+@pytest.mark.parametrize(("code", "state"), [(200, "DELIVERED"), (500, "WITHDRAWN")])
+async def test_end_notification_waits_for_the_callback_in_flight(tmp_path: Path, code: int, state: str) -> None:
+    """endNotification returns when the callback that is in flight has ended; what came of it counts."""
+    happened, answered = list[str](), asyncio.Event()
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        await answered.wait()
+        happened.append("callback answered")
+        await answer(code)(request, writer)
+
+    async with world_of(tmp_path, behave=slow) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        await world.calls(1)
+        await world.core.play(ALICE, UNREACHABLE)
+        ending = asyncio.create_task(world.ask(end()))
+        ending.add_done_callback(lambda _: happened.append("endNotification returned"))
+        await until(lambda: not world.core.watching.figures()["subscriptions"])
+        await world.core.play(ALICE, REACHABLE)  # others are served meanwhile
+        answered.set()
+        assert (await ending).status == 200
+        assert happened == ["callback answered", "endNotification returned"]
+        await world.deliverer.aclose()
+        states = [one.state.value for one in await listed(world)]
+        assert (states, len(world.there.requests)) == ([state, "WITHDRAWN"], 1)
+
+
+async def test_end_notification_waits_no_longer_than_an_attempt(tmp_path: Path) -> None:
+    """An application that never answers its callback is not waited for beyond the attempt's own time."""
+    async with world_of(tmp_path, behave=hang, total_s=0.3) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        await world.calls(1)
+        assert (await world.ask(end())).status == 200
+        await world.deliverer.aclose()
+        (one,) = await listed(world)
+        assert (one.state, one.attempts) == (DeliveryState.WITHDRAWN, 1)
+
+
+async def listed(world: World, state: DeliveryState | None = None) -> list[OwedNotification]:
+    """The notifications that are in this state."""
+    found, _ = await world.core.store.notifications(None, Page(), state=state)
+    return list(found)
 
 
 async def test_end_by_duration(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.test_store import AT, after, end, make, owed, paged, sequences, subsc
 
 LEASE_S = 30
 PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
+WITHDRAWN = DeliveryState.WITHDRAWN
 
 
 async def claimed(store: Store, at_s: float = 0, most: int = 100, owner: str = "me") -> list[str]:
@@ -167,6 +168,43 @@ async def test_attempt_for_what_is_gone_is_left_out(store: SqlStore) -> None:
 async def states(store: Store) -> dict[str, DeliveryState]:
     """The state of each notification."""
     return {one.id: one.state for one in (await store.notifications(None, Page()))[0]}
+
+
+async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
+    """What is not settled is withdrawn with its subscription's end, listed so, and never claimed or sent again; others
+    are left alone."""
+    await store_with(store, s1=["a1", "a2", "a3"], s2=["b1"])
+    await claimed(store)
+    await store.record_attempts([attempted("a1"), attempted("b1", PENDING, next_attempt_at=after(5))])
+    await store.write(Changes(updates=[withdrawal("s1")]))
+    assert await states(store) == {"a1": DELIVERED, "a2": WITHDRAWN, "a3": WITHDRAWN, "b1": PENDING}
+    assert await store.send_again(["a2", "a3"], after(3)) == 0
+    assert await claimed(store, 9999) == ["b1"]
+    listed, _ = await store.notifications("c1", Page(), state=WITHDRAWN)
+    assert [(one.id, one.settled_at) for one in listed] == [("a2", after(2)), ("a3", after(2))]
+    assert await store.lease_owner("s1") is None
+
+
+def withdrawal(name: str) -> SubscriptionUpdate:
+    """The client ends a SOAP subscription two seconds after the start."""
+    return SubscriptionUpdate(
+        subscription_id=name, ended_at=after(2), end_reason=EndReason.CANCELLED, end_detail="", withdraws=True
+    )
+
+
+@pytest.mark.parametrize(("came", "becomes"), [(DELIVERED, "DELIVERED"), (PENDING, "WITHDRAWN"), (DEAD, "WITHDRAWN")])
+async def test_attempt_in_flight_while_it_is_withdrawn(store: SqlStore, came: DeliveryState, becomes: str) -> None:
+    """Its lease is seen until the attempt is recorded. A delivery counts, a failure changes nothing; nothing is claimed
+    then, nor when a lease that nobody gives back has run out."""
+    await store_with(store, s1=["a1", "a2"], s2=["b1"])
+    await claimed(store)
+    await store.write(Changes(updates=[withdrawal("s1"), withdrawal("s2")]))
+    assert [await store.lease_owner(name) for name in ("s1", "s2", "s3")] == ["me", "me", None]
+    next_at = after(5) if came is PENDING else None
+    await store.record_attempts([attempted("a1", came, next_attempt_at=next_at)])
+    assert await store.lease_owner("s1") is None
+    assert await states(store) == {"a1": DeliveryState[becomes], "a2": WITHDRAWN, "b1": WITHDRAWN}
+    assert await claimed(store, 9999) == []
 
 
 async def test_late_failure_of_a_lost_lease_changes_nothing(store: SqlStore) -> None:

@@ -391,6 +391,28 @@ async def test_cancelled_subscription_is_told_nothing_more(core: Core, sink: Sin
         await core.subscriptions.cancel(APP, subscription.id, face="grpc")
 
 
+@pytest.mark.parametrize(
+    ("sink", "state"),
+    [
+        (SOAP, DeliveryState.WITHDRAWN),
+        (WEBHOOK, DeliveryState.PENDING),
+        (Sink(kind=SinkKind.WEBHOOK, url="https://example.com", profile="camara"), DeliveryState.PENDING),
+        (Sink(kind=SinkKind.STREAM), DeliveryState.DELIVERED),
+    ],
+)
+async def test_what_is_owed_when_a_subscription_is_cancelled(core: Core, sink: Sink, state: DeliveryState) -> None:
+    """It stays owed to webhooks, and is withdrawn from a SOAP endpoint; where the duration ends it, it stays owed."""
+    cancelled = await core.subscribe(ALICE, sink=sink, check_immediate=True)
+    expired = await core.subscribe(ALICE, sink=sink, check_immediate=True, duration_ms=60_000)
+    await core.play(ALICE, UNREACHABLE)
+    await core.subscriptions.cancel(APP, cancelled.id, face="soap")
+    assert {one.state for one in await core.owed(cancelled)} == {state}
+    await core.advance(61)
+    kept = DeliveryState.PENDING if sink.kind is not SinkKind.STREAM else DeliveryState.DELIVERED
+    assert {one.state for one in await core.owed(expired)} == {kept}
+    assert (await core.told(expired))[-1] == "ENDED EXPIRED"
+
+
 async def test_cancelled_by_correlator(core: Core) -> None:
     """A client ends a subscription by its own name for it, which is free again then; others have other names."""
     first = await core.subscribe(ALICE, correlator="c", sink=SOAP)

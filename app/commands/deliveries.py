@@ -25,6 +25,7 @@ class State(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
     DEAD = "dead"
+    WITHDRAWN = "withdrawn"
 
 
 OfSubscription = Annotated[

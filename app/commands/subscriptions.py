@@ -138,7 +138,7 @@ def cancel(
     correlator: Annotated[str, typer.Option(help="Its correlator, in place of the id.", show_default=False)] = "",
     requester: Annotated[str, typer.Option(help="On whose behalf, for the usage record.", show_default=False)] = "",
 ) -> None:
-    """End one. What is owed already is still delivered.
+    """End one. What is owed already is still delivered; to a SOAP endpoint it is withdrawn.
 
     Example: terminal-status subscriptions cancel --correlator door-7
     """

@@ -31,6 +31,7 @@ STYLES = {
     "DELIVERED": "green",
     "PENDING": "yellow",
     "DEAD": "red",
+    "WITHDRAWN": "bright_black",
     "active": "green",
 }
 

@@ -18,7 +18,7 @@ import structlog
 from app.core.commits import Commits
 from app.core.groups import Asked, Expansion, GroupService
 from app.core.policy import Policies, Policy
-from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
+from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored, withdraws
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
@@ -209,7 +209,11 @@ class Enrolment:
             standing = self._standing(subscription_id)
             writer = Writer(self._clock())
             update = SubscriptionUpdate(
-                subscription_id=standing.id, ended_at=writer.now, end_reason=reason, end_detail=END_TEXTS[reason]
+                subscription_id=standing.id,
+                ended_at=writer.now,
+                end_reason=reason,
+                end_detail=END_TEXTS[reason],
+                withdraws=withdraws(standing.kind, reason),
             )
             owed = writer.ending(standing.id, standing.client_id, standing, reason)
             audit = _audit(f"subscription {reason.name.lower()}", usage)

@@ -12,12 +12,13 @@ Deliberately absent: what a subscription is told and when (`standing.py`), and s
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.core.groups import Expansion, GroupService
 from app.core.policy import Policies, Policy, check_count, check_criteria, duration_allowed, interval_allowed
+from app.core.standing import withdraws
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
 from app.core.watching import Watching
 from app.domain import (
@@ -79,6 +80,10 @@ class SubscriptionRequest:
     request_id: str = ""
 
 
+async def _nothing(subscription: Subscription) -> None:
+    pass
+
+
 class SubscriptionService:
     """Makes, shows, prolongs and ends subscriptions. One per process."""
 
@@ -94,9 +99,11 @@ class SubscriptionService:
         *,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         sink_changed: Callable[[Subscription], None] = lambda subscription: None,
+        withdrawn: Callable[[Subscription], Awaitable[None]] = _nothing,
     ) -> None:
         """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC, `entropy`
-        so many unguessable bytes. `sink_changed` is told of a subscription whose sink is another in the store."""
+        so many unguessable bytes. `sink_changed` is told of a subscription whose sink is another in the store;
+        `withdrawn` of one that is owed nothing more, and returns when no attempt of it is in flight."""
         self._store = store
         self._watching = watching
         self._groups = groups
@@ -106,6 +113,7 @@ class SubscriptionService:
         self._clock = clock
         self._entropy = entropy
         self._sink_changed = sink_changed
+        self._withdrawn = withdrawn
 
     async def create(
         self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = ""
@@ -189,7 +197,8 @@ class SubscriptionService:
                 return
 
     async def cancel(self, client: Client, subscription_id: str, *, face: str, requester: str = "") -> None:
-        """Ends a subscription; what is owed already is still delivered.
+        """Ends a subscription. What is owed already is still delivered to webhooks; to a SOAP endpoint nothing is sent
+        any more when this returns, for which an attempt that is in flight is waited for.
 
         Raises RateLimited, StoreUnavailable, SubscriptionUnknown (also where it has ended).
         """
@@ -371,6 +380,8 @@ class SubscriptionService:
             subscription_id=subscription.id,
         )
         await self._watching.enrolment.finish(subscription, EndReason.CANCELLED, [record])
+        if withdraws(subscription.sink.kind, EndReason.CANCELLED):
+            await self._withdrawn(subscription)
 
     def _record_end(self, caller: Caller, correlator: str, subscription_id: str, error: TerminalStatusError) -> None:
         self._usage.record(

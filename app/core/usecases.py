@@ -97,7 +97,15 @@ async def run_use_cases(
         owed=deliverer.hint,
     )
     subscriptions = SubscriptionService(
-        store, watching, groups, policies, usage, senders, clock, sink_changed=deliverer.sink_changed
+        store,
+        watching,
+        groups,
+        policies,
+        usage,
+        senders,
+        clock,
+        sink_changed=deliverer.sink_changed,
+        withdrawn=deliverer.withdrawn,
     )
     on_loopback = is_loopback(settings.grpc_listen) and is_loopback(settings.http_listen)
     auth = Authenticator(

@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -28,10 +28,11 @@ from app.delivery.attempts import UNTRIED, RetryPolicy, judge, usage_of
 from app.delivery.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.delivery.recorder import Recorder
 from app.domain import StoreUnavailable
-from app.ports import Attempted, Sender, Sent, Store, SubscriptionUpdate
+from app.ports import Attempted, Page, Sender, Sent, Store, SubscriptionUpdate
 from app.records import (
     SINK_UNREADABLE,
     DeliveryAttempt,
+    DeliveryState,
     EndReason,
     Sink,
     SinkKind,
@@ -42,6 +43,8 @@ POLL_S = 1.0
 """Longest time a due notification waits where no hint came."""
 RECORD_S = 12.0
 """What the lease has left for recording an attempt."""
+OTHERS_S = 0.1
+"""Between two looks whether another process has given back a lease."""
 MAX_BATCH = 256
 """Most notifications in one claim."""
 MIN_BATCH = 16
@@ -93,6 +96,7 @@ class Deliverer:
         self._in_flight: dict[asyncio.Task[None], Job] = {}
         self._recorder = Recorder(store, owner, written=self.hint, ended=ended)
         self._changed: dict[str, Sink] | None = None  # by subscription, while subscriptions are read for a claim
+        self._withdrawn: set[str] | None = None  # subscriptions, while a claim is made
         self._wake = asyncio.Event()
         self._closing = False
         self._claimer: asyncio.Task[None] | None = None
@@ -120,6 +124,46 @@ class Deliverer:
             for job in host.queue:
                 if job.subscription.id == subscription.id:
                     job.subscription = replace(job.subscription, sink=subscription.sink)
+
+    async def withdrawn(self, subscription: Subscription) -> None:
+        """What the subscription was owed is WITHDRAWN in the store. When this returns no attempt of it begins any more,
+        here or in another process, and those in flight have ended, each within its own time limit."""
+        if self._withdrawn is not None:
+            self._withdrawn.add(subscription.id)
+        for host in self._hosts.values():
+            for job in [job for job in host.queue if job.subscription.id == subscription.id]:
+                host.queue.remove(job)
+                self._recorder.put_off(job.notification, self._clock())
+        in_flight = {task: job for task, job in self._in_flight.items() if job.subscription.id == subscription.id}
+        for job in in_flight.values():
+            job.withdrawn = True
+        if in_flight:
+            await asyncio.wait(in_flight)
+        try:
+            if not (await self._left_by_others(subscription) or in_flight):
+                await self._bill_withdrawn(subscription)
+        except StoreUnavailable as error:
+            _log.warning("withdrawal_not_followed", subscription_id=subscription.id, message=str(error))
+
+    async def _left_by_others(self, subscription: Subscription) -> bool:
+        """Waits until no other process holds anything of the subscription; whether one did."""
+        loop, waited = asyncio.get_running_loop(), False
+        until_s = loop.time() + self.lease_s
+        while await self._store.lease_owner(subscription.id) not in (None, self._owner) and loop.time() < until_s:
+            waited = True
+            await asyncio.sleep(OTHERS_S)
+        return waited
+
+    async def _bill_withdrawn(self, subscription: Subscription) -> None:
+        """Writes the result of a notification that was tried before it was withdrawn: only the first can have been."""
+        page = Page(size=1)
+        withdrawn, _ = await self._store.notifications(
+            None, page, state=DeliveryState.WITHDRAWN, subscription_id=subscription.id
+        )
+        for one in withdrawn:
+            if one.attempts:
+                usage = usage_of(one, subscription, one.state, "withdrawn", self._clock(), self._new_id())
+                await self._store.write_usage(usage)
 
     async def aclose(self, limit_s: float = 5.0) -> None:
         """Claims no more, gives back what waits, and lets what is in flight end within `limit_s`; the rest is given
@@ -167,6 +211,13 @@ class Deliverer:
 
     async def _claim(self, most: int) -> tuple[int, int]:
         """How many were claimed, and how many of them had to be put off for less than a second."""
+        self._withdrawn = set()
+        try:
+            return await self._claim_and_queue(most, self._withdrawn)
+        finally:
+            self._withdrawn = None
+
+    async def _claim_and_queue(self, most: int, withdrawn: Set[str]) -> tuple[int, int]:
         now = self._clock()
         claimed_s = asyncio.get_running_loop().time()
         claimed = await self._store.claim(now, now + timedelta(seconds=self.lease_s), most, self._owner)
@@ -190,6 +241,8 @@ class Deliverer:
             if subscription is None:
                 _log.error("notification_without_subscription", notification_id=owed.id)
                 self._recorder.forget(owed)
+            elif owed.subscription_id in withdrawn:
+                self._recorder.put_off(owed, now)
             else:
                 if (sink := changed.get(subscription.id)) is not None:
                     subscription = replace(subscription, sink=sink)
@@ -299,6 +352,8 @@ class Deliverer:
         """Makes the records of an attempt, for the recorder."""
         notification, subscription, now = job.notification, job.subscription, self._clock()
         verdict = judge(notification, subscription, sent, now, jitter=self._jitter(), policy=self._policy)
+        if job.withdrawn and verdict.state is DeliveryState.PENDING:
+            verdict = replace(verdict, state=DeliveryState.WITHDRAWN, next_attempt_at=None)
         if verdict.suspended_at is not None and subscription.suspended_at is None:
             _log.warning("subscription_suspended", subscription_id=subscription.id, outcome=sent.outcome)
         update = None

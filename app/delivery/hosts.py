@@ -43,6 +43,8 @@ class Job:
     notification: OwedNotification
     subscription: Subscription
     claimed_s: float
+    withdrawn: bool = False
+    """Whether it is not to be tried again, should this attempt fail."""
 
 
 @dataclass(eq=False, slots=True)

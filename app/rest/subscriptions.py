@@ -123,7 +123,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="cancelSubscription",
         tags=[TAG],
         summary="End a subscription",
-        description="What is owed already is still delivered. One that has ended is unknown here.",
+        description="What is owed already is still delivered, but withdrawn where it would go to a SOAP endpoint. One "
+        "that has ended is unknown here.",
         response_description="It has ended.",
         responses=failures(domain.SubscriptionUnknown),
     )

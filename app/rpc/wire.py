@@ -82,6 +82,7 @@ DELIVERY_STATE: Mapping[records.DeliveryState, delivery_pb2.DeliveryState.ValueT
     records.DeliveryState.PENDING: delivery_pb2.DELIVERY_STATE_PENDING,
     records.DeliveryState.DELIVERED: delivery_pb2.DELIVERY_STATE_DELIVERED,
     records.DeliveryState.DEAD: delivery_pb2.DELIVERY_STATE_DEAD,
+    records.DeliveryState.WITHDRAWN: delivery_pb2.DELIVERY_STATE_WITHDRAWN,
 }
 _FROM_STATUS: Mapping[int, domain.Status] = {value: status for status, value in STATUS.items()}
 _FROM_SINK_KIND: Mapping[int, records.SinkKind] = {

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import CursorResult, Engine, Executable, insert, select, text, update
+from sqlalchemy import CursorResult, Engine, Executable, case, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -19,7 +19,7 @@ from app.records import SINK_UNREADABLE, AuditEntry, DeliveryState, OwedNotifica
 from app.store import tables as t
 from app.store.database import AnyRow, Database
 from app.store.encryption import SecretKeys
-from app.store.statements import MAX_ROWS, add_rows, encoded, sqlite_time, statements
+from app.store.statements import IS, MAX_ROWS, add_rows, encoded, sqlite_time, statements
 
 USAGE_LOCK = 0x7465_7273
 """PostgreSQL's advisory lock: shared by who adds usage records, and a reader's alone, so that it misses none.
@@ -33,6 +33,7 @@ NOTHING = "{}"
 _status = t.terminal_statuses.c
 _sub = t.subscriptions.c
 _box = t.outbox.c
+_owed = t.owed_notifications.c
 
 
 class _Conflict(Exception):
@@ -131,6 +132,9 @@ class Writing(Database):
         if missing := ids - boxes.keys():
             raise SubscriptionUnknown(f"There is no subscription {min(missing)!r}.", subscription_id=min(missing))
         await self._update_subscriptions(c, updates)
+        for ended in updates:
+            if ended.withdraws:
+                await self._withdraw(c, boxes[ended.subscription_id].seq, ended.ended_at)
         owed = [one for one in owed if ended_too or not boxes[one.subscription_id].ended]
         if not owed:
             return
@@ -145,6 +149,20 @@ class Writing(Database):
         boxes_now = [(box.seq, box.last_sequence, box.head, box.due_at) for box in moved.values()]
         await self._run(c, self._sql.move_boxes, boxes_now)
         await self._run(c, self._sql.owe, rows)
+
+    async def _withdraw(self, c: AsyncConnection, subscription_seq: int, at: datetime | None) -> None:
+        """Withdraws what is not settled. A running lease stays with its owner, who is about to give it back."""
+        pending = (_owed.subscription_seq == subscription_seq) & IS[DeliveryState.PENDING]
+        settled = {"state": DeliveryState.WITHDRAWN.value, "settled_at": at}
+        await c.execute(update(t.owed_notifications).where(pending).values(settled))
+        held = _box.due_at > at
+        values = {
+            "head": None,
+            "due_at": None,
+            "lease_owner": case((held, _box.lease_owner), else_=null()),
+            "leased": case((held, _box.leased), else_=null()),
+        }
+        await c.execute(update(t.outbox).where(_box.subscription_seq == subscription_seq).values(values))
 
     async def _update_subscriptions(self, c: AsyncConnection, updates: Sequence[SubscriptionUpdate]) -> None:
         if not updates:

@@ -108,6 +108,12 @@ class Outbox(Writing):
 
         return await self._write(work)
 
+    async def lease_owner(self, subscription_id: str) -> str | None:
+        """Who has one of its notifications leased, or had when it was withdrawn and has not given it back since."""
+        statement = select(_box.lease_owner).join_from(t.outbox, t.subscriptions).where(_sub.id == subscription_id)
+        row = await self._first(statement)
+        return None if row is None else row.lease_owner
+
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
         """Makes dead ones pending, due at once; how many there were."""
         if not notification_ids:

@@ -74,6 +74,8 @@ class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deliver
     """The endpoint took it."""
     DELIVERY_STATE_DEAD: _DeliveryState.ValueType  # 3
     """Given up; it can be sent again."""
+    DELIVERY_STATE_WITHDRAWN: _DeliveryState.ValueType  # 4
+    """Withdrawn: the client ended a SOAP subscription, which then gets no callback any more. It cannot be sent again."""
 
 class DeliveryState(_DeliveryState, metaclass=_DeliveryStateEnumTypeWrapper):
     """Where a notification stands."""
@@ -86,6 +88,8 @@ DELIVERY_STATE_DELIVERED: DeliveryState.ValueType  # 2
 """The endpoint took it."""
 DELIVERY_STATE_DEAD: DeliveryState.ValueType  # 3
 """Given up; it can be sent again."""
+DELIVERY_STATE_WITHDRAWN: DeliveryState.ValueType  # 4
+"""Withdrawn: the client ended a SOAP subscription, which then gets no callback any more. It cannot be sent again."""
 Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
 
 @_typing.final
@@ -144,7 +148,7 @@ class Notification(_message.Message):
 
     @_builtins.property
     def settled_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was delivered or given up; absent while it is pending."""
+        """When it was delivered, given up or withdrawn; absent while it is pending."""
 
     def __init__(
         self,

@@ -117,7 +117,8 @@ class SubscriptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelSubscription(self, request, context):
-        """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended.
+        """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended. Of a
+        subscription with a SOAP sink they are withdrawn instead, and nothing is sent to it after this answer.
 
         Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also where it has ended already.
         """

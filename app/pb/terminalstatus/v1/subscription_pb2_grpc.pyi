@@ -69,7 +69,8 @@ class SubscriptionServiceStub:
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
     CancelSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.CancelSubscriptionRequest, _subscription_pb2.CancelSubscriptionResponse]
-    """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended.
+    """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended. Of a
+    subscription with a SOAP sink they are withdrawn instead, and nothing is sent to it after this answer.
 
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also where it has ended already.
     """
@@ -127,7 +128,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
     CancelSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.CancelSubscriptionRequest, _subscription_pb2.CancelSubscriptionResponse]  # type: ignore[assignment]
-    """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended.
+    """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended. Of a
+    subscription with a SOAP sink they are withdrawn instead, and nothing is sent to it after this answer.
 
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also where it has ended already.
     """
@@ -206,7 +208,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_pb2.CancelSubscriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.CancelSubscriptionResponse, _abc.Awaitable[_subscription_pb2.CancelSubscriptionResponse]]:
-        """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended.
+        """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended. Of a
+        subscription with a SOAP sink they are withdrawn instead, and nothing is sent to it after this answer.
 
         Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also where it has ended already.
         """
