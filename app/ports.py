@@ -332,7 +332,8 @@ class Store(Protocol):
         """Who has one of its notifications leased, or had when it was withdrawn and has not given it back since."""
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
-        """Makes dead ones pending, due at once; how many there were."""
+        """Makes dead ones pending, due at once, but those of a subscription that wants nothing more (`withdraws`); how
+        many there were."""
 
     async def write_usage(self, records: Sequence[UsageRecord]) -> None:
         """Adds usage records."""

@@ -199,6 +199,12 @@ class EndReason(enum.Enum):
     """The access token for the endpoint has expired."""
 
 
+def withdraws(sink: SinkKind, reason: EndReason) -> bool:
+    """Whether nothing more is sent to a subscription that ends so, also of what it is owed already. A Parlay X client
+    takes endNotification's answer for the end of its callbacks; a webhook's client is owed what was promised."""
+    return sink is SinkKind.SOAP and reason is EndReason.CANCELLED
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
     """An application's standing request: tell me when one of these terminals changes."""

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from app.ports import Attempted, Changes, Page, Store, SubscriptionUpdate
-from app.records import DeliveryAttempt, DeliveryState, EndReason, OwedNotification, Subscription
+from app.records import DeliveryAttempt, DeliveryState, EndReason, OwedNotification, Sink, SinkKind, Subscription
 from app.store import SqlStore, open_store
 from tests.test_store import AT, after, end, make, owed, paged, sequences, subscription, usage
 
@@ -183,6 +183,18 @@ async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
     listed, _ = await store.notifications("c1", Page(), state=WITHDRAWN)
     assert [(one.id, one.settled_at) for one in listed] == [("a2", after(2)), ("a3", after(2))]
     assert await store.lease_owner("s1") is None
+
+
+@pytest.mark.parametrize(("kind", "again"), [(SinkKind.SOAP, 0), (SinkKind.WEBHOOK, 1)])
+async def test_dead_ones_of_an_ended_soap_subscription_stay_dead(store: SqlStore, kind: SinkKind, again: int) -> None:
+    """Sending again begins no callback after endNotification; a webhook still gets what was given up."""
+    await make(store, "s1", sink=Sink(kind=kind, url="https://example.com"))
+    await store.write(Changes(owed=[owed("a1", "s1")]))
+    await claimed(store)
+    await store.record_attempts([attempted("a1", DEAD)])
+    await store.write(Changes(updates=[replace(withdrawal("s1"), withdraws=kind is SinkKind.SOAP)]))
+    assert await store.send_again(["a1"], after(3)) == again
+    assert len(await claimed(store, 9999)) == again
 
 
 def withdrawal(name: str) -> SubscriptionUpdate:

@@ -18,7 +18,7 @@ import structlog
 from app.core.commits import Commits
 from app.core.groups import Asked, Expansion, GroupService
 from app.core.policy import Policies, Policy
-from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored, withdraws
+from app.core.standing import END_TEXTS, Decision, Standing, Writer, begun, decide, restored
 from app.core.standings import Standings
 from app.core.terminals import Terminal
 from app.core.watches import Watches
@@ -42,6 +42,7 @@ from app.records import (
     Subscription,
     UsageRecord,
     require_readable,
+    withdraws,
 )
 
 _Result = TypeVar("_Result")

@@ -54,12 +54,6 @@ News = tuple[TerminalStatus, Status | None]
 """How a terminal is now, and how it was before (None: never observed)."""
 
 
-def withdraws(sink: SinkKind, reason: EndReason) -> bool:
-    """Whether nothing more is sent to a subscription that ends so, also of what it is owed already. A Parlay X client
-    takes endNotification's answer for the end of its callbacks; a webhook's client is owed what was promised."""
-    return sink is SinkKind.SOAP and reason is EndReason.CANCELLED
-
-
 class Standing:
     """An active subscription as it is held in memory: a hundred thousand of them, so no more than the rule needs."""
 

@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 
 from app.core.groups import Expansion, GroupService
 from app.core.policy import Policies, Policy, check_count, check_criteria, duration_allowed, interval_allowed
-from app.core.standing import withdraws
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
 from app.core.watching import Watching
 from app.domain import (
@@ -55,6 +54,7 @@ from app.records import (
     require_readable,
     signing_secret,
     token_ends_at,
+    withdraws,
 )
 
 NO_SINK = Sink(kind=SinkKind.STREAM)

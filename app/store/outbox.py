@@ -17,7 +17,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Source, Status, TerminalAddress, TerminalStatus
 from app.ports import Attempted, Page
-from app.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification
+from app.records import (
+    DeliveryAttempt,
+    DeliveryState,
+    EndReason,
+    NotificationKind,
+    OwedNotification,
+    SinkKind,
+    withdraws,
+)
 from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow, AnySelect
@@ -115,13 +123,13 @@ class Outbox(Writing):
         return None if row is None else row.lease_owner
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
-        """Makes dead ones pending, due at once; how many there were."""
+        """Makes dead ones pending, due at once, but those of a subscription that wants nothing more; how many."""
         if not notification_ids:
             return 0
 
         async def work(c: AsyncConnection) -> int:
             rows = await self._lock_notifications(c, notification_ids)
-            dead = [row for row in rows.values() if row.state == DeliveryState.DEAD.value]
+            dead = [row for row in rows.values() if row.state == DeliveryState.DEAD.value and _may_be_sent(row)]
             if dead:
                 statement = update(t.owed_notifications).where(self._among(_owed.seq, [row.seq for row in dead]))
                 await c.execute(statement.values(state=_PENDING, next_attempt_at=at, settled_at=null()))
@@ -211,6 +219,10 @@ def _settled_values(one: Attempted, row: AnyRow, mine: bool) -> Sequence[Any]:
         return row.seq, attempts, one.state.value, one.next_attempt_at, None
     ended_at = one.attempt.at + timedelta(milliseconds=one.attempt.duration_ms)
     return row.seq, attempts, one.state.value, row.next_attempt_at, ended_at
+
+
+def _may_be_sent(row: AnyRow) -> bool:
+    return row.end_reason is None or not withdraws(SinkKind(row.sink_kind), EndReason(row.end_reason))
 
 
 def _attempt_values(attempt: DeliveryAttempt, notification_seq: int, number: int) -> dict[str, Any]:

@@ -196,6 +196,8 @@ class Statements:
                 _box.leased,
                 _box.lease_owner,
                 _sub.suspended_at,
+                _sub.sink_kind,
+                _sub.end_reason,
             )
             .join_from(t.owed_notifications, t.outbox, _box.subscription_seq == _owed.subscription_seq)
             .join(t.subscriptions, _sub.seq == _owed.subscription_seq)

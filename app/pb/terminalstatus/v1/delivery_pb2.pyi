@@ -73,7 +73,7 @@ class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deliver
     DELIVERY_STATE_DELIVERED: _DeliveryState.ValueType  # 2
     """The endpoint took it."""
     DELIVERY_STATE_DEAD: _DeliveryState.ValueType  # 3
-    """Given up; it can be sent again."""
+    """Given up; it can be sent again, unless its subscription had a SOAP sink and its client has ended it."""
     DELIVERY_STATE_WITHDRAWN: _DeliveryState.ValueType  # 4
     """Withdrawn: the client ended a SOAP subscription, which then gets no callback any more. It cannot be sent again."""
 
@@ -87,7 +87,7 @@ DELIVERY_STATE_PENDING: DeliveryState.ValueType  # 1
 DELIVERY_STATE_DELIVERED: DeliveryState.ValueType  # 2
 """The endpoint took it."""
 DELIVERY_STATE_DEAD: DeliveryState.ValueType  # 3
-"""Given up; it can be sent again."""
+"""Given up; it can be sent again, unless its subscription had a SOAP sink and its client has ended it."""
 DELIVERY_STATE_WITHDRAWN: DeliveryState.ValueType  # 4
 """Withdrawn: the client ended a SOAP subscription, which then gets no callback any more. It cannot be sent again."""
 Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
