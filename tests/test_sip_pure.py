@@ -1,6 +1,7 @@
 """The pure parts of the watcher: header fields, the meaning of answers, and the frames between the two processes."""
 
 import re
+import socket
 
 import pytest
 import structlog
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from app import domain
 from app.domain import TerminalStatusError
 from app.sip import dialog
+from app.sip.answers import Answers
 from app.sip.client import SipWatcher
 from app.sip.frames import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
 from app.sip.message import Final, Notify, plain, read_notify, read_response
@@ -215,3 +217,27 @@ async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
     assert observer.unread == {ALICE: ["cut"] * 50}
     assert not observer.bodies(ALICE)
     assert [line["event"] for line in logs] == ["document_cut"]
+
+
+@pytest.mark.parametrize(
+    ("source", "stream", "counts"),
+    [
+        ("192.0.2.1:5060", False, True),
+        ("192.0.2.1:5061", False, False),
+        ("192.0.2.1:5061", True, True),
+        ("192.0.2.2:5060", True, False),
+        ("10.1.2.3:9", False, True),
+        ("10.1.3.3:9", True, False),
+    ],
+)
+def test_which_answers_count(source: str, stream: bool, counts: bool) -> None:
+    """From where the request went, over a stream from any port there, and from the networks that are named."""
+
+    def address(text: str) -> bytes:
+        host, _, port = text.partition(":")
+        return b"\2\0" + int(port).to_bytes(2, "big") + socket.inet_aton(host)
+
+    assert (
+        Answers(["10.1.2.0/24", "2001:db8::/32"]).counts(address(source), address("192.0.2.1:5060"), stream=stream)
+        is counts
+    )

@@ -6,8 +6,7 @@ whoever has seen one can find the next. The Contact user is what only the presen
 By RFC 6665 section 4.4.1 the first NOTIFY makes the dialog, but PJSIP takes it from the 2xx. So the first NOTIFY's tag,
 Record-Route and Contact are set here, and once more after a 2xx that came later.
 
-Invariants: PJSIP has no function for these fields; they are reached by their place in its structs. Each place is
-checked at the start, on a dialog and a message made for that; another build is refused.
+Invariants: PJSIP has no function for these fields; they are reached by their place in its structs (`layout.py`).
 
 Deliberately absent: which messages PJSIP gets to see (`intake.py`).
 """
@@ -17,10 +16,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-import pjsua2
-
 from app.sip.endpoint import Endpoint
-from app.sip.library import SipStackError
+from app.sip.layout import RECORD_ROUTE, string
 
 _PREFIX = b"watcher-"
 _RANDOM_BYTES, _SEAL_BYTES = 16, 8
@@ -28,9 +25,6 @@ CONTACT_USER_LENGTH = len(_PREFIX) + 2 * (_RANDOM_BYTES + _SEAL_BYTES)
 
 _KEPT_COPIES = 8
 """So many of a dialog's last NOTIFYs are remembered, to know a copy that PJSIP has forgotten (over TCP at once)."""
-
-_LEAST_TAG_BYTES = 16
-_RECORD_ROUTE = 29  # of enum pjsip_hdr_e
 
 
 @dataclass(eq=False, slots=True)
@@ -57,15 +51,13 @@ class OurDialog:
 
 
 class Dialogs:
-    """The dialogs that are in use. Raises SipStackError where PJSIP's structs are other ones than those we know."""
+    """The dialogs that are in use."""
 
-    def __init__(self, endpoint: Endpoint, ua: Any, local: Any) -> None:
-        self._endpoint, self._ffi, self._lib = endpoint, endpoint.ffi, endpoint.lib
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._ffi, self._lib = endpoint.ffi, endpoint.lib
         self._sealing = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_SEAL_BYTES)
         self._by_user: dict[bytes, OurDialog] = {}
         self._by_tag: dict[bytes, OurDialog] = {}
-        self._check_dialog(ua, local)
-        self._check_message()
 
     def new_contact_user(self) -> bytes:
         """A user part of 128 random bits, with a seal by which it is known later although nothing is kept of it."""
@@ -110,7 +102,7 @@ class Dialogs:
         header, end = message.msg.hdr.next, ffi.addressof(message.msg.hdr)
         while header != end:
             header = ffi.cast("pjsip_hdr *", header)
-            if header.type == _RECORD_ROUTE:  # in the order of the message (RFC 3261 section 12.1.1)
+            if header.type == RECORD_ROUTE:  # in the order of the message (RFC 3261 section 12.1.1)
                 copy = lib.pjsip_hdr_clone(dialog.pointer.pool, header)
                 lib.pjsip_routing_hdr_set_route(copy)
                 lib.pj_list_insert_before(dialog.routes, copy)
@@ -122,7 +114,7 @@ class Dialogs:
         if not dialog.peer_tag:
             dialog.peer_tag = peer_tag
             target, contact = dialog.pointer.target, dialog.pointer.remote_contact
-            if contact != self._ffi.NULL and contact.uri == target:
+            if not dialog.settled and contact != self._ffi.NULL and contact.uri == target:
                 dialog.target = target, contact
         dialog.cseq = cseq
         dialog.taken = (hash((cseq, branch)), *dialog.taken[: _KEPT_COPIES - 1])
@@ -156,63 +148,3 @@ class Dialogs:
         if string(self._ffi, remote.tag) != string(self._ffi, tag):
             copy = self._ffi.addressof(remote, "tag")
             self._lib.pj_strdup(dialog.pointer.pool, copy, self._ffi.new("pj_str_t *", tag))
-
-    def _check_dialog(self, ua: Any, local: Any) -> None:
-        """Makes a dialog that is never used, and looks whether each field stands where we take it to be."""
-        ffi, lib, out = self._ffi, self._lib, self._ffi.new("void **")
-        texts = [self._endpoint.text(text) for text in ("<sip:contact@x>", "<sip:remote@x>", "sip:target@x")]
-        self._endpoint.must(lib.pjsip_dlg_create_uac(ua, local, *texts, out), "create a dialog")
-        dialog = ffi.cast("pjsip_dialog *", out[0])
-        fields = (
-            dialog.auth_session.pool == dialog.pool,
-            dialog.auth_session.endpt == self._endpoint.endpt,
-            string(ffi, dialog.target.user) == b"target",
-            string(ffi, dialog.local_info.hdr.name) == b"From",
-            len(string(ffi, dialog.local_info.tag)) >= _LEAST_TAG_BYTES,
-            string(ffi, dialog.remote_info.hdr.name) == b"To",
-            string(ffi, dialog.remote_info.tag) == b"",
-            dialog.remote_contact == ffi.NULL,
-            string(ffi, dialog.call_id.hdr.name) == b"Call-ID",
-            len(string(ffi, dialog.call_id.id)) >= _LEAST_TAG_BYTES,
-        )
-        lib.pjsip_dlg_terminate(dialog)
-        if not all(fields):
-            raise SipStackError(f"this PJSIP build has another dialog layout {fields}; install the locked wheel.")
-
-    def _check_message(self) -> None:
-        """Has PJSIP read a NOTIFY, and looks whether we find in it what it holds."""
-        ffi = self._ffi
-        text = (
-            b"NOTIFY sip:x@x SIP/2.0\r\nVia: SIP/2.0/UDP x:5070;branch=z9hG4bKb\r\nRecord-Route: <sip:a>,<sip:b>\r\n"
-            b"From: <sip:f@x>;tag=f\r\nTo: <sip:t@x>;tag=t\r\nCall-ID: i\r\nCSeq: 7 NOTIFY\r\nContent-Length: 0\r\n\r\n"
-        )
-        memory, buffer = ffi.new("char[]", 2 * ffi.sizeof("pjsip_rx_data")), ffi.new("char[]", text)
-        rdata = ffi.cast("pjsip_rx_data *", memory)
-        rdata.tp_info.pool = self._endpoint.pool
-        rdata.msg_info.msg_buf, rdata.msg_info.len = buffer, len(text)
-        source = bytes([2, 0, 0x13, 0xCE, 192, 0, 2, 1])
-        ffi.buffer(rdata.pkt_info.src_addr, len(source))[:] = source
-        message = rdata.msg_info
-        found: tuple[object, ...] = ()
-        if self._lib.pjsip_parse_rdata(buffer, len(text), rdata) != ffi.NULL and message.cid != ffi.NULL:
-            shown = pjsua2.SipRxData()
-            self._lib._ZN2pj9SipRxData6fromPjER13pjsip_rx_data(ffi.cast("void *", int(shown.this)), rdata)  # noqa: SLF001
-            record_route = message.record_route
-            found = (
-                string(ffi, message.cid.id),
-                string(ffi, getattr(message, "from").tag),
-                string(ffi, message.to.tag),
-                string(ffi, message.via.branch),
-                message.cseq.cseq,
-                record_route != ffi.NULL and record_route.type,
-                shown.srcAddress,
-                shown.wholeMsg,
-            )
-        known = (b"i", b"f", b"t", b"z9hG4bKb", 7, _RECORD_ROUTE, "192.0.2.1:5070", text.decode())
-        if found != known:
-            raise SipStackError(f"this PJSIP build has another message layout: {found}; install the locked wheel.")
-
-
-def string(ffi: Any, value: Any) -> bytes:
-    """A `pj_str_t` as bytes."""
-    return bytes(ffi.buffer(value.ptr, value.slen)) if value.slen > 0 else b""

@@ -15,17 +15,14 @@ Deliberately absent: what a NOTIFY means.
 """
 
 import dataclasses
-import re
-import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import pjsua2
-
-from app.sip.answers import Answers, address_of
-from app.sip.dialogs import CONTACT_USER_LENGTH, Dialogs, OurDialog, string
+from app.sip.answers import Answers
+from app.sip.dialogs import CONTACT_USER_LENGTH, Dialogs, OurDialog
 from app.sip.endpoint import PJ_SUCCESS, Endpoint
+from app.sip.layout import ADDRESS_BYTES, string
 from app.sip.message import Notify, lacking, read_notify
 from app.sip.stream import MOST_STREAMS, Bodies, Stream
 
@@ -33,8 +30,7 @@ _BEFORE_TRANSACTIONS, _AFTER_DIALOGS = 12, 40
 _NOTIFY = b"NOTIFY sip:"
 _USER = slice(len(_NOTIFY), len(_NOTIFY) + CONTACT_USER_LENGTH)
 _START = _USER.stop + 1
-_BRANCH = re.compile(r"\r\nVia: SIP/2\.0/(\w+)[^\r\n]*;branch=([^;,\s]+)")
-_ADDRESS_BYTES = 8
+_ROLE_UAC = 0  # of enum pjsip_role_e
 _THIRD_TAG = "third-tag"
 
 
@@ -57,8 +53,6 @@ class Intake:
         self.refused = Counter[str]()
         """Messages that did not count, by reason."""
         self._endpoint, self._dialogs = endpoint, dialogs
-        # pjsua2's own reader of a request that leaves: hidden from Python, but exported, and free of struct offsets.
-        self._read_request = endpoint.lib._ZN2pj9SipTxData6fromPjER13pjsip_tx_data  # noqa: SLF001  # a C++ symbol
         self._packet = b""  # the NOTIFY being handled
         self._seen: _Seen | None = None
         self._bodies = Bodies(max_body_bytes)
@@ -133,31 +127,29 @@ class Intake:
         self._endpoint.register_module("no-strays", _AFTER_DIALOGS, on_rx_request=nothing)
 
     def _swallow_answers_from_elsewhere(self) -> None:
-        ffi, answers = self._endpoint.ffi, self._answers
-
-        @ffi.callback("int(void *)")  # type: ignore[untyped-decorator]  # cffi decorator
-        def leaving(tdata: Any) -> int:
-            shown = pjsua2.SipTxData()
-            self._read_request(ffi.cast("void *", int(shown.this)), tdata)
-            via = _BRANCH.search(shown.wholeMsg)
-            if via is not None:
-                destination = address_of(shown.dstAddress)
-                answers.sent(via[2].encode(), destination, stream=via[1] != "UDP", now_s=time.monotonic())
-            return PJ_SUCCESS
+        ffi, lib, answers = self._endpoint.ffi, self._endpoint.lib, self._answers
+        key = ffi.new("pj_str_t *")
 
         @ffi.callback("int(pjsip_rx_data *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
         def only_awaited(rdata: Any) -> int:
-            message = rdata.msg_info
-            source = bytes(ffi.buffer(rdata.pkt_info.src_addr, _ADDRESS_BYTES))
-            code = message.msg.line.id  # where a response has its code
-            counts = answers.counts(string(ffi, message.via.branch), source, final=code >= 200)
-            if counts is False:
-                self.refused["answer-from-elsewhere"] += 1
-            return not counts
+            method = ffi.addressof(rdata.msg_info.cseq, "method")
+            lib.pjsip_tsx_create_key(rdata.tp_info.pool, key, _ROLE_UAC, method, rdata)
+            transaction = lib.pjsip_tsx_layer_find_tsx(key, 0)
+            if transaction == ffi.NULL:
+                return 1  # late, or a copy: nothing awaits it
+            request = ffi.cast("pjsip_transaction *", transaction).last_tx
+            source, destination = (
+                bytes(ffi.buffer(address, ADDRESS_BYTES)) for address in (rdata.pkt_info.src_addr, request.dst_addr)
+            )
+            via = ffi.cast("pjsip_via_hdr *", request.msg.hdr.next)  # the first, as PJSIP makes it
+            if source == destination or answers.counts(
+                source, destination, stream=string(ffi, via.transport) != b"UDP"
+            ):
+                return 0
+            self.refused["answer-from-elsewhere"] += 1
+            return 1
 
-        self._endpoint.register_module(
-            "only-awaited", _BEFORE_TRANSACTIONS, on_rx_response=only_awaited, on_tx_request=leaving
-        )
+        self._endpoint.register_module("only-awaited", _BEFORE_TRANSACTIONS, on_rx_response=only_awaited)
 
     def _see_what_is_dropped(self) -> None:
         ffi, lib = self._endpoint.ffi, self._endpoint.lib

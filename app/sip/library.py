@@ -32,7 +32,8 @@ typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; 
 typedef struct pjsip_hdr { void *prev, *next; int type; pj_str_t name, sname; void *vptr; } pjsip_hdr;
 typedef struct pjsip_fromto_hdr { pjsip_hdr hdr; void *uri; pj_str_t tag; } pjsip_fromto_hdr;
 typedef struct pjsip_cid_hdr { pjsip_hdr hdr; pj_str_t id; } pjsip_cid_hdr;
-typedef struct pjsip_cseq_hdr { pjsip_hdr hdr; int cseq; } pjsip_cseq_hdr;
+typedef struct pjsip_method { int id; pj_str_t name; } pjsip_method;
+typedef struct pjsip_cseq_hdr { pjsip_hdr hdr; int cseq; pjsip_method method; } pjsip_cseq_hdr;
 typedef struct pjsip_via_hdr {
     pjsip_hdr hdr; pj_str_t transport, host; int port, ttl, rport; pj_str_t maddr, received, branch;
 } pjsip_via_hdr;
@@ -44,7 +45,7 @@ typedef struct pjsip_dialog {
     pjsip_contact_hdr *remote_contact; char other_6[96]; pjsip_cid_hdr *call_id; char other_7[152];
     struct { void *pool, *endpt; } auth_session;
 } pjsip_dialog;
-typedef struct pjsip_msg { int type; struct { int id; pj_str_t name; void *uri; } line; pjsip_hdr hdr; } pjsip_msg;
+typedef struct pjsip_msg { int type; struct { pjsip_method method; void *uri; } line; pjsip_hdr hdr; } pjsip_msg;
 typedef struct pjsip_rx_data {
     struct { void *pool, *transport, *tp_data; pj_ioqueue_op_key_t op_key; void *rdata; } tp_info;
     struct {
@@ -56,13 +57,16 @@ typedef struct pjsip_rx_data {
         pjsip_via_hdr *via; pjsip_cseq_hdr *cseq; void *max_fwd, *route; pjsip_hdr *record_route;
     } msg_info;
 } pjsip_rx_data;
+typedef struct pjsip_tx_data {
+    char other_1[392]; pjsip_msg *msg; char other_2[800]; char dst_addr[28];
+} pjsip_tx_data;
+typedef struct pjsip_transaction { char other_1[384]; pjsip_tx_data *last_tx; } pjsip_transaction;
 typedef struct pjsip_module {
     void *prev, *next; pj_str_t name; int id; int priority;
     void *load, *start, *stop, *unload;
     int (*on_rx_request)(pjsip_rx_data *rdata);
     int (*on_rx_response)(pjsip_rx_data *rdata);
-    int (*on_tx_request)(void *tdata);
-    void *on_tx_response, *on_tsx_state;
+    void *on_tx_request, *on_tx_response, *on_tsx_state;
 } pjsip_module;
 typedef struct pjsip_evsub_user {
     void (*on_evsub_state)(void *sub, pjsip_event *event);
@@ -152,6 +156,9 @@ int pjsip_evsub_get_state(void *sub);
 unsigned pjsip_evsub_get_expires(void *sub);
 int pjsip_evsub_terminate(void *sub, int notify);
 int pjsip_tsx_terminate(void *tsx, int code);
+int pjsip_tsx_create_uac(void *user, void *tdata, void **tsx);
+int pjsip_tsx_create_key(void *pool, pj_str_t *key, int role, const pjsip_method *method, pjsip_rx_data *rdata);
+void *pjsip_tsx_layer_find_tsx(const pj_str_t *key, int lock);
 void *pjsip_rdata_get_tsx(void *rdata);
 void pjsip_tsx_set_timers(unsigned t1_ms, unsigned t2_ms, unsigned t4_ms, unsigned td_ms);
 

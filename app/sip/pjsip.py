@@ -24,6 +24,7 @@ from app.sip.doors import Doors
 from app.sip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.frames import Configure, Credentials
 from app.sip.intake import Intake
+from app.sip.layout import check
 from app.sip.library import AddressRefused, SipStackError
 from app.sip.message import Event, Final, Unusable, plain, read_response
 from app.sip.uris import Uris
@@ -104,7 +105,8 @@ class Stack:
         self._user = self._event_subscription_user()
         self._uris = Uris(endpoint)
         self._local = endpoint.text(f"<{configure.watcher_identity}>")
-        self._dialogs = Dialogs(endpoint, self._ua, self._local)
+        check(endpoint, self._ua, self._local)
+        self._dialogs = Dialogs(endpoint)
         self._intake = Intake(endpoint, self._dialogs, configure.max_body_bytes, configure.answers_from)
         self._event = endpoint.text("presence")
         self._legs: dict[tuple[int, bool], _Leg] = {}  # by number of the route, and whether over TCP in place of UDP
@@ -203,6 +205,7 @@ class Stack:
         subscription.pointer = None
         if subscription.ours is not None:
             self._dialogs.remove(subscription.ours)
+            subscription.ours = None  # each refers to the other, and is left to the collector otherwise
 
     def take(self) -> tuple[Subscription, Event]:
         """The next of `events`. Raises IndexError where there is none."""
