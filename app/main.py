@@ -46,7 +46,7 @@ from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
 from app.sip.client import SipWatcher, WatcherCannotStart
 from app.sip.configuration import sip_configuration, watcher_limits
 from app.sip.frames import Build
-from app.store import DatabaseUnavailable, only_gateway, open_store, shown_url
+from app.store import PATIENCE_S, DatabaseUnavailable, only_gateway, open_store, shown_url
 from app.telemetry import Metrics
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
@@ -89,7 +89,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             secured = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
             alone = stack.enter_context(only_gateway(settings.database_url))
             store = await stack.enter_async_context(
-                await open_store(settings.database_url, secret_key_file=settings.secret_key_file)
+                await open_store(settings.database_url, secret_key_file=settings.secret_key_file, wait_s=PATIENCE_S)
             )
         except tls.TlsUnusable as error:
             raise CannotStart(str(error)) from None

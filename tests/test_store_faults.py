@@ -575,8 +575,26 @@ async def test_start_waits_for_a_locked_postgresql(sandbox: Sandbox, postgres: P
     postgres.drop_database(name)
 
 
-async def starts_once(settings: Settings, release: Callable[[], object]) -> None:
-    """The gateway serves once the lock is released, and said before that it waits for it."""
+async def test_start_waits_for_a_postgresql_that_is_down(sandbox: Sandbox) -> None:
+    """As it does where both are started at once."""
+    with Postgres.running() as postgres:
+        name = await postgres.new_database()
+        postgres.stop()
+        await starts_once(settings_for(sandbox.uri, database_url=postgres.url(name)), postgres.start, reason="gone")
+
+
+async def test_start_does_not_wait_for_what_stays_wrong(sandbox: Sandbox, postgres: Postgres) -> None:
+    """A wrong password, a database that is not there, and a file that cannot be made end the start at once."""
+    wrong = f"postgresql+psycopg://postgres:sesame@127.0.0.1:{postgres.port}/postgres"
+    for url in (wrong, postgres.url("not_there"), "sqlite:////no/such/folder/x"):
+        with capture_logs() as logs, pytest.raises(CannotStart, match="TS_DATABASE_URL: "):
+            async with run_gateway(settings_for(sandbox.uri, database_url=url)):
+                pytest.fail("it started")
+        assert [line["event"] for line in logs if line["event"] == "database_not_ready"] == []
+
+
+async def starts_once(settings: Settings, release: Callable[[], object], *, reason: str = "locked") -> None:
+    """The gateway serves once the database is free or there, and said before that it waits for it."""
     with capture_logs() as logs:
 
         async def released_when_waited_for() -> None:
@@ -588,7 +606,7 @@ async def starts_once(settings: Settings, release: Callable[[], object]) -> None
             tasks.create_task(released_when_waited_for())
             async with run_gateway(settings) as gateway:
                 assert gateway.use_cases.groups.is_group("c", ALICE) is False
-    assert [line["reason"] for line in logs if line["event"] == "database_not_ready"] == ["locked"]
+    assert [line["reason"] for line in logs if line["event"] == "database_not_ready"] == [reason]
 
 
 async def test_start_does_not_wait_for_ever(

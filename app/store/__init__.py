@@ -6,14 +6,17 @@ each noun (clients, groups, subscriptions, outbox, …) over `database.Database`
 Deliberately absent: rules about subscriptions and deliveries, a clock, and randomness; callers bring times and ids.
 """
 
+import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from app.domain import StoreUnavailable
 from app.store.alone import only_gateway
 from app.store.clients import Clients
-from app.store.database import Database
+from app.store.database import PATIENCE_S, RETRY_S, Database
 from app.store.encryption import SETTING, read_keys
 from app.store.engines import BUSY_TIMEOUT_MS, DatabaseUnavailable, check_database, make_engine, shown_url, why
 from app.store.migrations import migrate
@@ -21,6 +24,7 @@ from app.store.outbox import Outbox
 from app.store.retention import Retention
 
 __all__ = [
+    "PATIENCE_S",
     "Database",
     "DatabaseUnavailable",
     "SqlStore",
@@ -31,6 +35,8 @@ __all__ = [
     "read_keys",
     "shown_url",
 ]
+
+_log = structlog.get_logger(__name__)
 
 
 class SqlStore(Clients, Outbox, Retention):
@@ -46,16 +52,17 @@ class SqlStore(Clients, Outbox, Retention):
 
 
 async def open_store(
-    url: str, *, secret_key_file: Path | None = None, busy_timeout_ms: int = BUSY_TIMEOUT_MS
+    url: str, *, secret_key_file: Path | None = None, busy_timeout_ms: int = BUSY_TIMEOUT_MS, wait_s: float = 0.0
 ) -> SqlStore:
     """Brings the database at `url` up to date (making an SQLite file where there is none) and returns the store.
 
-    A lock of others is waited for `busy_timeout_ms`; a migration that another process runs, longer. Raises
+    A lock of others is waited for `busy_timeout_ms`; a migration that another process runs, longer; a PostgreSQL that
+    does not answer, up to `wait_s`. Raises
     DatabaseUnavailable, also where secrets are encrypted by a key that is not in `secret_key_file`. Close the store
     with `aclose` or `async with`.
     """
     keys = read_keys(secret_key_file)
-    await migrate(url)
+    await _migrate(url, wait_s)
     store = SqlStore(make_engine(url, busy_timeout_ms=busy_timeout_ms), keys)
     try:
         with store.patient():
@@ -71,3 +78,21 @@ async def open_store(
         has = f"{secret_key_file} has the key {' and '.join(keys.ids)}" if keys.ids else "is not set"
         raise DatabaseUnavailable(f"secrets in it are encrypted by the key {missing[0]}, and {SETTING} {has}")
     return store
+
+
+async def _migrate(url: str, wait_s: float) -> None:
+    """As `migrate`, but waits for a PostgreSQL that does not answer yet, and logs that it does."""
+    clock, said = asyncio.get_running_loop().time, False
+    give_up_s = clock() + wait_s
+    while True:
+        try:
+            await migrate(url)
+        except DatabaseUnavailable as error:
+            if not error.may_pass or clock() >= give_up_s:
+                raise
+            if not said:
+                _log.warning("database_not_ready", reason="gone", why=str(error), most_s=wait_s)
+                said = True
+        else:
+            return
+        await asyncio.sleep(RETRY_S)

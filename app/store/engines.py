@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.store.files import keep_private
@@ -39,11 +39,24 @@ SQLITE_STATEMENTS = 256
 POSTGRESQL_CONNECTIONS = 10
 STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
+_PASSING = ("the database system is", "too many clients")
+"""What PostgreSQL answers with FATAL for a while: starting up, shutting down, in recovery mode; or when it is full."""
+
 T = TypeVar("T")
 
 
 class DatabaseUnavailable(Exception):
     """The database does not open, or cannot be used by this version; the message says why."""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether nothing answered, or a PostgreSQL that is starting or stopping: it may be there in a moment. What
+        PostgreSQL refuses (FATAL: a wrong password, no such database) and what is wrong with a file stay so."""
+        error = self.__cause__
+        if not isinstance(error, OperationalError | OSError) or isinstance(getattr(error, "orig", None), sqlite3.Error):
+            return False
+        said = why(error)
+        return "FATAL" not in said or any(state in said for state in _PASSING)
 
 
 def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: bool = False) -> AsyncEngine | Engine:
