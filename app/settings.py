@@ -226,8 +226,9 @@ class Settings(BaseModel):
     )
     sip_answers_from: Annotated[frozenset[str], BeforeValidator(kinds.words), AfterValidator(kinds.networks)] = Field(
         frozenset(),
-        description="Networks whose answers to SIP requests count, beside those from where the request was sent.",
-        examples=["networks such as 10.1.0.0/16 with commas between; only from where it was sent if absent"],
+        description="Networks whose answers to SIP requests count, beside the address that a request was sent to (over "
+        "UDP its port too).",
+        examples=["networks such as 10.1.0.0/16 with commas between; only that address if absent"],
     )
     sip_registrar: Annotated[str, AfterValidator(kinds.sip_uri)] | None = Field(
         None,

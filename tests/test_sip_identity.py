@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.domain import Liveness, TerminalAddress
+from app.domain import Liveness, TerminalAddress, parse_address
 from app.sip.client import SipWatcher
 from tests.sip_notifier import BUSY, OPEN, Asked, ScriptedNotifier
 from tests.test_sip_watcher import DEADLINE_S, until
@@ -121,6 +121,42 @@ async def test_contact_of_a_dialog_that_is_over(transport: str) -> None:
         assert observer.bodies(address) == [OPEN, OPEN]
 
 
+async def test_late_notify_that_names_another_host_for_its_answer(transport: str) -> None:
+    """However the name of Via's `maddr` is written, nothing is sent or looked up for it."""
+    async with scene(transport) as (server, watcher, _, _, asked):
+        asked.answer()
+        asked.notify(1, state="terminated;reason=noresource")
+        await until(lambda: watcher.counts().notifies_received == 1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as victim, socket.socket(type=socket.SOCK_DGRAM) as other:
+            victim.bind(("127.0.0.1", 0))
+            victim.setblocking(False)
+            other.bind(("127.0.0.2", 0))
+
+            def redirect(data: bytes) -> None:
+                for name in ("maddr", "MADDR", "%6Daddr"):
+                    via = f"x:{victim.getsockname()[1]};{name}=127.0.0.1".encode()
+                    moved = data.replace(f"{server.host};rport".encode(), via).replace(b"/TCP", b"/UDP")
+                    datagrams(watcher, other)(moved)
+
+            asked.notify(9, send=redirect)
+            asked.notify(10)
+            assert await server.notify_answer(10) == 481
+            with pytest.raises(BlockingIOError):
+                victim.recv(65536)
+
+
+async def test_maddr_in_a_name(transport: str) -> None:
+    """Of the terminal, or of a Contact that means it so."""
+    async with scene(transport) as (server, watcher, observer, _, watched):
+        address = parse_address(f"sip:maddrox-{transport}@example.com")
+        watcher.watch(address)
+        asked = await server.asked(but=watched.request["call-id"])
+        asked.answer()
+        asked.notify(1, OPEN, f"Contact: <sip:a@{server.host};maddr=127.0.0.1>")
+        await until(lambda: observer.live([address]))
+        assert observer.told[address] == [OPEN, LIVE]
+
+
 @pytest.mark.parametrize("seal", ["", "0" * 48, "kept"])
 async def test_contact_that_was_made_up(transport: str, seal: str) -> None:
     """Who has seen one SUBSCRIBE cannot make up a Contact: no answer, no change, and the watch stays as it is."""
@@ -178,15 +214,20 @@ async def test_answer_from_elsewhere(status: str) -> None:
         assert observer.told[address] == [OPEN, LIVE]
 
 
-async def test_answer_over_a_strangers_connection() -> None:
-    """To a request that left over UDP nobody answers over TCP."""
-    async with scene("udp") as (_, watcher, observer, address, asked):
+@pytest.mark.parametrize("networks", ["", "127.0.0.0/8"])
+async def test_answer_over_another_transport(transport: str, networks: str) -> None:
+    """To a request that left over UDP nobody answers over TCP, nor the other way round: who can write the server's
+    address into a datagram cannot speak over a connection of the server's."""
+    async with scene(transport, sip_answers_from=networks) as (_, watcher, observer, address, asked):
         _, writer = await asyncio.open_connection("127.0.0.1", watcher.ports["tcp"])
-        asked.answer("404 Not Found", send=writer.write)
-        await until_refused(watcher, "answer-from-elsewhere")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind(("127.0.0.1", 0))
+            asked.answer("404 Not Found", send=writer.write if transport == "udp" else datagrams(watcher, stranger))
+            await until_refused(watcher, "answer-from-elsewhere")
         asked.answer()
         asked.notify(1)
         await until(lambda: observer.live([address]))
+        assert observer.told[address] == [OPEN, LIVE]
         writer.close()
 
 

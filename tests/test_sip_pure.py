@@ -220,24 +220,29 @@ async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "stream", "counts"),
+    ("source", "came", "sent", "counts"),
     [
-        ("192.0.2.1:5060", False, True),
-        ("192.0.2.1:5061", False, False),
-        ("192.0.2.1:5061", True, True),
-        ("192.0.2.2:5060", True, False),
-        ("10.1.2.3:9", False, True),
-        ("10.1.3.3:9", True, False),
+        ("192.0.2.1:5060", "UDP", "UDP", True),
+        ("192.0.2.1:5061", "UDP", "UDP", False),
+        ("192.0.2.1:5061", "TCP", "TCP", True),
+        ("192.0.2.1:5061", "TLS", "TLS", True),
+        ("192.0.2.2:5060", "TCP", "TCP", False),
+        ("10.1.2.3:9", "UDP", "UDP", True),
+        ("10.1.3.3:9", "TCP", "TCP", False),
+        ("192.0.2.1:5060", "UDP", "TCP", False),
+        ("192.0.2.1:5060", "UDP", "TLS", False),
+        ("192.0.2.1:5060", "TCP", "TLS", False),
+        ("10.1.2.3:9", "UDP", "TLS", False),
+        ("10.1.2.3:9", "TCP", "UDP", False),
     ],
 )
-def test_which_answers_count(source: str, stream: bool, counts: bool) -> None:
-    """From where the request went, over a stream from any port there, and from the networks that are named."""
+def test_which_answers_count(source: str, came: str, sent: str, counts: bool) -> None:
+    """Over the request's transport alone: from where it went, over a stream from any port there, and from the networks
+    that are named."""
 
     def address(text: str) -> bytes:
         host, _, port = text.partition(":")
         return b"\2\0" + int(port).to_bytes(2, "big") + socket.inet_aton(host)
 
-    assert (
-        Answers(["10.1.2.0/24", "2001:db8::/32"]).counts(address(source), address("192.0.2.1:5060"), stream=stream)
-        is counts
-    )
+    answers, transports = Answers(["10.1.2.0/24", "2001:db8::/32"]), {"came": came.encode(), "sent": sent.encode()}
+    assert answers.counts(address(source), address("192.0.2.1:5060"), **transports) is counts

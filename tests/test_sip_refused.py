@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[str, Sends]] = {
     "CSeq of 2^31": ("unreadable", lambda asked: asked.notify(2**31, BUSY)),
     "CSeq of 2^32": ("unreadable", lambda asked: asked.notify(2**32, BUSY)),
     "To without a tag": ("no-to-tag", lambda asked: asked.notify(6, BUSY, to=asked.request["from"].partition(";")[0])),
-    "maddr": ("maddr", lambda asked: asked.notify(6, BUSY, "Contact: <sip:a@127.0.0.1;maddr=127.0.0.2>")),
+    "maddr": ("maddr", lambda asked: asked.notify(6, BUSY, branch="x;maddr=127.0.0.2")),
     "another package": ("refused", lambda asked: asked.notify(6, BUSY, event="dialog")),
 }
 

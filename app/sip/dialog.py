@@ -39,7 +39,7 @@ UNUSABLE = {
     "no-state": "it has no Subscription-State",
     "no-to-tag": "its To has no tag",
     "unreadable": "it cannot be parsed, as with a CSeq of 2^31 or more",
-    "maddr": "it names an maddr, which is never looked up",
+    "maddr": "its Via names an maddr, which is never looked up",
     "refused": "the SIP stack refused it",
 }
 """Why a NOTIFY that was sent to a Contact of ours brought nothing."""

@@ -31,6 +31,9 @@ _NOTIFY = b"NOTIFY sip:"
 _USER = slice(len(_NOTIFY), len(_NOTIFY) + CONTACT_USER_LENGTH)
 _START = _USER.stop + 1
 _ROLE_UAC = 0  # of enum pjsip_role_e
+_TRANSPORT_BYTES = 3
+"""PJSIP names a transport by its kind and its place in memory, as in `tcpc0x7f…`."""
+
 _THIRD_TAG = "third-tag"
 
 
@@ -95,7 +98,7 @@ class Intake:
             dialog = dialogs.of_user(packet[_USER])
             if dialog is None and not dialogs.was_ours(packet[_USER]):
                 return 1
-            maddr = b"maddr" in packet.partition(b"\r\n\r\n")[0].lower()
+            maddr = message.via.maddr.slen > 0  # as PJSIP has read it: the name may be escaped, or stand elsewhere
             our_tag = string(ffi, message.to.tag)
             if (
                 dialog is None
@@ -142,9 +145,8 @@ class Intake:
                 bytes(ffi.buffer(address, ADDRESS_BYTES)) for address in (rdata.pkt_info.src_addr, request.dst_addr)
             )
             via = ffi.cast("pjsip_via_hdr *", request.msg.hdr.next)  # the first, as PJSIP makes it
-            if source == destination or answers.counts(
-                source, destination, stream=string(ffi, via.transport) != b"UDP"
-            ):
+            came = ffi.buffer(rdata.tp_info.transport.name, _TRANSPORT_BYTES)[:].upper()
+            if answers.counts(source, destination, came=came, sent=string(ffi, via.transport)):
                 return 0
             self.refused["answer-from-elsewhere"] += 1
             return 1

@@ -62,8 +62,9 @@ def _dialog(endpoint: Endpoint, ua: Any, local: Any) -> list[bool]:
 def _received(endpoint: Endpoint) -> list[bool]:
     ffi, lib = endpoint.ffi, endpoint.lib
     text = (
-        b"NOTIFY sip:x@x SIP/2.0\r\nVia: SIP/2.0/UDP x:5070;branch=z9hG4bKb\r\nRecord-Route: <sip:a>,<sip:b>\r\n"
-        b"From: <sip:f@x>;tag=f\r\nTo: <sip:t@x>;tag=t\r\nCall-ID: i\r\nCSeq: 7 NOTIFY\r\nContent-Length: 0\r\n\r\n"
+        b"NOTIFY sip:x@x SIP/2.0\r\nVia: SIP/2.0/UDP x:5070;branch=z9hG4bKb;maddr=m\r\n"
+        b"Record-Route: <sip:a>,<sip:b>\r\nFrom: <sip:f@x>;tag=f\r\n"
+        b"To: <sip:t@x>;tag=t\r\nCall-ID: i\r\nCSeq: 7 NOTIFY\r\nContent-Length: 0\r\n\r\n"
     )
     memory, buffer = ffi.new("char[]", 2 * ffi.sizeof("pjsip_rx_data")), ffi.new("char[]", text)
     rdata = ffi.cast("pjsip_rx_data *", memory)
@@ -81,6 +82,7 @@ def _received(endpoint: Endpoint) -> list[bool]:
         string(ffi, getattr(message, "from").tag) == b"f",
         string(ffi, message.to.tag) == b"t",
         string(ffi, message.via.branch) == b"z9hG4bKb",
+        string(ffi, message.via.maddr) == b"m",
         message.cseq.cseq == 7,
         message.record_route != ffi.NULL and message.record_route.type == RECORD_ROUTE,
         shown.srcAddress == _ADDRESS_TEXT,

@@ -46,8 +46,9 @@ typedef struct pjsip_dialog {
     struct { void *pool, *endpt; } auth_session;
 } pjsip_dialog;
 typedef struct pjsip_msg { int type; struct { pjsip_method method; void *uri; } line; pjsip_hdr hdr; } pjsip_msg;
+typedef struct pjsip_transport { char name[32]; } pjsip_transport;
 typedef struct pjsip_rx_data {
-    struct { void *pool, *transport, *tp_data; pj_ioqueue_op_key_t op_key; void *rdata; } tp_info;
+    struct { void *pool; pjsip_transport *transport; void *tp_data; pj_ioqueue_op_key_t op_key; void *rdata; } tp_info;
     struct {
         pj_time_val timestamp; char packet[4000]; unsigned zero; long len;
         char src_addr[28]; int src_addr_len; char src_name[46]; int src_port;
