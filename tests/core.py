@@ -289,8 +289,13 @@ async def new_database(directory: Path) -> str:
     return f"sqlite:///{target}"
 
 
-async def nobody_waits(subscription: Subscription) -> None:
+def nobody_waits(subscription: Subscription) -> Callable[[], Awaitable[None]]:
     """Nothing delivers, so nothing is in flight."""
+
+    async def waited() -> None:
+        pass
+
+    return waited
 
 
 @asynccontextmanager
@@ -302,7 +307,7 @@ async def run_core(
     tuning: Tuning = DEFAULT_TUNING,
     clients: Sequence[Client] = (APP, OTHER, ADMIN),
     senders: Mapping[SinkKind, Sender] | None = None,
-    withdrawn: Callable[[Subscription], Awaitable[None]] = nobody_waits,
+    withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = nobody_waits,
     crash: bool = False,
     secret_key_file: Path | None = None,
 ) -> AsyncIterator[Core]:

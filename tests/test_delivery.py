@@ -545,7 +545,7 @@ async def test_what_waits_for_its_host_is_withdrawn(store: SqlStore) -> None:
 
         await eventually(is_claimed)
         await withdraw(store, other)
-        await deliverer.withdrawn(other)
+        await deliverer.withdrawn(other)()
         answered.set()
         await until(store, settled)
         await owe(store, subscription=make_subscription(subscription_id="later"))
@@ -573,7 +573,7 @@ async def test_what_is_being_claimed_is_withdrawn(store: SqlStore, monkeypatch: 
         async with asyncio.timeout(WAIT_S):
             await claimed.wait()
         await withdraw(store, SUBSCRIPTION)
-        await deliverer.withdrawn(SUBSCRIPTION)
+        await deliverer.withdrawn(SUBSCRIPTION)()
         go_on.set()
         await owe(store, subscription=make_subscription(subscription_id="later"))
         deliverer.hint()
@@ -590,7 +590,7 @@ async def test_an_attempt_of_another_node_is_waited_for(store: SqlStore) -> None
         await eventually(there.has_sent)
         async with delivering(store, ScriptedSender(always(DELIVERED))) as here:
             await withdraw(store, SUBSCRIPTION)
-            waiting = asyncio.create_task(here.withdrawn(SUBSCRIPTION))
+            waiting = asyncio.ensure_future(here.withdrawn(SUBSCRIPTION)())
             waiting.add_done_callback(lambda _: happened.append("returned"))
             await owe(store, subscription=make_subscription(subscription_id="later"))  # which `here` delivers meanwhile
             here.hint()

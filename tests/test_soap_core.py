@@ -1,7 +1,7 @@
 """The SOAP face over the real use cases and SQLite: policies, groups, usage, and callbacks by the outbox."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ async def world_of(
     senders: Mapping[SinkKind, CallbackSender] = {SinkKind.SOAP: CallbackSender(egress)}
     url = url or await new_database(tmp_path)
 
-    async def withdrawn(subscription: Subscription) -> None:
-        await deliverer.withdrawn(subscription)
+    def withdrawn(subscription: Subscription) -> Callable[[], Awaitable[None]]:
+        return deliverer.withdrawn(subscription)
 
     async with (
         receiver(behave) as there,

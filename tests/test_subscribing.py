@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -66,6 +66,7 @@ from tests.core import (
     Clocks,
     Core,
     new_database,
+    nobody_waits,
     reading,
     run_core,
     until,
@@ -411,6 +412,30 @@ async def test_what_is_owed_when_a_subscription_is_cancelled(core: Core, sink: S
     kept = DeliveryState.PENDING if sink.kind is not SinkKind.STREAM else DeliveryState.DELIVERED
     assert {one.state for one in await core.owed(expired)} == {kept}
     assert (await core.told(expired))[-1] == "ENDED EXPIRED"
+
+
+async def test_caller_that_leaves_ends_callbacks_too(tmp_path: Path) -> None:
+    """Where the caller of an end leaves while it is written, what is claimed already is withdrawn all the same."""
+    withdrawn, written, go_on = list[str](), asyncio.Event(), asyncio.Event()
+
+    def withdraw(subscription: Subscription) -> Callable[[], Awaitable[None]]:
+        withdrawn.append(subscription.id)
+        return nobody_waits(subscription)
+
+    async def slow(changes: Changes) -> None:
+        written.set()
+        await go_on.wait()
+
+    async with run_core(await new_database(tmp_path), withdrawn=withdraw) as core:
+        made = await core.subscribe(ALICE, sink=SOAP)
+        core.store.before_write = slow
+        ending = asyncio.ensure_future(core.subscriptions.cancel(APP, made.id, face="soap"))
+        await written.wait()
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        go_on.set()
+        await until(lambda: core.watching.figures()["subscriptions"] == 0)
+        assert withdrawn == [made.id]
 
 
 async def test_cancelled_by_correlator(core: Core) -> None:

@@ -200,12 +200,16 @@ class Enrolment:
                 )
         return standing, subscription, owed, decision
 
-    async def finish(self, subscription: Subscription, reason: EndReason, usage: Sequence[UsageRecord]) -> None:
-        """Ends an active subscription. Raises StoreUnavailable, having changed nothing, and SubscriptionUnknown where
-        it has ended meanwhile."""
-        await self._undisturbed(self._finish(subscription.id, reason, usage))
+    async def finish(
+        self, subscription: Subscription, reason: EndReason, usage: Sequence[UsageRecord], *, stored: Callable[[], None]
+    ) -> None:
+        """Ends an active subscription; calls `stored` then, also where the caller has left. Raises StoreUnavailable,
+        having changed nothing, and SubscriptionUnknown where it has ended meanwhile."""
+        await self._undisturbed(self._finish(subscription.id, reason, usage, stored))
 
-    async def _finish(self, subscription_id: str, reason: EndReason, usage: Sequence[UsageRecord]) -> None:
+    async def _finish(
+        self, subscription_id: str, reason: EndReason, usage: Sequence[UsageRecord], stored: Callable[[], None]
+    ) -> None:
         async with self._commits.lock:
             standing = self._standing(subscription_id)
             writer = Writer(self._clock())
@@ -220,6 +224,7 @@ class Enrolment:
             audit = _audit(f"subscription {reason.name.lower()}", usage)
             await self._store.write(Changes(updates=[update], owed=owed, usage=usage, audit=audit))
             self._drop(standing)
+            stored()
             self._commits.hint_owed(owed)
 
     async def prolong(self, subscription: Subscription, expires_at: datetime, *, who: str) -> None:

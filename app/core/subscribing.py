@@ -80,7 +80,7 @@ class SubscriptionRequest:
     request_id: str = ""
 
 
-async def _nothing(subscription: Subscription) -> None:
+async def _nothing() -> None:
     pass
 
 
@@ -99,11 +99,12 @@ class SubscriptionService:
         *,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         sink_changed: Callable[[Subscription], None] = lambda subscription: None,
-        withdrawn: Callable[[Subscription], Awaitable[None]] = _nothing,
+        withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = lambda subscription: _nothing,
     ) -> None:
         """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC, `entropy`
         so many unguessable bytes. `sink_changed` is told of a subscription whose sink is another in the store;
-        `withdrawn` of one that is owed nothing more, and returns when no attempt of it is in flight."""
+        `withdrawn` of one that is owed nothing more, and what it returns is awaited until none of its attempts is in
+        flight."""
         self._store = store
         self._watching = watching
         self._groups = groups
@@ -379,9 +380,15 @@ class SubscriptionService:
             correlator=subscription.correlator,
             subscription_id=subscription.id,
         )
-        await self._watching.enrolment.finish(subscription, EndReason.CANCELLED, [record])
-        if withdraws(subscription.sink.kind, EndReason.CANCELLED):
-            await self._withdrawn(subscription)
+        in_flight: list[Callable[[], Awaitable[None]]] = []
+
+        def stored() -> None:
+            if withdraws(subscription.sink.kind, EndReason.CANCELLED):
+                in_flight.append(self._withdrawn(subscription))
+
+        await self._watching.enrolment.finish(subscription, EndReason.CANCELLED, [record], stored=stored)
+        for ended in in_flight:
+            await ended()
 
     def _record_end(self, caller: Caller, correlator: str, subscription_id: str, error: TerminalStatusError) -> None:
         self._usage.record(

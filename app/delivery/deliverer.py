@@ -17,9 +17,10 @@ import contextlib
 import itertools
 import random
 import secrets
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from urllib.parse import urlsplit
 
 import structlog
@@ -125,9 +126,11 @@ class Deliverer:
                 if job.subscription.id == subscription.id:
                     job.subscription = replace(job.subscription, sink=subscription.sink)
 
-    async def withdrawn(self, subscription: Subscription) -> None:
-        """What the subscription was owed is WITHDRAWN in the store. When this returns no attempt of it begins any more,
-        here or in another process, and those in flight have ended, each within its own time limit."""
+    def withdrawn(self, subscription: Subscription) -> Callable[[], Awaitable[None]]:
+        """What the subscription was owed is WITHDRAWN in the store: no attempt of it begins here any more.
+
+        Await what is returned, if somebody waits for it: then none begins in another process either, and those in
+        flight have ended, each within its own time limit."""
         if self._withdrawn is not None:
             self._withdrawn.add(subscription.id)
         for host in self._hosts.values():
@@ -137,6 +140,11 @@ class Deliverer:
         in_flight = {task: job for task, job in self._in_flight.items() if job.subscription.id == subscription.id}
         for job in in_flight.values():
             job.withdrawn = True
+        return partial(self._withdrawn_everywhere, subscription, in_flight)
+
+    async def _withdrawn_everywhere(
+        self, subscription: Subscription, in_flight: Collection[asyncio.Task[None]]
+    ) -> None:
         if in_flight:
             await asyncio.wait(in_flight)
         try:
