@@ -33,6 +33,13 @@ CUT_OFF_S = 1.0
 MAX_HTTP_CONNECTIONS = 10_000
 """One more is answered 503 and closed, except for probes."""
 
+BACKLOG = 4096
+"""Connections that wait to be accepted; above it the kernel drops one, and its client tries again in a second."""
+
+ACCEPTED_AT_ONCE = 16
+"""Connections that one pass of the event loop accepts. libuv accepts one for each listening descriptor: with a single
+one, a client waited for as many passes as connections of others had come before it."""
+
 
 class CannotStart(Exception):
     """The gateway cannot start; the message says which setting to look at."""
@@ -90,7 +97,7 @@ def bound(listen: str, setting: str = "TS_HTTP_LISTEN") -> Iterator[socket.socke
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host.strip("[]"), int(port)))
-            sock.listen(1024)
+            sock.listen(BACKLOG)
         except OSError as error:
             raise CannotStart(_taken(setting, listen, error.strerror or str(error))) from None
         yield sock
@@ -135,13 +142,15 @@ async def serve_http(
             http=cast("type[asyncio.Protocol]", partial(BoundedConnection, strangers=strangers)),
             ws="none",
             limit_concurrency=MAX_HTTP_CONNECTIONS,
+            backlog=BACKLOG,
             lifespan="off",
             timeout_graceful_shutdown=int(DRAIN_S),
             timeout_keep_alive=30,
             **(tls.uvicorn_options() if tls else {}),
         )
     )
-    server.serving = asyncio.create_task(server.serve([sock]), name="http")
+    listening = [sock, *[sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1)]]  # which uvicorn closes
+    server.serving = asyncio.create_task(server.serve(listening), name="http")
     while not server.started:
         if server.serving.done():
             raise CannotStart(f"The HTTP server ended at once: {server.serving.exception()}")
