@@ -17,7 +17,7 @@ no UsernameToken.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 from xml.parsers import expat
 
@@ -204,15 +204,23 @@ class Request:
             if len(name) > MAX_NAME and len(name.rpartition("}")[2]) > MAX_NAME:
                 raise client_fault(f"A name is longer than {MAX_NAME} characters.")
 
-    async def read(self, chunks: AsyncIterator[bytes], *, head_only: bool = False) -> None:
-        """Reads what `chunks` bring, to the end or, `head_only`, until `head_read`; may then be called again. Raises
-        SoapFault, and what `chunks` raise."""
+    async def read(
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        head_only: bool = False,
+        turn: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Reads what `chunks` bring, to the end or, `head_only`, until `head_read`; may then be called again. Awaits
+        `turn` before each slice. Raises SoapFault, and what `chunks` raise."""
         while not self.full and not (head_only and self.head_read):
             if not self._left and not (chunk := await anext(chunks, b"")):
                 self._feed(b"", last=True)
                 return
             self._left = self._left or memoryview(chunk)
             piece, self._left = bytes(self._left[:SLICE]), self._left[SLICE:]
+            if turn is not None:
+                await turn()
             self._feed(piece)
             if head_only and not self.head_read and self._fed > MAX_HEAD_BYTES:
                 raise client_fault(

@@ -14,7 +14,7 @@ Spyne's own XML protocols, which serialise a thousand terminals in seconds.
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -186,9 +186,10 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         charset: str | None,
         caller: Credentials,
         authenticated: Callable[[], None] = lambda: None,
+        turn: Callable[[], Awaitable[None]] | None = None,
     ) -> Answer:
         """Answers one request; `charset` is its Content-Type's parameter. Calls `authenticated` once the caller is
-        known. Raises the BodyErrors of `body`."""
+        known, and awaits `turn` before each slice that is read until then. Raises the BodyErrors of `body`."""
         ctx = self._context()
         request: Request | None = None
         try:
@@ -197,7 +198,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
                 client = await self._gatekeeper.admit(caller, None)
             request = Request(charset)
             if client is None:
-                await request.read(body, head_only=True)
+                await request.read(body, head_only=True, turn=turn)
                 client = await self._gatekeeper.admit(caller, request.token)
             ctx.udc.client = client
             authenticated()

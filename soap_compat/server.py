@@ -144,7 +144,8 @@ class _Server:
             charset = _check_headers(headers)
             async with contextlib.aclosing(self._body(headers, receive)) as body:
                 authenticated = scope.get("authenticated", lambda: None)
-                answer = await interface.answer(body, charset, asgi_credentials(scope), authenticated)
+                caller, turn = asgi_credentials(scope), scope.get("turn")
+                answer = await interface.answer(body, charset, caller, authenticated, turn)
         except _LeftError:
             return
         except _RefusedError as refused:

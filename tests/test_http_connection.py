@@ -69,6 +69,13 @@ async def test_upgrade_is_not_taken(gateway: Gateway, caplog: pytest.LogCaptureF
     assert caplog.messages == []
 
 
+async def test_log_of_what_is_no_http(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is answered, and few are logged: strangers can send as many as they like."""
+    for _ in range(5):
+        assert b" 400 " in await talk(gateway, b"\0\0\0\0\r\n\r\n")
+    assert len(caplog.messages) <= 1
+
+
 async def test_large_head_within_the_bound(gateway: Gateway) -> None:
     """A head of 60 KB is still answered."""
     head = REQUEST.replace(b"\r\n\r\n", b"\r\nX: " + b"a" * 60_000 + b"\r\nConnection: close\r\n\r\n")

@@ -1,20 +1,31 @@
 """HTTP connections that bring no authenticated request: bounded per address, whoever else is there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import uvloop
+from starlette.responses import PlainTextResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.main import Gateway, run_gateway
 from app.records import Client
 from app.rest.connection import MAX_PIPELINED
+from app.rest.turns import Turns
 from app.sandbox import Sandbox
+from app.servers import bound, serve_http
+from soap_compat.envelope import MAX_HEAD_BYTES, SLICE, Request
 from tests.conftest import settings_for
-from tests.core import new_database, run_core
+from tests.core import new_database, run_core, until
 from tests.http_face import http_face
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,6 +36,36 @@ OPERATOR = Client(id="operator", name="operator", created_at=datetime(2026, 1, 2
 PROBE = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
 SLOW = "POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: {0}\r\nContent-Type: text/xml\r\n"
 SLOW += "Content-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+
+HEAD = f"<e:Envelope xmlns:e='http://schemas.xmlsoap.org/soap/envelope/'><e:Header>{'<b/>' * 18_000}"
+ENVELOPE = f"POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: h\r\nContent-Type: text/xml\r\nContent-Length: {len(HEAD)}"
+ENVELOPE += f"\r\n\r\n{HEAD}"
+
+
+def noting(method: Callable[..., Any], note: Callable[[], object]) -> Callable[..., Any]:
+    """The method, which calls `note` before."""
+
+    def noted(*args: Any, **named: Any) -> Any:
+        note()
+        return method(*args, **named)
+
+    return noted
+
+
+@contextmanager
+def passes() -> Iterator[Callable[[], int]]:
+    """Counts the passes of the event loop."""
+    loop, number, counting = asyncio.get_running_loop(), 0, True
+
+    def count() -> None:
+        nonlocal number
+        number += 1
+        if counting:
+            loop.call_soon(count)
+
+    count()
+    yield lambda: number
+    counting = False
 
 
 @dataclass
@@ -163,11 +204,64 @@ async def test_probes_are_always_answered(tmp_path: Path, monkeypatch: pytest.Mo
             talk.writer.transport.abort()
 
 
-async def test_pipelined_requests_are_bounded(world: World) -> None:
+async def test_pipelined_requests_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many requests in one packet are answered, and too many end the connection before all are read."""
     (talk,) = await world.open(STRANGER)
     talk.writer.write(PROBE.encode() * MAX_PIPELINED)
     for _ in range(MAX_PIPELINED):
         assert " 200 " in await talk.ask("")
+    begun = list[int]()
+    monkeypatch.setattr(
+        HttpToolsProtocol, "on_headers_complete", noting(HttpToolsProtocol.on_headers_complete, lambda: begun.append(1))
+    )
     talk.writer.write(b"GET / HTTP/1.1\r\n\r\n" * 3_000)
     assert await talk.ends()
+    assert len(begun) == MAX_PIPELINED + 1
+
+
+async def test_strangers_take_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever many connections bring at once, the event loop does not begin their requests, or read slices of their
+    envelopes, in one pass."""
+    pieces = list[int]()
+    with passes() as now:
+        for owner, name in ((HttpToolsProtocol, "_start_asgi_task"), (Request, "_feed")):
+            monkeypatch.setattr(owner, name, noting(getattr(owner, name), lambda: pieces.append(now())))
+        talks = await world.open(STRANGER, MOST) + await world.open(OTHER, MOST)
+        answers = await asyncio.gather(*[talk.ask(ENVELOPE) for talk in talks])
+    assert [" 500 " in answer for answer in answers] == [True] * 2 * MOST
+    assert len(pieces) > 2 * MOST * MAX_HEAD_BYTES // SLICE
+    assert max(Counter(pieces).values()) <= 2  # one where nothing waited, and the next one's in the same pass
+
+
+async def test_turns_go_by_address() -> None:
+    """One that comes last waits for one piece of an address that has many, and the order of an address is kept."""
+    turns, done = Turns(), list[str]()
+    for address, name in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("a", "a4"), ("c", "c1"), ("b", "b2")):
+        turns.add(address, partial(done.append, name))
+    assert done == ["a1"]
+    await turns.come("b")
+    assert done == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
+
+
+async def test_many_connections_are_accepted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes behind many of others does not wait for a pass of the event loop for each of them."""
+    made = list[int]()
+
+    async def accept() -> None:
+        with bound("127.0.0.1:0") as listening, passes() as now:
+            noted = noting(HttpToolsProtocol.connection_made, lambda: made.append(now()))
+            monkeypatch.setattr(HttpToolsProtocol, "connection_made", noted)
+            async with serve_http(PlainTextResponse(), listening, None):
+                sockets = [socket.create_connection(listening.getsockname()) for _ in range(64)]
+                await until(lambda: len(made) == 64)
+                for each in sockets:
+                    each.close()
+
+    def run() -> None:
+        with asyncio.Runner(
+            loop_factory=uvloop.new_event_loop
+        ) as runner:  # the loop of `serve`; asyncio's has no limit
+            runner.run(accept())
+
+    await asyncio.to_thread(run)
+    assert made[-1] - made[0] < 64 // 4

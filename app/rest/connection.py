@@ -8,17 +8,21 @@ An upgrade (WebSocket, h2c) is not taken and not logged: the request is answered
 in a client certificate that TLS has verified stand in the scope, where `authenticator.asgi_credentials` finds them.
 
 A connection counts among its address's strangers until it brings an authenticated request, of which the application
-tells it by the scope's `authenticated`.
+tells it by the scope's `authenticated`. Strangers' requests begin in turn (`turns.py`); an application that works long
+on one awaits the scope's `turn` before each piece.
 
 The size of a body is the applications' to bound. Deliberately absent: HTTP itself, which is httptools' and uvicorn's.
 """
 
 import asyncio
+import logging
+import math
+import time
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.auth.authenticator import certificate_names
 from app.rest.around import Problem, problem
@@ -27,8 +31,9 @@ from app.rest.strangers import Strangers
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; whoever sends more is cut off."""
 
-MAX_PIPELINED = 256
-"""Requests that wait for an earlier one's answer; whoever sends more is cut off."""
+MAX_PIPELINED = 16
+"""Requests that wait for an earlier one's answer; whoever sends more is cut off. They are read before it is answered:
+of 256 each, two hundred connections kept everybody else waiting for four seconds."""
 
 SLICE = 16 * 1024
 """What httptools gets at a time, between which the bounds are looked at: a read of the socket may bring 256 KiB."""
@@ -45,7 +50,28 @@ BODY_PAUSE_S = 20.0
 BODY_LIMIT_S = 60.0
 """From the end of a request's head to the end of its body. Neither limit runs while it is us who do not read."""
 
+LOG_S = 10.0
+"""Least time between two log lines of one kind that any stranger can cause."""
+
 REASONS = {400: "Bad Request", 408: "Request Timeout"}
+
+
+class _Seldom(logging.Filter):
+    """Bounds uvicorn's warnings: what is no HTTP, and connections above the limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logged_s: dict[str, float] = {}  # by message, of which uvicorn has few
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now_s = time.monotonic()
+        if record.levelno != logging.WARNING or now_s - self._logged_s.get(record.msg, -math.inf) < LOG_S:
+            return record.levelno != logging.WARNING
+        self._logged_s[record.msg] = now_s
+        return True
+
+
+logging.getLogger("uvicorn.error").addFilter(_Seldom())
 
 
 async def _transfer_coding_unknown(scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,9 +132,6 @@ class BoundedConnection(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if len(self.pipeline) > MAX_PIPELINED:
-            self.transport.abort()
-            return
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -124,9 +147,13 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise ConnectionAbortedError  # httptools reads no further
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
         self.scope["authenticated"] = self._authenticated  # type: ignore[typeddict-unknown-key]  # ours
+        self.scope["turn"] = self._turn  # type: ignore[typeddict-unknown-key]
         if self._client_cert_names:
             self.scope["extensions"] = {"tls": {"client_cert_names": self._client_cert_names}}
 
@@ -141,6 +168,21 @@ class BoundedConnection(HttpToolsProtocol):
             self.app = _transfer_coding_unknown  # in the order of the connection's requests, as any other answer
         super().on_headers_complete()
         self.app = served
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        def start() -> None:
+            if not self.transport.is_closing():
+                begin(cycle, app)
+
+        begin = super()._start_asgi_task
+        if self._stranger_of is None:
+            begin(cycle, app)
+        else:
+            self._strangers.turns.add(self._stranger_of, start)
+
+    async def _turn(self) -> None:
+        if self._stranger_of is not None:
+            await self._strangers.turns.come(self._stranger_of)
 
     def on_message_complete(self) -> None:
         self._in_body = False
@@ -168,7 +210,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered as every failure is."""
-        self._refuse(problem(400, "INVALID_REQUEST", "This is no HTTP request."))
+        if not self.transport.is_closing():
+            self._refuse(problem(400, "INVALID_REQUEST", "This is no HTTP request."))
 
     def _unsupported_upgrade_warning(self) -> None:
         """Two warnings a request, which any stranger may send, with advice to install what is left out on purpose."""

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import structlog
 
 from app.proxies import TrustedProxies, bucket
+from app.rest.turns import Turns
 
 MAX_STRANGERS: Final = 256
 LOG_S: Final = 10.0
@@ -37,6 +38,7 @@ class Strangers:
         self, proxies: TrustedProxies, clock: Callable[[], float], *, most_per_address: int = MAX_STRANGERS
     ) -> None:
         self.proxies = proxies
+        self.turns = Turns()
         self._clock = clock
         self._most = most_per_address
         self._by_address: dict[str, dict[Connection, None]] = {}

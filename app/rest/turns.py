@@ -1,0 +1,52 @@
+"""Strangers' work over HTTP is done in turn: one piece in each pass of the event loop, address by address.
+
+A piece (the start of a request, a slice of an envelope) holds the loop for a few milliseconds. Two hundred connections
+that each bring one would hold it for a second in each pass, and every call needs several passes.
+
+Invariants: between two turns of an address every other one that waits has one. Where nothing waits a piece is done at
+once.
+
+Deliberately absent: who is a stranger (`connection.py`), and how many there may be (`strangers.py`).
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+_Piece = Callable[[], object]
+
+
+class Turns:
+    """Those of one server."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, deque[_Piece]] = OrderedDict()  # in the order of their next turns
+        self._taken = False
+        """A piece was done in this pass of the loop."""
+
+    def add(self, address: str, piece: _Piece) -> None:
+        """Does the piece when its turn comes."""
+        if self._taken:
+            self._waiting.setdefault(address, deque()).append(piece)
+        else:
+            self._take(piece)
+
+    async def come(self, address: str) -> None:
+        """Returns when the caller's turn comes."""
+        turn = asyncio.Event()
+        self.add(address, turn.set)
+        await turn.wait()
+
+    def _take(self, piece: _Piece) -> None:
+        self._taken = True
+        asyncio.get_running_loop().call_soon(self._next)
+        piece()
+
+    def _next(self) -> None:
+        self._taken = False
+        if self._waiting:
+            address, pieces = self._waiting.popitem(last=False)
+            piece = pieces.popleft()
+            if pieces:
+                self._waiting[address] = pieces
+            self._take(piece)
