@@ -131,21 +131,23 @@ class Intake:
 
     def _swallow_answers_from_elsewhere(self) -> None:
         ffi, lib, answers = self._endpoint.ffi, self._endpoint.lib, self._answers
-        key = ffi.new("pj_str_t *")
+        key, a_transaction, a_via = (
+            ffi.new("pj_str_t *"),
+            ffi.typeof("pjsip_transaction *"),
+            ffi.typeof("pjsip_via_hdr *"),
+        )
 
         @ffi.callback("int(pjsip_rx_data *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
         def only_awaited(rdata: Any) -> int:
-            method = ffi.addressof(rdata.msg_info.cseq, "method")
-            lib.pjsip_tsx_create_key(rdata.tp_info.pool, key, _ROLE_UAC, method, rdata)
+            lib.pjsip_tsx_create_key(rdata.tp_info.pool, key, _ROLE_UAC, rdata.msg_info.cseq.method, rdata)
             transaction = lib.pjsip_tsx_layer_find_tsx(key, 0)
             if transaction == ffi.NULL:
                 return 1  # late, or a copy: nothing awaits it
-            request = ffi.cast("pjsip_transaction *", transaction).last_tx
-            source, destination = (
-                bytes(ffi.buffer(address, ADDRESS_BYTES)) for address in (rdata.pkt_info.src_addr, request.dst_addr)
-            )
-            via = ffi.cast("pjsip_via_hdr *", request.msg.hdr.next)  # the first, as PJSIP makes it
-            came = ffi.buffer(rdata.tp_info.transport.name, _TRANSPORT_BYTES)[:].upper()
+            request = ffi.cast(a_transaction, transaction).last_tx
+            source = ffi.unpack(rdata.pkt_info.src_addr, ADDRESS_BYTES)
+            destination = ffi.unpack(request.dst_addr, ADDRESS_BYTES)
+            via = ffi.cast(a_via, request.msg.hdr.next)  # the first, as PJSIP makes it
+            came = ffi.unpack(rdata.tp_info.transport.name, _TRANSPORT_BYTES).upper()
             if answers.counts(source, destination, came=came, sent=string(ffi, via.transport)):
                 return 0
             self.refused["answer-from-elsewhere"] += 1

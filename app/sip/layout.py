@@ -24,7 +24,8 @@ _ADDRESS, _ADDRESS_TEXT = bytes([2, 0, 0x13, 0xCE, 192, 0, 2, 1]), "192.0.2.1:50
 
 def string(ffi: Any, value: Any) -> bytes:
     """A `pj_str_t` as bytes."""
-    return bytes(ffi.buffer(value.ptr, value.slen)) if value.slen > 0 else b""
+    size = value.slen
+    return bytes(ffi.unpack(value.ptr, size)) if size > 0 else b""
 
 
 def check(endpoint: Endpoint, ua: Any, local: Any) -> None:

@@ -33,7 +33,7 @@ typedef struct pjsip_hdr { void *prev, *next; int type; pj_str_t name, sname; vo
 typedef struct pjsip_fromto_hdr { pjsip_hdr hdr; void *uri; pj_str_t tag; } pjsip_fromto_hdr;
 typedef struct pjsip_cid_hdr { pjsip_hdr hdr; pj_str_t id; } pjsip_cid_hdr;
 typedef struct pjsip_method { int id; pj_str_t name; } pjsip_method;
-typedef struct pjsip_cseq_hdr { pjsip_hdr hdr; int cseq; pjsip_method method; } pjsip_cseq_hdr;
+typedef struct pjsip_cseq_hdr { pjsip_hdr hdr; int cseq; pjsip_method method[1]; } pjsip_cseq_hdr;
 typedef struct pjsip_via_hdr {
     pjsip_hdr hdr; pj_str_t transport, host; int port, ttl, rport; pj_str_t maddr, received, branch;
 } pjsip_via_hdr;

@@ -290,12 +290,18 @@ class Stack:
             if event.tsx_state.type == _TX_MSG and not event.tsx_state.previous_state:
                 subscription.transaction = transaction  # it leaves; or it is PJSIP's own answer to a challenge
             elif subscription.transaction == transaction:
-                if event.tsx_state.type == _RX_MSG and subscription.ours is not None:
-                    self._dialogs.answered(subscription.ours, self._status(transaction)[0])
-                if subscription.standing:
+                code, received = self._status(transaction)[0], event.tsx_state.type == _RX_MSG
+                if received and subscription.ours is not None:
+                    self._dialogs.answered(subscription.ours, code)
+                if not subscription.standing:
+                    if code >= 200:
+                        subscription.transaction = None  # it has its answer, and will be destroyed by itself
+                elif received and 100 < code < 300:  # nearly always; the rest is read with less haste and more care
+                    if code >= 200:
+                        subscription.transaction = None
+                        events.append((subscription, Final(code, "", expires_s=GRANTED)))
+                else:
                     self._answer(subscription, transaction, event)
-                elif self._status(transaction)[0] >= 200:
-                    subscription.transaction = None  # it has its answer, and will be destroyed by itself
 
         @ffi.callback("void(void *, void *, int *, void **, void *, void **)")  # type: ignore[untyped-decorator]
         def on_rx_notify(sub: Any, rdata: Any, _code: Any, _text: Any, _headers: Any, _body: Any) -> None:
@@ -325,13 +331,6 @@ class Stack:
 
     def _answer(self, subscription: Subscription, transaction: Any, event: Any) -> None:
         """Reports what a standing subscription's SUBSCRIBE was answered, where nothing else will."""
-        if event.tsx_state.type == _RX_MSG:
-            code = self._status(transaction)[0]
-            if 100 < code < 300:  # nearly always; the rest is read with less haste and more care
-                if code >= 200:
-                    subscription.transaction = None
-                    self.events.append((subscription, Final(code, "", expires_s=GRANTED)))
-                return
         seen = self._seen(event)
         state = seen.body.tsxState
         if state.tsx.state not in (_TSX_COMPLETED, _TSX_TERMINATED):
