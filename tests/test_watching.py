@@ -1,6 +1,7 @@
 """Tests of `app/core/watching.py` and its parts: observations become stored statuses, and streams tell them."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest_asyncio
 import structlog
 
 from app.core.administration import Administration
+from app.core.mailbox import Stream
 from app.core.policy import Policy
 from app.core.streams import (
     Bookmark,
@@ -363,6 +365,38 @@ async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
             await core.advance(2.5)
         second = (await stream.some(Bookmark, 2))[1]
         assert first.resume_token == second.resume_token != ""
+
+
+async def test_streams_make_their_tokens_in_turn(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many streams only some make a token before others are served."""
+    monkeypatch.setattr("app.core.watching.BOOKMARKS_AT_ONCE", 2)
+    monkeypatch.setattr("app.core.watching._BOOKMARKS_EVERY_S", 0)
+    turns, made_in = 0, Counter[int]()
+    make = Stream.bookmark
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def bookmark(stream: Stream) -> None:
+        made_in[turns] += 1
+        make(stream)
+
+    monkeypatch.setattr(Stream, "bookmark", bookmark)
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(reading(core, ALICE)) for _ in range(48)]
+        for stream in streams:
+            await stream.some(SnapshotComplete)
+        serving = asyncio.create_task(others())
+        for _ in range(4):
+            await core.advance(2.5)
+        for stream in streams:
+            await stream.some(Bookmark)
+        serving.cancel()
+    assert made_in.total() >= len(streams)
+    assert max(made_in.values()) <= 2 * 4  # of 12 in each of 4 ticks, which may overlap
 
 
 async def test_resume_token_brings_only_what_differs(core: Core) -> None:
