@@ -75,6 +75,29 @@ async def test_each_dialog_has_a_contact_of_its_own(transport: str) -> None:
         assert len({user.removeprefix("sip:watcher-")[:8] for user in users}) == 4, "random from its start"
 
 
+WRITTEN: dict[str, Callable[[str, str], str]] = {
+    "another host": lambda user, _: f"sip:{user}@proxy.example.net:5999",
+    "parameters": lambda user, host: f"sip:{user}@{host};alias=192.0.2.1~5060~1;x",
+    "scheme in capitals": lambda user, host: f"SIP:{user}@{host}",
+    "sips": lambda user, host: f"sips:{user}@{host}",
+    "escapes": lambda user, host: f"sip:{user.replace('-', '%2D').replace('a', '%61')}@{host}",
+    "a password": lambda user, host: f"sip:{user}:x@{host}",
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+async def test_contact_as_proxies_write_it(transport: str, written: str) -> None:
+    """The user part decides, however the Request-URI is written: NOTIFYs count, and refused ones are noticed."""
+    async with scene(transport) as (server, watcher, observer, address, asked):
+        uri = WRITTEN[written](*asked.request.contact_uri.removeprefix("sip:").split("@"))
+        asked.answer()
+        asked.notify(1, uri=uri)
+        await until(lambda: observer.live([address]))
+        asked.notify(2**31, uri=uri)
+        await until_refused(watcher, "unreadable")
+        await server.asked(but=asked.request["call-id"])
+
+
 async def test_notify_to_another_dialogs_contact(transport: str) -> None:
     """Who knows one dialog's Contact, and the other's tags and Call-ID, changes neither: swallowed and counted."""
     async with scene(transport) as (server, watcher, observer, one, asked):

@@ -15,9 +15,11 @@ Deliberately absent: what a NOTIFY means.
 """
 
 import dataclasses
+import re
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from app.sip.answers import Answers
 from app.sip.dialogs import CONTACT_USER_LENGTH, Dialogs, OurDialog
@@ -29,7 +31,11 @@ from app.sip.stream import MOST_STREAMS, Bodies, Stream
 _BEFORE_TRANSACTIONS, _AFTER_DIALOGS = 12, 40
 _NOTIFY = b"NOTIFY sip:"
 _USER = slice(len(_NOTIFY), len(_NOTIFY) + CONTACT_USER_LENGTH)
-_START = _USER.stop + 1
+_AT = slice(_USER.stop, _USER.stop + 1)
+_START = 300
+_ODD_USER = re.compile(rb"NOTIFY (?i:sips?):([^@:;\s]{1,200})(?::[^@\s]{0,50})?@")
+"""As some proxies and servers write our Contact: `SIP:`, `sips:`, with escapes, with a password."""
+
 _ROLE_UAC = 0  # of enum pjsip_role_e
 _TRANSPORT_BYTES = 3
 """PJSIP names a transport by its kind and its place in memory, as in `tcpc0x7f…`."""
@@ -45,6 +51,14 @@ class _Seen(NamedTuple):
     branch: bytes
     peer_tag: bytes
     our_tag: bytes
+
+
+def contact_user(start: bytes) -> bytes:
+    """The user part to which a NOTIFY is sent, however the Request-URI is written; empty where there is none."""
+    if start.startswith(_NOTIFY) and start[_AT] == b"@":
+        return start[_USER]
+    odd = _ODD_USER.match(start)
+    return unquote_to_bytes(odd[1]) if odd else b""
 
 
 class Intake:
@@ -93,10 +107,9 @@ class Intake:
             self.conclude()
             message = rdata.msg_info
             packet = self._packet = bytes(ffi.buffer(message.msg_buf, message.len))
-            if not packet.startswith(_NOTIFY) or packet[_USER.stop : _START] != b"@":
-                return 1
-            dialog = dialogs.of_user(packet[_USER])
-            if dialog is None and not dialogs.was_ours(packet[_USER]):
+            user = contact_user(packet)
+            dialog = dialogs.of_user(user)
+            if dialog is None and not dialogs.was_ours(user):
                 return 1
             maddr = message.via.maddr.slen > 0  # as PJSIP has read it: the name may be escaped, or stand elsewhere
             our_tag = string(ffi, message.to.tag)
@@ -160,8 +173,7 @@ class Intake:
 
         @ffi.callback("void(pjsip_tp_dropped_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def dropped(shown: Any) -> None:
-            start = bytes(ffi.buffer(shown.data, min(shown.len, _START)))
-            dialog = self._dialogs.of_user(start[_USER]) if start.startswith(_NOTIFY) else None
+            dialog = self._dialogs.of_user(contact_user(bytes(ffi.buffer(shown.data, min(shown.len, _START)))))
             if dialog is not None:
                 self._unusable(dialog, "unreadable")
 
