@@ -195,9 +195,9 @@ class Store(Protocol):
     """The truth. Raises StoreUnavailable where the database is locked, full or gone, having changed nothing."""
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
-        """Writes all of it in one transaction. Returns the stored statuses that were not of the expected revision: if
-        there are any, nothing at all was written, and the caller takes them for the truth and decides anew. Nothing
-        is owed any more to a subscription that had ended before."""
+        """Writes all of it in one transaction. Returns the stored statuses that another has written meanwhile,
+        whose revision is not smaller: if there are any, nothing at all was written, and the caller takes them for the
+        truth and decides again. Nothing is owed any more to a subscription that had ended before."""
 
     async def statuses(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, TerminalStatus]:
         """The stored statuses of those that have one."""

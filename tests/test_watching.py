@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import structlog
+from sqlalchemy import update
 
 from app.core.administration import Administration
 from app.core.mailbox import Stream
@@ -40,6 +41,7 @@ from app.domain import (
     TooManyWatchedTerminals,
 )
 from app.ports import Changes, Page, WatchView
+from app.store import tables as t
 from tests.core import (
     ADMIN,
     ALICE,
@@ -424,6 +426,24 @@ async def test_resume_token_brings_only_what_differs(core: Core) -> None:
         async with reading(core, ALICE, resume_token=token) as narrower:
             await narrower.some(SnapshotComplete)
             assert isinstance(narrower.events[0], Snapshot)
+
+
+async def test_database_that_lost_its_last_transactions(core: Core) -> None:
+    """Where the store has an older revision than memory (a backup was restored, a replica took over), the next change
+    is written and told all the same, and so are those of other terminals."""
+    async with reading(core, ALICE, BOB) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, REACHABLE)
+        (before,) = (await core.store.statuses([ALICE])).values()
+        for status in (BUSY, UNREACHABLE):
+            await core.play(ALICE, status)
+        lost = update(t.terminal_statuses).values(revision=before.revision, status=before.status.value)
+        await core.store._write(lambda c: c.execute(lost))  # noqa: SLF001
+        await core.play(ALICE, BUSY)
+        await core.play(BOB, BUSY)
+        changes = [(one.status.address, one.status.status, one.status.revision) for one in await stream.some(Change, 5)]
+        assert changes[-2:] == [(ALICE, BUSY, 4), (BOB, BUSY, 1)]
+        assert {one.status for one in (await core.store.statuses([ALICE, BOB])).values()} == {BUSY}
 
 
 async def test_criteria_choose_the_changes(core: Core) -> None:

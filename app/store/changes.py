@@ -52,7 +52,7 @@ class Writing(Database):
         self._sql = statements(for_sqlite=self.sqlite)
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
-        """Writes all of it in one transaction, or returns the stored statuses that were not of the expected revision.
+        """Writes all of it in one transaction, or returns the stored statuses whose revision is not smaller.
 
         A terminal may have several statuses in it, of revisions that follow each other. Where nothing is stored of a
         terminal, any revision is taken. An update leaves the first end of a subscription as it is. Usage records and

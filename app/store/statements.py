@@ -258,11 +258,13 @@ class Statements:
         return executable
 
     def _change_statuses(self) -> Executable:
-        """Those and the revision that must be stored; returns the addresses of those that were so."""
+        """Those and the revision that must be stored, or a smaller one: the database has lost its last transactions (a
+        backup was restored, a replica took over), and what is known here is newer. Returns the addresses of those that
+        were so."""
         given = self._named(*_status, ("expected", _status.revision))
         return (
             update(t.terminal_statuses)
-            .where(_status.address == given.c.address, _status.revision == given.c.expected)
+            .where(_status.address == given.c.address, _status.revision <= given.c.expected)
             .values({column.name: given.c[column.name] for column in _status if not column.primary_key})
             .returning(_status.address)
         )
