@@ -668,6 +668,36 @@ async def test_stopping_lets_what_is_in_flight_end(store: SqlStore) -> None:
     assert not set(other.ids()) & set(slow.ids())
 
 
+async def test_many_hosts_of_one_client_leave_places_to_others(store: SqlStore) -> None:
+    """A client whose hosts all hang, and share one with another client, takes half of the places; what waits for them
+    goes on when they answer."""
+    hanging = [
+        make_subscription(f"https://h{number % 20}.example/", subscription_id=f"h{number}", client_id="many")
+        for number in range(40)
+    ]
+    for subscription in hanging:
+        await owe(store, subscription=subscription)
+    go = asyncio.Event()
+
+    async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
+        if subscription.client_id == "many":
+            await go.wait()
+        return DELIVERED
+
+    sender = ScriptedSender(reply)
+    async with delivering(store, sender, places=Places(overall=8)) as deliverer:
+        await eventually(lambda: sender.has_sent(4))
+        for number in range(3):
+            other = make_subscription(f"https://h{number}.example/", subscription_id=f"o{number}", client_id="other")
+            await owe(store, subscription=other)
+        deliverer.hint()
+        await eventually(lambda: sender.has_sent(7))
+        assert Counter(one.client_id for one in sender.sent) == {"many": 4, "other": 3}
+        go.set()
+        await until(store, settled)
+    assert len(sender.sent) == len(hanging) + 3
+
+
 async def test_stopping_does_not_wait_for_ever(store: SqlStore) -> None:
     """What does not end within the limit is given back, and another node sends it again under its id."""
     ids = await owe(store)

@@ -4,7 +4,8 @@ The rows are the truth. A hint only wakes the deliverer, which looks every POLL_
 queued at its endpoint's host, sent, and recorded.
 Invariants: at least once, under one id; in order within a subscription, one at a time (the store's `claim`); a host
 has only its share of the places, less until it has answered once and one place while it is silent, and a queue that
-is bounded in number and time, so that a hanging one delays nobody else; what does not fit is put off. A lease outlives
+is bounded in number and time, so that a hanging one delays nobody else; what does not fit is put off. A client has no
+more attempts in flight than places are left, however many hosts it has. A lease outlives
 queue, attempt and record, so two nodes send the same only when one was killed or lost its database.
 A process that ends gives back what it holds; one that is killed leaves leases that run out after `lease_s`.
 
@@ -17,6 +18,7 @@ import contextlib
 import itertools
 import random
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -49,6 +51,8 @@ OTHERS_S = 0.1
 MAX_BATCH = 256
 """Most notifications in one claim."""
 MIN_BATCH = 16
+LOOKED_AT = 64
+"""Of a host's queue, where the first one's client has its share."""
 PAUSE_S = 2.0
 """An attempt that takes so much longer than its limit was held up by a stop of the gateway itself."""
 MAX_HOSTS = 10_000
@@ -95,6 +99,8 @@ class Deliverer:
         self.lease_s = MAX_WAIT_S + send_limit_s + RECORD_S
         self._hosts: dict[tuple[SinkKind, str], Host] = {}
         self._in_flight: dict[asyncio.Task[None], Job] = {}
+        self._of_client: Counter[str] = Counter()  # how many of them
+        self._crowded = False  # whether one waits because its client has its share
         self._recorder = Recorder(store, owner, written=self.hint, ended=ended)
         self._changed: dict[str, Sink] | None = None  # by subscription, while subscriptions are read for a claim
         self._withdrawn: set[str] | None = None  # subscriptions, while a claim is made
@@ -306,6 +312,7 @@ class Deliverer:
         return host
 
     def _start_all(self) -> None:
+        self._crowded = False
         for key in [key for key, host in self._hosts.items() if host.queue]:
             host = self._hosts.pop(key)  # to the end: the next time others come first
             self._hosts[key] = host
@@ -313,17 +320,33 @@ class Deliverer:
 
     def _start(self, host: Host) -> None:
         loop = asyncio.get_running_loop()
-        for job in host.overdue(loop.time()):
-            self._put_off_at(host, job)
+        for late in host.overdue(loop.time()):
+            self._put_off_at(host, late)
         while host.queue and host.in_flight < host.share(self._places) and len(self._in_flight) < self._places.overall:
-            job = host.queue.popleft()
+            job = self._first_with_room(host)
+            if job is None:
+                self._crowded = True
+                return
+            host.queue.remove(job)
             host.in_flight += 1
+            self._of_client[job.subscription.client_id] += 1
             task = loop.create_task(self._send(job, host))
             self._in_flight[task] = job
             task.add_done_callback(self._left)
 
+    def _first_with_room(self, host: Host) -> Job | None:
+        """The first whose client has fewer attempts in flight than places are free: so a client takes half of what is
+        free (one alone: half of all), and its many silent hosts leave places to the others."""
+        free = self._places.overall - len(self._in_flight)
+        first = itertools.islice(host.queue, LOOKED_AT)
+        return next((job for job in first if self._of_client[job.subscription.client_id] < free), None)
+
     def _left(self, task: asyncio.Task[None]) -> None:
         job = self._in_flight.pop(task)
+        client_id = job.subscription.client_id
+        self._of_client[client_id] -= 1
+        if not self._of_client[client_id]:
+            del self._of_client[client_id]
         if task.cancelled():  # told to stop: it may have arrived, and is sent again under the same id
             self._recorder.put_off(job.notification, self._clock())
         elif (error := task.exception()) is not None:
@@ -331,7 +354,7 @@ class Deliverer:
             self._recorder.put_off(job.notification, self._clock() + timedelta(seconds=MAX_PUT_OFF_S))
         elif not self._closing:
             host = self._host(job)
-            if len(self._in_flight) >= self._places.overall - 1:
+            if self._crowded or len(self._in_flight) >= self._places.overall - 1:
                 self._start_all()
             elif host.queue:
                 self._start(host)

@@ -26,7 +26,8 @@ SILENT_AFTER = 5
 class Places:
     """How many deliveries are in flight at most."""
 
-    overall: int = 256
+    overall: int = 512
+    """A client alone gets half of them."""
     per_host: int = 32
     unproven_host: int = 8
     """For a host that has not answered yet."""
