@@ -154,9 +154,9 @@ class Intake:
         def only_awaited(rdata: Any) -> int:
             lib.pjsip_tsx_create_key(rdata.tp_info.pool, key, _ROLE_UAC, rdata.msg_info.cseq.method, rdata)
             transaction = lib.pjsip_tsx_layer_find_tsx(key, 0)
-            if transaction == ffi.NULL:
+            request = ffi.cast(a_transaction, transaction).last_tx if transaction else ffi.NULL
+            if not request:
                 return 1  # late, or a copy: nothing awaits it
-            request = ffi.cast(a_transaction, transaction).last_tx
             source = ffi.unpack(rdata.pkt_info.src_addr, ADDRESS_BYTES)
             destination = ffi.unpack(request.dst_addr, ADDRESS_BYTES)
             via = ffi.cast(a_via, request.msg.hdr.next)  # the first, as PJSIP makes it

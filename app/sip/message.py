@@ -6,6 +6,7 @@ out of reach from Python. Pure; any text gives an answer, a missing or unreadabl
 Deliberately absent: everything else of SIP.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -70,18 +71,26 @@ def read_notify(text: str) -> Notify:
     """Reads a NOTIFY. `text` holds undecodable bytes as surrogates, as Python's `surrogateescape` makes them."""
     head, body = _split(text)
     fields = {_LONG.get(name := found[0].lower(), name): found[1].strip() for found in _FIELDS.findall(head)}
-    state, *parameters = fields.get("subscription-state", "").lower().split(";")
-    values = dict(parameter.strip().partition("=")[::2] for parameter in parameters)
+    state, reason, retry_after_s, expires_s = _subscription_state(fields.get("subscription-state", ""))
     return Notify(
-        state=plain(state),
-        reason=plain(values.get("reason", "")),
-        retry_after_s=_seconds(values.get("retry-after", "").strip()),
+        state=state,
+        reason=reason,
+        retry_after_s=retry_after_s,
         content_type=plain(fields.get("content-type", "")),
         content_encoding=plain(fields.get("content-encoding", "")),
         declared_bytes=_seconds(fields.get("content-length", "")),
         body=body.encode("utf-8", "surrogateescape"),
-        expires_s=_seconds(values.get("expires", "").strip()),
+        expires_s=expires_s,
     )
+
+
+@functools.lru_cache(maxsize=1024)  # a server writes few
+def _subscription_state(value: str) -> tuple[str, str, int, int]:
+    """The state, its reason, and Retry-After and Expires in seconds."""
+    state, *parameters = value.lower().split(";")
+    values = dict(parameter.strip().partition("=")[::2] for parameter in parameters)
+    retry_after_s, expires_s = (_seconds(values.get(name, "").strip()) for name in ("retry-after", "expires"))
+    return plain(state), plain(values.get("reason", "")), retry_after_s, expires_s
 
 
 def read_response(text: str) -> Final:
