@@ -120,7 +120,7 @@ def serve(
     http_listen: Annotated[str | None, typer.Option(help="As TS_HTTP_LISTEN.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one line of JSON.")] = False,
 ) -> None:
-    """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish. SIGHUP reads TLS files anew."""
+    """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish. SIGHUP rereads TLS files."""
     from app.telemetry import configure_logging
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again; see `_told_to_stop`
