@@ -247,9 +247,9 @@ def _check_named(settings: "Settings") -> None:
     path = settings.database_url.removeprefix("sqlite:///")
     if "database_url" not in settings.model_fields_set and not Path(path).exists():
         wrong_use(
-            f"There is no {path} in this folder, and a new one would help no gateway. Name the gateway's database by "
-            "--database or TS_DATABASE_URL, or have the running gateway do it: put an operator's key into TS_API_KEY, "
-            "and name its address by --server where TS_GRPC_LISTEN does not."
+            f"There is no {path} in this folder. Name the gateway's database by --database or TS_DATABASE_URL "
+            f"(--database sqlite:///{path} makes it here, before the first start), or have the running gateway do it: "
+            "put an operator's key into TS_API_KEY, and name its address by --server where TS_GRPC_LISTEN does not."
         )
 
 
