@@ -37,6 +37,8 @@ MAX_HEAD_BYTES: Final = 65_536
 SLICE: Final = 4_096
 SLICES_AT_ONCE: Final = 2
 """After so many others run; some 3,000 elements, or 8 ms."""
+SMALL: Final = 1_024
+"""What a client that is known need not wait its turn for; most requests are smaller."""
 
 _WSSE: Final = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-secext-1.0.xsd"
 _ENVELOPE, _HEADER, _BODY = (f"{SOAP}}}{name}" for name in ("Envelope", "Header", "Body"))
@@ -212,14 +214,15 @@ class Request:
         turn: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Reads what `chunks` bring, to the end or, `head_only`, until `head_read`; may then be called again. Awaits
-        `turn` before each slice. Raises SoapFault, and what `chunks` raise."""
+        `turn` before each slice, but a small one where more than the head is read. Raises SoapFault, and what `chunks`
+        raise."""
         while not self.full and not (head_only and self.head_read):
             if not self._left and not (chunk := await anext(chunks, b"")):
                 self._feed(b"", last=True)
                 return
             self._left = self._left or memoryview(chunk)
             piece, self._left = bytes(self._left[:SLICE]), self._left[SLICE:]
-            if turn is not None:
+            if turn is not None and (head_only or len(piece) > SMALL):
                 await turn()
             self._feed(piece)
             if head_only and not self.head_read and self._fed > MAX_HEAD_BYTES:

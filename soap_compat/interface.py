@@ -16,6 +16,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -186,10 +187,11 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         charset: str | None,
         caller: Credentials,
         authenticated: Callable[[], None] = lambda: None,
-        turn: Callable[[], Awaitable[None]] | None = None,
+        turn: Callable[[str], Awaitable[None]] | None = None,
     ) -> Answer:
         """Answers one request; `charset` is its Content-Type's parameter. Calls `authenticated` once the caller is
-        known, and awaits `turn` before each slice that is read until then. Raises the BodyErrors of `body`."""
+        known, and awaits `turn`, with the client's id or "", before a slice is read. Raises the BodyErrors of
+        `body`."""
         ctx = self._context()
         request: Request | None = None
         try:
@@ -198,11 +200,11 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
                 client = await self._gatekeeper.admit(caller, None)
             request = Request(charset)
             if client is None:
-                await request.read(body, head_only=True, turn=turn)
+                await request.read(body, head_only=True, turn=turn and partial(turn, ""))
                 client = await self._gatekeeper.admit(caller, request.token)
             ctx.udc.client = client
             authenticated()
-            await request.read(body)
+            await request.read(body, turn=turn and partial(turn, client.id))
             ctx.in_string = (request,)
             self.generate_contexts(ctx)
             if ctx.in_error is None:

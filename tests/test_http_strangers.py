@@ -23,10 +23,11 @@ from app.rest.connection import MAX_PIPELINED
 from app.rest.turns import Turns
 from app.sandbox import Sandbox
 from app.servers import bound, serve_http
-from soap_compat.envelope import MAX_HEAD_BYTES, SLICE, Request
+from soap_compat.envelope import MAX_HEAD_BYTES, SLICE, SMALL, Request
 from tests.conftest import settings_for
 from tests.core import new_database, run_core, until
 from tests.http_face import http_face
+from tests.soap import envelope
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -231,6 +232,29 @@ async def test_strangers_take_turns(world: World, monkeypatch: pytest.MonkeyPatc
     assert [" 500 " in answer for answer in answers] == [True] * 2 * MOST
     assert len(pieces) > 2 * MOST * MAX_HEAD_BYTES // SLICE
     assert max(Counter(pieces).values()) <= 2  # one where nothing waited, and the next one's in the same pass
+
+
+async def test_long_envelopes_of_clients_take_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no client holds up the others by many large requests at once."""
+    body = envelope(f"<a>{'<b/>' * 18_000}</a>")
+    request = f"{world.question.replace('GET /v1/groups', 'POST /parlayx/TerminalStatus').strip()}\r\n"
+    request += f"Content-Type: text/xml\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    read, slices = vars(Request)["_feed"], list[int]()
+
+    def feed(reading: Request, piece: bytes, *, last: bool = False) -> None:
+        slices.extend([now()] if len(piece) > SMALL else [])
+        read(reading, piece, last=last)
+
+    with passes() as now:
+        monkeypatch.setattr(Request, "_feed", feed)
+        talks = list[Talk]()
+        for _ in range(4 * MOST):
+            talks += await world.open(OTHER)
+            assert " 200 " in await talks[-1].ask(world.question)
+        answers = await asyncio.gather(*[talk.ask(request) for talk in talks])
+    assert [" 500 " in answer for answer in answers] == [True] * 4 * MOST  # there is no such operation
+    assert len(slices) > 4 * MOST * (len(body) // SLICE - 2)
+    assert max(Counter(slices).values()) <= 2
 
 
 async def test_turns_go_by_address() -> None:

@@ -180,9 +180,9 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self._strangers.turns.add(self._stranger_of, start)
 
-    async def _turn(self) -> None:
-        if self._stranger_of is not None:
-            await self._strangers.turns.come(self._stranger_of)
+    async def _turn(self, client: str = "") -> None:
+        """Returns when it is the turn of the stranger's address, or of the client."""
+        await self._strangers.turns.come(self._stranger_of or client)
 
     def on_message_complete(self) -> None:
         self._in_body = False
