@@ -399,6 +399,8 @@ def _refuse_escapes(part: str, sent_plain: frozenset[str], never: str, where: st
 
 
 def _canonical_params(params: str, *, tel: bool) -> str:
+    if not params:
+        return ""
     _refuse_escapes(params, _SENT_PLAIN_IN_PARAMS, '%"', "a parameter")
     found: dict[str, str] = {}
     for param in _ESCAPE.sub(_unescape, params).lower().split(";")[1:]:
@@ -467,13 +469,12 @@ def parse_address(text: str) -> TerminalAddress:
                 host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
             except ValueError:
                 raise InvalidAddress(f"The address {text!r} names {host}, which is no IPv6 address.") from None
-        if user:
+        if user and "%" in user:
             _refuse_escapes(user, _SENT_PLAIN_IN_USER, "%", "its user part")
-            user = f"{_ESCAPE.sub(_unescape, user)}@"
+            user = _ESCAPE.sub(_unescape, user)
+        user = f"{user}@" if user else ""
         port = f":{int(port[1:])}" if port else ""
-        return TerminalAddress(
-            f"{scheme.lower()}:{user or ''}{host.lower()}{port}{_canonical_params(params, tel=False)}"
-        )
+        return TerminalAddress(f"{scheme.lower()}:{user}{host.lower()}{port}{_canonical_params(params, tel=False)}")
     if match := _TEL.fullmatch(text):
         number, params = match.groups()
         digits, params = number.translate(_SEPARATORS).lower(), _canonical_params(params, tel=True)

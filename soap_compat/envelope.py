@@ -17,7 +17,7 @@ no UsernameToken.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 from xml.parsers import expat
 
@@ -85,9 +85,11 @@ class Request:
     parameter."""
 
     __slots__ = (
+        "_comes",
         "_depth",
         "_elements",
         "_encoding",
+        "_ended",
         "_fed",
         "_first",
         "_left",
@@ -125,6 +127,9 @@ class Request:
         self._first = b""
         """What came first, as long as the XML declaration may stand in it."""
         self._left = memoryview(b"")
+        self._comes = True
+        """More comes than what is left."""
+        self._ended = False
 
     @property
     def name(self) -> str:
@@ -134,10 +139,12 @@ class Request:
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         self._elements += 1
-        self._count(1 + len(attributes), tag, *attributes)
-        if self._elements > MAX_ELEMENTS and self._open == [self.payload] and tag.rpartition("}")[2] == "addresses":
-            raise _FullError
+        self._marks += 1
+        if attributes or len(tag) > MAX_NAME:
+            self._count(len(attributes), tag, *attributes)
         if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
+            if self._open == [self.payload] and tag.rpartition("}")[2] == "addresses":
+                raise _FullError
             raise client_fault(f"The message is nested deeper than {MAX_DEPTH} or has over {MAX_ELEMENTS} elements.")
         if self._open:
             part = Part(tag.rpartition("}")[2])
@@ -194,9 +201,11 @@ class Request:
             self.head_read = True
 
     def _declare(self, prefix: str | None, namespace: str | None) -> None:
-        if len(namespace or "") > MAX_NAMESPACE:
+        self._marks += 1
+        if namespace and len(namespace) > MAX_NAMESPACE:
             raise client_fault(f"A namespace's name is longer than {MAX_NAMESPACE} characters.")
-        self._count(1, prefix or "")
+        if self._marks > MAX_MARKS or (prefix and len(prefix) > MAX_NAME):
+            self._count(0, prefix or "")
 
     def _count(self, marks: int, *names: str) -> None:
         self._marks += marks
@@ -208,23 +217,26 @@ class Request:
 
     async def read(
         self,
-        chunks: AsyncIterator[bytes],
+        more_of: Callable[[], Awaitable[tuple[bytes, bool]]],
         *,
         head_only: bool = False,
-        turn: Callable[[], Awaitable[None]] | None = None,
+        turn: Callable[[str], Awaitable[None]] | None = None,
+        turn_of: str = "",
     ) -> None:
-        """Reads what `chunks` bring, to the end or, `head_only`, until `head_read`; may then be called again. Awaits
-        `turn` before each slice, but a small one where more than the head is read. Raises SoapFault, and what `chunks`
-        raise."""
-        while not self.full and not (head_only and self.head_read):
-            if not self._left and not (chunk := await anext(chunks, b"")):
-                self._feed(b"", last=True)
-                return
-            self._left = self._left or memoryview(chunk)
+        """Reads what `more_of` brings, which says too whether more comes, to the end or, `head_only`, until
+        `head_read`; may then be called again. Awaits `turn`, with `turn_of`, before each slice, but a small one where
+        more than the head is read. Raises SoapFault, and what `more_of` raises."""
+        while not self._ended and not (head_only and self.head_read):
+            if not self._left and self._comes:
+                chunk, self._comes = await more_of()
+                self._left = memoryview(chunk)
             piece, self._left = bytes(self._left[:SLICE]), self._left[SLICE:]
             if turn is not None and (head_only or len(piece) > SMALL):
-                await turn()
-            self._feed(piece)
+                await turn(turn_of)
+            # What is wrong behind the head of a message that is whole is found by the call that reads the rest.
+            last = not self._comes and not self._left and not (head_only and piece)
+            self._feed(piece, last=last)
+            self._ended = self.full or last
             if head_only and not self.head_read and self._fed > MAX_HEAD_BYTES:
                 raise client_fault(
                     f"The soap:Header does not end within {MAX_HEAD_BYTES} bytes; shorten it, or show HTTP credentials."
@@ -259,7 +271,7 @@ class Request:
         except expat.ExpatError as error:
             raise client_fault(f"The message is not well-formed XML: {error}.") from None
         self._fed += len(piece)
-        if not self.full and self._fed - self._parser.CurrentByteIndex > MAX_TAG_BYTES:
+        if self._fed > MAX_TAG_BYTES and not self.full and self._fed - self._parser.CurrentByteIndex > MAX_TAG_BYTES:
             raise client_fault(f"A tag or comment is longer than {MAX_TAG_BYTES} bytes.")
 
     def _new_parser(self, encoding: str | None) -> expat.XMLParserType:
@@ -326,7 +338,7 @@ class _Answer:
 
 
 class BodyError(Exception):
-    """Of a body that does not come as it should; the chunks that `Request.read` is given may raise it."""
+    """Of a body that does not come as it should; what `Request.read` is given may raise it."""
 
 
 class _FullError(Exception):

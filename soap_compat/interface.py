@@ -14,9 +14,8 @@ Spyne's own XML protocols, which serialise a thousand terminals in seconds.
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -183,15 +182,15 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
 
     async def answer(
         self,
-        body: AsyncIterator[bytes],
+        body: Callable[[], Awaitable[tuple[bytes, bool]]],
         charset: str | None,
         caller: Credentials,
         authenticated: Callable[[], None] = lambda: None,
         turn: Callable[[str], Awaitable[None]] | None = None,
     ) -> Answer:
-        """Answers one request; `charset` is its Content-Type's parameter. Calls `authenticated` once the caller is
-        known, and awaits `turn`, with the client's id or "", before a slice is read. Raises the BodyErrors of
-        `body`."""
+        """Answers one request; `body` gives its next bytes and whether more come, `charset` is its Content-Type's
+        parameter. Calls `authenticated` once the caller is known, and awaits `turn`, with the client's id or "", before
+        a slice is read. Raises the BodyErrors of `body`."""
         ctx = self._context()
         request: Request | None = None
         try:
@@ -200,11 +199,11 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
                 client = await self._gatekeeper.admit(caller, None)
             request = Request(charset)
             if client is None:
-                await request.read(body, head_only=True, turn=turn and partial(turn, ""))
+                await request.read(body, head_only=True, turn=turn)
                 client = await self._gatekeeper.admit(caller, request.token)
             ctx.udc.client = client
             authenticated()
-            await request.read(body, turn=turn and partial(turn, client.id))
+            await request.read(body, turn=turn, turn_of=client.id)
             ctx.in_string = (request,)
             self.generate_contexts(ctx)
             if ctx.in_error is None:

@@ -18,7 +18,7 @@ Deliberately absent: `SOAPAction` (the contract's is empty, so any is accepted),
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
 from typing import Final
 from urllib.parse import quote
@@ -142,10 +142,10 @@ class _Server:
         headers = dict(scope["headers"])
         try:
             charset = _check_headers(headers)
-            async with contextlib.aclosing(self._body(headers, receive)) as body:
-                authenticated = scope.get("authenticated", lambda: None)
-                caller, turn = asgi_credentials(scope), scope.get("turn")
-                answer = await interface.answer(body, charset, caller, authenticated, turn)
+            body = self._body(headers, receive)
+            authenticated = scope.get("authenticated", lambda: None)
+            caller, turn = asgi_credentials(scope), scope.get("turn")
+            answer = await interface.answer(body, charset, caller, authenticated, turn)
         except _LeftError:
             return
         except _RefusedError as refused:
@@ -158,14 +158,18 @@ class _Server:
         status = 401 if answer.challenge else 500 if answer.fault else 200
         await _send(send, status, _XML, answer.envelope, _headers_of(answer))
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. Raises BodyError."""
+    def _body(
+        self, headers: dict[bytes, bytes], receive: Receive
+    ) -> Callable[[], Coroutine[None, None, tuple[bytes, bool]]]:
+        """What gives the body as it comes, and whether more does. That raises BodyError. Raises _RefusedError."""
         announced = int(headers.get(b"content-length", b"0"))
         if announced > self._max_body_bytes:
             raise self._too_large(more_comes=announced <= LINGER_BYTES)
         due = asyncio.get_running_loop().time() + self._body_timeout_s
-        size, more = 0, True
-        while more:
+        size = 0
+
+        async def more_of() -> tuple[bytes, bool]:
+            nonlocal size
             try:
                 async with asyncio.timeout_at(due):
                     message = await receive()
@@ -174,12 +178,13 @@ class _Server:
                 raise _RefusedError(408, fault, (b"connection", b"close")) from None
             if message["type"] == "http.disconnect":
                 raise _LeftError
-            more = message.get("more_body", False)
-            size += len(message.get("body", b""))
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            size += len(chunk)
             if size > self._max_body_bytes:
                 raise self._too_large(more_comes=more)
-            if message.get("body"):
-                yield message["body"]
+            return chunk, more
+
+        return more_of
 
     def _too_large(self, *, more_comes: bool) -> _RefusedError:
         # Without closing, the server would read the rest to keep the connection.

@@ -5,7 +5,7 @@ import gc
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -337,14 +337,14 @@ async def read_of(body: bytes) -> tuple[int, str]:
     """How much of an envelope is read, in pieces of 4,096 bytes, and the fault that ends it ("": none does)."""
     pieces = 0
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def more_of() -> tuple[bytes, bool]:
         nonlocal pieces
-        for at in range(0, len(body), SLICE):
-            pieces += 1
-            yield body[at : at + SLICE]
+        at = pieces * SLICE
+        pieces += 1
+        return body[at : at + SLICE], at + SLICE < len(body)
 
     try:
-        await Request().read(chunks())
+        await Request().read(more_of)
     except SoapFault as fault:
         return pieces, fault.faultstring
     return pieces, ""
@@ -395,8 +395,11 @@ async def test_others_run_while_an_envelope_is_read() -> None:
     assert turns >= len(body) // (SLICE * SLICES_AT_ONCE)
 
 
-async def _at_once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+def _at_once(body: bytes) -> Callable[[], Awaitable[tuple[bytes, bool]]]:
+    async def more_of() -> tuple[bytes, bool]:
+        return body, False
+
+    return more_of
 
 
 @pytest.mark.parametrize(

@@ -164,21 +164,23 @@ class BoundedConnection(HttpToolsProtocol):
             self._believe_the_proxy()
         self.limit_concurrency = None if self.url.partition(b"?")[0] in PROBES else self.config.limit_concurrency
         served = self.app
-        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
-            self.app = _transfer_coding_unknown  # in the order of the connection's requests, as any other answer
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                self.app = _transfer_coding_unknown  # in the order of the connection's requests, as any other answer
         super().on_headers_complete()
         self.app = served
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._stranger_of is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        begin = super()._start_asgi_task
+
         def start() -> None:
             if not self.transport.is_closing():
                 begin(cycle, app)
 
-        begin = super()._start_asgi_task
-        if self._stranger_of is None:
-            begin(cycle, app)
-        else:
-            self._strangers.turns.add(self._stranger_of, start)
+        self._strangers.turns.add(self._stranger_of, start)
 
     async def _turn(self, client: str = "") -> None:
         """Returns when it is the turn of the stranger's address, or of the client."""
