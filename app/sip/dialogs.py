@@ -23,6 +23,8 @@ _PREFIX = b"watcher-"
 _RANDOM_BYTES, _SEAL_BYTES = 16, 8
 CONTACT_USER_LENGTH = len(_PREFIX) + 2 * (_RANDOM_BYTES + _SEAL_BYTES)
 
+_AT_ONCE = 256
+
 _KEPT_COPIES = 8
 """So many of a dialog's last NOTIFYs are remembered, to know a copy that PJSIP has forgotten (over TCP at once)."""
 
@@ -56,12 +58,16 @@ class Dialogs:
     def __init__(self, endpoint: Endpoint) -> None:
         self._ffi, self._lib = endpoint.ffi, endpoint.lib
         self._sealing = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_SEAL_BYTES)
+        self._random: list[bytes] = []
         self._by_user: dict[bytes, OurDialog] = {}
         self._by_tag: dict[bytes, OurDialog] = {}
 
     def new_contact_user(self) -> bytes:
         """A user part of 128 random bits, with a seal by which it is known later although nothing is kept of it."""
-        random = secrets.token_hex(_RANDOM_BYTES).encode()
+        if not self._random:  # one request to the kernel for many
+            digits = secrets.token_hex(_RANDOM_BYTES * _AT_ONCE).encode()
+            self._random = [digits[at : at + 2 * _RANDOM_BYTES] for at in range(0, len(digits), 2 * _RANDOM_BYTES)]
+        random = self._random.pop()
         return _PREFIX + random + self._seal(random)
 
     def add(self, owner: Any, pointer: Any, user: bytes) -> OurDialog:

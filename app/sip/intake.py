@@ -157,10 +157,10 @@ class Intake:
             request = ffi.cast(a_transaction, transaction).last_tx if transaction else ffi.NULL
             if not request:
                 return 1  # late, or a copy: nothing awaits it
-            source = ffi.unpack(rdata.pkt_info.src_addr, ADDRESS_BYTES)
-            destination = ffi.unpack(request.dst_addr, ADDRESS_BYTES)
+            source = bytes(ffi.buffer(rdata.pkt_info.src_addr, ADDRESS_BYTES))
+            destination = bytes(ffi.buffer(request.dst_addr, ADDRESS_BYTES))
             via = ffi.cast(a_via, request.msg.hdr.next)  # the first, as PJSIP makes it
-            came = ffi.unpack(rdata.tp_info.transport.name, _TRANSPORT_BYTES).upper()
+            came = bytes(ffi.buffer(rdata.tp_info.transport.name, _TRANSPORT_BYTES)).upper()
             if answers.counts(source, destination, came=came, sent=string(ffi, via.transport)):
                 return 0
             self.refused["answer-from-elsewhere"] += 1
