@@ -71,23 +71,25 @@ class Connection(asyncio.Protocol):
         self._calls: dict[int, Call] = {}
         self._heads: dict[str, bytes] = {}
         self._next_id = 1
-        self._closing = False
+        self.closed = False
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def open(cls, server: str, metadata: Mapping[str, str] = MappingProxyType({})) -> "Connection":
-        """Connects to HOST:PORT; each call carries the metadata. Raises OSError, LostError."""
+    async def open(
+        cls, server: str, metadata: Mapping[str, str] = MappingProxyType({}), *, source: str = "127.0.0.1"
+    ) -> "Connection":
+        """Connects to HOST:PORT from `source`; each call carries the metadata. Raises OSError, LostError."""
         host, _, port = server.rpartition(":")
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: cls(server, metadata), host, int(port)
+            lambda: cls(server, metadata), host, int(port), local_addr=(source, 0)
         )
         await connection.ready
         return connection
 
     def begin(
-        self, method: str, message: bytes, on_message: Callable[[bytes], None], on_end: Callable[[], None]
+        self, method: str, message: bytes | None, on_message: Callable[[bytes], None], on_end: Callable[[], None]
     ) -> Call:
-        """Calls a method, such as /package.Service/Method, with one message."""
+        """Calls a method, such as /package.Service/Method, with one message, or None so far."""
         assert self._transport is not None
         head = self._heads.get(method)
         if head is None:
@@ -99,8 +101,11 @@ class Connection(asyncio.Protocol):
         call = Call(self._next_id, on_message, on_end)
         self._next_id += 2
         self._calls[call.id] = call
-        data = b"\0" + struct.pack(">I", len(message)) + message
-        self._transport.write(_frame(_HEADERS, _END_HEADERS, call.id, head) + _frame(_DATA, _END_STREAM, call.id, data))
+        frames = _frame(_HEADERS, _END_HEADERS, call.id, head)
+        if message is not None:
+            data = b"\0" + struct.pack(">I", len(message)) + message
+            frames += _frame(_DATA, _END_STREAM, call.id, data)
+        self._transport.write(frames)
         return call
 
     async def ask(self, method: str, message: bytes) -> bytes:
@@ -125,7 +130,6 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Closes the connection; nobody is told."""
-        self._closing = True
         self._calls.clear()
         if self._transport is not None:
             self._transport.close()
@@ -170,6 +174,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Every call ends with it."""
+        self.closed = True
         if not self.ready.done():
             self.ready.set_exception(LostError(f"{self._server} closed the connection: {exc}"))
         calls, self._calls = self._calls, {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ from tests.test_rpc_services import Face, Metadata, face_over, failure_of
 
 LIMIT_S = 30
 GET_STATUS = f"/{SERVICE_NAME}/GetStatus"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 WATCH_STATUSES = f"/{SERVICE_NAME}/WatchStatuses"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 PROXY = TrustedProxies.of(["127.0.0.1/32"])
@@ -371,12 +373,14 @@ async def test_a_connection_takes_more_streams_than_a_client_may_have(tmp_path: 
 
 
 @asynccontextmanager
-async def raw_connections(face: Face, number: int, metadata: Metadata) -> AsyncIterator[list[h2.Connection]]:
+async def raw_connections(
+    face: Face, number: int, metadata: Metadata, source: str = "127.0.0.1"
+) -> AsyncIterator[list[h2.Connection]]:
     """Connections without a stub, which costs more than the server."""
     async with contextlib.AsyncExitStack() as stack:
         opened = []
         for _ in range(number):
-            connection = await h2.Connection.open(f"127.0.0.1:{face.port}", dict(metadata))
+            connection = await h2.Connection.open(f"127.0.0.1:{face.port}", dict(metadata), source=source)
             stack.callback(connection.close)
             opened.append(connection)
         yield opened
@@ -446,6 +450,98 @@ async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monke
         for connection in known:
             connection.close()
         await until(lambda: not gate.proved)
+        guarding.cancel()
+
+
+# Floods.
+
+
+async def connects(host: str, port: int, source: str) -> bool:
+    """Whether a connection from there is taken before the kernel asks a second time, after a second."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            _, writer = await asyncio.open_connection(host, port, local_addr=(source, 0))
+            writer.close()
+            return True
+    return False
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+async def test_an_address_is_shut_out_by_the_kernel(family: socket.AddressFamily) -> None:
+    """Those of a listed address connect no more, others do, and connections that stand go on; until the list ends."""
+    with socket.socket(family) as listening:
+        listening.bind(("" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) as before:
+            taken, _ = listening.accept()
+            connections.shut_out(port, ["127.0.0.2", "behind 127.0.0.9", "198.51.100.7", "2001:db8::/64"])
+            assert not await connects("127.0.0.1", port, "127.0.0.2")
+            assert await connects("127.0.0.1", port, "127.0.0.1")
+            if family == socket.AF_INET6:
+                assert await connects("::1", port, "::1")
+                connections.shut_out(port, ["2001:db8::/64", "::/64"])
+                assert not await connects("::1", port, "::1")
+                assert await connects("127.0.0.1", port, "127.0.0.2")
+            before.sendall(b"x")
+            assert taken.recv(1) == b"x"
+            taken.close()
+        connections.shut_out(port, [])
+        connections.shut_out(port, [])
+        assert await connects("127.0.0.1", port, "127.0.0.2")
+
+
+def test_times_of_addresses_that_are_shut_out() -> None:
+    """Each flood shuts out for twice as long as the one before, up to a bound; and at last an address is forgotten."""
+    out = guard.ShutOut()
+    lasts, now_s = [], 0.0
+    for _ in range(7):
+        assert out.add(["a"], now_s) == ["a"]
+        assert out.add(["a"], now_s + 5) == []
+        start_s = now_s
+        while out.now(now_s):
+            now_s += 1
+        lasts.append(now_s - start_s)
+    assert lasts == [10, 20, 40, 80, 160, 300, 300]
+    assert not out.now(now_s + guard.LONGEST_SHUT_OUT_S)
+    out.add(["a"], now_s := now_s + guard.LONGEST_SHUT_OUT_S)
+    assert out.now(now_s + 9.9)
+    assert not out.now(now_s + 10)
+    out.add(map(str, range(100)), 0)
+    assert len(out.now(0)) == connections.MOST_SHUT_OUT
+
+
+def test_a_flood_is_seen_once() -> None:
+    """The guard is woken at the call that makes a flood; a trusted proxy's own calls do not count."""
+    gate, woken = Gate(max_streams=1), list[int]()
+    gate.on_flood = lambda: woken.append(round(gate.bad["a"]))
+    for _ in range(300):
+        gate.count_bad("a")
+        gate.count_bad("")
+        gate.count_bad("b", 0.2)
+    assert woken == [200]
+    assert set(gate.bad) == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", ["wrong-key", "no-key", "health", "no-message"])
+async def test_who_floods_is_cut_and_shut_out(tmp_path: Path, kind: str) -> None:
+    """Its unproved connections end and no new ones are taken; a client at the same address that is known is served on,
+    and everybody elsewhere."""
+    gate = Gate(max_streams=10, unauthenticated=50)
+    request = pb.GetStatusRequest(address=ALICE).SerializeToString()
+    path = HEALTH_CHECK if kind == "health" else GET_STATUS
+    message = {"health": b"", "no-message": None}.get(kind, request)
+    metadata = {"wrong-key": (("authorization", "Bearer tsk_a_b"),)}.get(kind, ())
+    async with face_behind(gate, tmp_path) as face, raw_connections(face, 1, face.app, "127.0.0.2") as (known,):
+        await known.ask(GET_STATUS, request)
+        guarding = asyncio.create_task(guard.guard_connections(gate, face.port, TrustedProxies()))
+        async with raw_connections(face, 4, metadata, "127.0.0.2") as flood:
+            for connection in flood * 750:
+                connection.begin(path, message, lambda _data: None, lambda: None)
+            await until(lambda: all(connection.closed for connection in flood))
+        assert not await connects("127.0.0.1", face.port, "127.0.0.2")
+        await known.ask(GET_STATUS, request)
+        assert await status_of(face, face.app) == ALICE
         guarding.cancel()
 
 

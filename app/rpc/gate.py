@@ -13,7 +13,7 @@ connections (`guard.py`).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,6 +29,12 @@ PATIENCE_S: Final = 10.0
 EXCESS_PATIENCE_S: Final = 2.0
 """The same for those above the bound of their address. Not 0: some clients (grpc-go) send the metadata of many calls
 before the message of the first, and thousands of calls may wait for one look-up of their credentials."""
+
+FLOOD: Final = 200.0
+"""Weight of one address's bad calls, since the guard looked last, from which on the address is shut out."""
+
+BAD_CALL, FREE_CALL = 1.0, 0.2
+"""Weight of a call without good credentials or without a message; and of one that needs no credentials."""
 
 UNARY_CALLS: Final = 10_000
 """Calls that one client may have open beside its streams; 8,000 at once are a burst that must lose nothing."""
@@ -110,6 +116,20 @@ class Gate:
         self.health = Pool(100, 1000, "to health from this address")
         self.reflection = Pool(20, 200, "to reflection from this address")
         self.waiting: dict[Waiting, None] = {}
+        self.bad: dict[str, float] = {}
+        """Weight of the bad calls of each address; the guard empties it."""
+        self.on_flood: Callable[[], object] = lambda: None
+        self.shut_out: Collection[str] = ()
+        """Addresses whose calls are refused unseen, until their callers are known: those that gRPC had read before the
+        guard cut their connections."""
+
+    def count_bad(self, key: str, weight: float = BAD_CALL) -> None:
+        """Counts a call against its address; a trusted proxy's own does not count."""
+        if key:
+            before = self.bad.get(key, 0.0)
+            self.bad[key] = before + weight
+            if before < FLOOD <= before + weight:
+                self.on_flood()
 
     def wait(self, pool: Pool, key: str, now_s: float, give_up: Callable[[], object]) -> Waiting:
         """Notes a call that must show something in time; take it out of `waiting` when it has."""

@@ -1,41 +1,95 @@
 """Bounds the connections of one address that have brought no client's call: gRPC bounds all together only, so that one
 host with idle connections would shut out everybody.
 
-Invariants: a connection that has brought a call that was let in is never cut; nor is one of a trusted proxy, or one
-that has just come.
+An address that floods the gateway with bad calls is shut out for a while: grpc.aio passes each call to Python, in their
+order and about 3,000 a second, so a flood would hold up everybody's calls.
+
+Invariants: a connection that has brought a call that was let in is never cut, nor is one of a trusted proxy; and
+without a flood none that has just come. Addresses are shut out for SHUT_OUT_S, twice as long each time they flood
+again, and LONGEST_SHUT_OUT_S at most.
 
 Deliberately absent: how connections are found and cut (`connections.py`), and calls (`gate.py`).
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import structlog
 
 from app.proxies import TrustedProxies, bucket
 from app.rpc.calls import address_of
-from app.rpc.connections import Connection, connections, cut
-from app.rpc.gate import Gate
+from app.rpc.connections import MOST_SHUT_OUT, Connection, connections, cut, shut_out
+from app.rpc.gate import FLOOD, Gate
 
 LOOK_S = 1.0
+SHUT_OUT_S, LONGEST_SHUT_OUT_S = 10.0, 300.0
 LOG_S = 10.0
 """Least time between two log lines."""
 
 _log = structlog.get_logger(__name__)
 
 
+class ShutOut:
+    """Which addresses may not connect, and until when."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, tuple[float, float]] = {}  # when it ends, and how long it lasts
+
+    def add(self, keys: Iterable[str], now_s: float) -> list[str]:
+        """These have flooded. Returns those that were not shut out: what an address has sent before it was goes on to
+        be counted."""
+        new = []
+        for key in keys:
+            until_s, lasted_s = self._until.get(key, (now_s, SHUT_OUT_S / 2))
+            if now_s >= until_s:
+                new.append(key)
+                lasts_s = min(2 * lasted_s, LONGEST_SHUT_OUT_S)
+                self._until.pop(key, None)
+                self._until[key] = now_s + lasts_s, lasts_s
+        while len(self._until) > MOST_SHUT_OUT:
+            del self._until[next(iter(self._until))]
+        return new
+
+    def now(self, now_s: float) -> set[str]:
+        """Those that are shut out; a while after it is over, an address is forgotten."""
+        for key, (until_s, _) in list(self._until.items()):
+            if now_s >= until_s + LONGEST_SHUT_OUT_S:
+                del self._until[key]
+        return {key for key, (until_s, _) in self._until.items() if now_s < until_s}
+
+
 async def guard_connections(gate: Gate, port: int, proxies: TrustedProxies) -> None:
-    """Looks each LOOK_S, until it is cancelled."""
+    """Looks each LOOK_S, and at once where an address floods, until it is cancelled."""
     clock = asyncio.get_running_loop().time
+    flood = asyncio.Event()
+    gate.on_flood = flood.set
+    out, shut = ShutOut(), set[str]()
     seen: set[int] = set()
     number, log_at = 0, clock()
     while True:
-        await asyncio.sleep(LOOK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await flood.wait()
+        flood.clear()
+        flooding = out.add([key for key, weight in gate.bad.items() if weight >= FLOOD], clock())
+        gate.bad.clear()
+        before_shut, shut = shut, out.now(clock())
+        gate.shut_out = shut
+        if shut != before_shut:
+            try:
+                await asyncio.to_thread(shut_out, port, shut)
+            except OSError as error:  # a kernel without socket filters, or a sandbox that forbids them
+                _log.warning("grpc_filter_refused", reason=str(error))
+        if flooding:
+            _log.warning("grpc_flood", addresses=flooding[:10])
         before = set(gate.proved)  # of those that come while the kernel is asked nothing is known
         listed = await asyncio.to_thread(connections, port)
         gate.proved -= before - {each.peer for each in listed}
-        if doomed := excess(listed, gate, proxies, seen):
+        doomed = excess(listed, gate, proxies, seen)
+        doomed += [each for each in listed if each.peer not in gate.proved and bucket(address_of(each.peer)) in shut]
+        if doomed:
             number += await asyncio.to_thread(cut, {each.inode for each in doomed})
             if number and clock() >= log_at:
                 addresses = sorted({address_of(each.peer) for each in doomed})

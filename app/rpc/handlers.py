@@ -18,10 +18,10 @@ from typing import Any, TypeVar, cast
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from app.domain import InvalidRequest, TerminalStatusError
+from app.domain import InvalidRequest, RateLimited, TerminalStatusError, Unauthenticated
 from app.records import ANONYMOUS, Client
 from app.rpc.calls import Calls, Context
-from app.rpc.gate import Gate, Pool
+from app.rpc.gate import FREE_CALL, Gate, Pool
 
 SWEEP_S = 1.0
 
@@ -85,11 +85,17 @@ class Handlers:
             found = client or await self._calls.client_of(context)
             return found, await context.read() if found.id == ANONYMOUS else None
 
-        strangers.enter(key)
         try:
-            return await self._in_time(strangers, key, call, shown())
-        finally:
-            strangers.leave(key)
+            if key in self._gate.shut_out:
+                raise strangers.excess(strangers.each)
+            strangers.enter(key)
+            try:
+                return await self._in_time(strangers, key, call, shown())
+            finally:
+                strangers.leave(key)
+        except (Unauthenticated, RateLimited, InvalidRequest):
+            self._gate.count_bad(key)
+            raise
 
     def _of_address(self, pool: Pool, name: str, handler: Any) -> Any:
         behaviour, parse = _behaviour(handler), handler.request_deserializer
@@ -106,6 +112,7 @@ class Handlers:
                     yield _parsed(name, parse, message)
 
             entered = False
+            self._gate.count_bad(key, FREE_CALL)
             calls.open.add(call)
             try:
                 pool.enter(key)
