@@ -56,6 +56,14 @@ class TrustedProxies:
             return False
         return any(ip in network for network in self.networks)
 
+    def overlap(self, key: str) -> bool:
+        """Whether a trusted proxy may be among the addresses that `bucket` counts as one."""
+        try:
+            counted = ipaddress.ip_network(key)
+        except ValueError:  # no address, but a proxy's other word for a client
+            return False
+        return any(network.version == counted.version and network.overlaps(counted) for network in self.networks)
+
     def origin(self, peer: str, headers: Iterable[tuple[str | bytes, str | bytes]]) -> Origin:
         """Where a request on a connection from `peer` comes from. Names of headers are in lower case."""
         if not self.trusts(peer):

@@ -523,6 +523,31 @@ def test_a_flood_is_seen_once() -> None:
     assert set(gate.bad) == {"a", "b"}
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("2001:db8::/64", True), ("2001:db8:1::/64", False), ("10.1.0.3", True), ("10.1.0.9", False), ("behind x", False)],
+)
+def test_trusted_proxies_among_what_counts_as_one_address(key: str, expected: bool) -> None:
+    """A stranger in the /64 network of a trusted proxy must not get the proxy shut out."""
+    assert TrustedProxies.of(["2001:db8::5/128", "10.1.0.0/29"]).overlap(key) is expected
+
+
+async def test_a_flood_beside_a_trusted_proxy_shuts_nobody_out(tmp_path: Path) -> None:
+    """Where a trusted proxy may be among the flooding addresses, no connection of theirs is cut or refused."""
+    gate, looks = Gate(max_streams=10), Counted(connections.connections)
+    async with face_behind(gate, tmp_path) as face, idle_connections(face.port, "127.0.0.2", 2) as idle:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(guard, "connections", looks)
+            proxies = TrustedProxies.of(["127.0.0.2/32"])
+            guarding = asyncio.create_task(guard.guard_connections(gate, face.port, proxies))
+            await asyncio.sleep(0)
+            gate.count_bad("127.0.0.2", 1000)
+            await until(lambda: looks.times == 2)
+            assert await connects("127.0.0.1", face.port, "127.0.0.2")
+            assert await ended(idle) == 0
+            guarding.cancel()
+
+
 @pytest.mark.parametrize("kind", ["wrong-key", "no-key", "health", "no-message"])
 async def test_who_floods_is_cut_and_shut_out(tmp_path: Path, kind: str) -> None:
     """Its unproved connections end and no new ones are taken; a client at the same address that is known is served on,

@@ -73,7 +73,8 @@ async def guard_connections(gate: Gate, port: int, proxies: TrustedProxies) -> N
             async with asyncio.timeout(LOOK_S):
                 await flood.wait()
         flood.clear()
-        flooding = out.add([key for key, weight in gate.bad.items() if weight >= FLOOD], clock())
+        floods = [key for key, weight in gate.bad.items() if weight >= FLOOD and not proxies.overlap(key)]
+        flooding = out.add(floods, clock())
         gate.bad.clear()
         before_shut, shut = shut, out.now(clock())
         gate.shut_out = shut
