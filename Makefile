@@ -10,7 +10,10 @@
 SHELL := /bin/bash
 # Where the environment forbids it, each of the hundreds of processes that the tests start would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first Python that runs and is one of ours: a version manager's command may be there and run nothing.
+PYTHON ?= $(shell for python in $$(type -aP python3.11 python3.12 python3); do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \
+	{ echo $$python; break; }; done)
 BIN := .venv/bin
 BUF_VERSION := 1.75.0
 BUF := .tools/buf/node_modules/.bin/buf
@@ -90,11 +93,17 @@ $(NODE_SOAP_AT):
 clean:
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out
 
+# Where there is no such Python, uv downloads one (a build of CPython from python-build-standalone).
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed (set PYTHON=…); $(PYTHON) is not it." >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/debian-packages python3.11-venv
-	$(PYTHON) -m venv .venv
+	@if [ -n "$(PYTHON)" ]; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+			{ echo "PYTHON=$(PYTHON) is not Python 3.11 or 3.12." >&2; exit 1; }; \
+		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+			.ci/debian-packages "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
+		$(PYTHON) -m venv .venv; \
+	else \
+		.ci/python-by-uv .venv; \
+	fi
 
 .venv/run.stamp: requirements.lock pyproject.toml | .venv/bin/python
 	@echo "Installing the locked dependencies into .venv (once, about a minute) …"

@@ -466,9 +466,14 @@ def parse_address(text: str) -> TerminalAddress:
             raise InvalidAddress(f"The address {text!r} names port {port[1:]}; ports are 1 to 65535.")
         if host.startswith("["):
             try:
-                host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+                ipv6 = ipaddress.IPv6Address(host[1:-1])
             except ValueError:
                 raise InvalidAddress(f"The address {text!r} names {host}, which is no IPv6 address.") from None
+            if ipv6.ipv4_mapped:  # Python 3.13 prints these in a longer form
+                mapped = int(ipv6.ipv4_mapped)
+                host = f"[::ffff:{mapped >> 16:x}:{mapped & 0xFFFF:x}]"
+            else:
+                host = f"[{ipv6}]"
         if user and "%" in user:
             _refuse_escapes(user, _SENT_PLAIN_IN_USER, "%", "its user part")
             user = _ESCAPE.sub(_unescape, user)

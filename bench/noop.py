@@ -23,6 +23,10 @@ import aiohttp
 import grpc.aio
 import uvloop
 from fastapi import FastAPI, Response
+
+import soap_compat  # noqa: F401  # Python 3.12 imports Spyne only after it
+
+# isort: split
 from spyne import Application, MethodContext, Service, Unicode, rpc
 from spyne.protocol.soap import Soap11
 from spyne.server import ServerBase

@@ -6,14 +6,16 @@ the process as it was: what Spyne does to the interpreter while it is imported i
 Deliberately absent: use cases (`app.core.service`), and anything that blocks the event loop.
 """
 
+import collections.abc
 import sys
 import warnings
 
+# The one module that Spyne looks for by the import hook of its own `six`, which Python 3.12 no longer asks.
+sys.modules["spyne.util.six.moves.collections_abc"] = collections.abc
+
 with warnings.catch_warnings():
-    # Spyne 2.14 imports `cgi` and carries a `six` from before importlib's find_spec; both only warn on Python 3.11.
-    warnings.filterwarnings("ignore", "'cgi' is deprecated", DeprecationWarning)
+    # Spyne 2.14 carries a `six` from before importlib's find_spec, of which Python 3.11 warns.
     warnings.filterwarnings("ignore", "_SixMetaPathImporter", ImportWarning)
-    import spyne.protocol.soap
     import spyne.server  # noqa: F401 - imported here so that no other module is the first to import Spyne
 
 # Its import hook would stay behind and turn every later failing `import` of this process into an ImportWarning.

@@ -25,7 +25,7 @@ NO_EFFECT = """
 import importlib, json, os, sys, threading, traceback, warnings
 import aiohttp, alembic, cffi, fastapi, google.rpc.status_pb2, grpc.aio, grpc_health.v1.health  # noqa
 import grpc_reflection.v1alpha.reflection, grpc_status.rpc_status, joserfc.jwk, lxml.etree, msgspec, pjsua2  # noqa
-import prometheus_client, psycopg, rich.console, spyne, sqlmodel, structlog, typer, uvicorn, uvloop  # noqa
+import prometheus_client, psycopg, rich.console, sqlmodel, structlog, typer, uvicorn, uvloop  # noqa
 
 def look(module):
     warnings.simplefilter("error")

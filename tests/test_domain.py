@@ -45,6 +45,7 @@ CODES = {
         ("sip:alice@192.0.2.1", "sip:alice@192.0.2.1"),
         ("sip:alice@[2001:DB8:0::1]:5060", "sip:alice@[2001:db8::1]:5060"),
         ("sip:[::FFFF:192.0.2.1]", "sip:[::ffff:c000:201]"),
+        ("sip:[::ffff:0.0.0.1]", "sip:[::ffff:0:1]"),
         ("sip:alice@a-b.example.com.", "sip:alice@a-b.example.com."),
         ("sip:alice@localhost", "sip:alice@localhost"),
         ("sip:+15551234567@example.com;user=phone", "sip:+15551234567@example.com;user=phone"),

@@ -87,10 +87,19 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
         keep_private(path, create=create)
         # sqlite3 begins nothing by itself (None): `beginning` does, before DDL too
         connection = sqlite3.connect(
-            uri, timeout_s, isolation_level=None, check_same_thread=False, cached_statements=SQLITE_STATEMENTS, uri=True
+            uri,
+            timeout=timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=SQLITE_STATEMENTS,
+            uri=True,
         )
-        for pragma in ("foreign_keys=ON", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in ("foreign_keys=ON", "synchronous=FULL"):
+                connection.execute(f"PRAGMA {pragma}")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     engine = create_engine(
