@@ -27,27 +27,28 @@ from app import VERSION, rest, rpc
 from app.auth import tls
 from app.auth.authenticator import OpenToAll
 from app.auth.failures import REASONS
-from app.auth.jwks import fetch_keys
 from app.auth.oidc import AccessTokens
-from app.config import Settings
-from app.core import camara
-from app.core.service import StatusService
-from app.core.usecases import UseCases, run_use_cases
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
-from app.delivery.webhook import WebhookSender, v1_event
-from app.domain import StoreUnavailable
+from app.auth.proxies import TrustedProxies
+from app.core.fetcher import FetchService
+from app.core.use_cases import UseCases
+from app.domain.errors import StoreUnavailable
+from app.domain.sinks import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.jwks import fetch_keys
+from app.egress.webhook import WebhookSender, v1_event
 from app.ports import Sender
-from app.proxies import TrustedProxies
-from app.records import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
-from app.rest import operations
-from app.rest.strangers import Strangers
+from app.rest import metrics as rest_metrics
+from app.rest.camara import model
+from app.rest.unauthenticated import Strangers
 from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
-from app.sip.client import SipWatcher, WatcherCannotStart
-from app.sip.configuration import sip_configuration, watcher_limits
-from app.sip.frames import Build
+from app.settings.loading import Settings
+from app.sip.protocol import Build
+from app.sip.settings import sip_configuration, watcher_limits
+from app.sip.watcher import SipWatcher, WatcherCannotStart
 from app.store import PATIENCE_S, DatabaseUnavailable, only_gateway, open_store, shown_url
 from app.telemetry import Metrics
+from app.wiring import run_use_cases
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
 
@@ -69,7 +70,7 @@ class Gateway:
     sip_ports: dict[str, int]
     build: Build
     watcher: SipWatcher
-    service: StatusService
+    service: FetchService
     use_cases: UseCases
     read_tls_files: Callable[[], None]
     """Reads the files of TLS again, and logs what came of it."""
@@ -96,7 +97,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         except DatabaseUnavailable as error:
             raise CannotStart(f"TS_DATABASE_URL: {shown_url(settings.database_url)} does not open: {error}.") from None
         watcher = await stack.enter_async_context(_watcher(settings, metrics))
-        service = StatusService(
+        service = FetchService(
             watcher,
             metrics,
             busy_activities=settings.busy_activities,
@@ -111,7 +112,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             SinkKind.WEBHOOK: WebhookSender(
                 egress,
                 clock=_now,
-                envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: camara.event},
+                envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: model.event},
                 source=settings.http_public_url or "",
             ),
             SinkKind.SOAP: CallbackSender(egress),
@@ -144,7 +145,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         _measure(metrics, watcher, use_cases)
         app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
         if metrics_socket:  # before the faces, so that probes are answered until these have drained
-            await stack.enter_async_context(serve_http(operations.on_own_address(app), metrics_socket, None))
+            await stack.enter_async_context(serve_http(rest_metrics.on_own_address(app), metrics_socket, None))
         calls: set[asyncio.Task[Any]] = set()
         proxies = TrustedProxies.of(settings.trusted_proxies)
         gate = rpc.Gate(
@@ -332,7 +333,7 @@ def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None
 
 
 def _http_app(
-    service: StatusService,
+    service: FetchService,
     use_cases: UseCases,
     metrics: Metrics,
     settings: Settings,
@@ -363,7 +364,7 @@ def _http_app(
     def text() -> bytes:
         return metrics.text(ready=service.ready and not stopping.is_set())
 
-    operations.add_metrics(app, use_cases.auth, text, own_address=settings.metrics_listen is not None)
+    rest_metrics.add_metrics(app, use_cases.auth, text, own_address=settings.metrics_listen is not None)
 
     async def face(scope: Scope, receive: Receive, send: Send) -> None:
         # SOAP stands beside FastAPI and not under it: its middlewares would cost each call 50 µs and do nothing.

@@ -11,19 +11,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatus, TerminalStatusError
-from app.records import (
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Attempted, Changes, SubscriptionUpdate
+from app.domain.errors import DocumentUnreadable, TerminalStatusError
+from app.domain.records import (
     AuditEntry,
     Client,
     DeliveryAttempt,
     DeliveryState,
-    EndReason,
     Group,
     OwedNotification,
-    Sink,
     Subscription,
     UsageRecord,
 )
+from app.domain.sinks import EndReason
+from app.domain.statuses import Liveness, TerminalStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,59 +121,6 @@ class Meter(Protocol):
 
     def fetched(self, outcome: str, seconds: float, error: TerminalStatusError | None) -> None:
         """One SUBSCRIBE's outcome, a Status name or an error's code, and how long it took."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriptionUpdate:
-    """New values of a subscription's progress; None leaves a value as it is."""
-
-    subscription_id: str
-    notified: int | None = None
-    last_notified_at: datetime | None = None
-    awaiting: bool | None = None
-    expires_at: datetime | None = None
-    ended_at: datetime | None = None
-    end_reason: EndReason | None = None
-    end_detail: str | None = None
-    groups: tuple[TerminalAddress, ...] | None = None
-    joined: tuple[TerminalAddress, ...] | None = None
-    held: tuple[TerminalAddress, ...] | None = None
-    sink: Sink | None = None
-    """Another endpoint, or other secrets for it."""
-    withdraws: bool = False
-    """With `ended_at`: what it is owed and is not settled becomes WITHDRAWN at that time, and is not claimed again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempted:
-    """What one attempt to deliver leads to, written in one transaction by `Store.record_attempts`."""
-
-    attempt: DeliveryAttempt
-    """Its `number` is the next free one where that is taken: a lease that ran out lets two nodes try at once."""
-    owner: str
-    """Who claimed it. Where the lease is another's by now, a failed attempt is only added and changes nothing else."""
-    state: DeliveryState
-    """What becomes of the notification. One that is settled already stays as it is."""
-    next_attempt_at: datetime | None = None
-    """When it is due again, if `state` is PENDING."""
-    usage: Sequence[UsageRecord] = ()
-    suspended_at: datetime | None = None
-    """The subscription's new one (None: its endpoint works)."""
-    update: SubscriptionUpdate | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What one transaction writes: statuses by compare-and-set, and what follows from them."""
-
-    statuses: Sequence[TerminalStatus] = ()
-    """Each with the revision it shall have; it is written only where the stored one is the revision before, or where
-    none is stored. Several of one terminal follow each other."""
-    updates: Sequence[SubscriptionUpdate] = ()
-    owed: Sequence[OwedNotification] = ()
-    """`sequence` is given by the store."""
-    usage: Sequence[UsageRecord] = ()
-    audit: Sequence[AuditEntry] = ()
 
 
 MAX_PAGE = 1000

@@ -18,10 +18,10 @@ import grpc.aio
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.auth.proxies import TrustedProxies
 from app.auth.tls import Tls
-from app.proxies import TrustedProxies
 from app.rest.connection import BoundedConnection
-from app.rest.strangers import Strangers
+from app.rest.unauthenticated import Strangers
 from app.rpc import Gate, guard_connections
 
 DRAIN_S = 5.0

@@ -19,12 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.domain import (
-    DocumentUnreadable,
-    PresenceMisconfigured,
-    TerminalStatusError,
-    WatcherUnauthenticated,
-)
+from app.domain.errors import DocumentUnreadable, PresenceMisconfigured, TerminalStatusError, WatcherUnauthenticated
 
 FAILURE_LOG_S = 1.0
 """Least time between two log lines about the same kind of failed fetch."""

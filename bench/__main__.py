@@ -1,7 +1,7 @@
 """`make bench`: the gateway beside what it is made of, in one run on one machine.
 
-Rows come in groups, a module each: one question (`questions.py`), standing subscriptions (`standing.py`), answers from
-live watches (`live.py`), changes and streams (`streams.py`), many subscriptions (`subscriptions.py`), webhooks and
+Rows come in groups, a module each: one question (`questions.py`), standing subscriptions (`rules.py`), answers from
+live watches (`live.py`), changes and streams (`events.py`), many subscriptions (`subscriptions.py`), webhooks and
 callbacks (`deliveries.py`). Each starts a presence server and measures beside the gateway what the gateway is made of;
 the judgement is a ratio wherever that makes sense. All of it is done in several rounds with new processes, since the
 machine's speed drifts and two starts of the same server differ; a figure is the median over the rounds, with its range.

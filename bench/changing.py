@@ -3,7 +3,7 @@
 Run as `python -m bench.changing HOST:PORT DATABASE …` beside a gateway whose terminals change all the time; prints one
 line of JSON. The time begins when each terminal has been observed, and some more have passed.
 
-Deliberately absent: what makes them change, and judgement of the figures (`streams.py`).
+Deliberately absent: what makes them change, and judgement of the figures (`events.py`).
 """
 
 import argparse

@@ -13,7 +13,7 @@ never answers, holds up what HANGING subscriptions are owed; beside the same bef
 import statistics
 from typing import Any
 
-from app.records import SINK_HANDSHAKE, SINK_SECRETS, Handshake, Sink, SinkKind, signing_secret
+from app.domain.sinks import SINK_HANDSHAKE, SINK_SECRETS, Handshake, Sink, SinkKind, signing_secret
 from bench.fill import fill
 from bench.processes import BenchError, World, database_url, gateway, run, world
 from bench.rows import Row, Run, compared, judged, p99, told

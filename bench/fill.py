@@ -15,8 +15,9 @@ from typing import Any
 
 from sqlalchemy import Table, create_engine, event, insert
 
-from app.domain import Source, Status
-from app.records import ANONYMOUS, Sink, SinkKind
+from app.domain.records import ANONYMOUS
+from app.domain.sinks import Sink, SinkKind
+from app.domain.statuses import Source, Status
 from app.store import migrate
 from app.store import tables as t
 

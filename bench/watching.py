@@ -18,11 +18,13 @@ import time
 
 import uvloop
 
-from app.config import load_settings
-from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, parse_address
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import DocumentUnreadable, TerminalStatusError
+from app.domain.statuses import Liveness
 from app.ports import Notification
-from app.sip.client import SipWatcher
-from app.sip.configuration import sip_configuration
+from app.settings.loading import load_settings
+from app.sip.settings import sip_configuration
+from app.sip.watcher import SipWatcher
 from app.telemetry import configure_logging
 from bench.processes import cpu_seconds, resident_bytes
 

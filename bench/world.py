@@ -21,7 +21,7 @@ from typing import Any, cast
 import grpc
 import uvloop
 
-from app.domain import Status
+from app.domain.statuses import Status
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.sandbox import Sandbox

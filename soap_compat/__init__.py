@@ -3,7 +3,7 @@
 Invariants: the only place that knows XML of Parlay X, and the only place that imports Spyne. Importing it leaves
 the process as it was: what Spyne does to the interpreter while it is imported is undone here.
 
-Deliberately absent: use cases (`app.core.service`), and anything that blocks the event loop.
+Deliberately absent: use cases (`app.core.fetcher`), and anything that blocks the event loop.
 """
 
 import collections.abc

@@ -5,17 +5,18 @@ with its own spelling of the addresses that it named. A SOAP fault is a failed a
 one too, for the contract knows no endpoint that wants nothing more. What the contract has no message for (that it has
 started, or was ended by the application) is not sent. A fault is looked for in the first MAX_ANSWER bytes of an answer.
 
-Deliberately absent: retries and order (`app.delivery.deliverer`), connections and their limits (`app.delivery.egress`),
-and what is owed (`app.core.standing`). Whatever else the application answers: the contract's response is empty.
+Deliberately absent: retries and order (`app.delivery.deliverer`), connections and their limits (`app.egress.client`),
+and what is owed (`app.live.rules`). Whatever else the application answers: the contract's response is empty.
 """
 
 from dataclasses import replace
 from typing import Final
 
-from app.delivery.egress import MAX_ANSWER, Egress
-from app.domain import SinkRefused
+from app.domain.errors import SinkRefused
+from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import EndReason
+from app.egress.client import MAX_ANSWER, Egress
 from app.ports import Sent
-from app.records import EndReason, NotificationKind, OwedNotification, Subscription
 from soap_compat import writing
 from soap_compat.envelope import has_fault
 from soap_compat.faults import reason_for

@@ -24,9 +24,10 @@ from spyne.protocol import ProtocolBase
 from spyne.server import ServerBase
 
 from app.auth.authenticator import Credentials
-from app.core.asking import RetrievalStatus, TerminalResult
+from app.core.queries import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
-from app.domain import Status, TerminalStatusError, TooManyAddresses, Unauthenticated
+from app.domain.errors import TerminalStatusError, TooManyAddresses, Unauthenticated
+from app.domain.statuses import Status
 from soap_compat import writing
 from soap_compat.envelope import MAX_ELEMENTS, BodyError, Part, Request, clip
 from soap_compat.faults import OPERATIONS, Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for

@@ -14,7 +14,7 @@ from typing import Any, Final
 from spyne import AnyUri, Boolean, ComplexModel, Integer32, Unicode
 from spyne.model.enum import EnumBase
 
-from app.domain import InvalidRequest
+from app.domain.errors import InvalidRequest
 from soap_compat.envelope import Part
 from soap_compat.faults import declared_fault
 

@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spyne import AnyUri, Boolean, ComplexModel, Enum, Integer32, Service, Unicode, rpc
 
-from app.core.asking import TerminalResult
-from app.core.subscribing import SubscriptionRequest
-from app.domain import Status, canonical
-from app.records import MAX_CORRELATOR, MAX_REQUESTER, Client, Sink, SinkKind
+from app.core.queries import TerminalResult
+from app.core.subscriptions import SubscriptionRequest
+from app.domain.addresses import canonical
+from app.domain.records import MAX_CORRELATOR, MAX_REQUESTER, Client
+from app.domain.sinks import Sink, SinkKind
+from app.domain.statuses import Status
 from soap_compat.reading import invalid
 from soap_compat.versions import COMMON, NOTIFICATION_MANAGER, TERMINAL_STATUS, TYPES, Dialect, dialect_of_served
 
 if TYPE_CHECKING:
-    from app.core.asking import QueryService
-    from app.core.subscribing import SubscriptionService
+    from app.core.queries import QueryService
+    from app.core.subscriptions import SubscriptionService
     from app.core.usage import UsageLog
 
 FACE: Final = "soap"

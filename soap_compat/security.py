@@ -21,8 +21,8 @@ from typing import Final
 
 from app.auth.authenticator import Authenticator, Credentials
 from app.auth.failures import MALFORMED, REASON, REFUSED, unauthenticated
-from app.domain import Unauthenticated
-from app.records import MAX_ID, Client
+from app.domain.errors import Unauthenticated
+from app.domain.records import MAX_ID, Client
 from soap_compat.envelope import Part
 
 MAX_AGE_S: Final = 300.0

@@ -26,10 +26,10 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.authenticator import Authenticator, asgi_credentials
-from app.core.asking import QueryService
-from app.core.subscribing import SubscriptionService
+from app.auth.proxies import server_url
+from app.core.queries import QueryService
+from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
-from app.proxies import server_url
 from soap_compat.documents import SERVICES, Documents
 from soap_compat.envelope import BodyError
 from soap_compat.faults import SoapFault, client_fault, declared_fault

@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
-from app.config import Settings
 from app.sandbox import Sandbox
+from app.settings.loading import Settings
 from app.store import SqlStore, open_store
 from tests import postgres as postgresql
 

@@ -10,25 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from app.core.asking import QueryService
+from app.auth.policies import Policies
+from app.core.fetcher import FetchService
 from app.core.groups import GroupService
-from app.core.policy import Policies, Policy
-from app.core.service import StatusService
-from app.core.streams import WatchEvent
-from app.core.subscribing import SubscriptionRequest, SubscriptionService
+from app.core.queries import QueryService
+from app.core.subscriptions import SubscriptionRequest, SubscriptionService
 from app.core.usage import UsageLog
-from app.core.watching import DEFAULT_TUNING, Tuning, Watching
-from app.domain import Liveness, Status, StoreUnavailable, TerminalAddress, TerminalStatusError
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import StoreUnavailable, TerminalStatusError
+from app.domain.policy import Policy
+from app.domain.records import Client, NotificationKind, OwedNotification, Subscription, UsageRecord
+from app.domain.sinks import Sink, SinkKind
+from app.domain.statuses import Liveness, Status
+from app.live.engine import DEFAULT_TUNING, Engine, Tuning
+from app.live.events import WatchEvent
+from app.live.group_directory import GroupDirectory
 from app.ports import Notification, Page, Sender, Sent, Store, WatchObserver, WatchView
-from app.records import (
-    Client,
-    NotificationKind,
-    OwedNotification,
-    Sink,
-    SinkKind,
-    Subscription,
-    UsageRecord,
-)
 from app.store import SqlStore, migrate, open_store
 from tests.fakes import ON_THE_PHONE, OPEN, FakeMeter
 
@@ -209,8 +206,9 @@ class Core:
     watcher: PlayedWatcher
     policies: Policies
     groups: GroupService
+    directory: GroupDirectory
     usage: UsageLog
-    watching: Watching
+    watching: Engine
     subscriptions: SubscriptionService
     queries: QueryService
     sender: FakeSender
@@ -322,13 +320,14 @@ async def run_core(
                 await sql.put_client(client)
         watcher = PlayedWatcher(clocks)
         policies = Policies(policy or Policy(), lambda: clocks.now_s)
-        groups = GroupService(store, policies, lambda: clocks.now)
+        directory = GroupDirectory(store)
+        groups = GroupService(store, directory, policies, lambda: clocks.now)
         usage = UsageLog(store, lambda: clocks.now, policies)
         hints: list[str] = []
-        watching = Watching(
+        watching = Engine(
             store,
             watcher,
-            groups,
+            directory,
             policies,
             busy_activities={"on-the-phone", "busy"},
             clock=lambda: clocks.now,
@@ -340,18 +339,18 @@ async def run_core(
         subscriptions = SubscriptionService(
             store,
             watching,
-            groups,
+            directory,
             policies,
             usage,
             senders if senders is not None else {SinkKind.WEBHOOK: sender, SinkKind.SOAP: sender},
             lambda: clocks.now,
             withdrawn=withdrawn,
         )
-        fetches = StatusService(
+        fetches = FetchService(
             watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000
         )
-        queries = QueryService(fetches, watching, groups, policies, usage, lambda: clocks.now)
-        await groups.start()
+        queries = QueryService(fetches, watching, directory, policies, usage, lambda: clocks.now)
+        await directory.reload()
         await usage.start()
         await watching.start()
         try:
@@ -361,6 +360,7 @@ async def run_core(
                 watcher,
                 policies,
                 groups,
+                directory,
                 usage,
                 watching,
                 subscriptions,

@@ -5,12 +5,12 @@ import secrets
 import sys
 from datetime import UTC, datetime
 
-from app.delivery.attempts import RetryPolicy
 from app.delivery.deliverer import Deliverer
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
-from app.delivery.webhook import WebhookSender, v1_event
-from app.records import SinkKind
+from app.delivery.retry import RetryPolicy
+from app.domain.sinks import SinkKind
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.webhook import WebhookSender, v1_event
 from app.store import open_store
 
 LEASE_S = 1.0

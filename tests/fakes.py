@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from app.core.service import StatusService
-from app.domain import TerminalAddress, TerminalStatusError
+from app.core.fetcher import FetchService
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import TerminalStatusError
 from app.ports import Notification
 
 OBSERVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
@@ -57,9 +58,9 @@ class FakeMeter:
         self.outcomes.append(outcome)
 
 
-def make_service(watcher: FakeWatcher, meter: FakeMeter | None = None, *, fetch_timeout_s: float = 5) -> StatusService:
-    """A real StatusService over a fake watcher."""
-    return StatusService(
+def make_service(watcher: FakeWatcher, meter: FakeMeter | None = None, *, fetch_timeout_s: float = 5) -> FetchService:
+    """A real FetchService over a fake watcher."""
+    return FetchService(
         watcher,
         meter or FakeMeter(),
         busy_activities={"on-the-phone", "busy"},

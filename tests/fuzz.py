@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, parse_address
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import DocumentUnreadable, TerminalStatusError
+from app.domain.statuses import Liveness
 from app.ports import Notification
-from app.sip.client import SipWatcher
+from app.sip.watcher import SipWatcher
 from tests.sip_terminal import SipMessage, read, unique
 from tests.test_sip_watcher import configuration
 

@@ -15,8 +15,8 @@ from app.auth.authenticator import Authenticator, TokenVerifier
 from app.auth.clients import ClientRegistry
 from app.auth.oidc import Grant
 from app.core.administration import Administration
-from app.core.usecases import UseCases
-from app.delivery.deliveries import Deliveries
+from app.core.deliveries import Deliveries
+from app.core.use_cases import UseCases
 from app.servers import bound, serve_http
 from tests.core import ADMIN, APP, OTHER, Core
 from tests.fakes import FakeWatcher, make_service

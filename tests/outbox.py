@@ -3,16 +3,10 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from app.domain import Source, Status, TerminalAddress, TerminalStatus
-from app.records import (
-    SINK_HANDSHAKE,
-    Client,
-    NotificationKind,
-    OwedNotification,
-    Sink,
-    SinkKind,
-    Subscription,
-)
+from app.domain.addresses import TerminalAddress
+from app.domain.records import Client, NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import SINK_HANDSHAKE, Sink, SinkKind
+from app.domain.statuses import Source, Status, TerminalStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 ALICE = TerminalAddress("sip:alice@example.com")

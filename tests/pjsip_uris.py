@@ -6,10 +6,10 @@ A process of its own, since PJSIP can only be left by ending the process.
 import json
 import sys
 
-from app.sip.configuration import sip_configuration
-from app.sip.endpoint import Endpoint, leave
-from app.sip.library import AddressRefused
-from app.sip.uris import Uris
+from app.sip.pjsip.endpoint import Endpoint, leave
+from app.sip.pjsip.library import AddressRefused
+from app.sip.pjsip.uris import Uris
+from app.sip.settings import sip_configuration
 from tests.conftest import settings_for
 
 

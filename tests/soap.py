@@ -10,11 +10,11 @@ from lxml import etree
 from starlette.types import ASGIApp, Message
 
 from app.auth.authenticator import Authenticator, Credentials
-from app.core.asking import QueryService, TerminalResult
-from app.core.subscribing import SubscriptionRequest, SubscriptionService
+from app.core.queries import QueryService, TerminalResult
+from app.core.subscriptions import SubscriptionRequest, SubscriptionService
 from app.core.usage import UsageLog
-from app.domain import TerminalStatus
-from app.records import Client, UsageRecord
+from app.domain.records import Client, UsageRecord
+from app.domain.statuses import TerminalStatus
 from soap_compat.documents import SERVICES
 from soap_compat.faults import TEXTS
 from soap_compat.server import create_app

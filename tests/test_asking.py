@@ -1,4 +1,4 @@
-"""Tests of `app/core/asking.py`: questions about one terminal and about many."""
+"""Tests of `app/core/queries.py`: questions about one terminal and about many."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,25 +10,24 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.core.asking import MAX_AT_ONCE, RetrievalStatus, TerminalResult
-from app.core.policy import Policy
-from app.core.streams import SnapshotComplete
-from app.domain import (
+from app.core.queries import MAX_AT_ONCE, RetrievalStatus, TerminalResult
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
     FetchTimedOut,
     GatewayOverloaded,
     GroupNotAllowed,
     InvalidAddress,
     InvalidRequest,
     RateLimited,
-    Source,
-    Status,
-    TerminalAddress,
     TerminalStatusError,
     TerminalUnknown,
     TooManyAddresses,
     WatcherRefused,
 )
-from app.records import Client
+from app.domain.policy import Policy
+from app.domain.records import Client
+from app.domain.statuses import Source, Status
+from app.live.events import SnapshotComplete
 from tests.core import (
     ADMIN,
     ALICE,
@@ -156,7 +155,7 @@ async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core:
 
 async def test_terminals_that_left_are_remembered_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those that are not watched any more, the oldest are forgotten."""
-    monkeypatch.setattr("app.core.watches.MAX_LEFT", 1)
+    monkeypatch.setattr("app.live.registry.MAX_LEFT", 1)
     for address in (ALICE, BOB):
         async with reading(core, address):
             await until(partial(core.watcher.wanted.__contains__, address))
@@ -409,7 +408,7 @@ async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> Non
 
 async def test_memory_of_recent_answers_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more answers are remembered than the bound; the oldest is forgotten."""
-    monkeypatch.setattr("app.core.asking.MAX_RECENT", 2)
+    monkeypatch.setattr("app.core.queries.MAX_RECENT", 2)
     for address in (ALICE, BOB, CAROL, ALICE):
         await core.queries.get_status(APP, address, face="grpc")
     assert list(core.queries._recent) == [CAROL, ALICE]  # noqa: SLF001

@@ -27,7 +27,7 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from app.auth import authenticator as auth
 from app.auth import clients as client_registry
-from app.auth import failures, jwks, oidc
+from app.auth import failures, oidc
 from app.auth.authenticator import (
     Authenticator,
     Credentials,
@@ -39,7 +39,8 @@ from app.auth.authenticator import (
 )
 from app.auth.clients import MAX_KEYS, ClientFollower, ClientRegistry
 from app.auth.oidc import AccessTokens, read_keys
-from app.domain import (
+from app.auth.proxies import TrustedProxies
+from app.domain.errors import (
     ClientExists,
     ClientUnknown,
     InvalidRequest,
@@ -48,9 +49,9 @@ from app.domain import (
     StoreUnavailable,
     Unauthenticated,
 )
+from app.domain.records import ANONYMOUS, Client
+from app.egress import jwks
 from app.ports import Page
-from app.proxies import TrustedProxies
-from app.records import ANONYMOUS, Client
 from app.store import SqlStore, open_store
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -986,7 +987,7 @@ async def test_fetching_keys() -> None:
 
 def run_clients(database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environ = {"TS_DATABASE_URL": f"sqlite:///{database}", "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "app.cli", "clients", *arguments]
+    command = [sys.executable, "-m", "app.cli.main", "clients", *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -8,12 +8,24 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app import domain
 from app.auth.oidc import AccessTokens, Grant
-from app.core import camara
-from app.core.policy import Policy
-from app.domain import Status, TerminalStatusError, parse_address
-from app.records import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
+from app.domain.addresses import parse_address
+from app.domain.errors import (
+    DocumentUnreadable,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    SinkRefused,
+    SinkUnreachable,
+    TerminalStatusError,
+    TerminalUnknown,
+    Unauthenticated,
+    WatcherRefused,
+    WatcherUnauthenticated,
+)
+from app.domain.policy import Policy
+from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
+from app.domain.statuses import Status
+from app.rest.camara import model
 from app.rest.camara.errors import CODES
 from tests.core import ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, TEAM, UNREACHABLE, Core, new_database, run_core
 from tests.http_face import Answer, HttpFace, http_face
@@ -21,7 +33,7 @@ from tests.test_auth import token
 from tests.test_rpc import all_errors
 
 RETRIEVE = "/device-reachability-status/v1/retrieve"
-SUBSCRIPTIONS = camara.SUBSCRIPTIONS_PATH
+SUBSCRIPTIONS = model.SUBSCRIPTIONS_PATH
 NUMBER = "+15551234567"
 BY_NUMBER = {"device": {"phoneNumber": NUMBER}}
 BY_NAME = {"device": {"networkAccessIdentifier": "alice@example.com"}}
@@ -66,7 +78,7 @@ async def face(core: Core, tokens: Tokens) -> AsyncIterator[HttpFace]:
         yield running
 
 
-def asked(kind: str = camara.REACHABILITY_DATA, device: dict[str, Any] | None = BY_NAME, **more: Any) -> dict[str, Any]:
+def asked(kind: str = model.REACHABILITY_DATA, device: dict[str, Any] | None = BY_NAME, **more: Any) -> dict[str, Any]:
     """A subscription's request; what is in `more` goes into its config, or replaces a member of it."""
     body = {"protocol": "HTTP", "sink": SINK, "types": [kind], "config": {"subscriptionDetail": device or {}}}
     for name, value in more.items():
@@ -87,12 +99,12 @@ def failure(answer: Answer, status: int, code: str) -> str:
 async def events(core: Core, subscription_id: str) -> list[dict[str, Any]]:
     """The CloudEvents that a subscription's sink is owed, without those that are not sent."""
     stored = await core.store.subscription(subscription_id)
-    made = [camara.event(stored, one, "https://gateway") for one in await core.owed(stored)]
+    made = [model.event(stored, one, "https://gateway") for one in await core.owed(stored)]
     return [dict(one) for one in made if one is not None]
 
 
 async def kinds(core: Core, subscription_id: str) -> list[str]:
-    return [str(one["type"]).removeprefix(camara.EVENT_PREFIX) for one in await events(core, subscription_id)]
+    return [str(one["type"]).removeprefix(model.EVENT_PREFIX) for one in await events(core, subscription_id)]
 
 
 # One device.
@@ -182,12 +194,12 @@ def test_the_error_table_is_total() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        domain.TerminalUnknown,
-        domain.WatcherRefused,
-        domain.WatcherUnauthenticated,
-        domain.PresenceUnavailable,
-        domain.PresenceMisconfigured,
-        domain.DocumentUnreadable,
+        TerminalUnknown,
+        WatcherRefused,
+        WatcherUnauthenticated,
+        PresenceUnavailable,
+        PresenceMisconfigured,
+        DocumentUnreadable,
     ],
 )
 async def test_failed_questions(face: HttpFace, core: Core, error: type[TerminalStatusError]) -> None:
@@ -250,7 +262,7 @@ async def test_a_three_legged_token_names_the_device(
 
 async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
     """An access token needs the operation's scope, or its API's whole; to subscribe, that of the event type."""
-    created = f"device-reachability-status-subscriptions:{camara.REACHABILITY_DATA}:create"
+    created = f"device-reachability-status-subscriptions:{model.REACHABILITY_DATA}:create"
     for scopes, status in (({READ}, 200), ({"device-reachability-status"}, 200), ({"openid"}, 403), (set(), 403)):
         tokens.granted = Grant(scopes=frozenset(scopes), device="")
         assert (await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)).status == status
@@ -258,7 +270,7 @@ async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
     tokens.granted = Grant(scopes=frozenset({created}), device="")
     made = await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN)
     assert made.status == 201
-    other = asked(camara.REACHABILITY_DISCONNECTED)
+    other = asked(model.REACHABILITY_DISCONNECTED)
     failure(await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN), 403, "SUBSCRIPTION_MISMATCH")
     tokens.granted = Grant(scopes=frozenset({"device-reachability-status-subscriptions:read"}), device="")
     failure(await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN), 403, "PERMISSION_DENIED")
@@ -337,9 +349,9 @@ def test_what_a_token_grants(claims: dict[str, Any], granted: Grant) -> None:
     reader |= {"clock": lambda: BEGAN, "monotonic": lambda: 0.0}
     assert AccessTokens(**reader, device_claim="phone_number").grant(token(**claims)) == granted
     assert AccessTokens(**reader).grant(token(**claims)).device == ""
-    with pytest.raises(domain.Unauthenticated):
+    with pytest.raises(Unauthenticated):
         AccessTokens(**reader).grant("x")
-    with pytest.raises(domain.Unauthenticated):
+    with pytest.raises(Unauthenticated):
         AccessTokens(**reader, device_claim="phone_number").grant(token(phone_number=5))
 
 
@@ -368,7 +380,7 @@ async def test_subscription(face: HttpFace, core: Core) -> None:
         "id": made["id"],
         "protocol": "HTTP",
         "sink": SINK,
-        "types": [camara.REACHABILITY_DATA],
+        "types": [model.REACHABILITY_DATA],
         "config": {
             "subscriptionDetail": BY_NUMBER,
             "subscriptionExpireTime": "2026-03-05T05:06:07.500000Z",
@@ -429,13 +441,13 @@ async def test_a_long_list_is_one_call(tmp_path: Path, tokens: Tokens, monkeypat
     "parameters",
     [
         {},
-        {camara.TYPE: "x"},
-        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: "{"},
-        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: "[" * 8000},
-        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: '["a"]'},
-        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: '{"phoneNumber": 5}'},
-        {camara.TYPE: camara.REACHABILITY_DATA, camara.DEVICE: '{"phoneNumber": "\\ud800"}'},
-        {camara.TYPE: camara.REACHABILITY_DATA, camara.EXPIRE_TIME: "soon"},
+        {model.TYPE: "x"},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: "{"},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: "[" * 8000},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '["a"]'},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '{"phoneNumber": 5}'},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '{"phoneNumber": "\\ud800"}'},
+        {model.TYPE: model.REACHABILITY_DATA, model.EXPIRE_TIME: "soon"},
     ],
 )
 async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
@@ -486,8 +498,8 @@ TOKEN_CREDENTIAL = {
         ({"sink": 5}, 400, "INVALID_SINK"),
         ({"types": []}, 400, "INVALID_ARGUMENT"),
         ({"types": ["x"]}, 400, "INVALID_ARGUMENT"),
-        ({"types": [camara.REACHABILITY_DATA] * 2}, 422, "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED"),
-        ({"types": [camara.REACHABILITY_SMS]}, 422, "SERVICE_NOT_APPLICABLE"),
+        ({"types": [model.REACHABILITY_DATA] * 2}, 422, "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED"),
+        ({"types": [model.REACHABILITY_SMS]}, 422, "SERVICE_NOT_APPLICABLE"),
         ({"config": {}}, 400, "INVALID_ARGUMENT"),
         ({"config": {"subscriptionDetail": {}}}, 422, "MISSING_IDENTIFIER"),
         ({"config": {"subscriptionDetail": {"device": {"ipv6Address": "::1"}}}}, 422, "UNSUPPORTED_IDENTIFIER"),
@@ -520,9 +532,9 @@ async def test_what_cannot_be_subscribed(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (domain.SinkRefused("No.", reason="forbidden-address"), "INVALID_SINK"),
-        (domain.SinkUnreachable("No.", reason="dns"), "INVALID_SINK"),
-        (domain.SinkRefused("No.", reason="token-expired"), "INVALID_TOKEN"),
+        (SinkRefused("No.", reason="forbidden-address"), "INVALID_SINK"),
+        (SinkUnreachable("No.", reason="dns"), "INVALID_SINK"),
+        (SinkRefused("No.", reason="token-expired"), "INVALID_TOKEN"),
     ],
     ids=lambda value: str(value),
 )
@@ -571,7 +583,7 @@ async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) ->
         "id": told["id"],
         "source": f"https://gateway{SUBSCRIPTIONS}/{made}",
         "specversion": "1.0",
-        "type": camara.REACHABILITY_DATA,
+        "type": model.REACHABILITY_DATA,
         "datacontenttype": "application/json",
         "time": BEGAN + timedelta(seconds=5),
         "data": {"subscriptionId": made, "device": BY_NAME["device"]},
@@ -582,7 +594,7 @@ async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) ->
 
 async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
     """Only becoming unreachable is told."""
-    made = (await face.call("POST", SUBSCRIPTIONS, asked(camara.REACHABILITY_DISCONNECTED))).json["id"]
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(model.REACHABILITY_DISCONNECTED))).json["id"]
     for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, UNREACHABLE):
         await core.play(ALICE, status)
     assert await kinds(core, made) == ["subscription-started", *["reachability-disconnected"] * 2]
@@ -591,11 +603,11 @@ async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
 @pytest.mark.parametrize(
     ("kind", "status", "told"),
     [
-        (camara.REACHABILITY_DATA, REACHABLE, True),
-        (camara.REACHABILITY_DATA, BUSY, True),
-        (camara.REACHABILITY_DATA, UNREACHABLE, False),
-        (camara.REACHABILITY_DISCONNECTED, UNREACHABLE, True),
-        (camara.REACHABILITY_DISCONNECTED, BUSY, False),
+        (model.REACHABILITY_DATA, REACHABLE, True),
+        (model.REACHABILITY_DATA, BUSY, True),
+        (model.REACHABILITY_DATA, UNREACHABLE, False),
+        (model.REACHABILITY_DISCONNECTED, UNREACHABLE, True),
+        (model.REACHABILITY_DISCONNECTED, BUSY, False),
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
@@ -610,7 +622,7 @@ async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Stat
         await core.play(ALICE, status)
     expected = ["subscription-started"]
     if told:
-        expected += [kind.removeprefix(camara.EVENT_PREFIX), "subscription-ended"]
+        expected += [kind.removeprefix(model.EVENT_PREFIX), "subscription-ended"]
     assert await kinds(core, made) == expected
 
 
@@ -656,7 +668,7 @@ async def test_the_end_by_deletion(face: HttpFace, core: Core) -> None:
 async def test_the_end_of_a_device(face: HttpFace, core: Core) -> None:
     """A device that the network does not know ends its subscription with NETWORK_TERMINATED, and no error before."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
-    core.watcher.fail(ALICE, domain.TerminalUnknown("No such terminal."))
+    core.watcher.fail(ALICE, TerminalUnknown("No such terminal."))
     await core.settled()
     assert await kinds(core, made) == ["subscription-started", "subscription-ended"]
     assert (await events(core, made))[-1]["data"]["terminationReason"] == "NETWORK_TERMINATED"
@@ -664,16 +676,16 @@ async def test_the_end_of_a_device(face: HttpFace, core: Core) -> None:
 
 def test_every_end_has_a_termination_reason() -> None:
     """Each reason why a subscription ends has CAMARA's word."""
-    assert set(camara.TERMINATION_REASONS) == set(EndReason)
+    assert set(model.TERMINATION_REASONS) == set(EndReason)
 
 
 def test_durations() -> None:
     """A subscription lasts as asked, else as the policy has it, and ends before its access token does."""
     hour = timedelta(hours=1)
-    assert camara.duration(BEGAN, None, None, None) == (None, False)
-    assert camara.duration(BEGAN, None, None, 5000) == (5000, False)
-    assert camara.duration(BEGAN, BEGAN + hour, None, 5000) == (3_600_000, False)
-    assert camara.duration(BEGAN, BEGAN + hour, BEGAN + 2 * hour, 5000) == (3_600_000, False)
-    assert camara.duration(BEGAN, None, BEGAN + hour, None) == (3_595_000, True)
-    assert camara.duration(BEGAN, BEGAN + 2 * hour, BEGAN + hour, None) == (3_595_000, True)
-    assert camara.duration(BEGAN, None, BEGAN - hour, None) == (1, True)
+    assert model.duration(BEGAN, None, None, None) == (None, False)
+    assert model.duration(BEGAN, None, None, 5000) == (5000, False)
+    assert model.duration(BEGAN, BEGAN + hour, None, 5000) == (3_600_000, False)
+    assert model.duration(BEGAN, BEGAN + hour, BEGAN + 2 * hour, 5000) == (3_600_000, False)
+    assert model.duration(BEGAN, None, BEGAN + hour, None) == (3_595_000, True)
+    assert model.duration(BEGAN, BEGAN + 2 * hour, BEGAN + hour, None) == (3_595_000, True)
+    assert model.duration(BEGAN, None, BEGAN - hour, None) == (1, True)

@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
-from app import cli
-from app.ask import ask
-from app.domain import DocumentUnreadable, FetchTimedOut, TerminalStatusError, WatcherUnauthenticated
+from app.cli import main
+from app.cli.ask import ask
+from app.domain.errors import DocumentUnreadable, FetchTimedOut, TerminalStatusError, WatcherUnauthenticated
 from app.telemetry import Metrics
 
-COMMAND = [sys.executable, "-m", "app.cli"]
+COMMAND = [sys.executable, "-m", "app.cli.main"]
 INSTALLED = [str(Path(sys.executable).with_name("terminal-status"))]
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 20.0
@@ -239,9 +239,9 @@ def test_ctrl_c_before_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(main, "app", interrupted)
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main.main()
     assert caught.value.code == 130
 
 

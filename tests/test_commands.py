@@ -22,10 +22,9 @@ from typing import Any
 import pytest
 import typer
 
-from app import cli
-from app.commands import usage
-from app.commands.tables import enum_name, plain, print_table
-from app.commands.times import short, since, span_ms
+from app.cli import main, usage
+from app.cli.tables import enum_name, plain, print_table
+from app.cli.times import short, since, span_ms
 from app.pb.terminalstatus.v1 import delivery_pb2, subscription_pb2
 from tests.test_cli import COMMAND, DEADLINE_S, ROOT, Running, run, running
 from tests.test_tls import sign
@@ -121,7 +120,7 @@ def test_help(command: str) -> None:
 def test_help_is_quick() -> None:
     """What only a running command needs is not imported for `--help`."""
     heavy = "{'grpc', 'pydantic', 'structlog', 'sqlalchemy', 'fastapi', 'google.protobuf'}"
-    code = f"import sys, app.cli; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    code = f"import sys, app.cli.main; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=DEADLINE_S).returncode == 0
 
 
@@ -420,7 +419,7 @@ def test_usage(
     assert "no time" in run("usage", "list", "--since", "yesterday", COLUMNS="200").stderr
 
     monkeypatch.setattr(usage, "PROGRESS_S", 0.0)
-    cli.app(["usage", "export", "--server", server, "--output", str(file)], standalone_mode=False)
+    main.app(["usage", "export", "--server", server, "--output", str(file)], standalone_mode=False)
     assert "usage records …" in capsys.readouterr().err
 
 

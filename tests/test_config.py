@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.config import ConfigurationError, load_settings, settings_table
-from app.core.policy import Policy
+from app.domain.policy import Policy
+from app.settings.loading import ConfigurationError, load_settings, settings_table
 
 SERVER = {"TS_PRESENCE_SERVER": "sip:127.0.0.1:5060;transport=tcp"}
 AWAY = {"TS_PRESENCE_SERVER": "sip:192.0.2.1:5060"}

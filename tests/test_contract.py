@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.core.policy import Policy
-from app.core.watching import Tuning
+from app.domain.policy import Policy
+from app.live.engine import Tuning
 from app.rest import V1
 from app.rest.camara import PREFIXES, STATUS, SUBSCRIPTIONS
 from tests.core import ADMIN, APP, new_database, run_core

@@ -1,4 +1,4 @@
-"""Tests of `deliverer.py`, `attempts.py` and `hosts.py`: what is owed arrives, in order, and is accounted for."""
+"""Tests of `deliverer.py`, `retry.py` and `hosts.py`: what is owed arrives, in order, and is accounted for."""
 
 import asyncio
 import random
@@ -16,25 +16,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.policy import Policies, Policy
-from app.delivery.attempts import RetryPolicy, judge, usage_of
+from app.auth.policies import Policies
+from app.core.deliveries import Deliveries
 from app.delivery.deliverer import Deliverer
-from app.delivery.deliveries import Deliveries
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
 from app.delivery.hosts import Host, Places
-from app.delivery.webhook import WebhookSender, v1_event
-from app.domain import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
-from app.ports import Changes, Page, Sender, Sent, SubscriptionUpdate
-from app.records import (
-    Client,
-    DeliveryState,
-    EndReason,
-    NotificationKind,
-    OwedNotification,
-    SinkKind,
-    Subscription,
-)
+from app.delivery.retry import RetryPolicy, judge, usage_of
+from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.errors import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
+from app.domain.policy import Policy
+from app.domain.records import Client, DeliveryState, NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import EndReason, SinkKind
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.webhook import WebhookSender, v1_event
+from app.ports import Page, Sender, Sent
 from app.store import SqlStore, open_store
 from tests.outbox import ALICE, BOB, NOW, OWNER, STRANGER, change, make_owed, make_subscription
 from tests.receivers import answer, hang, in_turn, receiver

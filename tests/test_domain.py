@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import domain
-from app.domain import (
-    MAX_ADDRESS_LENGTH,
-    InvalidAddress,
-    Source,
-    Status,
-    TerminalAddress,
-    TerminalStatus,
-    TerminalStatusError,
-    parse_address,
-)
+from app.domain.addresses import MAX_ADDRESS_LENGTH, TerminalAddress, parse_address
+from app.domain.errors import InvalidAddress, PresenceUnavailable, TerminalStatusError, TerminalUnknown
+from app.domain.statuses import Source, Status, TerminalStatus
 
 CODES = {
     "INVALID_ADDRESS": False,
@@ -266,7 +258,7 @@ def errors(base: type[TerminalStatusError] = TerminalStatusError) -> list[type[T
     return [
         error
         for child in base.__subclasses__()
-        if child.__module__ == domain.__name__
+        if child.__module__ == TerminalStatusError.__module__
         for error in (child, *errors(child))
     ]
 
@@ -280,9 +272,9 @@ def test_error_codes_are_unique_and_stable() -> None:
 
 def test_errors_carry_what_is_needed() -> None:
     """An error carries its message, how long to wait, and its details."""
-    error = domain.PresenceUnavailable("Later.", retry_after_s=2.5, sip_code="503")
+    error = PresenceUnavailable("Later.", retry_after_s=2.5, sip_code="503")
     assert (str(error), error.retry_after_s, error.details) == ("Later.", 2.5, {"sip_code": "503"})
-    assert domain.TerminalUnknown("No.").retry_after_s is None
+    assert TerminalUnknown("No.").retry_after_s is None
 
 
 @pytest.mark.parametrize(

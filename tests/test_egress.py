@@ -1,4 +1,4 @@
-"""Tests of `app/delivery/egress.py`: which endpoints may be connected to, and what hostile ones can do to a request."""
+"""Tests of `app/egress/client.py`: which endpoints may be connected to, and what hostile ones can do to a request."""
 
 import asyncio
 import errno
@@ -17,9 +17,9 @@ from aiohttp.streams import DataQueue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.egress import MAX_ANSWER, MAX_INFORMATIONAL, Egress, read_retry_after
-from app.delivery.endpoints import Rules, read_endpoint
-from app.domain import SinkRefused, SinkUnreachable
+from app.domain.errors import SinkRefused, SinkUnreachable
+from app.egress.allowed import Rules, read_endpoint
+from app.egress.client import MAX_ANSWER, MAX_INFORMATIONAL, Egress, read_retry_after
 from tests.receivers import (
     Behaviour,
     answer,

@@ -13,12 +13,14 @@ import pytest
 from sqlalchemy import select, text, update
 from structlog.testing import capture_logs
 
-from app.core.encrypting import encrypt_sinks
+from app.core.encryption import encrypt_sinks
 from app.delivery.deliverer import Deliverer
-from app.domain import StoreUnavailable
+from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.errors import StoreUnavailable
+from app.domain.records import DeliveryState, OwedNotification, Subscription
+from app.domain.sinks import SINK_UNREADABLE, Sink, SinkKind
 from app.main import CannotStart, run_gateway
-from app.ports import Changes, Sent, SubscriptionUpdate
-from app.records import SINK_UNREADABLE, DeliveryState, OwedNotification, Sink, SinkKind, Subscription
+from app.ports import Sent
 from app.store import DatabaseUnavailable, SqlStore, open_store
 from app.store import tables as t
 from app.store.encryption import MAKE_ONE, read_keys
@@ -126,7 +128,7 @@ async def test_every_portion_is_encrypted(
 ) -> None:
     """Whatever is deleted between them, and while the database is away now and then."""
     monkeypatch.setattr("app.store.subscriptions.ENCRYPTED_AT_ONCE", 2)
-    monkeypatch.setattr("app.core.encrypting.RETRY_S", 0.01)
+    monkeypatch.setattr("app.core.encryption.RETRY_S", 0.01)
     async with await open_store(database_url) as store:
         await make(store, *(f"s{number}" for number in range(20)), sink=WEBHOOK)
         await store._write(  # noqa: SLF001

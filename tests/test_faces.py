@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from app.ask import Answer, ask
+from app.cli.ask import Answer, ask
 from app.main import Gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

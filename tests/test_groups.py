@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.core.policy import Policy
-from app.domain import (
+from app.domain.errors import (
     GroupChanged,
     GroupExists,
     GroupNotAllowed,
@@ -23,6 +22,7 @@ from app.domain import (
     TooManyAddresses,
     TooManyGroups,
 )
+from app.domain.policy import Policy
 from app.ports import Page
 from tests.core import (
     ADMIN,
@@ -51,7 +51,7 @@ async def core(url: str) -> AsyncIterator[Core]:
 
 
 async def expand(core: Core, *addresses: str, policy: Policy | None = None, most: int | None = None) -> tuple[str, ...]:
-    expansion = await core.groups.expand(APP, addresses, policy or Policy(), most=most)
+    expansion = await core.directory.expand(APP, addresses, policy or Policy(), most=most)
     return expansion.terminals
 
 
@@ -75,7 +75,7 @@ async def test_group_is_made_changed_and_deleted(core: Core) -> None:
     await core.groups.delete(APP, TEAM, expected_version=4)
     with pytest.raises(GroupUnknown):
         await core.groups.get(APP, TEAM)
-    assert not core.groups.is_group(APP.id, TEAM)
+    assert not core.directory.is_group(APP.id, TEAM)
 
 
 async def test_group_is_its_clients_own(core: Core) -> None:
@@ -117,12 +117,12 @@ async def test_address_is_a_group_for_its_client_only(url: str, restarted: bool)
 
 async def _each_has_its_own(core: Core) -> None:
     for client, expected in ((APP, (BOB,)), (OTHER, (ALICE, TEAM)), (ADMIN, (ALICE, TEAM))):
-        found = await core.groups.expand(client, [ALICE, TEAM], Policy())
+        found = await core.directory.expand(client, [ALICE, TEAM], Policy())
         assert found.terminals == expected
-    theirs = await core.groups.expand(OTHER, [ALL], Policy(nested_group_support=False))
+    theirs = await core.directory.expand(OTHER, [ALL], Policy(nested_group_support=False))
     assert (theirs.terminals, theirs.groups) == ((ALICE, TEAM), (ALL,))
-    assert (await core.groups.members_now(OTHER.id, [ALL], 10, [ALL])).terminals == (ALICE, TEAM)
-    assert (await core.groups.members_now(APP.id, [TEAM], 10, [TEAM])).terminals == (BOB,)
+    assert (await core.directory.members_now(OTHER.id, [ALL], 10, [ALL])).terminals == (ALICE, TEAM)
+    assert (await core.directory.members_now(APP.id, [TEAM], 10, [TEAM])).terminals == (BOB,)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ async def test_group_that_the_policy_refuses(
             core.policies.admit(APP)
         with pytest.raises(error):
             await core.groups.create(APP, address, members)
-        assert not core.groups.is_group(APP.id, ALL)
+        assert not core.directory.is_group(APP.id, ALL)
 
 
 async def test_limit_holds_for_groups_made_at_once(url: str) -> None:
@@ -173,7 +173,7 @@ async def test_expansion_names_each_terminal_once(core: Core) -> None:
     await core.groups.create(APP, TEAM, [ALICE, BOB, ALL])
     await core.groups.create(APP, ALL, [TEAM, BOB, CAROL, ALL])
     assert await expand(core, CAROL, TEAM, "sip:carol@EXAMPLE.com") == (CAROL, ALICE, BOB)
-    expansion = await core.groups.expand(APP, [TEAM], Policy())
+    expansion = await core.directory.expand(APP, [TEAM], Policy())
     assert (expansion.addresses, expansion.groups) == ((TEAM,), (TEAM, ALL))
 
 
@@ -205,16 +205,16 @@ async def test_groups_of_another_node_are_learnt(url: str) -> None:
     async with run_core(url) as core:
         await core.groups.create(APP, TEAM, [ALICE])
         async with run_core(url) as other:
-            assert other.groups.is_group(APP.id, TEAM)
+            assert other.directory.is_group(APP.id, TEAM)
             changed: list[str] = []
-            other.groups.on_change(lambda key: changed.append(key[1]))
+            other.directory.on_change(lambda key: changed.append(key[1]))
             await core.groups.create(APP, ALL, [])
             await core.groups.set_members(APP, TEAM, [BOB])
-            await other.groups.reload()
+            await other.directory.reload()
             assert sorted(changed) == [ALL, TEAM]
             await core.groups.delete(APP, ALL)
-            await other.groups.reload()
-            assert (changed[2:], other.groups.is_group(APP.id, ALL)) == ([ALL], False)
+            await other.directory.reload()
+            assert (changed[2:], other.directory.is_group(APP.id, ALL)) == ([ALL], False)
 
 
 async def test_group_that_another_process_deleted_is_unknown(core: Core) -> None:
@@ -222,7 +222,7 @@ async def test_group_that_another_process_deleted_is_unknown(core: Core) -> None
     await core.groups.create(APP, TEAM, [ALICE])
     await core.store.delete_group(APP.id, TEAM, None)
     with pytest.raises(GroupUnknown) as refused:
-        await core.groups.expand(APP, [TEAM], Policy())
+        await core.directory.expand(APP, [TEAM], Policy())
     assert refused.value.details == {"group": TEAM, "field": "addresses"}
 
 

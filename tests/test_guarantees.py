@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.core.policy import Policy
-from app.core.resuming import mark_of
-from app.core.streams import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
-from app.core.watching import Tuning
-from app.domain import Liveness, Status, TerminalAddress, TerminalStatus
-from app.ports import Changes
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Changes
+from app.domain.policy import Policy
+from app.domain.statuses import Liveness, Status, TerminalStatus
+from app.live.engine import Tuning
+from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
+from app.live.resume_tokens import mark_of
 from app.store import open_store
 from tests.core import APP, Clocks, Core, new_database, run_core, until
 

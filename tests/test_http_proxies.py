@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from app.auth.failures import FAILURE_BURST
+from app.domain.records import Client
 from app.main import Gateway, run_gateway
-from app.records import Client
 from app.sandbox import Sandbox
 from tests.conftest import settings_for
 

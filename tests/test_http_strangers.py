@@ -17,8 +17,8 @@ import uvloop
 from starlette.responses import PlainTextResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.domain.records import Client
 from app.main import Gateway, run_gateway
-from app.records import Client
 from app.rest.connection import MAX_PIPELINED
 from app.rest.turns import Turns
 from app.sandbox import Sandbox

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from app.domain import Liveness, parse_address
+from app.domain.addresses import parse_address
+from app.domain.statuses import Liveness
 from tests.kamailio import Kamailio, require
 from tests.sip_terminal import Terminal, unique
 from tests.watching import started, watching

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.core.policy import Policy
-from app.domain import ClientUnknown, TerminalAddress, TooManyAddresses
-from app.ports import Changes, Page
-from app.records import Client, Group
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Changes
+from app.domain.errors import ClientUnknown, TooManyAddresses
+from app.domain.policy import Policy
+from app.domain.records import Client, Group
+from app.ports import Page
 from app.store import SqlStore
 from tests.core import ALICE, ALL, APP, BEGAN, BOB, BUSY, CAROL, TEAM, Core, new_database, run_core, until
 from tests.statements import Asked, asked
@@ -59,8 +61,8 @@ async def test_a_start_reads_no_members(tmp_path: Path) -> None:
             await make_groups(core.store, 3, size)
         with asked() as database:
             async with run_core(url) as core:
-                assert core.groups.is_group(APP.id, address(2))
-                await core.groups.reload()
+                assert core.directory.is_group(APP.id, address(2))
+                await core.directory.reload()
                 assert not database.reads_of("group_member")
                 seen.append((sorted(database.statements), sum(database.rows)))
     assert seen[0] == seen[1]
@@ -70,7 +72,7 @@ async def test_a_start_reads_the_members_of_a_subscribed_group_once(url: str) ->
     """However many subscriptions are to the same groups."""
     async with run_core(url) as core:
         groups = await make_groups(core.store, 2, 100)
-        await core.groups.reload()
+        await core.directory.reload()
         subscriptions = [await core.subscribe(*groups) for _ in range(5)]
     with asked() as database:
         async with run_core(url) as core:
@@ -147,7 +149,7 @@ async def refused_unread(core: Core, database: Asked, asked_for: Sequence[str], 
     """The list is refused; the reads of members before."""
     database.forget()
     with pytest.raises(TooManyAddresses) as refused:
-        await core.groups.expand(APP, asked_for, Policy(), most=most)
+        await core.directory.expand(APP, asked_for, Policy(), most=most)
     assert refused.value.details["most"] == str(most)
     return database.reads_of("group_member")
 
@@ -158,13 +160,13 @@ async def test_members_are_counted_before_they_are_read(url: str) -> None:
     with asked() as database:
         async with run_core(url) as core:
             groups = await make_groups(core.store, 11, 100)
-            await core.groups.reload()
+            await core.directory.reload()
             await core.groups.create(APP, ALL, groups)
             assert await refused_unread(core, database, groups, 100) == []
             assert len(await refused_unread(core, database, [ALL], 100)) == 1
             assert sum(database.rows) < 50
             assert await refused_unread(core, database, members(99, 101), 100) == []
-            found = await core.groups.expand(APP, groups, Policy(), most=1100)
+            found = await core.directory.expand(APP, groups, Policy(), most=1100)
             assert len(found.terminals) == 1100
 
 
@@ -172,7 +174,7 @@ async def test_terminals_that_several_groups_name_are_counted_once(core: Core) -
     """Up to ten times."""
     for number in range(10):
         await core.groups.create(APP, address(number), members(0, 100))
-    found = await core.groups.expand(APP, [address(number) for number in range(10)], Policy(), most=100)
+    found = await core.directory.expand(APP, [address(number) for number in range(10)], Policy(), most=100)
     assert found.terminals == members(0, 100)
 
 
@@ -181,9 +183,9 @@ async def test_members_are_read_in_portions(url: str) -> None:
     with asked() as database:
         async with run_core(url) as core:
             groups = await make_groups(core.store, 12)
-            await core.groups.reload()
+            await core.directory.reload()
             database.forget()
-            found = await core.groups.expand(APP, groups, Policy(), most=12_000)
+            found = await core.directory.expand(APP, groups, Policy(), most=12_000)
             assert found.terminals == tuple([one for number in range(12) for one in members(number)])
             assert len(database.reads_of("group_member")) == 3
             assert max(database.rows) == 12  # of their sizes; members are no rows
@@ -193,8 +195,8 @@ async def test_a_subscription_to_groups_that_grew_reads_no_more_than_it_may(url:
     """What is beyond is counted as left out."""
     async with run_core(url) as core:
         groups = await make_groups(core.store, 11, 100)
-        await core.groups.reload()
-        found = await core.groups.members_now(APP.id, [*groups, ALICE], 100, groups)
+        await core.directory.reload()
+        found = await core.directory.members_now(APP.id, [*groups, ALICE], 100, groups)
     assert found.terminals == (ALICE, *members(0, 99))
     assert (found.groups, found.left_out) == (tuple(groups), 11 * 100 + 1 - 100)
 
@@ -243,12 +245,12 @@ async def test_a_deletion_holds_no_lock_while_groups_go(core: Core, monkeypatch:
 
 async def test_subscriptions_follow_their_group_in_portions(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two portions others have their turn: who subscribes meanwhile waits for one portion only."""
-    monkeypatch.setattr("app.core.following._TOGETHER", 1)
+    monkeypatch.setattr("app.live.membership._TOGETHER", 1)
     await core.groups.create(APP, TEAM, [ALICE])
     for _ in range(3):
         await core.subscribe(TEAM)
     happened: list[str] = []
-    members_now = core.groups.members_now
+    members_now = core.directory.members_now
     subscribing: list[asyncio.Task[Any]] = []
 
     async def watched(*arguments: Any) -> Any:
@@ -260,7 +262,7 @@ async def test_subscriptions_follow_their_group_in_portions(core: Core, monkeypa
         happened.append("followed")
         return await members_now(*arguments)
 
-    monkeypatch.setattr(core.groups, "members_now", watched)
+    monkeypatch.setattr(core.directory, "members_now", watched)
     await core.groups.add_members(APP, TEAM, [BOB])
     await until(lambda: happened.count("followed") == 3 and "subscribed" in happened)
     assert happened.index("subscribed") < 3

@@ -11,12 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.core import camara
-from app.delivery.webhook import EVENT_PREFIX, EVENT_TYPES, v1_event
-from app.domain import Status
-from app.records import NotificationKind
-from app.rest import V1, events, export_openapi
-from app.rest.camara import PREFIXES
+from app.domain.records import NotificationKind
+from app.domain.statuses import Status
+from app.egress.webhook import EVENT_PREFIX, EVENT_TYPES, v1_event
+from app.rest import V1, export_openapi, webhook_events
+from app.rest.camara import PREFIXES, model
 from app.rest.examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
 from tests.fakes import FakeWatcher, make_service
@@ -136,9 +135,11 @@ def test_every_status_has_an_example() -> None:
 
 def test_the_webhooks_are_what_is_sent() -> None:
     """The document's `webhooks` have exactly the types of events that the sender sends."""
-    documented = {model.model_json_schema()["properties"]["type"]["const"] for model, _ in events.EVENTS.values()}
+    documented = {
+        model.model_json_schema()["properties"]["type"]["const"] for model, _ in webhook_events.EVENTS.values()
+    }
     assert documented == set(EVENT_TYPES.values())
-    assert set(DOCUMENTS[V1]["webhooks"]) == set(events.EVENTS)
+    assert set(DOCUMENTS[V1]["webhooks"]) == set(webhook_events.EVENTS)
 
 
 @pytest.mark.parametrize("kind", NotificationKind)
@@ -147,7 +148,7 @@ def test_events_are_as_documented(kind: NotificationKind) -> None:
     subscription = make_subscription()
     owed = make_owed(subscription, kind=kind, code="EXPIRED" if kind is NotificationKind.ENDED else "X", text="words")
     sent = v1_event(subscription, owed, "https://gateway")
-    model = events.EVENTS[EVENT_TYPES[kind].removeprefix(EVENT_PREFIX)][0]
+    model = webhook_events.EVENTS[EVENT_TYPES[kind].removeprefix(EVENT_PREFIX)][0]
     read = model.model_validate_json(msgspec.json.encode(sent))
     assert set(read.model_dump(exclude_unset=True)) == set(sent)
     assert set(read.model_dump()["data"]) == set(sent["data"])  # type: ignore[call-overload]
@@ -157,9 +158,9 @@ def test_camara_events_are_what_is_sent() -> None:
     """CAMARA's document has exactly the types of events that are told there."""
     kinds = DOCUMENTS["device-reachability-status-subscriptions-v0.8"]["components"]["schemas"]["CloudEvent"]
     assert set(kinds["properties"]["type"]["enum"]) == {
-        *camara.CRITERIA,
-        camara.SUBSCRIPTION_STARTED,
-        camara.SUBSCRIPTION_ENDED,
+        *model.CRITERIA,
+        model.SUBSCRIPTION_STARTED,
+        model.SUBSCRIPTION_ENDED,
     }
 
 

@@ -1,4 +1,4 @@
-"""Tests of `app/core/policy.py`: limits, the stricter of two, and rates."""
+"""Tests of `app/domain/policy.py`: limits, the stricter of two, and rates."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,20 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.policy import (
-    MAX_BUCKETS,
-    Bucket,
-    Policies,
-    Policy,
-    check_limits,
-    duration_allowed,
-    effective,
-    interval_allowed,
-    take,
-    told_status,
-)
-from app.domain import IntervalTooShort, InvalidRequest, RateLimited, Status
-from app.records import Client
+from app.auth.policies import MAX_BUCKETS, Bucket, Policies, take
+from app.domain.errors import IntervalTooShort, InvalidRequest, RateLimited
+from app.domain.policy import Policy, check_limits, duration_allowed, effective, interval_allowed, told_status
+from app.domain.records import Client
+from app.domain.statuses import Status
 from tests.core import APP, BEGAN, BUSY, OTHER, REACHABLE, UNREACHABLE
 
 

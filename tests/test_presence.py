@@ -1,4 +1,4 @@
-"""Tests of `app/presence.py`: one for each row of the status rule, one for each way a document can be bad."""
+"""Tests of `app/domain/presence.py`: one for each row of the status rule, one for each way a document can be bad."""
 
 import contextlib
 import gc
@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain import DocumentUnreadable, Status
-from app.presence import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_MARKS, Presence, read_presence, status_of
+from app.domain.errors import DocumentUnreadable
+from app.domain.presence import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_MARKS, Presence, read_presence, status_of
+from app.domain.statuses import Status
 
 BUSY = frozenset({"on-the-phone", "busy"})
 PIDF = 'xmlns="urn:ietf:params:xml:ns:pidf"'

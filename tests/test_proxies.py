@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.proxies import MAX_LIST, Origin, TrustedProxies, bucket
+from app.auth.proxies import MAX_LIST, Origin, TrustedProxies, bucket
 
 PROXIES = TrustedProxies.of(["10.0.0.0/24", "2001:db8:1::/64"])
 PROXY = "10.0.0.1"

@@ -17,11 +17,23 @@ from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untype
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from app import domain
-from app.core.service import StatusService
-from app.core.usecases import UseCases
-from app.domain import TerminalAddress, TerminalStatus, TerminalStatusError, parse_address
-from app.records import ANONYMOUS, Client
+from app.core.fetcher import FetchService
+from app.core.use_cases import UseCases
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    GatewayOverloaded,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+)
+from app.domain.records import ANONYMOUS, Client
+from app.domain.statuses import TerminalStatus
 from app.rest import create_app
 from app.rest.examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
@@ -34,7 +46,7 @@ ALICE_STATUS = f"/v1/terminals/{ALICE}/status"
 
 
 def app_over(
-    service: StatusService, stopping: asyncio.Event | None = None, *, ready_needs_presence: bool = False
+    service: FetchService, stopping: asyncio.Event | None = None, *, ready_needs_presence: bool = False
 ) -> FastAPI:
     """The app in which everybody may ask for one terminal's status, and there is nothing else."""
     anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
@@ -129,15 +141,15 @@ def test_the_error_table_is_total() -> None:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (domain.TerminalUnknown, 404),
-        (domain.WatcherRefused, 403),
-        (domain.WatcherUnauthenticated, 403),
-        (domain.FetchTimedOut, 504),
-        (domain.PresenceUnavailable, 503),
-        (domain.WatcherRestarting, 503),
-        (domain.GatewayOverloaded, 503),
-        (domain.PresenceMisconfigured, 502),
-        (domain.DocumentUnreadable, 502),
+        (TerminalUnknown, 404),
+        (WatcherRefused, 403),
+        (WatcherUnauthenticated, 403),
+        (FetchTimedOut, 504),
+        (PresenceUnavailable, 503),
+        (WatcherRestarting, 503),
+        (GatewayOverloaded, 503),
+        (PresenceMisconfigured, 502),
+        (DocumentUnreadable, 502),
     ],
 )
 async def test_maps_each_domain_error(error: type[TerminalStatusError], status: int) -> None:
@@ -177,7 +189,7 @@ async def test_grpc_and_rest_tell_the_same_unexpected_story() -> None:
 
 async def test_says_when_to_retry() -> None:
     """A known wait arrives as Retry-After in whole seconds, rounded up."""
-    raised = domain.PresenceUnavailable("Later.", retry_after_s=2.1)
+    raised = PresenceUnavailable("Later.", retry_after_s=2.1)
     response = await ask(FakeWatcher(lambda _: raised))
     assert response.headers["retry-after"] == "3"
 

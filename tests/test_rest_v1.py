@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.core.policy import Policy
-from app.core.watching import Tuning
-from app.records import SINK_SECRETS, SINK_TOKEN, SinkKind
-from app.rest import around, watch
+from app.domain.policy import Policy
+from app.domain.sinks import SINK_SECRETS, SINK_TOKEN, SinkKind
+from app.live.engine import Tuning
+from app.rest import middleware, streams
 from tests.core import (
     ADMIN,
     ALICE,
@@ -149,7 +149,7 @@ async def test_a_correlator_is_bounded(face: HttpFace, value: str) -> None:
         ),
         (b'{"addresses":[]}', 400, "INVALID_REQUEST"),
         (b'{"addresses":["alice"]}', 400, "INVALID_ADDRESS"),
-        (b" " * (around.MAX_BODY_BYTES + 1), 413, "BODY_TOO_LARGE"),
+        (b" " * (middleware.MAX_BODY_BYTES + 1), 413, "BODY_TOO_LARGE"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -191,7 +191,7 @@ async def test_a_body_without_a_length_is_bounded(face: HttpFace) -> None:
     """A body that comes in pieces without end is cut off at the bound."""
 
     async def endless() -> AsyncIterator[bytes]:
-        for _ in range(around.MAX_BODY_BYTES // 65536 + 1):
+        for _ in range(middleware.MAX_BODY_BYTES // 65536 + 1):
             yield b" " * 65536
 
     headers = {"authorization": f"Bearer {face.keys[APP.id]}", "content-type": "application/json"}
@@ -203,7 +203,7 @@ async def test_a_body_without_a_length_is_bounded(face: HttpFace) -> None:
 
 
 async def test_status(face: HttpFace) -> None:
-    """A question is answered by the presence server; one that accepts an age, from a live watch."""
+    """A question is answered by the presence server; one that accepts an age, from a live streams."""
     assert (await face.call("GET", STATUS)).json["source"] == "FETCH"
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
@@ -225,7 +225,9 @@ async def test_status_refuses(face: HttpFace, query: str) -> None:
 
 async def test_query(face: HttpFace) -> None:
     """A query of groups and terminals has one result for each terminal, failed ones too."""
-    from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalStatusError, TerminalUnknown
+    from app.domain.addresses import TerminalAddress
+    from app.domain.errors import FetchTimedOut, TerminalStatusError, TerminalUnknown
+    from app.domain.statuses import Status
 
     def answer(address: TerminalAddress) -> Status | TerminalStatusError | None:
         return {BOB: TerminalUnknown("No."), "sip:slow@b": FetchTimedOut("Late.")}.get(address, REACHABLE)
@@ -353,7 +355,7 @@ async def test_watch_ends_when_the_gateway_stops(face: HttpFace) -> None:
 
 async def test_watch_ends_with_the_credentials(face: HttpFace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the credentials are no longer good, the stream ends with that reason; until then comments keep it alive."""
-    monkeypatch.setattr(watch, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.02)
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
         reading = asyncio.create_task(stream.until("end"))

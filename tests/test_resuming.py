@@ -1,5 +1,5 @@
-"""Tests of `app/core/resuming.py`: a resume token identifies what was observed, and no text that comes as one is an
-error."""
+"""Tests of `app/live/resume_tokens.py`: a resume token identifies what was observed, and no text that comes as one is
+an error."""
 
 import base64
 import shutil
@@ -12,10 +12,11 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.policy import Policy
-from app.core.resuming import MAX_NAMED, MAX_TOKEN, NOTHING, Told, known_by, mark_of, token_of
-from app.core.streams import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
-from app.domain import Liveness, Source, Status, TerminalAddress, TerminalStatus
+from app.domain.addresses import TerminalAddress
+from app.domain.policy import Policy
+from app.domain.statuses import Liveness, Source, Status, TerminalStatus
+from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
+from app.live.resume_tokens import MAX_NAMED, MAX_TOKEN, NOTHING, Told, known_by, mark_of, token_of
 from tests.core import (
     ALICE,
     BEGAN,

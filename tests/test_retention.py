@@ -9,8 +9,8 @@ import structlog
 
 from app.core import retention
 from app.core.retention import keep_for
+from app.domain.records import UsageRecord
 from app.ports import Page
-from app.records import UsageRecord
 from app.store import SqlStore
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

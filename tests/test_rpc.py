@@ -17,13 +17,25 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from grpc_status import rpc_status
 
-from app import domain
-from app.core.service import StatusService
-from app.domain import TerminalAddress, TerminalStatusError
+from app.core.fetcher import FetchService
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    GatewayOverloaded,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+)
+from app.domain.records import ANONYMOUS, Client
+from app.domain.statuses import Source, Status, TerminalStatus
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Notification
-from app.records import ANONYMOUS, Client
 from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, UseCases, create_server
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
@@ -48,7 +60,7 @@ class SilentWatcher(FakeWatcher):
             self.was_given_up.set()
 
 
-def use_cases_of(service: StatusService) -> UseCases:
+def use_cases_of(service: FetchService) -> UseCases:
     """GetStatus for everybody; the other use cases are for `test_rpc_services.py`."""
 
     class Open:
@@ -59,7 +71,7 @@ def use_cases_of(service: StatusService) -> UseCases:
         def at_once(self, client: Client, address: str, **how: Any) -> None:
             """Nothing is watched."""
 
-        async def get_status(self, client: Client, address: str, **how: Any) -> domain.TerminalStatus:
+        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
             return await service.get_status(address)
 
     absent: Any = None
@@ -77,7 +89,7 @@ def use_cases_of(service: StatusService) -> UseCases:
 
 @asynccontextmanager
 async def channel_to(
-    service: StatusService,
+    service: FetchService,
     *,
     stopping: asyncio.Event | None = None,
     calls: set[asyncio.Task[Any]] | None = None,
@@ -151,11 +163,11 @@ async def test_answers_each_status(document: bytes, status: pb.Status.ValueType)
 
 def test_every_status_and_source_of_the_domain_has_a_wire_value() -> None:
     """Each domain status and source stands in the contract under its own name."""
-    assert {"UNSPECIFIED", *(status.name for status in domain.Status)} == {
+    assert {"UNSPECIFIED", *(status.name for status in Status)} == {
         name.removeprefix("STATUS_")
         for name in pb.Status.keys()  # noqa: SIM118 - no mapping
     }
-    assert {"UNSPECIFIED", *(source.name for source in domain.Source)} == {
+    assert {"UNSPECIFIED", *(source.name for source in Source)} == {
         name.removeprefix("SOURCE_")
         for name in pb.Source.keys()  # noqa: SIM118 - no mapping
     }
@@ -179,15 +191,15 @@ def test_the_contract_tells_the_error_table() -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (domain.TerminalUnknown, grpc.StatusCode.NOT_FOUND),
-        (domain.WatcherRefused, grpc.StatusCode.PERMISSION_DENIED),
-        (domain.WatcherUnauthenticated, grpc.StatusCode.PERMISSION_DENIED),
-        (domain.FetchTimedOut, grpc.StatusCode.DEADLINE_EXCEEDED),
-        (domain.PresenceUnavailable, grpc.StatusCode.UNAVAILABLE),
-        (domain.WatcherRestarting, grpc.StatusCode.UNAVAILABLE),
-        (domain.GatewayOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (domain.PresenceMisconfigured, grpc.StatusCode.INTERNAL),
-        (domain.DocumentUnreadable, grpc.StatusCode.INTERNAL),
+        (TerminalUnknown, grpc.StatusCode.NOT_FOUND),
+        (WatcherRefused, grpc.StatusCode.PERMISSION_DENIED),
+        (WatcherUnauthenticated, grpc.StatusCode.PERMISSION_DENIED),
+        (FetchTimedOut, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (PresenceUnavailable, grpc.StatusCode.UNAVAILABLE),
+        (WatcherRestarting, grpc.StatusCode.UNAVAILABLE),
+        (GatewayOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (PresenceMisconfigured, grpc.StatusCode.INTERNAL),
+        (DocumentUnreadable, grpc.StatusCode.INTERNAL),
     ],
 )
 async def test_maps_each_domain_error(error: type[TerminalStatusError], code: grpc.StatusCode) -> None:
@@ -202,7 +214,7 @@ async def test_maps_each_domain_error(error: type[TerminalStatusError], code: gr
 
 async def test_says_when_to_retry() -> None:
     """A known wait arrives as RetryInfo."""
-    raised = domain.PresenceUnavailable("Later.", retry_after_s=2.5)
+    raised = PresenceUnavailable("Later.", retry_after_s=2.5)
     _, _, details = await failed_get_status(FakeWatcher(lambda _: raised))
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
 

@@ -15,11 +15,11 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from app.domain import GatewayOverloaded, RateLimited, StoreUnavailable, TerminalStatusError
+from app.auth.proxies import TrustedProxies
+from app.domain.errors import GatewayOverloaded, RateLimited, StoreUnavailable, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.proxies import TrustedProxies
-from app.rpc import SERVICE_NAME, calls, connections, guard, handlers
-from app.rpc.gate import EXCESS_PATIENCE_S, PATIENCE_S, Gate, Pool, Waiting
+from app.rpc import SERVICE_NAME, calls, connection_limits, connections, handlers
+from app.rpc.call_limits import EXCESS_PATIENCE_S, PATIENCE_S, Gate, Pool, Waiting
 from bench import h2
 from tests.core import ADMIN, ALICE, APP, OTHER, new_database, run_core, until
 from tests.test_rpc_services import Face, Metadata, face_over, failure_of
@@ -150,7 +150,7 @@ async def test_bad_credentials_are_refused_before_the_message(tmp_path: Path, cr
 async def test_half_open_calls_shut_out_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half-open calls of one address, above its bound, are refused soon and those within it later; calls from the same
     and from another address are answered meanwhile."""
-    monkeypatch.setattr("app.rpc.gate.EXCESS_PATIENCE_S", 0.1)
+    monkeypatch.setattr("app.rpc.call_limits.EXCESS_PATIENCE_S", 0.1)
     monkeypatch.setattr(handlers, "SWEEP_S", 0.05)
     gate = Gate(max_streams=10, unauthenticated=5)
     async with face_behind(gate, tmp_path, open_to_all=True, proxies=PROXY) as face:
@@ -161,7 +161,7 @@ async def test_half_open_calls_shut_out_nobody(tmp_path: Path, monkeypatch: pyte
         for address in ("192.0.2.1", "192.0.2.2"):
             assert await status_of(face, behind(address)) == ALICE
         assert (gate.strangers.open, gate.clients.open) == (5, 0)
-        monkeypatch.setattr("app.rpc.gate.PATIENCE_S", 0.1)
+        monkeypatch.setattr("app.rpc.call_limits.PATIENCE_S", 0.1)
         assert {await end for end in ends} == {
             TOO_MANY,
             (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", ""),
@@ -265,7 +265,7 @@ async def test_health_and_reflection_have_pools_of_their_own(tmp_path: Path) -> 
 
 async def test_an_idle_reflection_stream_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reflection stream on which nothing is asked ends."""
-    monkeypatch.setattr("app.rpc.gate.PATIENCE_S", 0.1)
+    monkeypatch.setattr("app.rpc.call_limits.PATIENCE_S", 0.1)
     monkeypatch.setattr(handlers, "SWEEP_S", 0.05)
     gate = Gate(max_streams=10)
     async with face_behind(gate, tmp_path) as face:
@@ -425,14 +425,14 @@ class Counted:
 async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one address's connections that brought no client's call only so many stay; those that did bring one stay
     beside them, and those of another address and of a trusted proxy too."""
-    monkeypatch.setattr(guard, "LOOK_S", 0.05)
+    monkeypatch.setattr(connection_limits, "LOOK_S", 0.05)
     gate = Gate(max_streams=10, unauthenticated_connections=5)
     proxies = TrustedProxies.of(["127.0.0.4/32"])
     async with face_behind(gate, tmp_path) as face, raw_connections(face, 8, face.app) as known:
         request = pb.GetStatusRequest(address=ALICE).SerializeToString()
         for connection in known:
             await connection.ask(GET_STATUS, request)
-        guarding = asyncio.create_task(guard.guard_connections(gate, face.port, proxies))
+        guarding = asyncio.create_task(connection_limits.guard_connections(gate, face.port, proxies))
         async with (
             idle_connections(face.port, "127.0.0.2", 20) as idle,
             idle_connections(face.port, "127.0.0.3", 5) as few,
@@ -442,7 +442,7 @@ async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monke
             async with asyncio.timeout(LIMIT_S):
                 while await ended(idle) < 15:
                     pass
-            monkeypatch.setattr(guard, "excess", counted := Counted(guard.excess))
+            monkeypatch.setattr(connection_limits, "excess", counted := Counted(connection_limits.excess))
             await until(lambda: counted.times == 5)
             assert [await ended(each) for each in (idle, few, proxied, beside)] == [15, 0, 0, 0]
             for connection in known:
@@ -493,7 +493,7 @@ async def test_an_address_is_shut_out_by_the_kernel(family: socket.AddressFamily
 
 def test_times_of_addresses_that_are_shut_out() -> None:
     """Each flood shuts out for twice as long as the one before, up to a bound; and at last an address is forgotten."""
-    out = guard.ShutOut()
+    out = connection_limits.ShutOut()
     lasts, now_s = [], 0.0
     for _ in range(7):
         assert out.add(["a"], now_s) == ["a"]
@@ -503,8 +503,8 @@ def test_times_of_addresses_that_are_shut_out() -> None:
             now_s += 1
         lasts.append(now_s - start_s)
     assert lasts == [10, 20, 40, 80, 160, 300, 300]
-    assert not out.now(now_s + guard.LONGEST_SHUT_OUT_S)
-    out.add(["a"], now_s := now_s + guard.LONGEST_SHUT_OUT_S)
+    assert not out.now(now_s + connection_limits.LONGEST_SHUT_OUT_S)
+    out.add(["a"], now_s := now_s + connection_limits.LONGEST_SHUT_OUT_S)
     assert out.now(now_s + 9.9)
     assert not out.now(now_s + 10)
     out.add(map(str, range(100)), 0)
@@ -537,9 +537,9 @@ async def test_a_flood_beside_a_trusted_proxy_shuts_nobody_out(tmp_path: Path) -
     gate, looks = Gate(max_streams=10), Counted(connections.connections)
     async with face_behind(gate, tmp_path) as face, idle_connections(face.port, "127.0.0.2", 2) as idle:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(guard, "connections", looks)
+            patch.setattr(connection_limits, "connections", looks)
             proxies = TrustedProxies.of(["127.0.0.2/32"])
-            guarding = asyncio.create_task(guard.guard_connections(gate, face.port, proxies))
+            guarding = asyncio.create_task(connection_limits.guard_connections(gate, face.port, proxies))
             await asyncio.sleep(0)
             gate.count_bad("127.0.0.2", 1000)
             await until(lambda: looks.times == 2)
@@ -559,7 +559,7 @@ async def test_who_floods_is_cut_and_shut_out(tmp_path: Path, kind: str) -> None
     metadata = {"wrong-key": (("authorization", "Bearer tsk_a_b"),)}.get(kind, ())
     async with face_behind(gate, tmp_path) as face, raw_connections(face, 1, face.app, "127.0.0.2") as (known,):
         await known.ask(GET_STATUS, request)
-        guarding = asyncio.create_task(guard.guard_connections(gate, face.port, TrustedProxies()))
+        guarding = asyncio.create_task(connection_limits.guard_connections(gate, face.port, TrustedProxies()))
         async with raw_connections(face, 4, metadata, "127.0.0.2") as flood:
             for connection in flood * 750:
                 connection.begin(path, message, lambda _data: None, lambda: None)

@@ -20,14 +20,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status
 
-from app import domain, records
 from app.auth.authenticator import Authenticator
 from app.auth.clients import ClientRegistry
-from app.core import streams
 from app.core.administration import Administration
-from app.core.asking import RetrievalStatus
-from app.delivery.deliveries import Deliveries
-from app.domain import Liveness, TerminalAddress
+from app.core.deliveries import Deliveries
+from app.core.queries import RetrievalStatus
+from app.domain import records, statuses
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Attempted
+from app.domain.errors import PresenceUnavailable, TerminalUnknown, WatcherRefused, WatchUnknown
+from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind
+from app.domain.sinks import EndReason, SinkKind, read_secret
+from app.domain.statuses import Liveness, Source, Status
+from app.live import events
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -42,8 +47,7 @@ from app.pb.terminalstatus.v1 import (
 )
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.ports import Attempted, WatchView
-from app.records import DeliveryAttempt, DeliveryState
+from app.ports import WatchView
 from app.rpc import UseCases, create_server, terminal_status, wire
 from app.rpc.terminal_status import MAX_QUESTION_BYTES, MAX_QUESTIONS, Question, question
 from tests.core import (
@@ -368,8 +372,8 @@ async def test_a_query_gives_each_terminal_its_result(face: Face) -> None:
     """Terminals and members of groups, each once: a status, or why there is none."""
     await face.groups.CreateGroup(group_pb2.CreateGroupRequest(address=TEAM, members=[ALICE, BOB]), metadata=face.app)
     errors = {
-        BOB: domain.PresenceUnavailable("Later.", retry_after_s=2.5),
-        CAROL: domain.TerminalUnknown("No such terminal."),
+        BOB: PresenceUnavailable("Later.", retry_after_s=2.5),
+        CAROL: TerminalUnknown("No such terminal."),
     }
     face.core.watcher.answer = lambda address: errors.get(address, BUSY)
     request = pb.QueryStatusesRequest(addresses=[TEAM, ALICE, CAROL], requester="sip:boss@example.com")
@@ -460,10 +464,10 @@ async def test_a_stream_follows_its_group_and_failures(face: Face) -> None:
     events = [await call.read() for _ in range(3)]
     assert {event.WhichOneof("event") for event in events} == {"snapshot_item", "terminal_removed"}
     assert [event.terminal_removed.address for event in events if event.HasField("terminal_removed")] == [ALICE]
-    face.core.watcher.fail(BOB, domain.WatcherRefused("Not for you."))
+    face.core.watcher.fail(BOB, WatcherRefused("Not for you."))
     failed = await read(call, "liveness_change")
     assert (failed.address, failed.failure.reason, failed.failure.message) == (BOB, "WATCHER_REFUSED", "Not for you.")
-    face.core.watcher.fail(CAROL, domain.TerminalUnknown("No such."))
+    face.core.watcher.fail(CAROL, TerminalUnknown("No such."))
     while (event := await call.read()).WhichOneof("event") != "end":  # what is said of Carol may be overtaken
         pass
     assert event.end.reason == pb.STREAM_END_REASON_NOTHING_TO_WATCH
@@ -586,7 +590,7 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     )
     answer = await face.subscriptions.CreateSubscription(request, metadata=face.app)
     made, stored = answer.subscription, await face.core.store.subscription(answer.subscription.id)
-    assert len(records.read_secret(answer.secret)) == 32
+    assert len(read_secret(answer.secret)) == 32
     assert stored.sink.parameters["secrets"] == answer.secret
     assert (made.client_id, list(made.addresses)) == (APP.id, [ALICE, BOB])
     assert set(made.criteria) == {pb.STATUS_BUSY, pb.STATUS_REACHABLE}
@@ -626,7 +630,7 @@ async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
         return changed.secret, stored.sink.parameters["secrets"].split()
 
     secret, stored = await rotate()
-    assert (stored, len(records.read_secret(secret))) == ([secret, own], 32)
+    assert (stored, len(read_secret(secret))) == ([secret, own], 32)
     assert await rotate(drop_old=True) == ("", [secret])
     assert await rotate(secret=own) == ("", [own, secret])
     bad = subscription_pb2.RotateSecretRequest(subscription_id=made.id, secret="x")
@@ -811,7 +815,7 @@ async def test_a_watch_is_refreshed(face: Face, monkeypatch: pytest.MonkeyPatch)
     assert face.core.watcher.asked == [f"refresh {ALICE}"]
 
     def refuse(address: TerminalAddress) -> None:
-        raise domain.WatchUnknown("It is not watched.")
+        raise WatchUnknown("It is not watched.")
 
     monkeypatch.setattr(face.core.watcher, "refresh", refuse)
     failure = await failure_of(face.operators.RefreshWatch(request, metadata=face.admin))
@@ -924,10 +928,10 @@ async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
             late[client.id] = dataclasses.replace(made, id=f"late-{client.id}")
             await core.store.create_subscription(late[client.id], [], [])
         await core.subscriptions.client_gone(APP.id)
-        assert (await core.stored(late[APP.id])).end_reason is records.EndReason.CLIENT_DELETED
+        assert (await core.stored(late[APP.id])).end_reason is EndReason.CLIENT_DELETED
         assert (await core.stored(late[third.id])).active
     async with run_core(database) as core:
-        assert (await core.stored(late[third.id])).end_reason is records.EndReason.CLIENT_DELETED
+        assert (await core.stored(late[third.id])).end_reason is EndReason.CLIENT_DELETED
         assert core.watching.figures()["subscriptions"] == 0
 
 
@@ -1086,14 +1090,14 @@ async def test_a_store_that_is_away_is_told(face: Face) -> None:
 @pytest.mark.parametrize(
     ("table", "ours", "theirs", "prefix"),
     [
-        (wire.STATUS, domain.Status, pb.Status, "STATUS_"),
-        (wire.SOURCE, domain.Source, pb.Source, "SOURCE_"),
-        (wire.LIVENESS, domain.Liveness, pb.Liveness, "LIVENESS_"),
+        (wire.STATUS, Status, pb.Status, "STATUS_"),
+        (wire.SOURCE, Source, pb.Source, "SOURCE_"),
+        (wire.LIVENESS, statuses.Liveness, pb.Liveness, "LIVENESS_"),
         (wire.RETRIEVAL, RetrievalStatus, pb.RetrievalStatus, "RETRIEVAL_STATUS_"),
-        (wire.STREAM_END, streams.StreamEnd, pb.StreamEndReason, "STREAM_END_REASON_"),
-        (wire.SINK_KIND, records.SinkKind, subscription_pb2.SinkKind, "SINK_KIND_"),
-        (wire.END_REASON, records.EndReason, subscription_pb2.EndReason, "END_REASON_"),
-        (wire.NOTIFICATION_KIND, records.NotificationKind, delivery_pb2.NotificationKind, "NOTIFICATION_KIND_"),
+        (wire.STREAM_END, events.StreamEnd, pb.StreamEndReason, "STREAM_END_REASON_"),
+        (wire.SINK_KIND, SinkKind, subscription_pb2.SinkKind, "SINK_KIND_"),
+        (wire.END_REASON, EndReason, subscription_pb2.EndReason, "END_REASON_"),
+        (wire.NOTIFICATION_KIND, NotificationKind, delivery_pb2.NotificationKind, "NOTIFICATION_KIND_"),
         (wire.DELIVERY_STATE, records.DeliveryState, delivery_pb2.DeliveryState, "DELIVERY_STATE_"),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from app.domain import Status
+from app.domain.statuses import Status
 from app.sandbox import SCRIPTED, Change, Sandbox, script, sip, transport
 from app.sandbox.behaviours import BEHAVIOURS, behaviour_of
 from app.sandbox.terminals import initial_statuses

@@ -11,15 +11,18 @@ from typing import Any, cast
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.core.subscribing import SubscriptionService
+from app.core.subscriptions import SubscriptionService
 from app.delivery.deliverer import Deliverer
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
 from app.delivery.hosts import Places
-from app.delivery.webhook import WebhookSender, v1_event
-from app.domain import SinkRefused, Status, StoreUnavailable, SubscriptionUnknown
-from app.ports import Changes, Page, SubscriptionUpdate
-from app.records import SINK_SECRETS, EndReason, Sink, SinkKind, Subscription, read_secret, signing_secret
+from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.errors import SinkRefused, StoreUnavailable, SubscriptionUnknown
+from app.domain.records import Subscription
+from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
+from app.domain.statuses import Status
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.webhook import WebhookSender, v1_event
+from app.ports import Page
 from tests.core import ADMIN, ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, SOAP, Core, new_database, run_core
 from tests.outbox import OTHER_SECRET, SECRET
 from tests.receivers import Receiver, Request, answer, receiver
@@ -82,7 +85,7 @@ async def signed(url: str, *, secret_key_file: Path | None = None, **options: An
         service = SubscriptionService(
             cast("Any", core.store),
             core.watching,
-            core.groups,
+            core.directory,
             core.policies,
             core.usage,
             {SinkKind.WEBHOOK: sender},

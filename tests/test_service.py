@@ -1,4 +1,4 @@
-"""Tests of `app/core/service.py`: how questions about terminals share fetches, end, and fail."""
+"""Tests of `app/core/fetcher.py`: how questions about terminals share fetches, end, and fail."""
 
 import asyncio
 import gc
@@ -7,20 +7,18 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from app.core.service import StatusService
-from app.domain import (
+from app.core.fetcher import FetchService
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
     DocumentUnreadable,
     FetchTimedOut,
     GatewayOverloaded,
     InvalidAddress,
     PresenceUnavailable,
-    Source,
-    Status,
-    TerminalAddress,
-    TerminalStatus,
     TerminalStatusError,
     TerminalUnknown,
 )
+from app.domain.statuses import Source, Status, TerminalStatus
 from app.ports import Notification
 from tests.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeMeter, FakeWatcher, make_service
 
@@ -64,7 +62,7 @@ async def _no_leftover_tasks() -> AsyncIterator[None]:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def ask(service: StatusService, address: str, client_id: str = "") -> asyncio.Task[TerminalStatus]:
+def ask(service: FetchService, address: str, client_id: str = "") -> asyncio.Task[TerminalStatus]:
     return asyncio.create_task(service.get_status(address, client_id))
 
 
@@ -272,7 +270,7 @@ async def test_headers_reach_the_reader(content_type: str, content_encoding: str
 async def test_overload() -> None:
     """With as many fetches in flight as allowed, a new terminal is refused, a shared one is not, and it passes."""
     watcher, meter = WaitingWatcher(), FakeMeter()
-    service = StatusService(watcher, meter, busy_activities=set(), fetch_timeout_s=5, max_fetches=2)
+    service = FetchService(watcher, meter, busy_activities=set(), fetch_timeout_s=5, max_fetches=2)
     callers = [ask(service, ALICE), ask(service, BOB, "other")]
     fetches = [await watcher.next_fetch() for _ in callers]
     with pytest.raises(GatewayOverloaded, match="2 fetches are in flight") as caught:
@@ -293,7 +291,7 @@ async def test_overload() -> None:
 async def test_fetch_given_up_makes_room() -> None:
     """A fetch that its caller has left no longer counts against the bound."""
     watcher = WaitingWatcher()
-    service = StatusService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=1)
+    service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=1)
     first = ask(service, ALICE)
     await watcher.next_fetch()
     await leave(first)
@@ -305,7 +303,7 @@ async def test_fetch_given_up_makes_room() -> None:
 async def test_no_client_begins_more_fetches_than_are_left_to_the_others() -> None:
     """One alone gets half of them, a second half of the rest, and so on; what ends makes room for each."""
     watcher = WaitingWatcher()
-    service = StatusService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=16)
+    service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=16)
     callers, begun = list[asyncio.Task[TerminalStatus]](), dict[str, int]()
     for client in ("a", "b", "c"):
         for number in range(16):

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.core.subscribing import SubscriptionRequest
-from app.domain import Status, TerminalAddress, TerminalStatusError
+from app.core.subscriptions import SubscriptionRequest
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import TerminalStatusError
+from app.domain.records import Client
+from app.domain.statuses import Status
 from app.main import Gateway, run_gateway
-from app.records import Client
 from app.sandbox import Sandbox
 from app.store import open_store
 from tests.conftest import settings_for

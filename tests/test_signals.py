@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from app.access import Access
-from app.ask import ask
+from app.cli.access import Access
+from app.cli.ask import ask
 from tests.test_cli import DEADLINE_S, Running, running
 from tests.test_tls import Signed, sign
 

@@ -13,12 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import domain
-from app.domain import Liveness
-from app.sip import timing as life
-from app.sip.dialog import (
-    BAD_ADDRESS,
-    UNUSABLE,
+from app.domain.errors import (
+    FetchTimedOut,
+    InvalidAddress,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherUnauthenticated,
+)
+from app.domain.statuses import Liveness
+from app.sip.answers import BAD_ADDRESS, UNUSABLE
+from app.sip.headers import Final, Notify
+from app.sip.worker import timing as life
+from app.sip.worker.machine import WatchMachine
+from app.sip.worker.vocabulary import (
     UNWANTED,
     Accepted,
     Action,
@@ -42,8 +52,6 @@ from app.sip.dialog import (
     Unwanted,
     Wanted,
 )
-from app.sip.message import Final, Notify
-from app.sip.subscription import Usage
 
 LIFE_CYCLE = {
     "the first SUBSCRIBE": "test_start",
@@ -119,7 +127,7 @@ class Play:
     """One usage. Time advances only by `run`, which fires the armed timer at its time."""
 
     def __init__(self, *, observed: bool = False, expires_s: int = HOUR, jitter: float = 0.5) -> None:
-        self.usage = Usage(expires_s=expires_s, observed=observed)
+        self.usage = WatchMachine(expires_s=expires_s, observed=observed)
         self.now_s, self.jitter = 1000.0, jitter
         self.armed_s: float | None = None
         self.sent_s: list[float] = []
@@ -333,7 +341,7 @@ def test_no_notify_after_2xx() -> None:
     assert play.run(life.TIMER_N_S - 0.1) == []
     actions = play.run(0.1)
     assert (actions[0], told(actions)) == (Forget(generation=1), [(Liveness.STALE, "no NOTIFY")])
-    assert isinstance(of(Tell, actions)[0].error, domain.FetchTimedOut)
+    assert isinstance(of(Tell, actions)[0].error, FetchTimedOut)
     assert of(Subscribe, play.run(2)) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
 
 
@@ -353,7 +361,7 @@ def test_pending() -> None:
     actions = play.notify("pending", body=b"neutral")
     assert not of(Observe, actions)
     assert told(actions) == [(Liveness.UNKNOWN, "pending")]
-    assert isinstance(of(Tell, actions)[0].error, domain.WatcherRefused)
+    assert isinstance(of(Tell, actions)[0].error, WatcherRefused)
     assert of(Subscribe, play.run(570))[0].fresh is False
     assert not of(Tell, play.accept(600))
     assert play.state is State.PENDING
@@ -400,7 +408,7 @@ def test_terminated_rejected() -> None:
     play = active(jitter=0.0)
     actions = play.notify("terminated", "rejected", retry_after_s=1, body=b"no observation")
     assert not of(Observe, actions)
-    assert isinstance(of(Tell, actions)[0].error, domain.WatcherRefused)
+    assert isinstance(of(Tell, actions)[0].error, WatcherRefused)
     assert play.wait_s() == life.LONG_STOP_S
 
 
@@ -410,7 +418,7 @@ def test_terminated_noresource() -> None:
     actions = play.notify("terminated", "noresource")
     assert actions[0] == Forget(generation=1)
     assert play.ended
-    assert isinstance(play.ended.error, domain.TerminalUnknown)
+    assert isinstance(play.ended.error, TerminalUnknown)
     assert play.state is State.TERMINATED
 
 
@@ -455,7 +463,7 @@ def test_challenge_is_answered_once(code: int) -> None:
     actions = play.refuse(code, can_authenticate=True)
     assert actions == [Authenticate(generation=1, expires_s=HOUR)]
     actions = play.refuse(code, can_authenticate=True)
-    assert isinstance(of(Tell, actions)[0].error, domain.WatcherUnauthenticated)
+    assert isinstance(of(Tell, actions)[0].error, WatcherUnauthenticated)
     assert play.wait_s() == life.LONG_STOP_S
     refresh = refreshing()
     assert of(Authenticate, refresh.refuse(code, can_authenticate=True))
@@ -598,7 +606,7 @@ def test_refresh_without_a_notify(expires_s: int) -> None:
     assert (play.now_s - first_s, play.omits) == (life.TIMER_N_S, True)
     assert refreshes == {6: 11, 60: 2, HOUR: 1}[expires_s]
     assert told(play.last) == [(Liveness.STALE, "no NOTIFY after a refresh")]
-    assert isinstance(of(Tell, play.last)[0].error, domain.FetchTimedOut)
+    assert isinstance(of(Tell, play.last)[0].error, FetchTimedOut)
     assert [type(action) for action in play.last[:2]] == [Omitted, Forget]
     assert [(action.generation, action.fresh) for action in of(Subscribe, play.last)] == [(2, True)]
     play.accept(expires_s)
@@ -762,14 +770,14 @@ def test_stop_between_two_dialogs() -> None:
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (403, domain.WatcherRefused),
-        (603, domain.WatcherRefused),
-        (404, domain.TerminalUnknown),
-        (604, domain.TerminalUnknown),
-        *((code, domain.PresenceMisconfigured) for code in (489, 405, 406, 415, 420)),
+        (403, WatcherRefused),
+        (603, WatcherRefused),
+        (404, TerminalUnknown),
+        (604, TerminalUnknown),
+        *((code, PresenceMisconfigured) for code in (489, 405, 406, 415, 420)),
     ],
 )
-def test_long_stop(code: int, error: type[domain.TerminalStatusError]) -> None:
+def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
     """A refusal is asked again once an hour, with or without Retry-After."""
     play = Play(jitter=0.99)
     play.tell(Wanted())
@@ -828,7 +836,7 @@ def test_bad_address_ends() -> None:
     play.tell(Wanted())
     play.refuse(BAD_ADDRESS, local=True)
     assert play.ended
-    assert isinstance(play.ended.error, domain.InvalidAddress)
+    assert isinstance(play.ended.error, InvalidAddress)
 
 
 def test_transport_lost_in_flight() -> None:
@@ -968,7 +976,7 @@ def test_refused_notify() -> None:
         for play in (active(), refreshing()):
             actions = unusable(play, reason)
             assert (actions[0], told(actions)) == (Forget(generation=1), [(Liveness.STALE, f"NOTIFY refused: {why}")])
-            assert isinstance(of(Tell, actions)[0].error, domain.PresenceUnavailable)
+            assert isinstance(of(Tell, actions)[0].error, PresenceUnavailable)
             assert of(Subscribe, actions) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
             assert unusable(play, reason, generation=1) == []
             play.accept()

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.domain import Liveness, TerminalAddress, parse_address
-from app.sip.client import SipWatcher
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.statuses import Liveness
+from app.sip.watcher import SipWatcher
 from tests.sip_notifier import BUSY, OPEN, Asked, ScriptedNotifier
 from tests.test_sip_watcher import DEADLINE_S, until
 from tests.watching import Observer, terminal, until_seen, watching

@@ -8,13 +8,22 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import domain
-from app.domain import TerminalStatusError
-from app.sip import dialog
-from app.sip.answers import Answers
-from app.sip.client import SipWatcher
-from app.sip.frames import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
-from app.sip.message import Final, Notify, plain, read_notify, read_response
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    InvalidAddress,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherUnauthenticated,
+)
+from app.sip.answers import BAD_ADDRESS, error_of_local_failure, error_of_notify, error_of_response, retry_expires_s
+from app.sip.headers import Final, Notify, plain, read_notify, read_response
+from app.sip.pjsip.response_sources import Answers
+from app.sip.protocol import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
+from app.sip.watcher import SipWatcher
 from tests.core import ALICE
 from tests.test_sip_watcher import configuration
 from tests.watching import Observer
@@ -25,23 +34,23 @@ NOTIFY = (
 )
 
 RESPONSES = {
-    400: domain.PresenceMisconfigured,
-    401: domain.WatcherUnauthenticated,
-    403: domain.WatcherRefused,
-    404: domain.TerminalUnknown,
-    405: domain.PresenceMisconfigured,
-    406: domain.PresenceMisconfigured,
-    407: domain.WatcherUnauthenticated,
-    408: domain.PresenceUnavailable,
-    415: domain.PresenceMisconfigured,
-    420: domain.PresenceMisconfigured,
-    423: domain.PresenceUnavailable,
-    480: domain.PresenceUnavailable,
-    489: domain.PresenceMisconfigured,
-    500: domain.PresenceUnavailable,
-    503: domain.PresenceUnavailable,
-    603: domain.WatcherRefused,
-    604: domain.TerminalUnknown,
+    400: PresenceMisconfigured,
+    401: WatcherUnauthenticated,
+    403: WatcherRefused,
+    404: TerminalUnknown,
+    405: PresenceMisconfigured,
+    406: PresenceMisconfigured,
+    407: WatcherUnauthenticated,
+    408: PresenceUnavailable,
+    415: PresenceMisconfigured,
+    420: PresenceMisconfigured,
+    423: PresenceUnavailable,
+    480: PresenceUnavailable,
+    489: PresenceMisconfigured,
+    500: PresenceUnavailable,
+    503: PresenceUnavailable,
+    603: WatcherRefused,
+    604: TerminalUnknown,
 }
 
 
@@ -81,7 +90,7 @@ def test_response_is_read() -> None:
 @pytest.mark.parametrize(("code", "error"), RESPONSES.items())
 def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
     """Each row of the failure table."""
-    found = dialog.error_of_response(code, "Phrase", -1)
+    found = error_of_response(code, "Phrase", -1)
     assert type(found) is error
     assert f"{code} Phrase" in str(found)
 
@@ -89,21 +98,21 @@ def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
 @given(st.integers(0, 999), st.text(max_size=20), st.integers(-1, 10**6))
 def test_every_response_means_something(code: int, phrase: str, retry_after_s: int) -> None:
     """There is no response without a meaning."""
-    assert isinstance(dialog.error_of_response(code, phrase, retry_after_s), TerminalStatusError)
+    assert isinstance(error_of_response(code, phrase, retry_after_s), TerminalStatusError)
 
 
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (0, domain.FetchTimedOut),
-        (408, domain.PresenceUnavailable),
-        (503, domain.PresenceUnavailable),
-        (dialog.BAD_ADDRESS, domain.InvalidAddress),
+        (0, FetchTimedOut),
+        (408, PresenceUnavailable),
+        (503, PresenceUnavailable),
+        (BAD_ADDRESS, InvalidAddress),
     ],
 )
 def test_local_failure_means(code: int, error: type[TerminalStatusError]) -> None:
     """What PJSIP says itself is not put into the presence server's mouth."""
-    found = dialog.error_of_local_failure(code, "Connection refused")
+    found = error_of_local_failure(code, "Connection refused")
     assert type(found) is error
     assert "answered" not in str(found)
 
@@ -116,7 +125,7 @@ def test_plain_text(text: str) -> None:
 
 def test_retry_after_is_passed_on() -> None:
     """The presence server's Retry-After reaches the application."""
-    assert dialog.error_of_response(503, "", 7).retry_after_s == 7
+    assert error_of_response(503, "", 7).retry_after_s == 7
 
 
 @pytest.mark.parametrize(
@@ -128,18 +137,18 @@ def test_retry_after_is_passed_on() -> None:
         ("terminated", "", 0, None),
         ("terminated", "invariant", 0, None),
         ("terminated", "deactivated", 300, None),
-        ("terminated", "deactivated", 0, domain.PresenceUnavailable),
-        ("terminated", "probation", 0, domain.PresenceUnavailable),
-        ("terminated", "giveup", 0, domain.PresenceUnavailable),
-        ("terminated", "rejected", 0, domain.WatcherRefused),
-        ("terminated", "noresource", 0, domain.TerminalUnknown),
-        ("pending", "", 0, domain.WatcherRefused),
-        ("pending", "", 300, domain.WatcherRefused),
+        ("terminated", "deactivated", 0, PresenceUnavailable),
+        ("terminated", "probation", 0, PresenceUnavailable),
+        ("terminated", "giveup", 0, PresenceUnavailable),
+        ("terminated", "rejected", 0, WatcherRefused),
+        ("terminated", "noresource", 0, TerminalUnknown),
+        ("pending", "", 0, WatcherRefused),
+        ("pending", "", 300, WatcherRefused),
     ],
 )
 def test_notify_means(state: str, reason: str, length: int, error: type[TerminalStatusError] | None) -> None:
     """Each state and reason of RFC 6665 section 4.1.3."""
-    found = dialog.error_of_notify(state, reason, -1, length, length)
+    found = error_of_notify(state, reason, -1, length, length)
     assert (found and type(found)) is error
 
 
@@ -148,8 +157,8 @@ def test_notify_means(state: str, reason: str, length: int, error: type[Terminal
 )
 def test_cut_body(declared: int, received: int, cut: bool) -> None:
     """A body whose length is not Content-Length was cut on the way."""
-    found = dialog.error_of_notify("active", "", -1, declared, received)
-    assert isinstance(found, domain.DocumentUnreadable) is cut
+    found = error_of_notify("active", "", -1, declared, received)
+    assert isinstance(found, DocumentUnreadable) is cut
 
 
 @pytest.mark.parametrize(
@@ -165,7 +174,7 @@ def test_cut_body(declared: int, received: int, cut: bool) -> None:
 )
 def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> None:
     """423 is followed once, within a bound."""
-    assert dialog.retry_expires_s(final, asked_s) == again_s
+    assert retry_expires_s(final, asked_s) == again_s
 
 
 COMMANDS: list[Command] = [Fetch(1, "sip:a@b"), Cancel(2), Ping()]

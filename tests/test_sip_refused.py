@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app.domain import Liveness
-from app.sip.timing import GAP_S
+from app.domain.statuses import Liveness
+from app.sip.worker.timing import GAP_S
 from tests.sip_notifier import BUSY, OPEN, Asked
 from tests.test_sip_identity import refresh, scene, transport, until_refused
 from tests.test_sip_watcher import DEADLINE_S, until

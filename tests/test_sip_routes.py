@@ -22,14 +22,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from app.domain import Liveness, PresenceUnavailable, Status, WatcherUnauthenticated
+from app.domain.errors import PresenceUnavailable, WatcherUnauthenticated
+from app.domain.statuses import Liveness, Status
 from app.sandbox import Sandbox
 from app.sandbox.behaviours import DIGEST_PASSWORD, DIGEST_USER
 from app.sandbox.notifier import Exchange
 from app.sandbox.sip import Message
-from app.sip.client import SipWatcher
-from app.sip.frames import Route
-from app.sip.timing import LONG_STOP_S
+from app.sip.protocol import Route
+from app.sip.watcher import SipWatcher
+from app.sip.worker.timing import LONG_STOP_S
 from tests.sip_terminal import read
 from tests.test_sip_watcher import DEADLINE_S, until
 from tests.watching import Observer, started, terminal, until_seen, user_of, view, watching

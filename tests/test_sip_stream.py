@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sip.stream import MAX_BODY_BYTES, MOST_BODIES, Bodies, Stream, key_of
+from app.sip.pjsip.large_bodies import MAX_BODY_BYTES, MOST_BODIES, Bodies, Stream, key_of
 
 BUFFER_BYTES = 4000
 

@@ -1,4 +1,4 @@
-"""Tests of `app/sip/turns.py`: whose turn it is."""
+"""Tests of `app/sip/worker/fair_queue.py`: whose turn it is."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sip.turns import Turns
+from app.sip.worker.fair_queue import Turns
 
 
 @dataclass(eq=False)

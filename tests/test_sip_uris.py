@@ -1,4 +1,5 @@
-"""Tests of `app/sip/uris.py` and of the address rule against the real PJSIP: what is asked about is what was named."""
+"""Tests of `app/sip/pjsip/uris.py` and of the address rule against the real PJSIP: what is asked about is what was
+named."""
 
 import json
 import random
@@ -8,7 +9,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from app.domain import InvalidAddress, TerminalAddress, parse_address
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import InvalidAddress
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 60

@@ -16,21 +16,20 @@ from typing import NoReturn, cast
 import pytest
 import pytest_asyncio
 
-from app.config import Settings
-from app.domain import (
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import (
     DocumentUnreadable,
     InvalidAddress,
     PresenceUnavailable,
-    TerminalAddress,
     TerminalUnknown,
     WatcherRefused,
     WatcherRestarting,
-    parse_address,
 )
 from app.sandbox import Sandbox
-from app.sip.client import SipWatcher, WatcherCannotStart
-from app.sip.configuration import sip_configuration
-from app.sip.frames import Command, Configure, Fetch, encode
+from app.settings.loading import Settings
+from app.sip.protocol import Command, Configure, Fetch, encode
+from app.sip.settings import sip_configuration
+from app.sip.watcher import SipWatcher, WatcherCannotStart
 from tests.conftest import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -182,8 +181,8 @@ async def test_killed_worker(sandbox: Sandbox, watcher: SipWatcher) -> None:
 
 async def test_stopped_worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that no longer answers is killed and replaced."""
-    monkeypatch.setattr("app.sip.client.PING_EVERY_S", 0.05)
-    monkeypatch.setattr("app.sip.client.HANG_LIMIT_S", 0.2)
+    monkeypatch.setattr("app.sip.watcher.PING_EVERY_S", 0.05)
+    monkeypatch.setattr("app.sip.watcher.HANG_LIMIT_S", 0.2)
     hanging = SipWatcher(configuration(sandbox.uri))
     await hanging.start()
     pid = hanging.worker_pid
@@ -196,8 +195,8 @@ async def test_stopped_worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch)
 
 async def test_worker_has_its_time_after_a_pause_of_ours(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the gateway itself was stopped for longer than a worker may be silent, it asks before it judges."""
-    monkeypatch.setattr("app.sip.client.PING_EVERY_S", 0.05)
-    monkeypatch.setattr("app.sip.client.HANG_LIMIT_S", 0.2)
+    monkeypatch.setattr("app.sip.watcher.PING_EVERY_S", 0.05)
+    monkeypatch.setattr("app.sip.watcher.HANG_LIMIT_S", 0.2)
     watcher, restarts = SipWatcher(configuration(sandbox.uri), restarted=lambda: restarts.append(1)), list[int]()
     await watcher.start()
     pid = watcher.worker_pid
@@ -347,7 +346,7 @@ async def test_no_descriptors_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("app.sip.process.subprocess.Popen", none_left)
+        patch.setattr("app.sip.worker_process.subprocess.Popen", none_left)
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(DEADLINE_S):
             await refused.wait()
@@ -377,7 +376,7 @@ async def test_sigterm_leaves_the_worker(watcher: SipWatcher) -> None:
 )
 async def test_other_builds_are_refused(patch: str, said: str) -> None:
     """A PJSIP of another version, or one that lacks a function, is refused with what is wrong."""
-    code = f"from app.sip import library; {patch}; library.load_library()"
+    code = f"from app.sip.pjsip import library; {patch}; library.load_library()"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
     _, error = await process.communicate()
     assert process.returncode == 1
@@ -411,7 +410,7 @@ async def test_orphaned_worker_leaves() -> None:
     ours, theirs = socket.socketpair()
     number = theirs.fileno()
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "app.sip.worker", str(number), pass_fds=[number]
+        sys.executable, "-P", "-m", "app.sip.worker.main", str(number), pass_fds=[number]
     )
     theirs.close()
     ours.close()
@@ -428,7 +427,7 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
     theirs.close()
     try:
         worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "app.sip.worker", str(high), pass_fds=[high]
+            sys.executable, "-P", "-m", "app.sip.worker.main", str(high), pass_fds=[high]
         )
         commands: list[Command] = [configuration(sandbox.uri), Fetch(1, ALICE)]
         ours.sendall(encode(commands))

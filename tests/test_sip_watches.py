@@ -10,21 +10,20 @@ from datetime import UTC, datetime
 import pytest
 import pytest_asyncio
 
-from app.domain import (
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
     InvalidAddress,
-    Liveness,
     PresenceMisconfigured,
     PresenceUnavailable,
-    Status,
-    TerminalAddress,
     TerminalUnknown,
     WatcherRefused,
     WatcherRestarting,
     WatchUnknown,
 )
+from app.domain.statuses import Liveness, Status
 from app.sandbox import Sandbox
-from app.sip.client import SipWatcher
-from app.sip.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
+from app.sip.watcher import SipWatcher
+from app.sip.worker.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
 from tests.test_sip_watcher import until
 from tests.watching import Observer, started, terminal, until_seen, user_of, view, watching
 

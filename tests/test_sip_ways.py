@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sip.doors import KNOCK_GAP_S, KNOCK_S, Doors
-from app.sip.gate import LATELY_S, MOST_HERE, MOST_LATELY, Gate
-from app.sip.pace import BURST, BURST_S, KEPT, Pace
-from app.sip.routes import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
+from app.sip.pjsip.accepting import LATELY_S, MOST_HERE, MOST_LATELY, Gate
+from app.sip.pjsip.connecting import KNOCK_GAP_S, KNOCK_S, Doors
+from app.sip.worker.failover import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
+from app.sip.worker.send_rate import BURST, BURST_S, KEPT, Pace
 
 
 @dataclass(eq=False)

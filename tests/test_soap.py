@@ -20,8 +20,21 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message
 
-from app import domain
-from app.domain import TerminalStatusError
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    GatewayOverloaded,
+    InvalidAddress,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+)
+from app.domain.statuses import Source, Status, TerminalStatus
 from soap_compat.documents import SERVICES
 from soap_compat.envelope import MAX_DEPTH, MAX_ELEMENTS, MAX_TAG_BYTES, SLICE, SLICES_AT_ONCE, Request
 from soap_compat.faults import FAULTS, TEXTS, SoapFault
@@ -84,7 +97,7 @@ async def test_dialect(version: str) -> None:
     reply = await call(app_for(), body)
     assert {element.tag for element in reply.content.iter()} == {f"{{{local}}}getStatusResponse", f"{{{local}}}result"}
     assert LOCAL.encode() not in reply.body or local == LOCAL
-    refused = await call(app_for(domain.WatcherRefused("No.")), body)
+    refused = await call(app_for(WatcherRefused("No.")), body)
     assert refused.declared == (f"{{{common}}}PolicyException", "POL0002", ALICE)
 
 
@@ -143,9 +156,9 @@ async def test_encoding(text: str, encoding: str, content_type: str) -> None:
     """A byte order mark wins over the charset parameter, which wins over the XML declaration (RFC 7303)."""
     asked = []
 
-    async def get_status(address: str, client_id: str = "") -> domain.TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
         asked.append(address)
-        raise domain.InvalidAddress("No.")
+        raise InvalidAddress("No.")
 
     body = (text + envelope(payload("<l:address>sip:jörg@example.com</l:address>"))).encode(encoding)
     await call(face(get_status), body, content_type=content_type)
@@ -156,13 +169,13 @@ async def test_calls_overlap() -> None:
     """A call that waits for the presence server holds up no other call."""
     barrier = asyncio.Barrier(3)
 
-    async def get_status(address: str, client_id: str = "") -> domain.TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
         await barrier.wait()
-        return domain.TerminalStatus(
-            address=domain.TerminalAddress(address),
-            status=domain.Status.BUSY,
+        return TerminalStatus(
+            address=TerminalAddress(address),
+            status=Status.BUSY,
             observed_at=datetime.now(UTC),
-            source=domain.Source.FETCH,
+            source=Source.FETCH,
         )
 
     app = face(get_status)
@@ -185,20 +198,20 @@ def test_tables_are_total() -> None:
     """Every domain error has a fault whose text is known, and every status has a word."""
     assert set(FAULTS) == set(domain_errors())
     assert {message_id for message_id, _ in FAULTS.values()} <= set(TEXTS)
-    assert set(STATUS_WORDS) == set(domain.Status)
+    assert set(STATUS_WORDS) == set(Status)
 
 
 GET_STATUS_ERRORS = (
-    domain.InvalidAddress,
-    domain.TerminalUnknown,
-    domain.WatcherRefused,
-    domain.WatcherUnauthenticated,
-    domain.FetchTimedOut,
-    domain.PresenceUnavailable,
-    domain.WatcherRestarting,
-    domain.GatewayOverloaded,
-    domain.PresenceMisconfigured,
-    domain.DocumentUnreadable,
+    InvalidAddress,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherUnauthenticated,
+    FetchTimedOut,
+    PresenceUnavailable,
+    WatcherRestarting,
+    GatewayOverloaded,
+    PresenceMisconfigured,
+    DocumentUnreadable,
 )
 
 
@@ -217,7 +230,7 @@ async def test_domain_error(error: type[TerminalStatusError]) -> None:
     assert "%1" not in reply.reason
     assert (
         reply.reason.endswith(f"{expected[2]}. Told \ufffd plainly.")
-        or error is domain.WatcherRefused
+        or error is WatcherRefused
         or "POL" in (expected[1])
     )
     assert "retry-after" not in reply.headers
@@ -226,7 +239,7 @@ async def test_domain_error(error: type[TerminalStatusError]) -> None:
 @pytest.mark.parametrize(("retry_after_s", "header"), [(0, "0"), (0.2, "1"), (5, "5"), (59.5, "60")])
 async def test_retry_after(retry_after_s: float, header: str) -> None:
     """How long to wait, where it is known, is told in whole seconds and never too few."""
-    reply = await call(app_for(domain.PresenceUnavailable("Later.", retry_after_s=retry_after_s)), GET_STATUS)
+    reply = await call(app_for(PresenceUnavailable("Later.", retry_after_s=retry_after_s)), GET_STATUS)
     assert reply.declared[1:] == ("SVC0001", "PRESENCE_UNAVAILABLE")
     assert reply.headers["retry-after"] == header
 
@@ -234,7 +247,7 @@ async def test_retry_after(retry_after_s: float, header: str) -> None:
 async def test_unexpected_error() -> None:
     """A bug is told as SVC0001 with a reference that the log has too, and with nothing else."""
 
-    async def get_status(address: str, client_id: str = "") -> domain.TerminalStatus:
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
         raise RuntimeError("a secret")
 
     with structlog.testing.capture_logs() as logs:
@@ -572,7 +585,7 @@ async def test_rest_of_a_large_body_is_not_awaited(monkeypatch: pytest.MonkeyPat
 async def test_call_that_the_server_gives_up() -> None:
     """A call cancelled by a server that stops is a fault that says so, and no bare 500."""
 
-    async def cancelled(_: str) -> domain.TerminalStatus:
+    async def cancelled(_: str) -> TerminalStatus:
         raise asyncio.CancelledError
 
     reply = await call(face(cancelled), GET_STATUS)
@@ -758,7 +771,7 @@ def models(*tops: Any) -> Iterator[tuple[str, Any]]:
 def served() -> Iterator[str]:
     """The face, mounted and served on a free port by a thread of its own: alice is on the phone, others are private."""
     watcher = FakeWatcher(
-        answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else domain.WatcherRefused("It is private.")
+        answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else WatcherRefused("It is private.")
     )
     app = Starlette(routes=[Mount("/parlayx", make_app(watcher, max_body_bytes=2000))])
     with socket.socket() as listening:

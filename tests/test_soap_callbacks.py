@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from app import domain
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
-from app.domain import SinkRefused, SinkUnreachable, Status, TerminalAddress
-from app.records import EndReason, NotificationKind, OwedNotification, SinkKind, Subscription
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import DuplicateCorrelator, GroupUnknown, SinkRefused, SinkUnreachable, TerminalStatusError
+from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import EndReason, SinkKind
+from app.domain.statuses import Status
+from app.egress.allowed import Rules
+from app.egress.client import Egress
 from soap_compat.callbacks import CallbackSender, callback
 from soap_compat.envelope import has_fault
 from soap_compat.faults import FAULTS, TEXTS
@@ -103,11 +105,11 @@ def test_status_error(address: TerminalAddress | None) -> None:
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: error.code)
-def test_every_error_has_a_reason(error: type[domain.TerminalStatusError]) -> None:
+def test_every_error_has_a_reason(error: type[TerminalStatusError]) -> None:
     """Each domain error's code is a message of the contract, with as many variables as its text has places."""
     subscription = subscribed()
     content = called(subscription, make_owed(subscription, kind=NotificationKind.ERROR, address=ALICE, code=error.code))
-    general = error in (domain.GroupUnknown, domain.DuplicateCorrelator)  # they would have to name what is not known
+    general = error in (GroupUnknown, DuplicateCorrelator)  # they would have to name what is not known
     assert content.findtext("*/messageId") == ("SVC0001" if general else FAULTS[error][0])
     assert (content.findtext("*/text") or "").count("%") == len(content.findall("*/variables"))
 

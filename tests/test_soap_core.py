@@ -12,13 +12,16 @@ import structlog
 from lxml import etree
 from starlette.types import ASGIApp
 
-from app.core.policy import Policy
 from app.delivery.deliverer import Deliverer
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
-from app.domain import FetchTimedOut, Status, TerminalAddress, TerminalUnknown, WatcherRefused
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import FetchTimedOut, TerminalUnknown, WatcherRefused
+from app.domain.policy import Policy
+from app.domain.records import MAX_USAGE_TARGETS, DeliveryState, OwedNotification, Subscription
+from app.domain.sinks import SinkKind
+from app.domain.statuses import Status
+from app.egress.allowed import Rules
+from app.egress.client import Egress
 from app.ports import Page
-from app.records import MAX_USAGE_TARGETS, DeliveryState, OwedNotification, SinkKind, Subscription
 from app.servers import bound, serve_http
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app

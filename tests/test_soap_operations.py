@@ -8,11 +8,35 @@ import pytest
 import structlog
 from lxml import etree
 
-from app import domain
-from app.core.asking import RetrievalStatus, TerminalResult
-from app.core.subscribing import SubscriptionRequest
-from app.domain import Source, Status, TerminalAddress, TerminalStatus, TerminalStatusError
-from app.records import MAX_CORRELATOR, Sink, SinkKind
+from app.core.queries import RetrievalStatus, TerminalResult
+from app.core.subscriptions import SubscriptionRequest
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
+    BusyNotSupported,
+    CountTooLarge,
+    DuplicateCorrelator,
+    DurationTooLong,
+    FetchTimedOut,
+    GroupNotAllowed,
+    GroupUnknown,
+    IntervalTooShort,
+    InvalidAddress,
+    InvalidRequest,
+    NestedGroupNotAllowed,
+    NoValidAddresses,
+    RateLimited,
+    SinkRefused,
+    SinkUnreachable,
+    SubscriptionUnknown,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    UnlimitedCountNotAllowed,
+    WatcherRefused,
+)
+from app.domain.records import MAX_CORRELATOR
+from app.domain.sinks import Sink, SinkKind
+from app.domain.statuses import Source, Status, TerminalStatus
 from soap_compat.envelope import MAX_ELEMENTS
 from soap_compat.faults import FAULTS, OPERATIONS, TEXTS
 from soap_compat.schema import MAX_WRITTEN, MILLISECONDS, WRITTEN, written
@@ -119,13 +143,13 @@ def test_requests_of_these_tests_are_valid(body: bytes) -> None:
 
 async def test_get_status_for_group() -> None:
     """Each terminal has a result of its own: retrieved, not retrieved, or an error with its information."""
-    refused = domain.WatcherRefused("No.", address=CAROL)
+    refused = WatcherRefused("No.", address=CAROL)
     use_cases = FakeUseCases(
         results=[
             result(CAROL, error=refused),
             result("sip:member@example.com", Status.UNREACHABLE),
-            result(BOB, error=domain.FetchTimedOut("Late.")),
-            result("sip:unknown@example.com", error=domain.TerminalUnknown("Who?")),
+            result(BOB, error=FetchTimedOut("Late.")),
+            result("sip:unknown@example.com", error=TerminalUnknown("Who?")),
             result(ALICE, Status.BUSY),
         ]
     )
@@ -211,7 +235,7 @@ async def test_version(version: str) -> None:
     assert (await ask(use_cases, end(namespace=manager))).content.tag == f"{{{manager}}}endNotificationResponse"
     answered = (await ask(use_cases, group(ALICE, namespace=local))).content
     assert (answered.tag, answered[0].tag) == (f"{{{local}}}getStatusForGroupResponse", f"{{{local}}}result")
-    refused = await ask(FakeUseCases(raises=domain.IntervalTooShort("No.")), start(manager))
+    refused = await ask(FakeUseCases(raises=IntervalTooShort("No.")), start(manager))
     assert refused.declared == (f"{{{COMMON.replace('v2_1', f'v{version[1]}_1')}}}PolicyException", "POL0009")
 
 
@@ -423,38 +447,38 @@ async def test_operation_raises_its_own_faults(operation: str, error: type[Termi
 VARIABLES = {
     "endNotification of an unknown correlator": (
         "endNotification",
-        domain.SubscriptionUnknown("No.", field="subscription_id"),
+        SubscriptionUnknown("No.", field="subscription_id"),
         "SVC0002 correlator",
     ),
     "duplicate": (
         "startNotification",
-        domain.DuplicateCorrelator("No.", correlator="c"),
+        DuplicateCorrelator("No.", correlator="c"),
         "SVC0005 c reference.correlator",
     ),
-    "unreachable endpoint": ("startNotification", domain.SinkUnreachable("No."), "SVC0002 reference.endpoint"),
-    "refused endpoint": ("startNotification", domain.SinkRefused("No."), "SVC0002 reference.endpoint"),
-    "negative count": ("startNotification", domain.InvalidRequest("No.", field="max_notifications"), "SVC0002 count"),
+    "unreachable endpoint": ("startNotification", SinkUnreachable("No."), "SVC0002 reference.endpoint"),
+    "refused endpoint": ("startNotification", SinkRefused("No."), "SVC0002 reference.endpoint"),
+    "negative count": ("startNotification", InvalidRequest("No.", field="max_notifications"), "SVC0002 count"),
     "negative frequency": (
         "startNotification",
-        domain.InvalidRequest("No.", field="min_interval"),
+        InvalidRequest("No.", field="min_interval"),
         "SVC0002 frequency",
     ),
-    "long duration": ("startNotification", domain.InvalidRequest("No.", field="duration"), "SVC0002 duration"),
-    "above the policy": ("startNotification", domain.DurationTooLong("No."), "POL0001 DURATION_TOO_LONG"),
-    "unlimited": ("startNotification", domain.UnlimitedCountNotAllowed("No."), "POL0004"),
-    "too many": ("startNotification", domain.CountTooLarge("No."), "POL0005"),
-    "busy": ("startNotification", domain.BusyNotSupported("No.", field="criteria"), "POL0200"),
-    "too many addresses": ("startNotification", domain.TooManyAddresses("No.", field="addresses"), "POL0003 addresses"),
-    "nested": ("getStatusForGroup", domain.NestedGroupNotAllowed("No.", field="addresses"), "POL0007 addresses"),
+    "long duration": ("startNotification", InvalidRequest("No.", field="duration"), "SVC0002 duration"),
+    "above the policy": ("startNotification", DurationTooLong("No."), "POL0001 DURATION_TOO_LONG"),
+    "unlimited": ("startNotification", UnlimitedCountNotAllowed("No."), "POL0004"),
+    "too many": ("startNotification", CountTooLarge("No."), "POL0005"),
+    "busy": ("startNotification", BusyNotSupported("No.", field="criteria"), "POL0200"),
+    "too many addresses": ("startNotification", TooManyAddresses("No.", field="addresses"), "POL0003 addresses"),
+    "nested": ("getStatusForGroup", NestedGroupNotAllowed("No.", field="addresses"), "POL0007 addresses"),
     "no group": (
         "getStatusForGroup",
-        domain.GroupUnknown("No.", group="sip:g@x", field="addresses"),
+        GroupUnknown("No.", group="sip:g@x", field="addresses"),
         "SVC0006 sip:g@x addresses",
     ),
-    "no addresses": ("getStatusForGroup", domain.NoValidAddresses("No."), "SVC0004 addresses"),
-    "bad address of a group": ("getStatusForGroup", domain.InvalidAddress("No."), "SVC0002 addresses"),
-    "group": ("getStatus", domain.GroupNotAllowed("No.", field="address"), "POL0006 address"),
-    "rate": ("getStatus", domain.RateLimited("No.", retry_after_s=2), "POL0001 RATE_LIMITED"),
+    "no addresses": ("getStatusForGroup", NoValidAddresses("No."), "SVC0004 addresses"),
+    "bad address of a group": ("getStatusForGroup", InvalidAddress("No."), "SVC0002 addresses"),
+    "group": ("getStatus", GroupNotAllowed("No.", field="address"), "POL0006 address"),
+    "rate": ("getStatus", RateLimited("No.", retry_after_s=2), "POL0001 RATE_LIMITED"),
 }
 
 

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message
 from app.auth.authenticator import Authenticator, hash_secret, parse_key, password_equivalent
 from app.auth.clients import ClientRegistry
 from app.auth.failures import FAILURE_BURST
-from app.domain import Source, Status, TerminalAddress, TerminalStatus
+from app.domain.addresses import TerminalAddress
+from app.domain.statuses import Source, Status, TerminalStatus
 from app.store import open_store
 from soap_compat.security import MAX_AGE_S, MAX_AHEAD_S, Gatekeeper
 from soap_compat.server import create_app

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from app import domain
-from app.domain import Status
-from app.records import EndReason, NotificationKind
+from app.domain.errors import (
+    DuplicateCorrelator,
+    IntervalTooShort,
+    PresenceUnavailable,
+    TerminalStatusError,
+    WatcherRefused,
+)
+from app.domain.records import NotificationKind
+from app.domain.sinks import EndReason
+from app.domain.statuses import Status
 from soap_compat.callbacks import callback
 from tests.outbox import ALICE, BOB, change, make_owed
 from tests.soap import COMMON, LOCAL, MANAGER, NOTIFICATION, WSDL, FakeUseCases, Reply, call, content_of, face
@@ -73,7 +80,7 @@ async def test_answers(version: str, schemas: Schemas) -> None:
     """Requests and answers of all operations are valid in the version asked in, errors in results too."""
     use_cases = FakeUseCases(
         get_status_of=lambda address: asyncio.sleep(0, status_of(address)),
-        results=[result(ALICE, Status.BUSY), result(BOB, error=domain.WatcherRefused("No.", address=BOB))],
+        results=[result(ALICE, Status.BUSY), result(BOB, error=WatcherRefused("No.", address=BOB))],
     )
     for operation in REQUESTS:
         schemas.valid(content_of(in_version(REQUESTS[operation], version)))
@@ -85,14 +92,12 @@ async def test_answers(version: str, schemas: Schemas) -> None:
 @pytest.mark.parametrize(
     ("error", "element", "variables"),
     [
-        (domain.IntervalTooShort("No."), "PolicyException", 0),
-        (domain.PresenceUnavailable("No."), "ServiceException", 1),
-        (domain.DuplicateCorrelator("No.", correlator="c"), "ServiceException", 2),
+        (IntervalTooShort("No."), "PolicyException", 0),
+        (PresenceUnavailable("No."), "ServiceException", 1),
+        (DuplicateCorrelator("No.", correlator="c"), "ServiceException", 2),
     ],
 )
-async def test_faults(
-    version: str, schemas: Schemas, error: domain.TerminalStatusError, element: str, variables: int
-) -> None:
+async def test_faults(version: str, schemas: Schemas, error: TerminalStatusError, element: str, variables: int) -> None:
     """The details of faults are valid in the common types of the version asked in."""
     reply = await answered(FakeUseCases(raises=error), "startNotification", version)
     (exception,) = reply.content.iterfind("detail/*")

@@ -1,4 +1,4 @@
-"""Tests of `app/core/standing.py`: the rule of what a subscription is told and when, over histories of Hypothesis."""
+"""Tests of `app/live/rules.py`: the rule of what a subscription is told and when, over histories of Hypothesis."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -7,11 +7,15 @@ from itertools import count, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.policy import told_status
-from app.core.standing import Standing, Writer, begun, decide, restored
-from app.core.standings import Standings
-from app.domain import Source, Status, TerminalAddress, TerminalStatus
-from app.records import EndReason, NotificationKind, OwedNotification, Subscription
+from app.domain.addresses import TerminalAddress
+from app.domain.owed import OwedWriter
+from app.domain.policy import told_status
+from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import EndReason
+from app.domain.statuses import Source, Status, TerminalStatus
+from app.live.index import SubscriptionIndex
+from app.live.rules import decide
+from app.live.subscription import LiveSubscription, begun, restored
 from tests.core import ALICE, BEGAN, BOB, BUSY, CAROL, REACHABLE, SOAP
 
 TERMINALS = (ALICE, BOB, CAROL)
@@ -27,7 +31,7 @@ class History:
     stored: dict[TerminalAddress, TerminalStatus] = field(default_factory=dict)
     owed: list[tuple[float, OwedNotification]] = field(default_factory=list)
     first: dict[TerminalAddress, Status] = field(default_factory=dict)
-    standing: Standing = field(init=False)
+    standing: LiveSubscription = field(init=False)
 
     def __post_init__(self) -> None:
         self.ids = count()
@@ -69,7 +73,7 @@ class History:
     def look(self, news: list[tuple[TerminalStatus, Status | None]]) -> None:
         if self.standing.ended:
             return
-        decision = decide(self.standing, news, {}, self.now_s, Writer(self.now, lambda: str(next(self.ids))))
+        decision = decide(self.standing, news, {}, self.now_s, OwedWriter(self.now, lambda: str(next(self.ids))))
         if decision is None:
             return
         decision.apply()
@@ -215,7 +219,7 @@ def test_count_is_never_exceeded_and_ends_it(
         assert history.subscription.end_reason is EndReason.COUNT_REACHED
 
 
-def standing(number: int, expires_s: float) -> Standing:
+def standing(number: int, expires_s: float) -> LiveSubscription:
     subscription = Subscription(
         id=str(number),
         client_id="c",
@@ -228,12 +232,12 @@ def standing(number: int, expires_s: float) -> Standing:
         expires_at=None,
         sink=SOAP,
     )
-    return Standing(subscription, terminals=(ALICE,), expires_s=expires_s)
+    return LiveSubscription(subscription, terminals=(ALICE,), expires_s=expires_s)
 
 
 def test_heap_of_ends_does_not_grow_with_what_is_over() -> None:
     """Subscriptions that come and go, or are prolonged again and again, leave nothing behind."""
-    standings = Standings()
+    standings = SubscriptionIndex()
     kept = standing(0, 1e6)
     standings.add(kept)
     for number in range(1, 20_000):
@@ -251,7 +255,7 @@ def test_heap_of_ends_does_not_grow_with_what_is_over() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 100)), max_size=50))
 def test_due_ones_are_found_in_time_however_they_were_prolonged(moves: list[tuple[int, float]]) -> None:
     """What is due is found, and nothing that was prolonged beyond it."""
-    standings = Standings()
+    standings = SubscriptionIndex()
     all_ = [standing(number, 50.0) for number in range(10)]
     for one in all_:
         standings.add(one)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.core.standing import Writer
-from app.domain import (
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.errors import (
     ClientExists,
     ClientUnknown,
     DuplicateCorrelator,
@@ -19,26 +20,22 @@ from app.domain import (
     GroupExists,
     GroupUnknown,
     InvalidRequest,
-    Source,
-    Status,
     SubscriptionUnknown,
-    TerminalAddress,
-    TerminalStatus,
 )
-from app.ports import Changes, Page, Store, SubscriptionUpdate
-from app.records import (
+from app.domain.owed import OwedWriter
+from app.domain.records import (
     AuditEntry,
     Client,
     DeliveryState,
-    EndReason,
     Group,
     NotificationKind,
     OwedNotification,
-    Sink,
-    SinkKind,
     Subscription,
     UsageRecord,
 )
+from app.domain.sinks import EndReason, Sink, SinkKind
+from app.domain.statuses import Source, Status, TerminalStatus
+from app.ports import Page, Store
 from app.store import SqlStore, open_store
 from app.store.pages import token as make_token
 
@@ -446,7 +443,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
         await store.create_group(Group(address=address, client_id=name, members=(ALICE,), created_at=AT))
         await make(store, f"s1-{name}", f"s2-{name}", f"s3-{name}", client_id=name)
         await end(store, f"s2-{name}")
-    writer = Writer(after(5), iter(("e1", "e2", "e3")).__next__)
+    writer = OwedWriter(after(5), iter(("e1", "e2", "e3")).__next__)
     ended = await store.delete_client("c1", writer.client_deleted)
     text = "Its client was deleted."
     expected = [

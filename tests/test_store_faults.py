@@ -22,11 +22,12 @@ from sqlalchemy import Connection, Engine, bindparam, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
-from app.config import Settings
-from app.domain import StoreUnavailable
+from app.domain.changes import Changes
+from app.domain.errors import StoreUnavailable
 from app.main import CannotStart, run_gateway
-from app.ports import Changes, Page
+from app.ports import Page
 from app.sandbox import Sandbox
+from app.settings.loading import Settings
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, migrations, open_store, shown_url
 from app.store.engines import dispose, make_engine, on_connection
 from app.store.tables import METADATA, UtcDateTime
@@ -302,7 +303,7 @@ async def empty_url(request: pytest.FixtureRequest, path: Path) -> AsyncIterator
 
 def run_migrate(url: str) -> "subprocess.Popen[bytes]":
     """`terminal-status migrate` as a process."""
-    command = [sys.executable, "-m", "app.cli", "migrate", "--json"]
+    command = [sys.executable, "-m", "app.cli.main", "migrate", "--json"]
     environment = {**os.environ, "TS_DATABASE_URL": url}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

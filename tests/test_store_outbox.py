@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.ports import Attempted, Changes, Page, Store, SubscriptionUpdate
-from app.records import DeliveryAttempt, DeliveryState, EndReason, OwedNotification, Sink, SinkKind, Subscription
+from app.domain.changes import Attempted, Changes, SubscriptionUpdate
+from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
+from app.domain.sinks import EndReason, Sink, SinkKind
+from app.ports import Page, Store
 from app.store import SqlStore, open_store
 from tests.test_store import AT, after, end, make, owed, paged, sequences, subscription, usage
 

@@ -1,4 +1,4 @@
-"""Tests of `app/core/subscribing.py` and `enrolment.py`: what subscriptions are told, when, and how they end."""
+"""Tests of `app/core/subscriptions.py` and `lifecycle.py`: what subscriptions are told, when, and how they end."""
 
 import asyncio
 import random
@@ -15,10 +15,10 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from app.auth.clients import ClientRegistry
-from app.core.groups import Expansion
-from app.core.policy import Policy
-from app.core.subscribing import made_secret
-from app.domain import (
+from app.core.subscriptions import made_secret
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Changes
+from app.domain.errors import (
     BusyNotSupported,
     ClientUnknown,
     CountTooLarge,
@@ -27,17 +27,14 @@ from app.domain import (
     IntervalTooShort,
     InvalidAddress,
     InvalidRequest,
-    Liveness,
     NotPermitted,
     NoValidAddresses,
     RateLimited,
     RequestIdReused,
     SinkRefused,
     SinkUnreachable,
-    Status,
     StoreUnavailable,
     SubscriptionUnknown,
-    TerminalAddress,
     TerminalStatusError,
     TerminalUnknown,
     TooManyAddresses,
@@ -46,8 +43,12 @@ from app.domain import (
     UnlimitedCountNotAllowed,
     WatcherRefused,
 )
-from app.ports import Changes, Page
-from app.records import SECRET_BYTES, TOKEN_LEAD, DeliveryState, EndReason, Sink, SinkKind, Subscription, read_secret
+from app.domain.policy import Policy
+from app.domain.records import DeliveryState, Subscription
+from app.domain.sinks import SECRET_BYTES, TOKEN_LEAD, EndReason, Sink, SinkKind, read_secret
+from app.domain.statuses import Liveness, Status
+from app.live.group_directory import Expansion
+from app.ports import Page
 from tests.core import (
     ADMIN,
     ALICE,
@@ -467,7 +468,7 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
     assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
     assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
     assert (await core.stored(hook)).end_reason is EndReason.CLIENT_DELETED
-    assert not core.groups.is_group(APP.id, TEAM)
+    assert not core.directory.is_group(APP.id, TEAM)
     await core.play(ALICE, REACHABLE)
     await core.play(ALICE, BUSY)
     assert await core.told(kept) == ["alice BUSY"]
@@ -896,15 +897,15 @@ async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: 
     """A second change of a group, while the first one is being followed, is followed too."""
     await core.groups.create(APP, TEAM, [ALICE])
     await core.subscribe(TEAM)
-    members_now = core.groups.members_now
+    members_now = core.directory.members_now
 
     async def changing(*arguments: Any) -> Any:
-        monkeypatch.setattr(core.groups, "members_now", members_now)
+        monkeypatch.setattr(core.directory, "members_now", members_now)
         found = await members_now(*arguments)
         await core.groups.add_members(APP, TEAM, [CAROL])
         return found
 
-    monkeypatch.setattr(core.groups, "members_now", changing)
+    monkeypatch.setattr(core.directory, "members_now", changing)
     await core.groups.add_members(APP, TEAM, [BOB])
     for address in (BOB, CAROL):
         await until(partial(core.watching.wanted_by, address))
@@ -931,14 +932,14 @@ async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatc
     await core.subscribe(ALL, sink=SOAP)
     async with reading(core, TEAM), reading(core, ALL):
         await until(lambda: core.watching.figures()["streams"] == 2)
-        members_now = core.groups.members_now
+        members_now = core.directory.members_now
 
         async def defective(client_id: str, addresses: Sequence[TerminalAddress], *rest: Any) -> Expansion:
             if TEAM in addresses:
                 raise RuntimeError("a defect")
             return await members_now(client_id, addresses, *rest)
 
-        monkeypatch.setattr(core.groups, "members_now", defective)
+        monkeypatch.setattr(core.directory, "members_now", defective)
         await core.groups.set_members(APP, TEAM, [CAROL])
         await core.groups.set_members(APP, ALL, [BOB])
         await until(lambda: len(core.watching.wanted_by(BOB)) == 2)

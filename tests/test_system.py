@@ -8,7 +8,7 @@ import pytest_asyncio
 import zeep
 import zeep.exceptions
 
-from app.ask import ask
+from app.cli.ask import ask
 from app.main import Gateway, run_gateway
 from tests.conftest import settings_for
 from tests.kamailio import Kamailio, require

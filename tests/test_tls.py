@@ -24,11 +24,11 @@ from app.auth import tls
 from app.auth.authenticator import Credentials, asgi_credentials
 from app.auth.clients import ClientRegistry
 from app.auth.tls import Tls, TlsUnusable
-from app.domain import Unauthenticated
+from app.domain.errors import Unauthenticated
+from app.domain.records import Client
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import Page
-from app.records import Client
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
 from app.store import open_store

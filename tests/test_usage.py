@@ -11,11 +11,11 @@ import pytest_asyncio
 import structlog
 
 from app.core import usage
-from app.core.policy import Policy
 from app.core.usage import GET_STATUS, Caller, UsageLog
-from app.domain import RateLimited
+from app.domain.errors import RateLimited
+from app.domain.policy import Policy
+from app.domain.records import MAX_USAGE_TARGETS
 from app.ports import Page
-from app.records import MAX_USAGE_TARGETS
 from tests.core import ADMIN, APP, BEGAN, OTHER, Core, new_database, run_core, until
 
 

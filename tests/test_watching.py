@@ -1,4 +1,4 @@
-"""Tests of `app/core/watching.py` and its parts: observations become stored statuses, and streams tell them."""
+"""Tests of `app/live/engine.py` and its parts: observations become stored statuses, and streams tell them."""
 
 import asyncio
 from collections import Counter
@@ -15,32 +15,23 @@ import structlog
 from sqlalchemy import update
 
 from app.core.administration import Administration
-from app.core.mailbox import Stream
-from app.core.policy import Policy
-from app.core.streams import (
-    Bookmark,
-    Change,
-    End,
-    LivenessChange,
-    Removed,
-    Snapshot,
-    SnapshotComplete,
-    StreamEnd,
-)
-from app.core.watching import Tuning
-from app.domain import (
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Changes
+from app.domain.errors import (
     BusyNotSupported,
     GatewayOverloaded,
-    Liveness,
-    Source,
     StoreUnavailable,
-    TerminalAddress,
     TerminalUnknown,
     TooManyAddresses,
     TooManyStreams,
     TooManyWatchedTerminals,
 )
-from app.ports import Changes, Page, WatchView
+from app.domain.policy import Policy
+from app.domain.statuses import Liveness, Source
+from app.live.engine import Tuning
+from app.live.events import Bookmark, Change, End, LivenessChange, Removed, Snapshot, SnapshotComplete, StreamEnd
+from app.live.mailbox import Stream
+from app.ports import Page, WatchView
 from app.store import tables as t
 from tests.core import (
     ADMIN,
@@ -371,8 +362,8 @@ async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
 
 async def test_streams_make_their_tokens_in_turn(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many streams only some make a token before others are served."""
-    monkeypatch.setattr("app.core.watching.BOOKMARKS_AT_ONCE", 2)
-    monkeypatch.setattr("app.core.watching._BOOKMARKS_EVERY_S", 0)
+    monkeypatch.setattr("app.live.engine.BOOKMARKS_AT_ONCE", 2)
+    monkeypatch.setattr("app.live.engine._BOOKMARKS_EVERY_S", 0)
     turns, made_in = 0, Counter[int]()
     make = Stream.bookmark
 

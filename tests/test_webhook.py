@@ -1,4 +1,4 @@
-"""Tests of `app/delivery/webhook.py`: what receivers get, that they can verify it, and how an endpoint is checked."""
+"""Tests of `app/egress/webhook.py`: what receivers get, that they can verify it, and how an endpoint is checked."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -13,22 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.core.subscribing import made_secret
-from app.delivery.egress import Egress
-from app.delivery.endpoints import Rules
-from app.delivery.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
-from app.domain import SinkRefused, SinkUnreachable, TerminalStatusError
-from app.records import (
-    EndReason,
-    Handshake,
-    NotificationKind,
-    OwedNotification,
-    Sink,
-    SinkKind,
-    Subscription,
-    read_secret,
-    signing_secret,
-)
+from app.core.subscriptions import made_secret
+from app.domain.errors import SinkRefused, SinkUnreachable, TerminalStatusError
+from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import EndReason, Handshake, Sink, SinkKind, read_secret, signing_secret
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
 from app.rest.schemas import SinkRequest
 from tests.core import new_database, run_core
 from tests.outbox import ALICE, BOB, NOW, OTHER_SECRET, SECRET, change, make_owed, make_subscription

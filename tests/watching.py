@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 import msgspec
 
-from app.domain import DocumentUnreadable, Liveness, TerminalAddress, TerminalStatusError, parse_address
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import DocumentUnreadable, TerminalStatusError
+from app.domain.statuses import Liveness
 from app.ports import Notification, WatchView
-from app.sip.client import SipWatcher
+from app.sip.watcher import SipWatcher
 from tests.test_sip_watcher import DEADLINE_S, configuration, until
 
 Told = Liveness | bytes | str

@@ -29,10 +29,10 @@ from typing import Any, Protocol, TypeVar, cast
 import structlog
 
 from app.auth.failures import ABSENT, MALFORMED, REASON, REFUSED, SHOWN, Failures, unauthenticated
-from app.domain import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
+from app.auth.proxies import TrustedProxies
+from app.domain.errors import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
+from app.domain.records import ANONYMOUS, MAX_ID, Client
 from app.ports import Store
-from app.proxies import TrustedProxies
-from app.records import ANONYMOUS, MAX_ID, Client
 
 KEY_PREFIX = "tsk_"
 MAX_AUTHORIZATION = 8192

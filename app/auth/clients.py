@@ -18,11 +18,11 @@ from typing import NoReturn
 import structlog
 
 from app.auth.authenticator import KEY_PREFIX, hash_secret
-from app.core.policy import check_limits
-from app.core.standing import Writer
-from app.domain import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
+from app.domain.errors import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
+from app.domain.owed import OwedWriter
+from app.domain.policy import check_limits
+from app.domain.records import ANONYMOUS, Client
 from app.ports import Store
-from app.records import ANONYMOUS, Client
 
 MAX_KEYS = 8
 """Keys of one client; above it those that end first are deleted when a new one is made."""
@@ -158,7 +158,7 @@ class ClientRegistry:
         if self._delete is not None:
             ended = await self._delete(client_id)
         else:
-            ended = len(await self._store.delete_client(client_id, Writer(now).client_deleted))
+            ended = len(await self._store.delete_client(client_id, OwedWriter(now).client_deleted))
         await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
         self._changed()
         return ended

@@ -13,9 +13,9 @@ from typing import Final
 
 import structlog
 
-from app.domain import RateLimited, TerminalStatusError, Unauthenticated
-from app.proxies import TrustedProxies, bucket
-from app.records import MAX_ID
+from app.auth.proxies import TrustedProxies, bucket
+from app.domain.errors import RateLimited, TerminalStatusError, Unauthenticated
+from app.domain.records import MAX_ID
 
 MAX_PEERS = 4096
 """Peers whose failures are counted; the oldest are forgotten first."""

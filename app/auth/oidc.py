@@ -24,7 +24,7 @@ from joserfc.errors import JoseError, UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
 
 from app.auth.failures import MALFORMED, unauthenticated
-from app.domain import Unauthenticated
+from app.domain.errors import Unauthenticated
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519", "RS256")
 LEEWAY_S = 30

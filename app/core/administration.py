@@ -12,9 +12,11 @@ from datetime import datetime
 from typing import TypeVar
 
 from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
-from app.domain import InvalidRequest, NotPermitted, TerminalAddress, WatchedTerminal, parse_address
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import InvalidRequest, NotPermitted
+from app.domain.records import AuditEntry, Client
+from app.domain.statuses import WatchedTerminal
 from app.ports import Page, Store, Watcher, WatchView
-from app.records import AuditEntry, Client
 
 _Item = TypeVar("_Item")
 

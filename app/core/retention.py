@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.domain import StoreUnavailable
+from app.domain.errors import StoreUnavailable
 from app.ports import Store
 
 EVERY_S = 3600.0

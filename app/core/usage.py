@@ -19,10 +19,10 @@ from itertools import count, islice
 
 import structlog
 
-from app.core.policy import Policies
-from app.domain import StoreUnavailable
+from app.auth.policies import Policies
+from app.domain.errors import StoreUnavailable
+from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
 from app.ports import MAX_PAGE, Page, Store
-from app.records import MAX_USAGE_TARGETS, Client, UsageRecord
 
 GET_STATUS = "getStatus"
 GET_STATUS_FOR_GROUP = "getStatusForGroup"

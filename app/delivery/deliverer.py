@@ -9,7 +9,7 @@ more attempts in flight than places are left, however many hosts it has. A lease
 queue, attempt and record, so two nodes send the same only when one was killed or lost its database.
 A process that ends gives back what it holds; one that is killed leaves leases that run out after `lease_s`.
 
-Deliberately absent: how it is sent (`Sender`), what follows from an answer (`attempts.py`), how that is written
+Deliberately absent: how it is sent (`Sender`), what follows from an answer (`retry.py`), how that is written
 (`recorder.py`), what is owed (the use cases that write it), and SQL.
 """
 
@@ -27,20 +27,14 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from app.delivery.attempts import UNTRIED, RetryPolicy, judge, usage_of
 from app.delivery.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.delivery.recorder import Recorder
-from app.domain import StoreUnavailable
-from app.ports import Attempted, Page, Sender, Sent, Store, SubscriptionUpdate
-from app.records import (
-    SINK_UNREADABLE,
-    DeliveryAttempt,
-    DeliveryState,
-    EndReason,
-    Sink,
-    SinkKind,
-    Subscription,
-)
+from app.delivery.retry import UNTRIED, RetryPolicy, judge, usage_of
+from app.domain.changes import Attempted, SubscriptionUpdate
+from app.domain.errors import StoreUnavailable
+from app.domain.records import DeliveryAttempt, DeliveryState, Subscription
+from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
+from app.ports import Page, Sender, Sent, Store
 
 POLL_S = 1.0
 """Longest time a due notification waits where no hint came."""

@@ -3,14 +3,14 @@
 Invariants: no I/O and no clock. A host that has not answered yet has few places, one that answers has its full share,
 and one that is silent has one, until it answers again. What waits for it is bounded in number and time.
 
-Deliberately absent: what is sent, and to which address (`deliverer.py`, `egress.py`).
+Deliberately absent: what is sent, and to which address (`deliverer.py`, `client.py`).
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from app.records import OwedNotification, Subscription
+from app.domain.records import OwedNotification, Subscription
 
 MAX_WAIT_S = 20.0
 """Longest wait in a host's queue; then the lease is given back."""

@@ -19,9 +19,11 @@ from datetime import datetime
 import structlog
 
 from app.delivery.hosts import Job
-from app.domain import StoreUnavailable
-from app.ports import Attempted, Store
-from app.records import EndReason, OwedNotification, Subscription
+from app.domain.changes import Attempted
+from app.domain.errors import StoreUnavailable
+from app.domain.records import OwedNotification, Subscription
+from app.domain.sinks import EndReason
+from app.ports import Store
 
 MAX_BATCH = 256
 """Most attempts in one transaction."""

@@ -22,24 +22,24 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from app.auth.oidc import Grant
-from app.core.service import StatusService
-from app.core.usecases import UseCases
+from app.core.fetcher import FetchService
+from app.core.use_cases import UseCases
 from app.rest import (
+    admin,
+    api_page,
     camara,
     deliveries,
-    docs,
-    events,
     groups,
-    operators,
     schemas,
+    streams,
     subscriptions,
     terminals,
     usage,
-    watch,
+    webhook_events,
 )
-from app.rest.around import CORRELATOR_PATTERN, Problem, problem
 from app.rest.calls import Operation
 from app.rest.examples import components, documented
+from app.rest.middleware import CORRELATOR_PATTERN, Problem, problem
 from app.rest.problem import NO_STORE, answer, answer_with_problems
 
 __all__ = ("API_VERSION", "V1", "create_app", "export_openapi")
@@ -75,7 +75,7 @@ class Readiness(BaseModel):
 
 
 def create_app(
-    service: StatusService,
+    service: FetchService,
     use_cases: UseCases,
     *,
     stopping: asyncio.Event | None = None,
@@ -108,9 +108,9 @@ def create_app(
             {"name": groups.TAG, "description": "Named sets of terminals."},
             {"name": deliveries.TAG, "description": "What subscriptions were told or are owed."},
             {"name": usage.TAG, "description": "What a client did and was sent."},
-            {"name": operators.TAG, "description": "For operators' clients: watches and clients."},
+            {"name": admin.TAG, "description": "For operators' clients: watches and clients."},
             {"name": "Operations", "description": "For those who run the gateway; without credentials."},
-            {"name": events.TAG, "description": "The events that endpoints of subscriptions are sent."},
+            {"name": webhook_events.TAG, "description": "The events that endpoints of subscriptions are sent."},
         ],
         docs_url=None,
         redoc_url=None,
@@ -124,12 +124,12 @@ def create_app(
     # Straight onto the app's router: `include_router` would cost 12 µs in each request. The hottest route first.
     app.router.route_class = Operation
     terminals.add_routes(app.router, use_cases)
-    watch.add_routes(app.router, use_cases, max_age_s=max_stream_age_s)
-    for noun in (subscriptions, groups, deliveries, usage, operators):
+    streams.add_routes(app.router, use_cases, max_age_s=max_stream_age_s)
+    for noun in (subscriptions, groups, deliveries, usage, admin):
         noun.add_routes(app.router, use_cases)
     app.router.route_class = APIRoute
-    events.add_webhooks(app)
-    docs.add_routes(app, documents, public_url)
+    webhook_events.add_webhooks(app)
+    api_page.add_routes(app, documents, public_url)
 
     @app.get(
         "/healthz",
@@ -168,8 +168,8 @@ def export_openapi() -> dict[str, str]:
     """The OpenAPI documents as JSON texts by name, the same for the same code."""
     # Routes hold the use cases and do not look at them before they are called, which here they never are.
     nothing: Any = dict.fromkeys([each.name for each in fields(UseCases)])
-    app = create_app(cast("StatusService", None), UseCases(**nothing))
-    return {name: docs.as_text(document()) for name, document in _documents(cast("_App", app)).items()}
+    app = create_app(cast("FetchService", None), UseCases(**nothing))
+    return {name: api_page.as_text(document()) for name, document in _documents(cast("_App", app)).items()}
 
 
 def _documents(app: "_App") -> Mapping[str, Callable[[], dict[str, Any]]]:

@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.auth.authenticator import Authenticator, asgi_authorization, asgi_credentials
-from app.domain import InvalidRequest
+from app.domain.errors import InvalidRequest
+from app.domain.records import MAX_ID, Client
 from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
-from app.records import MAX_ID, Client
 from app.rest.problem import NO_STORE
 
 FACE = "rest"

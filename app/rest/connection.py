@@ -25,8 +25,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.auth.authenticator import certificate_names
-from app.rest.around import Problem, problem
-from app.rest.strangers import Strangers
+from app.rest.middleware import Problem, problem
+from app.rest.unauthenticated import Strangers
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; whoever sends more is cut off."""

@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from app import domain, records
-from app.core.usecases import UseCases
-from app.delivery.deliveries import MAX_SEND_AGAIN
+from app.core.deliveries import MAX_SEND_AGAIN
+from app.core.use_cases import UseCases
+from app.domain.errors import NotificationUnknown
+from app.domain.records import MAX_ID, DeliveryState, NotificationKind
 from app.rest import wire
 from app.rest.calls import Caller, Paged, returned
 from app.rest.examples import failures
@@ -15,7 +16,7 @@ from app.rest.schemas import At, Id, Request, TerminalStatus
 
 TAG = "Deliveries"
 
-IdInPath = Annotated[str, Path(max_length=records.MAX_ID, description="The notification's id.")]
+IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The notification's id.")]
 
 
 class Notification(BaseModel):
@@ -25,7 +26,7 @@ class Notification(BaseModel):
     subscription_id: Id
     client_id: str
     sequence: int = Field(description="Order within the subscription, from 1, without gaps.")
-    kind: records.NotificationKind
+    kind: NotificationKind
     changes: list[TerminalStatus] = Field(description="What STATUS tells; empty otherwise.")
     address: str | None = Field(description="The terminal that an ERROR is about; null is the whole subscription.")
     code: str = Field(description="Of ERROR the error's code, of ENDED the reason.")
@@ -33,7 +34,7 @@ class Notification(BaseModel):
     created_at: At
     next_attempt_at: At | None = Field(description="When it is tried next, if PENDING.")
     attempts: int
-    state: records.DeliveryState
+    state: DeliveryState
     settled_at: At | None
 
 
@@ -64,9 +65,7 @@ class DeliveryAttempts(BaseModel):
 class SendAgainRequest(Request):
     """Notifications to send again."""
 
-    notification_ids: list[Annotated[str, Field(max_length=records.MAX_ID)]] = Field(
-        min_length=1, max_length=MAX_SEND_AGAIN
-    )
+    notification_ids: list[Annotated[str, Field(max_length=MAX_ID)]] = Field(min_length=1, max_length=MAX_SEND_AGAIN)
 
 
 class SentAgain(BaseModel):
@@ -92,10 +91,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def list_notifications(
         client: Caller,
         page: Paged,
-        state: Annotated[records.DeliveryState | None, Query(description="Only those that stand so.")] = None,
-        subscription_id: Annotated[
-            str, Query(max_length=records.MAX_ID, description="Only those of this subscription.")
-        ] = "",
+        state: Annotated[DeliveryState | None, Query(description="Only those that stand so.")] = None,
+        subscription_id: Annotated[str, Query(max_length=MAX_ID, description="Only those of this subscription.")] = "",
     ) -> Response:
         found, token = await deliveries.list(client, page, state=state, subscription_id=subscription_id)
         return returned({"notifications": [wire.notification(each) for each in found], "next_page_token": token})
@@ -107,7 +104,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="Get a notification",
         response_model=Notification,
         response_description="The notification.",
-        responses=failures(domain.NotificationUnknown),
+        responses=failures(NotificationUnknown),
     )
     async def get_notification(client: Caller, notification_id: IdInPath) -> Response:
         return returned(wire.notification(await deliveries.get(client, notification_id)))
@@ -119,7 +116,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="List a notification's delivery attempts",
         response_model=DeliveryAttempts,
         response_description="In order.",
-        responses=failures(domain.NotificationUnknown),
+        responses=failures(NotificationUnknown),
     )
     async def list_delivery_attempts(client: Caller, notification_id: IdInPath) -> Response:
         found = await deliveries.attempts(client, notification_id)
@@ -133,7 +130,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Has notifications tried again that were given up (DEAD); the others stay as they are.",
         response_model=SentAgain,
         response_description="How many were dead.",
-        responses=failures(domain.NotificationUnknown),
+        responses=failures(NotificationUnknown),
     )
     async def send_notifications_again(client: Caller, asked: SendAgainRequest) -> Response:
         return returned({"sent_again": await deliveries.send_again(client, asked.notification_ids)})

@@ -6,78 +6,118 @@ Invariants: `ERRORS` has one of each domain error that REST answers with. Delibe
 from collections.abc import Mapping
 from typing import Any
 
-from app import domain
-from app.domain import TerminalStatusError
-from app.rest.around import Problem, internal_error, problem
+from app.domain.errors import (
+    BusyNotSupported,
+    ClientExists,
+    ClientUnknown,
+    CountTooLarge,
+    DocumentUnreadable,
+    DuplicateCorrelator,
+    DurationTooLong,
+    FetchTimedOut,
+    GatewayOverloaded,
+    GroupChanged,
+    GroupExists,
+    GroupNotAllowed,
+    GroupTooLarge,
+    GroupUnknown,
+    IntervalTooShort,
+    InvalidAddress,
+    InvalidRequest,
+    NestedGroupNotAllowed,
+    NotificationUnknown,
+    NotPermitted,
+    NoValidAddresses,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    RateLimited,
+    RequestIdReused,
+    SinkRefused,
+    SinkUnreachable,
+    StoreUnavailable,
+    SubscriptionUnknown,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    TooManyGroups,
+    TooManyStreams,
+    TooManySubscriptions,
+    TooManyWatchedTerminals,
+    Unauthenticated,
+    UnlimitedCountNotAllowed,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+    WatchUnknown,
+)
+from app.rest.middleware import Problem, internal_error, problem
 from app.rest.problem import MEDIA_TYPE, SCHEMA, problem_of
 
 ALICE = "sip:alice@example.com"
 TEAM = "sip:team@example.com"
 
 _ALL: tuple[TerminalStatusError, ...] = (
-    domain.InvalidAddress(
+    InvalidAddress(
         "The address 'alice' is no sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
     ),
-    domain.TerminalUnknown("The presence server answered 404 Not Found.", sip_code="404", address=ALICE),
-    domain.WatcherRefused("The presence server answered 403 Forbidden.", sip_code="403", address=ALICE),
-    domain.WatcherUnauthenticated(
+    TerminalUnknown("The presence server answered 404 Not Found.", sip_code="404", address=ALICE),
+    WatcherRefused("The presence server answered 403 Forbidden.", sip_code="403", address=ALICE),
+    WatcherUnauthenticated(
         "The presence server answered 401 Unauthorized. The gateway has no credentials it accepts.",
         sip_code="401",
         address=ALICE,
     ),
-    domain.FetchTimedOut("The presence server did not answer within 1000 ms.", address=ALICE),
-    domain.PresenceUnavailable(
+    FetchTimedOut("The presence server did not answer within 1000 ms.", address=ALICE),
+    PresenceUnavailable(
         "The presence server answered 503 Service Unavailable.", retry_after_s=30, sip_code="503", address=ALICE
     ),
-    domain.WatcherRestarting("The SIP worker is being replaced.", retry_after_s=1, address=ALICE),
-    domain.GatewayOverloaded("1000 fetches are in flight, as many as allowed; try again.", retry_after_s=1),
-    domain.PresenceMisconfigured("The presence server answered 489 Bad Event.", sip_code="489", address=ALICE),
-    domain.DocumentUnreadable(
-        "The presence document was cut short: 3000 of 4500 bytes arrived.", reason="cut", address=ALICE
-    ),
-    domain.InvalidRequest("The age must be 0 to 86400 seconds.", field="max_age"),
-    domain.NoValidAddresses("No terminal was given, or only empty groups.", field="addresses"),
-    domain.TooManyAddresses("More than 1000 terminals, groups expanded.", field="addresses", most="1000"),
-    domain.GroupUnknown("There is no such group.", group=TEAM, field="address"),
-    domain.GroupExists(f"{TEAM} is a group already."),
-    domain.GroupTooLarge("A group has at most 1000 members.", field="members"),
-    domain.GroupNotAllowed(f"{TEAM} is a group; ask for one terminal.", field="address"),
-    domain.NestedGroupNotAllowed(f"{TEAM} is a group, which may not be in a group here.", field="members"),
-    domain.GroupChanged("The group has changed since; read it again."),
-    domain.UnlimitedCountNotAllowed("A subscription must name a count of notifications.", field="max_notifications"),
-    domain.CountTooLarge("At most 100 notifications may be asked for.", field="max_notifications"),
-    domain.IntervalTooShort("Notifications may be no closer together than 1000 ms.", field="min_interval"),
-    domain.DurationTooLong("A subscription may last 86400000 ms at most.", field="duration", most="86400000"),
-    domain.BusyNotSupported("BUSY is not told here; leave it out of the criteria.", field="criteria"),
-    domain.TooManySubscriptions("There are 1000 active subscriptions, as many as allowed."),
-    domain.TooManyStreams("As many streams are open as allowed."),
-    domain.TooManyWatchedTerminals(
+    WatcherRestarting("The SIP worker is being replaced.", retry_after_s=1, address=ALICE),
+    GatewayOverloaded("1000 fetches are in flight, as many as allowed; try again.", retry_after_s=1),
+    PresenceMisconfigured("The presence server answered 489 Bad Event.", sip_code="489", address=ALICE),
+    DocumentUnreadable("The presence document was cut short: 3000 of 4500 bytes arrived.", reason="cut", address=ALICE),
+    InvalidRequest("The age must be 0 to 86400 seconds.", field="max_age"),
+    NoValidAddresses("No terminal was given, or only empty groups.", field="addresses"),
+    TooManyAddresses("More than 1000 terminals, groups expanded.", field="addresses", most="1000"),
+    GroupUnknown("There is no such group.", group=TEAM, field="address"),
+    GroupExists(f"{TEAM} is a group already."),
+    GroupTooLarge("A group has at most 1000 members.", field="members"),
+    GroupNotAllowed(f"{TEAM} is a group; ask for one terminal.", field="address"),
+    NestedGroupNotAllowed(f"{TEAM} is a group, which may not be in a group here.", field="members"),
+    GroupChanged("The group has changed since; read it again."),
+    UnlimitedCountNotAllowed("A subscription must name a count of notifications.", field="max_notifications"),
+    CountTooLarge("At most 100 notifications may be asked for.", field="max_notifications"),
+    IntervalTooShort("Notifications may be no closer together than 1000 ms.", field="min_interval"),
+    DurationTooLong("A subscription may last 86400000 ms at most.", field="duration", most="86400000"),
+    BusyNotSupported("BUSY is not told here; leave it out of the criteria.", field="criteria"),
+    TooManySubscriptions("There are 1000 active subscriptions, as many as allowed."),
+    TooManyStreams("As many streams are open as allowed."),
+    TooManyWatchedTerminals(
         "Limit reached: 50000 watched terminals. End a subscription or a stream, or ask the operator to raise "
         "`max_watched_terminals`."
     ),
-    domain.TooManyGroups("There are 1000 groups already, as many as allowed."),
-    domain.RateLimited("More than 50 calls per second (a query counts each terminal); wait.", retry_after_s=1),
-    domain.DuplicateCorrelator("There is an active subscription of this correlator."),
-    domain.RequestIdReused("The request id was used before, for another request.", field="request_id"),
-    domain.SubscriptionUnknown("There is no such subscription.", field="subscription_id"),
-    domain.NotificationUnknown("There is no notification 'n-1'."),
-    domain.SinkRefused("The endpoint's host is at an address that is not allowed.", reason="forbidden-address"),
-    domain.SinkUnreachable("The endpoint failed its test: http-500.", reason="http-500"),
-    domain.ClientUnknown("There is no such client."),
-    domain.ClientExists("There is a client of this name."),
-    domain.Unauthenticated("The credentials are not accepted."),
-    domain.NotPermitted("Only an operator's client may do this."),
-    domain.WatchUnknown("The terminal is not being watched.", address=ALICE),
-    domain.StoreUnavailable("The database cannot be used now."),
+    TooManyGroups("There are 1000 groups already, as many as allowed."),
+    RateLimited("More than 50 calls per second (a query counts each terminal); wait.", retry_after_s=1),
+    DuplicateCorrelator("There is an active subscription of this correlator."),
+    RequestIdReused("The request id was used before, for another request.", field="request_id"),
+    SubscriptionUnknown("There is no such subscription.", field="subscription_id"),
+    NotificationUnknown("There is no notification 'n-1'."),
+    SinkRefused("The endpoint's host is at an address that is not allowed.", reason="forbidden-address"),
+    SinkUnreachable("The endpoint failed its test: http-500.", reason="http-500"),
+    ClientUnknown("There is no such client."),
+    ClientExists("There is a client of this name."),
+    Unauthenticated("The credentials are not accepted."),
+    NotPermitted("Only an operator's client may do this."),
+    WatchUnknown("The terminal is not being watched.", address=ALICE),
+    StoreUnavailable("The database cannot be used now."),
 )
 ERRORS: Mapping[type[TerminalStatusError], TerminalStatusError] = {type(error): error for error in _ALL}
 
 COMMON = (
-    domain.Unauthenticated,
-    domain.NotPermitted,
-    domain.RateLimited,
-    domain.InvalidRequest,
-    domain.StoreUnavailable,
+    Unauthenticated,
+    NotPermitted,
+    RateLimited,
+    InvalidRequest,
+    StoreUnavailable,
 )
 """What every operation with credentials may answer."""
 

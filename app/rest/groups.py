@@ -8,9 +8,20 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Response
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from app import domain, records
-from app.core.usecases import UseCases
-from app.domain import GroupChanged
+from app.core.use_cases import UseCases
+from app.domain import errors, records
+from app.domain.addresses import MAX_ADDRESS_LENGTH
+from app.domain.errors import (
+    GroupChanged,
+    GroupExists,
+    GroupNotAllowed,
+    GroupTooLarge,
+    GroupUnknown,
+    InvalidAddress,
+    NestedGroupNotAllowed,
+    TooManyGroups,
+)
+from app.domain.records import Client
 from app.rest import wire
 from app.rest.calls import Caller, Paged, nothing, returned
 from app.rest.examples import TEAM, failures
@@ -24,7 +35,7 @@ AddressInPath = Annotated[
     str,
     Path(
         description="The group's address. Percent-encode what a path cannot hold.",
-        max_length=domain.MAX_ADDRESS_LENGTH,
+        max_length=MAX_ADDRESS_LENGTH,
         openapi_examples={"group": {"value": TEAM}},
         json_schema_extra={"format": ADDRESS_FORMAT},
     ),
@@ -37,13 +48,13 @@ IfMatch = Annotated[
         "whatever it is.",
     ),
 ]
-_KNOWN = failures(domain.InvalidAddress, domain.GroupUnknown)
+_KNOWN = failures(InvalidAddress, GroupUnknown)
 _MEMBERS = (
-    domain.InvalidAddress,
-    domain.GroupUnknown,
-    domain.GroupChanged,
-    domain.GroupTooLarge,
-    domain.NestedGroupNotAllowed,
+    InvalidAddress,
+    GroupUnknown,
+    errors.GroupChanged,
+    GroupTooLarge,
+    NestedGroupNotAllowed,
 )
 _ETAG = {"ETag": {"description": "The group's version, for If-Match.", "schema": {"type": "string"}}}
 
@@ -110,7 +121,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_model=Group,
         response_description="The group.",
         responses={
-            **failures(*_MEMBERS, domain.GroupExists, domain.GroupNotAllowed, domain.TooManyGroups),
+            **failures(*_MEMBERS, GroupExists, GroupNotAllowed, TooManyGroups),
             201: {"headers": _ETAG},
         },
     )
@@ -213,13 +224,13 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="Delete a group",
         description="What is subscribed by it goes on without it.",
         response_description="It is gone.",
-        responses=failures(domain.InvalidAddress, domain.GroupUnknown, domain.GroupChanged),
+        responses=failures(InvalidAddress, GroupUnknown, errors.GroupChanged),
     )
     async def delete_group(client: Caller, address: AddressInPath, if_match: IfMatch = "*") -> Response:
         await groups.delete(client, address, expected_version=await expected_version(client, address, if_match))
         return nothing()
 
-    async def expected_version(client: records.Client, address: str, if_match: str) -> int | None:
+    async def expected_version(client: Client, address: str, if_match: str) -> int | None:
         if if_match.strip() == "*":
             return None
         group = await groups.get(client, address)

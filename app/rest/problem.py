@@ -4,7 +4,7 @@ Invariants: every failure of every path under the app is `application/problem+js
 over the domain errors. `type` and `title` follow from `code`, which is the domain error's; a client may switch on any.
 Mounted apps (SOAP) speak their own faults; only what they let through ends here.
 
-Deliberately absent: what nobody caught (`around.py`), business rules, and pages behind the `type` URNs (the OpenAPI
+Deliberately absent: what nobody caught (`middleware.py`), business rules, and pages behind the `type` URNs (the OpenAPI
 document shows an example of each).
 """
 
@@ -17,9 +17,51 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app import domain
-from app.domain import TerminalStatusError
-from app.rest.around import Around, Problem, problem
+from app.domain.errors import (
+    BusyNotSupported,
+    ClientExists,
+    ClientUnknown,
+    CountTooLarge,
+    DocumentUnreadable,
+    DuplicateCorrelator,
+    DurationTooLong,
+    FetchTimedOut,
+    GatewayOverloaded,
+    GroupChanged,
+    GroupExists,
+    GroupNotAllowed,
+    GroupTooLarge,
+    GroupUnknown,
+    IntervalTooShort,
+    InvalidAddress,
+    InvalidRequest,
+    NestedGroupNotAllowed,
+    NotificationUnknown,
+    NotPermitted,
+    NoValidAddresses,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    RateLimited,
+    RequestIdReused,
+    SinkRefused,
+    SinkUnreachable,
+    StoreUnavailable,
+    SubscriptionUnknown,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    TooManyGroups,
+    TooManyStreams,
+    TooManySubscriptions,
+    TooManyWatchedTerminals,
+    Unauthenticated,
+    UnlimitedCountNotAllowed,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+    WatchUnknown,
+)
+from app.rest.middleware import Around, Problem, problem
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "Problem"
@@ -29,54 +71,54 @@ NO_STORE = {"cache-control": "no-store"}
 """A status is true when it is asked; no answer about one may come out of a cache."""
 
 STATUSES: Mapping[type[TerminalStatusError], int] = {
-    domain.InvalidAddress: 400,
-    domain.TerminalUnknown: 404,
-    domain.WatcherRefused: 403,
-    domain.WatcherUnauthenticated: 403,
-    domain.FetchTimedOut: 504,
-    domain.PresenceUnavailable: 503,
-    domain.WatcherRestarting: 503,
-    domain.GatewayOverloaded: 503,
-    domain.PresenceMisconfigured: 502,
-    domain.DocumentUnreadable: 502,
-    domain.InvalidRequest: 400,
-    domain.NoValidAddresses: 400,
-    domain.TooManyAddresses: 422,
-    domain.GroupUnknown: 404,
-    domain.GroupExists: 409,
-    domain.GroupTooLarge: 422,
-    domain.GroupNotAllowed: 422,
-    domain.NestedGroupNotAllowed: 422,
-    domain.GroupChanged: 412,
-    domain.UnlimitedCountNotAllowed: 422,
-    domain.CountTooLarge: 422,
-    domain.IntervalTooShort: 422,
-    domain.DurationTooLong: 422,
-    domain.BusyNotSupported: 422,
-    domain.TooManySubscriptions: 429,
-    domain.TooManyStreams: 429,
-    domain.TooManyWatchedTerminals: 429,
-    domain.TooManyGroups: 429,
-    domain.RateLimited: 429,
-    domain.DuplicateCorrelator: 409,
-    domain.RequestIdReused: 422,
-    domain.SubscriptionUnknown: 404,
-    domain.NotificationUnknown: 404,
-    domain.SinkRefused: 400,
-    domain.SinkUnreachable: 422,
-    domain.ClientUnknown: 404,
-    domain.ClientExists: 409,
-    domain.Unauthenticated: 401,
-    domain.NotPermitted: 403,
-    domain.WatchUnknown: 404,
-    domain.StoreUnavailable: 503,
+    InvalidAddress: 400,
+    TerminalUnknown: 404,
+    WatcherRefused: 403,
+    WatcherUnauthenticated: 403,
+    FetchTimedOut: 504,
+    PresenceUnavailable: 503,
+    WatcherRestarting: 503,
+    GatewayOverloaded: 503,
+    PresenceMisconfigured: 502,
+    DocumentUnreadable: 502,
+    InvalidRequest: 400,
+    NoValidAddresses: 400,
+    TooManyAddresses: 422,
+    GroupUnknown: 404,
+    GroupExists: 409,
+    GroupTooLarge: 422,
+    GroupNotAllowed: 422,
+    NestedGroupNotAllowed: 422,
+    GroupChanged: 412,
+    UnlimitedCountNotAllowed: 422,
+    CountTooLarge: 422,
+    IntervalTooShort: 422,
+    DurationTooLong: 422,
+    BusyNotSupported: 422,
+    TooManySubscriptions: 429,
+    TooManyStreams: 429,
+    TooManyWatchedTerminals: 429,
+    TooManyGroups: 429,
+    RateLimited: 429,
+    DuplicateCorrelator: 409,
+    RequestIdReused: 422,
+    SubscriptionUnknown: 404,
+    NotificationUnknown: 404,
+    SinkRefused: 400,
+    SinkUnreachable: 422,
+    ClientUnknown: 404,
+    ClientExists: 409,
+    Unauthenticated: 401,
+    NotPermitted: 403,
+    WatchUnknown: 404,
+    StoreUnavailable: 503,
 }
 
 MAX_FAULTS = 20
 """Faults of a request that are named; further ones are left out."""
 
 MAX_SHOWN = 200
-_HTTP_CODES = {400: domain.InvalidRequest.code, 413: "BODY_TOO_LARGE"}
+_HTTP_CODES = {400: InvalidRequest.code, 413: "BODY_TOO_LARGE"}
 _FIELDS = {
     "min_interval": "min_interval_ms",
     "duration": "duration_ms",
@@ -111,13 +153,13 @@ def answer_with_problems(app: FastAPI) -> None:
 
 
 async def _on_domain_error(_request: Request, error: TerminalStatusError) -> Response:
-    headers = CHALLENGE if isinstance(error, domain.Unauthenticated) else None
+    headers = CHALLENGE if isinstance(error, Unauthenticated) else None
     return answer(problem_of(error), retry_after_s=error.retry_after_s, headers=headers)
 
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
     detail = "The request is not what this operation takes; `details` names each fault."
-    return answer(problem(400, domain.InvalidRequest.code, detail, details=faults(error)))
+    return answer(problem(400, InvalidRequest.code, detail, details=faults(error)))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-from app import domain, records
-from app.core import asking
-from app.rest.around import MAX_BODY_BYTES
+from app.core import queries
+from app.domain.records import MAX_CORRELATOR, MAX_REQUESTER
+from app.domain.sinks import MAX_SECRETS, MAX_SINK_TOKEN, MAX_URL, EndReason, Handshake, SinkKind
+from app.domain.statuses import Liveness, Source, Status
+from app.rest.middleware import MAX_BODY_BYTES
 
 ADDRESS_FORMAT = "terminal-address"
 MAX_ADDRESSES = MAX_BODY_BYTES // 8
@@ -58,13 +60,13 @@ Addresses = Annotated[
     Field(min_length=1, max_length=MAX_ADDRESSES, description="Terminals and groups, as many as the policy allows."),
 ]
 Criteria = Annotated[
-    list[Annotated[domain.Status, Field(strict=False)]],
+    list[Annotated[Status, Field(strict=False)]],
     Field(max_length=20, description="The statuses that are told; empty means every change."),
 ]
 Requester = Annotated[
     str,
     Field(
-        max_length=records.MAX_REQUESTER,
+        max_length=MAX_REQUESTER,
         description="On whose behalf the client asks, a URI or a name; only stands in the usage record.",
     ),
 ]
@@ -92,12 +94,12 @@ class TerminalStatus(BaseModel):
         description="The terminal in canonical form, by which equal terminals are equal strings: scheme, host and "
         "parameters in lower case, a telephone number without visual separators. May differ from the request's."
     )
-    status: domain.Status = Field(
+    status: Status = Field(
         description="`REACHABLE`: registered, and nothing says that the user is busy. `UNREACHABLE`: not registered. "
         "`BUSY`: registered, and the user is occupied. Take a value you do not know as an unknown status."
     )
     observed_at: At = Field(description="When the presence server stated it, by the gateway's clock (RFC 3339, UTC).")
-    source: domain.Source = Field(
+    source: Source = Field(
         description="Where the status came from. `FETCH`: the presence server was asked for this very answer. "
         "`WATCH`: a live subscription at the presence server says so."
     )
@@ -132,7 +134,7 @@ class TerminalResult(BaseModel):
     """What came of the question about one terminal."""
 
     address: str = Field(description="The terminal in canonical form; never a group.")
-    retrieval_status: asking.RetrievalStatus = Field(
+    retrieval_status: queries.RetrievalStatus = Field(
         description="`RETRIEVED`: there is a status. `NOT_RETRIEVED`: not asked, or not answered in time; the same "
         "question may succeed. `ERROR`: the terminal is unknown, or the answer is refused."
     )
@@ -151,7 +153,7 @@ class WatchedTerminal(BaseModel):
 
     address: str
     status: TerminalStatus | None = Field(description="The last known one; null where nothing was observed yet.")
-    liveness: domain.Liveness = Field(description="What that status is worth now.")
+    liveness: Liveness = Field(description="What that status is worth now.")
     reason: str = Field(description="Why it is not LIVE, for people.")
     since: At
     failure: Failure | None = Field(None, description="Only in `liveness`, where the presence server refuses it.")
@@ -204,9 +206,9 @@ STREAMED: Mapping[str, type[BaseModel]] = {
 # Subscriptions.
 
 
-def _default_handshake(asked: Mapping[str, Any]) -> records.Handshake:
+def _default_handshake(asked: Mapping[str, Any]) -> Handshake:
     """By a signed event only where its receiver knows the secret by now, and can verify it."""
-    return records.Handshake.TEST if asked.get("secrets") else records.Handshake.NONE
+    return Handshake.TEST if asked.get("secrets") else Handshake.NONE
 
 
 class SinkRequest(Request):
@@ -216,21 +218,21 @@ class SinkRequest(Request):
         description="`STREAM`: nowhere by themselves; hold a stream, or list notifications. `WEBHOOK`: CloudEvents by "
         "HTTP POST to `url`."
     )
-    url: str = Field("", max_length=records.MAX_URL, description="The endpoint, an https URL; for WEBHOOK.")
+    url: str = Field("", max_length=MAX_URL, description="The endpoint, an https URL; for WEBHOOK.")
     secrets: list[str] = Field(
         [],
-        max_length=records.MAX_SECRETS,
+        max_length=MAX_SECRETS,
         description="Keys that sign webhooks (Standard Webhooks), `whsec_` and base64 of 24 to 64 bytes, the newest "
         "first; two during rotation. None: the gateway makes one, and returns it once: no webhook is unsigned. A "
         "receiver that verifies signatures does not know that one yet when it is checked: see `handshake`.",
     )
     access_token: str = Field(
-        "", max_length=records.MAX_SINK_TOKEN, description="Bearer token for the endpoint. Never shown again."
+        "", max_length=MAX_SINK_TOKEN, description="Bearer token for the endpoint. Never shown again."
     )
     access_token_expires_at: Rfc3339 | None = Field(
         None, description="When that token ends, RFC 3339; the subscription ends five seconds before."
     )
-    handshake: Annotated[records.Handshake, Field(strict=False)] = Field(
+    handshake: Annotated[Handshake, Field(strict=False)] = Field(
         default_factory=_default_handshake,
         description="How the endpoint is checked now. `test`: it answers 2xx to a signed event. `options`: it answers "
         "OPTIONS with WebHook-Allowed-Origin (CloudEvents). `none`: it accepts a connection, over which nothing is "
@@ -266,7 +268,7 @@ class SubscriptionRequest(Request):
     sink: SinkRequest | None = Field(None, description="Where notifications go; STREAM if absent.")
     correlator: str = Field(
         "",
-        max_length=records.MAX_CORRELATOR,
+        max_length=MAX_CORRELATOR,
         description="Your own name for it, unique among your active ones; may be empty.",
     )
     requester: Requester = ""
@@ -275,7 +277,7 @@ class SubscriptionRequest(Request):
 class Sink(BaseModel):
     """Where notifications go; secrets and tokens are never shown."""
 
-    kind: records.SinkKind
+    kind: SinkKind
     url: str
     profile: str = Field(description="How the endpoint is spoken to: `v1` or `camara`, or a version of Parlay X.")
     signed: bool
@@ -290,7 +292,7 @@ class Subscription(BaseModel):
     id: Id
     client_id: str
     addresses: list[str] = Field(description="Terminals and groups as asked for, in canonical form, each once.")
-    criteria: list[domain.Status]
+    criteria: list[Status]
     check_immediate: bool
     min_interval_ms: int
     max_notifications: int
@@ -302,7 +304,7 @@ class Subscription(BaseModel):
     last_notified_at: At | None
     suspended_at: At | None = Field(description="Since when its endpoint fails and attempts are rare.")
     ended_at: At | None = Field(description="Null while it is active.")
-    end_reason: records.EndReason | None
+    end_reason: EndReason | None
     end_detail: str
 
 
@@ -355,6 +357,6 @@ class CancelRequest(Request):
     """Which subscription to end."""
 
     correlator: str = Field(
-        min_length=1, max_length=records.MAX_CORRELATOR, description="The name that the application gave it."
+        min_length=1, max_length=MAX_CORRELATOR, description="The name that the application gave it."
     )
     requester: Requester = ""

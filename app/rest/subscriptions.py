@@ -9,9 +9,35 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from app import domain, records
-from app.core.subscribing import SubscriptionRequest, made_secret
-from app.core.usecases import UseCases
+from app.core.subscriptions import SubscriptionRequest, made_secret
+from app.core.use_cases import UseCases
+from app.domain.errors import (
+    BusyNotSupported,
+    CountTooLarge,
+    DuplicateCorrelator,
+    DurationTooLong,
+    GatewayOverloaded,
+    IntervalTooShort,
+    NotPermitted,
+    RequestIdReused,
+    SinkRefused,
+    SinkUnreachable,
+    SubscriptionUnknown,
+    TooManySubscriptions,
+    TooManyWatchedTerminals,
+    UnlimitedCountNotAllowed,
+)
+from app.domain.records import MAX_ID, MAX_REQUESTER
+from app.domain.sinks import (
+    PROFILE_V1,
+    SINK_HANDSHAKE,
+    SINK_SECRETS,
+    SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
+    Sink,
+    SinkKind,
+    read_secret,
+)
 from app.rest import schemas, wire
 from app.rest.calls import FACE, Caller, Paged, RequestId, nothing, returned
 from app.rest.examples import failures
@@ -19,7 +45,7 @@ from app.rest.terminals import LIST_ERRORS
 
 TAG = "Subscriptions"
 
-IdInPath = Annotated[str, Path(max_length=records.MAX_ID, description="The subscription's id.")]
+IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The subscription's id.")]
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -39,18 +65,18 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses={
             **failures(
                 *LIST_ERRORS,
-                domain.SinkRefused,
-                domain.SinkUnreachable,
-                domain.DuplicateCorrelator,
-                domain.RequestIdReused,
-                domain.UnlimitedCountNotAllowed,
-                domain.CountTooLarge,
-                domain.IntervalTooShort,
-                domain.DurationTooLong,
-                domain.BusyNotSupported,
-                domain.TooManySubscriptions,
-                domain.TooManyWatchedTerminals,
-                domain.GatewayOverloaded,
+                SinkRefused,
+                SinkUnreachable,
+                DuplicateCorrelator,
+                RequestIdReused,
+                UnlimitedCountNotAllowed,
+                CountTooLarge,
+                IntervalTooShort,
+                DurationTooLong,
+                BusyNotSupported,
+                TooManySubscriptions,
+                TooManyWatchedTerminals,
+                GatewayOverloaded,
             ),
             201: {
                 "headers": {"Location": {"description": "The subscription's path.", "schema": {"type": "string"}}},
@@ -112,7 +138,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="One of your subscriptions, an ended one for as long as the gateway keeps it.",
         response_model=schemas.Subscription,
         response_description="The subscription.",
-        responses=failures(domain.SubscriptionUnknown),
+        responses=failures(SubscriptionUnknown),
     )
     async def get_subscription(client: Caller, subscription_id: IdInPath) -> Response:
         return returned(wire.subscription(await subscriptions.get(client, subscription_id)))
@@ -126,12 +152,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="What is owed already is still delivered, but withdrawn where it would go to a SOAP endpoint. One "
         "that has ended is unknown here.",
         response_description="It has ended.",
-        responses=failures(domain.SubscriptionUnknown),
+        responses=failures(SubscriptionUnknown),
     )
     async def cancel_subscription(
         client: Caller,
         subscription_id: IdInPath,
-        requester: Annotated[str, Query(max_length=records.MAX_REQUESTER, description="On whose behalf.")] = "",
+        requester: Annotated[str, Query(max_length=MAX_REQUESTER, description="On whose behalf.")] = "",
     ) -> Response:
         await subscriptions.cancel(client, subscription_id, face=FACE, requester=requester)
         return nothing()
@@ -143,7 +169,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         tags=[TAG],
         summary="End the subscription of a correlator",
         response_description="It has ended.",
-        responses=failures(domain.SubscriptionUnknown),
+        responses=failures(SubscriptionUnknown),
     )
     async def cancel_by_correlator(client: Caller, asked: schemas.CancelRequest) -> Response:
         await subscriptions.cancel_by_correlator(client, asked.correlator, face=FACE, requester=asked.requester)
@@ -158,7 +184,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "not past the end of its webhook's access token. CAMARA's subscriptions are not prolonged.",
         response_model=schemas.Subscription,
         response_description="The subscription with its new end.",
-        responses=failures(domain.SubscriptionUnknown, domain.DurationTooLong, domain.NotPermitted, domain.SinkRefused),
+        responses=failures(SubscriptionUnknown, DurationTooLong, NotPermitted, SinkRefused),
     )
     async def renew_subscription(client: Caller, subscription_id: IdInPath, asked: schemas.RenewRequest) -> Response:
         return returned(wire.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms)))
@@ -174,7 +200,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "two sign.",
         response_model=schemas.RotatedSubscription,
         response_description="The subscription, and the secret that was made for it.",
-        responses=failures(domain.SubscriptionUnknown, domain.SinkRefused),
+        responses=failures(SubscriptionUnknown, SinkRefused),
     )
     async def rotate_secret(
         client: Caller, subscription_id: IdInPath, asked: schemas.RotateSecretRequest | None = None
@@ -191,24 +217,24 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return returned({**wire.subscription(changed), "secret": made or None})
 
 
-def _sink(asked: schemas.SinkRequest | None) -> records.Sink:
+def _sink(asked: schemas.SinkRequest | None) -> Sink:
     if asked is None:
-        return records.Sink(kind=records.SinkKind.STREAM)
+        return Sink(kind=SinkKind.STREAM)
     for each in asked.secrets:
-        records.read_secret(each)
+        read_secret(each)
     webhook = asked.kind == "WEBHOOK"
     parameters = {}
     if webhook or "handshake" in asked.model_fields_set:
-        parameters[records.SINK_HANDSHAKE] = asked.handshake.value
+        parameters[SINK_HANDSHAKE] = asked.handshake.value
     if asked.secrets:
-        parameters[records.SINK_SECRETS] = " ".join(asked.secrets)
+        parameters[SINK_SECRETS] = " ".join(asked.secrets)
     if asked.access_token:
-        parameters[records.SINK_TOKEN] = asked.access_token
+        parameters[SINK_TOKEN] = asked.access_token
     if asked.access_token_expires_at is not None:
-        parameters[records.SINK_TOKEN_EXPIRES_AT] = asked.access_token_expires_at.isoformat()
-    return records.Sink(
-        kind=records.SinkKind(asked.kind),
+        parameters[SINK_TOKEN_EXPIRES_AT] = asked.access_token_expires_at.isoformat()
+    return Sink(
+        kind=SinkKind(asked.kind),
         url=asked.url,
-        profile=records.PROFILE_V1 if webhook else "",
+        profile=PROFILE_V1 if webhook else "",
         parameters=parameters,
     )

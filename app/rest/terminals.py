@@ -16,11 +16,29 @@ import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app import domain
-from app.core.asking import TerminalResult
-from app.core.usecases import UseCases
-from app.domain import InvalidRequest
-from app.records import MAX_REQUESTER
+from app.core.queries import TerminalResult
+from app.core.use_cases import UseCases
+from app.domain.addresses import MAX_ADDRESS_LENGTH
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    GatewayOverloaded,
+    GroupNotAllowed,
+    GroupUnknown,
+    InvalidAddress,
+    InvalidRequest,
+    NestedGroupNotAllowed,
+    NoValidAddresses,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalUnknown,
+    TooManyAddresses,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+)
+from app.domain.records import MAX_REQUESTER
+from app.domain.statuses import Status
 from app.rest import schemas, wire
 from app.rest.calls import FACE, Caller, Operation, client_of, returned
 from app.rest.examples import ALICE, failures
@@ -30,24 +48,24 @@ TAG = "Terminal status"
 LINES = "application/jsonl"
 
 _FETCH_ERRORS = (
-    domain.InvalidAddress,
-    domain.TerminalUnknown,
-    domain.WatcherRefused,
-    domain.WatcherUnauthenticated,
-    domain.FetchTimedOut,
-    domain.PresenceUnavailable,
-    domain.WatcherRestarting,
-    domain.GatewayOverloaded,
-    domain.PresenceMisconfigured,
-    domain.DocumentUnreadable,
+    InvalidAddress,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherUnauthenticated,
+    FetchTimedOut,
+    PresenceUnavailable,
+    WatcherRestarting,
+    GatewayOverloaded,
+    PresenceMisconfigured,
+    DocumentUnreadable,
 )
 LIST_ERRORS = (
-    domain.InvalidAddress,
-    domain.NoValidAddresses,
-    domain.TooManyAddresses,
-    domain.GroupUnknown,
-    domain.GroupNotAllowed,
-    domain.NestedGroupNotAllowed,
+    InvalidAddress,
+    NoValidAddresses,
+    TooManyAddresses,
+    GroupUnknown,
+    GroupNotAllowed,
+    NestedGroupNotAllowed,
 )
 """How a list of terminals and groups fails."""
 
@@ -61,7 +79,7 @@ AddressInPath = Annotated[
         description="The terminal: a `sip:`, `sips:` (RFC 3261, without password and headers) or `tel:` URI "
         "(RFC 3966). Percent-encode what a path cannot hold, such as `/`, `?`, `#` and `%`; `+` is a plus.",
         min_length=1,
-        max_length=domain.MAX_ADDRESS_LENGTH,
+        max_length=MAX_ADDRESS_LENGTH,
         openapi_examples=ADDRESS_EXAMPLES,
         json_schema_extra={"format": schemas.ADDRESS_FORMAT},
     ),
@@ -108,7 +126,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_model=schemas.TerminalStatus,
         response_description="The terminal's status.",
         responses={
-            **failures(*_FETCH_ERRORS, domain.GroupNotAllowed),
+            **failures(*_FETCH_ERRORS, GroupNotAllowed),
             200: {"content": {"application/json": {"examples": _EXAMPLE_STATUSES}}},
         },
         route_class_override=_Lean,
@@ -200,8 +218,8 @@ _EXAMPLE_STATUSES: dict[str, Any] = {
         },
     }
     for status, summary in {
-        domain.Status.REACHABLE: "Registered, nothing says that the user is busy",
-        domain.Status.UNREACHABLE: "Not registered",
-        domain.Status.BUSY: "Registered, the user is on the phone",
+        Status.REACHABLE: "Registered, nothing says that the user is busy",
+        Status.UNREACHABLE: "Not registered",
+        Status.BUSY: "Registered, the user is on the phone",
     }.items()
 }

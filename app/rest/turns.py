@@ -7,7 +7,7 @@ that each bring one would hold it for a second in each pass, and every call need
 Invariants: between two turns of one of them every other one that waits has one. Where nothing waits a piece is done at
 once.
 
-Deliberately absent: who is a stranger (`connection.py`), and how many there may be (`strangers.py`).
+Deliberately absent: who is a stranger (`connection.py`), and how many there may be (`unauthenticated.py`).
 """
 
 import asyncio

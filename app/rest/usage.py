@@ -17,8 +17,8 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from app import records
-from app.core.usecases import UseCases
+from app.core.use_cases import UseCases
+from app.domain import records
 from app.rest import wire
 from app.rest.calls import Caller, Paged, returned
 from app.rest.examples import failures

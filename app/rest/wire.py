@@ -9,17 +9,27 @@ Deliberately absent: rules about terminals, and failures of whole requests (`pro
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app import domain, records
 from app.auth.clients import ClientKey
-from app.core import streams
-from app.core.asking import TerminalResult
+from app.core.queries import TerminalResult
+from app.domain.errors import TerminalStatusError
+from app.domain.records import (
+    Client,
+    DeliveryAttempt,
+    DeliveryState,
+    Group,
+    OwedNotification,
+    Subscription,
+    UsageRecord,
+)
+from app.domain.sinks import SINK_HANDSHAKE, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, Sink
+from app.domain.statuses import Status, TerminalStatus, WatchedTerminal
+from app.live import events
 from app.ports import WatchView
-from app.records import SINK_HANDSHAKE, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT
 
 Json = Mapping[str, Any]
 
 
-def terminal_status(of: domain.TerminalStatus) -> Json:
+def terminal_status(of: TerminalStatus) -> Json:
     """A terminal's status."""
     return {
         "address": of.address,
@@ -30,7 +40,7 @@ def terminal_status(of: domain.TerminalStatus) -> Json:
     }
 
 
-def failure(of: domain.TerminalStatusError) -> Json:
+def failure(of: TerminalStatusError) -> Json:
     """An error as a part of an answer."""
     return {
         "code": of.code,
@@ -51,26 +61,26 @@ def terminal_result(of: TerminalResult) -> Json:
     }
 
 
-def watch_event(of: streams.WatchEvent) -> tuple[str, Json]:
+def watch_event(of: events.WatchEvent) -> tuple[str, Json]:
     """The name and data of one event of a stream."""
     match of:
-        case streams.Change():
+        case events.Change():
             return "change", terminal_status(of.status)
-        case streams.Snapshot():
+        case events.Snapshot():
             return "snapshot", _watched(of.terminal)
-        case streams.SnapshotComplete():
+        case events.SnapshotComplete():
             return "snapshot-complete", {"resume_token": of.resume_token, "reset": of.reset}
-        case streams.LivenessChange():
+        case events.LivenessChange():
             return "liveness", {**_watched(of.terminal), "failure": of.error and failure(of.error)}
-        case streams.Removed():
+        case events.Removed():
             return "removed", {"address": of.address}
-        case streams.Bookmark():
+        case events.Bookmark():
             return "bookmark", {"resume_token": of.resume_token}
-        case streams.End():
+        case events.End():
             return "end", {"reason": of.reason, "message": of.message, "resume_token": of.resume_token}
 
 
-def _watched(of: domain.WatchedTerminal) -> Json:
+def _watched(of: WatchedTerminal) -> Json:
     return {
         "address": of.address,
         "status": of.status and terminal_status(of.status),
@@ -80,13 +90,13 @@ def _watched(of: domain.WatchedTerminal) -> Json:
     }
 
 
-def subscription(of: records.Subscription) -> Json:
+def subscription(of: Subscription) -> Json:
     """A subscription, without its sink's secrets."""
     return {
         "id": of.id,
         "client_id": of.client_id,
         "addresses": of.addresses,
-        "criteria": [status for status in domain.Status if status in of.criteria],
+        "criteria": [status for status in Status if status in of.criteria],
         "check_immediate": of.check_immediate,
         "min_interval_ms": of.min_interval_ms,
         "max_notifications": of.max_notifications,
@@ -103,7 +113,7 @@ def subscription(of: records.Subscription) -> Json:
     }
 
 
-def _sink(of: records.Sink) -> Json:
+def _sink(of: Sink) -> Json:
     parameters = of.parameters
     return {
         "kind": of.kind,
@@ -116,7 +126,7 @@ def _sink(of: records.Sink) -> Json:
     }
 
 
-def group(of: records.Group) -> Json:
+def group(of: Group) -> Json:
     """A group."""
     return {
         "address": of.address,
@@ -127,7 +137,7 @@ def group(of: records.Group) -> Json:
     }
 
 
-def notification(of: records.OwedNotification) -> Json:
+def notification(of: OwedNotification) -> Json:
     """An owed or settled notification."""
     return {
         "id": of.id,
@@ -140,14 +150,14 @@ def notification(of: records.OwedNotification) -> Json:
         "code": of.code,
         "text": of.text,
         "created_at": of.created_at,
-        "next_attempt_at": of.next_attempt_at if of.state is records.DeliveryState.PENDING else None,
+        "next_attempt_at": of.next_attempt_at if of.state is DeliveryState.PENDING else None,
         "attempts": of.attempts,
         "state": of.state,
         "settled_at": of.settled_at,
     }
 
 
-def delivery_attempt(of: records.DeliveryAttempt) -> Json:
+def delivery_attempt(of: DeliveryAttempt) -> Json:
     """One attempt to deliver. What the endpoint answered is shown as text."""
     return {
         "number": of.number,
@@ -159,7 +169,7 @@ def delivery_attempt(of: records.DeliveryAttempt) -> Json:
     }
 
 
-def usage_record(of: records.UsageRecord) -> Json:
+def usage_record(of: UsageRecord) -> Json:
     """A usage record."""
     return {
         "id": of.id,
@@ -195,7 +205,7 @@ def watch(of: WatchView, wanted_by: Iterable[str]) -> Json:
     }
 
 
-def client(of: records.Client, keys: Iterable[ClientKey]) -> Json:
+def client(of: Client, keys: Iterable[ClientKey]) -> Json:
     """A client with its keys, without their secrets."""
     return {
         "id": of.id,

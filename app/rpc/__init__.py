@@ -19,8 +19,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from app.core.service import StatusService
-from app.core.usecases import UseCases
+from app.auth.proxies import TrustedProxies
+from app.core.fetcher import FetchService
+from app.core.use_cases import UseCases
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -35,14 +36,13 @@ from app.pb.terminalstatus.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from app.proxies import TrustedProxies
 from app.rpc.admin import AdminServicer
+from app.rpc.call_limits import Gate
 from app.rpc.calls import Calls
+from app.rpc.connection_limits import guard_connections
 from app.rpc.deliveries import DeliveryServicer
 from app.rpc.errors import CODES, ERROR_DOMAIN
-from app.rpc.gate import Gate
 from app.rpc.groups import GroupServicer
-from app.rpc.guard import guard_connections
 from app.rpc.handlers import Handlers
 from app.rpc.health import HealthServicer
 from app.rpc.subscriptions import SubscriptionServicer
@@ -104,7 +104,7 @@ _OPTIONS = (
 
 
 def create_server(
-    service: StatusService,
+    service: FetchService,
     use_cases: UseCases,
     *,
     stopping: asyncio.Event | None = None,

@@ -17,9 +17,9 @@ from urllib.parse import unquote
 import grpc.aio
 
 from app.auth.authenticator import Authenticator, Credentials, client_names
-from app.domain import TerminalStatusError
-from app.proxies import TrustedProxies, bucket
-from app.records import Client
+from app.auth.proxies import TrustedProxies, bucket
+from app.domain.errors import TerminalStatusError
+from app.domain.records import Client
 from app.rpc.errors import abort, abort_stopping
 
 Context = grpc.aio.ServicerContext[Any, Any]

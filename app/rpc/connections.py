@@ -8,7 +8,7 @@ first packets: this needs no privilege, and costs this process nothing. Connecti
 Invariants: a connection that is cut is the one that was listed: its descriptor is duplicated, and compared by inode,
 before it is shut down. gRPC then sees the end of the connection, and closes its own descriptor.
 
-Deliberately absent: which of them have to go (`guard.py`).
+Deliberately absent: which of them have to go (`connection_limits.py`).
 """
 
 import contextlib

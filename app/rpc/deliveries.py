@@ -1,7 +1,7 @@
 """DeliveryService: owed notifications, their attempts. A handler is check, call, map error, return; no rules here."""
 
-from app.delivery.deliveries import Deliveries
-from app.domain import InvalidRequest
+from app.core.deliveries import Deliveries
+from app.domain.errors import InvalidRequest
 from app.pb.terminalstatus.v1 import delivery_pb2 as pb
 from app.pb.terminalstatus.v1 import delivery_pb2_grpc as pb_grpc
 from app.rpc import wire

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.core.groups import GroupService
-from app.domain import InvalidRequest
+from app.domain.errors import InvalidRequest
 from app.pb.terminalstatus.v1 import group_pb2 as pb
 from app.pb.terminalstatus.v1 import group_pb2_grpc as pb_grpc
 from app.rpc import wire

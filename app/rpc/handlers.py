@@ -18,10 +18,10 @@ from typing import Any, TypeVar, cast
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from app.domain import InvalidRequest, RateLimited, TerminalStatusError, Unauthenticated
-from app.records import ANONYMOUS, Client
+from app.domain.errors import InvalidRequest, RateLimited, TerminalStatusError, Unauthenticated
+from app.domain.records import ANONYMOUS, Client
+from app.rpc.call_limits import FREE_CALL, Gate, Pool
 from app.rpc.calls import Calls, Context
-from app.rpc.gate import FREE_CALL, Gate, Pool
 
 SWEEP_S = 1.0
 

@@ -14,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from app.core.service import StatusService
+from app.core.fetcher import FetchService
 from app.pb.terminalstatus.v1 import terminal_status_pb2
 
 _NEEDS_PRESENCE = terminal_status_pb2.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
@@ -23,7 +23,7 @@ _NEEDS_PRESENCE = terminal_status_pb2.DESCRIPTOR.services_by_name["TerminalStatu
 class HealthServicer(health_pb2_grpc.HealthServicer):
     """Looks each `poll_s` seconds for those who watch."""
 
-    def __init__(self, service: StatusService, names: Collection[str], stopping: asyncio.Event, poll_s: float) -> None:
+    def __init__(self, service: FetchService, names: Collection[str], stopping: asyncio.Event, poll_s: float) -> None:
         self._service = service
         self._names = {"", *names}
         self._stopping = stopping

@@ -1,10 +1,10 @@
 """SubscriptionService: standing requests. A handler is check, call, map error, return; no rules here."""
 
-from app.core.subscribing import SubscriptionRequest, SubscriptionService, made_secret
-from app.domain import InvalidRequest
+from app.core.subscriptions import SubscriptionRequest, SubscriptionService, made_secret
+from app.domain.errors import InvalidRequest
+from app.domain.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
-from app.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 from app.rpc.terminal_status import FACE

@@ -1,11 +1,11 @@
-"""TerminalStatusService: one terminal, many, and live streams.
+"""TerminalStatusService: one terminal, many, and live events.
 
 Invariants: GetStatus, which is on the bench, does nothing that it need not: it takes and gives bytes. A stream awaits
 each write, so a slow reader holds up nobody but itself: what it has not read waits in the use case's mailbox. Each
 RECHECK_S an event of the stream is taken as occasion to look whether the credentials are still good, and whether the
 stream is too old.
 
-Deliberately absent: snapshots, order and bookmarks, which are `core/watching.py`'s.
+Deliberately absent: snapshots, order and bookmarks, which are `live/engine.py`'s.
 """
 
 import asyncio
@@ -15,13 +15,14 @@ from typing import Any, cast
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from app.core import streams
-from app.core.asking import QueryService
-from app.core.watching import Watching
-from app.domain import InvalidRequest, TerminalStatus, TerminalStatusError, Unauthenticated
+from app.core.queries import QueryService
+from app.domain.errors import InvalidRequest, TerminalStatusError, Unauthenticated
+from app.domain.records import MAX_REQUESTER, Client
+from app.domain.statuses import TerminalStatus
+from app.live import events
+from app.live.engine import Engine
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
-from app.records import MAX_REQUESTER, Client
 from app.rpc import wire
 from app.rpc.calls import Calls, Context
 
@@ -76,13 +77,13 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
     """As the proto says."""
 
     def __init__(
-        self, calls: Calls, queries: QueryService, watching: Watching, *, max_stream_age_s: float | None
+        self, calls: Calls, queries: QueryService, watching: Engine, *, max_stream_age_s: float | None
     ) -> None:
         self._calls = calls
         self._queries = queries
         self._watching = watching
         self._max_stream_age_s = max_stream_age_s
-        self._last: tuple[streams.WatchEvent, pb.WatchStatusesResponse] | None = None
+        self._last: tuple[events.WatchEvent, pb.WatchStatusesResponse] | None = None
         self._questions: dict[bytes, Question] = {}
 
     def raw_handlers(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
 
     async def WatchStatuses(self, request: pb.WatchStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "WatchStatuses") as client:
-            events = self._watching.stream(
+            stream = self._watching.stream(
                 client,
                 request.addresses,
                 criteria=wire.criteria(request.criteria),
@@ -135,10 +136,10 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
             clock, token = asyncio.get_running_loop().time, ""
             check_at = began_at = clock()
             check_at += RECHECK_S
-            async with aclosing(events):
-                async for event in events:
+            async with aclosing(stream):
+                async for event in stream:
                     await context.write(self._message(event))
-                    if isinstance(event, streams.Bookmark | streams.SnapshotComplete):
+                    if isinstance(event, events.Bookmark | events.SnapshotComplete):
                         token = event.resume_token
                     if (now := clock()) >= check_at:
                         check_at = now + RECHECK_S
@@ -146,7 +147,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                             await context.write(end)
                             return
 
-    def _message(self, event: streams.WatchEvent) -> pb.WatchStatusesResponse:
+    def _message(self, event: events.WatchEvent) -> pb.WatchStatusesResponse:
         """The event as a message; the same event goes to many streams one after the other, and is made once."""
         last = self._last
         if last is None or last[0] is not event:

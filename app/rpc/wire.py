@@ -15,12 +15,24 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from app import domain, records
 from app.auth.clients import ClientKey
-from app.core import streams
-from app.core.asking import RetrievalStatus, TerminalResult
-from app.core.policy import MAX_INTERVAL_MS, Policy
-from app.domain import InvalidRequest, SinkRefused
+from app.core.queries import RetrievalStatus, TerminalResult
+from app.domain.errors import InvalidRequest, SinkRefused
+from app.domain.policy import MAX_INTERVAL_MS, Policy
+from app.domain.records import (
+    AuditEntry,
+    Client,
+    DeliveryAttempt,
+    DeliveryState,
+    Group,
+    NotificationKind,
+    OwedNotification,
+    Subscription,
+    UsageRecord,
+)
+from app.domain.sinks import HIDDEN_PARAMETERS, MAX_URL, SIGNED_PROFILES, EndReason, Sink, SinkKind
+from app.domain.statuses import Liveness, Source, Status, TerminalStatus
+from app.live import events
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page, WatchView
@@ -33,63 +45,63 @@ MAX_PARAMETER = 8000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NS = 1_000_000_000
 
-STATUS: Mapping[domain.Status, pb.Status.ValueType] = {
-    domain.Status.REACHABLE: pb.STATUS_REACHABLE,
-    domain.Status.UNREACHABLE: pb.STATUS_UNREACHABLE,
-    domain.Status.BUSY: pb.STATUS_BUSY,
+STATUS: Mapping[Status, pb.Status.ValueType] = {
+    Status.REACHABLE: pb.STATUS_REACHABLE,
+    Status.UNREACHABLE: pb.STATUS_UNREACHABLE,
+    Status.BUSY: pb.STATUS_BUSY,
 }
-SOURCE: Mapping[domain.Source, pb.Source.ValueType] = {
-    domain.Source.FETCH: pb.SOURCE_FETCH,
-    domain.Source.WATCH: pb.SOURCE_WATCH,
+SOURCE: Mapping[Source, pb.Source.ValueType] = {
+    Source.FETCH: pb.SOURCE_FETCH,
+    Source.WATCH: pb.SOURCE_WATCH,
 }
-LIVENESS: Mapping[domain.Liveness, pb.Liveness.ValueType] = {
-    domain.Liveness.LIVE: pb.LIVENESS_LIVE,
-    domain.Liveness.STALE: pb.LIVENESS_STALE,
-    domain.Liveness.UNKNOWN: pb.LIVENESS_UNKNOWN,
+LIVENESS: Mapping[Liveness, pb.Liveness.ValueType] = {
+    Liveness.LIVE: pb.LIVENESS_LIVE,
+    Liveness.STALE: pb.LIVENESS_STALE,
+    Liveness.UNKNOWN: pb.LIVENESS_UNKNOWN,
 }
 RETRIEVAL: Mapping[RetrievalStatus, pb.RetrievalStatus.ValueType] = {
     RetrievalStatus.RETRIEVED: pb.RETRIEVAL_STATUS_RETRIEVED,
     RetrievalStatus.NOT_RETRIEVED: pb.RETRIEVAL_STATUS_NOT_RETRIEVED,
     RetrievalStatus.ERROR: pb.RETRIEVAL_STATUS_ERROR,
 }
-STREAM_END: Mapping[streams.StreamEnd, pb.StreamEndReason.ValueType] = {
-    streams.StreamEnd.GATEWAY_STOPPING: pb.STREAM_END_REASON_GATEWAY_STOPPING,
-    streams.StreamEnd.NOTHING_TO_WATCH: pb.STREAM_END_REASON_NOTHING_TO_WATCH,
-    streams.StreamEnd.CREDENTIALS_EXPIRED: pb.STREAM_END_REASON_CREDENTIALS_EXPIRED,
+STREAM_END: Mapping[events.StreamEnd, pb.StreamEndReason.ValueType] = {
+    events.StreamEnd.GATEWAY_STOPPING: pb.STREAM_END_REASON_GATEWAY_STOPPING,
+    events.StreamEnd.NOTHING_TO_WATCH: pb.STREAM_END_REASON_NOTHING_TO_WATCH,
+    events.StreamEnd.CREDENTIALS_EXPIRED: pb.STREAM_END_REASON_CREDENTIALS_EXPIRED,
 }
-SINK_KIND: Mapping[records.SinkKind, subscription_pb2.SinkKind.ValueType] = {
-    records.SinkKind.STREAM: subscription_pb2.SINK_KIND_STREAM,
-    records.SinkKind.WEBHOOK: subscription_pb2.SINK_KIND_WEBHOOK,
-    records.SinkKind.SOAP: subscription_pb2.SINK_KIND_SOAP,
+SINK_KIND: Mapping[SinkKind, subscription_pb2.SinkKind.ValueType] = {
+    SinkKind.STREAM: subscription_pb2.SINK_KIND_STREAM,
+    SinkKind.WEBHOOK: subscription_pb2.SINK_KIND_WEBHOOK,
+    SinkKind.SOAP: subscription_pb2.SINK_KIND_SOAP,
 }
-END_REASON: Mapping[records.EndReason, subscription_pb2.EndReason.ValueType] = {
-    records.EndReason.EXPIRED: subscription_pb2.END_REASON_EXPIRED,
-    records.EndReason.COUNT_REACHED: subscription_pb2.END_REASON_COUNT_REACHED,
-    records.EndReason.CANCELLED: subscription_pb2.END_REASON_CANCELLED,
-    records.EndReason.CLIENT_DELETED: subscription_pb2.END_REASON_CLIENT_DELETED,
-    records.EndReason.FAILED: subscription_pb2.END_REASON_FAILED,
-    records.EndReason.SINK_GONE: subscription_pb2.END_REASON_SINK_GONE,
-    records.EndReason.TOKEN_EXPIRED: subscription_pb2.END_REASON_TOKEN_EXPIRED,
+END_REASON: Mapping[EndReason, subscription_pb2.EndReason.ValueType] = {
+    EndReason.EXPIRED: subscription_pb2.END_REASON_EXPIRED,
+    EndReason.COUNT_REACHED: subscription_pb2.END_REASON_COUNT_REACHED,
+    EndReason.CANCELLED: subscription_pb2.END_REASON_CANCELLED,
+    EndReason.CLIENT_DELETED: subscription_pb2.END_REASON_CLIENT_DELETED,
+    EndReason.FAILED: subscription_pb2.END_REASON_FAILED,
+    EndReason.SINK_GONE: subscription_pb2.END_REASON_SINK_GONE,
+    EndReason.TOKEN_EXPIRED: subscription_pb2.END_REASON_TOKEN_EXPIRED,
 }
-NOTIFICATION_KIND: Mapping[records.NotificationKind, delivery_pb2.NotificationKind.ValueType] = {
-    records.NotificationKind.STATUS: delivery_pb2.NOTIFICATION_KIND_STATUS,
-    records.NotificationKind.STARTED: delivery_pb2.NOTIFICATION_KIND_STARTED,
-    records.NotificationKind.ERROR: delivery_pb2.NOTIFICATION_KIND_ERROR,
-    records.NotificationKind.ENDED: delivery_pb2.NOTIFICATION_KIND_ENDED,
-    records.NotificationKind.TEST: delivery_pb2.NOTIFICATION_KIND_TEST,
+NOTIFICATION_KIND: Mapping[NotificationKind, delivery_pb2.NotificationKind.ValueType] = {
+    NotificationKind.STATUS: delivery_pb2.NOTIFICATION_KIND_STATUS,
+    NotificationKind.STARTED: delivery_pb2.NOTIFICATION_KIND_STARTED,
+    NotificationKind.ERROR: delivery_pb2.NOTIFICATION_KIND_ERROR,
+    NotificationKind.ENDED: delivery_pb2.NOTIFICATION_KIND_ENDED,
+    NotificationKind.TEST: delivery_pb2.NOTIFICATION_KIND_TEST,
 }
-DELIVERY_STATE: Mapping[records.DeliveryState, delivery_pb2.DeliveryState.ValueType] = {
-    records.DeliveryState.PENDING: delivery_pb2.DELIVERY_STATE_PENDING,
-    records.DeliveryState.DELIVERED: delivery_pb2.DELIVERY_STATE_DELIVERED,
-    records.DeliveryState.DEAD: delivery_pb2.DELIVERY_STATE_DEAD,
-    records.DeliveryState.WITHDRAWN: delivery_pb2.DELIVERY_STATE_WITHDRAWN,
+DELIVERY_STATE: Mapping[DeliveryState, delivery_pb2.DeliveryState.ValueType] = {
+    DeliveryState.PENDING: delivery_pb2.DELIVERY_STATE_PENDING,
+    DeliveryState.DELIVERED: delivery_pb2.DELIVERY_STATE_DELIVERED,
+    DeliveryState.DEAD: delivery_pb2.DELIVERY_STATE_DEAD,
+    DeliveryState.WITHDRAWN: delivery_pb2.DELIVERY_STATE_WITHDRAWN,
 }
-_FROM_STATUS: Mapping[int, domain.Status] = {value: status for status, value in STATUS.items()}
-_FROM_SINK_KIND: Mapping[int, records.SinkKind] = {
-    subscription_pb2.SINK_KIND_UNSPECIFIED: records.SinkKind.STREAM,
+_FROM_STATUS: Mapping[int, Status] = {value: status for status, value in STATUS.items()}
+_FROM_SINK_KIND: Mapping[int, SinkKind] = {
+    subscription_pb2.SINK_KIND_UNSPECIFIED: SinkKind.STREAM,
     **{value: kind for kind, value in SINK_KIND.items()},
 }
-_FROM_DELIVERY_STATE: Mapping[int, records.DeliveryState] = {value: state for state, value in DELIVERY_STATE.items()}
+_FROM_DELIVERY_STATE: Mapping[int, DeliveryState] = {value: state for state, value in DELIVERY_STATE.items()}
 _YES_OR_NO = frozenset(field.name for field in fields(Policy) if field.type in (bool, "bool"))
 
 
@@ -108,7 +120,7 @@ def duration(ms: int) -> Duration:
     return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
-def terminal_status(status: domain.TerminalStatus) -> pb.TerminalStatus:
+def terminal_status(status: TerminalStatus) -> pb.TerminalStatus:
     """A terminal's status."""
     at = status.observed_at
     return pb.TerminalStatus(
@@ -130,12 +142,12 @@ def terminal_result(result: TerminalResult) -> pb.TerminalResult:
     )
 
 
-def watch_event(event: streams.WatchEvent) -> pb.WatchStatusesResponse:
+def watch_event(event: events.WatchEvent) -> pb.WatchStatusesResponse:
     """One message of a stream."""
     match event:
-        case streams.Change():
+        case events.Change():
             return pb.WatchStatusesResponse(change=pb.StatusChange(status=terminal_status(event.status)))
-        case streams.Snapshot(terminal=terminal):
+        case events.Snapshot(terminal=terminal):
             return pb.WatchStatusesResponse(
                 snapshot_item=pb.WatchedTerminal(
                     address=terminal.address,
@@ -145,10 +157,10 @@ def watch_event(event: streams.WatchEvent) -> pb.WatchStatusesResponse:
                     liveness_since=timestamp(terminal.since),
                 )
             )
-        case streams.SnapshotComplete():
+        case events.SnapshotComplete():
             complete = pb.SnapshotComplete(resume_token=event.resume_token, reset=event.reset)
             return pb.WatchStatusesResponse(snapshot_complete=complete)
-        case streams.LivenessChange(terminal=terminal):
+        case events.LivenessChange(terminal=terminal):
             return pb.WatchStatusesResponse(
                 liveness_change=pb.LivenessChange(
                     address=terminal.address,
@@ -158,11 +170,11 @@ def watch_event(event: streams.WatchEvent) -> pb.WatchStatusesResponse:
                     failure=None if event.error is None else failure(event.error),
                 )
             )
-        case streams.Removed():
+        case events.Removed():
             return pb.WatchStatusesResponse(terminal_removed=pb.TerminalRemoved(address=event.address))
-        case streams.Bookmark():
+        case events.Bookmark():
             return pb.WatchStatusesResponse(bookmark=pb.Bookmark(resume_token=event.resume_token))
-        case streams.End():
+        case events.End():
             return stream_end(STREAM_END[event.reason], event.message, event.resume_token)
 
 
@@ -171,7 +183,7 @@ def stream_end(reason: pb.StreamEndReason.ValueType, message: str, resume_token:
     return pb.WatchStatusesResponse(end=pb.StreamEnd(reason=reason, message=message, resume_token=resume_token))
 
 
-def subscription(of: records.Subscription) -> subscription_pb2.Subscription:
+def subscription(of: Subscription) -> subscription_pb2.Subscription:
     """A subscription, without its sink's secrets."""
     return subscription_pb2.Subscription(
         id=of.id,
@@ -185,7 +197,7 @@ def subscription(of: records.Subscription) -> subscription_pb2.Subscription:
             kind=SINK_KIND[of.sink.kind],
             url=of.sink.url,
             profile=of.sink.profile,
-            parameters={name: "" for name in of.sink.parameters if name not in records.HIDDEN_PARAMETERS},
+            parameters={name: "" for name in of.sink.parameters if name not in HIDDEN_PARAMETERS},
         ),
         correlator=of.correlator,
         request_id=of.request_id,
@@ -200,7 +212,7 @@ def subscription(of: records.Subscription) -> subscription_pb2.Subscription:
     )
 
 
-def group(of: records.Group) -> group_pb2.Group:
+def group(of: Group) -> group_pb2.Group:
     """A group."""
     return group_pb2.Group(
         address=of.address,
@@ -211,9 +223,9 @@ def group(of: records.Group) -> group_pb2.Group:
     )
 
 
-def notification(of: records.OwedNotification) -> delivery_pb2.Notification:
+def notification(of: OwedNotification) -> delivery_pb2.Notification:
     """An owed or settled notification."""
-    pending = of.state is records.DeliveryState.PENDING
+    pending = of.state is DeliveryState.PENDING
     return delivery_pb2.Notification(
         id=of.id,
         subscription_id=of.subscription_id,
@@ -232,7 +244,7 @@ def notification(of: records.OwedNotification) -> delivery_pb2.Notification:
     )
 
 
-def delivery_attempt(of: records.DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:
+def delivery_attempt(of: DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:
     """One attempt to deliver."""
     return delivery_pb2.DeliveryAttempt(
         number=of.number,
@@ -244,7 +256,7 @@ def delivery_attempt(of: records.DeliveryAttempt) -> delivery_pb2.DeliveryAttemp
     )
 
 
-def usage_record(of: records.UsageRecord) -> usage_pb2.UsageRecord:
+def usage_record(of: UsageRecord) -> usage_pb2.UsageRecord:
     """A usage record."""
     return usage_pb2.UsageRecord(
         id=of.id,
@@ -280,7 +292,7 @@ def watch(of: WatchView, wanted_by: Iterable[str]) -> admin_pb2.Watch:
     )
 
 
-def client(of: records.Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
+def client(of: Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
     """A client with its keys, without their secrets."""
     return admin_pb2.Client(
         id=of.id,
@@ -303,7 +315,7 @@ def duration_ms(request: Message, field: str) -> int:
     return -(-_ns(getattr(request, field), field) // 1_000_000) if request.HasField(field) else 0
 
 
-def audit_entry(of: records.AuditEntry) -> admin_pb2.AuditEntry:
+def audit_entry(of: AuditEntry) -> admin_pb2.AuditEntry:
     """An entry of the audit log."""
     return admin_pb2.AuditEntry(at=timestamp(of.at), who=of.who, what=of.what, details=of.details)
 
@@ -334,7 +346,7 @@ def bounded(text: str, most: int, field: str) -> str:
     return text
 
 
-def criteria(values: Iterable[int]) -> frozenset[domain.Status]:
+def criteria(values: Iterable[int]) -> frozenset[Status]:
     """Raises InvalidRequest."""
     try:
         return frozenset([_FROM_STATUS[value] for value in values])
@@ -342,7 +354,7 @@ def criteria(values: Iterable[int]) -> frozenset[domain.Status]:
         raise InvalidRequest("A status among the criteria is none.", field="criteria") from None
 
 
-def sink(of: subscription_pb2.Sink) -> records.Sink:
+def sink(of: subscription_pb2.Sink) -> Sink:
     """A sink as it was asked for; a webhook's profile is v1, since CAMARA's needs what only its own API takes.
 
     Raises InvalidRequest, SinkRefused.
@@ -351,15 +363,15 @@ def sink(of: subscription_pb2.Sink) -> records.Sink:
         raise InvalidRequest("The kind of sink is none.", field="sink.kind")
     if len(of.parameters) > MAX_PARAMETERS:
         raise InvalidRequest(f"At most {MAX_PARAMETERS} parameters are allowed.", field="sink.parameters")
-    if kind is records.SinkKind.WEBHOOK and of.profile not in records.SIGNED_PROFILES:
+    if kind is SinkKind.WEBHOOK and of.profile not in SIGNED_PROFILES:
         raise SinkRefused(
             "A webhook's profile is v1, or empty for the newest; CAMARA's are made by CAMARA's API alone.",
             field="sink.profile",
             reason="profile",
         )
-    return records.Sink(
+    return Sink(
         kind=kind,
-        url=bounded(of.url, records.MAX_URL, "sink.url"),
+        url=bounded(of.url, MAX_URL, "sink.url"),
         profile=bounded(of.profile, MAX_PARAMETER_NAME, "sink.profile"),
         parameters={
             bounded(name, MAX_PARAMETER_NAME, "sink.parameters"): bounded(value, MAX_PARAMETER, "sink.parameters")
@@ -368,7 +380,7 @@ def sink(of: subscription_pb2.Sink) -> records.Sink:
     )
 
 
-def delivery_state(value: int) -> records.DeliveryState | None:
+def delivery_state(value: int) -> DeliveryState | None:
     """None is every state. Raises InvalidRequest."""
     if value and value not in _FROM_DELIVERY_STATE:
         raise InvalidRequest("The state is none.", field="state")

@@ -20,7 +20,7 @@ from typing import Self
 
 import structlog
 
-from app.domain import Status
+from app.domain.statuses import Status
 from app.sandbox.behaviours import behaviour_of, honest
 from app.sandbox.notifier import Counters, Exchange, Notifier
 from app.sandbox.terminals import FIXED, SCRIPTED, Change, Document, document, initial_statuses, script

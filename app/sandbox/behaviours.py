@@ -3,7 +3,7 @@
 Invariants: a behaviour is called once for each new SUBSCRIBE (retransmissions never reach it), in or out of a dialog,
 and acts through the `Exchange` alone. To add one: write the function, and give it a row.
 
-Deliberately absent: the honest terminals' statuses, which stand in `terminals.py`.
+Deliberately absent: the honest terminals' statuses, which stand in `terminal.py`.
 """
 
 import hashlib

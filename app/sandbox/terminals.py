@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from app.domain import Status
+from app.domain.statuses import Status
 
 FIXED: dict[str, Status] = {
     "alice": Status.REACHABLE,

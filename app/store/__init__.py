@@ -13,12 +13,12 @@ from typing import Self
 
 import structlog
 
-from app.domain import StoreUnavailable
-from app.store.alone import only_gateway
+from app.domain.errors import StoreUnavailable
 from app.store.clients import Clients
 from app.store.database import PATIENCE_S, RETRY_S, Database
 from app.store.encryption import SETTING, read_keys
 from app.store.engines import BUSY_TIMEOUT_MS, DatabaseUnavailable, check_database, make_engine, shown_url, why
+from app.store.exclusive import only_gateway
 from app.store.migrations import migrate
 from app.store.outbox import Outbox
 from app.store.retention import Retention

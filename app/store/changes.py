@@ -13,9 +13,12 @@ from sqlalchemy import CursorResult, Engine, Executable, case, insert, null, sel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.domain import Source, Status, SubscriptionUnknown, TerminalAddress, TerminalStatus
-from app.ports import Changes, SubscriptionUpdate
-from app.records import SINK_UNREADABLE, AuditEntry, DeliveryState, OwedNotification, Sink, UsageRecord
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.errors import SubscriptionUnknown
+from app.domain.records import AuditEntry, DeliveryState, OwedNotification, UsageRecord
+from app.domain.sinks import SINK_UNREADABLE, Sink
+from app.domain.statuses import Source, Status, TerminalStatus
 from app.store import tables as t
 from app.store.database import AnyRow, Database
 from app.store.encryption import SecretKeys

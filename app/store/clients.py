@@ -9,9 +9,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import ClientExists, ClientUnknown
-from app.ports import Page, SubscriptionUpdate
-from app.records import AuditEntry, Client, OwedNotification, Subscription
+from app.domain.changes import SubscriptionUpdate
+from app.domain.errors import ClientExists, ClientUnknown
+from app.domain.records import AuditEntry, Client, OwedNotification, Subscription
+from app.ports import Page
 from app.store import tables as t
 from app.store.changes import audit_line
 from app.store.database import AnyRow

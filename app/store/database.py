@@ -26,7 +26,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.domain import StoreUnavailable
+from app.domain.errors import StoreUnavailable
 from app.store.engines import POSTGRESQL_CONNECTIONS, SQLITE_CONNECTIONS, TURN_TIMEOUT_S, dispose, why
 from app.store.statements import LISTED, among, listed
 

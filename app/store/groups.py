@@ -12,9 +12,10 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import GroupChanged, GroupExists, GroupUnknown, TerminalAddress
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import GroupChanged, GroupExists, GroupUnknown
+from app.domain.records import Group
 from app.ports import GroupVersion, Page
-from app.records import Group
 from app.store import tables as t
 from app.store.changes import Writing, as_json
 from app.store.database import AnyRow, Work

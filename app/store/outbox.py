@@ -15,17 +15,12 @@ import msgspec
 from sqlalchemy import bindparam, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Source, Status, TerminalAddress, TerminalStatus
-from app.ports import Attempted, Page
-from app.records import (
-    DeliveryAttempt,
-    DeliveryState,
-    EndReason,
-    NotificationKind,
-    OwedNotification,
-    SinkKind,
-    withdraws,
-)
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import Attempted
+from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification
+from app.domain.sinks import EndReason, SinkKind, withdraws
+from app.domain.statuses import Source, Status, TerminalStatus
+from app.ports import Page
 from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow, AnySelect

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from app.domain import InvalidRequest
+from app.domain.errors import InvalidRequest
 from app.ports import MAX_PAGE, Page
 
 _CHECK_BYTES = 9

@@ -8,8 +8,8 @@ import msgspec
 from sqlalchemy import Column, ColumnElement, delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.records import UsageRecord
 from app.ports import Page
-from app.records import UsageRecord
 from app.store import tables as t
 from app.store.changes import USAGE_LOCK, Writing
 from app.store.database import AnyRow

@@ -40,8 +40,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.domain import require_utc
-from app.records import DeliveryState
+from app.domain.records import DeliveryState
+from app.domain.statuses import require_utc
 from app.store import tables as t
 
 _status = t.terminal_statuses.c

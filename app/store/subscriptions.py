@@ -14,18 +14,13 @@ from sqlalchemy import ColumnElement, and_, bindparam, func, insert, literal_col
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import DuplicateCorrelator, Status, TerminalAddress
-from app.ports import Page, SubscriptionUpdate
-from app.records import (
-    SINK_UNREADABLE,
-    AuditEntry,
-    EndReason,
-    OwedNotification,
-    Sink,
-    SinkKind,
-    Subscription,
-    UsageRecord,
-)
+from app.domain.addresses import TerminalAddress
+from app.domain.changes import SubscriptionUpdate
+from app.domain.errors import DuplicateCorrelator
+from app.domain.records import AuditEntry, OwedNotification, Subscription, UsageRecord
+from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
+from app.domain.statuses import Status
+from app.ports import Page
 from app.store import tables as t
 from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line
 from app.store.database import ATTEMPTS, AnyRow, AnySelect

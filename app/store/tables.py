@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, SQLModel
 
-from app.domain import require_utc
+from app.domain.statuses import require_utc
 
 
 def clean(value: str) -> str:

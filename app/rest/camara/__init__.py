@@ -5,7 +5,7 @@ CAMARA's form.
 Invariants: members of requests that are unknown are ignored, as CAMARA's schemas have it. What a device is named by is
 never sent to anybody but who named it.
 
-Deliberately absent: what CAMARA's words mean (`app.core.camara`), reachability by SMS, and devices named by IP
+Deliberately absent: what CAMARA's words mean (`app.rest.camara.model`), reachability by SMS, and devices named by IP
 addresses, which are refused as the standard says.
 """
 

@@ -18,14 +18,13 @@ from starlette.types import Scope
 
 from app.auth.authenticator import KEY_PREFIX, asgi_authorization
 from app.auth.oidc import Grant
-from app.core import camara
-from app.core.camara import Identified
 from app.core.usage import Caller
-from app.core.usecases import UseCases
-from app.domain import InvalidAddress, RateLimited, TerminalAddress, TerminalStatusError
-from app.records import Client
-from app.rest.around import CORRELATOR_PATTERN
+from app.core.use_cases import UseCases
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import InvalidAddress, RateLimited, TerminalStatusError
+from app.domain.records import Client
 from app.rest.calls import Operation
+from app.rest.camara import model
 from app.rest.camara.errors import (
     MISSING_IDENTIFIER,
     PERMISSION_DENIED,
@@ -34,7 +33,9 @@ from app.rest.camara.errors import (
     UNSUPPORTED_IDENTIFIER,
     CamaraError,
 )
+from app.rest.camara.model import Identified
 from app.rest.camara.schemas import Device
+from app.rest.middleware import CORRELATOR_PATTERN
 
 FACE = "camara"
 
@@ -117,7 +118,7 @@ def token_device(api: Camara, caller: CamaraCaller) -> TerminalAddress | None:
     if caller.grant is None or not caller.grant.device:
         return None
     try:
-        return camara.device_of_token(caller.grant.device, api.number_pattern)
+        return model.device_of_token(caller.grant.device, api.number_pattern)
     except InvalidAddress:  # its message quotes the identifier
         raise InvalidAddress("The access token names a device by what is no address of a terminal.") from None
 
@@ -138,7 +139,7 @@ def _identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Ide
         return Identified(identifier={}, address=of_token)
     if device is None:
         raise CamaraError(MISSING_IDENTIFIER, "The device cannot be identified.")
-    found = camara.identify(device.phoneNumber, device.networkAccessIdentifier, api.number_pattern)
+    found = model.identify(device.phoneNumber, device.networkAccessIdentifier, api.number_pattern)
     if found is None:
         raise CamaraError(UNSUPPORTED_IDENTIFIER, "Name the device by phoneNumber or networkAccessIdentifier.")
     return found

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.core.usage import GET_STATUS
-from app.domain import Status, TerminalStatus
+from app.domain.statuses import Status, TerminalStatus
 from app.rest.calls import returned
 from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, recorded
 from app.rest.camara.errors import (

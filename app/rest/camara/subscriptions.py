@@ -16,26 +16,23 @@ import msgspec
 from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import StreamingResponse
 
-from app.core import camara
-from app.core.policy import MAX_INTERVAL_MS
-from app.core.subscribing import SubscriptionRequest
+from app.core.subscriptions import SubscriptionRequest
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION
-from app.domain import SubscriptionUnknown
-from app.records import (
-    MAX_ID,
+from app.domain.errors import SubscriptionUnknown
+from app.domain.policy import MAX_INTERVAL_MS
+from app.domain.records import MAX_ID, Client, Subscription
+from app.domain.sinks import (
     PROFILE_CAMARA,
     SINK_HANDSHAKE,
     SINK_TOKEN,
     SINK_TOKEN_EXPIRES_AT,
-    Client,
     EndReason,
     Handshake,
     Sink,
     SinkKind,
-    Subscription,
 )
 from app.rest.calls import nothing, returned
-from app.rest.camara import schemas
+from app.rest.camara import model, schemas
 from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, recorded, require, token_device
 from app.rest.camara.errors import (
     CORRELATED,
@@ -63,7 +60,7 @@ _EXAMPLE = {
     "id": "5f3a1c0e9b7d4c2f8a6e0d1b2c3f4a5b",
     "protocol": "HTTP",
     "sink": "https://endpoint.example.com/sink",
-    "types": [camara.REACHABILITY_DATA],
+    "types": [model.REACHABILITY_DATA],
     "config": {"subscriptionDetail": {"device": {"phoneNumber": "+123456789"}}, "initialEvent": True},
     "startsAt": "2026-01-17T13:18:23.682Z",
     "expiresAt": "2026-01-18T13:18:23.682Z",
@@ -189,21 +186,21 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
     credential = asked.sinkCredential
     if not (credential is None or isinstance(credential, schemas.AccessTokenCredential)):
         raise CamaraError(INVALID_CREDENTIAL, "Only an access token is supported.")
-    if kind not in camara.CRITERIA:
+    if kind not in model.CRITERIA:
         raise CamaraError(SERVICE_NOT_APPLICABLE, "Reachability by SMS is not told here.")
     device = identified(api, caller, asked.config.subscriptionDetail.device)
     now, config = api.clock(), asked.config
     if config.subscriptionExpireTime is not None and config.subscriptionExpireTime <= now + timedelta(milliseconds=1):
         raise CamaraError(OUT_OF_RANGE, "subscriptionExpireTime has passed.")
-    parameters = {camara.TYPE: kind, SINK_HANDSHAKE: Handshake.NONE.value}
+    parameters = {model.TYPE: kind, SINK_HANDSHAKE: Handshake.NONE.value}
     if device.identifier:
-        parameters[camara.DEVICE] = json.dumps(device.identifier)
+        parameters[model.DEVICE] = json.dumps(device.identifier)
     if config.subscriptionExpireTime is not None:
-        parameters[camara.EXPIRE_TIME] = config.subscriptionExpireTime.isoformat()
+        parameters[model.EXPIRE_TIME] = config.subscriptionExpireTime.isoformat()
     if credential is not None:
         parameters[SINK_TOKEN] = credential.accessToken
         parameters[SINK_TOKEN_EXPIRES_AT] = credential.accessTokenExpiresUtc.isoformat()
-    duration_ms, ends_with_token = camara.duration(
+    duration_ms, ends_with_token = model.duration(
         now,
         config.subscriptionExpireTime,
         None if credential is None else credential.accessTokenExpiresUtc,
@@ -213,10 +210,10 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
         most = MAX_INTERVAL_MS // 86_400_000
         raise CamaraError(OUT_OF_RANGE, f"subscriptionExpireTime is too far ahead: {most} days are the most.")
     if ends_with_token:
-        parameters[camara.ENDS_WITH_TOKEN] = "yes"
+        parameters[model.ENDS_WITH_TOKEN] = "yes"
     return SubscriptionRequest(
         addresses=(device.address,),
-        criteria=camara.CRITERIA[kind],
+        criteria=model.CRITERIA[kind],
         check_immediate=bool(config.initialEvent),
         duration_ms=duration_ms,
         count=config.subscriptionMaxEvents or 0,
@@ -227,7 +224,7 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
 def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool:
     return (
         of.sink.profile == PROFILE_CAMARA
-        and camara.is_whole(of)
+        and model.is_whole(of)
         and of.client_id == client.id
         and (token_device is None or of.addresses == (token_device,))
     )
@@ -236,12 +233,12 @@ def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool
 def _shown(of: Subscription, token_device: str | None) -> dict[str, Any]:
     """The subscription in CAMARA's form. A three-legged caller did not name the device, so no identifier is shown."""
     parameters = of.sink.parameters
-    device = camara.identifier(of) if token_device is None else None
+    device = model.identifier(of) if token_device is None else None
     config: dict[str, Any] = {
         "subscriptionDetail": {} if device is None else {"device": device},
         "initialEvent": of.check_immediate,
     }
-    if expire_time := parameters.get(camara.EXPIRE_TIME):
+    if expire_time := parameters.get(model.EXPIRE_TIME):
         config["subscriptionExpireTime"] = datetime.fromisoformat(expire_time).astimezone(UTC)
     if of.max_notifications:
         config["subscriptionMaxEvents"] = of.max_notifications
@@ -249,10 +246,10 @@ def _shown(of: Subscription, token_device: str | None) -> dict[str, Any]:
         "id": of.id,
         "protocol": "HTTP",
         "sink": of.sink.url,
-        "types": [parameters[camara.TYPE]],
+        "types": [parameters[model.TYPE]],
         "config": config,
         "startsAt": of.created_at,
-        "status": camara.status(of),
+        "status": model.status(of),
     }
     if of.expires_at is not None:
         shown["expiresAt"] = of.expires_at

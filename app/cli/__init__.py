@@ -1,0 +1,1 @@
+"""The `terminal-status` command: one file for each command."""

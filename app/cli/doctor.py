@@ -1,0 +1,85 @@
+"""`terminal-status doctor`: is everything there that the gateway needs, before and while it serves?
+
+Each check is a dict with `check`, `ok`, `found` (what was found, or what is wrong and what to do) and perhaps
+`notes`. Nothing is changed, except that opening a new SQLite file creates it.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from app import VERSION
+from app.domain.addresses import parse_address
+from app.domain.errors import TerminalStatusError
+from app.settings.loading import ConfigurationError, load_settings
+from app.sip.settings import sip_configuration, watcher_limits
+from app.sip.watcher import SipWatcher, WatcherCannotStart
+from app.store import DatabaseUnavailable, check_database, read_keys, shown_url
+
+Check = dict[str, Any]
+
+_ANSWERED = {"TERMINAL_UNKNOWN", "WATCHER_REFUSED"}
+"""Refusals that a presence server gives: it is there and speaks presence, which is what is checked."""
+
+_OLD_TLS = (
+    "warning: PJSIP's wheel brings this OpenSSL, which gets no security updates; let an edge on this machine, such as "
+    "Kamailio, speak TLS to the presence server, and set TS_PRESENCE_SERVER to the edge, over TCP"
+)
+
+
+async def check_everything(config_file: Path | None) -> list[Check]:
+    """Runs every check; later ones are left out where an earlier one makes them pointless."""
+    try:
+        settings = load_settings(config_file=config_file)
+    except ConfigurationError as error:
+        return [_check("configuration", False, " ".join(error.problems))]
+    checks = [_check("configuration", True, f"presence server {settings.presence_server}")]
+    watcher = SipWatcher(sip_configuration(settings, VERSION))
+    try:
+        await watcher.start()
+    except WatcherCannotStart as error:
+        checks.append(_check("PJSIP", False, f"{error}. See TS_SIP_LISTEN."))
+    else:
+        assert watcher.build is not None  # noqa: S101  # it started
+        found = f"{watcher.build.version}, all {watcher.build.symbols} functions found"
+        checks.append(_check("PJSIP", True, found, watcher_limits(watcher.build, settings.max_document_bytes)))
+        if "transport=tls" in settings.presence_server:
+            found = f"{watcher.build.openssl}, TLS {watcher.build.tls} at most"
+            checks.append(_check("SIP over TLS", True, found, [_OLD_TLS]))
+        checks.append(await _presence_server(watcher, settings.watcher_identity, settings.fetch_timeout_ms / 1000))
+    finally:
+        await watcher.aclose()
+    try:
+        checks.append(_check("database", True, await check_database(settings.database_url)))
+    except DatabaseUnavailable as error:
+        checks.append(
+            _check(
+                "database", False, f"{shown_url(settings.database_url)} does not open: {error}. See TS_DATABASE_URL."
+            )
+        )
+    if settings.secret_key_file is not None:
+        try:
+            ids = read_keys(settings.secret_key_file).ids
+            checks.append(
+                _check("secret key", True, f"{ids[0]} encrypts" + "".join([f", {one} decrypts" for one in ids[1:]]))
+            )
+        except DatabaseUnavailable as error:
+            checks.append(_check("secret key", False, f"{error}."))
+    return checks
+
+
+async def _presence_server(watcher: SipWatcher, identity: str, timeout_s: float) -> Check:
+    name = "presence server"
+    try:
+        async with asyncio.timeout(timeout_s):
+            await watcher.fetch(parse_address(identity))
+    except TimeoutError:
+        why = f"no answer within {timeout_s * 1000:.0f} ms. See TS_PRESENCE_SERVER, TS_SIP_LISTEN and the firewall."
+        return _check(name, False, why)
+    except TerminalStatusError as error:
+        return _check(name, error.code in _ANSWERED, f"{error} (asked about {identity})")
+    return _check(name, True, f"answered a fetch about {identity}")
+
+
+def _check(name: str, ok: bool, found: str, notes: list[str] | None = None) -> Check:
+    return {"check": name, "ok": ok, "found": found} | ({"notes": notes} if notes else {})

@@ -1,0 +1,37 @@
+"""After a start, encrypts what the database holds in clear, or by a key that another one follows.
+
+Invariants: it goes in portions, so that nobody waits for long; a store that is away is tried again.
+
+Deliberately absent: keys and ciphers, which are the store's.
+"""
+
+import asyncio
+
+import structlog
+
+from app.domain.errors import StoreUnavailable
+from app.ports import Store
+
+PAUSE_S = 0.05
+RETRY_S = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def encrypt_sinks(store: Store) -> None:
+    """Goes once through all subscriptions, and logs how many were changed."""
+    after: int | None = 0
+    encrypted = 0
+    while after is not None:
+        try:
+            after, count = await store.encrypt_sinks(after)
+            encrypted += count
+        except StoreUnavailable:
+            await asyncio.sleep(RETRY_S)
+        except Exception:
+            _log.exception("sinks_not_encrypted", encrypted=encrypted)
+            return
+        else:
+            await asyncio.sleep(PAUSE_S)
+    if encrypted:
+        _log.info("sinks_encrypted", count=encrypted)

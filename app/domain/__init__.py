@@ -1,0 +1,1 @@
+"""Values, rules and errors: what every other module talks in. Pure."""

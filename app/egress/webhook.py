@@ -1,0 +1,268 @@
+"""Delivers notifications as webhooks: CloudEvents 1.0 in structured JSON, signed as Standard Webhooks says.
+
+One owed notification is one event; its id is the event's `id` and the `webhook-id`, the same at each attempt. The
+signature is over the bytes that are sent. What an event looks like is a function by profile (`Envelope`), so that
+another API's events need nothing of the transport; a notification that a profile has no event for is delivered unsent.
+Invariants: secrets and tokens are never logged, raised or kept, not even where the receiver's answer repeats them.
+An access token that has expired is not used.
+
+Deliberately absent: retries and order (`deliverer.py`), connections and their limits (`client.py`), CloudEvents'
+rate agreement (WebHook-Request-Rate).
+"""
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import msgspec
+
+from app.domain.errors import SinkRefused, SinkUnreachable
+from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import (
+    HIDDEN_PARAMETERS,
+    MAX_SECRETS,
+    MAX_SINK_TOKEN,
+    SIGNED_PROFILES,
+    SINK_HANDSHAKE,
+    SINK_MADE,
+    SINK_SECRETS,
+    SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
+    EndReason,
+    Handshake,
+    Sink,
+    read_secret,
+    token_ends_at,
+)
+from app.domain.statuses import TerminalStatus
+from app.egress.client import KEPT_ANSWER, Egress, Reply
+from app.ports import Sent
+
+Envelope = Callable[[Subscription, OwedNotification, str], Mapping[str, object] | None]
+"""Makes the CloudEvent of a notification, as JSON to be; None where the profile has no event for it. The last argument
+is the URI reference under which the gateway is known, without a slash at its end, for `source`."""
+
+EVENT_PREFIX = "org.terminalstatus.v1."
+EVENT_TYPES: Mapping[NotificationKind, str] = {
+    NotificationKind.STATUS: EVENT_PREFIX + "status-changed",
+    NotificationKind.STARTED: EVENT_PREFIX + "subscription-started",
+    NotificationKind.ERROR: EVENT_PREFIX + "subscription-error",
+    NotificationKind.ENDED: EVENT_PREFIX + "subscription-ended",
+    NotificationKind.TEST: EVENT_PREFIX + "sink-test",
+}
+"""The `type` of profile v1's events."""
+
+_REFUSALS = (400, 401, 403)
+"""What receivers answer to a signature that is not right."""
+
+CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
+
+PARAMETERS = (SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, SINK_HANDSHAKE)
+"""The sink parameters that a client may name for a signed profile; another's are that profile's own affair."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 section 2.1
+
+
+def v1_event(subscription: Subscription, notification: OwedNotification, source: str) -> Mapping[str, object]:
+    """Profile v1's CloudEvent. `sequence` is CloudEvents' extension of that name: it orders a subscription's events."""
+    data: dict[str, object] = {"subscription_id": subscription.id, "correlator": subscription.correlator}
+    match notification.kind:
+        case NotificationKind.STATUS:
+            data["changes"] = [_change(status) for status in notification.changes]
+        case NotificationKind.STARTED:
+            data["addresses"] = subscription.addresses
+            data["expires_at"] = subscription.expires_at and rfc3339(subscription.expires_at)
+        case NotificationKind.ERROR:
+            data["address"] = notification.address
+            data["code"] = notification.code
+            data["message"] = notification.text
+        case NotificationKind.ENDED:
+            data["reason"] = notification.code
+            data["message"] = notification.text
+        case NotificationKind.TEST:
+            pass
+    event = {
+        "specversion": "1.0",
+        "id": notification.id,
+        "source": f"{source}/v1/subscriptions/{subscription.id}",
+        "type": EVENT_TYPES[notification.kind],
+        "time": rfc3339(notification.created_at),
+        "sequence": f"{notification.sequence:012d}",
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    if len(notification.changes) == 1:
+        event["subject"] = notification.changes[0].address
+    elif notification.address is not None:
+        event["subject"] = notification.address
+    return event
+
+
+def _change(status: TerminalStatus) -> Mapping[str, object]:
+    return {
+        "address": status.address,
+        "status": status.status.value,
+        "observed_at": rfc3339(status.observed_at),
+        "source": status.source.value,
+        "revision": status.revision,
+    }
+
+
+def rfc3339(time: datetime) -> str:
+    """A UTC time as text, to the millisecond."""
+    return time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def sign(key: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
+    """Standard Webhooks' symmetric signature, as it stands in `webhook-signature`."""
+    digest = hmac.digest(key, f"{message_id}.{timestamp_s}.".encode() + body, hashlib.sha256)
+    return "v1," + base64.b64encode(digest).decode()
+
+
+class WebhookSender:
+    """The `Sender` for SinkKind.WEBHOOK.
+
+    `envelopes` has the events' makers by `Sink.profile`; `source` is the gateway's own URL ("" if it has none), and
+    `origin` the name under which it asks for permission (CloudEvents' WebHook-Request-Origin).
+    """
+
+    def __init__(
+        self,
+        egress: Egress,
+        *,
+        clock: Callable[[], datetime],
+        envelopes: Mapping[str, Envelope],
+        source: str = "",
+        origin: str = "terminal-status-gateway",
+    ) -> None:
+        self._egress = egress
+        self._clock = clock
+        self._envelopes = envelopes
+        self._source = source.rstrip("/")
+        self._origin = origin
+
+    async def check(self, subscription: Subscription) -> None:
+        """Whether the endpoint may be used, can be reached and wants events, as `SINK_HANDSHAKE` says.
+
+        Raises SinkRefused and SinkUnreachable, with `details["reason"]`: a word of `Reply.outcome`, `http-CODE`,
+        `handshake`, `parameter`, `secret`, `token`, `token-expired` or a word of `endpoints.read_endpoint`.
+        """
+        sink = subscription.sink
+        handshake = self._read_parameters(sink)
+        if handshake is Handshake.NONE:
+            await self._egress.connect(sink.url)
+            return
+        await self._egress.check(sink.url)
+        if handshake is Handshake.TEST:
+            now = self._clock()
+            test = OwedNotification(
+                id=f"test-{subscription.id}",
+                subscription_id=subscription.id,
+                client_id=subscription.client_id,
+                sequence=0,
+                kind=NotificationKind.TEST,
+                changes=(),
+                created_at=now,
+                next_attempt_at=now,
+            )
+            event = self._envelopes[sink.profile](subscription, test, self._source)
+            reply = await self._post(sink, test.id, event if event is not None else v1_event(subscription, test, ""))
+            if 200 <= reply.code < 300:
+                return
+        else:
+            reply = await self._ask_permission(sink)
+            if 200 <= reply.code < 300:
+                allowed = reply.headers.get("WebHook-Allowed-Origin", "").strip()
+                if allowed == "*" or allowed.lower() == self._origin.lower():
+                    return
+                raise SinkRefused(
+                    f"The endpoint does not allow {self._origin} (WebHook-Allowed-Origin).", reason="handshake"
+                )
+        outcome = reply.as_sent().outcome
+        if outcome == "forbidden-address":
+            raise SinkRefused("The endpoint's host is at an address that is not allowed.", reason=outcome)
+        message = f"The endpoint failed its test: {outcome}."
+        if handshake is Handshake.TEST and reply.code in _REFUSALS and SINK_MADE in sink.parameters:
+            message += (
+                " It cannot verify an event that is signed with a secret which is told once the subscription is made: "
+                f"name `{SINK_SECRETS}` of your own, or the handshake `{Handshake.NONE.value}`."
+            )
+        raise SinkUnreachable(message, reason=outcome)
+
+    async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
+        """One attempt. With an access token that has expired none is made, and the subscription is to end."""
+        sink = subscription.sink
+        try:
+            if self._token_expired(sink):
+                return Sent(delivered=False, outcome="token-expired", ends=EndReason.TOKEN_EXPIRED)
+            event = self._envelopes[sink.profile](subscription, notification, self._source)
+            if event is None:
+                return Sent(delivered=True, outcome="not-told")
+            reply = await self._post(sink, notification.id, event)
+        except SinkRefused as refused:  # the operator's rules are stricter now than when it was made
+            return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
+        return reply.as_sent()
+
+    async def _post(self, sink: Sink, message_id: str, event: Mapping[str, object]) -> Reply:
+        body = msgspec.json.encode(event)
+        headers = {"Content-Type": CONTENT_TYPE, "webhook-id": message_id}
+        timestamp_s = int(self._clock().timestamp())
+        headers["webhook-timestamp"] = str(timestamp_s)
+        if secrets := sink.parameters.get(SINK_SECRETS, "").split():
+            headers["webhook-signature"] = " ".join(
+                sign(read_secret(secret), message_id, timestamp_s, body) for secret in secrets
+            )
+        return await self._deliver(sink, headers, body)
+
+    async def _ask_permission(self, sink: Sink) -> Reply:
+        """Without the access token: whoever is at that address has not yet said that it is for events."""
+        return await self._egress.request("OPTIONS", sink.url, {"WebHook-Request-Origin": self._origin}, b"")
+
+    async def _deliver(self, sink: Sink, headers: Mapping[str, str], body: bytes) -> Reply:
+        token = sink.parameters.get(SINK_TOKEN, "")
+        if not token:
+            return await self._egress.request("POST", sink.url, headers, body)
+        reply = await self._egress.request(
+            "POST",
+            sink.url,
+            {**headers, "Authorization": f"Bearer {token}"},
+            body,
+            keep=KEPT_ANSWER + len(token),  # a token that begins in what is kept is read whole, and taken out
+        )
+        return replace(reply, body=reply.body.replace(token.encode(), b"*" * len(token))[:KEPT_ANSWER])
+
+    def _read_parameters(self, sink: Sink) -> Handshake:
+        if sink.profile not in self._envelopes:
+            raise SinkRefused(f"There is no webhook profile {sink.profile[:32]!r}.", reason="profile")
+        unknown = sink.parameters.keys() - {*PARAMETERS, *HIDDEN_PARAMETERS}
+        if unknown and sink.profile in SIGNED_PROFILES:
+            names = ", ".join([repr(name) for name in sorted(unknown)])
+            raise SinkRefused(
+                f"An endpoint has no parameters {names}; it has {', '.join(PARAMETERS)}.", reason="parameter"
+            )
+        secrets = sink.parameters.get(SINK_SECRETS, "").split()
+        if len(secrets) > MAX_SECRETS:
+            raise SinkRefused(f"An endpoint has at most {MAX_SECRETS} signing secrets.", reason="secret")
+        for secret in secrets:
+            read_secret(secret)
+        if not secrets and SINK_SECRETS in sink.parameters:  # it would be unsigned, which nobody asked for
+            raise SinkRefused("There is no signing secret in the endpoint's secrets.", reason="secret")
+        token = sink.parameters.get(SINK_TOKEN, "")
+        if token and not (len(token) <= MAX_SINK_TOKEN and _TOKEN.fullmatch(token)):
+            raise SinkRefused("The endpoint's access token is no bearer token (RFC 6750).", reason="token")
+        if self._token_expired(sink):
+            raise SinkRefused("The endpoint's access token has expired.", reason="token-expired")
+        # A test that is signed with a secret which nobody knows yet would fail where it is verified.
+        default = Handshake.NONE if SINK_MADE in sink.parameters else Handshake.TEST
+        try:
+            return Handshake(sink.parameters.get(SINK_HANDSHAKE, default.value))
+        except ValueError:
+            raise SinkRefused("There is no such handshake.", reason="handshake") from None
+
+    def _token_expired(self, sink: Sink) -> bool:
+        ends_at = token_ends_at(sink)
+        return ends_at is not None and ends_at <= self._clock()

@@ -1,0 +1,1 @@
+"""The settings: fields, kinds of values, and where they are read from."""

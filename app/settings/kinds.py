@@ -1,0 +1,179 @@
+"""What settings may be: one function for each kind of value, which returns it in one form or raises ValueError.
+
+Invariants: pure; the message of a ValueError is for the operator, who is told the setting's name beside it.
+
+Deliberately absent: the settings themselves (`fields.py`).
+"""
+
+import ipaddress
+import re
+
+from pydantic import SecretStr, ValidationInfo
+
+from app.domain.addresses import parse_address
+from app.domain.errors import InvalidAddress
+
+PREFIX = "TS_"
+"""What names of settings begin with in the environment."""
+
+MAX_ROUTES = 8
+"""Presence servers that may be named."""
+
+
+def listen(text: str) -> str:
+    """HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    is_port = re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:]+\]", host) or not is_port:
+        raise ValueError("not HOST:PORT")
+    return text
+
+
+def sip_listen(text: str) -> str:
+    """IPv4:PORT, for PJSIP has no IPv6."""
+    try:
+        ipaddress.IPv4Address(listen(text).rpartition(":")[0])
+    except ipaddress.AddressValueError:
+        raise ValueError("not an IPv4 address and a port") from None
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is meant."""
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ipaddress.AddressValueError:
+        return host == "localhost"
+
+
+_ROUTE = re.compile(r"sip:([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(;transport=(udp|tcp|tls))?(;lr)?", re.IGNORECASE)
+
+
+def presence_server(text: str) -> str:
+    """SIP URIs of presence servers, with commas between."""
+    routes = [route.strip() for route in text.split(",")]
+    for route in routes:
+        match = _ROUTE.fullmatch(route)
+        if match is None or (match[2] and not 0 < int(match[2][1:]) < 65536):
+            raise ValueError("not sip:HOST[:PORT][;transport=tcp|udp|tls], or several with commas between")
+    if len(routes) > MAX_ROUTES:
+        raise ValueError(f"more than {MAX_ROUTES} servers")
+    return ",".join(routes).lower()
+
+
+def sip_uri(text: str) -> str:
+    """One SIP URI."""
+    if not _ROUTE.fullmatch(text):
+        raise ValueError("not sip:HOST[:PORT][;transport=tcp|udp|tls]")
+    return text.lower()
+
+
+def ioi(text: str) -> str:
+    """An operator's domain name (RFC 7315)."""
+    if not re.fullmatch(r"[A-Za-z0-9.\-]{1,64}", text):
+        raise ValueError("no operator's domain name")
+    return text
+
+
+def privacy(text: str) -> str:
+    """Values of Privacy (RFC 3323)."""
+    if not re.fullmatch(
+        r"(header|session|user|none|critical|id|history)(;(header|session|user|critical|id|history))*", text
+    ):
+        raise ValueError("no Privacy value (RFC 3323)")
+    return text
+
+
+def ipv4_port(value: str) -> str:
+    """IPv4[:PORT]."""
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}(:[0-9]{1,5})?", value):
+        raise ValueError(f"{value!r} is no IPv4 address")
+    return value
+
+
+def identity(text: str) -> str:
+    """An address as `parse_address` has it."""
+    try:
+        return parse_address(text)
+    except InvalidAddress as error:
+        raise ValueError(str(error)) from None
+
+
+def sip_identity(text: str) -> str:
+    """A `sip:` or `sips:` URI."""
+    if not re.match("sips?:", found := identity(text)):
+        raise ValueError("a telephone number cannot be the From of a SUBSCRIBE")
+    return found
+
+
+def number_pattern(text: str) -> str:
+    """An address with `{number}` in it."""
+    if text.count("{number}") != 1 or set(text.replace("{number}", "")) & set("{}"):
+        raise ValueError("{number} must stand in it once")
+    try:
+        parse_address(text.replace("{number}", "+15551234567"))
+    except InvalidAddress as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def words(value: object) -> object:
+    """Words with commas between, as a list; anything else as it is."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def activities(words: frozenset[str]) -> frozenset[str]:
+    """Names of RPID activities."""
+    if bad := [word for word in words if not re.fullmatch(r"[A-Za-z0-9_\-]{1,64}", word)]:
+        raise ValueError(f"{bad[0]!r} is no activity name")
+    return words
+
+
+def database(text: str) -> str:
+    """A database URL of a kind that there is."""
+    if re.fullmatch(r"postgresql\+psycopg://[^\s/]+(/[^\s/]+)", text):
+        return text
+    if not re.fullmatch(r"sqlite:///[^?]+", text):
+        raise ValueError("no such kind of database")
+    if ":memory:" in text:
+        raise ValueError("a database in memory keeps nothing")
+    return text
+
+
+def url(text: str) -> str:
+    """An http(s) URL without query."""
+    if not re.fullmatch(r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~\-/]*)?", text):
+        raise ValueError("no such URL")
+    return text.rstrip("/")
+
+
+def networks(words: frozenset[str]) -> frozenset[str]:
+    """IP networks."""
+    for word in words:
+        try:
+            ipaddress.ip_network(word)
+        except ValueError as error:
+            raise ValueError(f"{word!r} is no network: {error}") from None
+    return words
+
+
+def jwks_url(text: str) -> str:
+    """Where keys may be fetched."""
+    match = re.fullmatch(r"(https?)://([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(/[\x21-\x7e]{0,500})?", text)
+    if text and (match is None or (match[1] == "http" and not is_loopback(match[2]))):
+        raise ValueError("no https URL")
+    return text
+
+
+def with_issuer(text: str, others: ValidationInfo) -> str:
+    """One of the three settings of access tokens, which go together."""
+    if bool(text) != bool(others.data.get("oidc_issuer")):
+        raise ValueError(f"{PREFIX}OIDC_ISSUER, {PREFIX}OIDC_AUDIENCE and {PREFIX}OIDC_JWKS_URL go together")
+    return text
+
+
+def secret(value: SecretStr) -> SecretStr:
+    """Printable ASCII, as PJSIP takes it."""
+    if not re.fullmatch(r"[ -~]{0,256}", value.get_secret_value()):
+        raise ValueError("not printable ASCII of at most 256 characters")
+    return value

@@ -1,0 +1,1 @@
+"""The C side: PJSIP, reached by pjsua2 and cffi."""

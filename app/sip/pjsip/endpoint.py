@@ -1,0 +1,193 @@
+"""An open PJSIP endpoint: its transports, its settings, the C memory that it keeps, and one step of its work.
+
+pjsua2 gives the endpoint and the transports; everything else is reached by cffi in the same shared object.
+
+Invariants: one thread makes an `Endpoint`, calls it, and leaves the process by `os._exit` (`leave`); PJSIP aborts
+otherwise. What PJSIP keeps a pointer to is kept alive here (`kept`).
+
+Deliberately absent: what is asked and answered (`stack.py`), and who may send us requests (`incoming.py`).
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pjsua2
+
+from app.sip.pjsip.library import SipStackError, load_library, measure_limits
+from app.sip.protocol import Configure
+
+PJ_SUCCESS = 0
+_PJ_EPENDING = 70002
+_ALWAYS_ASYNC = 1 << 31
+_COMMAND_BUFFER_BYTES = 65536
+_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
+
+_TRANSACTION_BUCKETS = 65535
+"""Of PJSIP's hash table of transactions, 1023 by default; with tens of thousands alive the searches take most time."""
+
+# RFC 3261 section 17.1.2.2's timers, of which T4 is shortened from 5 s: over UDP PJSIP keeps a SUBSCRIBE's transaction,
+# and with it the dialog's 45 KB, so long after its answer, to absorb further copies of that, which would do no harm.
+_T1_MS, _T2_MS, _T4_MS, _TD_MS = 500, 4000, 100, 32000
+
+
+class Endpoint:
+    """PJSIP with UDP, TCP and, where a route wants it, TLS open. Raises SipStackError where that cannot be."""
+
+    def __init__(self, configure: Configure) -> None:
+        self.ffi, self.lib, self.build = load_library()
+        self.kept: list[Any] = []  # C memory and callbacks that PJSIP keeps pointers to
+        self.ports: dict[str, int] = {}
+        self.pjsua = self._open(configure)
+        self.endpt = self.lib.pjsua_get_pjsip_endpt()
+        self.pool = self.lib.pjsip_endpt_create_pool(self.endpt, b"watcher", 4096, 4096)
+        self._wait = self.ffi.new("pj_time_val *")
+        self._count = self.ffi.new("unsigned *")
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
+        self._wait.sec, self._wait.msec = divmod(timeout_ms, 1000)
+        self.lib.pjsip_endpt_handle_events2(self.endpt, self._wait, self._count)
+        return bool(self._count[0])
+
+    def attach(self, sock: socket.socket, received: Callable[[bytes], None]) -> None:
+        """Makes `poll` wake for `sock` too, calling `received` with what was read; b"" is the end of the stream.
+
+        The socket joins PJSIP's own select, so that a command waits neither for a packet nor for a timer.
+        """
+        ffi = self.ffi
+        buffer = ffi.new("char[]", _COMMAND_BUFFER_BYTES)
+        length = ffi.new("long *")
+        op_key = ffi.new("pj_ioqueue_op_key_t *")
+        key = ffi.new("void **")
+
+        def read_again() -> None:
+            length[0] = _COMMAND_BUFFER_BYTES
+            status = self.lib.pj_ioqueue_recv(key[0], op_key, buffer, length, _ALWAYS_ASYNC)
+            if status != _PJ_EPENDING:
+                received(b"")
+
+        @ffi.callback("void(void *, pj_ioqueue_op_key_t *, long)")  # type: ignore[untyped-decorator]  # cffi decorator
+        def on_read(_key: Any, _op_key: Any, count: int) -> None:
+            received(bytes(ffi.buffer(buffer, count)) if count > 0 else b"")
+            if count > 0:
+                read_again()
+
+        callbacks = ffi.new("pj_ioqueue_callback *", {"on_read_complete": on_read})
+        self.kept += [buffer, length, op_key, key, on_read, callbacks]
+        ioqueue = self.lib.pjsip_endpt_get_ioqueue(self.endpt)
+        status = self.lib.pj_ioqueue_register_sock(self.pool, ioqueue, sock.fileno(), ffi.NULL, callbacks, key)
+        self.must(status, "watch the command socket")
+        read_again()
+
+    def text(self, value: str) -> Any:
+        """A `pj_str_t *` that lives as long as the process."""
+        text = self.ffi.new("char[]", value.encode("ascii"))
+        pj_str = self.ffi.new("pj_str_t *", (text, len(text) - 1))
+        self.kept += [text, pj_str]
+        return pj_str
+
+    def headers(self, headers: list[tuple[str, str]]) -> Any:
+        """A pjsip header list; PJSIP clones it into each request, and its parser keeps pointers into the text."""
+        ffi, lib = self.ffi, self.lib
+        head = ffi.new("pj_list *")
+        head.prev = head.next = head
+        for name, value in headers:
+            text = ffi.new("char[]", value.encode("ascii"))
+            self.kept.append(text)
+            if name == "Route":
+                header = lib.pjsip_parse_hdr(self.pool, self.text(name), text, len(text) - 1, ffi.NULL)
+            else:
+                header = lib.pjsip_generic_string_hdr_create(self.pool, self.text(name), self.text(value))
+            if header == ffi.NULL:
+                raise SipStackError(f"PJSIP cannot read the header {name}: {value}")
+            lib.pj_list_insert_before(head, header)
+        self.kept.append(head)
+        return head
+
+    def register_module(self, name: str, priority: int, **callbacks: Any) -> None:
+        """Adds a module whose callbacks, such as `on_rx_request`, see messages at that priority."""
+        module = self.ffi.new("pjsip_module *", callbacks)
+        module.name = self.text(name)[0]
+        module.id, module.priority = -1, priority
+        self.kept += [module, *callbacks.values()]
+        self.must(self.lib.pjsip_endpt_register_module(self.endpt, module), f"register the module {name}")
+
+    def must(self, status: int, what: str) -> None:
+        """Raises SipStackError for any status but success."""
+        if status != PJ_SUCCESS:
+            raise SipStackError(f"PJSIP could not {what}: {self.error_text(status)}")
+
+    @staticmethod
+    def error_text(status: int) -> str:
+        """PJSIP's own words for a status."""
+        return str(pjsua2.Endpoint.instance().utilStrError(status))
+
+    def _open(self, configure: Configure) -> Any:
+        lib = self.lib
+        endpoint = pjsua2.Endpoint()
+        endpoint.libCreate()
+        measure_limits(self.ffi, lib, self.build)
+        # Requests of 1300 bytes and more would otherwise try TCP first; the transport is the operator's choice.
+        lib.pjsip_sip_cfg_var.disable_tcp_switch = 1
+        # A sips: presentity is asked about over the operator's own leg to the presence server, whatever that is.
+        lib.pjsip_sip_cfg_var.disable_tls_switch = lib.pjsip_sip_cfg_var.disable_secure_dlg_check = 1
+        lib.pjsip_sip_cfg_var.max_transactions = _TRANSACTION_BUCKETS
+        config = pjsua2.EpConfig()
+        config.uaConfig.threadCnt = 0
+        config.uaConfig.mainThreadOnly = True
+        config.uaConfig.mwiUnsolicitedEnabled = False
+        for nameserver in configure.nameservers:
+            config.uaConfig.nameserver.push_back(nameserver.partition(":")[0])
+        config.medConfig.threadCnt = 0
+        config.medConfig.hasIoqueue = False
+        config.logConfig.level = config.logConfig.consoleLevel = configure.sip_log_level
+        config.logConfig.msgLogging = 1
+        endpoint.libInit(config)
+        self._set_nameserver_ports(configure.nameservers)
+        lib.pjsip_tsx_set_timers(_T1_MS, _T2_MS, _T4_MS, _TD_MS)
+        kinds = {"udp": pjsua2.PJSIP_TRANSPORT_UDP, "tcp": pjsua2.PJSIP_TRANSPORT_TCP}
+        if any(route.transport == "tls" for route in configure.routes):
+            kinds["tls"] = pjsua2.PJSIP_TRANSPORT_TLS
+        for name, kind in kinds.items():
+            transport = pjsua2.TransportConfig()
+            transport.boundAddress = configure.listen_host
+            # The port that was asked for is UDP's and TCP's; TLS has the next one, as RFC 3261 has 5060 and 5061.
+            port = configure.listen_port + 1 if name == "tls" and configure.listen_port else configure.listen_port
+            transport.port = port
+            if name == "udp":  # what the kernel grants of it; NOTIFYs come in bursts
+                buffer = pjsua2.SockOpt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+                transport.sockOptParams.sockOpts.push_back(buffer)
+            else:  # Nagle's algorithm would hold a SUBSCRIBE back for the peer's delayed ACK, 40 ms
+                no_delay = pjsua2.SockOpt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                transport.sockOptParams.sockOpts.push_back(no_delay)
+            if name == "tls":
+                transport.tlsConfig.CaListFile = configure.tls_ca_file
+                transport.tlsConfig.verifyServer = configure.tls_verify
+                transport.tlsConfig.verifyClient = False
+            try:
+                number = endpoint.transportCreate(kind, transport)
+            except pjsua2.Error as error:
+                raise SipStackError(
+                    f"cannot open {name} {configure.listen_host}:{port} for SIP: {error.reason}"
+                ) from None
+            local = endpoint.transportGetInfo(number).localName
+            self.ports[name] = int(local.rpartition(":")[2])
+        endpoint.libStart()
+        return endpoint
+
+    def _set_nameserver_ports(self, nameservers: list[str]) -> None:
+        """Once more, for pjsua knows no port but 53."""
+        if nameservers:
+            hosts, _, ports = zip(*(nameserver.partition(":") for nameserver in nameservers), strict=True)
+            servers = self.ffi.new("pj_str_t[]", [self.text(host)[0] for host in hosts])
+            numbers = self.ffi.new("unsigned short[]", [int(port or 53) for port in ports])
+            resolver = self.lib.pjsip_endpt_get_resolver(self.lib.pjsua_get_pjsip_endpt())
+            status = self.lib.pj_dns_resolver_set_ns(resolver, len(nameservers), servers, numbers)
+            self.must(status, "take the nameservers")
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process without PJSIP's exit handlers, which abort where a thread or object is still about."""
+    os._exit(code)

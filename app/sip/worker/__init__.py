@@ -1,0 +1,1 @@
+"""What runs in the child process: fetches, watches, and the RFC 6665 state machine."""
