@@ -52,20 +52,20 @@ check: .venv/dev.stamp $(BUF)
 		echo "$(BUF) breaking proto --against '.git#ref=$$commit,subdir=proto'"; \
 		$(BUF) breaking proto --against ".git#ref=$$commit,subdir=proto" || exit 1; \
 	done
-	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/test_generated.py
+	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/repository/test_generated.py
 	@echo "check: all good"
 
 bench: .venv/dev.stamp servers
 	$(BIN)/python -m bench $(ROWS)
 
 fuzz: .venv/dev.stamp
-	@$(BIN)/python -m tests.fuzz $(SECONDS) $(SEED)
+	@$(BIN)/python -m tests.support.fuzz $(SECONDS) $(SEED)
 
 outage: .venv/dev.stamp servers
-	WATCHES=$(WATCHES) STOP_S=$(STOP_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/test_kamailio_watches.py -k outage
+	WATCHES=$(WATCHES) STOP_S=$(STOP_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/system/test_kamailio_watches.py -k outage
 
 away: .venv/dev.stamp
-	AWAY_S=$(AWAY_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/test_crash.py -k killed_for_a_while
+	AWAY_S=$(AWAY_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/system/test_crash.py -k killed_for_a_while
 
 generate: .venv/dev.stamp
 	.ci/generate-protobuf

@@ -13,7 +13,7 @@ import pytest_asyncio
 from app.sandbox import Sandbox
 from app.settings.loading import Settings
 from app.store import SqlStore, open_store
-from tests import postgres as postgresql
+from tests.support import postgres as postgresql
 
 if TYPE_CHECKING:
     from app.main import Gateway
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 # A busy machine makes no example wrong.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+RINGS = ("repository", "pure", "core", "wire", "faces", "system")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test with its ring, the folder it is in: `make test ARGS='-m pure'`."""
+    for item in items:
+        ring = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(getattr(pytest.mark, ring))
 
 
 _DATABASES = tempfile.TemporaryDirectory(prefix="terminal-status-")

@@ -3,7 +3,7 @@
 Invariants: no I/O and no clock. A host that has not answered yet has few places, one that answers has its full share,
 and one that is silent has one, until it answers again. What waits for it is bounded in number and time.
 
-Deliberately absent: what is sent, and to which address (`deliverer.py`, `client.py`).
+Deliberately absent: what is sent, and to which address (`deliverer.py`, `egress/client.py`).
 """
 
 from collections import deque

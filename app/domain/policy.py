@@ -3,7 +3,7 @@
 Invariants: an operator's policy holds for everybody; a client's own limits can only make it stricter. A limit of 0 is
 none, where the field says so. Each violation is a domain error of its own. The rules are pure: time is an argument.
 
-Deliberately absent: the settings they are read from, what counts as busy (`presence.py`), and groups (`groups.py`).
+Deliberately absent: the settings they are read from, what counts as busy (`presence.py`), and groups.
 """
 
 from collections.abc import Mapping, Set

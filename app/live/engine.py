@@ -9,7 +9,8 @@ wrote only goes to streams here. Invariants: memory's statuses are the store's. 
 observation of each terminal waits, and nothing is lost. All that grows, grows with subscriptions, streams and
 terminals, which are bounded.
 
-Deliberately absent: the SIP side (`Watcher`), sending (`deliverer.py`), what clients may ask for (`subscriptions.py`).
+Deliberately absent: the SIP side (`Watcher`), sending (`deliverer.py`), what clients may ask for
+(`core/subscriptions.py`).
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Invariants: whoever is here holds the writer's lock, so that no change falls between what a new subscription is told at
 once and what it is told later, and none is told that has ended. Memory follows the store, never the reverse.
 
-Deliberately absent: what clients may ask for (`subscriptions.py`), the rule of who is told what (`rules.py`), and
+Deliberately absent: what clients may ask for (`core/subscriptions.py`), the rule of who is told what (`rules.py`), and
 groups that change later (`membership.py`).
 """
 

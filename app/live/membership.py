@@ -4,7 +4,7 @@ What a restart must know of it (groups, who joined) is stored first, and memory 
 Invariants: the writer's lock is held for each portion of subscriptions. A subscription that cannot follow holds up no
 other.
 
-Deliberately absent: streams, which `engine.py` lets follow, and what a group stands for (`groups.py`).
+Deliberately absent: streams, which `engine.py` lets follow, and what a group stands for (`group_directory.py`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

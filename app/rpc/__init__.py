@@ -1,7 +1,7 @@
 """The gRPC face: the services of `proto/`, `grpc.health.v1` and reflection on one `grpc.aio` server.
 
-A module for each service; around them `gate.py` (who may have how many calls open), `handlers.py` (how a call comes
-in), `calls.py` (who calls, and how a call ends), `errors.py` (what failures mean) and `wire.py` (messages).
+A module for each service; around them `call_limits.py` (who may have how many calls open), `handlers.py` (how a call
+comes in), `calls.py` (who calls, and how a call ends), `errors.py` (what failures mean) and `wire.py` (messages).
 Invariants: a handler is check, call, map error, return. Every failure of a handler leaves as a `google.rpc.Status`
 whose `ErrorInfo.reason` is the domain error's code. What gRPC itself refuses before a handler sees it has a code alone:
 UNIMPLEMENTED (no such method) and RESOURCE_EXHAUSTED (too large). When the caller cancels, or its deadline passes, the

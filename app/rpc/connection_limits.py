@@ -8,7 +8,7 @@ Invariants: a connection that has brought a call that was let in is never cut, n
 without a flood none that has just come. Addresses are shut out for SHUT_OUT_S, twice as long each time they flood
 again, and LONGEST_SHUT_OUT_S at most.
 
-Deliberately absent: how connections are found and cut (`connections.py`), and calls (`gate.py`).
+Deliberately absent: how connections are found and cut (`connections.py`), and calls (`call_limits.py`).
 """
 
 import asyncio

@@ -7,7 +7,7 @@ Invariants: a C callback runs with its dialog's lock held, so it only appends to
 `poll` returns. Pointers to a subscription are dropped at its first TERMINATED and never used again. PJSIP never
 refreshes by itself; a refresh that failed leaves the dialog in place wherever PJSIP can be kept from ending it.
 
-Deliberately absent: what an answer means (`dialog.py`), when to ask (`machine.py`), and any parsing of bodies.
+Deliberately absent: what an answer means (`answers.py`), when to ask (`machine.py`), and any parsing of bodies.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """The life of one terminal's standing SUBSCRIBE as a pure state machine (RFC 6665 section 4.1).
 
-The driver tells `WatchMachine.handle` what happened, in the words of `dialog.py`, carries out the returned actions in
-order, and tells what comes of them as later events. A dialog has a generation; an event of any other (a late NOTIFY, a
-fork) is ignored. Where the server sends no NOTIFY after a refresh, a subscription is renewed by another one: the older
-dialog is kept until the first NOTIFY of the newer one.
+The driver tells `WatchMachine.handle` what happened, in the words of `vocabulary.py`, carries out the returned actions
+in order, and tells what comes of them as later events. A dialog has a generation; an event of any other (a late NOTIFY,
+a fork) is ignored. Where the server sends no NOTIFY after a refresh, a subscription is renewed by another one: the
+older dialog is kept until the first NOTIFY of the newer one.
 
 Invariants: no PJSIP, no I/O, no clock, no randomness (`now_s` is of any clock, `jitter` in [0, 1)). While wanted, a
 timer is armed, or it has ended with `Ended`, after which nothing follows. At most BURST + W / GAP_S SUBSCRIBEs leave in

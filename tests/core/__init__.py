@@ -1,0 +1,1 @@
+"""The use cases, the store and delivery, with real databases."""

@@ -1,0 +1,414 @@
+"""Tests of `app/core/queries.py`: questions about one terminal and about many."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.core.queries import MAX_AT_ONCE, RetrievalStatus, TerminalResult
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
+    FetchTimedOut,
+    GatewayOverloaded,
+    GroupNotAllowed,
+    InvalidAddress,
+    InvalidRequest,
+    RateLimited,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    WatcherRefused,
+)
+from app.domain.policy import Policy
+from app.domain.records import Client
+from app.domain.statuses import Source, Status
+from app.live.events import SnapshotComplete
+from tests.support.core import (
+    ADMIN,
+    ALICE,
+    APP,
+    BOB,
+    BUSY,
+    CAROL,
+    OTHER,
+    REACHABLE,
+    TEAM,
+    UNREACHABLE,
+    Core,
+    new_database,
+    reading,
+    run_core,
+    until,
+)
+
+
+@pytest_asyncio.fixture
+async def url(tmp_path: Path) -> str:
+    return await new_database(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def core(url: str) -> AsyncIterator[Core]:
+    async with run_core(url) as running:
+        yield running
+
+
+async def results(core: Core, *addresses: str, client: Client = APP, **options: Any) -> dict[str, TerminalResult]:
+    """A whole query by address."""
+    async with aclosing(core.queries.query(client, addresses, face="grpc", **options)) as query:
+        found = [result async for result in query]
+    by_address: dict[str, TerminalResult] = {result.address: result for result in found}
+    assert len(by_address) == len(found)
+    return by_address
+
+
+async def test_question_without_age_asks_the_presence_server(core: Core) -> None:
+    """An age of 0 is answered by a fetch, even while the terminal is watched."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        status = await core.queries.get_status(APP, ALICE, face="grpc")
+    assert (status.status, status.source, status.revision) == (REACHABLE, Source.FETCH, 0)
+
+
+async def test_question_with_age_is_answered_from_a_live_watch(core: Core) -> None:
+    """A live watch answers without SIP, however the address is written, and without suspending the caller."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        core.clocks.advance(3600)
+        question = core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
+        with pytest.raises(StopIteration) as answered:
+            question.send(None)
+        status = answered.value.value
+        assert (status.status, status.source, status.revision) == (BUSY, Source.WATCH, 1)
+        other = await core.queries.get_status(APP, "SIP:alice@EXAMPLE.COM", max_age_s=1, face="grpc")
+        assert other == status
+    assert core.watcher.fetched == []
+
+
+async def test_stale_watch_answers_as_long_as_it_is_young(core: Core) -> None:
+    """What is no longer live is an answer for as long as its age is accepted; then the presence server is asked."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        core.watcher.lose(ALICE)
+        core.clocks.advance(10)
+        young = await core.queries.get_status(APP, ALICE, max_age_s=11, face="grpc")
+        old = await core.queries.get_status(APP, ALICE, max_age_s=9, face="grpc")
+    assert (young.status, young.source) == (BUSY, Source.WATCH)
+    assert (old.status, old.source) == (REACHABLE, Source.FETCH)
+
+
+async def test_recent_fetch_answers_again(core: Core) -> None:
+    """A fetched status is an answer for as long as its age is accepted."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(5)
+    again = await core.queries.get_status(APP, "sip:alice@EXAMPLE.com", max_age_s=6, face="grpc")
+    assert again.source is Source.FETCH
+    assert len(core.watcher.fetched) == 1
+    await core.queries.get_status(APP, ALICE, max_age_s=4, face="grpc")
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_the_newest_that_is_known_answers(core: Core) -> None:
+    """What a watch said after a fetch counts, while it is stale and when nobody wants it any more."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(1)
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        core.watcher.lose(ALICE)
+        assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
+    await until(lambda: not core.watching.figures()["streams"])
+    await core.advance(31)
+    assert ALICE not in core.watcher.wanted
+    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
+    found = (await results(core, ALICE, max_age_s=60))[ALICE].status
+    assert found is not None
+    assert found.status is BUSY
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is REACHABLE
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core: Core) -> None:
+    """After a document that nobody can read, what was said before it is no answer."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(1)
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        core.watcher.send(ALICE, b"no document")
+    await until(lambda: not core.watching.figures()["streams"])
+    await core.advance(31)
+    assert ALICE not in core.watcher.wanted
+    async with reading(core, ALICE):  # it is watched again, and silent
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_terminals_that_left_are_remembered_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are not watched any more, the oldest are forgotten."""
+    monkeypatch.setattr("app.live.registry.MAX_LEFT", 1)
+    for address in (ALICE, BOB):
+        async with reading(core, address):
+            await until(partial(core.watcher.wanted.__contains__, address))
+            await core.play(address, BUSY)
+        await until(lambda: not core.watching.figures()["streams"])
+        await core.advance(31)
+    assert core.watching.last(ALICE) is None
+    assert core.watching.last(BOB) is not None
+
+
+async def test_a_clock_that_is_set_back_tells_no_age(core: Core) -> None:
+    """What was observed later than now has no age that could be accepted."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    core.clocks.advance(-3600)
+    await core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_live_watch_that_a_fetch_contradicts_is_refreshed(core: Core) -> None:
+    """Where a fetch is newer than what the watch was told, and says otherwise; once for the callers who shared it."""
+    refresh = f"refresh {ALICE}"
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, UNREACHABLE)
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        assert refresh not in core.watcher.asked, "not newer"
+        await core.advance(1)
+        await asyncio.gather(*(core.queries.get_status(APP, ALICE, face="grpc") for _ in range(5)))
+        assert core.watcher.asked.count(refresh) == core.watching.contradictions == 1
+        await core.play(ALICE, REACHABLE)
+        await core.advance(1)
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        core.watcher.lose(ALICE)
+        core.watcher.answer = lambda _: BUSY
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        assert core.watcher.asked.count(refresh) == 1, "it agrees, or is not live"
+
+
+async def test_question_that_is_refused(core: Core) -> None:
+    """Groups, wrong ages and wrong addresses have their own errors."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    for max_age_s in (0, 5):
+        with pytest.raises(GroupNotAllowed):
+            await core.queries.get_status(APP, TEAM, max_age_s=max_age_s, face="grpc")
+        with pytest.raises(InvalidAddress):
+            await core.queries.get_status(APP, "alice", max_age_s=max_age_s, face="grpc")
+    for age in (-1, 86_401, float("nan"), float("inf")):
+        with pytest.raises(InvalidRequest):
+            await core.queries.get_status(APP, ALICE, max_age_s=age, face="grpc")
+
+
+async def test_query_gives_each_terminal_its_own_result(core: Core) -> None:
+    """Terminals and members of groups have one result each: retrieved, not retrieved, or an error with its reason."""
+    failures: dict[str, Status | TerminalStatusError | None] = {
+        "sip:unknown@example.com": TerminalUnknown("404"),
+        "sip:private@example.com": WatcherRefused("403"),
+        "sip:silent@example.com": None,
+    }
+    core.watcher.answer = lambda address: failures.get(address, UNREACHABLE)
+    await core.groups.create(APP, TEAM, [BOB, *failures])
+    found = await results(core, ALICE, BOB, TEAM)
+    told = {address: (result.retrieval.name, result.error and result.error.code) for address, result in found.items()}
+    assert told == {
+        ALICE: ("RETRIEVED", None),
+        BOB: ("RETRIEVED", None),
+        "sip:unknown@example.com": ("ERROR", "TERMINAL_UNKNOWN"),
+        "sip:private@example.com": ("ERROR", "WATCHER_REFUSED"),
+        "sip:silent@example.com": ("NOT_RETRIEVED", "FETCH_TIMED_OUT"),
+    }
+    assert isinstance(found["sip:silent@example.com"].error, FetchTimedOut)
+
+
+async def test_query_is_bounded_and_comes_as_it_is_answered(core: Core) -> None:
+    """A query has MAX_AT_ONCE questions in flight; answers do not wait for slower ones; leaving gives up the rest."""
+    addresses = [TerminalAddress(f"sip:t{i}@example.com") for i in range(1000)]
+    assert len(await results(core, *addresses)) == 1000
+    assert core.watcher.most_in_flight == MAX_AT_ONCE
+    core.watcher.answer = lambda address: None if address == ALICE else BUSY
+    async with aclosing(core.queries.query(APP, [ALICE, BOB], face="grpc")) as query:
+        first = await anext(query)
+        assert first.address == BOB
+    await until(lambda: not core.watcher.in_flight)
+    await until(lambda: core.usage.buffered == 0)
+    assert [record.result for record in await core.usage_records()] == ["OK", "CANCELLED"]
+
+
+async def test_query_takes_from_watches_what_is_live(core: Core) -> None:
+    """With an age only the terminals without a live watch are asked."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        found = await results(core, ALICE, BOB, max_age_s=1)
+    assert core.watcher.fetched == [BOB]
+    assert {a: r.status and (r.status.status, r.status.source) for a, r in found.items()} == {
+        ALICE: (BUSY, Source.WATCH),
+        BOB: (REACHABLE, Source.FETCH),
+    }
+
+
+async def test_query_above_the_limit(url: str) -> None:
+    """Above the limit a query is refused, or answered up to it with the rest not retrieved, as the policy says."""
+    async with run_core(url, policy=Policy(max_targets=2)) as core:
+        with pytest.raises(TooManyAddresses):
+            await results(core, ALICE, BOB, CAROL)
+    async with run_core(url, policy=Policy(max_targets=2, process_up_to_limit=True)) as core:
+        found = await results(core, ALICE, BOB, CAROL)
+        assert [found[one].retrieval for one in (ALICE, BOB, CAROL)] == [
+            RetrievalStatus.RETRIEVED,
+            RetrievalStatus.RETRIEVED,
+            RetrievalStatus.NOT_RETRIEVED,
+        ]
+        assert core.watcher.fetched == [ALICE, BOB]
+
+
+async def test_long_lists_hold_up_nobody(url: str) -> None:
+    """A list far above the limit is refused unread, and others run while one within is read."""
+    async with run_core(url, policy=Policy(max_targets=2)) as core:
+        with pytest.raises(TooManyAddresses):
+            await results(core, *["nobody"] * 5)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with run_core(url, policy=Policy(max_targets=10_000)) as core:
+        running = asyncio.create_task(other())
+        with pytest.raises(InvalidAddress):
+            await results(core, *[f"sip:{number}@example.com" for number in range(9_999)], "nobody")
+        running.cancel()
+    assert turns >= 9
+
+
+async def test_overload_is_not_retrieved(core: Core) -> None:
+    """A terminal that was not asked for want of room may be asked again later."""
+    core.watcher.answer = lambda address: GatewayOverloaded("full") if address == BOB else BUSY
+    found = await results(core, ALICE, BOB)
+    assert found[BOB].retrieval is RetrievalStatus.NOT_RETRIEVED
+
+
+async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
+    """A client to whom BUSY is not told sees REACHABLE."""
+    async with run_core(url, policy=Policy(busy_available=False)) as core:
+        core.watcher.answer = lambda _: BUSY
+        assert (await core.queries.get_status(APP, ALICE, face="grpc")).status is REACHABLE
+        shown = (await results(core, ALICE))[ALICE].status
+        assert shown is not None
+        assert shown.status is REACHABLE
+
+
+@pytest.mark.parametrize("max_age_s", [0, 60])
+async def test_group_of_another_client_is_a_terminal(core: Core, max_age_s: float) -> None:
+    """To its client a group is refused as one terminal, watched or not; to others it is a terminal like any."""
+    await core.groups.create(APP, ALICE, [BOB])
+    async with reading(core, ALICE, client=OTHER) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, BUSY)
+        core.watcher.answer = lambda _: BUSY
+        for client in (OTHER, ADMIN):
+            status = await core.queries.get_status(client, ALICE, max_age_s=max_age_s, face="grpc")
+            assert (status.address, status.status) == (ALICE, BUSY)
+        for address in (ALICE, "SIP:alice@EXAMPLE.com"):
+            with pytest.raises(GroupNotAllowed):
+                await core.queries.get_status(APP, address, max_age_s=max_age_s, face="grpc")
+    assert list(await results(core, ALICE, client=OTHER)) == [ALICE]
+    assert list(await results(core, ALICE)) == [BOB]
+
+
+async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> None:
+    """Whatever age is accepted, the presence server is asked where the terminal's last document was unreadable."""
+    await core.queries.get_status(APP, ALICE, face="grpc")
+    async with reading(core, ALICE, client=OTHER) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, BUSY)
+        core.clocks.advance(1)
+        core.watcher.send(ALICE, b"<presence")
+        core.clocks.advance(1)
+        core.watcher.answer = lambda _: UNREACHABLE
+        for _ in range(2):  # the second is answered with what the first has learnt
+            status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+            assert status.status is UNREACHABLE
+    assert len(core.watcher.fetched) == 2
+
+
+async def test_questions_leave_usage_records(core: Core) -> None:
+    """Each question is recorded by the contract's names, with what was asked, expanded and came of it."""
+    await core.groups.create(APP, TEAM, [ALICE, BOB])
+    core.watcher.answer = lambda _: TerminalUnknown("The presence server answered 404.")
+    with pytest.raises(TerminalUnknown):
+        await core.queries.get_status(APP, ALICE, face="rest", requester="sip:boss@example.com")
+    await results(core, TEAM, CAROL)
+    with pytest.raises(InvalidAddress):
+        await results(core, "team", client=OTHER)
+    one, many, refused = await core.usage_records()
+    assert (one.operation, one.targets, one.requester, one.face, one.result, one.root_cause) == (
+        "getStatus",
+        (ALICE,),
+        "sip:boss@example.com",
+        "rest",
+        "TERMINAL_UNKNOWN",
+        "The presence server answered 404.",
+    )
+    assert (many.operation, many.targets, many.target_count, many.expanded_count, many.result) == (
+        "getStatusForGroup",
+        (TEAM, CAROL),
+        2,
+        3,
+        "OK",
+    )
+    assert (refused.client_id, refused.result) == (OTHER.id, "INVALID_ADDRESS")
+
+
+async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:
+    """A caller who leaves has asked all the same."""
+    core.watcher.answer = lambda _: None
+    asking = asyncio.ensure_future(core.queries.get_status(APP, ALICE, face="grpc"))
+    await until(lambda: core.watcher.in_flight)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    (record,) = await core.usage_records()
+    assert record.result == "CANCELLED"
+
+
+async def test_questions_count_against_the_rate(url: str) -> None:
+    """More calls than the policy allows are refused, and not recorded."""
+    async with run_core(url, policy=Policy(rate_per_s=1)) as core:
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        with pytest.raises(RateLimited):
+            await core.queries.get_status(APP, ALICE, face="grpc")
+        with pytest.raises(RateLimited):
+            await results(core, ALICE)
+        assert len(await core.usage_records()) == 1
+
+
+async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> None:
+    """Terminals asked by name or by a group, each once; one client's query costs another nothing."""
+    async with run_core(url, policy=Policy(rate_per_s=1, rate_burst=4)) as core:
+        assert set(await results(core, ALICE, BOB, CAROL, "SIP:alice@example.com")) == {ALICE, BOB, CAROL}
+        await core.queries.get_status(APP, ALICE, face="grpc")
+        with pytest.raises(RateLimited):
+            await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.groups.create(OTHER, TEAM, [ALICE, BOB, CAROL])
+        assert set(await results(core, TEAM, client=OTHER)) == {ALICE, BOB, CAROL}
+        with pytest.raises(RateLimited) as refused:
+            await results(core, TEAM, client=OTHER)
+        assert refused.value.retry_after_s == 1
+
+
+async def test_memory_of_recent_answers_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more answers are remembered than the bound; the oldest is forgotten."""
+    monkeypatch.setattr("app.core.queries.MAX_RECENT", 2)
+    for address in (ALICE, BOB, CAROL, ALICE):
+        await core.queries.get_status(APP, address, face="grpc")
+    assert list(core.queries._recent) == [CAROL, ALICE]  # noqa: SLF001

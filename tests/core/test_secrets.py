@@ -1,0 +1,328 @@
+"""Changing the secret that signs a webhook: what the next attempts carry, who may do it, and what it leaves behind."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from app.core.subscriptions import SubscriptionService
+from app.delivery.deliverer import Deliverer
+from app.delivery.hosts import Places
+from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.errors import SinkRefused, StoreUnavailable, SubscriptionUnknown
+from app.domain.records import Subscription
+from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
+from app.domain.statuses import Status
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.webhook import WebhookSender, v1_event
+from app.ports import Page
+from tests.support.core import ADMIN, ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, SOAP, Core, new_database, run_core
+from tests.support.outbox import OTHER_SECRET, SECRET
+from tests.support.receivers import Receiver, Request, answer, receiver
+
+THIRD_SECRET = signing_secret(b"3" * 64)
+
+
+@dataclass
+class Signed:
+    """A gateway that really delivers, and its receiver."""
+
+    core: Core
+    deliverer: Deliverer
+    service: SubscriptionService
+    there: Receiver
+
+    async def subscribe(self, secrets: str = SECRET) -> Subscription:
+        """A webhook subscription of APP, whose start has been told."""
+        self.core.subscriptions = self.service
+        parameters = {SINK_SECRETS: secrets, "handshake": "none", "token": "t"}
+        sink = Sink(kind=SinkKind.WEBHOOK, url=self.there.url, profile="v1", parameters=parameters)
+        came = len(self.events())
+        made = await self.core.subscribe(ALICE, sink=sink, check_immediate=True)
+        self.deliverer.hint()
+        await self.there.wait_for(lambda: len(self.events()) == came + 1)
+        return made
+
+    async def tell(self, status: Status) -> Request:
+        """Has the terminal change, and returns the request that tells it."""
+        came = len(self.events())
+        await self.core.play(ALICE, status)
+        self.deliverer.hint()
+        await self.there.wait_for(lambda: len(self.events()) > came)
+        return self.events()[-1]
+
+    async def rotate(self, subscription: Subscription, secret: str = "", **more: Any) -> tuple[Subscription, str]:
+        return await self.service.rotate_secret(APP, subscription.id, secret=secret, face="rest", **more)
+
+    async def secrets(self, subscription: Subscription) -> list[str]:
+        """What is stored."""
+        return (await self.core.stored(subscription)).sink.parameters.get(SINK_SECRETS, "").split()
+
+    def events(self) -> list[Request]:
+        return [request for request in self.there.requests if request.method == "POST"]
+
+
+@asynccontextmanager
+async def signed(url: str, *, secret_key_file: Path | None = None, **options: Any) -> AsyncIterator[Signed]:
+    """The use cases with real deliveries, wired as the gateway has them."""
+    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
+    sender = WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
+    async with receiver() as there, run_core(url, secret_key_file=secret_key_file) as core:
+        deliverer = Deliverer(
+            cast("Any", core.store),
+            {SinkKind.WEBHOOK: sender},
+            owner="node-1",
+            clock=lambda: core.clocks.now,
+            **options,
+        )
+        service = SubscriptionService(
+            cast("Any", core.store),
+            core.watching,
+            core.directory,
+            core.policies,
+            core.usage,
+            {SinkKind.WEBHOOK: sender},
+            lambda: core.clocks.now,
+            entropy=lambda size: b"e" * size,
+            sink_changed=deliverer.sink_changed,
+        )
+        deliverer.start()
+        try:
+            yield Signed(core, deliverer, service, there)
+        finally:
+            await deliverer.aclose()
+            await egress.aclose()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Signed]:
+    async with signed(await new_database(tmp_path)) as running:
+        yield running
+
+
+def signers(request: Request, *of: str) -> list[str]:
+    """Which of the secrets the reference library verifies the request with."""
+    found = []
+    for secret in of:
+        try:
+            Webhook(secret).verify(request.body, dict(request.headers))
+        except WebhookVerificationError:
+            continue
+        found.append(secret)
+    assert request.headers["webhook-signature"].count("v1,") == len(found)
+    return found
+
+
+async def test_the_next_delivery_is_signed_with_both(database_url: str) -> None:
+    """After a rotation the new secret and the one before sign; after a second one the third has fallen out."""
+    async with signed(database_url) as gateway:
+        subscription = await gateway.subscribe()
+        assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
+        changed, made = await gateway.rotate(subscription, OTHER_SECRET)
+        assert (changed, made) == (await gateway.core.stored(subscription), "")
+        assert signers(await gateway.tell(BUSY), SECRET, OTHER_SECRET) == [SECRET, OTHER_SECRET]
+        changed, made = await gateway.rotate(subscription)
+        assert (made, read_secret(made)) == (signing_secret(b"e" * 32), b"e" * 32)
+        assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET, made) == [OTHER_SECRET, made]
+        assert changed.sink.parameters == {SINK_SECRETS: f"{made} {OTHER_SECRET}", "handshake": "none", "token": "t"}
+        _, nothing = await gateway.rotate(subscription, drop_old=True)
+        assert nothing == ""
+        assert signers(await gateway.tell(BUSY), SECRET, OTHER_SECRET, made) == [made]
+
+
+async def test_a_secret_that_leaked_is_replaced_at_once(gateway: Signed) -> None:
+    """With a new secret and drop_old, the old one signs no more."""
+    subscription = await gateway.subscribe(f"{SECRET} {OTHER_SECRET}")
+    await gateway.rotate(subscription, THIRD_SECRET, drop_old=True)
+    last = await gateway.tell(REACHABLE)
+    assert signers(last, SECRET, OTHER_SECRET, THIRD_SECRET) == [THIRD_SECRET]
+
+
+async def test_naming_a_secret_is_safe_to_repeat(gateway: Signed) -> None:
+    """The newest secret, given again in whichever spelling, pushes none out; the one before becomes the newest."""
+    subscription = await gateway.subscribe()
+    await gateway.rotate(subscription, OTHER_SECRET)
+    bare = OTHER_SECRET.removeprefix("whsec_")
+    await gateway.rotate(subscription, bare)
+    assert await gateway.secrets(subscription) == [bare, SECRET]
+    await gateway.rotate(subscription, SECRET)
+    assert await gateway.secrets(subscription) == [SECRET, bare]
+
+
+async def test_a_secret_that_was_made_with_the_subscription(gateway: Signed) -> None:
+    """One that named no secret has one, which is not dropped as long as it is the only one."""
+    subscription = await gateway.subscribe("")
+    (first,) = await gateway.secrets(subscription)
+    await gateway.rotate(subscription, drop_old=True)
+    assert await gateway.secrets(subscription) == [first]
+    _, made = await gateway.rotate(subscription)
+    assert signers(await gateway.tell(REACHABLE), made) == [made]
+
+
+async def test_what_waits_for_its_endpoint_is_signed_anew(tmp_path: Path) -> None:
+    """A notification that was claimed before the rotation, and waits for its turn, has the new secret's signature."""
+    places = Places(per_host=1, unproven_host=1)
+    async with signed(await new_database(tmp_path), places=places) as gateway:
+        subscription = await gateway.subscribe()
+        other = await gateway.subscribe()
+        released = asyncio.Event()
+
+        async def wait(request: Request, writer: asyncio.StreamWriter) -> None:
+            await released.wait()
+            await answer()(request, writer)
+
+        gateway.there.behave = wait
+        await gateway.tell(REACHABLE)  # of the two that are owed one is being sent
+        async with asyncio.timeout(10):
+            while gateway.deliverer.held < 2:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.002)
+        in_flight = gateway.events()[-1]
+        waits = other if subscription.id.encode() in in_flight.body else subscription
+        await gateway.rotate(waits, OTHER_SECRET)
+        released.set()
+        await gateway.there.wait_for(lambda: gateway.events()[-1] is not in_flight)
+        assert waits.id.encode() in gateway.events()[-1].body
+        assert signers(gateway.events()[-1], SECRET, OTHER_SECRET) == [SECRET, OTHER_SECRET]
+        assert signers(in_flight, SECRET, OTHER_SECRET) == [SECRET]
+
+
+async def test_a_rotation_while_deliveries_are_claimed(gateway: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the subscription was read for a claim just before the rotation, the attempt is signed with both, too."""
+    subscription = await gateway.subscribe()
+    store = gateway.core.store._store  # noqa: SLF001
+    read, has_read, go_on = store.subscriptions_by_id, asyncio.Event(), asyncio.Event()
+
+    async def slow(ids: Any) -> Any:
+        found = await read(ids)
+        has_read.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(store, "subscriptions_by_id", slow)
+    came = len(gateway.events())
+    await gateway.core.play(ALICE, BUSY)
+    gateway.deliverer.hint()
+    async with asyncio.timeout(10):
+        await has_read.wait()
+    await gateway.rotate(subscription, OTHER_SECRET)
+    go_on.set()
+    await gateway.there.wait_for(lambda: len(gateway.events()) > came)
+    assert signers(gateway.events()[-1], SECRET, OTHER_SECRET) == [SECRET, OTHER_SECRET]
+
+
+@pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_" + "A" * 28, "whsec_" + "A" * 88, SECRET + "\n", "ü" * 32])
+async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
+    """What is no secret of 24 to 64 bytes is refused, and nothing is changed."""
+    subscription = await gateway.subscribe()
+    with pytest.raises(SinkRefused) as refused:
+        await gateway.rotate(subscription, secret)
+    assert refused.value.details == {"reason": "secret"}
+    assert await gateway.secrets(subscription) == [SECRET]
+    assert await audited(gateway.core) == []
+
+
+async def audited(core: Core) -> list[tuple[str, str, dict[str, str]]]:
+    """What the audit log has about secrets."""
+    entries, _ = await core.store.audited(BEGAN - timedelta(days=1), Page())
+    return [(entry.who, entry.what, dict(entry.details)) for entry in entries if "secret" in entry.what]
+
+
+async def test_who_may(gateway: Signed) -> None:
+    """A subscription of another client, or one that has ended or is none, is unknown; an operator may."""
+    subscription = await gateway.subscribe()
+    for client, name in ((OTHER, subscription.id), (APP, "nothing"), (APP, ""), (APP, "x" * 5000)):
+        with pytest.raises(SubscriptionUnknown):
+            await gateway.service.rotate_secret(client, name, face="rest")
+    await gateway.service.rotate_secret(ADMIN, subscription.id, secret=OTHER_SECRET, face="rest")
+    assert await gateway.secrets(subscription) == [OTHER_SECRET, SECRET]
+    await gateway.service.cancel(APP, subscription.id, face="rest")
+    with pytest.raises(SubscriptionUnknown):
+        await gateway.rotate(subscription)
+    assert await gateway.secrets(subscription) == [OTHER_SECRET, SECRET]
+
+
+async def test_an_end_in_the_middle(gateway: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscription that its endpoint ends while the rotation waits for its turn is unknown, and stays as it is."""
+    subscription = await gateway.subscribe()
+    own = gateway.service._own  # noqa: SLF001
+
+    async def ended_then(*arguments: Any) -> Subscription:
+        found = await own(*arguments)
+        update = SubscriptionUpdate(subscription_id=found.id, ended_at=BEGAN, end_reason=EndReason.SINK_GONE)
+        await gateway.core.store.write(Changes(updates=[update]))
+        return found
+
+    monkeypatch.setattr(gateway.service, "_own", ended_then)
+    with pytest.raises(SubscriptionUnknown):
+        await gateway.rotate(subscription)
+    assert await gateway.secrets(subscription) == [SECRET]
+
+
+@pytest.mark.parametrize(
+    "sink", [Sink(kind=SinkKind.STREAM), SOAP, Sink(kind=SinkKind.WEBHOOK, url="https://a.example/", profile="camara")]
+)
+async def test_only_webhooks_of_v1_are_signed(tmp_path: Path, sink: Sink) -> None:
+    """Streams, callbacks and other profiles' webhooks have no secret to change."""
+    async with run_core(await new_database(tmp_path)) as core:
+        subscription = await core.subscribe(ALICE, sink=sink)
+        with pytest.raises(SinkRefused) as refused:
+            await core.subscriptions.rotate_secret(APP, subscription.id, face="rest")
+        assert refused.value.details == {"reason": "profile"}
+        assert (await core.stored(subscription)).sink == sink
+
+
+async def test_rotations_are_audited(gateway: Signed) -> None:
+    """Who changed the secret of what stands in the audit log, without any secret."""
+    subscription = await gateway.subscribe()
+    await gateway.rotate(subscription, requester="tel:+1")
+    await gateway.rotate(subscription, drop_old=True)
+    await gateway.rotate(subscription, OTHER_SECRET, drop_old=True)
+    details = {"subscription": subscription.id, "face": "rest", "requester": ""}
+    assert await audited(gateway.core) == [
+        (APP.id, "subscription secret rotated", {**details, "requester": "tel:+1"}),
+        (APP.id, "old subscription secret dropped", details),
+        (APP.id, "subscription secret rotated", {**details, "old": "dropped"}),
+    ]
+
+
+async def test_while_the_store_is_away(gateway: Signed) -> None:
+    """Nothing changes, in the audit log neither, where the database fails in the middle; the next attempt has the
+    old signature."""
+    subscription = await gateway.subscribe()
+
+    async def fail(_changes: Any) -> None:
+        raise StoreUnavailable("The disk is full.")
+
+    gateway.core.store.before_write = fail
+    with pytest.raises(StoreUnavailable):
+        await gateway.rotate(subscription, OTHER_SECRET)
+    gateway.core.store.before_write = None
+    assert await audited(gateway.core) == []
+    assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
+
+
+async def test_two_at_once(gateway: Signed) -> None:
+    """Rotations at the same time follow each other: both their secrets sign."""
+    subscription = await gateway.subscribe()
+    await asyncio.gather(gateway.rotate(subscription, OTHER_SECRET), gateway.rotate(subscription, THIRD_SECRET))
+    assert set(await gateway.secrets(subscription)) == {OTHER_SECRET, THIRD_SECRET}
+
+
+async def test_it_lasts_over_a_restart(tmp_path: Path) -> None:
+    """What was rotated is what a new process signs with."""
+    url = await new_database(tmp_path)
+    async with signed(url) as gateway:
+        subscription = await gateway.subscribe()
+        await gateway.rotate(subscription, OTHER_SECRET)
+    async with run_core(url) as core:
+        stored = await core.stored(subscription)
+        assert stored.sink == replace(
+            subscription.sink, parameters={**subscription.sink.parameters, SINK_SECRETS: f"{OTHER_SECRET} {SECRET}"}
+        )

@@ -1,0 +1,464 @@
+"""What `ports.Store` promises of deliveries, usage records and retention, over SQLite and PostgreSQL."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.domain.changes import Attempted, Changes, SubscriptionUpdate
+from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
+from app.domain.sinks import EndReason, Sink, SinkKind
+from app.ports import Page, Store
+from app.store import SqlStore, open_store
+from tests.core.test_store import AT, after, end, make, owed, paged, sequences, subscription, usage
+
+LEASE_S = 30
+PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
+WITHDRAWN = DeliveryState.WITHDRAWN
+
+
+async def claimed(store: Store, at_s: float = 0, most: int = 100, owner: str = "me") -> list[str]:
+    """Ids that a claim at this time leases."""
+    return [one.id for one in await store.claim(after(at_s), after(at_s + LEASE_S), most, owner)]
+
+
+def attempt(name: str, number: int = 1, at_s: float = 1, **changes: Any) -> DeliveryAttempt:
+    """An attempt that got 200 after 7 ms."""
+    values: dict[str, Any] = {"code": 200, "duration_ms": 7, "outcome": "delivered", "answer": b"ok\x00", **changes}
+    return DeliveryAttempt(notification_id=name, number=number, at=after(at_s), **values)
+
+
+def attempted(name: str, state: DeliveryState = DELIVERED, *, owner: str = "me", **changes: Any) -> Attempted:
+    """What comes of the attempt of the owner `owner`."""
+    return Attempted(**{"attempt": attempt(name), "owner": owner, "state": state, **changes})
+
+
+async def store_with(store: Store, **owing: Sequence[str]) -> None:
+    """Subscriptions by name and the ids of what they owe."""
+    await make(store, *owing)
+    await store.write(Changes(owed=[owed(name, of) for of, names in owing.items() for name in names]))
+
+
+# Claiming
+
+
+async def test_only_the_first_of_each_subscription_is_claimed(store: SqlStore) -> None:
+    """Of a subscription one is in flight; the next follows when it is settled, in order."""
+    await store_with(store, s1=["a1", "a2", "a3"], s2=["b1"], s3=[])
+    first = await store.claim(after(0), after(LEASE_S), 100, "me")
+    assert first == [
+        replace(owed("a1"), sequence=1),
+        replace(owed("b1", "s2"), sequence=1),
+    ]
+    assert await claimed(store) == []
+    await store.record_attempts([attempted("a1")])
+    assert await claimed(store) == ["a2"]
+    await store.record_attempts([attempted("a2", DEAD), attempted("b1")])
+    assert await claimed(store) == ["a3"]
+    await store.record_attempts([attempted("a3")])
+    assert await claimed(store) == []
+
+
+async def test_claim_takes_the_oldest_that_are_due(store: SqlStore) -> None:
+    """What is due later is left, and no more than asked for are taken, those due for longest first."""
+    await make(store, "s1", "s2", "s3")
+    times = {"s1": 20, "s2": 5, "s3": 10}
+    for name, at_s in times.items():
+        await store.write(Changes(owed=[owed(f"n-{name}", name, next_attempt_at=after(at_s))]))
+    assert await claimed(store, 4.9) == []
+    assert await claimed(store, 10, most=1) == ["n-s2"]
+    assert await claimed(store, 10) == ["n-s3"]
+    assert await claimed(store, 20, most=1) == ["n-s1"]
+
+
+async def test_failed_one_holds_back_those_behind_it(store: SqlStore) -> None:
+    """A notification that is put off is next, however long it takes, and keeps count of its attempts."""
+    await store_with(store, s1=["a1", "a2"])
+    assert await claimed(store) == ["a1"]
+    failed = attempt("a1", code=503, outcome="http-503")
+    await store.record_attempts([attempted("a1", PENDING, attempt=failed, next_attempt_at=after(60))])
+    assert await claimed(store, 59) == []
+    (again,) = await store.claim(after(60), after(90), 9, "me")
+    assert (again.id, again.attempts, again.next_attempt_at) == ("a1", 1, after(60))
+    assert await store.attempts("a1") == [failed]
+
+
+async def test_lease_that_ran_out_is_claimed_by_another(store: SqlStore) -> None:
+    """Not before its end, and then by one only."""
+    await store_with(store, s1=["a1", "a2"])
+    assert await claimed(store, 0, owner="dead") == ["a1"]
+    assert await claimed(store, LEASE_S - 0.001) == []
+    assert await claimed(store, LEASE_S) == ["a1"]
+    assert await claimed(store, LEASE_S) == []
+
+
+async def test_two_stores_never_claim_the_same(store: SqlStore, database_url: str) -> None:
+    """Claimers in two stores at once share out what is due: each is claimed once, none is left."""
+    await store_with(store, **{f"s{number}": [f"n{number}", f"later{number}"] for number in range(60)})
+    async with await open_store(database_url) as other:
+
+        async def claimer(by: SqlStore, name: str) -> list[str]:
+            mine: list[str] = []
+            while some := await claimed(by, most=3, owner=name):
+                mine += some
+            return mine
+
+        found = await asyncio.gather(*(claimer(by, f"{i}") for i, by in enumerate((store, other) * 4)))
+    taken = sorted(name for some in found for name in some)
+    left = await claimed(store)  # a claimer passes over rows that another is just taking
+    assert sorted(taken + left) == sorted(f"n{number}" for number in range(60))
+
+
+async def test_notification_that_is_made_settled_is_not_claimed(store: SqlStore) -> None:
+    """A subscription whose application reads a stream may list what happened without any delivery."""
+    await make(store, "s1")
+    told = owed("a1", state=DELIVERED, settled_at=AT)
+    await store.write(Changes(owed=[told, owed("a2")]))
+    assert await claimed(store) == ["a2"]
+    assert await store.notification("a1") == replace(told, sequence=1)
+
+
+# Attempts
+
+
+async def test_attempt_writes_everything_it_leads_to(store: SqlStore) -> None:
+    """The attempt, the state, the subscription's progress and usage records are one transaction."""
+    await store_with(store, s1=["a1"])
+    await claimed(store)
+    update = SubscriptionUpdate(subscription_id="s1", ended_at=after(2), end_reason=EndReason.SINK_GONE)
+    gone = attempt("a1", code=410, outcome="gone")
+    await store.record_attempts(
+        [attempted("a1", DEAD, attempt=gone, suspended_at=after(1), update=update, usage=[usage("u1"), usage("u2")])]
+    )
+    dead = replace(owed("a1"), sequence=1, attempts=1, state=DEAD, settled_at=after(1.007))
+    assert await store.notification("a1") == dead
+    assert await store.attempts("a1") == [gone]
+    assert [one.id for one in (await store.usage(None, AT, Page()))[0]] == ["u1", "u2"]
+    assert await store.subscription("s1") == subscription(
+        suspended_at=after(1), ended_at=after(2), end_reason=EndReason.SINK_GONE
+    )
+
+
+async def test_suspension_ends_with_the_attempt_that_works(store: SqlStore) -> None:
+    """`suspended_at` is always the subscription's new one."""
+    await store_with(store, s1=["a1"])
+    await claimed(store)
+    await store.record_attempts([attempted("a1", PENDING, next_attempt_at=after(2), suspended_at=after(1))])
+    assert await store.subscription("s1") == subscription(suspended_at=after(1))
+    await claimed(store, 2)
+    await store.record_attempts([attempted("a1")])
+    assert await store.subscription("s1") == subscription()
+
+
+async def test_attempt_for_what_is_gone_is_left_out(store: SqlStore) -> None:
+    """The others are recorded; one that stays pending without a time is a defect."""
+    await store_with(store, s1=["a1", "a2"])
+    await claimed(store)
+    with pytest.raises(ValueError, match="needs a time"):
+        await store.record_attempts([attempted("a1", PENDING)])
+    await store.record_attempts([attempted("x"), attempted("a1", usage=[usage("u1")])])
+    assert await claimed(store) == ["a2"]
+    await store.record_attempts([attempted("x")])
+    await store.record_attempts([attempted("x"), attempted("a2")])
+    assert await states(store) == {"a1": DELIVERED, "a2": DELIVERED}
+
+
+async def states(store: Store) -> dict[str, DeliveryState]:
+    """The state of each notification."""
+    return {one.id: one.state for one in (await store.notifications(None, Page()))[0]}
+
+
+async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
+    """What is not settled is withdrawn with its subscription's end, listed so, and never claimed or sent again; others
+    are left alone."""
+    await store_with(store, s1=["a1", "a2", "a3"], s2=["b1"])
+    await claimed(store)
+    await store.record_attempts([attempted("a1"), attempted("b1", PENDING, next_attempt_at=after(5))])
+    await store.write(Changes(updates=[withdrawal("s1")]))
+    assert await states(store) == {"a1": DELIVERED, "a2": WITHDRAWN, "a3": WITHDRAWN, "b1": PENDING}
+    assert await store.send_again(["a2", "a3"], after(3)) == 0
+    assert await claimed(store, 9999) == ["b1"]
+    listed, _ = await store.notifications("c1", Page(), state=WITHDRAWN)
+    assert [(one.id, one.settled_at) for one in listed] == [("a2", after(2)), ("a3", after(2))]
+    assert await store.lease_owner("s1") is None
+
+
+@pytest.mark.parametrize(("kind", "again"), [(SinkKind.SOAP, 0), (SinkKind.WEBHOOK, 1)])
+async def test_dead_ones_of_an_ended_soap_subscription_stay_dead(store: SqlStore, kind: SinkKind, again: int) -> None:
+    """Sending again begins no callback after endNotification; a webhook still gets what was given up."""
+    await make(store, "s1", sink=Sink(kind=kind, url="https://example.com"))
+    await store.write(Changes(owed=[owed("a1", "s1")]))
+    await claimed(store)
+    await store.record_attempts([attempted("a1", DEAD)])
+    await store.write(Changes(updates=[replace(withdrawal("s1"), withdraws=kind is SinkKind.SOAP)]))
+    assert await store.send_again(["a1"], after(3)) == again
+    assert len(await claimed(store, 9999)) == again
+
+
+def withdrawal(name: str) -> SubscriptionUpdate:
+    """The client ends a SOAP subscription two seconds after the start."""
+    return SubscriptionUpdate(
+        subscription_id=name, ended_at=after(2), end_reason=EndReason.CANCELLED, end_detail="", withdraws=True
+    )
+
+
+@pytest.mark.parametrize(("came", "becomes"), [(DELIVERED, "DELIVERED"), (PENDING, "WITHDRAWN"), (DEAD, "WITHDRAWN")])
+async def test_attempt_in_flight_while_it_is_withdrawn(store: SqlStore, came: DeliveryState, becomes: str) -> None:
+    """Its lease is seen until the attempt is recorded. A delivery counts, a failure changes nothing; nothing is claimed
+    then, nor when a lease that nobody gives back has run out."""
+    await store_with(store, s1=["a1", "a2"], s2=["b1"])
+    await claimed(store)
+    await store.write(Changes(updates=[withdrawal("s1"), withdrawal("s2")]))
+    assert [await store.lease_owner(name) for name in ("s1", "s2", "s3")] == ["me", "me", None]
+    next_at = after(5) if came is PENDING else None
+    await store.record_attempts([attempted("a1", came, next_attempt_at=next_at)])
+    assert await store.lease_owner("s1") is None
+    assert await states(store) == {"a1": DeliveryState[becomes], "a2": WITHDRAWN, "b1": WITHDRAWN}
+    assert await claimed(store, 9999) == []
+
+
+async def test_late_failure_of_a_lost_lease_changes_nothing(store: SqlStore) -> None:
+    """It is listed as an attempt, under a number of its own; the lease of the other one stays."""
+    await store_with(store, s1=["a1", "a2"])
+    assert await claimed(store, 0, owner="slow") == ["a1"]
+    assert await claimed(store, 30, owner="quick") == ["a1"]
+    late = attempted("a1", PENDING, owner="slow", next_attempt_at=after(31), suspended_at=after(1))
+    await store.record_attempts([late])
+    assert await claimed(store, 59) == []
+    assert await store.subscription("s1") == subscription()
+    await store.record_attempts([attempted("a1", owner="quick")])
+    await store.record_attempts([late])
+    assert await states(store) == {"a1": DELIVERED, "a2": PENDING}
+    assert [one.number for one in await store.attempts("a1")] == [1, 2, 3]
+    assert await claimed(store, 59) == ["a2"]
+
+
+async def test_late_delivery_of_a_lost_lease_counts(store: SqlStore) -> None:
+    """The receiver has it, so it is delivered; the next one waits until the other's lease is given back."""
+    await store_with(store, s1=["a1", "a2"])
+    await claimed(store, 0, owner="slow")
+    await claimed(store, 30, owner="quick")
+    await store.record_attempts([attempted("a1", owner="slow")])
+    assert await states(store) == {"a1": DELIVERED, "a2": PENDING}
+    assert await claimed(store, 59) == []
+    await store.record_attempts([attempted("a1", PENDING, owner="quick", next_attempt_at=after(99))])
+    assert await states(store) == {"a1": DELIVERED, "a2": PENDING}
+    assert await claimed(store, 59) == ["a2"]
+
+
+async def test_given_back_lease_is_due_when_told(store: SqlStore) -> None:
+    """Without an attempt; a lease that is another's by now stays his."""
+    await store_with(store, s1=["a1"], s2=["b1"])
+    await claimed(store, 0, owner="me")
+    await store.give_back("other", {"a1": after(1)})
+    await store.give_back("me", {"b1": after(5), "x": after(5)})
+    await store.give_back("me", {})
+    assert await claimed(store, 4) == []
+    assert await claimed(store, 5, owner="other") == ["b1"]
+    assert (await store.attempts("b1"), await claimed(store, 29)) == ([], [])
+
+
+async def test_dead_ones_are_sent_again_in_their_order(store: SqlStore) -> None:
+    """Only dead ones; they come before later ones that wait, but not beside one that is in flight."""
+    await store_with(store, s1=["a1", "a2", "a3"])
+    for name in ("a1", "a2"):
+        assert await claimed(store) == [name]
+        await store.record_attempts([attempted(name, DEAD)])
+    assert await claimed(store) == ["a3"]
+    assert await store.send_again(["a2", "a1", "a3", "x"], after(10)) == 2
+    assert await claimed(store, 20) == []  # a3 is in flight
+    await store.record_attempts([attempted("a3", PENDING, next_attempt_at=after(15))])
+    assert await claimed(store, 20) == ["a1"]
+    await store.record_attempts([attempted("a1")])
+    assert await claimed(store, 20) == ["a2"]
+    await store.record_attempts([attempted("a2")])
+    assert await claimed(store, 20) == ["a3"]
+    assert [one.number for one in await store.attempts("a1")] == [1, 2]
+    assert await store.send_again(["a1"], after(10)) == await store.send_again([], after(10)) == 0
+
+
+async def test_notifications_are_listed_by_what_is_asked(store: SqlStore) -> None:
+    """By client, by state and by subscription, page by page."""
+    await store_with(store, s1=["a1", "a2"], s2=["b1", "b2"])
+    await claimed(store)
+    await store.record_attempts([attempted("a1", DEAD), attempted("b1")])
+    for filters, expected in (
+        ({}, ["a1", "a2", "b1", "b2"]),
+        ({"state": DEAD}, ["a1"]),
+        ({"state": PENDING}, ["a2", "b2"]),
+        ({"subscription_id": "s2"}, ["b1", "b2"]),
+        ({"subscription_id": "s2", "state": DELIVERED}, ["b1"]),
+        ({"subscription_id": "nobody"}, []),
+    ):
+        pages = await paged(lambda page, filters=filters: store.notifications("c1", page, **filters), 1)
+        assert [one.id for page in pages for one in page] == expected
+
+
+async def test_work_goes_on_under_load(store: SqlStore) -> None:
+    """While changes are written and others deliver, each notification is delivered once and in order."""
+    names = [f"s{number}" for number in range(8)]
+    await make(store, *names)
+    delivered: dict[str, list[int]] = {name: [] for name in names}
+    written = asyncio.Event()
+
+    async def writer(number: int) -> None:
+        for turn in range(6):
+            await store.write(Changes(owed=[owed(f"{number}-{turn}-{name}", name) for name in names]))
+
+    async def worker(owner: str) -> None:
+        while True:
+            finished = written.is_set()
+            mine: list[OwedNotification] = await store.claim(after(0), after(LEASE_S), 5, owner)
+            for one in mine:
+                delivered[one.subscription_id].append(one.sequence)
+            await store.record_attempts([attempted(one.id, owner=owner, usage=[usage(f"u-{one.id}")]) for one in mine])
+            if finished and sum(map(len, delivered.values())) == 8 * 18:
+                return
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        for owner in "xyz":
+            tasks.create_task(worker(owner))
+        async with asyncio.TaskGroup() as writers:
+            for number in range(3):
+                writers.create_task(writer(number))
+        written.set()
+    assert delivered == {name: list(range(1, 19)) for name in names}
+    assert set((await states(store)).values()) == {DELIVERED}
+    assert len([one for page in await paged(lambda page: store.usage(None, AT, page), 50) for one in page]) == 144
+
+
+# Usage and retention
+
+
+async def test_usage_is_read_in_the_order_written(store: SqlStore) -> None:
+    """Of one client or of all, from a time on; a token goes on where it ended, however late."""
+    assert await store.usage(None, AT, Page()) == ([], "")
+    records = [
+        usage(f"u{n}", at=after(at_s), client_id=c)
+        for n, (at_s, c) in enumerate([(5, "c1"), (1, "c2"), (9, "c1"), (7, "c1")])
+    ]
+    await store.write_usage(records[:2])
+    await store.write_usage(records[2:])
+    await store.write_usage(records)
+    await store.write_usage([])
+    assert await store.usage(None, AT, Page()) == (records, "")
+    assert await store.usage(None, after(6), Page()) == (records[2:], "")
+    assert await paged(lambda page: store.usage("c1", after(2), page), 1) == [
+        [records[0]],
+        [records[2]],
+        [records[3]],
+    ]
+    _, token = await store.usage(None, after(2), Page(size=2))
+    await store.write_usage([usage("late", at=after(3)), usage("older", at=after(0))])
+    assert [one.id for one in (await store.usage(None, after(2), Page(token=token)))[0]] == ["u3", "late"]
+
+
+async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) -> None:
+    """Reading on from page to page while many write finds every record once."""
+    found: list[str] = []
+    written = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        for turn in range(25):
+            await store.write_usage([usage(f"{writer}-{turn}-{number}") for number in range(3)])
+
+    async def read() -> None:
+        token = ""
+        while True:
+            finished = written.is_set()
+            records, following = await store.usage(None, AT, Page(size=7, token=token))
+            if following:  # a full page is final; what comes after it is read again
+                found.extend(one.id for one in records)
+                token = following
+            elif finished:
+                found.extend(one.id for one in records)
+                return
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        tasks.create_task(read())
+        async with asyncio.TaskGroup() as writers:
+            for writer in range(4):
+                writers.create_task(write(writer))
+        written.set()
+    assert sorted(found) == sorted(f"{w}-{t}-{n}" for w in range(4) for t in range(25) for n in range(3))
+
+
+async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
+    """NUL, lone surrogates and any other text in a record do not make a group of records fail."""
+    ugly = "a\0b\ud800c😀é"
+    record = msgspec.structs.replace(
+        usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, subscription_id=ugly, root_cause=ugly
+    )
+    await store.write_usage([record])
+    (found,), _ = await store.usage(None, AT, Page())
+    written = {found.requester, *found.targets, found.correlator, found.subscription_id, found.root_cause}
+    assert written == {"a\ufffdb\ufffdc😀é"}
+    await make(store, "s1", correlator=ugly, request_id=ugly)
+    found_subscription = await store.subscription_by_correlator("c1", ugly)
+    assert found_subscription is not None
+    assert (await store.create_subscription(subscription("s2", request_id=ugly), (), ())).id == "s1"
+    assert await store.subscription("\0") is None
+    assert await store.subscriptions_by_id([ugly]) == {}
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 2100])
+async def test_usage_records_are_added_once_and_in_order(store: SqlStore, count: int) -> None:
+    """Whatever their number, and also where some are there already."""
+    records = [usage(f"u{number:04}") for number in range(count)]
+    await store.write_usage(records[: count // 2])
+    await store.write_usage(records)
+    found, token = await store.usage(None, AT, Page(size=1000))
+    while token:
+        more, token = await store.usage(None, AT, Page(size=1000, token=token))
+        found += more
+    assert [record.id for record in found] == [record.id for record in records]
+
+
+async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:
+    """Pending notifications, active subscriptions and those of which something is kept stay."""
+    await store_with(store, s1=["a1", "a2"], s2=["b1"], s3=["d1"], s4=[])
+    for name in ("s1", "s2", "s4"):
+        await end(store, name, at=after(10))
+    await claimed(store)
+    await store.record_attempts(
+        [attempted("a1"), attempted("b1", DEAD, attempt=attempt("b1", at_s=50)), attempted("d1")]
+    )
+    await store.write_usage([usage("u1", after(1)), usage("u2", after(50))])
+    await store.audit(after(1), "operator", "client.create", {})
+    # a1, d1, u1, the audit line and s4; of s1 and s2 something is kept
+    assert await purged(store, after(20), most=2) == [2, 2, 1]
+    assert await states(store) == {"a2": PENDING, "b1": DEAD}
+    assert await store.attempts("a1") == []
+    assert [one.id for one in (await store.usage(None, AT, Page()))[0]] == ["u2"]
+    assert await left(store) == {"s1", "s2", "s3"}
+    assert await purged(store, after(60), most=100) == [3]  # b1, u2, then s2
+    assert await left(store) == {"s1", "s3"}
+    assert await sequences(store, "s1") == [("a2", 2)]
+
+
+async def test_usage_is_kept_for_its_own_time(store: SqlStore) -> None:
+    """What is billed may be kept for longer than deliveries, or shorter."""
+    await store_with(store, s1=["a1"])
+    await claimed(store)
+    await store.record_attempts([attempted("a1", usage=[usage("u1")])])
+    assert await store.purge(after(99), 10, usage_before=AT) == 1
+    assert await store.purge(AT, 10, usage_before=after(99)) == 1
+
+
+async def purged(store: Store, before: datetime, most: int) -> list[int]:
+    """What each call of a purge to its end deletes."""
+    counts: list[int] = []
+    while not counts or counts[-1] == most:
+        counts.append(await store.purge(before, most))
+    return counts
+
+
+async def left(store: Store) -> set[str]:
+    """The subscriptions that are there."""
+    found: list[Subscription]
+    found, _ = await store.subscriptions(None, Page(), active_only=False)
+    return {one.id for one in found}

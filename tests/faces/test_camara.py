@@ -1,0 +1,703 @@
+"""CAMARA's APIs over real use cases: the token rule, CAMARA's form of failures, events and their ends."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.auth.oidc import AccessTokens, Grant
+from app.domain.addresses import parse_address
+from app.domain.errors import (
+    DocumentUnreadable,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    SinkRefused,
+    SinkUnreachable,
+    TerminalStatusError,
+    TerminalUnknown,
+    Unauthenticated,
+    WatcherRefused,
+    WatcherUnauthenticated,
+)
+from app.domain.policy import Policy
+from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
+from app.domain.statuses import Status
+from app.rest.camara import model
+from app.rest.camara.errors import CODES
+from tests.core.test_auth import token
+from tests.faces.test_rpc import all_errors
+from tests.support.core import (
+    ALICE,
+    APP,
+    BEGAN,
+    BUSY,
+    OTHER,
+    REACHABLE,
+    TEAM,
+    UNREACHABLE,
+    Core,
+    new_database,
+    run_core,
+)
+from tests.support.http_face import Answer, HttpFace, http_face
+
+RETRIEVE = "/device-reachability-status/v1/retrieve"
+SUBSCRIPTIONS = model.SUBSCRIPTIONS_PATH
+NUMBER = "+15551234567"
+BY_NUMBER = {"device": {"phoneNumber": NUMBER}}
+BY_NAME = {"device": {"networkAccessIdentifier": "alice@example.com"}}
+TEL = parse_address(f"tel:{NUMBER}")
+SINK = "https://endpoint.example.com/sink"
+READ = "device-reachability-status:read"
+ALL = frozenset({"device-reachability-status", "device-reachability-status-subscriptions"})
+TOKEN = {"authorization": "Bearer a.b.c"}
+
+
+class Tokens:
+    """Access tokens of which the test says what they grant; every one is APP's."""
+
+    def __init__(self) -> None:
+        self.granted = Grant(scopes=ALL, device="")
+
+    async def verify(self, token: str) -> tuple[str, datetime]:
+        return APP.id, BEGAN + timedelta(days=1)
+
+    def confined(self, token: str) -> str:
+        return "It serves CAMARA only." if self.granted.device else ""
+
+    def grant(self, token: str) -> Grant:
+        assert token == "a.b.c"
+        return self.granted
+
+
+@pytest_asyncio.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with run_core(await new_database(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture
+def tokens() -> Tokens:
+    return Tokens()
+
+
+@pytest_asyncio.fixture
+async def face(core: Core, tokens: Tokens) -> AsyncIterator[HttpFace]:
+    async with http_face(core, tokens=tokens, grant=tokens.grant) as running:
+        yield running
+
+
+def asked(kind: str = model.REACHABILITY_DATA, device: dict[str, Any] | None = BY_NAME, **more: Any) -> dict[str, Any]:
+    """A subscription's request; what is in `more` goes into its config, or replaces a member of it."""
+    body = {"protocol": "HTTP", "sink": SINK, "types": [kind], "config": {"subscriptionDetail": device or {}}}
+    for name, value in more.items():
+        (body["config"] if name in ("subscriptionExpireTime", "subscriptionMaxEvents", "initialEvent") else body)[  # type: ignore[index]
+            name
+        ] = value
+    return body
+
+
+def failure(answer: Answer, status: int, code: str) -> str:
+    """The message of an answer that is that failure, in CAMARA's form."""
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/json"), answer.body
+    assert set(answer.json) == {"status", "code", "message"}
+    assert (answer.json["status"], answer.json["code"]) == (status, code), answer.body
+    return str(answer.json["message"])
+
+
+async def events(core: Core, subscription_id: str) -> list[dict[str, Any]]:
+    """The CloudEvents that a subscription's sink is owed, without those that are not sent."""
+    stored = await core.store.subscription(subscription_id)
+    made = [model.event(stored, one, "https://gateway") for one in await core.owed(stored)]
+    return [dict(one) for one in made if one is not None]
+
+
+async def kinds(core: Core, subscription_id: str) -> list[str]:
+    return [str(one["type"]).removeprefix(model.EVENT_PREFIX) for one in await events(core, subscription_id)]
+
+
+# One device.
+
+
+@pytest.mark.parametrize(("status", "reachable"), [(REACHABLE, True), (BUSY, True), (UNREACHABLE, False)])
+async def test_retrieve(face: HttpFace, core: Core, status: Status, reachable: bool) -> None:
+    """REACHABLE and BUSY are reachable with DATA; the device comes back as it was named."""
+    core.watcher.answer = lambda _: status
+    answer = await face.call("POST", RETRIEVE, BY_NUMBER)
+    assert answer.json == {
+        **BY_NUMBER,
+        "lastStatusTime": "2026-03-04T05:06:07Z",
+        "reachable": reachable,
+        **({"connectivity": ["DATA"]} if reachable else {}),
+    }
+    assert core.watcher.fetched == [TEL]
+    assert (await core.usage_records())[0].face == "camara"
+
+
+async def test_identifiers(face: HttpFace, core: Core, tmp_path: Path) -> None:
+    """A number is a tel: URI, or what the operator says; a network access identifier is a SIP URI; of several the first
+    that is served is used, and it alone comes back."""
+    assert (await face.call("POST", RETRIEVE, BY_NAME)).json["device"] == BY_NAME["device"]
+    both = {"device": {"ipv6Address": "2001:db8::1", **BY_NAME["device"], **BY_NUMBER["device"]}}
+    assert (await face.call("POST", RETRIEVE, both)).json["device"] == BY_NUMBER["device"]
+    async with http_face(core, number_pattern="sip:{number}@ims.example.net;user=phone") as other:
+        assert (await other.call("POST", RETRIEVE, BY_NUMBER)).status == 200
+    assert core.watcher.fetched == [ALICE, TEL, parse_address(f"sip:{NUMBER}@ims.example.net;user=phone")]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 422, "MISSING_IDENTIFIER"),
+        ({"device": {}}, 400, "INVALID_ARGUMENT"),
+        ({"device": None}, 400, "INVALID_ARGUMENT"),
+        ({"device": {"phoneNumber": None}}, 400, "INVALID_ARGUMENT"),
+        ({"device": {"phoneNumber": "123"}}, 400, "INVALID_ARGUMENT"),
+        ({"device": {"phoneNumber": 15551234567}}, 400, "INVALID_ARGUMENT"),
+        *[
+            ({"device": {"networkAccessIdentifier": name}}, 400, "INVALID_ARGUMENT")
+            for name in (
+                "a b",
+                "bob",
+                "@example.com",
+                "bob@example.com;maddr=127.0.0.9",
+                "b@example.com?x=y",
+                "b@c:5060",
+            )
+        ],
+        ({"device": {"ipv4Address": {"publicAddress": "84.125.93.10"}}}, 400, "INVALID_ARGUMENT"),
+        (
+            {"device": {"ipv4Address": {"publicAddress": "84.125.93.10", "publicPort": 1}}},
+            422,
+            "UNSUPPORTED_IDENTIFIER",
+        ),
+        ({"device": {"ipv6Address": "2001:db8::1"}}, 422, "UNSUPPORTED_IDENTIFIER"),
+        ({"device": {"colour": "blue"}}, 422, "UNSUPPORTED_IDENTIFIER"),
+        ([], 400, "INVALID_ARGUMENT"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_asked(face: HttpFace, core: Core, body: Any, status: int, code: str) -> None:
+    """What names no device, or one that cannot be served, is refused with CAMARA's code, and nobody is asked."""
+    failure(await face.call("POST", RETRIEVE, body), status, code)
+    assert core.watcher.fetched == []
+
+
+async def test_what_is_refused_at_once_is_recorded(face: HttpFace, core: Core) -> None:
+    """A question, a start and an end that are refused before they are looked at leave their usage record."""
+    await face.call("POST", RETRIEVE, {"device": {"ipv6Address": "2001:db8::1"}})
+    await face.call("POST", SUBSCRIPTIONS, asked(device=None))
+    await face.call("DELETE", f"{SUBSCRIPTIONS}/none")
+    assert [(one.operation, one.result) for one in await core.usage_records()] == [
+        ("getStatus", "UNSUPPORTED_IDENTIFIER"),
+        ("startNotification", "MISSING_IDENTIFIER"),
+        ("endNotification", "SUBSCRIPTION_UNKNOWN"),
+    ]
+
+
+def test_the_error_table_is_total() -> None:
+    """Every domain error, and nothing else, has CAMARA's code."""
+    assert set(CODES) == set(all_errors())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TerminalUnknown,
+        WatcherRefused,
+        WatcherUnauthenticated,
+        PresenceUnavailable,
+        PresenceMisconfigured,
+        DocumentUnreadable,
+    ],
+)
+async def test_failed_questions(face: HttpFace, core: Core, error: type[TerminalStatusError]) -> None:
+    """What the presence server refuses has CAMARA's code, and Retry-After where known."""
+    core.watcher.answer = lambda _: error("No.", retry_after_s=1.5)
+    answer = await face.call("POST", RETRIEVE, BY_NUMBER)
+    assert failure(answer, *CODES[error]) == "No."
+    assert answer.headers["retry-after"] == "2"
+
+
+async def test_every_failure_has_camaras_form(face: HttpFace) -> None:
+    """What the framework, the credentials or the gateway itself refuse has CAMARA's form too."""
+    failure(await face.call("POST", RETRIEVE, client=""), 401, "UNAUTHENTICATED")
+    assert (await face.call("POST", RETRIEVE, client="")).headers["www-authenticate"] == "Bearer"
+    failure(await face.call("GET", RETRIEVE), 405, "METHOD_NOT_ALLOWED")
+    assert (await face.call("PUT", SUBSCRIPTIONS)).headers["allow"] == "GET, POST"
+    failure(await face.call("GET", "/device-reachability-status/v1/nowhere"), 404, "NOT_FOUND")
+    failure(await face.call("POST", RETRIEVE, raw=b"{"), 400, "INVALID_ARGUMENT")
+    failure(await face.call("POST", RETRIEVE, raw=b"[" * 100_000), 400, "INVALID_ARGUMENT")
+    failure(await face.call("POST", RETRIEVE, raw=b" " * 2_000_000), 413, "PAYLOAD_TOO_LARGE")
+    text = {"content-type": "text/plain"}
+    failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers=text), 415, "UNSUPPORTED_MEDIA_TYPE")
+    failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers={"x-correlator": "a b"}), 400, "INVALID_ARGUMENT")
+    answer = await face.call("POST", RETRIEVE, {}, headers={"x-correlator": "b4333c46-49c0"})
+    assert answer.headers["x-correlator"] == "b4333c46-49c0"
+    other_version = await face.call("POST", "/device-reachability-status/v2/retrieve", BY_NUMBER)
+    assert (other_version.status, other_version.headers["content-type"]) == (404, "application/problem+json")
+
+
+async def test_the_rate_of_calls(tmp_path: Path) -> None:
+    """More calls than the policy allows are TOO_MANY_REQUESTS."""
+    policy = Policy(rate_per_s=1, rate_burst=1)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        await face.call("POST", RETRIEVE, BY_NUMBER)
+        failure(await face.call("POST", RETRIEVE, BY_NUMBER), 429, "TOO_MANY_REQUESTS")
+
+
+# Access tokens.
+
+
+async def test_a_two_legged_token_names_no_device(face: HttpFace, tokens: Tokens) -> None:
+    """With an access token without a device, the request must name it, as with an API key."""
+    assert (await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)).json["device"] == BY_NUMBER["device"]
+    failure(await face.call("POST", RETRIEVE, {}, headers=TOKEN), 422, "MISSING_IDENTIFIER")
+
+
+@pytest.mark.parametrize(
+    ("device", "address"),
+    [(NUMBER, TEL), ("alice@example.com", ALICE), ("sip:alice@example.com", ALICE), (f"tel:{NUMBER}", TEL)],
+)
+async def test_a_three_legged_token_names_the_device(
+    face: HttpFace, core: Core, tokens: Tokens, device: str, address: str
+) -> None:
+    """With an access token that names the device, the request must not; the device does not come back."""
+    tokens.granted = Grant(scopes=ALL, device=device)
+    answer = await face.call("POST", RETRIEVE, {}, headers=TOKEN)
+    assert (answer.status, "device" in answer.json, core.watcher.fetched) == (200, False, [address])
+    failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN), 422, "UNNECESSARY_IDENTIFIER")
+
+
+async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
+    """An access token needs the operation's scope, or its API's whole; to subscribe, that of the event type."""
+    created = f"device-reachability-status-subscriptions:{model.REACHABILITY_DATA}:create"
+    for scopes, status in (({READ}, 200), ({"device-reachability-status"}, 200), ({"openid"}, 403), (set(), 403)):
+        tokens.granted = Grant(scopes=frozenset(scopes), device="")
+        assert (await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)).status == status
+    failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN), 403, "PERMISSION_DENIED")
+    tokens.granted = Grant(scopes=frozenset({created}), device="")
+    made = await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN)
+    assert made.status == 201
+    other = asked(model.REACHABILITY_DISCONNECTED)
+    failure(await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN), 403, "SUBSCRIPTION_MISMATCH")
+    tokens.granted = Grant(scopes=frozenset({"device-reachability-status-subscriptions:read"}), device="")
+    failure(await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN), 403, "PERMISSION_DENIED")
+    tokens.granted = Grant(scopes=frozenset({created}), device="")
+    path = f"{SUBSCRIPTIONS}/{made.json['id']}"
+    for method, where in (("GET", SUBSCRIPTIONS), ("GET", path), ("DELETE", path)):
+        failure(await face.call(method, where, headers=TOKEN), 403, "PERMISSION_DENIED")
+
+
+async def test_a_three_legged_token_sees_its_device_only(face: HttpFace, tokens: Tokens) -> None:
+    """With an access token that names a device, only that device's subscriptions are there."""
+    others = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
+    tokens.granted = Grant(scopes=ALL, device=NUMBER)
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(device=None), headers=TOKEN)).json
+    assert made["config"]["subscriptionDetail"] == {}
+    assert [one["id"] for one in (await face.call("GET", SUBSCRIPTIONS, headers=TOKEN)).json] == [made["id"]]
+    for method in ("GET", "DELETE"):
+        failure(await face.call(method, f"{SUBSCRIPTIONS}/{others}", headers=TOKEN), 404, "NOT_FOUND")
+    assert (await face.call("DELETE", f"{SUBSCRIPTIONS}/{made['id']}", headers=TOKEN)).status == 204
+
+
+async def test_a_three_legged_token_is_shown_no_identifier(face: HttpFace, tokens: Tokens) -> None:
+    """Of a subscription that a two-legged token made for its device, a three-legged one sees all but the identifier by
+    which the device was named; who named it still sees that."""
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(device=BY_NUMBER), headers=TOKEN)).json
+    path = f"{SUBSCRIPTIONS}/{made['id']}"
+    assert made["config"]["subscriptionDetail"] == BY_NUMBER
+    tokens.granted = Grant(scopes=ALL, device=NUMBER)
+    for answer in (await face.call("GET", path, headers=TOKEN), await face.call("GET", SUBSCRIPTIONS, headers=TOKEN)):
+        seen = answer.json[0] if isinstance(answer.json, list) else answer.json
+        assert seen == {**made, "config": {**made["config"], "subscriptionDetail": {}}}
+        assert NUMBER not in answer.body.decode()
+    tokens.granted = Grant(scopes=ALL, device="")
+    assert (await face.call("GET", path, headers=TOKEN)).json == made
+    assert (await face.call("GET", SUBSCRIPTIONS, headers=TOKEN)).json == [made]
+
+
+async def test_failures_quote_no_device_of_a_token(face: HttpFace, core: Core, tokens: Tokens) -> None:
+    """An access token whose device is a group, or no address, is refused in words that do not name the device."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    for device, status, code in ((TEAM, 422, "SERVICE_NOT_APPLICABLE"), ("tel:no-number", 400, "INVALID_ARGUMENT")):
+        tokens.granted = Grant(scopes=ALL, device=device)
+        for answer in (
+            await face.call("POST", RETRIEVE, {}, headers=TOKEN),
+            await face.call("POST", SUBSCRIPTIONS, asked(device=None), headers=TOKEN),
+        ):
+            assert device.partition(":")[2] not in failure(answer, status, code)
+
+
+async def test_a_three_legged_token_is_good_nowhere_else(face: HttpFace, core: Core, tokens: Tokens) -> None:
+    """With an access token that names a device nothing is asked or subscribed by REST API v1."""
+    tokens.granted = Grant(scopes=ALL, device=NUMBER)
+    assert (await face.call("POST", RETRIEVE, {}, headers=TOKEN)).status == 200
+    for method, path, body in (
+        ("GET", f"/v1/terminals/{ALICE}/status", None),
+        ("GET", f"/v1/terminals:watch?address={ALICE}", None),
+        ("GET", "/v1/subscriptions", None),
+        ("POST", "/v1/subscriptions", {"addresses": [ALICE]}),
+        ("POST", "/v1/subscriptions:cancel", {"correlator": "c"}),
+    ):
+        answer = await face.call(method, path, body, headers=TOKEN)
+        assert (answer.status, answer.json["code"]) == (403, "NOT_PERMITTED"), path
+    assert core.watcher.fetched == [TEL]
+
+
+@pytest.mark.parametrize(
+    ("claims", "granted"),
+    [
+        ({"phone_number": NUMBER}, Grant(scopes=frozenset({"presence", "read"}), device=NUMBER)),
+        ({"scope": None, "scp": ["a", 1]}, Grant(scopes=frozenset({"a"}), device="")),
+    ],
+)
+def test_what_a_token_grants(claims: dict[str, Any], granted: Grant) -> None:
+    """An access token grants its scopes, and names a device in the claim that is configured, as text."""
+    reader: dict[str, Any] = {"issuer": "", "audience": "", "scope": "", "client_claim": "", "fetch_keys": None}
+    reader |= {"clock": lambda: BEGAN, "monotonic": lambda: 0.0}
+    assert AccessTokens(**reader, device_claim="phone_number").grant(token(**claims)) == granted
+    assert AccessTokens(**reader).grant(token(**claims)).device == ""
+    with pytest.raises(Unauthenticated):
+        AccessTokens(**reader).grant("x")
+    with pytest.raises(Unauthenticated):
+        AccessTokens(**reader, device_claim="phone_number").grant(token(phone_number=5))
+
+
+# Subscriptions.
+
+
+async def test_subscription(face: HttpFace, core: Core) -> None:
+    """A subscription is made, shown, listed and deleted as CAMARA says; its credential is never returned."""
+    credential = {
+        "credentialType": "ACCESSTOKEN",
+        "accessToken": "the-token",
+        "accessTokenExpiresUtc": "2026-04-04T07:06:07+02:00",
+        "accessTokenType": "bearer",
+    }
+    body = asked(
+        device=BY_NUMBER,
+        sinkCredential=credential,
+        subscriptionExpireTime="2026-03-05T07:06:07.5+02:00",
+        subscriptionMaxEvents=5,
+        initialEvent=True,
+    )
+    answer = await face.call("POST", SUBSCRIPTIONS, body)
+    made = answer.json
+    assert answer.status == 201
+    assert made == {
+        "id": made["id"],
+        "protocol": "HTTP",
+        "sink": SINK,
+        "types": [model.REACHABILITY_DATA],
+        "config": {
+            "subscriptionDetail": BY_NUMBER,
+            "subscriptionExpireTime": "2026-03-05T05:06:07.500000Z",
+            "subscriptionMaxEvents": 5,
+            "initialEvent": True,
+        },
+        "startsAt": "2026-03-04T05:06:07Z",
+        "expiresAt": "2026-03-05T05:06:07.500000Z",
+        "status": "ACTIVE",
+    }
+    (checked,) = core.sender.checked
+    assert (checked.sink.parameters[SINK_TOKEN], checked.sink.parameters[SINK_HANDSHAKE]) == ("the-token", "none")
+    path = f"{SUBSCRIPTIONS}/{made['id']}"
+    assert (await face.call("GET", path)).json == made
+    assert (await face.call("GET", SUBSCRIPTIONS)).json == [made]
+    assert (await face.call("GET", SUBSCRIPTIONS, client=OTHER.id)).json == []
+    failure(await face.call("GET", path, client=OTHER.id), 404, "NOT_FOUND")
+    failure(await face.call("DELETE", path, client=OTHER.id), 404, "NOT_FOUND")
+    assert "the-token" not in (await face.call("GET", f"/v1/subscriptions/{made['id']}")).body.decode()
+    assert (await face.call("DELETE", path)).status == 204
+    failure(await face.call("GET", path), 404, "NOT_FOUND")
+    failure(await face.call("DELETE", path), 404, "NOT_FOUND")
+    assert (await face.call("GET", SUBSCRIPTIONS)).json == []
+
+
+async def test_other_apis_subscriptions_are_not_camaras(face: HttpFace) -> None:
+    """A subscription of REST API v1 is not there on CAMARA's paths."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json["id"]
+    assert (await face.call("GET", SUBSCRIPTIONS)).json == []
+    failure(await face.call("GET", f"{SUBSCRIPTIONS}/{made}"), 404, "NOT_FOUND")
+
+
+async def test_a_long_list_is_whole(face: HttpFace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of several portions is one JSON array with every subscription once."""
+    monkeypatch.setattr("app.rest.camara.subscriptions.PAGE", 2)
+    made = set()
+    for _ in range(3):
+        made.add((await face.call("POST", SUBSCRIPTIONS, asked())).json["id"])
+        await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})
+    listed = (await face.call("GET", SUBSCRIPTIONS)).json
+    assert (len(listed), {one["id"] for one in listed}) == (3, made)
+
+
+async def test_a_long_list_is_one_call(tmp_path: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many portions a list has, it counts as one call of a client whose rate is limited, and is whole."""
+    monkeypatch.setattr("app.rest.camara.subscriptions.PAGE", 1)
+    policy = Policy(rate_per_s=1, rate_burst=1)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        made = []
+        for _ in range(3):
+            made.append((await face.call("POST", SUBSCRIPTIONS, asked())).json["id"])
+            core.clocks.advance(1)
+        assert {one["id"] for one in (await face.call("GET", SUBSCRIPTIONS)).json} == set(made)
+        failure(await face.call("GET", SUBSCRIPTIONS), 429, "TOO_MANY_REQUESTS")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {model.TYPE: "x"},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: "{"},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: "[" * 8000},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '["a"]'},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '{"phoneNumber": 5}'},
+        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '{"phoneNumber": "\\ud800"}'},
+        {model.TYPE: model.REACHABILITY_DATA, model.EXPIRE_TIME: "soon"},
+    ],
+)
+async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
+    face: HttpFace, core: Core, parameters: dict[str, str]
+) -> None:
+    """One that another API has made with CAMARA's profile is no subscription of CAMARA's, and hides no other."""
+    sink = Sink(kind=SinkKind.WEBHOOK, url=SINK, profile=PROFILE_CAMARA, parameters=parameters)
+    broken = await core.subscribe(ALICE, sink=sink)
+    made = (await face.call("POST", SUBSCRIPTIONS, asked())).json
+    assert (await face.call("GET", SUBSCRIPTIONS)).json == [made]
+    for method in ("GET", "DELETE"):
+        failure(await face.call(method, f"{SUBSCRIPTIONS}/{broken.id}"), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "2027-03-05T05:06:08Z"])
+async def test_an_end_that_is_too_far_ahead(face: HttpFace, time: str) -> None:
+    """It is out of range as a past one is, and the message names the member; the farthest end there is will do."""
+    answer = await face.call("POST", SUBSCRIPTIONS, asked(subscriptionExpireTime=time))
+    assert "subscriptionExpireTime" in failure(answer, 400, "OUT_OF_RANGE")
+    farthest = asked(subscriptionExpireTime="2027-03-05T05:06:07Z")
+    assert (await face.call("POST", SUBSCRIPTIONS, farthest)).status == 201
+
+
+async def test_a_token_may_outlive_every_duration(tmp_path: Path) -> None:
+    """Where subscriptions last for ever, one ends with its token, however long that lasts."""
+    policy = Policy(default_duration_ms=0, max_duration_ms=0)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        credential = {**TOKEN_CREDENTIAL, "accessTokenExpiresUtc": "2036-04-04T05:06:07Z"}
+        answer = await face.call("POST", SUBSCRIPTIONS, asked(sinkCredential=credential))
+        assert (answer.status, answer.json.get("expiresAt")) == (201, "2036-04-04T05:06:02Z"), answer.body
+
+
+TOKEN_CREDENTIAL = {
+    "credentialType": "ACCESSTOKEN",
+    "accessToken": "x",
+    "accessTokenExpiresUtc": "2026-04-04T05:06:07Z",
+    "accessTokenType": "bearer",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"protocol": "MQTT3"}, 400, "INVALID_PROTOCOL"),
+        ({"protocol": "http"}, 400, "INVALID_PROTOCOL"),
+        ({"sink": "http://example.com"}, 400, "INVALID_SINK"),
+        ({"sink": "https://example.com/" + "a" * 2000}, 400, "INVALID_SINK"),
+        ({"sink": 5}, 400, "INVALID_SINK"),
+        ({"types": []}, 400, "INVALID_ARGUMENT"),
+        ({"types": ["x"]}, 400, "INVALID_ARGUMENT"),
+        ({"types": [model.REACHABILITY_DATA] * 2}, 422, "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED"),
+        ({"types": [model.REACHABILITY_SMS]}, 422, "SERVICE_NOT_APPLICABLE"),
+        ({"config": {}}, 400, "INVALID_ARGUMENT"),
+        ({"config": {"subscriptionDetail": {}}}, 422, "MISSING_IDENTIFIER"),
+        ({"config": {"subscriptionDetail": {"device": {"ipv6Address": "::1"}}}}, 422, "UNSUPPORTED_IDENTIFIER"),
+        ({"subscriptionMaxEvents": 0}, 400, "OUT_OF_RANGE"),
+        ({"subscriptionMaxEvents": True}, 400, "INVALID_ARGUMENT"),
+        ({"subscriptionMaxEvents": "5"}, 400, "INVALID_ARGUMENT"),
+        ({"subscriptionMaxEvents": 1 << 31}, 400, "OUT_OF_RANGE"),
+        ({"subscriptionExpireTime": "2026-03-04T05:06:07Z"}, 400, "OUT_OF_RANGE"),
+        ({"subscriptionExpireTime": "2026-03-05"}, 400, "INVALID_ARGUMENT"),
+        ({"subscriptionExpireTime": None}, 400, "INVALID_ARGUMENT"),
+        ({"initialEvent": "yes"}, 400, "INVALID_ARGUMENT"),
+        ({"sinkCredential": {"credentialType": "PLAIN", "identifier": "a", "secret": "b"}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {"credentialType": "PLAIN"}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {"credentialType": "REFRESHTOKEN", "accessToken": 5}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {"credentialType": "SECRET"}}, 400, "INVALID_CREDENTIAL"),
+        ({"sinkCredential": {**TOKEN_CREDENTIAL, "accessToken": ""}}, 400, "INVALID_TOKEN"),
+        ({"sinkCredential": {**TOKEN_CREDENTIAL, "accessTokenType": "mac"}}, 400, "INVALID_TOKEN"),
+        ({"sinkCredential": {"credentialType": "ACCESSTOKEN"}}, 400, "INVALID_ARGUMENT"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_subscribed(
+    face: HttpFace, core: Core, change: dict[str, Any], status: int, code: str
+) -> None:
+    """Each request that is wrong has the code that CAMARA has for it, and nothing is made."""
+    failure(await face.call("POST", SUBSCRIPTIONS, asked(**change)), status, code)
+    assert core.sender.checked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SinkRefused("No.", reason="forbidden-address"), "INVALID_SINK"),
+        (SinkUnreachable("No.", reason="dns"), "INVALID_SINK"),
+        (SinkRefused("No.", reason="token-expired"), "INVALID_TOKEN"),
+    ],
+    ids=lambda value: str(value),
+)
+async def test_refused_sinks(face: HttpFace, core: Core, error: TerminalStatusError, code: str) -> None:
+    """A sink that may not or cannot be used is INVALID_SINK; a token that has expired is INVALID_TOKEN."""
+    core.sender.error = error
+    failure(await face.call("POST", SUBSCRIPTIONS, asked()), 400, code)
+
+
+async def test_a_group_is_no_device(face: HttpFace) -> None:
+    """What is a group of terminals elsewhere is no device."""
+    await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
+    name = {"device": {"networkAccessIdentifier": TEAM.removeprefix("sip:")}}
+    failure(await face.call("POST", SUBSCRIPTIONS, asked(device=name)), 422, "SERVICE_NOT_APPLICABLE")
+    failure(await face.call("POST", RETRIEVE, name), 422, "SERVICE_NOT_APPLICABLE")
+
+
+async def test_too_many_subscriptions(tmp_path: Path) -> None:
+    """A client's quota of subscriptions is QUOTA_EXCEEDED."""
+    policy = Policy(max_subscriptions=1, busy_available=False)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        assert (await face.call("POST", SUBSCRIPTIONS, asked())).status == 201
+        failure(await face.call("POST", SUBSCRIPTIONS, asked()), 429, "QUOTA_EXCEEDED")
+
+
+# Events.
+
+
+async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) -> None:
+    """Only becoming reachable is told, be it REACHABLE or BUSY; a change between those two is no event, nor counts."""
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(subscriptionMaxEvents=2))).json["id"]
+    for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE, BUSY, REACHABLE, UNREACHABLE):
+        core.clocks.advance(1)
+        await core.play(ALICE, status)
+    assert await kinds(core, made) == ["subscription-started", "reachability-data"]
+    core.clocks.advance(1)
+    await core.play(ALICE, REACHABLE)
+    assert await kinds(core, made) == ["subscription-started", *["reachability-data"] * 2, "subscription-ended"]
+    started, told, _, ended = await events(core, made)
+    assert started["data"] == {
+        "subscriptionId": made,
+        "device": BY_NAME["device"],
+        "initiationReason": "SUBSCRIPTION_CREATED",
+    }
+    assert told == {
+        "id": told["id"],
+        "source": f"https://gateway{SUBSCRIPTIONS}/{made}",
+        "specversion": "1.0",
+        "type": model.REACHABILITY_DATA,
+        "datacontenttype": "application/json",
+        "time": BEGAN + timedelta(seconds=5),
+        "data": {"subscriptionId": made, "device": BY_NAME["device"]},
+    }
+    assert ended["data"]["terminationReason"] == "MAX_EVENTS_REACHED"
+    assert (await face.call("GET", f"{SUBSCRIPTIONS}/{made}")).json["status"] == "DELETED"
+
+
+async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
+    """Only becoming unreachable is told."""
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(model.REACHABILITY_DISCONNECTED))).json["id"]
+    for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, UNREACHABLE):
+        await core.play(ALICE, status)
+    assert await kinds(core, made) == ["subscription-started", *["reachability-disconnected"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "told"),
+    [
+        (model.REACHABILITY_DATA, REACHABLE, True),
+        (model.REACHABILITY_DATA, BUSY, True),
+        (model.REACHABILITY_DATA, UNREACHABLE, False),
+        (model.REACHABILITY_DISCONNECTED, UNREACHABLE, True),
+        (model.REACHABILITY_DISCONNECTED, BUSY, False),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Status, told: bool, known: bool) -> None:
+    """With `initialEvent` an event is sent at once if the device is as the type says, and it counts."""
+    if known:
+        await core.subscribe(ALICE)
+        await core.play(ALICE, status)
+    body = asked(kind, initialEvent=True, subscriptionMaxEvents=1)
+    made = (await face.call("POST", SUBSCRIPTIONS, body)).json["id"]
+    if not known:
+        await core.play(ALICE, status)
+    expected = ["subscription-started"]
+    if told:
+        expected += [kind.removeprefix(model.EVENT_PREFIX), "subscription-ended"]
+    assert await kinds(core, made) == expected
+
+
+async def test_busy_is_not_told_after_a_restart(tmp_path: Path) -> None:
+    """A subscription that was read from the store knows no BUSY either."""
+    url = await new_database(tmp_path)
+    async with run_core(url) as core, http_face(core) as face:
+        made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
+        await core.play(ALICE, UNREACHABLE)
+        await core.play(ALICE, BUSY)
+    async with run_core(url) as core:
+        await core.play(ALICE, REACHABLE)
+        await core.play(ALICE, BUSY)
+        assert await kinds(core, made) == ["subscription-started", "reachability-data"]
+
+
+async def test_the_end_by_time(face: HttpFace, core: Core) -> None:
+    """At `subscriptionExpireTime` it ends with SUBSCRIPTION_EXPIRED, and is shown as EXPIRED."""
+    body = asked(subscriptionExpireTime="2026-03-04T05:07:07Z")
+    made = (await face.call("POST", SUBSCRIPTIONS, body)).json["id"]
+    await core.advance(61)
+    assert (await events(core, made))[-1]["data"]["terminationReason"] == "SUBSCRIPTION_EXPIRED"
+    assert (await face.call("GET", f"{SUBSCRIPTIONS}/{made}")).json["status"] == "EXPIRED"
+
+
+async def test_the_end_of_the_access_token(face: HttpFace, core: Core) -> None:
+    """A subscription ends a little before its sink's access token, so that its end can still be told with it."""
+    credential = {**TOKEN_CREDENTIAL, "accessTokenExpiresUtc": "2026-03-04T05:07:07Z"}
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(sinkCredential=credential))).json
+    assert made["expiresAt"] == "2026-03-04T05:07:02Z"
+    await core.advance(56)
+    (*_, ended) = await events(core, made["id"])
+    assert ended["data"]["terminationReason"] == "ACCESS_TOKEN_EXPIRED"
+
+
+async def test_the_end_by_deletion(face: HttpFace, core: Core) -> None:
+    """Deleting is told, with SUBSCRIPTION_DELETED."""
+    made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
+    await face.call("DELETE", f"{SUBSCRIPTIONS}/{made}")
+    assert (await events(core, made))[-1]["data"]["terminationReason"] == "SUBSCRIPTION_DELETED"
+
+
+async def test_the_end_of_a_device(face: HttpFace, core: Core) -> None:
+    """A device that the network does not know ends its subscription with NETWORK_TERMINATED, and no error before."""
+    made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
+    core.watcher.fail(ALICE, TerminalUnknown("No such terminal."))
+    await core.settled()
+    assert await kinds(core, made) == ["subscription-started", "subscription-ended"]
+    assert (await events(core, made))[-1]["data"]["terminationReason"] == "NETWORK_TERMINATED"
+
+
+def test_every_end_has_a_termination_reason() -> None:
+    """Each reason why a subscription ends has CAMARA's word."""
+    assert set(model.TERMINATION_REASONS) == set(EndReason)
+
+
+def test_durations() -> None:
+    """A subscription lasts as asked, else as the policy has it, and ends before its access token does."""
+    hour = timedelta(hours=1)
+    assert model.duration(BEGAN, None, None, None) == (None, False)
+    assert model.duration(BEGAN, None, None, 5000) == (5000, False)
+    assert model.duration(BEGAN, BEGAN + hour, None, 5000) == (3_600_000, False)
+    assert model.duration(BEGAN, BEGAN + hour, BEGAN + 2 * hour, 5000) == (3_600_000, False)
+    assert model.duration(BEGAN, None, BEGAN + hour, None) == (3_595_000, True)
+    assert model.duration(BEGAN, BEGAN + 2 * hour, BEGAN + hour, None) == (3_595_000, True)
+    assert model.duration(BEGAN, None, BEGAN - hour, None) == (1, True)

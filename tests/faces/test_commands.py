@@ -1,0 +1,589 @@
+"""The commands that ask a running gateway, as a user runs them: against a gateway and the sandbox as processes."""
+
+import csv
+import fcntl
+import json
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from app.cli import main, usage
+from app.cli.tables import enum_name, plain, print_table
+from app.cli.times import short, since, span_ms
+from app.pb.terminalstatus.v1 import delivery_pb2, subscription_pb2
+from tests.faces.test_cli import COMMAND, DEADLINE_S, ROOT, Running, run, running
+from tests.wire.test_tls import sign
+
+ALICE, BOB, CAROL, DAVE = [f"sip:{name}@example.com" for name in ("alice", "bob", "carol", "dave")]
+SCRIPTED = ["sip:erin@example.com", "sip:frank@example.com", "sip:grace@example.com"]
+NO_KEY = "tsk_none_of_this_gateway"
+
+
+@pytest.fixture(scope="module")
+def sandbox_uri() -> Iterator[str]:
+    """A sandbox whose scripted terminals change several times a second."""
+    with running("sandbox", "--listen", "127.0.0.1:0", "--every-s", "0.2", deadline_s=600) as sandbox:
+        uri = sandbox.line_with("Sandbox notifier on ").split()[3].rstrip(",")
+        threading.Thread(target=sandbox.end, daemon=True).start()  # reads on, so that it can print
+        yield uri
+        sandbox.process.terminate()
+
+
+@contextmanager
+def serving(
+    sandbox_uri: str, directory: Path, grpc: str = "127.0.0.1:0", **environ: str
+) -> Iterator[tuple[Running, str]]:
+    """A gateway as a process, and its gRPC address. Webhooks may go to this machine."""
+    settings = {
+        "TS_PRESENCE_SERVER": sandbox_uri,
+        "TS_GRPC_LISTEN": grpc,
+        "TS_HTTP_LISTEN": "127.0.0.1:0",
+        "TS_DATABASE_URL": f"sqlite:///{directory}/ts.sqlite3",
+        "TS_SINK_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "TS_SINK_ALLOW_HTTP": "true",
+        "TS_BOOKMARK_S": "0.5",
+        "TS_LOG_LEVEL": "error",
+        "TS_API_KEY": NO_KEY,  # no setting, and no matter to one who serves
+    }
+    with running("serve", "--json", deadline_s=600, **settings | environ) as command:
+        yield command, json.loads(command.line_with('{"grpc"'))["grpc"]
+
+
+@pytest.fixture(scope="module")
+def server(sandbox_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway's gRPC address; commands have the key of its operator."""
+    folder = tmp_path_factory.mktemp("gateway")
+    added = run("clients", "add", "ops", "--id", "ops", "--admin", TS_DATABASE_URL=f"sqlite:///{folder}/ts.sqlite3")
+    with pytest.MonkeyPatch.context() as patch, serving(sandbox_uri, folder) as (_, address):
+        patch.setenv("TS_API_KEY", added.stdout.strip())
+        yield address
+
+
+def done(*arguments: str, server: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the command against the gateway; its exit code is as expected."""
+    finished = run(*arguments, "--server", server)
+    assert finished.returncode == code, (arguments, finished.stdout, finished.stderr)
+    assert "Traceback" not in finished.stderr
+    return finished
+
+
+def answer(*arguments: str, server: str, code: int = 0) -> Any:
+    """The JSON that the command prints."""
+    return json.loads(done(*arguments, "--json", server=server, code=code).stdout)
+
+
+def one_line(*arguments: str, server: str, code: int = 1) -> str:
+    """The one line on standard error of a command that fails."""
+    finished = done(*arguments, server=server, code=code)
+    assert finished.stderr.count("\n") == 1, finished.stderr
+    return finished.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "query",
+        "watch",
+        "watches",
+        "watches refresh",
+        "groups set",
+        "subscriptions create",
+        "subscriptions rotate-secret",
+        "deliveries list",
+        "usage list",
+        "audit list",
+    ],
+)
+def test_help(command: str) -> None:
+    """Every command explains itself, with an example."""
+    told = run(*command.split(), "--help", COLUMNS="200")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert f"Example: terminal-status {command}" in told.stdout
+    assert "TS_API_KEY" in told.stdout
+
+
+def test_help_is_quick() -> None:
+    """What only a running command needs is not imported for `--help`."""
+    heavy = "{'grpc', 'pydantic', 'structlog', 'sqlalchemy', 'fastapi', 'google.protobuf'}"
+    code = f"import sys, app.cli.main; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=DEADLINE_S).returncode == 0
+
+
+def test_groups(server: str) -> None:
+    """Groups are made, changed, shown and deleted; what cannot be is one line with its code and what to do."""
+    team = "sip:team@example.com"
+    assert "2 members; version 1" in done("groups", "create", team, ALICE, BOB, server=server).stderr
+    assert "GROUP_EXISTS" in (line := one_line("groups", "create", team, server=server))
+    assert "groups set" in line
+    assert answer("groups", "add", team, CAROL, server=server)["members"] == [ALICE, BOB, CAROL]
+    assert answer("groups", "remove", team, BOB, server=server)["version"] == 3
+    assert "GROUP_CHANGED" in one_line("groups", "set", team, ALICE, "--expected-version", "1", server=server)
+    shown = answer("groups", "show", team, server=server)
+    assert set(shown) == {"address", "client_id", "members", "version", "created_at"}
+    assert shown["members"] == [ALICE, CAROL]
+    assert f"member   {CAROL}" in done("groups", "show", team, server=server).stdout
+    assert team in [group["address"] for group in answer("groups", "list", server=server)]
+    assert done("groups", "list", server=server).stdout.startswith("group")
+    assert answer("groups", "set", team, server=server)["members"] == []
+    assert done("groups", "delete", team, server=server, code=1).stderr.startswith("Delete ")  # nobody says yes
+    done("groups", "delete", team, "--yes", server=server)
+    assert "GROUP_UNKNOWN" in one_line("groups", "show", team, server=server)
+
+
+def test_query(server: str) -> None:
+    """A group and a terminal are asked at once; what fails is that terminal's result and makes the exit code 1."""
+    group = "sip:asked@example.com"
+    done("groups", "create", group, ALICE, DAVE, server=server)
+    results = {result["address"]: result for result in answer("query", group, BOB, server=server, code=1)}
+    assert set(results) == {ALICE, BOB, DAVE}
+    assert set(results[ALICE]) == {"address", "retrieval_status", "status", "failure"}
+    assert results[BOB]["status"]["status"] == "BUSY"
+    assert results[DAVE]["retrieval_status"] == "ERROR"
+    assert results[DAVE]["failure"]["reason"] == "TERMINAL_UNKNOWN"
+    told = done("query", group, server=server, code=1)
+    assert "1 of 2 terminals answered." in told.stderr
+    assert "ERROR" in told.stdout
+    done("query", ALICE, BOB, server=server)
+    line = one_line("query", "alice", server=server, code=2)
+    assert "INVALID_ADDRESS" in line
+
+
+def test_max_age(server: str) -> None:
+    """With `--max-age` what is known answers; over SOAP there is no word for it."""
+    first = answer("get", CAROL, server=server)[0]["observed_at"]
+    assert answer("get", CAROL, "--max-age", "1h", server=server)[0]["observed_at"] == first
+    assert answer("query", CAROL, "--max-age", "1h", server=server)[0]["status"]["observed_at"] == first
+    assert answer("get", CAROL, server=server)[0]["observed_at"] != first
+    assert "--max-age" in one_line("get", CAROL, "--max-age", "1h", "--via", "soap", server=server, code=2)
+
+
+def test_watch_json(server: str) -> None:
+    """`watch --json` prints the snapshot, its end with a resume token, and each change; the token tells what changed
+    since; Ctrl-C and SIGTERM end it well."""
+    with running("watch", ALICE, *SCRIPTED, "--json", "--server", server) as command:
+        command.line_with('"snapshot_complete"')
+        change = json.loads(command.line_with('"change"'))
+        bookmark = json.loads(command.line_with("resume_token"))
+        assert command.stop(signal.SIGINT) == 0
+    items = [json.loads(line) for line in command.seen if '"snapshot_item"' in line]
+    assert {item["address"] for item in items} == {ALICE, *SCRIPTED}
+    assert set(change) == {"event", "status"}
+    assert change["status"]["address"] in [ALICE, *SCRIPTED]
+    with running(
+        *("watch", ALICE, *SCRIPTED, "--json", "--server", server, "--resume-token", bookmark["resume_token"])
+    ) as command:
+        command.line_with('"snapshot_complete"')
+        assert command.stop(signal.SIGTERM) == 0
+    assert f'"snapshot_item", "address": "{ALICE}"' not in "".join(command.seen)  # it has not changed
+    assert "Traceback" not in "".join(command.seen)
+
+
+def test_watch_lines(server: str) -> None:
+    """Into a pipe `watch` prints a line for each event."""
+    with running("watch", BOB, *SCRIPTED, "--server", server, "--criteria", "busy") as command:
+        command.line_with("complete")
+        assert command.line_with("change").split()[-1] == "BUSY"
+        assert command.stop(signal.SIGINT) == 0
+
+
+def test_watch_table(server: str) -> None:
+    """On a terminal `watch` is a live table that fits it, and leaves the cursor as it was."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 100, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, "watch", ALICE, *SCRIPTED, "--server", server], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    watchdog = threading.Timer(DEADLINE_S, process.kill)
+    watchdog.start()
+    seen = ""
+    try:
+        while "REACHABLE" not in seen or "watching at" not in seen:
+            seen += os.read(ours, 65536).decode("utf-8", "replace")
+        process.send_signal(signal.SIGINT)
+        while chunk := _read(ours):
+            seen += chunk
+        assert process.wait() == 0
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert seen.rstrip().endswith("\x1b[?25h")
+    assert "Traceback" not in seen
+
+
+def _read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 65536).decode("utf-8", "replace")
+    except OSError:  # the last process has closed it
+        return ""
+
+
+def test_watch_goes_on_after_a_crash(sandbox_uri: str, tmp_path: Path) -> None:
+    """A gateway killed and started again is found again, and the stream resumed where it was."""
+    with (
+        serving(sandbox_uri, tmp_path) as (gateway, address),
+        running("watch", ALICE, "--json", "--server", address) as command,
+    ):
+        change = json.loads(command.line_with('"status": "REACHABLE"'))
+        command.line_with('"bookmark"')
+        gateway.process.kill()
+        gateway.process.wait()
+        command.line_with('"lost"')
+        with serving(sandbox_uri, tmp_path, address):
+            command.line_with('"snapshot_complete"')
+            assert command.stop(signal.SIGINT) == 0
+    assert change["event"] in ("change", "snapshot_item")
+    after = "".join(command.seen).rpartition('"lost"')[2]
+    assert '"REACHABLE"' in after  # the last known status is kept, if STALE
+
+
+def test_subscriptions(server: str) -> None:
+    """A subscription is made, shown, prolonged and ended; a second one of its name is refused."""
+    create = ("subscriptions", "create", *SCRIPTED, "--criteria", "BUSY", "--duration", "2h", "--correlator", "door 7")
+    made = done(*create, server=server)
+    found = answer("subscriptions", "show", made.stdout.strip(), server=server)
+    assert (found["criteria"], found["correlator"], found["end_reason"]) == (["BUSY"], "door 7", None)
+    assert found["sink"] == {"kind": "STREAM", "url": "", "profile": "", "parameters": {}}
+    assert "DUPLICATE_CORRELATOR" in (line := one_line(*create, server=server))
+    assert "subscriptions cancel" in line
+    assert found["id"] in done("subscriptions", "list", server=server).stdout
+    renewed = answer("subscriptions", "renew", found["id"], "--duration", "7d", server=server)
+    assert renewed["expires_at"] > found["expires_at"]
+    assert answer("subscriptions", "cancel", "--correlator", "door 7", server=server) == {"correlator": "door 7"}
+    assert "CANCELLED" in done("subscriptions", "show", found["id"], server=server).stdout
+    assert answer("subscriptions", "list", server=server) == []
+    line = one_line("subscriptions", "create", ALICE, "--webhook", "http://192.0.2.1/", server=server, code=2)
+    assert "SINK_REFUSED" in line
+    assert "TS_SINK_ALLOWED_NETWORKS" in line
+
+
+class Taking(BaseHTTPRequestHandler):
+    """Takes every event."""
+
+    def do_POST(self) -> None:
+        self.send_response(self.code_for(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def code_for(self, event: Any) -> int:
+        return 204
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the standard library's name
+        pass
+
+
+def test_rotate_secret(server: str, tmp_path: Path) -> None:
+    """A webhook's new secret is printed alone, one from a file is not; what is no secret is refused."""
+    own = tmp_path / "secret.txt"
+    own.write_text("whsec_" + "QUJD" * 8 + "\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as endpoint:
+        threading.Thread(target=endpoint.serve_forever).start()
+        url = f"http://127.0.0.1:{endpoint.server_address[1]}/"
+        made = answer("subscriptions", "create", CAROL, "--webhook", url, server=server)
+        endpoint.shutdown()
+    rotate = ("subscriptions", "rotate-secret", made["id"])
+    printed = done(*rotate, server=server)
+    assert printed.stdout.startswith("whsec_")
+    assert (printed.stdout.count("\n"), "shown only now" in printed.stderr) == (1, True)
+    mine = done(*rotate, "--secret-file", str(own), server=server)
+    assert (mine.stdout, "the one before" in mine.stderr) == ("", True)
+    dropped = answer(*rotate, "--drop-old", server=server)
+    assert (dropped["id"], dropped["secret"], dropped["sink"]["parameters"]["secrets"]) == (made["id"], None, "")
+    assert answer(*rotate, server=server)["secret"].startswith("whsec_")
+    own.write_text("hunter2")
+    assert "SINK_REFUSED" in one_line(*rotate, "--secret-file", str(own), server=server, code=2)
+    own.write_text("\n")
+    assert "empty" in one_line(*rotate, "--secret-file", str(own), server=server, code=2)
+    done("subscriptions", "cancel", made["id"], server=server)
+
+
+def test_watches(server: str) -> None:
+    """`watches` lists what is watched and by whom, `refresh` asks now; for what is not watched it says so."""
+    subscription = done("subscriptions", "create", *SCRIPTED, server=server).stdout.strip()
+    watches = {watch["address"]: watch for watch in answer("watches", server=server)}
+    assert set(SCRIPTED) <= set(watches)
+    assert watches[SCRIPTED[0]]["wanted_by"][:1] == [subscription] or subscription in watches[SCRIPTED[0]]["wanted_by"]
+    assert {"state", "liveness", "since", "expires_at", "sip_code", "next_action", "next_at", "route"} <= set(
+        watches[SCRIPTED[0]]
+    )
+    assert SCRIPTED[0] in done("watches", "--limit", "100", server=server).stdout
+    assert len(answer("watches", "--limit", "1", server=server)) == 1
+    done("watches", "refresh", SCRIPTED[0], server=server)
+    assert "WATCH_UNKNOWN" in one_line("watches", "refresh", "sip:unwatched@example.com", server=server)
+    misplaced = run("watches", "--server", server, "refresh", ALICE)
+    assert (misplaced.returncode, "after the command" in misplaced.stderr) == (2, True)
+    done("subscriptions", "cancel", subscription, server=server)
+
+
+class Gone(Taking):
+    """Takes the test event, and then wants nothing more."""
+
+    def code_for(self, event: Any) -> int:
+        return 204 if event["type"].endswith("test") else 410
+
+
+def test_deliveries(server: str, tmp_path: Path) -> None:
+    """A notification that its endpoint refuses is listed as dead with its attempt, and can be sent again."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("whsec_" + "QUJD" * 8 + "\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gone) as endpoint:
+        threading.Thread(target=endpoint.serve_forever).start()
+        url = f"http://127.0.0.1:{endpoint.server_address[1]}/events"
+        create = ("subscriptions", "create", BOB, "--immediate", "--webhook", url, "--parameter", f"secrets=@{secret}")
+        made = answer(*create, server=server)
+        assert made["sink"] == {"kind": "WEBHOOK", "url": url, "profile": "", "parameters": {"secrets": ""}}
+        of = ("--subscription", made["id"])
+        dead: list[Any] = []
+        deadline = threading.Event()
+        threading.Timer(DEADLINE_S, deadline.set).start()
+        while not dead and not deadline.is_set():
+            dead = answer("deliveries", "list", "--state", "dead", *of, server=server)
+        attempts = answer("deliveries", "attempts", dead[0]["id"], server=server)
+        assert [attempt["code"] for attempt in attempts] == [410]
+        assert isinstance(attempts[0]["duration_ms"], int)
+        assert "410" in done("deliveries", "attempts", dead[0]["id"], server=server).stdout
+        assert "DEAD" in done("deliveries", "list", *of, server=server).stdout
+        assert answer("deliveries", "send-again", dead[0]["id"], server=server) == {"sent_again": 1}
+        again = done("deliveries", "send-again", "--dead", *of, server=server)
+        assert "were dead" in again.stderr
+        endpoint.shutdown()
+    assert "NOTIFICATION_UNKNOWN" in one_line("deliveries", "attempts", "x", server=server)
+    assert "ids" in one_line("deliveries", "send-again", server=server, code=2)
+
+
+def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Path) -> None:
+    """What is no database is one line that names the setting, without a traceback."""
+    (file := tmp_path / "text").write_text("This is no database, though it is as long as the head of one. " * 4)
+    file.chmod(0o600)
+    finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}", TS_API_KEY="")
+    assert (finished.returncode, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
+    assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite:///{file} does not open: ")
+
+
+def test_audit(server: str) -> None:
+    """The audit log is listed from a time on, as a table and as JSON."""
+    team = "sip:audited@example.com"
+    done("groups", "create", team, ALICE, server=server)
+    done("groups", "delete", team, "--yes", server=server)
+    listed = answer("audit", "list", "--since", "1h", server=server)
+    told = [(one["who"], one["what"]) for one in listed if one["details"].get("group") == team]
+    assert told == [("ops", "group created"), ("ops", "group deleted")]
+    assert f"group={team}" in done("audit", "list", server=server).stdout
+    assert answer("audit", "list", "--since", "2999-01-01", server=server) == []
+
+
+def test_usage(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Usage records are listed, and exported as JSON Lines and CSV; one that takes long says how far it is."""
+    done("query", ALICE, "--requester", "=1+1", server=server)
+    done("query", ALICE, BOB, server=server)
+    listed = answer("usage", "list", "--since", "1h", server=server)
+    asked = [record for record in listed if record["operation"] == "getStatusForGroup"][-1]
+    assert (asked["client_id"], asked["face"], asked["targets"], asked["result"]) == (
+        "ops",
+        "grpc",
+        [ALICE, BOB],
+        "OK",
+    )
+    assert "getStatusForGroup" in done("usage", "list", server=server).stdout
+    lines = [json.loads(line) for line in done("usage", "export", server=server).stdout.splitlines()]
+    assert asked in lines
+    file = tmp_path / "usage.csv"
+    told = done("usage", "export", "--format", "csv", "--output", str(file), server=server)
+    assert f"usage records to {file}" in told.stderr
+    with file.open(newline="") as opened:
+        rows = {row["id"]: row for row in csv.DictReader(opened)}
+    assert rows[asked["id"]]["targets"] == f"{ALICE} {BOB}"
+    assert {row["requester"] for row in rows.values()} >= {"", "'=1+1"}  # no formula for a spreadsheet
+    assert list(tmp_path.iterdir()) == [file]
+    assert done("usage", "export", "--since", "2999-01-01", server=server).stdout == ""
+    assert "/nonexistent/x" in one_line("usage", "export", "-o", "/nonexistent/x", server=server)
+    assert "no time" in run("usage", "list", "--since", "yesterday", COLUMNS="200").stderr
+
+    monkeypatch.setattr(usage, "PROGRESS_S", 0.0)
+    main.app(["usage", "export", "--server", server, "--output", str(file)], standalone_mode=False)
+    assert "usage records …" in capsys.readouterr().err
+
+
+def test_no_gateway() -> None:
+    """Where nobody answers, every kind of call says so and what to look at."""
+    for command in (["watches"], ["watch", ALICE], ["query", ALICE], ["usage", "export"]):
+        line = one_line(*command, server="127.0.0.1:1")
+        assert line.startswith("error: NO_ANSWER: No answer from 127.0.0.1:1")
+        assert "terminal-status serve" in line
+
+
+def test_credentials_and_tls(sandbox_uri: str, tmp_path: Path) -> None:
+    """Over TLS, with a client's key or without, as an operator or not: each failure says what to do, none the key."""
+    authority = sign(tmp_path, "authority")
+    certificate = sign(tmp_path, "server", authority)
+    tls = {"TS_TLS_CERT_FILE": str(certificate.cert_file), "TS_TLS_KEY_FILE": str(certificate.key_file)}
+    database = f"sqlite:///{tmp_path}/ts.sqlite3"
+    key = run("clients", "add", "app", TS_DATABASE_URL=database).stdout.strip()
+    operator = run("clients", "add", "ops", "--admin", TS_DATABASE_URL=database).stdout.strip()
+    with serving(sandbox_uri, tmp_path, **tls) as (_, address):
+        at = ("--server", f"localhost:{address.rpartition(':')[2]}", "--tls-ca-file", str(authority.cert_file))
+        asked = [
+            (["groups", "list", *at], {}, 1, "UNAUTHENTICATED", "terminal-status clients add"),
+            (["groups", "list", *at], {"TS_API_KEY": NO_KEY}, 1, "UNAUTHENTICATED", "TS_API_KEY"),
+            (["watches", *at], {"TS_API_KEY": key}, 1, "NOT_PERMITTED", "--admin"),
+            (["groups", "list", "--server", at[1]], {"TS_API_KEY": key}, 1, "NO_ANSWER", "--tls"),
+            (["groups", "list", "--server", at[1], "--tls"], {}, 1, "NO_ANSWER", "--tls-ca-file"),
+            (["groups", "list", *at[:3], "/nonexistent"], {}, 2, "/nonexistent", "cannot be read"),
+            (["groups", "list", *at], {"TS_API_KEY": f"{key}\n"}, 2, "API key", "characters"),
+        ]
+        for arguments, environ, code, name, todo in asked:
+            failed = run(*arguments, **environ)
+            assert (failed.returncode, failed.stderr.count("\n")) == (code, 1), failed.stderr
+            assert name in failed.stderr
+            assert todo in failed.stderr
+            assert key not in failed.stdout + failed.stderr
+        assert json.loads(run("groups", "list", *at, "--json", TS_API_KEY=key).stdout) == []
+        assert json.loads(run("watches", *at, "--json", "--api-key", operator).stdout) == []
+        done_ = run("get", BOB, "--json", *at, TS_API_KEY=key)
+        assert json.loads(done_.stdout)[0]["status"] == "BUSY"
+
+
+def test_wrong_use() -> None:
+    """What cannot be meant is told before anybody is asked, with exit code 2."""
+    for arguments, said in (
+        (["watch", ALICE, "--criteria", "away"], "REACHABLE, UNREACHABLE, BUSY"),
+        (["query", ALICE, "--max-age", "soon"], "no duration"),
+        (["query", "sip:\udcff@b"], "is not UTF-8"),
+        (["subscriptions", "cancel"], "--correlator"),
+        (["subscriptions", "create", ALICE, "--parameter", "x"], "NAME=VALUE"),
+        (["usage", "export", "--json", "--format", "csv"], "one of them"),
+    ):
+        failed = run(*arguments, COLUMNS="200")
+        assert failed.returncode == 2, failed.stderr
+        assert said in failed.stderr
+
+
+def test_messages_as_json() -> None:
+    """Every field stands there, null where it is absent; enums lose their prefix, durations are milliseconds."""
+    attempt = delivery_pb2.DeliveryAttempt(number=1, answer=b"\xff<")
+    attempt.duration.FromMilliseconds(1500)
+    shown = {"number": 1, "at": None, "code": 0, "duration_ms": 1500, "outcome": "", "answer": "\ufffd<"}
+    assert plain(attempt) == shown
+    ended = subscription_pb2.Subscription(end_reason=subscription_pb2.END_REASON_SINK_GONE)
+    assert enum_name(ended, "end_reason") == "SINK_GONE"
+    ended.ParseFromString(b"\x88\x01\x63")  # end_reason = 99, of a newer gateway
+    assert plain(ended)["end_reason"] == "99"
+
+
+def test_tables_obey_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    """What others wrote is neither markup nor control characters, and nothing is cut."""
+    print_table(("a", "b"), [["[red]x", "\x1b[2J\n" + "y" * 200]])
+    assert capsys.readouterr().out == f"a       b\n[red]x  \\x1b[2J\\n{'y' * 200}\n"
+
+
+def test_times() -> None:
+    """Durations and times are read as people write them, and nothing else is."""
+    now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    assert [span_ms(text) for text in ("90", "1.5s", "500ms", "2h", "7d")] == [
+        90_000,
+        1500,
+        500,
+        7_200_000,
+        604_800_000,
+    ]
+    assert since("24h", now) == datetime(2026, 11, 22, 12, tzinfo=UTC)
+    assert since("2026-11-23", now) == datetime(2026, 11, 23, tzinfo=UTC)
+    assert since("2026-11-23T08:00+02:00", now) == datetime(2026, 11, 23, 6, tzinfo=UTC)
+    assert [short(seconds) for seconds in (-1, 0.5, 62, 90_061)] == ["0s", "0s", "1m 2s", "1d 1h"]
+    for wrong in ("", "-1s", "1y", "nan"):
+        with pytest.raises(typer.BadParameter):
+            span_ms(wrong)
+
+
+def in_folder(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`clients` in that folder, with these variables alone."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environ}
+    command = [*COMMAND, "clients", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+
+def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
+    """With an operator's key clients are administered at the running gateway, whatever the folder: what it answers is
+    true at once, and its audit log says who did it."""
+    operator = {"TS_API_KEY": os.environ["TS_API_KEY"]}
+    at = ("--server", server)
+    added = in_folder(tmp_path, "add", "far", "--id", "far-1", "--limit", "busy_available=no", *at, **operator)
+    assert (added.returncode, added.stdout.startswith("tsk_")) == (0, True), added.stderr
+    assert f"(gateway {server})" in added.stderr
+    assert run("groups", "list", *at, TS_API_KEY=added.stdout.strip()).returncode == 0
+    rotated = in_folder(tmp_path, "rotate", "far", "--overlap-s", "60", "--json", *at, **operator)
+    listed = json.loads(in_folder(tmp_path, "list", "--json", *at, **operator).stdout)
+    (far,) = [each for each in listed if each["id"] == "far-1"]
+    assert (far["limits"], len(far["keys"])) == ({"busy_available": False}, 2)
+    new_key = json.loads(rotated.stdout)["api_key"]
+    for state, code in (("disable", 1), ("enable", 0)):
+        changed = json.loads(in_folder(tmp_path, state, "far-1", "--json", *at, **operator).stdout)
+        assert changed["disabled"] is (state == "disable")
+        assert run("groups", "list", *at, TS_API_KEY=new_key).returncode == code
+    refused = in_folder(tmp_path, "add", "more", *at, TS_API_KEY=new_key)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "NOT_PERMITTED" in refused.stderr
+    assert "--database" in refused.stderr
+    deleted = in_folder(tmp_path, "delete", "far", "--yes", "--json", *at, **operator)
+    assert json.loads(deleted.stdout) == {"id": "far-1", "ended_subscriptions": 0}
+    for command in (("rotate", "far"), ("disable", "far"), ("delete", "far", "--yes")):
+        gone = in_folder(tmp_path, *command, *at, **operator)
+        assert (gone.returncode, gone.stderr) == (1, "error: There is no such client.\n")
+    told = [(one["who"], one["what"]) for one in answer("audit", "list", server=server) if one["who"] == "ops"]
+    assert ("ops", "client added") in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clients_in_another_folder(tmp_path: Path) -> None:
+    """Where nothing names the gateway's database, no second one is made; what names it is said with its whole path."""
+    refused = in_folder(tmp_path, "add", "app")
+    assert (refused.returncode, refused.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert "(--database sqlite:///terminal-status.sqlite3 makes it here" in refused.stderr
+    named = in_folder(tmp_path, "add", "app", "--database", "sqlite:///of/a.sqlite3")
+    assert (named.returncode, named.stdout) == (1, "")  # there is no such folder
+    named = in_folder(tmp_path, "add", "app", "--database", "sqlite:///a.sqlite3")
+    assert (named.returncode, named.stdout.startswith("tsk_")) == (0, True)
+    assert f"(new database {tmp_path}/a.sqlite3)" in named.stderr
+    again = in_folder(tmp_path, "rotate", "app", TS_DATABASE_URL="sqlite:///a.sqlite3")
+    assert f"(database {tmp_path}/a.sqlite3)" in again.stderr
+    wrong = in_folder(tmp_path, "list", "--database", "a.sqlite3")
+    assert (wrong.returncode, "--database = 'a.sqlite3'" in wrong.stderr) == (2, True)
+    both = in_folder(tmp_path, "list", "--database", "sqlite:///a.sqlite3", "--server", "127.0.0.1:1")
+    assert (both.returncode, "do not go together" in both.stderr) == (2, True)
+
+
+def test_clients_where_the_gateway_was_started(tmp_path: Path) -> None:
+    """In a folder that has the default database `clients` needs no option, as before; a key of a gateway that is not
+    there makes no difference but a word."""
+    (tmp_path / "terminal-status.sqlite3").touch(0o644)  # which is a line of the log, on standard error
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{closed.getsockname()[1]}"
+        added = in_folder(tmp_path, "add", "app", TS_API_KEY=NO_KEY, TS_GRPC_LISTEN=away)
+        elsewhere = in_folder(tmp_path, "add", "app", "--server", away, TS_API_KEY=NO_KEY)
+    assert (added.returncode, added.stdout.startswith("tsk_"), added.stdout.count("\n")) == (0, True, 1), added.stderr
+    assert f"No gateway answers at {away}" in added.stderr
+    assert "file_closed_to_others" in added.stderr
+    assert f"(database {tmp_path}/terminal-status.sqlite3)" in added.stderr
+    assert (elsewhere.returncode, elsewhere.stdout, "NO_ANSWER" in elsewhere.stderr) == (1, "", True)

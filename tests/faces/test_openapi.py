@@ -1,0 +1,221 @@
+"""The OpenAPI documents: complete, readable, and shown by pages that need no internet."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.domain.records import NotificationKind
+from app.domain.statuses import Status
+from app.egress.webhook import EVENT_PREFIX, EVENT_TYPES, v1_event
+from app.rest import V1, export_openapi, webhook_events
+from app.rest.camara import PREFIXES, model
+from app.rest.examples import ERRORS
+from app.rest.problem import MEDIA_TYPE, STATUSES
+from tests.faces.test_rest import app_over, client_of
+from tests.support.fakes import FakeWatcher, make_service
+from tests.support.outbox import make_owed, make_subscription
+
+DOCUMENTS: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in export_openapi().items()}
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for section in ("paths", "webhooks"):
+        for path, methods in document.get(section, {}).items():
+            for method, operation in methods.items():
+                yield f"{method} {path}", operation
+
+
+def resolved(document: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
+    """What a reference means."""
+    for part in of.get("$ref", "").split("/")[1:]:
+        document = document[part]
+    return document if "$ref" in of else of
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_serves_the_documents(name: str) -> None:
+    """What /openapi/NAME.json serves is what the command exports, with the server that the reader names; and
+    /openapi.json is REST API v1's."""
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
+        named = (await client.get(f"/openapi/{name}.json", headers={"host": "api.example:8443"})).json()
+        (server,) = named.pop("servers")
+        assert server == (
+            {"url": "http://api.example:8443"}
+            if name == V1
+            else {
+                "url": "{apiRoot}" + PREFIXES[name],
+                "variables": {
+                    "apiRoot": {"default": "http://api.example:8443", "description": "Where the gateway is reached."}
+                },
+            }
+        )
+        assert named == {key: part for key, part in DOCUMENTS[name].items() if key != "servers"}
+        unnamed = await client.get(f"/openapi/{name}.json", headers={"host": 'evil"]'})
+        assert unnamed.json() == DOCUMENTS[name]
+        first = await client.get("/openapi.json", headers={"host": 'evil"]'})
+        assert first.json() == DOCUMENTS[V1]
+
+
+def test_there_is_a_document_for_each_api() -> None:
+    """REST API v1 and CAMARA's two APIs each have one."""
+    assert set(DOCUMENTS) == {V1, *PREFIXES}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_references_lead_somewhere(name: str) -> None:
+    """No reference leads nowhere, and no schema is unused."""
+    text = json.dumps(DOCUMENTS[name])
+    schemas = DOCUMENTS[name]["components"]["schemas"]
+    used = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert used <= set(schemas)
+    examples = DOCUMENTS[name]["components"].get("examples", {})
+    assert set(re.findall(r'"#/components/examples/(\w+)"', text)) == set(examples)
+    if name != V1:  # which describes the data of server-sent events too
+        assert set(schemas) <= used
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_operations_are_readable(name: str) -> None:
+    """Each operation has a distinct id fit for a generated client's method, a summary, a tag that is described, and
+    says what every answer is."""
+    document = DOCUMENTS[name]
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(ids) == len(set(ids))
+    tags = {tag["name"] for tag in document["tags"]}
+    for where, operation in operations(document):
+        assert re.fullmatch("[a-z][A-Za-z]{3,60}", operation["operationId"]), where
+        assert operation["summary"], where
+        assert set(operation["tags"]) <= tags, where
+        for status, response in operation["responses"].items():
+            assert response["description"] not in ("", "Successful Response"), (where, status)
+            for media_type, content in response.get("content", {}).items():
+                assert content["schema"], (where, status, media_type)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_failures_are_documented_with_examples(name: str) -> None:
+    """Each operation with credentials documents 401, and each failure by a code has an example of its form."""
+    for where, operation in operations(DOCUMENTS[name]):
+        if operation.get("security") == [] or operation["operationId"].startswith("receive"):
+            continue
+        assert "401" in operation["responses"], where
+        for status, response in operation["responses"].items():
+            if status.startswith(("4", "5")):
+                (content,) = response["content"].values()
+                for code, example in content["examples"].items():
+                    example = resolved(DOCUMENTS[name], example)
+                    assert example["value"]["code"] == code
+                    assert str(example["value"]["status"]) == status
+
+
+def test_every_error_has_an_example() -> None:
+    """Each domain error stands in REST API v1's document under its status, with its message."""
+    shown = {
+        (status, code): resolved(DOCUMENTS[V1], example)["value"]["detail"]
+        for _, operation in operations(DOCUMENTS[V1])
+        for status, response in operation["responses"].items()
+        for code, example in response.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {}).items()
+    }
+    for kind, error in ERRORS.items():
+        assert shown[str(STATUSES[kind]), error.code] == str(error)
+
+
+def test_every_status_has_an_example() -> None:
+    """`getTerminalStatus` shows an answer of each status."""
+    responses = DOCUMENTS[V1]["paths"]["/v1/terminals/{address}/status"]["get"]["responses"]
+    assert set(responses["200"]["content"]["application/json"]["examples"]) == {each.name for each in Status}
+
+
+def test_the_webhooks_are_what_is_sent() -> None:
+    """The document's `webhooks` have exactly the types of events that the sender sends."""
+    documented = {
+        model.model_json_schema()["properties"]["type"]["const"] for model, _ in webhook_events.EVENTS.values()
+    }
+    assert documented == set(EVENT_TYPES.values())
+    assert set(DOCUMENTS[V1]["webhooks"]) == set(webhook_events.EVENTS)
+
+
+@pytest.mark.parametrize("kind", NotificationKind)
+def test_events_are_as_documented(kind: NotificationKind) -> None:
+    """Each event that is sent fits its documentation, and has no member more."""
+    subscription = make_subscription()
+    owed = make_owed(subscription, kind=kind, code="EXPIRED" if kind is NotificationKind.ENDED else "X", text="words")
+    sent = v1_event(subscription, owed, "https://gateway")
+    model = webhook_events.EVENTS[EVENT_TYPES[kind].removeprefix(EVENT_PREFIX)][0]
+    read = model.model_validate_json(msgspec.json.encode(sent))
+    assert set(read.model_dump(exclude_unset=True)) == set(sent)
+    assert set(read.model_dump()["data"]) == set(sent["data"])  # type: ignore[call-overload]
+
+
+def test_camara_events_are_what_is_sent() -> None:
+    """CAMARA's document has exactly the types of events that are told there."""
+    kinds = DOCUMENTS["device-reachability-status-subscriptions-v0.8"]["components"]["schemas"]["CloudEvent"]
+    assert set(kinds["properties"]["type"]["enum"]) == {
+        *model.CRITERIA,
+        model.SUBSCRIPTION_STARTED,
+        model.SUBSCRIPTION_ENDED,
+    }
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.opened: list[str] = []
+        self.styles: list[str] = []
+        self.feed(text)
+        assert self.opened == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.opened[-1:] == ["style"]:
+            self.styles.append(data)
+
+
+@pytest.mark.parametrize("path", ["/docs", *(f"/docs/{name}" for name in DOCUMENTS)])
+async def test_the_page_needs_nothing_else(path: str) -> None:
+    """The API page has no script, loads nothing, links only within the gateway, and its policy allows its one style and
+    nothing else."""
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
+        response = await client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    page = Page(response.text)
+    assert not {"script", "link", "img", "iframe", "form", "object"} & {tag for tag, _ in page.tags}
+    anchors = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for tag, attributes in page.tags:
+        assert not {"src", "style", "onclick"} & set(attributes)
+        if tag == "a":
+            target = attributes["href"] or ""
+            assert target.startswith(("/docs/", "/openapi/")) or target.removeprefix("#") in anchors, target
+    (style,) = page.styles
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert f"style-src 'sha256-{digest}'" in policy
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_the_page_shows_every_operation(name: str) -> None:
+    """Each operation and schema of the document can be found on its page."""
+    async with client_of(app_over(make_service(FakeWatcher()))) as client:
+        page = Page((await client.get(f"/docs/{name}")).text)
+    anchors = {attributes.get("id") for _, attributes in page.tags}
+    assert {operation["operationId"] for _, operation in operations(DOCUMENTS[name])} <= anchors
+    assert {f"schema-{schema}" for schema in DOCUMENTS[name]["components"]["schemas"]} <= anchors

@@ -1,0 +1,746 @@
+"""REST API v1 over real use cases, a real store and a real server: each noun, and who may see it."""
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.domain.policy import Policy
+from app.domain.sinks import SINK_SECRETS, SINK_TOKEN, SinkKind
+from app.live.engine import Tuning
+from app.rest import middleware, streams
+from tests.support.core import (
+    ADMIN,
+    ALICE,
+    APP,
+    BOB,
+    BUSY,
+    OTHER,
+    REACHABLE,
+    SOAP,
+    TEAM,
+    UNREACHABLE,
+    new_database,
+    run_core,
+    until,
+)
+from tests.support.http_face import Answer, HttpFace, http_face
+
+STATUS = f"/v1/terminals/{ALICE}/status"
+WEBHOOK = {"kind": "WEBHOOK", "url": "https://example.com/hook"}
+
+
+@pytest_asyncio.fixture
+async def face(tmp_path: Path) -> AsyncIterator[HttpFace]:
+    async with run_core(await new_database(tmp_path)) as core, http_face(core) as running:
+        yield running
+
+
+def problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    """The problem that an answer carries, which is that one."""
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json"), answer.body
+    found: dict[str, Any] = answer.json
+    assert (found["status"], found["code"]) == (status, code), found
+    return found
+
+
+# Who calls.
+
+
+async def test_credentials_are_needed(face: HttpFace) -> None:
+    """Without credentials, and with bad ones, every operation is 401 with a challenge, before its body is looked at."""
+    for method, path in (("GET", STATUS), ("POST", "/v1/terminals:query"), ("GET", "/v1/watches"), ("GET", "/v1/x")):
+        answer = await face.call(method, path, client="", raw=b"{" if method == "POST" else None)
+        if path == "/v1/x":
+            problem(answer, 404, "NOT_FOUND")
+            continue
+        problem(answer, 401, "UNAUTHENTICATED")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    problem(
+        await face.call("GET", STATUS, client="", headers={"authorization": "Bearer tsk_x_y"}), 401, "UNAUTHENTICATED"
+    )
+
+
+async def test_rate(tmp_path: Path) -> None:
+    """More calls than the policy allows are 429 with Retry-After."""
+    policy = Policy(rate_per_s=1, rate_burst=1)
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        assert (await face.call("GET", STATUS)).status == 200
+        answer = await face.call("GET", STATUS)
+        problem(answer, 429, "RATE_LIMITED")
+        assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
+    """Another client's subscriptions, notifications and groups are 404, as if they were not there, and in no list."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
+    await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
+    (owed, *_) = (await face.call("GET", "/v1/notifications")).json["notifications"]
+    for method, path, body, code in (
+        ("GET", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
+        ("DELETE", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
+        ("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 1000}, "SUBSCRIPTION_UNKNOWN"),
+        ("POST", f"/v1/subscriptions/{made['id']}:rotate-secret", None, "SUBSCRIPTION_UNKNOWN"),
+        ("GET", f"/v1/notifications/{owed['id']}", None, "NOTIFICATION_UNKNOWN"),
+        ("GET", f"/v1/notifications/{owed['id']}/attempts", None, "NOTIFICATION_UNKNOWN"),
+        ("POST", "/v1/notifications:sendAgain", {"notification_ids": [owed["id"]]}, "NOTIFICATION_UNKNOWN"),
+        ("GET", f"/v1/groups/{TEAM}", None, "GROUP_UNKNOWN"),
+        ("DELETE", f"/v1/groups/{TEAM}", None, "GROUP_UNKNOWN"),
+        ("PUT", f"/v1/groups/{TEAM}/members", {"members": []}, "GROUP_UNKNOWN"),
+    ):
+        problem(await face.call(method, path, body, client=OTHER.id), 404, code)
+    for noun in ("subscriptions", "notifications", "groups"):
+        assert (await face.call("GET", f"/v1/{noun}", client=OTHER.id)).json[noun] == []
+        assert (await face.call("GET", f"/v1/{noun}", client=ADMIN.id)).json[noun] != []
+
+
+# What surrounds a request.
+
+
+@pytest.mark.parametrize("path", [STATUS, "/healthz", "/nowhere", "/v1/terminals/x/status", "/metrics"])
+async def test_correlation_comes_back(face: HttpFace, path: str) -> None:
+    """x-correlator and traceparent stand in every answer as they stood in the request; a traceparent that is none does
+    not."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    sent = {"x-correlator": "b4333c46:49c0", "traceparent": trace}
+    answer = await face.call("GET", path, headers=sent)
+    assert (answer.headers["x-correlator"], answer.headers["traceparent"]) == ("b4333c46:49c0", trace)
+    assert "traceparent" not in (await face.call("GET", path, headers={"traceparent": trace.upper()})).headers
+    assert "x-correlator" not in (await face.call("GET", path)).headers
+
+
+@pytest.mark.parametrize("value", ["a" * 257, "a b", "ä", "a,b"])
+async def test_a_correlator_is_bounded(face: HttpFace, value: str) -> None:
+    """An x-correlator that is too long or has other characters is refused, and not sent back."""
+    answer = await face.call("GET", STATUS, headers={"x-correlator": value.encode("latin-1")})
+    problem(answer, 400, "INVALID_REQUEST")
+    assert "x-correlator" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "INVALID_REQUEST"),
+        (b"{", 400, "INVALID_REQUEST"),
+        (b"[]", 400, "INVALID_REQUEST"),
+        (b"null", 400, "INVALID_REQUEST"),
+        (b"\xff\xfe", 400, "INVALID_REQUEST"),
+        (b"[" * 100_000, 400, "INVALID_REQUEST"),
+        (b'{"a":' * 100_000, 400, "INVALID_REQUEST"),
+        (b'{"addresses":' + b"[" * 900 + b"]" * 900 + b"}", 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"max_age_s":' + b"9" * 100_000 + b"}", 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"max_age_s":1e999}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"max_age_s":NaN}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"max_age_s":"1"}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"max_age":1}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b\\ud800"]}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"\\ud800":1}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["sip:a@b"],"requester":"\\udfff"}', 400, "INVALID_REQUEST"),
+        (
+            b'{"addresses":["sip:a@b"],' + b",".join(b'"x%d":1' % n for n in range(50_000)) + b"}",
+            400,
+            "INVALID_REQUEST",
+        ),
+        (b'{"addresses":[]}', 400, "INVALID_REQUEST"),
+        (b'{"addresses":["alice"]}', 400, "INVALID_ADDRESS"),
+        (b" " * (middleware.MAX_BODY_BYTES + 1), 413, "BODY_TOO_LARGE"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -> None:
+    """Each body that is none is refused with a clear and small answer, and the next request is answered."""
+    answer = await face.call("POST", "/v1/terminals:query", raw=body)
+    problem(answer, status, code)
+    assert len(answer.body) < 20_000
+    for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", "application/xml"):
+        other = await face.call("POST", "/v1/terminals:query", raw=body[:100], headers={"content-type": media_type})
+        problem(other, 415, "UNSUPPORTED_MEDIA_TYPE")
+    key = {"authorization": f"Bearer {face.keys[APP.id]}"}
+    unnamed = await face.http.request("POST", f"{face.url}/v1/terminals:query", content=b"{}", headers=key)
+    problem(Answer(unnamed.status_code, unnamed.headers, unnamed.content), 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert (await face.call("GET", STATUS)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{" + b",".join(b'"x%d":1' % n for n in range(1_001)) + b"}", "over 1000 members"),
+        (b'{"a":{' + b",".join(b'"x%d":1' % n for n in range(1_000)) + b"}}", "over 1000 members"),
+        (b'{"addresses":[' + b",".join([b"[]"] * 10_000) + b"]}", "over 10000 objects and lists"),
+        (b"[" + b",".join([b"{}"] * 10_000) + b"]", "over 10000 objects and lists"),
+        (b'{"addresses":[' + b",".join([b"1"] * 100_000) + b"]}", "body.addresses.0"),
+    ],
+    ids=["members", "inner members", "lists", "objects", "faults"],
+)
+async def test_expensive_bodies(face: HttpFace, body: bytes, said: str) -> None:
+    """What Python would take long to make, or to find fault with, is refused before it is looked at one by one."""
+    refused = problem(await face.call("POST", "/v1/terminals:query", raw=body), 400, "INVALID_REQUEST")
+    assert said in str(refused)
+    assert len(refused["details"]) <= 1
+    many = {"addresses": ["sip:[::1]"] * 9_000 + ["sip:a@[::1]"] * 9_000}
+    problem(await face.call("POST", "/v1/terminals:query", many), 422, "TOO_MANY_ADDRESSES")
+
+
+async def test_a_body_without_a_length_is_bounded(face: HttpFace) -> None:
+    """A body that comes in pieces without end is cut off at the bound."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(middleware.MAX_BODY_BYTES // 65536 + 1):
+            yield b" " * 65536
+
+    headers = {"authorization": f"Bearer {face.keys[APP.id]}", "content-type": "application/json"}
+    response = await face.http.post(f"{face.url}/v1/terminals:query", content=endless(), headers=headers)
+    assert (response.status_code, response.json()["code"]) == (413, "BODY_TOO_LARGE")
+
+
+# Questions.
+
+
+async def test_status(face: HttpFace) -> None:
+    """A question is answered by the presence server; one that accepts an age, from a live streams."""
+    assert (await face.call("GET", STATUS)).json["source"] == "FETCH"
+    async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+        await stream.until("snapshot-complete")
+        await face.core.play(ALICE, BUSY)
+        answer = (await face.call("GET", f"{STATUS}?max_age_s=30&requester=me&colour=blue")).json
+        assert (answer["status"], answer["source"], answer["revision"]) == ("BUSY", "WATCH", 1)
+    records = await face.core.usage_records()
+    assert [(one.operation, one.face, one.requester) for one in records][-1] == ("getStatus", "rest", "me")
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["max_age_s=-1", "max_age_s=86401", "max_age_s=nan", "max_age_s=", "max_age_s=1_0", "requester=" + "a" * 201],
+)
+async def test_status_refuses(face: HttpFace, query: str) -> None:
+    """A query parameter that cannot be used is 400."""
+    problem(await face.call("GET", f"{STATUS}?{query}"), 400, "INVALID_REQUEST")
+
+
+async def test_query(face: HttpFace) -> None:
+    """A query of groups and terminals has one result for each terminal, failed ones too."""
+    from app.domain.addresses import TerminalAddress
+    from app.domain.errors import FetchTimedOut, TerminalStatusError, TerminalUnknown
+    from app.domain.statuses import Status
+
+    def answer(address: TerminalAddress) -> Status | TerminalStatusError | None:
+        return {BOB: TerminalUnknown("No."), "sip:slow@b": FetchTimedOut("Late.")}.get(address, REACHABLE)
+
+    face.core.watcher.answer = answer
+    await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE, BOB]})
+    body = {"addresses": [TEAM, ALICE, "sip:slow@b"], "requester": "me"}
+    answered = await face.call("POST", "/v1/terminals:query", body)
+    results = {one["address"]: one for one in answered.json["results"]}
+    assert {address: one["retrieval_status"] for address, one in results.items()} == {
+        ALICE: "RETRIEVED",
+        BOB: "ERROR",
+        "sip:slow@b": "NOT_RETRIEVED",
+    }
+    assert results[ALICE]["status"]["status"] == "REACHABLE"
+    assert (results[BOB]["status"], results[BOB]["failure"]["code"]) == (None, "TERMINAL_UNKNOWN")
+    lines = await face.call("POST", "/v1/terminals:query", body, headers={"accept": "application/jsonl"})
+    assert lines.headers["content-type"] == "application/jsonl"
+    assert {json.loads(line)["address"] for line in lines.body.splitlines()} == set(results)
+    problem(
+        await face.call("POST", "/v1/terminals:query", {"addresses": ["x"]}, headers={"accept": "application/jsonl"}),
+        400,
+        "INVALID_ADDRESS",
+    )
+
+
+# Streams.
+
+
+async def test_watch(face: HttpFace) -> None:
+    """A stream tells the snapshot, its end with a token as id, changes and liveness."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}&address={BOB}") as stream:
+        assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert stream.response.headers["cache-control"] == "no-store"
+        first, second = await stream.next(), await stream.next()
+        assert {first[2]["address"], second[2]["address"]} == {ALICE, BOB}
+        assert (first[0], first[2]["status"], first[2]["liveness"]) == ("snapshot", None, "UNKNOWN")
+        name, token, data = await stream.next()
+        assert (name, token) == ("snapshot-complete", data["resume_token"])
+        assert token
+        await face.core.play(ALICE, BUSY)
+        _, change = await stream.until("change")
+        assert (change["address"], change["status"], change["revision"]) == (ALICE, "BUSY", 1)
+        _, liveness = await stream.until("liveness")
+        assert (liveness["address"], liveness["liveness"]) == (ALICE, "LIVE")
+
+
+async def test_watch_resumes(face: HttpFace) -> None:
+    """With the last event id only what differs is told; Last-Event-ID goes before the query's token."""
+    path = f"/v1/terminals:watch?address={ALICE}&address={BOB}"
+    async with face.events(path) as stream:
+        await stream.until("snapshot-complete")
+        await face.core.play(ALICE, BUSY)
+        await face.core.play(BOB, REACHABLE)
+        async with face.events(path) as other:
+            token, _ = await other.until("snapshot-complete")
+        await face.core.play(BOB, UNREACHABLE)
+        async with face.events(f"{path}&resume_token=AQ", **{"last-event-id": token}) as resumed:
+            name, _, data = await resumed.next()
+            assert (name, data["address"], data["status"]["status"]) == ("snapshot", BOB, "UNREACHABLE")
+            name, _, data = await resumed.next()
+            assert (name, data["reset"]) == ("snapshot-complete", False)
+
+
+@pytest.mark.parametrize("token", ["%21", "%0A%0Aevent:%20end%0A%0A", "%00", "AQAA", "x" * 40_000], ids=range(5))
+async def test_token_that_cannot_be_used_is_a_reset(face: HttpFace, token: str) -> None:
+    """A token or last event id that cannot be used is no error: the snapshot is whole, and is marked as a reset."""
+    path = f"/v1/terminals:watch?address={ALICE}"
+    async with face.events(path) as keeping:
+        await keeping.until("snapshot-complete")
+        await face.core.play(ALICE, BUSY)
+        ids = [{}, {"last-event-id": token}]
+        for query, headers in zip((f"{path}&resume_token={token}", path), ids, strict=True):
+            async with face.events(query, **headers) as stream:
+                name, _, data = await stream.next()
+                assert (name, data["status"]["status"]) == ("snapshot", "BUSY")
+                name, _, data = await stream.next()
+                assert (name, data["reset"], data["resume_token"] == token) == ("snapshot-complete", True, False)
+
+
+async def test_watch_filters(face: HttpFace) -> None:
+    """Criteria name the statuses whose changes are told."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}&criteria=BUSY") as stream:
+        await stream.until("snapshot-complete")
+        await face.core.play(ALICE, REACHABLE)
+        await face.core.play(ALICE, BUSY)
+        _, change = await stream.until("change")
+        assert change["status"] == "BUSY"
+
+
+async def test_what_is_withdrawn_is_listed(face: HttpFace) -> None:
+    """What was owed to a SOAP subscription that its client has ended is listed as withdrawn."""
+    made = await face.core.subscribe(ALICE, sink=SOAP, check_immediate=True)
+    await face.core.play(ALICE, BUSY)
+    assert (await face.call("DELETE", f"/v1/subscriptions/{made.id}")).status == 204
+    (shown,) = (await face.call("GET", "/v1/notifications?state=WITHDRAWN")).json["notifications"]
+    assert (shown["subscription_id"], shown["state"], shown["next_attempt_at"]) == (made.id, "WITHDRAWN", None)
+    assert shown["settled_at"]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("", "INVALID_REQUEST"),
+        ("address=alice", "INVALID_ADDRESS"),
+        (f"address={ALICE}&criteria=AWAY", "INVALID_REQUEST"),
+        (f"address={ALICE}&min_interval_ms=-1", "INVALID_REQUEST"),
+    ],
+)
+async def test_watch_refuses(face: HttpFace, query: str, code: str) -> None:
+    """What is wrong with the request is a problem, and no stream."""
+    problem(await face.call("GET", f"/v1/terminals:watch?{query}"), 400, code)
+
+
+async def test_watch_ends_when_the_gateway_stops(face: HttpFace) -> None:
+    """A stream that the gateway ends says why, with the token to come again with."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+        await stream.until("snapshot-complete")
+        face.core.watching.end_streams()
+        token, end = await stream.until("end")
+        assert end["reason"] == "GATEWAY_STOPPING"
+        assert token == end["resume_token"] != ""
+        assert await stream.rest() == []
+
+
+async def test_watch_ends_with_the_credentials(face: HttpFace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the credentials are no longer good, the stream ends with that reason; until then comments keep it alive."""
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.02)
+    async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+        await stream.until("snapshot-complete")
+        reading = asyncio.create_task(stream.until("end"))
+        await until(lambda: stream.comments)
+        (key,) = await face.registry.keys(APP.id)
+        await face.core.store.delete_key(key.id)
+        face.auth.forget()
+        token, end = await reading
+        assert (token, end["reason"]) == ("", "CREDENTIALS_EXPIRED")
+        assert await stream.rest() == []
+
+
+async def test_an_old_watch_ends(tmp_path: Path) -> None:
+    """A stream as old as one may grow ends with that reason, and the token of what was told."""
+    async with (
+        run_core(await new_database(tmp_path)) as core,
+        http_face(core, max_stream_age_s=0.05) as face,
+        face.events(f"/v1/terminals:watch?address={ALICE}") as stream,
+    ):
+        told, _ = await stream.until("snapshot-complete")
+        token, end = await stream.until("end")
+        assert (end["reason"], token) == ("MAX_AGE", told)
+        assert await stream.rest() == []
+
+
+async def test_watch_of_a_client_that_is_disabled(face: HttpFace) -> None:
+    """A client that is disabled loses its streams at once."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+        await stream.until("snapshot-complete")
+        assert (await face.call("POST", f"/v1/clients/{APP.id}:disable", client=ADMIN.id)).json["disabled"] is True
+        assert (await stream.until("end"))[1]["reason"] == "CREDENTIALS_EXPIRED"
+    problem(await face.call("GET", STATUS), 401, "UNAUTHENTICATED")
+    assert (await face.call("POST", f"/v1/clients/{APP.id}:enable", client=ADMIN.id)).json["disabled"] is False
+    assert (await face.call("GET", STATUS)).status == 200
+
+
+async def test_a_reader_that_leaves_costs_nothing(face: HttpFace) -> None:
+    """When the client leaves, its stream is closed, and what nobody else wants is no longer watched."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+        await stream.until("snapshot-complete")
+        assert face.core.watching.figures()["streams"] == 1
+    await until(lambda: face.core.watching.figures()["streams"] == 0)
+
+
+async def test_a_slow_reader_gets_the_newest(face: HttpFace) -> None:
+    """A reader that stops reading misses changes in between, and gets the newest when it reads on."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+        await stream.until("snapshot-complete")
+        for number in range(200):
+            await face.core.play(ALICE, (REACHABLE, BUSY)[number % 2])
+        await face.core.play(ALICE, UNREACHABLE)
+        while (await stream.until("change"))[1]["status"] != "UNREACHABLE":
+            pass
+
+
+async def test_bookmarks(tmp_path: Path) -> None:
+    """Where nothing changes for a while, a bookmark with a token is told."""
+    tuning = Tuning(bookmark_s=1)
+    async with (
+        run_core(await new_database(tmp_path), tuning=tuning) as core,
+        http_face(core) as face,
+        face.events(f"/v1/terminals:watch?address={ALICE}") as stream,
+    ):
+        await stream.until("snapshot-complete")
+        for _ in range(12):
+            await core.advance(0.25)
+        token, data = await stream.until("bookmark")
+        assert token == data["resume_token"] != ""
+
+
+# Subscriptions and what they are told.
+
+
+async def test_subscription(face: HttpFace) -> None:
+    """A subscription is made, shown, listed, prolonged and ended; its secret is shown once, its token never."""
+    body = {
+        "addresses": [ALICE],
+        "criteria": ["BUSY"],
+        "check_immediate": True,
+        "min_interval_ms": 10,
+        "duration_ms": 60_000,
+        "max_notifications": 3,
+        "correlator": "mine",
+        "sink": {**WEBHOOK, "access_token": "abc", "access_token_expires_at": "2027-01-01T00:00:00+01:00"},
+    }
+    answer = await face.call("POST", "/v1/subscriptions", body)
+    made = answer.json
+    assert (answer.status, answer.headers["location"]) == (201, f"/v1/subscriptions/{made['id']}")
+    assert made["secret"].startswith("whsec_")
+    shown = (await face.call("GET", answer.headers["location"])).json
+    assert shown == {name: value for name, value in made.items() if name != "secret"}
+    assert "abc" not in json.dumps([made, shown])
+    assert shown["sink"] == {
+        **WEBHOOK,
+        "profile": "v1",
+        "signed": True,
+        "with_access_token": True,
+        "access_token_expires_at": "2026-12-31T23:00:00+00:00",
+        "handshake": "none",  # a test event would be signed with a secret that nobody knows yet
+    }
+    (checked,) = face.core.sender.checked
+    assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (made["secret"], "abc")
+    assert (await face.call("GET", "/v1/subscriptions")).json == {"subscriptions": [shown], "next_page_token": ""}
+    renewed = (await face.call("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 120_000})).json
+    assert renewed["expires_at"] > shown["expires_at"]
+    assert (await face.call("DELETE", f"/v1/subscriptions/{made['id']}")).status == 204
+    problem(await face.call("DELETE", f"/v1/subscriptions/{made['id']}"), 404, "SUBSCRIPTION_UNKNOWN")
+    assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
+    (ended,) = (await face.call("GET", "/v1/subscriptions?ended=true")).json["subscriptions"]
+    assert (ended["end_reason"], ended["ended_at"] is None) == ("CANCELLED", False)
+
+
+async def test_creating_is_idempotent(face: HttpFace) -> None:
+    """The same Idempotency-Key, quoted or not, returns what was made first, its secret too; another request is 422."""
+    body = {"addresses": [ALICE], "sink": WEBHOOK}
+    first = await face.call("POST", "/v1/subscriptions", body, headers={"idempotency-key": "k-1"})
+    again = await face.call("POST", "/v1/subscriptions", body, headers={"idempotency-key": '"k-1"'})
+    assert (again.status, again.json) == (201, first.json)
+    other = await face.call(
+        "POST", "/v1/subscriptions", {**body, "addresses": [BOB]}, headers={"idempotency-key": "k-1"}
+    )
+    problem(other, 422, "REQUEST_ID_REUSED")
+    for bad in ("a b", "a" * 65, '"'):
+        problem(
+            await face.call("POST", "/v1/subscriptions", body, headers={"idempotency-key": bad}), 400, "INVALID_REQUEST"
+        )
+
+
+@pytest.mark.parametrize(
+    "more", [{"url": WEBHOOK["url"]}, {"secrets": ["whsec_" + "A" * 32]}, {"access_token": "t"}, {"handshake": "none"}]
+)
+async def test_a_stream_goes_nowhere(face: HttpFace, more: dict[str, Any]) -> None:
+    """What a webhook has is refused where STREAM is asked for."""
+    body = {"addresses": [ALICE], "sink": {"kind": "STREAM", **more}}
+    problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
+    assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
+
+
+@pytest.mark.parametrize("secrets", [[""], ["A" * 32 + " " + "A" * 32], ["A" * 32, ""], ["whsec_"], ["x"]])
+async def test_what_is_no_secret(face: HttpFace, secrets: list[str]) -> None:
+    """Each signing secret must be one, or nothing is made: no webhook is unsigned."""
+    body = {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": secrets}}
+    problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
+    assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
+
+
+async def test_own_secrets_are_not_echoed_to_who_repeats(face: HttpFace) -> None:
+    """A creation with the key of another that named its own secrets does not return them."""
+    own = "whsec_" + "A" * 32
+    body = {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": [own]}}
+    key = {"idempotency-key": "k"}
+    first = await face.call("POST", "/v1/subscriptions", body, headers=key)
+    assert (await face.call("POST", "/v1/subscriptions", body, headers=key)).json == first.json
+    without = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK}, headers=key)
+    problem(without, 422, "REQUEST_ID_REUSED")
+    assert own not in without.body.decode()
+
+
+async def test_own_secrets_and_streams(face: HttpFace) -> None:
+    """A client's own secrets are taken and not shown; a subscription without a sink has none."""
+    own = "whsec_" + "A" * 32
+    made = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": [own]}})
+    assert (made.json["secret"], own in made.body.decode()) == (None, False)
+    made = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "correlator": "c"})
+    assert (made.json["secret"], made.json["sink"]["kind"]) == (None, "STREAM")
+    problem(
+        await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "correlator": "c"}),
+        409,
+        "DUPLICATE_CORRELATOR",
+    )
+    assert (await face.call("POST", "/v1/subscriptions:cancel", {"correlator": "c"})).status == 204
+    problem(await face.call("POST", "/v1/subscriptions:cancel", {"correlator": "c"}), 404, "SUBSCRIPTION_UNKNOWN")
+
+
+async def test_rotating_a_secret(face: HttpFace) -> None:
+    """A webhook gets a new secret, which is shown this once; one's own is not shown; the old one goes when told."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
+    path, own = f"/v1/subscriptions/{made['id']}:rotate-secret", "whsec_" + "A" * 32
+
+    async def secrets() -> list[str]:
+        found = await face.core.store.subscription(made["id"])
+        return str(found.sink.parameters[SINK_SECRETS]).split()
+
+    first = await face.call("POST", path)
+    assert (first.status, await secrets()) == (200, [first.json["secret"], made["secret"]])
+    assert first.json == {**made, "secret": first.json["secret"]}
+    second = (await face.call("POST", path, {"secret": own})).json
+    assert (second["secret"], await secrets()) == (None, [own, first.json["secret"]])
+    third = (await face.call("POST", path, {"drop_old": True, "requester": "tel:+1"})).json
+    assert (third["secret"], await secrets()) == (None, [own])
+    problem(await face.call("POST", path, {"secret": "x"}), 400, "SINK_REFUSED")
+    for bad in ({"secret": "x" * 101}, {"drop_old": 1}, {"secrets": [own]}):
+        problem(await face.call("POST", path, bad), 400, "INVALID_REQUEST")
+    stream = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json
+    problem(await face.call("POST", f"/v1/subscriptions/{stream['id']}:rotate-secret"), 400, "SINK_REFUSED")
+
+
+@pytest.mark.parametrize(
+    "sink",
+    [
+        {"kind": "SOAP", "url": "https://example.com"},
+        {"kind": "WEBHOOK", "url": "https://example.com", "profile": "camara"},
+        {"kind": "WEBHOOK", "url": "https://example.com/" + "a" * 2000},
+        {"kind": "WEBHOOK", "url": "https://example.com", "secrets": ["a", "b", "c"]},
+        {"kind": "WEBHOOK", "url": "https://example.com", "access_token_expires_at": 5},
+        {"kind": "WEBHOOK", "url": "https://example.com", "access_token_expires_at": "2027-01-01T00:00:00"},
+        {"kind": "WEBHOOK", "url": "https://example.com", "handshake": "hello"},
+    ],
+)
+async def test_bad_sinks(face: HttpFace, sink: dict[str, Any]) -> None:
+    """A sink that REST does not take is 400, and nothing is made."""
+    problem(await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": sink}), 400, "INVALID_REQUEST")
+    assert face.core.sender.checked == []
+
+
+async def test_faults_name_the_fields_of_rest(face: HttpFace) -> None:
+    """What gRPC calls otherwise has its REST name."""
+    for field in ("duration_ms", "min_interval_ms"):
+        refused = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], field: 2**40})
+        assert refused.json["details"]["field"] == field
+
+
+async def test_pages(face: HttpFace) -> None:
+    """A list comes in pages, each thing once; a token of another list, or one that is none, is 400."""
+    made = [(await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json["id"] for _ in range(5)]
+    seen, token = [], ""
+    while True:
+        page = (await face.call("GET", f"/v1/subscriptions?page_size=2&page_token={token}")).json
+        seen += [one["id"] for one in page["subscriptions"]]
+        if not (token := page["next_page_token"]):
+            break
+    assert sorted(seen) == sorted(made)
+    for query in ("page_token=x", "page_size=0", "page_size=1001", "page_token=" + "a" * 5000):
+        problem(await face.call("GET", f"/v1/subscriptions?{query}"), 400, "INVALID_REQUEST")
+
+
+async def test_notifications(face: HttpFace) -> None:
+    """What a subscription was told is listed with what it said; one that was given up is sent again."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "check_immediate": True})).json
+    await face.core.play(ALICE, BUSY)
+    listed = (await face.call("GET", f"/v1/notifications?subscription_id={made['id']}&state=DELIVERED")).json
+    (told,) = listed["notifications"]
+    assert [(one["address"], one["status"]) for one in told["changes"]] == [(ALICE, "BUSY")]
+    assert (await face.call("GET", f"/v1/notifications/{told['id']}")).json == told
+    assert (await face.call("GET", f"/v1/notifications/{told['id']}/attempts")).json == {"attempts": []}
+    assert (await face.call("GET", "/v1/notifications?state=DEAD")).json["notifications"] == []
+    again = await face.call("POST", "/v1/notifications:sendAgain", {"notification_ids": [told["id"]]})
+    assert again.json == {"sent_again": 0}
+    problem(await face.call("GET", "/v1/notifications/none"), 404, "NOTIFICATION_UNKNOWN")
+
+
+# Groups.
+
+
+async def test_groups(face: HttpFace) -> None:
+    """A group is made, shown, listed, changed and deleted; its ETag guards against changes that were not seen."""
+    made = await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
+    assert (made.status, made.json["members"], made.json["version"]) == (201, [ALICE], 1)
+    path, tag = f"/v1/groups/{TEAM}", made.headers["etag"]
+    assert (await face.call("GET", path)).json == made.json
+    unchanged = await face.call("GET", path, headers={"if-none-match": tag})
+    assert (unchanged.status, unchanged.headers["etag"], unchanged.body) == (304, tag, b"")
+    assert (await face.call("GET", path, headers={"if-none-match": "*"})).status == 304
+    assert (await face.call("GET", "/v1/groups")).json["groups"] == [made.json]
+    changed = await face.call("PUT", f"{path}/members", {"members": [BOB]}, headers={"if-match": f'"x", {tag}'})
+    assert (changed.json["members"], changed.json["version"]) == ([BOB], 2)
+    for stale in (tag, f"W/{changed.headers['etag']}", '"2"', "x"):
+        problem(
+            await face.call("PUT", f"{path}/members", {"members": []}, headers={"if-match": stale}),
+            412,
+            "GROUP_CHANGED",
+        )
+    assert (await face.call("PUT", f"{path}/members", {"members": [BOB]}, headers={"if-match": "*"})).status == 200
+    assert (await face.call("POST", f"{path}/members:add", {"members": [ALICE]})).json["members"] == [BOB, ALICE]
+    assert (await face.call("POST", f"{path}/members:remove", {"members": [BOB]})).json["members"] == [ALICE]
+    stale = {"if-match": tag}
+    for method, where, body in (
+        ("POST", f"{path}/members:add", {"members": [BOB]}),
+        ("POST", f"{path}/members:remove", {"members": [ALICE]}),
+        ("DELETE", path, None),
+    ):
+        problem(await face.call(method, where, body, headers=stale), 412, "GROUP_CHANGED")
+    fresh = (await face.call("GET", path)).headers["etag"]
+    for verb, left in (("add", [ALICE, BOB]), ("remove", [ALICE])):
+        done = await face.call("POST", f"{path}/members:{verb}", {"members": [BOB]}, headers={"if-match": fresh})
+        assert done.json["members"] == left
+        fresh = done.headers["etag"]
+    problem(await face.call("POST", f"{path}/members:add", {"members": []}), 400, "INVALID_REQUEST")
+    problem(await face.call("POST", "/v1/groups", {"address": TEAM, "members": []}), 409, "GROUP_EXISTS")
+    problem(await face.call("GET", STATUS.replace(ALICE, TEAM)), 422, "GROUP_NOT_ALLOWED")
+    assert (await face.call("DELETE", path, headers={"if-match": fresh})).status == 204
+    problem(await face.call("GET", path), 404, "GROUP_UNKNOWN")
+
+
+# Usage.
+
+
+async def test_usage(face: HttpFace) -> None:
+    """Usage records are listed, and exported as JSON Lines and CSV, in which no cell is a formula."""
+    await face.call("GET", f"{STATUS}?requester==cmd()")
+    await face.call("GET", f"{STATUS}?requester=a,%22b")
+    await face.core.usage_records()
+    listed = (await face.call("GET", "/v1/usage-records")).json["usage_records"]
+    assert [one["requester"] for one in listed] == ["=cmd()", 'a,"b']
+    lines = await face.call("GET", "/v1/usage-records:export")
+    assert lines.headers["content-type"] == "application/jsonl"
+    assert [json.loads(line) for line in lines.body.splitlines()] == listed
+    table = await face.call("GET", "/v1/usage-records:export?format=csv")
+    assert table.headers["content-type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(io.StringIO(table.body.decode(), newline="")))
+    assert [row["requester"] for row in rows] == ["'=cmd()", 'a,"b']
+    assert list(rows[0]) == list(listed[0])
+    later = "2099-01-01T00:00:00Z"
+    assert (await face.call("GET", f"/v1/usage-records?since={later}")).json["usage_records"] == []
+    assert (await face.call("GET", f"/v1/usage-records:export?since={later}&format=csv")).body.count(b"\n") == 1
+    for bad in ("5", "yesterday", "2026-01-01T00:00:00", "0001-01-01T00:00:00%2B14:00"):
+        problem(await face.call("GET", f"/v1/usage-records?since={bad}"), 400, "INVALID_REQUEST")
+
+
+# Operators.
+
+
+async def test_only_operators_administer(face: HttpFace) -> None:
+    """What is the operator's is 403 for others."""
+    for method, path, body in (
+        ("GET", "/v1/watches", None),
+        ("POST", f"/v1/watches/{ALICE}:refresh", None),
+        ("GET", "/v1/clients", None),
+        ("POST", "/v1/clients", {"name": "Mine"}),
+        ("POST", f"/v1/clients/{OTHER.id}:rotateKey", {}),
+        ("POST", f"/v1/clients/{OTHER.id}:disable", None),
+        ("DELETE", f"/v1/clients/{OTHER.id}", None),
+    ):
+        problem(await face.call(method, path, body), 403, "NOT_PERMITTED")
+
+
+async def test_clients(face: HttpFace) -> None:
+    """A client is made with a key, listed, given another key, and deleted with what is its."""
+    body = {"name": "Call centre", "limits": {"max_subscriptions": 1, "busy_available": False}}
+    made = await face.call("POST", "/v1/clients", body, client=ADMIN.id)
+    assert (made.status, made.json["client"]["limits"]) == (201, body["limits"])
+    face.keys["new"] = made.json["api_key"]
+    new = made.json["client"]["id"]
+    assert (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]}, client="new")).status == 201
+    problem(
+        await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]}, client="new"),
+        429,
+        "TOO_MANY_SUBSCRIPTIONS",
+    )
+    rotated = await face.call("POST", f"/v1/clients/{new}:rotateKey", {"overlap_s": 0}, client=ADMIN.id)
+    problem(await face.call("GET", STATUS, client="new"), 401, "UNAUTHENTICATED")
+    face.keys["new"] = rotated.json["api_key"]
+    assert (await face.call("GET", STATUS, client="new")).status == 200
+    listed = (await face.call("GET", "/v1/clients", client=ADMIN.id)).json["clients"]
+    assert "Call centre" in [one["name"] for one in listed]
+    assert face.keys["new"] not in json.dumps(listed)
+    problem(await face.call("POST", "/v1/clients", body, client=ADMIN.id), 409, "CLIENT_EXISTS")
+    problem(
+        await face.call("POST", "/v1/clients", {"name": "x", "limits": {"x": 1}}, client=ADMIN.id),
+        400,
+        "INVALID_REQUEST",
+    )
+    assert (await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id)).json == {"ended_subscriptions": 1}
+    problem(await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id), 404, "CLIENT_UNKNOWN")
+
+
+async def test_watches(face: HttpFace) -> None:
+    """An operator sees the watches, and has one asked about now."""
+    answer = await face.call("GET", "/v1/watches", client=ADMIN.id)
+    assert answer.json == {"watches": [], "next_page_token": "", "total": 0}
+    assert (await face.call("POST", f"/v1/watches/{ALICE}:refresh", client=ADMIN.id)).status == 204
+    assert f"refresh {ALICE}" in face.core.watcher.asked
+
+
+async def test_a_store_that_is_away(face: HttpFace) -> None:
+    """While the database is away, what needs it is 503 and retryable."""
+    assert (await face.call("GET", STATUS)).status == 200  # the credentials are known now
+    face.core.store.away = True
+    found = problem(await face.call("GET", "/v1/subscriptions"), 503, "STORE_UNAVAILABLE")
+    assert found["retryable"] is True
+
+
+def test_the_face_is_http() -> None:
+    """Nothing of a webhook's kind is taken over REST but WEBHOOK and STREAM."""
+    from app.rest.schemas import SinkRequest
+
+    kinds = SinkRequest.model_json_schema()["properties"]["kind"]["enum"]
+    assert set(kinds) == {SinkKind.STREAM.value, SinkKind.WEBHOOK.value}

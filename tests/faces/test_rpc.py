@@ -1,0 +1,461 @@
+"""The gRPC face in process: a real server and channel on loopback, the real service over a fake watcher."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+import structlog.testing
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped, unused-ignore]
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from grpc_status import rpc_status
+
+from app.core.fetcher import FetchService
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    GatewayOverloaded,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+)
+from app.domain.records import ANONYMOUS, Client
+from app.domain.statuses import Source, Status, TerminalStatus
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
+from app.ports import Notification
+from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, UseCases, create_server
+from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
+
+ALICE = "sip:alice@example.com"
+LIMIT_S = 5
+PROTOS = sorted((Path(__file__).parent.parent.parent / "proto").rglob("*.proto"))
+
+
+class SilentWatcher(FakeWatcher):
+    """Never answers, and says when it was asked and when the question was given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_asked = asyncio.Event()
+        self.was_given_up = asyncio.Event()
+
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+        self.was_asked.set()
+        try:
+            return await asyncio.Future()
+        finally:
+            self.was_given_up.set()
+
+
+def use_cases_of(service: FetchService) -> UseCases:
+    """GetStatus for everybody; the other use cases are for `test_rpc_services.py`."""
+
+    class Open:
+        def known(self, authorization: str, *, confined: bool = False) -> Client:
+            return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=OBSERVED_AT)
+
+    class Questions:
+        def at_once(self, client: Client, address: str, **how: Any) -> None:
+            """Nothing is watched."""
+
+        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
+            return await service.get_status(address)
+
+    absent: Any = None
+    return UseCases(
+        auth=cast("Any", Open()),
+        queries=cast("Any", Questions()),
+        watching=absent,
+        subscriptions=absent,
+        groups=absent,
+        deliveries=absent,
+        usage=absent,
+        administration=absent,
+    )
+
+
+@asynccontextmanager
+async def channel_to(
+    service: FetchService,
+    *,
+    stopping: asyncio.Event | None = None,
+    calls: set[asyncio.Task[Any]] | None = None,
+    health_poll_s: float = 1,
+) -> AsyncIterator[grpc.aio.Channel]:
+    server = create_server(service, use_cases_of(service), stopping=stopping, calls=calls, health_poll_s=health_poll_s)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+            yield channel
+    finally:
+        await server.stop(None)
+
+
+async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    """The code, the message and the details by message name that a call failed with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    details = {}
+    for message in (ErrorInfo(), RetryInfo(), BadRequest()):
+        for packed in getattr(rpc_status.from_call(cast("grpc.Call", caught.value)), "details", ()):
+            if packed.Unpack(message):
+                details[message.DESCRIPTOR.name] = message
+    return caught.value.code(), caught.value.details() or "", details
+
+
+async def cancellation_of(call: Any) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+def call_raw(channel: grpc.aio.Channel, method: str, request: bytes) -> Any:
+    call: Any = channel.unary_unary(method)
+    return call(request)
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:
+    """The stub of grpc.health.v1, whose published types lack its methods."""
+    return HealthStub(channel)
+
+
+def all_errors(base: type[TerminalStatusError] = TerminalStatusError) -> Iterator[type[TerminalStatusError]]:
+    for error in base.__subclasses__():
+        yield error
+        yield from all_errors(error)
+
+
+async def get_status(watcher: FakeWatcher, address: str = ALICE) -> pb.TerminalStatus:
+    async with channel_to(make_service(watcher)) as channel:
+        response = await TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=address))
+    return response.status
+
+
+async def failed_get_status(watcher: FakeWatcher, address: str = ALICE) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    return await failure_of(get_status(watcher, address))
+
+
+@pytest.mark.parametrize(
+    ("document", "status"),
+    [(OPEN, pb.STATUS_REACHABLE), (ON_THE_PHONE, pb.STATUS_BUSY), (b"", pb.STATUS_UNREACHABLE)],
+)
+async def test_answers_each_status(document: bytes, status: pb.Status.ValueType) -> None:
+    """GetStatus tells the status, the canonical address, the time to the microsecond and the source."""
+    answer = await get_status(FakeWatcher(lambda _: document), "SIP:alice@EXAMPLE.com")
+    assert status == answer.status
+    assert answer.address == ALICE
+    assert answer.observed_at.ToDatetime(OBSERVED_AT.tzinfo) == OBSERVED_AT
+    assert answer.source == pb.SOURCE_FETCH
+
+
+def test_every_status_and_source_of_the_domain_has_a_wire_value() -> None:
+    """Each domain status and source stands in the contract under its own name."""
+    assert {"UNSPECIFIED", *(status.name for status in Status)} == {
+        name.removeprefix("STATUS_")
+        for name in pb.Status.keys()  # noqa: SIM118 - no mapping
+    }
+    assert {"UNSPECIFIED", *(source.name for source in Source)} == {
+        name.removeprefix("SOURCE_")
+        for name in pb.Source.keys()  # noqa: SIM118 - no mapping
+    }
+
+
+def test_the_error_table_is_total() -> None:
+    """Every domain error, and nothing else, has a gRPC code."""
+    assert set(CODES) == set(all_errors())
+
+
+def test_the_contract_tells_the_error_table() -> None:
+    """Each domain error stands in the comments of the contract with its gRPC code, and with no other."""
+    table = {error.code: code.name for error, code in CODES.items()}
+    table |= {"GATEWAY_STOPPING": "UNAVAILABLE", "INTERNAL_ERROR": "INTERNAL"}
+    text = " ".join([proto.read_text("utf-8").replace("//", " ") for proto in PROTOS])
+    codes = "|".join(code.name for code in grpc.StatusCode)
+    told = set(re.findall(rf"\b({codes})\s+({'|'.join(table)})\b", text))
+    assert told == {(code, reason) for reason, code in table.items()}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TerminalUnknown, grpc.StatusCode.NOT_FOUND),
+        (WatcherRefused, grpc.StatusCode.PERMISSION_DENIED),
+        (WatcherUnauthenticated, grpc.StatusCode.PERMISSION_DENIED),
+        (FetchTimedOut, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (PresenceUnavailable, grpc.StatusCode.UNAVAILABLE),
+        (WatcherRestarting, grpc.StatusCode.UNAVAILABLE),
+        (GatewayOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (PresenceMisconfigured, grpc.StatusCode.INTERNAL),
+        (DocumentUnreadable, grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_maps_each_domain_error(error: type[TerminalStatusError], code: grpc.StatusCode) -> None:
+    """A domain error arrives as its gRPC code, with the error's message, code and details in ErrorInfo."""
+    raised = error("It went wrong.", sip_code="499")
+    actual_code, message, details = await failed_get_status(FakeWatcher(lambda _: raised))
+    assert code == actual_code
+    assert message == "It went wrong."
+    info = ErrorInfo(reason=error.code, domain=ERROR_DOMAIN, metadata={"sip_code": "499", "address": ALICE})
+    assert details == {"ErrorInfo": info}
+
+
+async def test_says_when_to_retry() -> None:
+    """A known wait arrives as RetryInfo."""
+    raised = PresenceUnavailable("Later.", retry_after_s=2.5)
+    _, _, details = await failed_get_status(FakeWatcher(lambda _: raised))
+    assert details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
+
+
+@pytest.mark.parametrize("address", ["", "alice", "sip:" + "a" * 10_000 + "@example.com", "sip:älice@example.com"])
+async def test_refuses_an_invalid_address(address: str) -> None:
+    """An address that is none is INVALID_ARGUMENT naming the field, and nobody is asked."""
+    watcher = FakeWatcher()
+    code, message, details = await failed_get_status(watcher, address)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details["ErrorInfo"].reason == "INVALID_ADDRESS"
+    (violation,) = details["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("address", message)
+    assert watcher.asked == []
+
+
+async def test_an_unexpected_exception_becomes_a_reference() -> None:
+    """The caller of a failing gateway gets a reference that the log has too, and nothing of the exception."""
+
+    def fail(_: TerminalAddress) -> bytes:
+        raise RuntimeError("the secret")
+
+    with structlog.testing.capture_logs() as logs:
+        code, message, details = await failed_get_status(FakeWatcher(fail))
+    assert code == grpc.StatusCode.INTERNAL
+    assert details["ErrorInfo"].reason == "INTERNAL_ERROR"
+    reference = details["ErrorInfo"].metadata["reference"]
+    assert reference in message
+    (entry,) = [log for log in logs if log["event"] == "unexpected_error"]
+    assert entry["reference"] == reference
+    assert isinstance(entry["exc_info"], RuntimeError)
+    for text in (message, str(details)):
+        assert "secret" not in text
+        assert "Traceback" not in text
+
+
+async def test_a_cancelled_call_gives_up_its_fetch() -> None:
+    """When the only caller cancels, the question to the presence server is given up."""
+    watcher = SilentWatcher()
+    async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
+        call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
+        asking = asyncio.ensure_future(cancellation_of(call))
+        await watcher.was_asked.wait()
+        call.cancel()
+        await watcher.was_given_up.wait()
+        await asking
+
+
+async def test_a_vanished_client_gives_up_its_fetch() -> None:
+    """When the only caller's connection goes, the question to the presence server is given up."""
+    watcher = SilentWatcher()
+    async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
+        call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
+        asking = asyncio.ensure_future(cancellation_of(call))
+        await watcher.was_asked.wait()
+        await channel.close()
+        await watcher.was_given_up.wait()
+        await asking
+
+
+async def test_the_callers_deadline_ends_the_call() -> None:
+    """A deadline of the caller's ends the call and gives up its fetch."""
+    watcher = SilentWatcher()
+    async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
+        call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE), timeout=0.5)
+        code, _, _ = await failure_of(call)
+        assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+        await watcher.was_given_up.wait()
+
+
+async def test_a_call_given_up_when_stopping_says_so() -> None:
+    """A question that is still open when its time to end is over is UNAVAILABLE, with a reason of its own."""
+    watcher, stopping = SilentWatcher(), asyncio.Event()
+    calls: set[asyncio.Task[Any]] = set()
+    async with (
+        asyncio.timeout(LIMIT_S),
+        channel_to(make_service(watcher), stopping=stopping, calls=calls) as channel,
+    ):
+        failure = asyncio.ensure_future(
+            failure_of(TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE)))
+        )
+        await watcher.was_asked.wait()
+        stopping.set()
+        (call,) = calls
+        call.cancel()
+        code, _, details = await failure
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert details["ErrorInfo"] == ErrorInfo(reason="GATEWAY_STOPPING", domain=ERROR_DOMAIN)
+        await watcher.was_given_up.wait()
+    assert calls == set()
+
+
+async def test_a_client_that_leaves_a_stopping_gateway() -> None:
+    """A caller that cancels while the gateway stops is let go without a word in the log."""
+    watcher, stopping = SilentWatcher(), asyncio.Event()
+    stopping.set()
+    calls: set[asyncio.Task[Any]] = set()
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            channel_to(make_service(watcher), stopping=stopping, calls=calls) as channel,
+        ):
+            call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
+            asking = asyncio.ensure_future(cancellation_of(call))
+            await watcher.was_asked.wait()
+            (handled,) = calls
+            call.cancel()
+            await asking
+            await asyncio.wait({handled})
+    assert logs == []
+
+
+@pytest.mark.parametrize("size", [MAX_REQUEST_BYTES, 10_000_000])
+async def test_refuses_an_oversized_request(size: int) -> None:
+    """A request over the bound is refused before it is read, and the next one on the connection is answered."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        stub = TerminalStatusServiceStub(channel)
+        code, _, _ = await failure_of(stub.GetStatus(pb.GetStatusRequest(address="a" * size)))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.GetStatus(pb.GetStatusRequest(address=ALICE))).status.address == ALICE
+
+
+async def test_refuses_bytes_that_are_no_request() -> None:
+    """Bytes that are no GetStatusRequest are the caller's mistake."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        code, message, details = await failure_of(call_raw(channel, f"/{SERVICE_NAME}/GetStatus", b"\xff\xff"))
+    assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert message == "These bytes are no GetStatusRequest."
+
+
+@pytest.mark.parametrize("method", [f"/{SERVICE_NAME}/Nothing", "/terminalstatus.v9.TerminalStatusService/GetStatus"])
+async def test_refuses_an_unknown_method(method: str) -> None:
+    """A method or service that is not there is UNIMPLEMENTED."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        code, _, _ = await failure_of(call_raw(channel, method, b""))
+    assert code == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("name", ["", *SERVICE_NAMES])
+async def test_health_is_whether_the_presence_server_could_be_asked(name: str) -> None:
+    """Health of the server and of the service follows the watcher's readiness."""
+    watcher = FakeWatcher()
+    async with channel_to(make_service(watcher)) as channel:
+        question = HealthCheckRequest(service=name)
+        assert (await health_of(channel).Check(question)).status == HealthCheckResponse.SERVING
+        watcher.ready = False
+        assert (await health_of(channel).Check(question)).status == HealthCheckResponse.NOT_SERVING
+
+
+async def test_health_of_the_service_follows_the_presence_server() -> None:
+    """One that is away makes TerminalStatusService not serve; the process and the other services do."""
+    watcher = FakeWatcher(presence_up=False)
+    async with channel_to(make_service(watcher)) as channel:
+        for up in (False, True):
+            watcher.presence_up = up
+            checks = {
+                name: (await health_of(channel).Check(HealthCheckRequest(service=name))).status
+                for name in ("", *SERVICE_NAMES)
+            }
+            serving = {name for name, status in checks.items() if status == HealthCheckResponse.SERVING}
+            assert set(checks) - serving == (set() if up else {SERVICE_NAME})
+
+
+async def test_health_of_an_unknown_service_is_not_found() -> None:
+    """A health check of a service that is not there is NOT_FOUND, as grpc.health.v1 wants."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        code, _, _ = await failure_of(health_of(channel).Check(HealthCheckRequest(service="nothing")))
+    assert code == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_health_watch_tells_changes_and_ends_with_the_server() -> None:
+    """A health watch tells the health now, then each change; stopping is a last change, and does not wait for it."""
+    watcher, stopping = FakeWatcher(), asyncio.Event()
+    async with (
+        asyncio.timeout(LIMIT_S),
+        channel_to(make_service(watcher), stopping=stopping, health_poll_s=0.01) as channel,
+    ):
+        watch = health_of(channel).Watch(HealthCheckRequest(service=SERVICE_NAME))
+        assert (await watch.read()).status == HealthCheckResponse.SERVING
+        watcher.ready = False
+        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        watcher.ready = True
+        assert (await watch.read()).status == HealthCheckResponse.SERVING
+        stopping.set()
+        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        assert await watch.read() == grpc.aio.EOF
+
+
+async def test_health_watches_share_one_look() -> None:
+    """One task looks for a hundred health watches, each of which gets each change; it ends with the last watch."""
+
+    def looking() -> int:
+        return len([task for task in asyncio.all_tasks() if task.get_name() == "health"])
+
+    watcher = FakeWatcher()
+    async with asyncio.timeout(LIMIT_S), channel_to(make_service(watcher), health_poll_s=0.01) as channel:
+        watches = [health_of(channel).Watch(HealthCheckRequest(service=name)) for name in ["", SERVICE_NAME] * 50]
+        for watch in watches:
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+        assert looking() == 1
+        watcher.ready = False
+        for watch in watches:
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        for watch in watches:
+            watch.cancel()
+        while looking():  # noqa: ASYNC110 - it ends by itself
+            await asyncio.sleep(0)
+
+
+async def test_a_health_watch_of_an_unknown_service_stays_open() -> None:
+    """A health watch of a service that is not there tells SERVICE_UNKNOWN, as grpc.health.v1 wants."""
+    async with asyncio.timeout(LIMIT_S), channel_to(make_service(FakeWatcher())) as channel:
+        watch = health_of(channel).Watch(HealthCheckRequest(service="nothing"))
+        assert (await watch.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
+        assert not watch.done()
+
+
+async def test_reflection_lists_the_services() -> None:
+    """Tools find the services, and the contract of ours, by reflection."""
+    async with channel_to(make_service(FakeWatcher())) as channel:
+        requests = [
+            ServerReflectionRequest(list_services=""),
+            ServerReflectionRequest(file_containing_symbol=SERVICE_NAME),
+        ]
+        stub: Any = ServerReflectionStub(cast("grpc.Channel", channel))  # its published types know no grpc.aio
+        answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert names == {*SERVICE_NAMES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert pb.DESCRIPTOR.serialized_pb in answers[1].file_descriptor_response.file_descriptor_proto
+
+
+async def test_a_taken_port_is_an_error() -> None:
+    """Two servers cannot share a port without noticing."""
+    service = make_service(FakeWatcher())
+    first = create_server(service, use_cases_of(service))
+    port = first.add_insecure_port("127.0.0.1:0")
+    await first.start()
+    second = create_server(service, use_cases_of(service))
+    try:
+        with pytest.raises(RuntimeError):
+            second.add_insecure_port(f"127.0.0.1:{port}")
+    finally:
+        await first.stop(None)
+        await second.stop(None)

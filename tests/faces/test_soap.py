@@ -1,0 +1,827 @@
+"""The Parlay X face: exact answers, every fault, hostile requests, and a stub generator's view of the WSDL."""
+
+import asyncio
+import gc
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import structlog
+import uvicorn
+import zeep
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message
+
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    GatewayOverloaded,
+    InvalidAddress,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherRestarting,
+    WatcherUnauthenticated,
+)
+from app.domain.statuses import Source, Status, TerminalStatus
+from soap_compat.documents import SERVICES
+from soap_compat.envelope import MAX_DEPTH, MAX_ELEMENTS, MAX_TAG_BYTES, SLICE, SLICES_AT_ONCE, Request
+from soap_compat.faults import FAULTS, TEXTS, SoapFault
+from soap_compat.schema import INTERFACES, STATUS_WORDS
+from tests.support.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
+from tests.support.soap import (
+    ALICE,
+    COMMON,
+    LOCAL,
+    MANAGER,
+    SOAP,
+    TYPES,
+    WSDL,
+    Reply,
+    call,
+    envelope,
+    face,
+    payload,
+    valid,
+    wrapped,
+)
+
+GET_STATUS = envelope(payload()).encode()
+
+
+def make_app(watcher: FakeWatcher, **options: Any) -> ASGIApp:
+    return face(make_service(watcher).get_status, **options)
+
+
+def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -> ASGIApp:
+    return make_app(FakeWatcher(answer=lambda _: answer), **options)
+
+
+# --- the wire
+
+
+@pytest.mark.parametrize(
+    ("document", "word"), [(OPEN, "Reachable"), (b"", "Unreachable"), (ON_THE_PHONE, "Busy")], ids=STATUS_WORDS.values()
+)
+async def test_result(document: bytes, word: str) -> None:
+    """A status is answered in a wrapper and a `result` that are both qualified, valid against the published schema."""
+    valid(etree.fromstring(payload()))
+    reply = await call(app_for(document), GET_STATUS)
+    valid(reply.content)
+    (result,) = reply.content
+    assert (reply.content.tag, result.tag, result.text) == (
+        f"{{{LOCAL}}}getStatusResponse",
+        f"{{{LOCAL}}}result",
+        word,
+    )
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/xml; charset=utf-8")
+    assert reply.headers["content-length"] == str(len(reply.body))
+
+
+@pytest.mark.parametrize("version", ["v2_0", "v2_2", "v2_3", "v2_10", "v3_0", "v3_1"])
+async def test_dialect(version: str) -> None:
+    """Any 2.x or 3.x is answered in the version it was asked in, results and faults alike."""
+    local, common = LOCAL.replace("v2_2", version), COMMON.replace("v2_1", f"v{version[1]}_1")
+    body = envelope(payload(local=local)).encode()
+    reply = await call(app_for(), body)
+    assert {element.tag for element in reply.content.iter()} == {f"{{{local}}}getStatusResponse", f"{{{local}}}result"}
+    assert LOCAL.encode() not in reply.body or local == LOCAL
+    refused = await call(app_for(WatcherRefused("No.")), body)
+    assert refused.declared == (f"{{{common}}}PolicyException", "POL0002", ALICE)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"<address>{ALICE}</address>",
+        f'<t:address xmlns:t="{TYPES}">{ALICE}</t:address>',
+        f"<l:requester>sip:app@example.com</l:requester><l:address>{ALICE}</l:address>",
+        f"<l:address>\n  {ALICE}\t</l:address>",
+        "<l:address>sip:<!-- who? -->alice<?pi?>@<![CDATA[example]]>&#46;com</l:address>",
+        f'<l:address xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="xsd:anyURI">{ALICE}</l:address>',
+        f'<l:address xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:nil="false">{ALICE}</l:address>',
+        f'<l:address address="sip:mallory@example.com" id="a">{ALICE}</l:address>',
+    ],
+)
+async def test_lenient(address: str) -> None:
+    """Whoever qualifies the parts otherwise, or adds what the contract does not know, is understood all the same."""
+    watcher = FakeWatcher()
+    reply = await call(make_app(watcher), envelope(payload(address)).encode())
+    assert (reply.result, watcher.asked) == ("getStatusResponse:Reachable", [ALICE])
+
+
+@pytest.mark.parametrize("action", ["", '""', '"getStatus"', "http://www.csapi.org/anything"])
+async def test_soap_action(action: str) -> None:
+    """SOAPAction carries nothing and may hold anything."""
+    assert (await call(app_for(), GET_STATUS, soapaction=action)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "content_type"),
+    [
+        ("", "utf-8", "text/xml"),
+        ("", "utf-8", 'application/xml; action=x; CHARSET="UTF-8"'),
+        ("", "utf-8-sig", "text/xml; charset=utf-8"),
+        ("", "utf-16", "text/xml"),
+        ('<?xml version="1.0" encoding="UTF-16"?>', "utf-16", "text/xml; charset=utf-16"),
+        ('<?xml version="1.0" encoding="UTF-16"?>', "utf-16", "text/xml; charset=utf-8"),
+        ("", "utf-16-le", "text/xml; charset=utf-16le"),
+        ('<?xml version="1.0" encoding="UTF-8"?>', "iso-8859-1", "text/xml; charset=ISO-8859-1"),
+        ('<?xml version="1.0" encoding="ISO-8859-1"?>', "iso-8859-1", "text/xml"),
+        ("", "utf-8", "text/xml; charset=UTF8"),
+        ("", "utf-8", "text/xml; charset='utf-8'"),
+        ("", "utf-16", "text/xml; charset=utf16"),
+        ("", "iso-8859-1", "text/xml; charset=latin1"),
+        ("", "iso-8859-1", "text/xml;charset=ISO8859-1"),
+        ("", "windows-1252", "text/xml; charset=Windows-1252"),
+        ('<?xml version="1.0" encoding="windows-1252"?>', "windows-1252", "text/xml"),
+        ('<?xml version="1.0" encoding="cp1252"?>', "windows-1252", "text/xml"),
+        ('<?xml version="1.0" encoding="latin1"?>', "iso-8859-1", "text/xml"),
+        ('<?xml version="1.0" encoding="utf8"?>', "utf-8", "text/xml"),
+        ('<?xml version="1.0" encoding="UTF8" standalone="yes"?>', "utf-8-sig", "text/xml"),
+    ],
+)
+async def test_encoding(text: str, encoding: str, content_type: str) -> None:
+    """A byte order mark wins over the charset parameter, which wins over the XML declaration (RFC 7303)."""
+    asked = []
+
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
+        asked.append(address)
+        raise InvalidAddress("No.")
+
+    body = (text + envelope(payload("<l:address>sip:jörg@example.com</l:address>"))).encode(encoding)
+    await call(face(get_status), body, content_type=content_type)
+    assert asked == ["sip:jörg@example.com"]
+
+
+async def test_calls_overlap() -> None:
+    """A call that waits for the presence server holds up no other call."""
+    barrier = asyncio.Barrier(3)
+
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
+        await barrier.wait()
+        return TerminalStatus(
+            address=TerminalAddress(address),
+            status=Status.BUSY,
+            observed_at=datetime.now(UTC),
+            source=Source.FETCH,
+        )
+
+    app = face(get_status)
+    async with asyncio.timeout(10):
+        replies = await asyncio.gather(*(call(app, GET_STATUS) for _ in range(3)))
+    assert [reply.result for reply in replies] == ["getStatusResponse:Busy"] * 3
+
+
+# --- faults
+
+
+def domain_errors(error: type[TerminalStatusError] = TerminalStatusError) -> Iterator[type[TerminalStatusError]]:
+    for subclass in error.__subclasses__():
+        if subclass.__module__.startswith("app."):
+            yield subclass
+        yield from domain_errors(subclass)
+
+
+def test_tables_are_total() -> None:
+    """Every domain error has a fault whose text is known, and every status has a word."""
+    assert set(FAULTS) == set(domain_errors())
+    assert {message_id for message_id, _ in FAULTS.values()} <= set(TEXTS)
+    assert set(STATUS_WORDS) == set(Status)
+
+
+GET_STATUS_ERRORS = (
+    InvalidAddress,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherUnauthenticated,
+    FetchTimedOut,
+    PresenceUnavailable,
+    WatcherRestarting,
+    GatewayOverloaded,
+    PresenceMisconfigured,
+    DocumentUnreadable,
+)
+
+
+@pytest.mark.parametrize("error", GET_STATUS_ERRORS, ids=lambda error: error.code)
+async def test_domain_error(error: type[TerminalStatusError]) -> None:
+    """A domain error is a declared fault: the template keeps its placeholder, the variable stands beside it."""
+    expected = {
+        "INVALID_ADDRESS": ("ServiceException", "SVC0002", "address"),
+        "TERMINAL_UNKNOWN": ("ServiceException", "SVC0004", "address"),
+        "WATCHER_REFUSED": ("PolicyException", "POL0002", ALICE),
+        "WATCHER_UNAUTHENTICATED": ("PolicyException", "POL0002", ALICE),
+    }.get(error.code, ("ServiceException", "SVC0001", error.code))
+    reply = await call(app_for(error("Told \x00 plainly.")), GET_STATUS)
+    assert reply.declared == (f"{{{COMMON}}}{expected[0]}", *expected[1:])
+    assert reply.reason.startswith(f"{expected[1]}: ")
+    assert "%1" not in reply.reason
+    assert (
+        reply.reason.endswith(f"{expected[2]}. Told \ufffd plainly.")
+        or error is WatcherRefused
+        or "POL" in (expected[1])
+    )
+    assert "retry-after" not in reply.headers
+
+
+@pytest.mark.parametrize(("retry_after_s", "header"), [(0, "0"), (0.2, "1"), (5, "5"), (59.5, "60")])
+async def test_retry_after(retry_after_s: float, header: str) -> None:
+    """How long to wait, where it is known, is told in whole seconds and never too few."""
+    reply = await call(app_for(PresenceUnavailable("Later.", retry_after_s=retry_after_s)), GET_STATUS)
+    assert reply.declared[1:] == ("SVC0001", "PRESENCE_UNAVAILABLE")
+    assert reply.headers["retry-after"] == header
+
+
+async def test_unexpected_error() -> None:
+    """A bug is told as SVC0001 with a reference that the log has too, and with nothing else."""
+
+    async def get_status(address: str, client_id: str = "") -> TerminalStatus:
+        raise RuntimeError("a secret")
+
+    with structlog.testing.capture_logs() as logs:
+        reply = await call(face(get_status), GET_STATUS)
+    (entry,) = logs
+    assert reply.declared == (f"{{{COMMON}}}ServiceException", "SVC0001", entry["reference"])
+    assert (entry["event"], entry["operation"], entry["exc_info"]) == ("soap_call_failed", "getStatus", True)
+    assert b"secret" not in reply.body
+    assert b"Error" not in reply.body.replace(b"Error code", b"")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "<l:address/>",
+        "<l:address> \n </l:address>",
+        f"<l:address>{ALICE}</l:address><l:address>{ALICE}</l:address>",
+        f"<l:address>{ALICE}</l:address><address>{ALICE}</address>",
+        f"<l:address><l:address>{ALICE}</l:address></l:address>",
+        f"<l:address>{ALICE}<b/></l:address>",
+        f"<l:addresses>{ALICE}</l:addresses>",
+        '<l:address xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:nil="true"/>',
+        "<l:address>alice</l:address>",
+        "<l:address>sip:al ice@example.com</l:address>",
+        f"<l:address>{'a' * 500_000}</l:address>",
+    ],
+    ids=lambda address: address[:60],
+)
+async def test_invalid_address(address: str) -> None:
+    """An address that is missing, repeated, nested, empty or none at all is SVC0002 and names the part."""
+    watcher = FakeWatcher()
+    reply = await call(make_app(watcher), envelope(payload(address)).encode())
+    assert reply.declared == (f"{{{COMMON}}}ServiceException", "SVC0002", "address")
+    assert watcher.asked == []
+    assert len(reply.body) < 2000
+
+
+# --- requests that are none
+
+
+def numbered(name: str, count: int) -> str:
+    """Attributes of these names."""
+    return "".join(f'{name}{number}="u"' for number in range(count))
+
+
+BOMB = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+NOT_UNDERSTOOD = {
+    "nothing": b"",
+    "text": b"Is alice there?",
+    "json": b'{"address": "sip:alice@example.com"}',
+    "binary": bytes(range(256)),
+    "cut": GET_STATUS[:-10],
+    "twice": GET_STATUS * 2,
+    "unbound prefix": envelope("<x:getStatus/>").encode(),
+    "html": b"<html><body>getStatus</body></html>",
+    "invalid utf-8": GET_STATUS.replace(b"alice", b"\xff\xfe"),
+    "doctype": b"<!DOCTYPE e>" + GET_STATUS,
+    "external dtd": b'<!DOCTYPE e SYSTEM "http://127.0.0.1:1/e.dtd">' + GET_STATUS,
+    "external entity": b'<!DOCTYPE e [<!ENTITY a SYSTEM "file:///etc/passwd">]>' + GET_STATUS.replace(b"sip:", b"&a;"),
+    "entity bomb": f'<!DOCTYPE e [<!ENTITY a "lol">{BOMB}]>{envelope(payload("<l:address>&i;</l:address>"))}'.encode(),
+    "undeclared entity": GET_STATUS.replace(b"sip:", b"&a;"),
+    "deep": envelope("<a>" * 100_000 + "</a>" * 100_000).encode(),
+    "many": envelope(payload("<a/>" * MAX_ELEMENTS)).encode(),
+    "many headers": envelope(payload(), f"<e:Header>{'<a/>' * MAX_ELEMENTS}</e:Header>").encode(),
+    "many attributes": envelope(payload(f"<a{numbered(' b', 900)}/>" * 100)).encode(),
+    "long name": envelope(payload(f"<{'a' * 1000}/>")).encode(),
+    "long attribute": envelope(payload(f'<a {"a" * 1000}=""/>')).encode(),
+    "long prefix": envelope(payload(f'<a xmlns:{"a" * 1000}="u"/>')).encode(),
+    "long namespace": envelope(payload('<a xmlns="' + "a" * 1000 + '"/>')).encode(),
+    "long tag": envelope(payload(f'<a b="{"a" * 40_000}"/>')).encode(),
+    "no Body": f'<e:Envelope xmlns:e="{SOAP}"/>'.encode(),
+    "empty Body": envelope("").encode(),
+    "two in Body": envelope(payload() * 2).encode(),
+    "unknown operation": envelope(f'<l:getLocation xmlns:l="{LOCAL}"/>').encode(),
+    "part as operation": envelope(f'<l:address xmlns:l="{LOCAL}"/>').encode(),
+    "another interface": envelope(wrapped("getStatus", "", MANAGER)).encode(),
+    "another interface's operation": envelope(wrapped("startNotification", "", LOCAL)).encode(),
+    "version 4": envelope(payload(local=LOCAL.replace("v2_2", "v4_0"))).encode(),
+    "version at length": envelope(payload(local=LOCAL.replace("v2_2", "v2_" + "2" * 10_000))).encode(),
+    "another service": envelope(payload(local=LOCAL.replace("terminal_status", "terminal_location"))).encode(),
+    "a fault": envelope(f'<e:Fault xmlns:e="{SOAP}"><faultcode>e:Client</faultcode></e:Fault>').encode(),
+}
+
+
+@pytest.mark.parametrize("body", NOT_UNDERSTOOD.values(), ids=NOT_UNDERSTOOD.keys())
+async def test_not_understood(body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no request is a short soap:Client fault without detail, logged by nobody; the next is answered."""
+    watcher = FakeWatcher()
+    app = make_app(watcher)
+    with structlog.testing.capture_logs() as logs, caplog.at_level(logging.INFO):
+        reply = await call(app, body)
+    assert (reply.status, reply.faultcode, reply.content.find("detail")) == (500, "Client", None)
+    assert len(reply.body) < 2000
+    assert (watcher.asked, logs, caplog.records) == ([], [], [])
+    assert (await call(app, GET_STATUS)).result == "getStatusResponse:Reachable"
+
+
+async def read_of(body: bytes) -> tuple[int, str]:
+    """How much of an envelope is read, in pieces of 4,096 bytes, and the fault that ends it ("": none does)."""
+    pieces = 0
+
+    async def more_of() -> tuple[bytes, bool]:
+        nonlocal pieces
+        at = pieces * SLICE
+        pieces += 1
+        return body[at : at + SLICE], at + SLICE < len(body)
+
+    try:
+        await Request().read(more_of)
+    except SoapFault as fault:
+        return pieces, fault.faultstring
+    return pieces, ""
+
+
+LONG = "n" * 400_000
+EXPENSIVE = {
+    "long namespace": envelope(f"<a xmlns:n='{LONG}'>{'<n:b/>' * 19_000}</a>"),
+    "long namespace of attributes": envelope(f"<a xmlns:n='{LONG}'><a{numbered(' n:b', 100)}/></a>"),
+    "one tag": envelope(f"<a{numbered(' b', 50_000)}/>"),
+    "one tag of namespaces": envelope(f"<a{numbered(' xmlns:b', 50_000)}/>"),
+    "one name": envelope(f"<{LONG}/>"),
+    "one comment": envelope(f"<!--{LONG}-->"),
+    "one value": envelope(f"<a b='{LONG}'/>"),
+}
+
+
+@pytest.mark.parametrize("body", EXPENSIVE.values(), ids=EXPENSIVE.keys())
+async def test_expensive_envelopes(body: str) -> None:
+    """Expat's work on one tag, and what it writes for each name, are bounded: what would make either large is refused
+    before the next tag is read."""
+    pieces, fault = await read_of(body.encode())
+    assert "longer than" in fault
+    assert pieces <= MAX_TAG_BYTES // SLICE + 2
+
+
+async def test_text_has_no_bound_but_the_body() -> None:
+    """The bound of tags is none of text, CDATA or many small tags."""
+    for content in (LONG, f"<![CDATA[{LONG}]]>", "<a>&lt;</a>" * 10_000, "<!-- -->" * 10_000):
+        for encoding in ("utf-8", "utf-16"):
+            assert (await read_of(envelope(f"<a>{content}</a>").encode(encoding)))[1] == ""
+
+
+async def test_others_run_while_an_envelope_is_read() -> None:
+    """The loop is given back every few thousand bytes."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    body = envelope(f"<a>{'<b/>' * 19_000}{LONG}</a>").encode()
+    await Request().read(_at_once(body))
+    running.cancel()
+    assert turns >= len(body) // (SLICE * SLICES_AT_ONCE)
+
+
+def _at_once(body: bytes) -> Callable[[], Awaitable[tuple[bytes, bool]]]:
+    async def more_of() -> tuple[bytes, bool]:
+        return body, False
+
+    return more_of
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content_type"),
+    [("idna", "text/xml"), ("undefined", "text/xml"), ("utf-8", "text/xml; charset=utf-7"), ("", "text/xml; charset=")],
+)
+async def test_unknown_encoding(encoding: str, content_type: str) -> None:
+    """Encodings are those of a short list: the codecs of Python are not for strangers to choose from."""
+    body = f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + GET_STATUS
+    reply = await call(app_for(), body, content_type=content_type)
+    assert (reply.status, reply.faultcode) == (500, "Client")
+
+
+@pytest.mark.parametrize(("body", "shown"), [(b'<y xmlns="u"/>', " {u}y."), (b"<html/>", " html.")])
+async def test_root_is_named(body: bytes, shown: str) -> None:
+    """Who sends no envelope is told what was found instead, by the whole of its name."""
+    assert (await call(app_for(), body)).reason.endswith(shown)
+
+
+@pytest.mark.parametrize("name", ["unknown operation", "part as operation", "another service", "empty Body"])
+async def test_operations_are_named(name: str) -> None:
+    """Who asks for what is not there is told what is."""
+    assert "getStatus, getStatusForGroup." in (await call(app_for(), NOT_UNDERSTOOD[name])).reason
+
+
+@pytest.mark.parametrize("content_type", ["text/xml; charset=utf-8", "application/soap+xml; charset=utf-8"])
+async def test_soap_1_2(content_type: str) -> None:
+    """SOAP 1.2 gets a VersionMismatch in an envelope of SOAP 1.1 (SOAP 1.2 appendix A)."""
+    body = GET_STATUS.replace(SOAP.encode(), b"http://www.w3.org/2003/05/soap-envelope")
+    reply = await call(app_for(), body, content_type=content_type)
+    assert (reply.status, reply.faultcode) == (500, "VersionMismatch")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "code"),
+    [
+        ("", None),
+        ('e:mustUnderstand="0"', None),
+        ('mustUnderstand="1"', None),
+        ('e:mustUnderstand="1" e:actor="http://example.com/another-node"', None),
+        ('e:mustUnderstand="1"', "MustUnderstand"),
+        ('e:mustUnderstand="true"', "MustUnderstand"),
+        ('e:mustUnderstand="1" e:actor="http://schemas.xmlsoap.org/soap/actor/next"', "MustUnderstand"),
+    ],
+)
+async def test_must_understand(attributes: str, code: str | None) -> None:
+    """A header is ignored unless it is for this node and must be understood (SOAP 1.1 section 4.2.3)."""
+    header = f'<e:Header><x:Session xmlns:x="urn:x" {attributes}><x:id e:mustUnderstand="1"/></x:Session></e:Header>'
+    reply = await call(app_for(), envelope(payload(), header).encode())
+    if code is None:
+        assert reply.result == "getStatusResponse:Reachable"
+    else:
+        assert (reply.status, reply.faultcode) == (500, code)
+        assert " {urn:x}Session " in reply.reason
+
+
+async def test_strangers_names_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name that a client made up reaches libxml2, which would keep it for good."""
+    app = app_for()
+    body = envelope(payload(f"<mine a='1'/><l:address>{ALICE}</l:address><other b='2'/>")).encode()
+    with monkeypatch.context() as patched:
+        for name in ("Element", "SubElement", "fromstring", "XML", "parse", "XMLParser"):
+            patched.setattr(f"lxml.etree.{name}", None)
+        answers: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Message) -> None:
+            answers.append(message)
+
+        headers = [(b"content-type", b"text/xml")]
+        scope = {"type": "http", "method": "POST", "path": "/TerminalStatus", "query_string": b"", "headers": headers}
+        await app(scope, receive, send)
+    assert b"Reachable" in answers[1]["body"]
+
+
+async def test_depth_is_bounded_not_below_need() -> None:
+    """The bounds leave room for what is ignored."""
+    filler = "<a>" * (MAX_DEPTH - 3) + "</a>" * (MAX_DEPTH - 3)
+    body = envelope(payload(f"{filler}<address>{ALICE}</address>" + "<b/>" * (MAX_ELEMENTS - 50))).encode()
+    assert (await call(app_for(), body)).result == "getStatusResponse:Reachable"
+
+
+@given(
+    body=st.binary(max_size=200) | st.binary(max_size=40).map(lambda noise: GET_STATUS[:150] + noise + GET_STATUS[150:])
+)
+def test_any_bytes(body: bytes) -> None:
+    """Whatever the bytes, the answer is a result or a fault, and never a bug."""
+    with structlog.testing.capture_logs() as logs:
+        reply = asyncio.run(call(app_for(), body))
+    assert reply.status in (200, 500)
+    assert logs == []
+    assert reply.content is not None
+
+
+@given(address=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=80))
+def test_any_text(address: str) -> None:
+    """Whatever the address, it is asked about or SVC0002."""
+    element = etree.Element("address")
+    element.text = address
+    body = envelope(payload(etree.tostring(element, encoding="unicode"))).encode()
+    reply = asyncio.run(call(app_for(), body))
+    assert reply.status == 200 or reply.declared[1:] == ("SVC0002", "address")
+
+
+async def test_calls_leave_no_garbage() -> None:
+    """Calls are freed when they end, faults included, so that none wait for the cycle collector with their bodies."""
+    app, bodies = app_for(), [GET_STATUS, envelope(payload("")).encode(), b"<a/>"]
+    for body in bodies:
+        await call(app, body)
+    gc.collect()
+    gc.disable()
+    try:
+        for body in bodies * 20:
+            await call(app, body)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
+
+
+# --- HTTP
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "word"),
+    [
+        ({"content_type": ""}, 415, "text/xml"),
+        ({"content_type": "application/x-www-form-urlencoded"}, 415, "text/xml"),
+        ({"content_type": "application/json"}, 415, "text/xml"),
+        ({"content_type": 'multipart/related; type="application/xop+xml"; boundary=x'}, 415, "MTOM"),
+        ({"content_encoding": "gzip"}, 415, "uncompressed"),
+        ({"content_length": "20000001"}, 413, "1000"),
+    ],
+)
+async def test_refused_unread(headers: dict[str, str], status: int, word: str) -> None:
+    """What cannot be a request by its headers is refused with a soap:Client fault and without reading the body."""
+
+    async def receive() -> Message:
+        raise AssertionError("the body was read")
+
+    reply = await call(app_for(max_body_bytes=1000), receive=receive, query=b"", **headers)
+    assert (reply.status, reply.faultcode) == (status, "Client")
+    assert word in reply.reason
+
+
+async def test_large_body_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of unknown length is kept up to the bound, dropped up to another, and the connection is given up."""
+    monkeypatch.setattr("soap_compat.server.LINGER_BYTES", 600)
+    read = []
+
+    async def receive() -> Message:
+        read.append(1)
+        return {"type": "http.request", "body": b" " * 300, "more_body": True}
+
+    reply = await call(app_for(max_body_bytes=1000), receive=receive)
+    assert (reply.status, reply.faultcode, reply.headers["connection"], len(read)) == (413, "Client", "close", 4 + 2)
+
+
+async def test_rest_of_a_large_body_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that announces too much and then says nothing does not hold its connection for long."""
+    monkeypatch.setattr("soap_compat.server.LINGER_S", 0.01)
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    assert (await call(app_for(max_body_bytes=1000), receive=receive, content_length="1001")).status == 413
+
+
+async def test_call_that_the_server_gives_up() -> None:
+    """A call cancelled by a server that stops is a fault that says so, and no bare 500."""
+
+    async def cancelled(_: str) -> TerminalStatus:
+        raise asyncio.CancelledError
+
+    reply = await call(face(cancelled), GET_STATUS)
+    assert reply.declared[1:] == ("SVC0001", "GATEWAY_STOPPING")
+
+
+async def test_body_in_pieces() -> None:
+    """A body may come in any pieces, up to the bound exactly."""
+    pieces = [GET_STATUS[n : n + 1] for n in range(len(GET_STATUS))]
+    app = app_for(max_body_bytes=len(GET_STATUS))
+    assert (await call(app, *pieces)).result == "getStatusResponse:Reachable"
+    assert (await call(app, *pieces, b" ")).status == 413
+
+
+async def test_slow_body() -> None:
+    """A body that does not arrive in time is refused, and the connection is given up."""
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never has one
+
+    reply = await call(app_for(body_timeout_s=0.01), receive=receive)
+    assert (reply.status, reply.faultcode, reply.headers["connection"]) == (408, "Client", "close")
+
+
+async def test_client_leaves() -> None:
+    """A client that leaves while it sends gets no answer, and nobody is asked."""
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    assert (await call(app_for(), receive=receive)).status == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/TerminalStatus", 405, "POST"),
+        ("PUT", "/TerminalStatus", 405, "POST"),
+        ("HEAD", "/TerminalStatus", 405, "POST"),
+        ("DELETE", "/TerminalStatus?wsdl", 405, "GET, HEAD, POST"),
+        ("HEAD", "/TerminalStatus?WSDL", 200, None),
+        ("PUT", "/TerminalStatusNotification", 404, None),
+        ("POST", "/TerminalStatusNotification?wsdl", 405, "GET, HEAD"),
+        ("POST", "/parlayx_common_types_2_1.xsd", 405, "GET, HEAD"),
+        ("GET", "/parlayx_common_types_2_1.xsd", 200, None),
+        ("HEAD", "/parlayx_common_types_2_1.xsd", 200, None),
+        ("GET", "/parlayx_common_types_9_9.xsd", 404, None),
+        ("GET", "/../server.py", 404, None),
+        ("GET", "/wsdl/../../server.py", 404, None),
+        ("GET", "//etc/passwd", 404, None),
+        ("GET", "/", 404, None),
+        ("POST", "/Nothing", 404, None),
+        ("POST", "/TerminalStatus/", 404, None),
+    ],
+)
+async def test_other_requests(method: str, path: str, status: int, allow: str | None) -> None:
+    """Only the service and its own files are there, each with its methods."""
+    path, _, query = path.partition("?")
+    reply = await call(app_for(), method=method, path=path, query=query.encode())
+    assert (reply.status, reply.headers.get("allow")) == (status, allow)
+
+
+# --- the WSDL
+
+
+def location(reply: Reply) -> str:
+    (address,) = etree.fromstring(reply.body).iter("{http://schemas.xmlsoap.org/wsdl/soap/}address")
+    return str(address.get("location"))
+
+
+@pytest.mark.parametrize(
+    ("host", "public_url", "expected"),
+    [
+        ("gateway.example:8443", None, "http://gateway.example:8443/parlayx/TerminalStatus"),
+        ("[2001:db8::1]:80", None, "http://[2001:db8::1]:80/parlayx/TerminalStatus"),
+        ("", None, "http://127.0.0.1:8080/parlayx/TerminalStatus"),
+        ("evil.example", "https://a.example/api/", "https://a.example/api/parlayx/TerminalStatus"),
+        ("evil.example", "https://a.example/?a=1&b=<2>", "https://a.example/?a=1&b=<2>/parlayx/TerminalStatus"),
+    ],
+)
+async def test_wsdl_address(host: str, public_url: str | None, expected: str) -> None:
+    """The WSDL has the configured address, or else the one its reader used."""
+    reply = await call(app_for(public_url=public_url), method="GET", query=b"WSDL", host=host)
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/xml; charset=utf-8")
+    assert location(reply) == expected
+
+
+@pytest.mark.parametrize("host", ['x"/><evil', "a b", "a/b", "user@host", "a\u00e9", "host:port", "[::1", "-"])
+async def test_wsdl_host_is_checked(host: str) -> None:
+    """What is no host does not get into the WSDL."""
+    assert (await call(app_for(), method="GET", query=b"wsdl", host=host)).status == 400
+
+
+def test_files_hang_together() -> None:
+    """Each file is well-formed, and each imports only files beside it, by relative address."""
+    names = {path.name for path in WSDL.iterdir()}
+    imported = set()
+    for name in names:
+        for element in etree.parse(WSDL / name).iter("{*}import"):
+            imported.add(element.get("location") or element.get("schemaLocation"))
+    assert imported | set(SERVICES.values()) == names
+
+
+@pytest.mark.parametrize("name", INTERFACES)
+def test_wsdl_declares_what_is_served(name: str) -> None:
+    """The operations and parts of the WSDL are those of the Spyne model, shared types too, with both faults. Only
+    `requester`, which is of 3.x, is not in the 2.x WSDL."""
+    operations, dialect = INTERFACES[name]
+    interface = etree.parse(WSDL / SERVICES[name].replace("_service_", "_interface_"))
+    served = {}
+    for operation, method in operations.public_methods.items():
+        served[operation] = members(method.in_message)
+        assert served[operation].pop("requester") == ("anyURI", "0", "1")
+        served[f"{operation}Response"] = members(method.out_message)
+    (schema,) = interface.iter("{*}schema")
+    assert schema.get("targetNamespace") == dialect.local
+    assert declared(schema) == served
+    for element in interface.iterfind("{http://schemas.xmlsoap.org/wsdl/}portType/{*}operation"):
+        assert [fault.get("name") for fault in element.iter("{*}fault")] == ["ServiceException", "PolicyException"]
+
+
+def test_shared_types_are_declared_as_they_are_read() -> None:
+    """The members and the enumerations of the types that are read are those of the XSD files."""
+    from spyne.model.enum import EnumBase  # not before soap_compat, which keeps its imports from warning
+
+    files = [
+        etree.parse(WSDL / f"parlayx_{name}.xsd").getroot()
+        for name in ("common_types_2_1", "terminal_status_types_2_2")
+    ]
+    written: dict[str, Any] = {}
+    for file in files:
+        written |= declared(file)
+        for simple in file.iterfind("{*}simpleType"):
+            written[simple.get("name", "")] = {value.get("value") for value in simple.iter("{*}enumeration")}
+    seen = dict(models())
+    assert seen.keys() >= {"SimpleReference", "TimeMetric", "TimeMetrics", "Status", "StatusData", "ServiceError"}
+    for name, model in seen.items():
+        assert written[name] == (set(model.__values__) if issubclass(model, EnumBase) else members(model)), name
+
+
+def declared(schema: etree._Element) -> dict[str, dict[str, tuple[str, str, str]]]:
+    """Type, least and most occurrence of each member of each complex type of a schema, in order."""
+    return {
+        kind.get("name", ""): {
+            member.get("name", ""): (
+                member.get("type", "").partition(":")[2],
+                member.get("minOccurs", "1"),
+                member.get("maxOccurs", "1"),
+            )
+            for member in kind.iter("{*}element")
+        }
+        for kind in schema.iterfind("{*}complexType")
+    }
+
+
+def members(model: Any) -> dict[str, tuple[str, str, str]]:
+    """The same of a Spyne model."""
+    found = {}
+    for name, member in model.get_flat_type_info(model).items():
+        if member.get_type_name() is None:
+            continue
+        attributes = member.Attributes
+        most = "unbounded" if attributes.max_occurs > 1 else "1"
+        found[name] = (member.get_type_name(), str(attributes.min_occurs), most)
+    return found
+
+
+def models(*tops: Any) -> Iterator[tuple[str, Any]]:
+    """The shared types of the operations, by name."""
+    from spyne import ComplexModel
+    from spyne.model.enum import EnumBase
+
+    methods = [method for operations, _ in INTERFACES.values() for method in operations.public_methods.values()]
+    for top in tops or [message for method in methods for message in (method.in_message, method.out_message)]:
+        for member in top.get_flat_type_info(top).values():
+            if issubclass(member, ComplexModel | EnumBase):
+                yield member.get_type_name(), member
+            if issubclass(member, ComplexModel):
+                yield from models(member)
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """The face, mounted and served on a free port by a thread of its own: alice is on the phone, others are private."""
+    watcher = FakeWatcher(
+        answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else WatcherRefused("It is private.")
+    )
+    app = Starlette(routes=[Mount("/parlayx", make_app(watcher, max_body_bytes=2000))])
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/parlayx/TerminalStatus"
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_stub_generator(served: str) -> None:
+    """A client generated from the WSDL gets the status, and reads a fault's fields through the schema."""
+    with zeep.Client(f"{served}?wsdl") as client:  # type: ignore[no-untyped-call]  # zeep has few types
+        assert client.service.getStatus("sip:alice@example.com") == "Busy"
+        assert client.service.getStatus(address="sip:alice@example.com") == "Busy"
+        with pytest.raises(zeep.exceptions.Fault) as caught:
+            client.service.getStatus("sip:bob@example.com")
+        (detail,) = caught.value.detail
+        fault = client.wsdl.types.deserialize(detail)
+    assert (fault.messageId, fault.variables) == ("POL0002", ["sip:bob@example.com"])
+    assert fault.text == "Privacy verification failed for address %1, request is refused"
+    assert caught.value.code.endswith(":Server")
+
+
+def test_large_body_over_tcp(served: str) -> None:
+    """A client that announces more than the bound is refused before it sends, and the connection is closed."""
+    host, _, port = served.split("/")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            b"POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\n"
+            b"Content-Length: 9999999999\r\n\r\n"
+        )
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"soap11env:Client" in answer
+
+
+def test_large_body_of_a_client_that_sends_first(served: str) -> None:
+    """A client that sends 10 MB before it reads finds the refusal, not a reset connection."""
+    host, _, port = served.split("/")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            b"POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\n"
+            b"Content-Length: 10000000\r\n\r\n" + b"a" * 10_000_000
+        )
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.count(b"soap11env:Client") == 1
+    assert answer.endswith(b"Envelope>")

@@ -1,0 +1,499 @@
+"""The SOAP face over the real use cases and SQLite: policies, groups, usage, and callbacks by the outbox."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+from lxml import etree
+from starlette.types import ASGIApp
+
+from app.delivery.deliverer import Deliverer
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import FetchTimedOut, TerminalUnknown, WatcherRefused
+from app.domain.policy import Policy
+from app.domain.records import MAX_USAGE_TARGETS, DeliveryState, OwedNotification, Subscription
+from app.domain.sinks import SinkKind
+from app.domain.statuses import Status
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.ports import Page
+from app.servers import bound, serve_http
+from soap_compat.callbacks import CallbackSender
+from soap_compat.server import create_app
+from tests.faces.test_soap_operations import end, group, start
+from tests.support.core import (
+    ALICE,
+    ALL,
+    APP,
+    BOB,
+    CAROL,
+    DEADLINE_S,
+    OTHER,
+    TEAM,
+    Clocks,
+    Core,
+    new_database,
+    run_core,
+    until,
+)
+from tests.support.receivers import Receiver, Request, answer, hang, in_turn, receiver, reset
+from tests.support.soap import MANAGER, Reply, call, content_of, envelope, payload, valid
+
+BUSY, REACHABLE, UNREACHABLE = Status.BUSY, Status.REACHABLE, Status.UNREACHABLE
+FAULT = b'<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"><e:Body><e:Fault/></e:Body></e:Envelope>'
+
+
+class Known:
+    """An authenticator that knows who calls by the Authorization header's text."""
+
+    def known(self, authorization: str) -> Any:
+        return OTHER if authorization == "other" else APP
+
+
+class World:
+    """A gateway whose applications listen at `there`; the store decides what is due by the test's clock."""
+
+    def __init__(self, core: Core, app: ASGIApp, deliverer: Deliverer, there: Receiver) -> None:
+        self.core = core
+        self.app = app
+        self.deliverer = deliverer
+        self.there = there
+
+    async def ask(self, body: bytes, *, authorization: str = "") -> Reply:
+        manager = b"startNotification" in body or b"endNotification" in body
+        path = "/TerminalStatusNotificationManager" if manager else "/TerminalStatus"
+        return await call(self.app, body, path=path, authorization=authorization)
+
+    async def start(self, *addresses: str, correlator: str = "c-1", namespace: str = MANAGER, **parts: str) -> Reply:
+        reference = (
+            f"<l:reference><endpoint>{self.there.url}</endpoint><interfaceName>TerminalStatusNotification</interfaceName>"
+            f"<correlator>{correlator}</correlator></l:reference>"
+        )
+        listed = "".join(f"<l:addresses>{address}</l:addresses>" for address in addresses)
+        defaults = {"criteria": "", "duration": "", "count": "", "frequency": zero_frequency()}
+        values = {"reference": reference, "addresses": listed} | defaults | parts
+        return await self.ask(start(namespace, **values))
+
+    async def calls(self, count: int) -> list[str]:
+        """What the application was called with, in short, once there are so many calls."""
+        self.deliverer.hint()
+        await self.there.wait_for_requests(count)
+        return [in_short(request.body) for request in self.there.requests]
+
+
+def zero_frequency() -> str:
+    return "<l:frequency><metric>Second</metric><units>0</units></l:frequency>"
+
+
+def in_short(body: bytes) -> str:
+    """`statusNotification c-1 alice Busy`, once it is found valid."""
+    content = content_of(body)
+    valid(content)
+    return " ".join([etree.QName(content).localname, *leaves(content)])
+
+
+def leaves(element: etree._Element) -> list[str]:
+    """The values in it, but for texts of messages."""
+    return [leaf.text or "" for leaf in element.iter() if not len(leaf) and leaf.tag != "text"]
+
+
+@asynccontextmanager
+async def world_of(
+    tmp_path: Path,
+    policy: Policy | None = None,
+    behave: Any = None,
+    clocks: Clocks | None = None,
+    url: str = "",
+    total_s: float = 5,
+) -> AsyncIterator[World]:
+    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), total_s=total_s)
+    senders: Mapping[SinkKind, CallbackSender] = {SinkKind.SOAP: CallbackSender(egress)}
+    url = url or await new_database(tmp_path)
+
+    def withdrawn(subscription: Subscription) -> Callable[[], Awaitable[None]]:
+        return deliverer.withdrawn(subscription)
+
+    async with (
+        receiver(behave) as there,
+        run_core(url, policy=policy, senders=senders, clocks=clocks, withdrawn=withdrawn) as core,
+    ):
+        clock: Callable[[], Any] = lambda: core.clocks.now  # noqa: E731
+        deliverer = Deliverer(core.store, senders, owner="test", clock=clock, jitter=lambda: 0.5)
+        deliverer.start()
+        known: Any = Known()
+        app = create_app(core.queries, core.subscriptions, known, usage=core.usage, clock=clock, max_age_s=60)
+        try:
+            yield World(core, app, deliverer, there)
+        finally:
+            await deliverer.aclose()
+            await egress.aclose()
+
+
+# --- questions
+
+
+async def test_questions(tmp_path: Path) -> None:
+    """Terminals and groups are asked, each member once; a group for getStatus is POL0006; what is private, unknown or
+    late says so for its terminal alone."""
+    async with world_of(tmp_path) as world:
+        await world.core.groups.create(APP, TEAM, [BOB, CAROL])
+        answers: dict[str, Any] = {
+            BOB: WatcherRefused("No.", address=BOB),
+            CAROL: TerminalUnknown("Who?"),
+            "sip:late@example.com": FetchTimedOut("Late."),
+        }
+        world.core.watcher.answer = lambda address: answers.get(address, BUSY)
+        assert (await world.ask(envelope(payload()).encode())).result == "getStatusResponse:Busy"
+        assert (await world.ask(envelope(payload(f"<address>{TEAM}</address>")).encode())).fault == "POL0006 address"
+        assert (await world.ask(envelope(payload(f"<address>{BOB}</address>")).encode())).fault == f"POL0002 {BOB}"
+        reply = await world.ask(group("sip:late@example.com", TEAM, "sip:alice@Example.COM"))
+        told = [
+            " ".join(leaf.text or "" for leaf in one.iter() if not len(leaf) and leaf.tag != "text")
+            for one in reply.content
+        ]
+        assert told[:2] == ["sip:late@example.com NotRetrieved", "sip:alice@Example.COM Retrieved Busy"]
+        assert sorted(told[2:]) == [f"{BOB} Error POL0002 {BOB}", f"{CAROL} Error SVC0004 addresses"]
+
+
+async def test_a_live_watch_answers(tmp_path: Path) -> None:
+    """Where the operator allows an age, a watched terminal costs no question."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        assert (await world.ask(envelope(payload()).encode())).result == "getStatusResponse:Busy"
+        assert world.core.watcher.fetched == []
+
+
+async def test_policies(tmp_path: Path) -> None:
+    """Each policy has the contract's fault, in the operation that it limits."""
+    policy = Policy(
+        busy_available=False,
+        max_notification_addresses=2,
+        max_targets=2,
+        min_interval_ms=5000,
+        max_duration_ms=3_600_000,
+        max_count=10,
+        unlimited_count_allowed=False,
+        nested_group_support=False,
+        max_subscriptions=1,
+    )
+    seldom = {"frequency": zero_frequency().replace("0", "5")}
+    count = {"count": "<l:count>1</l:count>", **seldom}
+    async with world_of(tmp_path, policy) as world:
+        hour = "<l:duration><metric>{}</metric><units>{}</units></l:duration>"
+        for fault, parts in [
+            ("POL0200", {**count, "criteria": "<l:criteria>Busy</l:criteria>"}),
+            ("POL0004", seldom),
+            ("POL0005", {**seldom, "count": "<l:count>11</l:count>"}),
+            ("POL0009", {**count, "frequency": zero_frequency().replace("0", "4")}),
+            ("POL0009", {**count, "frequency": zero_frequency()}),
+            ("POL0001 DURATION_TOO_LONG", {**count, "duration": hour.format("Minute", 61)}),
+            ("SVC0002 duration.units", {**count, "duration": hour.format("Minute", 0)}),
+            ("SVC0002 frequency", {**count, "frequency": zero_frequency().replace("0", "-1")}),
+            ("SVC0002 count", {**seldom, "count": "<l:count>-1</l:count>"}),
+        ]:
+            assert (await world.start(ALICE, **parts)).fault == fault
+        assert (
+            await world.start(ALICE, duration=hour.format("Year", 2_000_000_000), **count)
+        ).fault == "SVC0002 duration"
+        assert (await world.start(ALICE, BOB, CAROL, **count)).fault == "POL0003 addresses"
+        assert (await world.start("alice", **count)).fault == "SVC0002 addresses"
+        assert (await world.ask(group(ALICE, BOB, CAROL))).fault == "POL0003 addresses"
+        assert (await world.start(ALICE, **count)).status == 200
+        assert (await world.start(BOB, correlator="c-2", **count)).fault == "POL0001 TOO_MANY_SUBSCRIPTIONS"
+
+
+async def test_nested_groups(tmp_path: Path) -> None:
+    """A group in a group that was allowed once and is no more is POL0007."""
+    clocks, url = Clocks(), await new_database(tmp_path)
+    async with world_of(tmp_path, clocks=clocks, url=url) as world:
+        await world.core.groups.create(APP, TEAM, [BOB])
+        await world.core.groups.create(APP, ALL, [TEAM])
+    async with world_of(tmp_path, Policy(nested_group_support=False), clocks=clocks, url=url) as world:
+        assert (await world.start(ALL)).fault == "POL0007 addresses"
+        assert (await world.ask(group(ALL))).fault == "POL0007 addresses"
+
+
+async def test_endpoint_is_checked_at_the_start(tmp_path: Path) -> None:
+    """An endpoint that is not allowed, has no name or refuses the connection is SVC0002 of startNotification, and
+    nothing is started."""
+    async with world_of(tmp_path) as world:
+        for endpoint in (
+            "http://10.1.2.3/",
+            "http://nobody.invalid/",
+            "http://127.0.0.1:1024/",
+            "mailto:a@b",
+            "",
+            "x" * 9999,
+        ):
+            reference = (
+                f"<l:reference><endpoint>{endpoint}</endpoint><interfaceName/><correlator>c</correlator></l:reference>"
+            )
+            assert (await world.start(ALICE, reference=reference)).fault == "SVC0002 reference.endpoint"
+        assert world.core.watching.figures()["subscriptions"] == 0
+
+
+async def test_correlators(tmp_path: Path) -> None:
+    """A correlator is unique among a client's active notifications, and unknown to others."""
+    async with world_of(tmp_path) as world:
+        assert (await world.start(ALICE)).status == 200
+        assert (await world.start(BOB)).fault == "SVC0005 c-1 reference.correlator"
+        assert (await world.ask(end(), authorization="other")).fault == "SVC0002 correlator"
+        assert (await world.ask(end())).status == 200
+        assert (await world.ask(end())).fault == "SVC0002 correlator"
+        assert (await world.start(ALICE)).status == 200
+
+
+async def test_faults_over_http(tmp_path: Path) -> None:
+    """Over HTTP too: a group in a group where that is not allowed, and a defect, which has the reference that is in the
+    log. A group of another client is no group here, and so no SVC0006, which a group is that was just deleted."""
+    clocks, url = Clocks(), await new_database(tmp_path)
+    async with world_of(tmp_path, clocks=clocks, url=url) as world:
+        await world.core.groups.create(APP, TEAM, [BOB])
+        await world.core.groups.create(APP, ALL, [TEAM])
+    async with (
+        world_of(tmp_path, Policy(nested_group_support=False), clocks=clocks, url=url) as world,
+        httpx2.AsyncClient(timeout=DEADLINE_S, trust_env=False) as http,
+    ):
+        with bound("127.0.0.1:0") as sock:
+            async with serve_http(world.app, sock, None):
+                base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+                async def ask(name: str, body: bytes) -> str:
+                    response = await http.post(
+                        f"{base}/{name}", content=body, headers={"Content-Type": "text/xml; charset=utf-8"}
+                    )
+                    return Reply(response.status_code, dict(response.headers), response.content).fault
+
+                nobody = "sip:nobody@groups.example.com"
+                await world.core.groups.create(OTHER, TerminalAddress(nobody), [BOB])
+                assert await ask("TerminalStatus", group(ALL)) == "POL0007 addresses"
+                started = start(addresses=f"<l:addresses>{ALL}</l:addresses>")
+                assert await ask("TerminalStatusNotificationManager", started) == "POL0007 addresses"
+                gone = TerminalAddress("sip:gone@groups.example.com")
+                await world.core.groups.create(APP, gone, [BOB])
+                await world.core.store.delete_group(APP.id, gone, None)  # as another process does
+                assert await ask("TerminalStatus", group(gone)) == f"SVC0006 {gone} addresses"
+                world.core.watcher.answer = lambda _: TerminalUnknown("Who?")
+                asked = envelope(payload(f"<address>{nobody}</address>")).encode()
+                assert await ask("TerminalStatus", asked) == "SVC0004 address"
+                world.core.watcher.answer = defective
+                with structlog.testing.capture_logs() as logs:
+                    fault = await ask("TerminalStatus", envelope(payload()).encode())
+                (entry,) = [one for one in logs if one["event"] == "soap_call_failed"]
+                assert fault == f"SVC0001 {entry['reference']}"
+
+
+def defective(_: TerminalAddress) -> Status:
+    raise RuntimeError("a secret")
+
+
+# --- callbacks
+
+
+async def test_callbacks(tmp_path: Path) -> None:
+    """From start to end: what is so at once, several changes in one, and the end; in order, in the start's version."""
+    async with world_of(tmp_path) as world:
+        manager = MANAGER.replace("v2_3", "v3_1")
+        frequency = zero_frequency().replace("0", "5")
+        reply = await world.start(
+            ALICE, "sip:bob@Example.com", namespace=manager, frequency=frequency, count="<l:count>3</l:count>"
+        )
+        assert reply.status == 200
+        world.core.watcher.play(ALICE, REACHABLE)
+        await world.core.settled()
+        assert await world.calls(1) == [f"statusNotification c-1 {ALICE} Reachable"]
+        await world.core.play(BOB, UNREACHABLE)
+        await world.core.play(ALICE, BUSY)
+        await world.core.advance(5)
+        assert (await world.calls(2))[1:] == [f"statusNotification c-1 sip:bob@Example.com Unreachable {ALICE} Busy"]
+        await world.core.advance(5)
+        await world.core.play(ALICE, UNREACHABLE)
+        assert (await world.calls(4))[2:] == [f"statusNotification c-1 {ALICE} Unreachable", "statusEnd c-1"]
+        assert all(b"notification/v3_0/local" in request.body for request in world.there.requests)
+
+
+async def test_no_callback_begins_after_end_notification(tmp_path: Path) -> None:
+    """What is owed when endNotification returns is withdrawn, listed so, and never sent; its first attempt is billed to
+    the end."""
+    async with world_of(tmp_path, behave=answer(500)) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        await world.calls(1)
+        await world.core.play(ALICE, UNREACHABLE)
+        assert (await world.ask(end())).status == 200
+        await world.core.play(ALICE, REACHABLE)
+        world.core.clocks.advance(86_400)
+        world.there.behave = answer(200, body=FAULT)
+        await world.start(BOB, correlator="c-2")
+        await world.core.play(BOB, BUSY)
+        assert (await world.calls(2))[1:] == [f"statusNotification c-2 {BOB} Busy"]  # after all that was due
+        ended = await listed(world, DeliveryState.WITHDRAWN)
+        assert [(one.sequence, one.attempts) for one in ended] == [(1, 1), (2, 0)]
+        about = [one for one in await world.core.usage_records() if one.operation.startswith("statusNotification_")]
+        first = [(one.operation, one.root_cause) for one in about if one.correlator == "c-1"]
+        assert first == [
+            ("statusNotification_DeliveryAttempted", ""),
+            ("statusNotification_DeliveryResult", "withdrawn"),
+        ]
+
+
+@pytest.mark.parametrize(("code", "state"), [(200, "DELIVERED"), (500, "WITHDRAWN")])
+async def test_end_notification_waits_for_the_callback_in_flight(tmp_path: Path, code: int, state: str) -> None:
+    """endNotification returns when the callback that is in flight has ended; what came of it counts."""
+    happened, answered = list[str](), asyncio.Event()
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        await answered.wait()
+        happened.append("callback answered")
+        await answer(code)(request, writer)
+
+    async with world_of(tmp_path, behave=slow) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        await world.calls(1)
+        await world.core.play(ALICE, UNREACHABLE)
+        ending = asyncio.create_task(world.ask(end()))
+        ending.add_done_callback(lambda _: happened.append("endNotification returned"))
+        await until(lambda: not world.core.watching.figures()["subscriptions"])
+        await world.core.play(ALICE, REACHABLE)  # others are served meanwhile
+        answered.set()
+        assert (await ending).status == 200
+        assert happened == ["callback answered", "endNotification returned"]
+        await world.deliverer.aclose()
+        states = [one.state.value for one in await listed(world)]
+        assert (states, len(world.there.requests)) == ([state, "WITHDRAWN"], 1)
+
+
+async def test_end_notification_waits_no_longer_than_an_attempt(tmp_path: Path) -> None:
+    """An application that never answers its callback is not waited for beyond the attempt's own time."""
+    async with world_of(tmp_path, behave=hang, total_s=0.3) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        await world.calls(1)
+        assert (await world.ask(end())).status == 200
+        await world.deliverer.aclose()
+        (one,) = await listed(world)
+        assert (one.state, one.attempts) == (DeliveryState.WITHDRAWN, 1)
+
+
+async def listed(world: World, state: DeliveryState | None = None) -> list[OwedNotification]:
+    """The notifications that are in this state."""
+    found, _ = await world.core.store.notifications(None, Page(), state=state)
+    return list(found)
+
+
+async def test_end_by_duration(tmp_path: Path) -> None:
+    """When the duration is over, statusEnd is the last callback."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE, duration="<l:duration><metric>Minute</metric><units>1</units></l:duration>")
+        await world.core.advance(60)
+        assert await world.calls(1) == ["statusEnd c-1"]
+
+
+async def test_errors(tmp_path: Path) -> None:
+    """Each terminal that fails is told with its address, the last one as the end of all; no statusEnd follows."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE, BOB)
+        world.core.watcher.fail(ALICE, TerminalUnknown("Who?"))
+        await world.core.settled()
+        assert await world.calls(1) == [f"statusError c-1 {ALICE} SVC0004 addresses"]
+        world.core.watcher.fail(BOB, WatcherRefused("No."))
+        await world.core.settled()
+        assert (await world.calls(2))[1:] == ["statusError c-1 POL0001 WATCHER_REFUSED"]
+        assert (await world.ask(end())).fault == "SVC0002 correlator"
+
+
+async def test_failed_attempts_are_repeated_in_order(tmp_path: Path) -> None:
+    """A fault, an HTTP error or a lost connection delays what follows and loses nothing."""
+    behave = in_turn(answer(500, body=FAULT), answer(200, body=FAULT), reset, answer(200))
+    async with world_of(tmp_path, behave=behave) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, REACHABLE)
+        await world.core.play(ALICE, BUSY)
+        first = f"statusNotification c-1 {ALICE} Reachable"
+        for count in range(1, 4):
+            assert await world.calls(count) == [first] * count
+            await until(lambda: not world.deliverer.held)
+            world.core.clocks.advance(60)
+        assert (await world.calls(5))[3:] == [first, f"statusNotification c-1 {ALICE} Busy"]
+
+
+async def test_usage(tmp_path: Path) -> None:
+    """Every operation and every callback leaves its records, under the contract's names, with face and requester."""
+    async with world_of(tmp_path) as world:
+        await world.start(
+            ALICE, requester="<l:requester>sip:app@example.com</l:requester>", count="<l:count>1</l:count>"
+        )
+        await world.core.play(ALICE, REACHABLE)
+        await world.calls(2)
+        await until(lambda: not world.deliverer.held)
+        await world.ask(envelope(payload()).encode())
+        await world.ask(group(BOB))
+        await world.ask(end())
+        records = await world.core.usage_records()
+        told = [(one.operation, one.face, one.requester, one.result, one.correlator) for one in records]
+        assert sorted(told) == sorted(
+            [
+                ("startNotification", "soap", "sip:app@example.com", "OK", "c-1"),
+                ("getStatus", "soap", "", "OK", ""),
+                ("getStatusForGroup", "soap", "", "OK", ""),
+                ("endNotification", "soap", "", "SUBSCRIPTION_UNKNOWN", "c-1"),
+                *[
+                    (f"{name}_Delivery{part}", "gateway", "", "OK", "c-1")
+                    for name in ("statusNotification", "statusChanged", "statusEnd")
+                    for part in ("Attempted", "Result")
+                ],
+            ]
+        )
+        kept, _ = await world.core.store.subscriptions(APP.id, Page(), active_only=False)
+        assert [one.sink.profile for one in kept] == ["v2_3"]
+
+
+async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
+    """A request that is refused before any use case leaves its record too, once, with what could be read of it."""
+    async with world_of(tmp_path) as world:
+        for body, fault in [
+            (start(frequency="", requester="<l:requester>sip:r@example.com</l:requester>"), "SVC0002 frequency"),
+            (start(duration="<l:duration><metric>Day</metric><units>0</units></l:duration>"), "SVC0002 duration.units"),
+            (end("<l:correlator> </l:correlator>"), "SVC0002 correlator"),
+            (end(f"<l:correlator>{'c' * 10_000}</l:correlator>"), "SVC0002 correlator"),
+            (group(ALICE, "<x/>", BOB), "SVC0002 addresses"),
+            (group(*["a"] * 25_000), "POL0003 addresses"),
+            (envelope(payload("<l:requester/>" + "<l:address>a</l:address>" * 3)).encode(), "SVC0002 address"),
+            (envelope(payload("<l:address>nobody</l:address>")).encode(), "SVC0002 address"),
+        ]:
+            assert (await world.ask(body, authorization="other")).fault == fault
+        assert (await world.ask(b"<a/>")).faultcode == "Client"
+        records = await world.core.usage_records()
+        assert [(one.operation, one.correlator[:5], list(one.targets), one.requester) for one in records] == [
+            ("startNotification", "c-1", [ALICE, "tel:+15550002"], "sip:r@example.com"),
+            ("startNotification", "c-1", [ALICE, "tel:+15550002"], ""),
+            ("endNotification", "", [], ""),
+            ("endNotification", "ccccc", [], ""),
+            ("getStatusForGroup", "", [ALICE, BOB], ""),
+            ("getStatusForGroup", "", ["a"] * MAX_USAGE_TARGETS, ""),
+            ("getStatus", "", ["a", "a", "a"], ""),
+            ("getStatus", "", ["nobody"], ""),
+        ]
+        refused = ["INVALID_REQUEST"] * 5 + ["TOO_MANY_ADDRESSES", "INVALID_REQUEST", "INVALID_ADDRESS"]
+        assert [one.result for one in records] == refused
+        assert {(one.client_id, one.face) for one in records} == {(OTHER.id, "soap")}
+        assert records[0].root_cause == "SVC0002: Invalid input value for message part frequency. It is there 0 times."
+
+
+@pytest.mark.parametrize("address", ["sip:alice@EXAMPLE.com", "SIP:alice@example.com", "sip:%61lice@example.com"])
+async def test_own_spelling(tmp_path: Path, address: str) -> None:
+    """Applications find terminals in callbacks by the text that they wrote."""
+    async with world_of(tmp_path) as world:
+        await world.start(address)
+        await world.core.play(TerminalAddress(ALICE), BUSY)
+        assert await world.calls(1) == [f"statusNotification c-1 {address} Busy"]
+        world.core.watcher.fail(ALICE, WatcherRefused("No."))
+        await world.core.settled()
+        assert (await world.calls(2))[1:] == [f"statusError c-1 POL0002 {address}"]

@@ -1,0 +1,124 @@
+"""Every version of the contract, held to schemas of its own: those of `wsdl/` with other digits in their namespaces."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+from app.domain.errors import (
+    DuplicateCorrelator,
+    IntervalTooShort,
+    PresenceUnavailable,
+    TerminalStatusError,
+    WatcherRefused,
+)
+from app.domain.records import NotificationKind
+from app.domain.sinks import EndReason
+from app.domain.statuses import Status
+from soap_compat.callbacks import callback
+from tests.faces.test_soap_callbacks import subscribed
+from tests.faces.test_soap_operations import REQUESTS, result, status_of
+from tests.support.outbox import ALICE, BOB, change, make_owed
+from tests.support.soap import COMMON, LOCAL, MANAGER, NOTIFICATION, WSDL, FakeUseCases, Reply, call, content_of, face
+
+CALLED_BACK = {"v2_2": "v2_2", "v2_3": "v2_2", "v3_0": "v3_0", "v3_1": "v3_0"}
+"""The callbacks' version, by the manager's."""
+
+
+class Schemas:
+    """The schemas of one version, by the namespace of their global elements."""
+
+    def __init__(self, version: str, folder: Path) -> None:
+        self.common = COMMON.replace("v2_1", "v3_1" if version[1] == "3" else "v2_1")
+        changed = {
+            COMMON: self.common,
+            NOTIFICATION.removesuffix("/local"): NOTIFICATION.replace("v2_2", CALLED_BACK[version]).removesuffix(
+                "/local"
+            ),
+            MANAGER.removesuffix("/local"): MANAGER.replace("v2_3", version).removesuffix("/local"),
+            LOCAL.removesuffix("/local"): LOCAL.replace("v2_2", version).removesuffix("/local"),
+        }
+        namespace = re.compile("|".join(re.escape(one) for one in changed))
+        for file in WSDL.iterdir():
+            (folder / file.name).write_text(namespace.sub(lambda found: changed[found[0]], file.read_text()))
+        self._by_namespace = {}
+        for path in [*folder.glob("*_interface_*.wsdl"), *folder.glob("*common_types*.xsd")]:
+            (schema,) = etree.parse(path).iter("{http://www.w3.org/2001/XMLSchema}schema")
+            standing = etree.fromstring(etree.tostring(schema), base_url=f"{folder}/")
+            self._by_namespace[schema.get("targetNamespace")] = etree.XMLSchema(standing)
+
+    def valid(self, element: etree._Element) -> None:
+        """Asserts that it is, in a document of its own."""
+        schema = self._by_namespace[str(etree.QName(element).namespace)]
+        schema.assertValid(etree.fromstring(etree.tostring(element)))
+
+
+@pytest.fixture(params=CALLED_BACK)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def schemas(version: str, tmp_path: Path) -> Schemas:
+    return Schemas(version, tmp_path)
+
+
+def in_version(body: bytes, version: str) -> bytes:
+    return body.replace(b"terminal_status/v2_2", b"terminal_status/" + version.encode()).replace(
+        b"v2_3", version.encode()
+    )
+
+
+async def answered(use_cases: FakeUseCases, operation: str, version: str) -> Reply:
+    path = "/TerminalStatusNotificationManager" if "Notification" in operation else "/TerminalStatus"
+    return await call(face(use_cases), in_version(REQUESTS[operation], version), path=path)
+
+
+async def test_answers(version: str, schemas: Schemas) -> None:
+    """Requests and answers of all operations are valid in the version asked in, errors in results too."""
+    use_cases = FakeUseCases(
+        get_status_of=lambda address: asyncio.sleep(0, status_of(address)),
+        results=[result(ALICE, Status.BUSY), result(BOB, error=WatcherRefused("No.", address=BOB))],
+    )
+    for operation in REQUESTS:
+        schemas.valid(content_of(in_version(REQUESTS[operation], version)))
+        reply = await answered(use_cases, operation, version)
+        assert reply.content.tag.endswith(f"/{version}/local}}{operation}Response")
+        schemas.valid(reply.content)
+
+
+@pytest.mark.parametrize(
+    ("error", "element", "variables"),
+    [
+        (IntervalTooShort("No."), "PolicyException", 0),
+        (PresenceUnavailable("No."), "ServiceException", 1),
+        (DuplicateCorrelator("No.", correlator="c"), "ServiceException", 2),
+    ],
+)
+async def test_faults(version: str, schemas: Schemas, error: TerminalStatusError, element: str, variables: int) -> None:
+    """The details of faults are valid in the common types of the version asked in."""
+    reply = await answered(FakeUseCases(raises=error), "startNotification", version)
+    (exception,) = reply.content.iterfind("detail/*")
+    assert exception.tag == f"{{{schemas.common}}}{element}"
+    assert len(exception.findall("variables")) == variables
+    schemas.valid(exception)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (NotificationKind.STATUS, ""),
+        (NotificationKind.ERROR, "WATCHER_REFUSED"),
+        (NotificationKind.ENDED, EndReason.EXPIRED.name),
+    ],
+)
+def test_callbacks(version: str, schemas: Schemas, kind: NotificationKind, code: str) -> None:
+    """Callbacks are valid in the version that belongs to the manager's."""
+    subscription = subscribed(profile=version)
+    changes = [change(ALICE, Status.BUSY)] if kind is NotificationKind.STATUS else []
+    body = callback(subscription, make_owed(subscription, kind=kind, address=ALICE, code=code, changes=changes))
+    assert body is not None
+    assert f"notification/{CALLED_BACK[version]}/local".encode() in body
+    schemas.valid(content_of(body))

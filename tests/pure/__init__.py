@@ -1,0 +1,1 @@
+"""Rules without I/O: thousands of cases in milliseconds."""

@@ -1,0 +1,297 @@
+"""Tests of `app/live/resume_tokens.py`: a resume token identifies what was observed, and no text that comes as one is
+an error."""
+
+import base64
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.addresses import TerminalAddress
+from app.domain.policy import Policy
+from app.domain.statuses import Liveness, Source, Status, TerminalStatus
+from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
+from app.live.resume_tokens import MAX_NAMED, MAX_TOKEN, NOTHING, Told, known_by, mark_of, token_of
+from tests.support.core import (
+    ALICE,
+    BEGAN,
+    BOB,
+    BUSY,
+    REACHABLE,
+    UNREACHABLE,
+    Clocks,
+    Core,
+    new_database,
+    reading,
+    run_core,
+)
+
+MICROSECONDS = timedelta(microseconds=123_457)
+
+
+@pytest_asyncio.fixture
+async def url(tmp_path: Path) -> str:
+    return await new_database(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def core(url: str) -> AsyncIterator[Core]:
+    async with run_core(url) as running:
+        yield running
+
+
+async def play(core: Core, *statuses: Status, address: TerminalAddress = ALICE) -> None:
+    """The presence server states them one after the other, each some time after the one before."""
+    for status in statuses:
+        core.clocks.advance(7 + MICROSECONDS.total_seconds())
+        await core.play(address, status)
+
+
+async def token_after(core: Core, *statuses: Status, addresses: Sequence[str] = (ALICE,)) -> str:
+    """A token of a stream that has told the last of these, and that it is LIVE."""
+    async with reading(core, *addresses) as stream:
+        await stream.some(SnapshotComplete)
+        await play(core, *statuses)
+        async with reading(core, *addresses) as settled:
+            (complete,) = await settled.some(SnapshotComplete)
+    return str(complete.resume_token)
+
+
+async def resume(core: Core, token: str, *addresses: str) -> tuple[list[str], bool]:
+    """The terminals of the snapshot that a stream with the token begins with, and whether it is a reset."""
+    async with reading(core, *addresses, resume_token=token) as stream:
+        (complete,) = await stream.some(SnapshotComplete)
+        shown = [event for event in stream.events if isinstance(event, Snapshot)]
+    return [f"{one.terminal.address} {one.terminal.status and one.terminal.status.status.name}" for one in shown], (
+        complete.reset
+    )
+
+
+async def resumed_live(core: Core, token: str, status: Status) -> tuple[list[str], bool]:
+    """As `resume`, of ALICE who is watched and stated that status."""
+    async with reading(core, ALICE) as keeping:
+        await keeping.some(SnapshotComplete)
+        await play(core, status)
+        return await resume(core, token, ALICE)
+
+
+async def test_restored_backup(url: str) -> None:
+    """After a backup was restored an equal revision of another status is sent, and the stream says that it begins
+    again."""
+    path = Path(url.removeprefix("sqlite:///"))
+    async with run_core(url) as core:
+        await token_after(core, REACHABLE)
+    backup = shutil.copy(path, path.with_suffix(".backup"))
+    async with run_core(url, clocks=core.clocks) as core:
+        token = await token_after(core, BUSY)
+    shutil.copy(backup, path)
+    async with run_core(url, clocks=core.clocks) as core:
+        assert await resumed_live(core, token, UNREACHABLE) == ([f"{ALICE} UNREACHABLE"], True)
+        assert (await core.store.statuses([ALICE]))[ALICE].revision == 2  # as in the token
+
+
+async def test_backup_that_is_older_than_the_token(url: str) -> None:
+    """A token of greater revisions than the database's is a reset: the client must take smaller revisions again."""
+    async with run_core(url) as core:
+        token = await token_after(core, REACHABLE, BUSY, UNREACHABLE)
+    async with run_core(await new_database(Path(url.removeprefix("sqlite:///")).parent)) as core:
+        assert await resumed_live(core, token, BUSY) == ([f"{ALICE} BUSY"], True)
+
+
+@pytest.mark.parametrize("status", [UNREACHABLE, BUSY])
+async def test_another_gateway(url: str, tmp_path: Path, status: Status) -> None:
+    """At a gateway with another database an equal revision is another observation, with the same status too."""
+    async with run_core(url) as core:
+        token = await token_after(core, REACHABLE, BUSY)
+    (tmp_path / "other").mkdir()
+    clocks = Clocks()
+    clocks.advance(3600)
+    async with run_core(await new_database(tmp_path / "other"), clocks=clocks) as other, reading(other, ALICE) as one:
+        await one.some(SnapshotComplete)
+        await play(other, REACHABLE)
+        assert await resumed_live(other, token, status) == ([f"{ALICE} {status.name}"], True)
+
+
+async def test_token_is_good_after_a_restart(database_url: str) -> None:
+    """In both databases a status has the same identity after a restart, to the microsecond, however often it was
+    confirmed before and since."""
+    async with run_core(database_url) as core:
+        token = await token_after(core, REACHABLE, BUSY, BUSY, BUSY)
+    async with run_core(database_url, clocks=core.clocks) as core:
+        assert await resumed_live(core, token, BUSY) == ([], False)
+        assert await resumed_live(core, token, REACHABLE) == ([f"{ALICE} REACHABLE"], False)
+
+
+async def test_liveness_that_was_told_last_counts(core: Core) -> None:
+    """A reader that was told STALE before its token is told that the status is LIVE again."""
+    async with reading(core, ALICE) as keeping, reading(core, ALICE) as stream:
+        await keeping.some(SnapshotComplete)
+        await stream.some(SnapshotComplete)
+        await play(core, BUSY)
+        core.watcher.lose(ALICE)
+        assert (await stream.some(LivenessChange, 2))[-1].terminal.liveness is Liveness.STALE
+        for _ in range(5):
+            await core.advance(2.5)
+        token = (await stream.some(Bookmark))[-1].resume_token
+        await stream.aclose()
+        await play(core, BUSY)
+        assert await resume(core, token, ALICE) == ([f"{ALICE} BUSY"], False)
+
+
+async def test_what_was_shown_counts(url: str) -> None:
+    """A reader to whom BUSY was shown as REACHABLE is sent BUSY once the policy shows it."""
+    async with run_core(url, policy=Policy(busy_available=False)) as core:
+        token = await token_after(core, BUSY)
+        assert await resumed_live(core, token, BUSY) == ([], False)
+    async with run_core(url, clocks=core.clocks) as core:
+        assert await resumed_live(core, token, BUSY) == ([f"{ALICE} BUSY"], True)
+
+
+async def test_other_terminals_are_a_reset(core: Core) -> None:
+    """A token of more, fewer or other terminals brings every terminal, and the client forgets the others."""
+    async with reading(core, ALICE, BOB) as keeping:
+        await keeping.some(SnapshotComplete)
+        token = await token_after(core, BUSY)
+        await play(core, REACHABLE, address=BOB)
+        assert await resume(core, token, ALICE, BOB) == ([f"{ALICE} BUSY", f"{BOB} REACHABLE"], True)
+        assert await resume(core, token, BOB) == ([f"{BOB} REACHABLE"], True)
+        assert await resume(core, token, ALICE) == ([], False)
+
+
+REVISIONS_ONLY = base64.urlsafe_b64encode(b"\x01" + bytes(8) + b"\x02").decode()
+"""As gateways gave before tokens had marks."""
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["x", "é", "\n\nevent: end", "AgAA", "AQAA", REVISIONS_ONLY, "A" * 70_000, "A" * 1_000_000, "\ud800", "=", "\0"],
+    ids=range(11),
+)
+async def test_any_text_is_a_reset(core: Core, token: str) -> None:
+    """A text that is no token of today is no error, and the stream begins again; a gateway that stops does not send
+    the text back."""
+    async with reading(core, ALICE) as keeping:
+        await keeping.some(SnapshotComplete)
+        await play(core, BUSY)
+        assert await resume(core, token, ALICE) == ([f"{ALICE} BUSY"], True)
+        good = await token_after(core)
+        core.watching.end_streams()
+        for given_one, returned in ((token, ""), (good, good)):
+            async with reading(core, ALICE, resume_token=given_one) as late:
+                (end,) = await late.some(End)
+            assert end.resume_token == returned
+
+
+async def test_busy_stream_gets_tokens(core: Core) -> None:
+    """A stream that is told changes all the time gets a token in each bookmark interval."""
+    async with reading(core, ALICE) as stream:
+        await stream.some(SnapshotComplete)
+        for number in range(1, 13):
+            await core.play(ALICE, BUSY if number % 2 else REACHABLE)
+            await stream.until(lambda events, number=number: revisions(events)[-1:] == [number])  # type: ignore[misc]
+            await core.advance(2.5)
+        bookmarks = await stream.some(Bookmark, 2)
+        assert len(bookmarks) <= 4  # in thirty seconds
+        between = [type(event) for event in stream.events if isinstance(event, Bookmark | Change)]
+        assert Change in between[between.index(Bookmark) :]
+        await stream.aclose()
+        async with reading(core, ALICE) as keeping:
+            await keeping.some(SnapshotComplete)
+            await core.play(ALICE, REACHABLE)
+            assert await resume(core, bookmarks[0].resume_token, ALICE) == ([f"{ALICE} REACHABLE"], False)
+
+
+def revisions(events: Sequence[WatchEvent]) -> list[int]:
+    """Of the changes."""
+    return [event.status.revision for event in events if isinstance(event, Change)]
+
+
+MANY = [TerminalAddress(f"sip:t{number}@example.com") for number in range(MAX_NAMED + 4)]
+
+
+async def test_stream_of_many_terminals(url: str) -> None:
+    """Above 4,096 terminals one change sends its bucket again, a two hundred and fifty-sixth, and not the rest."""
+    async with (
+        run_core(url, policy=Policy(max_notification_addresses=5000)) as core,
+        reading(core, *MANY) as keeping,
+    ):
+        await keeping.some(SnapshotComplete)
+        for address in MANY:
+            core.watcher.play(address, BUSY)
+        await core.settled()
+        async with reading(core, *MANY) as stream:
+            token = (await stream.some(SnapshotComplete))[0].resume_token
+        assert len(token) < 3000
+        assert await resume(core, token, *MANY) == ([], False)
+        await play(core, REACHABLE, address=MANY[7])
+        shown, reset = await resume(core, token, *MANY)
+        assert f"{MANY[7]} REACHABLE" in shown
+        assert (len(shown) < len(MANY) / 64, reset) == (True, False)
+        assert await resume(core, token, *MANY[1:]) == ([f"{one} {status}" for one, status in now(MANY[1:])], True)
+
+
+def now(addresses: Sequence[TerminalAddress]) -> list[tuple[TerminalAddress, str]]:
+    """How they are at the end of the test above."""
+    return [(one, "REACHABLE" if one == MANY[7] else "BUSY") for one in addresses]
+
+
+def told(number: int, revision: int, status: Status = BUSY, *, live: bool = True) -> Told:
+    """A status of terminal `number` as a stream told it."""
+    stated = TerminalStatus(
+        address=MANY[number],
+        status=status,
+        observed_at=BEGAN + number * MICROSECONDS,
+        source=Source.WATCH,
+        revision=revision,
+    )
+    return Told(revision, mark_of(stated), live)
+
+
+_one = st.tuples(st.integers(0, 1 << 62), st.sampled_from(list(Status)), st.booleans())
+
+
+@given(st.lists(_one, max_size=20), st.lists(_one, max_size=20))
+def test_token_says_what_was_told(
+    before: list[tuple[int, Status, bool]], after: list[tuple[int, Status, bool]]
+) -> None:
+    """Known are exactly those that are as they were told LIVE; revisions that go back, or stand for another status, are
+    a reset."""
+    was, now_ = (
+        {MANY[n]: told(n, revision, status, live=live) if revision else NOTHING for n, (revision, status, live) in of}
+        for of in (list(enumerate(before)), list(enumerate(after)))
+    )
+    known = known_by(token_of(was), now_)
+    backwards = was.keys() != now_.keys() or any(
+        was[one].revision > now_[one].revision
+        or (was[one].revision == now_[one].revision and was[one].mark != now_[one].mark)
+        for one in was
+    )
+    assert known.usable is not backwards
+    assert known.addresses == (
+        set() if backwards else {one for one in was if was[one].live and was[one][:2] == now_[one][:2]}
+    )
+
+
+@given(st.binary(max_size=400), st.integers(0, 40))
+def test_no_bytes_fail(body: bytes, terminals: int) -> None:
+    """Whatever bytes come, with the right head or not, reading them fails in no way."""
+    addresses = {MANY[number]: told(number, 1) for number in range(terminals)}
+    head = base64.urlsafe_b64decode(token_of(addresses)[:12])
+    for each in (body, head + body):
+        known = known_by(base64.urlsafe_b64encode(each).decode().rstrip("="), addresses)
+        assert known.addresses <= addresses.keys()
+
+
+def test_tokens_are_bounded() -> None:
+    """The longest token is one of 4,096 terminals with the greatest revisions; the usual one has eight characters a
+    terminal."""
+    longest = token_of({MANY[number]: told(number, (1 << 63) - 1) for number in range(MAX_NAMED)})
+    assert len(longest) <= MAX_TOKEN
+    usual = token_of({MANY[number]: told(number, number) for number in range(1000)})
+    assert len(usual) < 8200
+    assert len(token_of({one: told(number, 1 << 62) for number, one in enumerate(MANY)})) < 3000

@@ -1,0 +1,291 @@
+"""Tests of `app/live/rules.py`: the rule of what a subscription is told and when, over histories of Hypothesis."""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import count, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.addresses import TerminalAddress
+from app.domain.owed import OwedWriter
+from app.domain.policy import told_status
+from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sinks import EndReason
+from app.domain.statuses import Source, Status, TerminalStatus
+from app.live.index import SubscriptionIndex
+from app.live.rules import decide
+from app.live.subscription import LiveSubscription, begun, restored
+from tests.support.core import ALICE, BEGAN, BOB, BUSY, CAROL, REACHABLE, SOAP
+
+TERMINALS = (ALICE, BOB, CAROL)
+
+
+@dataclass
+class History:
+    """One subscription through time, with the rows that a store would have."""
+
+    subscription: Subscription
+    busy: bool = True
+    now_s: float = 0.0
+    stored: dict[TerminalAddress, TerminalStatus] = field(default_factory=dict)
+    owed: list[tuple[float, OwedNotification]] = field(default_factory=list)
+    first: dict[TerminalAddress, Status] = field(default_factory=dict)
+    standing: LiveSubscription = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = count()
+        self.standing = begun(
+            self.subscription, terminals=TERMINALS, groups=(), live={}, busy=self.busy, now_s=self.now_s
+        )
+        self.subscription = replace(self.subscription, awaiting=True)
+
+    @property
+    def now(self) -> datetime:
+        return BEGAN + timedelta(seconds=self.now_s)
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass, looking whenever something is due."""
+        end_s = self.now_s + seconds
+        while not self.standing.ended and self.standing.due_s <= end_s:
+            self.now_s = max(self.now_s, self.standing.due_s)
+            self.look([])
+        self.now_s = end_s
+
+    def observe(self, changes: dict[TerminalAddress, Status]) -> None:
+        """Observations that are written together."""
+        self.now_s += 0.001
+        news = []
+        for address, status in changes.items():
+            before = self.stored.get(address)
+            self.first.setdefault(address, status)
+            if before is None or before.status is not status:
+                self.stored[address] = TerminalStatus(
+                    address=address,
+                    status=status,
+                    observed_at=self.now,
+                    source=Source.WATCH,
+                    revision=before.revision + 1 if before else 1,
+                )
+            news.append((self.stored[address], before.status if before else None))
+        self.look(news)
+
+    def look(self, news: list[tuple[TerminalStatus, Status | None]]) -> None:
+        if self.standing.ended:
+            return
+        decision = decide(self.standing, news, {}, self.now_s, OwedWriter(self.now, lambda: str(next(self.ids))))
+        if decision is None:
+            return
+        decision.apply()
+        self.owed += [(self.now_s, one) for one in decision.owed]
+        if (update := decision.update) is not None:
+            changed = {
+                name: value
+                for name in ("notified", "last_notified_at", "awaiting", "joined", "held", "ended_at", "end_reason")
+                if (value := getattr(update, name)) is not None
+            }
+            self.subscription = replace(self.subscription, **changed)
+
+    def restart(self) -> None:
+        """Forgets what is not stored. The monotonic clock goes on, which harms nothing."""
+        if self.standing.ended:
+            return
+        self.standing = restored(
+            self.subscription,
+            terminals=TERMINALS,
+            groups=(),
+            stored=self.stored,
+            busy=self.busy,
+            now=self.now,
+            now_s=self.now_s,
+        )
+
+    @property
+    def told(self) -> list[tuple[float, OwedNotification]]:
+        return [(at_s, one) for at_s, one in self.owed if one.kind is NotificationKind.STATUS]
+
+    def last_told(self) -> dict[TerminalAddress, TerminalStatus]:
+        return {change.address: change for _, one in self.told for change in one.changes}
+
+
+statuses = st.sampled_from(list(Status))
+steps = st.one_of(
+    st.tuples(st.just("advance"), st.floats(0, 30, allow_nan=False)),
+    st.tuples(st.just("observe"), st.dictionaries(st.sampled_from(TERMINALS), statuses, min_size=1)),
+)
+with_restarts = st.one_of(steps, st.tuples(st.just("restart"), st.none()))
+requests = st.builds(
+    lambda criteria, check_immediate, interval_ms, most: Subscription(
+        id="s",
+        client_id="c",
+        addresses=TERMINALS,
+        criteria=criteria,
+        check_immediate=check_immediate,
+        min_interval_ms=interval_ms,
+        max_notifications=most,
+        created_at=BEGAN,
+        expires_at=None,
+        sink=SOAP,
+    ),
+    st.frozensets(statuses),
+    st.booleans(),
+    st.sampled_from([0, 0, 1000, 10_000]),
+    st.sampled_from([0, 0, 1, 3]),
+)
+
+
+def play(history: History, script: list[tuple[str, object]]) -> None:
+    for step, value in script:
+        getattr(history, step)(*([] if value is None else [value]))
+
+
+@given(subscription=requests, script=st.lists(with_restarts, max_size=40), busy=st.booleans())
+def test_never_closer_together_than_the_interval(
+    subscription: Subscription, script: list[tuple[str, object]], busy: bool
+) -> None:
+    """Two status notifications are at least the interval apart, restarts or not; with each, one terminal is told once,
+    and only of statuses among the criteria."""
+    history = History(subscription, busy)
+    play(history, script)
+    history.advance(60)
+    interval_s = subscription.min_interval_ms / 1000
+    for (before_s, _), (after_s, _) in pairwise(history.told):
+        assert after_s - before_s >= interval_s - 1e-5
+    for _, one in history.told:
+        assert one.changes
+        assert len({change.address for change in one.changes}) == len(one.changes)
+        for change in one.changes:
+            assert not subscription.criteria or change.status in subscription.criteria
+            assert busy or change.status is not BUSY
+
+
+@given(subscription=requests, script=st.lists(with_restarts, max_size=40), busy=st.booleans())
+def test_last_state_is_always_told_in_the_end(
+    subscription: Subscription, script: list[tuple[str, object]], busy: bool
+) -> None:
+    """Once the interval has passed, the newest state of a terminal that changed and meets the criteria has been told,
+    and no older state after a newer one."""
+    history = History(replace(subscription, max_notifications=0), busy)
+    play(history, script)
+    history.advance(60)
+    last = history.last_told()
+    for address, status in history.stored.items():
+        shown = told_status(busy, status.status)
+        changed = subscription.check_immediate or shown is not told_status(busy, history.first[address])
+        if changed and history.standing.shows(shown):
+            assert last[address].status is shown
+    seen: dict[TerminalAddress, int] = {}
+    for _, one in history.told:
+        for change in one.changes:
+            assert change.revision >= seen.get(change.address, 0)
+            seen[change.address] = change.revision
+
+
+@given(subscription=requests, script=st.lists(steps, max_size=40))
+def test_without_an_interval_each_change_is_told_once(
+    subscription: Subscription, script: list[tuple[str, object]]
+) -> None:
+    """With no interval and no count exactly the changes that meet the criteria are told, each once, in order."""
+    history = History(replace(subscription, min_interval_ms=0, max_notifications=0))
+    expected: list[tuple[TerminalAddress, int]] = []
+    known: dict[TerminalAddress, Status] = {}
+    for step, value in script:
+        if step == "observe":
+            assert isinstance(value, dict)
+            for address, status in value.items():
+                new = subscription.check_immediate if address not in known else known[address] is not status
+                known[address] = status
+                if new and (not subscription.criteria or status in subscription.criteria):
+                    before = history.stored.get(address)
+                    expected.append((address, before.revision + 1 if before else 1))
+        play(history, [(step, value)])
+    told = [(change.address, change.revision) for _, one in history.told for change in one.changes]
+    assert told == expected
+
+
+@given(subscription=requests, script=st.lists(with_restarts, max_size=60), most=st.integers(1, 4))
+def test_count_is_never_exceeded_and_ends_it(
+    subscription: Subscription, script: list[tuple[str, object]], most: int
+) -> None:
+    """At most as many status notifications as asked for; with the last comes the end, once, and nothing after it."""
+    history = History(replace(subscription, max_notifications=most))
+    play(history, script)
+    history.advance(60)
+    assert len(history.told) == history.subscription.notified <= most
+    ended = [one for _, one in history.owed if one.kind is NotificationKind.ENDED]
+    assert len(ended) == (len(history.told) == most)
+    if ended:
+        assert history.owed[-1][1].code == EndReason.COUNT_REACHED.name
+        assert history.subscription.end_reason is EndReason.COUNT_REACHED
+
+
+def standing(number: int, expires_s: float) -> LiveSubscription:
+    subscription = Subscription(
+        id=str(number),
+        client_id="c",
+        addresses=(ALICE,),
+        criteria=frozenset(),
+        check_immediate=False,
+        min_interval_ms=0,
+        max_notifications=0,
+        created_at=BEGAN,
+        expires_at=None,
+        sink=SOAP,
+    )
+    return LiveSubscription(subscription, terminals=(ALICE,), expires_s=expires_s)
+
+
+def test_heap_of_ends_does_not_grow_with_what_is_over() -> None:
+    """Subscriptions that come and go, or are prolonged again and again, leave nothing behind."""
+    standings = SubscriptionIndex()
+    kept = standing(0, 1e6)
+    standings.add(kept)
+    for number in range(1, 20_000):
+        one = standing(number, 1e9)
+        standings.add(one)
+        standings.remove(one)
+        kept.expires_s += 1
+        standings.prolonged(kept)
+    assert len(standings._heap) < 2000  # noqa: SLF001
+    assert standings.pop_due(2e6) == [kept]
+    assert standings.pop_due(2e9) == []
+    assert standings.count("c") == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 100)), max_size=50))
+def test_due_ones_are_found_in_time_however_they_were_prolonged(moves: list[tuple[int, float]]) -> None:
+    """What is due is found, and nothing that was prolonged beyond it."""
+    standings = SubscriptionIndex()
+    all_ = [standing(number, 50.0) for number in range(10)]
+    for one in all_:
+        standings.add(one)
+    for number, at_s in moves:
+        all_[number].expires_s = at_s
+        standings.prolonged(all_[number])
+    for now_s in range(0, 101, 10):
+        due = set(standings.pop_due(now_s))
+        assert due == {one for one in all_ if not one.ended and one.expires_s <= now_s}
+        for one in due:
+            standings.remove(one)
+
+
+def test_status_that_is_told_is_the_one_observed() -> None:
+    """A told change has the revision and the time of its observation."""
+    history = History(
+        Subscription(
+            id="s",
+            client_id="c",
+            addresses=TERMINALS,
+            criteria=frozenset(),
+            check_immediate=True,
+            min_interval_ms=0,
+            max_notifications=0,
+            created_at=BEGAN,
+            expires_at=None,
+            sink=SOAP,
+        )
+    )
+    history.observe({ALICE: REACHABLE})
+    ((_, one),) = history.told
+    assert one.changes == (history.stored[ALICE],)
+    assert one.created_at == history.subscription.last_notified_at == history.now

@@ -1,0 +1,257 @@
+"""The pure parts of the watcher: header fields, the meaning of answers, and the frames between the two processes."""
+
+import re
+import socket
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.errors import (
+    DocumentUnreadable,
+    FetchTimedOut,
+    InvalidAddress,
+    PresenceMisconfigured,
+    PresenceUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+    WatcherUnauthenticated,
+)
+from app.sip.answers import BAD_ADDRESS, error_of_local_failure, error_of_notify, error_of_response, retry_expires_s
+from app.sip.headers import Final, Notify, plain, read_notify, read_response
+from app.sip.pjsip.response_sources import Answers
+from app.sip.protocol import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
+from app.sip.watcher import SipWatcher
+from tests.support.core import ALICE
+from tests.support.watching import Observer
+from tests.wire.test_sip_watcher import configuration
+
+NOTIFY = (
+    "NOTIFY sip:w@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP h\r\nSubscription-State: Terminated;Reason=Timeout\r\n"
+    "Content-Type: application/pidf+xml\r\nContent-Length: 4\r\n\r\nbody"
+)
+
+RESPONSES = {
+    400: PresenceMisconfigured,
+    401: WatcherUnauthenticated,
+    403: WatcherRefused,
+    404: TerminalUnknown,
+    405: PresenceMisconfigured,
+    406: PresenceMisconfigured,
+    407: WatcherUnauthenticated,
+    408: PresenceUnavailable,
+    415: PresenceMisconfigured,
+    420: PresenceMisconfigured,
+    423: PresenceUnavailable,
+    480: PresenceUnavailable,
+    489: PresenceMisconfigured,
+    500: PresenceUnavailable,
+    503: PresenceUnavailable,
+    603: WatcherRefused,
+    604: TerminalUnknown,
+}
+
+
+def test_notify_is_read() -> None:
+    """State and reason come in lower case, the body as it was."""
+    assert read_notify(NOTIFY) == Notify("terminated", "timeout", -1, "application/pidf+xml", "", 4, b"body")
+
+
+def test_notify_with_compact_and_folded_fields() -> None:
+    """Compact field names and folded lines (RFC 3261 sections 7.3.1 and 7.3.3) are understood."""
+    text = (
+        "NOTIFY sip:w SIP/2.0\r\nsubscription-state: active;\r\n expires=60;retry-after=5\r\n"
+        "c: text/plain\r\ne : gzip\r\nl:0\r\n\r\n"
+    )
+    assert read_notify(text) == Notify("active", "", 5, "text/plain", "gzip", 0, b"", 60)
+
+
+def test_notify_body_keeps_its_bytes() -> None:
+    """A body that is no UTF-8 arrives byte for byte."""
+    raw = b"\xff\xfe\x00caf\xe9"
+    assert read_notify("NOTIFY x SIP/2.0\r\n\r\n" + raw.decode("utf-8", "surrogateescape")).body == raw
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    """Whatever the text, reading it gives an answer."""
+    assert read_notify(text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")).declared_bytes >= -1
+    assert read_response(text).code >= 0
+
+
+def test_response_is_read() -> None:
+    """Status, phrase, Retry-After without its comment, and Min-Expires."""
+    text = "SIP/2.0 503 Too busy\r\nRetry-After: 7 (in a while)\r\nMin-Expires: 60\r\n\r\n"
+    assert read_response(text) == Final(503, "Too busy", 7, 60)
+
+
+@pytest.mark.parametrize(("code", "error"), RESPONSES.items())
+def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
+    """Each row of the failure table."""
+    found = error_of_response(code, "Phrase", -1)
+    assert type(found) is error
+    assert f"{code} Phrase" in str(found)
+
+
+@given(st.integers(0, 999), st.text(max_size=20), st.integers(-1, 10**6))
+def test_every_response_means_something(code: int, phrase: str, retry_after_s: int) -> None:
+    """There is no response without a meaning."""
+    assert isinstance(error_of_response(code, phrase, retry_after_s), TerminalStatusError)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (0, FetchTimedOut),
+        (408, PresenceUnavailable),
+        (503, PresenceUnavailable),
+        (BAD_ADDRESS, InvalidAddress),
+    ],
+)
+def test_local_failure_means(code: int, error: type[TerminalStatusError]) -> None:
+    """What PJSIP says itself is not put into the presence server's mouth."""
+    found = error_of_local_failure(code, "Connection refused")
+    assert type(found) is error
+    assert "answered" not in str(found)
+
+
+@given(st.text())
+def test_plain_text(text: str) -> None:
+    """Text of a peer comes out printable, ASCII and short, whatever it was."""
+    assert re.fullmatch(r"[ -~]{0,100}", plain(text))
+
+
+def test_retry_after_is_passed_on() -> None:
+    """The presence server's Retry-After reaches the application."""
+    assert error_of_response(503, "", 7).retry_after_s == 7
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "length", "error"),
+    [
+        ("active", "", 0, None),
+        ("terminated", "timeout", 300, None),
+        ("terminated", "timeout", 0, None),
+        ("terminated", "", 0, None),
+        ("terminated", "invariant", 0, None),
+        ("terminated", "deactivated", 300, None),
+        ("terminated", "deactivated", 0, PresenceUnavailable),
+        ("terminated", "probation", 0, PresenceUnavailable),
+        ("terminated", "giveup", 0, PresenceUnavailable),
+        ("terminated", "rejected", 0, WatcherRefused),
+        ("terminated", "noresource", 0, TerminalUnknown),
+        ("pending", "", 0, WatcherRefused),
+        ("pending", "", 300, WatcherRefused),
+    ],
+)
+def test_notify_means(state: str, reason: str, length: int, error: type[TerminalStatusError] | None) -> None:
+    """Each state and reason of RFC 6665 section 4.1.3."""
+    found = error_of_notify(state, reason, -1, length, length)
+    assert (found and type(found)) is error
+
+
+@pytest.mark.parametrize(
+    ("declared", "received", "cut"), [(10, 9, True), (9, 10, True), (10, 10, False), (-1, 5, False)]
+)
+def test_cut_body(declared: int, received: int, cut: bool) -> None:
+    """A body whose length is not Content-Length was cut on the way."""
+    found = error_of_notify("active", "", -1, declared, received)
+    assert isinstance(found, DocumentUnreadable) is cut
+
+
+@pytest.mark.parametrize(
+    ("final", "asked_s", "again_s"),
+    [
+        (Final(423, "", min_expires_s=60), 0, 60),
+        (Final(423, "", min_expires_s=60), 60, None),
+        (Final(423, ""), 0, None),
+        (Final(423, "", min_expires_s=10**6), 0, None),
+        (Final(423, "", min_expires_s=0), 0, None),
+        (Final(503, "", min_expires_s=60), 0, None),
+    ],
+)
+def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> None:
+    """423 is followed once, within a bound."""
+    assert retry_expires_s(final, asked_s) == again_s
+
+
+COMMANDS: list[Command] = [Fetch(1, "sip:a@b"), Cancel(2), Ping()]
+
+
+def decoder() -> Decoder[object]:
+    return Decoder(Fetch | Cancel | Ping)  # type: ignore[arg-type]  # a union is no class to mypy
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_frames_survive_any_cut(cuts: list[int]) -> None:
+    """Messages come out whole and in order however the stream is cut."""
+    stream, reader = encode(COMMANDS) * 3, decoder()
+    found: list[object] = []
+    while stream:
+        size = cuts[len(found) % len(cuts)]
+        found += list(reader.feed(stream[:size]))
+        stream = stream[size:]
+    assert found == COMMANDS * 3
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([Failed(1, 2, "", 3, local=False)])]
+)
+def test_nonsense_is_refused(nonsense: bytes) -> None:
+    """What is no frame of ours ends the conversation by FrameError."""
+    with pytest.raises(FrameError):
+        list(decoder().feed(nonsense))
+
+
+def test_reports_are_told_apart() -> None:
+    """Each report decodes to its own class."""
+    reader: Decoder[object] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
+    assert list(reader.feed(encode([Failed(1, 404, "Not Found", -1, local=True)]))) == [
+        Failed(1, 404, "Not Found", -1, local=True)
+    ]
+
+
+async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
+    """Each one makes its terminal's status doubtful; however many come there is one line in a second."""
+    watcher, observer = SipWatcher(configuration("sip:127.0.0.1:5060")), Observer()
+    watcher.observe(observer)
+    watcher.watch(ALICE)
+    slot = watcher._slots[0]  # noqa: SLF001  # as if a worker had said it
+    cut = Observed(next(iter(slot.by_id)), 0.0, "application/pidf+xml", "", 70_000, b"<presence")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(50):
+            watcher._heard(slot, cut)  # noqa: SLF001
+    assert observer.unread == {ALICE: ["cut"] * 50}
+    assert not observer.bodies(ALICE)
+    assert [line["event"] for line in logs] == ["document_cut"]
+
+
+@pytest.mark.parametrize(
+    ("source", "came", "sent", "counts"),
+    [
+        ("192.0.2.1:5060", "UDP", "UDP", True),
+        ("192.0.2.1:5061", "UDP", "UDP", False),
+        ("192.0.2.1:5061", "TCP", "TCP", True),
+        ("192.0.2.1:5061", "TLS", "TLS", True),
+        ("192.0.2.2:5060", "TCP", "TCP", False),
+        ("10.1.2.3:9", "UDP", "UDP", True),
+        ("10.1.3.3:9", "TCP", "TCP", False),
+        ("192.0.2.1:5060", "UDP", "TCP", False),
+        ("192.0.2.1:5060", "UDP", "TLS", False),
+        ("192.0.2.1:5060", "TCP", "TLS", False),
+        ("10.1.2.3:9", "UDP", "TLS", False),
+        ("10.1.2.3:9", "TCP", "UDP", False),
+    ],
+)
+def test_which_answers_count(source: str, came: str, sent: str, counts: bool) -> None:
+    """Over the request's transport alone: from where it went, over a stream from any port there, and from the networks
+    that are named."""
+
+    def address(text: str) -> bytes:
+        host, _, port = text.partition(":")
+        return b"\2\0" + int(port).to_bytes(2, "big") + socket.inet_aton(host)
+
+    answers, transports = Answers(["10.1.2.0/24", "2001:db8::/32"]), {"came": came.encode(), "sent": sent.encode()}
+    assert answers.counts(address(source), address("192.0.2.1:5060"), **transports) is counts

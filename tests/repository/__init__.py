@@ -1,0 +1,1 @@
+"""What holds for the repository: layers, generated files, documentation, the package, the bench."""

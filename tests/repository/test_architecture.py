@@ -1,0 +1,114 @@
+"""What holds for the code as a whole and no linter checks."""
+
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import app
+import soap_compat
+
+ROOT = Path(__file__).parent.parent.parent
+MODULES = sorted(
+    name
+    for package in (app, soap_compat)
+    for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not name.startswith("app.pb.")
+)
+NO_EFFECT = """
+import importlib, json, os, sys, threading, traceback, warnings
+import aiohttp, alembic, cffi, fastapi, google.rpc.status_pb2, grpc.aio, grpc_health.v1.health  # noqa
+import grpc_reflection.v1alpha.reflection, grpc_status.rpc_status, joserfc.jwk, lxml.etree, msgspec, pjsua2  # noqa
+import prometheus_client, psycopg, rich.console, sqlmodel, structlog, typer, uvicorn, uvloop  # noqa
+
+def look(module):
+    warnings.simplefilter("error")
+    opened = []
+    sys.addaudithook(lambda event, args: opened.append(event) if event in ("socket.bind", "socket.connect",
+        "subprocess.Popen", "sqlite3.connect") else None)
+    importlib.import_module(module)
+    assert not opened, opened
+    assert threading.active_count() == 1, threading.enumerate()
+
+seen = {}
+for module in sys.argv[1:]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writer, 1), os.dup2(writer, 2), os.close(reader)
+        try:
+            look(module)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        seen[module] = said.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    if not seen[module]:
+        importlib.import_module(module)  # those that need it need not do it all again
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, str]:
+    """What importing each module printed, or how it failed: each in a process that has those before it loaded."""
+    command = [sys.executable, "-c", NO_EFFECT, *MODULES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_import_has_no_effect(module: str, seen: dict[str, str]) -> None:
+    """Importing a module opens nothing, starts nothing, prints nothing and warns of nothing."""
+    assert seen[module] == ""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_says_what_it_is_for(module: str) -> None:
+    """Every module opens with a docstring of at most twenty lines."""
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py")
+    text = (source if source.exists() else source.with_suffix("") / "__init__.py").read_text("utf-8")
+    assert text.startswith('"""')
+    assert text[3:].partition('"""')[0].count("\n") <= 20
+
+
+def test_commit_and_begin_stand_only_in_the_store() -> None:
+    """Transactions have one home."""
+    for path in (*ROOT.glob("app/**/*.py"), *ROOT.glob("soap_compat/**/*.py")):
+        if not {"store", "pb"} & set(path.parts):
+            assert ".commit(" not in path.read_text("utf-8"), path
+
+
+def test_files_that_docstrings_and_comments_name_are_there() -> None:
+    """A bare name is of a file beside the one that names it, or of the only one so called; or a path tells which."""
+    folders = [ROOT / name for name in ("app", "soap_compat", "bench", "tests")]
+    sources = [path for folder in folders for path in folder.rglob("*.py")]
+    there = [f"/{path.relative_to(ROOT)}" for path in (*sources, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+    lost = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sources
+        if "pb" not in path.parts
+        for line, text in prose(path)
+        for name in re.findall(r"[\w./-]*\w\.(?:py|md)\b", text)
+        if not (path.parent / name).exists() and sum(one.endswith(f"/{name}") for one in there) != 1
+    ]
+    assert not lost
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """The docstrings and comments of a module, each with the line it begins on."""
+    with tokenize.open(path) as source:
+        for token in tokenize.generate_tokens(source.readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+                yield token.start[0], token.string

@@ -1,0 +1,29 @@
+"""What is generated and committed is what its source says: `app/pb/` and `openapi/`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from app.rest import export_openapi
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def generated_files(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): path.read_text("utf-8")
+        for path in (root / "app" / "pb").rglob("*.py*")
+        if path.name != "__init__.py" and path.suffix in {".py", ".pyi"}
+    }
+
+
+def test_the_protobuf_code_is_fresh(tmp_path: Path) -> None:
+    """`app/pb/` holds what `make generate` makes of `proto/`, no file more and none less."""
+    subprocess.run([ROOT / ".ci" / "generate-protobuf", tmp_path, sys.executable], check=True, timeout=60)
+    assert generated_files(ROOT) == generated_files(tmp_path)
+
+
+def test_the_openapi_documents_are_fresh() -> None:
+    """`openapi/` holds what `terminal-status openapi` exports, which is the same each time, and no file more."""
+    committed = {file.stem: file.read_text("utf-8") for file in (ROOT / "openapi").glob("*.json")}
+    assert committed == export_openapi() == export_openapi()

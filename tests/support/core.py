@@ -1,0 +1,421 @@
+"""The use cases over a real SQLite store, with a presence server that the test plays and clocks that it moves."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from app.auth.policies import Policies
+from app.core.fetcher import FetchService
+from app.core.groups import GroupService
+from app.core.queries import QueryService
+from app.core.subscriptions import SubscriptionRequest, SubscriptionService
+from app.core.usage import UsageLog
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import StoreUnavailable, TerminalStatusError
+from app.domain.policy import Policy
+from app.domain.records import Client, NotificationKind, OwedNotification, Subscription, UsageRecord
+from app.domain.sinks import Sink, SinkKind
+from app.domain.statuses import Liveness, Status
+from app.live.engine import DEFAULT_TUNING, Engine, Tuning
+from app.live.events import WatchEvent
+from app.live.group_directory import GroupDirectory
+from app.ports import Notification, Page, Sender, Sent, Store, WatchObserver, WatchView
+from app.store import SqlStore, migrate, open_store
+from tests.support.fakes import ON_THE_PHONE, OPEN, FakeMeter
+
+DEADLINE_S = 10.0
+"""How long a test waits for what must come."""
+
+BEGAN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))
+TEAM, ALL = TerminalAddress("sip:team@groups.example.com"), TerminalAddress("sip:all@groups.example.com")
+APP = Client(id="app", name="App", created_at=BEGAN)
+OTHER = Client(id="other", name="Other", created_at=BEGAN)
+ADMIN = Client(id="admin", name="Admin", created_at=BEGAN, admin=True)
+WEBHOOK = Sink(kind=SinkKind.WEBHOOK, url="https://example.com/hook", profile="v1")
+SOAP = Sink(kind=SinkKind.SOAP, url="http://example.com/soap", profile="v2_2")
+REACHABLE, UNREACHABLE, BUSY = Status.REACHABLE, Status.UNREACHABLE, Status.BUSY
+BODIES = {REACHABLE: OPEN, UNREACHABLE: b"", BUSY: ON_THE_PHONE}
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Waits until it is true; fails after DEADLINE_S."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not true():  # noqa: ASYNC110  # of many kinds, and no event tells them
+            await asyncio.sleep(0.002)
+
+
+@dataclass
+class Clocks:
+    """A wall clock and a monotonic one, which move when told."""
+
+    now: datetime = BEGAN
+    now_s: float = 1000.0
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.now_s += seconds
+
+
+@dataclass
+class PlayedWatcher:
+    """A SIP side whose observations the test plays. What is not watched cannot be observed, as in the real one."""
+
+    clocks: Clocks
+    ready: bool = True
+    presence_up: bool = True
+    wanted: dict[TerminalAddress, None] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    answer: Callable[[TerminalAddress], Status | TerminalStatusError | None] = lambda _: REACHABLE
+    """What fetches are answered; None never answers."""
+    fetched: list[TerminalAddress] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    _observer: WatchObserver | None = None
+
+    def observe(self, observer: WatchObserver) -> None:
+        self._observer = observer
+
+    def watch(self, address: TerminalAddress, client_id: str = "") -> None:
+        if address in self.wanted:
+            return
+        self.asked.append(f"watch {address}")
+        self.wanted[address] = None
+
+    def unwatch(self, address: TerminalAddress) -> None:
+        self.asked.append(f"unwatch {address}")
+        self.wanted.pop(address, None)
+
+    def refresh(self, address: TerminalAddress) -> None:
+        self.asked.append(f"refresh {address}")
+
+    async def watches(self) -> list[WatchView]:
+        return []
+
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+        self.fetched.append(address)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(0)
+            answer = self.answer(address)
+            if answer is None:
+                await asyncio.Event().wait()
+            if isinstance(answer, TerminalStatusError):
+                raise answer
+            return self._notification(cast("Status", answer), self.clocks.now)
+        finally:
+            self.in_flight -= 1
+
+    def play(self, address: TerminalAddress, status: Status, at: datetime | None = None) -> None:
+        """The presence server states the status; from then on the watch is live."""
+        assert self._observer is not None
+        if address in self.wanted:
+            self._observer.observed(address, self._notification(status, at or self.clocks.now))
+            self._observer.liveness_changed(address, Liveness.LIVE, "", None)
+
+    def send(self, address: TerminalAddress, body: bytes) -> None:
+        """A NOTIFY with that body."""
+        assert self._observer is not None
+        self._observer.observed(
+            address,
+            Notification(
+                body=body,
+                content_type="application/pidf+xml",
+                content_encoding="",
+                observed_at=self.clocks.now,
+            ),
+        )
+
+    def lose(self, address: TerminalAddress, reason: str = "the presence server does not answer") -> None:
+        """Contact is lost."""
+        assert self._observer is not None
+        self._observer.liveness_changed(address, Liveness.STALE, reason, None)
+
+    def say(self, address: TerminalAddress, liveness: Liveness, error: TerminalStatusError | None) -> None:
+        """The watch is worth this now, for that reason."""
+        assert self._observer is not None
+        self._observer.liveness_changed(address, liveness, "said" if error else "", error)
+
+    def fail(self, address: TerminalAddress, error: TerminalStatusError) -> None:
+        """The watch ends with an error."""
+        assert self._observer is not None
+        self.wanted.pop(address)
+        self._observer.ended(address, "ended", error)
+
+    def _notification(self, status: Status, at: datetime) -> Notification:
+        return Notification(
+            body=BODIES[status], content_type="application/pidf+xml", content_encoding="", observed_at=at
+        )
+
+
+class FaultyStore:
+    """The store, but for faults that the test asks for. Implements `Store` by passing on."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self.away = False
+        """Whether every call raises StoreUnavailable."""
+        self.before_write: Callable[[Any], Any] | None = None
+        """Awaited with the changes before each write; may raise."""
+        self.writes: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if self.away and callable(method):
+            raise StoreUnavailable("The test has taken the database away.")
+        return method
+
+    async def write(self, changes: Any) -> Any:
+        if self.before_write is not None:
+            await self.before_write(changes)
+        if self.away:
+            raise StoreUnavailable("The test has taken the database away.")
+        self.writes.append(changes)
+        return await self._store.write(changes)
+
+
+@dataclass
+class FakeSender:
+    """A sender whose checks the test decides."""
+
+    error: TerminalStatusError | None = None
+    checked: list[Subscription] = field(default_factory=list)
+
+    async def check(self, subscription: Subscription) -> None:
+        self.checked.append(subscription)
+        if self.error is not None:
+            raise self.error
+
+    async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
+        raise NotImplementedError
+
+
+@dataclass
+class Core:
+    """One gateway's use cases."""
+
+    store: FaultyStore
+    clocks: Clocks
+    watcher: PlayedWatcher
+    policies: Policies
+    groups: GroupService
+    directory: GroupDirectory
+    usage: UsageLog
+    watching: Engine
+    subscriptions: SubscriptionService
+    queries: QueryService
+    sender: FakeSender
+    hints: list[str]
+
+    async def settled(self) -> None:
+        """Waits until nothing waits to be written."""
+        await until(lambda: not self.watching.figures()["waiting"])
+
+    async def advance(self, seconds: float) -> None:
+        """Lets time pass, and what is due be done."""
+        self.clocks.advance(seconds)
+        for _ in range(2):  # one round may have looked at the clock already
+            rounds = self.watching.rounds
+            self.watching.poke()
+            await until(partial(self._looked_since, rounds))
+        await self.settled()
+
+    def _looked_since(self, rounds: int) -> bool:
+        return self.watching.rounds > rounds
+
+    async def play(self, address: TerminalAddress, status: Status) -> None:
+        """The presence server states the status, and all that follows is written."""
+        self.watcher.play(address, status)
+        await self.settled()
+
+    async def subscribe(self, *addresses: str, client: Client = APP, **request: Any) -> Subscription:
+        return await self.subscriptions.create(client, SubscriptionRequest(addresses=addresses, **request), face="grpc")
+
+    async def owed(self, subscription: Subscription) -> list[OwedNotification]:
+        """What it was owed, in order."""
+        found, token = await self.store.notifications(None, Page(size=1000), subscription_id=subscription.id)
+        assert not token
+        return cast("list[OwedNotification]", found)
+
+    async def told(self, subscription: Subscription) -> list[str]:
+        """What it was owed, in short: `alice BUSY`, `ENDED EXPIRED`, `ERROR bob TERMINAL_UNKNOWN`."""
+        return [short(one) for one in await self.owed(subscription)]
+
+    async def stored(self, subscription: Subscription) -> Subscription:
+        found = await self.store.subscription(subscription.id)
+        assert found is not None
+        return cast("Subscription", found)
+
+    async def usage_records(self) -> list[UsageRecord]:
+        await until(lambda: not self.usage.buffered)
+        records, _ = await self.store.usage(None, BEGAN - timedelta(days=1), Page(size=1000))
+        return cast("list[UsageRecord]", records)
+
+
+def short(one: OwedNotification) -> str:
+    """A notification in a few words."""
+    if one.kind is NotificationKind.STATUS:
+        return ", ".join(f"{name(change.address)} {change.status.name}" for change in one.changes)
+    words = [one.kind.name, name(one.address) if one.address else "", one.code]
+    return " ".join(word for word in words if word)
+
+
+def name(address: str) -> str:
+    """The user part."""
+    return address.partition(":")[2].partition("@")[0]
+
+
+_TEMPLATE: dict[str, Path] = {}
+
+
+async def new_database(directory: Path) -> str:
+    """The URL of a new database in the directory; migrated once per run, and then copied."""
+    target = directory / "core.sqlite3"
+    template = _TEMPLATE.get("path")
+    if template is None or not template.exists():
+        template = directory / "template.sqlite3"
+        await migrate(f"sqlite:///{template}")
+        _TEMPLATE["path"] = template
+    shutil.copy(template, target)
+    return f"sqlite:///{target}"
+
+
+def nobody_waits(subscription: Subscription) -> Callable[[], Awaitable[None]]:
+    """Nothing delivers, so nothing is in flight."""
+
+    async def waited() -> None:
+        pass
+
+    return waited
+
+
+@asynccontextmanager
+async def run_core(
+    url: str,
+    *,
+    clocks: Clocks | None = None,
+    policy: Policy | None = None,
+    tuning: Tuning = DEFAULT_TUNING,
+    clients: Sequence[Client] = (APP, OTHER, ADMIN),
+    senders: Mapping[SinkKind, Sender] | None = None,
+    withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = nobody_waits,
+    crash: bool = False,
+    secret_key_file: Path | None = None,
+) -> AsyncIterator[Core]:
+    """The use cases over the database at `url`. With `crash` they are cut off at the end, as `kill -9` would."""
+    clocks = clocks or Clocks()
+    async with await open_store(url, secret_key_file=secret_key_file) as sql:
+        faulty = FaultyStore(sql)
+        store = cast("Store", faulty)
+        known = {client.id for client in await sql.clients()}
+        for client in clients:
+            if client.id not in known:
+                await sql.put_client(client)
+        watcher = PlayedWatcher(clocks)
+        policies = Policies(policy or Policy(), lambda: clocks.now_s)
+        directory = GroupDirectory(store)
+        groups = GroupService(store, directory, policies, lambda: clocks.now)
+        usage = UsageLog(store, lambda: clocks.now, policies)
+        hints: list[str] = []
+        watching = Engine(
+            store,
+            watcher,
+            directory,
+            policies,
+            busy_activities={"on-the-phone", "busy"},
+            clock=lambda: clocks.now,
+            clock_s=lambda: clocks.now_s,
+            tuning=replace(tuning, close_s=0.01) if crash else tuning,
+            owed=lambda: hints.append("owed"),
+        )
+        sender = FakeSender()
+        subscriptions = SubscriptionService(
+            store,
+            watching,
+            directory,
+            policies,
+            usage,
+            senders if senders is not None else {SinkKind.WEBHOOK: sender, SinkKind.SOAP: sender},
+            lambda: clocks.now,
+            withdrawn=withdrawn,
+        )
+        fetches = FetchService(
+            watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000
+        )
+        queries = QueryService(fetches, watching, directory, policies, usage, lambda: clocks.now)
+        await directory.reload()
+        await usage.start()
+        await watching.start()
+        try:
+            yield Core(
+                faulty,
+                clocks,
+                watcher,
+                policies,
+                groups,
+                directory,
+                usage,
+                watching,
+                subscriptions,
+                queries,
+                sender,
+                hints,
+            )
+        finally:
+            if crash:
+                faulty.away = True
+            else:
+                faulty.away, faulty.before_write = False, None
+            await watching.aclose()
+            await usage.aclose()
+
+
+class Reading:
+    """Reads a stream in the background and remembers everything."""
+
+    def __init__(self, events: Any) -> None:
+        self.events: list[WatchEvent] = []
+        self.error: BaseException | None = None
+        self._stream = events
+        self._task = asyncio.create_task(self._read(), name="reading")
+
+    async def _read(self) -> None:
+        try:
+            async for event in self._stream:
+                self.events.append(event)
+        except TerminalStatusError as error:
+            self.error = error
+
+    async def until(self, true: Callable[[list[WatchEvent]], object]) -> list[WatchEvent]:
+        """Waits until it is true of what was read."""
+        await until(lambda: true(self.events) or self.error)
+        if self.error is not None:
+            raise self.error
+        return self.events
+
+    async def some(self, kind: type, number: int = 1) -> list[Any]:
+        """Waits for so many events of that kind, and returns those of it."""
+        await self.until(lambda events: sum(isinstance(event, kind) for event in events) >= number)
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._stream.aclose()
+
+
+@asynccontextmanager
+async def reading(core: Core, *addresses: str, client: Client = APP, **options: Any) -> AsyncIterator[Reading]:
+    """A stream that is read from its start."""
+    reader = Reading(core.watching.stream(client, addresses, **options))
+    try:
+        yield reader
+    finally:
+        await reader.aclose()

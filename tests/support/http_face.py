@@ -1,0 +1,176 @@
+"""The HTTP APIs served over real use cases and a real store, for tests; the presence server is played."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+import httpx2
+
+from app import rest
+from app.auth.authenticator import Authenticator, TokenVerifier
+from app.auth.clients import ClientRegistry
+from app.auth.oidc import Grant
+from app.core.administration import Administration
+from app.core.deliveries import Deliveries
+from app.core.use_cases import UseCases
+from app.servers import bound, serve_http
+from tests.support.core import ADMIN, APP, OTHER, Core
+from tests.support.fakes import FakeWatcher, make_service
+
+LIMIT_S = 10.0
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class HttpFace:
+    """The running server, and its clients' keys by id."""
+
+    core: Core
+    auth: Authenticator
+    registry: ClientRegistry
+    url: str
+    keys: dict[str, str]
+    http: httpx2.AsyncClient
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, client: str = APP.id, raw: bytes | None = None, **more: Any
+    ) -> Answer:
+        """One request with the client's key ("" for none); `body` goes as JSON, `raw` as it is."""
+        headers = {**({"authorization": f"Bearer {self.keys[client]}"} if client else {}), **more.pop("headers", {})}
+        if body is not None:
+            raw = json.dumps(body).encode()
+        if raw is not None:
+            headers = {"content-type": "application/json", **headers}
+        response = await self.http.request(method, self.url + path, content=raw, headers=headers, **more)
+        return Answer(response.status_code, response.headers, response.content)
+
+    @asynccontextmanager
+    async def events(self, path: str, *, client: str = APP.id, **headers: str) -> AsyncIterator["EventSource"]:
+        """A stream of server-sent events, which is read as the test asks."""
+        headers = {"authorization": f"Bearer {self.keys[client]}", **headers}
+        async with self.http.stream("GET", self.url + path, headers=headers) as response:
+            yield EventSource(response)
+
+
+class EventSource:
+    """Reads server-sent events as the HTML standard says, so far as the gateway sends them."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.response = response
+        self.comments = 0
+        self._lines = response.aiter_lines()
+
+    async def next(self) -> tuple[str, str, Any]:
+        """Name, id and data of the next event."""
+        name, token, data = "", "", ""
+        async with asyncio.timeout(LIMIT_S):
+            async for line in self._lines:
+                if not line:
+                    if name:
+                        return name, token, json.loads(data)
+                    continue
+                field, _, value = line.partition(":")
+                value = value.removeprefix(" ")
+                if field == "event":
+                    name = value
+                elif field == "id":
+                    token = value
+                elif field == "data":
+                    data = value
+                elif not field:
+                    self.comments += 1
+        raise EOFError
+
+    async def until(self, name: str) -> tuple[str, Any]:
+        """Id and data of the next event of that name; the others before it are passed over."""
+        while True:
+            found, token, data = await self.next()
+            if found == name:
+                return token, data
+
+    async def rest(self) -> list[str]:
+        """The names of the events until the end."""
+        names = []
+        try:
+            while True:
+                names.append((await self.next())[0])
+        except EOFError:
+            return names
+
+
+def use_cases_of(core: Core, auth: Authenticator, registry: ClientRegistry, clock: Callable[[], datetime]) -> UseCases:
+    """The use cases of a core, as the faces want them."""
+    store = cast("Any", core.store)
+    return UseCases(
+        auth=auth,
+        queries=core.queries,
+        watching=core.watching,
+        subscriptions=core.subscriptions,
+        groups=core.groups,
+        deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
+        usage=core.usage,
+        administration=Administration(
+            store,
+            cast("Any", core.watcher),
+            registry,
+            wanted_by=core.watching.wanted_by,
+            clock=clock,
+            doubt=core.watching.doubt,
+        ),
+    )
+
+
+@asynccontextmanager
+async def http_face(
+    core: Core,
+    *,
+    tokens: TokenVerifier | None = None,
+    grant: Callable[[str], Grant] | None = None,
+    monotonic: Callable[[], float] | None = None,
+    **options: Any,
+) -> AsyncIterator[HttpFace]:
+    """The server while the context is open; APP, OTHER and ADMIN have keys."""
+    store = cast("Any", core.store)
+
+    def clock() -> datetime:
+        return core.clocks.now
+
+    auth = Authenticator(
+        store, clock=clock, monotonic=monotonic or (lambda: core.clocks.now_s), open_allowed=False, tokens=tokens
+    )
+    registry = ClientRegistry(
+        store,
+        clock=clock,
+        changed=auth.forget,
+        delete=core.subscriptions.delete_client,
+        disabled=core.watching.end_streams_of,
+    )
+    keys = {}
+    for client in (APP, OTHER, ADMIN):
+        _, keys[client.id] = await registry.rotate(client.id, who="test")
+    app = rest.create_app(
+        make_service(FakeWatcher()), use_cases_of(core, auth, registry, clock), grant=grant, clock=clock, **options
+    )
+    with bound("127.0.0.1:0") as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        async with httpx2.AsyncClient(timeout=LIMIT_S, trust_env=False) as http, serve_http(app, sock, None):
+            try:
+                yield HttpFace(core, auth, registry, url, keys, http)
+            finally:
+                core.watching.end_streams()

@@ -1,0 +1,244 @@
+"""What tests of the SOAP face share: envelopes, one call in process, and the schemas that answers are valid by."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from lxml import etree
+from starlette.types import ASGIApp, Message
+
+from app.auth.authenticator import Authenticator, Credentials
+from app.core.queries import QueryService, TerminalResult
+from app.core.subscriptions import SubscriptionRequest, SubscriptionService
+from app.core.usage import UsageLog
+from app.domain.records import Client, UsageRecord
+from app.domain.statuses import TerminalStatus
+from soap_compat.documents import SERVICES
+from soap_compat.faults import TEXTS
+from soap_compat.server import create_app
+
+SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
+TYPES = "http://www.csapi.org/schema/parlayx/terminal_status/v2_2"
+LOCAL = f"{TYPES}/local"
+MANAGER = "http://www.csapi.org/schema/parlayx/terminal_status/notification_manager/v2_3/local"
+NOTIFICATION = "http://www.csapi.org/schema/parlayx/terminal_status/notification/v2_2/local"
+COMMON = "http://www.csapi.org/schema/parlayx/common/v2_1"
+WSDL = Path(__file__).parent.parent.parent / "soap_compat" / "wsdl"
+ALICE = "sip:alice@example.com"
+OWNER = Client(id="owner", name="Owner", created_at=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def payload(address: str = f"<l:address>{ALICE}</l:address>", local: str = LOCAL) -> str:
+    """A getStatus."""
+    return f'<l:getStatus xmlns:l="{local}">{address}</l:getStatus>'
+
+
+def wrapped(name: str, content: str, namespace: str) -> str:
+    """A wrapper whose parts have the prefix `l`."""
+    return f'<l:{name} xmlns:l="{namespace}">{content}</l:{name}>'
+
+
+def envelope(body: str, header: str = "") -> str:
+    """An envelope of SOAP 1.1."""
+    return f'<e:Envelope xmlns:e="{SOAP}">{header}<e:Body>{body}</e:Body></e:Envelope>'
+
+
+def _schemas(name: str) -> tuple[str, etree.XMLSchema]:
+    (schema,) = etree.parse(WSDL / name).iter("{*}schema")
+    return str(schema.get("targetNamespace")), etree.XMLSchema(
+        etree.fromstring(etree.tostring(schema), base_url=f"{WSDL}/")
+    )
+
+
+SCHEMAS = dict(_schemas(file.replace("_service_", "_interface_")) for file in SERVICES.values())
+"""The wrappers' schemas, by namespace in the served version."""
+COMMON_SCHEMA = etree.XMLSchema(etree.parse(WSDL / "parlayx_common_types_2_1.xsd"))
+_SERVED_VERSION = {namespace.rsplit("/v", 1)[0]: namespace for namespace in SCHEMAS}
+
+
+def valid(element: etree._Element) -> None:
+    """Asserts that a wrapper is valid by the served WSDL's schema; one of another version, but for its namespace."""
+    namespace = str(etree.QName(element).namespace)
+    served = _SERVED_VERSION[namespace.rsplit("/v", 1)[0]]
+    text = etree.tostring(element, encoding="unicode").replace(f'"{namespace}"', f'"{served}"')
+    SCHEMAS[served].assertValid(etree.fromstring(text))
+
+
+def content_of(body: bytes) -> etree._Element:
+    """The element in an envelope's Body."""
+    root = etree.fromstring(body)
+    assert [root.tag, *(child.tag for child in root)] == [f"{{{SOAP}}}Envelope", f"{{{SOAP}}}Body"]
+    (content,) = root[0]
+    return content
+
+
+@dataclass
+class Reply:
+    """An HTTP answer, with what a test looks for in an envelope."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def content(self) -> etree._Element:
+        """The element in the Body."""
+        return content_of(self.body)
+
+    @property
+    def result(self) -> str:
+        assert self.status == 200, self.body
+        return f"{etree.QName(self.content).localname}:{self.content.findtext('{*}result')}"
+
+    @property
+    def faultcode(self) -> str:
+        prefix, _, code = self.content.findtext("faultcode", "").partition(":")
+        assert self.content.nsmap[prefix] == SOAP
+        return code
+
+    @property
+    def reason(self) -> str:
+        return self.content.findtext("faultstring", "")
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The detail's element, messageId and variables, once the published schema has accepted it."""
+        assert (self.status, self.faultcode) in ((500, "Server"), (401, "Server")), self.body
+        (exception,) = self.content.iterfind("detail/*")
+        COMMON_SCHEMA.assertValid(etree.fromstring(etree.tostring(exception).replace(b"common/v3_1", b"common/v2_1")))
+        assert exception.findtext("text") == TEXTS[exception.findtext("messageId", "")]
+        return (
+            exception.tag,
+            exception.findtext("messageId", ""),
+            *(v.text or "" for v in exception.iter("variables")),
+        )
+
+    @property
+    def fault(self) -> str:
+        """messageId and variables, with blanks between."""
+        return " ".join(self.declared[1:])
+
+
+async def call(
+    app: ASGIApp,
+    *chunks: bytes,
+    method: str = "POST",
+    path: str = "/TerminalStatus",
+    query: bytes = b"",
+    receive: Callable[[], Awaitable[Message]] | None = None,
+    certificate: Sequence[str] = (),
+    **headers: str,
+) -> Reply:
+    """One request to the application mounted at /parlayx. Underscores in header names stand for hyphens. What is
+    answered with 200 to a POST is validated."""
+    given_headers = {"host": "gateway.example", "content_type": "text/xml; charset=utf-8", "soapaction": '""'} | headers
+    messages = iter(chunks or (b"",))
+    left = [len(chunks) or 1]
+    sent: list[Message] = []
+
+    async def next_chunk() -> Message:
+        left[0] -= 1
+        return {"type": "http.request", "body": next(messages), "more_body": left[0] > 0}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "scheme": "http",
+        "root_path": "/parlayx",
+        "path": f"/parlayx{path}",
+        "query_string": query,
+        "headers": [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in given_headers.items()],
+        "server": ("127.0.0.1", 8080),
+        "client": ("127.0.0.2", 1234),
+        "extensions": {"tls": {"client_cert_names": tuple(certificate)}} if certificate else {},
+    }
+    await app(scope, receive or next_chunk, send)
+    if not sent:
+        return Reply(0, {}, b"")
+    start, *body = sent
+    assert [part.get("more_body", False) for part in body] == [True] * (len(body) - 1) + [False]
+    headers_sent = {k.decode(): v.decode() for k, v in start["headers"]}
+    reply = Reply(start["status"], headers_sent, b"".join(part["body"] for part in body))
+    if method == "POST" and reply.status == 200:
+        valid(reply.content)
+    return reply
+
+
+@dataclass
+class FakeUseCases:
+    """Use cases that a test decides: `get_status` is one, `results` are the answer of the other question, and what
+    `raises` is raised by whatever else is called. Remembers requests."""
+
+    get_status_of: Callable[[str], Awaitable[TerminalStatus]] | None = None
+    results: Sequence[TerminalResult] = ()
+    raises: Exception | None = None
+    asked: list[tuple[Client, Sequence[str], float, str, str]] = field(default_factory=list)
+    created: list[tuple[Client, SubscriptionRequest, str, str]] = field(default_factory=list)
+    ended: list[tuple[Client, str, str, str]] = field(default_factory=list)
+
+    async def get_status(
+        self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
+    ) -> TerminalStatus:
+        self.asked.append((client, [address], max_age_s, face, requester))
+        if self.get_status_of is None:
+            raise self.raises or AssertionError("not asked for")
+        return await self.get_status_of(address)
+
+    async def query(
+        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
+    ) -> AsyncIterator[TerminalResult]:
+        self.asked.append((client, addresses, max_age_s, face, requester))
+        if self.raises is not None:
+            raise self.raises
+        for result in self.results:
+            yield result
+
+    async def create(self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = "") -> None:
+        self.created.append((client, request, face, requester))
+        if self.raises is not None:
+            raise self.raises
+
+    async def cancel_by_correlator(self, client: Client, correlator: str, *, face: str, requester: str = "") -> None:
+        self.ended.append((client, correlator, face, requester))
+        if self.raises is not None:
+            raise self.raises
+
+
+class FakeUsage(UsageLog):
+    """A usage log that writes nothing, so that a test can look."""
+
+    def __init__(self) -> None:
+        super().__init__(cast("Any", None), lambda: datetime.now(UTC), cast("Any", None))
+
+    @property
+    def records(self) -> list[UsageRecord]:
+        return [record for record in self._buffer if isinstance(record, UsageRecord)]
+
+
+class Everybody:
+    """An authenticator for which all callers are OWNER."""
+
+    def known(self, authorization: str, *, confined: bool = False) -> Client:
+        return OWNER
+
+    async def authenticate(self, credentials: Credentials) -> Client:
+        return OWNER
+
+
+def face(
+    use_cases: FakeUseCases | Callable[[str], Awaitable[TerminalStatus]], auth: object | None = None, **options: Any
+) -> ASGIApp:
+    """The SOAP face of use cases that a test decides; a function is getStatus."""
+    fakes = use_cases if isinstance(use_cases, FakeUseCases) else FakeUseCases(get_status_of=use_cases)
+    defaults: dict[str, Any] = {"clock": lambda: datetime.now(UTC), "usage": FakeUsage()}
+    return create_app(
+        cast("QueryService", fakes),
+        cast("SubscriptionService", fakes),
+        cast("Authenticator", auth or Everybody()),
+        **(defaults | options),
+    )

@@ -1,0 +1,107 @@
+"""A running watcher for tests, and an observer that keeps what it is told, in order."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable
+
+import msgspec
+
+from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.errors import DocumentUnreadable, TerminalStatusError
+from app.domain.statuses import Liveness
+from app.ports import Notification, WatchView
+from app.sip.watcher import SipWatcher
+from tests.wire.test_sip_watcher import DEADLINE_S, configuration, until
+
+Told = Liveness | bytes | str
+"""A liveness, the body of an observation, or `ended`."""
+
+_numbers = itertools.count(1)
+
+
+class Observer:
+    """Keeps everything by address."""
+
+    def __init__(self) -> None:
+        self.told: dict[TerminalAddress, list[Told]] = {}
+        self.unread: dict[TerminalAddress, list[str]] = {}
+        self.reasons: dict[TerminalAddress, str] = {}
+        self.errors: dict[TerminalAddress, TerminalStatusError | None] = {}
+
+    def observed(self, address: TerminalAddress, notification: Notification) -> None:
+        self.told.setdefault(address, []).append(notification.body)
+
+    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+        self.unread.setdefault(address, []).append(error.details["reason"])
+
+    def liveness_changed(
+        self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
+    ) -> None:
+        self.told.setdefault(address, []).append(liveness)
+        self.reasons[address], self.errors[address] = reason, error
+
+    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+        self.told.setdefault(address, []).append("ended")
+        self.reasons[address], self.errors[address] = reason, error
+
+    def liveness(self, address: TerminalAddress) -> Liveness | None:
+        """What was told last; None before that and after the end."""
+        last = next((each for each in reversed(self.told.get(address, [])) if not isinstance(each, bytes)), None)
+        return last if isinstance(last, Liveness) else None
+
+    def bodies(self, address: TerminalAddress) -> list[bytes]:
+        """Every observation."""
+        return [each for each in self.told.get(address, []) if isinstance(each, bytes)]
+
+    def live(self, addresses: Iterable[TerminalAddress]) -> bool:
+        """Whether all of them are LIVE."""
+        return all(self.liveness(address) is Liveness.LIVE for address in addresses)
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    presence_server: str, *, workers: int = 1, configure: dict[str, object] | None = None, **settings: object
+) -> AsyncIterator[tuple[SipWatcher, Observer]]:
+    """A watcher; `configure` replaces what settings do not allow."""
+    what = msgspec.structs.replace(configuration(presence_server, **settings), **(configure or {}))
+    watcher, observer = SipWatcher(what, workers=workers), Observer()
+    watcher.observe(observer)
+    await watcher.start()
+    try:
+        yield watcher, observer
+    finally:
+        await watcher.aclose()
+
+
+def terminal(user: str = "") -> TerminalAddress:
+    """An address that no other test uses; without a user part that is one's own, and honest."""
+    number = next(_numbers)
+    return parse_address(f"sip:{user or f'terminal-{number}'}@n{number}.example.com")
+
+
+def user_of(address: TerminalAddress) -> str:
+    """By what the sandbox knows it."""
+    return address.removeprefix("sip:").partition("@")[0]
+
+
+async def view(watcher: SipWatcher, address: TerminalAddress) -> WatchView:
+    """One line of the list of watches."""
+    return next(each for each in await watcher.watches() if each.address == address)
+
+
+async def until_seen(
+    watcher: SipWatcher, address: TerminalAddress, condition: Callable[[WatchView], bool]
+) -> WatchView:
+    """Waits until that line fulfils the condition, at most DEADLINE_S."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition(seen := await view(watcher, address)):  # noqa: ASYNC110  # it happens in another process
+            await asyncio.sleep(0.005)
+        return seen
+
+
+async def started(watcher: SipWatcher, observer: Observer, *addresses: TerminalAddress) -> None:
+    """Watches them, and waits until they are LIVE."""
+    for address in addresses:
+        watcher.watch(address)
+    await until(lambda: observer.live(addresses))

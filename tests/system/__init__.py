@@ -1,0 +1,1 @@
+"""Whole gateways: real presence servers, kills, signals, other people's clients."""

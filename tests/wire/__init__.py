@@ -1,0 +1,1 @@
+"""Transports: SIP, HTTP, TLS and webhooks over real sockets."""

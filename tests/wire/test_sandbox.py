@@ -1,0 +1,847 @@
+"""The sandbox notifier, driven over raw sockets: each row of its table by its essential bytes, and RFC 6665."""
+
+import asyncio
+import gzip
+import hashlib
+import itertools
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+
+from app.domain.statuses import Status
+from app.sandbox import SCRIPTED, Change, Sandbox, script, sip, transport
+from app.sandbox.behaviours import BEHAVIOURS, behaviour_of
+from app.sandbox.terminals import initial_statuses
+from tests.support.sip_terminal import EVENT, SipClient, SipMessage, unique
+
+ALICE = "sip:alice@example.com"
+OPEN, CLOSED, BUSY = b"<basic>open</basic>", b"<basic>closed</basic>", b"<rpid:on-the-phone/>"
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(seed=7, scripted=False, t1_s=0.05) as running:
+        yield running
+    assert running.counters.other["failed"] == 0
+
+
+@pytest.fixture(params=["udp", "tcp"])
+async def client(sandbox: Sandbox, request: pytest.FixtureRequest) -> AsyncIterator[SipClient]:
+    async with SipClient(sandbox.host, sandbox.port, tcp=request.param == "tcp") as connected:
+        yield connected
+
+
+@pytest.fixture
+async def udp(sandbox: Sandbox) -> AsyncIterator[SipClient]:
+    async with SipClient(sandbox.host, sandbox.port) as connected:
+        yield connected
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Lets the loop run until the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is watched is plain counters; sleep(0) waits for nothing
+            await asyncio.sleep(0)
+
+
+class Watch:
+    """A lasting subscription of a test's."""
+
+    def __init__(self, client: SipClient, uri: str, *headers: str) -> None:
+        self.client, self.uri, self.headers = client, uri, headers
+        self.call_id, self.from_tag, self.to, self.cseq = unique(), unique(), f"<{uri}>", 0
+        self.target = uri
+
+    async def subscribe(self, expires: int, *headers: str) -> SipMessage:
+        """SUBSCRIBE, the first one or one in the dialog; returns the response."""
+        self.cseq += 1
+        response = await self.client.ask(
+            "SUBSCRIBE",
+            self.target,
+            *(headers or self.headers or EVENT),
+            f"Expires: {expires}",
+            call_id=self.call_id,
+            cseq=self.cseq,
+            to=self.to,
+            from_tag=self.from_tag,
+        )
+        if response.code < 300:
+            self.to, self.target = response["to"], response.contact_uri
+        return response
+
+    async def notify(self) -> SipMessage:
+        """The next NOTIFY, answered."""
+        return await self.client.notify_for(self.call_id)
+
+
+async def fetch(client: SipClient, user: str, domain: str = "example.com") -> SipMessage:
+    """The NOTIFY of a fetch that succeeds."""
+    response, notify = await client.fetch(f"sip:{user}@{domain}")
+    assert response.code == 200
+    assert notify is not None
+    return notify
+
+
+@pytest.mark.parametrize(
+    ("uri", "holds", "lacks"),
+    [
+        (ALICE, OPEN, BUSY),
+        ("sip:alice@elsewhere.example.net", OPEN, BUSY),
+        ("sips:alice@example.com", OPEN, BUSY),
+        ("sip:bob@example.com", BUSY, CLOSED),
+        ("sip:carol@example.com", CLOSED, OPEN),
+        ("tel:+15550001", OPEN, BUSY),
+        ("tel:+1-555-0002", BUSY, CLOSED),
+        ("sip:+15550003@example.com;user=phone", CLOSED, OPEN),
+        ("sip:terminal-123@example.com", OPEN, CLOSED),
+    ],
+)
+async def test_fetch_states_the_terminals_status(client: SipClient, uri: str, holds: bytes, lacks: bytes) -> None:
+    """A fetch is answered 200 and one terminated NOTIFY whose PIDF says what the terminal's name promises."""
+    response, notify = await client.fetch(uri)
+    assert notify is not None
+    assert (response.code, response["expires"]) == (200, "0")
+    assert notify["subscription-state"] == "terminated;reason=timeout"
+    assert (notify["event"], notify["content-type"]) == ("presence", "application/pidf+xml")
+    assert notify["content-length"] == str(len(notify.body))
+    assert notify["from"].endswith(f";tag={response.to_tag}")
+    assert notify.start == f"NOTIFY {client.contact} SIP/2.0"
+    assert holds in notify.body
+    assert lacks not in notify.body
+    etree.fromstring(notify.body)
+
+
+@pytest.mark.parametrize("uri", ["sip:dave@example.com", "sip:nobody-at-all@example.com", "tel:+15550004"])
+async def test_unknown_terminal_is_404(client: SipClient, sandbox: Sandbox, uri: str) -> None:
+    """A terminal in no table is answered 404 with a tag, and no NOTIFY."""
+    response, _ = await client.fetch(uri)
+    assert response.code == 404
+    assert response.to_tag
+    assert sandbox.counters.notifies == {}
+
+
+async def test_subscription_lives_through_change_refresh_and_end(client: SipClient, sandbox: Sandbox) -> None:
+    """A lasting subscription gets a NOTIFY at once, at each change, at a refresh, and a last one at its end."""
+    watch = Watch(client, ALICE)
+    response = await watch.subscribe(600)
+    first = await watch.notify()
+    assert (response.code, response["expires"], first["subscription-state"]) == (200, "600", "active;expires=600")
+    assert OPEN in first.body
+    assert sandbox.subscriptions == {ALICE: 1}
+
+    await eventually(lambda: sandbox.counters.notify_answers[200] == 1)
+    sandbox.set_status("alice", Status.BUSY)
+    changed = await watch.notify()
+    assert BUSY in changed.body
+    assert int(changed["cseq"].split()[0]) == int(first["cseq"].split()[0]) + 1
+
+    response = await watch.subscribe(300)
+    refreshed = await watch.notify()
+    assert (response.code, refreshed["subscription-state"]) == (200, "active;expires=300")
+
+    response = await watch.subscribe(0)
+    last = await watch.notify()
+    assert (response.code, last["subscription-state"]) == (200, "terminated;reason=timeout")
+    assert BUSY in last.body
+    assert sandbox.subscriptions == {}
+    assert (await watch.subscribe(60)).code == 481
+    assert sandbox.counters.subscribes[ALICE] == 3
+
+
+async def test_subscription_expires(udp: SipClient, sandbox: Sandbox) -> None:
+    """A subscription nobody refreshes ends with a terminated NOTIFY."""
+    watch = Watch(udp, ALICE)
+    await watch.subscribe(1)
+    await watch.notify()
+    assert (await watch.notify())["subscription-state"] == "terminated;reason=timeout"
+    assert sandbox.subscriptions == {}
+
+
+async def test_only_the_latest_change_follows_an_unanswered_notify(udp: SipClient, sandbox: Sandbox) -> None:
+    """Changes during a NOTIFY under way are sent as one, the latest."""
+    watch = Watch(udp, ALICE)
+    await watch.subscribe(60)
+    first = await udp.receive(lambda message: message.method == "NOTIFY")
+    sandbox.set_status("alice", Status.BUSY)
+    sandbox.set_status("alice", Status.UNREACHABLE)
+    udp.respond(first)
+    assert CLOSED in (await watch.notify()).body
+    await eventually(lambda: sandbox.counters.notify_answers[200] == 2)
+    assert sandbox.counters.notifies[ALICE] == 2
+
+
+async def test_notify_refused_ends_the_subscription(udp: SipClient, sandbox: Sandbox) -> None:
+    """A NOTIFY answered 481 ends its subscription."""
+    watch = Watch(udp, ALICE)
+    await watch.subscribe(60)
+    udp.respond(await udp.receive(lambda message: message.method == "NOTIFY"), 481, "Gone")
+    await eventually(lambda: sandbox.subscriptions == {})
+    assert sandbox.counters.notify_answers == {481: 1}
+
+
+async def test_notify_is_retransmitted_over_udp(udp: SipClient, sandbox: Sandbox) -> None:
+    """An unanswered NOTIFY comes again byte for byte, and no more once it is answered."""
+    call_id = unique()
+    udp.send(udp.request("SUBSCRIBE", ALICE, *EVENT, "Expires: 0", call_id=call_id))
+    notifies = [await udp.receive(lambda message: message.method == "NOTIFY") for _ in range(3)]
+    assert len({notify.raw for notify in notifies}) == 1
+    udp.respond(notifies[0])
+    await eventually(lambda: sandbox.counters.notify_answers == {200: 1})
+    assert sandbox.counters.notifies[ALICE] == 1
+    assert sandbox.counters.other["retransmitted NOTIFY"] >= 2
+
+
+@pytest.mark.parametrize("user", ["alice", "dave"])
+async def test_retransmitted_subscribe_gets_the_same_answer(udp: SipClient, sandbox: Sandbox, user: str) -> None:
+    """A SUBSCRIBE that comes twice is answered twice alike, and makes one NOTIFY at most."""
+    request = udp.request("SUBSCRIBE", f"sip:{user}@example.com", *EVENT, "Expires: 0")
+    udp.send(request)
+    udp.send(request)
+    answers = [await udp.receive(lambda message: message.code > 0) for _ in range(2)]
+    assert answers[0].raw == answers[1].raw
+    assert sandbox.counters.subscribes == {f"sip:{user}@example.com": 1}
+    assert sandbox.counters.other["retransmitted SUBSCRIBE"] == 1
+    assert sandbox.counters.notifies.total() == (1 if user == "alice" else 0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code", "expected"),
+    [
+        (("Event: dialog", "Expires: 60"), 489, ("allow-events", "presence")),
+        (("Expires: 60",), 489, ("allow-events", "presence")),
+        ((*EVENT, "Expires: soon"), 400, ("warning", '399 sandbox "Expires or Contact is unreadable or missing"')),
+        ((*EVENT, "Require: eventlist"), 420, ("unsupported", "eventlist")),
+    ],
+)
+async def test_subscribe_that_cannot_be_served(
+    client: SipClient, headers: tuple[str, ...], code: int, expected: tuple[str, str]
+) -> None:
+    """What the notifier doesn't serve is refused with the header that says why."""
+    response = await client.ask("SUBSCRIBE", ALICE, *headers)
+    assert (response.code, response[expected[0]]) == (code, expected[1])
+
+
+async def test_other_methods(client: SipClient, sandbox: Sandbox) -> None:
+    """OPTIONS is answered 200, every other method 405 with what is allowed."""
+    options = await client.ask("OPTIONS", "sip:sandbox")
+    assert (options.code, options["allow-events"]) == (200, "presence")
+    for method in ("REGISTER", "PUBLISH", "MESSAGE", "INVITE"):
+        response = await client.ask(method, ALICE)
+        assert (response.code, response["allow"]) == (405, "SUBSCRIBE, OPTIONS")
+    assert sandbox.counters.other["REGISTER"] == 1
+
+
+async def test_refresh_of_an_unknown_dialog_is_481(client: SipClient) -> None:
+    """A SUBSCRIBE with a tag in To that nobody gave is answered 481."""
+    response = await client.ask("SUBSCRIBE", ALICE, *EVENT, "Expires: 60", to=f"<{ALICE}>;tag=nobody")
+    assert response.code == 481
+
+
+async def test_refresh_with_an_old_cseq_is_500(client: SipClient) -> None:
+    """Within a dialog CSeq must rise (RFC 3261, 12.2.2)."""
+    watch = Watch(client, ALICE)
+    await watch.subscribe(60)
+    watch.cseq -= 1
+    assert (await watch.subscribe(60)).code == 500
+
+
+async def test_subscriptions_are_bounded() -> None:
+    """A subscription above the bound is answered 503 with Retry-After; fetches go on."""
+    async with Sandbox(max_subscriptions=1) as sandbox, SipClient(sandbox.host, sandbox.port) as client:
+        assert (await Watch(client, ALICE).subscribe(60)).code == 200
+        refused = await Watch(client, ALICE).subscribe(60)
+        assert (refused.code, refused["retry-after"]) == (503, "5")
+        assert (await client.fetch(ALICE))[0].code == 200
+
+
+async def test_event_id_and_routes_come_back(udp: SipClient, sandbox: Sandbox) -> None:
+    """NOTIFY echoes Event's id, and goes along the recorded route, which the 200 repeats."""
+    route = f"<sip:127.0.0.1:{udp.local[1]};lr>"
+    watch = Watch(udp, ALICE)
+    udp.send(
+        udp.request(
+            "SUBSCRIBE",
+            ALICE,
+            "o: presence;id=4711",
+            f"Record-Route: {route}, <sip:two.example.com;lr>",
+            "Expires: 60",
+            call_id=watch.call_id,
+            contact="sip:watcher@192.0.2.1:9",
+        )
+    )
+    response = await udp.receive(lambda message: message.code > 0)
+    notify = await watch.notify()
+    assert response.all("record-route") == [route, "<sip:two.example.com;lr>"]
+    assert notify.all("route") == [route, "<sip:two.example.com;lr>"]
+    assert notify["event"] == "presence;id=4711"
+    assert notify.start == "NOTIFY sip:watcher@192.0.2.1:9 SIP/2.0"
+
+
+async def test_rport_is_honoured(udp: SipClient) -> None:
+    """With rport the answer goes to where the request came from, whatever Via says; without, to the port in Via."""
+    udp.send(udp.request("OPTIONS", "sip:sandbox", via="SIP/2.0/UDP 192.0.2.1:9;rport;branch=z9hG4bK1"))
+    answer = await udp.receive()
+    assert answer["via"] == f"SIP/2.0/UDP 192.0.2.1:9;rport={udp.local[1]};branch=z9hG4bK1;received=127.0.0.1"
+    async with SipClient(udp.host, udp.port) as other:
+        udp.send(udp.request("OPTIONS", "sip:sandbox", via=f"SIP/2.0/UDP 127.0.0.1:{other.local[1]};branch=z9hG4bK2"))
+        assert (await other.receive()).code == 200
+
+
+async def test_compact_and_folded_headers_are_read(udp: SipClient) -> None:
+    """A SUBSCRIBE in compact form, with folded lines and odd case, is served."""
+    host, port = udp.local
+    udp.send(
+        f"SUBSCRIBE {ALICE} sip/2.0\r\nv: SIP/2.0/UDP {host}:{port}\r\n ;rport\r\n\t;branch=z9hG4bKfold\r\n"
+        f'f: "A, \\"B\\" <x>" <sip:a@b>;TAG=1\r\nT:<{ALICE}>\r\ni:folded\r\ncSEQ:  7   SUBSCRIBE\r\n'
+        f"m: <sip:{host}:{port}>\r\nO: Presence\r\nEXPIRES: 0\r\nl:0\r\n\r\n"
+    )
+    notify = await udp.notify_for("folded")
+    assert notify["to"] == '"A, \\"B\\" <x>" <sip:a@b>;TAG=1'
+    assert OPEN in notify.body
+
+
+async def test_contact_may_ask_for_tcp(udp: SipClient, sandbox: Sandbox) -> None:
+    """A SUBSCRIBE over UDP whose Contact says transport=tcp is notified over TCP, by a connection of ours."""
+    arrived: asyncio.Queue[bytes] = asyncio.Queue()
+    done = asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        arrived.put_nowait(head)
+        await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    udp.send(
+        udp.request(
+            "SUBSCRIBE",
+            "sip:document-big-20000@example.com",
+            *EVENT,
+            "Expires: 0",
+            contact=f"sip:w@127.0.0.1:{port};transport=tcp",
+        )
+    )
+    async with asyncio.timeout(10):
+        head = await arrived.get()
+    assert head.startswith(b"NOTIFY sip:w@127.0.0.1:")
+    assert b"\r\nContent-Length: 20000\r\n" in head
+    assert b"Via: SIP/2.0/TCP " in head
+    done.set()
+    server.close()
+    await server.wait_closed()
+
+
+# The table of behaviours
+
+
+def test_every_row_of_the_table_is_tried_here() -> None:
+    """Each pattern matches a user part that a test below uses, and none of the honest terminals."""
+    tried = {user for user, *_ in DOCUMENTS} | {*STATES, *FINAL} | OTHERWISE_TRIED
+    missing = [pattern for pattern in BEHAVIOURS if not any(_row(user) == pattern for user in tried)]
+    assert missing == []
+    assert all(line and "\n" not in line for _, line in BEHAVIOURS.values())
+    assert [user for user in initial_statuses(1) if behaviour_of(user)] == []
+
+
+def _row(user: str) -> str | None:
+    found = behaviour_of(user)
+    if found is None:
+        return None
+    return next(
+        pattern for pattern, (behaviour, _) in BEHAVIOURS.items() if behaviour is found[0] and _matches(pattern, user)
+    )
+
+
+def _matches(pattern: str, user: str) -> bool:
+    return re.fullmatch(pattern, user) is not None
+
+
+OTHERWISE_TRIED = {
+    "silent",
+    "notify-wrong",
+    "notify-first",
+    "notify-twice",
+    "notify-never",
+    "notify-late-50",
+    "length-lies",
+}
+OTHERWISE_TRIED |= {
+    "granted-5",
+    "refresh-200-5",
+    "expires-zero-notify",
+    "forked",
+    "dead-dialog",
+    "cseq-back",
+    "no-state",
+    "digest-md5",
+}
+FINAL = {
+    "answer-401": ("www-authenticate", "Digest "),
+    "answer-407": ("proxy-authenticate", "Digest "),
+    "answer-403": ("to", "<sip:answer-403"),
+    "answer-404": ("to", "<sip:answer-404"),
+    "answer-423": ("min-expires", "60"),
+    "answer-480": ("retry-after", "7"),
+    "answer-489": ("to", ""),
+    "answer-500": ("to", ""),
+    "answer-503": ("retry-after", "7"),
+    "answer-603": ("to", ""),
+    "answer-699": ("to", ""),
+}
+
+
+@pytest.mark.parametrize("user", FINAL)
+async def test_answer_with_a_status(client: SipClient, sandbox: Sandbox, user: str) -> None:
+    """`answer-NNN` gives that status with its header, each time, and no NOTIFY."""
+    name, start = FINAL[user]
+    for _ in range(2):
+        response, _notify = await client.fetch(f"sip:{user}@example.com")
+        assert response.code == int(user[-3:])
+        assert response[name].startswith(start)
+        assert response.to_tag
+    assert sandbox.counters.notifies == {}
+    assert sandbox.counters.subscribes == {f"sip:{user}@example.com": 2}
+
+
+async def test_423_is_honest_from_its_minimum_on(client: SipClient, sandbox: Sandbox) -> None:
+    """`answer-423` takes a SUBSCRIBE of 60 seconds, and is unsubscribed from as usual."""
+    watch = Watch(client, "sip:answer-423@example.com")
+    assert (await watch.subscribe(59)).code == 423
+    assert (await watch.subscribe(60)).code == 200
+    notify = await watch.notify()
+    assert (notify["subscription-state"], OPEN in notify.body) == ("active;expires=60", True)
+    assert (await watch.subscribe(0)).code == 200
+    assert (await watch.notify())["subscription-state"] == "terminated;reason=timeout"
+    assert sandbox.subscriptions == {}
+
+
+@pytest.mark.parametrize("user", ["accept-202", "answer-202"])
+async def test_accept_with_202(client: SipClient, user: str) -> None:
+    """`accept-202` is honest but for its code."""
+    response, notify = await client.fetch(f"sip:{user}@example.com")
+    assert notify is not None
+    assert (response.code, OPEN in notify.body) == (202, True)
+
+
+async def test_provisional_answer_only(udp: SipClient) -> None:
+    """`answer-1NN` gives the provisional response and nothing after it."""
+    udp.send(udp.request("SUBSCRIBE", "sip:answer-100@example.com", *EVENT, "Expires: 0"))
+    assert (await udp.receive()).start == "SIP/2.0 100 Trying"
+
+
+async def test_silent(client: SipClient, sandbox: Sandbox) -> None:
+    """`silent` answers nothing, though a question after it is answered."""
+    client.send(client.request("SUBSCRIBE", "sip:silent@example.com", *EVENT, "Expires: 0", call_id="silent"))
+    await fetch(client, "alice")
+    assert client.waiting == 0
+    assert sandbox.counters.subscribes["sip:silent@example.com"] == 1
+
+
+async def test_notify_first(client: SipClient) -> None:
+    """`notify-first` sends the NOTIFY before the 200, in the same dialog."""
+    client.send(client.request("SUBSCRIBE", "sip:notify-first@example.com", *EVENT, "Expires: 0"))
+    first, second = await client.receive(), await client.receive(lambda message: message.code > 0)
+    assert (first.method, second.code) == ("NOTIFY", 200)
+    assert first["from"].endswith(f";tag={second.to_tag}")
+
+
+async def test_notify_twice(client: SipClient) -> None:
+    """`notify-twice` sends two NOTIFYs that differ in CSeq and branch only."""
+    call_id = unique()
+    await client.ask("SUBSCRIBE", "sip:notify-twice@example.com", *EVENT, "Expires: 0", call_id=call_id)
+    one, two = await client.notify_for(call_id), await client.notify_for(call_id)
+    assert (one["cseq"], two["cseq"], one.body) == ("1 NOTIFY", "2 NOTIFY", two.body)
+
+
+async def test_notify_never(client: SipClient, sandbox: Sandbox) -> None:
+    """`notify-never` answers 200 and leaves it at that."""
+    response = await client.ask("SUBSCRIBE", "sip:notify-never@example.com", *EVENT, "Expires: 0")
+    await fetch(client, "alice")
+    assert (response.code, client.waiting) == (200, 0)
+    assert sandbox.counters.notifies == {ALICE: 1}
+
+
+async def test_notify_late(client: SipClient) -> None:
+    """`notify-late-MS` answers 200 at once and sends the NOTIFY when the time is over."""
+    started = time.monotonic()
+    notify = await fetch(client, "notify-late-50")
+    assert time.monotonic() - started > 0.045  # timers count in milliseconds, some of them whole ones
+    assert OPEN in notify.body
+
+
+STATES = {
+    "pending": "pending",
+    "terminated-rejected": "terminated;reason=rejected",
+    "terminated-noresource": "terminated;reason=noresource",
+    "terminated-deactivated": "terminated;reason=deactivated",
+    "terminated-probation": "terminated;reason=probation",
+    "terminated-giveup": "terminated;reason=giveup",
+    "terminated-invariant": "terminated;reason=invariant",
+    "terminated-probation-20": "terminated;reason=probation;retry-after=20",
+    "accept-202": "terminated;reason=timeout",
+}
+
+
+@pytest.mark.parametrize("user", [user for user in STATES if user != "accept-202"])
+async def test_notify_with_a_state_and_no_body(client: SipClient, user: str) -> None:
+    """`pending` and `terminated-REASON` send that state without a body."""
+    notify = await fetch(client, user)
+    assert notify["subscription-state"] == STATES[user]
+    assert (notify.body, notify["content-type"], notify["content-length"]) == (b"", "", "0")
+
+
+@pytest.mark.parametrize(
+    ("user", "expires", "states"),
+    [
+        ("granted-5", "5", ["active;expires=5"]),
+        ("refresh-200-5", "5", ["active;expires=5"]),
+        ("expires-zero-answer", "0", ["active"]),
+        ("expires-zero-notify", "60", ["active;expires=0"]),
+        ("cseq-back", "60", ["active;expires=60", "active;expires=60"]),
+        ("no-state", "60", [""]),
+        ("notify-wrong", "60", ["active;expires=60"] * 2),
+        ("forked", "60", ["active;expires=60", "active;expires=600"]),
+    ],
+)
+async def test_notifiers_that_bend_the_rules(client: SipClient, user: str, expires: str, states: list[str]) -> None:
+    """Each grants and tells what its row says."""
+    call_id = unique()
+    answer = await client.ask("SUBSCRIBE", f"sip:{user}@example.com", *EVENT, "Expires: 60", call_id=call_id)
+    notifies = [await client.notify_for(call_id) for _ in states]
+    assert (answer.code, answer["expires"]) == (200, expires)
+    assert [notify["subscription-state"] for notify in notifies] == states
+    numbers = [int(notify["cseq"].split()[0]) for notify in notifies]
+    assert (numbers != sorted(numbers)) is (user == "cseq-back")
+    assert len({notify["from"] for notify in notifies}) == (2 if user == "forked" else 1)
+
+
+async def test_notify_of_a_dead_dialog(client: SipClient) -> None:
+    """`dead-dialog` sends a second NOTIFY with a Call-ID that nobody gave it."""
+    call_id = unique()
+    await client.ask("SUBSCRIBE", "sip:dead-dialog@example.com", *EVENT, "Expires: 60", call_id=call_id)
+    await client.notify_for(call_id)
+    assert (await client.receive(lambda message: message.method == "NOTIFY"))["call-id"].startswith("dead-")
+
+
+@pytest.mark.parametrize(
+    ("user", "algorithms", "hashed"),
+    [
+        ("digest-md5", ["MD5"], hashlib.md5),
+        ("digest-sha256", ["SHA-256"], hashlib.sha256),
+        ("digest-both", ["SHA-256", "MD5"], hashlib.sha256),
+    ],
+)
+async def test_digest_is_checked(
+    client: SipClient, user: str, algorithms: list[str], hashed: Callable[[bytes], "hashlib._Hash"]
+) -> None:
+    """`digest-…` lets in whoever answers its nonce with the right password, once."""
+    uri, call_id = f"sip:{user}@example.com", unique()
+
+    async def ask(cseq: int, nonce: str, password: str) -> SipMessage:
+        def digest(text: str) -> str:
+            return hashed(text.encode()).hexdigest()
+
+        answer = digest(f"{digest(f'watcher:sandbox:{password}')}:{nonce}:00000001:c:auth:{digest(f'SUBSCRIBE:{uri}')}")
+        credentials = (
+            f'Authorization: Digest username="watcher", realm="sandbox", nonce="{nonce}", uri="{uri}", '
+            f'response="{answer}", algorithm={algorithms[0]}, qop=auth, nc=00000001, cnonce="c"'
+        )
+        return await client.ask("SUBSCRIBE", uri, *EVENT, "Expires: 0", credentials, call_id=call_id, cseq=cseq)
+
+    nonce = ""
+    for cseq, password, code in ((1, "secret", 401), (2, "wrong", 401), (3, "secret", 200), (4, "secret", 401)):
+        answer = await ask(cseq, nonce, password)
+        assert answer.code == code
+        if code == 401:
+            challenges = answer.all("www-authenticate")
+            assert [challenge.partition("algorithm=")[2].partition(",")[0] for challenge in challenges] == algorithms
+            nonce = challenges[0].partition('nonce="')[2].partition('"')[0]
+
+
+async def test_terminated_leaves_no_subscription(client: SipClient, sandbox: Sandbox) -> None:
+    """A lasting SUBSCRIBE to `terminated-REASON` is accepted and then over; to `pending` it stays."""
+    watch = Watch(client, "sip:terminated-deactivated@example.com")
+    assert (await watch.subscribe(60)).code == 200
+    await watch.notify()
+    assert sandbox.subscriptions == {}
+    pending = Watch(client, "sip:pending@example.com")
+    await pending.subscribe(60)
+    assert (await pending.notify())["subscription-state"] == "pending;expires=60"
+    assert sandbox.subscriptions == {"sip:pending@example.com": 1}
+    await pending.subscribe(0)
+    assert (await pending.notify())["subscription-state"] == "terminated;reason=timeout"
+
+
+DOCUMENTS: list[tuple[str, Callable[[SipMessage], bool]]] = [
+    ("document-no-id", lambda notify: b"<tuple><status><basic>open" in notify.body and _parses(notify.body)),
+    ("document-comment", lambda notify: b"<basic><!-- two -->open<?three?></basic>" in notify.body),
+    ("document-prefix", lambda notify: b"<p:basic>open<" in notify.body and b"<_:on-the-phone/>" in notify.body),
+    ("document-ten-tuples", lambda notify: (notify.body.count(b"<tuple"), notify.body.count(OPEN)) == (10, 1)),
+    ("document-latin1", lambda notify: b'encoding="UTF-8"' in notify.body and b"d\xe9j\xe0" in notify.body),
+    ("document-cut", lambda notify: not _parses(notify.body)),
+    ("document-gzip", lambda notify: OPEN in gzip.decompress(notify.body) and notify["content-encoding"] == "gzip"),
+    (
+        "document-rlmi",
+        lambda notify: notify["content-type"].startswith("multipart/related;") and notify.body.count(b"--cut") == 3,
+    ),
+    ("document-bomb", lambda notify: b'<!ENTITY e9 "&e8;' in notify.body and b"<note>&e9;</note>" in notify.body),
+    ("document-dtd", lambda notify: b"<!DOCTYPE presence>" in notify.body and _parses(notify.body)),
+    ("document-empty", lambda notify: (notify.body, notify["content-type"]) == (b"", "")),
+    ("document-text", lambda notify: notify["content-type"] == "text/plain"),
+    ("document-big-3000", lambda notify: len(notify.body) == 3000 and _parses(notify.body)),
+]
+
+
+def _parses(body: bytes) -> bool:
+    try:
+        etree.fromstring(body)
+    except etree.XMLSyntaxError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("user", "holds"), DOCUMENTS, ids=[user for user, _ in DOCUMENTS])
+async def test_bad_document(client: SipClient, user: str, holds: Callable[[SipMessage], bool]) -> None:
+    """Each `document-…` carries what its row says, with a true Content-Length."""
+    notify = await fetch(client, user)
+    assert holds(notify)
+    assert notify["content-length"] == str(len(notify.body))
+    assert _parses(notify.body) or user not in ("document-comment", "document-prefix", "document-ten-tuples")
+
+
+async def test_big_document_over_tcp(sandbox: Sandbox) -> None:
+    """Over TCP a document may be larger than a datagram."""
+    async with SipClient(sandbox.host, sandbox.port, tcp=True) as client:
+        assert len((await fetch(client, "document-big-400000")).body) == 400_000
+    async with SipClient(sandbox.host, sandbox.port) as client:
+        client.send(client.request("SUBSCRIBE", "sip:document-big-400000@example.com", *EVENT, "Expires: 0"))
+        await eventually(lambda: sandbox.counters.other["dropped"] > 0)
+
+
+async def test_length_lies(sandbox: Sandbox, udp: SipClient) -> None:
+    """`length-lies` claims 100 bytes more than it sends over UDP, and none over TCP."""
+    notify = await fetch(udp, "length-lies")
+    assert int(notify["content-length"]) == len(notify.body) + 100
+    async with SipClient(sandbox.host, sandbox.port, tcp=True) as client:
+        assert OPEN in (await fetch(client, "length-lies")).body
+
+
+# What tests may ask of it
+
+
+async def test_set_document_is_sent_as_it_stands(udp: SipClient, sandbox: Sandbox) -> None:
+    """`set_document` reaches live subscriptions and fetches, until the next `set_status`."""
+    watch = Watch(udp, "sip:zoe@example.com")
+    sandbox.set_document("zoe", b"<x/>", "application/x", "y")
+    await watch.subscribe(60)
+    notify = await watch.notify()
+    assert (notify.body, notify["content-type"], notify["content-encoding"]) == (b"<x/>", "application/x", "y")
+    sandbox.set_status("zoe", Status.REACHABLE)
+    assert OPEN in (await watch.notify()).body
+
+
+async def test_act_like_another(udp: SipClient, sandbox: Sandbox) -> None:
+    """`act_like` makes a terminal misbehave in mid-subscription, and stop it."""
+    watch = Watch(udp, ALICE)
+    await watch.subscribe(60)
+    sandbox.act_like("alice", "answer-503")
+    assert (await watch.subscribe(60)).code == 503
+    sandbox.act_like("alice", None)
+    assert (await watch.subscribe(60)).code == 200
+
+
+async def test_terminate(udp: SipClient, sandbox: Sandbox) -> None:
+    """`terminate` ends live subscriptions with its reason, or without a word."""
+    watch, other = Watch(udp, ALICE), Watch(udp, "sip:bob@example.com")
+    for each in (watch, other):
+        await each.subscribe(60)
+        await each.notify()
+    sandbox.terminate("alice", "probation")
+    notify = await watch.notify()
+    assert (notify["subscription-state"], notify.body) == ("terminated;reason=probation", b"")
+    sandbox.terminate("bob", "")
+    assert sandbox.subscriptions == {}
+    assert (await other.subscribe(60)).code == 481
+
+
+def test_script_follows_from_its_seed() -> None:
+    """The script is the same for the same seed, differs for another, and always changes a scripted terminal."""
+    changes = list(itertools.islice(script(42), 500))
+    assert changes == list(itertools.islice(script(42), 500))
+    assert changes != list(itertools.islice(script(43), 500))
+    statuses = initial_statuses(42)
+    for index, change in enumerate(changes, start=1):
+        assert change.user in SCRIPTED
+        assert change.old is statuses[change.user]
+        assert change.new is not change.old
+        assert abs(change.at_s - 3 * index) < 1
+        statuses[change.user] = change.new
+    assert {change.user for change in changes} == set(SCRIPTED)
+    assert {change.new for change in changes} == set(Status)
+
+
+def test_script_of_a_seed_stays_what_it_was() -> None:
+    """A seed named in somebody's notes gives the same script in the next version."""
+    assert next(script(1)) == Change(at_s=2.559, user="ivan", old=Status.REACHABLE, new=Status.UNREACHABLE)
+
+
+async def test_scripted_changes_happen_and_are_told() -> None:
+    """A running sandbox goes by the script: statuses, `on_change` and NOTIFYs follow it."""
+    told: list[tuple[str, Status, Status]] = []
+    expected = list(itertools.islice(script(5, 0.02), 6))
+    sandbox = Sandbox(seed=5, every_s=0.02, domain="lab.example.com", on_change=lambda *change: told.append(change))
+    async with sandbox, SipClient(sandbox.host, sandbox.port) as client:
+        assert sandbox.statuses == initial_statuses(5)
+        watch = Watch(client, f"sip:{expected[0].user}@any.example.org")
+        await watch.subscribe(60)
+        await watch.notify()
+        await eventually(lambda: len(told) >= 6)
+    assert [(old, new) for _, old, new in told[:6]] == [(change.old, change.new) for change in expected]
+    assert told[0][0] in (f"sip:{expected[0].user}@lab.example.com", f"tel:{expected[0].user}")
+
+
+# Robustness
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+async def test_port_taken(kind: socket.SocketKind) -> None:
+    """A port taken on UDP or TCP is an OSError that names it, and nothing stays open."""
+    async with Sandbox() as sandbox:
+        port = sandbox.port
+    with socket.socket(socket.AF_INET, kind) as holder:
+        holder.bind(("127.0.0.1", port))
+        if kind == socket.SOCK_STREAM:
+            holder.listen()
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}.*Address already in use"):
+            await Sandbox("127.0.0.1", port).start()
+    async with Sandbox("127.0.0.1", port) as sandbox:
+        assert sandbox.uri == f"sip:127.0.0.1:{port}"
+
+
+async def test_a_new_sandbox_does_not_know_the_old_ones_dialogs() -> None:
+    """A sandbox stopped and started anew on its port answers 481 to a refresh, as a restarted presence server does."""
+    async with Sandbox() as sandbox, SipClient(sandbox.host, sandbox.port) as client:
+        watch = Watch(client, ALICE)
+        await watch.subscribe(60)
+        await sandbox.stop()
+        async with Sandbox(port=sandbox.port):
+            assert (await watch.subscribe(60)).code == 481
+
+
+GARBAGE = [
+    b"hello\r\n\r\n",
+    b"\x00\xff" * 50 + b"\r\n\r\n",
+    b"SUBSCRIBE sip:alice@example.com SIP/2.0\r\n\r\n",
+    b"SUBSCRIBE sip:alice@example.com SIP/3.0\r\nVia: x\r\n\r\n",
+    b"SIP/2.0 200 OK\r\nVia: x\r\nCSeq: 1 NOTIFY\r\n\r\n",
+    b"SUBSCRIBE sip:alice@example.com SIP/2.0\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    b"SUBSCRIBE sip:alice@example.com SIP/2.0\r\n: \r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+async def test_garbage_is_dropped(client: SipClient, garbage: bytes) -> None:
+    """What isn't SIP is dropped, and the next request is served."""
+    client.send(garbage)
+    assert OPEN in (await fetch(client, "alice")).body
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("CSeq: 1 SUBSCRIBE", "CSeq: one SUBSCRIBE"),
+        ("CSeq: 1 SUBSCRIBE", "CSeq: 1 NOTIFY"),
+        ("CSeq: 1 SUBSCRIBE", "CSeq: 4294967296 SUBSCRIBE"),
+        (";tag=mine", ""),
+        ("Content-Length: 0", "Content-Length: 5"),
+        ("Content-Length: 0", "Content-Length: -1"),
+        ("Content-Length: 0", "Content-Length: 0\r\nContent-Length: 1"),
+    ],
+)
+async def test_malformed_request_is_400(udp: SipClient, old: str, new: str) -> None:
+    """A request that can be answered but not understood gets 400."""
+    request = udp.request("SUBSCRIBE", ALICE, *EVENT, from_tag="mine").decode()
+    udp.send(request.replace(old, new))
+    assert (await udp.receive()).code == 400
+
+
+async def test_uri_of_another_scheme_is_416(udp: SipClient) -> None:
+    """A presentity that is neither sip: nor tel: is answered 416."""
+    assert (await udp.ask("SUBSCRIBE", "mailto:alice@example.com", *EVENT)).code == 416
+
+
+async def test_stream_in_pieces_and_together(sandbox: Sandbox) -> None:
+    """Over TCP messages may come byte by byte or several at once, between pings, which get their pong."""
+    async with SipClient(sandbox.host, sandbox.port, tcp=True) as client:
+        requests = [client.request("OPTIONS", "sip:sandbox", call_id=f"{n}", body=b"x" * n) for n in range(20)]
+        client.send(b"\r\n\r\n".join(requests[:10]))
+        for byte in b"".join(requests[10:]):
+            client.send(bytes([byte]))
+        answers = [await client.receive() for _ in requests]
+        assert [answer["call-id"] for answer in answers] == [f"{n}" for n in range(20)]
+    reader, writer = await asyncio.open_connection(sandbox.host, sandbox.port)
+    writer.write(b"\r\n\r\n")
+    async with asyncio.timeout(10):
+        assert await reader.readexactly(2) == b"\r\n"
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("flood", [b"x" * 70_000, b"OPTIONS sip:a SIP/2.0\r\nContent-Length: 999999\r\n\r\n"])
+async def test_stream_without_end_is_closed(sandbox: Sandbox, flood: bytes) -> None:
+    """A connection whose message is larger than allowed is closed."""
+    async with SipClient(sandbox.host, sandbox.port, tcp=True) as client:
+        client.send(flood)
+        async with asyncio.timeout(10):
+            await client.ended.wait()
+
+
+async def test_connections_are_bounded(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection above the bound is closed at once; those before it go on."""
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
+    async with (
+        SipClient(sandbox.host, sandbox.port, tcp=True) as first,
+        SipClient(sandbox.host, sandbox.port, tcp=True) as second,
+    ):
+        async with asyncio.timeout(10):
+            await second.ended.wait()
+        assert (await first.ask("OPTIONS", "sip:sandbox")).code == 200
+
+
+@given(st.binary(max_size=400) | st.text('\r\n :;<>",=@SIP/2.0viaftmeolx', max_size=300).map(str.encode))
+def test_no_bytes_break_the_reader(data: bytes) -> None:
+    """Whatever comes, reading it returns or raises Malformed."""
+    try:
+        message = sip.parse(data)
+        sip.fault(message)
+    except sip.Malformed:
+        return
+    sip.parse_uri(message.first("contact"))
+    sip.respond(message, 200, ("127.0.0.1", 1), "t")
+
+
+@given(st.data())
+def test_no_mutation_breaks_the_reader(data: st.DataObject) -> None:
+    """A good SUBSCRIBE with a few bytes changed is read, refused or malformed, never an error of another kind."""
+    good = bytearray(
+        b"SUBSCRIBE sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:1;rport;branch=z9hG4bK1\r\nFrom: <sip:w@b>;tag=1\r\n"
+        b"To: <sip:a@b>\r\nCall-ID: 1\r\nCSeq: 1 SUBSCRIBE\r\nContact: <sip:w@127.0.0.1:1>\r\nEvent: presence\r\n"
+        b"Expires: 0\r\nContent-Length: 0\r\n\r\n"
+    )
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=6)):
+        good[at] = byte
+    try:
+        message = sip.parse(bytes(good))
+        if message.code == 0:
+            sip.fault(message)
+            sip.respond(message, 400, ("127.0.0.1", 1), "t")
+            sip.reply_port(message, 5060)
+    except sip.Malformed:
+        pass
