@@ -20,7 +20,7 @@ from app.core.fetcher import FetchService
 from app.core.usage import GET_STATUS, GET_STATUS_FOR_GROUP, Caller, UsageLog
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import GroupNotAllowed, InvalidRequest, TerminalStatusError, TooManyAddresses
-from app.domain.policy import Policy, shown_as, told_status
+from app.domain.policy import Policy, visible_status, with_status
 from app.domain.records import Client
 from app.domain.statuses import TerminalStatus
 from app.live.engine import Engine
@@ -86,7 +86,7 @@ class QueryService:
             return None
         policy = self._policies.admit(client)
         self._usage.answered(client, face, requester, address)
-        return live if policy.busy_available else shown_as(live, told_status(False, live.status))
+        return live if policy.busy_available else with_status(live, visible_status(False, live.status))
 
     async def get_status(
         self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
@@ -119,7 +119,7 @@ class QueryService:
             )
             raise
         self._record(GET_STATUS, caller, (address,), 1, None)
-        return shown_as(status, told_status(policy.busy_available, status.status))
+        return with_status(status, visible_status(policy.busy_available, status.status))
 
     async def query(
         self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
@@ -272,5 +272,5 @@ def _checked_age(max_age_s: float) -> float:
 
 
 def _retrieved(policy: Policy, status: TerminalStatus) -> TerminalResult:
-    shown = shown_as(status, told_status(policy.busy_available, status.status))
+    shown = with_status(status, visible_status(policy.busy_available, status.status))
     return TerminalResult(address=status.address, retrieval=RetrievalStatus.RETRIEVED, status=shown)

@@ -165,19 +165,19 @@ def duration_allowed(policy: Policy, duration_ms: int | None) -> int | None:
     return duration_ms
 
 
-def told_status(policy_tells_busy: bool, status: Status) -> Status:
-    """The status as a client may see it."""
-    return Status.REACHABLE if status is Status.BUSY and not policy_tells_busy else status
+def visible_status(busy_available: bool, status: Status) -> Status:
+    """The status as a client sees it: BUSY becomes REACHABLE where the policy does not make BUSY available."""
+    return Status.REACHABLE if status is Status.BUSY and not busy_available else status
 
 
-def shown_as(status: TerminalStatus, shown: Status) -> TerminalStatus:
-    """What was observed, with the status that a client may see (`told_status`)."""
-    if status.status is shown:
-        return status
+def with_status(observed: TerminalStatus, status: Status) -> TerminalStatus:
+    """A copy of `observed` with another status; `observed` itself where the status is the same."""
+    if observed.status is status:
+        return observed
     return TerminalStatus(
-        address=status.address,
-        status=shown,
-        observed_at=status.observed_at,
-        source=status.source,
-        revision=status.revision,
+        address=observed.address,
+        status=status,
+        observed_at=observed.observed_at,
+        source=observed.source,
+        revision=observed.revision,
     )

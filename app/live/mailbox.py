@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from app.domain.addresses import TerminalAddress
-from app.domain.policy import shown_as, told_status
+from app.domain.policy import visible_status, with_status
 from app.domain.statuses import Liveness, Source, Status, TerminalStatus, WatchedTerminal
 from app.live.events import (
     Bookmark,
@@ -110,7 +110,7 @@ class Stream:
 
     def post(self, terminal: Terminal, change: Change) -> None:
         """A terminal's status has changed."""
-        if self._criteria and told_status(self._busy, change.status.status) not in self._criteria:
+        if self._criteria and visible_status(self._busy, change.status.status) not in self._criteria:
             self._changes.pop(terminal, None)  # the newest state wins, and it is none to be told
             return
         self._changes[terminal] = change
@@ -248,8 +248,8 @@ class Stream:
     def _as_told(self, terminal: Terminal, status: TerminalStatus | None, *, live: bool) -> Told:
         if status is None:
             return NOTHING
-        shown = told_status(self._busy, status.status)
-        mark = terminal.mark_of(status) if shown is status.status else mark_of(shown_as(status, shown))
+        shown = visible_status(self._busy, status.status)
+        mark = terminal.mark_of(status) if shown is status.status else mark_of(with_status(status, shown))
         return Told(status.revision, mark, live)
 
     def _says_liveness(self, terminal: Terminal) -> None:
@@ -268,7 +268,7 @@ class Stream:
 
     def _view(self, terminal: Terminal) -> WatchedTerminal:
         status = terminal.status
-        return terminal.view(status and shown_as(status, told_status(self._busy, status.status)))
+        return terminal.view(status and with_status(status, visible_status(self._busy, status.status)))
 
     def _change(self, terminal: Terminal, change: Change) -> Change | None:
         status = change.status
@@ -278,8 +278,8 @@ class Stream:
             return change
         before = self._shown.get(terminal)
         self._has_told(terminal, status)
-        shown = told_status(False, status.status)
-        return None if shown is before else Change(status=shown_as(status, shown))
+        shown = visible_status(False, status.status)
+        return None if shown is before else Change(status=with_status(status, shown))
 
     def _has_told(self, terminal: Terminal, status: TerminalStatus | None) -> None:
         if status is None:
@@ -287,7 +287,7 @@ class Stream:
         self.told[terminal] = status
         self._token = ""
         if not self._busy:
-            self._shown[terminal] = told_status(False, status.status)
+            self._shown[terminal] = visible_status(False, status.status)
 
 
 async def _apart(terminals: int, function: Callable[..., _Made], *arguments: Any) -> _Made:

@@ -17,7 +17,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.changes import SubscriptionUpdate
 from app.domain.errors import DocumentUnreadable, TerminalStatusError, TooManyAddresses
 from app.domain.owed import END_TEXTS, OwedWriter
-from app.domain.policy import shown_as, told_status
+from app.domain.policy import visible_status, with_status
 from app.domain.records import NotificationKind, OwedNotification
 from app.domain.sinks import EndReason, SinkKind
 from app.domain.statuses import Status, TerminalStatus
@@ -142,16 +142,16 @@ def _weigh(
 ) -> None:
     """Takes one terminal's news into what is to be told."""
     standing, address = decision.standing, status.address
-    shown = told_status(standing.busy, status.status)
+    shown = visible_status(standing.busy, status.status)
     if address in decision.awaiting:
         decision.awaiting = decision.awaiting - {address} or _NONE_AWAITED
         tells = standing.check_immediate
     else:
-        tells = before is None or told_status(standing.busy, before) is not shown
+        tells = before is None or visible_status(standing.busy, before) is not shown
         if not tells:
             return  # nothing new for this client; what is held is still so
     if tells and standing.shows(shown):
-        told[address] = shown_as(status, shown)
+        told[address] = with_status(status, shown)
     else:
         told.pop(address, None)  # the newest state wins, and it is none to be told
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DocumentUnreadable, TerminalStatusError, TooManyAddresses
-from app.domain.policy import shown_as, told_status
+from app.domain.policy import visible_status, with_status
 from app.domain.records import Subscription
 from app.domain.sinks import PROFILE_CAMARA
 from app.domain.statuses import Status, TerminalStatus
@@ -151,9 +151,9 @@ def restored(
         if status is None or old or address in joined:
             awaited.append(address)
         elif address in held_back:
-            shown = told_status(standing.busy, status.status)
+            shown = visible_status(standing.busy, status.status)
             if standing.shows(shown):
-                held.append(shown_as(status, shown))
+                held.append(with_status(status, shown))
     if awaited:
         standing.awaiting = frozenset(awaited)
     standing.joined = joined.intersection(awaited) or _NONE_AWAITED

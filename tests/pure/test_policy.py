@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.auth.policies import MAX_BUCKETS, Bucket, Policies, take
 from app.domain.errors import IntervalTooShort, InvalidRequest, RateLimited
-from app.domain.policy import Policy, check_limits, duration_allowed, effective, interval_allowed, told_status
+from app.domain.policy import Policy, check_limits, duration_allowed, effective, interval_allowed, visible_status
 from app.domain.records import Client
 from app.domain.statuses import Status
 from tests.support.core import APP, BEGAN, BUSY, OTHER, REACHABLE, UNREACHABLE
@@ -102,10 +102,10 @@ def test_interval_and_duration_fall_back_to_the_policy() -> None:
     assert duration_allowed(Policy(default_duration_ms=0), None) is None
 
 
-def test_busy_is_shown_as_reachable_where_it_is_not_told() -> None:
+def test_busy_is_seen_as_reachable_where_the_policy_hides_it() -> None:
     """Only BUSY is shown as something else, and only where it is not told."""
-    assert [told_status(False, status) for status in Status] == [REACHABLE, UNREACHABLE, REACHABLE]
-    assert told_status(True, BUSY) is BUSY
+    assert [visible_status(False, status) for status in Status] == [REACHABLE, UNREACHABLE, REACHABLE]
+    assert visible_status(True, BUSY) is BUSY
 
 
 @given(

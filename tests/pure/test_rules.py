@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.domain.addresses import TerminalAddress
 from app.domain.owed import OwedWriter
-from app.domain.policy import told_status
+from app.domain.policy import visible_status
 from app.domain.records import NotificationKind, OwedNotification, Subscription
 from app.domain.sinks import EndReason
 from app.domain.statuses import Source, Status, TerminalStatus
@@ -170,8 +170,8 @@ def test_last_state_is_always_told_in_the_end(
     history.advance(60)
     last = history.last_told()
     for address, status in history.stored.items():
-        shown = told_status(busy, status.status)
-        changed = subscription.check_immediate or shown is not told_status(busy, history.first[address])
+        shown = visible_status(busy, status.status)
+        changed = subscription.check_immediate or shown is not visible_status(busy, history.first[address])
         if changed and history.standing.shows(shown):
             assert last[address].status is shown
     seen: dict[TerminalAddress, int] = {}
