@@ -29,7 +29,7 @@ from app.domain.statuses import Liveness, TerminalStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notification:
+class ReceivedNotify:
     """What one NOTIFY carried: the body as it came, its media type and content coding ("" where absent)."""
 
     body: bytes
@@ -60,18 +60,18 @@ class WatchView:
 class WatchObserver(Protocol):
     """Who is told what the standing SIP subscriptions find out. Called in the event loop; must not block or raise."""
 
-    def observed(self, address: TerminalAddress, notification: Notification) -> None:
+    def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
         """A NOTIFY came."""
 
-    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+    def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         """A NOTIFY came whose document is not whole: what the terminal is now is not known."""
 
-    def liveness_changed(
+    def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
         """What the last observation is worth has changed, or the reason why it is not LIVE has."""
 
-    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+    def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
         """Nothing follows of this watch unless it is asked for again: the presence server knows no such terminal, or
         (`error` is None) what it said last holds for good."""
 
@@ -87,7 +87,7 @@ class Fetcher(Protocol):
     def presence_up(self) -> bool:
         """Whether a presence server answers, as far as is known; whatever it says."""
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
         """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY. Where many questions
         wait, clients take turns; "" is the gateway itself.
 
@@ -98,7 +98,7 @@ class Fetcher(Protocol):
 class Watcher(Fetcher, Protocol):
     """The SIP side, as standing requests need it."""
 
-    def observe(self, observer: WatchObserver) -> None:
+    def set_observer(self, observer: WatchObserver) -> None:
         """Names the one observer; before the first `watch`."""
 
     def watch(self, address: TerminalAddress, client_id: str = "") -> None:

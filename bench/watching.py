@@ -21,7 +21,7 @@ import uvloop
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
-from app.ports import Notification
+from app.ports import ReceivedNotify
 from app.settings.loading import load_settings
 from app.sip.settings import sip_configuration
 from app.sip.watcher import SipWatcher
@@ -39,15 +39,15 @@ class Counting:
         self.live: set[TerminalAddress] = set()
         self.observed_count = 0
 
-    def observed(self, address: TerminalAddress, notification: Notification) -> None:
+    def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
         """See `app.ports.WatchObserver`."""
         self.observed_count += 1
 
-    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+    def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         """See `app.ports.WatchObserver`."""
         raise RuntimeError(f"{address}: {error}")
 
-    def liveness_changed(
+    def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
         """See `app.ports.WatchObserver`."""
@@ -56,7 +56,7 @@ class Counting:
         else:
             self.live.discard(address)
 
-    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+    def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
         """See `app.ports.WatchObserver`."""
         raise RuntimeError(f"{address} ended: {reason}")
 
@@ -76,7 +76,7 @@ async def _run(arguments: argparse.Namespace) -> dict[str, object]:
     )
     observer, lags_s = Counting(), list[float]()
     watcher = SipWatcher(sip_configuration(settings, "bench"), lag=lags_s.append)
-    watcher.observe(observer)
+    watcher.set_observer(observer)
     await watcher.start()
     pid, count = os.getpid(), arguments.count
     terminals = [parse_address(f"sip:terminal-{number}@bench.example.com") for number in range(count)]

@@ -114,15 +114,15 @@ class FetchService:
     async def _ask(self, terminal: TerminalAddress, client_id: str) -> TerminalStatus:
         try:
             async with asyncio.timeout(self._fetch_timeout_s):
-                notification = await self._watcher.fetch(terminal, client_id)
+                notify = await self._watcher.fetch(terminal, client_id)
         except TimeoutError:
             raise FetchTimedOut(
                 f"The presence server did not answer within {self._fetch_timeout_s * 1000:.0f} ms."
             ) from None
-        presence = read_presence(notification.body, notification.content_type, notification.content_encoding)
+        presence = read_presence(notify.body, notify.content_type, notify.content_encoding)
         return TerminalStatus(
             address=terminal,
             status=status_of(presence, self._busy_activities),
-            observed_at=notification.observed_at,
+            observed_at=notify.observed_at,
             source=Source.FETCH,
         )

@@ -160,7 +160,7 @@ class Engine:
 
     async def start(self) -> None:
         """TerminalRegistry again what active subscriptions want, and begins to write. Raises StoreUnavailable."""
-        self._watcher.observe(self._watches)
+        self._watcher.set_observer(self._watches)
         self._groups.on_change(self._group_changed)
         await self.enrolment.restore()
         self._running = asyncio.create_task(self._run(), name="watching")

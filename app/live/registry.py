@@ -32,7 +32,7 @@ from app.domain.statuses import Liveness, TerminalStatus, WatchedTerminal
 from app.live.events import StreamEnd
 from app.live.subscription import LiveSubscription
 from app.live.terminal import Terminal
-from app.ports import Notification, Watcher
+from app.ports import ReceivedNotify, Watcher
 
 if TYPE_CHECKING:
     from app.live.mailbox import Stream
@@ -83,23 +83,23 @@ class TerminalRegistry:
         """As `last` and `unreadable_at` tell them of terminals that are not watched any more, in the order of that."""
         self._logged_s = -math.inf
 
-    def observed(self, address: TerminalAddress, notification: Notification) -> None:
-        """A NOTIFY came; its document may be `unreadable`."""
+    def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
+        """A NOTIFY came; its document may be unreadable."""
         terminal = self.by_address.get(address)
         if terminal is None:
             return
         try:
-            presence = read_presence(notification.body, notification.content_type, notification.content_encoding)
+            presence = read_presence(notify.body, notify.content_type, notify.content_encoding)
         except DocumentUnreadable as error:
-            self.unreadable(address, error)
+            self.on_notify_unreadable(address, error)
             return
         if terminal.unreadable is not None:
             terminal.readable = terminal.attentive = True
-        if terminal.note(status_of(presence, self._busy_activities), notification.observed_at):
+        if terminal.note(status_of(presence, self._busy_activities), notify.observed_at):
             self.enqueue(terminal)
             self._wake()
 
-    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+    def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         """A document that cannot be read is counted and logged. The last status stays and is STALE; a subscription that
         waits to be told at once how the terminal stands hears why it is not."""
         terminal = self.by_address.get(address)
@@ -115,7 +115,7 @@ class TerminalRegistry:
             self.failed.append((address, waiting, error))
             self._wake()
 
-    def liveness_changed(
+    def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
         """What the last observation is worth has changed."""
@@ -124,13 +124,13 @@ class TerminalRegistry:
         if terminal is not None and liveness is Liveness.UNKNOWN and refused:
             # It would be asked again once an hour, and who wants it would wait for ever without a word.
             self._watcher.unwatch(address)
-            self.ended(address, reason, error)
+            self.on_watch_ended(address, reason, error)
             return
         if terminal is not None and terminal.tell_liveness(liveness, reason, self._clock()):
             for stream in terminal.streams:
                 stream.post_liveness(terminal)
 
-    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+    def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
         """The terminal cannot be watched, or (without an error) what it said last holds for good."""
         terminal = self.by_address.get(address)
         if terminal is None or error is None:

@@ -29,7 +29,7 @@ import structlog
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DocumentUnreadable, PresenceUnavailable, TerminalStatusError, WatchUnknown
 from app.domain.statuses import Liveness
-from app.ports import Notification, WatchObserver, WatchView
+from app.ports import ReceivedNotify, WatchObserver, WatchView
 from app.sip.answers import error_of_notify
 from app.sip.protocol import (
     Build,
@@ -157,7 +157,7 @@ class SipWatcher:
         """Ends the workers. Queries in flight fail with WatcherRestarting."""
         await asyncio.gather(*(self._end(slot) for slot in self._slots))
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
         """Asks the presence server once; see `app.ports.Fetcher`."""
         worker = self._slot(address).worker
         if worker is None:
@@ -168,14 +168,14 @@ class SipWatcher:
         )
         if error is not None:
             raise error
-        return Notification(
+        return ReceivedNotify(
             body=notified.body,
             content_type=notified.content_type,
             content_encoding=notified.content_encoding,
             observed_at=datetime.fromtimestamp(notified.observed_at_s, UTC),
         )
 
-    def observe(self, observer: WatchObserver) -> None:
+    def set_observer(self, observer: WatchObserver) -> None:
         """See `app.ports.Watcher`."""
         self._observer = observer
 
@@ -295,22 +295,22 @@ class SipWatcher:
                 self._log_notify_refused(watched.address, report.reason)
             case Told():
                 watched.liveness = Liveness[report.liveness]
-                observer.liveness_changed(watched.address, watched.liveness, report.reason, _error_of(report.error))
+                observer.on_liveness_changed(watched.address, watched.liveness, report.reason, _error_of(report.error))
             case WatchEnded():
                 del slot.by_id[watched.id], slot.watched[watched.address]
-                observer.ended(watched.address, report.reason, _error_of(report.error))
+                observer.on_watch_ended(watched.address, report.reason, _error_of(report.error))
 
     def _observed(self, watched: _Watched, report: Observed, observer: WatchObserver) -> None:
         received = len(report.body)
         if report.declared_bytes not in (-1, received):
             self._log_cut(watched.address, report.declared_bytes, received)
             text = f"The presence document was cut short: {received} of {report.declared_bytes} bytes arrived."
-            observer.unreadable(watched.address, DocumentUnreadable(text, reason="cut"))
+            observer.on_notify_unreadable(watched.address, DocumentUnreadable(text, reason="cut"))
             return
         watched.observed = True
-        observer.observed(
+        observer.on_notify_received(
             watched.address,
-            Notification(
+            ReceivedNotify(
                 body=report.body,
                 content_type=report.content_type,
                 content_encoding=report.content_encoding,
@@ -405,7 +405,7 @@ class SipWatcher:
             if watched.liveness is Liveness.LIVE and self._observer is not None:
                 watched.liveness = Liveness.STALE
                 error = restarting("The SIP worker died; it is being replaced.")
-                self._observer.liveness_changed(watched.address, Liveness.STALE, reason, error)
+                self._observer.on_liveness_changed(watched.address, Liveness.STALE, reason, error)
 
     async def _until_gone(self, worker: WorkerProcess) -> None:
         """Waits for the worker's end, and brings it about where it no longer answers.

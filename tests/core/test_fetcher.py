@@ -19,7 +19,7 @@ from app.domain.errors import (
     TerminalUnknown,
 )
 from app.domain.statuses import Source, Status, TerminalStatus
-from app.ports import Notification
+from app.ports import ReceivedNotify
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeMeter, FakeWatcher, make_service
 
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))
@@ -39,7 +39,7 @@ class WaitingWatcher(FakeWatcher):
 
     fetches: asyncio.Queue[Asked] = field(default_factory=asyncio.Queue)
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
         self.asked.append(address)
         asked = Asked(address)
         self.fetches.put_nowait(asked)
@@ -48,7 +48,7 @@ class WaitingWatcher(FakeWatcher):
         except asyncio.CancelledError:
             self.cancelled.append(address)
             raise
-        return Notification(body=body, content_type="", content_encoding="", observed_at=OBSERVED_AT)
+        return ReceivedNotify(body=body, content_type="", content_encoding="", observed_at=OBSERVED_AT)
 
     async def next_fetch(self) -> Asked:
         async with asyncio.timeout(5):
@@ -257,8 +257,8 @@ async def test_headers_reach_the_reader(content_type: str, content_encoding: str
     """The NOTIFY's media type and content coding decide how its body is read."""
 
     class HeaderWatcher(FakeWatcher):
-        async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
-            return Notification(
+        async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
+            return ReceivedNotify(
                 body=OPEN, content_type=content_type, content_encoding=content_encoding, observed_at=OBSERVED_AT
             )
 

@@ -35,7 +35,7 @@ from app.domain.records import ANONYMOUS, Client
 from app.domain.statuses import Source, Status, TerminalStatus
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.ports import Notification
+from app.ports import ReceivedNotify
 from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, UseCases, create_server
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
@@ -52,7 +52,7 @@ class SilentWatcher(FakeWatcher):
         self.was_asked = asyncio.Event()
         self.was_given_up = asyncio.Event()
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
         self.was_asked.set()
         try:
             return await asyncio.Future()

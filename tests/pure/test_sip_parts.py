@@ -216,7 +216,7 @@ def test_reports_are_told_apart() -> None:
 async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
     """Each one makes its terminal's status doubtful; however many come there is one line in a second."""
     watcher, observer = SipWatcher(configuration("sip:127.0.0.1:5060")), Observer()
-    watcher.observe(observer)
+    watcher.set_observer(observer)
     watcher.watch(ALICE)
     slot = watcher._slots[0]  # noqa: SLF001  # as if a worker had said it
     cut = Observed(next(iter(slot.by_id)), 0.0, "application/pidf+xml", "", 70_000, b"<presence")

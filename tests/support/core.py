@@ -25,7 +25,7 @@ from app.domain.statuses import Liveness, Status
 from app.live.engine import DEFAULT_TUNING, Engine, Tuning
 from app.live.events import WatchEvent
 from app.live.group_directory import GroupDirectory
-from app.ports import Notification, Page, Sender, Sent, Store, WatchObserver, WatchView
+from app.ports import Page, ReceivedNotify, Sender, Sent, Store, WatchObserver, WatchView
 from app.store import SqlStore, migrate, open_store
 from tests.support.fakes import ON_THE_PHONE, OPEN, FakeMeter
 
@@ -79,7 +79,7 @@ class PlayedWatcher:
     most_in_flight: int = 0
     _observer: WatchObserver | None = None
 
-    def observe(self, observer: WatchObserver) -> None:
+    def set_observer(self, observer: WatchObserver) -> None:
         self._observer = observer
 
     def watch(self, address: TerminalAddress, client_id: str = "") -> None:
@@ -98,7 +98,7 @@ class PlayedWatcher:
     async def watches(self) -> list[WatchView]:
         return []
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
         self.fetched.append(address)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -109,7 +109,7 @@ class PlayedWatcher:
                 await asyncio.Event().wait()
             if isinstance(answer, TerminalStatusError):
                 raise answer
-            return self._notification(cast("Status", answer), self.clocks.now)
+            return self._notify(cast("Status", answer), self.clocks.now)
         finally:
             self.in_flight -= 1
 
@@ -117,15 +117,15 @@ class PlayedWatcher:
         """The presence server states the status; from then on the watch is live."""
         assert self._observer is not None
         if address in self.wanted:
-            self._observer.observed(address, self._notification(status, at or self.clocks.now))
-            self._observer.liveness_changed(address, Liveness.LIVE, "", None)
+            self._observer.on_notify_received(address, self._notify(status, at or self.clocks.now))
+            self._observer.on_liveness_changed(address, Liveness.LIVE, "", None)
 
     def send(self, address: TerminalAddress, body: bytes) -> None:
         """A NOTIFY with that body."""
         assert self._observer is not None
-        self._observer.observed(
+        self._observer.on_notify_received(
             address,
-            Notification(
+            ReceivedNotify(
                 body=body,
                 content_type="application/pidf+xml",
                 content_encoding="",
@@ -136,21 +136,21 @@ class PlayedWatcher:
     def lose(self, address: TerminalAddress, reason: str = "the presence server does not answer") -> None:
         """Contact is lost."""
         assert self._observer is not None
-        self._observer.liveness_changed(address, Liveness.STALE, reason, None)
+        self._observer.on_liveness_changed(address, Liveness.STALE, reason, None)
 
     def say(self, address: TerminalAddress, liveness: Liveness, error: TerminalStatusError | None) -> None:
         """The watch is worth this now, for that reason."""
         assert self._observer is not None
-        self._observer.liveness_changed(address, liveness, "said" if error else "", error)
+        self._observer.on_liveness_changed(address, liveness, "said" if error else "", error)
 
     def fail(self, address: TerminalAddress, error: TerminalStatusError) -> None:
         """The watch ends with an error."""
         assert self._observer is not None
         self.wanted.pop(address)
-        self._observer.ended(address, "ended", error)
+        self._observer.on_watch_ended(address, "ended", error)
 
-    def _notification(self, status: Status, at: datetime) -> Notification:
-        return Notification(
+    def _notify(self, status: Status, at: datetime) -> ReceivedNotify:
+        return ReceivedNotify(
             body=BODIES[status], content_type="application/pidf+xml", content_encoding="", observed_at=at
         )
 

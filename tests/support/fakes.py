@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from app.core.fetcher import FetchService
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import TerminalStatusError
-from app.ports import Notification
+from app.ports import ReceivedNotify
 
 OBSERVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 OPEN = (
@@ -32,7 +32,7 @@ class FakeWatcher:
     asked: list[TerminalAddress] = field(default_factory=list)
     cancelled: list[TerminalAddress] = field(default_factory=list)
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> Notification:
+    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
         self.asked.append(address)
         answer = self.answer(address)
         if answer is None:
@@ -43,7 +43,7 @@ class FakeWatcher:
                 raise
         if isinstance(answer, TerminalStatusError):
             raise answer
-        return Notification(
+        return ReceivedNotify(
             body=answer or b"", content_type="application/pidf+xml", content_encoding="", observed_at=OBSERVED_AT
         )
 

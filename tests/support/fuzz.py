@@ -26,7 +26,7 @@ from typing import cast
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
-from app.ports import Notification
+from app.ports import ReceivedNotify
 from app.sip.watcher import SipWatcher
 from tests.support.sip_terminal import SipMessage, read, unique
 from tests.wire.test_sip_watcher import configuration
@@ -402,18 +402,18 @@ class _Observer:
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
 
-    def observed(self, _address: TerminalAddress, _notification: Notification) -> None:
+    def on_notify_received(self, _address: TerminalAddress, _notify: ReceivedNotify) -> None:
         self.outcome.observed += 1
 
-    def unreadable(self, _address: TerminalAddress, _error: DocumentUnreadable) -> None:
+    def on_notify_unreadable(self, _address: TerminalAddress, _error: DocumentUnreadable) -> None:
         pass
 
-    def liveness_changed(
+    def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
         pass
 
-    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+    def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
         pass
 
 
@@ -435,7 +435,7 @@ async def _fuzz_one(transport: str, seconds: float, seed: int, outcome: Outcome)
         sip_password="fuzz",
     )
     watcher = SipWatcher(settings)
-    watcher.observe(_Observer(outcome))
+    watcher.set_observer(_Observer(outcome))
     await watcher.start()
     pid = watcher.worker_pid
     samples: list[float] = []

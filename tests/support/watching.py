@@ -10,7 +10,7 @@ import msgspec
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
-from app.ports import Notification, WatchView
+from app.ports import ReceivedNotify, WatchView
 from app.sip.watcher import SipWatcher
 from tests.wire.test_sip_watcher import DEADLINE_S, configuration, until
 
@@ -29,19 +29,19 @@ class Observer:
         self.reasons: dict[TerminalAddress, str] = {}
         self.errors: dict[TerminalAddress, TerminalStatusError | None] = {}
 
-    def observed(self, address: TerminalAddress, notification: Notification) -> None:
-        self.told.setdefault(address, []).append(notification.body)
+    def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
+        self.told.setdefault(address, []).append(notify.body)
 
-    def unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
+    def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         self.unread.setdefault(address, []).append(error.details["reason"])
 
-    def liveness_changed(
+    def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
         self.told.setdefault(address, []).append(liveness)
         self.reasons[address], self.errors[address] = reason, error
 
-    def ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
+    def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
         self.told.setdefault(address, []).append("ended")
         self.reasons[address], self.errors[address] = reason, error
 
@@ -66,7 +66,7 @@ async def watching(
     """A watcher; `configure` replaces what settings do not allow."""
     what = msgspec.structs.replace(configuration(presence_server, **settings), **(configure or {}))
     watcher, observer = SipWatcher(what, workers=workers), Observer()
-    watcher.observe(observer)
+    watcher.set_observer(observer)
     await watcher.start()
     try:
         yield watcher, observer
