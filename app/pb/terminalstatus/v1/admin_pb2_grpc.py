@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Shows and changes what is the operator's. Every method is PERMISSION_DENIED with reason NOT_PERMITTED for a client
-    that is no operator's; every change stands in the audit log.
+    """Shows watches, and manages clients. Only operators' clients (`Client.admin`) may call these methods; for others every
+    method is PERMISSION_DENIED NOT_PERMITTED. Every change is recorded in the audit log.
     """
 
     def __init__(self, channel):
@@ -79,12 +79,12 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """Shows and changes what is the operator's. Every method is PERMISSION_DENIED with reason NOT_PERMITTED for a client
-    that is no operator's; every change stands in the audit log.
+    """Shows watches, and manages clients. Only operators' clients (`Client.admin`) may call these methods; for others every
+    method is PERMISSION_DENIED NOT_PERMITTED. Every change is recorded in the audit log.
     """
 
     def ListWatches(self, request, context):
-        """Shows the watches, the gateway's standing SIP subscriptions, by address.
+        """Returns the watches, the gateway's long-lived SIP subscriptions, ordered by address.
 
         Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
@@ -93,34 +93,36 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshWatch(self, request, context):
-        """Asks the presence server about a watched terminal now, rather than at the next refresh. Returns once that is
-        begun; ListWatches and WatchStatuses show what comes of it.
+        """Refreshes a watch now, without waiting for its next scheduled refresh. Returns when the refresh has begun;
+        ListWatches and WatchStatuses show its result.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS; NOT_FOUND WATCH_UNKNOWN.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND WATCH_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateClient(self, request, context):
-        """Makes a client with one API key.
+        """Creates a client with one API key.
 
-        Errors: ALREADY_EXISTS CLIENT_EXISTS where another has its name or id; PERMISSION_DENIED NOT_PERMITTED where there
-        are as many as the gateway keeps.
+        Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. PERMISSION_DENIED NOT_PERMITTED if
+        the gateway has reached its limit of clients.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListClients(self, request, context):
-        """Shows all clients by name.
+        """Returns all clients, ordered by name.
+
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateClientKey(self, request, context):
-        """Gives a client a new API key and lets its others end after an overlap.
+        """Gives a client a new API key. Its other keys expire after an overlap.
 
         Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
@@ -129,7 +131,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetClientDisabled(self, request, context):
-        """Disables a client, whose credentials are then refused, or enables it again. Its subscriptions go on.
+        """Disables a client, so that its credentials are refused, or enables it again. Its subscriptions continue.
 
         Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
@@ -138,7 +140,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteClient(self, request, context):
-        """Deletes a client with its keys and groups; its subscriptions end with END_REASON_CLIENT_DELETED.
+        """Deletes a client with its keys and groups. Its subscriptions end with END_REASON_CLIENT_DELETED.
 
         Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
@@ -147,9 +149,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """Shows the audit log in the order in which it was written.
+        """Returns the audit log in the order in which it was written.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,8 +209,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Shows and changes what is the operator's. Every method is PERMISSION_DENIED with reason NOT_PERMITTED for a client
-    that is no operator's; every change stands in the audit log.
+    """Shows watches, and manages clients. Only operators' clients (`Client.admin`) may call these methods; for others every
+    method is PERMISSION_DENIED NOT_PERMITTED. Every change is recorded in the audit log.
     """
 
     @staticmethod

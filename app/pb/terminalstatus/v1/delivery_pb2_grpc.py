@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DeliveryServiceStub:
-    """Shows a client's notifications with their delivery attempts, and sends dead ones again.
+    """Shows a client's notifications and their delivery attempts, and sends dead notifications again.
     """
 
     def __init__(self, channel):
@@ -53,21 +53,20 @@ class DeliveryServiceStub:
 
 
 class DeliveryServiceServicer:
-    """Shows a client's notifications with their delivery attempts, and sends dead ones again.
+    """Shows a client's notifications and their delivery attempts, and sends dead notifications again.
     """
 
     def ListNotifications(self, request, context):
-        """Shows owed and settled notifications, oldest first.
+        """Returns the client's notifications, oldest first. The list is empty for a `subscription_id` that does not exist.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list; NOT_FOUND SUBSCRIPTION_UNKNOWN where a
-        subscription is named that is not there.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDeliveryAttempts(self, request, context):
-        """Shows the attempts to deliver one notification, in order.
+        """Returns the attempts to deliver one notification, oldest first.
 
         Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
         """
@@ -76,9 +75,9 @@ class DeliveryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SendNotificationsAgain(self, request, context):
-        """Makes dead notifications due at once; others of the named ones stay as they are.
+        """Makes dead notifications due at once. Notifications in other states are not affected.
 
-        Errors: NOT_FOUND NOTIFICATION_UNKNOWN where one of them is not there; nothing is sent again then.
+        Errors: NOT_FOUND NOTIFICATION_UNKNOWN if one of them does not exist; then none is sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,7 +110,7 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeliveryService:
-    """Shows a client's notifications with their delivery attempts, and sends dead ones again.
+    """Shows a client's notifications and their delivery attempts, and sends dead notifications again.
     """
 
     @staticmethod

@@ -26,8 +26,11 @@ if _version_not_supported:
 
 
 class GroupServiceStub:
-    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
-    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
+    """Creates, shows, changes and deletes a client's groups. Active subscriptions and streams follow changes of members.
+
+    A group belongs to one client. For every other client its address is a terminal like any other, and each client may
+    have a group of its own with that address. If an operator's client names a group that it does not have, the methods
+    use the one client's that has it; INVALID_ARGUMENT INVALID_REQUEST if several clients do.
     """
 
     def __init__(self, channel):
@@ -74,36 +77,40 @@ class GroupServiceStub:
 
 
 class GroupServiceServicer:
-    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
-    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
+    """Creates, shows, changes and deletes a client's groups. Active subscriptions and streams follow changes of members.
+
+    A group belongs to one client. For every other client its address is a terminal like any other, and each client may
+    have a group of its own with that address. If an operator's client names a group that it does not have, the methods
+    use the one client's that has it; INVALID_ARGUMENT INVALID_REQUEST if several clients do.
     """
 
     def CreateGroup(self, request, context):
-        """Makes a group.
+        """Creates a group.
 
-        Errors, by ErrorInfo reason:
-        INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
-        INVALID_ARGUMENT    GROUP_TOO_LARGE           more members than the policy allows
-        ALREADY_EXISTS      GROUP_EXISTS              the client has a group of this address
-        FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
-        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a member is a group, where the policy allows no nesting
-        RESOURCE_EXHAUSTED  TOO_MANY_GROUPS           as many groups as the policy allows the client
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI, or the group's
+        own address is a tel: URI.
+        INVALID_ARGUMENT    GROUP_TOO_LARGE           More members than the policy allows.
+        ALREADY_EXISTS      GROUP_EXISTS              The client has a group with this address.
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED         The policy does not allow groups.
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A member is a group; the policy does not allow nesting.
+        RESOURCE_EXHAUSTED  TOO_MANY_GROUPS           The client has reached its limit of groups.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetGroup(self, request, context):
-        """Shows one group.
+        """Returns one group.
 
-        Errors: NOT_FOUND GROUP_UNKNOWN.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListGroups(self, request, context):
-        """Shows the client's groups by address.
+        """Returns the client's groups, ordered by address.
 
         Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
@@ -112,38 +119,43 @@ class GroupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetGroupMembers(self, request, context):
-        """Replaces the members.
+        """Replaces all members of a group.
 
-        Errors, by ErrorInfo reason: as CreateGroup without GROUP_EXISTS, and
-        NOT_FOUND  GROUP_UNKNOWN  the client has no such group
-        ABORTED    GROUP_CHANGED  the group is no longer of `expected_version`: read it again, then decide
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI.
+        INVALID_ARGUMENT    GROUP_TOO_LARGE           More members than the policy allows.
+        NOT_FOUND           GROUP_UNKNOWN             The client has no such group.
+        ABORTED             GROUP_CHANGED             The group's version is not `expected_version`. Read the group
+        again before deciding on the change.
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A member is a group; the policy does not allow nesting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddGroupMembers(self, request, context):
-        """Adds members; those that are in already stay.
+        """Adds members. An address that is a member already has no effect.
 
-        Errors: as SetGroupMembers. ABORTED GROUP_CHANGED where others change the group at the same time: call again.
+        Errors: as SetGroupMembers. ABORTED GROUP_CHANGED if other callers change the group at the same time: retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveGroupMembers(self, request, context):
-        """Removes members; those that are not in it are no error.
+        """Removes members. An address that is not a member has no effect.
 
-        Errors: NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED where others change the group at the same time: call again.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if other callers change
+        the group at the same time: retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteGroup(self, request, context):
-        """Deletes a group. Subscriptions and streams that name it lose its members.
+        """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-        Errors: NOT_FOUND GROUP_UNKNOWN.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,8 +208,11 @@ def add_GroupServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GroupService:
-    """Makes, shows, changes and deletes a client's groups. Changes of members reach running subscriptions and streams.
-    To other clients a group's address is a terminal like any; each client may have a group of its own of one address.
+    """Creates, shows, changes and deletes a client's groups. Active subscriptions and streams follow changes of members.
+
+    A group belongs to one client. For every other client its address is a terminal like any other, and each client may
+    have a group of its own with that address. If an operator's client names a group that it does not have, the methods
+    use the one client's that has it; INVALID_ARGUMENT INVALID_REQUEST if several clients do.
     """
 
     @staticmethod

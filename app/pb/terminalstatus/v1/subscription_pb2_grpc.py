@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SubscriptionServiceStub:
-    """Makes, shows, prolongs and ends a client's subscriptions. They outlive connections and restarts of the gateway.
+    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    gateway.
     """
 
     def __init__(self, channel):
@@ -68,38 +69,42 @@ class SubscriptionServiceStub:
 
 
 class SubscriptionServiceServicer:
-    """Makes, shows, prolongs and ends a client's subscriptions. They outlive connections and restarts of the gateway.
+    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    gateway.
     """
 
     def CreateSubscription(self, request, context):
-        """Starts a subscription. With the `request_id` of an earlier call of the same client, nothing is made and the
-        subscription of that call is returned as it is now.
+        """Creates a subscription. A call that repeats the `request_id` of an earlier call creates nothing, and returns the
+        subscription of that call in its present state.
 
-        Errors, by ErrorInfo reason:
-        INVALID_ARGUMENT    INVALID_ADDRESS              an address is no sip:, sips: or tel: URI
-        INVALID_ARGUMENT    NO_VALID_ADDRESSES           no address is given, or only empty groups
-        INVALID_ARGUMENT    TOO_MANY_ADDRESSES           more terminals than the policy allows, groups expanded
-        INVALID_ARGUMENT    SINK_REFUSED                 the sink's URL, profile or a parameter is not allowed
-        NOT_FOUND           GROUP_UNKNOWN                a group of another client's
-        ALREADY_EXISTS      DUPLICATE_CORRELATOR         the client has an active subscription with this correlator
-        ALREADY_EXISTS      REQUEST_ID_REUSED            the request id was used before, for another request
-        FAILED_PRECONDITION SINK_UNREACHABLE             the sink cannot be resolved or reached, or failed the test
-        FAILED_PRECONDITION GROUP_NOT_ALLOWED            the policy allows no groups
-        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED     a group in a group, where the policy allows none
-        FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notifications` is 0, where the policy wants an end
-        FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notifications` is above the policy's
-        FAILED_PRECONDITION INTERVAL_TOO_SHORT           `min_interval` is below the policy's
-        FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's
-        FAILED_PRECONDITION BUSY_NOT_SUPPORTED           criteria with STATUS_BUSY, where the operator does not tell it
-        RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS       as many active ones as the policy allows the client
-        RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS   more terminals watched for the client than the policy allows
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_ADDRESS              An address is not a valid sip:, sips: or tel: URI.
+        INVALID_ARGUMENT    NO_VALID_ADDRESSES           The request names no terminal: no address, or only empty groups.
+        INVALID_ARGUMENT    TOO_MANY_ADDRESSES           More terminals, after expanding groups, than the policy allows.
+        INVALID_ARGUMENT    SINK_REFUSED                 The sink's URL, profile or a parameter is not allowed.
+        NOT_FOUND           GROUP_UNKNOWN                A group of the client was deleted during the call.
+        ALREADY_EXISTS      DUPLICATE_CORRELATOR         The client has an active subscription with this correlator.
+        ALREADY_EXISTS      REQUEST_ID_REUSED            `request_id` was used before, for a different request.
+        FAILED_PRECONDITION SINK_UNREACHABLE             The sink's host cannot be resolved or reached, or its endpoint
+        failed the handshake.
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED            An address is a group; the policy does not allow groups.
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED     A group contains a group; the policy does not allow nesting.
+        FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notifications` is 0; the policy requires a limit.
+        FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notifications` is above the policy's maximum.
+        FAILED_PRECONDITION INTERVAL_TOO_SHORT           `min_interval` is below the policy's minimum.
+        FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's maximum.
+        FAILED_PRECONDITION BUSY_NOT_SUPPORTED           `criteria` has STATUS_BUSY; this operator does not report it.
+        RESOURCE_EXHAUSTED  TOO_MANY_SUBSCRIPTIONS       The client has reached its limit of active subscriptions.
+        RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS   The client would exceed its limit of watched terminals.
+        RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED           The gateway has reached its limit of watched terminals.
+        An address that is a group of another client only is a terminal like any other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSubscription(self, request, context):
-        """Shows one subscription, an ended one for as long as the gateway keeps it.
+        """Returns one subscription. An ended one is returned for as long as the gateway keeps it.
 
         Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN.
         """
@@ -108,7 +113,7 @@ class SubscriptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSubscriptions(self, request, context):
-        """Shows the client's active subscriptions, oldest first.
+        """Returns the client's active subscriptions, oldest first.
 
         Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
@@ -117,32 +122,38 @@ class SubscriptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelSubscription(self, request, context):
-        """Ends a subscription. Notifications that are owed already are still delivered; none says that it ended. Of a
-        subscription with a SOAP sink they are withdrawn instead, and nothing is sent to it after this answer.
+        """Ends a subscription. Notifications already owed to a webhook are still delivered; none of them reports the end.
+        Notifications owed to a SOAP sink are withdrawn: after this call returns, nothing more is sent to that sink.
 
-        Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also where it has ended already.
+        Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also if the subscription has ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewSubscription(self, request, context):
-        """Lets an active subscription last for a new duration, counted from now.
+        """Sets a new duration of an active subscription, counted from now. The subscription still ends before the access
+        token of its endpoint does.
 
-        Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN; FAILED_PRECONDITION DURATION_TOO_LONG.
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    SINK_REFUSED          The access token of the subscription's endpoint expires now.
+        NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
+        PERMISSION_DENIED   NOT_PERMITTED         The subscription was created with the CAMARA API, which has no renewal.
+        FAILED_PRECONDITION DURATION_TOO_LONG     `duration` is above the policy's maximum.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateSecret(self, request, context):
-        """Gives an active subscription's webhook, of profile v1, a new signing secret. Each notification from now on is signed
-        with the new one and with the one before (`webhook-signature` has both), until a call with `drop_old` ends that. With
-        `secret` the call is safe to repeat; without, each call makes another secret, and only the newest two sign.
+        """Gives the webhook (profile v1) of an active subscription a new signing secret. From now on each notification is
+        signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
+        A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
+        sign.
 
-        Errors, by ErrorInfo reason:
-        INVALID_ARGUMENT    SINK_REFUSED                 `secret` is none, or the sink is no webhook of profile v1
-        NOT_FOUND           SUBSCRIPTION_UNKNOWN         also where it has ended
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a webhook of profile v1.
+        NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +201,8 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SubscriptionService:
-    """Makes, shows, prolongs and ends a client's subscriptions. They outlive connections and restarts of the gateway.
+    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    gateway.
     """
 
     @staticmethod

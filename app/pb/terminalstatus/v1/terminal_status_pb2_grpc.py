@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TerminalStatusServiceStub:
-    """Answers questions about terminals by asking the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY).
+    """Reports the status of terminals. The gateway asks the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY).
     """
 
     def __init__(self, channel):
@@ -53,73 +53,74 @@ class TerminalStatusServiceStub:
 
 
 class TerminalStatusServiceServicer:
-    """Answers questions about terminals by asking the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY).
+    """Reports the status of terminals. The gateway asks the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY).
     """
 
     def GetStatus(self, request, context):
-        """Asks for one terminal's status: the presence server now, unless `max_age` accepts what is known already.
+        """Returns the status of one terminal: asks the presence server, or returns a known status that `max_age` accepts.
 
-        Concurrent questions about one terminal share one SIP SUBSCRIBE. A terminal that exists and is not
-        registered is no error: its status is STATUS_UNREACHABLE. When the caller's deadline passes or the caller cancels,
-        the question to the presence server is given up.
+        Concurrent queries for one terminal share one SIP SUBSCRIBE. A terminal that exists but is not registered is not an
+        error: its status is STATUS_UNREACHABLE. When the caller's deadline passes or the caller cancels, the gateway
+        abandons the query.
 
-        Errors, by ErrorInfo reason:
-        INVALID_ARGUMENT    INVALID_ADDRESS          the address is no sip:, sips: or tel: URI; do not retry
-        FAILED_PRECONDITION GROUP_NOT_ALLOWED        the address is a group; ask with QueryStatuses
-        NOT_FOUND           TERMINAL_UNKNOWN         the presence server knows no such terminal
-        PERMISSION_DENIED   WATCHER_REFUSED          the terminal's user or the operator refuses this gateway
-        PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  the presence server refuses this gateway's credentials
-        DEADLINE_EXCEEDED   FETCH_TIMED_OUT          the presence server did not answer in the gateway's time limit
-        UNAVAILABLE         PRESENCE_UNAVAILABLE     the presence server cannot answer now
-        UNAVAILABLE         WATCHER_RESTARTING       the gateway's SIP side is being replaced
-        RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED       as many questions are in flight as the gateway allows
-        INTERNAL            PRESENCE_MISCONFIGURED   the presence server does not speak presence with this gateway
-        INTERNAL            DOCUMENT_UNREADABLE      the presence server's document cannot be read
-        INTERNAL            INTERNAL_ERROR           a fault of the gateway; `metadata["reference"]` finds it in its log
-        DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED may succeed when retried later.
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_ADDRESS          The address is not a valid sip:, sips: or tel: URI.
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED        The address is a group; use QueryStatuses.
+        NOT_FOUND           TERMINAL_UNKNOWN         The presence server does not know the terminal.
+        PERMISSION_DENIED   WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
+        PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
+        DEADLINE_EXCEEDED   FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
+        UNAVAILABLE         PRESENCE_UNAVAILABLE     The presence server cannot answer now, or cannot be reached.
+        UNAVAILABLE         WATCHER_RESTARTING       The gateway's SIP process is restarting.
+        RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED       The gateway has reached its limit of queries in progress.
+        INTERNAL            PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
+        INTERNAL            DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
+        After DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED a later retry may succeed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryStatuses(self, request, context):
-        """Asks for the status of many terminals and of the members of groups; each result is sent as it arrives.
+        """Returns the status of many terminals, and of the members of groups. Each result is sent as soon as it is known.
 
-        Each terminal has one result, however often and by however many groups it is named; the order is not that of the
-        request. What fails for one terminal is that terminal's result and ends nothing. Where the operator's policy says
-        so, terminals above its limit are RETRIEVAL_STATUS_NOT_RETRIEVED instead of TOO_MANY_ADDRESSES. A caller whose
-        deadline passes keeps the results it has.
+        Each terminal has exactly one result, however many times and by however many groups the request names it. Results
+        come in any order. A failure for one terminal is reported in its result, and the other results still follow. Where
+        the operator's policy says so, terminals beyond the limit are RETRIEVAL_STATUS_NOT_RETRIEVED, and the call does not
+        fail with TOO_MANY_ADDRESSES. A caller whose deadline passes keeps the results received so far.
 
-        Errors of the whole call, before the first result, by ErrorInfo reason:
-        INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
-        INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
-        INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-        FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
-        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
+        Errors of the whole call, before the first result (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI.
+        INVALID_ARGUMENT    NO_VALID_ADDRESSES        The request names no terminal: no address, or only empty groups.
+        INVALID_ARGUMENT    TOO_MANY_ADDRESSES        More terminals, after expanding groups, than the policy allows.
+        NOT_FOUND           GROUP_UNKNOWN             A group of the client was deleted during the call.
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED         An address is a group; the policy does not allow groups.
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A group contains a group; the policy does not allow nesting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatuses(self, request, context):
-        """Tells the status of terminals and of the members of groups now, and each change from then on.
+        """Streams the current status of terminals and of the members of groups, and then each change.
 
-        First comes the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes follow, in each
-        terminal's order of revisions, and a bookmark with a resume token every few seconds. A reader that is slower than
-        the changes misses intermediate ones and always gets the newest; a reader that stops reading costs bounded memory
-        and is told the newest state when it reads again. The last message is `end` where the gateway ends the stream,
-        and the call is then OK.
+        The stream begins with the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes
+        follow, in the order of each terminal's revisions, and a `bookmark` with a resume token every few seconds. A client
+        that reads slower than terminals change skips intermediate changes and always receives the newest. When the gateway
+        ends the stream, its last message is `end`, and the call's status is OK.
 
-        Errors of the whole call, by ErrorInfo reason:
-        INVALID_ARGUMENT    INVALID_ADDRESS           an address is no sip:, sips: or tel: URI
-        INVALID_ARGUMENT    NO_VALID_ADDRESSES        no address is given, or only empty groups
-        INVALID_ARGUMENT    TOO_MANY_ADDRESSES        more terminals than the policy allows, after groups are expanded
-        FAILED_PRECONDITION GROUP_NOT_ALLOWED         the policy allows no groups
-        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  a group in a group, where the policy allows none
-        FAILED_PRECONDITION INTERVAL_TOO_SHORT        `min_interval` is below the policy's
-        FAILED_PRECONDITION BUSY_NOT_SUPPORTED        criteria with STATUS_BUSY, where the operator does not tell it
-        RESOURCE_EXHAUSTED  TOO_MANY_STREAMS          as many streams as the gateway or the policy allows
-        RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS more terminals watched for the client than the policy allows
+        Errors of the whole call, before the first message (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_ADDRESS            An address is not a valid sip:, sips: or tel: URI.
+        INVALID_ARGUMENT    NO_VALID_ADDRESSES         The request names no terminal: no address, or only empty groups.
+        INVALID_ARGUMENT    TOO_MANY_ADDRESSES         More terminals, after expanding groups, than the policy allows.
+        NOT_FOUND           GROUP_UNKNOWN              A group of the client was deleted during the call.
+        FAILED_PRECONDITION GROUP_NOT_ALLOWED          An address is a group; the policy does not allow groups.
+        FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED   A group contains a group; the policy does not allow nesting.
+        FAILED_PRECONDITION INTERVAL_TOO_SHORT         `min_interval` is below the policy's minimum.
+        FAILED_PRECONDITION BUSY_NOT_SUPPORTED         `criteria` has STATUS_BUSY; this operator does not report it.
+        RESOURCE_EXHAUSTED  TOO_MANY_STREAMS           The gateway or the client has reached its limit of open streams.
+        RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS The client would exceed its limit of watched terminals.
+        RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED         The gateway has reached its limit of watched terminals.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,7 +153,7 @@ def add_TerminalStatusServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TerminalStatusService:
-    """Answers questions about terminals by asking the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY).
+    """Reports the status of terminals. The gateway asks the presence server as an IMS watcher (SIP SUBSCRIBE/NOTIFY).
     """
 
     @staticmethod

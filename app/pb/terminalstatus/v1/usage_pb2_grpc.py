@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class UsageServiceStub:
-    """Shows the usage records of a client; an operator's client sees those of all.
+    """Shows the usage records of a client; to an operator's client, those of all clients.
     """
 
     def __init__(self, channel):
@@ -48,22 +48,22 @@ class UsageServiceStub:
 
 
 class UsageServiceServicer:
-    """Shows the usage records of a client; an operator's client sees those of all.
+    """Shows the usage records of a client; to an operator's client, those of all clients.
     """
 
     def ListUsageRecords(self, request, context):
-        """Shows usage records in the order in which they were written.
+        """Returns usage records in the order in which they were written.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportUsageRecords(self, request, context):
-        """Sends all usage records from a time until now, in the order in which they were written, then ends.
+        """Streams all usage records from a given time until now, in the order in which they were written, and ends.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a time that is none.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a `since` out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +91,7 @@ def add_UsageServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UsageService:
-    """Shows the usage records of a client; an operator's client sees those of all.
+    """Shows the usage records of a client; to an operator's client, those of all clients.
     """
 
     @staticmethod
