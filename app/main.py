@@ -1,10 +1,10 @@
-"""The composition root: makes the gateway out of its parts, starts it, and ends it.
+"""The composition root: builds the gateway's parts, starts them, and stops them in reverse order.
 
-Data flows one way: a face (gRPC, REST, SOAP) calls the use cases, which ask the watcher, the store and the senders;
-nothing calls back up.
-Invariants: this module knows everything and only the command line knows it; what starts is stopped, in the reverse
-order, but both servers together: told to stop, health says so at once, streams end with their reason, and calls in
-flight have DRAIN_S in all.
+Calls go one way: a face (gRPC, REST, SOAP) calls the use cases, which call the watcher, the store and the senders.
+Events come back through callbacks (`on_…`), which `wiring.py` connects.
+
+Invariants: only `app/cli` imports this module. Both servers stop together: when the gateway is asked to stop, health
+turns NOT_SERVING and streams end with their reason at once, and calls in flight have DRAIN_S in all.
 
 Deliberately absent: any rule about terminals.
 """
@@ -13,7 +13,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import VERSION, rest, rpc
 from app.auth import tls
 from app.auth.authenticator import OpenToAll
-from app.auth.failures import REASONS
 from app.auth.oidc import AccessTokens
 from app.auth.proxies import TrustedProxies
 from app.core.fetcher import FetchService
@@ -37,17 +36,17 @@ from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.jwks import fetch_keys
 from app.egress.webhook import WebhookSender, v1_event
+from app.metrics import Metrics, add_readings
 from app.ports import Sender
 from app.rest import metrics as rest_metrics
 from app.rest.camara import model
 from app.rest.unauthenticated import Strangers
-from app.servers import DRAIN_S, CannotStart, bound, serve_grpc, serve_http
+from app.servers import DRAIN_S, CannotStart, GrpcServer, bound, serve_grpc, serve_http
 from app.settings.loading import Settings
 from app.sip.protocol import Build
 from app.sip.settings import sip_configuration, watcher_limits
 from app.sip.watcher import SipWatcher, WatcherCannotStart
-from app.store import PATIENCE_S, DatabaseUnavailable, only_gateway, open_store, shown_url
-from app.telemetry import Metrics
+from app.store import PATIENCE_S, DatabaseUnavailable, SqlStore, only_gateway, open_store, shown_url
 from app.wiring import run_use_cases
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app as create_soap_app
@@ -61,43 +60,36 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """A gateway that serves: where, and with what."""
+    """A running gateway: its addresses, and the parts that the command line and tests use."""
 
     grpc_address: str
     http_address: str
     metrics_address: str
-    """"" where metrics and probes have no address of their own."""
+    """Empty where metrics and probes share the HTTP address."""
     sip_ports: dict[str, int]
     build: Build
     watcher: SipWatcher
-    service: FetchService
     use_cases: UseCases
     read_tls_files: Callable[[], None]
-    """Reads the files of TLS again, and logs what came of it."""
+    """Reads the TLS files again, and logs whether they changed or are unusable."""
 
 
 @asynccontextmanager
 async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> AsyncIterator[Gateway]:
-    """Serves while the context is open. `open_is_admin` is the demo's: whoever calls from this machine is an operator
-    while no client is configured. Raises CannotStart."""
+    """Serves while the context is open. Raises CannotStart.
+
+    `open_is_admin` is for the demo: callers on this machine are operators while no client is configured.
+    """
     async with AsyncExitStack() as stack:
         metrics, stopping = Metrics(), asyncio.Event()
         http_socket = stack.enter_context(bound(settings.http_listen))
         metrics_socket = None
         if settings.metrics_listen:
             metrics_socket = stack.enter_context(bound(settings.metrics_listen, "TS_METRICS_LISTEN"))
-        try:
-            secured = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-            alone = stack.enter_context(only_gateway(settings.database_url))
-            store = await stack.enter_async_context(
-                await open_store(settings.database_url, secret_key_file=settings.secret_key_file, wait_s=PATIENCE_S)
-            )
-        except tls.TlsUnusable as error:
-            raise CannotStart(str(error)) from None
-        except DatabaseUnavailable as error:
-            raise CannotStart(f"TS_DATABASE_URL: {shown_url(settings.database_url)} does not open: {error}.") from None
+        tls_files = _TlsFiles(settings)
+        store = await _open_store(stack, settings)
         watcher = await stack.enter_async_context(_watcher(settings, metrics))
-        service = FetchService(
+        fetcher = FetchService(
             watcher,
             metrics,
             busy_activities=settings.busy_activities,
@@ -105,69 +97,30 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             max_fetches=settings.max_fetches,
         )
         tokens = _tokens(settings)
-        trust = _trust(settings)
-        egress = _egress(settings, trust)
+        egress = _egress(settings, tls_files)
         stack.push_async_callback(egress.aclose)
-        senders: dict[SinkKind, Sender] = {
-            SinkKind.WEBHOOK: WebhookSender(
-                egress,
-                clock=_now,
-                envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: model.event},
-                source=settings.http_public_url or "",
-            ),
-            SinkKind.SOAP: CallbackSender(egress),
-        }
-        try:
-            with store.patient():
-                if alone:  # nobody else is delivering, whatever a gateway before this one had leased
-                    await store.end_leases(_now())
-                use_cases = await stack.enter_async_context(
-                    run_use_cases(
-                        settings,
-                        store,
-                        watcher,
-                        service,
-                        senders,
-                        clock=_now,
-                        monotonic=time.monotonic,
-                        tokens=tokens,
-                        attempted=metrics.attempted,
-                        open_is_admin=open_is_admin,
-                    )
-                )
-                listens = {"TS_GRPC_LISTEN": settings.grpc_listen, "TS_HTTP_LISTEN": settings.http_listen}
-                await use_cases.auth.start(listens, closed_is_meant=settings.anonymous_access == "never")
-        except StoreUnavailable as error:
-            url, reason = shown_url(settings.database_url), error.details.get("reason", "away")
-            raise CannotStart(f"TS_DATABASE_URL: {url} cannot be used: {reason} for too long.") from None
-        except OpenToAll as error:
-            raise CannotStart(str(error)) from None
-        _measure(metrics, watcher, use_cases)
-        app = _http_app(service, use_cases, metrics, settings, stopping, tokens)
-        if metrics_socket:  # before the faces, so that probes are answered until these have drained
+        use_cases = await _start_use_cases(
+            stack,
+            settings,
+            store,
+            watcher,
+            fetcher,
+            _senders(settings, egress),
+            metrics,
+            tokens,
+            open_is_admin=open_is_admin,
+        )
+        add_readings(metrics, watcher, use_cases)
+        app = _http_app(fetcher, use_cases, metrics, settings, stopping, tokens)
+        if metrics_socket:  # starts first and stops last, so that probes are answered while the faces drain
             await stack.enter_async_context(serve_http(rest_metrics.on_own_address(app), metrics_socket, None))
-        calls: set[asyncio.Task[Any]] = set()
         proxies = TrustedProxies.of(settings.trusted_proxies)
-        gate = rpc.Gate(
-            max_streams=settings.max_streams,
-            unauthenticated=settings.grpc_max_unauthenticated_calls,
-            unauthenticated_connections=settings.grpc_max_unauthenticated_connections,
-        )
-        rpc_server = rpc.create_server(
-            service,
-            use_cases,
-            stopping=stopping,
-            calls=calls,
-            max_connection_age_s=settings.grpc_max_connection_age_s,
-            gate=gate,
-            proxies=proxies,
-        )
         grpc_server = await stack.enter_async_context(
-            serve_grpc(rpc_server, settings.grpc_listen, secured, calls, gate, proxies)
+            _grpc_server(settings, fetcher, use_cases, stopping, tls_files, proxies)
         )
         strangers = Strangers(proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated)
-        http_server = await stack.enter_async_context(serve_http(app, http_socket, secured, strangers))
-        assert watcher.build is not None  # noqa: S101  # it started
+        http_server = await stack.enter_async_context(serve_http(app, http_socket, tls_files.servers, strangers))
+        assert watcher.build is not None  # noqa: S101  # the watcher has started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",
             http_address=_address(settings.http_listen, http_socket),
@@ -175,9 +128,8 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             sip_ports=watcher.ports,
             build=watcher.build,
             watcher=watcher,
-            service=service,
             use_cases=use_cases,
-            read_tls_files=partial(_read_tls_files, secured, settings, trust),
+            read_tls_files=tls_files.read_again,
         )
         _log.info(
             "gateway_started",
@@ -190,7 +142,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         )
         try:
             yield gateway
-            service.leaving = True
+            fetcher.leaving = True
             if settings.drain_delay_s:
                 _log.info("gateway_leaving", serves_on_s=settings.drain_delay_s)
                 await asyncio.sleep(settings.drain_delay_s)
@@ -202,13 +154,59 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
     _log.info("gateway_stopped")
 
 
+class _TlsFiles:
+    """The TLS files that the settings name: the servers' own, and the authorities that webhook endpoints are checked
+    against. `servers` or `sinks` is None where the settings name no file. Raises CannotStart."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._sink_ca_file = settings.sink_ca_file
+        try:
+            self.servers = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+        except tls.TlsUnusable as error:
+            raise CannotStart(str(error)) from None
+        try:
+            self.sinks = ssl.create_default_context(cafile=self._sink_ca_file) if self._sink_ca_file else None
+        except (OSError, ssl.SSLError) as error:
+            raise CannotStart(f"TS_SINK_CA_FILE: {self._sink_ca_file} cannot be used: {error}.") from None
+
+    def read_again(self) -> None:
+        """Reads the files again; files that are unusable are logged, and the ones read before stay in use."""
+        if self.servers is not None:
+            self.servers.read_again()
+        if self.sinks is not None:
+            try:
+                self.sinks.load_verify_locations(self._sink_ca_file)
+                _log.info("sink_ca_file_read", file=self._sink_ca_file)
+            except (OSError, ssl.SSLError) as error:
+                _log.warning("sink_ca_file_unusable", file=self._sink_ca_file, why=str(error))
+        if self.servers is None and self.sinks is None:
+            _log.info("no_tls_files", hint="SIGHUP reads the files of TS_TLS_… and TS_SINK_CA_FILE; none is set")
+
+
+async def _open_store(stack: AsyncExitStack, settings: Settings) -> SqlStore:
+    """Opens the store; `stack` closes it. Keeps other gateways off an SQLite file."""
+    try:
+        alone = stack.enter_context(only_gateway(settings.database_url))
+        store = await stack.enter_async_context(
+            await open_store(settings.database_url, secret_key_file=settings.secret_key_file, wait_s=PATIENCE_S)
+        )
+        if alone:  # leases of an earlier gateway that did not stop in order would delay their notifications
+            with store.patient():
+                await store.end_leases(_now())
+    except DatabaseUnavailable as error:
+        raise CannotStart(f"TS_DATABASE_URL: {shown_url(settings.database_url)} does not open: {error}.") from None
+    except StoreUnavailable as error:
+        raise _store_unavailable(settings, error) from None
+    return store
+
+
 @asynccontextmanager
 async def _watcher(settings: Settings, metrics: Metrics) -> AsyncIterator[SipWatcher]:
     watcher = SipWatcher(
         sip_configuration(settings, VERSION),
         workers=settings.sip_workers,
-        restarted=metrics.worker_restarted,
-        lag=metrics.lag,
+        restarted=metrics.count_worker_restart,
+        lag=metrics.observe_lag,
     )
     try:
         await watcher.start()
@@ -217,32 +215,6 @@ async def _watcher(settings: Settings, metrics: Metrics) -> AsyncIterator[SipWat
         raise CannotStart(f"The SIP worker cannot start: {error}. See TS_SIP_LISTEN.") from None
     finally:
         await watcher.aclose()
-
-
-def _egress(settings: Settings, trust: ssl.SSLContext | None) -> Egress:
-    rules = Rules.of(settings.sink_allowed_networks, allow_http=settings.sink_allow_http)
-    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=trust)
-
-
-def _trust(settings: Settings) -> ssl.SSLContext | None:
-    """What webhook endpoints are checked against, where it is not the system's."""
-    try:
-        return ssl.create_default_context(cafile=settings.sink_ca_file) if settings.sink_ca_file else None
-    except (OSError, ssl.SSLError) as error:
-        raise CannotStart(f"TS_SINK_CA_FILE: {settings.sink_ca_file} cannot be used: {error}.") from None
-
-
-def _read_tls_files(secured: tls.Tls | None, settings: Settings, trust: ssl.SSLContext | None) -> None:
-    if secured is not None:
-        secured.read_again()
-    if trust is not None:
-        try:
-            trust.load_verify_locations(settings.sink_ca_file)
-            _log.info("sink_ca_file_read", file=settings.sink_ca_file)
-        except (OSError, ssl.SSLError) as error:
-            _log.warning("sink_ca_file_unusable", file=settings.sink_ca_file, why=str(error))
-    if secured is None and trust is None:
-        _log.info("no_tls_files", hint="SIGHUP reads the files of TS_TLS_… and TS_SINK_CA_FILE, of which none is set")
 
 
 def _tokens(settings: Settings) -> AccessTokens | None:
@@ -260,88 +232,104 @@ def _tokens(settings: Settings) -> AccessTokens | None:
     )
 
 
-def _measure(metrics: Metrics, watcher: SipWatcher, use_cases: UseCases) -> None:
-    counts = watcher.counts
-    metrics.reads("terminal_status_sip_subscriptions", "SIP subscriptions by state.", "state", lambda: counts().states)
-    metrics.reads(
-        "terminal_status_sip_failures_total",
-        "SUBSCRIBEs of standing subscriptions that failed, by SIP status; PJSIP's own with local- before.",
-        "code",
-        lambda: counts().failures,
+def _egress(settings: Settings, tls_files: _TlsFiles) -> Egress:
+    rules = Rules.of(settings.sink_allowed_networks, allow_http=settings.sink_allow_http)
+    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=tls_files.sinks)
+
+
+def _senders(settings: Settings, egress: Egress) -> Mapping[SinkKind, Sender]:
+    webhooks = WebhookSender(
+        egress,
+        clock=_now,
+        envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: model.event},
+        source=settings.http_public_url or "",
     )
-    metrics.reads(
-        "terminal_status_sip_messages_total",
-        "SIP messages of standing subscriptions, and documents that were cut.",
-        "kind",
-        lambda: {
-            "subscribe": counts().subscribes_sent,
-            "notify": counts().notifies_received,
-            "cut": counts().cut_messages,
-        },
+    return {SinkKind.WEBHOOK: webhooks, SinkKind.SOAP: CallbackSender(egress)}
+
+
+async def _start_use_cases(
+    stack: AsyncExitStack,
+    settings: Settings,
+    store: SqlStore,
+    watcher: SipWatcher,
+    fetcher: FetchService,
+    senders: Mapping[SinkKind, Sender],
+    metrics: Metrics,
+    tokens: AccessTokens | None,
+    *,
+    open_is_admin: bool,
+) -> UseCases:
+    """Starts the use cases; `stack` stops them. Refuses to start if strangers could call though the settings say that
+    only clients may."""
+    try:
+        with store.patient():
+            use_cases = await stack.enter_async_context(
+                run_use_cases(
+                    settings,
+                    store,
+                    watcher,
+                    fetcher,
+                    senders,
+                    clock=_now,
+                    monotonic=time.monotonic,
+                    tokens=tokens,
+                    attempted=metrics.count_attempt,
+                    open_is_admin=open_is_admin,
+                )
+            )
+            listens = {"TS_GRPC_LISTEN": settings.grpc_listen, "TS_HTTP_LISTEN": settings.http_listen}
+            await use_cases.auth.start(listens, closed_is_meant=settings.anonymous_access == "never")
+    except StoreUnavailable as error:
+        raise _store_unavailable(settings, error) from None
+    except OpenToAll as error:
+        raise CannotStart(str(error)) from None
+    return use_cases
+
+
+def _store_unavailable(settings: Settings, error: StoreUnavailable) -> CannotStart:
+    url, reason = shown_url(settings.database_url), error.details.get("reason", "away")
+    return CannotStart(f"TS_DATABASE_URL: {url} cannot be used: {reason} for too long.")
+
+
+@asynccontextmanager
+async def _grpc_server(
+    settings: Settings,
+    fetcher: FetchService,
+    use_cases: UseCases,
+    stopping: asyncio.Event,
+    tls_files: _TlsFiles,
+    proxies: TrustedProxies,
+) -> AsyncIterator[GrpcServer]:
+    calls: set[asyncio.Task[Any]] = set()
+    gate = rpc.Gate(
+        max_streams=settings.max_streams,
+        unauthenticated=settings.grpc_max_unauthenticated_calls,
+        unauthenticated_connections=settings.grpc_max_unauthenticated_connections,
     )
-    metrics.reads(
-        "terminal_status_sip_refused_total",
-        "SIP messages that did not count: from elsewhere, for another dialog, or NOTIFYs that could not be used.",
-        "reason",
-        lambda: counts().refused,
+    server = rpc.create_server(
+        fetcher,
+        use_cases,
+        stopping=stopping,
+        calls=calls,
+        max_connection_age_s=settings.grpc_max_connection_age_s,
+        gate=gate,
+        proxies=proxies,
     )
-    metrics.reads(
-        "terminal_status_route_up",
-        "1 while the presence server answers, by its place in TS_PRESENCE_SERVER.",
-        "route",
-        lambda: {str(number): float(up) for number, up in enumerate(counts().routes_up, start=1)},
-    )
-    metrics.reads(
-        "terminal_status_route_turns_total",
-        "How often a presence server went down or came back, by its place in TS_PRESENCE_SERVER.",
-        "route",
-        lambda: {str(number): float(turns) for number, turns in enumerate(watcher.turns, start=1)},
-    )
-    metrics.reads(
-        "terminal_status_sip_refreshes_without_notify_total",
-        "Refreshes that the presence server accepted and that no NOTIFY followed, by its place in TS_PRESENCE_SERVER.",
-        "route",
-        lambda: {str(number): float(count) for number, count in enumerate(counts().omitted, start=1)},
-    )
-    metrics.reads(
-        "terminal_status_unreadable_notifications_total",
-        "Presence documents of standing subscriptions that could not be read, by reason.",
-        "reason",
-        lambda: use_cases.watching.unreadable,
-    )
-    metrics.reads(
-        "terminal_status_watches_contradicted_total",
-        "Live watches that were refreshed at once, because a newer fetch said otherwise.",
-        "by",
-        lambda: {"fetch": use_cases.watching.contradictions},
-    )
-    metrics.reads(
-        "terminal_status_usage_records_dropped_total",
-        "Usage records lost to a database that was away for too long.",
-        "kind",
-        lambda: {"any": use_cases.usage.dropped},
-    )
-    metrics.reads(
-        "terminal_status_authentication_failures_total",
-        "Calls without good credentials: " + "; ".join([f"{name}, {why}" for name, why in REASONS.items()]) + ".",
-        "reason",
-        lambda: use_cases.auth.failures.counts,
-    )
-    metrics.reads(
-        "terminal_status_core", "What grows: terminals, subscriptions, streams.", "what", use_cases.watching.figures
-    )
+    async with serve_grpc(server, settings.grpc_listen, tls_files.servers, calls, gate, proxies) as running:
+        yield running
 
 
 def _http_app(
-    service: FetchService,
+    fetcher: FetchService,
     use_cases: UseCases,
     metrics: Metrics,
     settings: Settings,
     stopping: asyncio.Event,
     tokens: AccessTokens | None,
 ) -> ASGIApp:
+    """REST and SOAP in one application."""
     app = rest.create_app(
-        service,
+        fetcher,
         use_cases,
         stopping=stopping,
         number_pattern=settings.camara_number_pattern,
@@ -362,12 +350,12 @@ def _http_app(
     )
 
     def text() -> bytes:
-        return metrics.text(ready=service.ready and not stopping.is_set())
+        return metrics.text(ready=fetcher.ready and not stopping.is_set())
 
     rest_metrics.add_metrics(app, use_cases.auth, text, own_address=settings.metrics_listen is not None)
 
     async def face(scope: Scope, receive: Receive, send: Send) -> None:
-        # SOAP stands beside FastAPI and not under it: its middlewares would cost each call 50 µs and do nothing.
+        # SOAP is not mounted in FastAPI, whose middlewares would cost each SOAP call 50 µs for nothing.
         if scope["type"] == "http" and scope["path"].startswith(f"{SOAP_PATH}/"):
             await soap({**scope, "root_path": scope["root_path"] + SOAP_PATH}, receive, send)
         else:

@@ -1,9 +1,9 @@
-"""The two servers of a gateway, gRPC and HTTP: bound, started, and stopped together.
+"""The gRPC server and the HTTP server: how they listen, start and stop.
 
-Invariants: a port that is taken is a `CannotStart` that names the setting. Told to stop, both take no more calls; those
-in flight have DRAIN_S in all, and what is left then is told that the gateway stops.
+Invariants: a port that is in use raises `CannotStart`, which names the setting. A stopping server takes no more calls;
+calls in flight have DRAIN_S to end, and then fail with an error that says that the gateway is stopping.
 
-Deliberately absent: what is served (`rpc`, `rest`, `soap_compat`).
+Deliberately absent: what the servers serve (`rpc`, `rest`, `soap_compat`).
 """
 
 import asyncio
@@ -25,28 +25,28 @@ from app.rest.unauthenticated import Strangers
 from app.rpc import Gate, guard_connections
 
 DRAIN_S = 5.0
-"""How long questions in flight may take to end when the gateway is told to stop."""
+"""How long calls in flight may take to end when the gateway stops."""
 
 CUT_OFF_S = 1.0
-"""How long after that the rest may take to leave, once they are told that they had their time."""
+"""How long calls that exceeded DRAIN_S may take to send their error."""
 
 MAX_HTTP_CONNECTIONS = 10_000
-"""One more is answered 503 and closed, except for probes."""
+"""Above it a new connection is answered 503 and closed; probes are still answered."""
 
 BACKLOG = 4096
-"""Connections that wait to be accepted; above it the kernel drops one, and its client tries again in a second."""
+"""Connections that wait to be accepted. Above it the kernel drops a SYN, and the client retries after a second."""
 
 ACCEPTED_AT_ONCE = 16
-"""Connections that one pass of the event loop accepts. libuv accepts one for each listening descriptor: with a single
-one, a client waited for as many passes as connections of others had come before it."""
+"""Connections that one pass of the event loop accepts. libuv accepts one connection for each listening descriptor in a
+pass: with a single descriptor, a client waited one pass for each connection queued before its own."""
 
 
 class CannotStart(Exception):
-    """The gateway cannot start; the message says which setting to look at."""
+    """The gateway cannot start. The message names the setting to change."""
 
 
 class GrpcServer:
-    """A gRPC server with what its end needs. `calls` are those in flight. Raises CannotStart."""
+    """A gRPC server bound to its port; `calls` holds the tasks of the calls in flight. Raises CannotStart."""
 
     def __init__(self, server: grpc.aio.Server, listen: str, tls: Tls | None, calls: set[asyncio.Task[Any]]) -> None:
         self._calls = calls
@@ -57,11 +57,11 @@ class GrpcServer:
             else:
                 self.port = server.add_secure_port(listen, tls.grpc_credentials())
         except RuntimeError:
-            why = "the address is taken or not this machine's"
+            why = "the address is in use or does not belong to this machine"
             raise CannotStart(_taken("TS_GRPC_LISTEN", listen, why)) from None
 
     async def stop(self) -> None:
-        """Takes no more calls, and waits for those in flight, of which what is left at the end is UNAVAILABLE."""
+        """Takes no more calls and waits for the calls in flight; after DRAIN_S they end as UNAVAILABLE."""
         stop = asyncio.ensure_future(self._server.stop(DRAIN_S + CUT_OFF_S))
         await asyncio.wait({stop}, timeout=DRAIN_S)
         for call in list(self._calls):
@@ -70,17 +70,17 @@ class GrpcServer:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn as a part of the gateway, which is stopped with the others."""
+    """A uvicorn server that the gateway stops, instead of uvicorn's own signal handlers."""
 
     serving: asyncio.Task[None]
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to the command line, which ends all faces together."""
+        """Does nothing: the command line handles signals, and stops all servers together."""
         yield
 
     async def stop(self) -> None:
-        """Takes no more requests, and waits for those in flight, of which what is left at the end is a 503."""
+        """Takes no more requests and waits for the requests in flight; after DRAIN_S they end with a 503."""
         self.should_exit = True
         await self.serving
         if requests := self.server_state.tasks:
@@ -89,10 +89,10 @@ class HttpServer(uvicorn.Server):
 
 @contextmanager
 def bound(listen: str, setting: str = "TS_HTTP_LISTEN") -> Iterator[socket.socket]:
-    """The socket of an HTTP address, which that setting names. Raises CannotStart."""
+    """A listening socket for an HTTP address; `setting` is the name to report. Raises CannotStart."""
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    # The protocol is named, for asyncio switches Nagle's algorithm off only where it is.
+    # asyncio switches Nagle's algorithm off only on sockets that were made with IPPROTO_TCP.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -130,7 +130,7 @@ async def serve_http(
     tls: Tls | None,
     strangers: Strangers | None = None,
 ) -> AsyncIterator[HttpServer]:
-    """Serves while the context is open; `strangers` by default trusts no proxy. Raises CannotStart."""
+    """Serves while the context is open. Raises CannotStart. The default `strangers` trusts no proxy."""
     strangers = strangers or Strangers(TrustedProxies(), time.monotonic)
     server = HttpServer(
         uvicorn.Config(
@@ -149,7 +149,7 @@ async def serve_http(
             **(tls.uvicorn_options() if tls else {}),
         )
     )
-    listening = [sock, *[sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1)]]  # which uvicorn closes
+    listening = [sock, *[sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1)]]  # uvicorn closes them
     server.serving = asyncio.create_task(server.serve(listening), name="http")
     while not server.started:
         if server.serving.done():
@@ -167,4 +167,4 @@ async def serve_http(
 
 
 def _taken(setting: str, listen: str, why: str) -> str:
-    return f"{setting}: cannot listen on {listen}: {why}. Stop what uses that port, or set {setting} to another one."
+    return f"{setting}: cannot listen on {listen}: {why}. Stop the process that uses the port, or change {setting}."

@@ -21,11 +21,11 @@ import uvloop
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
+from app.logs import configure_logging
 from app.ports import ReceivedNotify
 from app.settings.loading import load_settings
 from app.sip.settings import sip_configuration
 from app.sip.watcher import SipWatcher
-from app.telemetry import configure_logging
 from bench.processes import cpu_seconds, resident_bytes
 
 _LIMIT_S = 120.0

@@ -22,10 +22,10 @@ import grpc
 import uvloop
 
 from app.domain.statuses import Status
+from app.logs import configure_logging
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.sandbox import Sandbox
-from app.telemetry import configure_logging
 from bench import h2
 from bench.h2 import LostError
 from bench.processes import PUBLISH

@@ -103,8 +103,8 @@ class _OfDatabase:
     def _do(self, work: "Callable[[ClientRegistry], Awaitable[_T]]") -> _T:
         from app.auth.clients import ClientRegistry
         from app.domain.errors import InvalidRequest, TerminalStatusError
+        from app.logs import configure_logging
         from app.store import DatabaseUnavailable, open_store, shown_url
-        from app.telemetry import configure_logging
 
         configure_logging("warning", "auto")  # on standard error, where the database is in need of a word
 

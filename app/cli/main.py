@@ -121,7 +121,7 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one line of JSON.")] = False,
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM; questions in flight are then let finish. SIGHUP rereads TLS files."""
-    from app.telemetry import configure_logging
+    from app.logs import configure_logging
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again; see `_told_to_stop`
     settings = read_settings(config, presence_server=presence_server, grpc_listen=grpc_listen, http_listen=http_listen)
@@ -242,8 +242,8 @@ def sandbox(
     as_json: Annotated[bool, typer.Option("--json", help="Print each change as one line of JSON.")] = False,
 ) -> None:
     """Run the sandbox notifier, a small presence server for people without an IMS core. Never for production."""
+    from app.logs import configure_logging
     from app.sandbox import Sandbox
-    from app.telemetry import configure_logging
 
     configure_logging("warning", "auto")
     host, port = _loopback(listen)
@@ -300,9 +300,9 @@ def openapi(
 @app.command()
 def migrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Bring the database's schema up to date, as `serve` does at its start. Safe while others run."""
+    from app.logs import configure_logging
     from app.store import DatabaseUnavailable
     from app.store import migrate as migrate_database
-    from app.telemetry import configure_logging
 
     configure_logging("warning", "auto")
     settings = read_settings(config, presence_server="sip:127.0.0.1", sip_listen="127.0.0.1:0")  # nobody asks one here
@@ -322,7 +322,7 @@ def migrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check the configuration, the PJSIP build and its limits, the presence server and the database."""
     from app.cli.doctor import check_everything
-    from app.telemetry import configure_logging
+    from app.logs import configure_logging
 
     configure_logging("error", "auto")
     checks = asyncio.run(check_everything(config))
@@ -349,7 +349,7 @@ def demo(
     """Run sandbox and gateway together, ask all three faces, then print each change until Ctrl-C (`make run`)."""
     with loading():
         from app.cli.demo import run_demo
-    from app.telemetry import configure_logging
+    from app.logs import configure_logging
 
     settings = read_settings(None, presence_server="sip:127.0.0.1", grpc_listen=grpc_listen, http_listen=http_listen)
     configure_logging("warning", "auto")

@@ -24,7 +24,7 @@ import structlog.testing
 from app.cli import main
 from app.cli.ask import ask
 from app.domain.errors import DocumentUnreadable, FetchTimedOut, TerminalStatusError, WatcherUnauthenticated
-from app.telemetry import Metrics
+from app.metrics import Metrics
 
 COMMAND = [sys.executable, "-m", "app.cli.main"]
 INSTALLED = [str(Path(sys.executable).with_name("terminal-status"))]
