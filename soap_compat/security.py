@@ -15,6 +15,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -43,7 +44,8 @@ class Gatekeeper:
         self._authenticator = authenticator
         self._clock = clock
         self._max_nonces = max_nonces
-        self._nonces: dict[bytes, tuple[str, datetime]] = {}  # in the order in which they were shown
+        # By when they were shown. Not a `BoundedDict`: one that goes early raises its client's floor.
+        self._nonces: OrderedDict[bytes, tuple[str, datetime]] = OrderedDict()
         self._floors: dict[str, datetime] = {}  # by client id
 
     def known(self, caller: Credentials) -> Client | None:

@@ -24,12 +24,13 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import structlog
 
 from app.auth.failures import ABSENT, MALFORMED, REASON, REFUSED, SHOWN, Failures, unauthenticated
 from app.auth.proxies import TrustedProxies
+from app.domain.bounded import BoundedDict
 from app.domain.errors import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
 from app.domain.records import ANONYMOUS, MAX_ID, Client
 from app.ports import Store
@@ -199,9 +200,9 @@ class Authenticator:
         self._monotonic = monotonic
         self._open_allowed = open_allowed
         self._tokens = tokens
-        self._known: dict[bytes, _Known] = {}
-        self._bad: dict[bytes, tuple[float, str]] = {}  # until when they need not be looked up, and how they count
-        self._keys: dict[str, _Keys] = {}  # by client id
+        self._known = BoundedDict[bytes, _Known](MAX_CACHED)
+        self._bad = BoundedDict[bytes, tuple[float, str]](MAX_CACHED)  # until when no look-up is needed; the reason
+        self._keys = BoundedDict[str, _Keys](MAX_CACHED)  # by client id
         self.failures = Failures(monotonic, proxies)
         self._open = False
         self._open_until = -math.inf
@@ -326,7 +327,7 @@ class Authenticator:
             return None
         found = [await self._store.key(key_id) for key_id, _ in await self._store.keys(client.id)]
         keys = _Keys(client, now + CACHE_S, [(password_equivalent(one[1]), one[2]) for one in found if one])
-        _put(self._keys, client_id, keys)
+        self._keys[client_id] = keys
         return keys
 
     async def _is_open(self) -> bool:
@@ -373,7 +374,7 @@ class Authenticator:
                     self.failures.add_look_up(peer)
                     if known is None:
                         self.failures.check(peer)
-                _put(self._bad, key, (self._monotonic() + CACHE_S, error.details.get(REASON, REFUSED)))
+                self._bad[key] = self._monotonic() + CACHE_S, error.details.get(REASON, REFUSED)
                 self.failures.add(peer, error.details.get(SHOWN, ""))
             else:
                 self._unsure(key)
@@ -381,7 +382,7 @@ class Authenticator:
         lasts_s = math.inf if ends_at is None else (ends_at - self._clock()).total_seconds()
         now = self._monotonic()
         self._bad.pop(key, None)
-        _put(self._known, key, _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined))
+        self._known[key] = _Known(client, now + min(lasts_s, CACHE_S), now + lasts_s, now, confined)
         return client, confined
 
     def _unsure(self, key: bytes) -> None:
@@ -432,18 +433,6 @@ class Authenticator:
 
     def _ended(self, expires_at: datetime | None) -> bool:
         return expires_at is not None and expires_at <= self._clock()
-
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
-
-def _put(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """As the newest of MAX_CACHED."""
-    known.pop(key, None)
-    while len(known) >= MAX_CACHED:
-        del known[next(iter(known))]
-    known[key] = value
 
 
 def _refused(shown: str, reason: str = REFUSED) -> Unauthenticated:

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from app.auth.proxies import TrustedProxies, bucket
+from app.domain.bounded import BoundedDict
 from app.domain.errors import RateLimited, TerminalStatusError, Unauthenticated
 from app.domain.records import MAX_ID
 
@@ -114,7 +115,7 @@ class _Allowance:
 
     def __init__(self, limits: Callable[[], tuple[int, float]]) -> None:
         self._limits = limits
-        self._peers: dict[str, tuple[float, float]] = {}  # what was left, and when; in the order of use
+        self._peers = BoundedDict[str, tuple[float, float]](MAX_PEERS)  # what was left, and when
 
     def wait_s(self, peer: str, now_s: float) -> float:
         """How long until the peer has one left; 0 is now."""
@@ -124,9 +125,6 @@ class _Allowance:
     def take(self, peer: str, now_s: float) -> bool:
         """Takes one, if one is left; whether it was."""
         left = self._left(peer, now_s)
-        self._peers.pop(peer, None)
-        while len(self._peers) >= MAX_PEERS:
-            del self._peers[next(iter(self._peers))]
         self._peers[peer] = (max(left - 1, 0.0), now_s)
         return left >= 1
 

@@ -6,6 +6,7 @@ Invariants: time is an argument; the buckets that are kept are bounded.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from app.domain.bounded import BoundedDict
 from app.domain.errors import (
     RateLimited,
 )
@@ -42,7 +43,7 @@ class Policies:
         """`clock_s` is monotonic, in seconds."""
         self.operator = operator
         self._clock_s = clock_s
-        self._buckets: dict[str, Bucket] = {}  # in the order of their last call
+        self._buckets = BoundedDict[str, Bucket](MAX_BUCKETS)
 
     def of(self, client: Client) -> Policy:
         """The policy that holds for the client."""
@@ -58,11 +59,9 @@ class Policies:
         policy = effective(self.operator, client)
         if policy.rate_per_s:
             bucket, wait_s = take(
-                self._buckets.pop(client.id, None), policy.rate_per_s, policy.rate_burst, self._clock_s(), calls
+                self._buckets.get(client.id), policy.rate_per_s, policy.rate_burst, self._clock_s(), calls
             )
             self._buckets[client.id] = bucket
-            if len(self._buckets) > MAX_BUCKETS:
-                del self._buckets[next(iter(self._buckets))]
             if wait_s:
                 raise RateLimited(
                     f"More than {policy.rate_per_s} calls per second (a query counts each terminal); wait.",

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable
 import structlog
 
 from app.auth.proxies import TrustedProxies, bucket
+from app.domain.bounded import BoundedDict
 from app.rpc.call_limits import FLOOD, Gate
 from app.rpc.calls import address_of
 from app.rpc.connections import MOST_SHUT_OUT, Connection, connections, cut, shut_out
@@ -35,7 +36,7 @@ class ShutOut:
     """Which addresses may not connect, and until when."""
 
     def __init__(self) -> None:
-        self._until: dict[str, tuple[float, float]] = {}  # when it ends, and how long it lasts
+        self._until = BoundedDict[str, tuple[float, float]](MOST_SHUT_OUT)  # when it ends, and how long it lasts
 
     def add(self, keys: Iterable[str], now_s: float) -> list[str]:
         """These have flooded. Returns those that were not shut out: what an address has sent before it was goes on to
@@ -46,10 +47,7 @@ class ShutOut:
             if now_s >= until_s:
                 new.append(key)
                 lasts_s = min(2 * lasted_s, LONGEST_SHUT_OUT_S)
-                self._until.pop(key, None)
                 self._until[key] = now_s + lasts_s, lasts_s
-        while len(self._until) > MOST_SHUT_OUT:
-            del self._until[next(iter(self._until))]
         return new
 
     def now(self, now_s: float) -> set[str]:

@@ -16,6 +16,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from app.core.queries import QueryService
+from app.domain.bounded import BoundedDict
 from app.domain.errors import InvalidRequest, TerminalStatusError, Unauthenticated
 from app.domain.records import MAX_REQUESTER, Client
 from app.domain.statuses import TerminalStatus
@@ -61,14 +62,12 @@ class Question:
         return self._answer
 
 
-def question(kept: dict[bytes, Question], data: bytes) -> Question:
-    """What the request asks; it is kept, unless it is long, and up to MAX_QUESTIONS are. Raises InvalidRequest."""
+def question(kept: BoundedDict[bytes, Question], data: bytes) -> Question:
+    """What the request asks; kept for the next time, unless it is long. Raises InvalidRequest."""
     known = kept.get(data)
     if known is None:
         known = Question(data)
         if len(data) <= MAX_QUESTION_BYTES:
-            if len(kept) >= MAX_QUESTIONS:
-                kept.clear()
             kept[data] = known
     return known
 
@@ -84,7 +83,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         self._watching = watching
         self._max_stream_age_s = max_stream_age_s
         self._last: tuple[events.WatchEvent, pb.WatchStatusesResponse] | None = None
-        self._questions: dict[bytes, Question] = {}
+        self._questions = BoundedDict[bytes, Question](MAX_QUESTIONS)
 
     def raw_handlers(self) -> dict[str, Any]:
         """GetStatus on messages as they are on the wire; to be added before the generated handler."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from app.domain.bounded import BoundedDict
 from app.sandbox import sip
 from app.sandbox.behaviours import NO_STATE
 from app.sandbox.terminals import Document
@@ -147,7 +148,7 @@ class Notifier:
         self._document_of = document_of
         self._max_subscriptions = max_subscriptions
         self._t1_s = t1_s
-        self._answered: dict[_Key, bytes | None] = {}
+        self._answered = BoundedDict[_Key, bytes | None](MAX_ANSWERED)
         self._dialogs: dict[_Key, _Dialog] = {}
         self._by_user: dict[str, dict[_Key, _Dialog]] = {}
         self._sent: dict[str, _Sent] = {}
@@ -230,8 +231,6 @@ class Notifier:
             if response is not None:
                 self.transport.send(response, self._back(message, source))
             return
-        if len(self._answered) >= MAX_ANSWERED:
-            del self._answered[next(iter(self._answered))]
         self._answered[key] = None
         refuse = partial(self.answer, message, source)
         if wrong:

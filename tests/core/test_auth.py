@@ -395,6 +395,7 @@ async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.M
     """Remembered credentials and peers are bounded; the oldest go first."""
     monkeypatch.setattr(auth, "MAX_CACHED", 3)
     monkeypatch.setattr(failures, "MAX_PEERS", 2)
+    world.auth = world.authenticator()
     keys = [(await world.add(f"c{number}"))[1] for number in range(5)]
     for number, key in enumerate(keys):
         await world.auth.authenticate(bearer(key))

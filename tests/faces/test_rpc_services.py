@@ -27,6 +27,7 @@ from app.core.deliveries import Deliveries
 from app.core.queries import RetrievalStatus
 from app.domain import records, statuses
 from app.domain.addresses import TerminalAddress
+from app.domain.bounded import BoundedDict
 from app.domain.changes import Attempted
 from app.domain.errors import PresenceUnavailable, TerminalUnknown, WatcherRefused, WatchUnknown
 from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind
@@ -353,7 +354,7 @@ async def test_the_same_question_tells_each_change(face: Face) -> None:
 
 def test_few_questions_are_kept() -> None:
     """However many there are, and however long."""
-    kept: dict[bytes, Question] = {}
+    kept = BoundedDict[bytes, Question](MAX_QUESTIONS)
 
     def ask(address: str) -> Question:
         return question(kept, pb.GetStatusRequest(address=address).SerializeToString())

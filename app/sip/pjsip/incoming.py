@@ -16,11 +16,12 @@ Deliberately absent: what a NOTIFY means.
 
 import dataclasses
 import re
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from app.domain.bounded import BoundedDict
 from app.sip.headers import Notify, lacking, read_notify
 from app.sip.pjsip.dialogs import CONTACT_USER_LENGTH, Dialogs, OurDialog
 from app.sip.pjsip.endpoint import PJ_SUCCESS, Endpoint
@@ -197,7 +198,7 @@ class Intake:
         return lacking(self._packet) or "refused"
 
     def _take_large_bodies(self) -> None:
-        ffi, lib, streams = self._endpoint.ffi, self._endpoint.lib, OrderedDict[int, Stream]()
+        ffi, lib, streams = self._endpoint.ffi, self._endpoint.lib, BoundedDict[int, Stream](MOST_STREAMS)
 
         @ffi.callback("int(pjsip_tp_rx_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def received(shown: Any) -> int:
@@ -205,8 +206,6 @@ class Intake:
             stream = streams.get(key)
             if stream is None:
                 stream = streams[key] = Stream(self._bodies)
-                if len(streams) > MOST_STREAMS:
-                    streams.popitem(last=False)
             instead = stream.absorb(ffi.buffer(shown.data, shown.len)[:])
             if instead is not None:  # what is left out leaves from the front
                 ffi.memmove(shown.data + (shown.len - len(instead)), instead, len(instead))

@@ -12,7 +12,8 @@ Deliberately absent: UDP, where a message that does not fit is cut before anybod
 """
 
 import re
-from collections import OrderedDict
+
+from app.domain.bounded import BoundedDict
 
 MAX_MESSAGE_BYTES = 3500
 """A message that exceeds this goes by parts. PJSIP's buffer has 4000; 3761 were the most that passed."""
@@ -41,7 +42,7 @@ class Bodies:
 
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self.max_body_bytes = max_body_bytes
-        self._kept: OrderedDict[Key, tuple[int, bytes]] = OrderedDict()
+        self._kept = BoundedDict[Key, tuple[int, bytes]](MOST_BODIES)
 
     def __bool__(self) -> bool:
         return bool(self._kept)
@@ -50,8 +51,6 @@ class Bodies:
         """Keeps a body, which is empty if it was too large to be gathered."""
         if (key := key_of(head)) is not None:
             self._kept[key] = (declared_bytes, body)
-            while len(self._kept) > MOST_BODIES:
-                self._kept.popitem(last=False)
 
     def take(self, head: bytes) -> tuple[int, bytes] | None:
         """The Content-Length that was declared, and the body; None where nothing was taken out of this message."""

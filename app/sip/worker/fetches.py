@@ -9,8 +9,8 @@ Deliberately absent: time limits (the parent's), and every decision about meanin
 
 import contextlib
 import time
-from collections import OrderedDict
 
+from app.domain.bounded import BoundedDict
 from app.sip.answers import BAD_ADDRESS, retry_expires_s
 from app.sip.headers import Event, Final, Notify, Unusable
 from app.sip.pjsip.library import AddressRefused, SipStackError
@@ -57,7 +57,7 @@ class Large:
     """Terminals whose documents do not fit a datagram."""
 
     def __init__(self) -> None:
-        self._addresses: OrderedDict[str, None] = OrderedDict()
+        self._addresses = BoundedDict[str, None](MOST_LARGE)
 
     def __contains__(self, address: str) -> bool:
         return address in self._addresses
@@ -65,8 +65,6 @@ class Large:
     def add(self, address: str) -> None:
         """Remembers one more."""
         self._addresses[address] = None
-        if len(self._addresses) > MOST_LARGE:
-            self._addresses.popitem(last=False)
 
 
 class Fetches:
