@@ -74,7 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Can this SIP/IMS terminal be reached right now, is it busy? Ask, or serve the answer.",
-    epilog="Settings come from TS_… variables and a TOML file; the README lists them. "
+    epilog="Settings come from TS_… variables and a TOML file; docs/settings.md lists them. "
     "Exit codes: 0 well, 1 something failed, 2 wrong use or settings.",
 )
 app.add_typer(watches, name="watches")

@@ -1,6 +1,6 @@
 """The settings: one field each, with its default, what is allowed, and what it is.
 
-Invariants: frozen. The README's table is made from these fields, and a test holds it to them; so this file is long.
+Invariants: frozen. The table in `docs/settings.md` is generated from these fields; so this file is long.
 
 Deliberately absent: where values come from (`loading.py`).
 """

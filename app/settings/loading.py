@@ -68,7 +68,7 @@ def load_settings(
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of `docs/settings.md`, in Markdown."""
     rows = ["| setting | default | allowed | what it is |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         secret = isinstance(field.default, SecretStr)

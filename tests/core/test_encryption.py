@@ -338,9 +338,9 @@ def test_key_file_that_others_may_use(key_file: KeyFile, mode: int) -> None:
 
 
 def test_the_command_that_makes_a_key_file(tmp_path: Path) -> None:
-    """The README has the line of the messages, and its file is taken; twice makes a rotation's file."""
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text("utf-8")
-    assert MAKE_ONE in readme
+    """docs/security.md has the command of the messages, and its file is taken; run twice, it makes a rotation's file."""
+    security = (Path(__file__).parent.parent.parent / "docs" / "security.md").read_text("utf-8")
+    assert MAKE_ONE in security
     for name, number in (("one", 1), ("two", 2)):
         file = tmp_path / name
         for _ in range(number):

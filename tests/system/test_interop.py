@@ -3,7 +3,7 @@
 Each program of `interop/` is generated or configured from the served WSDL, does the same in its own way, and prints
 what it saw as lines of JSON: all four operations, a fault of each with its fields, and the three callbacks. Arguments:
 the URL of /parlayx, client id, secret, and a name for its correlators. zeep and node's `soap` show a WS-Security
-digest, PHP and gSOAP HTTP Basic. What they saw becomes the README's table, in TABLE.
+digest, PHP and gSOAP HTTP Basic. Their results are the table in `docs/testing.md`.
 """
 
 import asyncio
