@@ -338,7 +338,7 @@ def test_key_file_that_others_may_use(key_file: KeyFile, mode: int) -> None:
 
 
 def test_the_command_that_makes_a_key_file(tmp_path: Path) -> None:
-    """docs/security.md has the command of the messages, and its file is taken; run twice, it makes a rotation's file."""
+    """docs/security.md has the command of the messages; run twice, it makes the file of a rotation."""
     security = (Path(__file__).parent.parent.parent / "docs" / "security.md").read_text("utf-8")
     assert MAKE_ONE in security
     for name, number in (("one", 1), ("two", 2)):

@@ -1,6 +1,6 @@
 """The life of a standing subscription: each row of RFC 6665 by name, and what holds whatever the server does.
 
-`LIFE_CYCLE` lists the rows of the table in `docs/sip.md`. A `Play` is one usage with its driver's part and clock played by the test.
+`LIFE_CYCLE` has the rows of the table in `docs/sip.md`. A `Play` is one machine; the test plays its driver and clock.
 """
 
 import math
