@@ -1,9 +1,10 @@
-"""What the use cases need of the outside: ports, each with its contract. Adapters implement them; nothing else here.
+"""What the use cases need from SIP, the store, the senders and the metrics: protocols, with their contracts.
 
-Invariants: an adapter raises `TerminalStatusError`s only (or lets a defect through). Every method that takes a batch
-does all of it or nothing. Times are aware UTC; the caller brings them, so an adapter has no clock of its own.
+Adapters implement them: `app/sip` (Watcher), `app/store` (Store), `app/egress` and `soap_compat` (Sender) and
+`app/metrics.py` (Meter).
 
-Deliberately absent: default implementations, and anything with behaviour.
+Invariants: an adapter raises only `TerminalStatusError`s; any other exception is a defect. A method that takes a batch
+does all of it or nothing. Times are aware UTC and come from the caller: an adapter has no clock of its own.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -27,10 +28,12 @@ from app.domain.records import (
 from app.domain.sinks import EndReason
 from app.domain.statuses import Liveness, TerminalStatus
 
+# SIP: fetches and watches.
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedNotify:
-    """What one NOTIFY carried: the body as it came, its media type and content coding ("" where absent)."""
+    """The body of one NOTIFY as it was received, and its media type and content coding ("" where absent)."""
 
     body: bytes
     content_type: str
@@ -40,88 +43,93 @@ class ReceivedNotify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchView:
-    """One standing SIP subscription as operators see it. Times are None where there is none."""
+    """One watch, as operators see it."""
 
     address: TerminalAddress
     state: str
     """`initial`, `accepted`, `active`, `pending`, `refreshing`, `waiting`, `ending` or `terminated`."""
     liveness: Liveness
     since: datetime
+    """When `state` was entered."""
     expires_at: datetime | None
+    """When the SIP subscription ends unless it is refreshed; None without one."""
     code: int
-    """The last SIP status; 0 where none came."""
+    """The last SIP status; 0 before the first response."""
     reason: str
     next_action: str
     next_at: datetime | None
     route: str
-    """The presence server it is at, as configured."""
+    """The presence server that the watch uses, as TS_PRESENCE_SERVER names it."""
 
 
 class WatchObserver(Protocol):
-    """Who is told what the standing SIP subscriptions find out. Called in the event loop; must not block or raise."""
+    """Receives what happens to the watches. Its methods are called in the event loop; they must not block or raise."""
 
     def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
-        """A NOTIFY came."""
+        """The presence server sent a NOTIFY, and its body arrived whole."""
 
     def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
-        """A NOTIFY came whose document is not whole: what the terminal is now is not known."""
+        """The presence server sent a NOTIFY whose body was cut: the terminal's status is unknown."""
 
     def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
-        """What the last observation is worth has changed, or the reason why it is not LIVE has."""
+        """The liveness of the terminal's status changed, or the reason why it is not LIVE."""
 
     def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
-        """Nothing follows of this watch unless it is asked for again: the presence server knows no such terminal, or
-        (`error` is None) what it said last holds for good."""
+        """The watch ended and is not tried again until the next `Watcher.watch`: the presence server does not know the
+        terminal, or (`error` is None) the last status is final."""
 
 
 class Fetcher(Protocol):
-    """The SIP side, as one question needs it."""
+    """Fetches: one SUBSCRIBE with `Expires: 0`, and its NOTIFY."""
 
     @property
     def ready(self) -> bool:
-        """Whether a fetch would be sent to the presence server now."""
+        """Whether a fetch would be sent to a presence server now."""
 
     @property
     def presence_up(self) -> bool:
-        """Whether a presence server answers, as far as is known; whatever it says."""
+        """Whether a presence server answers, as far as is known; any SIP status counts as an answer."""
 
     async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
-        """Asks the presence server once (SUBSCRIBE with `Expires: 0`) and returns its NOTIFY. Where many questions
-        wait, clients take turns; "" is the gateway itself.
+        """Fetches the terminal's presence. Where fetches have to wait, clients take turns; "" is the gateway itself.
 
-        Raises a TerminalStatusError. Has no time limit: the caller cancels, and the SIP side is cleaned up.
+        Raises a TerminalStatusError. There is no time limit: the caller cancels, and the SIP side cleans up.
         """
 
 
 class Watcher(Fetcher, Protocol):
-    """The SIP side, as standing requests need it."""
+    """Fetches and watches."""
 
     def set_observer(self, observer: WatchObserver) -> None:
-        """Names the one observer; before the first `watch`."""
+        """Sets the only observer. Call it before the first `watch`."""
 
     def watch(self, address: TerminalAddress, client_id: str = "") -> None:
-        """Wants the terminal watched, from now until `unwatch`, whatever happens to workers and servers. Idempotent.
-        Where many wait to be set up, clients take turns: one that several clients want waits for the one that was
-        served least."""
+        """Watches the terminal until `unwatch`, over restarts of workers and of presence servers. Idempotent.
+
+        Where many watches wait to be set up, clients take turns. A watch that several clients want is set up in the
+        turn of the client that was served least.
+        """
 
     def unwatch(self, address: TerminalAddress) -> None:
-        """Wants it no longer. No call of the observer follows. Idempotent."""
+        """Ends the watch. The observer is not called for it any more. Idempotent."""
 
     def refresh(self, address: TerminalAddress) -> None:
-        """Asks the presence server now rather than at the next refresh. Raises WatchUnknown."""
+        """Refreshes the watch now instead of shortly before it expires. Raises WatchUnknown."""
 
     async def watches(self) -> list[WatchView]:
-        """Every watch as it stands, by address."""
+        """All watches with their present state, by address."""
 
 
 class Meter(Protocol):
-    """Counts what happened, for the people on call."""
+    """Counts fetches for the metrics."""
 
     def fetched(self, outcome: str, seconds: float, error: TerminalStatusError | None) -> None:
-        """One SUBSCRIBE's outcome, a Status name or an error's code, and how long it took."""
+        """Counts one fetch. `outcome` is a Status name or the error's code; `seconds` is how long the fetch took."""
 
+
+# The store, by what it holds. Adapters implement `Store`, which has all of it.
 
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
@@ -130,26 +138,40 @@ MAX_PAGE_TOKEN = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Which part of a list: at most `size` (1 to MAX_PAGE) items after the one that `token` names ("" is the start)."""
+    """One page of a list: at most `size` items (1 to MAX_PAGE) after the item that `token` names ("": from the start).
+
+    A method that takes a page returns its items and the token of the next page, "" after the last page. It raises
+    InvalidRequest for a token of another list.
+    """
 
     size: int = DEFAULT_PAGE
     token: str = ""
 
 
 GroupVersion = tuple[str, TerminalAddress, int]
-"""A group's client, its address and its version."""
+"""A group's client, address and version."""
+
+EndSubscription = Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
+"""How an active subscription ends: its update, and the notifications that it is owed for its end."""
 
 
-class Store(Protocol):
-    """The truth. Raises StoreUnavailable where the database is locked, full or gone, having changed nothing."""
+class StatusStore(Protocol):
+    """The last status of each terminal, and what follows from a change."""
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
-        """Writes all of it in one transaction. Returns the stored statuses that another has written meanwhile,
-        whose revision is not smaller: if there are any, nothing at all was written, and the caller takes them for the
-        truth and decides again. Nothing is owed any more to a subscription that had ended before."""
+        """Writes all of `changes` in one transaction, and returns ().
+
+        If another process has stored one of the statuses with the same or a higher revision, writes nothing and returns
+        the stored statuses: the caller decides again from these. Notifications for a subscription that ended before
+        are left out. Raises SubscriptionUnknown for notifications of an unknown subscription.
+        """
 
     async def statuses(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, TerminalStatus]:
-        """The stored statuses of those that have one."""
+        """The stored statuses of these terminals. Terminals without a stored status are left out."""
+
+
+class SubscriptionStore(Protocol):
+    """Subscriptions. Ended ones stay readable until `RetentionStore.purge` deletes them."""
 
     async def create_subscription(
         self,
@@ -158,80 +180,91 @@ class Store(Protocol):
         usage: Sequence[UsageRecord],
         audit: Sequence[AuditEntry] = (),
     ) -> Subscription:
-        """Stores it with what it owes at once. Where the client has one of the same `request_id`, stores nothing and
-        returns that one. Raises DuplicateCorrelator."""
+        """Stores the subscription, its first notifications and the records in one transaction, and returns it.
+
+        If the client has a subscription with the same `request_id`, stores nothing and returns that subscription.
+        Raises DuplicateCorrelator.
+        """
 
     async def subscription(self, subscription_id: str) -> Subscription | None:
-        """One subscription, ended ones for as long as they are kept."""
+        """The subscription, active or ended."""
+
+    async def subscriptions_by_id(self, subscription_ids: Sequence[str]) -> dict[str, Subscription]:
+        """The subscriptions, active or ended. Unknown ids are left out."""
 
     async def subscription_by_request_id(self, client_id: str, request_id: str) -> Subscription | None:
-        """The client's subscription that was made with this request id, ended ones too; "" is none."""
+        """The client's subscription, active or ended, that was created with this request id; None for ""."""
 
     async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
-        """The client's active subscription with this correlator."""
+        """The client's active subscription with this correlator; None for ""."""
 
     async def subscriptions(
         self, client_id: str | None, page: Page, *, active_only: bool = True
     ) -> tuple[list[Subscription], str]:
-        """A client's (None: everybody's) subscriptions, oldest first, and the next page's token ("" at the end).
-        Raises InvalidRequest for a token that is none of this list's."""
+        """The subscriptions of one client (None: of all), oldest first."""
 
     def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
-        """All of them in portions, for the start."""
+        """All active subscriptions in portions, for the start."""
 
     async def encrypt_sinks(self, after: int) -> tuple[int | None, int]:
-        """Encrypts what is not encrypted by the first key, of a portion of all subscriptions after the number `after`.
-        Returns the number to go on with (None: that was all), and how many were encrypted."""
+        """Encrypts sinks with the first key of the key file, in one portion of the subscriptions after number `after`.
+
+        Returns the number for the next call (None after the last portion), and how many sinks were encrypted.
+        """
+
+
+class ClientStore(Protocol):
+    """Clients and their API keys."""
 
     async def put_client(self, client: Client) -> None:
-        """Creates or replaces it. Raises ClientExists where another has its name."""
+        """Creates or replaces the client. Raises ClientExists if another client has its name."""
 
     async def client(self, client_id: str) -> Client | None: ...
 
     async def clients(self) -> list[Client]:
-        """All, by name."""
+        """All clients, by name."""
 
-    async def delete_client(
-        self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
-    ) -> list[Subscription]:
-        """Deletes it with its keys and groups, and in the same transaction ends its active subscriptions, which are
-        returned: each as `end` says of it, and owing what that says. Raises ClientUnknown."""
+    async def delete_client(self, client_id: str, end: EndSubscription) -> list[Subscription]:
+        """Deletes the client, its keys and its groups, and ends its active subscriptions, all in one transaction except
+        most of the groups, which are deleted before. Returns the subscriptions that it ended. Raises ClientUnknown."""
 
-    async def client_gone(
-        self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
-    ) -> list[Subscription]:
-        """As `delete_client`, of what was made while the client was being deleted."""
+    async def client_gone(self, client_id: str, end: EndSubscription) -> list[Subscription]:
+        """Deletes the groups and ends the subscriptions that were created while the client was being deleted. Returns
+        the subscriptions that it ended."""
 
     async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
-        """Stores an API key's hash. Raises ClientUnknown."""
+        """Creates or replaces an API key of the client. Only the key's hash is stored. Raises ClientUnknown."""
 
     async def key(self, key_id: str) -> tuple[Client, bytes, datetime | None] | None:
-        """The client of a key, the key's hash and its end."""
+        """The key's client, hash and expiry."""
 
     async def keys(self, client_id: str) -> list[tuple[str, datetime | None]]:
-        """The client's key ids with their ends."""
+        """The ids of the client's keys, with their expiry."""
 
     async def delete_key(self, key_id: str) -> None:
-        """Deletes it, if it is there."""
+        """Deletes the key, if there is one."""
+
+
+class GroupStore(Protocol):
+    """Groups. An address may be a group of several clients, each with its own members."""
 
     async def create_group(self, group: Group) -> None:
-        """Raises GroupExists where the client has one of this address."""
+        """Raises GroupExists if the client has a group of this address."""
 
     async def group(self, client_id: str, address: TerminalAddress) -> Group | None: ...
 
     async def groups_of(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
-        """Those of the addresses that are groups of this client."""
+        """The client's groups among these addresses."""
 
     async def group_sizes(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, int]:
-        """How many members those of the addresses have that are groups of this client, in the order given. Reads no
-        members."""
+        """The number of members of the client's groups among these addresses, in the given order. Reads no members."""
 
     def group_versions(self) -> AsyncIterator[Sequence[GroupVersion]]:
         """All groups in portions, for the start. Reads no members."""
 
     async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
-        """A client's (None: everybody's) groups by address, and the next page's token. A page has fewer groups where
-        their members would be too many for it."""
+        """The groups of one client (None: of all), by address. A page is shorter than its size where its groups have
+        too many members together."""
 
     async def change_group(
         self,
@@ -240,89 +273,131 @@ class Store(Protocol):
         members: Sequence[TerminalAddress],
         expected_version: int | None,
     ) -> Group:
-        """Replaces the members. Raises GroupUnknown, GroupChanged."""
+        """Replaces the members. Raises GroupUnknown, or GroupChanged if the version is not the expected one."""
 
     async def delete_group(self, client_id: str, address: TerminalAddress, expected_version: int | None) -> None:
-        """Raises GroupUnknown, GroupChanged."""
+        """Raises GroupUnknown, or GroupChanged if the version is not the expected one."""
 
     async def delete_groups(self, client_id: str) -> None:
-        """Deletes the client's groups, not all at once; `delete_client` does so before it locks anything."""
+        """Deletes the client's groups in several transactions, so that no lock is held for long."""
+
+
+class OutboxStore(Protocol):
+    """Owed notifications, their delivery attempts, and the leases of the processes that deliver them.
+
+    At most one notification of a subscription is leased at a time: the first that is not settled. A notification is
+    settled when it is DELIVERED, DEAD or WITHDRAWN.
+    """
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
-        """Leases due notifications: of each subscription only the first that is not settled, and none of one that has
-        another leased. Oldest first."""
+        """Leases to `owner` at most `most` notifications that are due, oldest first."""
 
     async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
-        """Records attempts, settles or puts off their notifications, gives back the leases, and writes the usage
-        records, all in one transaction, in their order; at most one of each notification. What is about a notification
-        that is gone is left out."""
+        """Records attempts in the given order in one transaction: settles or postpones their notifications, releases
+        the leases and writes the usage records. Takes at most one attempt of each notification. Attempts of deleted
+        notifications are left out."""
 
-    async def give_back(self, owner: str, due: Mapping[str, datetime]) -> None:
-        """Gives leases back without an attempt: notification id to when it is due again. Leaves alone what is no
-        longer the owner's."""
+    async def release_leases(self, owner: str, due: Mapping[str, datetime]) -> None:
+        """Releases leases of `owner` without an attempt; `due` has the next attempt's time by notification id. Leases
+        that `owner` has lost are left alone."""
 
-    async def subscriptions_by_id(self, subscription_ids: Sequence[str]) -> dict[str, Subscription]:
-        """Those of them that are there, ended ones too."""
+    async def end_leases(self, at: datetime) -> int:
+        """Ends all leases of all owners, and returns how many there were. Only for a process that has the database to
+        itself."""
+
+    async def lease_owner(self, subscription_id: str) -> str | None:
+        """The owner of the lease on one of the subscription's notifications, also if the notification was withdrawn
+        and the owner has not released its lease yet."""
 
     async def notification(self, notification_id: str) -> OwedNotification | None: ...
 
     async def notifications(
         self, client_id: str | None, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
     ) -> tuple[list[OwedNotification], str]:
-        """Owed and settled notifications, oldest first, and the next page's token."""
+        """The notifications of one client (None: of all), oldest first."""
 
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
-        """Its attempts in order."""
-
-    async def end_leases(self, at: datetime) -> int:
-        """Ends every lease at once, whoever has it; how many there were. For the one process that uses the database."""
-
-    async def lease_owner(self, subscription_id: str) -> str | None:
-        """Who has one of its notifications leased, or had when it was withdrawn and has not given it back since."""
+        """The delivery attempts of the notification, oldest first."""
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
-        """Makes dead ones pending, due at once, but those of a subscription that wants nothing more (`withdraws`); how
-        many there were."""
+        """Makes DEAD notifications PENDING and due at once, and returns how many. Notifications of a subscription whose
+        end withdrew its notifications (`app.domain.sinks.withdraws`) stay DEAD."""
+
+
+class UsageStore(Protocol):
+    """Usage records."""
 
     async def write_usage(self, records: Sequence[UsageRecord]) -> None:
-        """Adds usage records."""
+        """Adds usage records. Records whose id is stored already are left out."""
 
     async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
-        """Usage records from `since` on in the order they were written, and the next page's token."""
+        """The usage records of one client (None: of all) from `since` on, in the order in which they were written."""
+
+
+class AuditStore(Protocol):
+    """The audit log."""
 
     async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
-        """Adds a line to the audit log."""
+        """Adds an entry."""
 
-    async def audited(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
-        """The audit log from `since` on in the order it was written, and the next page's token."""
+    async def audit_entries(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
+        """The entries from `since` on, in the order in which they were written."""
+
+
+class RetentionStore(Protocol):
+    """Deleting what has been kept long enough."""
 
     async def purge(self, before: datetime, most: int, *, usage_before: datetime | None = None) -> int:
-        """Deletes at most `most` settled notifications with their attempts and ended subscriptions that are older than
-        `before`, and usage records and audit lines older than `usage_before` (None: `before`); how many went."""
+        """Deletes settled notifications (with their attempts) and ended subscriptions older than `before`, and usage
+        records and audit entries older than `usage_before` (None: `before`). Deletes at most `most` in all, and returns
+        how many."""
+
+
+class Store(
+    StatusStore,
+    SubscriptionStore,
+    ClientStore,
+    GroupStore,
+    OutboxStore,
+    UsageStore,
+    AuditStore,
+    RetentionStore,
+    Protocol,
+):
+    """Everything the gateway stores.
+
+    Every method raises StoreUnavailable, with nothing changed, if the database is locked, full or unreachable.
+    """
+
+
+# Delivery.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What came of one attempt to deliver."""
+    """The result of one delivery attempt."""
 
     delivered: bool
     code: int = 0
+    """The endpoint's HTTP status; 0 without a response."""
     outcome: str = "delivered"
+    """`delivered`, or a short word for the failure, as in `DeliveryAttempt.outcome`."""
     answer: bytes = b""
+    """The start of the response's body."""
     retry_after_s: float | None = None
     gone: bool = False
-    """The endpoint wants nothing more (410)."""
+    """The endpoint answered 410: it wants no more notifications."""
     ends: EndReason | None = None
-    """Set where the subscription ends with it for another reason, such as TOKEN_EXPIRED."""
+    """Why the subscription ends because of this attempt, for a reason other than `gone`, such as TOKEN_EXPIRED."""
     details: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sender(Protocol):
-    """Delivers to one kind of sink. Never raises for what the endpoint does."""
+    """Delivers notifications to one kind of sink. A failure of the endpoint is a result, never an exception."""
 
     async def check(self, subscription: Subscription) -> None:
-        """Whether notifications may and can go there, before the subscription is made. Raises SinkRefused,
-        SinkUnreachable."""
+        """Checks, before the subscription is created, that its sink is allowed and can be reached. Raises SinkRefused
+        or SinkUnreachable."""
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
-        """One attempt, within the sender's own time limit."""
+        """Makes one delivery attempt, within the sender's own time limit."""

@@ -112,7 +112,7 @@ class Administration:
         """The audit log from `since` on in the order it was written, and the next page's token. Raises InvalidRequest,
         StoreUnavailable."""
         _require_admin(client)
-        return await self._store.audited(since, page)
+        return await self._store.audit_entries(since, page)
 
 
 def _require_admin(client: Client) -> None:

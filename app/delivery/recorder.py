@@ -141,7 +141,7 @@ class Recorder:
                 if batch:
                     await self._write(batch)
                 if given_back:
-                    await self._store.give_back(self._owner, given_back)
+                    await self._store.release_leases(self._owner, given_back)
             except StoreUnavailable as error:
                 _log.warning("deliveries_not_recorded", attempts=len(batch), message=str(error))
                 await asyncio.sleep(RETRY_S)

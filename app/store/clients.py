@@ -117,7 +117,7 @@ class Clients(Subscriptions, Groups):
         statement = audit_line(AuditEntry(at=at, who=who, what=what, details=details))
         await self._write(lambda c: c.execute(statement))
 
-    async def audited(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
+    async def audit_entries(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
         """The audit log from `since` on in the order it was written, and the next page's token."""
         names = ("audit", since)
         log = t.audit_log.c

@@ -87,7 +87,7 @@ class Outbox(Writing):
 
         await self._write(work)
 
-    async def give_back(self, owner: str, due: Mapping[str, datetime]) -> None:
+    async def release_leases(self, owner: str, due: Mapping[str, datetime]) -> None:
         """Gives leases back without an attempt: notification id to when it is due again."""
         if not due:
             return

@@ -584,7 +584,7 @@ async def test_changes_are_audited(world: World) -> None:
     await world.registry.set_disabled("one", True, who="test")
     await world.registry.set_disabled("one", False, who="test")
     await world.registry.delete("one", who="test")
-    entries, _ = await world.store.audited(START, Page())
+    entries, _ = await world.store.audit_entries(START, Page())
     told = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
     done = ("client added", "client key rotated", "client disabled", "client enabled", "client deleted")
     assert told == [("test", what, "one") for what in done]

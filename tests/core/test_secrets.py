@@ -225,12 +225,12 @@ async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
         await gateway.rotate(subscription, secret)
     assert refused.value.details == {"reason": "secret"}
     assert await gateway.secrets(subscription) == [SECRET]
-    assert await audited(gateway.core) == []
+    assert await audit_entries(gateway.core) == []
 
 
-async def audited(core: Core) -> list[tuple[str, str, dict[str, str]]]:
+async def audit_entries(core: Core) -> list[tuple[str, str, dict[str, str]]]:
     """What the audit log has about secrets."""
-    entries, _ = await core.store.audited(BEGAN - timedelta(days=1), Page())
+    entries, _ = await core.store.audit_entries(BEGAN - timedelta(days=1), Page())
     return [(entry.who, entry.what, dict(entry.details)) for entry in entries if "secret" in entry.what]
 
 
@@ -285,7 +285,7 @@ async def test_rotations_are_audited(gateway: Signed) -> None:
     await gateway.rotate(subscription, drop_old=True)
     await gateway.rotate(subscription, OTHER_SECRET, drop_old=True)
     details = {"subscription": subscription.id, "face": "rest", "requester": ""}
-    assert await audited(gateway.core) == [
+    assert await audit_entries(gateway.core) == [
         (APP.id, "subscription secret rotated", {**details, "requester": "tel:+1"}),
         (APP.id, "old subscription secret dropped", details),
         (APP.id, "subscription secret rotated", {**details, "old": "dropped"}),
@@ -304,7 +304,7 @@ async def test_while_the_store_is_away(gateway: Signed) -> None:
     with pytest.raises(StoreUnavailable):
         await gateway.rotate(subscription, OTHER_SECRET)
     gateway.core.store.before_write = None
-    assert await audited(gateway.core) == []
+    assert await audit_entries(gateway.core) == []
     assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
 
 

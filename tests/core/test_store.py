@@ -472,8 +472,8 @@ async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:
     """Lines come back as they were written, page by page, from a time on."""
     for number in range(4):
         await store.audit(after(number), "operator", "client.create", {"client": f"c{number}\0"})
-    first, token = await store.audited(after(1), Page(size=2))
-    second, end_token = await store.audited(after(1), Page(size=2, token=token))
+    first, token = await store.audit_entries(after(1), Page(size=2))
+    second, end_token = await store.audit_entries(after(1), Page(size=2, token=token))
     assert first + second == [
         AuditEntry(at=after(n), who="operator", what="client.create", details={"client": f"c{n}\ufffd"})
         for n in (1, 2, 3)

@@ -86,7 +86,7 @@ async def works_and_has_nothing_of_what_failed(store: SqlStore) -> None:
     assert await sequences(store, "s1") == []
     assert await store.subscription("s2") is None
     assert await store.usage(None, AT, Page()) == ([], "")
-    assert await store.audited(AT, Page()) == ([], "")
+    assert await store.audit_entries(AT, Page()) == ([], "")
     assert await store.write(EVERYTHING) == ()
     assert await sequences(store, "s1") == [("n1", 1)]
 
@@ -141,7 +141,7 @@ async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
         while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # nobody tells
             await asyncio.sleep(0.01)
     assert begun < 100
-    assert (await sqlite.audited(AT, Page()))[0] == []
+    assert (await sqlite.audit_entries(AT, Page()))[0] == []
     await works_and_has_nothing_of_what_failed(sqlite)
 
 
@@ -201,7 +201,7 @@ async def test_sqlite_replaced(sqlite: SqlStore, path: Path) -> None:
 async def test_sqlite_writers_wait_their_turn(sqlite: SqlStore) -> None:
     """Many writers of one process at once do not lock each other out."""
     await asyncio.gather(*(sqlite.audit(AT, f"{number}", "x", {}) for number in range(30)))
-    assert len((await sqlite.audited(AT, Page()))[0]) == 30
+    assert len((await sqlite.audit_entries(AT, Page()))[0]) == 30
 
 
 async def test_sqlite_is_on_disk_when_it_is_acknowledged(sqlite: SqlStore) -> None:

@@ -254,9 +254,9 @@ async def test_given_back_lease_is_due_when_told(store: SqlStore) -> None:
     """Without an attempt; a lease that is another's by now stays his."""
     await store_with(store, s1=["a1"], s2=["b1"])
     await claimed(store, 0, owner="me")
-    await store.give_back("other", {"a1": after(1)})
-    await store.give_back("me", {"b1": after(5), "x": after(5)})
-    await store.give_back("me", {})
+    await store.release_leases("other", {"a1": after(1)})
+    await store.release_leases("me", {"b1": after(5), "x": after(5)})
+    await store.release_leases("me", {})
     assert await claimed(store, 4) == []
     assert await claimed(store, 5, owner="other") == ["b1"]
     assert (await store.attempts("b1"), await claimed(store, 29)) == ([], [])

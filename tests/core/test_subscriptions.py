@@ -484,7 +484,7 @@ async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
     await core.subscriptions.cancel(APP, made.id, face="rest", requester="bob")
     with pytest.raises(SubscriptionUnknown):
         await core.subscriptions.cancel(APP, made.id, face="rest")
-    entries, _ = await core.store.audited(BEGAN - timedelta(days=1), Page())
+    entries, _ = await core.store.audit_entries(BEGAN - timedelta(days=1), Page())
     assert [(one.who, one.what, one.details["subscription"]) for one in entries] == [
         (APP.id, "subscription created", made.id),
         (ADMIN.id, "subscription renewed", made.id),
