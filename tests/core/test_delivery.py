@@ -713,7 +713,7 @@ async def test_stopping_does_not_wait_for_ever(store: SqlStore) -> None:
 async def test_a_database_that_is_away_for_a_while(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts are recorded when it is back; nothing is sent twice meanwhile, nothing lost."""
     ids = await owe(store, 3)
-    away = {"claim": 2, "subscriptions_by_id": 1, "record_attempts": 3, "give_back": 1}
+    away = {"claim": 2, "subscriptions_by_id": 1, "record_attempts": 3, "release_leases": 1}
 
     def unreliable(name: str, method: Any) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
