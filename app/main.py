@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import VERSION, rest, rpc
+from app import VERSION, rpc
 from app.auth import tls
 from app.auth.authenticator import OpenToAll
 from app.auth.oidc import AccessTokens
@@ -39,8 +39,9 @@ from app.egress.webhook import WebhookSender, v1_event
 from app.metrics import Metrics, add_readings
 from app.ports import Sender
 from app.rest import metrics as rest_metrics
-from app.rest.camara import model
-from app.rest.unauthenticated import Strangers
+from app.rest.application import create_app
+from app.rest.camara import cloud_events
+from app.rest.unauthenticated_connections import UnauthenticatedConnections
 from app.servers import DRAIN_S, CannotStart, GrpcServer, bound, serve_grpc, serve_http
 from app.settings.loading import Settings
 from app.sip.protocol import Build
@@ -118,8 +119,10 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         grpc_server = await stack.enter_async_context(
             _grpc_server(settings, fetcher, use_cases, stopping, tls_files, proxies)
         )
-        strangers = Strangers(proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated)
-        http_server = await stack.enter_async_context(serve_http(app, http_socket, tls_files.servers, strangers))
+        unauthenticated = UnauthenticatedConnections(
+            proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated
+        )
+        http_server = await stack.enter_async_context(serve_http(app, http_socket, tls_files.servers, unauthenticated))
         assert watcher.build is not None  # noqa: S101  # the watcher has started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",
@@ -241,7 +244,7 @@ def _senders(settings: Settings, egress: Egress) -> Mapping[SinkKind, Sender]:
     webhooks = WebhookSender(
         egress,
         clock=_now,
-        envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: model.event},
+        envelopes={**dict.fromkeys(SIGNED_PROFILES, v1_event), PROFILE_CAMARA: cloud_events.event},
         source=settings.http_public_url or "",
     )
     return {SinkKind.WEBHOOK: webhooks, SinkKind.SOAP: CallbackSender(egress)}
@@ -328,7 +331,7 @@ def _http_app(
     tokens: AccessTokens | None,
 ) -> ASGIApp:
     """REST and SOAP in one application."""
-    app = rest.create_app(
+    app = create_app(
         fetcher,
         use_cases,
         stopping=stopping,

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from app.auth.proxies import TrustedProxies
 from app.auth.tls import Tls
 from app.rest.connection import BoundedConnection
-from app.rest.unauthenticated import Strangers
+from app.rest.unauthenticated_connections import UnauthenticatedConnections
 from app.rpc import Gate, guard_connections
 
 DRAIN_S = 5.0
@@ -128,10 +128,10 @@ async def serve_http(
     app: ASGIApp,
     sock: socket.socket,
     tls: Tls | None,
-    strangers: Strangers | None = None,
+    unauthenticated: UnauthenticatedConnections | None = None,
 ) -> AsyncIterator[HttpServer]:
-    """Serves while the context is open. Raises CannotStart. The default `strangers` trusts no proxy."""
-    strangers = strangers or Strangers(TrustedProxies(), time.monotonic)
+    """Serves while the context is open. Raises CannotStart. The default `unauthenticated` trusts no proxy."""
+    unauthenticated = unauthenticated or UnauthenticatedConnections(TrustedProxies(), time.monotonic)
     server = HttpServer(
         uvicorn.Config(
             app,
@@ -139,7 +139,7 @@ async def serve_http(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            http=cast("type[asyncio.Protocol]", partial(BoundedConnection, strangers=strangers)),
+            http=cast("type[asyncio.Protocol]", partial(BoundedConnection, unauthenticated=unauthenticated)),
             ws="none",
             limit_concurrency=MAX_HTTP_CONNECTIONS,
             backlog=BACKLOG,

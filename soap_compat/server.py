@@ -143,8 +143,8 @@ class _Server:
         try:
             charset = _check_headers(headers)
             body = self._body(headers, receive)
-            authenticated = scope.get("authenticated", lambda: None)
-            caller, turn = asgi_credentials(scope), scope.get("turn")
+            authenticated = scope.get("on_authenticated", lambda: None)
+            caller, turn = asgi_credentials(scope), scope.get("wait_for_turn")
             answer = await interface.answer(body, charset, caller, authenticated, turn)
         except _LeftError:
             return

@@ -279,7 +279,7 @@ def openapi(
     as_json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the file is JSON anyway.")] = False,
 ) -> None:
     """Export the OpenAPI descriptions of the HTTP APIs."""
-    from app.rest import export_openapi
+    from app.rest.application import export_openapi
 
     texts = export_openapi()
     if api not in texts:

@@ -9,9 +9,10 @@ from app.core.use_cases import UseCases
 from app.domain.errors import ClientExists, ClientUnknown, InvalidAddress, NotPermitted, WatchUnknown
 from app.domain.records import MAX_ID
 from app.domain.statuses import Liveness
-from app.rest import wire
-from app.rest.calls import Caller, Paged, nothing, returned
-from app.rest.examples import failures
+from app.rest import to_json
+from app.rest.error_examples import failures
+from app.rest.parameters import Caller, Paged
+from app.rest.responses import json_response, no_content
 from app.rest.schemas import At, Request
 from app.rest.terminals import AddressInPath
 
@@ -133,8 +134,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def list_watches(client: Caller, page: Paged) -> Response:
         found, token, total = await administration.watches(client, page)
-        watches = [wire.watch(each.watch, each.wanted_by) for each in found]
-        return returned({"watches": watches, "next_page_token": token, "total": total})
+        watches = [to_json.watch(each.watch, each.wanted_by) for each in found]
+        return json_response({"watches": watches, "next_page_token": token, "total": total})
 
     @router.post(
         "/v1/watches/{address:any_text}:refresh",
@@ -148,7 +149,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def refresh_watch(client: Caller, address: AddressInPath) -> Response:
         await administration.refresh_watch(client, address)
-        return nothing()
+        return no_content()
 
     @router.get(
         "/v1/clients",
@@ -161,7 +162,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def list_clients(client: Caller, page: Paged) -> Response:
         found, token = await administration.clients(client, page)
-        return returned({"clients": [wire.client(each, keys) for each, keys in found], "next_page_token": token})
+        return json_response(
+            {"clients": [to_json.client(each, keys) for each, keys in found], "next_page_token": token}
+        )
 
     @router.post(
         "/v1/clients",
@@ -178,7 +181,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             client, asked.name, client_id=asked.client_id, admin=asked.admin, limits=asked.limits
         )
         keys = await administration.keys(client, made.id)
-        return returned({"client": wire.client(made, keys), "api_key": key}, 201)
+        return json_response({"client": to_json.client(made, keys), "api_key": key}, 201)
 
     @router.post(
         "/v1/clients/{client_id:id}:rotateKey",
@@ -193,7 +196,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def rotate_client_key(client: Caller, client_id: IdInPath, asked: RotateRequest) -> Response:
         rotated, key = await administration.rotate_key(client, client_id, asked.overlap_s)
         keys = await administration.keys(client, rotated.id)
-        return returned({"client": wire.client(rotated, keys), "api_key": key})
+        return json_response({"client": to_json.client(rotated, keys), "api_key": key})
 
     @router.post(
         "/v1/clients/{client_id:id}:disable",
@@ -207,7 +210,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def disable_client(client: Caller, client_id: IdInPath) -> Response:
         changed = await administration.set_disabled(client, client_id, True)
-        return returned(wire.client(changed, await administration.keys(client, changed.id)))
+        return json_response(to_json.client(changed, await administration.keys(client, changed.id)))
 
     @router.post(
         "/v1/clients/{client_id:id}:enable",
@@ -220,7 +223,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def enable_client(client: Caller, client_id: IdInPath) -> Response:
         changed = await administration.set_disabled(client, client_id, False)
-        return returned(wire.client(changed, await administration.keys(client, changed.id)))
+        return json_response(to_json.client(changed, await administration.keys(client, changed.id)))
 
     @router.delete(
         "/v1/clients/{client_id:id}",
@@ -233,4 +236,4 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=_CLIENT,
     )
     async def delete_client(client: Caller, client_id: IdInPath) -> Response:
-        return returned({"ended_subscriptions": await administration.delete_client(client, client_id)})
+        return json_response({"ended_subscriptions": await administration.delete_client(client, client_id)})

@@ -9,9 +9,10 @@ from app.core.deliveries import MAX_SEND_AGAIN
 from app.core.use_cases import UseCases
 from app.domain.errors import NotificationUnknown
 from app.domain.records import MAX_ID, DeliveryState, NotificationKind
-from app.rest import wire
-from app.rest.calls import Caller, Paged, returned
-from app.rest.examples import failures
+from app.rest import to_json
+from app.rest.error_examples import failures
+from app.rest.parameters import Caller, Paged
+from app.rest.responses import json_response
 from app.rest.schemas import At, Id, Request, TerminalStatus
 
 TAG = "Deliveries"
@@ -95,7 +96,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         subscription_id: Annotated[str, Query(max_length=MAX_ID, description="Only those of this subscription.")] = "",
     ) -> Response:
         found, token = await deliveries.list(client, page, state=state, subscription_id=subscription_id)
-        return returned({"notifications": [wire.notification(each) for each in found], "next_page_token": token})
+        return json_response(
+            {"notifications": [to_json.notification(each) for each in found], "next_page_token": token}
+        )
 
     @router.get(
         "/v1/notifications/{notification_id:id}",
@@ -107,7 +110,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(NotificationUnknown),
     )
     async def get_notification(client: Caller, notification_id: IdInPath) -> Response:
-        return returned(wire.notification(await deliveries.get(client, notification_id)))
+        return json_response(to_json.notification(await deliveries.get(client, notification_id)))
 
     @router.get(
         "/v1/notifications/{notification_id:id}/attempts",
@@ -120,7 +123,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def list_delivery_attempts(client: Caller, notification_id: IdInPath) -> Response:
         found = await deliveries.attempts(client, notification_id)
-        return returned({"attempts": [wire.delivery_attempt(each) for each in found]})
+        return json_response({"attempts": [to_json.delivery_attempt(each) for each in found]})
 
     @router.post(
         "/v1/notifications:sendAgain",
@@ -133,4 +136,4 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(NotificationUnknown),
     )
     async def send_notifications_again(client: Caller, asked: SendAgainRequest) -> Response:
-        return returned({"sent_again": await deliveries.send_again(client, asked.notification_ids)})
+        return json_response({"sent_again": await deliveries.send_again(client, asked.notification_ids)})

@@ -22,10 +22,10 @@ from app.domain.errors import (
     TooManyGroups,
 )
 from app.domain.records import Client
-from app.rest import wire
-from app.rest.calls import Caller, Paged, nothing, returned
-from app.rest.examples import TEAM, failures
-from app.rest.problem import NO_STORE
+from app.rest import to_json
+from app.rest.error_examples import TEAM, failures
+from app.rest.parameters import Caller, Paged
+from app.rest.responses import NO_STORE, json_response, no_content
 from app.rest.schemas import ADDRESS_FORMAT, MAX_ADDRESSES, Address, At, Request
 
 TAG = "Groups"
@@ -139,7 +139,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def list_groups(client: Caller, page: Paged) -> Response:
         found, token = await groups.list(client, page)
-        return returned({"groups": [wire.group(each) for each in found], "next_page_token": token})
+        return json_response({"groups": [to_json.group(each) for each in found], "next_page_token": token})
 
     @router.put(
         "/v1/groups/{address:any_text}/members",
@@ -228,7 +228,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def delete_group(client: Caller, address: AddressInPath, if_match: IfMatch = "*") -> Response:
         await groups.delete(client, address, expected_version=await expected_version(client, address, if_match))
-        return nothing()
+        return no_content()
 
     async def expected_version(client: Client, address: str, if_match: str) -> int | None:
         if if_match.strip() == "*":
@@ -245,4 +245,4 @@ def etag(group: records.Group) -> str:
 
 
 def _returned(group: records.Group, status: int = 200) -> Response:
-    return returned(wire.group(group), status, {"etag": etag(group)})
+    return json_response(to_json.group(group), status, {"etag": etag(group)})

@@ -3,7 +3,7 @@
 Invariants: on the HTTP address the metrics are for operators' clients, and for callers who need no credentials; on an
 address of their own (TS_METRICS_LISTEN) they are for everybody who reaches it, and nowhere else.
 
-Deliberately absent: the probes themselves (`__init__.py`), which both addresses serve, and what is measured.
+Deliberately absent: the probes themselves (`probes.py`), which both addresses serve, and what is measured.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.authenticator import Authenticator
 from app.domain.errors import NotPermitted
-from app.rest.calls import client_of
+from app.rest.operation import client_of
 
 METRICS = "/metrics"
 PATHS = (METRICS, "/healthz", "/readyz")

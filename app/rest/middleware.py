@@ -1,31 +1,32 @@
-"""What surrounds every request of an HTTP API: correlation, a bound on bodies, and answers to what nobody caught.
+"""The middleware of every HTTP API: correlation headers, the limit of bodies, and answers to uncaught exceptions.
 
-Invariants: a valid `x-correlator` and `traceparent` stand in the answer as they stood in the request, whatever the
-answer is; an `x-correlator` that breaks its pattern is refused, a `traceparent` that is none is ignored (W3C Trace
-Context section 3.2). No more than MAX_BODY_BYTES of a body are read. An unexpected exception is logged under a
-reference, the client gets the reference, and never a traceback. A request still waiting when the server has waited
-long enough for it to stop is cancelled by the server, and answered 503. A client that left is no failure.
+Invariants: every answer returns a valid `x-correlator` and `traceparent` as received; an `x-correlator` that breaks its
+pattern is refused, an invalid `traceparent` is ignored (W3C Trace Context section 3.2). At most MAX_BODY_BYTES of a
+body are read. An unexpected exception is logged under a reference; the client gets the reference, never a traceback.
+When the server stops and cancels a request that still runs, the client gets 503. A client that disconnected is not an
+error.
 
-Deliberately absent: who calls (`calls.py`), and what an API's failures look like (`problem.py`, `camara/errors.py`).
+Deliberately absent: authentication (`operation.py`) and the form of an API's errors (`problem.py`, `camara/errors.py`).
 """
 
 import asyncio
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import structlog
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.rest.problem import internal_error, problem
+
 MAX_BODY_BYTES = 1024 * 1024
-"""As gRPC's bound on a request: some 5,000 addresses of the longest kind."""
+"""The same limit as for a gRPC request: some 5,000 addresses of the greatest length."""
 
 CORRELATOR_PATTERN = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
-"""CAMARA's XCorrelator, which holds for every API here."""
+"""CAMARA's XCorrelator, used for every API here."""
 
 _CORRELATOR = re.compile(CORRELATOR_PATTERN[1:-1].encode())
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -33,52 +34,22 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _log = structlog.get_logger(__name__)
 
 
-class Problem(BaseModel):
-    """Why a request failed (RFC 9457)."""
-
-    type: str = Field(description="`urn:problem-type:terminalstatus:` and the code in lower case, hyphenated. Stable.")
-    title: str = Field(description="The code in words: the same at each occurrence.")
-    status: int = Field(description="The HTTP status code, again.")
-    detail: str = Field(description="What happened this time, for people. Wording may change: do not parse it.")
-    code: str = Field(description="What happened, for machines. Stable, and the same as `ErrorInfo.reason` over gRPC.")
-    retryable: bool = Field(
-        description="Whether the same request may succeed later. The header `Retry-After` says when, where known."
-    )
-    details: dict[str, str] = Field(description="Short strings for machines, such as the address or the SIP code.")
-
-
-def problem(
-    status: int, code: str, detail: str, *, retryable: bool = False, details: Mapping[str, str] | None = None
-) -> Problem:
-    """A problem; its type and title follow from `code`."""
-    return Problem(
-        type="urn:problem-type:terminalstatus:" + code.lower().replace("_", "-"),
-        title=code.replace("_", " ").capitalize(),
-        status=status,
-        detail=detail,
-        code=code,
-        retryable=retryable,
-        details=dict(details or {}),
-    )
-
-
-def internal_error(reference: str) -> Problem:
-    """The problem that an unexpected exception is; the log has the exception under `reference`."""
-    detail = f"The gateway failed; its log has the reason under reference {reference}."
-    return problem(500, "INTERNAL_ERROR", detail, details={"reference": reference})
-
-
-STOPPING = problem(503, "GATEWAY_STOPPING", "The gateway is stopping; ask again, or another one.", retryable=True)
+STOPPING = problem(
+    503, "GATEWAY_STOPPING", "The gateway is stopping; send the request again, or to another gateway.", retryable=True
+)
 BAD_CORRELATOR = problem(
-    400, "INVALID_REQUEST", f"x-correlator must match {CORRELATOR_PATTERN}", details={"field": "x-correlator"}
+    400,
+    "INVALID_REQUEST",
+    f"The header x-correlator must match {CORRELATOR_PATTERN}",
+    details={"field": "x-correlator"},
 )
 
 
-class Around:
-    """The middleware. `answer` makes an API's own response of a problem.
+class RequestMiddleware:
+    """Wraps an API's app. `answer` turns a problem into a response in the API's own form.
 
-    A handler of `Exception` would answer too, but Starlette then lets the exception go on to the server, which logs
-    it a second time and without the reference.
+    An exception handler for `Exception` would answer too, but Starlette would then raise the exception to the server,
+    which would log it again, without the reference.
     """
 
     def __init__(self, app: ASGIApp, *, answer: Callable[..., Response]) -> None:
@@ -91,7 +62,7 @@ class Around:
         echoed, refused, has_body = _read_head(scope)
         started = False
 
-        async def watch(message: Message) -> None:
+        async def send_echoed(message: Message) -> None:
             nonlocal started
             if echoed and not started:
                 message = {**message, "headers": [*message.get("headers", ()), *echoed]}
@@ -100,26 +71,26 @@ class Around:
 
         try:
             if refused:
-                await self._answer(BAD_CORRELATOR)(scope, receive, watch)
+                await self._answer(BAD_CORRELATOR)(scope, receive, send_echoed)
             else:
-                await self._app(scope, _Bounded(scope, receive) if has_body else receive, watch)
+                await self._app(scope, _Bounded(scope, receive) if has_body else receive, send_echoed)
         except ClientDisconnect:
             return None
-        except asyncio.CancelledError:  # the server does so at the end of its patience, and never else
+        except asyncio.CancelledError:  # only the server cancels, when its time to stop is over
             if started:
                 raise
-            await self._answer(STOPPING, headers={"connection": "close"})(scope, receive, watch)
+            await self._answer(STOPPING, headers={"connection": "close"})(scope, receive, send_echoed)
         except Exception as error:
             if started:
                 raise  # too late to answer: the server ends the connection
             reference = uuid.uuid4().hex
             request = {"method": scope["method"], "path": scope["path"]}
             _log.error("unexpected_error", reference=reference, **request, exc_info=error)
-            await self._answer(internal_error(reference))(scope, receive, watch)
+            await self._answer(internal_error(reference))(scope, receive, send_echoed)
 
 
 def _read_head(scope: Scope) -> tuple[list[tuple[bytes, bytes]], bool, bool]:
-    """The headers that are sent back, whether the request is refused for them, and whether it may have a body."""
+    """Returns the headers to return, whether a header makes the request invalid, and whether it may have a body."""
     echoed: list[tuple[bytes, bytes]] = []
     refused = has_body = False
     for header in scope["headers"]:
@@ -138,7 +109,7 @@ def _read_head(scope: Scope) -> tuple[list[tuple[bytes, bytes]], bool, bool]:
 
 
 class _Bounded:
-    """`receive` for a request with a body: refuses one that is too large, before it is read where its head says so."""
+    """`receive` for a request with a body: raises 413 once the body is too large, at once if Content-Length says so."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive

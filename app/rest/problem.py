@@ -1,11 +1,11 @@
-"""What goes wrong over HTTP: RFC 9457 problem details for every answer that is not a success.
+"""How an error looks on REST API v1: problem details (RFC 9457) for every answer that is not a success.
 
-Invariants: every failure of every path under the app is `application/problem+json` of one shape. `STATUSES` is total
-over the domain errors. `type` and `title` follow from `code`, which is the domain error's; a client may switch on any.
-Mounted apps (SOAP) speak their own faults; only what they let through ends here.
+Invariants: every error of every path under the app is `application/problem+json` of one form. `STATUSES` is total over
+the domain errors. `type` and `title` follow from `code`, which is the domain error's, so clients may switch on any.
+Mounted apps (SOAP) answer their own faults; exceptions that they do not catch are answered here.
 
-Deliberately absent: what nobody caught (`middleware.py`), business rules, and pages behind the `type` URNs (the OpenAPI
-document shows an example of each).
+Deliberately absent: uncaught exceptions (`middleware.py`), and web pages for the `type` URNs (the OpenAPI document has
+an example of each).
 """
 
 import math
@@ -14,6 +14,7 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -61,14 +62,11 @@ from app.domain.errors import (
     WatcherUnauthenticated,
     WatchUnknown,
 )
-from app.rest.middleware import Around, Problem, problem
+from app.rest.responses import NO_STORE
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "Problem"
 """The name of the problem's schema in the OpenAPI document."""
-
-NO_STORE = {"cache-control": "no-store"}
-"""A status is true when it is asked; no answer about one may come out of a cache."""
 
 STATUSES: Mapping[type[TerminalStatusError], int] = {
     InvalidAddress: 400,
@@ -115,7 +113,7 @@ STATUSES: Mapping[type[TerminalStatusError], int] = {
 }
 
 MAX_FAULTS = 20
-"""Faults of a request that are named; further ones are left out."""
+"""The largest number of a request's faults that a problem lists."""
 
 MAX_SHOWN = 200
 _HTTP_CODES = {400: InvalidRequest.code, 413: "BODY_TOO_LARGE"}
@@ -125,13 +123,52 @@ _FIELDS = {
     "max_age": "max_age_s",
     "request_id": "Idempotency-Key",
 }
-"""What REST calls parts of a request that have another name in gRPC."""
+"""REST's names of fields that have another name in gRPC."""
 CHALLENGE = {"www-authenticate": "Bearer"}
-"""What every 401 says (RFC 9110 section 11.6.1)."""
+"""The header of every 401 (RFC 9110 section 11.6.1)."""
+
+
+class Problem(BaseModel):
+    """Why a request failed (RFC 9457)."""
+
+    type: str = Field(
+        description="`urn:problem-type:terminalstatus:` followed by the code in lower case with hyphens. Stable."
+    )
+    title: str = Field(description="The code in words; the same for each occurrence.")
+    status: int = Field(description="The HTTP status code, repeated.")
+    detail: str = Field(description="What happened in this case, for people. The wording may change: do not parse it.")
+    code: str = Field(description="What happened, for machines. Stable, and the same as `ErrorInfo.reason` over gRPC.")
+    retryable: bool = Field(
+        description="Whether the same request may succeed later. If known, the header `Retry-After` says when."
+    )
+    details: dict[str, str] = Field(
+        description="Short strings for machines, such as the field, the address or the SIP code."
+    )
+
+
+def problem(
+    status: int, code: str, detail: str, *, retryable: bool = False, details: Mapping[str, str] | None = None
+) -> Problem:
+    """Returns a problem; `type` and `title` follow from `code`."""
+    return Problem(
+        type="urn:problem-type:terminalstatus:" + code.lower().replace("_", "-"),
+        title=code.replace("_", " ").capitalize(),
+        status=status,
+        detail=detail,
+        code=code,
+        retryable=retryable,
+        details=dict(details or {}),
+    )
+
+
+def internal_error(reference: str) -> Problem:
+    """Returns the problem for an unexpected exception, which the log has under `reference`."""
+    detail = f"The gateway failed; its log has the reason under reference {reference}."
+    return problem(500, "INTERNAL_ERROR", detail, details={"reference": reference})
 
 
 def problem_of(error: TerminalStatusError) -> Problem:
-    """The problem that a domain error is."""
+    """Returns the problem for a domain error."""
     details = dict(error.details)
     if (field := details.get("field")) in _FIELDS:
         details["field"] = _FIELDS[field]
@@ -139,14 +176,13 @@ def problem_of(error: TerminalStatusError) -> Problem:
 
 
 def answer(what: Problem, *, retry_after_s: float | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """The response that carries a problem. Retry-After is in whole seconds, rounded up."""
+    """Returns the response that carries a problem. Retry-After is in whole seconds, rounded up."""
     known_wait = {} if retry_after_s is None else {"retry-after": str(math.ceil(retry_after_s))}
     return Response(what.model_dump_json(), what.status, {**NO_STORE, **known_wait, **(headers or {})}, MEDIA_TYPE)
 
 
-def answer_with_problems(app: FastAPI) -> None:
-    """Makes every failure under `app` a problem."""
-    app.add_middleware(Around, answer=answer)
+def add_handlers(app: FastAPI) -> None:
+    """Makes `app` answer exceptions with problems."""
     app.exception_handler(TerminalStatusError)(_on_domain_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
     app.exception_handler(HTTPException)(_on_http_error)
@@ -158,20 +194,20 @@ async def _on_domain_error(_request: Request, error: TerminalStatusError) -> Res
 
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
-    detail = "The request is not what this operation takes; `details` names each fault."
+    detail = "The request does not fit this operation; `details` lists each fault by its place."
     return answer(problem(400, InvalidRequest.code, detail, details=faults(error)))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses: an unknown path, a wrong method, a body that is too large or no JSON."""
+    """Answers errors that the framework raises: unknown path, wrong method, body that is too large or not JSON."""
     detail = f"{request.method} {request.url.path}: {error.detail}."
     code = _HTTP_CODES.get(error.status_code) or HTTPStatus(error.status_code).name
     return answer(problem(error.status_code, code, detail), headers=headers_of(request, error))
 
 
 def headers_of(request: Request, error: HTTPException) -> Mapping[str, str]:
-    """The headers of what the framework refuses. It knows one route's methods; Allow has those of the whole resource
-    (RFC 9110 section 10.2.1)."""
+    """Returns the headers for an error that the framework raised. `Allow` lists the methods of all routes of the path
+    (RFC 9110 section 10.2.1); the framework's own has one route's."""
     if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
         return error.headers or {}
     methods: set[str] = set()
@@ -182,7 +218,7 @@ def headers_of(request: Request, error: HTTPException) -> Mapping[str, str]:
 
 
 def faults(error: RequestValidationError) -> dict[str, str]:
-    """What is wrong with a request, by the place where: at most MAX_FAULTS of them, fit to be sent back."""
+    """Returns at most MAX_FAULTS of a request's faults by their places, in printable text."""
     return {
         printable(".".join(str(part) for part in fault["loc"])): printable(str(fault["msg"]))
         for fault in error.errors()[:MAX_FAULTS]
@@ -190,5 +226,5 @@ def faults(error: RequestValidationError) -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """A caller's text, cut to MAX_SHOWN characters, without what UTF-8 cannot carry."""
+    """Returns a caller's text, cut to MAX_SHOWN characters, with escapes for what UTF-8 cannot encode."""
     return text[:MAX_SHOWN].encode("utf-8", "backslashreplace").decode()

@@ -3,7 +3,7 @@
 Invariants: a request's member that is unknown, or of another type than it should be, is refused: one misspelt would
 else mean nothing without a word. Within v1 members and values are added, never removed or given another meaning.
 
-Deliberately absent: rules about terminals, which the use cases check, and the making of answers (`wire.py`).
+Deliberately absent: rules about terminals, which the use cases check, and the making of answers (`to_json.py`).
 """
 
 import re

@@ -34,9 +34,10 @@ from app.domain.errors import (
 from app.domain.records import Client
 from app.domain.statuses import Status
 from app.live import events
-from app.rest import schemas, wire
-from app.rest.calls import Caller, client_of
-from app.rest.examples import ALICE, failures
+from app.rest import schemas, to_json
+from app.rest.error_examples import ALICE, failures
+from app.rest.operation import client_of
+from app.rest.parameters import Caller
 from app.rest.terminals import LIST_ERRORS, TAG
 
 HEARTBEAT_S = 15.0
@@ -175,14 +176,14 @@ class Encoded:
 
     def __call__(self, event: events.WatchEvent) -> bytes:
         if self._last[0] is not event:
-            self._last = event, self._made(*wire.watch_event(event))
+            self._last = event, self._made(*to_json.watch_event(event))
         return self._last[1]
 
     def own_end(self, reason: str, message: str, resume_token: str) -> bytes:
         """The last event of a stream that this face ends."""
         return self._made("end", {"reason": reason, "message": message, "resume_token": resume_token})
 
-    def _made(self, name: str, data: wire.Json) -> bytes:
+    def _made(self, name: str, data: to_json.Json) -> bytes:
         token = data.get("resume_token", "")
         text = f"event: {name}\nid: {token}\ndata: " if token else f"event: {name}\ndata: "
         return text.encode() + self._encode(data) + b"\n\n"

@@ -38,9 +38,11 @@ from app.domain.sinks import (
     SinkKind,
     read_secret,
 )
-from app.rest import schemas, wire
-from app.rest.calls import FACE, Caller, Paged, RequestId, nothing, returned
-from app.rest.examples import failures
+from app.rest import schemas, to_json
+from app.rest.error_examples import failures
+from app.rest.operation import FACE
+from app.rest.parameters import Caller, Paged, RequestId
+from app.rest.responses import json_response, no_content
 from app.rest.terminals import LIST_ERRORS
 
 TAG = "Subscriptions"
@@ -105,8 +107,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             face=FACE,
             requester=asked.requester,
         )
-        return returned(
-            {**wire.subscription(made), "secret": made_secret(made) or None},
+        return json_response(
+            {**to_json.subscription(made), "secret": made_secret(made) or None},
             201,
             {"location": f"/v1/subscriptions/{made.id}"},
         )
@@ -128,7 +130,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         ),
     ) -> Response:
         found, token = await subscriptions.list(client, page, active_only=not ended)
-        return returned({"subscriptions": [wire.subscription(each) for each in found], "next_page_token": token})
+        return json_response(
+            {"subscriptions": [to_json.subscription(each) for each in found], "next_page_token": token}
+        )
 
     @router.get(
         "/v1/subscriptions/{subscription_id:id}",
@@ -141,7 +145,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(SubscriptionUnknown),
     )
     async def get_subscription(client: Caller, subscription_id: IdInPath) -> Response:
-        return returned(wire.subscription(await subscriptions.get(client, subscription_id)))
+        return json_response(to_json.subscription(await subscriptions.get(client, subscription_id)))
 
     @router.delete(
         "/v1/subscriptions/{subscription_id:id}",
@@ -160,7 +164,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         requester: Annotated[str, Query(max_length=MAX_REQUESTER, description="On whose behalf.")] = "",
     ) -> Response:
         await subscriptions.cancel(client, subscription_id, face=FACE, requester=requester)
-        return nothing()
+        return no_content()
 
     @router.post(
         "/v1/subscriptions:cancel",
@@ -173,7 +177,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def cancel_by_correlator(client: Caller, asked: schemas.CancelRequest) -> Response:
         await subscriptions.cancel_by_correlator(client, asked.correlator, face=FACE, requester=asked.requester)
-        return nothing()
+        return no_content()
 
     @router.post(
         "/v1/subscriptions/{subscription_id:id}:renew",
@@ -187,7 +191,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(SubscriptionUnknown, DurationTooLong, NotPermitted, SinkRefused),
     )
     async def renew_subscription(client: Caller, subscription_id: IdInPath, asked: schemas.RenewRequest) -> Response:
-        return returned(wire.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms)))
+        return json_response(
+            to_json.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms))
+        )
 
     @router.post(
         "/v1/subscriptions/{subscription_id:id}:rotate-secret",
@@ -214,7 +220,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             face=FACE,
             requester=asked.requester,
         )
-        return returned({**wire.subscription(changed), "secret": made or None})
+        return json_response({**to_json.subscription(changed), "secret": made or None})
 
 
 def _sink(asked: schemas.SinkRequest | None) -> Sink:

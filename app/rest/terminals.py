@@ -39,10 +39,11 @@ from app.domain.errors import (
 )
 from app.domain.records import MAX_REQUESTER
 from app.domain.statuses import Status
-from app.rest import schemas, wire
-from app.rest.calls import FACE, Caller, Operation, client_of, returned
-from app.rest.examples import ALICE, failures
-from app.rest.problem import NO_STORE
+from app.rest import schemas, to_json
+from app.rest.error_examples import ALICE, failures
+from app.rest.operation import FACE, Operation, client_of
+from app.rest.parameters import Caller
+from app.rest.responses import NO_STORE, json_response
 
 TAG = "Terminal status"
 LINES = "application/jsonl"
@@ -111,7 +112,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         ] = "",
     ) -> Response:
         status = await queries.get_status(client, address, max_age_s=max_age_s, face=FACE, requester=requester)
-        return returned(wire.terminal_status(status))
+        return json_response(to_json.terminal_status(status))
 
     router.add_api_route(
         "/v1/terminals/{address:any_text}/status",
@@ -159,15 +160,15 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             first = await anext(results)  # what is wrong with the whole request is raised here
             return StreamingResponse(_lines(first, results), media_type=LINES, headers=NO_STORE)
         async with aclosing(results):
-            return returned({"results": [wire.terminal_result(result) async for result in results]})
+            return json_response({"results": [to_json.terminal_result(result) async for result in results]})
 
 
 async def _lines(first: TerminalResult, results: Any) -> AsyncIterator[bytes]:
     encode = msgspec.json.Encoder().encode
     async with aclosing(results):
-        yield encode(wire.terminal_result(first)) + b"\n"
+        yield encode(to_json.terminal_result(first)) + b"\n"
         async for result in results:
-            yield encode(wire.terminal_result(result)) + b"\n"
+            yield encode(to_json.terminal_result(result)) + b"\n"
 
 
 class _Lean(Operation):

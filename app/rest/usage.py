@@ -19,10 +19,10 @@ from pydantic import BaseModel, Field
 
 from app.core.use_cases import UseCases
 from app.domain import records
-from app.rest import wire
-from app.rest.calls import Caller, Paged, returned
-from app.rest.examples import failures
-from app.rest.problem import NO_STORE
+from app.rest import to_json
+from app.rest.error_examples import failures
+from app.rest.parameters import Caller, Paged
+from app.rest.responses import NO_STORE, json_response
 from app.rest.schemas import At, Id, Rfc3339
 
 TAG = "Usage"
@@ -86,7 +86,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def list_usage_records(client: Caller, page: Paged, since: Since = _EPOCH) -> Response:
         found, token = await usage.page(client, since, page)
-        return returned({"usage_records": [wire.usage_record(each) for each in found], "next_page_token": token})
+        return json_response(
+            {"usage_records": [to_json.usage_record(each) for each in found], "next_page_token": token}
+        )
 
     @router.get(
         "/v1/usage-records:export",
@@ -134,7 +136,7 @@ async def _export(
 
 
 def _jsonl(page: Sequence[records.UsageRecord]) -> bytes:
-    return msgspec.json.Encoder().encode_lines([wire.usage_record(record) for record in page])
+    return msgspec.json.Encoder().encode_lines([to_json.usage_record(record) for record in page])
 
 
 def _header() -> bytes:
@@ -145,7 +147,7 @@ def _csv(page: Sequence[records.UsageRecord]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)
     for record in page:
-        row = wire.usage_record(record)
+        row = to_json.usage_record(record)
         writer.writerow([_cell(row[name]) for name in COLUMNS])
     return text.getvalue().encode()
 

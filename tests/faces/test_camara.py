@@ -25,7 +25,7 @@ from app.domain.errors import (
 from app.domain.policy import Policy
 from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
 from app.domain.statuses import Status
-from app.rest.camara import model
+from app.rest.camara import cloud_events, event_types, lifetime, sink_parameters
 from app.rest.camara.errors import CODES
 from tests.core.test_auth import token
 from tests.faces.test_rpc import all_errors
@@ -45,7 +45,7 @@ from tests.support.core import (
 from tests.support.http_face import Answer, HttpFace, http_face
 
 RETRIEVE = "/device-reachability-status/v1/retrieve"
-SUBSCRIPTIONS = model.SUBSCRIPTIONS_PATH
+SUBSCRIPTIONS = cloud_events.SUBSCRIPTIONS_PATH
 NUMBER = "+15551234567"
 BY_NUMBER = {"device": {"phoneNumber": NUMBER}}
 BY_NAME = {"device": {"networkAccessIdentifier": "alice@example.com"}}
@@ -90,7 +90,9 @@ async def face(core: Core, tokens: Tokens) -> AsyncIterator[HttpFace]:
         yield running
 
 
-def asked(kind: str = model.REACHABILITY_DATA, device: dict[str, Any] | None = BY_NAME, **more: Any) -> dict[str, Any]:
+def asked(
+    kind: str = event_types.REACHABILITY_DATA, device: dict[str, Any] | None = BY_NAME, **more: Any
+) -> dict[str, Any]:
     """A subscription's request; what is in `more` goes into its config, or replaces a member of it."""
     body = {"protocol": "HTTP", "sink": SINK, "types": [kind], "config": {"subscriptionDetail": device or {}}}
     for name, value in more.items():
@@ -111,12 +113,12 @@ def failure(answer: Answer, status: int, code: str) -> str:
 async def events(core: Core, subscription_id: str) -> list[dict[str, Any]]:
     """The CloudEvents that a subscription's sink is owed, without those that are not sent."""
     stored = await core.store.subscription(subscription_id)
-    made = [model.event(stored, one, "https://gateway") for one in await core.owed(stored)]
+    made = [cloud_events.event(stored, one, "https://gateway") for one in await core.owed(stored)]
     return [dict(one) for one in made if one is not None]
 
 
 async def kinds(core: Core, subscription_id: str) -> list[str]:
-    return [str(one["type"]).removeprefix(model.EVENT_PREFIX) for one in await events(core, subscription_id)]
+    return [str(one["type"]).removeprefix(event_types.EVENT_PREFIX) for one in await events(core, subscription_id)]
 
 
 # One device.
@@ -274,7 +276,7 @@ async def test_a_three_legged_token_names_the_device(
 
 async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
     """An access token needs the operation's scope, or its API's whole; to subscribe, that of the event type."""
-    created = f"device-reachability-status-subscriptions:{model.REACHABILITY_DATA}:create"
+    created = f"device-reachability-status-subscriptions:{event_types.REACHABILITY_DATA}:create"
     for scopes, status in (({READ}, 200), ({"device-reachability-status"}, 200), ({"openid"}, 403), (set(), 403)):
         tokens.granted = Grant(scopes=frozenset(scopes), device="")
         assert (await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)).status == status
@@ -282,7 +284,7 @@ async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
     tokens.granted = Grant(scopes=frozenset({created}), device="")
     made = await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN)
     assert made.status == 201
-    other = asked(model.REACHABILITY_DISCONNECTED)
+    other = asked(event_types.REACHABILITY_DISCONNECTED)
     failure(await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN), 403, "SUBSCRIPTION_MISMATCH")
     tokens.granted = Grant(scopes=frozenset({"device-reachability-status-subscriptions:read"}), device="")
     failure(await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN), 403, "PERMISSION_DENIED")
@@ -392,7 +394,7 @@ async def test_subscription(face: HttpFace, core: Core) -> None:
         "id": made["id"],
         "protocol": "HTTP",
         "sink": SINK,
-        "types": [model.REACHABILITY_DATA],
+        "types": [event_types.REACHABILITY_DATA],
         "config": {
             "subscriptionDetail": BY_NUMBER,
             "subscriptionExpireTime": "2026-03-05T05:06:07.500000Z",
@@ -453,13 +455,13 @@ async def test_a_long_list_is_one_call(tmp_path: Path, tokens: Tokens, monkeypat
     "parameters",
     [
         {},
-        {model.TYPE: "x"},
-        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: "{"},
-        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: "[" * 8000},
-        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '["a"]'},
-        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '{"phoneNumber": 5}'},
-        {model.TYPE: model.REACHABILITY_DATA, model.DEVICE: '{"phoneNumber": "\\ud800"}'},
-        {model.TYPE: model.REACHABILITY_DATA, model.EXPIRE_TIME: "soon"},
+        {sink_parameters.TYPE: "x"},
+        {sink_parameters.TYPE: event_types.REACHABILITY_DATA, sink_parameters.DEVICE: "{"},
+        {sink_parameters.TYPE: event_types.REACHABILITY_DATA, sink_parameters.DEVICE: "[" * 8000},
+        {sink_parameters.TYPE: event_types.REACHABILITY_DATA, sink_parameters.DEVICE: '["a"]'},
+        {sink_parameters.TYPE: event_types.REACHABILITY_DATA, sink_parameters.DEVICE: '{"phoneNumber": 5}'},
+        {sink_parameters.TYPE: event_types.REACHABILITY_DATA, sink_parameters.DEVICE: '{"phoneNumber": "\\ud800"}'},
+        {sink_parameters.TYPE: event_types.REACHABILITY_DATA, sink_parameters.EXPIRE_TIME: "soon"},
     ],
 )
 async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
@@ -510,8 +512,8 @@ TOKEN_CREDENTIAL = {
         ({"sink": 5}, 400, "INVALID_SINK"),
         ({"types": []}, 400, "INVALID_ARGUMENT"),
         ({"types": ["x"]}, 400, "INVALID_ARGUMENT"),
-        ({"types": [model.REACHABILITY_DATA] * 2}, 422, "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED"),
-        ({"types": [model.REACHABILITY_SMS]}, 422, "SERVICE_NOT_APPLICABLE"),
+        ({"types": [event_types.REACHABILITY_DATA] * 2}, 422, "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED"),
+        ({"types": [event_types.REACHABILITY_SMS]}, 422, "SERVICE_NOT_APPLICABLE"),
         ({"config": {}}, 400, "INVALID_ARGUMENT"),
         ({"config": {"subscriptionDetail": {}}}, 422, "MISSING_IDENTIFIER"),
         ({"config": {"subscriptionDetail": {"device": {"ipv6Address": "::1"}}}}, 422, "UNSUPPORTED_IDENTIFIER"),
@@ -595,7 +597,7 @@ async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) ->
         "id": told["id"],
         "source": f"https://gateway{SUBSCRIPTIONS}/{made}",
         "specversion": "1.0",
-        "type": model.REACHABILITY_DATA,
+        "type": event_types.REACHABILITY_DATA,
         "datacontenttype": "application/json",
         "time": BEGAN + timedelta(seconds=5),
         "data": {"subscriptionId": made, "device": BY_NAME["device"]},
@@ -606,7 +608,7 @@ async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) ->
 
 async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
     """Only becoming unreachable is told."""
-    made = (await face.call("POST", SUBSCRIPTIONS, asked(model.REACHABILITY_DISCONNECTED))).json["id"]
+    made = (await face.call("POST", SUBSCRIPTIONS, asked(event_types.REACHABILITY_DISCONNECTED))).json["id"]
     for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, UNREACHABLE):
         await core.play(ALICE, status)
     assert await kinds(core, made) == ["subscription-started", *["reachability-disconnected"] * 2]
@@ -615,11 +617,11 @@ async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
 @pytest.mark.parametrize(
     ("kind", "status", "told"),
     [
-        (model.REACHABILITY_DATA, REACHABLE, True),
-        (model.REACHABILITY_DATA, BUSY, True),
-        (model.REACHABILITY_DATA, UNREACHABLE, False),
-        (model.REACHABILITY_DISCONNECTED, UNREACHABLE, True),
-        (model.REACHABILITY_DISCONNECTED, BUSY, False),
+        (event_types.REACHABILITY_DATA, REACHABLE, True),
+        (event_types.REACHABILITY_DATA, BUSY, True),
+        (event_types.REACHABILITY_DATA, UNREACHABLE, False),
+        (event_types.REACHABILITY_DISCONNECTED, UNREACHABLE, True),
+        (event_types.REACHABILITY_DISCONNECTED, BUSY, False),
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
@@ -634,7 +636,7 @@ async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Stat
         await core.play(ALICE, status)
     expected = ["subscription-started"]
     if told:
-        expected += [kind.removeprefix(model.EVENT_PREFIX), "subscription-ended"]
+        expected += [kind.removeprefix(event_types.EVENT_PREFIX), "subscription-ended"]
     assert await kinds(core, made) == expected
 
 
@@ -688,16 +690,16 @@ async def test_the_end_of_a_device(face: HttpFace, core: Core) -> None:
 
 def test_every_end_has_a_termination_reason() -> None:
     """Each reason why a subscription ends has CAMARA's word."""
-    assert set(model.TERMINATION_REASONS) == set(EndReason)
+    assert set(cloud_events.TERMINATION_REASONS) == set(EndReason)
 
 
 def test_durations() -> None:
     """A subscription lasts as asked, else as the policy has it, and ends before its access token does."""
     hour = timedelta(hours=1)
-    assert model.duration(BEGAN, None, None, None) == (None, False)
-    assert model.duration(BEGAN, None, None, 5000) == (5000, False)
-    assert model.duration(BEGAN, BEGAN + hour, None, 5000) == (3_600_000, False)
-    assert model.duration(BEGAN, BEGAN + hour, BEGAN + 2 * hour, 5000) == (3_600_000, False)
-    assert model.duration(BEGAN, None, BEGAN + hour, None) == (3_595_000, True)
-    assert model.duration(BEGAN, BEGAN + 2 * hour, BEGAN + hour, None) == (3_595_000, True)
-    assert model.duration(BEGAN, None, BEGAN - hour, None) == (1, True)
+    assert lifetime.duration(BEGAN, None, None, None) == (None, False)
+    assert lifetime.duration(BEGAN, None, None, 5000) == (5000, False)
+    assert lifetime.duration(BEGAN, BEGAN + hour, None, 5000) == (3_600_000, False)
+    assert lifetime.duration(BEGAN, BEGAN + hour, BEGAN + 2 * hour, 5000) == (3_600_000, False)
+    assert lifetime.duration(BEGAN, None, BEGAN + hour, None) == (3_595_000, True)
+    assert lifetime.duration(BEGAN, BEGAN + 2 * hour, BEGAN + hour, None) == (3_595_000, True)
+    assert lifetime.duration(BEGAN, None, BEGAN - hour, None) == (1, True)

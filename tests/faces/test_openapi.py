@@ -14,9 +14,11 @@ import pytest
 from app.domain.records import NotificationKind
 from app.domain.statuses import Status
 from app.egress.webhook import EVENT_PREFIX, EVENT_TYPES, v1_event
-from app.rest import V1, export_openapi, webhook_events
-from app.rest.camara import PREFIXES, model
-from app.rest.examples import ERRORS
+from app.rest import webhook_events
+from app.rest.application import export_openapi
+from app.rest.camara import PREFIXES, event_types
+from app.rest.error_examples import ERRORS
+from app.rest.openapi import V1
 from app.rest.problem import MEDIA_TYPE, STATUSES
 from tests.faces.test_rest import app_over, client_of
 from tests.support.fakes import FakeWatcher, make_service
@@ -158,9 +160,9 @@ def test_camara_events_are_what_is_sent() -> None:
     """CAMARA's document has exactly the types of events that are told there."""
     kinds = DOCUMENTS["device-reachability-status-subscriptions-v0.8"]["components"]["schemas"]["CloudEvent"]
     assert set(kinds["properties"]["type"]["enum"]) == {
-        *model.CRITERIA,
-        model.SUBSCRIPTION_STARTED,
-        model.SUBSCRIPTION_ENDED,
+        *event_types.CRITERIA,
+        event_types.SUBSCRIPTION_STARTED,
+        event_types.SUBSCRIPTION_ENDED,
     }
 
 

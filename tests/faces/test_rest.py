@@ -34,8 +34,8 @@ from app.domain.errors import (
 )
 from app.domain.records import ANONYMOUS, Client
 from app.domain.statuses import TerminalStatus
-from app.rest import create_app
-from app.rest.examples import ERRORS
+from app.rest.application import create_app
+from app.rest.error_examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
 from app.rpc import CODES
 from tests.faces.test_rpc import all_errors, failed_get_status

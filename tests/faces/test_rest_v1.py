@@ -170,10 +170,10 @@ async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"{" + b",".join(b'"x%d":1' % n for n in range(1_001)) + b"}", "over 1000 members"),
-        (b'{"a":{' + b",".join(b'"x%d":1' % n for n in range(1_000)) + b"}}", "over 1000 members"),
-        (b'{"addresses":[' + b",".join([b"[]"] * 10_000) + b"]}", "over 10000 objects and lists"),
-        (b"[" + b",".join([b"{}"] * 10_000) + b"]", "over 10000 objects and lists"),
+        (b"{" + b",".join(b'"x%d":1' % n for n in range(1_001)) + b"}", "more than 1000 members"),
+        (b'{"a":{' + b",".join(b'"x%d":1' % n for n in range(1_000)) + b"}}", "more than 1000 members"),
+        (b'{"addresses":[' + b",".join([b"[]"] * 10_000) + b"]}", "more than 10000 objects and lists"),
+        (b"[" + b",".join([b"{}"] * 10_000) + b"]", "more than 10000 objects and lists"),
         (b'{"addresses":[' + b",".join([b"1"] * 100_000) + b"]}", "body.addresses.0"),
     ],
     ids=["members", "inner members", "lists", "objects", "faults"],

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.rest import export_openapi
+from app.rest.application import export_openapi
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import httpx2
 
-from app import rest
 from app.auth.authenticator import Authenticator, TokenVerifier
 from app.auth.clients import ClientRegistry
 from app.auth.oidc import Grant
 from app.core.administration import Administration
 from app.core.deliveries import Deliveries
 from app.core.use_cases import UseCases
+from app.rest.application import create_app
 from app.servers import bound, serve_http
 from tests.support.core import ADMIN, APP, OTHER, Core
 from tests.support.fakes import FakeWatcher, make_service
@@ -164,7 +164,7 @@ async def http_face(
     keys = {}
     for client in (APP, OTHER, ADMIN):
         _, keys[client.id] = await registry.rotate(client.id, who="test")
-    app = rest.create_app(
+    app = create_app(
         make_service(FakeWatcher()), use_cases_of(core, auth, registry, clock), grant=grant, clock=clock, **options
     )
     with bound("127.0.0.1:0") as sock:

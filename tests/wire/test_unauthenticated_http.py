@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.domain.records import Client
 from app.main import Gateway, run_gateway
 from app.rest.connection import MAX_PIPELINED
-from app.rest.turns import Turns
+from app.rest.work_queue import WorkQueue
 from app.sandbox import Sandbox
 from app.servers import bound, serve_http
 from soap_compat.envelope import MAX_HEAD_BYTES, SLICE, SMALL, Request
@@ -259,11 +259,11 @@ async def test_long_envelopes_of_clients_take_turns(world: World, monkeypatch: p
 
 async def test_turns_go_by_address() -> None:
     """One that comes last waits for one piece of an address that has many, and the order of an address is kept."""
-    turns, done = Turns(), list[str]()
+    turns, done = WorkQueue(), list[str]()
     for address, name in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("a", "a4"), ("c", "c1"), ("b", "b2")):
         turns.add(address, partial(done.append, name))
     assert done == ["a1"]
-    await turns.come("b")
+    await turns.wait_for_turn("b")
     assert done == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
 
 

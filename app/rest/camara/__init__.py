@@ -15,10 +15,11 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.rest.camara import status, subscriptions
-from app.rest.camara.calls import Camara, CamaraOperation
-from app.rest.camara.errors import ErrorInfo, answer_as_camara
+from app.rest.camara.callers import CamaraDependencies, CamaraOperation
+from app.rest.camara.errors import ErrorInfo, add_handlers, answer_problem
+from app.rest.middleware import RequestMiddleware
 
-__all__ = ("ANY_SERVER", "COMMON_PREFIX", "PREFIXES", "Camara", "create_apps")
+__all__ = ("ANY_SERVER", "COMMON_PREFIX", "PREFIXES", "CamaraDependencies", "create_apps")
 
 STATUS = "device-reachability-status-v1"
 SUBSCRIPTIONS = "device-reachability-status-subscriptions-v0.8"
@@ -42,11 +43,11 @@ A device is named by `phoneNumber` or `networkAccessIdentifier`; where both are 
 are `UNSUPPORTED_IDENTIFIER`. A terminal whose user is on a call is reachable."""
 
 
-def create_apps(camara: Camara) -> dict[str, FastAPI]:
+def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:
     """The apps by the name of their OpenAPI document."""
     return {
         STATUS: _app(
-            camara,
+            dependencies,
             status.add_routes,
             STATUS,
             title="Device Reachability Status",
@@ -55,7 +56,7 @@ def create_apps(camara: Camara) -> dict[str, FastAPI]:
             openapi_tags=[{"name": status.TAG, "description": "The current reachability status of a device."}],
         ),
         SUBSCRIPTIONS: _app(
-            camara,
+            dependencies,
             subscriptions.add_routes,
             SUBSCRIPTIONS,
             title="Device Reachability Status Subscriptions",
@@ -82,7 +83,7 @@ class _App(FastAPI):
         return self.openapi_schema or {}
 
 
-def _app(camara: Camara, add_routes: Any, name: str, **described: Any) -> FastAPI:
+def _app(dependencies: CamaraDependencies, add_routes: Any, name: str, **described: Any) -> FastAPI:
     api_root = {"default": ANY_SERVER, "description": "Where the gateway is reached."}
     app = _App(
         **described,
@@ -95,8 +96,9 @@ def _app(camara: Camara, add_routes: Any, name: str, **described: Any) -> FastAP
         root_path_in_servers=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.auth = camara.use_cases.auth
+    app.state.auth = dependencies.use_cases.auth
     app.router.route_class = CamaraOperation
-    answer_as_camara(app)
-    add_routes(app.router, camara)
+    app.add_middleware(RequestMiddleware, answer=answer_problem)
+    add_handlers(app)
+    add_routes(app.router, dependencies)
     return app

@@ -59,8 +59,8 @@ from app.domain.errors import (
     WatcherUnauthenticated,
     WatchUnknown,
 )
-from app.rest.middleware import Around, Problem
-from app.rest.problem import CHALLENGE, NO_STORE, faults, headers_of
+from app.rest.problem import CHALLENGE, Problem, faults, headers_of
+from app.rest.responses import NO_STORE
 
 Code = tuple[int, str]
 
@@ -171,9 +171,8 @@ class CamaraError(Exception):
         self.code = code
 
 
-def answer_as_camara(app: FastAPI) -> None:
-    """Gives every failure under `app` CAMARA's form."""
-    app.add_middleware(Around, answer=_answer_problem)
+def add_handlers(app: FastAPI) -> None:
+    """Makes `app` answer exceptions in CAMARA's form."""
     app.exception_handler(CamaraError)(_on_camara_error)
     app.exception_handler(TerminalStatusError)(_on_domain_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
@@ -211,7 +210,8 @@ def _answer(code: Code, message: str, headers: Mapping[str, str] | None = None) 
     return Response(body.model_dump_json(), code[0], {**NO_STORE, **(headers or {})}, "application/json")
 
 
-def _answer_problem(problem: Problem, *, headers: Mapping[str, str] | None = None) -> Response:
+def answer_problem(problem: Problem, *, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns the response to a problem that the middleware found."""
     return _answer(_PROBLEMS[problem.status], problem.detail, headers)
 
 

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from app.domain.records import MAX_ID
 from app.domain.sinks import MAX_URL
-from app.rest.camara import model
+from app.rest.camara import event_types
 from app.rest.schemas import Rfc3339
 
 PHONE_NUMBER_PATTERN = r"^\+[1-9][0-9]{4,14}$"
@@ -134,7 +134,7 @@ EventType = Literal[
     "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-disconnected",
 ]
 Protocol = Literal["HTTP", "MQTT3", "MQTT5", "AMQP", "NATS", "KAFKA"]
-_EVENT_EXAMPLES = [[model.REACHABILITY_DATA]]
+_EVENT_EXAMPLES = [[event_types.REACHABILITY_DATA]]
 _EXPIRE_EXAMPLES = ["2023-01-17T13:18:23.682Z"]
 
 

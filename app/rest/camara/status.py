@@ -6,8 +6,7 @@ from fastapi import APIRouter, Response
 
 from app.core.usage import GET_STATUS
 from app.domain.statuses import Status, TerminalStatus
-from app.rest.calls import returned
-from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, recorded
+from app.rest.camara.callers import FACE, CamaraCaller, CamaraDependencies, caller_with, identified, recorded
 from app.rest.camara.errors import (
     CORRELATED,
     IDENTIFIER_NOT_FOUND,
@@ -18,13 +17,14 @@ from app.rest.camara.errors import (
     failures,
 )
 from app.rest.camara.schemas import ReachabilityStatusResponse, RequestReachabilityStatus
+from app.rest.responses import json_response
 
 TAG = "Device reachability status"
 SCOPE = "device-reachability-status:read"
 DEVICE_ERRORS = (SERVICE_NOT_APPLICABLE, MISSING_IDENTIFIER, UNSUPPORTED_IDENTIFIER, UNNECESSARY_IDENTIFIER)
 
 
-def add_routes(router: APIRouter, api: Camara) -> None:
+def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
     """Adds the operation to `router`."""
 
     @router.post(
@@ -43,7 +43,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         with recorded(api, caller, GET_STATUS):
             device = identified(api, caller, asked.device)
         status = await api.use_cases.queries.get_status(caller.client, device.address, face=FACE)
-        return returned({**({"device": device.identifier} if device.identifier else {}), **_reachability(status)})
+        return json_response({**({"device": device.identifier} if device.identifier else {}), **_reachability(status)})
 
 
 def _reachability(of: TerminalStatus) -> dict[str, Any]:

@@ -31,9 +31,17 @@ from app.domain.sinks import (
     Sink,
     SinkKind,
 )
-from app.rest.calls import nothing, returned
-from app.rest.camara import model, schemas
-from app.rest.camara.calls import FACE, Camara, CamaraCaller, caller_with, identified, recorded, require, token_device
+from app.rest.camara import event_types, lifetime, schemas, sink_parameters
+from app.rest.camara.callers import (
+    FACE,
+    CamaraCaller,
+    CamaraDependencies,
+    caller_with,
+    identified,
+    recorded,
+    require,
+    token_device,
+)
 from app.rest.camara.errors import (
     CORRELATED,
     INVALID_CREDENTIAL,
@@ -50,7 +58,7 @@ from app.rest.camara.errors import (
     failures,
 )
 from app.rest.camara.status import DEVICE_ERRORS
-from app.rest.problem import NO_STORE
+from app.rest.responses import NO_STORE, json_response, no_content
 
 TAG = "Device reachability status subscription"
 API = "device-reachability-status-subscriptions"
@@ -60,7 +68,7 @@ _EXAMPLE = {
     "id": "5f3a1c0e9b7d4c2f8a6e0d1b2c3f4a5b",
     "protocol": "HTTP",
     "sink": "https://endpoint.example.com/sink",
-    "types": [model.REACHABILITY_DATA],
+    "types": [event_types.REACHABILITY_DATA],
     "config": {"subscriptionDetail": {"device": {"phoneNumber": "+123456789"}}, "initialEvent": True},
     "startsAt": "2026-01-17T13:18:23.682Z",
     "expiresAt": "2026-01-18T13:18:23.682Z",
@@ -70,7 +78,7 @@ _EXAMPLE = {
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The subscription's id.")]
 
 
-def add_routes(router: APIRouter, api: Camara) -> None:
+def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
     """Adds the operations to `router`."""
     subscriptions = api.use_cases.subscriptions
 
@@ -107,7 +115,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
             _require_create(caller, kind)
             request = _request(api, caller, asked, kind)
         made = await subscriptions.create(caller.client, request, face=FACE)
-        return returned(_shown(made, token_device(api, caller)), 201)
+        return json_response(_shown(made, token_device(api, caller)), 201)
 
     @router.get(
         "/subscriptions",
@@ -144,7 +152,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         subscriptionId: IdInPath,  # noqa: N803
         caller: CamaraCaller = caller_with(api, f"{API}:read"),  # noqa: B008
     ) -> Response:
-        return returned(_shown(await own(caller, subscriptionId), token_device(api, caller)))
+        return json_response(_shown(await own(caller, subscriptionId), token_device(api, caller)))
 
     @router.delete(
         "/subscriptions/{subscriptionId}",
@@ -162,7 +170,7 @@ def add_routes(router: APIRouter, api: Camara) -> None:
         with recorded(api, caller, END_NOTIFICATION):
             found = await own(caller, subscriptionId)
         await subscriptions.cancel(caller.client, found.id, face=FACE)
-        return nothing()
+        return no_content()
 
     async def own(caller: CamaraCaller, subscription_id: str) -> Subscription:
         found = await subscriptions.get(caller.client, subscription_id)
@@ -180,27 +188,29 @@ def _require_create(caller: CamaraCaller, kind: str) -> None:
         require(caller, scope)
 
 
-def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionRequest, kind: str) -> SubscriptionRequest:
+def _request(
+    api: CamaraDependencies, caller: CamaraCaller, asked: schemas.SubscriptionRequest, kind: str
+) -> SubscriptionRequest:
     if asked.protocol != "HTTP":
         raise CamaraError(INVALID_PROTOCOL, "Only HTTP is supported.")
     credential = asked.sinkCredential
     if not (credential is None or isinstance(credential, schemas.AccessTokenCredential)):
         raise CamaraError(INVALID_CREDENTIAL, "Only an access token is supported.")
-    if kind not in model.CRITERIA:
+    if kind not in event_types.CRITERIA:
         raise CamaraError(SERVICE_NOT_APPLICABLE, "Reachability by SMS is not told here.")
     device = identified(api, caller, asked.config.subscriptionDetail.device)
     now, config = api.clock(), asked.config
     if config.subscriptionExpireTime is not None and config.subscriptionExpireTime <= now + timedelta(milliseconds=1):
         raise CamaraError(OUT_OF_RANGE, "subscriptionExpireTime has passed.")
-    parameters = {model.TYPE: kind, SINK_HANDSHAKE: Handshake.NONE.value}
+    parameters = {sink_parameters.TYPE: kind, SINK_HANDSHAKE: Handshake.NONE.value}
     if device.identifier:
-        parameters[model.DEVICE] = json.dumps(device.identifier)
+        parameters[sink_parameters.DEVICE] = json.dumps(device.identifier)
     if config.subscriptionExpireTime is not None:
-        parameters[model.EXPIRE_TIME] = config.subscriptionExpireTime.isoformat()
+        parameters[sink_parameters.EXPIRE_TIME] = config.subscriptionExpireTime.isoformat()
     if credential is not None:
         parameters[SINK_TOKEN] = credential.accessToken
         parameters[SINK_TOKEN_EXPIRES_AT] = credential.accessTokenExpiresUtc.isoformat()
-    duration_ms, ends_with_token = model.duration(
+    duration_ms, ends_with_token = lifetime.duration(
         now,
         config.subscriptionExpireTime,
         None if credential is None else credential.accessTokenExpiresUtc,
@@ -210,10 +220,10 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
         most = MAX_INTERVAL_MS // 86_400_000
         raise CamaraError(OUT_OF_RANGE, f"subscriptionExpireTime is too far ahead: {most} days are the most.")
     if ends_with_token:
-        parameters[model.ENDS_WITH_TOKEN] = "yes"
+        parameters[sink_parameters.ENDS_WITH_TOKEN] = "yes"
     return SubscriptionRequest(
         addresses=(device.address,),
-        criteria=model.CRITERIA[kind],
+        criteria=event_types.CRITERIA[kind],
         check_immediate=bool(config.initialEvent),
         duration_ms=duration_ms,
         count=config.subscriptionMaxEvents or 0,
@@ -224,7 +234,7 @@ def _request(api: Camara, caller: CamaraCaller, asked: schemas.SubscriptionReque
 def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool:
     return (
         of.sink.profile == PROFILE_CAMARA
-        and model.is_whole(of)
+        and sink_parameters.is_valid(of)
         and of.client_id == client.id
         and (token_device is None or of.addresses == (token_device,))
     )
@@ -233,12 +243,12 @@ def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool
 def _shown(of: Subscription, token_device: str | None) -> dict[str, Any]:
     """The subscription in CAMARA's form. A three-legged caller did not name the device, so no identifier is shown."""
     parameters = of.sink.parameters
-    device = model.identifier(of) if token_device is None else None
+    device = sink_parameters.identifier(of) if token_device is None else None
     config: dict[str, Any] = {
         "subscriptionDetail": {} if device is None else {"device": device},
         "initialEvent": of.check_immediate,
     }
-    if expire_time := parameters.get(model.EXPIRE_TIME):
+    if expire_time := parameters.get(sink_parameters.EXPIRE_TIME):
         config["subscriptionExpireTime"] = datetime.fromisoformat(expire_time).astimezone(UTC)
     if of.max_notifications:
         config["subscriptionMaxEvents"] = of.max_notifications
@@ -246,10 +256,10 @@ def _shown(of: Subscription, token_device: str | None) -> dict[str, Any]:
         "id": of.id,
         "protocol": "HTTP",
         "sink": of.sink.url,
-        "types": [parameters[model.TYPE]],
+        "types": [parameters[sink_parameters.TYPE]],
         "config": config,
         "startsAt": of.created_at,
-        "status": model.status(of),
+        "status": sink_parameters.status(of),
     }
     if of.expires_at is not None:
         shown["expiresAt"] = of.expires_at

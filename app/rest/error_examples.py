@@ -50,8 +50,7 @@ from app.domain.errors import (
     WatcherUnauthenticated,
     WatchUnknown,
 )
-from app.rest.middleware import Problem, internal_error, problem
-from app.rest.problem import MEDIA_TYPE, SCHEMA, problem_of
+from app.rest.problem import MEDIA_TYPE, SCHEMA, Problem, internal_error, problem, problem_of
 
 ALICE = "sip:alice@example.com"
 TEAM = "sip:team@example.com"

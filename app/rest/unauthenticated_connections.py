@@ -1,12 +1,11 @@
-"""The HTTP connections that have not brought an authenticated request, bounded per address.
+"""Limits, per address, the HTTP connections that have not brought an authenticated request.
 
-One more closes the oldest of its address, and is served: else a client behind the same address as an attacker, or a
-probe, would be refused for as long as the attack lasts. A connection counts until it brings an authenticated request.
-One from a trusted proxy counts while a request runs on it, for the client that the proxy names.
+A connection above the limit closes the address's oldest one and is served. Refusing the new one instead would lock out
+clients and probes behind the address of an attacker for as long as the attack lasts. A connection counts until it
+brings an authenticated request. A connection from a trusted proxy counts only while a request runs on it, for the
+client that the proxy names.
 
-Invariants: who holds nothing takes no memory here.
-
-Deliberately absent: a bound on all connections together (`servers.py`).
+Deliberately absent: a limit of all connections together (`servers.py`).
 """
 
 import math
@@ -16,36 +15,36 @@ from typing import Final, Protocol
 import structlog
 
 from app.auth.proxies import TrustedProxies, bucket
-from app.rest.turns import Turns
+from app.rest.work_queue import WorkQueue
 
-MAX_STRANGERS: Final = 256
+MAX_PER_ADDRESS: Final = 256
 LOG_S: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
 
 class Connection(Protocol):
-    """What is bounded."""
+    """A connection as this module needs it."""
 
     def give_way(self) -> None:
         """Ends the connection."""
 
 
-class Strangers:
-    """Those of one server. `clock` gives seconds that never go back."""
+class UnauthenticatedConnections:
+    """Those of one server. `clock` returns seconds that never go back."""
 
     def __init__(
-        self, proxies: TrustedProxies, clock: Callable[[], float], *, most_per_address: int = MAX_STRANGERS
+        self, proxies: TrustedProxies, clock: Callable[[], float], *, most_per_address: int = MAX_PER_ADDRESS
     ) -> None:
         self.proxies = proxies
-        self.turns = Turns()
+        self.work = WorkQueue()
         self._clock = clock
         self._most = most_per_address
-        self._by_address: dict[str, dict[Connection, None]] = {}
+        self._by_address: dict[str, dict[Connection, None]] = {}  # without addresses that have no connection
         self._closed, self._logged_s = 0, -math.inf
 
     def join(self, address: str, connection: Connection) -> str:
-        """Counts the connection until it leaves what is returned."""
+        """Counts the connection, and returns the key with which it leaves."""
         key = bucket(address)
         others = self._by_address.setdefault(key, {})
         if len(others) >= self._most:
@@ -57,7 +56,7 @@ class Strangers:
         return key
 
     def leave(self, key: str, connection: Connection) -> None:
-        """The connection counts no more; it may have given way already."""
+        """Stops counting the connection, which may have given way already."""
         if (others := self._by_address.get(key)) is not None:
             others.pop(connection, None)
             if not others:

@@ -23,8 +23,8 @@ from app.core.use_cases import UseCases
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import InvalidAddress, RateLimited, TerminalStatusError
 from app.domain.records import Client
-from app.rest.calls import Operation
-from app.rest.camara import model
+from app.rest.camara import devices
+from app.rest.camara.devices import IdentifiedDevice
 from app.rest.camara.errors import (
     MISSING_IDENTIFIER,
     PERMISSION_DENIED,
@@ -33,15 +33,15 @@ from app.rest.camara.errors import (
     UNSUPPORTED_IDENTIFIER,
     CamaraError,
 )
-from app.rest.camara.model import Identified
 from app.rest.camara.schemas import Device
 from app.rest.middleware import CORRELATOR_PATTERN
+from app.rest.operation import CLIENT, Operation
 
 FACE = "camara"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Camara:
+class CamaraDependencies:
     """What the operations need."""
 
     use_cases: UseCases
@@ -67,7 +67,7 @@ class CamaraOperation(Operation):
     confined_tokens = True
 
 
-def caller_with(api: Camara, scope: str = "") -> Any:
+def caller_with(api: CamaraDependencies, scope: str = "") -> Any:
     """A handler's parameter: a caller that may use an operation of this scope (`API:what`; empty: any)."""
 
     async def dependency(
@@ -76,7 +76,7 @@ def caller_with(api: Camara, scope: str = "") -> Any:
             str, Header(max_length=256, pattern=CORRELATOR_PATTERN, description="Correlation id; comes back as it was.")
         ] = "",
     ) -> CamaraCaller:
-        client = cast("Client", request.scope["client_that_calls"])
+        client = cast("Client", request.scope[CLIENT])
         caller = CamaraCaller(client=client, grant=_grant(api, request.scope))
         if scope:
             require(caller, scope)
@@ -91,7 +91,7 @@ def require(caller: CamaraCaller, scope: str) -> None:
         raise CamaraError(PERMISSION_DENIED, f"The access token lacks the scope {scope}.")
 
 
-def _grant(api: Camara, scope: Scope) -> Grant | None:
+def _grant(api: CamaraDependencies, scope: Scope) -> Grant | None:
     scheme, _, token = asgi_authorization(scope).partition(" ")
     token = token.strip()
     if api.grant is None or scheme.lower() != "bearer" or token.startswith(KEY_PREFIX):
@@ -100,7 +100,7 @@ def _grant(api: Camara, scope: Scope) -> Grant | None:
 
 
 @contextmanager
-def recorded(api: Camara, caller: CamaraCaller, operation: str) -> Iterator[None]:
+def recorded(api: CamaraDependencies, caller: CamaraCaller, operation: str) -> Iterator[None]:
     """Leaves the usage record of an operation that is refused before its use case is asked, which leaves its own."""
     try:
         yield
@@ -113,17 +113,17 @@ def recorded(api: Camara, caller: CamaraCaller, operation: str) -> Iterator[None
         raise
 
 
-def token_device(api: Camara, caller: CamaraCaller) -> TerminalAddress | None:
+def token_device(api: CamaraDependencies, caller: CamaraCaller) -> TerminalAddress | None:
     """The terminal that the caller's access token is about; None for a two-legged one. Raises InvalidAddress."""
     if caller.grant is None or not caller.grant.device:
         return None
     try:
-        return model.device_of_token(caller.grant.device, api.number_pattern)
+        return devices.device_of_token(caller.grant.device, api.number_pattern)
     except InvalidAddress:  # its message quotes the identifier
         raise InvalidAddress("The access token names a device by what is no address of a terminal.") from None
 
 
-def identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Identified:
+def identified(api: CamaraDependencies, caller: CamaraCaller, device: Device | None) -> IdentifiedDevice:
     """The device that a request is about, by CAMARA's token rule. Raises CamaraError, InvalidAddress."""
     found = _identified(api, caller, device)
     if api.use_cases.groups.is_group(caller.client.id, found.address):
@@ -131,15 +131,15 @@ def identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Iden
     return found
 
 
-def _identified(api: Camara, caller: CamaraCaller, device: Device | None) -> Identified:
+def _identified(api: CamaraDependencies, caller: CamaraCaller, device: Device | None) -> IdentifiedDevice:
     of_token = token_device(api, caller)
     if of_token is not None:
         if device is not None:
             raise CamaraError(UNNECESSARY_IDENTIFIER, "The device is already identified by the access token.")
-        return Identified(identifier={}, address=of_token)
+        return IdentifiedDevice(identifier={}, address=of_token)
     if device is None:
         raise CamaraError(MISSING_IDENTIFIER, "The device cannot be identified.")
-    found = model.identify(device.phoneNumber, device.networkAccessIdentifier, api.number_pattern)
+    found = devices.identify(device.phoneNumber, device.networkAccessIdentifier, api.number_pattern)
     if found is None:
         raise CamaraError(UNSUPPORTED_IDENTIFIER, "Name the device by phoneNumber or networkAccessIdentifier.")
     return found

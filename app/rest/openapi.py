@@ -1,0 +1,93 @@
+"""The OpenAPI document of REST API v1: its introduction, and the parts that FastAPI cannot derive from the routes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.rest import admin, deliveries, groups, probes, schemas, subscriptions, terminals, usage, webhook_events
+from app.rest.error_examples import components
+from app.rest.middleware import CORRELATOR_PATTERN
+from app.rest.problem import Problem
+
+V1 = "terminal-status-v1"
+"""The document's name, which is its file's in `openapi/`."""
+
+VERSION = "1.1.0"
+"""The version of the contract, not of the product: additions raise its second number."""
+
+DESCRIPTION = """\
+Whether a SIP/IMS terminal is reachable, unreachable or busy. The gateway asks a presence server as an IMS watcher \
+(SIP SUBSCRIBE/NOTIFY, RFC 6665) and reports the answers and later changes.
+
+**Credentials.** Send an API key, or an access token if the operator accepts them, as `Authorization: Bearer …`. \
+Objects of other clients answer 404, as objects that do not exist.
+
+**Errors.** Every error is an `application/problem+json` document (RFC 9457). Switch on `code`: its values are stable, \
+and the same over gRPC. If `retryable` is true, the same request may succeed later; the header `Retry-After` says when.
+
+**Requests.** Bodies are JSON of at most 1 MiB. Unknown members of a body are refused; unknown query parameters are \
+ignored. The headers `x-correlator` and `traceparent` are returned as received."""
+
+TAGS = [
+    {"name": terminals.TAG, "description": "The status of one or many terminals now, and live streams of changes."},
+    {
+        "name": subscriptions.TAG,
+        "description": "Stored requests for changes, which the gateway reports by webhooks. They outlive connections "
+        "and restarts.",
+    },
+    {"name": groups.TAG, "description": "Named sets of terminals, to be used in place of lists of addresses."},
+    {"name": deliveries.TAG, "description": "Notifications that subscriptions were sent or are owed."},
+    {"name": usage.TAG, "description": "A record of each call of a client and of each delivery to it, for billing."},
+    {"name": admin.TAG, "description": "For operators' clients: the gateway's watches, and its clients."},
+    {"name": probes.TAG, "description": "Probes for those who run the gateway; without credentials."},
+    {"name": webhook_events.TAG, "description": "The events that the gateway sends to subscriptions' endpoints."},
+]
+
+_UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *schemas.STREAMED.values(), usage.UsageRecord)
+"""Schemas of bodies whose media type is not `application/json`."""
+_CORRELATOR = {"type": "string", "maxLength": 256, "pattern": CORRELATOR_PATTERN}
+_TRACING: dict[str, dict[str, Any]] = {
+    "x-correlator": {"description": "Correlation id, returned as received.", "schema": _CORRELATOR},
+    "traceparent": {
+        "description": "W3C Trace Context, returned as received. An invalid value is ignored.",
+        "schema": {"type": "string"},
+    },
+}
+"""The headers that `middleware.py` returns."""
+_RETRY_AFTER = {
+    "description": "Seconds to wait before the next attempt; absent if unknown.",
+    "schema": {"type": "integer"},
+}
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Adds schemas, headers, examples and credentials to FastAPI's `document`, and returns it."""
+    known = document["components"]
+    known["examples"] = components(probes.NOT_READY)
+    known["headers"] = {**_TRACING, "Retry-After": _RETRY_AFTER}
+    known["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in _TRACING.items()}
+    for model in _UNKNOWN_TO_FASTAPI:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        known["schemas"].update(schema.pop("$defs", {}))
+        known["schemas"][model.__name__] = schema
+    known["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token."}
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["security"] = [{"bearer": []}] if path.startswith("/v1/") else []
+            if path.startswith("/v1/"):
+                operation.setdefault("parameters", []).extend(
+                    [{"$ref": f"#/components/parameters/{name}"} for name in _TRACING]
+                )
+    for response in _responses(document["paths"]):
+        refs = {name: {"$ref": f"#/components/headers/{name}"} for name in _TRACING}
+        response.setdefault("headers", {}).update(refs)
+    return document
+
+
+def _responses(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for operations in paths.values():
+        for operation in operations.values():
+            yield from operation["responses"].values()
