@@ -6,6 +6,7 @@
 # make outage stops Kamailio for STOP_S=… seconds under WATCHES=… watches, over TCP and UDP
 # make away kills a webhook receiver for AWAY_S=… seconds (600; it then takes as long again)
 # make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
+# CONTRIBUTING.md says how to set up and how a change is checked, docs/testing.md what the tests need.
 
 SHELL := /bin/bash
 # Where the environment forbids it, each of the hundreds of processes that the tests start would compile the package anew.

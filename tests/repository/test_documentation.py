@@ -30,7 +30,7 @@ from app.rest.problem import STATUSES
 from app.rpc import CODES
 from app.settings.loading import CONFIG_FILE, PREFIX, Settings
 from soap_compat.faults import FAULTS
-from tests.faces.test_cli import ROOT, running
+from tests.faces.test_cli import INSTALLED, ROOT, running
 from tests.pure import test_sip_machine
 
 MAX_README_LINES = 150
@@ -54,6 +54,8 @@ VARYING = [
 ]
 NOT_SETTINGS = {CONFIG_FILE, "TS_API_KEY"}
 """Variables that are read elsewhere than by `Settings`."""
+ENDLESS = {"serve", "sandbox", "demo", "watch"}
+"""Commands that end by a signal only."""
 
 STOPPING = "GATEWAY_STOPPING"
 """The one code that is no domain error's: the faces answer it themselves, with the numbers of PresenceUnavailable."""
@@ -73,14 +75,14 @@ def prose(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, str]]:
-    """The addresses of a demo on free ports, by the usual ones."""
+    """The addresses of a demo on free ports, by those that the documents name."""
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
-    with running("demo", *listen, deadline_s=120) as demo:
-        where = re.search(r"gRPC (\S+)", demo.line_with("gateway on gRPC"))
+    with running("demo", *listen, deadline_s=300) as demo:
+        where = re.search(r"sip:(\S+), gateway on gRPC (\S+)", demo.line_with("gateway on gRPC"))
         http = re.search(r"http://(\S+) ", demo.line_with("http://"))
         assert where
         assert http
-        yield {"127.0.0.1:50051": where[1], "127.0.0.1:8080": http[1]}
+        yield {"127.0.0.1:50051": where[2], "127.0.0.1:8080": http[1], "192.0.2.10:5060": where[1]}
 
 
 def run(command: str, ports: dict[str, str]) -> str:
@@ -156,6 +158,67 @@ def test_commands_exist(name: str) -> None:
             "--help",
         }
         assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options, line
+
+
+def test_commands_run(ports: dict[str, str], tmp_path: Path) -> None:
+    """Each command that ends by itself and has its arguments succeeds at the demo, or on a database of its own."""
+    environ = os.environ | {
+        "TS_GRPC_LISTEN": ports["127.0.0.1:50051"],
+        "TS_HTTP_LISTEN": ports["127.0.0.1:8080"],
+        "TS_PRESENCE_SERVER": f"sip:{ports['192.0.2.10:5060']}",
+    }
+    number = 0
+
+    def command(line: str) -> str:
+        nonlocal number
+        number += 1
+        own = {"TS_DATABASE_URL": f"sqlite:///{tmp_path}/{number}.sqlite3"}
+        done = subprocess.run(
+            [*INSTALLED, *shlex.split(line)],
+            cwd=tmp_path,
+            env=environ | own,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        return done.stdout
+
+    made = command("subscriptions create sip:bob@example.com --immediate").split()[0]
+    ids = {"subscriptions": made, "deliveries": json.loads(command("deliveries list --json"))[0]["id"]}
+    lines = {line for text in DOCUMENTS.values() for line in commands_of(text)}
+    lines = {line for line in lines if line.split()[0] not in ENDLESS and has_its_arguments(line)}
+    assert len(lines) > 12
+    for line in sorted(lines):
+        words = {"ID": ids.get(line.split()[0], "ID"), "ADDRESS": "sip:erin@example.com"}
+        command(" ".join(words.get(word, word) for word in line.split()))
+
+
+def has_its_arguments(line: str) -> bool:
+    """Whether the command has what it requires; else a document only names it."""
+    command: Any = typer.main.get_command(app)
+    words = shlex.split(line)
+    while words and words[0] in getattr(command, "commands", ()):
+        command = command.commands[words.pop(0)]
+    required = [each for each in command.params if each.required and each.param_type_name == "argument"]
+    return not required or any(not word.startswith("-") for word in words)
+
+
+def test_start_against_a_presence_server(ports: dict[str, str], tmp_path: Path) -> None:
+    """The start of docs/operating.md, against the demo's presence server in place of the one it names."""
+    (block,) = (
+        block for _, block in FENCED.findall(DOCUMENTS["docs/operating.md"]) if "terminal-status serve" in block
+    )
+    block = block.replace("192.0.2.10:5060", ports["192.0.2.10:5060"]).replace("192.0.2.20:5070", "127.0.0.1:0")
+    with running(
+        command=["bash", "-c", block],
+        TS_DATABASE_URL=f"sqlite:///{tmp_path}/own.sqlite3",
+        TS_GRPC_LISTEN="127.0.0.1:0",
+        TS_HTTP_LISTEN="127.0.0.1:0",
+    ) as serve:
+        serve.line_with("gateway_started")
+        assert serve.stop() == 0
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
