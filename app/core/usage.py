@@ -9,7 +9,6 @@ them; above it the oldest are dropped, counted and logged.
 Deliberately absent: prices, formats (JSON Lines and CSV are the command line's), and retention (the store's `purge`).
 """
 
-import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +19,7 @@ from itertools import count, islice
 import structlog
 
 from app.auth.policies import Policies
+from app.batch_writer import BatchWriter
 from app.domain.errors import StoreUnavailable
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
 from app.ports import MAX_PAGE, Page, Store
@@ -66,9 +66,15 @@ class UsageLog:
         self._clock = clock
         self._policies = policies
         self._buffer: deque[UsageRecord | _Answered] = deque()
-        self._some = asyncio.Event()
-        self._flusher: asyncio.Task[None] | None = None
-        self._closing = False
+        self._writer = BatchWriter(
+            "usage log",
+            self._write_batch,
+            waiting=lambda: len(self._buffer),
+            on_failed=self._on_failed,
+            retry_s=RETRY_S,
+            gather_s=GATHER_S,
+            full=MAX_WRITE,
+        )
         self._run = secrets.token_hex(8)
         # Cheaper than a random id for each record; and padded, they grow, which a unique index is glad of.
         self._number = count(1)
@@ -82,17 +88,11 @@ class UsageLog:
 
     async def start(self) -> None:
         """Begins to write."""
-        self._flusher = asyncio.create_task(self._flush_for_ever(), name="usage log")
+        self._writer.start()
 
     async def aclose(self) -> None:
         """Writes what is left, within CLOSE_S, and ends."""
-        if self._flusher is None:
-            return
-        self._closing = True
-        self._some.set()
-        await asyncio.wait({self._flusher}, timeout=CLOSE_S)
-        self._flusher.cancel()
-        await asyncio.gather(self._flusher, return_exceptions=True)
+        await self._writer.aclose(CLOSE_S)
         if self._buffer:
             _log.error("usage_records_lost", records=len(self._buffer))
 
@@ -142,7 +142,7 @@ class UsageLog:
             self.dropped += 1
         buffer.append(item)
         if len(buffer) == 1:
-            self._some.set()
+            self._writer.wake()
 
     def _id(self, number: int) -> str:
         return f"{self._run}{number:012x}"
@@ -183,33 +183,16 @@ class UsageLog:
     async def _page(self, client: Client, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
         return await self._store.usage(None if client.admin else client.id, since, page)
 
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await self._some.wait()
-            if not self._closing:
-                await asyncio.sleep(GATHER_S)
-            try:
-                await self._write()
-                # Under load the next group gathers for as long as the first did: a write costs more than its rows.
-                while len(self._buffer) >= MAX_WRITE or (self._closing and self._buffer):
-                    await self._write()
-                if not self._buffer:
-                    self._some.clear()
-            except StoreUnavailable as error:
-                _log.warning("usage_records_wait", records=len(self._buffer), why=str(error))
-                await asyncio.sleep(RETRY_S)
-            except Exception:  # what cannot be written by any means is the oldest, and goes when no more fit
-                _log.exception("usage_records_wait", records=len(self._buffer))
-                await asyncio.sleep(RETRY_S)
-            if self._closing:
-                return
-
-    async def _write(self) -> None:
+    async def _write_batch(self) -> None:
         dropped = self.dropped
         items = islice(self._buffer, MAX_WRITE)
         records = [item if isinstance(item, UsageRecord) else self._of_answer(*item) for item in items]
-        if not records:
-            return
         await self._store.write_usage(records)
-        for _ in range(len(records) - (self.dropped - dropped)):
+        for _ in range(len(records) - (self.dropped - dropped)):  # `_keep` may have dropped some of them meanwhile
             self._buffer.popleft()
+
+    def _on_failed(self, error: Exception) -> None:
+        if isinstance(error, StoreUnavailable):
+            _log.warning("usage_records_wait", records=len(self._buffer), why=str(error))
+        else:  # records that can never be written are dropped as the oldest, once the buffer is full
+            _log.error("usage_records_wait", records=len(self._buffer), exc_info=error)

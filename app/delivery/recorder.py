@@ -7,8 +7,6 @@ sent again meanwhile though its lease runs out.
 Deliberately absent: claiming and sending (`deliverer.py`).
 """
 
-import asyncio
-import contextlib
 import heapq
 import itertools
 import math
@@ -18,6 +16,7 @@ from datetime import datetime
 
 import structlog
 
+from app.batch_writer import BatchWriter
 from app.delivery.hosts import Job
 from app.domain.changes import Attempted
 from app.domain.errors import StoreUnavailable
@@ -62,9 +61,13 @@ class Recorder:
         self._give_back: dict[str, datetime] = {}
         self._attempts: deque[tuple[Attempted, Job]] = deque()
         self._due: list[datetime] = []  # heap: when something was put off to
-        self._some = asyncio.Event()
-        self._last = False
-        self._task: asyncio.Task[None] | None = None
+        self._writer = BatchWriter(
+            "deliveries: record",
+            self._write_batch,
+            waiting=lambda: len(self._attempts) + len(self._give_back),
+            on_failed=self._on_failed,
+            retry_s=RETRY_S,
+        )
 
     @property
     def held(self) -> int:
@@ -92,12 +95,12 @@ class Recorder:
         """Gives its lease back without an attempt."""
         del self._held[held.id]
         self._give_back[held.id] = due
-        self._some.set()
+        self._writer.wake()
 
     def attempted(self, attempted: Attempted, job: Job) -> None:
         """Writes what came of an attempt."""
         self._attempts.append((attempted, job))
-        self._some.set()
+        self._writer.wake()
 
     def until_due(self, now: datetime) -> float:
         """Seconds until something is known to be due; infinity where nothing is."""
@@ -109,51 +112,37 @@ class Recorder:
 
     def start(self) -> None:
         """Begins to write. In the event loop."""
-        self._task = asyncio.create_task(self._write_for_ever(), name="deliveries: record")
+        self._writer.start()
 
     async def aclose(self, limit_s: float) -> None:
         """Writes what is left, within `limit_s`."""
-        if self._task is None:
-            return
-        self._last = True
-        self._some.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await asyncio.shield(self._task)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._writer.aclose(limit_s)
 
     def _remember(self, due: datetime) -> None:
         if len(self._due) < MAX_DUE:
             heapq.heappush(self._due, due)
 
-    async def _write_for_ever(self) -> None:
-        while True:
-            if not self._attempts and not self._give_back:
-                if self._last:
-                    return
-                self._some.clear()
-                await self._some.wait()
-                continue
-            batch = list(itertools.islice(self._attempts, MAX_BATCH))
-            given_back = dict(itertools.islice(self._give_back.items(), MAX_GIVE_BACK))
-            try:
-                if batch:
-                    await self._write(batch)
-                if given_back:
-                    await self._store.release_leases(self._owner, given_back)
-            except StoreUnavailable as error:
-                _log.warning("deliveries_not_recorded", attempts=len(batch), message=str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            except Exception:
-                _log.exception("leases_not_given_back")  # they run out
-            for notification_id, due in given_back.items():
-                self._remember(due)
-                if self._give_back.get(notification_id) is due:
-                    del self._give_back[notification_id]
-            if batch:
-                self._written()  # the next of these subscriptions may be claimed now
+    async def _write_batch(self) -> None:
+        batch = list(itertools.islice(self._attempts, MAX_BATCH))
+        given_back = dict(itertools.islice(self._give_back.items(), MAX_GIVE_BACK))
+        if batch:
+            await self._write(batch)
+        try:
+            if given_back:
+                await self._store.release_leases(self._owner, given_back)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            _log.exception("leases_not_given_back")  # they run out
+        for notification_id, due in given_back.items():
+            self._remember(due)
+            if self._give_back.get(notification_id) is due:
+                del self._give_back[notification_id]
+        if batch:
+            self._written()  # the next of these subscriptions may be claimed now
+
+    def _on_failed(self, error: Exception) -> None:
+        _log.warning("deliveries_not_recorded", attempts=min(len(self._attempts), MAX_BATCH), message=str(error))
 
     async def _write(self, batch: Sequence[tuple[Attempted, Job]]) -> None:
         try:
