@@ -95,7 +95,7 @@ def gateway(
         "TS_FETCH_TIMEOUT_MS": "4000",
     }
     environment |= {f"TS_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "app.cli.main", "serve", "--json"]
+    command = [sys.executable, "-m", "app.cli", "serve", "--json"]
     with _running(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         where = _said(process, "The gateway", limit_s)
         yield process.pid, where["grpc"], where["http"]

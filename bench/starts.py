@@ -43,7 +43,7 @@ def demo_s() -> float:
     """From the command of `make run` to the third face's answer, everything being installed."""
     started_s = time.perf_counter()
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
-    command = [sys.executable, "-m", "app.cli.main", "demo", *listen]
+    command = [sys.executable, "-m", "app.cli", "demo", *listen]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
         watchdog = threading.Timer(_LIMIT_S, demo.kill)
         watchdog.start()

@@ -1,1 +1,1 @@
-"""The `terminal-status` command: one file for each command."""
+"""The `terminal-status` command: each command in its own file in `commands/`, and here what several commands share."""

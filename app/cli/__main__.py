@@ -1,4 +1,4 @@
-"""`python -m app.cli`: the same as `terminal-status`."""
+"""`python -m app.cli` runs the `terminal-status` command."""
 
 from app.cli.main import main
 

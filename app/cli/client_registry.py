@@ -1,12 +1,11 @@
-"""Where `terminal-status clients …` works: at the running gateway, by AdminService, or straight on its database.
+"""Where `terminal-status clients …` makes its changes: through the running gateway, or directly in its database.
 
-The gateway, where there is a key for it (or a certificate) and it answers; else the database that `--database` or a
-setting names. The default database is relative to the working directory, so it counts only where it exists already: in
-another folder a second one would be made, and a key printed that no gateway knows.
+Through the gateway (AdminService) where the caller has an API key or certificate and the gateway answers, else in the
+database that `--database` or a setting names. The default database counts only if its file exists: its path is relative
+to the working directory, and elsewhere a second database would be made, with a key that no gateway accepts.
 
-Invariants: what was changed is said on standard error with where: the gateway's address, or the database's whole path.
-
-Deliberately absent: what the commands print (`clients.py`).
+Invariants: each change is reported on standard error together with its place: the gateway's address, or the database's
+absolute path.
 """
 
 import asyncio
@@ -18,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSp
 
 import typer
 
-from app.cli.gateway import OPTIONS, Gateway, check_text, connected, exit_code, tell_failure, with_options, wrong_use
-from app.cli.output import ConfigOption, err, fail, read_settings, shown
+from app.cli.configuration import read_settings_without_sip
+from app.cli.console import check_utf8, err, fail, shown, wrong_use
+from app.cli.gateway_connection import GatewayConnection, connected
+from app.cli.gateway_options import GATEWAY_OPTIONS, with_options
+from app.cli.options import ConfigOption
 
 if TYPE_CHECKING:
     from app.auth.clients import ClientKey, ClientRegistry
-    from app.cli.access import CallFailed
+    from app.cli.call_failures import CallFailed
     from app.domain.records import Client
     from app.pb.terminalstatus.v1 import admin_pb2
     from app.settings.loading import Settings
@@ -36,17 +38,17 @@ DatabaseOption = Annotated[
     typer.Option(
         "--database",
         metavar="URL",
-        help="Work on this database itself, as TS_DATABASE_URL, and ask no gateway.",
+        help="Change this database directly, without the gateway; a URL as for TS_DATABASE_URL.",
         show_default=False,
     ),
 ]
 
 
 class Registry(Protocol):
-    """The clients. `named` is an id or a name. Every method ends the command where it fails."""
+    """The clients. `named` is a client's id or name. A method that fails prints why and ends the command."""
 
-    where: str
-    """What the operator is told."""
+    place: str
+    """The gateway or the database, for messages."""
 
     def add(
         self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]
@@ -61,52 +63,55 @@ class Registry(Protocol):
     def delete(self, named: str) -> "tuple[Client, int]": ...
 
 
-class _OfDatabase:
+class _DatabaseRegistry:
     def __init__(self, settings: "Settings") -> None:
         from app.store import shown_url
 
         self._settings = settings
         path = settings.database_url.removeprefix("sqlite:///")
-        of_file = path != settings.database_url
-        self.where = f"database {Path(path).absolute() if of_file else shown_url(settings.database_url)}"
-        if of_file and not Path(path).exists():
-            self.where = f"new {self.where}"
+        is_file = path != settings.database_url
+        self.place = f"database {Path(path).absolute() if is_file else shown_url(settings.database_url)}"
+        if is_file and not Path(path).exists():
+            self.place = f"new {self.place}"
 
     def add(self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]) -> "tuple[Client, str]":
-        return self._do(lambda all_: all_.add(name, who=_who(), client_id=client_id, admin=admin, limits=limits))
+        return self._run(
+            lambda registry: registry.add(name, who=_who(), client_id=client_id, admin=admin, limits=limits)
+        )
 
     def clients(self) -> "list[tuple[Client, list[ClientKey]]]":
         async def read(registry: "ClientRegistry") -> "list[tuple[Client, list[ClientKey]]]":
             return [(client, await registry.keys(client.id)) for client in await registry.clients()]
 
-        return self._do(read)
+        return self._run(read)
 
     def rotate(self, named: str, overlap_s: int) -> "tuple[Client, str]":
         async def change(registry: "ClientRegistry") -> "tuple[Client, str]":
             return await registry.rotate((await registry.find(named)).id, who=_who(), overlap_s=overlap_s)
 
-        return self._do(change)
+        return self._run(change)
 
     def set_disabled(self, named: str, disabled: bool) -> "Client":
         async def change(registry: "ClientRegistry") -> "Client":
             return await registry.set_disabled((await registry.find(named)).id, disabled, who=_who())
 
-        return self._do(change)
+        return self._run(change)
 
     def delete(self, named: str) -> "tuple[Client, int]":
         async def change(registry: "ClientRegistry") -> "tuple[Client, int]":
             client = await registry.find(named)
             return client, await registry.delete(client.id, who=_who())
 
-        return self._do(change)
+        return self._run(change)
 
-    def _do(self, work: "Callable[[ClientRegistry], Awaitable[_T]]") -> _T:
+    def _run(self, work: "Callable[[ClientRegistry], Awaitable[_T]]") -> _T:
+        """Runs `work` on the opened database."""
         from app.auth.clients import ClientRegistry
         from app.domain.errors import InvalidRequest, TerminalStatusError
         from app.logs import configure_logging
         from app.store import DatabaseUnavailable, open_store, shown_url
 
-        configure_logging("warning", "auto")  # on standard error, where the database is in need of a word
+        configure_logging("warning", "auto")  # the store logs what it mends, such as file modes
 
         async def run() -> _T:
             settings = self._settings
@@ -118,21 +123,21 @@ class _OfDatabase:
         except InvalidRequest as error:
             wrong_use(str(error))
         except DatabaseUnavailable as error:
-            fail(f"TS_DATABASE_URL: {shown_url(self._settings.database_url)} does not open: {error}.")
+            fail(f"TS_DATABASE_URL: {shown_url(self._settings.database_url)} cannot be opened: {error}.")
         except TerminalStatusError as error:
             fail(str(error))
 
 
-class _OfGateway:
-    def __init__(self, gateway: Gateway) -> None:
+class _GatewayRegistry:
+    def __init__(self, gateway: GatewayConnection) -> None:
         from app.pb.terminalstatus.v1 import admin_pb2_grpc
 
         self._gateway = gateway
         self._stub: Any = admin_pb2_grpc.AdminServiceStub(gateway.channel)
-        self.where = f"gateway {gateway.server}"
+        self.place = f"gateway {gateway.server}"
 
     def probe(self) -> None:
-        """Raises CallFailed where no gateway answers, or it does not take the caller for an operator."""
+        """Raises CallFailed where no gateway answers, or the caller is not an operator."""
         from app.pb.terminalstatus.v1 import admin_pb2
 
         self._gateway.call(self._stub.ListClients, admin_pb2.ListClientsRequest(page_size=1))
@@ -140,10 +145,10 @@ class _OfGateway:
     def add(self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]) -> "tuple[Client, str]":
         from app.pb.terminalstatus.v1 import admin_pb2
 
-        whole = {each: int(value) for each, value in limits.items()}
-        request = admin_pb2.CreateClientRequest(name=name, client_id=client_id, admin=admin, limits=whole)
-        made = self._gateway.call(self._stub.CreateClient, request)
-        return _client(made.client), made.api_key
+        numbers = {limit: int(value) for limit, value in limits.items()}
+        request = admin_pb2.CreateClientRequest(name=name, client_id=client_id, admin=admin, limits=numbers)
+        created = self._gateway.call(self._stub.CreateClient, request)
+        return _client(created.client), created.api_key
 
     def clients(self) -> "list[tuple[Client, list[ClientKey]]]":
         from app.pb.terminalstatus.v1 import admin_pb2
@@ -156,119 +161,115 @@ class _OfGateway:
 
         from app.pb.terminalstatus.v1 import admin_pb2
 
-        request = admin_pb2.RotateClientKeyRequest(client_id=self._id(named), overlap=Duration(seconds=overlap_s))
+        request = admin_pb2.RotateClientKeyRequest(client_id=self._find(named).id, overlap=Duration(seconds=overlap_s))
         rotated = self._gateway.call(self._stub.RotateClientKey, request)
         return _client(rotated.client), rotated.api_key
 
     def set_disabled(self, named: str, disabled: bool) -> "Client":
         from app.pb.terminalstatus.v1 import admin_pb2
 
-        request = admin_pb2.SetClientDisabledRequest(client_id=self._id(named), disabled=disabled)
+        request = admin_pb2.SetClientDisabledRequest(client_id=self._find(named).id, disabled=disabled)
         return _client(self._gateway.call(self._stub.SetClientDisabled, request).client)
 
     def delete(self, named: str) -> "tuple[Client, int]":
         from app.pb.terminalstatus.v1 import admin_pb2
 
         client = self._find(named)
-        if client is None:
-            fail("There is no such client.")
         answer = self._gateway.call(self._stub.DeleteClient, admin_pb2.DeleteClientRequest(client_id=client.id))
         return client, int(answer.ended_subscriptions)
 
-    def _find(self, named: str) -> "Client | None":
+    def _find(self, named: str) -> "Client":
         clients = [client for client, _ in self.clients()]
         by_id = [client for client in clients if client.id == named]
-        return next(iter(by_id or [client for client in clients if client.name == named]), None)
-
-    def _id(self, named: str) -> str:
-        if (client := self._find(named)) is None:
+        found = by_id or [client for client in clients if client.name == named]
+        if not found:
             fail("There is no such client.")
-        return client.id
+        return found[0]
 
 
-def administers(command: Callable[Concatenate[Registry, P], None]) -> Callable[..., None]:
-    """Makes a command of a function whose first argument is the registry: adds the options, and chooses the place."""
+def registry_command(command: Callable[Concatenate[Registry, P], None]) -> Callable[..., None]:
+    """Turns a function that takes a Registry first into a command: adds the options and chooses the registry."""
 
     def run(**options: Any) -> None:
-        from app.cli.access import CallFailed
+        from app.cli.call_failures import CallFailed
 
-        common = {name: options.pop(name) for name in OPTIONS}
+        common = {name: options.pop(name) for name in GATEWAY_OPTIONS}
         config, database = options.pop("config"), options.pop("database")
         server, as_json = common["server"], common["as_json"]
         for value in options.values():
-            check_text(value)
+            check_utf8(value)
         if database is not None and server is not None:
-            wrong_use("--database and --server do not go together: the gateway has its own database.")
-        settings = read_settings(
+            wrong_use("--database and --server exclude each other: the gateway has its own database.")
+        settings = read_settings_without_sip(
             config,
             {"grpc_listen": "--server", "database_url": "--database"},
-            presence_server="sip:127.0.0.1",  # nobody asks one here
-            sip_listen="127.0.0.1:0",
             grpc_listen=server,
             database_url=database,
         )
-        has_key = bool(common["api_key"] or common["tls_cert_file"])
-        if database is None and (server is not None or has_key):
+        has_credentials = bool(common["api_key"] or common["tls_cert_file"])
+        if database is None and (server is not None or has_credentials):
             with connected(settings, **common) as gateway:
-                registry = _OfGateway(gateway)
+                registry = _GatewayRegistry(gateway)
                 try:
                     registry.probe()
                 except CallFailed as failed:
                     if server is not None or failed.code != "NO_ANSWER":
                         _refuse(failed)
                 else:
-                    command(registry, as_json=as_json, **options)  # type: ignore[call-arg]  # the signature is the command's
+                    command(registry, as_json=as_json, **options)  # type: ignore[call-arg]  # as in `gateway_command`
                     return
-            err.print(f"No gateway answers at {shown(settings.grpc_listen)}, so the command works on the database.")
-        _check_named(settings)
-        command(_OfDatabase(settings), as_json=as_json, **options)  # type: ignore[call-arg]
+            err.print(f"No gateway answers at {shown(settings.grpc_listen)}; changing the database directly.")
+        _check_database_named(settings)
+        command(_DatabaseRegistry(settings), as_json=as_json, **options)  # type: ignore[call-arg]
 
-    extra = {"config": (ConfigOption, None), "database": (DatabaseOption, None)}
-    return with_options(command, run, {**extra, **OPTIONS})
+    own: dict[str, tuple[Any, object]] = {"config": (ConfigOption, None), "database": (DatabaseOption, None)}
+    return with_options(command, run, {**own, **GATEWAY_OPTIONS})
 
 
 def _refuse(failed: "CallFailed") -> NoReturn:
-    tell_failure(failed)
+    from app.cli.call_failures import print_failure
+
+    print_failure(failed)
     if failed.code in ("UNAUTHENTICATED", "NOT_PERMITTED"):
-        err.print("With --database the command works on the gateway's database itself.")
-    raise typer.Exit(exit_code(failed)) from None
+        err.print("To change the gateway's database directly instead, name it with --database.")
+    raise typer.Exit(failed.exit_code) from None
 
 
-def _check_named(settings: "Settings") -> None:
+def _check_database_named(settings: "Settings") -> None:
     path = settings.database_url.removeprefix("sqlite:///")
     if "database_url" not in settings.model_fields_set and not Path(path).exists():
         wrong_use(
-            f"There is no {path} in this folder. Name the gateway's database by --database or TS_DATABASE_URL "
-            f"(--database sqlite:///{path} makes it here, before the first start), or have the running gateway do it: "
-            "put an operator's key into TS_API_KEY, and name its address by --server where TS_GRPC_LISTEN does not."
+            f"There is no {path} in this folder. Name the gateway's database with --database or TS_DATABASE_URL "
+            f"(--database sqlite:///{path} creates it here, before the gateway's first start), or call the running "
+            "gateway: put an operator's API key into TS_API_KEY, and its address into --server or TS_GRPC_LISTEN."
         )
 
 
-def _client(of: "admin_pb2.Client") -> "Client":
+def _client(message: "admin_pb2.Client") -> "Client":
     from app.domain.records import Client
     from app.rpc.wire import limits
 
     return Client(
-        id=of.id,
-        name=of.name,
-        created_at=of.created_at.ToDatetime(UTC),
-        admin=of.admin,
-        limits=limits(of.limits),
-        disabled=of.disabled,
+        id=message.id,
+        name=message.name,
+        created_at=message.created_at.ToDatetime(UTC),
+        admin=message.admin,
+        limits=limits(message.limits),
+        disabled=message.disabled,
     )
 
 
-def _keys(of: "admin_pb2.Client") -> "list[ClientKey]":
+def _keys(message: "admin_pb2.Client") -> "list[ClientKey]":
     from app.auth.clients import ClientKey
 
     return [
         ClientKey(id=key.id, expires_at=key.expires_at.ToDatetime(UTC) if key.HasField("expires_at") else None)
-        for key in of.keys
+        for key in message.keys
     ]
 
 
 def _who() -> str:
-    """Who is at the terminal, for the audit log."""
+    """The account that runs the command, for the audit log."""
     try:
         return f"cli:{getpass.getuser()}"[:64]
     except (OSError, KeyError):

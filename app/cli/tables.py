@@ -1,12 +1,9 @@
-"""What commands print of protobuf messages: tables for people, JSON for programs.
+"""Results as tables for people, or as JSON for programs.
 
-On a terminal a table is rich's, folded to its width; into a pipe or file it is aligned text, each row one line and
-nothing cut. JSON has the names of the proto, every field always (null for what is absent), enum values without their
-prefix (null for UNSPECIFIED), times in RFC 3339, durations in milliseconds with `_ms` at the name, bytes as text.
-Lists are printed page by page, so that a long one costs no memory.
+On a terminal a table is folded to the terminal's width. Into a pipe or file it is aligned text: one line per row,
+nothing cut. Lists are printed page by page, so that memory does not grow with their length.
 
-Invariants: nothing of others reaches the terminal with control characters or markup.
-Deliberately absent: what the columns are.
+Invariants: text from elsewhere is printed without markup and control characters.
 """
 
 import json
@@ -16,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.output import err, out, printable
+from app.cli.console import err, out, printable
+from app.cli.protobuf_json import plain
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -36,28 +34,13 @@ STYLES = {
 }
 
 
-def plain(message: "Message") -> dict[str, Any]:
-    """The message as JSON to be."""
-    return dict([_field(message, field) for field in message.DESCRIPTOR.fields])
-
-
-def enum_name(message: "Message", field: str) -> str:
-    """The name of an enum field's value without its prefix; "" for UNSPECIFIED."""
-    return _enum(message.DESCRIPTOR.fields_by_name[field], getattr(message, field)) or ""
-
-
-def enum_names(message: "Message", field: str) -> list[str]:
-    """As `enum_name`, of a repeated field."""
-    return [_enum(message.DESCRIPTOR.fields_by_name[field], value) or "" for value in getattr(message, field)]
-
-
 def styled(word: str, style: str | None = None) -> Text:
-    """A word in its colour."""
-    return Text(printable(word), STYLES.get(word, "red") if style is None else style)
+    """The word in `style`; by default in its colour of STYLES, or red."""
+    return Text(printable(word), STYLES.get(word.strip(), "red") if style is None else style)
 
 
 def print_json(answer: object, *, indent: int | None = 2) -> None:
-    """One JSON document on standard output, at once."""
+    """Prints one JSON document and flushes."""
     print(json.dumps(answer, indent=indent), flush=True)  # noqa: T201  # standard output is the command's answer
 
 
@@ -69,8 +52,8 @@ def print_list(
     as_json: bool,
     nothing: str,
 ) -> int:
-    """Prints the messages of all pages as one table or one JSON array; how many there were. `nothing` is said where
-    there were none."""
+    """Prints the messages of all pages as one table or one JSON array, and returns their number. An empty table is
+    replaced by the message `nothing` on standard error."""
     if as_json:
         return _print_array(message for page in pages for message in page)
     count = 0
@@ -84,7 +67,6 @@ def print_list(
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, header: bool = True) -> None:
-    """One table."""
     if out.is_terminal:
         table = Table(box=None, pad_edge=False, show_header=header)
         for column in columns:
@@ -101,10 +83,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, heade
 
 
 def print_fields(fields: Iterable[tuple[str, Cell]]) -> None:
-    """One thing, a line for each field that is not empty."""
-    told = [(name, cell) for name, cell in fields if len(cell)]
-    width = max(len(name) for name, _ in told)
-    for name, cell in told:
+    """Prints one object, a line for each field that is not empty."""
+    filled = [(name, cell) for name, cell in fields if len(cell)]
+    width = max(len(name) for name, _ in filled)
+    for name, cell in filled:
         out.print(Text.assemble((name.ljust(width), "bold"), "  ", _text(cell)))
 
 
@@ -120,35 +102,3 @@ def _print_array(messages: Iterator["Message"]) -> int:
 
 def _text(cell: Cell) -> Text:
     return cell if isinstance(cell, Text) else Text(printable(cell))
-
-
-def _field(message: "Message", field: Any) -> tuple[str, Any]:
-    value, of = getattr(message, field.name), field.message_type
-    name = f"{field.name}_ms" if of and of.full_name == "google.protobuf.Duration" else field.name
-    if of and of.GetOptions().map_entry:
-        return name, dict(value)
-    if field.is_repeated:
-        return name, [_value(field, each) for each in value]
-    if of and not message.HasField(field.name):
-        return name, None
-    return name, _value(field, value)
-
-
-def _value(field: Any, value: Any) -> Any:
-    if of := field.message_type:
-        if of.full_name == "google.protobuf.Timestamp":
-            return value.ToJsonString()
-        if of.full_name == "google.protobuf.Duration":
-            return value.seconds * 1000 + value.nanos // 1_000_000
-        return plain(value)
-    if field.enum_type:
-        return _enum(field, value)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _enum(field: Any, value: int) -> str | None:
-    if value == 0:
-        return None
-    values = field.enum_type.values_by_number
-    name: str = values[value].name if value in values else str(value)  # the latter of a newer gateway
-    return name.removeprefix(values[0].name.removesuffix("UNSPECIFIED"))

@@ -1,8 +1,7 @@
 """Times and durations, as people write them in options and read them in tables.
 
-Invariants: pure; `now` is an argument. Times are UTC. Wrong text is `typer.BadParameter`, which typer tells.
-
-Deliberately absent: months and years, whose length depends.
+Invariants: times are UTC. Malformed text raises `typer.BadParameter`, which typer prints with exit code 2.
+Deliberately absent: months and years as units, whose lengths vary.
 """
 
 import re
@@ -24,23 +23,23 @@ def span_ms(text: str) -> int:
     """Milliseconds of a duration such as `90s`; a bare number is seconds."""
     match = _SPAN.fullmatch(text.strip())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no duration {SPAN_HELP}.")
+        raise typer.BadParameter(f"{text!r} is not a duration {SPAN_HELP}.")
     return round(float(match[1]) * _UNITS_MS[match[2] or "s"])
 
 
 def since(text: str, now: datetime) -> datetime:
-    """A day, a time (UTC where it names no zone), or a duration before now."""
+    """The time that `text` names: a day, a time (UTC if without a zone), or a duration before `now`."""
     if _SPAN.fullmatch(text.strip()):
         return now - timedelta(milliseconds=min(span_ms(text), 3_000_000_000_000))
     try:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time such as 2026-11-23, 2026-11-23T08:00Z or 24h.") from None
+        raise typer.BadParameter(f"{text!r} is not a time such as 2026-11-23, 2026-11-23T08:00Z or 24h.") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def since_or_none(text: str, now: datetime) -> "Timestamp | None":
-    """As `since`, for a request; None for no text."""
+    """As `since`, as a protobuf Timestamp; None for an empty text."""
     if not text:
         return None
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -51,7 +50,6 @@ def since_or_none(text: str, now: datetime) -> "Timestamp | None":
 
 
 def duration(ms: int) -> "Duration":
-    """For a request."""
     from google.protobuf.duration_pb2 import Duration
 
     return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
@@ -69,15 +67,15 @@ def short(seconds: float) -> str:
 
 
 def ago(at: "Timestamp", now: datetime) -> str:
-    """How long ago."""
+    """The time since `at`, as by `short`."""
     return short(now.timestamp() - at.seconds - at.nanos / 1e9)
 
 
 def until(at: "Timestamp", now: datetime) -> str:
-    """How long still."""
+    """The time left until `at`, as by `short`."""
     return short(at.seconds + at.nanos / 1e9 - now.timestamp())
 
 
 def clock(at: "Timestamp") -> str:
-    """The time of day to the millisecond, with the day: RFC 3339."""
+    """RFC 3339 in UTC with milliseconds, such as 2026-11-23T08:00:00.000Z."""
     return at.ToDatetime(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

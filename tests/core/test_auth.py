@@ -988,7 +988,7 @@ async def test_fetching_keys() -> None:
 
 def run_clients(database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environ = {"TS_DATABASE_URL": f"sqlite:///{database}", "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "app.cli.main", "clients", *arguments]
+    command = [sys.executable, "-m", "app.cli", "clients", *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 

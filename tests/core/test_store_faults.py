@@ -303,7 +303,7 @@ async def empty_url(request: pytest.FixtureRequest, path: Path) -> AsyncIterator
 
 def run_migrate(url: str) -> "subprocess.Popen[bytes]":
     """`terminal-status migrate` as a process."""
-    command = [sys.executable, "-m", "app.cli.main", "migrate", "--json"]
+    command = [sys.executable, "-m", "app.cli", "migrate", "--json"]
     environment = {**os.environ, "TS_DATABASE_URL": url}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.cli.usage import _opened
+from app.cli.commands.usage import _opened
 from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, only_gateway, open_store
@@ -70,7 +70,7 @@ async def test_whoever_makes_the_file_keeps_it_private(path: Path, use: object) 
 def test_commands_make_private_files(tmp_path: Path, path: Path) -> None:
     """So does the command line as a process."""
     subprocess.run(
-        [sys.executable, "-m", "app.cli.main", "migrate"],
+        [sys.executable, "-m", "app.cli", "migrate"],
         env={**os.environ, "TS_DATABASE_URL": f"sqlite:///{path}"},
         check=True,
         capture_output=True,

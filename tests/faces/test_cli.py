@@ -22,11 +22,11 @@ import pytest
 import structlog.testing
 
 from app.cli import main
-from app.cli.ask import ask
+from app.cli.face_clients import get_status
 from app.domain.errors import DocumentUnreadable, FetchTimedOut, TerminalStatusError, WatcherUnauthenticated
 from app.metrics import Metrics
 
-COMMAND = [sys.executable, "-m", "app.cli.main"]
+COMMAND = [sys.executable, "-m", "app.cli"]
 INSTALLED = [str(Path(sys.executable).with_name("terminal-status"))]
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 20.0
@@ -176,7 +176,7 @@ def test_get_from_a_server_that_is_no_gateway(gateway: tuple[Running, list[str]]
     assert (done.returncode, done.stderr) == (1, "")
     (answer,) = json.loads(done.stdout)
     assert answer["code"] == "NO_ANSWER"
-    assert "speaks no HTTP" in answer["error"]
+    assert "does not speak HTTP" in answer["error"]
 
 
 def test_get_shows_no_control_characters() -> None:
@@ -204,7 +204,7 @@ def test_get_shows_no_control_characters() -> None:
         (["get", "sip:a@b", "--http-server", "x"], 2, "--http-server = 'x': not HOST:PORT"),
         (["get", "sip:\udcff@b"], 2, "is not UTF-8"),
         (["openapi", "-o", "/nonexistent/x"], 1, "/nonexistent/x: cannot be written"),
-        (["openapi", "nothing"], 2, "nothing is no API"),
+        (["openapi", "nothing"], 2, "nothing is not an API"),
         (["serve", "--presence-server", "sip:192.0.2.1"], 2, "TS_SIP_LISTEN must be an address"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_second_signal_ends_at_once(sandbox_uri: str) -> None:
             command.process.send_signal(signal.SIGTERM)
             command.line_with("gateway_stopping")
             assert command.stop(signal.SIGTERM) == 1
-    assert "Told to stop again" in "".join(command.seen)
+    assert "Second stop signal" in "".join(command.seen)
 
 
 def test_a_start_that_waits_for_the_database(sandbox_uri: str, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_start_that_waits_for_the_database(sandbox_uri: str, tmp_path: Path) -
         ) as command:
             assert "locked" in command.line_with("database_not_ready")
             assert command.stop(signal.SIGTERM) == 0
-    assert "Told to stop before it served" in "".join(command.seen)
+    assert "Stopped before serving" in "".join(command.seen)
 
 
 @contextmanager
@@ -304,8 +304,10 @@ def test_questions_in_flight_when_told_to_stop(sandbox_uri: str) -> None:
     ) as command:
         where = json.loads(command.line_with('{"grpc"'))
         with ThreadPoolExecutor() as threads, question_in_flight(where["http"]) as connection:
-            over_grpc = threads.submit(ask, "grpc", where["grpc"], "sip:silent@example.com", 15)
-            assert ask("grpc", where["grpc"], "sip:alice@example.com", 15)["status"] == "REACHABLE"  # it is served
+            over_grpc = threads.submit(get_status, "grpc", where["grpc"], "sip:silent@example.com", 15)
+            assert (
+                get_status("grpc", where["grpc"], "sip:alice@example.com", 15)["status"] == "REACHABLE"
+            )  # it is served
             started_s = time.monotonic()
             command.process.send_signal(signal.SIGTERM)
             command.line_with("gateway_stopping")
@@ -315,7 +317,7 @@ def test_questions_in_flight_when_told_to_stop(sandbox_uri: str) -> None:
             assert command.end() == 0
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"GATEWAY_STOPPING"' in answer
-    events = [json.loads(line) for line in command.seen if "Told to stop" not in line]
+    events = [json.loads(line) for line in command.seen if "stop signal" not in line]
     assert "Traceback" not in "".join(command.seen)
     assert [event["logger"] for event in events if "running task" in event.get("event", "")] == ["uvicorn.error"]
 
@@ -367,7 +369,7 @@ def test_doctor_warns_of_tls_towards_sip(tmp_path: Path) -> None:
     (check,) = [check for check in json.loads(done.stdout) if check["check"] == "SIP over TLS"]
     assert "OpenSSL 1.0.2k" in check["found"]
     assert "TLS 1.2 at most" in check["found"]
-    assert "edge" in check["notes"][0]
+    assert "proxy" in check["notes"][0]
 
 
 def test_doctor_ill(tmp_path: Path) -> None:
@@ -445,7 +447,7 @@ def test_demo() -> None:
         demo.line_with("$ terminal-status get sip:bob@example.com --via grpc --via rest --via soap")
         for via in ("grpc", "rest", "soap"):
             assert demo.line_with("sip:bob@example.com").split()[1:3] == [via, "BUSY"]
-        demo.line_with("told after")
+        demo.line_with("reported after")
         assert demo.stop(signal.SIGINT) == 0
 
 

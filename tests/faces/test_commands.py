@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 import typer
 
-from app.cli import main, usage
-from app.cli.tables import enum_name, plain, print_table
+from app.cli import main
+from app.cli.commands import usage
+from app.cli.protobuf_json import enum_name, plain
+from app.cli.tables import print_table
 from app.cli.times import short, since, span_ms
 from app.pb.terminalstatus.v1 import delivery_pb2, subscription_pb2
 from tests.faces.test_cli import COMMAND, DEADLINE_S, ROOT, Running, run, running
@@ -156,7 +158,7 @@ def test_query(server: str) -> None:
     assert results[DAVE]["retrieval_status"] == "ERROR"
     assert results[DAVE]["failure"]["reason"] == "TERMINAL_UNKNOWN"
     told = done("query", group, server=server, code=1)
-    assert "1 of 2 terminals answered." in told.stderr
+    assert "1 of 2 terminals have a status." in told.stderr
     assert "ERROR" in told.stdout
     done("query", ALICE, BOB, server=server)
     line = one_line("query", "alice", server=server, code=2)
@@ -374,7 +376,7 @@ def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Pat
     file.chmod(0o600)
     finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}", TS_API_KEY="")
     assert (finished.returncode, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
-    assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite:///{file} does not open: ")
+    assert finished.stderr.startswith(f"error: TS_DATABASE_URL: sqlite:///{file} cannot be opened: ")
 
 
 def test_audit(server: str) -> None:
@@ -416,7 +418,7 @@ def test_usage(
     assert list(tmp_path.iterdir()) == [file]
     assert done("usage", "export", "--since", "2999-01-01", server=server).stdout == ""
     assert "/nonexistent/x" in one_line("usage", "export", "-o", "/nonexistent/x", server=server)
-    assert "no time" in run("usage", "list", "--since", "yesterday", COLUMNS="200").stderr
+    assert "not a time" in run("usage", "list", "--since", "yesterday", COLUMNS="200").stderr
 
     monkeypatch.setattr(usage, "PROGRESS_S", 0.0)
     main.app(["usage", "export", "--server", server, "--output", str(file)], standalone_mode=False)
@@ -465,12 +467,12 @@ def test_credentials_and_tls(sandbox_uri: str, tmp_path: Path) -> None:
 def test_wrong_use() -> None:
     """What cannot be meant is told before anybody is asked, with exit code 2."""
     for arguments, said in (
-        (["watch", ALICE, "--criteria", "away"], "REACHABLE, UNREACHABLE, BUSY"),
-        (["query", ALICE, "--max-age", "soon"], "no duration"),
+        (["watch", ALICE, "--criteria", "away"], "REACHABLE, UNREACHABLE or BUSY"),
+        (["query", ALICE, "--max-age", "soon"], "not a duration"),
         (["query", "sip:\udcff@b"], "is not UTF-8"),
         (["subscriptions", "cancel"], "--correlator"),
         (["subscriptions", "create", ALICE, "--parameter", "x"], "NAME=VALUE"),
-        (["usage", "export", "--json", "--format", "csv"], "one of them"),
+        (["usage", "export", "--json", "--format", "csv"], "exclude each other"),
     ):
         failed = run(*arguments, COLUMNS="200")
         assert failed.returncode == 2, failed.stderr
@@ -559,7 +561,7 @@ def test_clients_in_another_folder(tmp_path: Path) -> None:
     """Where nothing names the gateway's database, no second one is made; what names it is said with its whole path."""
     refused = in_folder(tmp_path, "add", "app")
     assert (refused.returncode, refused.stdout, list(tmp_path.iterdir())) == (2, "", [])
-    assert "(--database sqlite:///terminal-status.sqlite3 makes it here" in refused.stderr
+    assert "(--database sqlite:///terminal-status.sqlite3 creates it here" in refused.stderr
     named = in_folder(tmp_path, "add", "app", "--database", "sqlite:///of/a.sqlite3")
     assert (named.returncode, named.stdout) == (1, "")  # there is no such folder
     named = in_folder(tmp_path, "add", "app", "--database", "sqlite:///a.sqlite3")
@@ -570,7 +572,7 @@ def test_clients_in_another_folder(tmp_path: Path) -> None:
     wrong = in_folder(tmp_path, "list", "--database", "a.sqlite3")
     assert (wrong.returncode, "--database = 'a.sqlite3'" in wrong.stderr) == (2, True)
     both = in_folder(tmp_path, "list", "--database", "sqlite:///a.sqlite3", "--server", "127.0.0.1:1")
-    assert (both.returncode, "do not go together" in both.stderr) == (2, True)
+    assert (both.returncode, "exclude each other" in both.stderr) == (2, True)
 
 
 def test_clients_where_the_gateway_was_started(tmp_path: Path) -> None:

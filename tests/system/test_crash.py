@@ -63,7 +63,7 @@ async def serving(folder: Path, sandbox: Sandbox, port: int) -> AsyncIterator[Pr
         "TS_LOG_LEVEL": "warning",
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app.cli.main", "serve", "--json", env=environment, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "app.cli", "serve", "--json", env=environment, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:
@@ -271,7 +271,7 @@ async def test_one_gateway_for_one_sqlite_file(tmp_path: Path) -> None:
             "TS_DATABASE_URL": f"sqlite:///{tmp_path}/crash.sqlite3",
         }
         second = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "app.cli.main", "serve", env=environment, stderr=asyncio.subprocess.PIPE
+            sys.executable, "-m", "app.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
         )
         async with asyncio.timeout(LIMIT_S):
             _, words = await second.communicate()

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from app.cli.ask import Answer, ask
+from app.cli.face_clients import Answer, get_status
 from app.main import Gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -84,7 +84,7 @@ ERRORS = {
 
 async def ask_through(gateway: Gateway, face: str, address: str) -> Answer:
     server = gateway.grpc_address if face == "grpc" else gateway.http_address
-    return await asyncio.to_thread(ask, face, server, address, 5)
+    return await asyncio.to_thread(get_status, face, server, address, 5)
 
 
 @pytest.mark.parametrize(("address", "status"), STATUSES.items())

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from app.cli.access import Access
-from app.cli.ask import ask
+from app.cli.credentials import Credentials
+from app.cli.face_clients import get_status
 from tests.faces.test_cli import DEADLINE_S, Running, running
 from tests.wire.test_tls import Signed, sign
 
@@ -55,7 +55,7 @@ def ready(http: str) -> int:
 
 
 def health(server: str) -> int:
-    with Access().channel(server, DEADLINE_S) as channel:
+    with Credentials().channel(server, DEADLINE_S) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S).status)
 
@@ -106,7 +106,7 @@ def test_hang_up_without_tls_files(sandbox_uri: str) -> None:
         os.kill(worker, signal.SIGHUP)
         command.process.send_signal(signal.SIGHUP)
         event(command, "no_tls_files")
-        assert ask("grpc", where["grpc"], ALICE, DEADLINE_S)["status"] == "REACHABLE"
+        assert get_status("grpc", where["grpc"], ALICE, DEADLINE_S)["status"] == "REACHABLE"
         assert command.stop() == 0
         assert "sip_worker_died" not in "".join(command.seen)
     finally:
@@ -137,7 +137,7 @@ def test_it_serves_on_before_it_drains(sandbox_uri: str) -> None:
         assert (ready(where["http"]), health(where["grpc"])) == (503, health_pb2.HealthCheckResponse.NOT_SERVING)
         for face in ("grpc", "rest", "soap"):
             address = where["grpc" if face == "grpc" else "http"]
-            assert ask(face, address, ALICE, DEADLINE_S)["status"] == "REACHABLE"
+            assert get_status(face, address, ALICE, DEADLINE_S)["status"] == "REACHABLE"
         assert command.stop() == 1
         assert "gateway_stopping" not in "".join(command.seen)
     finally:

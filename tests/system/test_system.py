@@ -8,7 +8,7 @@ import pytest_asyncio
 import zeep
 import zeep.exceptions
 
-from app.cli.ask import ask
+from app.cli.face_clients import get_status
 from app.main import Gateway, run_gateway
 from tests.conftest import settings_for
 from tests.support.kamailio import Kamailio, require
@@ -48,7 +48,7 @@ def through(face: str) -> Ask:
 
     async def question(gateway: Gateway, address: str) -> str:
         server = gateway.grpc_address if face == "grpc" else gateway.http_address
-        answer = await asyncio.to_thread(ask, face, server, address, 5)
+        answer = await asyncio.to_thread(get_status, face, server, address, 5)
         return str(answer.get("status") or answer["code"])
 
     return question

@@ -1,9 +1,9 @@
-"""`terminal-status usage …`: usage records, for billing: shown, and exported as JSON Lines or CSV.
+"""`terminal-status usage …`: usage records for billing, listed or exported as JSON Lines or CSV.
 
-Invariants: an export streams: its memory does not grow with it. A file is written beside its name and renamed when it
-is complete, so a name never holds half an export. The records are exact: nothing is escaped for spreadsheets.
+Invariants: an export streams, so its memory does not grow with its length. A file is written under a temporary name and
+renamed when complete. JSON Lines hold the records exactly; CSV marks cells that a spreadsheet would compute.
 
-Deliberately absent: prices, sums.
+Deliberately absent: prices and sums.
 """
 
 import csv
@@ -20,48 +20,39 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from app.cli.gateway import Gateway, asks_gateway, wrong_use
-from app.cli.output import err, fail, shown
-from app.cli.tables import Cell, plain, print_list, styled
+from app.cli.console import err, fail, shown, wrong_use
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import LimitOption, SinceOption
+from app.cli.protobuf_json import plain
+from app.cli.tables import Cell, print_list, styled
 from app.cli.times import clock, since_or_none
 
 if TYPE_CHECKING:
     from app.pb.terminalstatus.v1.usage_pb2 import UsageRecord
 
-usage = typer.Typer(no_args_is_help=True, help="Usage records: what clients did and were sent, for billing.")
+usage = typer.Typer(
+    no_args_is_help=True, help="Show and export usage records: the calls and notifications of clients, for billing."
+)
 
 PROGRESS_S = 2.0
-"""How long an export is quiet."""
+"""Interval of an export's messages about its progress."""
 
 
 class Format(StrEnum):
-    """What an export is written as."""
+    """The format of an export."""
 
     JSONL = "jsonl"
     CSV = "csv"
 
 
-Since = Annotated[
-    str,
-    typer.Option(
-        "--since",
-        metavar="TIME",
-        help="From then on: 2026-11-23, 2026-11-23T08:00Z (UTC without a zone) or 24h ago as 24h; all otherwise.",
-        show_default=False,
-    ),
-]
-
-
 @usage.command("list")
-@asks_gateway
+@gateway_command
 def list_usage(
-    gateway: Gateway,
-    from_time: Since = "",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Show so many at most; all otherwise.", show_default=False)
-    ] = None,
+    gateway: GatewayConnection,
+    from_time: SinceOption = "",
+    limit: LimitOption = None,
 ) -> None:
-    """List usage records in the order in which they were written.
+    """List usage records, oldest first.
 
     Example: terminal-status usage list --since 1h
     """
@@ -75,19 +66,21 @@ def list_usage(
 
 
 @usage.command()
-@asks_gateway
+@gateway_command
 def export(
-    gateway: Gateway,
-    from_time: Since = "",
-    form: Annotated[Format, typer.Option("--format", help="JSON Lines or CSV.")] = Format.JSONL,
+    gateway: GatewayConnection,
+    from_time: SinceOption = "",
+    form: Annotated[
+        Format, typer.Option("--format", help="jsonl: one JSON object per line; csv: with a header line.")
+    ] = Format.JSONL,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write; standard output otherwise.", show_default=False),
+        typer.Option("--output", "-o", help="File to write. Default: standard output.", show_default=False),
     ] = None,
 ) -> None:
-    """Export all usage records from a time until now, streaming.
+    """Export usage records as JSON Lines or CSV.
 
-    One JSON object a line, or CSV with a header, targets with blanks between. A record's id is the same in each export.
+    A record has the same id in every export. In CSV, several targets are separated by spaces.
 
     Example: terminal-status usage export --since 2026-11-01 --format csv --output november.csv
     """
@@ -95,18 +88,18 @@ def export(
     from app.pb.terminalstatus.v1.usage_pb2_grpc import UsageServiceStub
 
     if gateway.as_json and form is Format.CSV:
-        wrong_use("--json and --format csv: one of them.")
+        wrong_use("--json and --format csv exclude each other; give one of them.")
     request = ExportUsageRecordsRequest(since=since_or_none(from_time, datetime.now(UTC)))
-    portions = gateway.stream(UsageServiceStub(gateway.channel).ExportUsageRecords, request)
+    batches = gateway.stream(UsageServiceStub(gateway.channel).ExportUsageRecords, request)
     count, progress = 0, _Progress()
     try:
         with _opened(output) as file:
             write = _writer(file, form)
-            for portion in portions:
-                for record in portion.usage_records:
+            for batch in batches:
+                for record in batch.usage_records:
                     write(plain(record))
-                count += len(portion.usage_records)
-                progress.tell(count)
+                count += len(batch.usage_records)
+                progress.print(count)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -134,13 +127,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def _flat(record: dict[str, Any], columns: list[str]) -> Iterator[Any]:
     for column in columns:
         cell = " ".join(record[column]) if isinstance(record[column], list) else record[column]
-        # What a caller wrote may begin like a formula, which spreadsheets would compute.
+        # A spreadsheet would compute text that a client chose, such as a requester, if it looked like a formula.
         yield f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """The file to write to, which gets its name when it is complete. Raises OSError."""
+    """The open file; it is renamed to `output` when complete. Raises OSError."""
     if output is None:
         yield sys.stdout
         sys.stdout.flush()
@@ -150,7 +143,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
     else:
         part = output.with_name(f"{output.name}.{os.getpid()}.part")
         try:
-            private = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)  # it says who asked about whom
+            private = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)  # the records are personal data
             with os.fdopen(private, "w", encoding="utf-8", newline="") as file:
                 yield file
             if output.exists():
@@ -161,20 +154,20 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
 
 
 class _Progress:
-    """How many records there are so far, on standard error, once it takes longer than PROGRESS_S."""
+    """Prints the number of records so far on standard error, every PROGRESS_S."""
 
     def __init__(self) -> None:
         self._next_s = time.monotonic() + PROGRESS_S
-        self._told = False
+        self._printed = False
 
-    def tell(self, count: int) -> None:
+    def print(self, count: int) -> None:
         if (now_s := time.monotonic()) >= self._next_s:
             self._next_s = now_s + PROGRESS_S
-            self._told = True
+            self._printed = True
             err.print(f"{count:,} usage records …", end="\r" if err.is_terminal else "\n")
 
     def end(self) -> None:
-        if self._told and err.is_terminal:
+        if self._printed and err.is_terminal:
             err.print(" " * 40, end="\r")
 
 

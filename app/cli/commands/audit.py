@@ -1,36 +1,34 @@
-"""`terminal-status audit`: who changed what, for operators."""
+"""`terminal-status audit …`: the log of changes to clients, groups and subscriptions, for operators."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from app.cli.gateway import Gateway, asks_gateway
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import LimitOption, SinceOption
 from app.cli.tables import Cell, print_list
 from app.cli.times import clock, since_or_none
-from app.cli.usage import Since
 
 if TYPE_CHECKING:
     from app.pb.terminalstatus.v1.admin_pb2 import AuditEntry
 
-audit = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
+audit = typer.Typer(no_args_is_help=True, help="Show the audit log: which client changed what, and when.")
 
 
 @audit.callback()
 def _audit() -> None:
-    """A command of its own although it is the only one."""
+    """Keeps `list` a subcommand: typer merges a single command into its group unless the group has a callback."""
 
 
 @audit.command("list")
-@asks_gateway
+@gateway_command
 def list_audit(
-    gateway: Gateway,
-    from_time: Since = "",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Show so many at most; all otherwise.", show_default=False)
-    ] = None,
+    gateway: GatewayConnection,
+    from_time: SinceOption = "",
+    limit: LimitOption = None,
 ) -> None:
-    """List the audit log in the order in which it was written: changes of clients, groups and subscriptions.
+    """List changes of clients, groups and subscriptions, oldest first. Operators only.
 
     Example: terminal-status audit list --since 24h
     """

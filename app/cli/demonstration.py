@@ -1,13 +1,10 @@
-"""What `make run` shows: the sandbox notifier and a gateway against it, asked through all three faces.
+"""The demo that `make run` shows: a sandbox presence server and a gateway, queried through all three faces.
 
-The questions are put by real `terminal-status get` commands, printed as used; then each change that the sandbox's
-script makes is printed as a gRPC stream tells it, until told to stop. The database is in a folder that goes with it.
-
-Deliberately absent: anything a production gateway needs; `terminal-status serve` is that.
+The queries are real `terminal-status get` commands, printed as a user would type them. Then each change that the
+sandbox makes is printed as the gateway's gRPC stream reports it. The database is in a temporary folder.
 """
 
 import asyncio
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,36 +13,37 @@ from datetime import datetime
 
 import grpc
 from rich.console import Console
+from rich.text import Text
 
+from app.cli.tables import print_json, styled
 from app.domain.statuses import Status
 from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
 from app.sandbox import SCRIPTED, Sandbox
 from app.settings.loading import Settings
 
-_COLOURS = {"REACHABLE": "green", "BUSY": "yellow", "UNREACHABLE": "bright_black"}
-_SHOWN = "sip:bob@example.com"
-_AGAIN_S = 0.5
+_QUERIED = "sip:bob@example.com"
+_RECONNECT_S = 0.5
 
 Changes = dict[str, tuple[Status, float]]
-"""By address: what it was before the sandbox changed it last, and when that was, in monotonic seconds."""
+"""By address: the status before the sandbox's last change, and the monotonic time in seconds of that change."""
 
 
 async def run_demo(settings: Settings, seed: int, stop: asyncio.Event, out: Console, *, as_json: bool) -> None:
-    """Runs until `stop` is set. Raises CannotStart, or OSError where the sandbox cannot listen."""
+    """Runs until `stop` is set. Raises CannotStart where the gateway, or OSError where the sandbox cannot listen."""
     changes: Changes = {}
 
-    def changed(address: str, old: Status, _new: Status) -> None:
+    def on_changed(address: str, old: Status, _new: Status) -> None:
         changes[address] = old, time.monotonic()
 
     with tempfile.TemporaryDirectory(prefix="terminal-status-demo-") as folder:
-        async with Sandbox("127.0.0.1", 0, seed=seed, on_change=changed) as sandbox:
+        async with Sandbox("127.0.0.1", 0, seed=seed, on_change=on_changed) as sandbox:
             settings = settings.model_copy(
                 update={
                     "presence_server": sandbox.uri,
                     "database_url": f"sqlite:///{folder}/demo.sqlite3",
                     "anonymous_access": "loopback",
-                    # Webhooks and callbacks to this machine may be tried.
+                    # So that users can try webhooks and SOAP callbacks to this machine.
                     "sink_allowed_networks": frozenset({"127.0.0.0/8", "::1/128"}),
                     "sink_allow_http": True,
                 }
@@ -64,15 +62,15 @@ async def run_demo(settings: Settings, seed: int, stop: asyncio.Event, out: Cons
 async def _show(gateway: Gateway, sandbox: Sandbox, changes: Changes, out: Console, *, as_json: bool) -> None:
     if not as_json:
         out.print(f"Sandbox notifier (SIP) on {sandbox.uri}, gateway on gRPC {gateway.grpc_address}")
-        out.print(f"and http://{gateway.http_address} (REST, SOAP). Asking all three faces about {_SHOWN}:\n")
+        out.print(f"and http://{gateway.http_address} (REST, SOAP). Querying {_QUERIED} over all three:\n")
         await _show_faces(gateway, out)
-        out.print(f"\nBy hand: curl http://{gateway.http_address}/v1/terminals/{_SHOWN}/status")
-        out.print("Changes as a gRPC stream tells them, Ctrl-C to end:\n")
+        out.print(f"\nTry it yourself: curl http://{gateway.http_address}/v1/terminals/{_QUERIED}/status")
+        out.print("Changes of status, as the gateway's gRPC stream reports them; Ctrl-C ends the demo:\n")
     await _follow(gateway, changes, out, as_json=as_json)
 
 
 async def _show_faces(gateway: Gateway, out: Console) -> None:
-    command = ["get", _SHOWN, "--via", "grpc", "--via", "rest", "--via", "soap"]
+    command = ["get", _QUERIED, "--via", "grpc", "--via", "rest", "--via", "soap"]
     if gateway.grpc_address != Settings.model_fields["grpc_listen"].default:
         command += ["--grpc-server", gateway.grpc_address]
     if gateway.http_address != Settings.model_fields["http_listen"].default:
@@ -80,9 +78,9 @@ async def _show_faces(gateway: Gateway, out: Console) -> None:
     out.print(f"[bold]$ terminal-status {' '.join(command)}[/]")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",  # as for the SIP worker: nothing is imported from the working directory
+        "-P",  # imports nothing from the working directory, like the SIP worker
         "-m",
-        "app.cli.main",
+        "app.cli",
         *command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -114,20 +112,19 @@ async def _follow(gateway: Gateway, changes: Changes, out: Console, *, as_json: 
                             request.resume_token = response.bookmark.resume_token
             except grpc.aio.AioRpcError as error:
                 out.print(f"[red]{error.code().name}[/] {error.details()}")
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_RECONNECT_S)
 
 
 def _print_change(status: terminal_status_pb2.TerminalStatus, changes: Changes, out: Console, *, as_json: bool) -> None:
-    told = terminal_status_pb2.Status.Name(status.status).removeprefix("STATUS_")
+    new = terminal_status_pb2.Status.Name(status.status).removeprefix("STATUS_")
     if status.address not in changes:
-        return  # as it was when the stream began
-    was, changed_s = changes[status.address]
+        return  # the status at the start of the stream
+    old, changed_s = changes[status.address]
     after_ms = round((time.monotonic() - changed_s) * 1000, 1)
     if as_json:
-        line = {"address": status.address, "was": was.value, "status": told, "after_ms": after_ms}
-        print(json.dumps(line), flush=True)  # noqa: T201  # standard output is this command's answer
+        change = {"address": status.address, "was": old.value, "status": new, "after_ms": after_ms}
+        print_json(change, indent=None)
         return
     clock = datetime.now().astimezone().strftime("%H:%M:%S")
-    before = f"[{_COLOURS[was.value]}]{was.value:>11}[/]"
-    now = f"[{_COLOURS[told]}]{told:<11}[/]"
-    out.print(f"{clock}  {status.address:<28} {before} → {now} told after {after_ms} ms")
+    arrow = Text.assemble(styled(f"{old.value:>11}"), " → ", styled(f"{new:<11}"))
+    out.print(Text(f"{clock}  {status.address:<28} ") + arrow + f" reported after {after_ms} ms")

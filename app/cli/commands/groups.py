@@ -1,35 +1,32 @@
-"""`terminal-status groups …`: sets of terminals that are asked and watched by one address."""
+"""`terminal-status groups …`: sets of terminals with one address, for queries, subscriptions and streams."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.gateway import Gateway, asks_gateway
-from app.cli.output import err, shown
-from app.cli.tables import Cell, plain, print_fields, print_json, print_list
+from app.cli.console import err, shown
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import LimitOption
+from app.cli.protobuf_json import plain
+from app.cli.tables import Cell, print_fields, print_json, print_list
 from app.cli.times import clock
 
 if TYPE_CHECKING:
     from app.pb.terminalstatus.v1.group_pb2 import Group
 
-groups = typer.Typer(no_args_is_help=True, help="Groups: sets of terminals with one address.")
+groups = typer.Typer(no_args_is_help=True, help="Manage groups: sets of terminals with one address.")
 
-Named = Annotated[str, typer.Argument(metavar="GROUP", help="The group's own sip: URI.", show_default=False)]
-Members = Annotated[
-    list[str] | None, typer.Argument(metavar="MEMBER", help="Terminals, or other groups.", show_default=False)
-]
-SomeMembers = Annotated[
-    list[str], typer.Argument(metavar="MEMBER", help="Terminals, or other groups.", show_default=False)
-]
+GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="The group's own sip: URI.", show_default=False)]
+_MEMBER = typer.Argument(metavar="MEMBER", help="Terminals or other groups.", show_default=False)
+MembersArgument = Annotated[list[str] | None, _MEMBER]
+RequiredMembersArgument = Annotated[list[str], _MEMBER]
 
 
 @groups.command("list")
-@asks_gateway
+@gateway_command
 def list_groups(
-    gateway: Gateway,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Show so many at most; all otherwise.", show_default=False)
-    ] = None,
+    gateway: GatewayConnection,
+    limit: LimitOption = None,
 ) -> None:
     """List the groups by address.
 
@@ -38,14 +35,14 @@ def list_groups(
     from app.pb.terminalstatus.v1.group_pb2 import ListGroupsRequest
 
     pages = gateway.pages(_stub(gateway).ListGroups, ListGroupsRequest(), "groups", limit)
-    columns = ("group", "members", "version", "made", "client")
+    columns = ("group", "members", "version", "created", "client")
     print_list(pages, columns, _row, as_json=gateway.as_json, nothing="No groups.")
 
 
 @groups.command()
-@asks_gateway
-def show(gateway: Gateway, group: Named) -> None:
-    """Show a group's members, a line for each.
+@gateway_command
+def show(gateway: GatewayConnection, group: GroupArgument) -> None:
+    """Show a group and its members.
 
     Example: terminal-status groups show sip:sales@example.com
     """
@@ -59,7 +56,7 @@ def show(gateway: Gateway, group: Named) -> None:
         [
             ("group", found.address),
             ("client", found.client_id),
-            ("made", clock(found.created_at)),
+            ("created", clock(found.created_at)),
             ("version", str(found.version)),
             *[("member", member) for member in found.members],
         ]
@@ -67,70 +64,73 @@ def show(gateway: Gateway, group: Named) -> None:
 
 
 @groups.command()
-@asks_gateway
-def create(gateway: Gateway, group: Named, members: Members = None) -> None:
-    """Make a group. Its address must not be a group yet.
+@gateway_command
+def create(gateway: GatewayConnection, group: GroupArgument, members: MembersArgument = None) -> None:
+    """Create a group. Its address must not be that of another group.
 
     Example: terminal-status groups create sip:sales@example.com sip:alice@example.com sip:bob@example.com
     """
     from app.pb.terminalstatus.v1.group_pb2 import CreateGroupRequest
 
     request = CreateGroupRequest(address=group, members=members)
-    _tell(gateway, gateway.call(_stub(gateway).CreateGroup, request).group)
+    _print_group(gateway, gateway.call(_stub(gateway).CreateGroup, request).group)
 
 
 @groups.command()
-@asks_gateway
-def add(gateway: Gateway, group: Named, members: SomeMembers) -> None:
-    """Add members; those that are in already stay. Running subscriptions and streams take them in.
+@gateway_command
+def add(gateway: GatewayConnection, group: GroupArgument, members: RequiredMembersArgument) -> None:
+    """Add members to a group. Subscriptions to the group and its streams follow at once.
 
     Example: terminal-status groups add sip:sales@example.com sip:carol@example.com
     """
     from app.pb.terminalstatus.v1.group_pb2 import AddGroupMembersRequest
 
     request = AddGroupMembersRequest(address=group, members=members)
-    _tell(gateway, gateway.call(_stub(gateway).AddGroupMembers, request).group)
+    _print_group(gateway, gateway.call(_stub(gateway).AddGroupMembers, request).group)
 
 
 @groups.command()
-@asks_gateway
-def remove(gateway: Gateway, group: Named, members: SomeMembers) -> None:
-    """Remove members; those that are not in it are no error.
+@gateway_command
+def remove(gateway: GatewayConnection, group: GroupArgument, members: RequiredMembersArgument) -> None:
+    """Remove members from a group. An address that is not a member is ignored.
 
     Example: terminal-status groups remove sip:sales@example.com sip:carol@example.com
     """
     from app.pb.terminalstatus.v1.group_pb2 import RemoveGroupMembersRequest
 
     request = RemoveGroupMembersRequest(address=group, members=members)
-    _tell(gateway, gateway.call(_stub(gateway).RemoveGroupMembers, request).group)
+    _print_group(gateway, gateway.call(_stub(gateway).RemoveGroupMembers, request).group)
 
 
 @groups.command("set")
-@asks_gateway
+@gateway_command
 def set_members(
-    gateway: Gateway,
-    group: Named,
-    members: Members = None,
+    gateway: GatewayConnection,
+    group: GroupArgument,
+    members: MembersArgument = None,
     expected_version: Annotated[
-        int, typer.Option(min=0, help="Only if the group is of this version (groups show); 0 is any.")
+        int,
+        typer.Option(min=0, help="Change the group only if it has this version, as groups show prints; 0 accepts any."),
     ] = 0,
 ) -> None:
-    """Replace all members; without any, the group is empty.
+    """Replace all members of a group; without members, the group becomes empty.
 
     Example: terminal-status groups set sip:sales@example.com sip:alice@example.com --expected-version 3
     """
     from app.pb.terminalstatus.v1.group_pb2 import SetGroupMembersRequest
 
     request = SetGroupMembersRequest(address=group, members=members, expected_version=expected_version)
-    _tell(gateway, gateway.call(_stub(gateway).SetGroupMembers, request).group)
+    _print_group(gateway, gateway.call(_stub(gateway).SetGroupMembers, request).group)
 
 
 @groups.command()
-@asks_gateway
+@gateway_command
 def delete(
-    gateway: Gateway, group: Named, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    gateway: GatewayConnection,
+    group: GroupArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a group. Subscriptions and streams that name it lose its members.
+    """Delete a group. Subscriptions to the group and its streams lose its members.
 
     Example: terminal-status groups delete sip:sales@example.com --yes
     """
@@ -145,13 +145,13 @@ def delete(
         err.print(f"Deleted {shown(group)}.")
 
 
-def _stub(gateway: Gateway) -> Any:
+def _stub(gateway: GatewayConnection) -> Any:
     from app.pb.terminalstatus.v1.group_pb2_grpc import GroupServiceStub
 
     return GroupServiceStub(gateway.channel)
 
 
-def _tell(gateway: Gateway, group: "Group") -> None:
+def _print_group(gateway: GatewayConnection, group: "Group") -> None:
     if gateway.as_json:
         print_json(plain(group))
     else:

@@ -1,4 +1,7 @@
-"""`terminal-status watches`: the gateway's standing SIP subscriptions at the presence server, for operators."""
+"""`terminal-status watches`: the gateway's own SIP subscriptions at the presence server, for operators.
+
+`watches` lists them, `watches refresh` refreshes one. The group therefore has options of its own, those of `_list`.
+"""
 
 import inspect
 from datetime import UTC, datetime
@@ -6,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.gateway import Gateway, asks_gateway, wrong_use
-from app.cli.output import err, shown
-from app.cli.tables import Cell, enum_name, print_json, print_list, styled
+from app.cli.console import err, shown, wrong_use
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import LimitOption
+from app.cli.protobuf_json import enum_name
+from app.cli.tables import Cell, print_json, print_list, styled
 from app.cli.times import ago, until
 
 if TYPE_CHECKING:
@@ -20,15 +25,13 @@ _COLUMNS = ("address", "state", "liveness", "since", "expires in", "last", "next
 
 
 def _list(
-    gateway: Gateway,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Show so many at most; all otherwise.", show_default=False)
-    ] = None,
+    gateway: GatewayConnection,
+    limit: LimitOption = None,
 ) -> None:
-    """List the gateway's watches, its standing SIP subscriptions, and how each stands.
+    """List the watches: the gateway's SIP subscriptions, one per watched terminal. Operators only.
 
-    `last` is the last SIP status with its reason, `next` what happens next and when; `wanted by` names subscriptions by
-    id and live streams as stream:CLIENT.
+    Columns: last has the last SIP status code with its reason, next the next action with its time.
+    wanted by has the ids of subscriptions, and stream:CLIENT for streams.
 
     Example: terminal-status watches --limit 20
     """
@@ -38,17 +41,19 @@ def _list(
     method = AdminServiceStub(gateway.channel).ListWatches
     pages = gateway.pages(method, ListWatchesRequest(), "watches", limit)
     now = datetime.now(UTC)
-    print_list(pages, _COLUMNS, lambda watch: _row(watch, now), as_json=gateway.as_json, nothing="Nothing is watched.")
+    print_list(
+        pages, _COLUMNS, lambda watch: _row(watch, now), as_json=gateway.as_json, nothing="No terminal is watched."
+    )
 
 
-_LIST = asks_gateway(_list)
+_LIST = gateway_command(_list)
 
 
 def _watches(context: typer.Context, **options: object) -> None:
     if context.invoked_subcommand is None:
         _LIST(**options)
     elif any(getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in options):
-        wrong_use(f"Options stand after the command: terminal-status watches {context.invoked_subcommand} …")
+        wrong_use(f"Put options after the command: terminal-status watches {context.invoked_subcommand} …")
 
 
 _watches.__doc__ = _LIST.__doc__
@@ -62,12 +67,12 @@ watches.callback(invoke_without_command=True)(_watches)
 
 
 @watches.command()
-@asks_gateway
+@gateway_command
 def refresh(
-    gateway: Gateway,
-    address: Annotated[str, typer.Argument(help="A watched terminal.", show_default=False)],
+    gateway: GatewayConnection,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A watched terminal.", show_default=False)],
 ) -> None:
-    """Ask the presence server about a watched terminal now, rather than at the next refresh.
+    """Refresh a watch now, rather than when it is due: the presence server sends the status again.
 
     Example: terminal-status watches refresh sip:alice@example.com
     """
@@ -78,7 +83,7 @@ def refresh(
     if gateway.as_json:
         print_json({"address": address})
     else:
-        err.print(f"Asking about {shown(address)}; terminal-status watches shows what comes of it.")
+        err.print(f"Refreshing the watch of {shown(address)}; terminal-status watches shows the result.")
 
 
 def _row(watch: "Watch", now: datetime) -> list[Cell]:

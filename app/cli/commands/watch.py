@@ -1,10 +1,10 @@
-"""`terminal-status watch`: terminals live, as a table on a terminal, else a line for each event.
+"""`terminal-status watch`: the status of terminals live, as a table on a terminal, otherwise one line per event.
 
-A connection that is lost is made again, for as long as it takes, and the stream resumed where it was; what changed
-meanwhile comes then. Only the first connection may fail the command, and what no waiting mends: credentials that are
-refused, terminals that nobody can watch.
+After a lost connection the command reconnects, for as long as that takes, and resumes the stream; the gateway then
+sends the terminals that changed meanwhile. The command fails only where the first connection fails, or where waiting
+does not help: credentials refused, no address that can be watched.
 
-Deliberately absent: history; what a stream missed is only told by its newest state.
+Deliberately absent: history; of several changes during a lost connection only the last status is shown.
 """
 
 import random
@@ -21,43 +21,47 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.gateway import Gateway, asks_gateway
-from app.cli.output import OK, fail, out, printable
-from app.cli.query import Addresses
-from app.cli.tables import enum_name, plain, print_json, styled
+from app.cli.console import OK, fail, out, printable
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import AddressesArgument, CriteriaOption, criteria_statuses
+from app.cli.protobuf_json import enum_name, plain
+from app.cli.tables import print_json, styled
 from app.cli.times import SPAN_HELP, clock, duration, span_ms
 
 if TYPE_CHECKING:
-    from app.cli.access import CallFailed
+    from app.cli.call_failures import CallFailed
     from app.pb.terminalstatus.v1.terminal_status_pb2 import WatchStatusesRequest
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
-"""Between attempts to connect again; doubled each time, half of it by chance."""
+"""The wait before reconnecting: doubled after each attempt, then shortened by up to half at random."""
 
-Tell = Callable[[str, Any], None]
-"""Told each event: its name in the proto's oneof and its message; `lost` with the reason where the connection is."""
+OnEvent = Callable[[str, Any], None]
+"""Called with an event's name in the proto's oneof and its message, or with `lost` and the reason as text."""
 
 
-@asks_gateway
+@gateway_command
 def watch(
-    gateway: Gateway,
-    addresses: Addresses,
-    criteria: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STATUS", help="Tell changes to this only: REACHABLE, UNREACHABLE, BUSY; again for more."),
-    ] = None,
+    gateway: GatewayConnection,
+    addresses: AddressesArgument,
+    criteria: CriteriaOption = None,
     min_interval: Annotated[
         str,
-        typer.Option(metavar="DURATION", help=f"Least time between two changes of one terminal, {SPAN_HELP}."),
+        typer.Option(metavar="DURATION", help=f"Minimum time between two changes of one terminal, {SPAN_HELP}."),
     ] = "0",
     resume_token: Annotated[
-        str, typer.Option(metavar="TOKEN", help="Tell only what differs from what this token's stream told.")
+        str,
+        typer.Option(
+            metavar="TOKEN",
+            help="Start with the changes since this token, which an earlier --json run printed.",
+            show_default=False,
+        ),
     ] = "",
 ) -> None:
-    """Show terminals live, and the members of groups, until Ctrl-C.
+    """Show the status of terminals, and of the members of groups, live until Ctrl-C.
 
-    On a terminal as a table; into a pipe one line for each event; with --json one JSON object a line, bookmarks with
-    resume tokens too. Resumes by itself after a lost connection.
+    Prints a table on a terminal, and one line per event into a pipe or file.
+    With --json each event is one line of JSON, including bookmarks with resume tokens.
+    After a lost connection, reconnects and resumes by itself.
 
     Example: terminal-status watch sip:alice@example.com sip:bob@example.com
 
@@ -67,37 +71,26 @@ def watch(
 
     request = WatchStatusesRequest(
         addresses=addresses,
-        criteria=statuses(criteria),
+        criteria=criteria_statuses(criteria),
         min_interval=duration(span_ms(min_interval)),
         resume_token=resume_token,
     )
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         if gateway.as_json:
-            _follow(gateway, request, _tell_json)
+            _follow(gateway, request, _print_json_event)
         elif out.is_terminal:
-            with _live_table(gateway.server) as tell:
-                _follow(gateway, request, tell)
+            with _live_table(gateway.server) as on_event:
+                _follow(gateway, request, on_event)
         else:
-            _follow(gateway, request, _tell_line)
+            _follow(gateway, request, _print_line)
     except KeyboardInterrupt:
         raise typer.Exit(OK) from None
 
 
-def statuses(names: list[str] | None) -> list[Any]:
-    """Criteria, for a request."""
-    from app.pb.terminalstatus.v1.terminal_status_pb2 import Status
-
-    found = [f"STATUS_{name.upper()}" for name in names or []]
-    for name in found:
-        if name not in Status.keys() or name == "STATUS_UNSPECIFIED":  # noqa: SIM118  # it is no mapping
-            raise typer.BadParameter(f"{name.removeprefix('STATUS_')!r} is none of REACHABLE, UNREACHABLE, BUSY.")
-    return [Status.Value(name) for name in found]
-
-
-def _follow(gateway: Gateway, request: "WatchStatusesRequest", tell: Tell) -> None:
-    """Tells the events for ever. Raises CallFailed."""
-    from app.cli.access import CallFailed
+def _follow(gateway: GatewayConnection, request: "WatchStatusesRequest", on_event: OnEvent) -> None:
+    """Never returns. Raises CallFailed where reconnecting does not help."""
+    from app.cli.call_failures import CallFailed
     from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 
     method = TerminalStatusServiceStub(gateway.channel).WatchStatuses
@@ -108,11 +101,11 @@ def _follow(gateway: Gateway, request: "WatchStatusesRequest", tell: Tell) -> No
             for message in gateway.stream(method, request):
                 connected, wait_s = True, FIRST_WAIT_S
                 kind = message.WhichOneof("event")
-                if kind is None:  # of a newer gateway
+                if kind is None:  # an event that only newer versions know
                     continue
                 event: Any = getattr(message, kind)
                 request.resume_token = getattr(event, "resume_token", "") or request.resume_token
-                tell(kind, event)
+                on_event(kind, event)
                 if kind == "end":
                     reason, lost = enum_name(event, "reason"), event.message or lost
                     if reason in ("NOTHING_TO_WATCH", "CREDENTIALS_EXPIRED"):
@@ -120,27 +113,27 @@ def _follow(gateway: Gateway, request: "WatchStatusesRequest", tell: Tell) -> No
                     if reason == "MAX_AGE":
                         wait_s = 0.0
         except CallFailed as failed:
-            if not _resumes(failed, connected, request):
+            if not _may_reconnect(failed, connected, request):
                 raise
             lost = str(failed)
             wait_s = max(wait_s, failed.retry_after_s or 0)
-        tell("lost", lost)
-        time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  # no secret
+        on_event("lost", lost)
+        time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  # not a secret
         wait_s = min(max(2 * wait_s, FIRST_WAIT_S), LONGEST_WAIT_S)
 
 
-def _resumes(failed: "CallFailed", connected: bool, request: "WatchStatusesRequest") -> bool:
+def _may_reconnect(failed: "CallFailed", connected: bool, request: "WatchStatusesRequest") -> bool:
     if connected and request.resume_token and failed.details.get("field") == "resume_token":
-        request.resume_token = ""  # an older gateway refuses a token that it cannot use
+        request.resume_token = ""  # older gateways refuse a token that they cannot use
         return True
-    return connected and failed.passing
+    return connected and failed.temporary
 
 
-def _tell_json(kind: str, event: Any) -> None:
+def _print_json_event(kind: str, event: Any) -> None:
     print_json({"event": kind, **({"reason": event} if kind == "lost" else plain(event))}, indent=None)
 
 
-def _tell_line(kind: str, event: Any) -> None:
+def _print_line(kind: str, event: Any) -> None:
     if kind == "bookmark":
         return
     at, words = _now(), [_KINDS[kind]]
@@ -159,7 +152,7 @@ def _tell_line(kind: str, event: Any) -> None:
         case "terminal_removed":
             words.append(event.address)
         case "snapshot_complete" if event.reset:
-            words.append("reset: the resume token could not be used, these are all terminals")
+            words.append("reset: the resume token could not be used; every terminal was sent")
         case "end":
             words += [enum_name(event, "reason"), event.message]
         case "lost":
@@ -187,16 +180,16 @@ def _now() -> str:
 
 
 class _Terminals:
-    """What the live table shows: a row for each terminal, those that changed last where not all have room."""
+    """The live table: a row for each terminal; if they do not fit, those that changed last."""
 
     def __init__(self, server: str) -> None:
         self._server = server
         self._rows: dict[str, dict[str, Any]] = {}
-        self._shown: set[str] = set()  # in this stream's snapshot
+        self._shown: set[str] = set()  # addresses in the current snapshot
         self._changes = 0
         self._note = Text("connecting …", "bright_black")
 
-    def tell(self, kind: str, event: Any) -> None:
+    def on_event(self, kind: str, event: Any) -> None:
         match kind:
             case "snapshot_item":
                 self._shown.add(event.address)
@@ -218,13 +211,13 @@ class _Terminals:
             case "terminal_removed":
                 self._rows.pop(event.address, None)
         if kind == "lost":
-            self._note = Text(f"connection lost, trying again: {printable(event)}", "yellow")
+            self._note = Text(f"connection lost, reconnecting: {printable(event)}", "yellow")
         else:
             self._note = Text(f"watching at {self._server}; Ctrl-C ends it", "bright_black")
 
     def _set(self, address: str, **values: Any) -> None:
         row = self._rows.pop(address, {"status": "", "liveness": "UNKNOWN", "why": "", "at": ""})
-        self._rows[address] = row | values  # at the end: it changed last
+        self._rows[address] = row | values  # moved to the end: rows are ordered by last change
 
     def __rich__(self) -> Group:
         rows, room = list(self._rows.items()), max(3, out.height - 4)
@@ -238,7 +231,7 @@ class _Terminals:
                 styled(row["liveness"]),
                 Text(printable(row["why"]), "bright_black"),
             )
-        more = f"{hidden} more, which changed longer ago; " if hidden > 0 else ""
+        more = f"{hidden} more with older changes not shown; " if hidden > 0 else ""
         return Group(table, Text(f"{more}{self._changes} changes; ", "bright_black") + self._note)
 
 
@@ -250,7 +243,7 @@ def _at(event: Any) -> str:
 
 
 @contextmanager
-def _live_table(server: str) -> Iterator[Tell]:
+def _live_table(server: str) -> Iterator[OnEvent]:
     terminals = _Terminals(server)
     with Live(terminals, console=out, refresh_per_second=4):
-        yield terminals.tell
+        yield terminals.on_event

@@ -1,4 +1,4 @@
-"""`terminal-status deliveries …`: notifications that are owed or settled, what came of each attempt, and again."""
+"""`terminal-status deliveries …`: notifications, the attempts to deliver them, and sending dead ones again."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -6,21 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.gateway import PAGE, Gateway, asks_gateway, wrong_use
-from app.cli.output import err
-from app.cli.tables import Cell, enum_name, print_json, print_list, styled
+from app.cli.console import err, wrong_use
+from app.cli.gateway_connection import PAGE_SIZE, GatewayConnection, gateway_command
+from app.cli.options import LimitOption
+from app.cli.protobuf_json import enum_name
+from app.cli.tables import Cell, print_json, print_list, styled
 from app.cli.times import clock, until
 
 if TYPE_CHECKING:
     from app.pb.terminalstatus.v1.delivery_pb2 import DeliveryAttempt, Notification
 
-deliveries = typer.Typer(no_args_is_help=True, help="Notifications: owed, delivered or dead, and their attempts.")
+deliveries = typer.Typer(
+    no_args_is_help=True, help="Show notifications and the attempts to deliver them; send dead ones again."
+)
 
-_LONGEST_ANSWER = 60
+_MAX_ANSWER_CHARS = 60
 
 
 class State(StrEnum):
-    """Where a notification stands."""
+    """The state of a notification, as in the proto's DeliveryState."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -28,20 +32,19 @@ class State(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-OfSubscription = Annotated[
-    str, typer.Option("--subscription", metavar="ID", help="Only those of this subscription.", show_default=False)
+SubscriptionOption = Annotated[
+    str,
+    typer.Option("--subscription", metavar="ID", help="Only notifications of this subscription.", show_default=False),
 ]
 
 
 @deliveries.command("list")
-@asks_gateway
+@gateway_command
 def list_deliveries(
-    gateway: Gateway,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.", show_default=False)] = None,
-    subscription: OfSubscription = "",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Show so many at most; all otherwise.", show_default=False)
-    ] = None,
+    gateway: GatewayConnection,
+    state: Annotated[State | None, typer.Option(help="Only notifications in this state.", show_default=False)] = None,
+    subscription: SubscriptionOption = "",
+    limit: LimitOption = None,
 ) -> None:
     """List notifications, oldest first.
 
@@ -49,17 +52,17 @@ def list_deliveries(
     """
     pages = gateway.pages(_stub(gateway).ListNotifications, _list_request(state, subscription), "notifications", limit)
     now = datetime.now(UTC)
-    columns = ("id", "subscription", "no.", "kind", "what", "made", "state", "attempts", "next in")
+    columns = ("id", "subscription", "no.", "kind", "content", "created", "state", "attempts", "next try in")
     print_list(pages, columns, lambda each: _row(each, now), as_json=gateway.as_json, nothing="No notifications.")
 
 
 @deliveries.command()
-@asks_gateway
+@gateway_command
 def attempts(
-    gateway: Gateway,
-    notification_id: Annotated[str, typer.Argument(metavar="ID", help="The notification's.", show_default=False)],
+    gateway: GatewayConnection,
+    notification_id: Annotated[str, typer.Argument(metavar="ID", help="The notification's id.", show_default=False)],
 ) -> None:
-    """Show the attempts to deliver one notification, with what the endpoint answered.
+    """Show the attempts to deliver one notification, with the sink's answers.
 
     Example: terminal-status deliveries attempts 5d1c…
     """
@@ -68,20 +71,20 @@ def attempts(
     request = ListDeliveryAttemptsRequest(notification_id=notification_id)
     found = gateway.call(_stub(gateway).ListDeliveryAttempts, request).attempts
     columns = ("no.", "at", "outcome", "HTTP", "ms", "answer")
-    print_list([list(found)], columns, _attempt, as_json=gateway.as_json, nothing="No attempt yet.")
+    print_list([list(found)], columns, _attempt, as_json=gateway.as_json, nothing="No attempt so far.")
 
 
 @deliveries.command("send-again")
-@asks_gateway
+@gateway_command
 def send_again(
-    gateway: Gateway,
+    gateway: GatewayConnection,
     notification_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Dead notifications.", show_default=False)
+        list[str] | None, typer.Argument(metavar="ID", help="The ids of dead notifications.", show_default=False)
     ] = None,
-    dead: Annotated[bool, typer.Option("--dead", help="All that are dead, in place of ids.")] = False,
-    subscription: OfSubscription = "",
+    dead: Annotated[bool, typer.Option("--dead", help="All dead notifications, instead of ids.")] = False,
+    subscription: SubscriptionOption = "",
 ) -> None:
-    """Make dead notifications due at once; others of those named stay as they are.
+    """Send dead notifications again, now. Other notifications are left unchanged.
 
     Example: terminal-status deliveries send-again --dead --subscription 0f3a…
     """
@@ -89,24 +92,24 @@ def send_again(
 
     stub = _stub(gateway)
     if bool(notification_ids) == dead:
-        wrong_use("Name the notifications by their ids, or all of them by --dead.")
+        wrong_use("Give either the ids of notifications, or --dead for all dead ones.")
     if subscription and not dead:
-        wrong_use("--subscription goes with --dead.")
+        wrong_use("--subscription can be used only with --dead.")
     ids = list(notification_ids or [])
     if dead:
         pages = gateway.pages(stub.ListNotifications, _list_request(State.DEAD, subscription), "notifications")
         ids = [notification.id for page in pages for notification in page]
     sent = 0
-    for start in range(0, len(ids), PAGE):
-        request = SendNotificationsAgainRequest(notification_ids=ids[start : start + PAGE])
+    for start in range(0, len(ids), PAGE_SIZE):
+        request = SendNotificationsAgainRequest(notification_ids=ids[start : start + PAGE_SIZE])
         sent += gateway.call(stub.SendNotificationsAgain, request).sent_again
     if gateway.as_json:
         print_json({"sent_again": sent})
     else:
-        err.print(f"{sent} of {len(ids)} were dead and are due now.")
+        err.print(f"{sent} of {len(ids)} notifications were dead and are sent again now.")
 
 
-def _stub(gateway: Gateway) -> Any:
+def _stub(gateway: GatewayConnection) -> Any:
     from app.pb.terminalstatus.v1.delivery_pb2_grpc import DeliveryServiceStub
 
     return DeliveryServiceStub(gateway.channel)
@@ -137,6 +140,6 @@ def _row(of: "Notification", now: datetime) -> list[Cell]:
 
 def _attempt(of: "DeliveryAttempt") -> list[Cell]:
     answer = of.answer.decode("utf-8", "replace")
-    cut = f"{answer[:_LONGEST_ANSWER]}…" if len(answer) > _LONGEST_ANSWER else answer
+    cut = f"{answer[:_MAX_ANSWER_CHARS]}…" if len(answer) > _MAX_ANSWER_CHARS else answer
     outcome = styled(of.outcome, "green" if of.outcome == "delivered" else "red")
     return [str(of.number), clock(of.at), outcome, str(of.code or ""), str(of.duration.ToMilliseconds()), cut]

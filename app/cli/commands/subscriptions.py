@@ -1,4 +1,4 @@
-"""`terminal-status subscriptions …`: standing requests, which outlive connections and restarts."""
+"""`terminal-status subscriptions …`: stored requests to send notifications of changes to a sink."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,31 +6,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.gateway import Gateway, asks_gateway, wrong_use
-from app.cli.output import err, shown
-from app.cli.query import Addresses
-from app.cli.tables import Cell, enum_name, enum_names, plain, print_fields, print_json, print_list, styled
+from app.cli.console import err, shown, wrong_use
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import AddressesArgument, CriteriaOption, LimitOption, RequesterOption, criteria_statuses
+from app.cli.protobuf_json import enum_name, enum_names, plain
+from app.cli.tables import Cell, print_fields, print_json, print_list, styled
 from app.cli.times import SPAN_HELP, clock, duration, short, span_ms, until
-from app.cli.watch import statuses
 
 if TYPE_CHECKING:
     from app.pb.terminalstatus.v1.subscription_pb2 import Subscription
 
 subscriptions = typer.Typer(
-    no_args_is_help=True, help="Standing requests: tell this endpoint when one of these terminals changes."
+    no_args_is_help=True,
+    help="Manage subscriptions: the gateway notifies a webhook or SOAP endpoint when terminals change.",
 )
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.", show_default=False)]
-Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Show so many at most; all otherwise.", show_default=False)
-]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.", show_default=False)]
 _COLUMNS = ("id", "addresses", "criteria", "sink", "notified", "expires in", "correlator", "state")
 
 
 @subscriptions.command("list")
-@asks_gateway
-def list_subscriptions(gateway: Gateway, limit: Limit = None) -> None:
-    """List the active ones, oldest first.
+@gateway_command
+def list_subscriptions(gateway: GatewayConnection, limit: LimitOption = None) -> None:
+    """List the active subscriptions, oldest first.
 
     Example: terminal-status subscriptions list --json | jq -r '.[].id'
     """
@@ -43,55 +41,78 @@ def list_subscriptions(gateway: Gateway, limit: Limit = None) -> None:
 
 
 @subscriptions.command()
-@asks_gateway
-def show(gateway: Gateway, subscription_id: Id) -> None:
-    """Show one, an ended one for as long as the gateway keeps it.
+@gateway_command
+def show(gateway: GatewayConnection, subscription_id: IdArgument) -> None:
+    """Show a subscription, active or ended. The gateway deletes ended ones after a while.
 
     Example: terminal-status subscriptions show 0f3a…
     """
     from app.pb.terminalstatus.v1.subscription_pb2 import GetSubscriptionRequest
 
     request = GetSubscriptionRequest(subscription_id=subscription_id)
-    _tell(gateway, gateway.call(_stub(gateway).GetSubscription, request).subscription)
+    _print_subscription(gateway, gateway.call(_stub(gateway).GetSubscription, request).subscription)
 
 
 @subscriptions.command()
-@asks_gateway
+@gateway_command
 def create(
-    gateway: Gateway,
-    addresses: Addresses,
-    criteria: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STATUS", help="Tell changes to this only: REACHABLE, UNREACHABLE, BUSY; again for more."),
-    ] = None,
+    gateway: GatewayConnection,
+    addresses: AddressesArgument,
+    criteria: CriteriaOption = None,
     immediate: Annotated[
-        bool, typer.Option("--immediate", help="Tell at once which terminals meet the criteria now.")
+        bool, typer.Option("--immediate", help="Also notify at once of the terminals that meet the criteria now.")
     ] = False,
     min_interval: Annotated[
-        str, typer.Option(metavar="DURATION", help=f"Least time between two notifications, {SPAN_HELP}.")
+        str, typer.Option(metavar="DURATION", help=f"Minimum time between two notifications, {SPAN_HELP}.")
     ] = "0",
     lasts: Annotated[
-        str, typer.Option("--duration", metavar="DURATION", help="How long; the operator's default otherwise.")
+        str,
+        typer.Option(
+            "--duration",
+            metavar="DURATION",
+            help=f"Time after which the subscription ends, {SPAN_HELP}. Default: the operator's.",
+            show_default=False,
+        ),
     ] = "0",
-    count: Annotated[int, typer.Option(min=0, help="How many notifications end it; 0 is no limit.")] = 0,
+    count: Annotated[
+        int, typer.Option(min=0, help="Number of notifications after which the subscription ends; 0 means no limit.")
+    ] = 0,
     webhook: Annotated[
-        str, typer.Option(metavar="URL", help="Send CloudEvents there by HTTP POST.", show_default=False)
+        str, typer.Option(metavar="URL", help="Send notifications as CloudEvents to this URL.", show_default=False)
     ] = "",
-    soap: Annotated[str, typer.Option(metavar="URL", help="Send Parlay X callbacks there.", show_default=False)] = "",
+    soap: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Send notifications as Parlay X callbacks to this URL.", show_default=False),
+    ] = "",
     profile: Annotated[
-        str, typer.Option(help="How the endpoint is spoken to: v1 (webhooks), v2_2, … (callbacks)", show_default=False)
+        str,
+        typer.Option(
+            help="Version of the notifications: v1 for webhooks; v2_2 and others for SOAP.", show_default=False
+        ),
     ] = "",
     parameter: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="The endpoint's own, such as secrets=@FILE; @ reads the value."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A parameter of the webhook or SOAP endpoint, such as secrets=@FILE; @ reads the value from a file. "
+            "Repeatable.",
+        ),
     ] = None,
-    correlator: Annotated[str, typer.Option(help="Your own name for it, unique.", show_default=False)] = "",
-    request_id: Annotated[
-        str, typer.Option(help="Makes repeating the command safe, such as a UUID.", show_default=False)
+    correlator: Annotated[
+        str, typer.Option(help="Your own name for the subscription; unique among active ones.", show_default=False)
     ] = "",
-    requester: Annotated[str, typer.Option(help="On whose behalf, for the usage record.", show_default=False)] = "",
+    request_id: Annotated[
+        str,
+        typer.Option(
+            help="Your unique id of this request, such as a UUID; repeating the command with it creates nothing twice.",
+            show_default=False,
+        ),
+    ] = "",
+    requester: RequesterOption = "",
 ) -> None:
-    """Make one; its id is printed. Without an endpoint its notifications are only listed (deliveries).
+    """Create a subscription, and print its id.
+
+    Without --webhook and --soap, notifications are only stored; terminal-status deliveries list shows them.
 
     Example: terminal-status subscriptions create sip:alice@example.com --criteria BUSY --duration 2h
     --webhook https://app.example.com/events --parameter secrets=@secret.txt
@@ -99,11 +120,11 @@ def create(
     from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 
     if webhook and soap:
-        wrong_use("--webhook and --soap: one endpoint is what a subscription has.")
+        wrong_use("--webhook and --soap exclude each other: a subscription has one endpoint.")
     kind = pb.SINK_KIND_WEBHOOK if webhook else pb.SINK_KIND_SOAP if soap else pb.SINK_KIND_STREAM
     request = pb.CreateSubscriptionRequest(
         addresses=addresses,
-        criteria=statuses(criteria),
+        criteria=criteria_statuses(criteria),
         check_immediate=immediate,
         min_interval=duration(span_ms(min_interval)),
         duration=duration(span_ms(lasts)),
@@ -119,33 +140,39 @@ def create(
         requester=requester,
     )
     answer = gateway.call(_stub(gateway).CreateSubscription, request)
-    made = answer.subscription
+    created = answer.subscription
     if gateway.as_json:
-        print_json({**plain(made), "secret": answer.secret or None})
+        print_json({**plain(created), "secret": answer.secret or None})
         return
     if answer.secret:
-        err.print(f"Its webhook is signed with this secret, which is shown only now: {answer.secret}")
-    expires = f"expires {clock(made.expires_at)}" if made.HasField("expires_at") else "does not expire"
-    err.print(f"The subscription to {_addresses(made)} {expires}. Its id:")
-    print(made.id)  # noqa: T201  # standard output is this command's answer
+        err.print(f"Notifications are signed with this secret, which is shown only now: {answer.secret}")
+    expires = f"expires {clock(created.expires_at)}" if created.HasField("expires_at") else "does not expire"
+    err.print(f"The subscription to {_addresses(created)} {expires}. Its id:")
+    print(created.id)  # noqa: T201  # standard output is this command's answer
 
 
 @subscriptions.command()
-@asks_gateway
+@gateway_command
 def cancel(
-    gateway: Gateway,
-    subscription_id: Annotated[str, typer.Argument(metavar="ID", help="Its id.", show_default=False)] = "",
-    correlator: Annotated[str, typer.Option(help="Its correlator, in place of the id.", show_default=False)] = "",
-    requester: Annotated[str, typer.Option(help="On whose behalf, for the usage record.", show_default=False)] = "",
+    gateway: GatewayConnection,
+    subscription_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The subscription's id.", show_default=False)
+    ] = "",
+    correlator: Annotated[
+        str, typer.Option(help="The subscription's correlator, instead of its id.", show_default=False)
+    ] = "",
+    requester: RequesterOption = "",
 ) -> None:
-    """End one. What is owed already is still delivered; to a SOAP endpoint it is withdrawn.
+    """End a subscription.
+
+    Notifications that are due already are still sent to a webhook, but no longer to a SOAP endpoint.
 
     Example: terminal-status subscriptions cancel --correlator door-7
     """
     from app.pb.terminalstatus.v1.subscription_pb2 import CancelSubscriptionRequest
 
     if bool(subscription_id) == bool(correlator):
-        wrong_use("Name the subscription by its id or by --correlator.")
+        wrong_use("Give either the subscription's id or --correlator.")
     named: dict[str, Any] = {"subscription_id": subscription_id} if subscription_id else {"correlator": correlator}
     gateway.call(_stub(gateway).CancelSubscription, CancelSubscriptionRequest(**named, requester=requester))
     if gateway.as_json:
@@ -155,39 +182,47 @@ def cancel(
 
 
 @subscriptions.command()
-@asks_gateway
+@gateway_command
 def renew(
-    gateway: Gateway,
-    subscription_id: Id,
+    gateway: GatewayConnection,
+    subscription_id: IdArgument,
     lasts: Annotated[
-        str, typer.Option("--duration", metavar="DURATION", help=f"How long from now, {SPAN_HELP}.", show_default=False)
+        str,
+        typer.Option(
+            "--duration",
+            metavar="DURATION",
+            help=f"Time from now after which the subscription ends, {SPAN_HELP}.",
+            show_default=False,
+        ),
     ],
 ) -> None:
-    """Let one last for a new duration, counted from now.
+    """Set a new duration for a subscription, counted from now.
 
     Example: terminal-status subscriptions renew 0f3a… --duration 7d
     """
     from app.pb.terminalstatus.v1.subscription_pb2 import RenewSubscriptionRequest
 
     request = RenewSubscriptionRequest(subscription_id=subscription_id, duration=duration(span_ms(lasts)))
-    _tell(gateway, gateway.call(_stub(gateway).RenewSubscription, request).subscription)
+    _print_subscription(gateway, gateway.call(_stub(gateway).RenewSubscription, request).subscription)
 
 
 @subscriptions.command("rotate-secret")
-@asks_gateway
+@gateway_command
 def rotate_secret(
-    gateway: Gateway,
-    subscription_id: Id,
+    gateway: GatewayConnection,
+    subscription_id: IdArgument,
     secret_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Has the new secret, whsec_…; one is made otherwise.", show_default=False),
+        typer.Option(metavar="FILE", help="File with the new secret, whsec_…. Default: generated.", show_default=False),
     ] = None,
     drop_old: Annotated[
-        bool, typer.Option("--drop-old", help="Sign with the newest only from now on; without a file none is made.")
+        bool, typer.Option("--drop-old", help="Stop signing with the old secret; generates no new one.")
     ] = False,
-    requester: Annotated[str, typer.Option(help="On whose behalf, for the audit log.", show_default=False)] = "",
+    requester: RequesterOption = "",
 ) -> None:
-    """Change what signs a webhook. The old secret signs too until --drop-old; one that is made is printed this once.
+    """Change the secret that signs a webhook's notifications; a generated one is printed, and cannot be shown again.
+
+    The old secret signs too, so that receivers can switch, until the command is run with --drop-old.
 
     Example: terminal-status subscriptions rotate-secret 0f3a… > new-secret.txt
     """
@@ -204,15 +239,17 @@ def rotate_secret(
         print_json({**plain(answer.subscription), "secret": answer.secret or None})
         return
     if drop_old:
-        err.print("Only its newest secret signs from now on.")
+        err.print("From now on notifications are signed only with the newest secret.")
     elif not answer.secret:
-        err.print("It is signed with that secret and with the one before from now on.")
+        err.print("From now on notifications are signed with that secret and the one before.")
     else:
-        err.print("It is signed with this secret, which is shown only now, and with the one before from now on:")
+        err.print(
+            "From now on notifications are signed with the one before and with this secret, which is shown only now:"
+        )
         print(answer.secret)  # noqa: T201  # standard output is this command's answer
 
 
-def _stub(gateway: Gateway) -> Any:
+def _stub(gateway: GatewayConnection) -> Any:
     from app.pb.terminalstatus.v1.subscription_pb2_grpc import SubscriptionServiceStub
 
     return SubscriptionServiceStub(gateway.channel)
@@ -221,7 +258,7 @@ def _stub(gateway: Gateway) -> Any:
 def _parameter(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        wrong_use(f"--parameter {name}: not NAME=VALUE.")
+        wrong_use(f"--parameter {name}: write NAME=VALUE.")
     if value.startswith("@"):
         return name, _read(value[1:], f"--parameter {name}")
     return name, value
@@ -234,7 +271,7 @@ def _read(path: str, option: str) -> str:
         wrong_use(f"{option}: {path} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
-def _tell(gateway: Gateway, subscription: "Subscription") -> None:
+def _print_subscription(gateway: GatewayConnection, subscription: "Subscription") -> None:
     if gateway.as_json:
         print_json(plain(subscription))
         return
@@ -252,15 +289,18 @@ def _tell(gateway: Gateway, subscription: "Subscription") -> None:
             ("profile", of.sink.profile),
             ("correlator", of.correlator),
             ("client", of.client_id),
-            ("made", clock(of.created_at)),
+            ("created", clock(of.created_at)),
             ("expires", "" if of.HasField("ended_at") else expires),
             (
-                "least interval",
+                "min interval",
                 (f"{interval_ms} ms" if interval_ms < 1000 else short(interval_ms / 1000)) * bool(interval_ms),
             ),
             ("notified", notified),
             ("last notified", clock(of.last_notified_at) if of.HasField("last_notified_at") else ""),
-            ("suspended", f"its endpoint fails since {clock(of.suspended_at)}" if of.HasField("suspended_at") else ""),
+            (
+                "suspended",
+                f"deliveries have failed since {clock(of.suspended_at)}" if of.HasField("suspended_at") else "",
+            ),
             ("ended", f"{clock(of.ended_at)} {of.end_detail}".strip() if of.HasField("ended_at") else ""),
             ("request id", of.request_id),
         ]

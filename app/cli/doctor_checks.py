@@ -1,7 +1,7 @@
-"""`terminal-status doctor`: is everything there that the gateway needs, before and while it serves?
+"""The checks of `terminal-status doctor`: can the gateway start here, and does the presence server answer?
 
-Each check is a dict with `check`, `ok`, `found` (what was found, or what is wrong and what to do) and perhaps
-`notes`. Nothing is changed, except that opening a new SQLite file creates it.
+Each check is a dict with `check`, `ok`, `found` (the finding, or what is wrong and what to do) and maybe `notes`. The
+checks change nothing, except that opening a new SQLite file creates it.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from app.store import DatabaseUnavailable, check_database, read_keys, shown_url
 
 Check = dict[str, Any]
 
-_ANSWERED = {"TERMINAL_UNKNOWN", "WATCHER_REFUSED"}
-"""Refusals that a presence server gives: it is there and speaks presence, which is what is checked."""
+_PRESENCE_REFUSALS = {"TERMINAL_UNKNOWN", "WATCHER_REFUSED"}
+"""Refusals that pass the check: only a server that understands presence gives them."""
 
 _OLD_TLS = (
-    "warning: PJSIP's wheel brings this OpenSSL, which gets no security updates; let an edge on this machine, such as "
-    "Kamailio, speak TLS to the presence server, and set TS_PRESENCE_SERVER to the edge, over TCP"
+    "warning: this OpenSSL is part of PJSIP's wheel and gets no security updates; let a SIP proxy on this machine, "
+    "such as Kamailio, speak TLS to the presence server, and set TS_PRESENCE_SERVER to the proxy, over TCP"
 )
 
 
 async def check_everything(config_file: Path | None) -> list[Check]:
-    """Runs every check; later ones are left out where an earlier one makes them pointless."""
+    """Runs the checks in order; without usable settings only the first, of the settings themselves."""
     try:
         settings = load_settings(config_file=config_file)
     except ConfigurationError as error:
@@ -40,7 +40,7 @@ async def check_everything(config_file: Path | None) -> list[Check]:
     except WatcherCannotStart as error:
         checks.append(_check("PJSIP", False, f"{error}. See TS_SIP_LISTEN."))
     else:
-        assert watcher.build is not None  # noqa: S101  # it started
+        assert watcher.build is not None  # noqa: S101  # set by a start that succeeds
         found = f"{watcher.build.version}, all {watcher.build.symbols} functions found"
         checks.append(_check("PJSIP", True, found, watcher_limits(watcher.build, settings.max_document_bytes)))
         if "transport=tls" in settings.presence_server:
@@ -52,17 +52,13 @@ async def check_everything(config_file: Path | None) -> list[Check]:
     try:
         checks.append(_check("database", True, await check_database(settings.database_url)))
     except DatabaseUnavailable as error:
-        checks.append(
-            _check(
-                "database", False, f"{shown_url(settings.database_url)} does not open: {error}. See TS_DATABASE_URL."
-            )
-        )
+        found = f"{shown_url(settings.database_url)} cannot be opened: {error}. See TS_DATABASE_URL."
+        checks.append(_check("database", False, found))
     if settings.secret_key_file is not None:
         try:
-            ids = read_keys(settings.secret_key_file).ids
-            checks.append(
-                _check("secret key", True, f"{ids[0]} encrypts" + "".join([f", {one} decrypts" for one in ids[1:]]))
-            )
+            first, *others = read_keys(settings.secret_key_file).ids
+            found = f"{first} encrypts" + "".join([f", {key_id} decrypts" for key_id in others])
+            checks.append(_check("secret key", True, found))
         except DatabaseUnavailable as error:
             checks.append(_check("secret key", False, f"{error}."))
     return checks
@@ -77,8 +73,8 @@ async def _presence_server(watcher: SipWatcher, identity: str, timeout_s: float)
         why = f"no answer within {timeout_s * 1000:.0f} ms. See TS_PRESENCE_SERVER, TS_SIP_LISTEN and the firewall."
         return _check(name, False, why)
     except TerminalStatusError as error:
-        return _check(name, error.code in _ANSWERED, f"{error} (asked about {identity})")
-    return _check(name, True, f"answered a fetch about {identity}")
+        return _check(name, error.code in _PRESENCE_REFUSALS, f"{error} (fetched {identity})")
+    return _check(name, True, f"answered a fetch of {identity}")
 
 
 def _check(name: str, ok: bool, found: str, notes: list[str] | None = None) -> Check:

@@ -1,60 +1,51 @@
-"""`terminal-status query`: many terminals and the members of groups at once, with partial results."""
+"""`terminal-status query`: one query about many terminals and groups, with partial results."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from app.cli.gateway import Gateway, asks_gateway
-from app.cli.output import FAILED, OK, err, printable
-from app.cli.tables import Cell, enum_name, print_list, styled
-from app.cli.times import SPAN_HELP, clock, duration, span_ms
+from app.cli.console import FAILED, OK, err, printable
+from app.cli.gateway_connection import GatewayConnection, gateway_command
+from app.cli.options import AddressesArgument, MaxAgeOption, RequesterOption
+from app.cli.protobuf_json import enum_name
+from app.cli.tables import Cell, print_list, styled
+from app.cli.times import clock, duration, span_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from app.pb.terminalstatus.v1.terminal_status_pb2 import TerminalResult
 
-Addresses = Annotated[
-    list[str], typer.Argument(metavar="ADDRESS", help="Terminals and groups: sip:, sips: or tel: URIs.")
-]
 
-
-@asks_gateway
+@gateway_command
 def query(
-    gateway: Gateway,
-    addresses: Addresses,
-    max_age: Annotated[
-        str,
-        typer.Option(
-            "--max-age",
-            metavar="DURATION",
-            help=f"How old an answer may be, {SPAN_HELP}; 0 asks the presence server now.",
-        ),
-    ] = "0",
+    gateway: GatewayConnection,
+    addresses: AddressesArgument,
+    max_age: MaxAgeOption = "0",
     deadline: Annotated[
         str,
-        typer.Option(metavar="DURATION", help="How long to wait for all; what came until then is shown."),
+        typer.Option(metavar="DURATION", help="Time to wait for all results. Those received by then are shown."),
     ] = "60s",
-    requester: Annotated[str, typer.Option(help="On whose behalf, for the usage record.", show_default=False)] = "",
+    requester: RequesterOption = "",
 ) -> None:
-    """Ask about many terminals and the members of groups at once.
+    """Get the status of many terminals, and of the members of groups, in one query.
 
-    Each terminal has one result, RETRIEVED or with the reason why not. Exit code 1 if there was none for some of them.
+    Each terminal has one result: its status, or the reason why there is none. Exit code 1 if any has no status.
 
     Example: terminal-status query sip:sales@example.com sip:bob@example.com --max-age 30s
     """
-    from app.cli.access import CallFailed
+    from app.cli.call_failures import CallFailed
     from app.pb.terminalstatus.v1.terminal_status_pb2 import QueryStatusesRequest
     from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 
     request = QueryStatusesRequest(addresses=addresses, max_age=duration(span_ms(max_age)), requester=requester)
     method = TerminalStatusServiceStub(gateway.channel).QueryStatuses
-    broken: list[CallFailed] = []
+    failure: CallFailed | None = None
     found = retrieved = 0
 
     def results() -> "Iterator[TerminalResult]":
-        nonlocal found, retrieved
+        nonlocal found, retrieved, failure
         try:
             for message in gateway.stream(method, request, timeout_s=span_ms(deadline) / 1000):
                 found += 1
@@ -63,15 +54,15 @@ def query(
         except CallFailed as failed:
             if not found:
                 raise
-            broken.append(failed)  # what came before is shown first
+            failure = failed  # raised after the results received so far are printed
 
     pages: Any = ([result] for result in results()) if gateway.as_json else iter([list(results())])
-    columns = ("address", "status", "observed at", "source", "why not")
+    columns = ("address", "status", "observed at", "source", "error")
     print_list(pages, columns, _row, as_json=gateway.as_json, nothing="No results.")
-    if broken:
-        raise broken[0]
+    if failure is not None:
+        raise failure
     if retrieved < found:
-        err.print(f"{retrieved} of {found} terminals answered.")
+        err.print(f"{retrieved} of {found} terminals have a status.")
     raise typer.Exit(OK if retrieved == found else FAILED)
 
 

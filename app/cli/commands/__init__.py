@@ -1,0 +1,1 @@
+"""One module for each command, or for each command group such as `clients`."""
