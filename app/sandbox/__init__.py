@@ -1,14 +1,14 @@
-"""A small SIP presence notifier for people without an IMS core: for development and tests, never production.
+"""A small SIP presence server (a notifier) for development and tests without an IMS core. Never for production.
 
-Terminals go by their user part, at any domain: `alice` is always Reachable, `bob` always Busy (on the phone), `carol`
-always Unreachable, `dave` unknown (404). `erin`, `frank`, `grace`, … change by a script that its seed alone determines.
-Telephone numbers, as `tel:` or `sip:+…`: +15550001 Reachable, +15550002 Busy, +15550003 Unreachable, +15550005 and
-+15550006 change; any other is unknown. `terminal-N` exists for every N and is Reachable. The misbehaving ones stand in
-the table in `behaviours.py`. Whoever is in none of these is unknown (404).
+A terminal is known by its user part, at any domain: `alice` is always Reachable, `bob` always Busy (on the phone),
+`carol` always Unreachable, and `dave` unknown (404). `erin`, `frank`, `grace` and others change by a script, which
+depends on its seed alone. Telephone numbers, as `tel:` or `sip:+…`: +15550001 is Reachable, +15550002 Busy, +15550003
+Unreachable; +15550005 and +15550006 change. `terminal-N` exists for every number N and is Reachable. The table of
+terminals that misbehave is in `behaviours.py`. Every other terminal is unknown (404).
 
-Invariants: no input ends it, everything in it is bounded, and it starts no thread and no process.
+Invariants: no input makes it fail, everything in it is bounded, and it starts no thread and no process.
 
-Deliberately absent: PJSIP (what tests the watcher must not share its bugs), authentication, TLS, IPv6.
+Deliberately absent: PJSIP (the sandbox tests the watcher, and must not share its bugs), TLS, IPv6.
 """
 
 import asyncio
@@ -22,8 +22,11 @@ import structlog
 
 from app.domain.statuses import Status
 from app.sandbox.behaviours import behaviour_of, honest
-from app.sandbox.notifier import Counters, Exchange, Notifier
-from app.sandbox.terminals import FIXED, SCRIPTED, Change, Document, document, initial_statuses, script
+from app.sandbox.counters import Counters
+from app.sandbox.documents import Document, document
+from app.sandbox.exchange import Exchange
+from app.sandbox.notifier import Notifier
+from app.sandbox.terminals import FIXED, SCRIPTED, Change, initial_statuses, script
 
 __all__ = ["FIXED", "SCRIPTED", "Change", "Counters", "Document", "Sandbox", "document", "script"]
 
@@ -32,10 +35,10 @@ _TERMINAL = re.compile(r"terminal-[0-9]{1,9}")
 
 
 class Sandbox:
-    """The notifier on UDP and TCP `host:port`; port 0 takes a free one. Belongs to the event loop it is started in.
+    """A presence server on UDP and TCP at `host:port`; port 0 takes a free port.
 
-    `on_change(address, old, new)` is called at every change of status, scripted or by `set_status`; `address` is
-    the terminal's at `domain`. `every_s` is the script's pace; `scripted=False` leaves it out.
+    `on_change(address, old, new)` is called at every change of status, by the script or by `set_status`; `address` is
+    the terminal at `domain`. The script makes a change about every `every_s` seconds; `scripted=False` switches it off.
     """
 
     def __init__(
@@ -71,14 +74,14 @@ class Sandbox:
         )
 
     async def start(self) -> None:
-        """Listens, and starts the script. Raises OSError, naming host and port, if the port is taken."""
+        """Listens, and starts the script. Raises OSError, which names host and port, if the port is in use."""
         await self._notifier.transport.start()
         if self._scripted:
             self._task = asyncio.create_task(self._run_script(), name="sandbox script")
         _log.info("sandbox_started", host=self.host, port=self.port, seed=self._seed)
 
     async def stop(self) -> None:
-        """Ends at once. Subscribers aren't told: to them it is a presence server that went away."""
+        """Stops at once and sends nothing: watchers see a presence server that disappears."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -97,35 +100,35 @@ class Sandbox:
 
     @property
     def port(self) -> int:
-        """The port, once started."""
+        """The port, after `start`."""
         return self._notifier.transport.port
 
     @property
     def uri(self) -> str:
-        """Where to send SUBSCRIBEs; add `;transport=tcp` for TCP."""
+        """The SIP URI for SUBSCRIBEs; add `;transport=tcp` for TCP."""
         return f"sip:{self.host}:{self.port}"
 
     @property
     def counters(self) -> Counters:
-        """What was received and sent so far."""
+        """What was received and sent since the start."""
         return self._notifier.counters
 
     @property
     def subscriptions(self) -> dict[str, int]:
-        """Live subscriptions by address, now."""
-        return dict(self._notifier.subscriptions())
+        """How many subscriptions are live, by address."""
+        return dict(self._notifier.dialogs.by_address())
 
     @property
     def statuses(self) -> dict[str, Status]:
-        """Every known terminal's status by user part, now."""
+        """The present status of every terminal that has one, by user part."""
         return dict(self._statuses)
 
     def set_status(self, user: str, status: Status) -> None:
-        """Gives a terminal a status, making it known if it wasn't, and tells its live subscriptions."""
+        """Sets the status of a terminal, known or new, and sends it to the terminal's live subscriptions."""
         old = self._statuses.get(user, Status.UNREACHABLE)
         self._statuses[user] = status
         self._documents.pop(user, None)
-        self._notifier.changed(user)
+        self._notifier.on_document_changed(user)
         if self._on_change is not None and old is not status:
             address = f"tel:{user}" if user.startswith("+") else f"sip:{user}@{self._domain}"
             self._on_change(address, old, status)
@@ -133,20 +136,20 @@ class Sandbox:
     def set_document(
         self, user: str, body: bytes, content_type: str = "application/pidf+xml", content_encoding: str = ""
     ) -> None:
-        """Gives a terminal a document as it stands, until the next `set_status`, and tells its live subscriptions."""
+        """Sets a terminal's document until the next `set_status`, and sends it to the terminal's live subscriptions."""
         self._statuses.setdefault(user, Status.UNREACHABLE)
         self._documents[user] = Document(body=body, content_type=content_type, content_encoding=content_encoding)
-        self._notifier.changed(user)
+        self._notifier.on_document_changed(user)
 
     def act_like(self, user: str, other: str | None) -> None:
-        """From now on SUBSCRIBEs for `user`, refreshes too, meet what `other` in the table does; None ends it."""
+        """From now on SUBSCRIBEs for `user`, and refreshes, are handled like SUBSCRIBEs for `other`; None ends that."""
         if other is None:
             self._acting.pop(user, None)
         else:
             self._acting[user] = other
 
     def terminate(self, user: str, reason: str) -> None:
-        """Ends the terminal's live subscriptions by a NOTIFY with this reason; "" forgets them without a word."""
+        """Ends the terminal's live subscriptions with a NOTIFY that has this reason; "" sends no NOTIFY."""
         self._notifier.terminate(user, reason)
 
     def _decide(self, exchange: Exchange) -> None:

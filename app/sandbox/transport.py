@@ -1,10 +1,10 @@
-"""The sandbox's sockets: UDP and TCP on one port, messages cut out of streams, connections opened to a Contact.
+"""The sandbox's sockets: UDP and TCP on one port, messages cut from TCP streams, and connections opened to a Contact.
 
-Invariants: whatever arrives, `received` is called with whole messages only, and nothing it raises ends a socket.
-Bounded: message size, connections (the newest is refused), bytes nobody reads (the connection is closed) and messages
-waiting for a connection (the newest is dropped).
+Invariants: `on_message` is called with whole messages only, and an exception in it does not close a socket. Bounded:
+message size, connections (a new one is refused), unsent bytes (the connection is closed) and messages waiting for a
+connection (a new one is dropped).
 
-Deliberately absent: TLS, IPv6 and DNS. A host that is no IPv4 address means "where the request came from".
+Deliberately absent: TLS, IPv6 and DNS. A host that is not an IPv4 address means "where the request came from".
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import cast
 
 import structlog
 
-from app.sandbox import sip
+from app.sandbox import messages
 
 MAX_CONNECTIONS = 256
 MAX_UNSENT_BYTES = 16_000_000
@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Where a message came from or goes to. Over TCP `connection` is the one it came by, if there is one."""
+    """Where a message came from or goes to. Over TCP, `connection` is the connection that the message arrived on."""
 
     host: str
     port: int
@@ -40,7 +40,7 @@ class Peer:
 
 
 class Connection(asyncio.Protocol):
-    """One TCP connection, whoever opened it."""
+    """One TCP connection, opened by either side."""
 
     def __init__(self, owner: "Transport") -> None:
         self._owner = owner
@@ -51,7 +51,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         host, port = transport.get_extra_info("peername") or ("", 0)
         self._peer = Peer(host=host, port=port, tcp=True, connection=self)
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class only has the same methods
         if not self._owner.admit(self):
             self.close()
 
@@ -68,11 +68,11 @@ class Connection(asyncio.Protocol):
                     del self._buffer[: 4 if ping else 2]
                     if ping:
                         self.send(b"\r\n")
-                message = sip.cut(self._buffer)
+                message = messages.cut(self._buffer)
                 if message is None:
                     return
                 self._owner.deliver(message, self._peer)
-        except sip.Malformed as error:  # nobody knows where the next message starts
+        except messages.Malformed as error:  # where the next message starts is unknown
             self._owner.drop(str(error))
             self.close()
 
@@ -111,12 +111,12 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 class Transport:
-    """UDP and TCP on `host:port`; `port` 0 takes one that is free on both. Counts what it drops in `counts`."""
+    """UDP and TCP on `host:port`; `port` 0 takes a port that is free on both. Counts dropped messages in `counts`."""
 
-    def __init__(self, host: str, port: int, received: Callable[[bytes, Peer], None], counts: Counter[str]) -> None:
+    def __init__(self, host: str, port: int, on_message: Callable[[bytes, Peer], None], counts: Counter[str]) -> None:
         self._host = host
         self.port = port
-        self._received = received
+        self._on_message = on_message
         self._counts = counts
         self._udp: asyncio.DatagramTransport | None = None
         self._datagrams: _Datagrams | None = None
@@ -136,7 +136,7 @@ class Transport:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             try:
                 udp.setblocking(False)
-                udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)  # or what the system allows, for bursts
+                udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)  # for bursts; the system may allow less
                 udp.bind((self._host, self.port))
                 port: int = udp.getsockname()[1]
                 self._server = await loop.create_server(
@@ -170,7 +170,7 @@ class Transport:
             await self._datagrams.closed.wait()
 
     def local_host(self, peer_host: str) -> str:
-        """The address by which that peer reaches us."""
+        """The address at which that peer reaches us."""
         if self._host not in ("", "0.0.0.0"):  # noqa: S104 - compared, not bound
             return self._host
         if peer_host not in self._local_hosts:
@@ -182,18 +182,23 @@ class Transport:
                 self._local_hosts[peer_host] = probe.getsockname()[0]
         return self._local_hosts[peer_host]
 
-    def target(self, uri: sip.Uri | None, source: Peer) -> Peer:
-        """Where a request to this URI goes, within a dialog that `source` began."""
+    def contact(self, peer: Peer) -> str:
+        """The Contact header to send to that peer."""
+        tcp = ";transport=tcp" if peer.tcp else ""
+        return f"Contact: <sip:{self.local_host(peer.host)}:{self.port}{tcp}>"
+
+    def target(self, uri: messages.Uri | None, source: Peer) -> Peer:
+        """Where to send a request for this URI in a dialog that `source` began."""
         if uri is None:
             return source
         host, port = (uri.host, uri.port or 5060) if _is_ipv4(uri.host) else (source.host, source.port)
-        if uri.transport not in ("tcp", "tls"):  # TLS is somebody's who ends it in front of us
+        if uri.transport not in ("tcp", "tls"):  # TLS may be terminated in front of the sandbox
             return Peer(host=host, port=port)
         connection = source.connection if source.connection and source.connection.open else None
         return Peer(host=host, port=port, tcp=True, connection=connection)
 
     def send(self, data: bytes, peer: Peer) -> None:
-        """Sends, or drops: a lost message is the transaction's business."""
+        """Sends the message, or drops it without an error: transactions handle lost messages."""
         if not peer.tcp:
             if self._udp is not None and not self._udp.is_closing() and 0 < peer.port < 65_536:
                 self._udp.sendto(data, (peer.host, peer.port))
@@ -224,17 +229,17 @@ class Transport:
             del self._waiting[key]
 
     def deliver(self, data: bytes, peer: Peer) -> None:
-        """Hands a whole message on. An error in our own code costs that message, not the socket."""
+        """Passes on a whole message. A defect in our own code loses the message, but keeps the socket open."""
         try:
-            self._received(data, peer)
-        except sip.Malformed as error:
+            self._on_message(data, peer)
+        except messages.Malformed as error:
             self.drop(str(error))
         except Exception:
             self._counts["failed"] += 1
             _log.exception("sandbox_message_failed")
 
     def drop(self, reason: str) -> None:
-        """Counts something that was thrown away."""
+        """Counts a message that was dropped."""
         self._counts["dropped"] += 1
         _log.debug("sandbox_message_dropped", reason=reason)
 

@@ -1,4 +1,4 @@
-"""What is measured about standing SIP subscriptions, as Prometheus scrapes it from a running gateway."""
+"""The metrics of watches, as Prometheus scrapes them from a running gateway."""
 
 import asyncio
 import os
@@ -49,9 +49,9 @@ async def reach(gateway: Gateway, least: dict[str, float]) -> dict[str, float]:
     return seen
 
 
-async def test_standing_subscriptions_are_measured() -> None:
-    """Subscriptions by state, SUBSCRIBEs, NOTIFYs, failures by reason, cut and unreadable documents, worker restarts
-    and the lag of events are counted, over a worker that is replaced too."""
+async def test_watches_are_measured() -> None:
+    """Watches by state, SUBSCRIBEs, NOTIFYs, failures by reason, cut and unreadable documents, worker restarts and the
+    lag of events are counted, and go on counting after a worker was replaced."""
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox:
         settings = settings_for(f"{sandbox.uri};transport=udp")
         async with run_gateway(settings) as gateway, grpc.aio.insecure_channel(gateway.grpc_address) as channel:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from app.domain.statuses import Status
-from app.sandbox import SCRIPTED, Change, Sandbox, script, sip, transport
+from app.sandbox import SCRIPTED, Change, Sandbox, messages, script, transport
 from app.sandbox.behaviours import BEHAVIOURS, behaviour_of
 from app.sandbox.terminals import initial_statuses
 from tests.support.sip_terminal import EVENT, SipClient, SipMessage, unique
@@ -819,12 +819,12 @@ async def test_connections_are_bounded(sandbox: Sandbox, monkeypatch: pytest.Mon
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     """Whatever comes, reading it returns or raises Malformed."""
     try:
-        message = sip.parse(data)
-        sip.fault(message)
-    except sip.Malformed:
+        message = messages.parse(data)
+        messages.fault(message)
+    except messages.Malformed:
         return
-    sip.parse_uri(message.first("contact"))
-    sip.respond(message, 200, ("127.0.0.1", 1), "t")
+    messages.parse_uri(message.first("contact"))
+    messages.respond(message, 200, ("127.0.0.1", 1), "t")
 
 
 @given(st.data())
@@ -838,10 +838,10 @@ def test_no_mutation_breaks_the_reader(data: st.DataObject) -> None:
     for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=6)):
         good[at] = byte
     try:
-        message = sip.parse(bytes(good))
+        message = messages.parse(bytes(good))
         if message.code == 0:
-            sip.fault(message)
-            sip.respond(message, 400, ("127.0.0.1", 1), "t")
-            sip.reply_port(message, 5060)
-    except sip.Malformed:
+            messages.fault(message)
+            messages.respond(message, 400, ("127.0.0.1", 1), "t")
+            messages.reply_port(message, 5060)
+    except messages.Malformed:
         pass

@@ -26,8 +26,8 @@ from app.domain.errors import PresenceUnavailable, WatcherUnauthenticated
 from app.domain.statuses import Liveness, Status
 from app.sandbox import Sandbox
 from app.sandbox.behaviours import DIGEST_PASSWORD, DIGEST_USER
-from app.sandbox.notifier import Exchange
-from app.sandbox.sip import Message
+from app.sandbox.exchange import Exchange
+from app.sandbox.messages import Message
 from app.sip.protocol import Route
 from app.sip.watcher import SipWatcher
 from app.sip.worker.timing import LONG_STOP_S

@@ -1,9 +1,9 @@
-"""SIP messages as the sandbox needs them: bytes to `Message`, a stream's buffer to messages, a request to its response.
+"""SIP messages: parsing bytes, cutting messages from a TCP stream, and building the response to a request.
 
-Invariants: pure. Whatever the bytes are, `parse` and `cut` return or raise `Malformed`. A header value never holds a
-line break, so it may be copied into an answer. Sizes and counts are bounded.
+Invariants: pure. For any bytes, `parse` and `cut` return or raise `Malformed`. A header value never contains a line
+break, so it may be copied into a response. Sizes and counts are bounded.
 
-Deliberately absent: everything a SIP stack has beyond a presence notifier's needs (multicast, maddr, IPv6, S/MIME, …).
+Deliberately absent: SIP features that a presence notifier does not need (multicast, maddr, IPv6, S/MIME, …).
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 MAX_MESSAGE_BYTES = 65_535
-"""Longest message read, head and body; a longer one is refused."""
+"""Longest message that is read, with its body."""
 MAX_HEADERS = 100
 
 REASONS = {
@@ -73,12 +73,12 @@ _RPORT = re.compile(r";\s*rport(?![\w=])", re.IGNORECASE)
 
 
 class Malformed(ValueError):
-    """The bytes are no SIP message that can be answered."""
+    """The bytes are not a SIP message that can be answered."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """A request (`method` and `uri`) or a response (`code`), headers by lower-case long name in their order."""
+    """A request (`method` and `uri`) or a response (`code`). Headers are named by their long name in lower case."""
 
     method: str = ""
     uri: str = ""
@@ -93,14 +93,14 @@ class Message:
 
     @property
     def cseq(self) -> tuple[int, str]:
-        """Number and method; (-1, "") where unreadable."""
+        """Number and method; (-1, "") if the header is unreadable."""
         match = _CSEQ.fullmatch(self.first("cseq"))
         return (int(match[1]), match[2]) if match and int(match[1]) < 2**31 else (-1, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uri:
-    """A URI's parts; `port` 0 and `transport` "" where absent. The user is unescaped, without password."""
+    """The parts of a URI; `port` is 0 and `transport` "" where absent. The user is unescaped and has no password."""
 
     scheme: str
     user: str
@@ -110,7 +110,7 @@ class Uri:
 
     @property
     def address(self) -> str:
-        """The presentity it names, without port and parameters."""
+        """The address of the terminal: the URI without port and parameters."""
         return f"tel:{self.user}" if self.scheme == "tel" else f"{self.scheme}:{self.user}@{self.host}"
 
 
@@ -132,7 +132,7 @@ def parse(data: bytes) -> Message:
         name, colon, value = line.partition(":")
         name = _long_name(name)
         if not colon or not name or "\r" in value or "\n" in value or "\0" in value:
-            raise Malformed("a line that is no header")
+            raise Malformed("a line that is not a header")
         values = headers.setdefault(name, [])
         if name in _LISTS and "," in value:
             values += _split(value)
@@ -146,7 +146,7 @@ def parse(data: bytes) -> Message:
 
 
 def fault(message: Message) -> str:
-    """What is wrong with a request that can be answered (400), "" if nothing. Raises Malformed if it cannot be."""
+    """Why to answer a request with 400, "" for a correct request. Raises Malformed if it cannot be answered."""
     for name in ("via", "from", "to", "call-id", "cseq"):
         if len(message.headers.get(name, ())) != 1 and name != "via":
             raise Malformed(f"not exactly one {name} header")
@@ -169,7 +169,8 @@ def fault(message: Message) -> str:
 
 
 def cut(buffer: bytearray) -> bytes | None:
-    """Takes the next whole message off the front of a stream's buffer; None if it isn't there yet. Raises Malformed."""
+    """Removes the next whole message from the front of a stream's buffer and returns it; None if it is incomplete.
+    Raises Malformed."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         if len(buffer) > MAX_MESSAGE_BYTES:
@@ -198,7 +199,7 @@ def param(value: str, name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def parse_uri(text: str) -> Uri | None:
-    """Reads a sip:, sips: or tel: URI, alone or in a header value (`"A" <sip:a@b>;tag=1`); None if it is none."""
+    """Reads a sip:, sips: or tel: URI, alone or in a header value (`"A" <sip:a@b>;tag=1`); None for anything else."""
     if match := _NAME_ADDR.fullmatch(text):
         text = match[1]
     if match := _SIP_URI.fullmatch(text.strip()):
@@ -212,13 +213,13 @@ def parse_uri(text: str) -> Uri | None:
 
 
 def uri_text(value: str) -> str:
-    """The URI in a header value such as Contact, as it stands there."""
+    """The URI in a header value such as Contact, unparsed."""
     match = _NAME_ADDR.fullmatch(value)
     return match[1] if match else value.partition(";")[0].strip()
 
 
 def reply_port(request: Message, source_port: int) -> int:
-    """The port a UDP response goes to: the source's with rport (RFC 3581), else the one in Via (RFC 3261, 18.2.2)."""
+    """The port for a UDP response: the source's port with rport (RFC 3581), else the port in Via (RFC 3261, 18.2.2)."""
     via = _VIA.fullmatch(request.first("via"))
     if via is None or _RPORT.search(via[3] or ""):
         return source_port
@@ -226,7 +227,7 @@ def reply_port(request: Message, source_port: int) -> int:
 
 
 def respond(request: Message, code: int, source: tuple[str, int], tag: str, *more: str) -> bytes:
-    """The response's bytes. `tag` is To's where the request has none; `more` are header lines."""
+    """The bytes of the response. `tag` is added to To if the request has no tag there; `more` are header lines."""
     top, *others = request.headers["via"]
     if _RPORT.search(top):
         top = _RPORT.sub(f";rport={source[1]}", top, count=1)
@@ -249,13 +250,13 @@ def respond(request: Message, code: int, source: tuple[str, int], tag: str, *mor
 
 @lru_cache(maxsize=1024)
 def _long_name(name: str) -> str:
-    """A header's long name in lower case, "" if that can't be a name."""
+    """The long name of a header in lower case, "" if `name` cannot be a header's name."""
     name = name.rstrip(" \t").lower()
     return _COMPACT.get(name, name) if _NAME.fullmatch(name) else ""
 
 
 def _split(value: str) -> list[str]:
-    """Splits a comma-separated header value, leaving commas in quotes and angle brackets alone."""
+    """Splits a header value at its commas, except commas in quotes and angle brackets."""
     parts, start, quoted, bracketed, escaped = [], 0, False, False, False
     for at, character in enumerate(value):
         if escaped:
