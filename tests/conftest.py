@@ -1,7 +1,5 @@
 """Fixtures that start the real things: the sandbox notifier, Kamailio, and the gateway against either."""
 
-import secrets
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from app.sandbox import Sandbox
-from app.settings.loading import Settings
 from app.store import SqlStore, open_store
 from tests.support import postgres as postgresql
+from tests.support.settings import settings_for
 
 if TYPE_CHECKING:
     from app.main import Gateway
@@ -32,21 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         ring = item.path.relative_to(Path(__file__).parent).parts[0]
         item.add_marker(getattr(pytest.mark, ring))
-
-
-_DATABASES = tempfile.TemporaryDirectory(prefix="terminal-status-")
-
-
-def settings_for(presence_server: str, **changes: object) -> Settings:
-    """Settings of a gateway on free loopback ports, with a database of its own."""
-    values: dict[str, object] = {
-        "presence_server": presence_server,
-        "grpc_listen": "127.0.0.1:0",
-        "http_listen": "127.0.0.1:0",
-        "database_url": f"sqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3",
-        **changes,
-    }
-    return Settings(**values)  # type: ignore[arg-type]  # pydantic validates them
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -4,12 +4,11 @@ import asyncio
 import base64
 import contextlib
 import json
-import math
 import subprocess
 import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +20,7 @@ import pytest_asyncio
 import structlog.testing
 from aiohttp import web
 from hypothesis import strategies as st
-from joserfc import jwt
-from joserfc._rfc7515.registry import default_registry
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from joserfc.jwk import ECKey, OctKey
 
 from app.auth import authenticator as auth
 from app.auth import clients as client_registry
@@ -53,9 +50,22 @@ from app.domain.records import ANONYMOUS, Client
 from app.egress import jwks
 from app.ports import Page
 from app.store import SqlStore, open_store
-
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-ISSUER, AUDIENCE = "https://idp.example", "terminal-status"
+from tests.support.access_tokens import (
+    AUDIENCE,
+    CLAIMS,
+    EC,
+    HEADER,
+    HEADERS,
+    ISSUER,
+    JSON,
+    KEYS,
+    MALFORMED,
+    START,
+    key_set,
+    serving,
+    signed,
+    token,
+)
 
 
 @dataclass
@@ -636,14 +646,6 @@ async def test_following_clients_goes_on_after_a_defect(world: World, monkeypatc
 
 # Access tokens.
 
-RSA, EC, OKP = RSAKey.generate_key(2048), ECKey.generate_key("P-256"), OKPKey.generate_key("Ed25519")
-KEYS: dict[str, tuple[str, Any]] = {"RS256": ("r", RSA), "ES256": ("e", EC), "EdDSA": ("o", OKP)}
-
-
-def key_set(*wanted: str) -> bytes:
-    keys = [key.as_dict(private=False, kid=kid) for kid, key in KEYS.values() if not wanted or kid in wanted]
-    return json.dumps({"keys": [*keys, {"kty": "ML-DSA", "kid": "x"}, {"kty": "EC"}, 1]}).encode()
-
 
 @dataclass
 class Provider:
@@ -670,28 +672,6 @@ class Provider:
             device_claim=device_claim,
             clock=self.clock,
             monotonic=self.clock.monotonic,
-        )
-
-
-def token(algorithm: str = "ES256", key: Any = None, header: Any = None, **claims: Any) -> str:
-    kid, own_key = KEYS.get(algorithm, ("e", EC))
-    body = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-        "client_id": "billing",
-        "exp": int(START.timestamp()) + 60,
-        "scope": "presence read",
-        **claims,
-    }
-    body = {name: value for name, value in body.items() if value is not None}
-    used = {"alg": algorithm, "kid": kid, **(header or {})}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of EdDSA
-        return jwt.encode(
-            {name: value for name, value in used.items() if value is not None},
-            body,
-            key or own_key,
-            algorithms=[algorithm],
         )
 
 
@@ -755,49 +735,6 @@ async def test_other_tokens_are_refused(make: Callable[[], str]) -> None:
     assert str(caught.value) == "The access token is not accepted."
 
 
-def part(value: object) -> str:
-    """A part of a token: bytes as they are, else JSON."""
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def signed(header: object, claims: object) -> str:
-    """A token of these parts, whatever they are, that is truly signed."""
-    content = f"{part(header)}.{part(claims)}"
-    return f"{content}.{part(default_registry.algorithms['ES256'].sign(content.encode(), EC))}"
-
-
-HEADER = {"alg": "ES256", "kid": "e"}
-CLAIMS = {"iss": ISSUER, "aud": AUDIENCE, "client_id": "nobody", "exp": int(START.timestamp()) + 60}
-ODD_HEADER: dict[str, list[Any]] = {
-    "typ": [1, None, True, 1.5, [], ["JWT"], {}],
-    "alg": [1, None, [], ["ES256"], {"ES256": 1}],
-    "kid": [1, [], {}, {"e": "e"}, ["e"], True],
-    "crit": [1, None, [[]], [{}], [1.5], ["b64"], {}],
-}
-ODD_CLAIMS: dict[str, list[Any]] = {
-    "exp": [True, "1", [], 10**300, 1e308, math.nan],
-    "aud": [1, {}, [[AUDIENCE]], {AUDIENCE: 1}],
-    "client_id": [1, None, [], {}, True],
-}
-ODD: list[Any] = [1, None, [], "x", [HEADER]]
-MALFORMED = {
-    **{f"{name} {odd}": signed({**HEADER, name: odd}, CLAIMS) for name, each in ODD_HEADER.items() for odd in each},
-    **{f"{name} {odd}": signed(HEADER, {**CLAIMS, name: odd}) for name, each in ODD_CLAIMS.items() for odd in each},
-    **{f"header {odd}": signed(odd, CLAIMS) for odd in ODD},
-    **{f"claims {odd}": signed(HEADER, odd) for odd in ODD},
-    "no JSON": signed(b"\xff{", CLAIMS),
-    "half a pair": signed(b'{"alg":"ES256","kid":"\\ud800"}', CLAIMS),
-    "nested header": signed(b'{"a":' * 80, CLAIMS),
-    "nested claims": signed(HEADER, b"[" * 4000),
-    "long number": signed(HEADER, b'{"exp":' + b"9" * 5000 + b"}"),
-    "huge header": signed({**HEADER, "x": "x" * 5000}, CLAIMS),
-    "parts": "a.b.c.d.e.f",
-    "dots": "." * 5000,
-}
-"""Tokens that no provider makes."""
-
-
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_malformed_tokens_are_refused(name: str) -> None:
     """Whatever the parts of a token are, it is refused as any bad one."""
@@ -805,12 +742,6 @@ async def test_malformed_tokens_are_refused(name: str) -> None:
         await Provider(Clock()).tokens().verify(MALFORMED[name])
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["ES256", "e"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-HEADERS = st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "x5c", "zip"]), JSON, max_size=4)
 NAMES = st.sampled_from(["iss", "aud", "exp", "nbf", "iat", "sub", "jti", "client_id", "scope", "scp", "phone_number"])
 
 
@@ -947,24 +878,6 @@ async def test_confined_tokens(world: World, scope: str, claims: dict[str, Any],
             else:
                 assert await world.auth.authenticate(shown, confined=looks) == client
                 assert world.auth.known(shown.authorization, confined=looks) == client
-
-
-@asynccontextmanager
-async def serving(answer: Callable[[], Awaitable[web.StreamResponse] | web.StreamResponse]) -> AsyncIterator[str]:
-    async def handle(_: web.Request) -> web.StreamResponse:
-        result = answer()
-        return result if isinstance(result, web.StreamResponse) else await result
-
-    application = web.Application()
-    application.router.add_get("/keys", handle)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/keys"
-    finally:
-        await runner.cleanup()
 
 
 async def test_fetching_keys() -> None:

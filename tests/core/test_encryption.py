@@ -24,12 +24,13 @@ from app.ports import Sent
 from app.store import DatabaseUnavailable, SqlStore, open_store
 from app.store import tables as t
 from app.store.encryption import MAKE_ONE, read_keys
-from tests.conftest import settings_for
-from tests.core.test_secrets import signed
-from tests.core.test_store import make, subscription
-from tests.support.core import ALICE, APP, FakeSender, new_database, run_core, until
+from tests.support.core import ALICE, APP, FakeSender, new_database, run_core
 from tests.support.outbox import OTHER_SECRET, SECRET
 from tests.support.receivers import Request, answer
+from tests.support.records import make, subscription
+from tests.support.settings import settings_for
+from tests.support.signed_webhooks import signed
+from tests.support.waiting import until
 
 TOKEN = "bearer-of-the-endpoint"
 PARAMETERS: Mapping[str, str] = {"secrets": SECRET, "token": TOKEN, "handshake": "none"}

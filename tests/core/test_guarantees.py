@@ -27,7 +27,8 @@ from app.live.engine import Tuning
 from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
 from app.live.resume_tokens import mark_of
 from app.store import open_store
-from tests.support.core import APP, Clocks, Core, new_database, run_core, until
+from tests.support.core import APP, Clocks, Core, new_database, run_core
+from tests.support.waiting import until
 
 TERMINALS = tuple(TerminalAddress(f"sip:t{number}@example.com") for number in range(8))
 STEPS = 160

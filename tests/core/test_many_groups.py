@@ -15,9 +15,10 @@ from app.domain.policy import Policy
 from app.domain.records import Client, Group
 from app.ports import Page
 from app.store import SqlStore
-from tests.core.test_store import group, make, paged, status
-from tests.support.core import ALICE, ALL, APP, BEGAN, BOB, BUSY, CAROL, TEAM, Core, new_database, run_core, until
+from tests.support.core import ALICE, ALL, APP, BEGAN, BOB, BUSY, CAROL, TEAM, Core, new_database, run_core
+from tests.support.records import group, make, paged, status
 from tests.support.statements import Asked, asked
+from tests.support.waiting import until
 
 SIZE = 1000
 

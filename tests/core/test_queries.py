@@ -43,8 +43,8 @@ from tests.support.core import (
     new_database,
     reading,
     run_core,
-    until,
 )
+from tests.support.waiting import until
 
 
 @pytest_asyncio.fixture

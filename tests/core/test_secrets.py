@@ -2,103 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.core.subscriptions import SubscriptionService
-from app.delivery.deliverer import Deliverer
 from app.delivery.hosts import Places
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import SinkRefused, StoreUnavailable, SubscriptionUnknown
 from app.domain.records import Subscription
 from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
-from app.domain.statuses import Status
-from app.egress.allowed import Rules
-from app.egress.client import Egress
-from app.egress.webhook import WebhookSender, v1_event
 from app.ports import Page
 from tests.support.core import ADMIN, ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, SOAP, Core, new_database, run_core
 from tests.support.outbox import OTHER_SECRET, SECRET
-from tests.support.receivers import Receiver, Request, answer, receiver
+from tests.support.receivers import Request, answer
+from tests.support.signed_webhooks import Signed, signed
 
 THIRD_SECRET = signing_secret(b"3" * 64)
-
-
-@dataclass
-class Signed:
-    """A gateway that really delivers, and its receiver."""
-
-    core: Core
-    deliverer: Deliverer
-    service: SubscriptionService
-    there: Receiver
-
-    async def subscribe(self, secrets: str = SECRET) -> Subscription:
-        """A webhook subscription of APP, whose start has been told."""
-        self.core.subscriptions = self.service
-        parameters = {SINK_SECRETS: secrets, "handshake": "none", "token": "t"}
-        sink = Sink(kind=SinkKind.WEBHOOK, url=self.there.url, profile="v1", parameters=parameters)
-        came = len(self.events())
-        made = await self.core.subscribe(ALICE, sink=sink, check_immediate=True)
-        self.deliverer.hint()
-        await self.there.wait_for(lambda: len(self.events()) == came + 1)
-        return made
-
-    async def tell(self, status: Status) -> Request:
-        """Has the terminal change, and returns the request that tells it."""
-        came = len(self.events())
-        await self.core.play(ALICE, status)
-        self.deliverer.hint()
-        await self.there.wait_for(lambda: len(self.events()) > came)
-        return self.events()[-1]
-
-    async def rotate(self, subscription: Subscription, secret: str = "", **more: Any) -> tuple[Subscription, str]:
-        return await self.service.rotate_secret(APP, subscription.id, secret=secret, face="rest", **more)
-
-    async def secrets(self, subscription: Subscription) -> list[str]:
-        """What is stored."""
-        return (await self.core.stored(subscription)).sink.parameters.get(SINK_SECRETS, "").split()
-
-    def events(self) -> list[Request]:
-        return [request for request in self.there.requests if request.method == "POST"]
-
-
-@asynccontextmanager
-async def signed(url: str, *, secret_key_file: Path | None = None, **options: Any) -> AsyncIterator[Signed]:
-    """The use cases with real deliveries, wired as the gateway has them."""
-    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
-    sender = WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
-    async with receiver() as there, run_core(url, secret_key_file=secret_key_file) as core:
-        deliverer = Deliverer(
-            cast("Any", core.store),
-            {SinkKind.WEBHOOK: sender},
-            owner="node-1",
-            clock=lambda: core.clocks.now,
-            **options,
-        )
-        service = SubscriptionService(
-            cast("Any", core.store),
-            core.watching,
-            core.directory,
-            core.policies,
-            core.usage,
-            {SinkKind.WEBHOOK: sender},
-            lambda: core.clocks.now,
-            entropy=lambda size: b"e" * size,
-            sink_changed=deliverer.sink_changed,
-        )
-        deliverer.start()
-        try:
-            yield Signed(core, deliverer, service, there)
-        finally:
-            await deliverer.aclose()
-            await egress.aclose()
 
 
 @pytest.fixture

@@ -31,10 +31,11 @@ from app.settings.loading import Settings
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, migrations, open_store, shown_url
 from app.store.engines import dispose, make_engine, on_connection
 from app.store.tables import METADATA, UtcDateTime
-from tests.conftest import settings_for
-from tests.core.test_store import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage
-from tests.support.core import TEAM, until
+from tests.support.core import TEAM
 from tests.support.postgres import Postgres
+from tests.support.records import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage
+from tests.support.settings import settings_for
+from tests.support.waiting import until
 
 EVERYTHING = Changes(statuses=[status(BOB)], owed=[owed("n1")], usage=[usage("u1")])
 

@@ -15,7 +15,7 @@ from app.cli.commands.usage import _opened
 from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, only_gateway, open_store
-from tests.core.test_store import ALICE, make, status
+from tests.support.records import ALICE, make, status
 
 SUFFIXES = ("", "-wal", "-shm", ".lock")
 

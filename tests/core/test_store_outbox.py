@@ -14,7 +14,7 @@ from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification,
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.ports import Page, Store
 from app.store import SqlStore, open_store
-from tests.core.test_store import AT, after, end, make, owed, paged, sequences, subscription, usage
+from tests.support.records import AT, after, end, make, owed, paged, sequences, subscription, usage
 
 LEASE_S = 30
 PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD

@@ -70,8 +70,8 @@ from tests.support.core import (
     nobody_waits,
     reading,
     run_core,
-    until,
 )
+from tests.support.waiting import until
 
 UNKNOWN = TerminalUnknown("The presence server answered 404.")
 REFUSED = WatcherRefused("The presence server answered 403.")

@@ -16,7 +16,8 @@ from app.domain.errors import RateLimited
 from app.domain.policy import Policy
 from app.domain.records import MAX_USAGE_TARGETS
 from app.ports import Page
-from tests.support.core import ADMIN, APP, BEGAN, OTHER, Core, new_database, run_core, until
+from tests.support.core import ADMIN, APP, BEGAN, OTHER, Core, new_database, run_core
+from tests.support.waiting import until
 
 
 @pytest_asyncio.fixture

@@ -27,8 +27,7 @@ from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReas
 from app.domain.statuses import Status
 from app.rest.camara import cloud_events, event_types, lifetime, sink_parameters
 from app.rest.camara.errors import CODES
-from tests.core.test_auth import token
-from tests.faces.test_rpc import all_errors
+from tests.support.access_tokens import token
 from tests.support.core import (
     ALICE,
     APP,
@@ -42,6 +41,7 @@ from tests.support.core import (
     new_database,
     run_core,
 )
+from tests.support.domain_errors import all_errors
 from tests.support.http_face import Answer, HttpFace, http_face
 
 RETRIEVE = "/device-reachability-status/v1/retrieve"

@@ -28,8 +28,8 @@ from app.cli.protobuf_json import enum_name, plain
 from app.cli.tables import print_table
 from app.cli.times import short, since, span_ms
 from app.pb.terminalstatus.v1 import delivery_pb2, subscription_pb2
-from tests.faces.test_cli import COMMAND, DEADLINE_S, ROOT, Running, run, running
-from tests.wire.test_tls import sign
+from tests.support.certificates import sign
+from tests.support.command_line import COMMAND, DEADLINE_S, ROOT, Running, run, running
 
 ALICE, BOB, CAROL, DAVE = [f"sip:{name}@example.com" for name in ("alice", "bob", "carol", "dave")]
 SCRIPTED = ["sip:erin@example.com", "sip:frank@example.com", "sip:grace@example.com"]

@@ -28,11 +28,11 @@ from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import group_pb2, group_pb2_grpc
 from app.sandbox import Sandbox
 from app.store import open_store
-from tests.conftest import settings_for
-from tests.core.test_auth import AUDIENCE, HEADERS, ISSUER, JSON, MALFORMED, key_set, serving, signed, token
-from tests.faces.test_soap_security import token as username_token
 from tests.support import soap
-from tests.wire.test_tls import NOW, Party, grpc_credentials, http_context, sign
+from tests.support.access_tokens import AUDIENCE, HEADERS, ISSUER, JSON, MALFORMED, key_set, serving, signed, token
+from tests.support.certificates import NOW, Party, grpc_credentials, http_context, sign
+from tests.support.settings import settings_for
+from tests.support.soap_security import token as username_token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

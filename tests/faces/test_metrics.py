@@ -17,8 +17,8 @@ from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
 from app.sandbox import Sandbox
 from app.store import open_store
-from tests.conftest import settings_for
-from tests.system.test_crash import until_told
+from tests.support.grpc_streams import until_status
+from tests.support.settings import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -96,12 +96,12 @@ async def test_a_watch_that_a_fetch_contradicts() -> None:
         async with run_gateway(settings) as gateway, grpc.aio.insecure_channel(gateway.grpc_address) as channel:
             stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
             stream = stub.WatchStatuses(terminal_status_pb2.WatchStatusesRequest(addresses=[address]))
-            await until_told(stream, terminal_status_pb2.STATUS_UNREACHABLE)
+            await until_status(stream, terminal_status_pb2.STATUS_UNREACHABLE)
             for again in (False, True):
                 answer = await stub.GetStatus(terminal_status_pb2.GetStatusRequest(address=address), timeout=LIMIT_S)
                 assert answer.status.status == terminal_status_pb2.STATUS_REACHABLE
                 if not again:
-                    await until_told(stream, terminal_status_pb2.STATUS_REACHABLE)
+                    await until_status(stream, terminal_status_pb2.STATUS_REACHABLE)
             await reach(gateway, {'sip_subscriptions{state="active"}': 1})
             assert (await scrape(gateway))['terminal_status_watches_contradicted_total{by="fetch"}'] == 1
             assert sandbox.counters.subscribes[address] == 4  # a watch with its refresh, and two fetches

@@ -20,9 +20,9 @@ from app.rest.camara import PREFIXES, event_types
 from app.rest.error_examples import ERRORS
 from app.rest.openapi import V1
 from app.rest.problem import MEDIA_TYPE, STATUSES
-from tests.faces.test_rest import app_over, client_of
 from tests.support.fakes import FakeWatcher, make_service
 from tests.support.outbox import make_owed, make_subscription
+from tests.support.rest_app import app_over, client_of
 
 DOCUMENTS: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in export_openapi().items()}
 

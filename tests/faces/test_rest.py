@@ -1,24 +1,16 @@
 """The REST face in process: the ASGI app over the real service over a fake watcher."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import fields
-from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 import grpc.aio
 import httpx2
 import pytest
 import structlog.testing
-from fastapi import FastAPI
 from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from app.core.fetcher import FetchService
-from app.core.use_cases import UseCases
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import (
     DocumentUnreadable,
@@ -32,42 +24,16 @@ from app.domain.errors import (
     WatcherRestarting,
     WatcherUnauthenticated,
 )
-from app.domain.records import ANONYMOUS, Client
-from app.domain.statuses import TerminalStatus
-from app.rest.application import create_app
 from app.rest.error_examples import ERRORS
 from app.rest.problem import MEDIA_TYPE, STATUSES
 from app.rpc import CODES
-from tests.faces.test_rpc import all_errors, failed_get_status
+from tests.support.domain_errors import all_errors
 from tests.support.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
+from tests.support.rest_app import app_over, client_of
+from tests.support.rpc_get_status import failed_get_status
 
 ALICE = "sip:alice@example.com"
 ALICE_STATUS = f"/v1/terminals/{ALICE}/status"
-
-
-def app_over(
-    service: FetchService, stopping: asyncio.Event | None = None, *, ready_needs_presence: bool = False
-) -> FastAPI:
-    """The app in which everybody may ask for one terminal's status, and there is nothing else."""
-    anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
-
-    class Open:
-        def known(self, authorization: str, *, confined: bool = False) -> Client:
-            return anonymous
-
-    class Questions:
-        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
-            return await service.get_status(address)
-
-    absent: dict[str, Any] = dict.fromkeys([each.name for each in fields(UseCases)])
-    use_cases = UseCases(**{**absent, "auth": Open(), "queries": Questions()})
-    return create_app(service, use_cases, stopping=stopping, ready_needs_presence=ready_needs_presence)
-
-
-@asynccontextmanager
-async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://gateway") as client:
-        yield client
 
 
 async def ask(watcher: FakeWatcher, path: str = ALICE_STATUS, method: str = "GET") -> httpx2.Response:

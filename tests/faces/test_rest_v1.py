@@ -28,9 +28,9 @@ from tests.support.core import (
     UNREACHABLE,
     new_database,
     run_core,
-    until,
 )
 from tests.support.http_face import Answer, HttpFace, http_face
+from tests.support.waiting import until
 
 STATUS = f"/v1/terminals/{ALICE}/status"
 WEBHOOK = {"kind": "WEBHOOK", "url": "https://example.com/hook"}

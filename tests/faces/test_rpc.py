@@ -2,22 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import grpc.aio
 import pytest
 import structlog.testing
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped, unused-ignore]
+from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
-from grpc_status import rpc_status
 
-from app.core.fetcher import FetchService
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
     DocumentUnreadable,
@@ -31,15 +27,15 @@ from app.domain.errors import (
     WatcherRestarting,
     WatcherUnauthenticated,
 )
-from app.domain.records import ANONYMOUS, Client
-from app.domain.statuses import Source, Status, TerminalStatus
+from app.domain.statuses import Source, Status
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import ReceivedNotify
-from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, UseCases, create_server
+from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, create_server
+from tests.support.domain_errors import all_errors
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
+from tests.support.rpc_get_status import ALICE, channel_to, failed_get_status, failure_of, get_status, use_cases_of
 
-ALICE = "sip:alice@example.com"
 LIMIT_S = 5
 PROTOS = sorted((Path(__file__).parent.parent.parent / "proto").rglob("*.proto"))
 
@@ -60,63 +56,6 @@ class SilentWatcher(FakeWatcher):
             self.was_given_up.set()
 
 
-def use_cases_of(service: FetchService) -> UseCases:
-    """GetStatus for everybody; the other use cases are for `test_rpc_services.py`."""
-
-    class Open:
-        def known(self, authorization: str, *, confined: bool = False) -> Client:
-            return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=OBSERVED_AT)
-
-    class Questions:
-        def at_once(self, client: Client, address: str, **how: Any) -> None:
-            """Nothing is watched."""
-
-        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
-            return await service.get_status(address)
-
-    absent: Any = None
-    return UseCases(
-        auth=cast("Any", Open()),
-        queries=cast("Any", Questions()),
-        watching=absent,
-        subscriptions=absent,
-        groups=absent,
-        deliveries=absent,
-        usage=absent,
-        administration=absent,
-    )
-
-
-@asynccontextmanager
-async def channel_to(
-    service: FetchService,
-    *,
-    stopping: asyncio.Event | None = None,
-    calls: set[asyncio.Task[Any]] | None = None,
-    health_poll_s: float = 1,
-) -> AsyncIterator[grpc.aio.Channel]:
-    server = create_server(service, use_cases_of(service), stopping=stopping, calls=calls, health_poll_s=health_poll_s)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-            yield channel
-    finally:
-        await server.stop(None)
-
-
-async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
-    """The code, the message and the details by message name that a call failed with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    details = {}
-    for message in (ErrorInfo(), RetryInfo(), BadRequest()):
-        for packed in getattr(rpc_status.from_call(cast("grpc.Call", caught.value)), "details", ()):
-            if packed.Unpack(message):
-                details[message.DESCRIPTOR.name] = message
-    return caught.value.code(), caught.value.details() or "", details
-
-
 async def cancellation_of(call: Any) -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -130,22 +69,6 @@ def call_raw(channel: grpc.aio.Channel, method: str, request: bytes) -> Any:
 def health_of(channel: grpc.aio.Channel) -> Any:
     """The stub of grpc.health.v1, whose published types lack its methods."""
     return HealthStub(channel)
-
-
-def all_errors(base: type[TerminalStatusError] = TerminalStatusError) -> Iterator[type[TerminalStatusError]]:
-    for error in base.__subclasses__():
-        yield error
-        yield from all_errors(error)
-
-
-async def get_status(watcher: FakeWatcher, address: str = ALICE) -> pb.TerminalStatus:
-    async with channel_to(make_service(watcher)) as channel:
-        response = await TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=address))
-    return response.status
-
-
-async def failed_get_status(watcher: FakeWatcher, address: str = ALICE) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
-    return await failure_of(get_status(watcher, address))
 
 
 @pytest.mark.parametrize(

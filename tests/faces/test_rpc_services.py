@@ -5,8 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +16,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo  # type: ignore[import-untyped, unused-ignore]
-from grpc_status import rpc_status
 
-from app.auth.authenticator import Authenticator
 from app.auth.clients import ClientRegistry
-from app.core.administration import Administration
-from app.core.deliveries import Deliveries
 from app.core.queries import RetrievalStatus
 from app.domain import records, statuses
 from app.domain.addresses import TerminalAddress
@@ -36,20 +30,15 @@ from app.domain.statuses import Liveness, Source, Status
 from app.live import events
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
-    admin_pb2_grpc,
     delivery_pb2,
-    delivery_pb2_grpc,
     group_pb2,
-    group_pb2_grpc,
     subscription_pb2,
-    subscription_pb2_grpc,
     usage_pb2,
-    usage_pb2_grpc,
 )
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import WatchView
-from app.rpc import UseCases, create_server, terminal_status, wire
+from app.rpc import terminal_status, wire
 from app.rpc.terminal_status import MAX_QUESTION_BYTES, MAX_QUESTIONS, Question, question
 from tests.support.core import (
     ADMIN,
@@ -63,14 +52,12 @@ from tests.support.core import (
     REACHABLE,
     SOAP,
     TEAM,
-    Core,
     new_database,
     run_core,
-    until,
 )
-from tests.support.fakes import FakeWatcher, make_service
+from tests.support.rpc_face import LIMIT_S, Face, Metadata, face_over, failure_of, quiet, read
+from tests.support.waiting import until
 
-LIMIT_S = 10
 MODULES = (pb, subscription_pb2, group_pb2, delivery_pb2, usage_pb2, admin_pb2)
 METHODS = [
     (f"/{service.full_name}/{method.name}", method)
@@ -78,140 +65,12 @@ METHODS = [
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
-Metadata = tuple[tuple[str, str], ...]
-
-
-@dataclass
-class Face:
-    """A server over the use cases, a channel to it, and each client's credentials."""
-
-    core: Core
-    auth: Authenticator
-    registry: ClientRegistry
-    channel: Any
-    port: int
-    server: grpc.aio.Server
-    stopping: asyncio.Event
-    calls: set[asyncio.Task[Any]]
-    app: Metadata
-    other: Metadata
-    admin: Metadata
-
-    def __post_init__(self) -> None:
-        self.terminals: Any = TerminalStatusServiceStub(self.channel)
-        self.subscriptions: Any = subscription_pb2_grpc.SubscriptionServiceStub(self.channel)
-        self.groups: Any = group_pb2_grpc.GroupServiceStub(self.channel)
-        self.deliveries: Any = delivery_pb2_grpc.DeliveryServiceStub(self.channel)
-        self.usage: Any = usage_pb2_grpc.UsageServiceStub(self.channel)
-        self.operators: Any = admin_pb2_grpc.AdminServiceStub(self.channel)
-
-    def watch(self, *addresses: str, metadata: Metadata | None = None, timeout_s: float = LIMIT_S, **more: Any) -> Any:
-        request = pb.WatchStatusesRequest(addresses=addresses, **more)
-        return self.terminals.WatchStatuses(request, metadata=metadata or self.app, timeout=timeout_s)
-
-    async def subscribe(self, *addresses: str, **more: Any) -> subscription_pb2.Subscription:
-        request = subscription_pb2.CreateSubscriptionRequest(addresses=addresses, **more)
-        answer = await self.subscriptions.CreateSubscription(request, metadata=self.app)
-        return cast("subscription_pb2.Subscription", answer.subscription)
-
-
-@asynccontextmanager
-async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
-    store = cast("Any", core.store)
-
-    def clock() -> datetime:
-        return core.clocks.now
-
-    auth = Authenticator(store, clock=clock, monotonic=lambda: core.clocks.now_s, open_allowed=True)
-    registry = ClientRegistry(
-        store,
-        clock=clock,
-        changed=auth.forget,
-        delete=core.subscriptions.delete_client,
-        disabled=core.watching.end_streams_of,
-    )
-    keys = {}
-    for client in (APP, OTHER, ADMIN):
-        _, key = await registry.rotate(client.id, who="test")
-        keys[client.id] = (("authorization", f"Bearer {key}"),)
-    use_cases = UseCases(
-        auth=auth,
-        queries=core.queries,
-        watching=core.watching,
-        subscriptions=core.subscriptions,
-        groups=core.groups,
-        deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
-        usage=core.usage,
-        administration=Administration(
-            store, cast("Any", core.watcher), registry, wanted_by=core.watching.wanted_by, clock=clock
-        ),
-    )
-    stopping = asyncio.Event()
-    calls: set[asyncio.Task[Any]] = set()
-    server = create_server(make_service(FakeWatcher()), use_cases, stopping=stopping, calls=calls, **options)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-            yield Face(
-                core,
-                auth,
-                registry,
-                channel,
-                port,
-                server,
-                stopping,
-                calls,
-                keys[APP.id],
-                keys[OTHER.id],
-                keys[ADMIN.id],
-            )
-    finally:
-        await server.stop(None)
 
 
 @pytest_asyncio.fixture
 async def face(tmp_path: Path) -> AsyncIterator[Face]:
     async with run_core(await new_database(tmp_path)) as core, face_over(core) as running:
         yield running
-
-
-async def finished(call: Any) -> None:
-    """Waits for an answer, or reads a stream to its end."""
-    if hasattr(call, "read"):
-        while await call.read() is not grpc.aio.EOF:
-            pass
-    else:
-        await call
-
-
-async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, str]:
-    """Code, ErrorInfo's reason, and the field at fault; "" where there is none."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await finished(call)
-    reason = field = ""
-    for packed in getattr(rpc_status.from_call(cast("grpc.Call", caught.value)), "details", ()):
-        info, bad = ErrorInfo(), BadRequest()
-        if packed.Unpack(info):
-            reason = info.reason
-        if packed.Unpack(bad):
-            field = bad.field_violations[0].field
-    return caught.value.code(), reason, field
-
-
-async def read(call: Any, kind: str) -> Any:
-    """The next event of a stream, which must be of that kind."""
-    async with asyncio.timeout(LIMIT_S):
-        event = await call.read()
-    assert isinstance(event, pb.WatchStatusesResponse), event
-    assert event.WhichOneof("event") == kind
-    return getattr(event, kind)
-
-
-async def quiet(face: Face) -> None:
-    """So much time passes that a stream gets a bookmark, if nothing happens."""
-    for _ in range(5):
-        await face.core.advance(2.5)
 
 
 def call_method(face: Face, path: str, method: Any, metadata: Metadata | None) -> Any:

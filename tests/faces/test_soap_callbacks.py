@@ -14,14 +14,14 @@ from lxml import etree
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DuplicateCorrelator, GroupUnknown, SinkRefused, SinkUnreachable, TerminalStatusError
 from app.domain.records import NotificationKind, OwedNotification, Subscription
-from app.domain.sinks import EndReason, SinkKind
+from app.domain.sinks import EndReason
 from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from soap_compat.callbacks import CallbackSender, callback
 from soap_compat.envelope import has_fault
 from soap_compat.faults import FAULTS, TEXTS
-from tests.support.outbox import ALICE, BOB, change, make_owed, make_subscription
+from tests.support.outbox import ALICE, BOB, change, make_owed, subscribed
 from tests.support.receivers import Behaviour, answer, gigabyte, hang, in_turn, raw, receiver, reset
 from tests.support.soap import NOTIFICATION, content_of, valid
 
@@ -37,10 +37,6 @@ FAULT = (
 
 LONG_HEADER = f"<s:Header><t:Trace xmlns:t='urn:t'>{'t' * 20_000}</t:Trace></s:Header>"
 QUOTED = b"<s:Fault><faultcode>s:Server</faultcode></s:Fault>"
-
-
-def subscribed(url: str = "https://app.example/callback", profile: str = "v2_3") -> Subscription:
-    return make_subscription(url, kind=SinkKind.SOAP, profile=profile, parameters={"": ""})
 
 
 def called(subscription: Subscription, notification: OwedNotification) -> etree._Element:

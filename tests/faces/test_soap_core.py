@@ -25,24 +25,11 @@ from app.ports import Page
 from app.servers import bound, serve_http
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app
-from tests.faces.test_soap_operations import end, group, start
-from tests.support.core import (
-    ALICE,
-    ALL,
-    APP,
-    BOB,
-    CAROL,
-    DEADLINE_S,
-    OTHER,
-    TEAM,
-    Clocks,
-    Core,
-    new_database,
-    run_core,
-    until,
-)
+from tests.support.core import ALICE, ALL, APP, BOB, CAROL, OTHER, TEAM, Clocks, Core, new_database, run_core
 from tests.support.receivers import Receiver, Request, answer, hang, in_turn, receiver, reset
 from tests.support.soap import MANAGER, Reply, call, content_of, envelope, payload, valid
+from tests.support.soap_requests import end, group, start
+from tests.support.waiting import DEADLINE_S, until
 
 BUSY, REACHABLE, UNREACHABLE = Status.BUSY, Status.REACHABLE, Status.UNREACHABLE
 FAULT = b'<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"><e:Body><e:Fault/></e:Body></e:Envelope>'

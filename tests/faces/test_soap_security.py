@@ -22,10 +22,8 @@ from soap_compat.security import MAX_AGE_S, MAX_AHEAD_S, Gatekeeper
 from soap_compat.server import create_app
 from tests.support.core import new_database
 from tests.support.soap import FakeUsage, FakeUseCases, Reply, call, envelope, payload
+from tests.support.soap_security import token
 
-WSSE = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-secext-1.0.xsd"
-WSU = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-utility-1.0.xsd"
-PROFILE = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0"
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 REFUSED = "POL0001 UNAUTHENTICATED"
 
@@ -63,19 +61,6 @@ class World:
         secret = password or self.password
         digest = base64.b64encode(hashlib.sha1(nonce + created.encode() + secret.encode()).digest()).decode()
         return token(user or self.client_id, digest, "Digest", base64.b64encode(nonce).decode(), created)
-
-
-def token(user: str, password: str, kind: str = "", nonce: str = "", created: str = "", extra: str = "") -> str:
-    """A Security header, as toolkits write it."""
-    of_type = f' Type="{PROFILE}#Password{kind}"' if kind else ""
-    return (
-        f'<e:Header><w:Security xmlns:w="{WSSE}" xmlns:u="{WSU}" e:mustUnderstand="1">'
-        f'<u:Timestamp u:Id="t"><u:Created>{created}</u:Created></u:Timestamp>'
-        f'<w:UsernameToken u:Id="x"><w:Username>{user}</w:Username><w:Password{of_type}>{password}</w:Password>'
-        + (f"<w:Nonce>{nonce}</w:Nonce>" if nonce else "")
-        + (f"<u:Created>{created}</u:Created>" if created else "")
-        + f"</w:UsernameToken>{extra}</w:Security></e:Header>"
-    )
 
 
 @pytest_asyncio.fixture

@@ -18,10 +18,9 @@ from app.domain.records import NotificationKind
 from app.domain.sinks import EndReason
 from app.domain.statuses import Status
 from soap_compat.callbacks import callback
-from tests.faces.test_soap_callbacks import subscribed
-from tests.faces.test_soap_operations import REQUESTS, result, status_of
-from tests.support.outbox import ALICE, BOB, change, make_owed
+from tests.support.outbox import ALICE, BOB, change, make_owed, subscribed
 from tests.support.soap import COMMON, LOCAL, MANAGER, NOTIFICATION, WSDL, FakeUseCases, Reply, call, content_of, face
+from tests.support.soap_requests import REQUESTS, result, status_of
 
 CALLED_BACK = {"v2_2": "v2_2", "v2_3": "v2_2", "v3_0": "v3_0", "v3_1": "v3_0"}
 """The callbacks' version, by the manager's."""

@@ -1,10 +1,9 @@
 """The life of a standing subscription: each row of RFC 6665 by name, and what holds whatever the server does.
 
-`LIFE_CYCLE` has the rows of the table in `docs/sip.md`. A `Play` is one machine; the test plays its driver and clock.
+`LIFE_CYCLE` in `tests/support/life_cycle.py` has the rows. A `Play` is one machine with driver and clock.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
@@ -52,68 +51,6 @@ from app.sip.worker.vocabulary import (
     Unwanted,
     Wanted,
 )
-
-LIFE_CYCLE = {
-    "the first SUBSCRIBE": "test_start",
-    "2xx, then NOTIFY active": "test_established",
-    "202 Accepted": "test_accepted_202",
-    "2xx with a shorter Expires": "test_shorter_expires",
-    "2xx without Expires, or with a longer one than asked": "test_expires_beyond_what_was_asked",
-    "NOTIFY before the 2xx": "test_notify_before_2xx",
-    "NOTIFY and never a 2xx": "test_notify_and_never_a_2xx",
-    "NOTIFY with expires": "test_notify_expires_is_authoritative",
-    "no NOTIFY after the 2xx (Timer N)": "test_no_notify_after_2xx",
-    "no answer at all": "test_no_answer",
-    "Subscription-State: pending": "test_pending",
-    "terminated, deactivated or timeout": "test_terminated_comes_back_at_once",
-    "deactivated again and again": "test_terminated_again_and_again",
-    "terminated, probation or giveup": "test_terminated_for_a_while",
-    "terminated, rejected": "test_terminated_rejected",
-    "terminated, noresource": "test_terminated_noresource",
-    "terminated, invariant": "test_terminated_invariant",
-    "terminated, invariant of nothing": "test_terminated_invariant_of_nothing",
-    "terminated, no or an unknown reason": "test_terminated_unknown_reason",
-    "terminated with or without a body": "test_terminated_body",
-    "401, 407 with credentials": "test_challenge_is_answered_once",
-    "401, 407 without credentials": "test_challenge_without_credentials",
-    "423 with Min-Expires": "test_interval_too_brief",
-    "423 with no Min-Expires to follow": "test_interval_too_brief_beyond_bound",
-    "481 on a refresh": "test_refresh_481",
-    "404, 405, 410, 416, 480, 482-485, 489, 501, 604 on a refresh": "test_refresh_ends_the_subscription",
-    "any other failure of a refresh": "test_refresh_failure_keeps_the_subscription",
-    "403, 603, 401, 4xx of misconfiguration on a refresh": "test_refresh_refusal_keeps_the_subscription",
-    "a refresh whose dialog the stack has dropped": "test_refresh_failure_with_the_dialog_gone",
-    "a refresh": "test_refresh",
-    "a refresh that no NOTIFY follows (Timer N)": "test_refresh_without_a_notify",
-    "204 to a refresh": "test_refresh_204",
-    "a refresh at a server that was seen to omit the NOTIFY": "test_renewal_by_another_dialog",
-    "the other dialog is refused or lost, or gets no NOTIFY": "test_renewal_that_fails",
-    "the server ends the older dialog first": "test_older_dialog_ends_first",
-    "nobody wants it any more, between two dialogs": "test_stop_between_two_dialogs",
-    "403, 603, 404, 604, 489, 405, 406, 415, 420": "test_long_stop",
-    "408, 480, 5xx, transport failure": "test_back_off",
-    "Retry-After": "test_retry_after",
-    "success after failures": "test_back_off_begins_anew",
-    "an address that PJSIP refuses": "test_bad_address_ends",
-    "transport lost with a request in flight": "test_transport_lost_in_flight",
-    "transport lost under a subscription": "test_transport_lost_while_active",
-    "the server is known to be away": "test_server_known_to_be_away",
-    "expires=0 in the 2xx or the NOTIFY": "test_expires_zero",
-    "NOTIFY or answer for a dead dialog, forks": "test_dead_dialog_is_ignored",
-    "nobody wants it any more": "test_stop",
-    "nobody wants it, before there is a dialog": "test_stop_without_dialog",
-    "the unsubscribe is refused or not answered": "test_stop_without_help_of_the_server",
-    "the unsubscribe when the pace is used up": "test_stop_when_the_pace_is_used_up",
-    "wanted again while unsubscribing": "test_wanted_again_while_ending",
-    "NOTIFY while a refresh is failing": "test_notify_does_not_put_off_a_retry",
-    "a timer that fires early": "test_timer_that_fires_early",
-    "401, 407 when the pace is used up": "test_challenge_is_answered_as_the_pace_allows",
-    "NOTIFY that the stack refuses": "test_refused_notify",
-    "NOTIFYs that the stack refuses, again and again": "test_refused_notify_again_and_again",
-    "a refresh forced by hand": "test_refresh_by_hand",
-    "a fresh dialog forced by hand": "test_fresh_dialog_by_hand",
-}
-"""Each row of the life cycle, and its test here."""
 
 HOUR = 3600
 A = TypeVar("A", bound=Action)
@@ -244,14 +181,6 @@ def of(kind: type[A], actions: Iterable[Action]) -> list[A]:
 
 def told(actions: Iterable[Action]) -> list[tuple[Liveness, str]]:
     return [(action.liveness, action.reason) for action in of(Tell, actions)]
-
-
-def test_life_cycle_is_tested() -> None:
-    """Each row names a test of this module, which says in one sentence what follows."""
-    module = sys.modules[__name__]
-    for name in LIFE_CYCLE.values():
-        assert getattr(module, name).__doc__, name
-    assert len(set(LIFE_CYCLE.values())) == len(LIFE_CYCLE)
 
 
 def test_start() -> None:

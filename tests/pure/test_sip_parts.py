@@ -25,8 +25,7 @@ from app.sip.pjsip.response_sources import Answers
 from app.sip.protocol import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
 from app.sip.watcher import SipWatcher
 from tests.support.core import ALICE
-from tests.support.watching import Observer
-from tests.wire.test_sip_watcher import configuration
+from tests.support.sip_watcher import Observer, configuration
 
 NOTIFY = (
     "NOTIFY sip:w@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP h\r\nSubscription-State: Terminated;Reason=Timeout\r\n"

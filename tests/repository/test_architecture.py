@@ -108,6 +108,19 @@ def test_files_that_docstrings_and_comments_name_are_there() -> None:
     assert not lost
 
 
+def test_tests_share_by_support_alone() -> None:
+    """No test file imports another: what several use is in `tests/support`."""
+    shared = re.compile(r"^\s*(?:from|import) (tests(?:\.\w+)*)(?: import (\w+))?", re.MULTILINE)
+    wrong = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for folder in ("tests", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+        for module, name in shared.findall(path.read_text("utf-8"))
+        if not f"{module}.{name}.".startswith("tests.support.")
+    ]
+    assert not wrong
+
+
 def prose(path: Path) -> Iterator[tuple[int, str]]:
     """The docstrings and comments of a module, each with the line it begins on."""
     with tokenize.open(path) as source:

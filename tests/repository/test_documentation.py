@@ -5,6 +5,7 @@ is its output. A `bash` block subscribes a webhook, and is run with the receiver
 `make` targets, settings and metrics are checked by name.
 """
 
+import ast
 import base64
 import json
 import os
@@ -15,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +30,9 @@ from app.rest.problem import STATUSES
 from app.rpc import CODES
 from app.settings.loading import CONFIG_FILE, PREFIX, Settings
 from soap_compat.faults import FAULTS
-from tests.faces.test_cli import INSTALLED, ROOT, running
-from tests.pure import test_sip_machine
+from tests.support.command_line import INSTALLED, ROOT, running
+from tests.support.life_cycle import LIFE_CYCLE
+from tests.support.waiting import until_blocking
 
 MAX_README_LINES = 150
 DOCUMENTS = {
@@ -259,8 +260,16 @@ def test_error_table() -> None:
 
 def test_life_of_a_watch() -> None:
     """docs/sip.md has each row of the life of a watch, with what its test says and the test's name."""
-    for row, name in test_sip_machine.LIFE_CYCLE.items():
-        follows = " ".join((getattr(test_sip_machine, name).__doc__ or "").split()).rstrip(".")
+    sentences = {
+        node.name: " ".join((ast.get_docstring(node) or "").split()).rstrip(".")
+        for path in (ROOT / "tests" / "pure").glob("test_sip_machine*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(set(LIFE_CYCLE.values())) == len(LIFE_CYCLE)
+    for row, name in LIFE_CYCLE.items():
+        follows = sentences[name]
+        assert follows, name
         assert f"| {row} | {follows} | `{name}` |\n" in DOCUMENTS["docs/sip.md"], row
 
 
@@ -319,7 +328,7 @@ def test_webhook(
         watchdog = threading.Timer(30, receiver.kill)
         watchdog.start()
         try:
-            wait_for_port(int(port))
+            until_blocking(lambda: listens(int(port)))
             subscription_id = json.loads(run(subscribe, ports))["id"]
             assert receiver.stdout is not None
             received: dict[str, str] = {}
@@ -333,13 +342,9 @@ def test_webhook(
             receiver.kill()
 
 
-def wait_for_port(port: int) -> None:
-    deadline_s = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < deadline_s, "the receiver does not listen"
-            time.sleep(0.01)
-        else:
-            return
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -28,9 +28,7 @@ from app.live.group_directory import GroupDirectory
 from app.ports import Page, ReceivedNotify, Sender, Sent, Store, WatchObserver, WatchView
 from app.store import SqlStore, migrate, open_store
 from tests.support.fakes import ON_THE_PHONE, OPEN, FakeMeter
-
-DEADLINE_S = 10.0
-"""How long a test waits for what must come."""
+from tests.support.waiting import until
 
 BEGAN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))
@@ -42,13 +40,6 @@ WEBHOOK = Sink(kind=SinkKind.WEBHOOK, url="https://example.com/hook", profile="v
 SOAP = Sink(kind=SinkKind.SOAP, url="http://example.com/soap", profile="v2_2")
 REACHABLE, UNREACHABLE, BUSY = Status.REACHABLE, Status.UNREACHABLE, Status.BUSY
 BODIES = {REACHABLE: OPEN, UNREACHABLE: b"", BUSY: ON_THE_PHONE}
-
-
-async def until(true: Callable[[], object]) -> None:
-    """Waits until it is true; fails after DEADLINE_S."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not true():  # noqa: ASYNC110  # of many kinds, and no event tells them
-            await asyncio.sleep(0.002)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from app.domain.statuses import Liveness
 from app.ports import ReceivedNotify
 from app.sip.watcher import SipWatcher
 from tests.support.sip_terminal import SipMessage, read, unique
-from tests.wire.test_sip_watcher import configuration
+from tests.support.sip_watcher import configuration
 
 TICK_S = 0.005
 DIALOGS, WATCHED, FETCHING = 300, 40, 20

@@ -77,3 +77,7 @@ def make_owed(
         next_attempt_at=at,
         attempts=attempts,
     )
+
+
+def subscribed(url: str = "https://app.example/callback", profile: str = "v2_3") -> Subscription:
+    return make_subscription(url, kind=SinkKind.SOAP, profile=profile, parameters={"": ""})

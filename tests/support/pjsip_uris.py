@@ -10,7 +10,7 @@ from app.sip.pjsip.endpoint import Endpoint, leave
 from app.sip.pjsip.library import AddressRefused
 from app.sip.pjsip.uris import Uris
 from app.sip.settings import sip_configuration
-from tests.conftest import settings_for
+from tests.support.settings import settings_for
 
 
 def written(uris: Uris, address: str) -> str | None:

@@ -29,13 +29,16 @@ from app.pb.terminalstatus.v1 import (
 )
 from app.sandbox import Sandbox
 from app.sip.watcher import HANG_LIMIT_S, PING_EVERY_S
+from tests.support.grpc_streams import until_status
 from tests.support.receivers import Receiver, Request, answer, receiver
 
 KILLS = 4
 SEED = 20261123
-LIMIT_S = 60.0
+
+
 AWAY_S = float(os.environ.get("AWAY_S", "1"))
 """How long a receiver is away; `make away` has it longer."""
+LIMIT_S = 60.0
 PAUSE_S = float(os.environ.get("PAUSE_S", str(HANG_LIMIT_S + PING_EVERY_S)))
 FLIP_S = 0.02
 USERS = ("frank", "grace", "heidi")
@@ -219,7 +222,7 @@ async def test_a_pause_ends_nothing(tmp_path: Path, with_workers: bool) -> None:
         async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
             stub = terminal_status_pb2_grpc.TerminalStatusServiceStub(channel)
             stream = stub.WatchStatuses(terminal_status_pb2.WatchStatusesRequest(addresses=[address]))
-            await until_told(stream, terminal_status_pb2.STATUS_UNREACHABLE)
+            await until_status(stream, terminal_status_pb2.STATUS_UNREACHABLE)
             workers = children(gateway.process.pid)
             paused = [gateway.process.pid, *(workers if with_workers else [])]
             for pid in paused:
@@ -240,16 +243,7 @@ async def test_a_pause_ends_nothing(tmp_path: Path, with_workers: bool) -> None:
                 assert children(gateway.process.pid) == workers
                 await asyncio.sleep(0.1)
             sandbox.set_status("frank", Status.BUSY)
-            await until_told(stream, terminal_status_pb2.STATUS_BUSY)
-
-
-async def until_told(stream: Any, status: int) -> None:
-    """Reads until the stream says the status."""
-    async with asyncio.timeout(LIMIT_S):
-        async for event in stream:
-            if status in (event.snapshot_item.status.status, event.change.status.status):
-                return
-    raise AssertionError("the stream ended")
+            await until_status(stream, terminal_status_pb2.STATUS_BUSY)
 
 
 def children(pid: int) -> list[int]:

@@ -26,7 +26,7 @@ from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
 from app.store import open_store
 from soap_compat.faults import TEXTS
-from tests.conftest import settings_for
+from tests.support.settings import settings_for
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = Path(__file__).parent / "interop"

@@ -15,7 +15,7 @@ from app.domain.addresses import parse_address
 from app.domain.statuses import Liveness
 from tests.support.kamailio import Kamailio, require
 from tests.support.sip_terminal import Terminal, unique
-from tests.support.watching import started, watching
+from tests.support.sip_watcher import started, watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

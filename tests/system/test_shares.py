@@ -20,9 +20,10 @@ from app.domain.statuses import Status
 from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
 from app.store import open_store
-from tests.conftest import settings_for
-from tests.support.core import APP, OTHER, until
-from tests.support.watching import terminal
+from tests.support.core import APP, OTHER
+from tests.support.settings import settings_for
+from tests.support.sip_watcher import terminal
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from app.cli.credentials import Credentials
 from app.cli.face_clients import get_status
-from tests.faces.test_cli import DEADLINE_S, Running, running
-from tests.wire.test_tls import Signed, sign
+from tests.support.certificates import Signed, sign
+from tests.support.command_line import DEADLINE_S, Running, running
 
 ALICE = "sip:alice@example.com"
 LISTEN = ("--json", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")

@@ -10,8 +10,8 @@ import zeep.exceptions
 
 from app.cli.face_clients import get_status
 from app.main import Gateway, run_gateway
-from tests.conftest import settings_for
 from tests.support.kamailio import Kamailio, require
+from tests.support.settings import settings_for
 from tests.support.sip_terminal import Terminal, unique
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

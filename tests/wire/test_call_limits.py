@@ -21,8 +21,9 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.rpc import SERVICE_NAME, calls, connection_limits, connections, handlers
 from app.rpc.call_limits import EXCESS_PATIENCE_S, PATIENCE_S, Gate, Pool, Waiting
 from bench import h2
-from tests.faces.test_rpc_services import Face, Metadata, face_over, failure_of
-from tests.support.core import ADMIN, ALICE, APP, OTHER, new_database, run_core, until
+from tests.support.core import ADMIN, ALICE, APP, OTHER, new_database, run_core
+from tests.support.rpc_face import Face, Metadata, face_over, failure_of
+from tests.support.waiting import until
 
 LIMIT_S = 30
 GET_STATUS = f"/{SERVICE_NAME}/GetStatus"

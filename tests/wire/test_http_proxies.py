@@ -12,7 +12,7 @@ from app.auth.failures import FAILURE_BURST
 from app.domain.records import Client
 from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
-from tests.conftest import settings_for
+from tests.support.settings import settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -3,8 +3,7 @@ first NOTIFY makes (RFC 6665 section 4.4.1). A scripted presence server over UDP
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,32 +12,13 @@ from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.statuses import Liveness
 from app.sip.watcher import SipWatcher
 from tests.support.sip_notifier import BUSY, OPEN, Asked, ScriptedNotifier
-from tests.support.watching import Observer, terminal, until_seen, watching
-from tests.wire.test_sip_watcher import DEADLINE_S, until
+from tests.support.sip_scene import refresh, scene, until_refused
+from tests.support.sip_watcher import terminal, watching
+from tests.support.waiting import DEADLINE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIVE, STALE = Liveness.LIVE, Liveness.STALE
-
-
-@pytest.fixture(params=["udp", "tcp"])
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@asynccontextmanager
-async def scene(
-    transport: str, **settings: Any
-) -> AsyncIterator[tuple[ScriptedNotifier, SipWatcher, Observer, TerminalAddress, Asked]]:
-    """A watch whose first SUBSCRIBE has come and is not answered."""
-    async with ScriptedNotifier(transport) as server, watching(server.uri, **settings) as (watcher, observer):
-        address = terminal()
-        watcher.watch(address)
-        yield server, watcher, observer, address, await server.asked()
-
-
-async def until_refused(watcher: SipWatcher, reason: str, count: int = 1) -> None:
-    await until(lambda: watcher.counts().refused.get(reason, 0) >= count)
 
 
 def datagrams(watcher: SipWatcher, sock: socket.socket) -> Callable[[bytes], None]:
@@ -311,12 +291,6 @@ async def test_registration_and_public_host(transport: str) -> None:
 
 def routed(message: Any) -> list[str]:
     return [value for line in message.all("route") for value in line.split(",")]
-
-
-async def refresh(watcher: SipWatcher, address: TerminalAddress) -> None:
-    """As an operator asks for it, once the last SUBSCRIBE has its answer."""
-    await until_seen(watcher, address, lambda seen: seen.next_action == "refresh")
-    watcher.refresh(address)
 
 
 async def refreshed(server: ScriptedNotifier, watcher: SipWatcher, address: TerminalAddress, before: Asked) -> Asked:

@@ -10,11 +10,9 @@ from structlog.testing import capture_logs
 from app.domain.statuses import Liveness
 from app.sip.worker.timing import GAP_S
 from tests.support.sip_notifier import BUSY, OPEN, Asked
-from tests.support.watching import terminal, view
-from tests.wire.test_sip_identity import refresh, scene, transport, until_refused
-from tests.wire.test_sip_watcher import DEADLINE_S, until
-
-__all__ = ["transport"]
+from tests.support.sip_scene import refresh, scene, until_refused
+from tests.support.sip_watcher import terminal, view
+from tests.support.waiting import DEADLINE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

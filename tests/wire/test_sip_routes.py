@@ -32,8 +32,8 @@ from app.sip.protocol import Route
 from app.sip.watcher import SipWatcher
 from app.sip.worker.timing import LONG_STOP_S
 from tests.support.sip_terminal import read
-from tests.support.watching import Observer, started, terminal, until_seen, user_of, view, watching
-from tests.wire.test_sip_watcher import DEADLINE_S, until
+from tests.support.sip_watcher import Observer, started, terminal, until_seen, user_of, view, watching
+from tests.support.waiting import DEADLINE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import NoReturn, cast
 
 import pytest
@@ -26,32 +26,15 @@ from app.domain.errors import (
     WatcherRestarting,
 )
 from app.sandbox import Sandbox
-from app.settings.loading import Settings
-from app.sip.protocol import Command, Configure, Fetch, encode
-from app.sip.settings import sip_configuration
+from app.sip.protocol import Command, Fetch, encode
 from app.sip.watcher import SipWatcher, WatcherCannotStart
-from tests.conftest import settings_for
+from tests.support.sip_watcher import configuration
+from tests.support.waiting import DEADLINE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ALICE = parse_address("sip:alice@example.com")
 SILENT = parse_address("sip:silent@example.com")
-DEADLINE_S = 5.0
-
-
-def configuration(presence_server: str, **changes: object) -> Configure:
-    """Over UDP unless told otherwise, and without OPTIONS in between."""
-    if ";transport=" not in presence_server:
-        presence_server += ";transport=udp"
-    settings: Settings = settings_for(presence_server, **{"probe_every_s": 0, **changes})
-    return sip_configuration(settings, "test")
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
-    """Waits for the condition, at most so long."""
-    async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in another process or socket
-            await asyncio.sleep(0.002)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

@@ -24,8 +24,8 @@ from app.domain.statuses import Liveness, Status
 from app.sandbox import Sandbox
 from app.sip.watcher import SipWatcher
 from app.sip.worker.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
-from tests.support.watching import Observer, started, terminal, until_seen, user_of, view, watching
-from tests.wire.test_sip_watcher import until
+from tests.support.sip_watcher import Observer, started, terminal, until_seen, user_of, view, watching
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -24,10 +24,11 @@ from app.rest.work_queue import WorkQueue
 from app.sandbox import Sandbox
 from app.servers import bound, serve_http
 from soap_compat.envelope import MAX_HEAD_BYTES, SLICE, SMALL, Request
-from tests.conftest import settings_for
-from tests.support.core import new_database, run_core, until
+from tests.support.core import new_database, run_core
 from tests.support.http_face import http_face
+from tests.support.settings import settings_for
 from tests.support.soap import envelope
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

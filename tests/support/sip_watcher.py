@@ -1,6 +1,5 @@
 """A running watcher for tests, and an observer that keeps what it is told, in order."""
 
-import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -8,11 +7,18 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import msgspec
 
 from app.domain.addresses import TerminalAddress, parse_address
-from app.domain.errors import DocumentUnreadable, TerminalStatusError
+from app.domain.errors import (
+    DocumentUnreadable,
+    TerminalStatusError,
+)
 from app.domain.statuses import Liveness
 from app.ports import ReceivedNotify, WatchView
+from app.settings.loading import Settings
+from app.sip.protocol import Configure
+from app.sip.settings import sip_configuration
 from app.sip.watcher import SipWatcher
-from tests.wire.test_sip_watcher import DEADLINE_S, configuration, until
+from tests.support.settings import settings_for
+from tests.support.waiting import until
 
 Told = Liveness | bytes | str
 """A liveness, the body of an observation, or `ended`."""
@@ -93,11 +99,14 @@ async def view(watcher: SipWatcher, address: TerminalAddress) -> WatchView:
 async def until_seen(
     watcher: SipWatcher, address: TerminalAddress, condition: Callable[[WatchView], bool]
 ) -> WatchView:
-    """Waits until that line fulfils the condition, at most DEADLINE_S."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition(seen := await view(watcher, address)):  # noqa: ASYNC110  # it happens in another process
-            await asyncio.sleep(0.005)
-        return seen
+    """Waits until the watch's line in the list of watches fulfils the condition, and returns that line."""
+
+    async def seen() -> WatchView | None:
+        line = await view(watcher, address)
+        return line if condition(line) else None
+
+    found: WatchView = await until(seen)
+    return found
 
 
 async def started(watcher: SipWatcher, observer: Observer, *addresses: TerminalAddress) -> None:
@@ -105,3 +114,11 @@ async def started(watcher: SipWatcher, observer: Observer, *addresses: TerminalA
     for address in addresses:
         watcher.watch(address)
     await until(lambda: observer.live(addresses))
+
+
+def configuration(presence_server: str, **changes: object) -> Configure:
+    """Over UDP unless told otherwise, and without OPTIONS in between."""
+    if ";transport=" not in presence_server:
+        presence_server += ";transport=udp"
+    settings: Settings = settings_for(presence_server, **{"probe_every_s": 0, **changes})
+    return sip_configuration(settings, "test")

@@ -1,0 +1,42 @@
+"""The REST application in process, over a fetcher with a fake watcher: one question is open to all callers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+
+from app.core.fetcher import FetchService
+from app.core.use_cases import UseCases
+from app.domain.records import ANONYMOUS, Client
+from app.domain.statuses import TerminalStatus
+from app.rest.application import create_app
+
+
+def app_over(
+    service: FetchService, stopping: asyncio.Event | None = None, *, ready_needs_presence: bool = False
+) -> FastAPI:
+    """The app in which everybody may ask for one terminal's status, and there is nothing else."""
+    anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
+
+    class Open:
+        def known(self, authorization: str, *, confined: bool = False) -> Client:
+            return anonymous
+
+    class Questions:
+        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
+            return await service.get_status(address)
+
+    absent: dict[str, Any] = dict.fromkeys([each.name for each in fields(UseCases)])
+    use_cases = UseCases(**{**absent, "auth": Open(), "queries": Questions()})
+    return create_app(service, use_cases, stopping=stopping, ready_needs_presence=ready_needs_presence)
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://gateway") as client:
+        yield client
