@@ -184,7 +184,7 @@ def told(actions: Iterable[Action]) -> list[tuple[Liveness, str]]:
 
 
 def test_start() -> None:
-    """A fresh SUBSCRIBE leaves at once, nothing is known yet, and the wait for its answer is bounded."""
+    """A SUBSCRIBE in a new dialog leaves at once; the status is UNKNOWN, and the wait for the answer is bounded."""
     play = Play()
     assert play.tell(Wanted()) == [
         Subscribe(generation=1, fresh=True, expires_s=HOUR, attempt=0),
@@ -196,7 +196,7 @@ def test_start() -> None:
 
 
 def test_established() -> None:
-    """The NOTIFY is an observation and makes it LIVE; the refresh is armed before the expiry."""
+    """The NOTIFY is an observation and makes the status LIVE; the refresh is due before the expiry."""
     play = Play(jitter=0)
     play.tell(Wanted())
     assert play.accept(600) == [Arm(at_s=1000 + life.TIMER_N_S)]
@@ -210,7 +210,7 @@ def test_established() -> None:
 
 
 def test_accepted_202() -> None:
-    """202 is a 2xx as any other (RFC 6665 section 8.3.1): only the NOTIFY says more."""
+    """202 is a 2xx like any other (RFC 6665 section 8.3.1): only the NOTIFY says more."""
     play = Play()
     play.tell(Wanted())
     play.accept(600, code=202)
@@ -228,7 +228,7 @@ def test_shorter_expires() -> None:
 
 @pytest.mark.parametrize("expires_s", [-1, 10**6])
 def test_expires_beyond_what_was_asked(expires_s: int) -> None:
-    """A server may shorten the duration and not lengthen it; without Expires it is what was asked."""
+    """A server may shorten the duration, not lengthen it; without Expires the requested duration counts."""
     assert active(expires_s).usage.snapshot().expires_at_s == 1000 + HOUR
 
 
@@ -243,7 +243,7 @@ def test_notify_before_2xx() -> None:
 
 
 def test_notify_and_never_a_2xx() -> None:
-    """The duration is taken to be what was asked, and refreshes are tried; unanswered they make it STALE."""
+    """The requested duration counts, and refreshes are tried; when they stay unanswered the status is STALE."""
     play = Play()
     play.tell(Wanted())
     play.notify()
@@ -253,7 +253,7 @@ def test_notify_and_never_a_2xx() -> None:
 
 
 def test_notify_expires_is_authoritative() -> None:
-    """What a NOTIFY says of the duration replaces the 2xx's (section 4.1.3), in either order."""
+    """The duration in a NOTIFY replaces that of the 2xx (section 4.1.3), in either order."""
     early, late = Play(jitter=0), active(600, jitter=0.0)
     early.tell(Wanted())
     early.notify(expires_s=100)
@@ -263,7 +263,7 @@ def test_notify_expires_is_authoritative() -> None:
 
 
 def test_no_notify_after_2xx() -> None:
-    """A subscription that gets no NOTIFY within Timer N has failed, and is tried again with another dialog."""
+    """A subscription without a NOTIFY within Timer N has failed, and is tried again in another dialog."""
     play = Play(observed=True)
     play.tell(Wanted())
     play.accept()
@@ -275,7 +275,7 @@ def test_no_notify_after_2xx() -> None:
 
 
 def test_no_answer() -> None:
-    """A driver that never tells the end of a request does not hold the machine."""
+    """A driver that never reports the end of a request does not block the machine."""
     play = Play()
     play.tell(Wanted())
     assert told(play.run(life.TRANSACTION_S)) == [(Liveness.UNKNOWN, "no answer")]
@@ -283,7 +283,7 @@ def test_no_answer() -> None:
 
 
 def test_pending() -> None:
-    """Pending keeps the dialog and is refreshed, and tells nothing about the terminal until it is active."""
+    """A pending subscription keeps its dialog and is refreshed; it says nothing of the terminal until it is active."""
     play = Play(jitter=0)
     play.tell(Wanted())
     play.accept(600)
@@ -300,7 +300,7 @@ def test_pending() -> None:
 
 @pytest.mark.parametrize("reason", ["deactivated", "timeout"])
 def test_terminated_comes_back_at_once(reason: str) -> None:
-    """A fresh SUBSCRIBE leaves in the same moment, whatever retry-after says; it is STALE until its NOTIFY."""
+    """A SUBSCRIBE in a new dialog leaves at once, whatever retry-after says; the status is STALE until its NOTIFY."""
     play = active()
     play.run(60)
     actions = play.notify("terminated", reason, retry_after_s=900)
@@ -309,7 +309,7 @@ def test_terminated_comes_back_at_once(reason: str) -> None:
 
 
 def test_terminated_again_and_again() -> None:
-    """Only the first of a row is followed at once; a server that deactivates each subscription meets the back-off."""
+    """Only the first termination in a row is followed at once; later ones meet the back-off."""
     play = active()
     waits = []
     for _ in range(12):
@@ -323,7 +323,7 @@ def test_terminated_again_and_again() -> None:
 
 @pytest.mark.parametrize("reason", ["probation", "giveup"])
 def test_terminated_for_a_while(reason: str) -> None:
-    """It is tried again after retry-after, bounded, or after the back-off where there is none."""
+    """The next try is after retry-after, bounded, or after the back-off where retry-after is absent."""
     waits = []
     for retry_after_s in (-1, 0, 100, 10**9):
         play = active(jitter=0.0)
@@ -333,7 +333,7 @@ def test_terminated_for_a_while(reason: str) -> None:
 
 
 def test_terminated_rejected() -> None:
-    """Rejected is a long stop, and retry-after has no meaning for it."""
+    """Rejected is a long stop; retry-after has no meaning for it."""
     play = active(jitter=0.0)
     actions = play.notify("terminated", "rejected", retry_after_s=1, body=b"no observation")
     assert not of(Observe, actions)
@@ -342,7 +342,7 @@ def test_terminated_rejected() -> None:
 
 
 def test_terminated_noresource() -> None:
-    """Noresource is a stated end: section 4.1.3 says not to subscribe again."""
+    """Noresource ends the watch: section 4.1.3 says not to subscribe again."""
     play = active()
     actions = play.notify("terminated", "noresource")
     assert actions[0] == Forget(generation=1)
@@ -352,7 +352,7 @@ def test_terminated_noresource() -> None:
 
 
 def test_terminated_invariant() -> None:
-    """Invariant is a stated end without an error: the last observation holds without a subscription."""
+    """Invariant ends the watch without an error: the last observation stays true without a subscription."""
     play = active()
     actions = play.notify("terminated", "invariant", body=b"<presence/>")
     assert [type(action) for action in actions] == [Observe, Forget, Ended]
@@ -360,7 +360,7 @@ def test_terminated_invariant() -> None:
 
 
 def test_terminated_invariant_of_nothing() -> None:
-    """An invariant state that nobody was told is asked for again."""
+    """An invariant state that was never observed is subscribed to again."""
     play = Play(observed=True)
     play.tell(Wanted())
     play.accept()
@@ -371,7 +371,7 @@ def test_terminated_invariant_of_nothing() -> None:
 
 @pytest.mark.parametrize("reason", ["", "whim"])
 def test_terminated_unknown_reason(reason: str) -> None:
-    """It is tried again at once, or after retry-after where there is one."""
+    """The next try is at once, or after retry-after where it is present."""
     at_once, later = active(), active(jitter=0.0)
     assert told(at_once.notify("terminated", reason)) == [(Liveness.STALE, reason or "terminated")]
     later.notify("terminated", reason, retry_after_s=20)
@@ -379,14 +379,14 @@ def test_terminated_unknown_reason(reason: str) -> None:
 
 
 def test_terminated_body() -> None:
-    """A last NOTIFY's body is an observation, and its absence is none: it invents no change."""
+    """The body of a last NOTIFY is an observation; without a body nothing was observed and the status stays."""
     assert of(Observe, active().notify("terminated", "timeout", body=b"<presence/>"))
     assert not of(Observe, active().notify("terminated", "timeout"))
 
 
 @pytest.mark.parametrize("code", [401, 407])
 def test_challenge_is_answered_once(code: int) -> None:
-    """The machine asks for digest once; a second challenge is a long stop."""
+    """The machine answers with digest once; a second challenge is a long stop."""
     play = Play(jitter=0)
     play.tell(Wanted())
     actions = play.refuse(code, can_authenticate=True)
@@ -401,7 +401,7 @@ def test_challenge_is_answered_once(code: int) -> None:
 
 
 def test_challenge_is_answered_as_the_pace_allows() -> None:
-    """A digest retry counts as a SUBSCRIBE; where it has to wait, a NOTIFY meanwhile does not make it forgotten."""
+    """A digest retry counts as a SUBSCRIBE; a NOTIFY during its wait does not cancel it."""
     play = active()
     for _ in range(life.BURST - 1):
         play.accept()
@@ -434,7 +434,7 @@ def test_interval_too_brief() -> None:
 
 @pytest.mark.parametrize("min_expires_s", [-1, 0, 60, HOUR, life.LONGEST_EXPIRES_S + 1])
 def test_interval_too_brief_beyond_bound(min_expires_s: int) -> None:
-    """A Min-Expires that is absent, no longer than what was asked, or absurd is a long stop."""
+    """A Min-Expires that is absent, not above the requested duration, or absurd is a long stop."""
     play = Play(jitter=0)
     play.tell(Wanted())
     play.refuse(423, min_expires_s=min_expires_s)
@@ -442,7 +442,9 @@ def test_interval_too_brief_beyond_bound(min_expires_s: int) -> None:
 
 
 def test_refresh_481() -> None:
-    """The server has lost the subscription: a fresh one leaves at once, and the next such failure waits."""
+    """The server has lost the subscription: a SUBSCRIBE in a new dialog leaves at once, and the next such failure
+    waits.
+    """
     play = refreshing()
     actions = play.refuse(481)
     assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
@@ -458,7 +460,7 @@ def test_refresh_481() -> None:
 
 @pytest.mark.parametrize("code", [404, 405, 410, 416, 480, 482, 483, 484, 485, 489, 501, 604])
 def test_refresh_ends_the_subscription(code: int) -> None:
-    """These codes end the subscription itself (section 4.1.2.2): it is STALE at once."""
+    """These codes end the SIP subscription itself (section 4.1.2.2): the status is STALE at once."""
     play = refreshing()
     assert told(play.refuse(code)) == [(Liveness.STALE, f"{code} Phrase")]
     assert (play.state, play.held) == (State.WAITING, None)
@@ -466,7 +468,9 @@ def test_refresh_ends_the_subscription(code: int) -> None:
 
 @pytest.mark.parametrize(("code", "local"), [(500, False), (503, False), (408, False), (408, True), (503, True)])
 def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
-    """It is kept, LIVE unless the refresh was lost on the way, tried again in the dialog, and STALE from its expiry."""
+    """The subscription is kept and refreshed again in its dialog; the status is LIVE until its expiry, unless the
+    refresh was lost on its way.
+    """
     play = refreshing(60)
     assert bool(of(Tell, play.refuse(code, local=local))) is local
     assert play.liveness is (Liveness.STALE if local else Liveness.LIVE)
@@ -485,7 +489,7 @@ def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
 
 
 def test_notify_does_not_put_off_a_retry() -> None:
-    """While a refresh is failing, a NOTIFY with expires moves the expiry and not the next try."""
+    """A NOTIFY with expires moves the expiry, and not the next try."""
     play = refreshing(60)
     play.refuse(503)
     play.notify(expires_s=1000)
@@ -495,7 +499,9 @@ def test_notify_does_not_put_off_a_retry() -> None:
 
 @pytest.mark.parametrize("code", [400, 401, 403, 406, 407, 415, 420, 603])
 def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
-    """What was granted is used to its end; then the long stop that began with the refusal is waited out."""
+    """The granted duration is used to its end; then the rest of the long stop that began with the refusal is waited
+    out.
+    """
     play = refreshing(60, jitter=0.0)
     refused_at_s = play.now_s
     assert not of(Tell, play.refuse(code))
@@ -505,7 +511,7 @@ def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
 
 
 def test_refresh_failure_with_the_dialog_gone() -> None:
-    """Where the stack has dropped the dialog no NOTIFY would reach us: STALE at once, with or without a request."""
+    """No NOTIFY could arrive any more: the status is STALE at once, with or without a request."""
     answered, idle = refreshing(), active()
     assert told(answered.refuse(503, dialog_gone=True)) == [(Liveness.STALE, "503 Phrase")]
     assert told(idle.refuse(503, local=True, dialog_gone=True)) == [(Liveness.STALE, "Phrase")]
@@ -513,7 +519,7 @@ def test_refresh_failure_with_the_dialog_gone() -> None:
 
 
 def test_refresh() -> None:
-    """A refresh that is answered 2xx sets the next one; the NOTIFY that follows it is an observation, no more."""
+    """A refresh that is answered 2xx sets the next one; the NOTIFY that follows is an observation, no more."""
     play = refreshing(600, jitter=0.0)
     assert play.now_s == 1570
     assert play.accept(300) == [Arm(at_s=1570 + life.TIMER_N_S)]
@@ -524,7 +530,9 @@ def test_refresh() -> None:
 
 @pytest.mark.parametrize("expires_s", [6, 60, HOUR])
 def test_refresh_without_a_notify(expires_s: int) -> None:
-    """From the first one on, later ones do not count, Timer N runs; then it is STALE, and a fresh SUBSCRIBE leaves."""
+    """Timer N runs from the first such refresh; later ones do not restart it. Then the status is STALE, and a SUBSCRIBE
+    leaves in a new dialog.
+    """
     play = refreshing(expires_s, jitter=0.0)
     first_s, refreshes = play.now_s, 0
     while play.liveness is Liveness.LIVE and play.now_s < first_s + 2 * life.TIMER_N_S:
@@ -578,7 +586,7 @@ def test_refresh_that_is_refused_needs_no_notify() -> None:
 
 
 def test_refresh_204() -> None:
-    """204 says that no NOTIFY follows (RFC 5839), so none is waited for; to a first SUBSCRIBE it says nothing."""
+    """204 says that no NOTIFY follows (RFC 5839), so none is awaited; to a first SUBSCRIBE it says nothing."""
     play, first = refreshing(600), Play()
     play.accept(600, code=204)
     play.run(100)
@@ -600,7 +608,7 @@ def renewing(expires_s: int = 600, **more: float) -> Play:
 @pytest.mark.parametrize("order", ["2xx first", "NOTIFY first"])
 @pytest.mark.parametrize("expires_s", [6, 60, HOUR])
 def test_renewal_by_another_dialog(expires_s: int, order: str) -> None:
-    """A new dialog is made and the old one serves until its first NOTIFY: it is LIVE all the time."""
+    """A new dialog is made, and the old one serves until the first NOTIFY of the new one: the status stays LIVE."""
     play = renewing(expires_s)
     for number in range(2, 30):
         assert play.dialogs == [number - 1, number]
@@ -620,7 +628,7 @@ def test_renewal_by_another_dialog(expires_s: int, order: str) -> None:
 
 
 def test_renewal_that_fails() -> None:
-    """A refusal leaves the older dialog as after any failed refresh; silence after a 2xx gives both up."""
+    """A refusal keeps the older dialog, as after any failed refresh; silence after a 2xx gives both up."""
     for code, local, liveness, dialogs in (
         (503, False, Liveness.LIVE, [1]),
         (403, False, Liveness.LIVE, [1]),
@@ -674,7 +682,7 @@ def test_renewal_keeps_timer_n(other: str) -> None:
 
 @pytest.mark.parametrize("how", ["terminated", "gone", "expired"])
 def test_older_dialog_ends_first(how: str) -> None:
-    """It is STALE until the first NOTIFY of the newer one, whose SUBSCRIBE is under way already."""
+    """The status is STALE until the first NOTIFY of the newer dialog, whose SUBSCRIBE has left already."""
     play = renewing(60)
     if how == "terminated":
         actions = play.tell(NotifyReceived(generation=1, notify=notify("terminated", "deactivated", body=b"x")))
@@ -689,7 +697,7 @@ def test_older_dialog_ends_first(how: str) -> None:
 
 
 def test_stop_between_two_dialogs() -> None:
-    """The newer dialog is forgotten and the older one unsubscribed, which the server's last NOTIFY ends."""
+    """The newer dialog is dropped and the older one unsubscribed; the server's last NOTIFY ends it."""
     play = renewing()
     actions = play.tell(Unwanted())
     assert actions[:2] == [Forget(generation=2), Unsubscribe(generation=1)]
@@ -707,7 +715,7 @@ def test_stop_between_two_dialogs() -> None:
     ],
 )
 def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
-    """A refusal is asked again once an hour, with or without Retry-After."""
+    """After a refusal the next try is an hour later, with or without Retry-After."""
     play = Play(jitter=0.99)
     play.tell(Wanted())
     actions = play.refuse(code, retry_after_s=1)
@@ -722,7 +730,7 @@ def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
     [(408, False), (480, False), (500, False), (503, False), (504, False), (302, False), (503, True), (408, True)],
 )
 def test_back_off(code: int, local: bool) -> None:
-    """The wait doubles, with jitter, to its bound; each try says how many have failed, for the choice of a route."""
+    """The wait doubles, with jitter, to its bound; each try has the number of failures, for the choice of a route."""
     play = Play()
     play.tell(Wanted())
     waits = []
@@ -745,7 +753,7 @@ def test_retry_after() -> None:
 
 
 def test_back_off_begins_anew() -> None:
-    """A subscription that has held for a while clears the failures before it; one that fell at once does not."""
+    """A subscription that has lasted for a while clears the count of failures; one that ended at once does not."""
     for held_s, attempt in ((1, 6), (life.STEADY_S, 1)):
         play = Play()
         play.tell(Wanted())
@@ -760,7 +768,7 @@ def test_back_off_begins_anew() -> None:
 
 
 def test_bad_address_ends() -> None:
-    """An address that the stack cannot take is a stated end."""
+    """An address that PJSIP cannot take ends the watch."""
     play = Play()
     play.tell(Wanted())
     play.refuse(BAD_ADDRESS, local=True)
@@ -769,7 +777,7 @@ def test_bad_address_ends() -> None:
 
 
 def test_transport_lost_in_flight() -> None:
-    """What was in flight has failed, and is tried again by the back-off."""
+    """The request has failed, and is tried again after the back-off."""
     first, refresh = Play(), refreshing(600)
     first.tell(Wanted())
     assert told(first.tell(TransportLost())) == [(Liveness.UNKNOWN, "transport lost")]
@@ -781,7 +789,7 @@ def test_transport_lost_in_flight() -> None:
 
 
 def test_transport_lost_while_active() -> None:
-    """The subscription holds, and a refresh within a second finds out whether the server still has it."""
+    """The subscription stays, and a refresh within a second shows whether the server still has it."""
     play = active(jitter=0.25)
     assert play.tell(TransportLost()) == [Arm(at_s=1000.25)]
     assert of(Subscribe, play.run(1))[0].fresh is False
@@ -790,7 +798,7 @@ def test_transport_lost_while_active() -> None:
 
 @pytest.mark.parametrize("answer", ["2xx", "NOTIFY"])
 def test_server_known_to_be_away(answer: str) -> None:
-    """The subscription is kept and STALE at once, until anything comes back from the server; asking waits for that."""
+    """The subscription is kept, and STALE at once, until a message of the server comes; new SUBSCRIBEs wait for it."""
     play = active(jitter=0.25)
     armed_s = play.armed_s
     assert told(play.tell(TransportLost(certain=True))) == [(Liveness.STALE, "contact lost")]
@@ -804,7 +812,7 @@ def test_server_known_to_be_away(answer: str) -> None:
 
 @pytest.mark.parametrize("where", ["2xx", "NOTIFY", "both"])
 def test_expires_zero(where: str) -> None:
-    """Each NOTIFY is an observation and none makes it LIVE; the tries grow rare."""
+    """Each NOTIFY is an observation, and none makes the status LIVE; the tries become rare."""
     play = Play()
     play.tell(Wanted())
     observed = 0
@@ -833,7 +841,7 @@ def test_dead_dialog_is_ignored() -> None:
 
 @pytest.mark.parametrize("state", [State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING])
 def test_stop(state: State) -> None:
-    """SUBSCRIBE with `Expires: 0` leaves in the dialog; the last NOTIFY ends it and is no observation."""
+    """SUBSCRIBE with `Expires: 0` leaves in the dialog; the last NOTIFY ends the watch and is not an observation."""
     play = Play()
     play.tell(Wanted())
     play.accept(600)
@@ -850,7 +858,7 @@ def test_stop(state: State) -> None:
 
 
 def test_stop_without_dialog() -> None:
-    """Where no dialog has been made yet it is forgotten and ends at once; a NOTIFY that still comes gets its 481."""
+    """The watch ends at once; a NOTIFY that still comes is answered 481."""
     asking, waiting, idle = Play(), Play(), Play()
     for play in (asking, waiting):
         play.tell(Wanted())
@@ -860,7 +868,7 @@ def test_stop_without_dialog() -> None:
 
 
 def test_stop_without_help_of_the_server() -> None:
-    """A refusal ends it too, a challenge is answered once, and silence ends it within Timer N."""
+    """A refusal ends the watch too, a challenge is answered once, and silence ends it within Timer N."""
     refused, challenged, silent = active(), active(), active()
     for play in (refused, challenged, silent):
         play.tell(Unwanted())
@@ -871,7 +879,7 @@ def test_stop_without_help_of_the_server() -> None:
 
 
 def test_stop_when_the_pace_is_used_up() -> None:
-    """The unsubscribe waits for its turn, and the end does not wait for it any longer than otherwise."""
+    """The unsubscribe waits until the pace allows it; the watch ends no later than without that wait."""
     play = active()
     for _ in range(life.BURST - 1):
         play.tell(RefreshWanted())
@@ -883,7 +891,7 @@ def test_stop_when_the_pace_is_used_up() -> None:
 
 
 def test_wanted_again_while_ending() -> None:
-    """The old dialog is forgotten, and a fresh SUBSCRIBE leaves as the pace allows."""
+    """The old dialog is dropped, and a SUBSCRIBE in a new one leaves as the pace allows."""
     play = active()
     play.run(10)
     play.tell(Unwanted())
@@ -900,7 +908,9 @@ def unusable(play: Play, reason: str = "cseq", generation: int | None = None) ->
 
 
 def test_refused_notify() -> None:
-    """What it said is unknown: STALE with the reason, and a SUBSCRIBE in a new dialog; while ending nothing changes."""
+    """Its content is unknown: STALE with the reason, and a SUBSCRIBE in a new dialog; while the watch ends, nothing
+    changes.
+    """
     for reason, why in UNUSABLE.items():
         for play in (active(), refreshing()):
             actions = unusable(play, reason)
@@ -929,7 +939,7 @@ def test_refused_notify() -> None:
 
 
 def test_refused_notify_again_and_again() -> None:
-    """Only the first of a row is followed at once; a server that goes on so meets the back-off."""
+    """Only the first in a row is followed at once; later ones meet the back-off."""
     play, waits_s = active(), list[float]()
     for _ in range(4):
         before_s = play.now_s
@@ -945,7 +955,7 @@ def test_refused_notify_again_and_again() -> None:
 
 
 def test_refresh_by_hand() -> None:
-    """An operator's wish moves the next try to now: a refresh, or the end of a long stop; pace holds."""
+    """The next try moves to now: a refresh, or the end of a long stop; the pace is kept."""
     play, stopped = active(), Play()
     assert of(Subscribe, play.tell(RefreshWanted()))[0].fresh is False
     assert play.tell(RefreshWanted()) == []
@@ -958,7 +968,7 @@ def test_refresh_by_hand() -> None:
 
 
 def test_fresh_dialog_by_hand() -> None:
-    """The old dialog is forgotten for a new one, which may take another transport or the best route."""
+    """The old dialog is dropped for a new one, which may take another transport or the best route."""
     play = refreshing(600)
     play.refuse(503, local=True)
     again = of(Subscribe, play.tell(RefreshWanted(fresh=True)))
@@ -981,7 +991,7 @@ def test_who_is_worth_asking_again_when_the_server_is_back() -> None:
 
 
 def test_timer_that_fires_early() -> None:
-    """It does nothing but arm itself again."""
+    """The timer is armed again, and nothing else happens."""
     play = active(600, jitter=0.0)
     assert play.tell(TimerFired()) == [Arm(at_s=1570)]
 
