@@ -304,9 +304,9 @@ async def _grpc_server(
     proxies: TrustedProxies,
 ) -> AsyncIterator[GrpcServer]:
     calls: set[asyncio.Task[Any]] = set()
-    gate = rpc.Gate(
+    limits = rpc.CallLimits(
         max_streams=settings.max_streams,
-        unauthenticated=settings.grpc_max_unauthenticated_calls,
+        unauthenticated_calls=settings.grpc_max_unauthenticated_calls,
         unauthenticated_connections=settings.grpc_max_unauthenticated_connections,
     )
     server = rpc.create_server(
@@ -315,10 +315,10 @@ async def _grpc_server(
         stopping=stopping,
         calls=calls,
         max_connection_age_s=settings.grpc_max_connection_age_s,
-        gate=gate,
+        limits=limits,
         proxies=proxies,
     )
-    async with serve_grpc(server, settings.grpc_listen, tls_files.servers, calls, gate, proxies) as running:
+    async with serve_grpc(server, settings.grpc_listen, tls_files.servers, calls, limits, proxies) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ from app.auth.proxies import TrustedProxies
 from app.auth.tls import Tls
 from app.rest.connection import BoundedConnection
 from app.rest.unauthenticated_connections import UnauthenticatedConnections
-from app.rpc import Gate, guard_connections
+from app.rpc import CallLimits, enforce_connection_limits
 
 DRAIN_S = 5.0
 """How long calls in flight may take to end when the gateway stops."""
@@ -109,17 +109,19 @@ async def serve_grpc(
     listen: str,
     tls: Tls | None,
     calls: set[asyncio.Task[Any]],
-    gate: Gate,
+    limits: CallLimits,
     proxies: TrustedProxies,
 ) -> AsyncIterator[GrpcServer]:
     """Serves while the context is open. Raises CannotStart."""
     bound_server = GrpcServer(server, listen, tls, calls)
     await server.start()
-    guarding = asyncio.create_task(guard_connections(gate, bound_server.port, proxies), name="grpc connections")
+    enforcing = asyncio.create_task(
+        enforce_connection_limits(limits, bound_server.port, proxies), name="grpc connections"
+    )
     try:
         yield bound_server
     finally:
-        guarding.cancel()
+        enforcing.cancel()
         await bound_server.stop()
 
 

@@ -247,7 +247,7 @@ def _check_database_named(settings: "Settings") -> None:
 
 def _client(message: "admin_pb2.Client") -> "Client":
     from app.domain.records import Client
-    from app.rpc.wire import limits
+    from app.rpc.request_fields import limits
 
     return Client(
         id=message.id,

@@ -1,15 +1,16 @@
-"""Who may have how many calls open: strangers by their address until they are known, clients by their id.
+"""How many gRPC calls may be open at once, for each client and for each address whose caller is not known yet.
 
-A call is counted from its metadata on, before its message is read. Until its caller is known, and where no credentials
-are needed until its message has come, it counts for the caller's address; then for its client. Health and reflection,
-which need no credentials, have pools of their own, so that they and the calls of clients cannot starve each other.
+A call counts from the arrival of its metadata, before its message is read. It counts for the caller's address until the
+caller is authenticated (on a gateway without credentials: until the message arrives), and then for its client. Health
+and reflection need no credentials, so they have limits of their own: they cannot exhaust the clients' calls, nor the
+clients' calls theirs.
 
-Invariants: it does not know which engine serves: time is an argument, and a call that has to go is given up by the
-function that came with it. What is refused is a RateLimited (this caller has too much) or GatewayOverloaded (all
-together have), which every face's table knows. A key of "" (a trusted proxy) is bounded by the pool as a whole only.
+Invariants: this module does not depend on the gRPC engine: time is an argument, and an overdue call is ended by the
+function given with it. A refusal is RateLimited (this caller's limit) or GatewayOverloaded (the limit of all callers).
+The key "" is a trusted proxy's own address: only the limit of all callers applies to it.
 
-Deliberately absent: who calls (`calls.py`), the rate of calls and the number of streams (`domain/policy.py`), and
-connections (`connection_limits.py`).
+Deliberately absent: authentication (`callers.py`), the rate of calls and the number of streams (`domain/policy.py`),
+and connections (`connection_limits.py`).
 """
 
 from collections import Counter
@@ -21,132 +22,145 @@ from app.domain.errors import GatewayOverloaded, InvalidRequest, RateLimited, Te
 
 UNAUTHENTICATED_CALLS: Final = 500
 UNAUTHENTICATED_CONNECTIONS: Final = 256
-"""Of one address, unless the operator says otherwise."""
+"""Defaults of the limits for one address."""
 
-PATIENCE_S: Final = 10.0
-"""How long a call may take to show who calls and what is asked."""
+PENDING_LIMIT_S: Final = 10.0
+"""How long a call may take until its caller is authenticated and its message has arrived."""
 
-EXCESS_PATIENCE_S: Final = 2.0
-"""The same for those above the bound of their address. Not 0: some clients (grpc-go) send the metadata of many calls
-before the message of the first, and thousands of calls may wait for one look-up of their credentials."""
+EXCESS_PENDING_LIMIT_S: Final = 2.0
+"""The same for pending calls beyond `CallLimit.pending_per_key`. Not 0: some clients (grpc-go) send the metadata of
+many calls before the message of the first, and thousands of calls may wait for one look-up of their credentials."""
 
-FLOOD: Final = 200.0
-"""Weight of one address's bad calls, since the guard looked last, from which on the address is shut out."""
+FLOOD_WEIGHT: Final = 200.0
+"""Weight of one address's bad calls within one interval of `enforce_connection_limits` that blocks the address."""
 
-BAD_CALL, FREE_CALL = 1.0, 0.2
-"""Weight of a call without good credentials or without a message; and of one that needs no credentials."""
+BAD_CALL_WEIGHT, OPEN_METHOD_WEIGHT = 1.0, 0.2
+"""Weight of a call without valid credentials or without a message; of a call to a method without credentials."""
 
-UNARY_CALLS: Final = 10_000
-"""Calls that one client may have open beside its streams; 8,000 at once are a burst that must lose nothing."""
+MAX_UNARY_CALLS: Final = 10_000
+"""Calls that one client may have open beside its streams. Bursts of 8,000 calls at once must not lose any."""
 
-RETRY_S: Final = 1.0
+RETRY_AFTER_S: Final = 1.0
 
 
-class Pool:
-    """Calls of one kind that are open: at most `each` of one key, of which `steady` may stay without having shown all
-    that is needed, and `most` in all. `who` names a key's owner."""
+class CallLimit:
+    """Counts the open calls of one kind and limits them: `per_key` for one key, `total` for all keys together.
 
-    def __init__(self, each: int, most: int, who: str, *, steady: int | None = None) -> None:
-        self.each = each
-        self.most = most
-        self.steady = each if steady is None else steady
+    Of a key's calls `pending_per_key` (default: `per_key`) may use the whole PENDING_LIMIT_S, the others
+    EXCESS_PENDING_LIMIT_S. `whose` completes the message "… calls are open …".
+    """
+
+    def __init__(self, per_key: int, total: int, whose: str, *, pending_per_key: int | None = None) -> None:
+        self.per_key = per_key
+        self.total = total
+        self.pending_per_key = per_key if pending_per_key is None else pending_per_key
         self.open = 0
         self.refused = 0
-        self._who = who
-        self.open_of: dict[str, int] = {}
+        self._whose = whose
+        self.open_by_key: dict[str, int] = {}
 
     def enter(self, key: str) -> None:
-        """Counts a call until it leaves. Raises RateLimited, GatewayOverloaded."""
-        count = self.open_of.get(key, 0)
-        if count >= self.each and key:
+        """Counts a call until `leave`. Raises RateLimited, GatewayOverloaded."""
+        count = self.open_by_key.get(key, 0)
+        if count >= self.per_key and key:
             self.refused += 1
-            raise self.excess(self.each)
-        if self.open >= self.most:
+            raise self.refusal(self.per_key)
+        if self.open >= self.total:
             self.refused += 1
-            raise GatewayOverloaded("The gateway has as many calls open as it serves.", retry_after_s=RETRY_S)
-        self.open_of[key] = count + 1
+            raise GatewayOverloaded(
+                f"Limit reached: {self.total} calls are open on this gateway. Retry later.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.open_by_key[key] = count + 1
         self.open += 1
 
     def leave(self, key: str) -> None:
-        """A call that entered has ended."""
+        """Uncounts a call of the key."""
         self.open -= 1
-        if (count := self.open_of[key] - 1) > 0:
-            self.open_of[key] = count
+        if (count := self.open_by_key[key] - 1) > 0:
+            self.open_by_key[key] = count
         else:
-            del self.open_of[key]
+            del self.open_by_key[key]
 
-    def excess(self, limit: int) -> RateLimited:
-        """What a call above a key's limit is refused with."""
+    def refusal(self, limit: int) -> RateLimited:
+        """The error for a call beyond the `limit` of its key."""
         return RateLimited(
-            f"Limit reached: {limit} calls are open {self._who}. Wait until some have ended.", retry_after_s=RETRY_S
+            f"Limit reached: {limit} calls are open {self._whose}. Wait until some have ended.",
+            retry_after_s=RETRY_AFTER_S,
         )
 
 
 @dataclass(eq=False, slots=True)
-class Waiting:
-    """A call of which the caller or the message is awaited; `refusal` is why it was given up."""
+class PendingCall:
+    """A call whose caller is not authenticated yet, or whose message has not arrived. `cancel` ends it; `refusal` is
+    then the error for the caller."""
 
-    pool: Pool
+    limit: CallLimit
     key: str
     since_s: float
-    give_up: Callable[[], object]
+    cancel: Callable[[], object]
     refusal: TerminalStatusError | None = field(default=None)
 
 
-class Gate:
-    """The pools of one server, and the calls that have not shown enough yet. `max_streams` is what one client may have;
-    `unauthenticated` the calls of one address whose caller is not known, `unauthenticated_connections` its connections
-    that have brought no call of a client."""
+class CallLimits:
+    """The limits of one gRPC server and its pending calls. One client may have `max_streams` streams open, one address
+    `unauthenticated_calls` pending calls, and as many as `unauthenticated_connections` connections on which no client
+    has called yet."""
 
     def __init__(
         self,
         *,
         max_streams: int,
-        unauthenticated: int = UNAUTHENTICATED_CALLS,
+        unauthenticated_calls: int = UNAUTHENTICATED_CALLS,
         unauthenticated_connections: int = UNAUTHENTICATED_CONNECTIONS,
     ) -> None:
         self.unauthenticated_connections = unauthenticated_connections
-        self.proved: set[str] = set()
-        """Connections, by the names of their peers, that have brought a call of a client; `connection_limits.py` takes
-        out what has ended."""
-        each = max_streams + UNARY_CALLS
-        self.clients = Pool(each, 2 * each, "by this client")
-        burst = max(UNARY_CALLS, unauthenticated)
-        self.strangers = Pool(burst, 2 * burst, "from this address, of callers not known yet", steady=unauthenticated)
-        self.health = Pool(100, 1000, "to health from this address")
-        self.reflection = Pool(20, 200, "to reflection from this address")
-        self.waiting: dict[Waiting, None] = {}
-        self.bad: dict[str, float] = {}
-        """Weight of the bad calls of each address; the guard empties it."""
-        self.on_flood: Callable[[], object] = lambda: None
-        self.shut_out: Collection[str] = ()
-        """Addresses whose calls are refused unseen, until their callers are known: those that gRPC had read before the
-        guard cut their connections."""
+        self.admitted_peers: set[str] = set()
+        """gRPC's names of connections on which a client's call was admitted; `connection_limits.py` removes those that
+        have closed."""
+        per_client = max_streams + MAX_UNARY_CALLS
+        self.clients = CallLimit(per_client, 2 * per_client, "by this client")
+        burst = max(MAX_UNARY_CALLS, unauthenticated_calls)
+        self.unauthenticated = CallLimit(
+            burst, 2 * burst, "from this address without an authenticated client", pending_per_key=unauthenticated_calls
+        )
+        self.health = CallLimit(100, 1000, "to health from this address")
+        self.reflection = CallLimit(20, 200, "to reflection from this address")
+        self.pending: dict[PendingCall, None] = {}
+        self.bad_calls: dict[str, float] = {}
+        """Weight of each address's bad calls since `enforce_connection_limits` last read and cleared it."""
+        self.on_flooded: Callable[[], object] = lambda: None
+        """Called when an address reaches FLOOD_WEIGHT."""
+        self.blocked: Collection[str] = ()
+        """Addresses whose unauthenticated calls are refused at once. gRPC still delivers the calls that it had read
+        before the address's connections were shut down."""
 
-    def count_bad(self, key: str, weight: float = BAD_CALL) -> None:
-        """Counts a call against its address; a trusted proxy's own does not count."""
+    def count_bad_call(self, key: str, weight: float = BAD_CALL_WEIGHT) -> None:
+        """Counts a call against its address; not against a trusted proxy."""
         if key:
-            before = self.bad.get(key, 0.0)
-            self.bad[key] = before + weight
-            if before < FLOOD <= before + weight:
-                self.on_flood()
+            before = self.bad_calls.get(key, 0.0)
+            self.bad_calls[key] = before + weight
+            if before < FLOOD_WEIGHT <= before + weight:
+                self.on_flooded()
 
-    def wait(self, pool: Pool, key: str, now_s: float, give_up: Callable[[], object]) -> Waiting:
-        """Notes a call that must show something in time; take it out of `waiting` when it has."""
-        waiting = Waiting(pool, key, now_s, give_up)
-        self.waiting[waiting] = None
-        return waiting
+    def add_pending(self, limit: CallLimit, key: str, now_s: float, cancel: Callable[[], object]) -> PendingCall:
+        """Starts a call's time limit. Remove the returned call from `pending` when it is no longer pending."""
+        call = PendingCall(limit, key, now_s, cancel)
+        self.pending[call] = None
+        return call
 
-    def sweep(self, now_s: float) -> None:
-        """Gives up the calls that had their time; to be called about once a second while there are any."""
-        seen: Counter[tuple[Pool, str]] = Counter()
-        for waiting in list(self.waiting):  # the oldest first
-            pool, key = waiting.pool, waiting.key
-            seen[pool, key] += 1
-            within = not key or seen[pool, key] <= pool.steady
-            if now_s - waiting.since_s >= (PATIENCE_S if within else EXCESS_PATIENCE_S):
-                late = InvalidRequest(f"The message did not come within {PATIENCE_S:.0f} seconds of the metadata.")
-                waiting.refusal = late if within else pool.excess(pool.steady)
-                pool.refused += 1
-                del self.waiting[waiting]
-                waiting.give_up()
+    def cancel_overdue(self, now_s: float) -> None:
+        """Cancels the pending calls whose time is over. To be called about once a second while there are any."""
+        seen: Counter[tuple[CallLimit, str]] = Counter()
+        for call in list(self.pending):  # the oldest first
+            limit, key = call.limit, call.key
+            seen[limit, key] += 1
+            within = not key or seen[limit, key] <= limit.pending_per_key
+            if now_s - call.since_s >= (PENDING_LIMIT_S if within else EXCESS_PENDING_LIMIT_S):
+                late = InvalidRequest(
+                    f"No message arrived within {PENDING_LIMIT_S:.0f} seconds of the call's metadata; send one."
+                )
+                call.refusal = late if within else limit.refusal(limit.pending_per_key)
+                limit.refused += 1
+                del self.pending[call]
+                call.cancel()

@@ -1,9 +1,9 @@
-"""What an error means to a caller of gRPC: `google.rpc.Status` with ErrorInfo, RetryInfo and BadRequest.
+"""How an error looks on the gRPC face: a `google.rpc.Status` with ErrorInfo, RetryInfo and BadRequest.
 
-Invariants: `CODES` is total over the domain errors, and the only place that knows gRPC's codes. No traceback crosses
-the wire: an unexpected exception is logged under a reference, and the caller gets the reference.
+Invariants: `CODES` covers every domain error, and is the only place that chooses gRPC codes. The text of an unexpected
+exception never reaches a caller: it is logged under a reference, and the caller receives the reference.
 
-Deliberately absent: what gRPC itself refuses before a handler sees it.
+Deliberately absent: the errors that gRPC itself answers (see `terminal_status.proto`).
 """
 
 import math
@@ -113,26 +113,25 @@ CODES: Mapping[type[TerminalStatusError], grpc.StatusCode] = {
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 _FIELD_AT_FAULT: Mapping[type[TerminalStatusError], str] = {InvalidAddress: "address"}
-"""Where the error itself does not name the field in `details["field"]`."""
+"""The field at fault of an error without `details["field"]`."""
 
 _log = structlog.get_logger(__name__)
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", method: str, error: Exception) -> NoReturn:
-    """Ends the call with what `error` means to the caller."""
+    """Ends the call with the status for `error`; `method` is for the log."""
     status = _domain_status(error) if isinstance(error, TerminalStatusError) else _unexpected_status(method, error)
     await context.abort_with_status(rpc_status.to_status(status))
 
 
 async def abort_stopping(context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
-    """Ends the call because the gateway is being stopped."""
     info = ErrorInfo(reason="GATEWAY_STOPPING", domain=ERROR_DOMAIN)
-    message = "The gateway is stopping; ask again, or another one."
+    message = "The gateway is shutting down; retry, at another gateway if there is one."
     await context.abort_with_status(rpc_status.to_status(_rpc_status(grpc.StatusCode.UNAVAILABLE, message, [info])))
 
 
 def failure(error: TerminalStatusError) -> pb.Failure:
-    """The error as a part of an answer."""
+    """The error as a part of a response message."""
     return pb.Failure(
         reason=error.code,
         message=str(error),
@@ -160,7 +159,7 @@ def _domain_status(error: TerminalStatusError) -> RpcStatus:
 def _unexpected_status(method: str, error: Exception) -> RpcStatus:
     reference = uuid.uuid4().hex
     _log.error("unexpected_error", method=method, reference=reference, exc_info=error)
-    message = f"The gateway failed; its log has the reason under reference {reference}."
+    message = f"The gateway failed; the operator finds the cause in its log under reference {reference}."
     info = ErrorInfo(reason="INTERNAL_ERROR", domain=ERROR_DOMAIN, metadata={"reference": reference})
     return _rpc_status(grpc.StatusCode.INTERNAL, message, [info])
 

@@ -38,8 +38,9 @@ from app.pb.terminalstatus.v1 import (
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports import WatchView
-from app.rpc import terminal_status, wire
-from app.rpc.terminal_status import MAX_QUESTION_BYTES, MAX_QUESTIONS, Question, question
+from app.rpc import enum_values
+from app.rpc.servicers import terminal_status
+from app.rpc.servicers.cached_requests import MAX_CACHED_BYTES, MAX_CACHED_REQUESTS, CachedRequest, cached_request
 from tests.support.core import (
     ADMIN,
     ALICE,
@@ -211,21 +212,21 @@ async def test_the_same_question_tells_each_change(face: Face) -> None:
     assert not face.core.watcher.fetched
 
 
-def test_few_questions_are_kept() -> None:
-    """However many there are, and however long."""
-    kept = BoundedDict[bytes, Question](MAX_QUESTIONS)
+def test_the_cache_of_requests_is_bounded() -> None:
+    """The cache holds MAX_CACHED_REQUESTS requests, and no long ones."""
+    cache = BoundedDict[bytes, CachedRequest](MAX_CACHED_REQUESTS)
 
-    def ask(address: str) -> Question:
-        return question(kept, pb.GetStatusRequest(address=address).SerializeToString())
+    def ask(address: str) -> CachedRequest:
+        return cached_request(cache, pb.GetStatusRequest(address=address).SerializeToString())
 
     assert ask(ALICE) is ask(ALICE)
-    assert ask("x" * MAX_QUESTION_BYTES).address
-    assert [each.address for each in kept.values()] == [ALICE]
+    assert ask("x" * MAX_CACHED_BYTES).address
+    assert [each.address for each in cache.values()] == [ALICE]
     most = 0
-    for number in range(MAX_QUESTIONS + 10):
+    for number in range(MAX_CACHED_REQUESTS + 10):
         ask(str(number))
-        most = max(most, len(kept))
-    assert most == MAX_QUESTIONS
+        most = max(most, len(cache))
+    assert most == MAX_CACHED_REQUESTS
 
 
 async def test_a_query_gives_each_terminal_its_result(face: Face) -> None:
@@ -367,7 +368,7 @@ async def test_a_reader_that_is_stuck_holds_up_nobody(tmp_path: Path) -> None:
             await core.settled()
             while (event := await reading.read()).WhichOneof("event") != "change":
                 pass
-            assert event.change.status.status == wire.STATUS[status]
+            assert event.change.status.status == enum_values.STATUS[status]
         face.stopping.set()
         core.watching.end_streams()
         for call in list(face.calls):
@@ -950,15 +951,15 @@ async def test_a_store_that_is_away_is_told(face: Face) -> None:
 @pytest.mark.parametrize(
     ("table", "ours", "theirs", "prefix"),
     [
-        (wire.STATUS, Status, pb.Status, "STATUS_"),
-        (wire.SOURCE, Source, pb.Source, "SOURCE_"),
-        (wire.LIVENESS, statuses.Liveness, pb.Liveness, "LIVENESS_"),
-        (wire.RETRIEVAL, RetrievalStatus, pb.RetrievalStatus, "RETRIEVAL_STATUS_"),
-        (wire.STREAM_END, events.StreamEnd, pb.StreamEndReason, "STREAM_END_REASON_"),
-        (wire.SINK_KIND, SinkKind, subscription_pb2.SinkKind, "SINK_KIND_"),
-        (wire.END_REASON, EndReason, subscription_pb2.EndReason, "END_REASON_"),
-        (wire.NOTIFICATION_KIND, NotificationKind, delivery_pb2.NotificationKind, "NOTIFICATION_KIND_"),
-        (wire.DELIVERY_STATE, records.DeliveryState, delivery_pb2.DeliveryState, "DELIVERY_STATE_"),
+        (enum_values.STATUS, Status, pb.Status, "STATUS_"),
+        (enum_values.SOURCE, Source, pb.Source, "SOURCE_"),
+        (enum_values.LIVENESS, statuses.Liveness, pb.Liveness, "LIVENESS_"),
+        (enum_values.RETRIEVAL, RetrievalStatus, pb.RetrievalStatus, "RETRIEVAL_STATUS_"),
+        (enum_values.STREAM_END, events.StreamEnd, pb.StreamEndReason, "STREAM_END_REASON_"),
+        (enum_values.SINK_KIND, SinkKind, subscription_pb2.SinkKind, "SINK_KIND_"),
+        (enum_values.END_REASON, EndReason, subscription_pb2.EndReason, "END_REASON_"),
+        (enum_values.NOTIFICATION_KIND, NotificationKind, delivery_pb2.NotificationKind, "NOTIFICATION_KIND_"),
+        (enum_values.DELIVERY_STATE, records.DeliveryState, delivery_pb2.DeliveryState, "DELIVERY_STATE_"),
     ],
 )
 def test_every_value_has_its_wire_value(

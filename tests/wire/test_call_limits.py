@@ -1,4 +1,4 @@
-"""Who may have how many gRPC calls open: half-open calls, strangers, health and reflection; and bursts lose nothing."""
+"""Limits on open gRPC calls and connections: half-open calls, health and reflection, floods; and bursts lose nothing."""
 
 import asyncio
 import contextlib
@@ -18,8 +18,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from app.auth.proxies import TrustedProxies
 from app.domain.errors import GatewayOverloaded, RateLimited, StoreUnavailable, TerminalStatusError
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.rpc import SERVICE_NAME, calls, connection_limits, connections, handlers
-from app.rpc.call_limits import EXCESS_PATIENCE_S, PATIENCE_S, Gate, Pool, Waiting
+from app.rpc import SERVICE_NAME, address_filter, call_admission, callers, connection_limits, tcp_connections
+from app.rpc.call_limits import EXCESS_PENDING_LIMIT_S, PENDING_LIMIT_S, CallLimit, CallLimits, PendingCall
+from app.rpc.connection_limits import enforce_connection_limits
 from bench import h2
 from tests.support.core import ADMIN, ALICE, APP, OTHER, new_database, run_core
 from tests.support.rpc_face import Face, Metadata, face_over, failure_of
@@ -35,11 +36,13 @@ TOO_MANY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "")
 
 
 @asynccontextmanager
-async def face_behind(gate: Gate, tmp_path: Path, *, open_to_all: bool = False, **more: Any) -> AsyncIterator[Face]:
+async def face_behind(
+    limits: CallLimits, tmp_path: Path, *, open_to_all: bool = False, **more: Any
+) -> AsyncIterator[Face]:
     async with (
         asyncio.timeout(2 * LIMIT_S),
         run_core(await new_database(tmp_path)) as core,
-        face_over(core, gate=gate, **more) as face,
+        face_over(core, limits=limits, **more) as face,
     ):
         for client in (APP, OTHER, ADMIN) if open_to_all else ():
             await face.registry.delete(client.id, who="test")
@@ -66,7 +69,7 @@ async def health_of(face: Face, metadata: Metadata | None = None) -> Any:
     return (await stub.Check(HealthCheckRequest(), metadata=metadata)).status
 
 
-# The gate by itself.
+# The limits alone.
 
 
 def refusal(enter: Callable[[], object]) -> type[TerminalStatusError] | None:
@@ -77,46 +80,46 @@ def refusal(enter: Callable[[], object]) -> type[TerminalStatusError] | None:
     return None
 
 
-def test_a_pool_is_bounded_by_key_and_as_a_whole() -> None:
-    """One key has at most its share, all have at most the whole, and who leaves makes room."""
-    pool = Pool(2, 5, "here")
-    assert [refusal(lambda: pool.enter("a")) for _ in range(3)] == [None, None, RateLimited]
-    assert [refusal(lambda: pool.enter("")) for _ in range(3)] == [None, None, None]
-    assert refusal(lambda: pool.enter("b")) is GatewayOverloaded
-    assert (pool.open, pool.refused) == (5, 2)
-    pool.leave("a")
-    assert refusal(lambda: pool.enter("a")) is None
+def test_a_limit_holds_for_each_key_and_in_total() -> None:
+    """One key has `per_key` calls at most, all together `total`, and a call that leaves makes room."""
+    limit = CallLimit(2, 5, "here")
+    assert [refusal(lambda: limit.enter("a")) for _ in range(3)] == [None, None, RateLimited]
+    assert [refusal(lambda: limit.enter("")) for _ in range(3)] == [None, None, None]
+    assert refusal(lambda: limit.enter("b")) is GatewayOverloaded
+    assert (limit.open, limit.refused) == (5, 2)
+    limit.leave("a")
+    assert refusal(lambda: limit.enter("a")) is None
     for key in ("a", "a", "", "", ""):
-        pool.leave(key)
-    assert (pool.open, pool.open_of) == (0, {})
+        limit.leave(key)
+    assert (limit.open, limit.open_by_key) == (0, {})
 
 
-def test_a_call_has_its_time() -> None:
-    """Within the bound of its address a call has its whole patience, above it a short one; a proxy has no bound."""
-    gate = Gate(max_streams=10, unauthenticated=2)
-    given_up: list[str] = []
+def test_pending_calls_are_cancelled_when_overdue() -> None:
+    """Within the limit of its address a call has PENDING_LIMIT_S, beyond it less; a proxy has no limit of its own."""
+    limits = CallLimits(max_streams=10, unauthenticated_calls=2)
+    cancelled: list[str] = []
 
-    def wait(pool: Pool, key: str, at_s: float, name: str) -> Waiting:
-        return gate.wait(pool, key, at_s, lambda: given_up.append(name))
+    def wait(limit: CallLimit, key: str, at_s: float, name: str) -> PendingCall:
+        return limits.add_pending(limit, key, at_s, lambda: cancelled.append(name))
 
-    ready = wait(gate.strangers, "a", 0, "ready")
-    wait(gate.strangers, "a", 0, "first")
-    wait(gate.strangers, "a", 1, "second")
-    wait(gate.strangers, "a", 1, "third")
-    wait(gate.strangers, "b", 1, "other")
-    wait(gate.health, "a", 1, "health")
+    ready = wait(limits.unauthenticated, "a", 0, "ready")
+    wait(limits.unauthenticated, "a", 0, "first")
+    wait(limits.unauthenticated, "a", 1, "second")
+    wait(limits.unauthenticated, "a", 1, "third")
+    wait(limits.unauthenticated, "b", 1, "other")
+    wait(limits.health, "a", 1, "health")
     for _ in range(3):
-        wait(gate.strangers, "", 1, "proxied")
-    del gate.waiting[ready]
-    gate.sweep(1 + EXCESS_PATIENCE_S - 0.1)
-    assert given_up == []
-    gate.sweep(1 + EXCESS_PATIENCE_S)
-    assert given_up == ["third"]
-    gate.sweep(PATIENCE_S)
-    assert given_up == ["third", "first"]
-    gate.sweep(1 + PATIENCE_S)
-    assert given_up == ["third", "first", "second", "other", "health", *["proxied"] * 3]
-    assert not gate.waiting
+        wait(limits.unauthenticated, "", 1, "proxied")
+    del limits.pending[ready]
+    limits.cancel_overdue(1 + EXCESS_PENDING_LIMIT_S - 0.1)
+    assert cancelled == []
+    limits.cancel_overdue(1 + EXCESS_PENDING_LIMIT_S)
+    assert cancelled == ["third"]
+    limits.cancel_overdue(PENDING_LIMIT_S)
+    assert cancelled == ["third", "first"]
+    limits.cancel_overdue(1 + PENDING_LIMIT_S)
+    assert cancelled == ["third", "first", "second", "other", "health", *["proxied"] * 3]
+    assert not limits.pending
 
 
 @pytest.mark.parametrize(
@@ -129,8 +132,8 @@ def test_a_call_has_its_time() -> None:
     ],
 )
 def test_addresses_of_peers(peer: str, address: str) -> None:
-    """The address that bounds and proxies compare, without port and brackets."""
-    assert calls.address_of(peer) == address
+    """The address without port and brackets."""
+    assert callers.address_of_peer(peer) == address
 
 
 # Half-open calls.
@@ -138,61 +141,61 @@ def test_addresses_of_peers(peer: str, address: str) -> None:
 
 @pytest.mark.parametrize("credentials", [(), (("authorization", "Bearer tsk_a_b"),)], ids=["none", "bad"])
 async def test_bad_credentials_are_refused_before_the_message(tmp_path: Path, credentials: Metadata) -> None:
-    """A call whose metadata show nobody is refused without its message, and leaves nothing behind."""
-    gate = Gate(max_streams=10)
-    async with face_behind(gate, tmp_path) as face:
+    """A call without valid credentials is refused before its message is read, and leaves nothing behind."""
+    limits = CallLimits(max_streams=10)
+    async with face_behind(limits, tmp_path) as face:
         for path in (GET_STATUS, WATCH_STATUSES):
             refused = await failure_of(half_open(face, path, credentials))
             assert refused == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "")
         await until(lambda: not face.calls)
-        assert (gate.strangers.open, gate.clients.open, gate.waiting) == (0, 0, {})
+        assert (limits.unauthenticated.open, limits.clients.open, limits.pending) == (0, 0, {})
 
 
-async def test_half_open_calls_shut_out_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-open calls of one address, above its bound, are refused soon and those within it later; calls from the same
-    and from another address are answered meanwhile."""
-    monkeypatch.setattr("app.rpc.call_limits.EXCESS_PATIENCE_S", 0.1)
-    monkeypatch.setattr(handlers, "SWEEP_S", 0.05)
-    gate = Gate(max_streams=10, unauthenticated=5)
-    async with face_behind(gate, tmp_path, open_to_all=True, proxies=PROXY) as face:
+async def test_half_open_calls_do_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-open calls of one address are refused soon beyond its limit, and later within it; calls from the same and
+    from another address are answered meanwhile."""
+    monkeypatch.setattr("app.rpc.call_limits.EXCESS_PENDING_LIMIT_S", 0.1)
+    monkeypatch.setattr(call_admission, "CHECK_PENDING_S", 0.05)
+    limits = CallLimits(max_streams=10, unauthenticated_calls=5)
+    async with face_behind(limits, tmp_path, open_to_all=True, proxies=PROXY) as face:
         open_calls = [half_open(face, metadata=behind("192.0.2.1")) for _ in range(20)]
         ends = [asyncio.ensure_future(failure_of(call)) for call in open_calls]
         await until(lambda: sum(end.done() for end in ends) == 15)
         assert Counter(end.result() for end in ends if end.done()) == {TOO_MANY: 15}
         for address in ("192.0.2.1", "192.0.2.2"):
             assert await status_of(face, behind(address)) == ALICE
-        assert (gate.strangers.open, gate.clients.open) == (5, 0)
-        monkeypatch.setattr("app.rpc.call_limits.PATIENCE_S", 0.1)
+        assert (limits.unauthenticated.open, limits.clients.open) == (5, 0)
+        monkeypatch.setattr("app.rpc.call_limits.PENDING_LIMIT_S", 0.1)
         assert {await end for end in ends} == {
             TOO_MANY,
             (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", ""),
         }
-        await until(lambda: not gate.strangers.open)
+        await until(lambda: not limits.unauthenticated.open)
 
 
 async def test_half_open_calls_of_connections_that_end_are_forgotten(tmp_path: Path) -> None:
-    """A caller that leaves before its message came counts no longer."""
-    gate = Gate(max_streams=10)
-    async with face_behind(gate, tmp_path, open_to_all=True) as face:
+    """A caller that leaves before its message arrives is no longer counted."""
+    limits = CallLimits(max_streams=10)
+    async with face_behind(limits, tmp_path, open_to_all=True) as face:
         for path in (GET_STATUS, REFLECTION):
             call = half_open(face, path)
-            await until(lambda: gate.waiting)
+            await until(lambda: limits.pending)
             call.cancel()
-            await until(lambda: not gate.waiting)
-        await until(lambda: not gate.strangers.open and not gate.reflection.open and not face.calls)
+            await until(lambda: not limits.pending)
+        await until(lambda: not limits.unauthenticated.open and not limits.reflection.open and not face.calls)
 
 
 async def test_a_call_without_a_message(tmp_path: Path) -> None:
     """A call that ends before it has sent a message is answered, and not left open."""
-    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+    async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         call = half_open(face, metadata=face.app)
         await call.done_writing()
         assert await failure_of(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "")
 
 
 async def test_bytes_that_are_no_request(tmp_path: Path) -> None:
-    """On each method bytes that are no protobuf are the caller's mistake, with details."""
-    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+    """Bytes that do not parse are INVALID_ARGUMENT with details, on each method."""
+    async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         for path in (
             GET_STATUS,
             WATCH_STATUSES,
@@ -204,14 +207,14 @@ async def test_bytes_that_are_no_request(tmp_path: Path) -> None:
             assert await failure_of(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "")
 
 
-async def test_a_client_has_its_share(tmp_path: Path) -> None:
-    """Calls count for their client, half-open ones too: one more than its share is refused, another's is answered."""
-    gate = Gate(max_streams=10)
-    gate.clients = Pool(3, 6, "by this client")
-    async with face_behind(gate, tmp_path) as face:
+async def test_a_client_has_its_own_limit(tmp_path: Path) -> None:
+    """Calls count for their client, half-open ones too: one beyond its limit is refused, another client's answered."""
+    limits = CallLimits(max_streams=10)
+    limits.clients = CallLimit(3, 6, "by this client")
+    async with face_behind(limits, tmp_path) as face:
         for _ in range(3):
             half_open(face, metadata=face.app)
-        await until(lambda: gate.clients.open == 3)
+        await until(lambda: limits.clients.open == 3)
         assert await failure_of(half_open(face, metadata=face.app)) == TOO_MANY
         assert await status_of(face, face.other) == ALICE
 
@@ -220,39 +223,39 @@ async def test_a_client_has_its_share(tmp_path: Path) -> None:
 
 
 async def test_a_proxy_is_exempt_and_its_clients_are_not(tmp_path: Path) -> None:
-    """Behind a trusted proxy the address that it names is counted; the proxy's own calls are not. Of others the header
-    counts for nothing."""
-    gate = Gate(max_streams=10, unauthenticated=1)
-    gate.strangers = Pool(1, 100, "from this address")
-    async with face_behind(gate, tmp_path, open_to_all=True, proxies=PROXY) as face:
+    """Behind a trusted proxy the address that it names is counted, and the proxy's own calls are not. The header of
+    other peers is ignored."""
+    limits = CallLimits(max_streams=10, unauthenticated_calls=1)
+    limits.unauthenticated = CallLimit(1, 100, "from this address")
+    async with face_behind(limits, tmp_path, open_to_all=True, proxies=PROXY) as face:
         for metadata in ((), (), behind("192.0.2.1"), behind("192.0.2.2")):
             half_open(face, metadata=metadata)
-        await until(lambda: gate.strangers.open == 4)
+        await until(lambda: limits.unauthenticated.open == 4)
         for address in ("192.0.2.1", "192.0.2.2"):
             assert await failure_of(half_open(face, metadata=behind(address))) == TOO_MANY
-    gate = Gate(max_streams=10)
-    gate.strangers = Pool(1, 100, "from this address")
-    async with face_behind(gate, tmp_path, open_to_all=True) as face:
+    limits = CallLimits(max_streams=10)
+    limits.unauthenticated = CallLimit(1, 100, "from this address")
+    async with face_behind(limits, tmp_path, open_to_all=True) as face:
         half_open(face, metadata=behind("192.0.2.1"))
-        await until(lambda: gate.strangers.open == 1)
+        await until(lambda: limits.unauthenticated.open == 1)
         assert await failure_of(half_open(face, metadata=behind("192.0.2.2"))) == TOO_MANY
 
 
 # Health and reflection.
 
 
-async def test_health_and_reflection_have_pools_of_their_own(tmp_path: Path) -> None:
-    """Idle health and reflection streams of one address take nobody's calls, nor the health of another address."""
-    gate = Gate(max_streams=10)
-    gate.health, gate.reflection = Pool(3, 100, "to health"), Pool(2, 100, "to reflection")
-    async with face_behind(gate, tmp_path, proxies=PROXY) as face:
+async def test_health_and_reflection_have_limits_of_their_own(tmp_path: Path) -> None:
+    """Idle health and reflection streams of one address block no other calls, nor health calls of another address."""
+    limits = CallLimits(max_streams=10)
+    limits.health, limits.reflection = CallLimit(3, 100, "to health"), CallLimit(2, 100, "to reflection")
+    async with face_behind(limits, tmp_path, proxies=PROXY) as face:
         stub: Any = HealthStub(face.channel)
         for _ in range(3):
             watch = stub.Watch(HealthCheckRequest(), metadata=behind("192.0.2.1"))
             assert (await watch.read()).status == HealthCheckResponse.SERVING
         for _ in range(2):
             half_open(face, REFLECTION, behind("192.0.2.1"))
-        await until(lambda: gate.reflection.open == 2)
+        await until(lambda: limits.reflection.open == 2)
         for call in (
             half_open(face, REFLECTION, behind("192.0.2.1")),
             stub.Watch(HealthCheckRequest(), metadata=behind("192.0.2.1")),
@@ -261,18 +264,18 @@ async def test_health_and_reflection_have_pools_of_their_own(tmp_path: Path) -> 
             assert await failure_of(call) == TOO_MANY
         assert await health_of(face, behind("192.0.2.2")) == HealthCheckResponse.SERVING
         assert await status_of(face, behind("192.0.2.1", face.app)) == ALICE
-        assert (gate.strangers.open, gate.clients.open) == (0, 0)
+        assert (limits.unauthenticated.open, limits.clients.open) == (0, 0)
 
 
 async def test_an_idle_reflection_stream_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reflection stream on which nothing is asked ends."""
-    monkeypatch.setattr("app.rpc.call_limits.PATIENCE_S", 0.1)
-    monkeypatch.setattr(handlers, "SWEEP_S", 0.05)
-    gate = Gate(max_streams=10)
-    async with face_behind(gate, tmp_path) as face:
+    """A reflection stream without a message ends."""
+    monkeypatch.setattr("app.rpc.call_limits.PENDING_LIMIT_S", 0.1)
+    monkeypatch.setattr(call_admission, "CHECK_PENDING_S", 0.05)
+    limits = CallLimits(max_streams=10)
+    async with face_behind(limits, tmp_path) as face:
         ended = await failure_of(half_open(face, REFLECTION))
         assert ended == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "")
-        await until(lambda: not gate.reflection.open)
+        await until(lambda: not limits.reflection.open)
 
 
 # Bursts.
@@ -280,7 +283,7 @@ async def test_an_idle_reflection_stream_is_ended(tmp_path: Path, monkeypatch: p
 
 async def test_a_burst_of_new_credentials_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls at once with the same credentials, never seen before, share one look-up, its failure and its success."""
-    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+    async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         store: Any = face.core.store
         real, looks, failing = store.key, 0, True
 
@@ -302,9 +305,11 @@ async def test_a_burst_of_new_credentials_is_looked_up_once(tmp_path: Path, monk
         assert looks == 2
 
 
-async def test_a_caller_that_leaves_takes_no_look_up_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the call that looks up its credentials is cancelled, the next one with the same looks."""
-    async with face_behind(Gate(max_streams=10), tmp_path) as face:
+async def test_a_cancelled_call_does_not_cancel_the_look_up_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the call that looks up credentials is cancelled, the next call with the same credentials looks up."""
+    async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         store: Any = face.core.store
         real, looked, go = store.key, asyncio.Event(), asyncio.Event()
 
@@ -331,7 +336,7 @@ async def test_a_caller_that_leaves_takes_no_look_up_along(tmp_path: Path, monke
 @pytest.mark.parametrize(("number", "connections"), [(2000, 1), (2000, 20), (8000, 8)])
 async def test_no_call_of_a_burst_is_lost(tmp_path: Path, number: int, connections: int, open_to_all: bool) -> None:
     """Thousands of calls at once, over one connection or several, are all answered."""
-    async with face_behind(Gate(max_streams=10), tmp_path, open_to_all=open_to_all) as face:
+    async with face_behind(CallLimits(max_streams=10), tmp_path, open_to_all=open_to_all) as face:
         request = pb.GetStatusRequest(address=ALICE).SerializeToString()
         async with raw_connections(face, connections, () if open_to_all else face.app) as opened:
             answers = await asyncio.gather(
@@ -343,7 +348,7 @@ async def test_no_call_of_a_burst_is_lost(tmp_path: Path, number: int, connectio
 async def test_no_stream_of_a_burst_is_lost(tmp_path: Path) -> None:
     """Two thousand streams begun at once over one connection all get their snapshot."""
     begun: Counter[str] = Counter()
-    async with face_behind(Gate(max_streams=10_000), tmp_path) as face:
+    async with face_behind(CallLimits(max_streams=10_000), tmp_path) as face:
         request = pb.WatchStatusesRequest(addresses=[ALICE]).SerializeToString()
         async with raw_connections(face, 1, face.app) as (connection,):
             for _ in range(2000):
@@ -360,9 +365,9 @@ async def test_no_stream_of_a_burst_is_lost(tmp_path: Path) -> None:
 
 
 async def test_a_connection_takes_more_streams_than_a_client_may_have(tmp_path: Path) -> None:
-    """SETTINGS_MAX_CONCURRENT_STREAMS lies above a client's own bound; below it, calls would hang without a word."""
-    gate = Gate(max_streams=123_456)
-    async with face_behind(gate, tmp_path) as face:
+    """SETTINGS_MAX_CONCURRENT_STREAMS is above a client's own limit; below it, excess calls would hang."""
+    limits = CallLimits(max_streams=123_456)
+    async with face_behind(limits, tmp_path) as face:
         reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
         head = await reader.readexactly(9)
@@ -370,7 +375,7 @@ async def test_a_connection_takes_more_streams_than_a_client_may_have(tmp_path: 
         writer.close()
         settings = dict(struct.iter_unpack(">HI", payload))
         assert head[3] == 4
-        assert settings.get(3, 2**32) > gate.clients.each > 123_456
+        assert settings.get(3, 2**32) > limits.clients.per_key > 123_456
 
 
 @asynccontextmanager
@@ -424,16 +429,16 @@ class Counted:
 
 
 async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one address's connections that brought no client's call only so many stay; those that did bring one stay
-    beside them, and those of another address and of a trusted proxy too."""
-    monkeypatch.setattr(connection_limits, "LOOK_S", 0.05)
-    gate = Gate(max_streams=10, unauthenticated_connections=5)
+    """An address keeps 5 connections without a client's call; those with one stay beside them, and so do connections of
+    another address and of a trusted proxy."""
+    monkeypatch.setattr(connection_limits, "CHECK_S", 0.05)
+    limits = CallLimits(max_streams=10, unauthenticated_connections=5)
     proxies = TrustedProxies.of(["127.0.0.4/32"])
-    async with face_behind(gate, tmp_path) as face, raw_connections(face, 8, face.app) as known:
+    async with face_behind(limits, tmp_path) as face, raw_connections(face, 8, face.app) as known:
         request = pb.GetStatusRequest(address=ALICE).SerializeToString()
         for connection in known:
             await connection.ask(GET_STATUS, request)
-        guarding = asyncio.create_task(connection_limits.guard_connections(gate, face.port, proxies))
+        enforcing = asyncio.create_task(enforce_connection_limits(limits, face.port, proxies))
         async with (
             idle_connections(face.port, "127.0.0.2", 20) as idle,
             idle_connections(face.port, "127.0.0.3", 5) as few,
@@ -443,15 +448,19 @@ async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monke
             async with asyncio.timeout(LIMIT_S):
                 while await ended(idle) < 15:
                     pass
-            monkeypatch.setattr(connection_limits, "excess", counted := Counted(connection_limits.excess))
+            monkeypatch.setattr(
+                connection_limits,
+                "connections_over_limit",
+                counted := Counted(connection_limits.connections_over_limit),
+            )
             await until(lambda: counted.times == 5)
             assert [await ended(each) for each in (idle, few, proxied, beside)] == [15, 0, 0, 0]
             for connection in known:
                 await connection.ask(GET_STATUS, request)
         for connection in known:
             connection.close()
-        await until(lambda: not gate.proved)
-        guarding.cancel()
+        await until(lambda: not limits.admitted_peers)
+        enforcing.cancel()
 
 
 # Floods.
@@ -468,60 +477,60 @@ async def connects(host: str, port: int, source: str) -> bool:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-async def test_an_address_is_shut_out_by_the_kernel(family: socket.AddressFamily) -> None:
-    """Those of a listed address connect no more, others do, and connections that stand go on; until the list ends."""
+async def test_the_kernel_blocks_an_address(family: socket.AddressFamily) -> None:
+    """A blocked address cannot connect, others can, and established connections go on; until the block ends."""
     with socket.socket(family) as listening:
         listening.bind(("" if family == socket.AF_INET6 else "127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) as before:
             taken, _ = listening.accept()
-            connections.shut_out(port, ["127.0.0.2", "behind 127.0.0.9", "198.51.100.7", "2001:db8::/64"])
+            address_filter.block_addresses(port, ["127.0.0.2", "behind 127.0.0.9", "198.51.100.7", "2001:db8::/64"])
             assert not await connects("127.0.0.1", port, "127.0.0.2")
             assert await connects("127.0.0.1", port, "127.0.0.1")
             if family == socket.AF_INET6:
                 assert await connects("::1", port, "::1")
-                connections.shut_out(port, ["2001:db8::/64", "::/64"])
+                address_filter.block_addresses(port, ["2001:db8::/64", "::/64"])
                 assert not await connects("::1", port, "::1")
                 assert await connects("127.0.0.1", port, "127.0.0.2")
             before.sendall(b"x")
             assert taken.recv(1) == b"x"
             taken.close()
-        connections.shut_out(port, [])
-        connections.shut_out(port, [])
+        address_filter.block_addresses(port, [])
+        address_filter.block_addresses(port, [])
         assert await connects("127.0.0.1", port, "127.0.0.2")
 
 
-def test_times_of_addresses_that_are_shut_out() -> None:
-    """Each flood shuts out for twice as long as the one before, up to a bound; and at last an address is forgotten."""
-    out = connection_limits.ShutOut()
+def test_how_long_an_address_is_blocked() -> None:
+    """Each flood blocks for twice as long as the one before, up to a limit; later the address is forgotten."""
+    out = connection_limits.BlockedAddresses()
     lasts, now_s = [], 0.0
     for _ in range(7):
         assert out.add(["a"], now_s) == ["a"]
         assert out.add(["a"], now_s + 5) == []
         start_s = now_s
-        while out.now(now_s):
+        while out.active(now_s):
             now_s += 1
         lasts.append(now_s - start_s)
     assert lasts == [10, 20, 40, 80, 160, 300, 300]
-    assert not out.now(now_s + connection_limits.LONGEST_SHUT_OUT_S)
-    out.add(["a"], now_s := now_s + connection_limits.LONGEST_SHUT_OUT_S)
-    assert out.now(now_s + 9.9)
-    assert not out.now(now_s + 10)
+    assert not out.active(now_s + connection_limits.MAX_BLOCK_S)
+    out.add(["a"], now_s := now_s + connection_limits.MAX_BLOCK_S)
+    assert out.active(now_s + 9.9)
+    assert not out.active(now_s + 10)
     out.add(map(str, range(100)), 0)
-    assert len(out.now(0)) == connections.MOST_SHUT_OUT
+    assert len(out.active(0)) == address_filter.MAX_BLOCKED
 
 
 def test_a_flood_is_seen_once() -> None:
-    """The guard is woken at the call that makes a flood; a trusted proxy's own calls do not count."""
-    gate, woken = Gate(max_streams=1), list[int]()
-    gate.on_flood = lambda: woken.append(round(gate.bad["a"]))
+    """`on_flooded` is called once, at the call that reaches FLOOD_WEIGHT; a trusted proxy's own calls do not count."""
+    limits, woken = CallLimits(max_streams=1), list[int]()
+    limits.on_flooded = lambda: woken.append(round(limits.bad_calls["a"]))
     for _ in range(300):
-        gate.count_bad("a")
-        gate.count_bad("")
-        gate.count_bad("b", 0.2)
+        limits.count_bad_call("a")
+        limits.count_bad_call("")
+        limits.count_bad_call("b", 0.2)
     assert woken == [200]
-    assert set(gate.bad) == {"a", "b"}
+    assert set(limits.bad_calls) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -529,38 +538,38 @@ def test_a_flood_is_seen_once() -> None:
     [("2001:db8::/64", True), ("2001:db8:1::/64", False), ("10.1.0.3", True), ("10.1.0.9", False), ("behind x", False)],
 )
 def test_trusted_proxies_among_what_counts_as_one_address(key: str, expected: bool) -> None:
-    """A stranger in the /64 network of a trusted proxy must not get the proxy shut out."""
+    """Another host in the /64 network of a trusted proxy must not get the proxy blocked."""
     assert TrustedProxies.of(["2001:db8::5/128", "10.1.0.0/29"]).overlap(key) is expected
 
 
-async def test_a_flood_beside_a_trusted_proxy_shuts_nobody_out(tmp_path: Path) -> None:
-    """Where a trusted proxy may be among the flooding addresses, no connection of theirs is cut or refused."""
-    gate, looks = Gate(max_streams=10), Counted(connections.connections)
-    async with face_behind(gate, tmp_path) as face, idle_connections(face.port, "127.0.0.2", 2) as idle:
+async def test_a_flood_beside_a_trusted_proxy_blocks_nobody(tmp_path: Path) -> None:
+    """If a trusted proxy may be among the flooding addresses, none of their connections is shut down or refused."""
+    limits, looks = CallLimits(max_streams=10), Counted(tcp_connections.accepted_connections)
+    async with face_behind(limits, tmp_path) as face, idle_connections(face.port, "127.0.0.2", 2) as idle:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(connection_limits, "connections", looks)
+            patch.setattr(connection_limits, "accepted_connections", looks)
             proxies = TrustedProxies.of(["127.0.0.2/32"])
-            guarding = asyncio.create_task(connection_limits.guard_connections(gate, face.port, proxies))
+            enforcing = asyncio.create_task(enforce_connection_limits(limits, face.port, proxies))
             await asyncio.sleep(0)
-            gate.count_bad("127.0.0.2", 1000)
+            limits.count_bad_call("127.0.0.2", 1000)
             await until(lambda: looks.times == 2)
             assert await connects("127.0.0.1", face.port, "127.0.0.2")
             assert await ended(idle) == 0
-            guarding.cancel()
+            enforcing.cancel()
 
 
 @pytest.mark.parametrize("kind", ["wrong-key", "no-key", "health", "no-message"])
-async def test_who_floods_is_cut_and_shut_out(tmp_path: Path, kind: str) -> None:
-    """Its unproved connections end and no new ones are taken; a client at the same address that is known is served on,
-    and everybody elsewhere."""
-    gate = Gate(max_streams=10, unauthenticated=50)
+async def test_a_flooding_address_is_blocked(tmp_path: Path, kind: str) -> None:
+    """Its connections without a client's call end, and new ones are refused; a client at the same address is still
+    served on its connection, and so is everybody elsewhere."""
+    limits = CallLimits(max_streams=10, unauthenticated_calls=50)
     request = pb.GetStatusRequest(address=ALICE).SerializeToString()
     path = HEALTH_CHECK if kind == "health" else GET_STATUS
     message = {"health": b"", "no-message": None}.get(kind, request)
     metadata = {"wrong-key": (("authorization", "Bearer tsk_a_b"),)}.get(kind, ())
-    async with face_behind(gate, tmp_path) as face, raw_connections(face, 1, face.app, "127.0.0.2") as (known,):
+    async with face_behind(limits, tmp_path) as face, raw_connections(face, 1, face.app, "127.0.0.2") as (known,):
         await known.ask(GET_STATUS, request)
-        guarding = asyncio.create_task(connection_limits.guard_connections(gate, face.port, TrustedProxies()))
+        enforcing = asyncio.create_task(enforce_connection_limits(limits, face.port, TrustedProxies()))
         async with raw_connections(face, 4, metadata, "127.0.0.2") as flood:
             for connection in flood * 750:
                 connection.begin(path, message, lambda _data: None, lambda: None)
@@ -568,7 +577,7 @@ async def test_who_floods_is_cut_and_shut_out(tmp_path: Path, kind: str) -> None
         assert not await connects("127.0.0.1", face.port, "127.0.0.2")
         await known.ask(GET_STATUS, request)
         assert await status_of(face, face.app) == ALICE
-        guarding.cancel()
+        enforcing.cancel()
 
 
 @pytest.mark.parametrize(
@@ -580,5 +589,5 @@ async def test_who_floods_is_cut_and_shut_out(tmp_path: Path, kind: str) -> None
     ],
 )
 def test_peers_are_named_as_grpc_names_them(text: str, peer: str) -> None:
-    """The kernel's table of connections is read to the names that calls have."""
-    assert connections.peer_of(text) == peer
+    """The rows of the kernel's table give the names that gRPC gives to peers."""
+    assert tcp_connections.peer_of(text) == peer

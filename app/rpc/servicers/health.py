@@ -1,9 +1,10 @@
-"""`grpc.health.v1`: whether the gateway works, for the server as a whole ("") and for each service; for
-TerminalStatusService, whether a presence server answers too.
+"""`grpc.health.v1`: whether the gateway works, as a whole ("") and for each service. TerminalStatusService also needs a
+presence server that answers.
 
-Invariants: it looks, where the stock servicer wants to be told of each change, and so cannot be out of date. One task
-looks for all who watch, while somebody does.
-Deliberately absent: credentials, since load balancers have none.
+Invariants: the health is computed when it is asked for, and so is never out of date (grpcio's own servicer must be
+notified of each change). One task serves all health watches, and runs only while there are any.
+
+Deliberately absent: credentials; load balancers have none.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ _NEEDS_PRESENCE = terminal_status_pb2.DESCRIPTOR.services_by_name["TerminalStatu
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
-    """Looks each `poll_s` seconds for those who watch."""
+    """Compares the health each `poll_s` seconds for the open health watches. `names` are the services."""
 
     def __init__(self, service: FetchService, names: Collection[str], stopping: asyncio.Event, poll_s: float) -> None:
         self._service = service
@@ -29,9 +30,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._stopping = stopping
         self._poll_s = poll_s
         self._watches = 0
-        self._seen: dict[str, int] = {}
+        self._last: dict[str, int] = {}
         self._changed = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
 
     async def Check(  # noqa: N802
         self,
@@ -40,7 +41,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     ) -> HealthCheckResponse:
         health_now = self._health(request.service)
         if health_now == HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r} here.")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"This gateway has no service {request.service!r}.")
         return HealthCheckResponse(status=health_now)
 
     async def Watch(  # noqa: N802
@@ -48,42 +49,42 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         request: HealthCheckRequest,
         context: grpc.aio.ServicerContext[HealthCheckRequest, AsyncIterator[HealthCheckResponse]],
     ) -> AsyncIterator[HealthCheckResponse]:
-        told: int | None = None
-        with self._watching():
+        sent: int | None = None
+        with self._watch():
             while True:
                 stopping, changed = self._stopping.is_set(), self._changed
-                if (health_now := self._seen.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)) != told:
+                if (health_now := self._last.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)) != sent:
                     yield HealthCheckResponse(status=health_now)
-                    told = health_now
+                    sent = health_now
                 if stopping:
                     return
                 await changed.wait()
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        self._look()
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._keep_looking(), name="health")
+    def _watch(self) -> Iterator[None]:
+        self._compare()
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll(), name="health")
         self._watches += 1
         try:
             yield
         finally:
             self._watches -= 1
             if not self._watches:
-                self._looking.cancel()
-                self._looking = None
+                self._polling.cancel()
+                self._polling = None
 
-    async def _keep_looking(self) -> None:
+    async def _poll(self) -> None:
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._poll_s)
-            self._look()
+            self._compare()
 
-    def _look(self) -> None:
-        """Wakes those who watch where the health of any service has changed, or the gateway stops."""
-        seen = {name: self._health(name) for name in self._names}
-        if seen != self._seen or self._stopping.is_set():
-            self._seen = seen
+    def _compare(self) -> None:
+        """Wakes the health watches if the health of any service has changed, or the gateway stops."""
+        health_now = {name: self._health(name) for name in self._names}
+        if health_now != self._last or self._stopping.is_set():
+            self._last = health_now
             self._changed.set()
             self._changed = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""GroupService: groups of terminals. A handler is check, call, map error, return; no rules here."""
+"""GroupService: named sets of terminals."""
 
 from collections.abc import Sequence
 
@@ -6,30 +6,29 @@ from app.core.groups import GroupService
 from app.domain.errors import InvalidRequest
 from app.pb.terminalstatus.v1 import group_pb2 as pb
 from app.pb.terminalstatus.v1 import group_pb2_grpc as pb_grpc
-from app.rpc import wire
-from app.rpc.calls import Calls, Context
+from app.rpc import request_fields, response_messages
+from app.rpc.callers import Context
+from app.rpc.open_calls import OpenCalls
 
 
 class GroupServicer(pb_grpc.GroupServiceServicer):
-    """As the proto says."""
-
-    def __init__(self, calls: Calls, groups: GroupService) -> None:
+    def __init__(self, calls: OpenCalls, groups: GroupService) -> None:
         self._calls = calls
         self._groups = groups
 
     async def CreateGroup(self, request: pb.CreateGroupRequest, context: Context) -> pb.CreateGroupResponse:  # noqa: N802
         async with self._calls.answer(context, "CreateGroup") as client:
             made = await self._groups.create(client, request.address, request.members)
-            return pb.CreateGroupResponse(group=wire.group(made))
+            return pb.CreateGroupResponse(group=response_messages.group(made))
 
     async def GetGroup(self, request: pb.GetGroupRequest, context: Context) -> pb.GetGroupResponse:  # noqa: N802
         async with self._calls.answer(context, "GetGroup") as client:
-            return pb.GetGroupResponse(group=wire.group(await self._groups.get(client, request.address)))
+            return pb.GetGroupResponse(group=response_messages.group(await self._groups.get(client, request.address)))
 
     async def ListGroups(self, request: pb.ListGroupsRequest, context: Context) -> pb.ListGroupsResponse:  # noqa: N802
         async with self._calls.answer(context, "ListGroups") as client:
-            found, token = await self._groups.list(client, wire.page(request))
-            return pb.ListGroupsResponse(groups=map(wire.group, found), next_page_token=token)
+            found, token = await self._groups.list(client, request_fields.page(request))
+            return pb.ListGroupsResponse(groups=map(response_messages.group, found), next_page_token=token)
 
     async def SetGroupMembers(  # noqa: N802
         self, request: pb.SetGroupMembersRequest, context: Context
@@ -38,21 +37,21 @@ class GroupServicer(pb_grpc.GroupServiceServicer):
             changed = await self._groups.set_members(
                 client, request.address, request.members, expected_version=request.expected_version or None
             )
-            return pb.SetGroupMembersResponse(group=wire.group(changed))
+            return pb.SetGroupMembersResponse(group=response_messages.group(changed))
 
     async def AddGroupMembers(  # noqa: N802
         self, request: pb.AddGroupMembersRequest, context: Context
     ) -> pb.AddGroupMembersResponse:
         async with self._calls.answer(context, "AddGroupMembers") as client:
-            changed = await self._groups.add_members(client, request.address, _some(request.members))
-            return pb.AddGroupMembersResponse(group=wire.group(changed))
+            changed = await self._groups.add_members(client, request.address, _at_least_one(request.members))
+            return pb.AddGroupMembersResponse(group=response_messages.group(changed))
 
     async def RemoveGroupMembers(  # noqa: N802
         self, request: pb.RemoveGroupMembersRequest, context: Context
     ) -> pb.RemoveGroupMembersResponse:
         async with self._calls.answer(context, "RemoveGroupMembers") as client:
-            changed = await self._groups.remove_members(client, request.address, _some(request.members))
-            return pb.RemoveGroupMembersResponse(group=wire.group(changed))
+            changed = await self._groups.remove_members(client, request.address, _at_least_one(request.members))
+            return pb.RemoveGroupMembersResponse(group=response_messages.group(changed))
 
     async def DeleteGroup(self, request: pb.DeleteGroupRequest, context: Context) -> pb.DeleteGroupResponse:  # noqa: N802
         async with self._calls.answer(context, "DeleteGroup") as client:
@@ -60,7 +59,7 @@ class GroupServicer(pb_grpc.GroupServiceServicer):
             return pb.DeleteGroupResponse()
 
 
-def _some(members: Sequence[str]) -> Sequence[str]:
+def _at_least_one(members: Sequence[str]) -> Sequence[str]:
     if not members:
-        raise InvalidRequest("At least one member is needed.", field="members")
+        raise InvalidRequest("`members` is empty; name at least one.", field="members")
     return members

@@ -1,25 +1,24 @@
-"""AdminService: watches and clients, for operators. A handler is check, call, map error, return; no rules here."""
+"""AdminService: watches, clients and the audit log, for operators."""
 
 from app.auth.clients import DEFAULT_OVERLAP_S
 from app.core.administration import Administration
 from app.pb.terminalstatus.v1 import admin_pb2 as pb
 from app.pb.terminalstatus.v1 import admin_pb2_grpc as pb_grpc
-from app.rpc import wire
-from app.rpc.calls import Calls, Context
+from app.rpc import request_fields, response_messages
+from app.rpc.callers import Context
+from app.rpc.open_calls import OpenCalls
 
 
 class AdminServicer(pb_grpc.AdminServiceServicer):
-    """As the proto says."""
-
-    def __init__(self, calls: Calls, administration: Administration) -> None:
+    def __init__(self, calls: OpenCalls, administration: Administration) -> None:
         self._calls = calls
         self._administration = administration
 
     async def ListWatches(self, request: pb.ListWatchesRequest, context: Context) -> pb.ListWatchesResponse:  # noqa: N802
         async with self._calls.answer(context, "ListWatches") as client:
-            found, token, total = await self._administration.watches(client, wire.page(request))
+            found, token, total = await self._administration.watches(client, request_fields.page(request))
             return pb.ListWatchesResponse(
-                watches=[wire.watch(each.watch, each.wanted_by) for each in found],
+                watches=[response_messages.watch(each.watch, each.wanted_by) for each in found],
                 next_page_token=token,
                 total_size=total,
             )
@@ -36,16 +35,16 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
                 request.name,
                 client_id=request.client_id,
                 admin=request.admin,
-                limits=wire.limits(request.limits),
+                limits=request_fields.limits(request.limits),
             )
             keys = await self._administration.keys(client, made.id)
-            return pb.CreateClientResponse(client=wire.client(made, keys), api_key=key)
+            return pb.CreateClientResponse(client=response_messages.client(made, keys), api_key=key)
 
     async def ListClients(self, request: pb.ListClientsRequest, context: Context) -> pb.ListClientsResponse:  # noqa: N802
         async with self._calls.answer(context, "ListClients") as client:
-            found, token = await self._administration.clients(client, wire.page(request))
+            found, token = await self._administration.clients(client, request_fields.page(request))
             return pb.ListClientsResponse(
-                clients=[wire.client(each, keys) for each, keys in found], next_page_token=token
+                clients=[response_messages.client(each, keys) for each, keys in found], next_page_token=token
             )
 
     async def RotateClientKey(  # noqa: N802
@@ -53,10 +52,10 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
     ) -> pb.RotateClientKeyResponse:
         async with self._calls.answer(context, "RotateClientKey") as client:
             asked = request.HasField("overlap")
-            overlap_s = -(-wire.duration_ms(request, "overlap") // 1000) if asked else DEFAULT_OVERLAP_S
+            overlap_s = -(-request_fields.duration_ms(request, "overlap") // 1000) if asked else DEFAULT_OVERLAP_S
             rotated, key = await self._administration.rotate_key(client, request.client_id, overlap_s)
             keys = await self._administration.keys(client, rotated.id)
-            return pb.RotateClientKeyResponse(client=wire.client(rotated, keys), api_key=key)
+            return pb.RotateClientKeyResponse(client=response_messages.client(rotated, keys), api_key=key)
 
     async def SetClientDisabled(  # noqa: N802
         self, request: pb.SetClientDisabledRequest, context: Context
@@ -64,7 +63,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
         async with self._calls.answer(context, "SetClientDisabled") as client:
             changed = await self._administration.set_disabled(client, request.client_id, request.disabled)
             keys = await self._administration.keys(client, changed.id)
-            return pb.SetClientDisabledResponse(client=wire.client(changed, keys))
+            return pb.SetClientDisabledResponse(client=response_messages.client(changed, keys))
 
     async def DeleteClient(self, request: pb.DeleteClientRequest, context: Context) -> pb.DeleteClientResponse:  # noqa: N802
         async with self._calls.answer(context, "DeleteClient") as client:
@@ -75,5 +74,9 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.ListAuditEntriesRequest, context: Context
     ) -> pb.ListAuditEntriesResponse:
         async with self._calls.answer(context, "ListAuditEntries") as client:
-            found, token = await self._administration.audit_log(client, wire.since(request), wire.page(request))
-            return pb.ListAuditEntriesResponse(audit_entries=map(wire.audit_entry, found), next_page_token=token)
+            found, token = await self._administration.audit_log(
+                client, request_fields.since(request), request_fields.page(request)
+            )
+            return pb.ListAuditEntriesResponse(
+                audit_entries=map(response_messages.audit_entry, found), next_page_token=token
+            )

@@ -1,19 +1,17 @@
-"""SubscriptionService: standing requests. A handler is check, call, map error, return; no rules here."""
+"""SubscriptionService: applications' stored requests to be notified."""
 
 from app.core.subscriptions import SubscriptionRequest, SubscriptionService, made_secret
 from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
-from app.rpc import wire
-from app.rpc.calls import Calls, Context
-from app.rpc.terminal_status import FACE
+from app.rpc import request_fields, response_messages
+from app.rpc.callers import FACE, Context
+from app.rpc.open_calls import OpenCalls
 
 
 class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
-    """As the proto says."""
-
-    def __init__(self, calls: Calls, subscriptions: SubscriptionService) -> None:
+    def __init__(self, calls: OpenCalls, subscriptions: SubscriptionService) -> None:
         self._calls = calls
         self._subscriptions = subscriptions
 
@@ -25,39 +23,43 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 client,
                 SubscriptionRequest(
                     addresses=request.addresses,
-                    criteria=wire.criteria(request.criteria),
+                    criteria=request_fields.criteria(request.criteria),
                     check_immediate=request.check_immediate,
-                    min_interval_ms=wire.duration_ms(request, "min_interval"),
-                    duration_ms=wire.duration_ms(request, "duration") or None,
+                    min_interval_ms=request_fields.duration_ms(request, "min_interval"),
+                    duration_ms=request_fields.duration_ms(request, "duration") or None,
                     count=request.max_notifications,
-                    correlator=wire.bounded(request.correlator, MAX_CORRELATOR, "correlator"),
-                    sink=wire.sink(request.sink),
-                    request_id=wire.bounded(request.request_id, MAX_ID, "request_id"),
+                    correlator=request_fields.bounded(request.correlator, MAX_CORRELATOR, "correlator"),
+                    sink=request_fields.sink(request.sink),
+                    request_id=request_fields.bounded(request.request_id, MAX_ID, "request_id"),
                 ),
                 face=FACE,
-                requester=wire.bounded(request.requester, MAX_REQUESTER, "requester"),
+                requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
             )
-            return pb.CreateSubscriptionResponse(subscription=wire.subscription(made), secret=made_secret(made))
+            return pb.CreateSubscriptionResponse(
+                subscription=response_messages.subscription(made), secret=made_secret(made)
+            )
 
     async def GetSubscription(  # noqa: N802
         self, request: pb.GetSubscriptionRequest, context: Context
     ) -> pb.GetSubscriptionResponse:
         async with self._calls.answer(context, "GetSubscription") as client:
             found = await self._subscriptions.get(client, request.subscription_id)
-            return pb.GetSubscriptionResponse(subscription=wire.subscription(found))
+            return pb.GetSubscriptionResponse(subscription=response_messages.subscription(found))
 
     async def ListSubscriptions(  # noqa: N802
         self, request: pb.ListSubscriptionsRequest, context: Context
     ) -> pb.ListSubscriptionsResponse:
         async with self._calls.answer(context, "ListSubscriptions") as client:
-            found, token = await self._subscriptions.list(client, wire.page(request))
-            return pb.ListSubscriptionsResponse(subscriptions=map(wire.subscription, found), next_page_token=token)
+            found, token = await self._subscriptions.list(client, request_fields.page(request))
+            return pb.ListSubscriptionsResponse(
+                subscriptions=map(response_messages.subscription, found), next_page_token=token
+            )
 
     async def CancelSubscription(  # noqa: N802
         self, request: pb.CancelSubscriptionRequest, context: Context
     ) -> pb.CancelSubscriptionResponse:
         async with self._calls.answer(context, "CancelSubscription") as client:
-            requester = wire.bounded(request.requester, MAX_REQUESTER, "requester")
+            requester = request_fields.bounded(request.requester, MAX_REQUESTER, "requester")
             if request.subscription_id:
                 await self._subscriptions.cancel(client, request.subscription_id, face=FACE, requester=requester)
             elif request.correlator:
@@ -65,17 +67,19 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                     client, request.correlator, face=FACE, requester=requester
                 )
             else:
-                raise InvalidRequest("Name the subscription by id or by correlator.", field="subscription_id")
+                raise InvalidRequest(
+                    "Name the subscription: set `subscription_id` or `correlator`.", field="subscription_id"
+                )
             return pb.CancelSubscriptionResponse()
 
     async def RenewSubscription(  # noqa: N802
         self, request: pb.RenewSubscriptionRequest, context: Context
     ) -> pb.RenewSubscriptionResponse:
         async with self._calls.answer(context, "RenewSubscription") as client:
-            if not (duration_ms := wire.duration_ms(request, "duration")):
-                raise InvalidRequest("A duration above 0 is needed.", field="duration")
+            if not (duration_ms := request_fields.duration_ms(request, "duration")):
+                raise InvalidRequest("`duration` is missing or 0; it must be above 0.", field="duration")
             renewed = await self._subscriptions.renew(client, request.subscription_id, duration_ms)
-            return pb.RenewSubscriptionResponse(subscription=wire.subscription(renewed))
+            return pb.RenewSubscriptionResponse(subscription=response_messages.subscription(renewed))
 
     async def RotateSecret(  # noqa: N802
         self, request: pb.RotateSecretRequest, context: Context
@@ -84,9 +88,9 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
             changed, made = await self._subscriptions.rotate_secret(
                 client,
                 request.subscription_id,
-                secret=wire.bounded(request.secret, wire.MAX_PARAMETER, "secret"),
+                secret=request_fields.bounded(request.secret, request_fields.MAX_PARAMETER, "secret"),
                 drop_old=request.drop_old,
                 face=FACE,
-                requester=wire.bounded(request.requester, MAX_REQUESTER, "requester"),
+                requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
             )
-            return pb.RotateSecretResponse(subscription=wire.subscription(changed), secret=made)
+            return pb.RotateSecretResponse(subscription=response_messages.subscription(changed), secret=made)

@@ -1,0 +1,128 @@
+"""TerminalStatusService: one terminal's status, many terminals' statuses, and streams of changes.
+
+Invariants: GetStatus is the most frequent call: it takes and returns bytes, and parses and serialises as little as
+possible (`cached_requests.py`). A stream awaits each write, so a slow client holds up only its own stream; what it has
+not received waits in the stream's mailbox. Each RECHECK_S a stream's next event triggers a check whether the call's
+credentials are still valid, and whether the stream has reached its greatest age.
+
+Deliberately absent: snapshots, order and bookmarks of a stream (`app/live/`).
+"""
+
+import asyncio
+from contextlib import aclosing
+
+from app.core.queries import QueryService
+from app.domain.bounded import BoundedDict
+from app.domain.errors import TerminalStatusError, Unauthenticated
+from app.domain.records import MAX_REQUESTER, Client
+from app.live import events
+from app.live.engine import Engine
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
+from app.rpc import request_fields, response_messages
+from app.rpc.callers import FACE, Callers, Context
+from app.rpc.open_calls import OpenCalls
+from app.rpc.servicers.cached_requests import MAX_CACHED_REQUESTS, CachedRequest, cached_request
+
+RECHECK_S = 30.0
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
+
+
+class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
+    def __init__(
+        self,
+        calls: OpenCalls,
+        callers: Callers,
+        queries: QueryService,
+        watching: Engine,
+        *,
+        max_stream_age_s: float | None,
+    ) -> None:
+        self._calls = calls
+        self._callers = callers
+        self._queries = queries
+        self._watching = watching
+        self._max_stream_age_s = max_stream_age_s
+        self._last_message: tuple[events.WatchEvent, pb.WatchStatusesResponse] | None = None
+        self._requests = BoundedDict[bytes, CachedRequest](MAX_CACHED_REQUESTS)
+
+    async def GetStatus(self, data: bytes, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802
+        try:
+            client = self._calls.clients[context]
+            return self._at_once(client, data) or await self._ask(client, data)
+        except (Exception, asyncio.CancelledError) as error:  # the last place before the wire
+            await self._calls.fail(context, "GetStatus", error)
+
+    def _at_once(self, client: Client, data: bytes) -> bytes | None:
+        request = cached_request(self._requests, data)
+        status = self._queries.at_once(
+            client, request.address, max_age_s=request.max_age_s, face=FACE, requester=request.requester
+        )
+        return request.response(status) if status else None
+
+    async def _ask(self, client: Client, data: bytes) -> bytes:
+        request = cached_request(self._requests, data)
+        status = await self._queries.get_status(
+            client, request.address, max_age_s=request.max_age_s, face=FACE, requester=request.requester
+        )
+        return request.response(status)
+
+    async def QueryStatuses(self, request: pb.QueryStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        async with self._calls.answer(context, "QueryStatuses") as client:
+            results = self._queries.query(
+                client,
+                request.addresses,
+                max_age_s=request_fields.max_age_s(request),
+                face=FACE,
+                requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
+            )
+            async with aclosing(results):
+                async for result in results:
+                    await context.write(pb.QueryStatusesResponse(result=response_messages.terminal_result(result)))
+
+    async def WatchStatuses(self, request: pb.WatchStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        async with self._calls.answer(context, "WatchStatuses") as client:
+            stream = self._watching.stream(
+                client,
+                request.addresses,
+                criteria=request_fields.criteria(request.criteria),
+                min_interval_ms=request_fields.duration_ms(request, "min_interval"),
+                resume_token=request.resume_token,
+            )
+            clock, token = asyncio.get_running_loop().time, ""
+            check_at = began_at = clock()
+            check_at += RECHECK_S
+            async with aclosing(stream):
+                async for event in stream:
+                    await context.write(self._message(event))
+                    if isinstance(event, events.Bookmark | events.SnapshotComplete):
+                        token = event.resume_token
+                    if (now := clock()) >= check_at:
+                        check_at = now + RECHECK_S
+                        if end := await self._end(context, client, now - began_at, token):
+                            await context.write(end)
+                            return
+
+    def _message(self, event: events.WatchEvent) -> pb.WatchStatusesResponse:
+        """The event as a message. The same event goes to many streams one after the other, so the last one is kept."""
+        last = self._last_message
+        if last is None or last[0] is not event:
+            last = self._last_message = (event, response_messages.watch_event(event))
+        return last[1]
+
+    async def _end(self, context: Context, client: Client, age_s: float, token: str) -> pb.WatchStatusesResponse | None:
+        """The last message of a stream that must end now; None for one that goes on."""
+        if self._max_stream_age_s is not None and age_s >= self._max_stream_age_s:
+            return response_messages.stream_end(
+                pb.STREAM_END_REASON_MAX_AGE, "The stream has reached its greatest age; resume it.", token
+            )
+        try:
+            if (self._callers.known(context) or await self._callers.authenticate(context)).id == client.id:
+                return None
+        except Unauthenticated:
+            pass
+        except TerminalStatusError:
+            return None  # the credentials cannot be checked now
+        return response_messages.stream_end(
+            pb.STREAM_END_REASON_CREDENTIALS_EXPIRED, "The call's credentials are no longer valid.", ""
+        )
