@@ -110,7 +110,7 @@ def create_server(
     stopping = stopping or asyncio.Event()
     limits = limits or CallLimits(max_streams=10_000)
     # Above a client's own limit, so that its excess calls are refused with a reason; below it they would hang.
-    options: tuple[tuple[str, int], ...] = (*_OPTIONS, ("grpc.max_concurrent_streams", limits.clients.per_key))
+    options: tuple[tuple[str, int], ...] = (*_OPTIONS, ("grpc.max_concurrent_streams", limits.clients.total))
     if max_connection_age_s:
         options += (
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),

@@ -261,11 +261,11 @@ async def test_refuses_an_oversized_request(size: int) -> None:
 
 
 async def test_refuses_bytes_that_are_no_request() -> None:
-    """Bytes that are no GetStatusRequest are the caller's mistake."""
+    """Bytes that do not parse as a GetStatusRequest are INVALID_ARGUMENT."""
     async with channel_to(make_service(FakeWatcher())) as channel:
         code, message, details = await failure_of(call_raw(channel, f"/{SERVICE_NAME}/GetStatus", b"\xff\xff"))
     assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert message == "These bytes are no GetStatusRequest."
+    assert message == "The message does not parse as a GetStatusRequest."
 
 
 @pytest.mark.parametrize("method", [f"/{SERVICE_NAME}/Nothing", "/terminalstatus.v9.TerminalStatusService/GetStatus"])

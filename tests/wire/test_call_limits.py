@@ -1,4 +1,4 @@
-"""Limits on open gRPC calls and connections: half-open calls, health and reflection, floods; and bursts lose nothing."""
+"""Limits on open gRPC calls and connections: half-open calls, health, reflection, floods; and bursts lose nothing."""
 
 import asyncio
 import contextlib
@@ -305,7 +305,7 @@ async def test_a_burst_of_new_credentials_is_looked_up_once(tmp_path: Path, monk
         assert looks == 2
 
 
-async def test_a_cancelled_call_does_not_cancel_the_look_up_of_others(
+async def test_a_cancelled_call_does_not_cancel_a_shared_look_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the call that looks up credentials is cancelled, the next call with the same credentials looks up."""
