@@ -5,7 +5,7 @@
 # make fuzz  sends mutated SIP to the workers for SECONDS=…, and says how many packets
 # make outage stops Kamailio for STOP_S=… seconds under WATCHES=… watches, over TCP and UDP
 # make away kills a webhook receiver for AWAY_S=… seconds (600; it then takes as long again)
-# make generate, make lock: after a change of proto/ or of the REST face, or of pyproject.toml's dependencies
+# make generate after a change of proto/, of the REST face or of an error's text; make lock after a change of dependencies
 # CONTRIBUTING.md says how to set up and how a change is checked, docs/testing.md what the tests need.
 
 SHELL := /bin/bash
@@ -70,6 +70,7 @@ away: .venv/dev.stamp
 
 generate: .venv/dev.stamp
 	.ci/generate-protobuf
+	$(BIN)/python -m tests.support.error_examples
 	$(BIN)/terminal-status openapi --output openapi/
 
 # Releases have aged a week before they are taken.

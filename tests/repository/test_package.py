@@ -29,12 +29,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_code_is_complete(wheel: zipfile.ZipFile) -> None:
-    """Each module, the migrations too, and the marks that the packages are typed."""
+    """Each module, the migrations too, the error examples, and the marks that the packages are typed."""
     names = set(wheel.namelist())
     for package in ("app", "soap_compat"):
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert modules <= names
         assert f"{package}/py.typed" in names
+    assert "app/rest/error_examples.json" in names
 
 
 def test_contracts_are_in_it(wheel: zipfile.ZipFile) -> None:

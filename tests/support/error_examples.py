@@ -1,0 +1,240 @@
+"""Provokes each domain error over REST API v1, for the error examples of its OpenAPI document.
+
+`python -m tests.support.error_examples` (part of `make generate`) writes what is answered to
+app/rest/error_examples.json, so that an example never says anything but what the gateway answers.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from app.core.fetcher import FetchService
+from app.domain.errors import GatewayOverloaded, TerminalStatusError
+from app.domain.policy import Policy
+from app.domain.sinks import SinkKind
+from app.egress.allowed import Rules
+from app.egress.client import Egress
+from app.egress.webhook import WebhookSender, v1_event
+from app.rest.error_examples import RECORDED
+from app.rest.problem import STATUSES
+from app.sip.answers import error_of_notify, error_of_response
+from app.sip.settings import sip_configuration
+from app.sip.watcher import SipWatcher
+from tests.support.core import ADMIN, new_database, run_core
+from tests.support.fakes import FakeMeter, FakeWatcher
+from tests.support.http_face import Answer, HttpFace, http_face
+from tests.support.receivers import answer, receiver
+from tests.support.settings import settings_for
+from tests.support.waiting import until
+
+ALICE, BOB, CAROL = (f"sip:{name}@example.com" for name in ("alice", "bob", "carol"))
+TEAM, ALL = "sip:team@example.com", "sip:all@example.com"
+STATUS = f"/v1/terminals/{ALICE}/status"
+GROUP = f"/v1/groups/{TEAM}"
+
+Provoke = Callable[[HttpFace], Awaitable[Answer]]
+
+LIMITED = Policy(
+    busy_available=False,
+    max_notification_addresses=2,
+    min_interval_ms=1000,
+    max_duration_ms=86_400_000,
+    max_count=100,
+    unlimited_count_allowed=False,
+    nested_group_support=False,
+    max_targets=2,
+    max_group_size=2,
+    max_groups=2,
+    max_subscriptions=2,
+    max_streams=2,
+    max_watched_terminals=2,
+)
+
+
+def get(path: str, client: str = "app") -> Provoke:
+    return lambda face: face.call("GET", path, client=client)
+
+
+def post(path: str, body: Any = None, client: str = "app", **headers: str) -> Provoke:
+    return lambda face: face.call("POST", path, body, client=client, headers=headers)
+
+
+def subscribe(*addresses: str, **more: Any) -> Provoke:
+    return post("/v1/subscriptions", {"addresses": addresses or [ALICE], **more})
+
+
+def group(address: str, *members: str) -> Provoke:
+    return post("/v1/groups", {"address": address, "members": members})
+
+
+def then(*steps: Provoke) -> Provoke:
+    """Calls one after the other; returns the last answer."""
+
+    async def call(face: HttpFace) -> Answer:
+        *before, last = steps
+        for step in before:
+            assert (answered := await step(face)).status < 300, answered.body
+        return await last(face)
+
+    return call
+
+
+def presence_answers(error: TerminalStatusError | None) -> Provoke:
+    """A query for a terminal about which the presence server answers so; None: not at all."""
+
+    async def call(face: HttpFace) -> Answer:
+        face.core.watcher.answer = lambda _: error
+        return await face.call("GET", STATUS)
+
+    return call
+
+
+async def too_many_fetches(face: HttpFace) -> Answer:
+    watcher = FakeWatcher(lambda _: None)
+    service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=60, max_fetches=2)
+    fetches = [asyncio.create_task(service.get_status(ALICE, client)) for client in ("first", "second")]
+    await until(lambda: len(watcher.asked) == len(fetches))
+    with pytest.raises(GatewayOverloaded) as overloaded:
+        await service.get_status(ALICE, "third")
+    for fetch in fetches:
+        fetch.cancel()
+    await asyncio.gather(*fetches, return_exceptions=True)
+    return await presence_answers(overloaded.value)(face)
+
+
+async def without_workers(face: HttpFace) -> Answer:
+    face.core.watcher.fetch = stopped_watcher().fetch  # type: ignore[method-assign]
+    return await face.call("GET", STATUS)
+
+
+async def refresh_unwatched(face: HttpFace) -> Answer:
+    face.core.watcher.refresh = stopped_watcher().refresh  # type: ignore[method-assign]
+    return await face.call("POST", f"/v1/watches/{ALICE}:refresh", client=ADMIN.id)
+
+
+def stopped_watcher() -> SipWatcher:
+    return SipWatcher(sip_configuration(settings_for("sip:127.0.0.1"), "test"))
+
+
+async def third_stream(face: HttpFace) -> Answer:
+    path = f"/v1/terminals:watch?address={ALICE}&min_interval_ms=1000"
+    async with face.events(path) as first, face.events(path) as second:
+        await first.next()
+        await second.next()
+        return await face.call("GET", path)
+
+
+async def failing_endpoint(face: HttpFace) -> Answer:
+    async with receiver(answer(500)) as endpoint:
+        return await subscribe(sink=webhook(endpoint.url, handshake="test"))(face)
+
+
+def webhook(url: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "WEBHOOK", "url": url, **more}
+
+
+def provocations(directory: Path) -> list[tuple[Policy, dict[str, Provoke]]]:
+    """A call for each error by its code, under the policy that it needs."""
+
+    async def remove_database(face: HttpFace) -> Answer:
+        for file in [*directory.rglob("core.sqlite3*")]:  # noqa: ASYNC240  # a directory of a few files
+            file.unlink()
+        return await face.call("GET", "/v1/groups")
+
+    unlimited = {
+        "INVALID_ADDRESS": get("/v1/terminals/alice/status"),
+        "TERMINAL_UNKNOWN": presence_answers(error_of_response(404, "Not Found", -1)),
+        "WATCHER_REFUSED": presence_answers(error_of_response(403, "Forbidden", -1)),
+        "WATCHER_UNAUTHENTICATED": presence_answers(error_of_response(401, "Unauthorized", -1)),
+        "FETCH_TIMED_OUT": presence_answers(None),
+        "PRESENCE_UNAVAILABLE": presence_answers(error_of_response(503, "Service Unavailable", 30)),
+        "PRESENCE_MISCONFIGURED": presence_answers(error_of_response(489, "Bad Event", -1)),
+        "DOCUMENT_UNREADABLE": presence_answers(error_of_notify("active", "", -1, 4500, 3000)),
+        "GATEWAY_OVERLOADED": too_many_fetches,
+        "WATCHER_RESTARTING": without_workers,  # the watcher stays so
+        "INVALID_REQUEST": get(STATUS + "?max_age_s=-1"),
+        "NO_VALID_ADDRESSES": then(group(TEAM), post("/v1/terminals:query", {"addresses": [TEAM]})),
+        "GROUP_UNKNOWN": get("/v1/groups/sip:nobody@example.com"),
+        "GROUP_EXISTS": group(TEAM),
+        "GROUP_NOT_ALLOWED": get(f"/v1/terminals/{TEAM}/status"),
+        "GROUP_CHANGED": lambda face: face.call("DELETE", GROUP, headers={"if-match": '"1-0.5"'}),
+        "DUPLICATE_CORRELATOR": then(*[subscribe(correlator="order-4711")] * 2),
+        "REQUEST_ID_REUSED": then(
+            *[post("/v1/subscriptions", {"addresses": [each]}, **{"idempotency-key": "k-1"}) for each in (ALICE, BOB)]
+        ),
+        "SUBSCRIPTION_UNKNOWN": get("/v1/subscriptions/s-1"),
+        "NOTIFICATION_UNKNOWN": get("/v1/notifications/n-1"),
+        "SINK_REFUSED": subscribe(sink=webhook("https://10.0.0.1/events")),
+        "SINK_UNREACHABLE": failing_endpoint,
+        "CLIENT_UNKNOWN": post("/v1/clients/c-1:disable", client=ADMIN.id),
+        "CLIENT_EXISTS": then(*[post("/v1/clients", {"name": "Call centre"}, client=ADMIN.id)] * 2),
+        "UNAUTHENTICATED": lambda face: face.call(
+            "GET", STATUS, client="", headers={"authorization": "Bearer tsk_0123456789abcdef_wrong"}
+        ),
+        "NOT_PERMITTED": get("/v1/watches"),
+        "WATCH_UNKNOWN": refresh_unwatched,
+        "STORE_UNAVAILABLE": remove_database,
+    }
+    limited = {
+        "TOO_MANY_ADDRESSES": post("/v1/terminals:query", {"addresses": [ALICE, BOB, CAROL]}),
+        "GROUP_TOO_LARGE": group(TEAM, ALICE, BOB, CAROL),
+        "NESTED_GROUP_NOT_ALLOWED": then(group(TEAM, ALICE), group(ALL, TEAM)),
+        "TOO_MANY_GROUPS": then(group(ALL, BOB), group("sip:third@example.com", CAROL)),
+        "UNLIMITED_COUNT_NOT_ALLOWED": subscribe(min_interval_ms=1000),
+        "COUNT_TOO_LARGE": subscribe(max_notifications=101, min_interval_ms=1000),
+        "INTERVAL_TOO_SHORT": subscribe(max_notifications=1, min_interval_ms=1),
+        "DURATION_TOO_LONG": subscribe(max_notifications=1, min_interval_ms=1000, duration_ms=86_400_001),
+        "BUSY_NOT_SUPPORTED": subscribe(criteria=["BUSY"]),
+        "TOO_MANY_STREAMS": third_stream,
+        "TOO_MANY_SUBSCRIPTIONS": then(*[subscribe(max_notifications=1, min_interval_ms=1000)] * 3),
+        "TOO_MANY_WATCHED_TERMINALS": get(f"/v1/terminals:watch?address={BOB}&address={CAROL}&min_interval_ms=1000"),
+    }
+    return [
+        (Policy(), unlimited),
+        (LIMITED, limited),
+        (Policy(rate_per_s=50, rate_burst=1), {"RATE_LIMITED": then(get("/v1/groups"), get("/v1/groups"))}),
+    ]
+
+
+async def provoked(directory: Path) -> dict[str, Any]:
+    """Returns the problem for each domain error by its code, as the face answers it."""
+    found: dict[str, Any] = {}
+    for policy, calls in provocations(directory):
+        database = directory / str(len(found))
+        database.mkdir()
+        async with (
+            webhooks() as sender,
+            run_core(await new_database(database), policy=policy, senders={SinkKind.WEBHOOK: sender}) as core,
+            http_face(core) as face,
+        ):
+            for code, call in calls.items():
+                answered = await call(face)
+                assert answered.json["code"] == code, (code, answered.status, answered.body)
+                found[code] = answered.json
+    return {error.code: found[error.code] for error in STATUSES if error.code in found}
+
+
+@asynccontextmanager
+async def webhooks() -> AsyncIterator[WebhookSender]:
+    egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
+    try:
+        yield WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
+    finally:
+        await egress.aclose()
+
+
+def main() -> None:
+    with TemporaryDirectory() as directory:
+        found = asyncio.run(provoked(Path(directory)))
+    RECORDED.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
