@@ -66,6 +66,7 @@ def get(
     """Get the status of terminals from a running gateway.
 
     Exit code 1 if any of them has no answer. For many terminals and for groups, use query.
+    SOAP accepts no --max-age; there the gateway's setting TS_SOAP_MAX_AGE_S decides.
 
     Example: terminal-status get sip:alice@example.com tel:+15550001 --via rest
     """

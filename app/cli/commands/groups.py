@@ -79,7 +79,7 @@ def create(gateway: GatewayConnection, group: GroupArgument, members: MembersArg
 @groups.command()
 @gateway_command
 def add(gateway: GatewayConnection, group: GroupArgument, members: RequiredMembersArgument) -> None:
-    """Add members to a group. Subscriptions to the group and its streams follow at once.
+    """Add members to a group. Subscriptions and streams of the group then include them.
 
     Example: terminal-status groups add sip:sales@example.com sip:carol@example.com
     """
@@ -130,14 +130,16 @@ def delete(
     group: GroupArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a group. Subscriptions to the group and its streams lose its members.
+    """Delete a group. Subscriptions and streams of the group lose its members.
 
     Example: terminal-status groups delete sip:sales@example.com --yes
     """
     from app.pb.terminalstatus.v1.group_pb2 import DeleteGroupRequest
 
     if not yes:
-        typer.confirm(f"Delete {shown(group)}? Subscriptions that name it lose its members.", abort=True, err=True)
+        typer.confirm(
+            f"Delete {shown(group)}? Subscriptions and streams of the group lose its members.", abort=True, err=True
+        )
     gateway.call(_stub(gateway).DeleteGroup, DeleteGroupRequest(address=group))
     if gateway.as_json:
         print_json({"address": group})

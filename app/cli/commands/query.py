@@ -31,7 +31,7 @@ def query(
 ) -> None:
     """Get the status of many terminals, and of the members of groups, in one query.
 
-    Each terminal has one result: its status, or the reason why there is none. Exit code 1 if any has no status.
+    Each terminal has one result: its status, or an error. Exit code 1 if any has an error.
 
     Example: terminal-status query sip:sales@example.com sip:bob@example.com --max-age 30s
     """
