@@ -47,7 +47,7 @@ def test_help(command: str) -> None:
 
 @pytest.mark.parametrize("via", ["grpc", "rest", "soap"])
 def test_get(gateway: tuple[Running, list[str]], via: str) -> None:
-    """`get` tells each terminal's status through any face; one without an answer makes the exit code 1."""
+    """`get` prints each terminal's status through any face; if one has no answer, the exit code is 1."""
     _, server = gateway
     done = run("get", "sip:alice@example.com", "sip:bob@example.com", "--via", via, *server, "--json")
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def test_get(gateway: tuple[Running, list[str]], via: str) -> None:
 
 @pytest.mark.parametrize("via", ["grpc", "rest", "soap"])
 def test_get_without_gateway(via: str) -> None:
-    """Where no gateway answers, `get` says so and what to do."""
+    """Without a gateway, `get` says that none answers and what to do."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         done = run(
@@ -72,7 +72,7 @@ def test_get_without_gateway(via: str) -> None:
 
 
 def test_get_from_a_server_that_is_no_gateway(gateway: tuple[Running, list[str]]) -> None:
-    """HTTP put to a gRPC port has no answer, which is a line and not a traceback."""
+    """HTTP sent to a gRPC port fails with one message, not a traceback."""
     _, server = gateway
     done = run("get", "sip:a@b", "--via", "rest", "--http-server", server[1], "--json")
     assert (done.returncode, done.stderr) == (1, "")
@@ -82,7 +82,7 @@ def test_get_from_a_server_that_is_no_gateway(gateway: tuple[Running, list[str]]
 
 
 def test_get_shows_no_control_characters() -> None:
-    """What a server says cannot take the reader's terminal over, nor be markup."""
+    """Control characters and markup in a server's answer do not reach the terminal."""
     said = {"status": "\x1b[2J[blink]x", "observed_at": "\u202e\x07\x9b"}
     body = json.dumps(said, ensure_ascii=False).encode()
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as threads:
@@ -111,14 +111,14 @@ def test_get_shows_no_control_characters() -> None:
     ],
 )
 def test_wrong_use_is_one_line(arguments: list[str], code: int, said: str) -> None:
-    """What cannot be done is told in a line that names what was given."""
+    """Wrong arguments end the command with one line that quotes them."""
     done = run(*arguments)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert said in done.stderr
 
 
 def test_version() -> None:
-    """`--version` tells the version of the package."""
+    """`--version` prints the version of the package."""
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"terminal-status {version('terminal-status-gateway')}\n")
 
@@ -136,7 +136,7 @@ def test_ctrl_c_while_waiting() -> None:
 
 
 def test_ctrl_c_before_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C before typer has the word ends with exit code 130 too."""
+    """Ctrl-C before typer handles signals ends with exit code 130 too."""
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -148,20 +148,20 @@ def test_ctrl_c_before_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_serve_stops_on_sigterm(gateway: tuple[Running, list[str]]) -> None:
-    """SIGTERM ends the gateway and its worker in order, with exit code 0 and a word in the log."""
+    """SIGTERM ends the gateway and its worker in order, with exit code 0 and a log event."""
     command, _ = gateway
     assert command.stop(signal.SIGTERM) == 0
     assert "gateway_stopped" in "".join(command.seen)
 
 
 def test_a_second_signal_ends_at_once(sandbox_uri: str) -> None:
-    """While a question is in flight, a second SIGTERM ends the gateway with a word, exit code 1 and no crash."""
+    """While a query is in flight, a second SIGTERM ends the gateway with a message, exit code 1 and no crash."""
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
     with running(
         "serve", "--json", "--presence-server", sandbox_uri, *listen, TS_FETCH_TIMEOUT_MS="30000", TS_LOG_FORMAT="json"
     ) as command:
         http = json.loads(command.line_with('{"grpc"'))["http"]
-        with question_in_flight(http):
+        with query_in_flight(http):
             command.process.send_signal(signal.SIGTERM)
             command.line_with("gateway_stopping")
             assert command.stop(signal.SIGTERM) == 1
@@ -169,7 +169,7 @@ def test_a_second_signal_ends_at_once(sandbox_uri: str) -> None:
 
 
 def test_a_start_that_waits_for_the_database(sandbox_uri: str, tmp_path: Path) -> None:
-    """While another process has the database locked, the log says what is waited for, and SIGTERM is heard."""
+    """While another process holds the database's lock, the log says so, and SIGTERM ends the gateway."""
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
     database = tmp_path / "status.sqlite3"
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
@@ -183,8 +183,8 @@ def test_a_start_that_waits_for_the_database(sandbox_uri: str, tmp_path: Path) -
 
 
 @contextmanager
-def question_in_flight(http: str) -> Iterator[socket.socket]:
-    """A connection with a question that nobody answers."""
+def query_in_flight(http: str) -> Iterator[socket.socket]:
+    """A connection with a query that the presence server never answers."""
     host, _, port = http.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
         connection.sendall(b"GET /v1/terminals/sip:silent@example.com/status HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -195,8 +195,8 @@ def question_in_flight(http: str) -> Iterator[socket.socket]:
         yield connection
 
 
-def test_questions_in_flight_when_told_to_stop(sandbox_uri: str) -> None:
-    """Both servers drain together within 5 s; what is left is a 503 problem and an UNAVAILABLE, and no traceback.
+def test_queries_in_flight_at_a_stop(sandbox_uri: str) -> None:
+    """Both servers drain together within 5 s; queries still in flight get a 503 or UNAVAILABLE, without a traceback.
 
     Each line of the log, the HTTP server's own too, is one JSON object.
     """
@@ -205,11 +205,11 @@ def test_questions_in_flight_when_told_to_stop(sandbox_uri: str) -> None:
         "serve", "--json", "--presence-server", sandbox_uri, *listen, TS_FETCH_TIMEOUT_MS="30000", TS_LOG_FORMAT="json"
     ) as command:
         where = json.loads(command.line_with('{"grpc"'))
-        with ThreadPoolExecutor() as threads, question_in_flight(where["http"]) as connection:
+        with ThreadPoolExecutor() as threads, query_in_flight(where["http"]) as connection:
             over_grpc = threads.submit(get_status, "grpc", where["grpc"], "sip:silent@example.com", 15)
             assert (
                 get_status("grpc", where["grpc"], "sip:alice@example.com", 15)["status"] == "REACHABLE"
-            )  # it is served
+            )  # the query in flight was read before this one
             started_s = time.monotonic()
             command.process.send_signal(signal.SIGTERM)
             command.line_with("gateway_stopping")
@@ -236,19 +236,19 @@ def test_taken_port(sandbox_uri: str, setting: str, kind: str) -> None:
     assert done.returncode == 1
     assert f"{setting}: cannot listen on {listen[setting]}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "add_port" not in done.stderr  # gRPC's core has its own words for it
+    assert "add_port" not in done.stderr  # the message of gRPC's core
 
 
 def test_wrong_setting() -> None:
-    """A wrong setting ends `serve` with exit code 2, its name and what is allowed."""
+    """A wrong setting ends `serve` with exit code 2 and a message with its name and the allowed values."""
     done = run("serve", TS_PRESENCE_SERVER="sip:127.0.0.1", TS_FETCH_TIMEOUT_MS="soon", TS_COLOUR="blue")
     assert done.returncode == 2
     assert "TS_FETCH_TIMEOUT_MS = 'soon'" in done.stderr
     assert "TS_COLOUR is no setting" in done.stderr
 
 
-def test_doctor_well(sandbox_uri: str, tmp_path: Path) -> None:
-    """`doctor` finds configuration, PJSIP with its limits, presence server and database in order."""
+def test_doctor_passes(sandbox_uri: str, tmp_path: Path) -> None:
+    """`doctor` passes for configuration, PJSIP with its limits, presence server, database and secret key."""
     database = f"sqlite:///{tmp_path}/ts.sqlite3"
     key_file = tmp_path / "keys"
     key_file.touch(0o600)
@@ -265,7 +265,7 @@ def test_doctor_well(sandbox_uri: str, tmp_path: Path) -> None:
 
 
 def test_doctor_warns_of_tls_towards_sip(tmp_path: Path) -> None:
-    """With `transport=tls` doctor names the OpenSSL that PJSIP's wheel brings, and what to do."""
+    """With `transport=tls` doctor warns of the OpenSSL in PJSIP's wheel, and says what to do."""
     environ = {"TS_DATABASE_URL": f"sqlite:///{tmp_path}/x", "TS_FETCH_TIMEOUT_MS": "50"}
     done = run("doctor", "--json", TS_PRESENCE_SERVER="sip:127.0.0.1:9;transport=tls", **environ)
     (check,) = [check for check in json.loads(done.stdout) if check["check"] == "SIP over TLS"]
@@ -274,8 +274,8 @@ def test_doctor_warns_of_tls_towards_sip(tmp_path: Path) -> None:
     assert "proxy" in check["notes"][0]
 
 
-def test_doctor_ill(tmp_path: Path) -> None:
-    """`doctor` names what is wrong and what to look at, and its exit code is 1."""
+def test_doctor_fails(tmp_path: Path) -> None:
+    """`doctor` names each failed check with the settings to look at; the exit code is 1."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
         mute.bind(("127.0.0.1", 0))
         done = run(
@@ -293,7 +293,7 @@ def test_doctor_ill(tmp_path: Path) -> None:
 
 
 def test_doctor_without_settings() -> None:
-    """Without a presence server `doctor` says what to set, with the exit code of wrong settings."""
+    """Without TS_PRESENCE_SERVER `doctor` names that setting; the exit code is 2."""
     done = run("doctor")
     assert done.returncode == 2
     assert "TS_PRESENCE_SERVER is not set" in done.stdout
@@ -320,7 +320,7 @@ def test_openapi_to_a_folder(tmp_path: Path) -> None:
 
 
 def test_sandbox_prints_changes() -> None:
-    """`sandbox` shows each change of its script."""
+    """`sandbox` prints each change of its script."""
     with running("sandbox", "--listen", "127.0.0.1:0", "--every-s", "0.01", "--json") as sandbox:
         change = json.loads(sandbox.line_with('"address"'))
         assert change["old"] != change["new"]
@@ -332,7 +332,7 @@ def test_sandbox_prints_changes() -> None:
     ["192.0.2.1:5060", "0.0.0.0:5060", "5060", "localhost", "127.0.0.1:99999", "127.0.0.1:\u00b2", "127.evil:5060"],
 )
 def test_sandbox_stays_on_loopback(listen: str) -> None:
-    """The sandbox refuses to listen anywhere else."""
+    """The sandbox refuses to listen on other addresses than loopback."""
     done = run("sandbox", "--listen", listen)
     assert done.returncode == 2
     assert "127.x.y.z:PORT" in done.stderr
@@ -340,8 +340,8 @@ def test_sandbox_stays_on_loopback(listen: str) -> None:
 
 
 def test_demo() -> None:
-    """`make run`: all three faces are asked by the command shown, then changes follow until Ctrl-C. Whoever is on this
-    machine is its operator, whatever is configured for a gateway that serves."""
+    """`make run`: the printed command queries all three faces, then changes follow until Ctrl-C. Callers on this
+    machine are operators, whatever TS_ANONYMOUS_ACCESS says."""
     listen = ("--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
     with running("demo", *listen, TS_ANONYMOUS_ACCESS="never") as demo:
         server = demo.line_with("gateway on gRPC").split()[-1]
@@ -353,13 +353,13 @@ def test_demo() -> None:
         assert demo.stop(signal.SIGINT) == 0
 
 
-STRANGERS_MODULES = ("app", "soap_compat", "cffi", "json", "socket", "sitecustomize", "pjsua2")
+FOREIGN_MODULES = ("app", "soap_compat", "cffi", "json", "socket", "sitecustomize", "pjsua2")
 
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_nothing_is_imported_from_the_working_directory(sandbox_uri: str, tmp_path: Path, command: str) -> None:
-    """The gateway, and each process that it starts, works in a folder with somebody else's packages, and runs none."""
-    for name in STRANGERS_MODULES:
+    """In a folder with packages of the same names, neither the gateway nor a process that it starts imports them."""
+    for name in FOREIGN_MODULES:
         package = tmp_path / name
         package.mkdir()
         (package / "__init__.py").write_text(
@@ -375,7 +375,7 @@ def test_nothing_is_imported_from_the_working_directory(sandbox_uri: str, tmp_pa
 
 
 def test_failures_are_logged_once_in_a_while() -> None:
-    """Each kind of failure that the operator must mend is logged once in a second, with how many were left out."""
+    """Each kind of failure that the operator must mend is logged once per second, with the number of omitted ones."""
     now_s = [100.0]
     metrics = Metrics(clock=lambda: now_s[0])
 

@@ -1,4 +1,4 @@
-"""The commands that ask a running gateway, as a user runs them: against a gateway and the sandbox as processes."""
+"""The commands that call a running gateway, as a user runs them: gateway and sandbox are processes."""
 
 import csv
 import fcntl
@@ -112,22 +112,22 @@ def one_line(*arguments: str, server: str, code: int = 1) -> str:
     ],
 )
 def test_help(command: str) -> None:
-    """Every command explains itself, with an example."""
-    told = run(*command.split(), "--help", COLUMNS="200")
-    assert (told.returncode, told.stderr) == (0, "")
-    assert f"Example: terminal-status {command}" in told.stdout
-    assert "TS_API_KEY" in told.stdout
+    """The help of every command has an example and names the API key's variable."""
+    shown = run(*command.split(), "--help", COLUMNS="200")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"Example: terminal-status {command}" in shown.stdout
+    assert "TS_API_KEY" in shown.stdout
 
 
 def test_help_is_quick() -> None:
-    """What only a running command needs is not imported for `--help`."""
+    """`--help` imports nothing that only a running command needs."""
     heavy = "{'grpc', 'pydantic', 'structlog', 'sqlalchemy', 'fastapi', 'google.protobuf'}"
     code = f"import sys, app.cli.main; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=DEADLINE_S).returncode == 0
 
 
 def test_groups(server: str) -> None:
-    """Groups are made, changed, shown and deleted; what cannot be is one line with its code and what to do."""
+    """Groups are created, changed, shown and deleted; a failure is one line with its code and what to do."""
     team = "sip:team@example.com"
     assert "2 members; version 1" in done("groups", "create", team, ALICE, BOB, server=server).stderr
     assert "GROUP_EXISTS" in (line := one_line("groups", "create", team, server=server))
@@ -142,13 +142,13 @@ def test_groups(server: str) -> None:
     assert team in [group["address"] for group in answer("groups", "list", server=server)]
     assert done("groups", "list", server=server).stdout.startswith("group")
     assert answer("groups", "set", team, server=server)["members"] == []
-    assert done("groups", "delete", team, server=server, code=1).stderr.startswith("Delete ")  # nobody says yes
+    assert done("groups", "delete", team, server=server, code=1).stderr.startswith("Delete ")  # no "y" on stdin
     done("groups", "delete", team, "--yes", server=server)
     assert "GROUP_UNKNOWN" in one_line("groups", "show", team, server=server)
 
 
 def test_query(server: str) -> None:
-    """A group and a terminal are asked at once; what fails is that terminal's result and makes the exit code 1."""
+    """One query about a group and a terminal; a terminal that fails has an error, and the exit code is 1."""
     group = "sip:asked@example.com"
     done("groups", "create", group, ALICE, DAVE, server=server)
     results = {result["address"]: result for result in answer("query", group, BOB, server=server, code=1)}
@@ -157,16 +157,16 @@ def test_query(server: str) -> None:
     assert results[BOB]["status"]["status"] == "BUSY"
     assert results[DAVE]["retrieval_status"] == "ERROR"
     assert results[DAVE]["failure"]["reason"] == "TERMINAL_UNKNOWN"
-    told = done("query", group, server=server, code=1)
-    assert "1 of 2 terminals have a status." in told.stderr
-    assert "ERROR" in told.stdout
+    shown = done("query", group, server=server, code=1)
+    assert "1 of 2 terminals have a status." in shown.stderr
+    assert "ERROR" in shown.stdout
     done("query", ALICE, BOB, server=server)
     line = one_line("query", "alice", server=server, code=2)
     assert "INVALID_ADDRESS" in line
 
 
 def test_max_age(server: str) -> None:
-    """With `--max-age` what is known answers; over SOAP there is no word for it."""
+    """With `--max-age` a stored status answers; SOAP refuses the option."""
     first = answer("get", CAROL, server=server)[0]["observed_at"]
     assert answer("get", CAROL, "--max-age", "1h", server=server)[0]["observed_at"] == first
     assert answer("query", CAROL, "--max-age", "1h", server=server)[0]["status"]["observed_at"] == first
@@ -175,8 +175,8 @@ def test_max_age(server: str) -> None:
 
 
 def test_watch_json(server: str) -> None:
-    """`watch --json` prints the snapshot, its end with a resume token, and each change; the token tells what changed
-    since; Ctrl-C and SIGTERM end it well."""
+    """`watch --json` prints the snapshot, its end with a resume token, and each change; the token resumes
+    with later changes; after Ctrl-C and SIGTERM the exit code is 0."""
     with running("watch", ALICE, *SCRIPTED, "--json", "--server", server) as command:
         command.line_with('"snapshot_complete"')
         change = json.loads(command.line_with('"change"'))
@@ -204,7 +204,7 @@ def test_watch_lines(server: str) -> None:
 
 
 def test_watch_table(server: str) -> None:
-    """On a terminal `watch` is a live table that fits it, and leaves the cursor as it was."""
+    """On a terminal `watch` is a live table that fits, and it restores the cursor."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 100, 0, 0))
     process = subprocess.Popen(
@@ -238,7 +238,7 @@ def _read(terminal: int) -> str:
 
 
 def test_watch_goes_on_after_a_crash(sandbox_uri: str, tmp_path: Path) -> None:
-    """A gateway killed and started again is found again, and the stream resumed where it was."""
+    """After a gateway is killed and restarted, `watch` reconnects and resumes its stream."""
     with (
         serving(sandbox_uri, tmp_path) as (gateway, address),
         running("watch", ALICE, "--json", "--server", address) as command,
@@ -257,7 +257,7 @@ def test_watch_goes_on_after_a_crash(sandbox_uri: str, tmp_path: Path) -> None:
 
 
 def test_subscriptions(server: str) -> None:
-    """A subscription is made, shown, prolonged and ended; a second one of its name is refused."""
+    """A subscription is created, shown, renewed and cancelled; a second one with its correlator is refused."""
     create = ("subscriptions", "create", *SCRIPTED, "--criteria", "BUSY", "--duration", "2h", "--correlator", "door 7")
     made = done(*create, server=server)
     found = answer("subscriptions", "show", made.stdout.strip(), server=server)
@@ -276,8 +276,8 @@ def test_subscriptions(server: str) -> None:
     assert "TS_SINK_ALLOWED_NETWORKS" in line
 
 
-class Taking(BaseHTTPRequestHandler):
-    """Takes every event."""
+class Accepting(BaseHTTPRequestHandler):
+    """A webhook that accepts every event."""
 
     def do_POST(self) -> None:
         self.send_response(self.code_for(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
@@ -292,10 +292,10 @@ class Taking(BaseHTTPRequestHandler):
 
 
 def test_rotate_secret(server: str, tmp_path: Path) -> None:
-    """A webhook's new secret is printed alone, one from a file is not; what is no secret is refused."""
+    """A generated secret is printed alone on standard output, one from a file is not; a malformed one is refused."""
     own = tmp_path / "secret.txt"
     own.write_text("whsec_" + "QUJD" * 8 + "\n")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as endpoint:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as endpoint:
         threading.Thread(target=endpoint.serve_forever).start()
         url = f"http://127.0.0.1:{endpoint.server_address[1]}/"
         made = answer("subscriptions", "create", CAROL, "--webhook", url, server=server)
@@ -317,7 +317,7 @@ def test_rotate_secret(server: str, tmp_path: Path) -> None:
 
 
 def test_watches(server: str) -> None:
-    """`watches` lists what is watched and by whom, `refresh` asks now; for what is not watched it says so."""
+    """`watches` lists the watched terminals and for which listeners; `refresh` fails for a terminal without a watch."""
     subscription = done("subscriptions", "create", *SCRIPTED, server=server).stdout.strip()
     watches = {watch["address"]: watch for watch in answer("watches", server=server)}
     assert set(SCRIPTED) <= set(watches)
@@ -334,15 +334,15 @@ def test_watches(server: str) -> None:
     done("subscriptions", "cancel", subscription, server=server)
 
 
-class Gone(Taking):
-    """Takes the test event, and then wants nothing more."""
+class Gone(Accepting):
+    """Accepts the test event, then answers 410 Gone."""
 
     def code_for(self, event: Any) -> int:
         return 204 if event["type"].endswith("test") else 410
 
 
 def test_deliveries(server: str, tmp_path: Path) -> None:
-    """A notification that its endpoint refuses is listed as dead with its attempt, and can be sent again."""
+    """A notification that its sink refuses is listed as dead with its attempt, and can be sent again."""
     secret = tmp_path / "secret.txt"
     secret.write_text("whsec_" + "QUJD" * 8 + "\n")
     with ThreadingHTTPServer(("127.0.0.1", 0), Gone) as endpoint:
@@ -371,7 +371,7 @@ def test_deliveries(server: str, tmp_path: Path) -> None:
 
 
 def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Path) -> None:
-    """What is no database is one line that names the setting, without a traceback."""
+    """A file that is not a database causes one line that names the setting, without a traceback."""
     (file := tmp_path / "text").write_text("This is no database, though it is as long as the head of one. " * 4)
     file.chmod(0o600)
     finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}", TS_API_KEY="")
@@ -380,13 +380,13 @@ def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Pat
 
 
 def test_audit(server: str) -> None:
-    """The audit log is listed from a time on, as a table and as JSON."""
+    """The audit log is listed from a given time, as a table and as JSON."""
     team = "sip:audited@example.com"
     done("groups", "create", team, ALICE, server=server)
     done("groups", "delete", team, "--yes", server=server)
     listed = answer("audit", "list", "--since", "1h", server=server)
-    told = [(one["who"], one["what"]) for one in listed if one["details"].get("group") == team]
-    assert told == [("ops", "group created"), ("ops", "group deleted")]
+    entries = [(one["who"], one["what"]) for one in listed if one["details"].get("group") == team]
+    assert entries == [("ops", "group created"), ("ops", "group deleted")]
     assert f"group={team}" in done("audit", "list", server=server).stdout
     assert answer("audit", "list", "--since", "2999-01-01", server=server) == []
 
@@ -394,7 +394,7 @@ def test_audit(server: str) -> None:
 def test_usage(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Usage records are listed, and exported as JSON Lines and CSV; one that takes long says how far it is."""
+    """Usage records are listed, and exported as JSON Lines and CSV; a long export prints its progress."""
     done("query", ALICE, "--requester", "=1+1", server=server)
     done("query", ALICE, BOB, server=server)
     listed = answer("usage", "list", "--since", "1h", server=server)
@@ -409,12 +409,15 @@ def test_usage(
     lines = [json.loads(line) for line in done("usage", "export", server=server).stdout.splitlines()]
     assert asked in lines
     file = tmp_path / "usage.csv"
-    told = done("usage", "export", "--format", "csv", "--output", str(file), server=server)
-    assert f"usage records to {file}" in told.stderr
+    exported = done("usage", "export", "--format", "csv", "--output", str(file), server=server)
+    assert f"usage records to {file}" in exported.stderr
     with file.open(newline="") as opened:
         rows = {row["id"]: row for row in csv.DictReader(opened)}
     assert rows[asked["id"]]["targets"] == f"{ALICE} {BOB}"
-    assert {row["requester"] for row in rows.values()} >= {"", "'=1+1"}  # no formula for a spreadsheet
+    assert {row["requester"] for row in rows.values()} >= {
+        "",
+        "'=1+1",
+    }  # quoted: spreadsheets must not compute it
     assert list(tmp_path.iterdir()) == [file]
     assert done("usage", "export", "--since", "2999-01-01", server=server).stdout == ""
     assert "/nonexistent/x" in one_line("usage", "export", "-o", "/nonexistent/x", server=server)
@@ -426,7 +429,7 @@ def test_usage(
 
 
 def test_no_gateway() -> None:
-    """Where nobody answers, every kind of call says so and what to look at."""
+    """Without a gateway, every kind of call says that none answers and what to check."""
     for command in (["watches"], ["watch", ALICE], ["query", ALICE], ["usage", "export"]):
         line = one_line(*command, server="127.0.0.1:1")
         assert line.startswith("error: NO_ANSWER: No answer from 127.0.0.1:1")
@@ -434,7 +437,7 @@ def test_no_gateway() -> None:
 
 
 def test_credentials_and_tls(sandbox_uri: str, tmp_path: Path) -> None:
-    """Over TLS, with a client's key or without, as an operator or not: each failure says what to do, none the key."""
+    """Over TLS, with or without a key, as an operator or not: each failure says what to do, and none prints the key."""
     authority = sign(tmp_path, "authority")
     certificate = sign(tmp_path, "server", authority)
     tls = {"TS_TLS_CERT_FILE": str(certificate.cert_file), "TS_TLS_KEY_FILE": str(certificate.key_file)}
@@ -465,7 +468,7 @@ def test_credentials_and_tls(sandbox_uri: str, tmp_path: Path) -> None:
 
 
 def test_wrong_use() -> None:
-    """What cannot be meant is told before anybody is asked, with exit code 2."""
+    """Contradictory or malformed arguments fail before any call, with exit code 2."""
     for arguments, said in (
         (["watch", ALICE, "--criteria", "away"], "REACHABLE, UNREACHABLE or BUSY"),
         (["query", ALICE, "--max-age", "soon"], "not a duration"),
@@ -480,7 +483,7 @@ def test_wrong_use() -> None:
 
 
 def test_messages_as_json() -> None:
-    """Every field stands there, null where it is absent; enums lose their prefix, durations are milliseconds."""
+    """Every field is present, null where unset; enums lose their prefix, durations are milliseconds."""
     attempt = delivery_pb2.DeliveryAttempt(number=1, answer=b"\xff<")
     attempt.duration.FromMilliseconds(1500)
     shown = {"number": 1, "at": None, "code": 0, "duration_ms": 1500, "outcome": "", "answer": "\ufffd<"}
@@ -491,14 +494,14 @@ def test_messages_as_json() -> None:
     assert plain(ended)["end_reason"] == "99"
 
 
-def test_tables_obey_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    """What others wrote is neither markup nor control characters, and nothing is cut."""
+def test_tables_escape_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """Text from elsewhere is printed without markup and control characters, and is not cut."""
     print_table(("a", "b"), [["[red]x", "\x1b[2J\n" + "y" * 200]])
     assert capsys.readouterr().out == f"a       b\n[red]x  \\x1b[2J\\n{'y' * 200}\n"
 
 
 def test_times() -> None:
-    """Durations and times are read as people write them, and nothing else is."""
+    """Durations and times are parsed as people write them; other text is refused."""
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
     assert [span_ms(text) for text in ("90", "1.5s", "500ms", "2h", "7d")] == [
         90_000,
@@ -517,7 +520,7 @@ def test_times() -> None:
 
 
 def in_folder(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """`clients` in that folder, with these variables alone."""
+    """Runs `clients` in that folder, with these environment variables only."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environ}
     command = [*COMMAND, "clients", *arguments]
     return subprocess.run(
@@ -526,8 +529,8 @@ def in_folder(folder: Path, *arguments: str, **environ: str) -> subprocess.Compl
 
 
 def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
-    """With an operator's key clients are administered at the running gateway, whatever the folder: what it answers is
-    true at once, and its audit log says who did it."""
+    """With an operator's key `clients` calls the running gateway, from any folder: changes apply at once, and the audit
+    log names the operator."""
     operator = {"TS_API_KEY": os.environ["TS_API_KEY"]}
     at = ("--server", server)
     added = in_folder(tmp_path, "add", "far", "--id", "far-1", "--limit", "busy_available=no", *at, **operator)
@@ -552,13 +555,13 @@ def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
     for command in (("rotate", "far"), ("disable", "far"), ("delete", "far", "--yes")):
         gone = in_folder(tmp_path, *command, *at, **operator)
         assert (gone.returncode, gone.stderr) == (1, "error: There is no such client.\n")
-    told = [(one["who"], one["what"]) for one in answer("audit", "list", server=server) if one["who"] == "ops"]
-    assert ("ops", "client added") in told
+    entries = [(one["who"], one["what"]) for one in answer("audit", "list", server=server) if one["who"] == "ops"]
+    assert ("ops", "client added") in entries
     assert list(tmp_path.iterdir()) == []
 
 
 def test_clients_in_another_folder(tmp_path: Path) -> None:
-    """Where nothing names the gateway's database, no second one is made; what names it is said with its whole path."""
+    """Unless something names the gateway's database, none is created; messages have its absolute path."""
     refused = in_folder(tmp_path, "add", "app")
     assert (refused.returncode, refused.stdout, list(tmp_path.iterdir())) == (2, "", [])
     assert "(--database sqlite:///terminal-status.sqlite3 creates it here" in refused.stderr
@@ -576,9 +579,9 @@ def test_clients_in_another_folder(tmp_path: Path) -> None:
 
 
 def test_clients_where_the_gateway_was_started(tmp_path: Path) -> None:
-    """In a folder that has the default database `clients` needs no option, as before; a key of a gateway that is not
-    there makes no difference but a word."""
-    (tmp_path / "terminal-status.sqlite3").touch(0o644)  # which is a line of the log, on standard error
+    """In a folder with the default database `clients` needs no option. If there is an API key but no gateway answers, a
+    message says so, and the database is changed."""
+    (tmp_path / "terminal-status.sqlite3").touch(0o644)  # logged as file_closed_to_others on standard error
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         away = f"127.0.0.1:{closed.getsockname()[1]}"
