@@ -152,7 +152,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         finally:
             _log.info("gateway_stopping", drain_s=DRAIN_S)
             stopping.set()
-            use_cases.watching.end_streams()
+            use_cases.streams.end_all()
             await asyncio.gather(grpc_server.stop(), http_server.stop())
     _log.info("gateway_stopped")
 

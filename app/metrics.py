@@ -192,13 +192,13 @@ def _add_use_case_readings(metrics: Metrics, use_cases: UseCases) -> None:
         "terminal_status_unreadable_notifications_total",
         "Presence documents of watches that could not be read, by reason.",
         "reason",
-        lambda: use_cases.watching.unreadable,
+        lambda: use_cases.registry.unreadable_counts,
     )
     add(
         "terminal_status_watches_contradicted_total",
         "LIVE watches that were refreshed at once because a newer fetch gave another status.",
         "by",
-        lambda: {"fetch": use_cases.watching.contradictions},
+        lambda: {"fetch": use_cases.registry.contradictions},
     )
     add(
         "terminal_status_usage_records_dropped_total",
@@ -216,7 +216,7 @@ def _add_use_case_readings(metrics: Metrics, use_cases: UseCases) -> None:
         "terminal_status_core",
         "Figures of the core: terminals, active subscriptions, open streams, and changes waiting to be stored.",
         "what",
-        use_cases.watching.figures,
+        use_cases.engine.figures,
     )
 
 

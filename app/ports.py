@@ -25,6 +25,7 @@ from app.domain.records import (
     Subscription,
     UsageRecord,
 )
+from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason
 from app.domain.statuses import Liveness, TerminalStatus
 
@@ -319,9 +320,9 @@ class OutboxStore(Protocol):
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
         """The delivery attempts of the notification, oldest first."""
 
-    async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
+    async def send_again(self, notification_ids: Sequence[str], at: datetime, contracts: SinkContracts) -> int:
         """Makes DEAD notifications PENDING and due at once, and returns how many. Notifications of a subscription whose
-        end withdrew its notifications (`app.domain.sinks.withdraws`) stay DEAD."""
+        end withdrew its notifications (`SinkContract.withdrawn_at`) stay DEAD."""
 
 
 class UsageStore(Protocol):

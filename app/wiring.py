@@ -1,15 +1,17 @@
-"""The use cases of one gateway, made of its ports: the part of the composition that knows no transport.
+"""Makes the use cases from their parts, and connects every callback: the part of the composition without transports.
 
-Invariants: what is started here is stopped in the reverse order; nothing serves before the store has told what stands.
+Each part gets the parts below it as arguments. What a part reports upwards is a callback `on_…`, and all of them are
+set here.
+Invariants: what is started here is stopped in the reverse order. Nothing serves before the store was read.
 
 Deliberately absent: sockets, TLS and the command line (`main.py`).
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import structlog
@@ -25,22 +27,109 @@ from app.core.fetcher import FetchService
 from app.core.groups import GroupService
 from app.core.queries import QueryService
 from app.core.retention import keep_for
+from app.core.streams import StreamService
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.core.use_cases import UseCases
 from app.delivery.deliverer import Deliverer
 from app.domain.policy import Policy
 from app.domain.records import Subscription
+from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, SinkKind
-from app.live.engine import Engine, Tuning
+from app.live.engine import DEFAULT_TUNING, Engine, Tuning
 from app.live.group_directory import GroupDirectory
+from app.live.index import SubscriptionIndex
+from app.live.last_statuses import LastStatuses
+from app.live.lifecycle import Lifecycle
+from app.live.membership import GroupFollower
+from app.live.open_streams import OpenStreams
+from app.live.other_nodes import OtherNodes
+from app.live.registry import TerminalRegistry
+from app.live.writer import StatusWriter
 from app.ports import Sender, Store, Watcher
 from app.settings.loading import Settings
+from app.sinks import SINK_CONTRACTS
 
 CLOSE_LIMIT_S = 8.0
-"""How long everything that is left at the end may take together, be it that the database hangs."""
+"""Longest time for everything that is written at the end together; the database may hang."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """The parts of `live/`, made and connected by `make_live`."""
+
+    registry: TerminalRegistry
+    last_statuses: LastStatuses
+    index: SubscriptionIndex
+    writer: StatusWriter
+    streams: OpenStreams
+    directory: GroupDirectory
+    lifecycle: Lifecycle
+    engine: Engine
+    other_nodes: OtherNodes | None
+
+
+def make_live(
+    store: Store,
+    watcher: Watcher,
+    policies: Policies,
+    contracts: SinkContracts,
+    *,
+    busy_activities: Set[str],
+    clock: Callable[[], datetime],
+    clock_s: Callable[[], float],
+    tuning: Tuning = DEFAULT_TUNING,
+    reread_s: float | None = None,
+) -> Live:
+    """Makes the parts of `live/`. `clock` gives the time in UTC, `clock_s` monotonic seconds. `reread_s` is for several
+    gateways on one database (`other_nodes.py`); None for one."""
+    registry = TerminalRegistry(
+        watcher,
+        busy_activities=busy_activities,
+        clock=clock,
+        clock_s=clock_s,
+        linger_s=tuning.linger_s,
+        max_terminals=tuning.max_terminals,
+    )
+    index, directory, last_statuses = SubscriptionIndex(), GroupDirectory(store), LastStatuses(registry)
+    streams = OpenStreams(bookmark_s=tuning.bookmark_s, max_streams=tuning.max_streams, now_s=clock_s())
+    writer = StatusWriter(store, registry, index, clock=clock, clock_s=clock_s)
+    lifecycle = Lifecycle(
+        store, registry, index, writer, streams, directory, policies, contracts, clock=clock, clock_s=clock_s
+    )
+    follower = GroupFollower(store, registry, index, writer, streams, directory, policies)
+    other_nodes = None
+    if reread_s is not None:
+        other_nodes = OtherNodes(store, registry, writer, directory, reread_s=reread_s, now_s=clock_s())
+    engine = Engine(
+        watcher,
+        registry,
+        index,
+        writer,
+        lifecycle,
+        follower,
+        streams,
+        other_nodes,
+        clock=clock,
+        clock_s=clock_s,
+        tuning=tuning,
+    )
+    registry.on_work = lifecycle.on_work = engine.wake
+    registry.on_unwatched = last_statuses.on_unwatched
+    directory.on_change(engine.on_group_changed)
+    return Live(
+        registry=registry,
+        last_statuses=last_statuses,
+        index=index,
+        writer=writer,
+        streams=streams,
+        directory=directory,
+        lifecycle=lifecycle,
+        engine=engine,
+        other_nodes=other_nodes,
+    )
 
 
 @asynccontextmanager
@@ -48,7 +137,7 @@ async def run_use_cases(
     settings: Settings,
     store: Store,
     watcher: Watcher,
-    status_service: FetchService,
+    fetcher: FetchService,
     senders: Mapping[SinkKind, Sender],
     *,
     clock: Callable[[], datetime],
@@ -57,89 +146,78 @@ async def run_use_cases(
     attempted: Callable[[str, float], None],
     open_is_admin: bool = False,
 ) -> AsyncIterator[UseCases]:
-    """Makes the use cases, starts what runs by itself, and stops it in the end. `open_is_admin` is whether callers on
+    """Makes the use cases, starts their background tasks, and stops them at the end. With `open_is_admin`, callers on
     this machine are operators while no client is configured. Raises StoreUnavailable."""
     policies = Policies(Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)}), monotonic)
+    live = make_live(
+        store,
+        watcher,
+        policies,
+        SINK_CONTRACTS,
+        busy_activities=settings.busy_activities,
+        clock=clock,
+        clock_s=monotonic,
+        tuning=Tuning(linger_s=settings.linger_s, bookmark_s=settings.bookmark_s),
+    )
     usage = UsageLog(store, clock, policies)
-    directory = GroupDirectory(store)
 
-    def subscription_ended(subscription: Subscription, _reason: EndReason) -> None:
-        subscriptions.ended(subscription.id)
+    def on_ended_by_endpoint(subscription: Subscription, _reason: EndReason) -> None:
+        live.lifecycle.on_ended_in_store(subscription.id)
 
     deliverer = Deliverer(
         store,
         senders,
         owner=secrets.token_hex(8),
         clock=clock,
-        ended=subscription_ended,
+        ended=on_ended_by_endpoint,
         send_limit_s=settings.sink_timeout_ms / 1000 + 5,
         attempted=attempted,
     )
-    watching = Engine(
-        store,
-        watcher,
-        directory,
-        policies,
-        busy_activities=settings.busy_activities,
-        clock=clock,
-        clock_s=monotonic,
-        tuning=Tuning(linger_s=settings.linger_s, bookmark_s=settings.bookmark_s),
-        owed=deliverer.hint,
-    )
     subscriptions = SubscriptionService(
-        store,
-        watching,
-        directory,
-        policies,
-        usage,
-        senders,
-        clock,
-        sink_changed=deliverer.sink_changed,
-        withdrawn=deliverer.withdrawn,
+        store, live.lifecycle, live.directory, policies, usage, senders, SINK_CONTRACTS, clock
     )
-    on_loopback = is_loopback(settings.grpc_listen) and is_loopback(settings.http_listen)
-    auth = Authenticator(
+    deliveries = Deliveries(store, clock, policies, SINK_CONTRACTS)
+    streams = StreamService(
+        live.registry, live.writer, live.streams, live.directory, policies, live.other_nodes, clock_s=monotonic
+    )
+    auth = _authenticator(settings, store, tokens, clock=clock, monotonic=monotonic, open_is_admin=open_is_admin)
+    clients = ClientRegistry(
         store,
         clock=clock,
-        monotonic=monotonic,
-        open_allowed=settings.anonymous_access in (("anywhere", "loopback") if on_loopback else ("anywhere",)),
-        open_is_admin=on_loopback and open_is_admin,
-        tokens=tokens,
-        proxies=TrustedProxies.of(settings.trusted_proxies),
-    )
-    registry = ClientRegistry(
-        store,
-        clock=clock,
+        contracts=SINK_CONTRACTS,
         changed=auth.forget,
         delete=subscriptions.delete_client,
-        disabled=watching.end_streams_of,
+        disabled=streams.end_streams_of,
     )
+    live.writer.on_notifications_owed = deliveries.on_notifications_owed = deliverer.hint
+    subscriptions.on_sink_changed = deliverer.sink_changed
+    subscriptions.on_withdrawn = deliverer.withdrawn
+
+    async def on_client_deleted(client_id: str) -> None:
+        auth.forget()  # first: otherwise the client could open a stream again at once
+        await live.lifecycle.on_client_deleted(client_id)
+
+    def on_client_disabled(client_id: str) -> None:
+        auth.forget()
+        streams.end_streams_of(client_id)
+
+    follower = ClientFollower(store, gone=on_client_deleted, disabled=on_client_disabled)
     use_cases = UseCases(
         auth=auth,
-        queries=QueryService(status_service, watching, directory, policies, usage, clock),
-        watching=watching,
+        queries=QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock),
+        streams=streams,
         subscriptions=subscriptions,
-        groups=GroupService(store, directory, policies, clock),
-        deliveries=Deliveries(store, clock, policies, hint=deliverer.hint),
+        groups=GroupService(store, live.directory, policies, clock),
+        deliveries=deliveries,
         usage=usage,
-        administration=Administration(
-            store, watcher, registry, wanted_by=watching.wanted_by, clock=clock, doubt=watching.doubt
-        ),
+        administration=Administration(store, watcher, clients, live.registry, clock),
+        engine=live.engine,
+        registry=live.registry,
     )
-
-    async def client_gone(client_id: str) -> None:
-        auth.forget()  # first: or else it would come again at once
-        await subscriptions.client_gone(client_id)
-
-    def client_disabled(client_id: str) -> None:
-        auth.forget()
-        watching.end_streams_of(client_id)
-
-    follower = ClientFollower(store, gone=client_gone, disabled=client_disabled)
     await usage.start()
     try:
-        await directory.reload()
-        await watching.start()
+        await live.directory.reload()
+        await live.engine.start()
         deliverer.start()
         keeping = keep_for(
             store, clock, deliveries_days=settings.delivery_retention_days, usage_days=settings.usage_retention_days
@@ -156,7 +234,7 @@ async def run_use_cases(
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
     finally:
-        closing = asyncio.create_task(_close(watching, deliverer, usage), name="closing")
+        closing = asyncio.create_task(_close(live.engine, deliverer, usage), name="closing")
         await asyncio.wait({closing}, timeout=CLOSE_LIMIT_S)
         if not closing.done():
             _log.error("closing_cut_off", after_s=CLOSE_LIMIT_S)
@@ -164,7 +242,28 @@ async def run_use_cases(
         await asyncio.gather(closing, return_exceptions=True)
 
 
-async def _close(watching: Engine, deliverer: Deliverer, usage: UsageLog) -> None:
-    await watching.aclose()
+def _authenticator(
+    settings: Settings,
+    store: Store,
+    tokens: TokenVerifier | None,
+    *,
+    clock: Callable[[], datetime],
+    monotonic: Callable[[], float],
+    open_is_admin: bool,
+) -> Authenticator:
+    on_loopback = is_loopback(settings.grpc_listen) and is_loopback(settings.http_listen)
+    return Authenticator(
+        store,
+        clock=clock,
+        monotonic=monotonic,
+        open_allowed=settings.anonymous_access in (("anywhere", "loopback") if on_loopback else ("anywhere",)),
+        open_is_admin=on_loopback and open_is_admin,
+        tokens=tokens,
+        proxies=TrustedProxies.of(settings.trusted_proxies),
+    )
+
+
+async def _close(engine: Engine, deliverer: Deliverer, usage: UsageLog) -> None:
+    await engine.aclose()
     await deliverer.aclose()
     await usage.aclose()

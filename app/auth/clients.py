@@ -19,9 +19,10 @@ import structlog
 
 from app.auth.authenticator import KEY_PREFIX, hash_secret
 from app.domain.errors import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
-from app.domain.owed import OwedWriter
+from app.domain.owed import ClientDeletion
 from app.domain.policy import check_limits
 from app.domain.records import ANONYMOUS, Client
+from app.domain.sink_contracts import SinkContracts
 from app.ports import Store
 
 MAX_KEYS = 8
@@ -60,12 +61,14 @@ class ClientRegistry:
         store: Store,
         *,
         clock: Callable[[], datetime],
+        contracts: SinkContracts,
         changed: Callable[[], None] = lambda: None,
         delete: Callable[[str], Awaitable[int]] | None = None,
         disabled: Callable[[str], None] = lambda client_id: None,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._contracts = contracts
         self._changed = changed
         self._delete = delete
         self._disabled = disabled
@@ -158,7 +161,7 @@ class ClientRegistry:
         if self._delete is not None:
             ended = await self._delete(client_id)
         else:
-            ended = len(await self._store.delete_client(client_id, OwedWriter(now).client_deleted))
+            ended = len(await self._store.delete_client(client_id, ClientDeletion(self._contracts, now)))
         await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
         self._changed()
         return ended

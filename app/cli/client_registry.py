@@ -109,6 +109,7 @@ class _DatabaseRegistry:
         from app.auth.clients import ClientRegistry
         from app.domain.errors import InvalidRequest, TerminalStatusError
         from app.logs import configure_logging
+        from app.sinks import SINK_CONTRACTS
         from app.store import DatabaseUnavailable, open_store, shown_url
 
         configure_logging("warning", "auto")  # the store logs what it mends, such as file modes
@@ -116,7 +117,7 @@ class _DatabaseRegistry:
         async def run() -> _T:
             settings = self._settings
             async with await open_store(settings.database_url, secret_key_file=settings.secret_key_file) as store:
-                return await work(ClientRegistry(store, clock=lambda: datetime.now(UTC)))
+                return await work(ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: datetime.now(UTC)))
 
         try:
             return asyncio.run(run())

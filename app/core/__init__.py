@@ -1,1 +1,1 @@
-"""The use cases: what is asked, watched, told, grouped, allowed and accounted for. No transport, no SQL, no SIP."""
+"""What an application may do: query terminals, open streams, subscribe, make groups; and what operators may do."""

@@ -1,9 +1,9 @@
-"""What operators see and change: the watches at the presence server, the clients, and the audit log.
+"""What operators see and change: watches, clients, and the audit log.
 
-Invariants: everything here is for operators' clients alone; a change of the SIP side stands in the audit log, as
-changes of clients do (`auth/clients.py`).
+Invariants: every method raises NotPermitted unless the caller is an operator's client. Every change is audited; changes
+of clients by `auth/clients.py`.
 
-Deliberately absent: settings, and anything that stops the gateway.
+Deliberately absent: settings, and stopping the gateway.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import TypeVar
 
 from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
-from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.addresses import parse_address
 from app.domain.errors import InvalidRequest, NotPermitted
 from app.domain.records import AuditEntry, Client
-from app.domain.statuses import WatchedTerminal
+from app.live.registry import TerminalRegistry
 from app.ports import Page, Store, Watcher, WatchView
 
 _Item = TypeVar("_Item")
@@ -23,47 +23,48 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedWatch:
-    """A watch, and who wants it (`Watching.wanted_by`)."""
+    """A watch, and the subscriptions and streams that want it (`TerminalRegistry.wanted_by`)."""
 
     watch: WatchView
     wanted_by: Sequence[str]
 
 
 class Administration:
-    """The operator's use cases. One per process. Every method raises NotPermitted for another's client."""
+    """One per process."""
 
     def __init__(
         self,
         store: Store,
         watcher: Watcher,
-        registry: ClientRegistry,
-        *,
-        wanted_by: Callable[[TerminalAddress], Sequence[str]],
+        clients: ClientRegistry,
+        terminals: TerminalRegistry,
         clock: Callable[[], datetime],
-        doubt: Callable[[TerminalAddress], WatchedTerminal | None] = lambda address: None,
     ) -> None:
-        """`clock` gives the time in UTC, and `doubt` how a terminal stands whose last document could not be read."""
+        """`clock` gives the time in UTC."""
         self._store = store
         self._watcher = watcher
-        self._registry = registry
-        self._wanted_by = wanted_by
+        self._clients = clients
+        self._terminals = terminals
         self._clock = clock
-        self._doubt = doubt
 
     async def watches(self, client: Client, page: Page) -> tuple[list[WantedWatch], str, int]:
         """The watches by address, the next page's token, and how many there are in all. Raises InvalidRequest."""
         _require_admin(client)
         found = sorted(await self._watcher.watches(), key=lambda view: view.address)
         shown, token = _paged(found, page, "w", lambda view: view.address)
-        watches = [WantedWatch(watch=self._judged(view), wanted_by=self._wanted_by(view.address)) for view in shown]
+        watches = [
+            WantedWatch(watch=self._with_terminal_liveness(view), wanted_by=self._terminals.wanted_by(view.address))
+            for view in shown
+        ]
         return watches, token, len(found)
 
-    def _judged(self, view: WatchView) -> WatchView:
-        """The SIP side does not read documents: where the last one is unreadable, its LIVE is none."""
-        doubt = self._doubt(view.address)
-        if doubt is None:
+    def _with_terminal_liveness(self, view: WatchView) -> WatchView:
+        """The watch with the terminal's liveness: the SIP side does not read documents, so it reports LIVE even if the
+        last document is unreadable."""
+        terminal = self._terminals.unreadable_view(view.address)
+        if terminal is None:
             return view
-        return replace(view, liveness=doubt.liveness, reason=doubt.reason)
+        return replace(view, liveness=terminal.liveness, reason=terminal.reason)
 
     async def refresh_watch(self, client: Client, address: str) -> None:
         """Asks the presence server about a watched terminal now. Raises InvalidAddress, StoreUnavailable,
@@ -76,37 +77,37 @@ class Administration:
     async def clients(self, client: Client, page: Page) -> tuple[list[tuple[Client, Sequence[ClientKey]]], str]:
         """Clients by name with their keys, and the next page's token. Raises InvalidRequest, StoreUnavailable."""
         _require_admin(client)
-        shown, token = _paged(await self._registry.clients(), page, "c", lambda each: each.name)
-        return [(each, await self._registry.keys(each.id)) for each in shown], token
+        shown, token = _paged(await self._clients.clients(), page, "c", lambda each: each.name)
+        return [(each, await self._clients.keys(each.id)) for each in shown], token
 
     async def keys(self, client: Client, client_id: str) -> Sequence[ClientKey]:
         """A client's keys. Raises StoreUnavailable."""
         _require_admin(client)
-        return await self._registry.keys(client_id)
+        return await self._clients.keys(client_id)
 
     async def create_client(
         self, client: Client, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]
     ) -> tuple[Client, str]:
         """As `ClientRegistry.add`."""
         _require_admin(client)
-        return await self._registry.add(name, who=client.id, client_id=client_id, admin=admin, limits=limits)
+        return await self._clients.add(name, who=client.id, client_id=client_id, admin=admin, limits=limits)
 
     async def rotate_key(
         self, client: Client, client_id: str, overlap_s: int = DEFAULT_OVERLAP_S
     ) -> tuple[Client, str]:
         """As `ClientRegistry.rotate`."""
         _require_admin(client)
-        return await self._registry.rotate(client_id, who=client.id, overlap_s=overlap_s)
+        return await self._clients.rotate(client_id, who=client.id, overlap_s=overlap_s)
 
     async def set_disabled(self, client: Client, client_id: str, disabled: bool) -> Client:
         """As `ClientRegistry.set_disabled`."""
         _require_admin(client)
-        return await self._registry.set_disabled(client_id, disabled, who=client.id)
+        return await self._clients.set_disabled(client_id, disabled, who=client.id)
 
     async def delete_client(self, client: Client, client_id: str) -> int:
         """As `ClientRegistry.delete`."""
         _require_admin(client)
-        return await self._registry.delete(client_id, who=client.id)
+        return await self._clients.delete(client_id, who=client.id)
 
     async def audit_log(self, client: Client, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
         """The audit log from `since` on in the order it was written, and the next page's token. Raises InvalidRequest,
@@ -117,14 +118,14 @@ class Administration:
 
 def _require_admin(client: Client) -> None:
     if not client.admin:
-        raise NotPermitted("Only an operator's client may do this.")
+        raise NotPermitted("Only an operator's client may do this; use its API key or certificate.")
 
 
 def _paged(items: Sequence[_Item], page: Page, kind: str, name: Callable[[_Item], str]) -> tuple[list[_Item], str]:
-    """The part of `items`, which are in the order of their names, and the next page's token: the last name."""
+    """One page of `items`, which are sorted by name, and the next page's token, which holds the last name."""
     of, _, after = page.token.partition(":")
     if page.token and (of != kind or not after):
-        raise InvalidRequest("The page token is none of this list's.", field="page_token")
+        raise InvalidRequest("`page_token` was not issued for this list; start again without one.", field="page_token")
     left = [item for item in items if name(item) > after] if after else items
     shown = list(left[: page.size])
     return shown, f"{kind}:{name(shown[-1])}" if len(left) > len(shown) else ""

@@ -1,8 +1,9 @@
-"""What clients see and do about their own notifications: list them, inspect attempts, send dead ones again.
+"""Notifications that clients are owed: clients list them, read the delivery attempts, and send dead ones again.
 
-Invariants: nobody sees or sends what is another client's, but an admin; each call counts against the client's rate.
+Invariants: a client reaches only its own notifications, an operator's client everybody's. Each call counts against the
+client's rate, and may raise RateLimited and StoreUnavailable.
 
-Deliberately absent: sending (`deliverer.py`).
+Deliberately absent: sending (`delivery/deliverer.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,23 +12,24 @@ from datetime import datetime
 from app.auth.policies import Policies
 from app.domain.errors import InvalidRequest, NotificationUnknown
 from app.domain.records import Client, DeliveryAttempt, DeliveryState, OwedNotification
+from app.domain.sink_contracts import SinkContracts
 from app.ports import Page, Store
 
 MAX_SEND_AGAIN = 1000
 
 
 class Deliveries:
-    """What a client may see and do about its own notifications; an admin about everybody's. Each call counts against
-    the client's rate, and may raise RateLimited and StoreUnavailable."""
+    """One per process."""
 
     def __init__(
-        self, store: Store, clock: Callable[[], datetime], policies: Policies, *, hint: Callable[[], None]
+        self, store: Store, clock: Callable[[], datetime], policies: Policies, contracts: SinkContracts
     ) -> None:
-        """`hint` is `Deliverer.hint`, or what tells every node's."""
+        self.on_notifications_owed: Callable[[], None] = lambda: None
+        """Called when notifications became due; may not block or raise."""
+        self._contracts = contracts
         self._store = store
         self._clock = clock
         self._policies = policies
-        self._hint = hint
 
     async def list(
         self, client: Client, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
@@ -38,7 +40,7 @@ class Deliveries:
         return await self._store.notifications(client_id, page, state=state, subscription_id=subscription_id)
 
     async def get(self, client: Client, notification_id: str) -> OwedNotification:
-        """One notification. Raises NotificationUnknown, for another client's too."""
+        """One notification. Raises NotificationUnknown, also for another client's."""
         self._policies.admit(client)
         return await self._own(client, notification_id)
 
@@ -54,15 +56,17 @@ class Deliveries:
         return await self._store.attempts((await self._own(client, notification_id)).id)
 
     async def send_again(self, client: Client, notification_ids: Sequence[str]) -> int:
-        """Has dead notifications tried again, once if they are older than the policy keeps trying; how many were dead.
+        """Sends dead notifications again, once if they are older than retries last. Returns how many were dead.
 
         Raises NotificationUnknown, having done nothing, and InvalidRequest for more than MAX_SEND_AGAIN.
         """
         self._policies.admit(client)
         if len(notification_ids) > MAX_SEND_AGAIN:
-            raise InvalidRequest(f"At most {MAX_SEND_AGAIN} notifications at a time.", field="notification_ids")
+            raise InvalidRequest(
+                f"At most {MAX_SEND_AGAIN} notifications can be sent again in one call.", field="notification_ids"
+            )
         owned = [(await self._own(client, notification_id)).id for notification_id in dict.fromkeys(notification_ids)]
-        again = await self._store.send_again(owned, self._clock())
+        again = await self._store.send_again(owned, self._clock(), self._contracts)
         if again:
-            self._hint()
+            self.on_notifications_owed()
         return again

@@ -1,8 +1,8 @@
-"""After a start, encrypts what the database holds in clear, or by a key that another one follows.
+"""Encrypts, after a start, sink parameters that are stored in clear or with an older key.
 
-Invariants: it goes in portions, so that nobody waits for long; a store that is away is tried again.
+Invariants: rows are encrypted in portions, so that nobody waits long; a store that is away is tried again.
 
-Deliberately absent: keys and ciphers, which are the store's.
+Deliberately absent: keys and ciphers (`store/encryption.py`).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def encrypt_sinks(store: Store) -> None:
-    """Goes once through all subscriptions, and logs how many were changed."""
+    """Runs once through all subscriptions, and logs how many were encrypted."""
     after: int | None = 0
     encrypted = 0
     while after is not None:

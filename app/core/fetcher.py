@@ -1,12 +1,11 @@
-"""The question: what is this terminal's status? Every face (gRPC, REST, SOAP) asks here.
+"""Fetches a terminal's status from the presence server, for `queries.py`.
 
-Invariants: no framework, no wire format, no SIP. Concurrent fetches of one terminal by one client share one SUBSCRIBE
-(not those of two clients: one would wait in the other's turn); the number in flight is bounded, and no client begins
-more than are left to the others; each ends within the fetch time limit. Whatever goes wrong is a `TerminalStatusError`.
-A fetch belongs to the service, not to the caller who started it: a caller that leaves disturbs nobody, and when
-the last one leaves the fetch is given up.
+Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE (those of two clients do not: one would
+wait in the other's queue). The number in flight is bounded, and no client starts more than it leaves to the others.
+Each fetch ends within the time limit. A fetch belongs to the service, not to the caller who started it: callers that
+leave disturb nobody, and when the last one leaves, the fetch is cancelled. Every failure is a `TerminalStatusError`.
 
-Deliberately absent: caching. A question without an accepted age is answered by the presence server.
+Deliberately absent: caching (`live/last_statuses.py`).
 """
 
 import asyncio
@@ -14,7 +13,7 @@ from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
 
-from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.addresses import TerminalAddress
 from app.domain.errors import FetchTimedOut, GatewayOverloaded, TerminalStatusError
 from app.domain.presence import read_presence, status_of
 from app.domain.statuses import Source, TerminalStatus
@@ -28,7 +27,7 @@ class _Flight:
 
 
 class FetchService:
-    """Answers questions about terminals. One instance per process, used from one event loop."""
+    """One per process, used from one event loop."""
 
     def __init__(
         self,
@@ -45,34 +44,33 @@ class FetchService:
         self._fetch_timeout_s = fetch_timeout_s
         self._max_fetches = max_fetches
         self._flights: dict[tuple[str, TerminalAddress], _Flight] = {}
-        self._of_client: Counter[str] = Counter()  # how many of them
+        self._of_client: Counter[str] = Counter()  # how many flights each client has
         self.leaving = False
-        """Whether the gateway is about to stop: it answers, and others are to be asked (TS_DRAIN_DELAY_S)."""
+        """Whether the gateway is about to stop: it still answers, but is reported as not ready (TS_DRAIN_DELAY_S)."""
 
     @property
     def ready(self) -> bool:
-        """Whether a question should be put here: it would be put to the presence server now, and the gateway stays."""
+        """Whether a query should come to this gateway: a fetch would reach the SIP side, and the gateway stays up."""
         return self._watcher.ready and not self.leaving
 
     @property
     def presence_up(self) -> bool:
-        """Whether a presence server answers, as far as is known."""
+        """Whether a presence server answers, as far as the SIP side knows."""
         return self._watcher.presence_up
 
-    async def get_status(self, address: str, client_id: str = "") -> TerminalStatus:
+    async def fetch(self, terminal: TerminalAddress, client_id: str = "") -> TerminalStatus:
         """Asks the presence server for the terminal's status now, as one of the client's fetches.
 
-        Raises InvalidAddress, TerminalUnknown, WatcherRefused, WatcherUnauthenticated, FetchTimedOut,
+        Raises TerminalUnknown, WatcherRefused, WatcherUnauthenticated, FetchTimedOut,
         PresenceUnavailable, WatcherRestarting, GatewayOverloaded, PresenceMisconfigured or DocumentUnreadable.
         """
-        terminal = parse_address(address)
         key = client_id, terminal
         flight = self._flights.get(key)
-        if flight is None or flight.task.done():  # done: what the presence server said before this question
+        if flight is None or flight.task.done():  # done: its answer is older than this query
             if flight is None:
                 self._require_room(client_id)
                 self._of_client[client_id] += 1
-            flight = _Flight(asyncio.create_task(self._fetch(terminal, client_id), name=f"fetch {terminal}"))
+            flight = _Flight(asyncio.create_task(self._measured(terminal, client_id), name=f"fetch {terminal}"))
             self._flights[key] = flight
         flight.waiters += 1
         try:
@@ -88,18 +86,18 @@ class FetchService:
                         del self._of_client[client_id]
 
     def _require_room(self, client_id: str) -> None:
-        """Raises GatewayOverloaded. A client may take half of what is free (so one alone gets half of all), and what is
-        left is there for those who come: no share need be known beforehand."""
+        """Raises GatewayOverloaded. A client may have as many flights as are free, so one client alone gets half of
+        all. The rest is left for clients that come later, without a fixed share."""
         own, free = self._of_client.get(client_id, 0), self._max_fetches - len(self._flights)
         if own < free:
             return
         if free <= 0:
-            text = f"{self._max_fetches} fetches are in flight, as many as allowed; try again."
+            text = f"Limit reached: {self._max_fetches} fetches are in flight. Try again later."
         else:
-            text = f"{own} fetches of this client are in flight, as many as are left to the others; ask fewer at once."
+            text = f"Limit reached: {own} fetches of this client are in flight. Start fewer at once."
         raise GatewayOverloaded(text, retry_after_s=1)
 
-    async def _fetch(self, terminal: TerminalAddress, client_id: str) -> TerminalStatus:
+    async def _measured(self, terminal: TerminalAddress, client_id: str) -> TerminalStatus:
         clock = asyncio.get_running_loop().time
         asked_at_s = clock()
         try:

@@ -1,19 +1,17 @@
-"""One-shot questions of applications, about one terminal or many: getStatus and getStatusForGroup.
+"""Queries: the status of one terminal (getStatus), or of many (getStatusForGroup).
 
-A question that accepts an age is answered from a live watch, or from a recent observation, where there is one; else,
+A query that accepts an age is answered from a live watch, or from a recent status (`live/last_statuses.py`). Otherwise,
 and always with an age of 0, the presence server is asked (`fetcher.py`).
-Invariants: an answer from a watch costs neither a task nor a suspension. A query of many has MAX_AT_ONCE questions in
-flight, gives each terminal exactly one result as soon as it has it, and does not fail for one of them. Every call
-leaves one usage record, failed ones too, but for those that were refused for their rate.
-
-Deliberately absent: SIP, and the fetch itself.
+Invariants: an answer from a watch costs neither a task nor a suspension. A query of many has MAX_AT_ONCE fetches in
+flight, gives each terminal exactly one result as soon as it is known, and does not fail as a whole because of one
+terminal. Every call makes one usage record, failed calls too, except calls that exceed the client's rate.
 """
 
 import asyncio
 import enum
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from app.auth.policies import Policies
 from app.core.fetcher import FetchService
@@ -23,29 +21,28 @@ from app.domain.errors import GroupNotAllowed, InvalidRequest, TerminalStatusErr
 from app.domain.policy import Policy, visible_status, with_status
 from app.domain.records import Client
 from app.domain.statuses import TerminalStatus
-from app.live.engine import Engine
 from app.live.group_directory import GroupDirectory
+from app.live.last_statuses import LastStatuses
+from app.live.registry import TerminalRegistry
 
 MAX_AT_ONCE = 64
-"""Questions in flight for one query."""
+"""Fetches in flight for one query."""
 MAX_AGE_S = 86_400.0
-MAX_RECENT = 10_000
-"""Fetched statuses that are remembered; above it the oldest is forgotten."""
 
 
 class RetrievalStatus(enum.Enum):
-    """What came of the question about one terminal, in the words of 3GPP TS 29.199-8 `RetrievalStatus`."""
+    """The outcome for one terminal of a query, in the words of 3GPP TS 29.199-8 `RetrievalStatus`."""
 
     RETRIEVED = "RETRIEVED"
     NOT_RETRIEVED = "NOT_RETRIEVED"
-    """Not tried, or not answered in time: the same question may succeed later. The error says which."""
+    """Not asked, or not answered in time: the same query may succeed later. The error says which."""
     ERROR = "ERROR"
-    """Refused, unknown, or another error that waiting does not mend."""
+    """Refused, unknown, or another error that repeating the query does not solve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TerminalResult:
-    """One terminal's part of a query; `address` is canonical. `status` is there if RETRIEVED, `error` if not."""
+    """One terminal's result; `address` is canonical. `status` is set if RETRIEVED, `error` if not."""
 
     address: TerminalAddress
     retrieval: RetrievalStatus
@@ -54,35 +51,38 @@ class TerminalResult:
 
 
 class QueryService:
-    """Answers applications' questions within their policies. One per process."""
+    """Answers queries within the clients' policies. One per process."""
 
     def __init__(
         self,
-        status_service: FetchService,
-        watching: Engine,
-        groups: GroupDirectory,
+        fetcher: FetchService,
+        registry: TerminalRegistry,
+        last_statuses: LastStatuses,
+        directory: GroupDirectory,
         policies: Policies,
         usage: UsageLog,
         clock: Callable[[], datetime],
     ) -> None:
         """`clock` gives the time in UTC."""
-        self._fetches = status_service
-        self._watching = watching
-        self._groups = groups
+        self._fetcher = fetcher
+        self._registry = registry
+        self._last_statuses = last_statuses
+        self._directory = directory
         self._policies = policies
         self._usage = usage
         self._clock = clock
-        self._recent: dict[TerminalAddress, TerminalStatus] = {}  # in the order of observation
 
-    def at_once(
+    def answer_from_watch(
         self, client: Client, address: str, *, max_age_s: float, face: str, requester: str = ""
     ) -> TerminalStatus | None:
-        """What `get_status` would tell of a terminal with a live watch, without waiting: what is asked most, without a
-        step too many. None means that `get_status` must be asked, and that nothing was counted. Raises RateLimited."""
+        """The status of a terminal with a live watch, without waiting: the most frequent query in the fewest steps.
+
+        None means that `get_status` must be called, and that nothing was counted. Raises RateLimited.
+        """
         if not 0 < max_age_s <= MAX_AGE_S:
             return None
-        live = self._watching.live(TerminalAddress(address))  # there is none under an address that is not canonical
-        if live is None or self._groups.is_group(client.id, address):
+        live = self._registry.live(TerminalAddress(address))  # finds nothing under an address that is not canonical
+        if live is None or self._directory.is_group(client.id, address):
             return None
         policy = self._policies.admit(client)
         self._usage.answered(client, face, requester, address)
@@ -91,23 +91,30 @@ class QueryService:
     async def get_status(
         self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
     ) -> TerminalStatus:
-        """The terminal's status, as the presence server says now, or said at most `max_age_s` seconds ago.
+        """The terminal's status, as the presence server states it now, or stated it at most `max_age_s` seconds ago.
 
-        A terminal with a live watch is always answered from it where `max_age_s` is not 0; `observed_at` is when it was
-        stated last. Raises GroupNotAllowed (a group of the client's), InvalidRequest (the age), RateLimited, and as
-        `FetchService.get_status`.
+        If `max_age_s` is not 0, a terminal with a live watch is always answered from it; `observed_at` is when the
+        status was confirmed last. Raises GroupNotAllowed (a group of the client's), InvalidAddress, InvalidRequest (the
+        age), RateLimited, and as `FetchService.fetch`.
         """
-        live = self.at_once(client, address, max_age_s=max_age_s, face=face, requester=requester)
+        live = self.answer_from_watch(client, address, max_age_s=max_age_s, face=face, requester=requester)
         if live is not None:
             return live
+        return await self.ask(client, address, max_age_s=max_age_s, face=face, requester=requester)
+
+    async def ask(
+        self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
+    ) -> TerminalStatus:
+        """As `get_status`, for a caller to whom `answer_from_watch` gave nothing."""
         policy = self._policies.admit(client)
         caller = Caller(client=client, face=face, requester=requester)
         try:
             age_s = _checked_age(max_age_s)
-            terminal = self._canonical(address)
-            if self._groups.is_group(client.id, terminal):
+            known = self._last_statuses.knows(address)
+            terminal = TerminalAddress(address) if known else parse_address(address)
+            if self._directory.is_group(client.id, terminal):
                 raise GroupNotAllowed(f"{terminal} is a group; ask for one terminal.", field="address")
-            status = self._known(terminal, age_s) if age_s else None
+            status = self._last_statuses.newest(terminal, self._clock(), age_s) if age_s else None
             if status is None:
                 status = await self._fetch(terminal, client)
         except TerminalStatusError as error:
@@ -126,16 +133,16 @@ class QueryService:
     ) -> AsyncGenerator[TerminalResult, None]:
         """The statuses of terminals and groups' members, each terminal once, as the answers come.
 
-        Close the iterator (`contextlib.aclosing`) where it is left early: what is in flight is given up. Before the
+        Close the iterator (`contextlib.aclosing`) if it is left early: fetches in flight are cancelled. Before the
         first result it raises GroupNotAllowed, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
-        RateLimited, StoreUnavailable, TooManyAddresses; thereafter nothing. Each terminal counts against the rate.
+        RateLimited, StoreUnavailable, TooManyAddresses; later nothing. Each terminal counts against the rate.
         """
         calls = min(len(addresses), self._policies.of(client).max_targets) or 1
         policy = self._policies.admit(client, calls)
         caller = Caller(client=client, face=face, requester=requester)
         try:
             age_s = _checked_age(max_age_s)
-            expansion = await self._groups.expand(
+            expansion = await self._directory.expand(
                 client, addresses, policy, most=None if policy.process_up_to_limit else policy.max_targets
             )
         except TerminalStatusError as error:
@@ -145,14 +152,15 @@ class QueryService:
         result = "CANCELLED"
         try:
             to_ask: list[TerminalAddress] = []
+            now = self._clock()
             for terminal in expansion.terminals[: policy.max_targets]:
-                if age_s and (status := self._known(terminal, age_s)) is not None:
+                if age_s and (status := self._last_statuses.newest(terminal, now, age_s)) is not None:
                     yield _retrieved(policy, status)
                 else:
                     to_ask.append(terminal)
             if over := expansion.terminals[policy.max_targets :]:
                 not_asked = TooManyAddresses(
-                    f"Not asked: it is beyond the first {policy.max_targets}.", most=str(policy.max_targets)
+                    f"Not asked: only the first {policy.max_targets} terminals are.", most=str(policy.max_targets)
                 )
                 for terminal in over:
                     yield TerminalResult(address=terminal, retrieval=RetrievalStatus.NOT_RETRIEVED, error=not_asked)
@@ -207,38 +215,13 @@ class QueryService:
             except TerminalStatusError as error:
                 retrieval = RetrievalStatus.NOT_RETRIEVED if error.retryable else RetrievalStatus.ERROR
                 answers.put_nowait(TerminalResult(address=terminal, retrieval=retrieval, error=error))
-            except Exception as defect:  # the one who reads the answers raises it
+            except Exception as defect:  # raised where the answers are read
                 answers.put_nowait(defect)
 
-    def _canonical(self, address: str) -> TerminalAddress:
-        """The canonical form; a look-up where something is known of the terminal."""
-        terminal = TerminalAddress(address)
-        known = terminal in self._recent or self._watching.last(terminal) is not None
-        return terminal if known else parse_address(address)
-
-    def _known(self, terminal: TerminalAddress, age_s: float) -> TerminalStatus | None:
-        """What is known of the terminal and no older than that."""
-        if (status := self._watching.live(terminal)) is not None:
-            return status
-        status, watched = self._recent.get(terminal), self._watching.last(terminal)
-        if watched is not None and (status is None or status.observed_at < watched.observed_at):
-            status = watched
-        unreadable_at = self._watching.unreadable_at(terminal)
-        if status is None or (unreadable_at is not None and unreadable_at >= status.observed_at):
-            return None  # what it said last could not be read: what it said before is no answer
-        now = self._clock()
-        # Nothing was observed later than now, but by a clock that was set back since: that tells no age.
-        return status if now - timedelta(seconds=age_s) <= status.observed_at <= now else None
-
     async def _fetch(self, terminal: TerminalAddress, client: Client) -> TerminalStatus:
-        status = await self._fetches.get_status(terminal, client.id)
-        recent = self._recent
-        if recent.get(terminal) is not status:  # else another caller of the same fetch was here
-            self._watching.fetched(status)
-        recent.pop(terminal, None)
-        recent[terminal] = status
-        if len(recent) > MAX_RECENT:
-            del recent[next(iter(recent))]
+        status = await self._fetcher.fetch(terminal, client.id)
+        if self._last_statuses.on_fetched(status):  # if not, another caller shared this fetch
+            self._registry.on_fetched(status)
         return status
 
     def _record(
@@ -267,7 +250,7 @@ class QueryService:
 
 def _checked_age(max_age_s: float) -> float:
     if not 0 <= max_age_s <= MAX_AGE_S:  # not for a NaN either
-        raise InvalidRequest(f"The age must be 0 to {MAX_AGE_S:.0f} seconds.", field="max_age")
+        raise InvalidRequest(f"`max_age` must be from 0 to {MAX_AGE_S:.0f} seconds.", field="max_age")
     return max_age_s
 
 

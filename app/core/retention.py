@@ -1,8 +1,7 @@
-"""What is old leaves the store: settled notifications with their attempts, ended subscriptions, usage records, audit.
+"""Deletes what is older than its retention time: settled notifications with their delivery attempts, ended
+subscriptions, usage records and audit entries. What is still owed is never deleted.
 
-Invariants: it goes in portions, so that nobody waits for long; a store that is away is tried again at the next time.
-
-Deliberately absent: what is still owed, which is never old.
+Invariants: rows are deleted in portions, so that nobody waits long. If the store is away, the next run deletes them.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def keep_for(store: Store, clock: Callable[[], datetime], *, deliveries_days: int, usage_days: int) -> None:
-    """Purges at once and then each EVERY_S, until it is cancelled. `clock` gives the time in UTC."""
+    """Deletes old rows now and then every EVERY_S, until it is cancelled. `clock` gives the time in UTC."""
     while True:
         gone = 0
         try:

@@ -1,12 +1,12 @@
-"""Subscriptions of applications: made, shown, prolonged and ended, within their policies.
+"""Subscriptions: clients create, list, renew and end them, within their policies.
 
-Invariants: a client sees and ends its own only; another's is unknown to it. Creation is idempotent by `request_id`:
-the first request's digest is kept with the subscription, and nothing is looked at again for the same request.
-A change of a webhook's signing secret is audited, in the transaction that makes it.
-Every start and end leaves one usage record, failed ones too, but for those that were refused for their rate; that of a
-success is written in the transaction that makes it.
+Invariants: a client sees and ends only its own; another client's subscription is unknown to it. Creation is idempotent
+by `request_id`: the digest of the first request is kept with the subscription, and the same request again returns it
+without further checks. A change of a webhook's signing secret is audited in the transaction that makes it. Every start
+and end makes one usage record, failed ones too, except calls that exceed the client's rate; the record of a success is
+written in the transaction that makes it.
 
-Deliberately absent: what a subscription is told and when (`rules.py`), and sending (`deliverer.py`).
+Deliberately absent: what a subscriber is sent and when (`live/rules.py`), and sending (`delivery/deliverer.py`).
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from app.domain.errors import (
 )
 from app.domain.policy import Policy, check_count, check_criteria, duration_allowed, interval_allowed
 from app.domain.records import MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
+from app.domain.sink_contracts import SinkContract, SinkContracts
 from app.domain.sinks import (
     HIDDEN_PARAMETERS,
     MAX_SECRETS,
-    PROFILE_CAMARA,
     SECRET_BYTES,
     SIGNED_PROFILES,
     SINK_MADE,
@@ -47,11 +47,10 @@ from app.domain.sinks import (
     require_readable,
     signing_secret,
     token_ends_at,
-    withdraws,
 )
 from app.domain.statuses import Status
-from app.live.engine import Engine
 from app.live.group_directory import Expansion, GroupDirectory
+from app.live.lifecycle import Lifecycle
 from app.ports import Page, Sender, Store
 
 NO_SINK = Sink(kind=SinkKind.STREAM)
@@ -59,17 +58,18 @@ NO_SINK = Sink(kind=SinkKind.STREAM)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionRequest:
-    """What an application asks for; as the fields of `Subscription` of the same names."""
+    """What a client asks for. The fields are as those of `Subscription`."""
 
     addresses: Sequence[str]
     criteria: frozenset[Status] = frozenset()
     check_immediate: bool = False
     min_interval_ms: int = 0
-    """0 is the policy's least, but see `interval_named`."""
+    """0 is the policy's minimum, unless `interval_named`."""
     interval_named: bool = False
-    """The face cannot leave the interval out: 0 was asked for, and is too short where the policy has a least."""
+    """Whether the face has no way to omit the interval: then 0 asks for no interval, and is refused if the policy has a
+    minimum."""
     duration_ms: int | None = None
-    """None and 0 are the policy's default."""
+    """None and 0 ask for the policy's default."""
     count: int = 0
     """0 is unlimited."""
     sink: Sink = NO_SINK
@@ -82,41 +82,42 @@ async def _nothing() -> None:
 
 
 class SubscriptionService:
-    """Makes, shows, prolongs and ends subscriptions. One per process."""
+    """One per process."""
 
     def __init__(
         self,
         store: Store,
-        watching: Engine,
-        groups: GroupDirectory,
+        lifecycle: Lifecycle,
+        directory: GroupDirectory,
         policies: Policies,
         usage: UsageLog,
         senders: Mapping[SinkKind, Sender],
+        contracts: SinkContracts,
         clock: Callable[[], datetime],
         *,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
-        sink_changed: Callable[[Subscription], None] = lambda subscription: None,
-        withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = lambda subscription: _nothing,
     ) -> None:
-        """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC, `entropy`
-        so many unguessable bytes. `sink_changed` is told of a subscription whose sink is another in the store;
-        `withdrawn` of one that is owed nothing more, and what it returns is awaited until none of its attempts is in
-        flight."""
+        """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC,
+        `entropy(n)` gives n unguessable bytes."""
+        self.on_sink_changed: Callable[[Subscription], None] = lambda subscription: None
+        """Called with a subscription whose sink was replaced in the store; may not block or raise."""
+        self.on_withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = lambda subscription: _nothing
+        """Called with a subscription to which nothing more is sent. The function it returns waits until no delivery
+        attempt of the subscription is in flight."""
         self._store = store
-        self._watching = watching
-        self._groups = groups
+        self._lifecycle = lifecycle
+        self._directory = directory
         self._policies = policies
         self._usage = usage
         self._senders = senders
+        self._contracts = contracts
         self._clock = clock
         self._entropy = entropy
-        self._sink_changed = sink_changed
-        self._withdrawn = withdrawn
 
     async def create(
         self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = ""
     ) -> Subscription:
-        """Starts a subscription, or returns the one that was made with the same `request_id`.
+        """Starts a subscription, or returns the one that was started with the same `request_id`.
 
         Raises BusyNotSupported, CountTooLarge, DuplicateCorrelator, DurationTooLong, GatewayOverloaded,
         GroupNotAllowed, IntervalTooShort, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
@@ -133,11 +134,11 @@ class SubscriptionService:
             if known := await self._store.subscription_by_request_id(client.id, request.request_id):
                 return _repeated(known, digest)
             check_criteria(policy, request.criteria)
-            expansion = await self._groups.expand(
+            expansion = await self._directory.expand(
                 client, request.addresses, policy, most=policy.max_notification_addresses
             )
             subscription = self._made(client, request, policy, expansion, digest)
-            self._watching.enrolment.require_room(client.id, policy.max_subscriptions)
+            self._lifecycle.require_room(client.id, policy.max_subscriptions)
             await self._check_sink(subscription)
             record = self._usage.make(
                 START_NOTIFICATION,
@@ -147,8 +148,12 @@ class SubscriptionService:
                 correlator=request.correlator,
                 subscription_id=subscription.id,
             )
-            stored = await self._watching.enrolment.begin(
-                subscription, expansion, busy=policy.busy_available, usage=[record], most=policy.max_subscriptions
+            stored = await self._lifecycle.begin(
+                subscription,
+                expansion,
+                busy_allowed=policy.busy_available,
+                usage=[record],
+                most=policy.max_subscriptions,
             )
             if stored.id != subscription.id:
                 return _repeated(stored, digest)
@@ -168,7 +173,7 @@ class SubscriptionService:
         return stored
 
     async def get(self, client: Client, subscription_id: str) -> Subscription:
-        """One of the client's subscriptions, an ended one for as long as it is kept.
+        """One of the client's subscriptions. Ended ones are found until the retention time deletes them.
 
         Raises RateLimited, StoreUnavailable, SubscriptionUnknown.
         """
@@ -184,8 +189,8 @@ class SubscriptionService:
         return await self._page(client, page, active_only=active_only)
 
     async def pages(self, client: Client, page_size: int) -> AsyncIterator[Sequence[Subscription]]:
-        """All active ones that `list` gives, by pages; the first may be empty. All of it is one call, so that a rate
-        does not cut it off. Raises RateLimited, StoreUnavailable."""
+        """All active subscriptions, in the pages of `list`; the first page may be empty. It counts as one call, so that
+        the client's rate does not cut it off. Raises RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         token = ""
         while True:
@@ -195,10 +200,10 @@ class SubscriptionService:
                 return
 
     async def cancel(self, client: Client, subscription_id: str, *, face: str, requester: str = "") -> None:
-        """Ends a subscription. What is owed already is still delivered to webhooks; to a SOAP endpoint nothing is sent
-        any more when this returns, for which an attempt that is in flight is waited for.
+        """Ends a subscription. Webhooks are still sent what is owed already. If the sink's contract withdraws it
+        (`withdrawn_at`), nothing more is sent after this call returns: it waits for an attempt in flight.
 
-        Raises RateLimited, StoreUnavailable, SubscriptionUnknown (also where it has ended).
+        Raises RateLimited, StoreUnavailable, SubscriptionUnknown (also if it has ended).
         """
         caller = Caller(client=client, face=face, requester=requester)
         self._policies.admit(client)
@@ -209,7 +214,7 @@ class SubscriptionService:
             raise
 
     async def cancel_by_correlator(self, client: Client, correlator: str, *, face: str, requester: str = "") -> None:
-        """As `cancel`, by the name that the application gave it."""
+        """As `cancel`, for the active subscription of this correlator."""
         caller = Caller(client=client, face=face, requester=requester)
         self._policies.admit(client)
         try:
@@ -217,32 +222,38 @@ class SubscriptionService:
             if 0 < len(correlator) <= MAX_CORRELATOR:
                 found = await self._store.subscription_by_correlator(client.id, correlator)
             if found is None:
-                raise SubscriptionUnknown("There is no active subscription of this correlator.", field="correlator")
+                raise SubscriptionUnknown(
+                    "There is no active subscription with this correlator. It may have ended.", field="correlator"
+                )
             await self._end(caller, found)
         except TerminalStatusError as error:
             self._record_end(caller, correlator, "", error)
             raise
 
     async def renew(self, client: Client, subscription_id: str, duration_ms: int) -> Subscription:
-        """Lets an active subscription last for a new duration from now (0: the policy's default), but no longer than
+        """Renews an active subscription for a duration from now (0: the policy's default), but not beyond the end of
         its endpoint's access token.
 
-        Raises DurationTooLong, InvalidRequest (also where the default is for ever), NotPermitted (CAMARA's),
+        Raises DurationTooLong, InvalidRequest (also if the default is unlimited), NotPermitted (its sink's contract),
         RateLimited, SinkRefused (the token ends now), StoreUnavailable, SubscriptionUnknown.
         """
         policy = self._policies.admit(client)
         duration = duration_allowed(policy, duration_ms)
         if duration is None:
-            raise InvalidRequest("Name a duration.", field="duration")
+            raise InvalidRequest(
+                "`duration` is missing: subscriptions have no default duration here.", field="duration"
+            )
         subscription = await self._own(client, subscription_id)
         if not subscription.active:
             raise _unknown()
-        if subscription.sink.profile == PROFILE_CAMARA:
-            raise NotPermitted("A subscription of CAMARA's lasts as long as it was asked for; make another.")
+        if not self._contract_of(subscription).renewable:
+            raise NotPermitted(
+                f"Subscriptions with the profile {subscription.sink.profile} cannot be renewed; create another."
+            )
         now = self._clock()
         expires_at = _within_token(now + timedelta(milliseconds=duration), subscription.sink, now)
         if expires_at is not None:
-            await self._watching.enrolment.prolong(subscription, expires_at, who=client.id)
+            await self._lifecycle.renew(subscription, expires_at, who=client.id)
         return await self._own(client, subscription_id)
 
     async def rotate_secret(
@@ -255,21 +266,23 @@ class SubscriptionService:
         face: str,
         requester: str = "",
     ) -> tuple[Subscription, str]:
-        """Gives a webhook of profile v1 a new signing secret: `secret`, or one that is made here and returned ("" is
-        returned where none is made). Every attempt from now on is signed with it and with the one before.
+        """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated one, which is returned
+        (otherwise "" is returned). Every later attempt is signed with the new secret and with the previous one.
 
-        With `drop_old` only the newest signs from now on; then none is made where `secret` is empty. A secret that is
-        the newest already stays that, and the one before stays too, so that a call that names it may be repeated.
+        With `drop_old` only the newest secret signs later attempts; then none is generated if `secret` is empty. A call
+        that repeats the newest secret changes nothing, so it may be repeated.
 
-        Raises RateLimited, SinkRefused (a secret that is none: reason `secret`; a sink that is not signed: `profile`),
-        StoreUnavailable, SubscriptionUnknown (also where it has ended).
+        Raises RateLimited, SinkRefused (a bad secret: reason `secret`; a sink that is not signed: `profile`),
+        StoreUnavailable, SubscriptionUnknown (also if it has ended).
         """
         self._policies.admit(client)
         subscription = await self._own(client, subscription_id)
         if not subscription.active:
             raise _unknown()
         if subscription.sink.kind is not SinkKind.WEBHOOK or subscription.sink.profile not in SIGNED_PROFILES:
-            raise SinkRefused("Only webhooks of profile v1 are signed.", reason="profile")
+            raise SinkRefused(
+                "Only webhooks with the profile v1 are signed; this subscription has another sink.", reason="profile"
+            )
         if secret:
             read_secret(secret)
         made = "" if secret or drop_old else signing_secret(self._entropy(SECRET_BYTES))
@@ -277,33 +290,24 @@ class SubscriptionService:
         what = "subscription secret rotated" if secret or made else "old subscription secret dropped"
         if drop_old and secret:
             details["old"] = "dropped"
-        stored = await self._watching.enrolment.change_sink(
+        stored = await self._lifecycle.change_sink(
             subscription,
             lambda sink: _rotated(sink, secret or made, drop_old=drop_old),
             [AuditEntry(at=self._clock(), who=client.id, what=what, details=details)],
-            self._sink_changed,
+            self.on_sink_changed,
         )
         return stored, made
 
     def default_duration_ms(self, client: Client) -> int | None:
-        """How long a subscription lasts that names no duration, in milliseconds; None is for ever."""
+        """The duration of a subscription that asks for none, in milliseconds; None is unlimited."""
         return duration_allowed(self._policies.of(client), None)
 
     async def delete_client(self, client_id: str) -> int:
-        """Deletes a client with its keys and groups; ends its subscriptions, whose number is returned, and its streams.
+        """Deletes a client with its keys and groups; ends its streams and its subscriptions; returns how many.
 
-        For operators' use. Raises ClientUnknown, StoreUnavailable.
+        For operators. Raises ClientUnknown, StoreUnavailable.
         """
-        return len(await self._watching.enrolment.delete_client(client_id))
-
-    async def client_gone(self, client_id: str) -> None:
-        """Says that another process has deleted the client in the store: its subscriptions' ends are told, and its
-        streams end."""
-        await self._watching.enrolment.client_gone(client_id)
-
-    def ended(self, subscription_id: str) -> None:
-        """Says that delivery has ended the subscription in the store (SINK_GONE, TOKEN_EXPIRED)."""
-        self._watching.enrolment.forget(subscription_id)
+        return len(await self._lifecycle.delete_client(client_id))
 
     def _made(
         self, client: Client, request: SubscriptionRequest, policy: Policy, expansion: Expansion, digest: str
@@ -331,15 +335,19 @@ class SubscriptionService:
         )
 
     def _completed(self, sink: Sink, digest: str) -> Sink:
-        """The sink with what is kept beside it, and with a signing secret where it needs one and has none.
+        """The sink with the parameters that the gateway adds, and with a signing secret if it needs one.
 
         Raises SinkRefused.
         """
         if own := sorted(sink.parameters.keys() & set(HIDDEN_PARAMETERS)):
-            raise SinkRefused(f"{own[0]} is no parameter that can be named.", field="sink", reason="parameter")
+            raise SinkRefused(
+                f"The sink parameter {own[0]} is reserved for the gateway; leave it out.",
+                field="sink",
+                reason="parameter",
+            )
         if sink.kind is SinkKind.STREAM and (sink.url or sink.profile or sink.parameters):
             raise SinkRefused(
-                "A sink of kind STREAM goes nowhere, so it has neither URL nor profile nor parameters.",
+                "A sink of kind STREAM has no endpoint: leave out URL, profile and parameters.",
                 field="sink",
                 reason="kind",
             )
@@ -355,11 +363,14 @@ class SubscriptionService:
             return
         sender = self._senders.get(kind)
         if sender is None:
-            raise SinkRefused(f"Notifications by {kind.name} are not offered here.", field="sink")
+            raise SinkRefused(f"This gateway does not offer notifications by {kind.name}.", field="sink")
         await sender.check(subscription)
 
     async def _page(self, client: Client, page: Page, *, active_only: bool) -> tuple[Sequence[Subscription], str]:
         return await self._store.subscriptions(None if client.admin else client.id, page, active_only=active_only)
+
+    def _contract_of(self, subscription: Subscription) -> SinkContract:
+        return self._contracts.of(subscription.sink.kind, subscription.sink.profile)
 
     async def _own(self, client: Client, subscription_id: str) -> Subscription:
         found = await self._store.subscription(subscription_id) if 0 < len(subscription_id) <= MAX_ID else None
@@ -379,13 +390,13 @@ class SubscriptionService:
         )
         in_flight: list[Callable[[], Awaitable[None]]] = []
 
-        def stored() -> None:
-            if withdraws(subscription.sink.kind, EndReason.CANCELLED):
-                in_flight.append(self._withdrawn(subscription))
+        def on_stored() -> None:
+            if EndReason.CANCELLED in self._contract_of(subscription).withdrawn_at:
+                in_flight.append(self.on_withdrawn(subscription))
 
-        await self._watching.enrolment.finish(subscription, EndReason.CANCELLED, [record], stored=stored)
-        for ended in in_flight:
-            await ended()
+        await self._lifecycle.end(subscription, EndReason.CANCELLED, [record], on_stored=on_stored)
+        for attempts_end in in_flight:
+            await attempts_end()
 
     def _record_end(self, caller: Caller, correlator: str, subscription_id: str, error: TerminalStatusError) -> None:
         self._usage.record(
@@ -402,13 +413,13 @@ class SubscriptionService:
 
 def _check_names(request: SubscriptionRequest) -> None:
     if len(request.correlator) > MAX_CORRELATOR:
-        raise InvalidRequest(f"The correlator is longer than {MAX_CORRELATOR} characters.", field="correlator")
+        raise InvalidRequest(f"`correlator` is longer than {MAX_CORRELATOR} characters.", field="correlator")
     if len(request.request_id) > MAX_ID:
-        raise InvalidRequest(f"The request id is longer than {MAX_ID} characters.", field="request_id")
+        raise InvalidRequest(f"`request_id` is longer than {MAX_ID} characters.", field="request_id")
 
 
 def _rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:
-    """The sink with `newest` ("": the newest it has) before its other secrets."""
+    """The sink with `newest` before its other secrets; "" keeps its newest secret."""
     kept = sink.parameters.get(SINK_SECRETS, "").split()
     if newest:
         kept = [newest, *[one for one in kept if read_secret(one) != read_secret(newest)]]
@@ -417,13 +428,13 @@ def _rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:
 
 
 def made_secret(subscription: Subscription) -> str:
-    """The signing secret that was made when the subscription was, as long as it is the newest; "" for none."""
+    """The signing secret that the gateway made for the subscription, while it is the newest; otherwise ""."""
     newest = subscription.sink.parameters.get(SINK_SECRETS, "").partition(" ")[0]
     return newest if newest and _sha256(newest) == subscription.sink.parameters.get(SINK_MADE) else ""
 
 
 def _digest_of(request: SubscriptionRequest) -> str:
-    """The same for the same request, however its addresses are written; "" for one without a request id."""
+    """A digest of the request, whose addresses count in canonical form; "" without a request id."""
     if not request.request_id:
         return ""
     sink = request.sink
@@ -441,22 +452,28 @@ def _sha256(text: str) -> str:
 
 
 def _repeated(known: Subscription, digest: str) -> Subscription:
-    """What the first request made, for the same one again. Raises RequestIdReused."""
+    """The subscription of the first request, for the same request again. Raises RequestIdReused."""
     require_readable(known.sink)
     if known.sink.parameters.get(SINK_REQUEST) != digest:
-        raise RequestIdReused("The request id was used before, for another request.", field="request_id")
+        raise RequestIdReused(
+            "`request_id` was used before for a different request; use a new one.", field="request_id"
+        )
     return known
 
 
 def _within_token(expires_at: datetime | None, sink: Sink, now: datetime) -> datetime | None:
-    """The end of a subscription, not after TOKEN_LEAD before its endpoint's access token. Raises SinkRefused."""
+    """The end of a subscription, but TOKEN_LEAD before its endpoint's access token ends. Raises SinkRefused."""
     token_ends = token_ends_at(sink) if sink.kind is SinkKind.WEBHOOK and sink.parameters.get(SINK_TOKEN) else None
     if token_ends is None:
         return expires_at
     if token_ends - TOKEN_LEAD <= now:
-        raise SinkRefused("The endpoint's access token has expired, or is about to.", reason="token-expired")
+        raise SinkRefused(
+            "The endpoint's access token has expired or is about to; send a newer one.", reason="token-expired"
+        )
     return token_ends - TOKEN_LEAD if expires_at is None else min(expires_at, token_ends - TOKEN_LEAD)
 
 
 def _unknown() -> SubscriptionUnknown:
-    return SubscriptionUnknown("There is no such subscription.", field="subscription_id")
+    return SubscriptionUnknown(
+        "There is no such subscription, or it belongs to another client.", field="subscription_id"
+    )

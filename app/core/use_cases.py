@@ -1,4 +1,4 @@
-"""The use cases of one gateway: what the faces call."""
+"""What one gateway offers to its faces."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,24 @@ from app.core.administration import Administration
 from app.core.deliveries import Deliveries
 from app.core.groups import GroupService
 from app.core.queries import QueryService
+from app.core.streams import StreamService
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.live.engine import Engine
+from app.live.registry import TerminalRegistry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseCases:
-    """What the faces call."""
+    """The use cases, made by `wiring.py`. `engine` and `registry` are there for metrics."""
 
     auth: Authenticator
     queries: QueryService
-    watching: Engine
+    streams: StreamService
     subscriptions: SubscriptionService
     groups: GroupService
     deliveries: Deliveries
     usage: UsageLog
     administration: Administration
+    engine: Engine
+    registry: TerminalRegistry

@@ -1,4 +1,4 @@
-"""Makes notifications that are owed to a subscription's sink.
+"""Makes the notifications that are owed to a subscription's sink.
 
 Invariants: pure; the time and new ids are arguments.
 """
@@ -6,36 +6,29 @@ Invariants: pure; the time and new ids are arguments.
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Protocol
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import SubscriptionUpdate
 from app.domain.errors import ClientUnknown
 from app.domain.records import DeliveryState, NotificationKind, OwedNotification, Subscription
-from app.domain.sinks import PROFILE_CAMARA, EndReason, SinkKind
+from app.domain.sink_contracts import SinkContract, SinkContracts
+from app.domain.sinks import EndReason
 from app.domain.statuses import TerminalStatus
 
 END_TEXTS: Mapping[EndReason, str] = {
     EndReason.EXPIRED: "Its duration is over.",
-    EndReason.COUNT_REACHED: "As many notifications as asked for were made.",
+    EndReason.COUNT_REACHED: "As many notifications as asked for were sent.",
     EndReason.CANCELLED: "Its client ended it.",
     EndReason.CLIENT_DELETED: "Its client was deleted.",
     EndReason.FAILED: "None of its terminals can be watched.",
 }
+"""What a subscription's end is called in `end_detail` and in its last notification."""
 
-
-class SinkShape(Protocol):
-    """What an ending depends on: a sink, or who holds its kind and profile."""
-
-    @property
-    def kind(self) -> SinkKind: ...
-
-    @property
-    def profile(self) -> str: ...
+_ERROR_OF_END = {EndReason.CLIENT_DELETED: ClientUnknown.code}
 
 
 class OwedWriter:
-    """Makes owed notifications of one moment."""
+    """Makes the owed notifications of one moment. The store gives them their sequence numbers."""
 
     __slots__ = ("_new_id", "now")
 
@@ -47,7 +40,7 @@ class OwedWriter:
         self,
         subscription_id: str,
         client_id: str,
-        sink: SinkKind,
+        contract: SinkContract,
         kind: NotificationKind,
         changes: tuple[TerminalStatus, ...] = (),
         *,
@@ -55,13 +48,12 @@ class OwedWriter:
         code: str = "",
         text: str = "",
     ) -> OwedNotification:
-        """One notification; what goes to no endpoint is delivered by being listed."""
-        listed = sink is SinkKind.STREAM
+        """One notification. A sink without an endpoint has it delivered at once: it is only listed."""
         return OwedNotification(
             id=self._new_id(),
             subscription_id=subscription_id,
             client_id=client_id,
-            sequence=0,  # the store's to give
+            sequence=0,
             kind=kind,
             changes=changes,
             address=address,
@@ -69,30 +61,37 @@ class OwedWriter:
             text=text,
             created_at=self.now,
             next_attempt_at=self.now,
-            state=DeliveryState.DELIVERED if listed else DeliveryState.PENDING,
-            settled_at=self.now if listed else None,
+            state=DeliveryState.PENDING if contract.posts else DeliveryState.DELIVERED,
+            settled_at=None if contract.posts else self.now,
         )
 
-    def ending(
-        self, subscription_id: str, client_id: str, sink: SinkShape, reason: EndReason
+    def owe_end(
+        self, subscription_id: str, client_id: str, contract: SinkContract, reason: EndReason
     ) -> list[OwedNotification]:
-        """What a subscription that ends for `reason` is owed (TS 29.199-8: statusEnd for duration and count only)."""
-        if reason is EndReason.CANCELLED and sink.profile != PROFILE_CAMARA and sink.kind is not SinkKind.STREAM:
+        """What the sink's contract sends when a subscription ends for `reason`: one notification or nothing."""
+        kind = contract.ends.get(reason)
+        if kind is None:
             return []
-        if sink.kind is SinkKind.SOAP and reason is EndReason.CLIENT_DELETED:
-            code, text = ClientUnknown.code, END_TEXTS[reason]
-            return [self.owe(subscription_id, client_id, sink.kind, NotificationKind.ERROR, code=code, text=text)]
-        if sink.kind is SinkKind.SOAP and reason not in (EndReason.EXPIRED, EndReason.COUNT_REACHED):
-            return []
+        code = _ERROR_OF_END[reason] if kind is NotificationKind.ERROR else reason.name
         text = END_TEXTS.get(reason, "")
-        return [
-            self.owe(subscription_id, client_id, sink.kind, NotificationKind.ENDED, code=reason.name, text=text),
-        ]
+        return [self.owe(subscription_id, client_id, contract, kind, code=code, text=text)]
 
-    def client_deleted(self, subscription: Subscription) -> tuple[SubscriptionUpdate, list[OwedNotification]]:
-        """How a subscription ends whose client is deleted, and what it is owed."""
+
+class ClientDeletion:
+    """Ends the subscriptions of a client that is deleted, for `Store.delete_client`."""
+
+    def __init__(self, contracts: SinkContracts, now: datetime) -> None:
+        self._contracts = contracts
+        self._writer = OwedWriter(now)
+
+    def __call__(self, subscription: Subscription) -> tuple[SubscriptionUpdate, list[OwedNotification]]:
+        """How the subscription ends, and what is sent to its sink."""
         reason = EndReason.CLIENT_DELETED
         update = SubscriptionUpdate(
-            subscription_id=subscription.id, ended_at=self.now, end_reason=reason, end_detail=END_TEXTS[reason]
+            subscription_id=subscription.id,
+            ended_at=self._writer.now,
+            end_reason=reason,
+            end_detail=END_TEXTS[reason],
         )
-        return update, self.ending(subscription.id, subscription.client_id, subscription.sink, reason)
+        contract = self._contracts.of(subscription.sink.kind, subscription.sink.profile)
+        return update, self._writer.owe_end(subscription.id, subscription.client_id, contract, reason)

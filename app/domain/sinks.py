@@ -153,9 +153,3 @@ class EndReason(enum.Enum):
     """The endpoint answered 410 Gone."""
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105  # a reason, not a secret
     """The access token for the endpoint has expired."""
-
-
-def withdraws(sink: SinkKind, reason: EndReason) -> bool:
-    """Whether nothing more is sent to a subscription that ends so, also of what it is owed already. A Parlay X client
-    takes endNotification's answer for the end of its callbacks; a webhook's client is owed what was promised."""
-    return sink is SinkKind.SOAP and reason is EndReason.CANCELLED

@@ -1,7 +1,6 @@
-"""Live streams of statuses: what is told.
+"""The events of a stream: Snapshots, SnapshotComplete, then Changes, LivenessChanges, Removed, Bookmarks; at last End.
 
-Deliberately absent: a stream's mailbox (`mailbox.py`), what is in a resume token (`resume_tokens.py`), where events
-come from (`engine.py`), and any transport.
+Deliberately absent: when each is sent (`mailbox.py`), resume tokens (`resume_tokens.py`), and any transport.
 """
 
 import enum
@@ -14,21 +13,21 @@ from app.domain.statuses import TerminalStatus, WatchedTerminal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """How one terminal stands. At the start all that the resume token does not tell already, whatever the criteria;
-    after SnapshotComplete only terminals that joined a group. The first observation of one that is UNKNOWN comes as a
-    Change."""
+    """One terminal as it is now. At the start there is one for each terminal that the reader's resume token does not
+    cover, whatever the criteria; after SnapshotComplete one for each terminal that joins a group. The first observation
+    of a terminal that is UNKNOWN is a Change."""
 
     terminal: WatchedTerminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotComplete:
-    """Every terminal was told. Changes follow."""
+    """The snapshot is complete. Changes follow."""
 
     resume_token: str
     reset: bool = False
-    """The reader's resume token could not be used. The snapshot has every terminal, and takes the place of all that
-    earlier streams told, also where its revisions are smaller."""
+    """The reader's resume token could not be used. The snapshot has every terminal and replaces all that earlier
+    streams sent, even if its revisions are smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivenessChange:
-    """What the last observation of a terminal is worth has changed, or the reason; `error` where the presence server
-    refuses it or does not know it, or where its last document cannot be read."""
+    """A terminal's liveness has changed, or the reason for it. `error` is set if the presence server refuses the
+    terminal or does not know it, or if its last document is unreadable."""
 
     terminal: WatchedTerminal
     error: TerminalStatusError | None = None
@@ -49,14 +48,14 @@ class LivenessChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """The terminal left the group by which it was watched; nothing follows about it."""
+    """The terminal left the group by which it was watched. Nothing about it follows."""
 
     address: TerminalAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bookmark:
-    """Nothing was missed up to here. One comes in each bookmark interval, whether terminals change or not."""
+    """All changes up to here were sent. One comes in each bookmark interval, whether terminals change or not."""
 
     resume_token: str
 
@@ -65,16 +64,16 @@ class StreamEnd(enum.Enum):
     """Why the gateway ended a stream."""
 
     GATEWAY_STOPPING = "GATEWAY_STOPPING"
-    """Come again, with the last resume token."""
+    """Open the stream again, with the last resume token."""
     NOTHING_TO_WATCH = "NOTHING_TO_WATCH"
-    """Each terminal is unknown to the presence server, or refuses the gateway."""
+    """The presence server knows none of the terminals, or refuses to let them be watched."""
     CREDENTIALS_EXPIRED = "CREDENTIALS_EXPIRED"
-    """The client was deleted or disabled, or its credentials ended."""
+    """The client was deleted or disabled, or its credentials expired."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """Nothing follows. `message` is for people; `resume_token` is empty where coming again makes no sense."""
+    """The last event. `message` is for people; `resume_token` is empty if opening the stream again is of no use."""
 
     reason: StreamEnd
     message: str
@@ -85,12 +84,12 @@ WatchEvent = Snapshot | SnapshotComplete | Change | LivenessChange | Removed | B
 
 
 _MESSAGES = {
-    StreamEnd.GATEWAY_STOPPING: "The gateway is stopping; come again, or to another one.",
+    StreamEnd.GATEWAY_STOPPING: "The gateway is stopping. Open the stream again, here or at another gateway.",
     StreamEnd.NOTHING_TO_WATCH: "None of the terminals can be watched.",
-    StreamEnd.CREDENTIALS_EXPIRED: "The client's credentials are no longer good.",
+    StreamEnd.CREDENTIALS_EXPIRED: "The client's credentials are no longer valid.",
 }
 
 
-def ending(reason: StreamEnd, token: str) -> End:
+def end_event(reason: StreamEnd, token: str) -> End:
     """The last event of a stream."""
     return End(reason=reason, message=_MESSAGES[reason], resume_token=token)

@@ -1,10 +1,8 @@
-"""The active subscriptions in memory, by what they are looked up by: id, group, client, and when they are due.
+"""The active subscriptions in memory, found by id, client, group, and when they are due.
 
-Invariants: a subscription has one entry in the heap for its end, one while it holds something back, and a stale one for
-each time it was prolonged or ended; where stale ones are the most, the heap is made anew. So all of it grows with the
+Invariants: the heap has one entry for each subscription's end, one while it holds something back, and outdated ones of
+subscriptions that were renewed or ended; when most are outdated, the heap is rebuilt. So all of it grows with the
 number of active subscriptions only.
-
-Deliberately absent: the rule itself (`rules.py`), terminals, and the store.
 """
 
 import heapq
@@ -15,9 +13,10 @@ from itertools import count
 
 from app.domain.addresses import TerminalAddress
 from app.live.group_directory import GroupKey
-from app.live.subscription import LiveSubscription
+from app.live.subscription import LiveSubscription, Progress
 
 _SLACK = 1000
+"""Outdated heap entries that are allowed however few subscriptions there are."""
 
 
 class SubscriptionIndex:
@@ -32,84 +31,89 @@ class SubscriptionIndex:
 
     @property
     def next_due_s(self) -> float:
-        """When `pop_due` may have something; too early does no harm."""
+        """When `pop_due` may have something; sometimes too early, never too late."""
         return self._heap[0][0] if self._heap else math.inf
 
     def count(self, client_id: str) -> int:
-        """How many the client has."""
+        """How many active subscriptions the client has."""
         return self._of_client.get(client_id, 0)
 
-    def add(self, standing: LiveSubscription) -> None:
-        """Takes one in."""
-        self.by_id[standing.id] = standing
-        self._of_client[standing.client_id] = self.count(standing.client_id) + 1
-        self.index_groups(standing, standing.groups)
-        self.prolonged(standing)
-        if standing.held:
-            self.holds(standing)
+    def add(self, subscription: LiveSubscription) -> None:
+        self.by_id[subscription.id] = subscription
+        self._of_client[subscription.client_id] = self.count(subscription.client_id) + 1
+        self.index_groups(subscription, subscription.groups)
+        self._push(subscription.expires_s, subscription)
+        if subscription.progress.held:
+            self._push(subscription.progress.allowed_s, subscription)
 
-    def remove(self, standing: LiveSubscription) -> None:
-        """Takes one out, if it is in."""
-        standing.ended = True
-        if self.by_id.pop(standing.id, None) is None:
+    def remove(self, subscription: LiveSubscription) -> None:
+        """Marks the subscription as ended, and removes it if it is here."""
+        subscription.ended = True
+        if self.by_id.pop(subscription.id, None) is None:
             return
-        left = self.count(standing.client_id) - 1
+        left = self.count(subscription.client_id) - 1
         if left:
-            self._of_client[standing.client_id] = left
+            self._of_client[subscription.client_id] = left
         else:
-            del self._of_client[standing.client_id]
-        self._unindex(standing, standing.groups)
+            del self._of_client[subscription.client_id]
+        self._unindex(subscription, subscription.groups)
 
-    def index_groups(self, standing: LiveSubscription, groups: tuple[TerminalAddress, ...]) -> None:
-        """Lets it be found by these groups, and no others."""
-        self._unindex(standing, set(standing.groups).difference(groups))
-        standing.groups = groups
+    def index_groups(self, subscription: LiveSubscription, groups: tuple[TerminalAddress, ...]) -> None:
+        """Gives the subscription these groups, and finds it by them and no others."""
+        self._unindex(subscription, set(subscription.groups).difference(groups))
+        subscription.groups = groups
         for group in groups:
-            self.by_group.setdefault((standing.client_id, group), {})[standing] = None
+            self.by_group.setdefault((subscription.client_id, group), {})[subscription] = None
 
-    def _unindex(self, standing: LiveSubscription, groups: Iterable[TerminalAddress]) -> None:
+    def _unindex(self, subscription: LiveSubscription, groups: Iterable[TerminalAddress]) -> None:
         for group in groups:
-            key = (standing.client_id, group)
+            key = (subscription.client_id, group)
             members = self.by_group[key]
-            del members[standing]
+            del members[subscription]
             if not members:
                 del self.by_group[key]
 
-    def prolonged(self, standing: LiveSubscription) -> None:
-        """Its end is another now."""
-        self._push(standing.expires_s, standing)
+    def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:
+        """Takes in progress that was written."""
+        subscription.progress = progress
+        if progress.end_reason is not None:
+            self.remove(subscription)
+        elif progress.held:
+            self._push(progress.allowed_s, subscription)
 
-    def clock_jumped(self, now: datetime, now_s: float) -> None:
-        """The wall clock, in which ends are stated, has left the monotonic one, in which they are found. An end comes
-        when either of them says so: the first where the machine was suspended, the second where the wall clock was set
-        back."""
-        for standing in self.by_id.values():
-            if standing.expires_at is not None:
-                standing.expires_s = min(standing.expires_s, now_s + (standing.expires_at - now).total_seconds())
+    def renew(self, subscription: LiveSubscription, expires_at: datetime, expires_s: float) -> None:
+        """Gives the subscription another end."""
+        subscription.expires_at, subscription.expires_s = expires_at, expires_s
+        self._push(expires_s, subscription)
+
+    def on_clock_jumped(self, now: datetime, now_s: float) -> None:
+        """Recomputes ends after the wall clock left the monotonic one. A subscription ends when either clock says so:
+        the wall clock after the machine was suspended, the monotonic one after the wall clock was set back."""
+        for subscription in self.by_id.values():
+            if subscription.expires_at is not None:
+                left_s = (subscription.expires_at - now).total_seconds()
+                subscription.expires_s = min(subscription.expires_s, now_s + left_s)
         self._rebuild()
 
-    def holds(self, standing: LiveSubscription) -> None:
-        """It holds something back, from now until `allowed_s`."""
-        self._push(standing.allowed_s, standing)
-
     def pop_due(self, now_s: float) -> list[LiveSubscription]:
-        """Those that are due, each once."""
+        """The subscriptions that are due, each once."""
         due: dict[LiveSubscription, None] = {}
         heap = self._heap
         while heap and heap[0][0] <= now_s:
-            standing = heapq.heappop(heap)[2]
-            if not standing.ended and standing.due_s <= now_s:
-                due[standing] = None
+            subscription = heapq.heappop(heap)[2]
+            if not subscription.ended and subscription.due_s <= now_s:
+                due[subscription] = None
         return list(due)
 
-    def _push(self, due_s: float, standing: LiveSubscription) -> None:
+    def _push(self, due_s: float, subscription: LiveSubscription) -> None:
         if due_s < math.inf:
-            heapq.heappush(self._heap, (due_s, next(self._number), standing))
+            heapq.heappush(self._heap, (due_s, next(self._number), subscription))
         if len(self._heap) > 4 * len(self.by_id) + _SLACK:
             self._rebuild()
 
     def _rebuild(self) -> None:
         active = self.by_id.values()
-        entries = [(one.expires_s, one) for one in active] + [(one.allowed_s, one) for one in active if one.held]
+        entries = [(one.expires_s, one) for one in active]
+        entries += [(one.progress.allowed_s, one) for one in active if one.progress.held]
         self._heap = [(due_s, next(self._number), one) for due_s, one in entries if due_s < math.inf]
         heapq.heapify(self._heap)

@@ -1,10 +1,11 @@
-"""Takes subscriptions in and out, in the store and in memory together.
+"""How active subscriptions begin, are renewed and end: in the store and in memory together.
 
-Invariants: whoever is here holds the writer's lock, so that no change falls between what a new subscription is told at
-once and what it is told later, and none is told that has ended. Memory follows the store, never the reverse.
+Invariants: every change here holds the writer's lock. So no change of a terminal falls between what a new subscription
+is sent first and what it is sent later, and nothing is sent after an end. Memory follows the store, never the reverse.
+Work that has begun is finished even if its caller leaves: otherwise memory would not follow the store.
 
-Deliberately absent: what clients may ask for (`core/subscriptions.py`), the rule of who is told what (`rules.py`), and
-groups that change later (`membership.py`).
+Deliberately absent: what clients may ask for (`core/subscriptions.py`), what a subscriber is sent (`rules.py`), and
+groups whose members change later (`membership.py`).
 """
 
 import asyncio
@@ -13,13 +14,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
 from app.auth.policies import Policies
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import SubscriptionUnknown, TooManySubscriptions, Unauthenticated
-from app.domain.owed import END_TEXTS, OwedWriter
+from app.domain.owed import END_TEXTS, ClientDeletion, OwedWriter
 from app.domain.policy import Policy
 from app.domain.records import (
     ANONYMOUS,
@@ -30,10 +32,12 @@ from app.domain.records import (
     Subscription,
     UsageRecord,
 )
-from app.domain.sinks import EndReason, Sink, SinkKind, require_readable, withdraws
+from app.domain.sink_contracts import SinkContracts
+from app.domain.sinks import EndReason, Sink, require_readable
 from app.domain.statuses import Liveness
 from app.live.group_directory import Asked, Expansion, GroupDirectory
 from app.live.index import SubscriptionIndex
+from app.live.open_streams import OpenStreams
 from app.live.registry import TerminalRegistry
 from app.live.rules import Decision, decide
 from app.live.subscription import LiveSubscription, begun, restored
@@ -46,41 +50,46 @@ _log = structlog.get_logger(__name__)
 
 
 class Lifecycle:
-    """The active subscriptions' coming and going."""
+    """Begins, renews, changes and ends active subscriptions. One per process."""
 
     def __init__(
         self,
         store: Store,
-        watches: TerminalRegistry,
-        standings: SubscriptionIndex,
-        commits: StatusWriter,
-        groups: GroupDirectory,
+        registry: TerminalRegistry,
+        index: SubscriptionIndex,
+        writer: StatusWriter,
+        streams: OpenStreams,
+        directory: GroupDirectory,
         policies: Policies,
+        contracts: SinkContracts,
         *,
         clock: Callable[[], datetime],
         clock_s: Callable[[], float],
-        wake: Callable[[], None],
-        end_streams_of: Callable[[str], None],
     ) -> None:
+        self.on_work: Callable[[], None] = lambda: None
+        """Called when something may be due earlier than before; may not block or raise."""
         self._store = store
-        self._watches = watches
-        self._standings = standings
-        self._commits = commits
-        self._groups = groups
+        self._registry = registry
+        self._index = index
+        self._writer = writer
+        self._streams = streams
+        self._directory = directory
         self._policies = policies
+        self._contracts = contracts
         self._clock = clock
         self._clock_s = clock_s
-        self._wake = wake
-        self._end_streams_of = end_streams_of
-        self._works: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
     def require_room(self, client_id: str, most: int) -> None:
-        """Raises TooManySubscriptions where the client has so many active ones."""
-        if self._standings.count(client_id) >= most:
-            raise TooManySubscriptions(f"There are {most} active subscriptions, as many as allowed.")
+        """Raises TooManySubscriptions if the client has `most` active subscriptions."""
+        if self._index.count(client_id) >= most:
+            raise TooManySubscriptions(
+                f"Limit reached: {most} active subscriptions. End one, or ask the operator to raise "
+                "`max_subscriptions`."
+            )
 
     async def restore(self) -> None:
-        """Takes in what is active in the store. Raises StoreUnavailable."""
+        """Takes the active subscriptions of the store into memory, at the start. Raises StoreUnavailable."""
         clients = {client.id: client for client in await self._store.clients()}
         gone: set[str] = set()
         async for portion in self._store.active_subscriptions():
@@ -88,298 +97,323 @@ class Lifecycle:
             gone.update([one.client_id for one in portion if one.client_id not in clients])
             await self._restore(owned, clients)
         for client_id in gone - {ANONYMOUS}:
-            await self._store.client_gone(client_id, OwedWriter(self._clock()).client_deleted)
+            await self._store.client_gone(client_id, ClientDeletion(self._contracts, self._clock()))
 
-    async def settled(self) -> None:
-        """Waits for what callers who left have begun."""
-        await asyncio.gather(*self._works, return_exceptions=True)
+    async def finish_running(self) -> None:
+        """Waits for operations whose caller has left; they run to completion in the background."""
+        await asyncio.gather(*self._running, return_exceptions=True)
 
     async def begin(
         self,
         subscription: Subscription,
         expansion: Expansion,
         *,
-        busy: bool,
+        busy_allowed: bool,
         usage: Sequence[UsageRecord],
         most: int | None = None,
     ) -> Subscription:
-        """Stores a subscription with what it is told at once, and lets it stand. Returns what is stored, which is
-        another one where its request id was used before. With `most`, that many of the client's may be active then.
+        """Stores a subscription with its first notifications, and makes it active. Returns what is stored: an earlier
+        subscription if its request id was used before. With `most`, the client may have that many active ones.
+
         Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, TooManyWatchedTerminals,
-        Unauthenticated."""
-        return await self._undisturbed(self._begin(subscription, expansion, busy, usage, most))
+        Unauthenticated.
+        """
+        return await self._run_to_completion(self._begin(subscription, expansion, busy_allowed, usage, most))
 
     async def _begin(
         self,
         subscription: Subscription,
         expansion: Expansion,
-        busy: bool,
+        busy_allowed: bool,
         usage: Sequence[UsageRecord],
         most: int | None,
     ) -> Subscription:
-        async with self._commits.lock:
+        async with self._writer.lock:
             policy = await self._policy_now(subscription.client_id)
-            if most is not None and self._standings.count(subscription.client_id) >= most:
-                # Many may have been let in at once, this request itself among them.
+            if most is not None and self._index.count(subscription.client_id) >= most:
+                # Several calls may have passed `require_room` at once, perhaps with this same request id.
                 known = await self._store.subscription_by_request_id(subscription.client_id, subscription.request_id)
                 if known is not None:
                     return known
                 self.require_room(subscription.client_id, most)
-            if expansion.groups:  # they may have changed since, when it did not follow them yet
-                allowed = policy.max_notification_addresses
-                expansion = await self._groups.members_now(
-                    subscription.client_id, subscription.addresses, allowed, expansion.groups
+            if expansion.groups:  # a group may have changed since it was expanded
+                expansion = await self._directory.members_now(
+                    subscription.client_id,
+                    subscription.addresses,
+                    policy.max_notification_addresses,
+                    expansion.groups,
                 )
                 subscription = replace(subscription, groups=expansion.groups)
-            terminals = self._watches.want(expansion.terminals, subscription.client_id, policy.max_watched_terminals)
+            terminals = self._registry.want(expansion.terminals, subscription.client_id, policy.max_watched_terminals)
             try:
-                await self._commits.load(terminals)
-                standing, told, owed, decision = self._started(subscription, terminals, expansion.groups, busy)
-                stored = await self._store.create_subscription(told, owed, usage, _audit("subscription created", usage))
+                await self._writer.load(terminals)
+                live, row, owed, decision = self._first(subscription, terminals, expansion.groups, busy_allowed)
+                stored = await self._store.create_subscription(row, owed, usage, _audit("subscription created", usage))
                 if stored.id == subscription.id:
                     if stored.active:
                         if decision is not None:
-                            decision.apply()
-                        self._stand(standing, terminals)
-                    self._commits.hint_owed(owed)
+                            live.progress = decision.progress
+                        self._activate(live, terminals)
+                    self._writer.on_written(owed)
                 return stored
             finally:
-                for terminal in terminals:
-                    if not terminal.wanted:
-                        self._watches.unwanted(terminal)
+                self._registry.release_unwanted(terminals)
 
     async def _policy_now(self, client_id: str) -> Policy:
-        """The policy of a client that may have been deleted, or disabled, since the call began: an endpoint takes its
-        time to test."""
+        """The policy of a client that may have been deleted or disabled since the call began: checking an endpoint
+        takes time."""
         if client_id == ANONYMOUS:
             return self._policies.operator
         client = await self._store.client(client_id)
         if client is None or client.disabled:
-            raise Unauthenticated("The credentials are no longer good.")
+            raise Unauthenticated("The credentials are no longer valid: the client was deleted or disabled.")
         return self._policies.of(client)
 
-    def _started(
+    def _first(
         self,
         subscription: Subscription,
         terminals: Sequence[Terminal],
         groups: tuple[TerminalAddress, ...],
-        busy: bool,
+        busy_allowed: bool,
     ) -> tuple[LiveSubscription, Subscription, list[OwedNotification], Decision | None]:
-        live = {one.address: one.status for one in terminals if one.liveness is Liveness.LIVE and one.status}
+        """A new subscription in memory, its row, its first notifications, and what follows of statuses known now."""
+        contract = self._contracts.of(subscription.sink.kind, subscription.sink.profile)
+        known = {one.address: one.status for one in terminals if one.liveness is Liveness.LIVE and one.status}
         now_s = self._clock_s()
-        addresses = tuple([one.address for one in terminals])
-        standing = begun(subscription, terminals=addresses, groups=groups, live=live, busy=busy, now_s=now_s)
-        writer = OwedWriter(self._clock())
-        sink, owed = subscription.sink.kind, []
-        if sink is SinkKind.WEBHOOK:
-            owed.append(writer.owe(subscription.id, subscription.client_id, sink, NotificationKind.STARTED))
+        live = begun(
+            subscription,
+            contract,
+            terminals=tuple([one.address for one in terminals]),
+            groups=groups,
+            live=known,
+            busy_allowed=busy_allowed,
+            now_s=now_s,
+        )
+        writer, owed = OwedWriter(self._clock()), []
+        if contract.announces_start:
+            owed.append(writer.owe(subscription.id, subscription.client_id, contract, NotificationKind.STARTED))
         decision = None
-        if live and subscription.check_immediate:
-            decision = decide(standing, [(status, None) for status in live.values()], {}, now_s, writer)
-        awaited = standing.awaiting if decision is None else decision.awaiting
-        if len(terminals) > 1:  # by name: some may be known long before others
-            standing.joined = awaited
-            subscription = replace(subscription, joined=tuple(sorted(awaited)))
+        if known and subscription.check_immediate:
+            decision = decide(live, [(status, None) for status in known.values()], {}, now_s, writer)
+        progress = live.progress if decision is None else decision.progress
+        if len(terminals) > 1:  # awaited by name: some may be observed long before others
+            progress = msgspec.structs.replace(progress, joined=progress.awaiting)
+            row = replace(subscription, joined=tuple(sorted(progress.awaiting)))
         else:
-            subscription = replace(subscription, awaiting=bool(awaited))
-        if decision is not None:
-            decision.joined = standing.joined
-            owed += decision.owed
-            if (update := decision.update) is not None:
-                subscription = replace(
-                    subscription,
-                    notified=decision.notified,
-                    last_notified_at=update.last_notified_at,
-                    ended_at=update.ended_at,
-                    end_reason=update.end_reason,
-                    end_detail=update.end_detail or "",
-                )
-        return standing, subscription, owed, decision
+            row = replace(subscription, awaiting=bool(progress.awaiting))
+        if decision is None:
+            live.progress = progress
+            return live, row, owed, None
+        owed += decision.owed
+        if (update := decision.update) is not None:
+            row = replace(
+                row,
+                notified=progress.notified,
+                last_notified_at=update.last_notified_at,
+                ended_at=update.ended_at,
+                end_reason=update.end_reason,
+                end_detail=update.end_detail or "",
+            )
+        return live, row, owed, decision._replace(progress=progress)
 
-    async def finish(
-        self, subscription: Subscription, reason: EndReason, usage: Sequence[UsageRecord], *, stored: Callable[[], None]
+    async def end(
+        self,
+        subscription: Subscription,
+        reason: EndReason,
+        usage: Sequence[UsageRecord],
+        *,
+        on_stored: Callable[[], None],
     ) -> None:
-        """Ends an active subscription; calls `stored` then, also where the caller has left. Raises StoreUnavailable,
-        having changed nothing, and SubscriptionUnknown where it has ended meanwhile."""
-        await self._undisturbed(self._finish(subscription.id, reason, usage, stored))
+        """Ends an active subscription, and calls `on_stored` then, even if the caller has left.
 
-    async def _finish(
-        self, subscription_id: str, reason: EndReason, usage: Sequence[UsageRecord], stored: Callable[[], None]
+        Raises StoreUnavailable, having changed nothing; SubscriptionUnknown if it has ended meanwhile.
+        """
+        await self._run_to_completion(self._end(subscription.id, reason, usage, on_stored))
+
+    async def _end(
+        self, subscription_id: str, reason: EndReason, usage: Sequence[UsageRecord], on_stored: Callable[[], None]
     ) -> None:
-        async with self._commits.lock:
-            standing = self._standing(subscription_id)
+        async with self._writer.lock:
+            live = self._active(subscription_id)
             writer = OwedWriter(self._clock())
             update = SubscriptionUpdate(
-                subscription_id=standing.id,
+                subscription_id=live.id,
                 ended_at=writer.now,
                 end_reason=reason,
                 end_detail=END_TEXTS[reason],
-                withdraws=withdraws(standing.kind, reason),
+                withdraws=reason in live.contract.withdrawn_at,
             )
-            owed = writer.ending(standing.id, standing.client_id, standing, reason)
+            owed = writer.owe_end(live.id, live.client_id, live.contract, reason)
             audit = _audit(f"subscription {reason.name.lower()}", usage)
             await self._store.write(Changes(updates=[update], owed=owed, usage=usage, audit=audit))
-            self._drop(standing)
-            stored()
-            self._commits.hint_owed(owed)
+            self._writer.remove(live)
+            on_stored()
+            self._writer.on_written(owed)
 
-    async def prolong(self, subscription: Subscription, expires_at: datetime, *, who: str) -> None:
-        """Lets an active subscription end at another time, as the client `who` wants. Raises as `finish`."""
-        await self._undisturbed(self._prolong(subscription.id, expires_at, who))
+    async def renew(self, subscription: Subscription, expires_at: datetime, *, who: str) -> None:
+        """Gives an active subscription another end, for the client id `who`. Raises as `end`."""
+        await self._run_to_completion(self._renew(subscription.id, expires_at, who))
 
-    async def _prolong(self, subscription_id: str, expires_at: datetime, who: str) -> None:
-        async with self._commits.lock:
-            standing = self._standing(subscription_id)
-            details = {"subscription": standing.id, "expires_at": expires_at.isoformat()}
+    async def _renew(self, subscription_id: str, expires_at: datetime, who: str) -> None:
+        async with self._writer.lock:
+            live = self._active(subscription_id)
+            details = {"subscription": live.id, "expires_at": expires_at.isoformat()}
             entry = AuditEntry(at=self._clock(), who=who, what="subscription renewed", details=details)
-            update = SubscriptionUpdate(subscription_id=standing.id, expires_at=expires_at)
+            update = SubscriptionUpdate(subscription_id=live.id, expires_at=expires_at)
             await self._store.write(Changes(updates=[update], audit=[entry]))
-            standing.expires_at = expires_at
-            standing.expires_s = self._clock_s() + (expires_at - self._clock()).total_seconds()
-            self._standings.prolonged(standing)
-        self._wake()
+            left_s = (expires_at - self._clock()).total_seconds()
+            self._index.renew(live, expires_at, self._clock_s() + left_s)
+        self.on_work()
 
     async def change_sink(
         self,
         subscription: Subscription,
         change: Callable[[Sink], Sink],
         audit: Sequence[AuditEntry],
-        changed: Callable[[Subscription], None],
+        on_stored: Callable[[Subscription], None],
     ) -> Subscription:
-        """Gives an active subscription another sink of the same kind and profile, made by `change` of the one it has
-        now. `changed` is called with what is stored, which is returned. Raises as `finish`."""
-        return await self._undisturbed(self._change_sink(subscription.id, change, audit, changed))
+        """Replaces an active subscription's sink by `change` of it, of the same kind and profile. Calls `on_stored`
+        with what is stored, and returns that. Raises as `end`."""
+        return await self._run_to_completion(self._change_sink(subscription.id, change, audit, on_stored))
 
     async def _change_sink(
         self,
         subscription_id: str,
         change: Callable[[Sink], Sink],
         audit: Sequence[AuditEntry],
-        changed: Callable[[Subscription], None],
+        on_stored: Callable[[Subscription], None],
     ) -> Subscription:
-        async with self._commits.lock:
-            self._standing(subscription_id)
+        async with self._writer.lock:
+            self._active(subscription_id)
             stored = await self._store.subscription(subscription_id)
-            if stored is None or not stored.active:  # its endpoint ended it, a moment ago
+            if stored is None or not stored.active:  # its endpoint ended it a moment ago
                 raise _unknown()
             require_readable(stored.sink)
             stored = replace(stored, sink=change(stored.sink))
             update = SubscriptionUpdate(subscription_id=stored.id, sink=stored.sink)
             await self._store.write(Changes(updates=[update], audit=audit))
-            changed(stored)
+            on_stored(stored)
         return stored
 
     async def delete_client(self, client_id: str) -> list[Subscription]:
-        """Deletes a client with its keys and groups, ends its subscriptions (which are returned) and its streams.
-        Raises ClientUnknown, StoreUnavailable."""
-        return await self._undisturbed(self._delete_client(client_id))
+        """Deletes a client with its keys and groups; ends its subscriptions, which are returned, and its streams.
 
-    async def client_gone(self, client_id: str) -> None:
-        """Follows another process that deleted a client in the store, as `delete_client` does its own."""
-        await self._undisturbed(self._client_gone(client_id))
+        Raises ClientUnknown, StoreUnavailable.
+        """
+        return await self._run_to_completion(self._delete_client(client_id))
+
+    async def on_client_deleted(self, client_id: str) -> None:
+        """Another process has deleted the client in the store: does here what `delete_client` does."""
+        await self._run_to_completion(self._client_deleted(client_id))
 
     async def _delete_client(self, client_id: str) -> list[Subscription]:
         if await self._store.client(client_id) is not None:
-            await self._store.delete_groups(client_id)  # which may take long, so before the lock is taken
-        async with self._commits.lock:
-            ended = await self._store.delete_client(client_id, OwedWriter(self._clock()).client_deleted)
-            self._let_go(client_id, [subscription.id for subscription in ended])
+            await self._store.delete_groups(client_id)  # before the lock is taken: it may take long
+        async with self._writer.lock:
+            ended = await self._store.delete_client(client_id, ClientDeletion(self._contracts, self._clock()))
+            self._forget_client(client_id, [subscription.id for subscription in ended])
         return ended
 
-    async def _client_gone(self, client_id: str) -> None:
-        async with self._commits.lock:
-            stood = [each.id for each in self._standings.by_id.values() if each.client_id == client_id]
-            self._let_go(client_id, stood)
-            # What this process let in while the other one deleted the client.
-            await self._store.client_gone(client_id, OwedWriter(self._clock()).client_deleted)
+    async def _client_deleted(self, client_id: str) -> None:
+        async with self._writer.lock:
+            active = [each.id for each in self._index.by_id.values() if each.client_id == client_id]
+            self._forget_client(client_id, active)
+            # Subscriptions that began here while the other process deleted the client.
+            await self._store.client_gone(client_id, ClientDeletion(self._contracts, self._clock()))
 
-    def _let_go(self, client_id: str, ended: Iterable[str]) -> None:
+    def _forget_client(self, client_id: str, ended: Iterable[str]) -> None:
         for subscription_id in ended:
-            self.forget(subscription_id)
-        self._groups.client_deleted(client_id)
-        self._end_streams_of(client_id)
-        self._commits.hint_due()  # what the deletion's transaction wrote
+            self.on_ended_in_store(subscription_id)
+        self._directory.client_deleted(client_id)
+        self._streams.end_of_client(client_id)
+        self._writer.on_notifications_owed()
 
-    def forget(self, subscription_id: str) -> None:
-        """The subscription has ended in the store."""
-        standing = self._standings.by_id.get(subscription_id)
-        if standing is not None:
-            self._drop(standing)
+    def on_ended_in_store(self, subscription_id: str) -> None:
+        """The subscription has ended in the store: removes it from memory."""
+        live = self._index.by_id.get(subscription_id)
+        if live is not None:
+            self._writer.remove(live)
 
-    def _standing(self, subscription_id: str) -> LiveSubscription:
-        standing = self._standings.by_id.get(subscription_id)
-        if standing is None:
+    def _active(self, subscription_id: str) -> LiveSubscription:
+        live = self._index.by_id.get(subscription_id)
+        if live is None:
             raise _unknown()
-        return standing
+        return live
 
-    async def _undisturbed(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Does it whole, also where the caller leaves: memory would not follow the store otherwise."""
-        task = asyncio.create_task(work, name="enrolment")
-        self._works.add(task)
-        task.add_done_callback(self._works.discard)
+    async def _run_to_completion(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        task = asyncio.create_task(work, name="lifecycle")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    def _stand(self, standing: LiveSubscription, terminals: Iterable[Terminal]) -> None:
+    def _activate(self, live: LiveSubscription, terminals: Iterable[Terminal]) -> None:
         for terminal in terminals:
-            self._watches.link(standing, terminal)
-            if terminal.address in standing.awaiting:
+            self._registry.add_subscription(live, terminal)
+            if terminal.address in live.progress.awaiting:
                 terminal.attentive = True
-        self._standings.add(standing)
-        self._wake()
-
-    def _drop(self, standing: LiveSubscription) -> None:
-        self._standings.remove(standing)
-        self._watches.unlink(standing, standing.terminals)
+        self._index.add(live)
+        self.on_work()
 
     async def _restore(self, portion: Sequence[Subscription], clients: Mapping[str, Client]) -> None:
-        now, now_s = self._clock(), self._clock_s()
-        expansions: dict[str, Expansion] = {}
-        regrouped: list[SubscriptionUpdate] = []
-        same: dict[Asked, Expansion] = {}  # many may be to the same groups, which are read once
-        for subscription in portion:
-            client_id = subscription.client_id
-            if known := subscription.groups:
-                most = self._policies.of_id(client_id, clients).max_notification_addresses
-                asked = client_id, subscription.addresses, known
-                if (expansion := same.get(asked)) is None:
-                    expansion = same[asked] = await self._groups.members_now(
-                        client_id, subscription.addresses, most, known
-                    )
-                expansions[subscription.id] = expansion
-                if expansion.groups != known:
-                    regrouped.append(SubscriptionUpdate(subscription_id=subscription.id, groups=expansion.groups))
-        if regrouped:
-            await self._store.write(Changes(updates=regrouped))
+        expansions = await self._expand_again(portion, clients)
         wanted: dict[str, dict[TerminalAddress, None]] = {}
         for subscription in portion:
             by_group = expansions.get(subscription.id)
-            its_own = by_group.terminals if by_group else subscription.addresses
-            wanted.setdefault(subscription.client_id, {}).update(dict.fromkeys(its_own))
+            addresses = by_group.terminals if by_group else subscription.addresses
+            wanted.setdefault(subscription.client_id, {}).update(dict.fromkeys(addresses))
         terminals: dict[TerminalAddress, Terminal] = {}
-        for client_id, addresses in wanted.items():
-            terminals.update((one.address, one) for one in self._watches.want(tuple(addresses), client_id, None))
-        await self._commits.load(terminals.values())
+        for client_id, its in wanted.items():
+            terminals.update((one.address, one) for one in self._registry.want(tuple(its), client_id, None))
+        await self._writer.load(terminals.values())
         stored = {address: terminal.status for address, terminal in terminals.items() if terminal.status}
+        now, now_s = self._clock(), self._clock_s()
         for subscription in portion:
             by_group = expansions.get(subscription.id)
-            its = [terminals[one] for one in (by_group.terminals if by_group else subscription.addresses)]
-            standing = restored(
+            its_terminals = [terminals[one] for one in (by_group.terminals if by_group else subscription.addresses)]
+            live = restored(
                 subscription,
-                terminals=tuple([terminal.address for terminal in its]),
+                self._contracts.of(subscription.sink.kind, subscription.sink.profile),
+                terminals=tuple([terminal.address for terminal in its_terminals]),
                 groups=by_group.groups if by_group else (),
                 stored=stored,
-                busy=self._policies.of_id(subscription.client_id, clients).busy_available,
+                busy_allowed=self._policies.of_id(subscription.client_id, clients).busy_available,
                 now=now,
                 now_s=now_s,
             )
             if by_group and by_group.left_out:
-                _log.warning("group_cut", subscription=standing.id, watched=len(its), left_out=by_group.left_out)
-                standing.warned = frozenset(by_group.groups[:1])  # it was told when the group grew
-            self._stand(standing, its)
+                watched, left_out = len(its_terminals), by_group.left_out
+                _log.warning("group_cut", subscription=live.id, watched=watched, left_out=left_out)
+                # The client was sent the error when the group grew.
+                live.progress = msgspec.structs.replace(live.progress, reported=frozenset(by_group.groups[:1]))
+            self._activate(live, its_terminals)
+
+    async def _expand_again(
+        self, portion: Sequence[Subscription], clients: Mapping[str, Client]
+    ) -> dict[str, Expansion]:
+        """By subscription id: the members that the groups of stored subscriptions have now."""
+        expansions: dict[str, Expansion] = {}
+        changed: list[SubscriptionUpdate] = []
+        same: dict[Asked, Expansion] = {}  # many subscriptions may name the same groups, which are read once
+        for subscription in portion:
+            if not (known := subscription.groups):
+                continue
+            client_id = subscription.client_id
+            asked = client_id, subscription.addresses, known
+            if (expansion := same.get(asked)) is None:
+                most = self._policies.of_id(client_id, clients).max_notification_addresses
+                expansion = same[asked] = await self._directory.members_now(
+                    client_id, subscription.addresses, most, known
+                )
+            expansions[subscription.id] = expansion
+            if expansion.groups != known:
+                changed.append(SubscriptionUpdate(subscription_id=subscription.id, groups=expansion.groups))
+        if changed:
+            await self._store.write(Changes(updates=changed))
+        return expansions
 
 
 def _audit(what: str, usage: Sequence[UsageRecord]) -> list[AuditEntry]:
-    """What stands in the audit log of the acts that these records are of."""
+    """The audit entries of the calls that these usage records are about."""
     return [
         AuditEntry(
             at=one.at,
@@ -392,4 +426,4 @@ def _audit(what: str, usage: Sequence[UsageRecord]) -> list[AuditEntry]:
 
 
 def _unknown() -> SubscriptionUnknown:
-    return SubscriptionUnknown("There is no such active subscription.")
+    return SubscriptionUnknown("There is no active subscription of this id. It may have ended.")

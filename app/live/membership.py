@@ -1,14 +1,16 @@
-"""Lets subscriptions follow their groups: who is in them now is watched for them, who left is not.
+"""Follows groups: when members change, subscriptions and streams watch the members of now.
 
-What a restart must know of it (groups, who joined) is stored first, and memory follows.
-Invariants: the writer's lock is held for each portion of subscriptions. A subscription that cannot follow holds up no
-other.
+For subscriptions, what a restart must know (groups, terminals that joined) is stored first, and memory follows. Streams
+end with a restart, so for them nothing is stored.
+Invariants: the writer's lock is held for each portion. A listener that cannot follow holds up no other.
 
-Deliberately absent: streams, which `engine.py` lets follow, and what a group stands for (`group_directory.py`).
+Deliberately absent: which terminals a group means (`group_directory.py`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from app.auth.policies import Policies
@@ -19,173 +21,219 @@ from app.domain.records import Client
 from app.domain.statuses import Liveness
 from app.live.group_directory import Asked, Expansion, GroupDirectory, GroupKey
 from app.live.index import SubscriptionIndex
-from app.live.registry import TerminalRegistry
-from app.live.subscription import LiveSubscription
+from app.live.mailbox import Stream
+from app.live.open_streams import OpenStreams
+from app.live.registry import Failure, TerminalRegistry
+from app.live.subscription import LiveSubscription, Progress
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
 from app.ports import Store
 
 _TOGETHER = 200
-"""Subscriptions that follow their groups in one transaction."""
+"""Listeners that follow their groups in one transaction."""
+
+Listener = LiveSubscription | Stream
 
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
 class _Move:
-    """Where a subscription by groups goes when they have changed."""
+    """A listener, and the terminals that it is to watch."""
 
-    __slots__ = ("awaited", "groups", "held", "joined", "standing", "terminals", "update")
-
-    def __init__(
-        self, standing: LiveSubscription, groups: tuple[TerminalAddress, ...], terminals: Sequence[Terminal]
-    ) -> None:
-        self.standing = standing
-        self.groups = groups
-        self.terminals = terminals
-        self.awaited: list[Terminal] = []
-        self.joined = standing.joined
-        self.held = standing.held
-        self.update: SubscriptionUpdate | None = None
+    listener: Listener
+    groups: tuple[TerminalAddress, ...]
+    terminals: Sequence[Terminal]
+    progress: Progress | None = None
+    """A subscription's progress with these terminals."""
+    awaited: list[Terminal] = field(default_factory=list)
+    """Terminals that join a subscription, and whose next observation is their first."""
 
 
-class Membership:
-    """Of all active subscriptions by groups."""
+class GroupFollower:
+    """Lets all listeners by groups follow them. One per process."""
 
     def __init__(
         self,
         store: Store,
-        watches: TerminalRegistry,
-        standings: SubscriptionIndex,
-        commits: StatusWriter,
-        groups: GroupDirectory,
+        registry: TerminalRegistry,
+        index: SubscriptionIndex,
+        writer: StatusWriter,
+        streams: OpenStreams,
+        directory: GroupDirectory,
         policies: Policies,
-        wake: Callable[[], None],
     ) -> None:
-        """`wake` is called when there may be something to write."""
         self._store = store
-        self._watches = watches
-        self._standings = standings
-        self._commits = commits
-        self._groups = groups
+        self._registry = registry
+        self._index = index
+        self._writer = writer
+        self._streams = streams
+        self._directory = directory
         self._policies = policies
-        self._wake = wake
 
-    async def regroup(self, changed: Iterable[GroupKey], clients: Mapping[str, Client]) -> None:
-        """Lets subscriptions by these groups follow their members. Raises StoreUnavailable, and may be repeated."""
-        concerned = [one for group in changed for one in (*self._standings.by_group.get(group, ()), *self._met(group))]
-        standings = list(dict.fromkeys(concerned))
-        for start in range(0, len(standings), _TOGETHER):
-            async with self._commits.lock:  # others have their turn between portions
-                portion = [one for one in standings[start : start + _TOGETHER] if not one.ended]
-                await self._regroup(portion, clients)
-        self._wake()
+    async def follow(self, changed: Set[GroupKey]) -> None:
+        """Moves the listeners of these groups. Raises StoreUnavailable, and may be repeated."""
+        clients = {client.id: client for client in await self._store.clients()}
+        listeners = self._listeners(changed)
+        for start in range(0, len(listeners), _TOGETHER):
+            async with self._writer.lock:  # others have their turn between portions
+                await self._move([one for one in listeners[start : start + _TOGETHER] if self._active(one)], clients)
 
-    def _met(self, group: GroupKey) -> list[LiveSubscription]:
-        """Subscriptions that have it as a terminal, by another group."""
-        client_id, address = group
-        terminal = self._watches.by_address.get(address)
-        standings = terminal.standings if terminal is not None else ()
-        return [one for one in standings if one.groups and one.client_id == client_id and address not in one.addresses]
+    def _listeners(self, changed: Set[GroupKey]) -> list[Listener]:
+        found: dict[Listener, None] = {}
+        for group in changed:
+            found.update(dict.fromkeys(self._index.by_group.get(group, ())))
+        for stream in self._streams:
+            if any((stream.client_id, group) in changed for group in stream.groups):
+                found[stream] = None
+        for client_id, address in changed:
+            found.update(dict.fromkeys(self._having_as_member(client_id, address)))
+        return list(found)
 
-    async def _regroup(self, standings: Sequence[LiveSubscription], clients: Mapping[str, Client]) -> None:
+    def _having_as_member(self, client_id: str, address: TerminalAddress) -> list[Listener]:
+        """Listeners that watch the address as a terminal, since it is a member of another group of theirs."""
+        terminal = self._registry.by_address.get(address)
+        if terminal is None:
+            return []
+        streams = [one for one in terminal.streams if isinstance(one, Stream)]
+        listeners: list[Listener] = [*terminal.subscriptions, *streams]
+        return [one for one in listeners if one.groups and one.client_id == client_id and address not in one.addresses]
+
+    def _active(self, listener: Listener) -> bool:
+        return not listener.ended if isinstance(listener, LiveSubscription) else listener in self._streams
+
+    async def _move(self, listeners: Sequence[Listener], clients: Mapping[str, Client]) -> None:
         moves: list[_Move] = []
-        same: dict[Asked, Expansion] = {}  # many may be to the same groups, which are read once
+        same: dict[Asked, Expansion] = {}  # many listeners may name the same groups, which are read once
         try:
-            for standing in standings:
-                moves += await self._moves(standing, clients, same)
-            await self._commits.load([terminal for move in moves for terminal in move.terminals])
-            for move in moves:
-                self._weigh(move)
-            updates = [move.update for move in moves if move.update is not None]
+            for listener in listeners:
+                moves += await self._move_of(listener, clients, same)
+            await self._writer.load([terminal for move in moves for terminal in move.terminals])
+            updates = [update for move in moves if (update := _prepare(move)) is not None]
             if updates:
                 await self._store.write(Changes(updates=updates))
             for move in moves:
-                if not move.standing.ended:  # by the endpoint, meanwhile
-                    self._follow(move)
+                if self._active(move.listener):  # it may have ended meanwhile
+                    self._apply(move)
         except StoreUnavailable:
             raise
-        except Exception:  # the others follow
-            if len(standings) == 1:
-                _log.exception("defect_in_watching", subscription=standings[0].id)
-            else:
-                for standing in standings:
-                    await self._regroup([standing], clients)
+        except Exception:
+            if len(listeners) == 1:
+                _log.exception("defect_in_watching", **_name_of(listeners[0]))
+            else:  # the others follow
+                for listener in listeners:
+                    await self._move([listener], clients)
         finally:
-            for terminal in dict.fromkeys([terminal for move in moves for terminal in move.terminals]):
-                if not terminal.wanted:
-                    self._watches.unwanted(terminal)
+            self._registry.release_unwanted(dict.fromkeys([terminal for move in moves for terminal in move.terminals]))
 
-    async def _moves(
-        self, standing: LiveSubscription, clients: Mapping[str, Client], same: dict[Asked, Expansion]
-    ) -> "list[_Move]":
-        """Where it is to go; none where too many terminals are watched for that."""
-        policy, client_id = self._policies.of_id(standing.client_id, clients), standing.client_id
-        most = policy.max_notification_addresses
-        asked = client_id, standing.addresses, standing.groups
+    async def _move_of(
+        self, listener: Listener, clients: Mapping[str, Client], same: dict[Asked, Expansion]
+    ) -> list[_Move]:
+        """Where the listener moves to; nothing if it would then watch too many terminals."""
+        client_id, policy = listener.client_id, self._policies.of_id(listener.client_id, clients)
+        asked = client_id, listener.addresses, listener.groups
         if (expansion := same.get(asked)) is None:
-            expansion = same[asked] = await self._groups.members_now(
-                client_id, standing.addresses, most, standing.groups
+            expansion = same[asked] = await self._directory.members_now(
+                client_id, listener.addresses, policy.max_notification_addresses, listener.groups
             )
-        self._tell_left_out(standing, expansion)
-        standing.failed = standing.failed.intersection(expansion.terminals)
+        if isinstance(listener, LiveSubscription):
+            self._report_left_out(listener, expansion)
+            failed = listener.progress.failed
+            # Known terminals are not wanted again: one that has failed is not to be watched again by that.
+            its = {one: self._registry.by_address[one] for one in listener.progress.terminals}
+        else:
+            if expansion.left_out:
+                watched, left_out = len(expansion.terminals), expansion.left_out
+                _log.warning("group_cut", client=client_id, watched=watched, left_out=left_out)
+            failed = frozenset()
+            its = {terminal.address: terminal for terminal in listener.sent}
         try:
-            its = {one: self._watches.by_address[one] for one in standing.terminals}  # not to be asked anew
-            others = [one for one in expansion.terminals if not (one in its or one in standing.failed)]
-            wanted = self._watches.want(others, client_id, policy.max_watched_terminals)
-            its.update((terminal.address, terminal) for terminal in wanted)
+            others = [one for one in expansion.terminals if not (one in its or one in failed)]
+            wanted = self._registry.want(others, client_id, policy.max_watched_terminals)
         except (GatewayOverloaded, TooManyWatchedTerminals) as error:
-            _log.warning("group_not_followed", subscription=standing.id, message=str(error))
+            _log.warning("group_not_followed", **_name_of(listener), message=str(error))
             return []
-        return [_Move(standing, expansion.groups, [its[one] for one in expansion.terminals if one in its])]
+        its.update((terminal.address, terminal) for terminal in wanted)
+        return [_Move(listener, expansion.groups, [its[one] for one in expansion.terminals if one in its])]
 
-    def _tell_left_out(self, standing: LiveSubscription, expansion: Expansion) -> None:
-        """The groups may have grown beyond what the policy allows: that is told once, until they fit again."""
-        fitting = standing.warned.intersection(expansion.terminals)
-        if not expansion.left_out:
-            standing.warned = fitting
+    def _report_left_out(self, subscription: LiveSubscription, expansion: Expansion) -> None:
+        """If the groups have grown beyond what the policy allows, the client is sent an error, once until they fit."""
+        progress = subscription.progress
+        failed = progress.failed.intersection(expansion.terminals)
+        reported = progress.reported.intersection(expansion.terminals) if not expansion.left_out else progress.reported
+        subscription.progress = msgspec.structs.replace(progress, failed=failed, reported=reported)
+        if not expansion.left_out or expansion.groups[0] in reported:
             return
-        group = expansion.groups[0]
-        if group in standing.warned:
-            return
-        most, over = len(expansion.terminals), expansion.left_out
-        _log.warning("group_cut", subscription=standing.id, group=group, watched=most, left_out=over)
-        error = TooManyAddresses(f"{over} terminals are not watched: {most} are allowed.", most=str(most))
-        self._watches.failed.append((group, (standing,), error))
+        group, most, left_out = expansion.groups[0], len(expansion.terminals), expansion.left_out
+        _log.warning("group_cut", subscription=subscription.id, group=group, watched=most, left_out=left_out)
+        error = TooManyAddresses(f"{left_out} terminals are not watched: {most} are allowed.", most=str(most))
+        self._registry.failures.append(Failure(group, (subscription,), error))
+        self._registry.on_work()
 
-    def _weigh(self, move: "_Move") -> None:
-        """Finds who joins and is awaited, and what the store does not know of it all."""
-        standing, now = move.standing, {terminal.address for terminal in move.terminals}
-        for terminal in move.terminals:
-            live = terminal.liveness is Liveness.LIVE and terminal.status is not None
-            if standing not in terminal.standings and (standing.check_immediate or not live):
-                move.awaited.append(terminal)
-        move.joined = standing.joined.intersection(now).union([terminal.address for terminal in move.awaited])
-        move.held = tuple([status for status in standing.held if status.address in now])
-        regrouped, joined = move.groups != standing.groups, move.joined != standing.joined
-        held = len(move.held) != len(standing.held)
-        if regrouped or joined or held:
-            move.update = SubscriptionUpdate(
-                subscription_id=standing.id,
-                groups=move.groups if regrouped else None,
-                joined=tuple(sorted(move.joined)) if joined else None,
-                held=tuple([status.address for status in move.held]) if held else None,
-            )
+    def _apply(self, move: _Move) -> None:
+        if isinstance(move.listener, LiveSubscription):
+            self._apply_to_subscription(move.listener, move)
+        else:
+            self._apply_to_stream(move.listener, move)
 
-    def _follow(self, move: "_Move") -> None:
-        standing = move.standing
-        now = tuple([terminal.address for terminal in move.terminals])
-        left = set(standing.terminals).difference(now)
-        standing.terminals = now
-        standing.awaiting = (standing.awaiting - left).union(move.joined)
-        standing.joined, standing.held = move.joined, move.held
-        self._standings.index_groups(standing, move.groups)
-        self._watches.unlink(standing, left)
+    def _apply_to_stream(self, stream: Stream, move: _Move) -> None:
+        for terminal in set(stream.sent).difference(move.terminals):
+            stream.remove(terminal)
+            self._registry.remove_stream(stream, terminal)
         for terminal in move.terminals:
-            if standing not in terminal.standings:
-                self._watches.link(standing, terminal)
+            if terminal not in stream.sent:
+                self._registry.add_stream(stream, terminal)
+                stream.add(terminal)
+        stream.groups = move.groups
+
+    def _apply_to_subscription(self, subscription: LiveSubscription, move: _Move) -> None:
+        assert move.progress is not None  # noqa: S101  # `_prepare` has made it
+        left = set(subscription.progress.terminals).difference(move.progress.terminals)
+        subscription.progress = move.progress
+        self._index.index_groups(subscription, move.groups)
+        self._registry.remove_subscription(subscription, left)
+        for terminal in move.terminals:
+            if subscription not in terminal.subscriptions:
+                self._registry.add_subscription(subscription, terminal)
         for terminal in move.awaited:
             terminal.attentive = True
             live = terminal.liveness is Liveness.LIVE
             if live and terminal.status is not None and not terminal.pending:
-                terminal.note(terminal.status.status, terminal.status.observed_at)  # as if it were observed now
-                self._watches.enqueue(terminal)
+                terminal.observe(terminal.status.status, terminal.status.observed_at)  # as if it were observed now
+                self._registry.enqueue(terminal)
+                self._registry.on_work()
+
+
+def _prepare(move: _Move) -> SubscriptionUpdate | None:
+    """Makes a subscription's progress with its new terminals; returns what the store must know of that."""
+    subscription = move.listener
+    if not isinstance(subscription, LiveSubscription):
+        return None
+    before, now = subscription.progress, {terminal.address for terminal in move.terminals}
+    for terminal in move.terminals:
+        live = terminal.liveness is Liveness.LIVE and terminal.status is not None
+        if subscription not in terminal.subscriptions and (subscription.check_immediate or not live):
+            move.awaited.append(terminal)
+    joined = before.joined.intersection(now).union([terminal.address for terminal in move.awaited])
+    held = tuple([status for status in before.held if status.address in now])
+    move.progress = msgspec.structs.replace(
+        before,
+        terminals=tuple([terminal.address for terminal in move.terminals]),
+        awaiting=before.awaiting.intersection(now).union(joined),
+        joined=joined,
+        held=held,
+    )
+    regrouped = move.groups != subscription.groups
+    if not regrouped and joined == before.joined and len(held) == len(before.held):
+        return None
+    return SubscriptionUpdate(
+        subscription_id=subscription.id,
+        groups=move.groups if regrouped else None,
+        joined=tuple(sorted(joined)) if joined != before.joined else None,
+        held=move.progress.held_addresses if len(held) != len(before.held) else None,
+    )
+
+
+def _name_of(listener: Listener) -> Mapping[str, str]:
+    """The log field that names a listener."""
+    return {"subscription": listener.id} if isinstance(listener, LiveSubscription) else {"client": listener.client_id}

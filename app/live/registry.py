@@ -1,12 +1,11 @@
-"""Which terminals are watched, what was observed of them and is still to be written, and who wants them.
+"""Which terminals are watched, what was observed of them and waits to be written, and which subscriptions and streams
+want them.
 
-However many subscriptions and streams want a terminal, it is watched once, and for `linger_s` after the last. It counts
-once for each client that wants it.
-Invariants: an observation leaves `queue` only when it is written. A document that cannot be read changes no status, but
-makes it STALE until one that can be read is written: it may have said anything. Losing contact makes a status STALE,
-never UNREACHABLE.
-
-Deliberately absent: the store, and who is told what (`writer.py`).
+A terminal is watched once, however many want it, and for `linger_s` after the last of them left. For each client it
+counts once.
+Invariants: an observation leaves `queue` only when it is written. An unreadable document changes no status, but makes
+the terminal STALE until a readable one is written, because it may have said anything. Losing contact makes a terminal
+STALE, never UNREACHABLE.
 """
 
 import math
@@ -14,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import structlog
 
@@ -31,22 +30,25 @@ from app.domain.presence import read_presence, status_of
 from app.domain.statuses import Liveness, TerminalStatus, WatchedTerminal
 from app.live.events import StreamEnd
 from app.live.subscription import LiveSubscription
-from app.live.terminal import Terminal
+from app.live.terminal import StreamOfTerminals, Terminal
 from app.ports import ReceivedNotify, Watcher
-
-if TYPE_CHECKING:
-    from app.live.mailbox import Stream
 
 _LOG_S = 1.0
 _MAX_WANTED_BY = 20
-MAX_LEFT = 10_000
-"""Terminals of which the last observation is remembered when they are not watched any more; the oldest go first."""
 
 _log = structlog.get_logger(__name__)
 
 
+class Failure(NamedTuple):
+    """An error about a terminal, or a group, that is still to be reported to these subscriptions."""
+
+    address: TerminalAddress
+    subscriptions: tuple[LiveSubscription, ...]
+    error: TerminalStatusError
+
+
 class TerminalRegistry:
-    """The watched terminals; the `WatchObserver`."""
+    """The watched terminals. Implements `ports.WatchObserver`."""
 
     def __init__(
         self,
@@ -56,35 +58,34 @@ class TerminalRegistry:
         clock: Callable[[], datetime],
         clock_s: Callable[[], float],
         linger_s: float,
-        most: int,
-        wake: Callable[[], None],
+        max_terminals: int,
     ) -> None:
-        """`wake` is called when there is something to write or to let go; `most` terminals are watched."""
+        self.on_work: Callable[[], None] = lambda: None
+        """Called when there is something to write or to release; may not block or raise."""
+        self.on_unwatched: Callable[[Terminal], None] = lambda terminal: None
+        """Called with each terminal whose watch was ended; may not block or raise."""
         self.by_address: dict[TerminalAddress, Terminal] = {}
         self.queue: list[Terminal] = []
-        """Those with something to write, in the order in which it came."""
-        self.failed: list[tuple[TerminalAddress, tuple[LiveSubscription, ...], TerminalStatusError]] = []
-        """Those that cannot be watched, with whom that ends."""
+        """Terminals with pending observations, in the order in which these came."""
+        self.failures: list[Failure] = []
+        """Failures that are still to be written."""
         self.unreadable_counts: Counter[str] = Counter()
-        """Documents that could not be read, by reason."""
+        """How many documents could not be read, by reason."""
         self.contradictions = 0
-        """Live watches that a newer fetch contradicted."""
+        """How many live watches were refreshed because a newer fetch had another result."""
         self._watcher = watcher
         self._busy_activities = frozenset(busy_activities)
         self._clock = clock
         self._clock_s = clock_s
         self._linger_s = linger_s
-        self._most = most
-        self._wake = wake
-        self._held: dict[str, dict[Terminal, int]] = {}
-        """By client, the terminals that its subscriptions and streams want, and how many of these want each."""
+        self._max_terminals = max_terminals
+        self._wanted_of: dict[str, dict[Terminal, int]] = {}
+        """By client id: the terminals that it wants, and how many of its subscriptions and streams want each."""
         self._idle: deque[tuple[float, Terminal]] = deque()
-        self._left: dict[TerminalAddress, tuple[TerminalStatus | None, datetime | None]] = {}
-        """As `last` and `unreadable_at` tell them of terminals that are not watched any more, in the order of that."""
         self._logged_s = -math.inf
 
     def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
-        """A NOTIFY came; its document may be unreadable."""
+        """A NOTIFY came. Its document may be unreadable."""
         terminal = self.by_address.get(address)
         if terminal is None:
             return
@@ -95,110 +96,93 @@ class TerminalRegistry:
             return
         if terminal.unreadable is not None:
             terminal.readable = terminal.attentive = True
-        if terminal.note(status_of(presence, self._busy_activities), notify.observed_at):
+        if terminal.observe(status_of(presence, self._busy_activities), notify.observed_at):
             self.enqueue(terminal)
-            self._wake()
+            self.on_work()
 
     def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
-        """A document that cannot be read is counted and logged. The last status stays and is STALE; a subscription that
-        waits to be told at once how the terminal stands hears why it is not."""
+        """A document could not be read. The last status stays and becomes STALE. Subscriptions that wait for the first
+        status of the terminal are sent the error."""
         terminal = self.by_address.get(address)
         if terminal is None:
             return
         self._count_unreadable(address, error)
-        now = self._clock()
-        if terminal.cannot_read(error, now):
-            for stream in terminal.streams:
-                stream.post_liveness(terminal)
-        waiting = tuple([one for one in terminal.standings if one.wants_error(address, error)])
+        if terminal.set_unreadable(error, self._clock()):
+            self.post_liveness(terminal)
+        waiting = tuple([one for one in terminal.subscriptions if one.wants_error(address, error)])
         if waiting:
-            self.failed.append((address, waiting, error))
-            self._wake()
+            self.failures.append(Failure(address, waiting, error))
+            self.on_work()
 
     def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
-        """What the last observation is worth has changed."""
+        """The SIP side has another opinion of a watch."""
         terminal = self.by_address.get(address)
         refused = isinstance(error, TerminalUnknown | WatcherRefused) and error.details.get("reason") != "pending"
         if terminal is not None and liveness is Liveness.UNKNOWN and refused:
-            # It would be asked again once an hour, and who wants it would wait for ever without a word.
+            # The SIP side would ask again once an hour. Whoever wants the terminal is sent the error instead.
             self._watcher.unwatch(address)
             self.on_watch_ended(address, reason, error)
-            return
-        if terminal is not None and terminal.tell_liveness(liveness, reason, self._clock()):
-            for stream in terminal.streams:
-                stream.post_liveness(terminal)
+        elif terminal is not None and terminal.set_watch_liveness(liveness, reason, self._clock()):
+            self.post_liveness(terminal)
 
     def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
-        """The terminal cannot be watched, or (without an error) what it said last holds for good."""
+        """The terminal cannot be watched, or (without an error) its last status is final."""
         terminal = self.by_address.get(address)
         if terminal is None or error is None:
             return
         terminal.error = error
-        if terminal.standings:
-            self.failed.append((address, tuple(terminal.standings), error))
-            self._wake()
-        if terminal.tell_liveness(Liveness.STALE, reason, self._clock()):
-            for stream in terminal.streams:
-                stream.post_liveness(terminal)
+        if terminal.subscriptions:
+            self.failures.append(Failure(address, tuple(terminal.subscriptions), error))
+            self.on_work()
+        if terminal.set_watch_liveness(Liveness.STALE, reason, self._clock()):
+            self.post_liveness(terminal)
         for stream in terminal.streams:
-            if all(one.error is not None for one in stream.told):
+            if stream.has_only_failed():
                 stream.end(StreamEnd.NOTHING_TO_WATCH)
 
-    def fetched(self, status: TerminalStatus) -> None:
-        """A fetch was answered. A live watch that was told otherwise before that is refreshed at once, by its own pace:
-        a presence server may have sent it a wrong NOTIFY, and corrects that at the refresh."""
+    def post_liveness(self, terminal: Terminal) -> None:
+        """Reports the terminal's liveness to its streams."""
+        for stream in terminal.streams:
+            stream.post_liveness(terminal)
+
+    def on_fetched(self, status: TerminalStatus) -> None:
+        """A fetch was answered. A live watch with an older, other status is refreshed at once, at the SIP side's rate:
+        the presence server may have sent a wrong NOTIFY, which the refresh corrects."""
         terminal = self.by_address.get(status.address)
         if terminal is None or terminal.liveness is not Liveness.LIVE:
             return
         known = terminal.newest()
         if known is not None and known.status is not status.status and known.observed_at < status.observed_at:
             self.contradictions += 1
-            self._watcher.watch(status.address)  # it may have ended, where what it said was to hold for good
+            self._watcher.watch(status.address)  # it may have ended with a final status
             self._watcher.refresh(status.address)
 
     def enqueue(self, terminal: Terminal) -> None:
-        """The terminal has something pending."""
+        """Lets the writer find the terminal's pending observations."""
         if not terminal.queued:
             terminal.queued = True
             self.queue.append(terminal)
 
     def live(self, address: TerminalAddress) -> TerminalStatus | None:
-        """What a live watch says of the terminal now; a dictionary look-up."""
+        """The status of a terminal that is LIVE; a dictionary look-up."""
         terminal = self.by_address.get(address)
         if terminal is None or terminal.liveness is not Liveness.LIVE:
             return None
         return terminal.newest() if terminal.pending else terminal.status
 
-    def last(self, address: TerminalAddress) -> TerminalStatus | None:
-        """What was observed last of a terminal that is watched, or was lately; None where a document came thereafter
-        that could not be read."""
-        terminal = self.by_address.get(address)
-        if terminal is not None and terminal.unreadable is not None:
-            return None
-        if (left := self._left.get(address)) is not None and (terminal is None or not terminal.heard):
-            return left[0]
-        return None if terminal is None else terminal.newest()
-
-    def unreadable_at(self, address: TerminalAddress) -> datetime | None:
-        """When the terminal's last document came, if that could not be read."""
-        terminal = self.by_address.get(address)
-        if (left := self._left.get(address)) is not None and (terminal is None or not terminal.heard):
-            return left[1]
-        return None if terminal is None else terminal.unreadable_at
-
-    def doubt(self, address: TerminalAddress) -> WatchedTerminal | None:
-        """How a terminal stands whose last document could not be read; None for others."""
+    def unreadable_view(self, address: TerminalAddress) -> WatchedTerminal | None:
+        """The terminal if its last document could not be read; None for all others."""
         terminal = self.by_address.get(address)
         return None if terminal is None or terminal.unreadable is None else terminal.view(terminal.status)
 
     def wanted_by(self, address: TerminalAddress) -> list[str]:
-        """Who wants the terminal watched: ids of subscriptions, and `stream:` with a client's id; at most 20."""
+        """Ids of subscriptions that want the terminal, and `stream:` with the client's id for streams; at most 20."""
         terminal = self.by_address.get(address)
         if terminal is None:
             return []
-        names = [standing.id for standing in islice(terminal.standings, _MAX_WANTED_BY)]
+        names = [one.id for one in islice(terminal.subscriptions, _MAX_WANTED_BY)]
         return names + [f"stream:{one.client_id}" for one in islice(terminal.streams, _MAX_WANTED_BY - len(names))]
 
     def _count_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
@@ -209,15 +193,15 @@ class TerminalRegistry:
             self._logged_s = now_s
             _log.warning("document_unreadable", address=address, message=str(error), reason=reason)
 
-    def want(self, addresses: Sequence[TerminalAddress], client_id: str, most: int | None) -> list[Terminal]:
-        """Has all of them watched for the client, and at most `most` terminals in all (None: however many, beyond the
-        gateway's own limit too). What is not linked to who wants it must be told to `unwanted`.
+    def want(self, addresses: Sequence[TerminalAddress], client_id: str, max_of_client: int | None) -> list[Terminal]:
+        """Watches all of them for the client, which may have `max_of_client` watched terminals (None: any number, and
+        the gateway's own limit is ignored too). Afterwards link them to a listener, or call `release_unwanted`.
 
         Raises GatewayOverloaded, TooManyWatchedTerminals, having changed nothing.
         """
-        known, held = self.by_address, self._held.get(client_id, {})
-        if most is not None:
-            self._require_room(addresses, held, most)
+        known, wanted = self.by_address, self._wanted_of.get(client_id, {})
+        if max_of_client is not None:
+            self._require_room(addresses, wanted, max_of_client)
         now = self._clock()
         terminals = []
         for address in addresses:
@@ -228,83 +212,90 @@ class TerminalRegistry:
             elif terminal.error is not None:
                 terminal.watch_again(now)
                 self._watcher.watch(address, client_id)
-            elif terminal not in held:
+            elif terminal not in wanted:
                 self._watcher.watch(address, client_id)
             terminal.idle_from_s = None
             terminals.append(terminal)
         return terminals
 
-    def _require_room(self, addresses: Sequence[TerminalAddress], held: Mapping[Terminal, int], most: int) -> None:
+    def _require_room(
+        self, addresses: Sequence[TerminalAddress], wanted: Mapping[Terminal, int], max_of_client: int
+    ) -> None:
         known = self.by_address
         new = sum(address not in known for address in addresses)
-        if new and len(known) + new > self._most:
-            raise GatewayOverloaded(f"{self._most} terminals are watched, as many as allowed.", retry_after_s=60)
-        more = sum(known.get(address) not in held for address in addresses)
-        if more and len(held) + more > most:
+        if new and len(known) + new > self._max_terminals:
+            raise GatewayOverloaded(
+                f"Limit reached: the gateway watches {self._max_terminals} terminals. Try again later.",
+                retry_after_s=60,
+            )
+        more = sum(known.get(address) not in wanted for address in addresses)
+        if more and len(wanted) + more > max_of_client:
             raise TooManyWatchedTerminals(
-                f"Limit reached: {most} watched terminals. End a subscription or a stream, or ask the operator to "
-                "raise `max_watched_terminals`."
+                f"Limit reached: {max_of_client} watched terminals. End a subscription or a stream, or ask the "
+                "operator to raise `max_watched_terminals`."
             )
 
-    def unwanted(self, terminal: Terminal) -> None:
-        """Nobody wants it, for now."""
-        terminal.idle_from_s = self._clock_s()
-        if not terminal.may_go:
-            terminal.may_go = True
-            self._idle.append((terminal.idle_from_s, terminal))
-            self._wake()
+    def release_unwanted(self, terminals: Iterable[Terminal]) -> None:
+        """Begins to release those terminals that neither a subscription nor a stream wants."""
+        for terminal in terminals:
+            if terminal.wanted:
+                continue
+            terminal.idle_from_s = self._clock_s()
+            if not terminal.may_go:
+                terminal.may_go = True
+                self._idle.append((terminal.idle_from_s, terminal))
+                self.on_work()
 
-    def link(self, standing: LiveSubscription, terminal: Terminal) -> None:
-        """The subscription wants this terminal, of which it is told too that it has failed since it was `want`ed."""
-        if standing not in terminal.standings:
-            terminal.standings[standing] = None
-            self._hold(standing.client_id, terminal)
+    def add_subscription(self, subscription: LiveSubscription, terminal: Terminal) -> None:
+        """Links a subscription to a terminal. If the terminal has failed since `want`, the subscription is sent the
+        error."""
+        if subscription not in terminal.subscriptions:
+            terminal.subscriptions[subscription] = None
+            self._count(subscription.client_id, terminal)
         if terminal.error is not None:
-            self.failed.append((terminal.address, (standing,), terminal.error))
-        elif terminal.unreadable is not None and standing.check_immediate:
-            self.failed.append((terminal.address, (standing,), terminal.unreadable))
+            self.failures.append(Failure(terminal.address, (subscription,), terminal.error))
+        elif terminal.unreadable is not None and subscription.check_immediate:
+            self.failures.append(Failure(terminal.address, (subscription,), terminal.unreadable))
 
-    def unlink(self, standing: LiveSubscription, addresses: Iterable[TerminalAddress]) -> None:
-        """The subscription wants these terminals no more."""
+    def remove_subscription(self, subscription: LiveSubscription, addresses: Iterable[TerminalAddress]) -> None:
+        """Unlinks a subscription from terminals."""
         for address in addresses:
             if (terminal := self.by_address.get(address)) is not None:
-                if standing in terminal.standings:
-                    del terminal.standings[standing]
-                    self._release(standing.client_id, terminal)
-                if not terminal.wanted:
-                    self.unwanted(terminal)
+                if subscription in terminal.subscriptions:
+                    del terminal.subscriptions[subscription]
+                    self._uncount(subscription.client_id, terminal)
+                self.release_unwanted([terminal])
 
-    def join(self, stream: "Stream", terminal: Terminal) -> None:
-        """The stream wants this terminal, which it did not."""
+    def add_stream(self, stream: StreamOfTerminals, terminal: Terminal) -> None:
+        """Links a stream to a terminal, once."""
         terminal.streams[stream] = None
-        self._hold(stream.client_id, terminal)
+        self._count(stream.client_id, terminal)
 
-    def leave(self, stream: "Stream", terminal: Terminal) -> None:
-        """The stream wants it no more."""
+    def remove_stream(self, stream: StreamOfTerminals, terminal: Terminal) -> None:
+        """Unlinks a stream from a terminal."""
         del terminal.streams[stream]
-        self._release(stream.client_id, terminal)
-        if not terminal.wanted:
-            self.unwanted(terminal)
+        self._uncount(stream.client_id, terminal)
+        self.release_unwanted([terminal])
 
-    def _hold(self, client_id: str, terminal: Terminal) -> None:
-        held = self._held.setdefault(client_id, {})
-        held[terminal] = held.get(terminal, 0) + 1
+    def _count(self, client_id: str, terminal: Terminal) -> None:
+        wanted = self._wanted_of.setdefault(client_id, {})
+        wanted[terminal] = wanted.get(terminal, 0) + 1
 
-    def _release(self, client_id: str, terminal: Terminal) -> None:
-        held = self._held[client_id]
-        held[terminal] -= 1
-        if not held[terminal]:
-            del held[terminal]
-            if not held:
-                del self._held[client_id]
+    def _uncount(self, client_id: str, terminal: Terminal) -> None:
+        wanted = self._wanted_of[client_id]
+        wanted[terminal] -= 1
+        if not wanted[terminal]:
+            del wanted[terminal]
+            if not wanted:
+                del self._wanted_of[client_id]
 
     @property
     def next_due_s(self) -> float:
-        """When `let_go` may have something to do."""
+        """When `release_idle` may have something to do."""
         return self._idle[0][0] + self._linger_s if self._idle else math.inf
 
-    def let_go(self, now_s: float) -> None:
-        """Ends the watches that nobody wanted for long."""
+    def release_idle(self, now_s: float) -> None:
+        """Ends the watches of terminals that nobody has wanted for `linger_s`."""
         idle = self._idle
         for _ in range(len(idle)):
             if idle[0][0] + self._linger_s > now_s:
@@ -318,8 +309,4 @@ class TerminalRegistry:
                 continue
             del self.by_address[terminal.address]
             self._watcher.unwatch(terminal.address)
-            newest = None if terminal.unreadable is not None else terminal.newest()
-            self._left.pop(terminal.address, None)
-            self._left[terminal.address] = newest, terminal.unreadable_at
-            if len(self._left) > MAX_LEFT:
-                del self._left[next(iter(self._left))]
+            self.on_unwatched(terminal)

@@ -1,17 +1,19 @@
-"""What an active subscription is told, and when: Parlay X's criteria, checkImmediate, frequency, count and duration.
+"""What a subscriber is sent, and when: Parlay X's criteria, checkImmediate, frequency, count and duration.
 
-`decide` is the whole rule and pure: it returns what to write and how the subscription stands thereafter, and changes
-nothing; `Decision.apply` does once it is written. Times are of two clocks: `now` stands in records, `now_s` (monotonic
-seconds) measures intervals and durations, so that a clock that jumps neither floods nor starves anybody.
-Invariants: two status notifications are never closer together than the interval; what is held back is the newest of
-each terminal, only while it meets the criteria, and is told once the interval has passed. What a terminal was before
-its first observation is no change. What follows from a restart is found from the stored rows (`restored`).
-
-Deliberately absent: the store, tasks and timers (`index.py` keeps `due_s` in a heap), and what clients may ask.
+`decide` is the whole rule and pure: from news it makes the subscription's next `Progress` and the notifications that
+are owed; `update_of` is the difference of two of them, for the store. Nothing changes before that is written.
+Two clocks: `now` is written in records, `now_s` (monotonic seconds) measures intervals and durations, so that a wall
+clock that jumps causes neither a flood nor silence.
+Invariants: two status notifications are never closer together than the interval. What waits for the interval is the
+newest status of each terminal, only while it meets the criteria. A terminal's first observation is no change.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import SubscriptionUpdate
@@ -19,176 +21,170 @@ from app.domain.errors import DocumentUnreadable, TerminalStatusError, TooManyAd
 from app.domain.owed import END_TEXTS, OwedWriter
 from app.domain.policy import visible_status, with_status
 from app.domain.records import NotificationKind, OwedNotification
-from app.domain.sinks import EndReason, SinkKind
+from app.domain.sinks import EndReason
 from app.domain.statuses import Status, TerminalStatus
-from app.live.subscription import _NONE_AWAITED, _NOTICES, LiveSubscription
+from app.live.subscription import NOBODY, ONLY_REPORTED, LiveSubscription, Progress
 
 News = tuple[TerminalStatus, Status | None]
-"""How a terminal is now, and how it was before (None: never observed)."""
+"""A terminal's status now, and its status before (None: never observed)."""
+
+Failures = Mapping[TerminalAddress, TerminalStatusError]
+
+_replace = msgspec.structs.replace
 
 
-class Decision:
-    """What follows of news for one subscription: what to write, and how it stands when that is written."""
+class Decision(NamedTuple):
+    """What follows for one subscription: the progress it makes, the update that the store writes (None: nothing that
+    is stored changes), and the notifications it is owed."""
 
-    __slots__ = (
-        "allowed_s",
-        "awaiting",
-        "end_reason",
-        "failed",
-        "held",
-        "joined",
-        "notified",
-        "owed",
-        "standing",
-        "terminals",
-        "update",
-        "warned",
-    )
-
-    def __init__(self, standing: LiveSubscription) -> None:
-        self.standing = standing
-        self.owed: list[OwedNotification] = []
-        self.update: SubscriptionUpdate | None = None
-        self.notified = standing.notified
-        self.awaiting = standing.awaiting
-        self.joined = standing.joined
-        self.held = standing.held
-        self.allowed_s = standing.allowed_s
-        self.terminals = standing.terminals
-        self.warned = standing.warned
-        self.failed = standing.failed
-        self.end_reason: EndReason | None = None
-
-    def apply(self) -> None:
-        """Makes it so, in memory."""
-        standing = self.standing
-        standing.notified, standing.awaiting, standing.held = self.notified, self.awaiting, self.held
-        standing.allowed_s, standing.terminals, standing.warned = self.allowed_s, self.terminals, self.warned
-        standing.failed, standing.joined = self.failed, self.joined
-        standing.ended = standing.ended or self.end_reason is not None
+    subscription: LiveSubscription
+    progress: Progress
+    update: SubscriptionUpdate | None
+    owed: Sequence[OwedNotification]
 
 
 def decide(
-    standing: LiveSubscription,
-    news: Sequence[News],
-    failures: Mapping[TerminalAddress, TerminalStatusError],
-    now_s: float,
-    writer: OwedWriter,
+    subscription: LiveSubscription, news: Sequence[News], failures: Failures, now_s: float, writer: OwedWriter
 ) -> Decision | None:
-    """What the subscription is told of `news` (in order), of terminals that failed for good, and of the time.
-
-    None if nothing follows, neither now nor later.
-    """
-    decision = Decision(standing)
-    now = writer.now
-    told = {status.address: status for status in standing.held}
-    for status, before in news:
-        _weigh(decision, told, status, before)
-    if told and now_s >= standing.allowed_s:
-        changes = tuple(told.values())
-        decision.owed.append(
-            writer.owe(standing.id, standing.client_id, standing.kind, NotificationKind.STATUS, changes)
-        )
-        decision.notified += 1
-        decision.allowed_s = now_s + standing.interval_s if standing.interval_s else -math.inf
-        told = {}
-    decision.held = tuple(told.values()) if told else ()
+    """What follows of `news` (in order), of terminals that failed, and of the time. None if nothing changes."""
+    before = subscription.progress
+    owed: list[OwedNotification] = []
+    after = _with_news(subscription, before, news) if news else before
+    if after.held and now_s >= after.allowed_s:
+        after = _notified(subscription, after, now_s, writer, owed)
     if failures:
-        _fail(decision, failures, writer)
-    if decision.end_reason is None:
-        if standing.most and decision.notified >= standing.most:
-            decision.end_reason = EndReason.COUNT_REACHED
-        elif now_s >= standing.expires_s:
-            decision.end_reason = EndReason.EXPIRED
-    if decision.end_reason is not None:
-        decision.held = ()
-        decision.owed += writer.ending(standing.id, standing.client_id, standing, decision.end_reason)
-    notified = decision.notified != standing.notified
-    awaited = False
-    if decision.awaiting is not standing.awaiting:
-        awaited = bool(standing.awaiting - standing.joined) and not decision.awaiting - standing.joined
-        decision.joined = standing.joined & decision.awaiting or _NONE_AWAITED
-    joined = decision.joined is not standing.joined and decision.joined != standing.joined
-    held = decision.held is not standing.held and _addresses(decision.held) != _addresses(standing.held)
-    if notified or awaited or joined or held or decision.end_reason is not None:
-        ended = decision.end_reason is not None
-        decision.update = SubscriptionUpdate(
-            subscription_id=standing.id,
-            notified=decision.notified if notified else None,
-            last_notified_at=now if notified else None,
-            awaiting=False if awaited else None,
-            joined=tuple(sorted(decision.joined)) if joined else None,
-            held=_addresses(decision.held) if held else None,
-            ended_at=now if ended else None,
-            end_reason=decision.end_reason,
-            end_detail=END_TEXTS[decision.end_reason] if decision.end_reason else None,
-        )
-    elif (
-        decision.held == standing.held
-        and decision.awaiting is standing.awaiting
-        and decision.terminals is standing.terminals
-        and decision.warned is standing.warned
-    ):
+        after = _with_failures(subscription, after, failures, writer, owed)
+    after = _ended(subscription, after, now_s, writer, owed)
+    if after is before or after == before:
         return None
-    return decision
+    return Decision(subscription, after, update_of(subscription.id, before, after, writer.now), owed)
 
 
-def _addresses(held: Sequence[TerminalStatus]) -> tuple[TerminalAddress, ...]:
-    return tuple([status.address for status in held])
+def update_of(subscription_id: str, before: Progress, after: Progress, now: datetime) -> SubscriptionUpdate | None:
+    """The stored difference of two progresses; None if they differ only in what memory needs."""
+    reason = after.end_reason
+    notified = after.notified != before.notified
+    held = after.held is not before.held and after.held_addresses != before.held_addresses
+    joined = after.joined is not before.joined and after.joined != before.joined
+    awaited = before.awaits_all and not after.awaits_all if after.awaiting is not before.awaiting else False
+    if not (notified or held or joined or awaited or reason):
+        return None
+    return SubscriptionUpdate(
+        subscription_id=subscription_id,
+        notified=after.notified if notified else None,
+        last_notified_at=now if notified else None,
+        awaiting=False if awaited else None,
+        joined=tuple(sorted(after.joined)) if joined else None,
+        held=after.held_addresses if held else None,
+        ended_at=now if reason else None,
+        end_reason=reason,
+        end_detail=END_TEXTS.get(reason) if reason else None,
+    )
 
 
-def _weigh(
-    decision: Decision, told: dict[TerminalAddress, TerminalStatus], status: TerminalStatus, before: Status | None
-) -> None:
-    """Takes one terminal's news into what is to be told."""
-    standing, address = decision.standing, status.address
-    shown = visible_status(standing.busy, status.status)
-    if address in decision.awaiting:
-        decision.awaiting = decision.awaiting - {address} or _NONE_AWAITED
-        tells = standing.check_immediate
-    else:
-        tells = before is None or visible_status(standing.busy, before) is not shown
-        if not tells:
-            return  # nothing new for this client; what is held is still so
-    if tells and standing.shows(shown):
-        told[address] = with_status(status, shown)
-    else:
-        told.pop(address, None)  # the newest state wins, and it is none to be told
+def _with_news(subscription: LiveSubscription, progress: Progress, news: Sequence[News]) -> Progress:
+    """Adds to `held` what is to be reported, and removes what no longer is: the newest status counts."""
+    held = {status.address: status for status in progress.held}
+    awaiting = progress.awaiting
+    for status, before in news:
+        address = status.address
+        visible = visible_status(subscription.shows_busy, status.status)
+        if address in awaiting:
+            awaiting = awaiting - {address}
+            reports = subscription.check_immediate
+        elif before is None or visible_status(subscription.shows_busy, before) is not visible:
+            reports = True
+        else:
+            continue  # no change that this client can see; what is held stays valid
+        if reports and subscription.meets_criteria(visible):
+            held[address] = with_status(status, visible)
+        else:
+            held.pop(address, None)
+    if awaiting is progress.awaiting:
+        return _replace(progress, held=tuple(held.values()))
+    return _replace(
+        progress,
+        held=tuple(held.values()),
+        awaiting=awaiting or NOBODY,
+        joined=progress.joined & awaiting or NOBODY,
+    )
 
 
-def _fail(decision: Decision, failures: Mapping[TerminalAddress, TerminalStatusError], writer: OwedWriter) -> None:
-    """Takes out terminals that cannot be watched; the last one ends the subscription, unless others may still join a
-    group. Errors by which nothing ends are told, no more."""
-    standing = decision.standing
+def _notified(
+    subscription: LiveSubscription, progress: Progress, now_s: float, writer: OwedWriter, owed: list[OwedNotification]
+) -> Progress:
+    """Sends all that is held in one notification."""
+    owed.append(
+        writer.owe(
+            subscription.id, subscription.client_id, subscription.contract, NotificationKind.STATUS, progress.held
+        )
+    )
+    return _replace(
+        progress,
+        held=(),
+        notified=progress.notified + 1,
+        allowed_s=now_s + subscription.interval_s if subscription.interval_s else -math.inf,
+    )
+
+
+def _with_failures(
+    subscription: LiveSubscription,
+    progress: Progress,
+    failures: Failures,
+    writer: OwedWriter,
+    owed: list[OwedNotification],
+) -> Progress:
+    """Reports failures, and removes terminals that cannot be watched. Without groups, from which others may come, the
+    last one ends the subscription."""
     for address, error in failures.items():
-        waits = isinstance(error, DocumentUnreadable) and address in decision.awaiting
-        if (waits or isinstance(error, TooManyAddresses)) and standing.wants_error(address, error):
-            decision.owed.append(_error(standing, address, error, writer))
-            decision.warned = decision.warned | {address}
-    failures = {address: error for address, error in failures.items() if not isinstance(error, _NOTICES)}
-    failed = [address for address in standing.terminals if address in failures]
+        waits = isinstance(error, DocumentUnreadable) and address in progress.awaiting
+        if (waits or isinstance(error, TooManyAddresses)) and subscription.wants_error(address, error):
+            owed.append(_error(subscription, address, error, writer))
+            progress = _replace(progress, reported=progress.reported | {address})
+    final = {address: error for address, error in failures.items() if not isinstance(error, ONLY_REPORTED)}
+    failed = [address for address in progress.terminals if address in final]
     if not failed:
-        return
-    decision.terminals = tuple([address for address in standing.terminals if address not in failures])
-    decision.awaiting = decision.awaiting.difference(failed) or _NONE_AWAITED
-    decision.held = tuple([status for status in decision.held if status.address not in failures])
-    if standing.groups:
-        decision.failed = standing.failed.union(failed)
-    elif not decision.terminals:
-        decision.end_reason = EndReason.FAILED
+        return progress
+    left = tuple([address for address in progress.terminals if address not in final])
+    awaiting = progress.awaiting.difference(failed) or NOBODY
+    ends = not (left or subscription.groups)
     for address in failed:
-        # A Parlay X statusError without an address is about the whole subscription, which ends by it.
-        whole = standing.kind is SinkKind.SOAP and decision.end_reason is not None and address == failed[-1]
-        decision.owed.append(_error(standing, None if whole else address, failures[address], writer))
+        of_all = ends and subscription.contract.last_error_ends and address == failed[-1]
+        owed.append(_error(subscription, None if of_all else address, final[address], writer))
+    return _replace(
+        progress,
+        terminals=left,
+        awaiting=awaiting,
+        joined=progress.joined & awaiting or NOBODY,
+        held=tuple([status for status in progress.held if status.address not in final]),
+        failed=progress.failed.union(failed) if subscription.groups else progress.failed,
+        end_reason=EndReason.FAILED if ends else progress.end_reason,
+    )
+
+
+def _ended(
+    subscription: LiveSubscription, progress: Progress, now_s: float, writer: OwedWriter, owed: list[OwedNotification]
+) -> Progress:
+    """Ends the subscription if it failed, reached its count or its time is over."""
+    reason = progress.end_reason
+    if reason is None:
+        if subscription.max_notifications and progress.notified >= subscription.max_notifications:
+            reason = EndReason.COUNT_REACHED
+        elif now_s >= subscription.expires_s:
+            reason = EndReason.EXPIRED
+        else:
+            return progress
+    owed += writer.owe_end(subscription.id, subscription.client_id, subscription.contract, reason)
+    return _replace(progress, held=(), end_reason=reason)
 
 
 def _error(
-    standing: LiveSubscription, address: TerminalAddress | None, error: TerminalStatusError, writer: OwedWriter
+    subscription: LiveSubscription, address: TerminalAddress | None, error: TerminalStatusError, writer: OwedWriter
 ) -> OwedNotification:
     return writer.owe(
-        standing.id,
-        standing.client_id,
-        standing.kind,
+        subscription.id,
+        subscription.client_id,
+        subscription.contract,
         NotificationKind.ERROR,
         address=address,
         code=error.code,

@@ -1,148 +1,179 @@
-"""An active subscription as it is held in memory, and how it is made, newly or after a restart.
+"""An active subscription in memory: what it asks for, and how far it has come (`Progress`).
 
-Invariants: pure. What follows from a restart is found from the stored rows (`restored`).
+A hundred thousand subscriptions may be active, so both hold no more than the rule (`rules.py`) needs.
+Invariants: `Progress` is a value; it changes only when the store has written the difference. What a restart needs is
+found in the stored rows (`restored`).
 """
 
 import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+import msgspec
+
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DocumentUnreadable, TerminalStatusError, TooManyAddresses
 from app.domain.policy import visible_status, with_status
 from app.domain.records import Subscription
-from app.domain.sinks import PROFILE_CAMARA
+from app.domain.sink_contracts import SinkContract
+from app.domain.sinks import EndReason
 from app.domain.statuses import Status, TerminalStatus
 
-_NONE_AWAITED: frozenset[TerminalAddress] = frozenset()
-_CRITERIA: dict[frozenset[Status], frozenset[Status]] = {}  # each of the eight once, whoever asks
+NOBODY: frozenset[TerminalAddress] = frozenset()
+_CRITERIA: dict[frozenset[Status], frozenset[Status]] = {}  # the eight possible sets, each once in memory
+ONLY_REPORTED = (DocumentUnreadable, TooManyAddresses)
+"""Errors that are reported once and end nothing."""
 
-_NOTICES = (DocumentUnreadable, TooManyAddresses)
-"""Errors by which nothing ends."""
+
+class Progress(msgspec.Struct, frozen=True, gc=False):
+    """How far an active subscription has come. A Struct, since one is made for each notification (0.3 µs)."""
+
+    terminals: tuple[TerminalAddress, ...]
+    """The terminals that are watched for it, groups expanded."""
+    notified: int = 0
+    """Status notifications that were written."""
+    allowed_s: float = -math.inf
+    """When the next status notification may be written; monotonic."""
+    held: tuple[TerminalStatus, ...] = ()
+    """Statuses that wait until `allowed_s`: the newest of each terminal."""
+    awaiting: frozenset[TerminalAddress] = NOBODY
+    """Terminals whose next observation is their first: it is no change."""
+    joined: frozenset[TerminalAddress] = NOBODY
+    """Those of `awaiting` that the store knows by name, since they joined a group later than others."""
+    reported: frozenset[TerminalAddress] = NOBODY
+    """What an error of ONLY_REPORTED was sent about: terminals, and a group that is too large."""
+    failed: frozenset[TerminalAddress] = NOBODY
+    """Members of groups that cannot be watched; they are ignored until they leave the group."""
+    end_reason: EndReason | None = None
+
+    @property
+    def awaits_all(self) -> bool:
+        """Whether some of `awaiting` are not known by name: what the store keeps as one flag."""
+        return bool(self.awaiting - self.joined)
+
+    @property
+    def held_addresses(self) -> tuple[TerminalAddress, ...]:
+        """Whose statuses are held back."""
+        return tuple([status.address for status in self.held])
 
 
 class LiveSubscription:
-    """An active subscription as it is held in memory: a hundred thousand of them, so no more than the rule needs."""
+    """An active subscription, as the writer and the follower of groups use it."""
 
     __slots__ = (
         "addresses",
-        "allowed_s",
-        "awaiting",
-        "busy",
         "check_immediate",
         "client_id",
+        "contract",
         "criteria",
         "ended",
         "expires_at",
         "expires_s",
-        "failed",
         "groups",
-        "held",
         "id",
         "interval_s",
-        "joined",
-        "kind",
-        "most",
-        "notified",
-        "profile",
-        "terminals",
-        "warned",
+        "max_notifications",
+        "progress",
+        "shows_busy",
     )
 
     def __init__(
         self,
         subscription: Subscription,
+        contract: SinkContract,
+        progress: Progress,
         *,
-        terminals: tuple[TerminalAddress, ...],
         groups: tuple[TerminalAddress, ...] = (),
-        busy: bool = True,
+        busy_allowed: bool = True,
         expires_s: float = math.inf,
     ) -> None:
+        """`busy_allowed` is the client's policy; `expires_s` is monotonic."""
         self.id = subscription.id
         self.client_id = subscription.client_id
-        self.kind = subscription.sink.kind
-        self.profile = subscription.sink.profile
+        self.contract = contract
         self.criteria = _CRITERIA.setdefault(subscription.criteria, subscription.criteria)
         self.check_immediate = subscription.check_immediate
         self.interval_s = subscription.min_interval_ms / 1000
-        self.most = subscription.max_notifications
-        self.notified = subscription.notified
+        self.max_notifications = subscription.max_notifications
         self.expires_at = subscription.expires_at
-        self.busy = busy and self.profile != PROFILE_CAMARA
-        self.terminals = terminals
+        self.expires_s = expires_s
+        self.shows_busy = busy_allowed and contract.shows_busy
         self.groups = groups
         self.addresses = subscription.addresses if groups else ()
-        """What it was asked for, where that may come to mean other terminals."""
-        self.warned = _NONE_AWAITED
-        """Of what it was told an error by which nothing ends: terminals whose documents cannot be read, and a group
-        that is too large."""
-        self.failed = _NONE_AWAITED
-        """Members of groups that cannot be watched, of which it was told; they are left alone until they leave."""
-        self.awaiting = _NONE_AWAITED
-        """Terminals whose next observation is their first."""
-        self.joined = _NONE_AWAITED
-        """Those of them that joined a group."""
-        self.held: tuple[TerminalStatus, ...] = ()
-        """What waits for the interval."""
-        self.allowed_s = -math.inf
-        """When the next status notification may be made."""
-        self.expires_s = expires_s
+        """What the client asked for; kept only with groups, whose members may change."""
+        self.progress = progress
         self.ended = False
 
     @property
     def due_s(self) -> float:
-        """When it wants to be looked at without any news."""
-        return min(self.expires_s, self.allowed_s) if self.held else self.expires_s
+        """When the rule must look at it without any news."""
+        return min(self.expires_s, self.progress.allowed_s) if self.progress.held else self.expires_s
 
     def wants_error(self, address: TerminalAddress, error: TerminalStatusError) -> bool:
-        """Whether it is to be told this error: one by which nothing ends only once, and that a document cannot be read
-        only where it waits to be told at once what that says."""
+        """Whether the error is to be sent. One of ONLY_REPORTED is sent once; that a document is unreadable only while
+        the client waits for the first status of that terminal (`check_immediate`)."""
+        progress = self.progress
         if isinstance(error, TooManyAddresses):
-            return address not in self.warned
+            return address not in progress.reported
         if not isinstance(error, DocumentUnreadable):
             return True
-        return self.check_immediate and address in self.awaiting and address not in self.warned
+        return self.check_immediate and address in progress.awaiting and address not in progress.reported
 
-    def shows(self, status: Status) -> bool:
-        """Whether the (shown) status meets the criteria."""
+    def meets_criteria(self, status: Status) -> bool:
+        """Whether a status, as the client may see it, is one that the client asked for."""
         return not self.criteria or status in self.criteria
 
 
 def begun(
     subscription: Subscription,
+    contract: SinkContract,
     *,
     terminals: tuple[TerminalAddress, ...],
     groups: tuple[TerminalAddress, ...],
     live: Mapping[TerminalAddress, TerminalStatus],
-    busy: bool,
+    busy_allowed: bool,
     now_s: float,
 ) -> LiveSubscription:
-    """A new subscription. `live` are those of its terminals whose status is known now; the others are awaited."""
-    standing = LiveSubscription(
-        subscription, terminals=terminals, groups=groups, busy=busy, expires_s=_expires_s(subscription, now_s)
-    )
+    """A new subscription. `live` has those of its terminals whose status is known now; the others are awaited."""
     awaited = terminals if subscription.check_immediate else [address for address in terminals if address not in live]
-    standing.awaiting = frozenset(awaited) or _NONE_AWAITED
-    return standing
+    expires_s = math.inf
+    if subscription.expires_at is not None:
+        expires_s = now_s + (subscription.expires_at - subscription.created_at).total_seconds()
+    return LiveSubscription(
+        subscription,
+        contract,
+        Progress(terminals, subscription.notified, awaiting=frozenset(awaited) or NOBODY),
+        groups=groups,
+        busy_allowed=busy_allowed,
+        expires_s=expires_s,
+    )
 
 
 def restored(
     subscription: Subscription,
+    contract: SinkContract,
     *,
     terminals: tuple[TerminalAddress, ...],
     groups: tuple[TerminalAddress, ...],
     stored: Mapping[TerminalAddress, TerminalStatus],
-    busy: bool,
+    busy_allowed: bool,
     now: datetime,
     now_s: float,
 ) -> LiveSubscription:
     """A subscription as it was before a restart, from what is `stored` of its terminals.
 
-    A terminal is awaited that was never observed, or not since it joined a group, or not since a subscription was made
-    that still awaits some.
+    A terminal is awaited that was never observed, or not since it joined a group, or, if the subscription still awaits
+    some, not since the subscription was made.
     """
     left_s = (subscription.expires_at - now).total_seconds() if subscription.expires_at else math.inf
-    standing = LiveSubscription(subscription, terminals=terminals, groups=groups, busy=busy, expires_s=now_s + left_s)
+    live = LiveSubscription(
+        subscription,
+        contract,
+        Progress(terminals),
+        groups=groups,
+        busy_allowed=busy_allowed,
+        expires_s=now_s + left_s,
+    )
     awaited, held = [], []
     joined, held_back = frozenset(subscription.joined), frozenset(subscription.held)
     for address in terminals:
@@ -151,27 +182,24 @@ def restored(
         if status is None or old or address in joined:
             awaited.append(address)
         elif address in held_back:
-            shown = visible_status(standing.busy, status.status)
-            if standing.shows(shown):
-                held.append(with_status(status, shown))
-    if awaited:
-        standing.awaiting = frozenset(awaited)
-    standing.joined = joined.intersection(awaited) or _NONE_AWAITED
-    standing.held = tuple(held)
-    standing.allowed_s = allowed_s(subscription, now, now_s)
-    return standing
+            visible = visible_status(live.shows_busy, status.status)
+            if live.meets_criteria(visible):
+                held.append(with_status(status, visible))
+    live.progress = Progress(
+        terminals,
+        subscription.notified,
+        allowed_s(subscription, now, now_s),
+        tuple(held),
+        frozenset(awaited) or NOBODY,
+        joined.intersection(awaited) or NOBODY,
+    )
+    return live
 
 
 def allowed_s(subscription: Subscription, now: datetime, now_s: float) -> float:
-    """When the next status notification may be made, by the monotonic clock."""
+    """When the next status notification of a stored subscription may be written, by the monotonic clock."""
     if not subscription.min_interval_ms or subscription.last_notified_at is None:
         return -math.inf
     interval_s = subscription.min_interval_ms / 1000
     passed_s = (now - subscription.last_notified_at) / timedelta(seconds=1)
     return now_s + min(max(interval_s - passed_s, 0.0), interval_s)
-
-
-def _expires_s(subscription: Subscription, now_s: float) -> float:
-    if subscription.expires_at is None:
-        return math.inf
-    return now_s + (subscription.expires_at - subscription.created_at).total_seconds()

@@ -1,48 +1,53 @@
 """The one writer of statuses: what was observed, what failed and what is due becomes one transaction, then memory.
 
-Invariants: `round` writes all that follows of a batch (statuses by compare-and-set, the progress of subscriptions, what
-they are owed) in one `Store.write`, and memory and streams follow only when that is done. Where it fails, everything
-waits as it was. Whoever changes subscriptions or adopts statuses holds `lock`, so that a plan stays true while written.
+Invariants: `write_batch` writes all that follows of a batch (statuses by compare-and-set, the progress of
+subscriptions, owed notifications) in one `Store.write`; memory and streams follow only afterwards. If the write fails,
+everything waits unchanged. Code that changes subscriptions or adopts statuses holds `lock`, so that a plan stays true
+while it is written.
 
-Deliberately absent: when to write (`engine.py`), and the rule of who is told what (`rules.py`).
+Deliberately absent: when to write (`engine.py`), and what a subscriber is sent (`rules.py`).
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable, SubscriptionUnknown, TerminalStatusError
 from app.domain.owed import OwedWriter
-from app.domain.records import DeliveryState, OwedNotification
+from app.domain.records import DeliveryState, OwedNotification, Subscription
 from app.domain.statuses import Source, TerminalStatus
 from app.live.events import Change
 from app.live.index import SubscriptionIndex
-from app.live.registry import TerminalRegistry
-from app.live.rules import Decision, News, decide
-from app.live.subscription import LiveSubscription, allowed_s
+from app.live.registry import Failure, TerminalRegistry
+from app.live.rules import Decision, Failures, News, decide
+from app.live.subscription import LiveSubscription, Progress, allowed_s
 from app.live.terminal import Terminal, confirmed
 from app.ports import Store
 
 MAX_BATCH = 500
-"""Terminals, failures and due subscriptions, of each at most, in one transaction. The rest takes the next one."""
+"""Terminals, failures and due subscriptions in one transaction, of each at most. The others are written next."""
 _MAX_TRIES = 10
 _LOAD = 1000
+"""Statuses that are read together."""
 
 
-class _Plan:
-    __slots__ = ("changes", "decisions", "terminals")
+class _Written(NamedTuple):
+    """A terminal with the status that is written, or confirmed."""
 
-    def __init__(
-        self,
-        terminals: list[tuple[Terminal, TerminalStatus, bool]],
-        decisions: list[Decision],
-        changes: Changes,
-    ) -> None:
-        self.terminals = terminals
-        self.decisions = decisions
-        self.changes = changes
+    terminal: Terminal
+    status: TerminalStatus
+    changed: bool
+
+
+class _Plan(NamedTuple):
+    terminals: Sequence[_Written]
+    decisions: Sequence[Decision]
+    changes: Changes
 
 
 class StatusWriter:
@@ -51,39 +56,38 @@ class StatusWriter:
     def __init__(
         self,
         store: Store,
-        watches: TerminalRegistry,
-        standings: SubscriptionIndex,
+        registry: TerminalRegistry,
+        index: SubscriptionIndex,
         *,
         clock: Callable[[], datetime],
         clock_s: Callable[[], float],
-        owed: Callable[[], None],
     ) -> None:
-        """`owed` is told that there is something to deliver."""
         self.lock = asyncio.Lock()
+        self.on_notifications_owed: Callable[[], None] = lambda: None
+        """Called when notifications were written; may not block or raise."""
         self._loading = asyncio.Lock()
         self._store = store
-        self._watches = watches
-        self._standings = standings
+        self._registry = registry
+        self._index = index
         self._clock = clock
         self._clock_s = clock_s
-        self._owed = owed
         self._due: dict[LiveSubscription, None] = {}
 
     @property
     def waiting(self) -> int:
-        """How many terminals' observations, failures and due subscriptions wait."""
-        return len(self._watches.queue) + len(self._watches.failed) + len(self._due)
+        """How many terminals, failures and due subscriptions wait to be written."""
+        return len(self._registry.queue) + len(self._registry.failures) + len(self._due)
 
     def keep_newest(self) -> None:
-        """Forgets what was observed in between."""
-        for terminal in self._watches.queue:
+        """Drops all pending observations but the newest of each terminal."""
+        for terminal in self._registry.queue:
             terminal.keep_newest()
 
     async def load(self, terminals: Collection[Terminal]) -> None:
-        """Reads what is stored of those of which it is not known yet. Raises StoreUnavailable."""
+        """Reads the stored status of those terminals whose status is not known yet. Raises StoreUnavailable."""
         if all(terminal.loaded for terminal in terminals):
             return
-        async with self._loading:  # one reads what many want
+        async with self._loading:  # one task reads what many want
             unloaded = [terminal for terminal in terminals if not terminal.loaded]
             for start in range(0, len(unloaded), _LOAD):
                 part = unloaded[start : start + _LOAD]
@@ -91,83 +95,69 @@ class StatusWriter:
                 now = self._clock()
                 for terminal in part:
                     if not terminal.loaded:  # adopted meanwhile
-                        terminal.take(stored.get(terminal.address))
-                        terminal.refresh(now)
+                        terminal.take_stored(stored.get(terminal.address))
+                        terminal.refresh_liveness(now)
 
     def adopt(self, stored: Iterable[TerminalStatus]) -> None:
-        """Takes what the store has for the truth, where it is newer. The caller holds the lock."""
+        """Takes newer statuses of the store as the truth. The caller holds the lock."""
         for status in stored:
-            terminal = self._watches.by_address.get(status.address)
+            terminal = self._registry.by_address.get(status.address)
             if terminal is None or (terminal.status is not None and status.revision <= terminal.status.revision):
                 continue
-            terminal.take(status)
-            liveness_changed = terminal.refresh(self._clock())
-            change = Change(status=status)
-            for stream in terminal.streams:
-                stream.post(terminal, change)
-                if liveness_changed:
-                    stream.post_liveness(terminal)
+            terminal.take_stored(status)
+            liveness_changed = terminal.refresh_liveness(self._clock())
+            self._post(terminal, status)
+            if liveness_changed:
+                self._registry.post_liveness(terminal)
 
-    async def round(self, most: int = MAX_BATCH) -> None:
+    async def write_batch(self, most: int = MAX_BATCH) -> None:
         """Writes a part of what waits. Raises StoreUnavailable, having changed nothing."""
         async with self.lock:
-            self._due.update(dict.fromkeys(self._standings.pop_due(self._clock_s())))
-            batch, failed, due = self._watches.queue[:most], self._watches.failed[:most], list(self._due)[:most]
-            if not (batch or failed or due):
+            self._due.update(dict.fromkeys(self._index.pop_due(self._clock_s())))
+            batch, failures = self._registry.queue[:most], self._registry.failures[:most]
+            due = list(self._due)[:most]
+            if not (batch or failures or due):
                 return
             await self.load(batch)
             for _ in range(_MAX_TRIES):
-                plan = self._plan(batch, failed, due)
+                plan = self._plan(batch, failures, due)
                 changes = plan.changes
                 if not (changes.statuses or changes.updates or changes.owed):
                     break
                 try:
                     conflicts = await self._store.write(changes)
                 except SubscriptionUnknown:  # deleted, with its client, by another process
-                    await self._reread(plan.decisions)
+                    await self._read_progress_again(plan.decisions)
                     continue
                 if not conflicts:
                     break
                 self.adopt(conflicts)
-                await self._reread(plan.decisions)
+                await self._read_progress_again(plan.decisions)
             else:
-                raise StoreUnavailable("Others write the same statuses all the time.", retry_after_s=1)
-            del self._watches.queue[: len(batch)]
-            del self._watches.failed[: len(failed)]
-            for standing in due:
-                del self._due[standing]
+                raise StoreUnavailable("Other processes write the same statuses all the time.", retry_after_s=1)
+            del self._registry.queue[: len(batch)]
+            del self._registry.failures[: len(failures)]
+            for subscription in due:
+                del self._due[subscription]
             self._apply(plan)
 
-    def hint_owed(self, owed: Sequence[OwedNotification]) -> None:
-        """Says that these were written."""
+    def on_written(self, owed: Sequence[OwedNotification]) -> None:
+        """Wakes delivery if some of these are to be sent."""
         if any(one.state is DeliveryState.PENDING for one in owed):
-            self.hint_due()
+            self.on_notifications_owed()
 
-    def hint_due(self) -> None:
-        """Says that something may be owed that was not before."""
-        self._owed()
+    def drop_first(self) -> None:
+        """Drops what `write_batch(1)` cannot write by any means, so that the rest is written."""
+        for terminal in self._registry.queue[:1]:
+            del self._registry.queue[0]
+            self._pop_pending(terminal)
+        del self._registry.failures[:1]
+        for subscription in list(self._due)[:1]:
+            del self._due[subscription]
 
-    def give_up(self) -> None:
-        """Drops what `round(1)` cannot write by any means, so that the rest is written."""
-        for terminal in self._watches.queue[:1]:
-            del terminal.pending[0]
-            terminal.queued = False
-            del self._watches.queue[0]
-            if terminal.pending:
-                self._watches.enqueue(terminal)
-        del self._watches.failed[:1]
-        for standing in list(self._due)[:1]:
-            del self._due[standing]
-
-    def _plan(
-        self,
-        batch: Sequence[Terminal],
-        failed: Sequence[tuple[TerminalAddress, tuple[LiveSubscription, ...], TerminalStatusError]],
-        due: Sequence[LiveSubscription],
-    ) -> _Plan:
-        news: dict[LiveSubscription, list[News]] = {standing: [] for standing in due}
-        failures: dict[LiveSubscription, dict[TerminalAddress, TerminalStatusError]] = {}
-        terminals: list[tuple[Terminal, TerminalStatus, bool]] = []
+    def _plan(self, batch: Sequence[Terminal], failed: Sequence[Failure], due: Sequence[LiveSubscription]) -> _Plan:
+        news: dict[LiveSubscription, list[News]] = {subscription: [] for subscription in due}
+        terminals: list[_Written] = []
         written: list[TerminalStatus] = []
         for terminal in batch:
             observed, at = terminal.pending[0]
@@ -184,73 +174,109 @@ class StatusWriter:
                     revision=1 if known is None else known.revision + 1,
                 )
                 written.append(status)
-            terminals.append((terminal, status, before is not observed))
-            for standing in terminal.standings:
-                news.setdefault(standing, []).append((status, before))
-        for address, standings, error in failed:
-            for standing in standings:
-                news.setdefault(standing, [])
-                failures.setdefault(standing, {})[address] = error
-        writer = OwedWriter(self._clock())
-        now_s = self._clock_s()
+            terminals.append(_Written(terminal, status, before is not observed))
+            for subscription in terminal.subscriptions:
+                news.setdefault(subscription, []).append((status, before))
+        failures = _by_subscription(failed)
+        for subscription in failures:
+            news.setdefault(subscription, [])
+        decisions = self._decide(news, failures)
+        changes = Changes(
+            statuses=written,
+            updates=[decision.update for decision in decisions if decision.update is not None],
+            owed=[one for decision in decisions for one in decision.owed],
+        )
+        return _Plan(terminals, decisions, changes)
+
+    def _decide(
+        self, news: Mapping[LiveSubscription, Sequence[News]], failures: Mapping[LiveSubscription, Failures]
+    ) -> list[Decision]:
+        writer, now_s = OwedWriter(self._clock()), self._clock_s()
         decisions = []
-        for standing, its_news in news.items():
-            if standing.ended:
+        for subscription, its_news in news.items():
+            if subscription.ended:
                 continue
-            decision = decide(standing, its_news, failures.get(standing, {}), now_s, writer)
+            decision = decide(subscription, its_news, failures.get(subscription, {}), now_s, writer)
             if decision is not None:
                 decisions.append(decision)
-        updates = [decision.update for decision in decisions if decision.update is not None]
-        owed = [one for decision in decisions for one in decision.owed]
-        return _Plan(terminals, decisions, Changes(statuses=written, updates=updates, owed=owed))
+        return decisions
 
     def _apply(self, plan: _Plan) -> None:
         now = self._clock()
         for terminal, status, changed in plan.terminals:
-            del terminal.pending[0]
-            terminal.queued = False
-            if terminal.pending:
-                self._watches.enqueue(terminal)
+            self._pop_pending(terminal)
             if changed:
-                terminal.take(status)
+                terminal.take_stored(status)
             else:
                 terminal.status = status
             terminal.attentive = False
-            says_anew = terminal.was_written()
-            if changed and terminal.streams:
-                change = Change(status=status)
-                for stream in terminal.streams:
-                    stream.post(terminal, change)
-            if says_anew and terminal.refresh(now):
-                for stream in terminal.streams:
-                    stream.post_liveness(terminal)
+            compute_liveness = terminal.on_written()
+            if changed:
+                self._post(terminal, status)
+            if compute_liveness and terminal.refresh_liveness(now):
+                self._registry.post_liveness(terminal)
         for decision in plan.decisions:
-            standing = decision.standing
-            if decision.terminals is not standing.terminals:
-                self._watches.unlink(standing, set(standing.terminals).difference(decision.terminals))
-            decision.apply()
-            if standing.ended:
-                self._standings.remove(standing)
-                self._watches.unlink(standing, standing.terminals)
-            elif standing.held:
-                self._standings.holds(standing)
-        self.hint_owed(plan.changes.owed)
+            self.make_progress(decision.subscription, decision.progress)
+        self.on_written(plan.changes.owed)
 
-    async def _reread(self, decisions: Sequence[Decision]) -> None:
-        """Learns how far subscriptions are, where another node, or a transaction whose end was not heard, was first."""
-        standings = [decision.standing for decision in decisions]
-        if not standings:
+    def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:
+        """Takes in progress that was written, and releases terminals that the subscription no longer watches."""
+        before = subscription.progress.terminals
+        self._index.make_progress(subscription, progress)
+        if subscription.ended:
+            self._registry.remove_subscription(subscription, before)
+        elif progress.terminals is not before:
+            self._registry.remove_subscription(subscription, set(before).difference(progress.terminals))
+
+    def remove(self, subscription: LiveSubscription) -> None:
+        """Removes a subscription that has ended in the store."""
+        self._index.remove(subscription)
+        self._registry.remove_subscription(subscription, subscription.progress.terminals)
+
+    def _pop_pending(self, terminal: Terminal) -> None:
+        del terminal.pending[0]
+        terminal.queued = False
+        if terminal.pending:
+            self._registry.enqueue(terminal)
+
+    def _post(self, terminal: Terminal, status: TerminalStatus) -> None:
+        if terminal.streams:
+            change = Change(status=status)
+            for stream in terminal.streams:
+                stream.post(terminal, change)
+
+    async def _read_progress_again(self, decisions: Sequence[Decision]) -> None:
+        """Reads how far subscriptions have come in the store, after another node wrote first, or after a transaction
+        whose outcome is not known."""
+        if not decisions:
             return
-        stored = await self._store.subscriptions_by_id([standing.id for standing in standings])
+        subscriptions = [decision.subscription for decision in decisions]
+        stored = await self._store.subscriptions_by_id([one.id for one in subscriptions])
         now, now_s = self._clock(), self._clock_s()
-        for standing in standings:
-            subscription = stored.get(standing.id)
+        for live in subscriptions:
+            subscription = stored.get(live.id)
             if subscription is None or not subscription.active:
-                self._standings.remove(standing)
-                self._watches.unlink(standing, standing.terminals)
-            elif subscription.notified != standing.notified:
-                standing.notified, standing.held = subscription.notified, ()
-                standing.allowed_s = allowed_s(subscription, now, now_s)
-                standing.joined = standing.joined.intersection(subscription.joined)
-                if not subscription.awaiting:
-                    standing.awaiting = standing.joined
+                self.remove(live)
+            elif subscription.notified != live.progress.notified:
+                live.progress = _progress_of(subscription, live.progress, now, now_s)
+
+
+def _progress_of(subscription: Subscription, known: Progress, now: datetime, now_s: float) -> Progress:
+    """The progress of a stored subscription that others have notified."""
+    joined = known.joined.intersection(subscription.joined)
+    return msgspec.structs.replace(
+        known,
+        notified=subscription.notified,
+        held=(),
+        allowed_s=allowed_s(subscription, now, now_s),
+        joined=joined,
+        awaiting=known.awaiting if subscription.awaiting else joined,
+    )
+
+
+def _by_subscription(failed: Iterable[Failure]) -> dict[LiveSubscription, dict[TerminalAddress, TerminalStatusError]]:
+    failures: dict[LiveSubscription, dict[TerminalAddress, TerminalStatusError]] = {}
+    for failure in failed:
+        for subscription in failure.subscriptions:
+            failures.setdefault(subscription, {})[failure.address] = failure.error
+    return failures

@@ -156,7 +156,7 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
             ),
         ] = "",
     ) -> Response:
-        events = use_cases.watching.stream(
+        events = use_cases.streams.stream(
             client,
             address,
             criteria=frozenset(criteria or ()),

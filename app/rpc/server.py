@@ -121,7 +121,7 @@ def create_server(
     open_calls = OpenCalls(stopping, set() if calls is None else calls)
     admission = CallAdmission(server, callers, open_calls, limits)
     terminals = TerminalStatusServicer(
-        open_calls, callers, use_cases.queries, use_cases.watching, max_stream_age_s=max_connection_age_s or None
+        open_calls, callers, use_cases.queries, use_cases.streams, max_stream_age_s=max_connection_age_s or None
     )
     for_clients = admission.for_clients()
     # GetStatus takes and returns bytes. Added first, since gRPC asks handlers in the order in which they were added.

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Attempted
 from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification
-from app.domain.sinks import EndReason, SinkKind, withdraws
+from app.domain.sink_contracts import SinkContracts
+from app.domain.sinks import EndReason, SinkKind
 from app.domain.statuses import Source, Status, TerminalStatus
 from app.ports import Page
 from app.store import tables as t
@@ -117,14 +118,16 @@ class Outbox(Writing):
         row = await self._first(statement)
         return None if row is None else row.lease_owner
 
-    async def send_again(self, notification_ids: Sequence[str], at: datetime) -> int:
+    async def send_again(self, notification_ids: Sequence[str], at: datetime, contracts: SinkContracts) -> int:
         """Makes dead ones pending, due at once, but those of a subscription that wants nothing more; how many."""
         if not notification_ids:
             return 0
 
         async def work(c: AsyncConnection) -> int:
             rows = await self._lock_notifications(c, notification_ids)
-            dead = [row for row in rows.values() if row.state == DeliveryState.DEAD.value and _may_be_sent(row)]
+            dead = [
+                row for row in rows.values() if row.state == DeliveryState.DEAD.value and _may_be_sent(row, contracts)
+            ]
             if dead:
                 statement = update(t.owed_notifications).where(self._among(_owed.seq, [row.seq for row in dead]))
                 await c.execute(statement.values(state=_PENDING, next_attempt_at=at, settled_at=null()))
@@ -216,8 +219,9 @@ def _settled_values(one: Attempted, row: AnyRow, mine: bool) -> Sequence[Any]:
     return row.seq, attempts, one.state.value, row.next_attempt_at, ended_at
 
 
-def _may_be_sent(row: AnyRow) -> bool:
-    return row.end_reason is None or not withdraws(SinkKind(row.sink_kind), EndReason(row.end_reason))
+def _may_be_sent(row: AnyRow, contracts: SinkContracts) -> bool:
+    contract = contracts.of(SinkKind(row.sink_kind), row.sink_profile)
+    return row.end_reason is None or EndReason(row.end_reason) not in contract.withdrawn_at
 
 
 def _attempt_values(attempt: DeliveryAttempt, notification_seq: int, number: int) -> dict[str, Any]:

@@ -197,6 +197,7 @@ class Statements:
                 _box.lease_owner,
                 _sub.suspended_at,
                 _sub.sink_kind,
+                _sub.sink_profile,
                 _sub.end_reason,
             )
             .join_from(t.owed_notifications, t.outbox, _box.subscription_seq == _owed.subscription_seq)

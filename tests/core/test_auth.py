@@ -49,6 +49,7 @@ from app.domain.errors import (
 from app.domain.records import ANONYMOUS, Client
 from app.egress import jwks
 from app.ports import Page
+from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
 from tests.support.access_tokens import (
     AUDIENCE,
@@ -95,7 +96,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.auth = self.authenticator()
-        self.registry = ClientRegistry(self.store, clock=self.clock, changed=self.auth.forget)
+        self.registry = ClientRegistry(self.store, contracts=SINK_CONTRACTS, clock=self.clock, changed=self.auth.forget)
 
     def authenticator(self, *, open_allowed: bool = True, tokens: AccessTokens | None = None) -> Authenticator:
         return Authenticator(
@@ -164,7 +165,7 @@ async def test_a_lost_database_opens_no_door(world: World) -> None:
     client, key = await world.add()
     await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
     await world.auth.authenticate(bearer(key))
-    await ClientRegistry(world.store, clock=world.clock).delete(client.id, who="cli")
+    await ClientRegistry(world.store, contracts=SINK_CONTRACTS, clock=world.clock).delete(client.id, who="cli")
     world.clock.pass_s(auth.CACHE_S)
     for credentials in (Credentials(), bearer(key), Credentials(certificate_names=(client.id,))):
         await world.refused(credentials)
@@ -173,7 +174,7 @@ async def test_a_lost_database_opens_no_door(world: World) -> None:
 async def test_another_process_closes_the_door(world: World) -> None:
     """A client that another process adds is noticed within CACHE_S."""
     await world.auth.authenticate(Credentials())
-    await ClientRegistry(world.store, clock=world.clock).add("billing", who="cli")
+    await ClientRegistry(world.store, contracts=SINK_CONTRACTS, clock=world.clock).add("billing", who="cli")
     assert (await world.auth.authenticate(Credentials())).id == ANONYMOUS
     world.clock.pass_s(auth.CACHE_S)
     await world.refused(Credentials())

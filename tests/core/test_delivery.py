@@ -30,6 +30,7 @@ from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
 from app.ports import Page, Sender, Sent
+from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
 from tests.support.outbox import ALICE, BOB, NOW, OWNER, STRANGER, change, make_owed, make_subscription
 from tests.support.receivers import answer, hang, in_turn, receiver
@@ -425,7 +426,8 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
     sender = ScriptedSender(first(FAILED, FAILED))
     async with delivering(store, sender) as deliverer:
         await until(store, settled)
-        deliveries = Deliveries(store, Clock(), FREE, hint=deliverer.hint)
+        deliveries = Deliveries(store, Clock(), FREE, SINK_CONTRACTS)
+        deliveries.on_notifications_owed = deliverer.hint
         dead, _ = await deliveries.list(OWNER, Page(), state=DeliveryState.DEAD)
         assert [each.id for each in dead] == ids
         assert await deliveries.send_again(OWNER, [*ids, *ids]) == 2
@@ -438,7 +440,7 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
 async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:
     """A client above its rate is refused, whatever it asks of its notifications."""
     ids = await owe(store, 2)
-    deliveries = Deliveries(store, Clock(), Policies(Policy(rate_per_s=1), lambda: 0.0), hint=lambda: None)
+    deliveries = Deliveries(store, Clock(), Policies(Policy(rate_per_s=1), lambda: 0.0), SINK_CONTRACTS)
     assert await deliveries.send_again(OWNER, ids) == 0
     for call in (
         deliveries.list(OWNER, Page()),
@@ -453,7 +455,7 @@ async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:
 async def test_what_is_anothers_is_unknown(store: SqlStore) -> None:
     """Another client sees, and may do, nothing; an admin sees all; too many at a time are refused."""
     ids = await owe(store)
-    deliveries = Deliveries(store, Clock(), FREE, hint=lambda: None)
+    deliveries = Deliveries(store, Clock(), FREE, SINK_CONTRACTS)
     assert await deliveries.list(STRANGER, Page()) == ([], "")
     for call in (
         deliveries.get(STRANGER, ids[0]),

@@ -23,7 +23,6 @@ from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes
 from app.domain.policy import Policy
 from app.domain.statuses import Liveness, Status, TerminalStatus
-from app.live.engine import Tuning
 from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
 from app.live.resume_tokens import mark_of
 from app.store import open_store
@@ -106,7 +105,7 @@ class Reader:
                 token = given
         session = Session(token, await core.store.statuses(TERMINALS), written)
         self.sessions.append(session)
-        stream = core.watching.stream(APP, TERMINALS, resume_token=token)
+        stream = core.streams.stream(APP, TERMINALS, resume_token=token)
         self._stack.push_async_callback(stream.aclose)
 
         async def read() -> None:
@@ -167,7 +166,7 @@ class History:
     async def begin(self) -> None:
         """Both nodes start, and the readers come."""
         self.other = await self._other_life.enter_async_context(
-            run_core(self._url, clocks=self._clocks, tuning=Tuning(reread_s=REREAD_S), policy=Policy())
+            run_core(self._url, clocks=self._clocks, reread_s=REREAD_S, policy=Policy())
         )
         await self.begin_writing()
         await self.connect(self.readers[2])
@@ -213,7 +212,8 @@ class History:
                 await self.connect(self._chance.choice(self.readers))
             case "hint":
                 if self._chance.random() < 0.5:
-                    self.other.watching.hint([self._chance.choice(TERMINALS)])
+                    assert self.other.live.other_nodes is not None
+                    self.other.live.other_nodes.on_hint([self._chance.choice(TERMINALS)])
             case "kill":
                 await self.kill()
                 await self.begin_writing()

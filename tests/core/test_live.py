@@ -88,7 +88,7 @@ async def test_same_observation_again_writes_nothing(core: Core) -> None:
         writes = len(core.store.writes)
         core.clocks.advance(60)
         await core.play(ALICE, REACHABLE)
-        status = core.watching.live(ALICE)
+        status = core.live.registry.live(ALICE)
         assert status is not None
         assert (status.status, status.revision, status.observed_at) == (REACHABLE, 1, core.clocks.now)
         assert len(core.store.writes) == writes
@@ -124,8 +124,8 @@ async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:
         _, stale = await stream.some(LivenessChange, 2)
         assert (stale.terminal.liveness, stale.terminal.reason) == (Liveness.STALE, "document unreadable: malformed")
         assert (stale.error.code, stale.terminal.status.status) == ("DOCUMENT_UNREADABLE", BUSY)
-        assert core.watching.live(ALICE) is None
-        assert core.watching.last(ALICE) is None
+        assert core.live.registry.live(ALICE) is None
+        assert core.live.last_statuses.newest(ALICE, core.clocks.now, 1e9) is None
         core.watcher.send(ALICE, b"<presence")
         await core.play(ALICE, BUSY)
         live = (await stream.some(LivenessChange, 3))[2]
@@ -137,10 +137,10 @@ async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:
         core.watcher.play(ALICE, BUSY)
         core.watcher.send(ALICE, b"<presence")  # before the other is written
         await core.settled()
-        assert core.watching.live(ALICE) is None
+        assert core.live.registry.live(ALICE) is None
         changes = await stream.some(Change, 3)
     assert [one.status.status for one in changes] == [BUSY, REACHABLE, BUSY]
-    assert core.watching.unreadable == {"malformed": 3, "dtd": 1}
+    assert core.live.registry.unreadable_counts == {"malformed": 3, "dtd": 1}
 
 
 async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> None:
@@ -166,9 +166,8 @@ async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> 
         core.store,
         core.watcher,
         None,  # type: ignore[arg-type]  # nobody asks for clients
-        wanted_by=core.watching.wanted_by,
-        clock=lambda: core.clocks.now,
-        doubt=core.watching.doubt,
+        core.live.registry,
+        lambda: core.clocks.now,
     )
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
@@ -189,7 +188,7 @@ async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
     async with reading(core, ALICE) as first, reading(core, ALICE, client=OTHER) as second:
         await first.some(SnapshotComplete)
         await second.some(SnapshotComplete)
-        assert core.watching.wanted_by(ALICE) == ["stream:app", "stream:other"]
+        assert core.live.registry.wanted_by(ALICE) == ["stream:app", "stream:other"]
     await core.advance(20)
     async with reading(core, ALICE) as third:
         await third.some(SnapshotComplete)
@@ -199,8 +198,8 @@ async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
     assert core.watcher.asked == [f"watch {ALICE}"]
     await core.advance(1.1)
     assert core.watcher.asked == [f"watch {ALICE}", f"unwatch {ALICE}"]
-    assert core.watching.figures()["terminals"] == 0
-    assert core.watching.last(ALICE) is None
+    assert core.live.engine.figures()["terminals"] == 0
+    assert core.live.last_statuses.newest(ALICE, core.clocks.now, 1e9) is None
 
 
 async def test_streams_that_come_and_go_leave_nothing(core: Core) -> None:
@@ -209,7 +208,7 @@ async def test_streams_that_come_and_go_leave_nothing(core: Core) -> None:
         async with reading(core, ALICE) as stream:
             await stream.some(SnapshotComplete)
         await core.advance(1)
-    assert len(core.watching._watches._idle) == 1  # noqa: SLF001
+    assert len(core.live.registry._idle) == 1  # noqa: SLF001
     await core.advance(31)
     await core.advance(31)
     assert core.watcher.asked == [f"watch {ALICE}", f"unwatch {ALICE}"]
@@ -223,7 +222,7 @@ async def test_lost_contact_is_stale_and_never_unreachable(core: Core) -> None:
         await stream.some(LivenessChange)
         core.watcher.lose(ALICE, "no answer")
         live, stale = await stream.some(LivenessChange, 2)
-        assert core.watching.live(ALICE) is None
+        assert core.live.registry.live(ALICE) is None
     assert (live.terminal.liveness, stale.terminal.liveness, stale.terminal.reason) == (
         Liveness.LIVE,
         Liveness.STALE,
@@ -263,10 +262,10 @@ async def test_store_that_is_away_loses_nothing(core: Core) -> None:
         for status in (BUSY, UNREACHABLE, BUSY):
             core.watcher.play(ALICE, status)
         core.watcher.play(BOB, REACHABLE)
-        rounds = core.watching.rounds
-        await until(lambda: core.watching.rounds > rounds + 1)
+        rounds = core.live.engine.rounds
+        await until(lambda: core.live.engine.rounds > rounds + 1)
         assert [one.status.status for one in stream.events if isinstance(one, Change)] == [REACHABLE]
-        newest = core.watching.live(ALICE)
+        newest = core.live.registry.live(ALICE)
         assert newest is not None
         assert (newest.status, newest.revision) == (BUSY, 0)
         core.store.away = False
@@ -311,7 +310,7 @@ async def test_lost_hint_is_made_up_for_by_reading_again(url: str) -> None:
     """What another node wrote reaches streams by a hint, and without one when everything is read again."""
     clocks = Clocks()
     async with (
-        run_core(url, clocks=clocks, tuning=Tuning(reread_s=5)) as core,
+        run_core(url, clocks=clocks, reread_s=5) as core,
         run_core(url, clocks=clocks) as other,
         reading(core, ALICE) as stream,
         reading(other, ALICE) as there,
@@ -319,7 +318,8 @@ async def test_lost_hint_is_made_up_for_by_reading_again(url: str) -> None:
         await stream.some(SnapshotComplete)
         await there.some(SnapshotComplete)
         await other.play(ALICE, REACHABLE)
-        core.watching.hint([ALICE])
+        assert core.live.other_nodes is not None
+        core.live.other_nodes.on_hint([ALICE])
         await stream.some(Change)
         await other.play(ALICE, BUSY)
         await core.advance(5.1)
@@ -362,8 +362,8 @@ async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
 
 async def test_streams_make_their_tokens_in_turn(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many streams only some make a token before others are served."""
-    monkeypatch.setattr("app.live.engine.BOOKMARKS_AT_ONCE", 2)
-    monkeypatch.setattr("app.live.engine._BOOKMARKS_EVERY_S", 0)
+    monkeypatch.setattr("app.live.open_streams.BOOKMARKS_AT_ONCE", 2)
+    monkeypatch.setattr("app.live.open_streams.BOOKMARKS_EVERY_S", 0)
     turns, made_in = 0, Counter[int]()
     make = Stream.bookmark
 
@@ -400,7 +400,7 @@ async def test_resume_token_brings_only_what_differs(core: Core) -> None:
         await core.play(ALICE, REACHABLE)
         await core.play(BOB, REACHABLE)
         await stream.some(Change, 2)
-        core.watching.end_streams_of("nobody")
+        core.streams.end_streams_of("nobody")
         await stream.some(LivenessChange, 2)
         for _ in range(5):
             await core.advance(2.5)
@@ -464,7 +464,7 @@ async def test_least_interval_holds_changes_and_tells_the_newest(core: Core) -> 
 
 async def test_reader_that_does_not_read_costs_bounded_memory(core: Core) -> None:
     """A slow reader skips intermediate states and is told the newest one."""
-    stream = core.watching.stream(APP, [ALICE, BOB])
+    stream = core.streams.stream(APP, [ALICE, BOB])
     try:
         while not isinstance(await anext(stream), SnapshotComplete):
             pass
@@ -485,10 +485,10 @@ async def test_streams_end_with_a_reason(core: Core) -> None:
     async with reading(core, ALICE) as ours, reading(core, ALICE, client=OTHER) as others:
         await ours.some(SnapshotComplete)
         await others.some(SnapshotComplete)
-        core.watching.end_streams_of(OTHER.id)
+        core.streams.end_streams_of(OTHER.id)
         (gone,) = await others.some(End)
         assert (gone.reason, gone.resume_token) == (StreamEnd.CREDENTIALS_EXPIRED, "")
-        core.watching.end_streams()
+        core.streams.end_all()
         (end,) = await ours.some(End)
         assert end.reason is StreamEnd.GATEWAY_STOPPING
         assert end.resume_token
@@ -511,9 +511,9 @@ async def test_group_members_come_and_go_in_a_running_stream(core: Core) -> None
         assert change.status.address == BOB
         await core.groups.delete(APP, TEAM)
         await stream.some(Removed, 2)
-    await until(lambda: not core.watching.wanted_by(BOB))
+    await until(lambda: not core.live.registry.wanted_by(BOB))
     await core.advance(31)
-    assert core.watching.figures()["terminals"] == 0
+    assert core.live.engine.figures()["terminals"] == 0
 
 
 async def test_group_of_another_client_changes_no_stream(core: Core) -> None:
@@ -557,7 +557,7 @@ async def test_member_that_cannot_be_watched_is_told_once_to_a_stream(core: Core
 async def test_limits_of_streams(url: str) -> None:
     """As many terminals, streams and watches as allowed; one more is refused, and nothing of it stays."""
     policy = Policy(max_notification_addresses=2, max_streams=1, busy_available=False)
-    async with run_core(url, policy=policy, tuning=Tuning(max_watches=2)) as core:
+    async with run_core(url, policy=policy, tuning=Tuning(max_terminals=2)) as core:
         cases: list[tuple[type, tuple[str, ...], dict[str, Any]]] = [
             (TooManyAddresses, (ALICE, BOB, CAROL), {}),
             (BusyNotSupported, (ALICE,), {"criteria": frozenset({BUSY})}),
@@ -578,7 +578,7 @@ async def test_limits_of_streams(url: str) -> None:
             await until(lambda: unlucky.error)
             assert isinstance(unlucky.error, StoreUnavailable)
         core.store.away = False
-        assert core.watching.figures()["streams"] == 0
+        assert core.live.engine.figures()["streams"] == 0
 
 
 async def test_limit_holds_for_streams_opened_at_once(url: str) -> None:
@@ -615,13 +615,13 @@ async def test_limit_of_watched_terminals(url: str) -> None:
         await core.subscribe(ALICE, BOB)
         assert f"watch {dan}" in core.watcher.asked
     async with run_core(url, policy=Policy(max_watched_terminals=1)) as core:
-        assert core.watching.figures()["terminals"] == 3, "what stood before a restart stands, beyond the limit too"
+        assert core.live.engine.figures()["terminals"] == 3, "what stood before a restart stands, beyond the limit too"
         with pytest.raises(TooManyWatchedTerminals):
             await core.subscribe(CAROL)
         await core.subscribe(ALICE)
         for active in (await core.subscriptions.list(APP, Page()))[0]:
             await core.subscriptions.cancel(APP, active.id, face="grpc")
-        assert not core.watching._watches._held  # noqa: SLF001  # nothing of a client stays when it wants nothing
+        assert not core.live.registry._wanted_of  # noqa: SLF001  # nothing of a client stays when it wants nothing
         await core.subscribe(CAROL)
 
 
@@ -645,7 +645,7 @@ def test_defaults_leave_room_for_others() -> None:
     """No client's own limit is the gateway's."""
     policy, tuning = Policy(), Tuning()
     assert 2 * policy.max_streams <= tuning.max_streams
-    assert 2 * policy.max_watched_terminals <= tuning.max_watches
+    assert 2 * policy.max_watched_terminals <= tuning.max_terminals
 
 
 async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:

@@ -125,7 +125,7 @@ async def test_the_newest_that_is_known_answers(core: Core) -> None:
         await core.play(ALICE, BUSY)
         core.watcher.lose(ALICE)
         assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
-    await until(lambda: not core.watching.figures()["streams"])
+    await until(lambda: not core.live.engine.figures()["streams"])
     await core.advance(31)
     assert ALICE not in core.watcher.wanted
     assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
@@ -144,7 +144,7 @@ async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core:
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         core.watcher.send(ALICE, b"no document")
-    await until(lambda: not core.watching.figures()["streams"])
+    await until(lambda: not core.live.engine.figures()["streams"])
     await core.advance(31)
     assert ALICE not in core.watcher.wanted
     async with reading(core, ALICE):  # it is watched again, and silent
@@ -153,17 +153,17 @@ async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core:
     assert len(core.watcher.fetched) == 2
 
 
-async def test_terminals_that_left_are_remembered_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_terminals_that_left_are_remembered_within_a_bound(core: Core) -> None:
     """Of those that are not watched any more, the oldest are forgotten."""
-    monkeypatch.setattr("app.live.registry.MAX_LEFT", 1)
+    core.live.last_statuses._past.capacity = 1  # noqa: SLF001
     for address in (ALICE, BOB):
         async with reading(core, address):
             await until(partial(core.watcher.wanted.__contains__, address))
             await core.play(address, BUSY)
-        await until(lambda: not core.watching.figures()["streams"])
+        await until(lambda: not core.live.engine.figures()["streams"])
         await core.advance(31)
-    assert core.watching.last(ALICE) is None
-    assert core.watching.last(BOB) is not None
+    assert core.live.last_statuses.newest(ALICE, core.clocks.now, 1e9) is None
+    assert core.live.last_statuses.newest(BOB, core.clocks.now, 1e9) is not None
 
 
 async def test_a_clock_that_is_set_back_tells_no_age(core: Core) -> None:
@@ -184,7 +184,7 @@ async def test_live_watch_that_a_fetch_contradicts_is_refreshed(core: Core) -> N
         assert refresh not in core.watcher.asked, "not newer"
         await core.advance(1)
         await asyncio.gather(*(core.queries.get_status(APP, ALICE, face="grpc") for _ in range(5)))
-        assert core.watcher.asked.count(refresh) == core.watching.contradictions == 1
+        assert core.watcher.asked.count(refresh) == core.live.registry.contradictions == 1
         await core.play(ALICE, REACHABLE)
         await core.advance(1)
         await core.queries.get_status(APP, ALICE, face="grpc")
@@ -406,9 +406,9 @@ async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> Non
         assert refused.value.retry_after_s == 1
 
 
-async def test_memory_of_recent_answers_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more answers are remembered than the bound; the oldest is forgotten."""
-    monkeypatch.setattr("app.core.queries.MAX_RECENT", 2)
+async def test_memory_of_fetched_statuses_is_bounded(core: Core) -> None:
+    """No more fetched statuses are remembered than the bound; the oldest is forgotten."""
+    core.live.last_statuses._past.capacity = 2  # noqa: SLF001
     for address in (ALICE, BOB, CAROL, ALICE):
         await core.queries.get_status(APP, address, face="grpc")
-    assert list(core.queries._recent) == [CAROL, ALICE]  # noqa: SLF001
+    assert [core.live.last_statuses.knows(address) for address in (ALICE, BOB, CAROL)] == [True, False, True]

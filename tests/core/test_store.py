@@ -22,7 +22,7 @@ from app.domain.errors import (
     InvalidRequest,
     SubscriptionUnknown,
 )
-from app.domain.owed import OwedWriter
+from app.domain.owed import ClientDeletion
 from app.domain.records import (
     AuditEntry,
     Client,
@@ -33,6 +33,7 @@ from app.domain.records import (
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.domain.statuses import Status
 from app.ports import Page
+from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
 from app.store.pages import token as make_token
 from tests.support.records import (
@@ -368,8 +369,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
         await store.create_group(Group(address=address, client_id=name, members=(ALICE,), created_at=AT))
         await make(store, f"s1-{name}", f"s2-{name}", f"s3-{name}", client_id=name)
         await end(store, f"s2-{name}")
-    writer = OwedWriter(after(5), iter(("e1", "e2", "e3")).__next__)
-    ended = await store.delete_client("c1", writer.client_deleted)
+    ended = await store.delete_client("c1", deletion := ClientDeletion(SINK_CONTRACTS, after(5)))
     text = "Its client was deleted."
     expected = [
         subscription(name, client_id="c1", ended_at=after(5), end_reason=EndReason.CLIENT_DELETED, end_detail=text)
@@ -383,14 +383,15 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
     assert [(one.subscription_id, one.kind, one.code, one.state) for one in found] == [
         (name, NotificationKind.ENDED, "CLIENT_DELETED", pending) for name in ("s1-c1", "s3-c1")
     ]
-    assert [one.id for one in await store.claim(after(5), after(60), 10, "n1")] == ["e1", "e2"]
+    claimed = await store.claim(after(5), after(60), 10, "n1")
+    assert [one.id for one in claimed] == [one.id for one in found]
     assert await store.client("c1") is None
     assert await store.key("k-c1") is None
     assert [group.client_id for group in (await store.groups(None, Page()))[0]] == ["c2"]
     assert await store.key("k-c2") is not None
     assert len((await store.subscriptions("c2", Page()))[0]) == 2
     with pytest.raises(ClientUnknown):
-        await store.delete_client("c1", writer.client_deleted)
+        await store.delete_client("c1", deletion)
 
 
 async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:

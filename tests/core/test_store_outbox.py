@@ -13,6 +13,7 @@ from app.domain.changes import Attempted, Changes, SubscriptionUpdate
 from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.ports import Page, Store
+from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
 from tests.support.records import AT, after, end, make, owed, paged, sequences, subscription, usage
 
@@ -180,7 +181,7 @@ async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
     await store.record_attempts([attempted("a1"), attempted("b1", PENDING, next_attempt_at=after(5))])
     await store.write(Changes(updates=[withdrawal("s1")]))
     assert await states(store) == {"a1": DELIVERED, "a2": WITHDRAWN, "a3": WITHDRAWN, "b1": PENDING}
-    assert await store.send_again(["a2", "a3"], after(3)) == 0
+    assert await store.send_again(["a2", "a3"], after(3), SINK_CONTRACTS) == 0
     assert await claimed(store, 9999) == ["b1"]
     listed, _ = await store.notifications("c1", Page(), state=WITHDRAWN)
     assert [(one.id, one.settled_at) for one in listed] == [("a2", after(2)), ("a3", after(2))]
@@ -195,7 +196,7 @@ async def test_dead_ones_of_an_ended_soap_subscription_stay_dead(store: SqlStore
     await claimed(store)
     await store.record_attempts([attempted("a1", DEAD)])
     await store.write(Changes(updates=[replace(withdrawal("s1"), withdraws=kind is SinkKind.SOAP)]))
-    assert await store.send_again(["a1"], after(3)) == again
+    assert await store.send_again(["a1"], after(3), SINK_CONTRACTS) == again
     assert len(await claimed(store, 9999)) == again
 
 
@@ -269,7 +270,7 @@ async def test_dead_ones_are_sent_again_in_their_order(store: SqlStore) -> None:
         assert await claimed(store) == [name]
         await store.record_attempts([attempted(name, DEAD)])
     assert await claimed(store) == ["a3"]
-    assert await store.send_again(["a2", "a1", "a3", "x"], after(10)) == 2
+    assert await store.send_again(["a2", "a1", "a3", "x"], after(10), SINK_CONTRACTS) == 2
     assert await claimed(store, 20) == []  # a3 is in flight
     await store.record_attempts([attempted("a3", PENDING, next_attempt_at=after(15))])
     assert await claimed(store, 20) == ["a1"]
@@ -278,7 +279,11 @@ async def test_dead_ones_are_sent_again_in_their_order(store: SqlStore) -> None:
     await store.record_attempts([attempted("a2")])
     assert await claimed(store, 20) == ["a3"]
     assert [one.number for one in await store.attempts("a1")] == [1, 2]
-    assert await store.send_again(["a1"], after(10)) == await store.send_again([], after(10)) == 0
+    assert (
+        await store.send_again(["a1"], after(10), SINK_CONTRACTS)
+        == await store.send_again([], after(10), SINK_CONTRACTS)
+        == 0
+    )
 
 
 async def test_notifications_are_listed_by_what_is_asked(store: SqlStore) -> None:

@@ -49,6 +49,7 @@ from app.domain.sinks import SECRET_BYTES, TOKEN_LEAD, EndReason, Sink, SinkKind
 from app.domain.statuses import Liveness, Status
 from app.live.group_directory import Expansion
 from app.ports import Page
+from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,
     ALICE,
@@ -197,7 +198,7 @@ async def test_count_of_one_may_be_over_at_once(core: Core) -> None:
         subscription = await core.subscribe(ALICE, sink=SOAP, count=1, check_immediate=True)
         assert not subscription.active
         assert await core.told(subscription) == ["alice BUSY", "ENDED COUNT_REACHED"]
-        assert core.watching.figures()["subscriptions"] == 0
+        assert core.live.engine.figures()["subscriptions"] == 0
 
 
 async def test_duration_ends_the_subscription(core: Core) -> None:
@@ -313,7 +314,7 @@ async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: 
     await core.groups.remove_members(APP, TEAM, [ALICE])
     await core.advance(1)
     await core.groups.add_members(APP, TEAM, [ALICE])
-    await until(lambda: core.watching.wanted_by(ALICE))
+    await until(lambda: core.live.registry.wanted_by(ALICE))
     assert core.watcher.asked.count(f"watch {ALICE}") == 2
     core.watcher.fail(ALICE, UNKNOWN)
     await core.settled()
@@ -435,7 +436,7 @@ async def test_caller_that_leaves_ends_callbacks_too(tmp_path: Path) -> None:
         ending.cancel()
         await asyncio.gather(ending, return_exceptions=True)
         go_on.set()
-        await until(lambda: core.watching.figures()["subscriptions"] == 0)
+        await until(lambda: core.live.engine.figures()["subscriptions"] == 0)
         assert withdrawn == [made.id]
 
 
@@ -452,7 +453,7 @@ async def test_cancelled_by_correlator(core: Core) -> None:
         with pytest.raises(SubscriptionUnknown):
             await core.subscriptions.cancel_by_correlator(APP, correlator, face="soap")
     await core.subscribe(BOB, correlator="c", sink=SOAP)
-    assert core.watching.figures()["subscriptions"] == 2
+    assert core.live.engine.figures()["subscriptions"] == 2
 
 
 async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: Core) -> None:
@@ -496,24 +497,26 @@ async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
 async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) -> None:
     """Whoever deletes a client, its sinks' ends are owed at once, by the same transaction: no gateway need follow."""
     soap, hook = [await core.subscribe(ALICE, sink=sink) for sink in (SOAP, WEBHOOK)]
-    assert await ClientRegistry(core.store, clock=lambda: BEGAN).delete(APP.id, who="cli") == 2
+    assert (
+        await ClientRegistry(core.store, contracts=SINK_CONTRACTS, clock=lambda: BEGAN).delete(APP.id, who="cli") == 2
+    )
     await core.play(ALICE, BUSY)  # a gateway that has not noticed
     for _ in range(2):
         assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
         assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
-        await core.subscriptions.client_gone(APP.id)
+        await core.live.lifecycle.on_client_deleted(APP.id)
     stored = await core.stored(hook)
     assert (stored.ended_at, stored.end_reason) == (BEGAN, EndReason.CLIENT_DELETED)
     assert stored.end_detail == "Its client was deleted."
-    assert core.watching.figures()["subscriptions"] == 0
+    assert core.live.engine.figures()["subscriptions"] == 0
 
 
 async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> None:
     """After delivery has ended a subscription nothing more is owed to it."""
     subscription = await core.subscribe(ALICE, sink=SOAP)
     await core.play(ALICE, REACHABLE)
-    core.subscriptions.ended(subscription.id)
-    core.subscriptions.ended("nobody's")
+    core.live.lifecycle.on_ended_in_store(subscription.id)
+    core.live.lifecycle.on_ended_in_store("nobody's")
     await core.play(ALICE, BUSY)
     assert await core.told(subscription) == []
 
@@ -609,7 +612,7 @@ async def test_group_of_another_client_changes_no_subscription(database_url: str
         await core.groups.create(APP, TEAM, [CAROL])
         await core.groups.set_members(APP, ALICE, [BOB, CAROL])
         await core.groups.set_members(OTHER, TEAM, [ALICE])
-        await until(lambda: core.watching.rounds)
+        await until(lambda: core.live.engine.rounds)
         await core.advance(1)
         assert set(core.watcher.wanted) == {ALICE}
     async with run_core(database_url) as core:
@@ -650,7 +653,7 @@ async def test_restart_ends_what_expired_meanwhile(database_url: str) -> None:
         for_ever = await core.subscribe(BOB, sink=SOAP)
     clocks.advance(61)
     async with run_core(database_url, clocks=clocks) as core:
-        await until(lambda: core.watching.figures()["subscriptions"] == 1)
+        await until(lambda: core.live.engine.figures()["subscriptions"] == 1)
         assert await core.told(subscription) == ["ENDED EXPIRED"]
         assert (await core.stored(for_ever)).active
 
@@ -728,7 +731,7 @@ async def test_group_subscription_follows_its_members(core: Core) -> None:
     await core.play(CAROL, UNREACHABLE)
     assert await core.told(subscription) == ["alice REACHABLE", "bob BUSY", "carol UNREACHABLE"]
     await core.groups.delete(APP, TEAM)
-    await until(lambda: not core.watching.wanted_by(BOB))
+    await until(lambda: not core.live.registry.wanted_by(BOB))
     await core.advance(31)
     assert set(core.watcher.wanted) == {CAROL}
 
@@ -773,15 +776,15 @@ async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, rest
         await core.groups.create(APP, ALL, [BOB])
         alone, nested = await core.subscribe(TEAM, sink=SOAP), await core.subscribe(ALL, sink=SOAP)
         await core.groups.add_members(APP, ALL, [TEAM])
-        await until(lambda: core.watching.wanted_by(ALICE) == [alone.id, nested.id])
+        await until(lambda: core.live.registry.wanted_by(ALICE) == [alone.id, nested.id])
         await core.groups.delete(APP, TEAM)
-        await until(lambda: not core.watching.wanted_by(ALICE))
+        await until(lambda: not core.live.registry.wanted_by(ALICE))
         if restarted:
             await gateways.aclose()
             core = await gateways.enter_async_context(run_core(database_url))
             assert set(core.watcher.wanted) == {BOB}
         await core.groups.create(APP, TEAM, [CAROL])
-        await until(lambda: core.watching.wanted_by(CAROL) == [alone.id, nested.id])
+        await until(lambda: core.live.registry.wanted_by(CAROL) == [alone.id, nested.id])
         await core.play(CAROL, REACHABLE)
         await core.play(CAROL, BUSY)
         assert await core.told(alone) == await core.told(nested) == ["carol BUSY"]
@@ -797,16 +800,16 @@ async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted:
         terminal, by_group = await core.subscribe(ALICE, sink=SOAP), await core.subscribe(TEAM, sink=SOAP)
         both = await core.subscribe(TEAM, ALICE, sink=SOAP)
         await gateways.enter_async_context(reading(core, TEAM))
-        await until(lambda: len(core.watching.wanted_by(ALICE)) == 4)
+        await until(lambda: len(core.live.registry.wanted_by(ALICE)) == 4)
         await core.groups.create(APP, ALICE, [BOB])
-        await until(lambda: core.watching.wanted_by(BOB) == [by_group.id, f"stream:{APP.id}"])
+        await until(lambda: core.live.registry.wanted_by(BOB) == [by_group.id, f"stream:{APP.id}"])
         await core.groups.set_members(APP, TEAM, [CAROL, ALICE])
-        await until(lambda: len(core.watching.wanted_by(CAROL)) == 3)
+        await until(lambda: len(core.live.registry.wanted_by(CAROL)) == 3)
         if restarted:
             await gateways.aclose()
             core = await gateways.enter_async_context(run_core(database_url))
         for address, wanting in ((ALICE, [terminal, both]), (BOB, [by_group]), (CAROL, [by_group, both])):
-            found = [one for one in core.watching.wanted_by(address) if not one.startswith("stream:")]
+            found = [one for one in core.live.registry.wanted_by(address) if not one.startswith("stream:")]
             assert found == [one.id for one in wanting]
 
 
@@ -841,7 +844,7 @@ async def test_restart_still_awaits_who_joined(database_url: str, first: Status)
         later = await core.subscribe(TEAM, sink=SOAP)
         await core.play(ALICE, REACHABLE)
         await core.groups.add_members(APP, TEAM, [BOB])
-        await until(lambda: core.watching.wanted_by(BOB) == [immediate.id, later.id])
+        await until(lambda: core.live.registry.wanted_by(BOB) == [immediate.id, later.id])
     for status in (first, UNREACHABLE):
         async with run_core(database_url, crash=True) as core:
             await core.play(ALICE, REACHABLE)
@@ -864,9 +867,9 @@ async def test_restart_holds_back_no_first_observation(database_url: str) -> Non
         assert await core.told(subscription) == ["alice BUSY"]
         await core.play(CAROL, BUSY)  # held back
         await core.groups.set_members(APP, TEAM, [ALICE, BOB])
-        await until(lambda: not core.watching.wanted_by(CAROL))
+        await until(lambda: not core.live.registry.wanted_by(CAROL))
         await core.groups.add_members(APP, TEAM, [CAROL])
-        await until(lambda: core.watching.wanted_by(CAROL))
+        await until(lambda: core.live.registry.wanted_by(CAROL))
         clocks.advance(0.1)
         await core.play(BOB, REACHABLE)
     clocks.advance(10)
@@ -908,7 +911,7 @@ async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: 
     monkeypatch.setattr(core.directory, "members_now", changing)
     await core.groups.add_members(APP, TEAM, [BOB])
     for address in (BOB, CAROL):
-        await until(partial(core.watching.wanted_by, address))
+        await until(partial(core.live.registry.wanted_by, address))
 
 
 async def test_group_that_changes_while_the_endpoint_is_tested(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -921,7 +924,7 @@ async def test_group_that_changes_while_the_endpoint_is_tested(core: Core, monke
 
     monkeypatch.setattr(core.sender, "check", check)
     await core.subscribe(TEAM, sink=WEBHOOK)
-    assert core.watching.wanted_by(BOB)
+    assert core.live.registry.wanted_by(BOB)
 
 
 async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -931,7 +934,7 @@ async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatc
     await core.subscribe(TEAM, sink=SOAP)
     await core.subscribe(ALL, sink=SOAP)
     async with reading(core, TEAM), reading(core, ALL):
-        await until(lambda: core.watching.figures()["streams"] == 2)
+        await until(lambda: core.live.engine.figures()["streams"] == 2)
         members_now = core.directory.members_now
 
         async def defective(client_id: str, addresses: Sequence[TerminalAddress], *rest: Any) -> Expansion:
@@ -942,8 +945,8 @@ async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatc
         monkeypatch.setattr(core.directory, "members_now", defective)
         await core.groups.set_members(APP, TEAM, [CAROL])
         await core.groups.set_members(APP, ALL, [BOB])
-        await until(lambda: len(core.watching.wanted_by(BOB)) == 2)
-    assert not core.watching.wanted_by(CAROL)
+        await until(lambda: len(core.live.registry.wanted_by(BOB)) == 2)
+    assert not core.live.registry.wanted_by(CAROL)
 
 
 # Making, showing
@@ -959,7 +962,7 @@ async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
         await core.subscribe(BOB, sink=WEBHOOK, request_id="r1")
     others = await core.subscribe(BOB, sink=WEBHOOK, request_id="r1", client=OTHER)
     assert others.id != first.id
-    assert core.watching.figures()["subscriptions"] == 2
+    assert core.live.engine.figures()["subscriptions"] == 2
     await core.advance(31)
     again = await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1", duration_ms=1000)
     assert again.end_reason is EndReason.EXPIRED
@@ -1048,7 +1051,7 @@ async def test_request_that_the_policy_refuses(
             await core.subscribe(*request_.pop("addresses", [ALICE]), **request_)
         (record,) = await core.usage_records()
         assert (record.operation, record.result) == ("startNotification", error.code)
-        assert core.watching.figures()["terminals"] == 0
+        assert core.live.engine.figures()["terminals"] == 0
 
 
 async def test_defaults_of_the_policy_fill_what_is_not_asked(url: str) -> None:
@@ -1155,7 +1158,7 @@ async def test_creation_fails_clearly_while_the_store_is_away(core: Core) -> Non
     core.store.away = True
     with pytest.raises(StoreUnavailable):
         await core.subscribe(ALICE)
-    assert core.watching.figures()["subscriptions"] == 0
+    assert core.live.engine.figures()["subscriptions"] == 0
     core.store.away = False
     await core.subscribe(ALICE)
 
@@ -1166,6 +1169,6 @@ async def test_caller_that_leaves_does_not_tear_creation(core: Core) -> None:
     await until(lambda: ALICE in core.watcher.wanted)
     creating.cancel()
     await asyncio.gather(creating, return_exceptions=True)
-    await until(lambda: core.watching.figures()["subscriptions"] == 1)
+    await until(lambda: core.live.engine.figures()["subscriptions"] == 1)
     await core.subscribe(ALICE, request_id="r")
-    assert core.watching.figures()["subscriptions"] == 1
+    assert core.live.engine.figures()["subscriptions"] == 1

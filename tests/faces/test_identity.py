@@ -27,6 +27,7 @@ from app.auth.clients import ClientRegistry
 from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import group_pb2, group_pb2_grpc
 from app.sandbox import Sandbox
+from app.sinks import SINK_CONTRACTS
 from app.store import open_store
 from tests.support import soap
 from tests.support.access_tokens import AUDIENCE, HEADERS, ISSUER, JSON, MALFORMED, key_set, serving, signed, token
@@ -134,7 +135,9 @@ async def place(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
             oidc_jwks_url=keys,
         )
         async with await open_store(settings.database_url) as store:
-            _, key = await ClientRegistry(store, clock=lambda: NOW).add("ops", who="test", client_id=OPS, admin=True)
+            _, key = await ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: NOW).add(
+                "ops", who="test", client_id=OPS, admin=True
+            )
         gateway = await stack.enter_async_context(run_gateway(settings))
         exp = int(time.time()) + 3600
         shown = token(client_id=OPS, exp=exp, scope="device-reachability-status-subscriptions:read")
@@ -251,7 +254,7 @@ async def test_names_in_certificates(
 ) -> None:
     """A client's id is the common name, a DNS name or a URI, and no other name of a certificate, on each face alike."""
     async with await open_store(place.database_url) as store:
-        registry = ClientRegistry(store, clock=lambda: NOW)
+        registry = ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: NOW)
         for client_id in ("ops@example.com", "192.0.2.7"):
             if await store.client(client_id) is None:
                 await registry.add(f"named {client_id}"[:64], who="test", client_id=client_id)

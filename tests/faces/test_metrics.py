@@ -16,6 +16,7 @@ from app.auth.clients import ClientRegistry
 from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import terminal_status_pb2, terminal_status_pb2_grpc
 from app.sandbox import Sandbox
+from app.sinks import SINK_CONTRACTS
 from app.store import open_store
 from tests.support.grpc_streams import until_status
 from tests.support.settings import settings_for
@@ -127,7 +128,9 @@ async def test_who_may_read_what(sandbox: Sandbox, own_address: bool) -> None:
     async with run_gateway(settings) as gateway, await open_store(settings.database_url) as store:
         opened = await answers(gateway.http_address, [*CONTRACT, *PROBES, "/metrics", "/v1/groups"])
         assert opened == dict.fromkeys(opened, 200) | absent
-        registry = ClientRegistry(store, clock=lambda: datetime.now(UTC), changed=gateway.use_cases.auth.forget)
+        registry = ClientRegistry(
+            store, contracts=SINK_CONTRACTS, clock=lambda: datetime.now(UTC), changed=gateway.use_cases.auth.forget
+        )
         _, application = await registry.add("application", who="test")
         _, operator = await registry.add("operator", who="test", admin=True)
         for key, status in (("", 401), (application, 403), (operator, 200)):

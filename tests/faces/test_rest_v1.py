@@ -346,7 +346,7 @@ async def test_watch_ends_when_the_gateway_stops(face: HttpFace) -> None:
     """A stream that the gateway ends says why, with the token to come again with."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
-        face.core.watching.end_streams()
+        face.core.streams.end_all()
         token, end = await stream.until("end")
         assert end["reason"] == "GATEWAY_STOPPING"
         assert token == end["resume_token"] != ""
@@ -396,8 +396,8 @@ async def test_a_reader_that_leaves_costs_nothing(face: HttpFace) -> None:
     """When the client leaves, its stream is closed, and what nobody else wants is no longer watched."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
-        assert face.core.watching.figures()["streams"] == 1
-    await until(lambda: face.core.watching.figures()["streams"] == 0)
+        assert face.core.live.engine.figures()["streams"] == 1
+    await until(lambda: face.core.live.engine.figures()["streams"] == 0)
 
 
 async def test_a_slow_reader_gets_the_newest(face: HttpFace) -> None:

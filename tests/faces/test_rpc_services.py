@@ -41,6 +41,7 @@ from app.ports import WatchView
 from app.rpc import enum_values
 from app.rpc.servicers import terminal_status
 from app.rpc.servicers.cached_requests import MAX_CACHED_BYTES, MAX_CACHED_REQUESTS, CachedRequest, cached_request
+from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,
     ALICE,
@@ -343,7 +344,7 @@ async def test_streams_end_with_a_reason_before_the_server(face: Face) -> None:
         await read(call, "snapshot_item")
         await read(call, "snapshot_complete")
     face.stopping.set()
-    face.core.watching.end_streams()
+    face.core.streams.end_all()
     for call in calls:
         end = await read(call, "end")
         assert (end.reason, bool(end.resume_token)) == (pb.STREAM_END_REASON_GATEWAY_STOPPING, True)
@@ -370,7 +371,7 @@ async def test_a_reader_that_is_stuck_holds_up_nobody(tmp_path: Path) -> None:
                 pass
             assert event.change.status.status == enum_values.STATUS[status]
         face.stopping.set()
-        core.watching.end_streams()
+        core.streams.end_all()
         for call in list(face.calls):
             call.cancel()
         async with asyncio.timeout(LIMIT_S):
@@ -391,7 +392,7 @@ async def test_a_streams_deadline_is_honoured(face: Face) -> None:
     """A stream ends at its caller's deadline, and nothing of it is left."""
     call = face.watch(ALICE, timeout_s=0.2)
     assert (await failure_of(call))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: not face.core.watching.figures()["streams"] and not face.calls)
+    await until(lambda: not face.core.live.engine.figures()["streams"] and not face.calls)
 
 
 async def test_a_stream_ends_with_its_credentials(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +404,9 @@ async def test_a_stream_ends_with_its_credentials(face: Face, monkeypatch: pytes
         await read(call, "snapshot_complete")
     await face.registry.set_disabled(APP.id, True, who="test")
     assert (await read(here, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
-    await ClientRegistry(cast("Any", face.core.store), clock=lambda: BEGAN).set_disabled(OTHER.id, True, who="cli")
+    await ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN).set_disabled(
+        OTHER.id, True, who="cli"
+    )
     await quiet(face)
     await read(elsewhere, "bookmark")
     end = await read(elsewhere, "end")
@@ -752,17 +755,19 @@ async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> No
     stream = face.watch(ALICE)
     await read(stream, "snapshot_item")
     await read(stream, "snapshot_complete")
-    await ClientRegistry(cast("Any", face.core.store), clock=lambda: BEGAN).delete(APP.id, who="cli")
+    await ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN).delete(
+        APP.id, who="cli"
+    )
     for _ in range(2):
-        await face.core.subscriptions.client_gone(APP.id)
+        await face.core.live.lifecycle.on_client_deleted(APP.id)
         assert await face.core.told(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
     assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
-    assert face.core.watching.figures()["subscriptions"] == 0
+    assert face.core.live.engine.figures()["subscriptions"] == 0
 
 
 async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Face) -> None:
     """A call that began with good credentials makes nothing once the client is deleted, here or by another process."""
-    elsewhere = ClientRegistry(cast("Any", face.core.store), clock=lambda: BEGAN)
+    elsewhere = ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
     sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
     for client, metadata, delete in ((APP, face.app, face.registry.delete), (OTHER, face.other, elsewhere.delete)):
 
@@ -773,7 +778,7 @@ async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Fac
         request = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE], sink=sink)
         failure = await failure_of(face.subscriptions.CreateSubscription(request, metadata=metadata))
         assert failure[:2] == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-    assert face.core.watching.figures()["subscriptions"] == 0
+    assert face.core.live.engine.figures()["subscriptions"] == 0
 
 
 async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
@@ -781,19 +786,19 @@ async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
     database = await new_database(tmp_path)
     late = {}
     async with run_core(database) as core:
-        elsewhere = ClientRegistry(cast("Any", core.store), clock=lambda: BEGAN)
+        elsewhere = ClientRegistry(cast("Any", core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
         third, _ = await elsewhere.add("Third", who="cli")
         for client in (APP, third):
             made = await core.stored(await core.subscribe(ALICE, client=client))
             await elsewhere.delete(client.id, who="cli")
             late[client.id] = dataclasses.replace(made, id=f"late-{client.id}")
             await core.store.create_subscription(late[client.id], [], [])
-        await core.subscriptions.client_gone(APP.id)
+        await core.live.lifecycle.on_client_deleted(APP.id)
         assert (await core.stored(late[APP.id])).end_reason is EndReason.CLIENT_DELETED
         assert (await core.stored(late[third.id])).active
     async with run_core(database) as core:
         assert (await core.stored(late[third.id])).end_reason is EndReason.CLIENT_DELETED
-        assert core.watching.figures()["subscriptions"] == 0
+        assert core.live.engine.figures()["subscriptions"] == 0
 
 
 # Bad input.

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message
 
-from app.domain.addresses import TerminalAddress
+from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import (
     DocumentUnreadable,
     FetchTimedOut,
@@ -61,7 +61,12 @@ GET_STATUS = envelope(payload()).encode()
 
 
 def make_app(watcher: FakeWatcher, **options: Any) -> ASGIApp:
-    return face(make_service(watcher).get_status, **options)
+    service = make_service(watcher)
+
+    async def get_status(address: str) -> TerminalStatus:
+        return await service.fetch(parse_address(address))
+
+    return face(get_status, **options)
 
 
 def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -> ASGIApp:

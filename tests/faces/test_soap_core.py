@@ -222,7 +222,7 @@ async def test_endpoint_is_checked_at_the_start(tmp_path: Path) -> None:
                 f"<l:reference><endpoint>{endpoint}</endpoint><interfaceName/><correlator>c</correlator></l:reference>"
             )
             assert (await world.start(ALICE, reference=reference)).fault == "SVC0002 reference.endpoint"
-        assert world.core.watching.figures()["subscriptions"] == 0
+        assert world.core.live.engine.figures()["subscriptions"] == 0
 
 
 async def test_correlators(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ async def test_end_notification_waits_for_the_callback_in_flight(tmp_path: Path,
         await world.core.play(ALICE, UNREACHABLE)
         ending = asyncio.create_task(world.ask(end()))
         ending.add_done_callback(lambda _: happened.append("endNotification returned"))
-        await until(lambda: not world.core.watching.figures()["subscriptions"])
+        await until(lambda: not world.core.live.engine.figures()["subscriptions"])
         await world.core.play(ALICE, REACHABLE)  # others are served meanwhile
         answered.set()
         assert (await ending).status == 200

@@ -17,6 +17,7 @@ from app.auth.clients import ClientRegistry
 from app.auth.failures import FAILURE_BURST
 from app.domain.addresses import TerminalAddress
 from app.domain.statuses import Source, Status, TerminalStatus
+from app.sinks import SINK_CONTRACTS
 from app.store import open_store
 from soap_compat.security import MAX_AGE_S, MAX_AHEAD_S, Gatekeeper
 from soap_compat.server import create_app
@@ -78,7 +79,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             return made.now
 
         auth = Authenticator(store, clock=clock, monotonic=lambda: clock().timestamp(), open_allowed=True)
-        registry = ClientRegistry(store, clock=clock, changed=auth.forget)
+        registry = ClientRegistry(store, contracts=SINK_CONTRACTS, clock=clock, changed=auth.forget)
         app = create_app(use_cases, use_cases, auth, clock=clock, usage=FakeUsage())  # type: ignore[arg-type]  # all that it uses
         made = World("", "", auth, registry, app, use_cases)
         client, made.key = await registry.add("app", who="test", client_id="app-1")

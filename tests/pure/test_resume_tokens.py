@@ -16,7 +16,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.policy import Policy
 from app.domain.statuses import Liveness, Source, Status, TerminalStatus
 from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
-from app.live.resume_tokens import MAX_NAMED, MAX_TOKEN, NOTHING, Told, known_by, mark_of, token_of
+from app.live.resume_tokens import MAX_NAMED, MAX_TOKEN, NOTHING_SEEN, Seen, known_by, mark_of, token_of
 from tests.support.core import (
     ALICE,
     BEGAN,
@@ -180,7 +180,7 @@ async def test_any_text_is_a_reset(core: Core, token: str) -> None:
         await play(core, BUSY)
         assert await resume(core, token, ALICE) == ([f"{ALICE} BUSY"], True)
         good = await token_after(core)
-        core.watching.end_streams()
+        core.streams.end_all()
         for given_one, returned in ((token, ""), (good, good)):
             async with reading(core, ALICE, resume_token=given_one) as late:
                 (end,) = await late.some(End)
@@ -240,7 +240,7 @@ def now(addresses: Sequence[TerminalAddress]) -> list[tuple[TerminalAddress, str
     return [(one, "REACHABLE" if one == MANY[7] else "BUSY") for one in addresses]
 
 
-def told(number: int, revision: int, status: Status = BUSY, *, live: bool = True) -> Told:
+def told(number: int, revision: int, status: Status = BUSY, *, live: bool = True) -> Seen:
     """A status of terminal `number` as a stream told it."""
     stated = TerminalStatus(
         address=MANY[number],
@@ -249,7 +249,7 @@ def told(number: int, revision: int, status: Status = BUSY, *, live: bool = True
         source=Source.WATCH,
         revision=revision,
     )
-    return Told(revision, mark_of(stated), live)
+    return Seen(revision, mark_of(stated), live)
 
 
 _one = st.tuples(st.integers(0, 1 << 62), st.sampled_from(list(Status)), st.booleans())
@@ -262,7 +262,10 @@ def test_token_says_what_was_told(
     """Known are exactly those that are as they were told LIVE; revisions that go back, or stand for another status, are
     a reset."""
     was, now_ = (
-        {MANY[n]: told(n, revision, status, live=live) if revision else NOTHING for n, (revision, status, live) in of}
+        {
+            MANY[n]: told(n, revision, status, live=live) if revision else NOTHING_SEEN
+            for n, (revision, status, live) in of
+        }
         for of in (list(enumerate(before)), list(enumerate(after)))
     )
     known = known_by(token_of(was), now_)

@@ -11,14 +11,20 @@ from app.domain.addresses import TerminalAddress
 from app.domain.owed import OwedWriter
 from app.domain.policy import visible_status
 from app.domain.records import NotificationKind, OwedNotification, Subscription
+from app.domain.sink_contracts import SinkContract
 from app.domain.sinks import EndReason
 from app.domain.statuses import Source, Status, TerminalStatus
 from app.live.index import SubscriptionIndex
 from app.live.rules import decide
-from app.live.subscription import LiveSubscription, begun, restored
+from app.live.subscription import LiveSubscription, Progress, begun, restored
+from app.sinks import SINK_CONTRACTS
 from tests.support.core import ALICE, BEGAN, BOB, BUSY, CAROL, REACHABLE, SOAP
 
 TERMINALS = (ALICE, BOB, CAROL)
+
+
+def contract(subscription: Subscription) -> SinkContract:
+    return SINK_CONTRACTS.of(subscription.sink.kind, subscription.sink.profile)
 
 
 @dataclass
@@ -31,12 +37,18 @@ class History:
     stored: dict[TerminalAddress, TerminalStatus] = field(default_factory=dict)
     owed: list[tuple[float, OwedNotification]] = field(default_factory=list)
     first: dict[TerminalAddress, Status] = field(default_factory=dict)
-    standing: LiveSubscription = field(init=False)
+    live: LiveSubscription = field(init=False)
 
     def __post_init__(self) -> None:
         self.ids = count()
-        self.standing = begun(
-            self.subscription, terminals=TERMINALS, groups=(), live={}, busy=self.busy, now_s=self.now_s
+        self.live = begun(
+            self.subscription,
+            contract(self.subscription),
+            terminals=TERMINALS,
+            groups=(),
+            live={},
+            busy_allowed=self.busy,
+            now_s=self.now_s,
         )
         self.subscription = replace(self.subscription, awaiting=True)
 
@@ -47,8 +59,8 @@ class History:
     def advance(self, seconds: float) -> None:
         """Lets time pass, looking whenever something is due."""
         end_s = self.now_s + seconds
-        while not self.standing.ended and self.standing.due_s <= end_s:
-            self.now_s = max(self.now_s, self.standing.due_s)
+        while not self.live.ended and self.live.due_s <= end_s:
+            self.now_s = max(self.now_s, self.live.due_s)
             self.look([])
         self.now_s = end_s
 
@@ -71,12 +83,13 @@ class History:
         self.look(news)
 
     def look(self, news: list[tuple[TerminalStatus, Status | None]]) -> None:
-        if self.standing.ended:
+        if self.live.ended:
             return
-        decision = decide(self.standing, news, {}, self.now_s, OwedWriter(self.now, lambda: str(next(self.ids))))
+        decision = decide(self.live, news, {}, self.now_s, OwedWriter(self.now, lambda: str(next(self.ids))))
         if decision is None:
             return
-        decision.apply()
+        self.live.progress = decision.progress
+        self.live.ended = decision.progress.end_reason is not None
         self.owed += [(self.now_s, one) for one in decision.owed]
         if (update := decision.update) is not None:
             changed = {
@@ -88,14 +101,15 @@ class History:
 
     def restart(self) -> None:
         """Forgets what is not stored. The monotonic clock goes on, which harms nothing."""
-        if self.standing.ended:
+        if self.live.ended:
             return
-        self.standing = restored(
+        self.live = restored(
             self.subscription,
+            contract(self.subscription),
             terminals=TERMINALS,
             groups=(),
             stored=self.stored,
-            busy=self.busy,
+            busy_allowed=self.busy,
             now=self.now,
             now_s=self.now_s,
         )
@@ -172,7 +186,7 @@ def test_last_state_is_always_told_in_the_end(
     for address, status in history.stored.items():
         shown = visible_status(busy, status.status)
         changed = subscription.check_immediate or shown is not visible_status(busy, history.first[address])
-        if changed and history.standing.shows(shown):
+        if changed and history.live.meets_criteria(shown):
             assert last[address].status is shown
     seen: dict[TerminalAddress, int] = {}
     for _, one in history.told:
@@ -219,7 +233,7 @@ def test_count_is_never_exceeded_and_ends_it(
         assert history.subscription.end_reason is EndReason.COUNT_REACHED
 
 
-def standing(number: int, expires_s: float) -> LiveSubscription:
+def live_subscription(number: int, expires_s: float) -> LiveSubscription:
     subscription = Subscription(
         id=str(number),
         client_id="c",
@@ -232,41 +246,39 @@ def standing(number: int, expires_s: float) -> LiveSubscription:
         expires_at=None,
         sink=SOAP,
     )
-    return LiveSubscription(subscription, terminals=(ALICE,), expires_s=expires_s)
+    return LiveSubscription(subscription, contract(subscription), Progress((ALICE,)), expires_s=expires_s)
 
 
 def test_heap_of_ends_does_not_grow_with_what_is_over() -> None:
     """Subscriptions that come and go, or are prolonged again and again, leave nothing behind."""
-    standings = SubscriptionIndex()
-    kept = standing(0, 1e6)
-    standings.add(kept)
+    index = SubscriptionIndex()
+    kept = live_subscription(0, 1e6)
+    index.add(kept)
     for number in range(1, 20_000):
-        one = standing(number, 1e9)
-        standings.add(one)
-        standings.remove(one)
-        kept.expires_s += 1
-        standings.prolonged(kept)
-    assert len(standings._heap) < 2000  # noqa: SLF001
-    assert standings.pop_due(2e6) == [kept]
-    assert standings.pop_due(2e9) == []
-    assert standings.count("c") == 1
+        one = live_subscription(number, 1e9)
+        index.add(one)
+        index.remove(one)
+        index.renew(kept, BEGAN, kept.expires_s + 1)
+    assert len(index._heap) < 2000  # noqa: SLF001
+    assert index.pop_due(2e6) == [kept]
+    assert index.pop_due(2e9) == []
+    assert index.count("c") == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 100)), max_size=50))
 def test_due_ones_are_found_in_time_however_they_were_prolonged(moves: list[tuple[int, float]]) -> None:
     """What is due is found, and nothing that was prolonged beyond it."""
-    standings = SubscriptionIndex()
-    all_ = [standing(number, 50.0) for number in range(10)]
+    index = SubscriptionIndex()
+    all_ = [live_subscription(number, 50.0) for number in range(10)]
     for one in all_:
-        standings.add(one)
+        index.add(one)
     for number, at_s in moves:
-        all_[number].expires_s = at_s
-        standings.prolonged(all_[number])
+        index.renew(all_[number], BEGAN, at_s)
     for now_s in range(0, 101, 10):
-        due = set(standings.pop_due(now_s))
+        due = set(index.pop_due(now_s))
         assert due == {one for one in all_ if not one.ended and one.expires_s <= now_s}
         for one in due:
-            standings.remove(one)
+            index.remove(one)
 
 
 def test_status_that_is_told_is_the_one_observed() -> None:

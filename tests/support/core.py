@@ -14,6 +14,7 @@ from app.auth.policies import Policies
 from app.core.fetcher import FetchService
 from app.core.groups import GroupService
 from app.core.queries import QueryService
+from app.core.streams import StreamService
 from app.core.subscriptions import SubscriptionRequest, SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.addresses import TerminalAddress
@@ -22,11 +23,13 @@ from app.domain.policy import Policy
 from app.domain.records import Client, NotificationKind, OwedNotification, Subscription, UsageRecord
 from app.domain.sinks import Sink, SinkKind
 from app.domain.statuses import Liveness, Status
-from app.live.engine import DEFAULT_TUNING, Engine, Tuning
+from app.live.engine import DEFAULT_TUNING, Tuning
 from app.live.events import WatchEvent
 from app.live.group_directory import GroupDirectory
 from app.ports import Page, ReceivedNotify, Sender, Sent, Store, WatchObserver, WatchView
+from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, migrate, open_store
+from app.wiring import Live, make_live
 from tests.support.fakes import ON_THE_PHONE, OPEN, FakeMeter
 from tests.support.waiting import until
 
@@ -199,7 +202,8 @@ class Core:
     groups: GroupService
     directory: GroupDirectory
     usage: UsageLog
-    watching: Engine
+    live: Live
+    streams: StreamService
     subscriptions: SubscriptionService
     queries: QueryService
     sender: FakeSender
@@ -207,19 +211,21 @@ class Core:
 
     async def settled(self) -> None:
         """Waits until nothing waits to be written."""
-        await until(lambda: not self.watching.figures()["waiting"])
+        await until(lambda: not self.live.engine.figures()["waiting"])
 
     async def advance(self, seconds: float) -> None:
         """Lets time pass, and what is due be done."""
         self.clocks.advance(seconds)
         for _ in range(2):  # one round may have looked at the clock already
-            rounds = self.watching.rounds
-            self.watching.poke()
+            rounds = self.live.engine.rounds
+            self.live.engine.wake()
+            for stream in self.live.streams:
+                stream.wake()
             await until(partial(self._looked_since, rounds))
         await self.settled()
 
     def _looked_since(self, rounds: int) -> bool:
-        return self.watching.rounds > rounds
+        return self.live.engine.rounds > rounds
 
     async def play(self, address: TerminalAddress, status: Status) -> None:
         """The presence server states the status, and all that follows is written."""
@@ -294,6 +300,7 @@ async def run_core(
     clocks: Clocks | None = None,
     policy: Policy | None = None,
     tuning: Tuning = DEFAULT_TUNING,
+    reread_s: float | None = None,
     clients: Sequence[Client] = (APP, OTHER, ADMIN),
     senders: Mapping[SinkKind, Sender] | None = None,
     withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = nobody_waits,
@@ -311,51 +318,61 @@ async def run_core(
                 await sql.put_client(client)
         watcher = PlayedWatcher(clocks)
         policies = Policies(policy or Policy(), lambda: clocks.now_s)
-        directory = GroupDirectory(store)
-        groups = GroupService(store, directory, policies, lambda: clocks.now)
-        usage = UsageLog(store, lambda: clocks.now, policies)
-        hints: list[str] = []
-        watching = Engine(
+        live = make_live(
             store,
             watcher,
-            directory,
             policies,
+            SINK_CONTRACTS,
             busy_activities={"on-the-phone", "busy"},
             clock=lambda: clocks.now,
             clock_s=lambda: clocks.now_s,
             tuning=replace(tuning, close_s=0.01) if crash else tuning,
-            owed=lambda: hints.append("owed"),
+            reread_s=reread_s,
         )
+        usage = UsageLog(store, lambda: clocks.now, policies)
+        hints: list[str] = []
+        live.writer.on_notifications_owed = lambda: hints.append("owed")
         sender = FakeSender()
         subscriptions = SubscriptionService(
             store,
-            watching,
-            directory,
+            live.lifecycle,
+            live.directory,
             policies,
             usage,
             senders if senders is not None else {SinkKind.WEBHOOK: sender, SinkKind.SOAP: sender},
+            SINK_CONTRACTS,
             lambda: clocks.now,
-            withdrawn=withdrawn,
         )
-        fetches = FetchService(
+        subscriptions.on_withdrawn = withdrawn
+        fetcher = FetchService(
             watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000
         )
-        queries = QueryService(fetches, watching, directory, policies, usage, lambda: clocks.now)
-        await directory.reload()
+        await live.directory.reload()
         await usage.start()
-        await watching.start()
+        await live.engine.start()
         try:
             yield Core(
                 faulty,
                 clocks,
                 watcher,
                 policies,
-                groups,
-                directory,
+                GroupService(store, live.directory, policies, lambda: clocks.now),
+                live.directory,
                 usage,
-                watching,
+                live,
+                StreamService(
+                    live.registry,
+                    live.writer,
+                    live.streams,
+                    live.directory,
+                    policies,
+                    live.other_nodes,
+                    clock_s=lambda: clocks.now_s,
+                ),
                 subscriptions,
-                queries,
+                QueryService(
+                    fetcher, live.registry, live.last_statuses, live.directory, policies, usage, lambda: clocks.now
+                ),
                 sender,
                 hints,
             )
@@ -364,7 +381,7 @@ async def run_core(
                 faulty.away = True
             else:
                 faulty.away, faulty.before_write = False, None
-            await watching.aclose()
+            await live.engine.aclose()
             await usage.aclose()
 
 
@@ -405,7 +422,7 @@ class Reading:
 @asynccontextmanager
 async def reading(core: Core, *addresses: str, client: Client = APP, **options: Any) -> AsyncIterator[Reading]:
     """A stream that is read from its start."""
-    reader = Reading(core.watching.stream(client, addresses, **options))
+    reader = Reading(core.streams.stream(client, addresses, **options))
     try:
         yield reader
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from app.core.fetcher import FetchService
+from app.domain.addresses import TerminalAddress
 from app.domain.errors import GatewayOverloaded, TerminalStatusError
 from app.domain.policy import Policy
 from app.domain.sinks import SinkKind
@@ -99,10 +100,10 @@ def presence_answers(error: TerminalStatusError | None) -> Provoke:
 async def too_many_fetches(face: HttpFace) -> Answer:
     watcher = FakeWatcher(lambda _: None)
     service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=60, max_fetches=2)
-    fetches = [asyncio.create_task(service.get_status(ALICE, client)) for client in ("first", "second")]
+    fetches = [asyncio.create_task(service.fetch(TerminalAddress(ALICE), client)) for client in ("first", "second")]
     await until(lambda: len(watcher.asked) == len(fetches))
     with pytest.raises(GatewayOverloaded) as overloaded:
-        await service.get_status(ALICE, "third")
+        await service.fetch(TerminalAddress(ALICE), "third")
     for fetch in fetches:
         fetch.cancel()
     await asyncio.gather(*fetches, return_exceptions=True)

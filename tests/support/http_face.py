@@ -18,6 +18,7 @@ from app.core.deliveries import Deliveries
 from app.core.use_cases import UseCases
 from app.rest.application import create_app
 from app.servers import bound, serve_http
+from app.sinks import SINK_CONTRACTS
 from tests.support.core import ADMIN, APP, OTHER, Core
 from tests.support.fakes import FakeWatcher, make_service
 
@@ -117,22 +118,19 @@ class EventSource:
 def use_cases_of(core: Core, auth: Authenticator, registry: ClientRegistry, clock: Callable[[], datetime]) -> UseCases:
     """The use cases of a core, as the faces want them."""
     store = cast("Any", core.store)
+    deliveries = Deliveries(store, clock, core.policies, SINK_CONTRACTS)
+    deliveries.on_notifications_owed = lambda: core.hints.append("again")
     return UseCases(
         auth=auth,
         queries=core.queries,
-        watching=core.watching,
+        streams=core.streams,
         subscriptions=core.subscriptions,
         groups=core.groups,
-        deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
+        deliveries=deliveries,
         usage=core.usage,
-        administration=Administration(
-            store,
-            cast("Any", core.watcher),
-            registry,
-            wanted_by=core.watching.wanted_by,
-            clock=clock,
-            doubt=core.watching.doubt,
-        ),
+        engine=core.live.engine,
+        registry=core.live.registry,
+        administration=Administration(store, cast("Any", core.watcher), registry, core.live.registry, clock),
     )
 
 
@@ -157,9 +155,10 @@ async def http_face(
     registry = ClientRegistry(
         store,
         clock=clock,
+        contracts=SINK_CONTRACTS,
         changed=auth.forget,
         delete=core.subscriptions.delete_client,
-        disabled=core.watching.end_streams_of,
+        disabled=core.streams.end_streams_of,
     )
     keys = {}
     for client in (APP, OTHER, ADMIN):
@@ -173,4 +172,4 @@ async def http_face(
             try:
                 yield HttpFace(core, auth, registry, url, keys, http)
             finally:
-                core.watching.end_streams()
+                core.streams.end_all()

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app.core.fetcher import FetchService
 from app.core.use_cases import UseCases
+from app.domain.addresses import parse_address
 from app.domain.records import ANONYMOUS, Client
 from app.domain.statuses import TerminalStatus
 from app.rest.application import create_app
@@ -29,7 +30,7 @@ def app_over(
 
     class Questions:
         async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
-            return await service.get_status(address)
+            return await service.fetch(parse_address(address))
 
     absent: dict[str, Any] = dict.fromkeys([each.name for each in fields(UseCases)])
     use_cases = UseCases(**{**absent, "auth": Open(), "queries": Questions()})

@@ -14,8 +14,6 @@ from grpc_status import rpc_status
 
 from app.auth.authenticator import Authenticator
 from app.auth.clients import ClientRegistry
-from app.core.administration import Administration
-from app.core.deliveries import Deliveries
 from app.pb.terminalstatus.v1 import (
     admin_pb2_grpc,
     delivery_pb2_grpc,
@@ -26,7 +24,8 @@ from app.pb.terminalstatus.v1 import (
 )
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.rpc import UseCases, create_server
+from app.rpc import create_server
+from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,
     APP,
@@ -34,6 +33,7 @@ from tests.support.core import (
     Core,
 )
 from tests.support.fakes import FakeWatcher, make_service
+from tests.support.http_face import use_cases_of
 
 LIMIT_S = 10
 
@@ -86,26 +86,16 @@ async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
     registry = ClientRegistry(
         store,
         clock=clock,
+        contracts=SINK_CONTRACTS,
         changed=auth.forget,
         delete=core.subscriptions.delete_client,
-        disabled=core.watching.end_streams_of,
+        disabled=core.streams.end_streams_of,
     )
     keys = {}
     for client in (APP, OTHER, ADMIN):
         _, key = await registry.rotate(client.id, who="test")
         keys[client.id] = (("authorization", f"Bearer {key}"),)
-    use_cases = UseCases(
-        auth=auth,
-        queries=core.queries,
-        watching=core.watching,
-        subscriptions=core.subscriptions,
-        groups=core.groups,
-        deliveries=Deliveries(store, clock, core.policies, hint=lambda: core.hints.append("again")),
-        usage=core.usage,
-        administration=Administration(
-            store, cast("Any", core.watcher), registry, wanted_by=core.watching.wanted_by, clock=clock
-        ),
-    )
+    use_cases = use_cases_of(core, auth, registry, clock)
     stopping = asyncio.Event()
     calls: set[asyncio.Task[Any]] = set()
     server = create_server(make_service(FakeWatcher()), use_cases, stopping=stopping, calls=calls, **options)

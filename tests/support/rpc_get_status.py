@@ -11,6 +11,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # typ
 from grpc_status import rpc_status
 
 from app.core.fetcher import FetchService
+from app.domain.addresses import parse_address
 from app.domain.records import ANONYMOUS, Client
 from app.domain.statuses import TerminalStatus
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
@@ -29,17 +30,19 @@ def use_cases_of(service: FetchService) -> UseCases:
             return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=OBSERVED_AT)
 
     class Questions:
-        def at_once(self, client: Client, address: str, **how: Any) -> None:
+        def answer_from_watch(self, client: Client, address: str, **how: Any) -> None:
             """Nothing is watched."""
 
-        async def get_status(self, client: Client, address: str, **how: Any) -> TerminalStatus:
-            return await service.get_status(address)
+        async def ask(self, client: Client, address: str, **how: Any) -> TerminalStatus:
+            return await service.fetch(parse_address(address))
 
     absent: Any = None
     return UseCases(
         auth=cast("Any", Open()),
         queries=cast("Any", Questions()),
-        watching=absent,
+        streams=absent,
+        engine=absent,
+        registry=absent,
         subscriptions=absent,
         groups=absent,
         deliveries=absent,

@@ -15,6 +15,7 @@ from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
+from app.sinks import SINK_CONTRACTS
 from tests.support.core import ALICE, APP, Core, run_core
 from tests.support.outbox import SECRET
 from tests.support.receivers import Receiver, Request, receiver
@@ -74,15 +75,16 @@ async def signed(url: str, *, secret_key_file: Path | None = None, **options: An
         )
         service = SubscriptionService(
             cast("Any", core.store),
-            core.watching,
+            core.live.lifecycle,
             core.directory,
             core.policies,
             core.usage,
             {SinkKind.WEBHOOK: sender},
+            SINK_CONTRACTS,
             lambda: core.clocks.now,
             entropy=lambda size: b"e" * size,
-            sink_changed=deliverer.sink_changed,
         )
+        service.on_sink_changed = deliverer.sink_changed
         deliverer.start()
         try:
             yield Signed(core, deliverer, service, there)

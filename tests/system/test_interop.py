@@ -24,6 +24,7 @@ from app.auth.authenticator import hash_secret, parse_key, password_equivalent
 from app.auth.clients import ClientRegistry
 from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
+from app.sinks import SINK_CONTRACTS
 from app.store import open_store
 from soap_compat.faults import TEXTS
 from tests.support.settings import settings_for
@@ -97,7 +98,7 @@ async def world(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
         sink_allow_http=True,
     )
     async with await open_store(settings.database_url) as store:
-        registry = ClientRegistry(store, clock=lambda: datetime.now(UTC))
+        registry = ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: datetime.now(UTC))
         made, key = await registry.add("interop", who="test", client_id="interop")
     async with run_gateway(settings) as gateway:
         yield World(gateway, f"http://{gateway.http_address}/parlayx", made.id, key)

@@ -45,7 +45,7 @@ async def streaming(gateway: Gateway, client: Client, addresses: Sequence[Termin
     """A stream of the client over the terminals, that somebody reads."""
 
     async def read() -> None:
-        async for _ in gateway.use_cases.watching.stream(client, addresses):
+        async for _ in gateway.use_cases.streams.stream(client, addresses):
             pass
 
     task = asyncio.create_task(read())

@@ -25,6 +25,7 @@ from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServ
 from app.ports import Page
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
+from app.sinks import SINK_CONTRACTS
 from app.store import open_store
 from tests.support import soap
 from tests.support.certificates import NOW, Party, grpc_credentials, http_context, sign
@@ -48,7 +49,9 @@ def party(tmp_path: Path) -> Party:
 async def add_client(database_url: str, client_id: str) -> tuple[Client, str]:
     """As `terminal-status clients add` does."""
     async with await open_store(database_url) as store:
-        return await ClientRegistry(store, clock=lambda: NOW).add(client_id, who="test", client_id=client_id)
+        return await ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: NOW).add(
+            client_id, who="test", client_id=client_id
+        )
 
 
 async def status_of(address: str, credentials: grpc.ChannelCredentials, metadata: Any = None) -> int:
@@ -277,7 +280,7 @@ async def test_a_client_that_another_process_disables(sandbox: Sandbox, monkeypa
     monkeypatch.setattr("app.auth.clients.FOLLOW_S", 0.05)
     settings = settings_for(f"{sandbox.uri};transport=udp")
     async with run_gateway(settings) as gateway, await open_store(settings.database_url) as store:
-        auth, elsewhere = gateway.use_cases.auth, ClientRegistry(store, clock=lambda: NOW)
+        auth, elsewhere = gateway.use_cases.auth, ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: NOW)
         client, key = await elsewhere.add("one", who="cli")
         shown = f"Bearer {key}"
         assert await auth.authenticate(Credentials(authorization=shown)) == client

@@ -12,11 +12,11 @@ import asyncio
 from contextlib import aclosing
 
 from app.core.queries import QueryService
+from app.core.streams import StreamService
 from app.domain.bounded import BoundedDict
 from app.domain.errors import TerminalStatusError, Unauthenticated
 from app.domain.records import MAX_REQUESTER, Client
 from app.live import events
-from app.live.engine import Engine
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1 import terminal_status_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
@@ -34,14 +34,14 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         calls: OpenCalls,
         callers: Callers,
         queries: QueryService,
-        watching: Engine,
+        streams: StreamService,
         *,
         max_stream_age_s: float | None,
     ) -> None:
         self._calls = calls
         self._callers = callers
         self._queries = queries
-        self._watching = watching
+        self._streams = streams
         self._max_stream_age_s = max_stream_age_s
         self._last_message: tuple[events.WatchEvent, pb.WatchStatusesResponse] | None = None
         self._requests = BoundedDict[bytes, CachedRequest](MAX_CACHED_REQUESTS)
@@ -49,20 +49,20 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
     async def GetStatus(self, data: bytes, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802
         try:
             client = self._calls.clients[context]
-            return self._at_once(client, data) or await self._ask(client, data)
+            return self._answer_from_watch(client, data) or await self._ask(client, data)
         except (Exception, asyncio.CancelledError) as error:  # the last place before the wire
             await self._calls.fail(context, "GetStatus", error)
 
-    def _at_once(self, client: Client, data: bytes) -> bytes | None:
+    def _answer_from_watch(self, client: Client, data: bytes) -> bytes | None:
         request = cached_request(self._requests, data)
-        status = self._queries.at_once(
+        status = self._queries.answer_from_watch(
             client, request.address, max_age_s=request.max_age_s, face=FACE, requester=request.requester
         )
         return request.response(status) if status else None
 
     async def _ask(self, client: Client, data: bytes) -> bytes:
         request = cached_request(self._requests, data)
-        status = await self._queries.get_status(
+        status = await self._queries.ask(
             client, request.address, max_age_s=request.max_age_s, face=FACE, requester=request.requester
         )
         return request.response(status)
@@ -82,7 +82,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
 
     async def WatchStatuses(self, request: pb.WatchStatusesRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "WatchStatuses") as client:
-            stream = self._watching.stream(
+            stream = self._streams.stream(
                 client,
                 request.addresses,
                 criteria=request_fields.criteria(request.criteria),
