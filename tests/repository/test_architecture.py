@@ -129,13 +129,9 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
                 yield token.start[0], token.string
 
 
-CIRCLES_ALLOWED: Sequence[Set[str]] = [{"app.live.mailbox", "app.live.terminal"}]
-"""Circles of imports that are still to be taken apart. Remove a circle from this list when it is gone."""
-
-
 def test_no_circle_of_imports() -> None:
     """No modules import each other in a circle, imports in functions and under TYPE_CHECKING included."""
-    assert circles({name: imports_of(name) for name in MODULES}) == CIRCLES_ALLOWED
+    assert circles({name: imports_of(name) for name in MODULES}) == []
 
 
 def test_circles_are_found() -> None:
