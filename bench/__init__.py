@@ -1,1 +1,1 @@
-"""Measures the gateway against the bare PJSIP fetch loop, side by side in one run (`python -m bench --help`)."""
+"""Measures the gateway beside the libraries that it is built on, in one run (`python -m bench --help`)."""

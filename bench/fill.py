@@ -1,9 +1,9 @@
-"""Puts subscriptions into a gateway's new SQLite database, as many as one likes, in seconds: through the tables.
+"""Writes any number of subscriptions into a new SQLite database in seconds, directly into its tables.
 
-What stands there afterwards is what the gateway itself would have stored of subscriptions that it made, and that were
-told of each terminal's first status (REACHABLE).
+The rows are those that the gateway itself would have after creating the subscriptions and sending each terminal's first
+status (REACHABLE).
 
-Deliberately absent: PostgreSQL, whose counters would not follow numbers that are given.
+Deliberately absent: PostgreSQL, whose sequences do not follow explicit numbers.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ _STREAM = Sink(kind=SinkKind.STREAM)
 
 
 def fill(url: str, addresses: Sequence[str], *, sink: Sink = _STREAM, first: int = 1) -> None:
-    """Makes the database at `url`, if there is none, and adds a subscription to each address, numbered from `first`.
+    """Adds a subscription to each address, numbered from `first`, and creates the database at `url` if necessary.
 
-    An address may be given again; those of one call must not be those of another one's.
+    An address may occur several times in one call, but not in two calls.
     """
     asyncio.run(migrate(url))
     engine = create_engine(url)
@@ -60,7 +60,7 @@ def fill(url: str, addresses: Sequence[str], *, sink: Sink = _STREAM, first: int
 
 
 def fill_groups(url: str, count: int, size: int) -> None:
-    """Makes the database at `url`, if there is none, and adds groups of so many members each that nobody asks for."""
+    """Adds `count` groups of `size` members each, and creates the database at `url` if necessary."""
     asyncio.run(migrate(url))
     now = datetime.now(UTC)
     engine = create_engine(url)

@@ -1,13 +1,13 @@
-"""gRPC over HTTP/2 with as little Python around as it can have: what calls and reads servers that are measured.
+"""A minimal gRPC client over HTTP/2, for measuring servers.
 
-The generated stub costs its own process more for a call than a server pays for it, so a loop of stubs measures stubs.
-This is no client for anybody else: it knows the frames that a gRPC server on loopback sends, and what is sent is the
-same bytes for each call of a method but the message.
+A call with the generated stub costs its own process more than it costs the server, so a loop of stubs would measure
+stubs. This client is for the bench only: it understands the frames that a gRPC server on loopback sends, and for each
+method sends the same bytes apart from the message.
 
-Invariants: what is received is never held up by flow control: windows are as large as they can be. A call that ended
-without what was wanted is a LostError; so is a connection that was closed.
+Invariants: flow control never delays the server, because all windows have their largest size. A call that ends without
+its answer, and a connection that is closed, raise LostError.
 
-Deliberately absent: TLS, compression, header tables: an answer's status is not read, its messages are.
+Deliberately absent: TLS, compression, header tables. The status of a call is not read, only its messages.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _CANCEL = 8
 
 
 class LostError(Exception):
-    """A call or connection that ended before it had what was wanted."""
+    """A call or connection ended before its result arrived."""
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -38,7 +38,7 @@ def _text(value: str) -> bytes:
 
 
 class Call:
-    """One call of a connection. `on_message` gets each message's bytes; `on_end` is told when nothing follows."""
+    """One call. `on_message` is called with the bytes of each message, `on_end` when the call has ended."""
 
     __slots__ = ("_buffer", "id", "on_end", "on_message")
 
@@ -49,7 +49,7 @@ class Call:
         self._buffer = b""
 
     def received(self, data: bytes) -> None:
-        """Cuts messages out of what came."""
+        """Cuts messages from received data."""
         data = self._buffer + data if self._buffer else data
         while len(data) >= 5:
             end = 5 + int.from_bytes(data[1:5], "big")
@@ -61,7 +61,7 @@ class Call:
 
 
 class Connection(asyncio.Protocol):
-    """One connection to a gRPC server, for any number of calls; `await Connection.open(server)` makes it."""
+    """One connection to a gRPC server, for any number of calls; made by `await Connection.open(server)`."""
 
     def __init__(self, server: str, metadata: Mapping[str, str]) -> None:
         self._server = server
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
     def begin(
         self, method: str, message: bytes | None, on_message: Callable[[bytes], None], on_end: Callable[[], None]
     ) -> Call:
-        """Calls a method, such as /package.Service/Method, with one message, or None so far."""
+        """Begins a call of a method such as /package.Service/Method; with `message` None, the request stays open."""
         assert self._transport is not None
         head = self._heads.get(method)
         if head is None:
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         return call
 
     async def ask(self, method: str, message: bytes) -> bytes:
-        """The one answer to a call. Raises LostError."""
+        """Makes a unary call and returns its answer. Raises LostError."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def answered(data: bytes) -> None:
@@ -124,25 +124,25 @@ class Connection(asyncio.Protocol):
         return await answer
 
     def cancel(self, call: Call) -> None:
-        """Gives a call up."""
+        """Cancels a call."""
         if self._calls.pop(call.id, None) is not None and self._transport is not None:
             self._transport.write(_frame(_RST_STREAM, 0, call.id, struct.pack(">I", _CANCEL)))
 
     def close(self) -> None:
-        """Closes the connection; nobody is told."""
+        """Closes the connection. No `on_end` is called."""
         self._calls.clear()
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Says how much may come: all."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        """Sends the settings: windows of the largest size."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class only has the same methods
         settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)
         window = struct.pack(">I", _LARGEST_WINDOW - _FIRST_WINDOW)
         self._transport.write(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, window))
 
     def data_received(self, data: bytes) -> None:
-        """Takes frames apart."""
+        """Splits received data into frames."""
         data = self._buffer + data if self._buffer else data
         at, size = 0, len(data)
         while size - at >= 9:
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
             call.on_end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Every call ends with it."""
+        """The connection is closed: every call ends."""
         self.closed = True
         if not self.ready.done():
             self.ready.set_exception(LostError(f"{self._server} closed the connection: {exc}"))

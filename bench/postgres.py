@@ -1,7 +1,7 @@
 """Starts a real PostgreSQL (Debian package) on a free loopback port in a temporary directory, and stops it.
 
-Invariants: it is reached by nobody but this machine, with a password of this run; it ends with the process that started
-it even if that is killed. It refuses to run as root, so it then runs as the user `postgres`.
+Invariants: only this machine can connect, with a password of this run. The server ends with the process that started
+it, even if that process is killed. PostgreSQL refuses to run as root; root runs it as the user `postgres`.
 
 Deliberately absent: replicas, TLS, the schema.
 """
@@ -65,7 +65,7 @@ class Postgres:
     @classmethod
     @contextlib.contextmanager
     def running(cls, *, durable: bool = False) -> Iterator[Self]:
-        """Starts one and stops it at the end; `durable` is with fsync. Raises PostgresFailed."""
+        """Starts a server and stops it at the end; `durable` switches fsync on. Raises PostgresFailed."""
         if reason := missing():
             raise PostgresFailed(reason)
         with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
@@ -78,7 +78,7 @@ class Postgres:
                 postgres.stop()
 
     def url(self, database: str) -> str:
-        """What the gateway is given."""
+        """The database's URL, for the gateway."""
         return f"postgresql+psycopg://{_USER}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[object, ...]]":
@@ -88,7 +88,7 @@ class Postgres:
         )
 
     def start(self) -> None:
-        """Starts the server, again perhaps, and waits until it answers. Raises PostgresFailed."""
+        """Starts the server, also after `stop`, and waits until it answers. Raises PostgresFailed."""
         binaries = _binaries()
         assert binaries is not None
         settings = {
@@ -114,7 +114,7 @@ class Postgres:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.stop()
                     raise PostgresFailed(f"{error}. Its log ends:\n{self.log[-4000:]}") from error
-                time.sleep(0.02)  # the pause between two questions, not a wait for what should be true
+                time.sleep(0.02)  # the pause between two attempts to connect
             else:
                 return
 
@@ -133,11 +133,11 @@ class Postgres:
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The server's log so far."""
         return (self.directory / "postgres.log").read_text(errors="replace")
 
     def create_database(self, name: str, template: str = "template0") -> None:
-        """Makes a database as a copy of `template`; by default it is empty."""
+        """Creates a database as a copy of `template`, empty by default."""
         with self.connect() as connection:
             connection.execute(f'create database "{name}" template "{template}"'.encode())
 

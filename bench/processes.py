@@ -1,9 +1,7 @@
-"""The processes of a bench: starts presence servers, gateways and no-ops, stops them, and reads what they cost.
+"""The processes of the bench: starts and stops presence servers, gateways and programs, and reads their CPU and memory.
 
-Invariants: everything listens on 127.0.0.1 at a port the system chose; what is started is stopped, whatever happens;
-every wait has a deadline. Costs are read from /proc, so of Linux only.
-
-Deliberately absent: any measuring (`bare.py`, `load.py`, `world.py`).
+Invariants: everything listens on 127.0.0.1 at a port that the system chose; every process that was started is stopped;
+every wait has a deadline. CPU and memory are read from /proc, so on Linux only.
 """
 
 import contextlib
@@ -24,7 +22,7 @@ START_LIMIT_S = 20.0
 STOP_LIMIT_S = 10.0
 NOOP_PATH = "/noop"
 PUBLISH = "/terminalstatus.v1.Noop/Publish"
-"""What a no-op server answers to, beside the gateway's own methods."""
+"""What the no-op servers of `programs/noop.py` answer beside the gateway's own methods."""
 
 _SCENARIO = Path(__file__).with_name("notifier.xml")
 _WATCH_SCENARIO = Path(__file__).with_name("watch.xml")
@@ -48,29 +46,30 @@ _PROBE = (
 
 
 class BenchError(Exception):
-    """The bench cannot go on; the message says why."""
+    """The bench cannot continue; the message says why."""
 
 
 def sipp_installed() -> bool:
-    """Whether there is a SIPp to run."""
+    """Whether SIPp is installed."""
     return shutil.which("sipp") is not None
 
 
 @contextlib.contextmanager
-def notifier(folder: Path, *, standing: bool = False, again_ms: int = 3_600_000) -> Iterator[int]:
-    """SIPp as the presence server, writing into `folder`; its port on 127.0.0.1. Raises BenchError.
+def notifier(folder: Path, *, keeps_subscriptions: bool = False, again_ms: int = 3_600_000) -> Iterator[int]:
+    """SIPp as the presence server, with its log in `folder`; yields its port on 127.0.0.1. Raises BenchError.
 
-    `standing` keeps subscriptions, and sends a NOTIFY in each after every `again_ms`.
+    With `keeps_subscriptions` it accepts lasting subscriptions, and sends a NOTIFY in each every `again_ms`; else only
+    fetches.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
-    words = (folder / "sipp.log").open("wb")
-    scenario = ["-sf", str(_WATCH_SCENARIO), "-d", str(again_ms)] if standing else ["-sf", str(_SCENARIO)]
+    log = (folder / "sipp.log").open("wb")
+    scenario = ["-sf", str(_WATCH_SCENARIO), "-d", str(again_ms)] if keeps_subscriptions else ["-sf", str(_SCENARIO)]
     command = ["sipp", *scenario, "-i", "127.0.0.1", "-bind_local", "-ci", "127.0.0.1", "-p", str(port)]
-    # A finished call is forgotten at once, and a burst fits the socket. SIPp ends itself if we no longer can.
+    # SIPp forgets a finished call at once, has room for a burst in its socket, and ends itself if the bench dies.
     command += ["-deadcall_wait", "0", "-buff_size", "4194304", "-nostdin", "-timeout", f"{_LONGEST_BENCH_S}s"]
-    with words, _running(command, cwd=folder, stdout=words, stderr=words) as process:
+    with log, _running(command, cwd=folder, stdout=log, stderr=log) as process:
         _until_notified(process, port, folder / "sipp.log")
         yield port
 
@@ -79,19 +78,19 @@ def notifier(folder: Path, *, standing: bool = False, again_ms: int = 3_600_000)
 def gateway(
     folder: Path, notifier_port: int, *, limit_s: float = START_LIMIT_S, **settings: object
 ) -> Iterator[tuple[int, str, str]]:
-    """The gateway as an operator runs it: its process id, gRPC address and HTTP address. Raises BenchError.
+    """The gateway as an operator runs it; yields its process id, gRPC address and HTTP address. Raises BenchError.
 
-    `settings` are others than the bench's, by field name; its database is in `folder`, if they name none.
+    `settings` replace or extend the bench's settings, by field name. The default database is in `folder`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     environment |= {
         "TS_PRESENCE_SERVER": f"sip:127.0.0.1:{notifier_port};transport=udp",
-        "TS_PROBE_EVERY_S": "0",  # SIPp's scenario knows no OPTIONS
+        "TS_PROBE_EVERY_S": "0",  # SIPp's scenario does not answer OPTIONS
         "TS_GRPC_LISTEN": "127.0.0.1:0",
         "TS_HTTP_LISTEN": "127.0.0.1:0",
         "TS_DATABASE_URL": database_url(folder),
         "TS_LOG_LEVEL": "warning",
-        # A datagram lost on a busy machine is sent again after 0.5 s: it shall show as latency, not as a lost fetch.
+        # A datagram lost on a busy machine is sent again after 0.5 s: count it as latency, not as a lost fetch.
         "TS_FETCH_TIMEOUT_MS": "4000",
     }
     environment |= {f"TS_{name.upper()}": str(value) for name, value in settings.items()}
@@ -102,54 +101,54 @@ def gateway(
 
 
 def database_url(folder: Path) -> str:
-    """Where a gateway in `folder` has its database."""
+    """The URL of the database of a gateway in `folder`."""
     return f"sqlite:///{folder}/bench.sqlite3"
 
 
 @contextlib.contextmanager
 def noop(kind: str) -> Iterator[tuple[int, str]]:
-    """A server of `bench.noop`: its process id and address. Raises BenchError."""
-    with _running([sys.executable, "-m", "bench.noop", kind], cwd=ROOT, stdout=subprocess.PIPE) as process:
-        yield process.pid, _said(process, f"bench.noop {kind}", START_LIMIT_S)["address"]
+    """A server of `programs/noop.py`; yields its process id and address. Raises BenchError."""
+    with _running([sys.executable, "-m", "bench.programs.noop", kind], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        yield process.pid, _said(process, f"bench.programs.noop {kind}", START_LIMIT_S)["address"]
 
 
 class World:
-    """A process of `bench.world`: does what it is told, and answers."""
+    """A process of `programs/world.py`: runs commands, and returns their results."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        ports = _said(process, "bench.world", START_LIMIT_S)
+        ports = _said(process, "bench.programs.world", START_LIMIT_S)
         self.sip_port: int = ports["sip"]
         self.url = f"http://127.0.0.1:{ports['http']}"
         self.other_url = f"http://127.0.0.1:{ports['other']}"
 
     def do(self, what: str, *, limit_s: float = 120.0, **arguments: object) -> Any:
-        """Does one of its commands for at most `limit_s`, and returns what it answers. Raises BenchError."""
+        """Runs a command for at most `limit_s`, and returns its result. Raises BenchError."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise BenchError("bench.world ended; its last words are above.") from None
-        return _said(self._process, f"bench.world ({what})", limit_s)
+            raise BenchError("bench.programs.world ended; see its last output above.") from None
+        return _said(self._process, f"bench.programs.world ({what})", limit_s)
 
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
     """A presence server, applications and readers. Raises BenchError."""
-    command = [sys.executable, "-m", "bench.world"]
+    command = [sys.executable, "-m", "bench.programs.world"]
     with _running(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         yield World(process)
 
 
 def _said(process: subprocess.Popen[bytes], who: str, limit_s: float) -> Any:
-    """The JSON of the next line that it prints. Raises BenchError."""
+    """The JSON of the next line that the process prints. Raises BenchError."""
     assert process.stdout is not None
     if not select.select([process.stdout], [], [], limit_s)[0]:
-        raise BenchError(f"{who} said nothing for {limit_s:.0f} s.")
+        raise BenchError(f"{who} printed nothing for {limit_s:.0f} s.")
     line = process.stdout.readline()
     if not line:
-        raise BenchError(f"{who} ended; its last words are above.")
+        raise BenchError(f"{who} ended; see its last output above.")
     return json.loads(line)
 
 
@@ -162,22 +161,22 @@ def run(module: str, *arguments: object, limit_s: float) -> Any:
         except subprocess.TimeoutExpired:
             raise BenchError(f"{module} {' '.join(map(str, arguments))} took over {limit_s:.0f} s.") from None
     if process.returncode != 0:
-        raise BenchError(f"{module} {' '.join(map(str, arguments))} failed; its last words are above.")
+        raise BenchError(f"{module} {' '.join(map(str, arguments))} failed; see its last output above.")
     return json.loads(out)
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU that the process and its descendants have used, in user and system mode, ended threads included."""
+    """CPU time of the process and its descendants, in user and system mode, including ended threads."""
     return sum(sum(map(int, fields[11:13])) for fields in _family(pid).values()) / _TICKS
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that the process and its descendants hold; what they share counts in each."""
+    """Resident memory of the process and its descendants; shared memory counts for each of them."""
     return sum(int(fields[21]) for fields in _family(pid).values()) * _PAGE_BYTES
 
 
 def peak_bytes(pid: int, *, forget: bool = False) -> int:
-    """The most memory that the process itself has held; `forget` begins anew with what it holds now."""
+    """Peak resident memory of the process itself; `forget` resets the peak to the present value."""
     if forget:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
@@ -185,12 +184,12 @@ def peak_bytes(pid: int, *, forget: bool = False) -> int:
 
 
 def own_bytes(pid: int) -> int:
-    """Memory that the process itself holds."""
+    """Resident memory of the process itself."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that `pid` has started, and theirs."""
+    """All processes below `pid`."""
     return [member for member in _family(pid) if member != pid]
 
 
@@ -224,7 +223,7 @@ def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[by
 
 
 def _until_notified(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Asks until a NOTIFY comes."""
+    """Sends SUBSCRIBEs until a NOTIFY arrives."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.connect(("127.0.0.1", port))

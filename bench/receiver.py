@@ -1,9 +1,9 @@
-"""An HTTP server for webhooks and callbacks that costs as little as it can: it hears each POST and answers at once.
+"""A minimal HTTP server that receives webhooks and callbacks.
 
-A path that begins with /hang is heard and never answered; one that begins with /soap is answered by an empty envelope,
-all others by 204.
+A POST to a path that begins with /hang is never answered; to /soap it is answered with an empty envelope, and to any
+other path with 204.
 
-Deliberately absent: checking signatures, chunked requests; TLS.
+Deliberately absent: checks of signatures, chunked requests, TLS.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ _SOAP = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml; charset=utf-8\r\nContent-Le
     _ENVELOPE,
 )
 
-Hear = Callable[[str, bytes], None]
-"""Told of a path and a body."""
+OnRequest = Callable[[str, bytes], None]
+"""Called with the path and the body of each request, before its answer."""
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, hear: Hear) -> None:
-        self._hear = hear
+    def __init__(self, on_request: OnRequest) -> None:
+        self._on_request = on_request
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class only has the same methods
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
@@ -44,7 +44,7 @@ class _Connection(asyncio.Protocol):
             if not blank or len(rest) < size:
                 break
             path = head.split(b" ", 2)[1].decode()
-            self._hear(path, rest[:size])
+            self._on_request(path, rest[:size])
             if path.startswith("/soap"):
                 self._transport.write(_SOAP)
             elif not path.startswith("/hang"):
@@ -53,6 +53,6 @@ class _Connection(asyncio.Protocol):
         self._buffer = data
 
 
-async def receive(hear: Hear) -> asyncio.Server:
-    """Listens on a free loopback port; `hear` is called before each answer."""
-    return await asyncio.get_running_loop().create_server(lambda: _Connection(hear), "127.0.0.1", 0, backlog=4096)
+async def receive(on_request: OnRequest) -> asyncio.Server:
+    """Listens on a free loopback port."""
+    return await asyncio.get_running_loop().create_server(lambda: _Connection(on_request), "127.0.0.1", 0, backlog=4096)

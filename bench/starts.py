@@ -1,7 +1,4 @@
-"""How long people wait for a start: of the whole demo, and of a SIP worker in the place of one that was killed.
-
-Deliberately absent: a baseline; nobody compares these with anything but their patience.
-"""
+"""How long starts take: of the whole demo, and of a SIP worker that replaces a killed one. There is no baseline."""
 
 import os
 import signal
@@ -21,7 +18,7 @@ _LIMIT_S = 30.0
 
 
 def worker_replaced_s(folder: Path, notifier_port: int) -> float:
-    """From `kill -9` of the SIP worker to the next answer over gRPC, asked again at each failure."""
+    """The time from `kill -9` of the SIP worker to the next answer over gRPC; failed queries are repeated."""
     with gateway(folder, notifier_port) as (pid, server, _), grpc.insecure_channel(server) as channel:
         get_status = pb_grpc.TerminalStatusServiceStub(channel).GetStatus
         request = pb.GetStatusRequest(address="sip:terminal-1@bench.example.com")
@@ -40,7 +37,7 @@ def worker_replaced_s(folder: Path, notifier_port: int) -> float:
 
 
 def demo_s() -> float:
-    """From the command of `make run` to the third face's answer, everything being installed."""
+    """The time from the command of `make run` to the answer of the third face, with everything installed."""
     started_s = time.perf_counter()
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
     command = [sys.executable, "-m", "app.cli", "demo", *listen]

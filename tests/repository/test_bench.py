@@ -10,8 +10,8 @@ import pytest
 
 from bench.__main__ import ROWS
 from bench.processes import ROOT, sipp_installed
-from bench.questions import FACES
-from bench.rows import compared, judged, medians, report_of
+from bench.row import compared, judged, medians, report_of
+from bench.rows.queries import FACES
 
 FIELDS = {"name", "value", "unit", "baseline", "ratio", "low", "high", "reach", "ok"}
 REACHES = {

@@ -1,15 +1,13 @@
-"""What the gateway is made of, alone: servers that do nothing, and loops that do only that.
+"""Baselines: the gateway's libraries alone, as servers that do nothing and as loops.
 
-Run as `python -m bench.noop WHAT …`. `grpc` and `rest` are servers on free loopback ports, which print one line of JSON
-(`address`) and serve until they are terminated: a grpc.aio server whose GetStatus returns the same answer, whose
-WatchStatuses is an idle stream, and of which a call of Publish sends one message to all of them; a FastAPI app on the
-gateway's own uvicorn settings, whose handler returns the same bytes. `spyne` and `http` are loops, which print how
-long they took (`seconds`): Spyne's in-process call of a no-op, and POSTs by the gateway's HTTP client, one after the
-other on one connection.
+Run as `python -m bench.programs.noop WHAT …`. `grpc` and `rest` are servers on free loopback ports; they print one line
+of JSON (`address`) and serve until they are terminated. `grpc` is a grpc.aio server: GetStatus returns a constant,
+WatchStatuses is an idle stream, and Publish sends one message to all streams. `rest` is a FastAPI app on the gateway's
+own uvicorn settings, which returns constant bytes. `spyne` and `http` are loops, which print how long they took
+(`seconds`): in-process calls of a Spyne no-op, and POSTs by the gateway's HTTP client, one after the other on one
+connection.
 
-Invariants: answers and messages are of the gateway's types and of its size. The event loop is the gateway's (uvloop).
-
-Deliberately absent: whatever a gateway is for.
+Invariants: answers and messages have the gateway's types and sizes. The event loop is the gateway's (uvloop).
 """
 
 import argparse
@@ -42,7 +40,7 @@ JSON = (
     b'"observed_at":"2026-01-02T03:04:05.678901Z","source":"WATCH","revision":1}'
 )
 EVENT = b"x" * 500
-"""As large as the gateway's webhook of one change."""
+"""As long as the gateway's webhook for one change."""
 
 NAMESPACE = "http://www.csapi.org/schema/parlayx/terminal_status/v2_2/local"
 ENVELOPE = (
@@ -54,14 +52,14 @@ ENVELOPE = (
 
 
 def a_status(revision: int = 1) -> pb.TerminalStatus:
-    """A terminal status as the gateway tells them."""
+    """A terminal status as the gateway sends it."""
     status = pb.TerminalStatus(address=ADDRESS, status=pb.STATUS_REACHABLE, source=pb.SOURCE_WATCH, revision=revision)
     status.observed_at.FromNanoseconds(1_767_323_045_678_901_000)
     return status
 
 
 class NoopServicer(pb_grpc.TerminalStatusServiceServicer):
-    """Answers at once; keeps streams open, and sends what is published to each."""
+    """Answers at once; keeps streams open, and sends published messages to all of them."""
 
     def __init__(self) -> None:
         self._answer = pb.GetStatusResponse(status=a_status())
@@ -83,7 +81,7 @@ class NoopServicer(pb_grpc.TerminalStatusServiceServicer):
         return None
 
     async def publish(self, request: bytes, context: Any) -> bytes:
-        """One message to all streams; it is serialised for each, as grpc.aio does it."""
+        """Sends one message to all streams; grpc.aio serialises it for each."""
         self._published += 1
         message = pb.WatchStatusesResponse(change=pb.StatusChange(status=a_status(self._published)))
         for mailbox in self._mailboxes:
@@ -92,7 +90,7 @@ class NoopServicer(pb_grpc.TerminalStatusServiceServicer):
 
 
 async def serve_grpc() -> None:
-    """A grpc.aio server until it is terminated."""
+    """Runs the grpc.aio server until it is terminated."""
     server, servicer = grpc.aio.server(), NoopServicer()
     pb_grpc.add_TerminalStatusServiceServicer_to_server(servicer, server)
     service, _, method = PUBLISH[1:].partition("/")
@@ -105,7 +103,7 @@ async def serve_grpc() -> None:
 
 
 async def serve_rest() -> None:
-    """A FastAPI app until it is terminated."""
+    """Runs the FastAPI app until it is terminated."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get(NOOP_PATH)
@@ -120,12 +118,12 @@ async def serve_rest() -> None:
 
 class _Noop(Service):  # type: ignore[misc]  # Spyne has no types
     @rpc(Unicode, _returns=Unicode)  # type: ignore[untyped-decorator]  # likewise
-    def getStatus(ctx: Any, address: str) -> str:  # noqa: N802, N805  # the contract's name; Spyne gives the context
+    def getStatus(ctx: Any, address: str) -> str:  # noqa: N802, N805  # the contract's name; Spyne passes the context
         return "Reachable"
 
 
 def loop_spyne(count: int) -> float:
-    """How long `count` in-process calls take, in seconds: bytes in, bytes out."""
+    """The seconds that `count` in-process calls take, from bytes to bytes."""
     server = ServerBase(Application([_Noop], NAMESPACE, in_protocol=Soap11(), out_protocol=Soap11()))
 
     def call() -> bytes:
@@ -151,7 +149,7 @@ def _timed(call: Callable[[], object], count: int) -> float:
 
 
 async def loop_http(url: str, count: int) -> float:
-    """How long `count` POSTs take, one after the other, in seconds."""
+    """The seconds that `count` POSTs take, one after the other."""
     connector = aiohttp.TCPConnector(limit=1)
     async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -170,13 +168,15 @@ async def loop_http(url: str, count: int) -> float:
 
 def main() -> None:
     """Serves, or measures and prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.noop", description="What the gateway is made of, alone.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.programs.noop", description="Baselines: the gateway's libraries alone."
+    )
     kinds = parser.add_subparsers(dest="what", required=True)
     kinds.add_parser("grpc")
     kinds.add_parser("rest")
     kinds.add_parser("spyne").add_argument("count", type=int, help="calls")
     http = kinds.add_parser("http")
-    http.add_argument("url", help="of the receiver")
+    http.add_argument("url", help="the receiver's URL")
     http.add_argument("count", type=int, help="POSTs")
     arguments = parser.parse_args()
     servers: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"grpc": serve_grpc, "rest": serve_rest}

@@ -1,13 +1,13 @@
-"""The yardstick: presence fetches by PJSIP with as little Python around as a fetch can have.
+"""The baseline for SIP: presence fetches, or lasting dialogs, by PJSIP with as little Python as possible.
 
-Run as `python -m bench.bare PORT …` against a notifier on 127.0.0.1:PORT; prints one line of JSON, as `bench.load`
-does. A closed loop keeps a number of fetches in flight; a fetch is over when the body of its NOTIFY has been read and
-says that the terminal is open. Each SUBSCRIBE is the one the gateway sends: same identity, route and header fields.
+Run as `python -m bench.programs.bare PORT …` against a notifier on 127.0.0.1:PORT; prints one line of JSON, as
+`load.py` does. A closed loop keeps a number of fetches in flight. A fetch ends when the body of its NOTIFY was read and
+says that the terminal is open. A SUBSCRIBE has the same identity, route and header fields as the gateway's.
 
-Invariants: it shares no code with the gateway, so that a change there cannot move the yardstick. It leaves by
-`os._exit`, for PJSIP aborts in an ordinary exit.
+Invariants: it shares no code with the gateway, so that a change of the gateway cannot change the baseline. It exits by
+`os._exit`, because PJSIP aborts in an ordinary exit.
 
-Deliberately absent: everything a gateway is for: other processes, answers to failures, time limits, documents read.
+Deliberately absent: what a gateway adds: other processes, handling of failures, time limits, reading of documents.
 """
 
 import argparse
@@ -64,11 +64,11 @@ _TERMINATED = 5
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _LIMIT_S = 60
 _KEPT_MS = (100, 1000)
-"""How long a SUBSCRIBE's and a NOTIFY's transaction is kept after its answer. By PJSIP's own 5 s and 32 s the bare loop
-would end before it has put away a single fetch."""
+"""How long PJSIP keeps the transactions of a SUBSCRIBE and of a NOTIFY after their response. With PJSIP's own 5 s and
+32 s, the bare loop would end before PJSIP freed the first fetch."""
 
-_KEPT_STANDING_MS = (100, 32_000)
-"""Of standing subscriptions: a NOTIFY's transaction by RFC 3261's own time."""
+_KEPT_DIALOGS_MS = (100, 32_000)
+"""The same for lasting dialogs: a NOTIFY's transaction is kept as long as RFC 3261 says."""
 
 _SETTLE_S = 3.0
 _OPEN = "<basic>open</basic>"
@@ -84,7 +84,7 @@ class BareLoop:
         lib: Any = ffi.dlopen(_pjsua2.__file__)
         self._lib = lib
         self._kept: list[Any] = []  # C memory that PJSIP keeps pointers to
-        self._asked_s: dict[int, float] = {}  # by subscription: when it was asked
+        self._asked_s: dict[int, float] = {}  # by subscription: when its SUBSCRIBE was sent
         self._took_s: list[float] = []
         self._free = 0
         self._expires_s = 0
@@ -105,7 +105,7 @@ class BareLoop:
         self._wait = ffi.new("pj_time_val *", (1, 0))
 
     def run(self, count: int, concurrency: int) -> list[float]:
-        """Makes `count` fetches, `concurrency` at once; returns how long each took, in seconds."""
+        """Makes `count` fetches, `concurrency` at once; returns the seconds that each took."""
         lib, endpt, wait, null = self._lib, self._endpt, self._wait, self._ffi.NULL
         took_s = self._took_s = list[float]()
         self._free = concurrency
@@ -121,22 +121,22 @@ class BareLoop:
                 _give_up(f"{count - len(took_s)} of {count} fetches had no answer after {_LIMIT_S} s")
         return took_s
 
-    def stand(self, count: int, concurrency: int) -> float:
-        """Sets up `count` standing subscriptions, `concurrency` at once; returns how long it took, in seconds."""
+    def set_up_dialogs(self, count: int, concurrency: int) -> float:
+        """Sets up `count` subscriptions of an hour, `concurrency` at once; returns the seconds that it took."""
         self._expires_s, started_s = 3600, time.perf_counter()
         self.run(count, concurrency)
         return time.perf_counter() - started_s
 
     def settle(self, seconds: float) -> None:
-        """Lets PJSIP work for so long."""
+        """Lets PJSIP work for this long."""
         until_s = time.monotonic() + seconds
         while time.monotonic() < until_s:
             self._lib.pjsip_endpt_handle_events2(self._endpt, self._wait, self._ffi.NULL)
 
     def let_go(self) -> None:
-        """Waits until PJSIP has given up the last transaction, and with it the last dialog, of the fetches so far.
+        """Waits until PJSIP has freed the last transaction, and with it the last dialog, of the fetches so far.
 
-        What a fetch costs to put away is part of what it costs; a gateway that goes on pays it meanwhile.
+        Freeing is part of the cost of a fetch; a gateway that goes on pays it during its run.
         """
         lib, limit_s = self._lib, time.monotonic() + _LIMIT_S
         while lib.pjsip_tsx_layer_get_tsx_count():
@@ -243,21 +243,23 @@ def _give_up(why: str) -> NoReturn:
 
 def main() -> None:
     """Warms up, measures, prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.bare", description="Fetches by PJSIP, without a gateway.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.programs.bare", description="Fetches by PJSIP, without a gateway."
+    )
     parser.add_argument("port", type=int, help="the notifier's port on 127.0.0.1")
     parser.add_argument("--count", type=int, default=3000, help="fetches of the loaded part")
     parser.add_argument("--concurrency", type=int, default=32, help="fetches in flight in the loaded part")
     parser.add_argument("--single", type=int, default=400, help="fetches one after the other")
-    parser.add_argument("--standing", type=int, default=0, help="set up so many standing subscriptions instead")
+    parser.add_argument("--dialogs", type=int, default=0, help="instead: set up this number of lasting dialogs")
     arguments = parser.parse_args()
-    loop = BareLoop(arguments.port, _KEPT_MS if not arguments.standing else _KEPT_STANDING_MS)
-    if arguments.standing:
+    loop = BareLoop(arguments.port, _KEPT_MS if not arguments.dialogs else _KEPT_DIALOGS_MS)
+    if arguments.dialogs:
         loop.run(64, 8)
         before_bytes = _resident_bytes()
-        seconds = loop.stand(arguments.standing, arguments.concurrency)
+        seconds = loop.set_up_dialogs(arguments.dialogs, arguments.concurrency)
         loop.settle(_SETTLE_S)
         grown = _resident_bytes() - before_bytes
-        print(json.dumps({"count": arguments.standing, "setup_s": seconds, "bytes": grown}), flush=True)
+        print(json.dumps({"count": arguments.dialogs, "setup_s": seconds, "bytes": grown}), flush=True)
         os._exit(0)
     loop.run(max(arguments.count // 2, 1), arguments.concurrency)
     loop.let_go()

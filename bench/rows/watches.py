@@ -1,14 +1,14 @@
-"""Rows about standing subscriptions: what a watch costs beside a bare PJSIP dialog, and how fast it comes back.
+"""Rows about watches: what a watch costs beside a bare PJSIP dialog, and how fast watches return after a crash.
 
-The bare loop sets up as many subscriptions in the same way, and does nothing else. Memory and CPU are of the watcher's
-processes together: the event loop's and the SIP worker's.
+The bare loop sets up the same number of subscriptions in the same way, and does nothing else. Memory and CPU are the
+sum of the watcher's two processes, the event loop's and the SIP worker's.
 """
 
 import statistics
 from typing import Any
 
 from bench.processes import notifier, run
-from bench.rows import Row, Run, compared, judged, p99, told
+from bench.row import Row, Run, compared, information, judged, p99
 
 ROWS = (
     "watch.memory",
@@ -29,15 +29,15 @@ IDLE_S, NOTIFIED_S, LIMIT_S = 20.0, 10.0, 240.0
 
 
 def measure(bench: Run) -> list[Row]:
-    """Measures the rows that are wanted, and what they are compared with."""
+    """Measures the wanted rows, and their baselines."""
     count, folder = bench.arguments.watches, bench.folder
     rows: list[Row] = []
     if any(bench.wants(f"watch.{row}") for row in ("memory", "setup", "idle")):
-        bench.tell(f"{count} standing subscriptions, bare and watched")
-        with notifier(folder, standing=True) as port:
-            bare = run("bench.bare", port, "--standing", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S)
-        with notifier(folder, standing=True) as port:
-            own = run("bench.watching", port, "--count", count, "--idle-s", IDLE_S, limit_s=LIMIT_S)
+        bench.progress(f"{count} watches, and bare dialogs")
+        with notifier(folder, keeps_subscriptions=True) as port:
+            bare = run("bench.programs.bare", port, "--dialogs", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S)
+        with notifier(folder, keeps_subscriptions=True) as port:
+            own = run("bench.programs.watcher", port, "--count", count, "--idle-s", IDLE_S, limit_s=LIMIT_S)
         rows += [
             compared("watch.memory", _kilobytes(own), _kilobytes(bare), "KB", most=MOST_MEMORY),
             compared("watch.setup_rate", _rate(own), _rate(bare), "1/s", least=LEAST_RATE),
@@ -45,17 +45,17 @@ def measure(bench: Run) -> list[Row]:
         ]
     if bench.wants("watch.lag") or bench.wants("watch.notified"):
         talkative = max(1, count // 10)
-        bench.tell(f"{NOTIFIES_PER_S} NOTIFYs a second to {talkative} watches")
+        bench.progress(f"{NOTIFIES_PER_S} NOTIFYs a second to {talkative} watches")
         again_ms = round(talkative / NOTIFIES_PER_S * 1000)
-        with notifier(folder, standing=True, again_ms=again_ms) as port:
-            own = run("bench.watching", port, "--count", talkative, "--notified-s", NOTIFIED_S, limit_s=LIMIT_S)
+        with notifier(folder, keeps_subscriptions=True, again_ms=again_ms) as port:
+            own = run("bench.programs.watcher", port, "--count", talkative, "--notified-s", NOTIFIED_S, limit_s=LIMIT_S)
         rows += _lag_rows(own)
     if bench.wants("watch.killed"):
         killed = max(1, count // KILLED_SHARE)
-        bench.tell(f"the worker killed under {killed} watches")
-        with notifier(folder, standing=True) as port:
+        bench.progress(f"the worker of {killed} watches killed")
+        with notifier(folder, keeps_subscriptions=True) as port:
             options = ("--count", killed, "--setups-per-s", SETUPS_PER_S, "--kill")
-            own = run("bench.watching", port, *options, limit_s=LIMIT_S)
+            own = run("bench.programs.watcher", port, *options, limit_s=LIMIT_S)
         rows += [
             judged("watch.killed_all_live", own["all_live_s"], "s", most=MOST_LIVE_S),
             judged("watch.killed_answered", own["answered_s"], "s", most=MOST_ANSWERED_S),
@@ -64,7 +64,7 @@ def measure(bench: Run) -> list[Row]:
 
 
 def _kilobytes(seen: dict[str, Any]) -> float:
-    """Memory of each subscription."""
+    """Memory for each watch."""
     return float(seen["bytes"] / seen["count"] / 1e3)
 
 
@@ -78,5 +78,5 @@ def _lag_rows(own: dict[str, Any]) -> list[Row]:
     return [
         judged("watch.lag_median", statistics.median(lags_ms), "ms", most=MOST_LAG_MS),
         judged("watch.lag_p99", p99(lags_ms), "ms", most=MOST_LAG_P99_MS),
-        told("watch.notified_per_second", own["notified_per_s"], "1/s"),
+        information("watch.notified_per_second", own["notified_per_s"], "1/s"),
     ]

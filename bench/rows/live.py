@@ -1,9 +1,9 @@
 """Rows about answers from live watches: the gateway beside servers that do nothing.
 
-WATCHED terminals are held by one stream, so no question needs SIP. The no-ops are: a grpc.aio handler of the same
-types, a FastAPI handler on the same uvicorn settings, each asked by the same callers in the same closed loop, gateway
-and no-op by turns in short blocks; and Spyne's in-process call of a no-op, which has no server, no connection and no
-caller, and is measured once. A rate is the median of the blocks, a ratio that of the pairs of blocks.
+One stream keeps WATCHED terminals watched, so no query needs SIP. The baselines are a grpc.aio handler of the same
+types and a FastAPI handler on the same uvicorn settings. The same callers query the gateway and the baseline in turn,
+in short blocks. The baseline of SOAP is Spyne's in-process call of a no-op, without server, connection and caller,
+which is measured once. A rate is the median of the blocks, a ratio the median of the pairs of blocks.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from bench.load import MAX_AGE_S
 from bench.processes import BenchError, gateway, noop, own_bytes, peak_bytes, run, world
-from bench.rows import Row, Run, compared_pairs, judged, told
+from bench.programs.load import MAX_AGE_S
+from bench.row import Row, Run, compared_pairs, information, judged
 
 ROWS = (
     "live.grpc",
@@ -35,21 +35,21 @@ LIMIT_S = 60.0
 
 Figures = list[dict[str, Any]]
 Server = tuple[str, str, int]
-"""As `bench.load` is told it: face, address, process."""
+"""Arguments of `bench.programs.load`: face, address, process."""
 
 
 def measure(bench: Run) -> list[Row]:
-    """Measures the rows that are wanted, and what they are compared with."""
+    """Measures the wanted rows, and their baselines."""
     faces = [face for face in LEAST if bench.wants(f"live.{face}")]
     rows: list[Row] = []
     if faces:
-        bench.tell("answers from live watches")
+        bench.progress("answers from live watches")
         with _servers(bench, "live") as servers:
             for face in faces:
                 figures = _asked(bench, face, servers)
                 rows += _face_rows(face, figures["own"], figures["other"])
     if bench.wants("live.group"):
-        bench.tell(f"getStatusForGroup of {bench.sized(WATCHED)}")
+        bench.progress(f"getStatusForGroup of {bench.sized(WATCHED)}")
         with _servers(bench, "group") as servers:
             _, http, pid = servers["soap"]
             rows += _group_rows(http, pid, bench.sized(WATCHED), bench.sized(GROUP_CALLS))
@@ -58,7 +58,7 @@ def measure(bench: Run) -> list[Row]:
 
 @contextlib.contextmanager
 def _servers(bench: Run, name: str) -> Iterator[dict[str, Server]]:
-    """A gateway with its watches, and no-ops, all new: two starts of the same server may differ by a tenth."""
+    """A gateway with its watches, and the baselines, newly started: two starts of a server differ by up to a tenth."""
     with (
         world() as around,
         noop("grpc") as (noop_pid, noop_grpc),
@@ -78,9 +78,11 @@ def _servers(bench: Run, name: str) -> Iterator[dict[str, Server]]:
 def _asked(bench: Run, face: str, servers: dict[str, Server]) -> dict[str, Figures]:
     size = ("--count", bench.sized(ASKED), "--concurrency", bench.arguments.concurrency, "--single", 1)
     beside = ("--beside", *servers[f"{face} noop"]) if f"{face} noop" in servers else ()
-    figures: Any = run("bench.load", *servers[face], *size, "--watched", bench.sized(WATCHED), *beside, limit_s=LIMIT_S)
+    figures: Any = run(
+        "bench.programs.load", *servers[face], *size, "--watched", bench.sized(WATCHED), *beside, limit_s=LIMIT_S
+    )
     if not beside:
-        calls = run("bench.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
+        calls = run("bench.programs.noop", "spyne", bench.sized(SPYNE_CALLS), limit_s=LIMIT_S)
         figures = {"own": [figures], "other": [calls]}
     found: dict[str, Figures] = figures
     return found
@@ -90,7 +92,7 @@ def _face_rows(face: str, own: Figures, noops: Figures) -> list[Row]:
     rates, noop_rates = [[figures["count"] / figures["seconds"] for figures in each] for each in (own, noops)]
     return [
         compared_pairs(f"live.{face}", rates, noop_rates, "1/s", least=LEAST[face]),
-        told(f"live.{face}_cpu", _cpu_us(own), "µs", baseline=_cpu_us(noops)),
+        information(f"live.{face}_cpu", _cpu_us(own), "µs", baseline=_cpu_us(noops)),
     ]
 
 
@@ -100,7 +102,7 @@ def _cpu_us(each: Figures) -> float:
 
 
 def _group_rows(http: str, pid: int, watched: int, calls: int) -> list[Row]:
-    """Calls one after the other, each with every address in its envelope; memory is the gateway's peak above before."""
+    """Calls one after the other, each with all addresses; memory is the gateway's peak minus its memory before."""
     addresses = "".join(
         f"<loc:addresses>sip:terminal-{number}@bench.example.com</loc:addresses>" for number in range(watched)
     )
@@ -119,7 +121,7 @@ def _group_rows(http: str, pid: int, watched: int, calls: int) -> list[Row]:
         try:
             with opener.open(request, timeout=LIMIT_S) as response:
                 answer = response.read()
-        except OSError as error:  # urllib's are OSErrors
+        except OSError as error:  # the base class of urllib's errors
             raise BenchError(f"getStatusForGroup failed: {error}") from None
         seconds.append(time.perf_counter() - started_s)
         if answer.count(b">Reachable<") != watched:

@@ -1,9 +1,7 @@
 """Counts changes: the events of one stream, and the revisions in the database, in the same time.
 
-Run as `python -m bench.changing HOST:PORT DATABASE …` beside a gateway whose terminals change all the time; prints one
-line of JSON. The time begins when each terminal has been observed, and some more have passed.
-
-Deliberately absent: what makes them change, and judgement of the figures (`events.py`).
+Run as `python -m bench.programs.changes HOST:PORT DATABASE …` beside a gateway whose terminals change all the time;
+prints one line of JSON. Counting begins WARM_S after every terminal has changed once.
 """
 
 import argparse
@@ -20,7 +18,7 @@ import uvloop
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from bench import h2
 from bench.h2 import LostError
-from bench.world import WATCH, address
+from bench.programs.world import WATCH, address
 
 WARM_S, LIMIT_S = 1.0, 60.0
 _QUESTION = "select coalesce(sum(revision), 0) from terminal_status"
@@ -70,12 +68,14 @@ async def _run(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures, prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.changing", description="Counts changes of terminals.")
+    """Measures, and prints the figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.programs.changes", description="Counts changes of terminals."
+    )
     parser.add_argument("server", help="the gateway's gRPC HOST:PORT")
     parser.add_argument("database", help="an SQLite file's path, or the URL of a PostgreSQL database")
     parser.add_argument("--count", type=int, default=1000, help="terminals")
-    parser.add_argument("--seconds", type=float, default=10, help="how long")
+    parser.add_argument("--seconds", type=float, default=10, help="how long to count")
     arguments = parser.parse_args()
     try:
         print(json.dumps(uvloop.run(_run(arguments))), flush=True)

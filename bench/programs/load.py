@@ -1,19 +1,14 @@
-"""The callers: asks a running gateway through one face, in a closed loop, and tells what that cost the gateway.
+"""The callers: sends queries to a running gateway through one face in a closed loop, and measures the gateway's cost.
 
-The face `floor` is no face but grpc.health.v1's Check on the same server, which does nothing: what grpc.aio costs;
-`noop` is the no-op FastAPI handler of `noop.py`.
+Run as `python -m bench.programs.load FACE HOST:PORT PID …` with the gateway's PID; prints one line of JSON. The face
+`floor` is grpc.health.v1's Check on the gRPC server, a call that does nothing; `noop` is the FastAPI handler of
+`noop.py`. Each query is for another terminal, so that no two share a fetch, and every answer must be REACHABLE. With
+`--watched`, queries go in turn to that number of watched terminals, and must be answered from the watch. With
+`--beside`, two servers get blocks of queries in turn, so that a change of the machine's speed affects both.
 
-Run as `python -m bench.load FACE HOST:PORT PID …`, PID being the gateway's; prints one line of JSON. Each question is
-about another terminal, so no two share a fetch, and every answer must be REACHABLE. With `--watched` questions are
-about so many terminals in turn, which somebody watches, and must be answered from the watch. With `--beside`, two
-servers are asked by turns, a block of questions each: a machine that gets slower meanwhile does so for both.
-
-Invariants: this process is not part of what is measured, so its clients are as lean as can be: a gRPC stub on one
-channel, and for watched terminals, where the stub's cost would hide the server's, `h2.py`; for REST and SOAP a few
-lines of HTTP/1.1 on kept-alive connections. The gateway's CPU is read right before and after the loaded part, when it
-is warm.
-
-Deliberately absent: judgement of the figures (`__main__.py`).
+Invariants: this process is not measured, so its clients are lean: a gRPC stub on one channel, or `../h2.py` for watched
+terminals, where the stub would cost more than the server; for REST and SOAP a few lines of HTTP/1.1 on kept-alive
+connections. The gateway's CPU is read right before and after the loaded part, after a warm-up.
 """
 
 import argparse
@@ -44,10 +39,10 @@ _GET_STATUS = "/terminalstatus.v1.TerminalStatusService/GetStatus"
 
 
 class Caller(Protocol):
-    """Asks one question at a time."""
+    """Sends one query at a time."""
 
     async def ask(self, number: int) -> None:
-        """Asks about terminal `number`. Raises LostError where the answer is not REACHABLE."""
+        """Queries terminal `number`. Raises LostError if the answer is not REACHABLE."""
 
     async def aclose(self) -> None:
         """Ends the connection."""
@@ -98,7 +93,7 @@ class FloorCaller:
     """Calls that need no terminal and no SIP."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # set when it is made
+        self._check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # set when the stub is made
 
     async def ask(self, number: int) -> None:
         """See `Caller`."""
@@ -134,11 +129,11 @@ class HttpCaller(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        """The connection is open."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class only has the same methods
 
     def data_received(self, data: bytes) -> None:
-        """Gathers an answer; both faces send Content-Length."""
+        """Collects an answer; both faces send Content-Length."""
         self._buffer += data
         head, blank, body = self._buffer.partition(b"\r\n\r\n")
         if blank:
@@ -147,7 +142,7 @@ class HttpCaller(asyncio.Protocol):
                 self._answer.set_result(self._buffer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The gateway hung up."""
+        """The gateway closed the connection."""
         if not self._answer.done():
             self._answer.set_exception(LostError(f"the connection was closed: {exc}"))
             with suppress(LostError):
@@ -196,7 +191,7 @@ _GRPC_CALLERS: dict[str, Callable[[grpc.aio.Channel], Caller]] = {"grpc": GrpcCa
 
 
 class Load:
-    """Callers of one face, and the questions they put."""
+    """The callers of one face."""
 
     def __init__(self, face: str, server: str, pid: int, watched: int = 0) -> None:
         self._face = face
@@ -208,7 +203,7 @@ class Load:
         self._asked = 0
 
     async def open(self, concurrency: int) -> None:
-        """Makes the callers."""
+        """Opens the callers' connections."""
         loop = asyncio.get_running_loop()
         host, _, port = self._server.rpartition(":")
         if self._face == "grpc" and self._watched:
@@ -230,14 +225,14 @@ class Load:
             self._callers.append(caller)
 
     async def aclose(self) -> None:
-        """Ends the callers."""
+        """Closes the callers' connections."""
         for caller in self._callers:
             await caller.aclose()
         if self._channel is not None:
             await self._channel.close()
 
     async def run(self, count: int, concurrency: int) -> list[float]:
-        """Puts `count` questions, `concurrency` at once; returns how long each took, in seconds."""
+        """Sends `count` queries, `concurrency` at once; returns the seconds that each took."""
         last = self._asked + count
         took_s: list[float] = []
 
@@ -254,16 +249,14 @@ class Load:
         return took_s
 
     async def one_by_one(self, count: int) -> list[float]:
-        """How long each of `count` questions took, none at the same time; gRPC by the blocking stub.
-
-        grpc.aio's client would add half a millisecond of its own, which no figure of the gateway should hold.
-        """
+        """The seconds that each of `count` queries took, one after the other. gRPC uses the blocking stub, because
+        grpc.aio's client would add half a millisecond of its own."""
         if self._face not in _GRPC_CALLERS or self._watched:
             return await self.run(count, 1)
         took_s: list[float] = []
         with grpc.insecure_channel(self._server, options=_DIRECT) as channel:
             get_status = pb_grpc.TerminalStatusServiceStub(channel).GetStatus
-            check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # set when it is made
+            check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # set when the stub is made
             for number in range(self._asked, self._asked + count):
                 request = pb.GetStatusRequest(address=_address(number))
                 asked_s = time.perf_counter()
@@ -275,24 +268,24 @@ class Load:
         return took_s
 
     async def warm(self, count: int, concurrency: int) -> None:
-        """Makes the callers, and asks half of `count`."""
+        """Opens the callers, and sends half of `count` queries."""
         await self.open(concurrency)
         await self.run(max(count // 2, 1), concurrency)
 
     async def loaded(self, count: int, concurrency: int) -> dict[str, float]:
-        """What the closed loop took, and cost the server."""
+        """The time that the closed loop took, and its CPU cost to the server."""
         cpu_s, started_s = cpu_seconds(self._pid), time.perf_counter()
         await self.run(count, concurrency)
         seconds, cpu_s = time.perf_counter() - started_s, cpu_seconds(self._pid) - cpu_s
         return {"count": count, "seconds": seconds, "cpu_seconds": cpu_s}
 
     async def measure(self, count: int, concurrency: int, single: int) -> dict[str, Any]:
-        """The closed loop, loaded and one by one."""
+        """The figures of the closed loop, and of single queries."""
         await self.warm(count, concurrency)
         return {**await self.loaded(count, concurrency), "single_s": await self.one_by_one(single)}
 
     async def beside(self, other: "Load", count: int, concurrency: int) -> dict[str, list[dict[str, float]]]:
-        """The closed loop in blocks, with this server (`own`) and with the other by turns."""
+        """The figures of the closed loop in blocks, in turn with this server (`own`) and with the other."""
         for load in (self, other):
             await load.warm(count, concurrency)
         blocks: dict[str, list[dict[str, float]]] = {"own": [], "other": []}
@@ -303,7 +296,7 @@ class Load:
         return blocks
 
     async def burst(self, size: int, times: int) -> dict[str, Any]:
-        """`size` questions at once, `times` over; how many were answered, and the gateway's memory after each."""
+        """Sends `size` queries at once, `times` times; counts answers, and the gateway's memory after each burst."""
         await self.open(size)
         answered: list[int] = []
         resident: list[int] = []
@@ -346,18 +339,20 @@ async def _main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description="Asks a gateway, in a closed loop.")
+    """Measures, and prints the figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.programs.load", description="Queries a gateway in a closed loop."
+    )
     parser.add_argument("face", choices=["grpc", "rest", "soap", "floor", "noop"])
     parser.add_argument("server", help="HOST:PORT of the face")
     parser.add_argument("pid", type=int, help="the gateway's process")
     parser.add_argument("--count", type=int, default=3000, help="fetches of the loaded part, or of a burst")
-    parser.add_argument("--concurrency", type=int, default=32, help="questions at once in the loaded part")
+    parser.add_argument("--concurrency", type=int, default=32, help="queries at once in the loaded part")
     parser.add_argument("--single", type=int, default=400, help="fetches one after the other")
-    parser.add_argument("--watched", type=int, default=0, help="ask about so many terminals, which are watched")
-    parser.add_argument("--bursts", type=int, default=0, help="instead: so many times COUNT questions at once")
+    parser.add_argument("--watched", type=int, default=0, help="query this number of terminals, which are watched")
+    parser.add_argument("--bursts", type=int, default=0, help="instead: this number of bursts of COUNT queries")
     parser.add_argument(
-        "--beside", nargs=3, metavar=("FACE", "SERVER", "PID"), help="ask this server, too, by turns; no --single"
+        "--beside", nargs=3, metavar=("FACE", "SERVER", "PID"), help="query this server too, in turn; no --single"
     )
     arguments = parser.parse_args()
     try:

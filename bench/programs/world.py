@@ -1,13 +1,11 @@
-"""The world around a gateway in one process, so that one clock measures: a presence server, applications, and readers.
+"""Everything around a gateway in one process, so that one clock measures: presence server, applications and readers.
 
-Run as `python -m bench.world`. It prints a line of JSON with its ports, then does what each line of its standard input
-says, `{"do": NAME, …}`, and prints what came of it as a line; it ends with its input. The presence server is the
-sandbox's notifier, whose `terminal-N` are there for every N; `receiver.py` takes webhooks; streams are read by `h2.py`.
+Run as `python -m bench.programs.world`. It prints a line of JSON with its ports. Then it runs each command of its
+standard input, `{"do": NAME, …}`, and prints the result as a line; it ends when its input ends. The presence server is
+the sandbox, which has a `terminal-N` for every N; `../receiver.py` receives webhooks; `../h2.py` reads streams.
 
-Invariants: every wait has a deadline, and what is not there by then is a failure of the whole. A change is made right
-when its time is taken, so what the notifier itself needs counts in.
-
-Deliberately absent: judgement of the figures, and whatever has no part in them.
+Invariants: every wait has a deadline; a deadline that passes ends the program with an error. A change is made right
+after its time is taken, so the sandbox's own work is part of a measured delay.
 """
 
 import asyncio
@@ -41,17 +39,17 @@ _SSE_CHANGE = b"event: change\n"
 
 
 def user(number: int) -> str:
-    """A terminal's user part."""
+    """The user part of terminal `number`."""
     return f"terminal-{number}"
 
 
 def address(number: int) -> str:
-    """A terminal's address."""
+    """The address of terminal `number`."""
     return f"sip:{user(number)}@{DOMAIN}"
 
 
 class Count:
-    """Counts, and lets one wait for a number."""
+    """A counter with which one task can wait for a number."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -59,13 +57,12 @@ class Count:
         self._reached: asyncio.Future[None] | None = None
 
     def add(self) -> None:
-        """One more."""
         self.value += 1
         if self._reached is not None and self.value >= self._wanted and not self._reached.done():
             self._reached.set_result(None)
 
     async def reaches(self, number: int, what: str) -> None:
-        """Waits. Raises LostError."""
+        """Waits until the counter is at `number`. Raises LostError after WAIT_S, naming `what` is missing."""
         self._wanted, self._reached = number, asyncio.get_running_loop().create_future()
         try:
             if self.value < number:
@@ -76,24 +73,24 @@ class Count:
 
 
 class Lags:
-    """How long changes take to arrive, each terminal's on its own."""
+    """How long the changes of each terminal take to arrive."""
 
     def __init__(self) -> None:
         self.lags_s: list[float] = []
         self._sent_s: dict[str, float] = {}
 
     def sent(self, address_: str) -> None:
-        """A change is made. Where the one before has not arrived, that one's time runs on."""
+        """A change is made. If the terminal's last change has not arrived, its time runs on."""
         self._sent_s.setdefault(address_, time.perf_counter())
 
     def arrived(self, address_: str) -> None:
-        """One came; others than those that were sent are let pass."""
+        """A change arrived. Changes that were not sent here are ignored."""
         at_s = time.perf_counter()
         if (sent_s := self._sent_s.pop(address_, None)) is not None:
             self.lags_s.append(at_s - sent_s)
 
     async def all_arrived(self) -> None:
-        """Waits for those under way. Raises LostError."""
+        """Waits for all changes that were sent. Raises LostError."""
         limit_s = time.monotonic() + WAIT_S
         while self._sent_s:
             if time.monotonic() > limit_s:
@@ -102,7 +99,7 @@ class Lags:
 
 
 class Reader(threading.Thread):
-    """One WatchStatuses stream by the generated, blocking stub: grpc.aio's client would add half a millisecond."""
+    """One WatchStatuses stream, read with the blocking stub: grpc.aio's client would add half a millisecond."""
 
     def __init__(self, server: str, count: int, changed: Callable[[str], None]) -> None:
         super().__init__(name="reader", daemon=True)
@@ -114,7 +111,7 @@ class Reader(threading.Thread):
         self._call: Any = None
 
     def run(self) -> None:
-        """Reads until it is closed."""
+        """Reads until `close`."""
         with grpc.insecure_channel(self._server, options=[("grpc.enable_http_proxy", 0)]) as channel:
             stub = pb_grpc.TerminalStatusServiceStub(channel)
             self._call = stub.WatchStatuses(pb.WatchStatusesRequest(addresses=self._addresses))
@@ -131,7 +128,7 @@ class Reader(threading.Thread):
                 self.failed = str(error)
 
     async def all_live(self) -> None:
-        """Waits. Raises LostError."""
+        """Waits until all terminals are LIVE. Raises LostError."""
         limit_s = time.monotonic() + WAIT_S
         while len(self.live) < len(self._addresses):
             if self.failed or time.monotonic() > limit_s:
@@ -146,7 +143,7 @@ class Reader(threading.Thread):
 
 
 class EventSource(asyncio.Protocol):
-    """One stream of server-sent events, of which changes are counted."""
+    """One stream of server-sent events; counts its changes."""
 
     def __init__(self, request: bytes, complete: Callable[[], None], changed: Callable[[], None]) -> None:
         self.changes = 0
@@ -158,12 +155,12 @@ class EventSource(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asks."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        """Sends the request."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's class only has the same methods
         self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Counts."""
+        """Counts the changes in the data."""
         data = self._tail + data
         if self._complete is not None and b"event: snapshot-complete\n" in data:
             self._complete()
@@ -174,17 +171,17 @@ class EventSource(asyncio.Protocol):
         self._tail = data[data.rfind(b"\n") + 1 :] if self._complete is None else data
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The gateway hung up."""
+        """The gateway closed the stream."""
         self.closed = True
 
 
 class World:
-    """What it does by command; arguments and answers are JSON."""
+    """The commands; their arguments and results are JSON."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._heard = Count()
-        self._heard_by_path: dict[str, int] = {}
+        self._notified = Count()
+        self._received_by_path: dict[str, int] = {}
         self._lags: Lags | None = None
         self._changes = Count()
         self._connections: list[h2.Connection] = []
@@ -193,14 +190,14 @@ class World:
         self._sources: list[EventSource] = []
         self._readers: list[Reader] = []
 
-    def hear(self, path: str, body: bytes) -> None:
-        """A webhook or callback came."""
+    def on_request(self, path: str, body: bytes) -> None:
+        """A webhook or callback arrived."""
         if path.startswith(("/count", "/soap")):
-            self._heard.add()
+            self._notified.add()
         elif self._lags is not None and path.startswith("/lag"):
             self._lags.arrived(json.loads(body)["subject"])
         kind = path.split("/")[1]
-        self._heard_by_path[kind] = self._heard_by_path.get(kind, 0) + 1
+        self._received_by_path[kind] = self._received_by_path.get(kind, 0) + 1
 
     def _toggle(self, number: int) -> None:
         name = user(number)
@@ -208,7 +205,7 @@ class World:
         self._sandbox.set_status(name, Status.UNREACHABLE if reachable else Status.REACHABLE)
 
     async def subscribed(self, numbers: Iterable[int]) -> dict[str, Any]:
-        """Waits until the gateway watches these terminals, and has answered what it was told of each."""
+        """Waits until the gateway watches these terminals, and has answered every NOTIFY."""
         wanted = {address(number) for number in numbers}
         limit_s = time.monotonic() + WAIT_S
         while missing := wanted.difference(self._sandbox.subscriptions):
@@ -222,7 +219,7 @@ class World:
         return {}
 
     async def _drive(self, lags: Lags, numbers: list[int], rate: float, seconds: float) -> dict[str, Any]:
-        """Changes one terminal after the other at that rate, whatever becomes of it."""
+        """Changes one terminal after the other at this rate, without waiting for the changes to arrive."""
         started_s = time.perf_counter()
         for change in range(max(1, round(rate * seconds))):
             wait_s = started_s + change / rate - time.perf_counter()
@@ -238,7 +235,7 @@ class World:
         return {"lag_s": lags.lags_s, "seconds": took_s}
 
     async def events(self, grpc: str, count: int, rate: float, seconds: float) -> dict[str, Any]:
-        """From NOTIFY to the event of one stream about `count` terminals."""
+        """Measures the time from a NOTIFY to the event of one stream about `count` terminals."""
         lags = Lags()
         reader = Reader(grpc, count, lags.arrived)
         reader.start()
@@ -249,7 +246,7 @@ class World:
             await asyncio.to_thread(reader.close)
 
     async def hold(self, grpc: str, count: int) -> dict[str, Any]:
-        """Watches `count` terminals by one more stream until `close`; each has been observed when this returns."""
+        """Opens a stream about `count` terminals until `close`, and returns when all of them are LIVE."""
         reader = Reader(grpc, count, lambda _: None)
         self._readers.append(reader)
         reader.start()
@@ -257,32 +254,32 @@ class World:
         return {}
 
     async def webhooks(self, numbers: list[int], rate: float, seconds: float) -> dict[str, Any]:
-        """From NOTIFY to a webhook at /lag, of subscriptions to one terminal each."""
+        """Measures the time from a NOTIFY to the webhook at /lag, for subscriptions to one terminal each."""
         self._lags = lags = Lags()
         return await self._drive(lags, numbers, rate, seconds)
 
     async def waves(self, number: int, size: int, waves: int) -> dict[str, Any]:
-        """How long it takes to tell one terminal's change to `size` subscriptions at /count or /soap, over and over."""
+        """Measures, `waves` times, how long one change takes to reach `size` subscriptions at /count or /soap."""
         seconds: list[float] = []
         for _ in range(waves):
-            heard, started_s = self._heard.value, time.perf_counter()
+            before, started_s = self._notified.value, time.perf_counter()
             self._toggle(number)
-            await self._heard.reaches(heard + size, "notifications")
+            await self._notified.reaches(before + size, "notifications")
             seconds.append(time.perf_counter() - started_s)
         return {"seconds": seconds}
 
     async def change(self, numbers: list[int]) -> dict[str, Any]:
-        """Changes each of these once."""
+        """Changes each of these terminals once."""
         for number in numbers:
             self._toggle(number)
         return {}
 
-    async def heard(self) -> dict[str, Any]:
-        """How many requests came, by the first part of their path."""
-        return dict(self._heard_by_path)
+    async def received(self) -> dict[str, Any]:
+        """The number of requests received, by the first part of their path."""
+        return dict(self._received_by_path)
 
     async def open(self, server: str, count: int, terminals: int, connections: int) -> dict[str, Any]:
-        """Opens so many more streams about the same terminals, and waits for each one's snapshot."""
+        """Opens `count` more streams about the same terminals, and waits for their snapshots."""
         while len(self._connections) < connections:
             self._connections.append(await h2.Connection.open(server))
         request = pb.WatchStatusesRequest(addresses=[address(number) for number in range(terminals)])
@@ -306,7 +303,7 @@ class World:
         self._ended += 1
 
     async def fan_out(self, changes: int, publish: bool) -> dict[str, Any]:
-        """How long it takes until all open streams have a change, over and over; `publish` asks a no-op server."""
+        """Measures, `changes` times, how long a change takes to reach all streams; `publish` is for `noop.py`."""
         seconds: list[float] = []
         streams = len(self._calls)
         for _ in range(changes):
@@ -322,7 +319,7 @@ class World:
         return {"seconds": seconds}
 
     async def close(self) -> dict[str, Any]:
-        """Ends the streams."""
+        """Ends all streams."""
         for connection in self._connections:
             connection.close()
         for source in self._sources:
@@ -334,7 +331,7 @@ class World:
         return {}
 
     async def open_sse(self, server: str, count: int, terminals: int) -> dict[str, Any]:
-        """Opens so many streams of server-sent events about the same terminals."""
+        """Opens `count` streams of server-sent events about the same terminals."""
         loop, complete = asyncio.get_running_loop(), Count()
         host, _, port = server.rpartition(":")
         query = "&".join(f"address={address(number)}" for number in range(terminals))
@@ -347,8 +344,8 @@ class World:
         await complete.reaches(count, "snapshots")
         return {"open": len(self._sources)}
 
-    async def tell_sse(self, changes: int, terminals: int) -> dict[str, Any]:
-        """Changes one terminal after the other, each when all have the one before; how many were lost."""
+    async def change_sse(self, changes: int, terminals: int) -> dict[str, Any]:
+        """Changes one terminal after the other, each after the last change reached all streams; counts lost events."""
         before = [source.changes for source in self._sources]
         started_s = time.perf_counter()
         for change in range(changes):
@@ -363,12 +360,20 @@ class World:
 async def _run() -> None:
     async with Sandbox(scripted=False) as sandbox:
         world = World(sandbox)
-        servers = [await receive(world.hear), await receive(world.hear)]
+        servers = [await receive(world.on_request), await receive(world.on_request)]
         commands: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
             method.__name__: method
             for method in (
-                *(world.subscribed, world.events, world.hold, world.webhooks, world.waves, world.change, world.heard),
-                *(world.open, world.fan_out, world.close, world.open_sse, world.tell_sse),
+                *(
+                    world.subscribed,
+                    world.events,
+                    world.hold,
+                    world.webhooks,
+                    world.waves,
+                    world.change,
+                    world.received,
+                ),
+                *(world.open, world.fan_out, world.close, world.open_sse, world.change_sse),
             )
         }
         ports = [server.sockets[0].getsockname()[1] for server in servers]
@@ -379,7 +384,7 @@ async def _run() -> None:
 
 
 def main() -> None:
-    """Serves its input."""
+    """Runs the commands of standard input."""
     configure_logging("error", "console")
     try:
         uvloop.run(_run())

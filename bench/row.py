@@ -1,7 +1,4 @@
-"""A row of the bench, how it is judged, and the table of all.
-
-Deliberately absent: any measuring.
-"""
+"""A row of the bench: its figure, how it is judged, and the table of all rows."""
 
 import argparse
 import math
@@ -15,11 +12,11 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One figure. Of several rounds, each number is the median, and `low` and `high` are the range of what is judged;
-    of a row for information, of the ratio where there is one, else of the value.
+    """One figure. After several rounds, each number is the median of the rounds, and `low` and `high` are the range of
+    `figure`.
 
-    `most` or `least` is what `judges` must keep, which is "value" or "ratio"; a row without is for information.
-    `every`: each round must, instead of the median.
+    `most` or `least` is the bound of the value or of the ratio, as `judges` says ("value" or "ratio"). A row without a
+    bound is for information. `every`: every round has to keep the bound, instead of the median.
     """
 
     name: str
@@ -36,21 +33,21 @@ class Row:
 
     @property
     def figure(self) -> float:
-        """What the range is of."""
+        """The number that is judged; for information, the ratio if there is one, else the value."""
         if self.ratio is None or (self.judges == "value" and self.reach):
             return self.value
         return self.ratio
 
     @property
     def reach(self) -> str | None:
-        """What must be kept, for people."""
+        """The bound as text; None without a bound."""
         if self.most is not None:
             return f"{self.judges} <= {self.most}"
         return None if self.least is None else f"{self.judges} >= {self.least}"
 
     @property
     def ok(self) -> bool | None:
-        """Whether it is kept."""
+        """Whether the bound is kept; None without a bound."""
         number = self.ratio if self.judges == "ratio" else self.value
         if number is None or self.reach is None:
             return None
@@ -59,25 +56,25 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a group of rows is measured with: the command's options, the rows that are wanted, a folder of its own, and
-    a function that tells what is done."""
+    """What a group of rows needs to measure: the command's options, the names of the wanted rows, a folder, and a
+    function that prints what is being done."""
 
     arguments: argparse.Namespace
     wanted: list[str]
     folder: Path
-    tell: Callable[[str], None]
+    progress: Callable[[str], None]
 
     def wants(self, prefix: str) -> bool:
-        """Whether a wanted row begins so."""
+        """Whether the name of a wanted row begins with `prefix`."""
         return any(row.startswith(prefix) for row in self.wanted)
 
     def sized(self, number: int, least: int = 1) -> int:
-        """A size or number of times as the command's option `--percent` wants it."""
+        """A size or count, scaled by the option `--percent`."""
         percent: int = self.arguments.percent
         return max(least, number * percent // 100)
 
     def lasting(self, seconds: float) -> float:
-        """A time in seconds, likewise; 1 at least."""
+        """A time in seconds, scaled by the option `--percent`; at least 1."""
         percent: int = self.arguments.percent
         return max(1.0, seconds * percent / 100)
 
@@ -88,7 +85,7 @@ class Run:
         return folder
 
 
-def told(name: str, value: float, unit: str, *, baseline: float | None = None) -> Row:
+def information(name: str, value: float, unit: str, *, baseline: float | None = None) -> Row:
     """A row for information."""
     return Row(name=name, value=value, unit=unit, baseline=baseline, ratio=value / baseline if baseline else None)
 
@@ -104,7 +101,7 @@ def judged(
     every: bool = False,
 ) -> Row:
     """A row whose value is judged; a baseline is for information."""
-    return replace(told(name, value, unit, baseline=baseline), most=most, least=least, every=every)
+    return replace(information(name, value, unit, baseline=baseline), most=most, least=least, every=every)
 
 
 def compared(
@@ -117,7 +114,7 @@ def compared(
     least: float | None = None,
     ratio: float | None = None,
 ) -> Row:
-    """A row whose ratio to the baseline of the same run is judged; `ratio` where it is not that of the two."""
+    """A row that is judged by its ratio to a baseline of the same run; `ratio` replaces value / baseline."""
     ratio = value / baseline if ratio is None else ratio
     return Row(
         name=name, value=value, unit=unit, baseline=baseline, ratio=ratio, most=most, least=least, judges="ratio"
@@ -133,14 +130,14 @@ def compared_pairs(
     most: float | None = None,
     least: float | None = None,
 ) -> Row:
-    """As `compared`, of both measured by turns: medians, and the median of the pairs' ratios."""
+    """As `compared`, of values and baselines measured in turn: their medians, and the median of the pairs' ratios."""
     ratio = statistics.median(value / other for value, other in zip(values, baselines, strict=True))
     value, baseline = statistics.median(values), statistics.median(baselines)
     return compared(name, value, baseline, unit, most=most, least=least, ratio=ratio)
 
 
 def medians(rounds: Sequence[Sequence[Row]]) -> list[Row]:
-    """One row for each name, in the order of the first round: medians, and the range of what is judged."""
+    """One row for each name, in the order of the first round: the medians of the rounds, and their range."""
     return [_median([row for rows in rounds for row in rows if row.name == first.name]) for first in rounds[0]]
 
 
@@ -161,7 +158,7 @@ def _median(rows: list[Row]) -> Row:
 
 
 def report_of(row: Row) -> dict[str, object]:
-    """The row as the report has it, to three decimals."""
+    """The row for the report, rounded to three decimals."""
     members = (row.name, row.value, row.unit, row.baseline, row.ratio, row.low, row.high, row.reach, row.ok)
     names = ("name", "value", "unit", "baseline", "ratio", "low", "high", "reach", "ok")
     rounded = (round(member, 3) if isinstance(member, float) else member for member in members)
@@ -169,7 +166,7 @@ def report_of(row: Row) -> dict[str, object]:
 
 
 def p99(values: Sequence[float]) -> float:
-    """The value that 99 in 100 do not pass."""
+    """The 99th percentile."""
     return sorted(values)[math.ceil(len(values) * 0.99) - 1]
 
 
@@ -177,13 +174,12 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
     table = Table(
         box=None,
         pad_edge=False,
-        title=f"Medians of {arguments.rounds} rounds, and the range of what is judged. "
+        title=f"Medians of {arguments.rounds} rounds, and their range. "
         f"A round has {arguments.count} fetches, {arguments.concurrency} at once, and {arguments.single} one by one.",
         title_justify="left",
-        caption="baseline: the bare PJSIP loop, or dialogs; of burst.memory and sse.memory: the second third; of "
-        "changes: the rate offered; of callback.rate: webhook.rate; of hanging.p99: before it hung; "
-        "of stored.start_members: none; of the others: "
-        "a server, or a client, that does nothing else",
+        caption="baseline: the bare PJSIP loop or bare dialogs; for burst.memory and sse.memory: the second third; for "
+        "changes: the offered rate; for callback.rate: webhook.rate; for hanging.p99: before the receiver hung; "
+        "for stored.start_members: no members; for all others: a server or client that does nothing else",
         caption_justify="left",
     )
     table.add_column("row", min_width=max((len(row.name) for row in rows), default=0))
@@ -208,7 +204,7 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
 
 
 def number_text(value: float | None) -> str:
-    """A figure as people read it."""
+    """A figure as the table shows it."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.2f}"

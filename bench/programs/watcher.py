@@ -1,12 +1,10 @@
-"""The watcher under load: sets standing subscriptions up, and tells what they cost.
+"""The gateway's watcher alone: sets up watches, and measures what they cost.
 
-Run as `python -m bench.watching PORT …` against a notifier on 127.0.0.1:PORT; prints one line of JSON. The process is
-the gateway's event loop with `SipWatcher` and one worker, and an observer that only counts: what is measured is the
-watcher, both processes together.
+Run as `python -m bench.programs.watcher PORT …` against a notifier on 127.0.0.1:PORT; prints one line of JSON. The
+process runs the gateway's event loop with `SipWatcher`, one SIP worker, and an observer that only counts. Figures are
+the sum of both processes.
 
 Invariants: a figure is read when every watch is LIVE; every wait has a deadline.
-
-Deliberately absent: what the core makes of observations, and judgement of the figures (`__main__.py`).
 """
 
 import argparse
@@ -33,7 +31,7 @@ _SETTLE_S = 3.0
 
 
 class Counting:
-    """An observer that knows how many watches are LIVE."""
+    """An observer that counts NOTIFYs and LIVE watches."""
 
     def __init__(self) -> None:
         self.live: set[TerminalAddress] = set()
@@ -61,9 +59,9 @@ class Counting:
         raise RuntimeError(f"{address} ended: {reason}")
 
     async def all_live(self, count: int) -> None:
-        """Waits until so many are."""
+        """Waits until `count` watches are LIVE."""
         async with asyncio.timeout(_LIMIT_S):
-            while len(self.live) < count:  # noqa: ASYNC110  # looked at often, and cheaper than an event for each
+            while len(self.live) < count:  # noqa: ASYNC110  # polling is cheaper than an event for each watch
                 await asyncio.sleep(0.005)
 
 
@@ -110,7 +108,7 @@ async def _kill(watcher: SipWatcher, observer: Counting, terminals: list[Termina
     os.kill(pid, signal.SIGKILL)
     killed_s = time.perf_counter()
     async with asyncio.timeout(_LIMIT_S):
-        while len(observer.live) == len(terminals):  # noqa: ASYNC110  # until it is noticed
+        while len(observer.live) == len(terminals):  # noqa: ASYNC110  # until the crash is noticed
             await asyncio.sleep(0)
         answered_s = 0.0
         while not answered_s:
@@ -124,14 +122,14 @@ async def _kill(watcher: SipWatcher, observer: Counting, terminals: list[Termina
 
 
 def main() -> None:
-    """Measures, prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.watching", description="Standing subscriptions, measured.")
+    """Measures, and prints the figures."""
+    parser = argparse.ArgumentParser(prog="python -m bench.programs.watcher", description="Measures watches.")
     parser.add_argument("port", type=int, help="the notifier's port on 127.0.0.1")
     parser.add_argument("--count", type=int, default=20_000, help="watches")
     parser.add_argument("--setups-per-s", type=float, default=0, help="0 is no limit")
-    parser.add_argument("--idle-s", type=float, default=0, help="how long to watch the CPU of idle watches")
-    parser.add_argument("--notified-s", type=float, default=0, help="how long to take NOTIFYs' time")
-    parser.add_argument("--kill", action="store_true", help="kill the worker at the end, and wait until all is well")
+    parser.add_argument("--idle-s", type=float, default=0, help="how long to measure the CPU of idle watches")
+    parser.add_argument("--notified-s", type=float, default=0, help="how long to measure the delay of NOTIFYs")
+    parser.add_argument("--kill", action="store_true", help="kill the worker at the end, and wait until all is LIVE")
     arguments = parser.parse_args()
     configure_logging("error", "console")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

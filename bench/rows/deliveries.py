@@ -1,13 +1,14 @@
-"""Rows about what is sent to applications: webhooks and Parlay X callbacks, through the durable outbox on SQLite.
+"""Rows about deliveries: webhooks and Parlay X callbacks, through the durable outbox on SQLite.
 
-Subscriptions are put into the database before the gateway starts (`fill.py`); the presence server that changes their
-terminals and the receiver are one process, so one clock measures.
+Subscriptions are written to the database before the gateway starts (`../fill.py`). The presence server that changes
+their terminals and the receiver are one process, so one clock measures.
 
-`webhook.rate`: one change that SUBSCRIBERS want is made, again when each was told, and so on: from the NOTIFY to the
-last webhook, so what is owed is written, claimed, sent, signed and recorded in that time. Its baseline is the HTTP
-client alone, in a loop of POSTs of the same size to the same receiver. `callback.rate` is the same by SOAP, and its
-baseline is that webhook row. `hanging.p99`: how late some are told at a steady rate, while a second receiver, which
-never answers, holds up what HANGING subscriptions are owed; beside the same before that.
+`webhook.rate`: a terminal with SUBSCRIBERS subscriptions changes, again and again, each time after all webhooks of the
+last change arrived. The time from the NOTIFY to the last webhook includes writing, claiming, signing, sending and
+recording. The baseline is the HTTP client alone: a loop of POSTs of the same size to the same receiver. `callback.rate`
+is the same over SOAP, with the webhook row as its baseline. `hanging.p99`: the delay of webhooks at a steady rate while
+a second receiver, which never answers, blocks the notifications of HANGING subscriptions; the baseline is the delay
+before.
 """
 
 import statistics
@@ -16,8 +17,8 @@ from typing import Any
 from app.domain.sinks import SINK_HANDSHAKE, SINK_SECRETS, Handshake, Sink, SinkKind, signing_secret
 from bench.fill import fill
 from bench.processes import BenchError, World, database_url, gateway, run, world
-from bench.rows import Row, Run, compared, judged, p99, told
-from bench.world import address
+from bench.programs.world import address
+from bench.row import Row, Run, compared, information, judged, p99
 
 ROWS = (
     "webhook.rate",
@@ -36,10 +37,10 @@ LIMIT_S = 60.0
 
 
 def measure(bench: Run) -> list[Row]:
-    """Measures the rows that are wanted, and what they are compared with."""
+    """Measures the wanted rows, and their baselines."""
     rows: list[Row] = []
     if any(map(bench.wants, ("webhook.rate", "webhook.per_second", "callback"))):
-        bench.tell("webhooks, callbacks, and POSTs alone")
+        bench.progress("webhooks, callbacks, and POSTs alone")
         rate = _waves(bench, "webhook", "/count", SinkKind.WEBHOOK)
         if bench.wants("webhook"):
             rows += [
@@ -81,33 +82,33 @@ def _waves(bench: Run, name: str, path: str, kind: SinkKind) -> float:
 
 
 def _check(around: World, expected: dict[str, int]) -> None:
-    """Each was sent once: a repeated one would count for two."""
-    if (heard := around.do("heard")) != expected:
-        raise BenchError(f"The receiver heard {heard} instead of {expected}.")
+    """Checks that each notification was sent once: a repeated one would count twice."""
+    if (received := around.do("received")) != expected:
+        raise BenchError(f"The receiver received {received} instead of {expected}.")
 
 
 def _posts(bench: Run) -> float:
     with world() as around:
-        figures = run("bench.noop", "http", around.url + "/alone", bench.sized(POSTS, 50), limit_s=LIMIT_S)
+        figures = run("bench.programs.noop", "http", around.url + "/alone", bench.sized(POSTS, 50), limit_s=LIMIT_S)
     return float(figures["count"] / figures["seconds"])
 
 
 def _lag(bench: Run) -> list[Row]:
     count, folder = bench.sized(LAG_TERMINALS, 10), bench.own_folder("lag")
-    bench.tell(f"{LAGS_PER_S:.0f} changes a second, a webhook each")
+    bench.progress(f"{LAGS_PER_S:.0f} changes a second, one webhook for each")
     with world() as around:
         fill(database_url(folder), list(map(address, range(count))), sink=_sink(SinkKind.WEBHOOK, around.url + "/lag"))
         with gateway(folder, around.sip_port, **_settings()):
             lags_ms = _lags_ms(around, count, bench.lasting(LAGS_S))
     return [
         judged("webhook.lag_median", statistics.median(lags_ms), "ms", most=MOST_LAG_MS),
-        told("webhook.lag_p99", p99(lags_ms), "ms"),
+        information("webhook.lag_p99", p99(lags_ms), "ms"),
     ]
 
 
 def _lags_ms(around: World, count: int, seconds: float) -> list[float]:
     around.do("subscribed", numbers=list(range(count)))
-    around.do("webhooks", numbers=list(range(count)), rate=LAGS_PER_S, seconds=1.0)  # connections stand, code is warm
+    around.do("webhooks", numbers=list(range(count)), rate=LAGS_PER_S, seconds=1.0)  # opens connections, warms code
     figures = around.do("webhooks", numbers=list(range(count)), rate=LAGS_PER_S, seconds=seconds)
     return [lag_s * 1000 for lag_s in figures["lag_s"]]
 
@@ -115,7 +116,7 @@ def _lags_ms(around: World, count: int, seconds: float) -> list[float]:
 def _hanging(bench: Run) -> Row:
     count, folder = bench.sized(LAG_TERMINALS, 10), bench.own_folder("hanging")
     hanging, seconds = bench.sized(HANGING, 20), bench.lasting(HANGING_S)
-    bench.tell(f"a receiver that hangs, for {hanging} subscriptions")
+    bench.progress(f"a receiver that hangs, for {hanging} subscriptions")
     silent = [count + number % HANGING_TERMINALS for number in range(hanging)]
     with world() as around:
         url = database_url(folder)
@@ -127,6 +128,6 @@ def _hanging(bench: Run) -> Row:
             before_ms = p99(_lags_ms(around, count, seconds))
             around.do("change", numbers=silent[:HANGING_TERMINALS])
             with_ms = p99(_lags_ms(around, count, seconds))
-            if not around.do("heard").get("hang"):
-                raise BenchError("Nothing was sent to the receiver that hangs.")
+            if not around.do("received").get("hang"):
+                raise BenchError("Nothing was sent to the hanging receiver.")
     return compared("hanging.p99", with_ms, before_ms, "ms", most=MOST_SLOWER)

@@ -1,10 +1,10 @@
-"""Rows about changes and the streams that tell them: from NOTIFY to a reader, to many readers, and what idle ones cost.
+"""Rows about changes and streams: from a NOTIFY to one reader and to many readers, and what idle streams cost.
 
-`changes.*`: SIPp changes WATCHED terminals at more than the rate that is wanted; what counts is the lesser of the
-events at one stream's reader and of the revisions in the database, in the same time. `event.*`: the notifier and the
-reader are one process, so one clock measures. `fanout.rate` and `stream.memory`: beside a bare grpc.aio server that
-sends the same message to, or holds, as many streams of the same readers. `sse.*`: many streams of server-sent events;
-each change must reach each of them, and the gateway's memory must not grow with the changes.
+`changes.*`: SIPp changes WATCHED terminals faster than the gateway has to follow; the figure is the smaller number of
+the events at one stream's reader and the revisions in the database, in the same time. `event.*`: presence server and
+reader are one process, so one clock measures. `fanout.rate` and `stream.memory`: the baseline is a bare grpc.aio
+server that sends the same message to, or keeps open, the same number of streams. `sse.*`: many streams of server-sent
+events; each change has to reach all of them, and the gateway's memory must not grow with the changes.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.postgres import Postgres, PostgresFailed
 from bench.processes import BenchError, World, gateway, noop, notifier, resident_bytes, run, world
-from bench.rows import Row, Run, compared, judged, p99, told
+from bench.row import Row, Run, compared, information, judged, p99
 
 ROWS = (
     "changes.sqlite",
@@ -39,7 +39,7 @@ LIMIT_S = 90.0
 
 
 def measure(bench: Run) -> list[Row]:
-    """Measures the rows that are wanted, and what they are compared with."""
+    """Measures the wanted rows, and their baselines."""
     rows = [_changes(bench, kind) for kind in ("sqlite", "postgresql") if bench.wants(f"changes.{kind}")]
     if bench.wants("event"):
         rows += _events(bench)
@@ -54,20 +54,20 @@ def measure(bench: Run) -> list[Row]:
 
 def _changes(bench: Run, kind: str) -> Row:
     count = bench.sized(WATCHED)
-    bench.tell(f"{OFFERED_PER_S:.0f} changes a second of {count} terminals, {kind}")
+    bench.progress(f"{OFFERED_PER_S:.0f} changes a second of {count} terminals, {kind}")
     folder = bench.own_folder(f"changes-{kind}")
     again_ms = max(1, round(count / OFFERED_PER_S * 1000))
     with (
         _database(kind) as settings,
-        notifier(folder, standing=True, again_ms=again_ms) as port,
+        notifier(folder, keeps_subscriptions=True, again_ms=again_ms) as port,
         gateway(folder, port, setups_per_s=0, **settings) as (_, grpc, _),
     ):
         where = settings.get("database_url") or folder / "bench.sqlite3"
         seconds = bench.lasting(CHANGES_S)
         options = ("--count", count, "--seconds", seconds)
-        figures: dict[str, Any] = run("bench.changing", grpc, where, *options, limit_s=LIMIT_S)
-    told_per_s, stored_per_s = figures["events"] / figures["seconds"], figures["revisions"] / figures["seconds"]
-    lesser = min(told_per_s, stored_per_s)
+        figures: dict[str, Any] = run("bench.programs.changes", grpc, where, *options, limit_s=LIMIT_S)
+    sent_per_s, stored_per_s = figures["events"] / figures["seconds"], figures["revisions"] / figures["seconds"]
+    lesser = min(sent_per_s, stored_per_s)
     return judged(f"changes.{kind}", lesser, "1/s", least=LEAST_CHANGES, baseline=OFFERED_PER_S)
 
 
@@ -86,7 +86,7 @@ def _database(kind: str) -> Iterator[dict[str, Any]]:
 
 def _events(bench: Run) -> list[Row]:
     count = bench.sized(EVENT_TERMINALS, 10)
-    bench.tell(f"{EVENTS_PER_S:.0f} NOTIFYs a second to one gRPC client")
+    bench.progress(f"{EVENTS_PER_S:.0f} NOTIFYs a second to one gRPC client")
     with world() as around, gateway(bench.own_folder("event"), around.sip_port) as (_, grpc, _):
         seconds = bench.lasting(EVENTS_S)
         figures = around.do("events", grpc=grpc, count=count, rate=EVENTS_PER_S, seconds=seconds)
@@ -99,7 +99,7 @@ def _events(bench: Run) -> list[Row]:
 
 def _fan_out(bench: Run) -> Row:
     streams, changes = bench.sized(STREAMS, 20), bench.sized(FANOUT_CHANGES, 2)
-    bench.tell(f"one change to {streams} streams")
+    bench.progress(f"one change to {streams} streams")
     with world() as around, noop("grpc") as (_, server):
         bare = _fanned_out(around, server, streams, changes, publish=True)
     with world() as around, gateway(bench.own_folder("fanout"), around.sip_port) as (_, grpc, _):
@@ -118,7 +118,7 @@ def _fanned_out(around: World, server: str, streams: int, changes: int, *, publi
 
 def _memory(bench: Run) -> Row:
     streams, idle_s = bench.sized(STREAMS, 20), bench.lasting(IDLE_S)
-    bench.tell(f"{streams} idle streams")
+    bench.progress(f"{streams} idle streams")
     with world() as around, noop("grpc") as (pid, server):
         bare = _grown(around, server, pid, streams, idle_s)
     folder = bench.own_folder("memory")
@@ -129,7 +129,7 @@ def _memory(bench: Run) -> Row:
 
 
 def _grown(around: World, server: str, pid: int, streams: int, idle_s: float) -> int:
-    """The memory of so many more streams, some being open before, when they have been idle for a while."""
+    """How many bytes `streams` more streams take, after they were idle for `idle_s`; some are open before."""
     options: dict[str, Any] = {"server": server, "terminals": STREAM_TERMINALS, "connections": CONNECTIONS}
     around.do("open", count=max(CONNECTIONS, streams // 4), **options)
     time.sleep(idle_s)
@@ -143,13 +143,13 @@ def _grown(around: World, server: str, pid: int, streams: int, idle_s: float) ->
 
 def _server_sent(bench: Run) -> list[Row]:
     streams, changes = bench.sized(STREAMS, 20), bench.sized(SSE_CHANGES, 2)
-    bench.tell(f"{streams} streams of server-sent events")
+    bench.progress(f"{streams} streams of server-sent events")
     lost, held, seconds = 0, list[int](), 0.0
     with world() as around, gateway(bench.own_folder("sse"), around.sip_port) as (pid, grpc, http):
         around.do("hold", grpc=grpc, count=STREAM_TERMINALS)
         around.do("open_sse", server=http, count=streams, terminals=STREAM_TERMINALS)
         for _ in range(SSE_PARTS):
-            figures = around.do("tell_sse", changes=changes, terminals=STREAM_TERMINALS)
+            figures = around.do("change_sse", changes=changes, terminals=STREAM_TERMINALS)
             lost, seconds = lost + figures["lost"] + figures["closed"], seconds + figures["seconds"]
             held.append(resident_bytes(pid))
         around.do("close")
@@ -158,5 +158,5 @@ def _server_sent(bench: Run) -> list[Row]:
     return [
         judged("sse.lost", lost, f"of {streams * changes * SSE_PARTS}", most=0, every=True),
         compared("sse.memory", last, warm, "MB", most=MOST_GROWTH),
-        told("sse.rate", streams * changes * SSE_PARTS / seconds, "1/s"),
+        information("sse.rate", streams * changes * SSE_PARTS / seconds, "1/s"),
     ]

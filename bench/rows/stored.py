@@ -1,17 +1,17 @@
-"""Rows about many subscriptions in the store: how long a start takes, and what each costs in memory.
+"""Rows about many stored subscriptions: how long a start takes, and what each subscription costs in memory.
 
-The start is that of a gateway whose subscriptions have a terminal each, which is the hardest: from its command to the
-ports it serves at. What a subscription costs beside its watch is the difference of two gateways that watch the same
-terminals, one with a subscription to each, one with as many more as wanted; memory is that of the gateway's own
-process, since watches live in the SIP worker. `stored.memory_watched` is for information: with a watch each.
-`stored.start_members` is a start with a million members in groups that nobody asks for, beside one with none.
+`stored.start` is the time from the gateway's command to its open ports, with a terminal of its own for each
+subscription, the hardest case. `stored.memory` is the cost of a subscription without its watch: the difference between
+two gateways that watch the same terminals, with few and with many subscriptions. `stored.memory_watched`, for
+information, includes a watch for each subscription. Memory is that of the gateway's main process; watches live in the
+SIP worker. `stored.start_members` is a start with a million members of unused groups, beside a start with none.
 """
 
 import time
 
 from bench.fill import fill, fill_groups
 from bench.processes import World, database_url, gateway, own_bytes, world
-from bench.rows import Row, Run, compared_pairs, judged, told
+from bench.row import Row, Run, compared_pairs, information, judged
 
 ROWS = ("stored.start", "stored.memory_watched", "stored.memory", "stored.start_members")
 
@@ -22,20 +22,20 @@ START_LIMIT_S, SETTLE_S = 90.0, 2.0
 
 
 def measure(bench: Run) -> list[Row]:
-    """Measures the rows that are wanted, and what they are compared with."""
+    """Measures the wanted rows, and their baselines."""
     count, terminals = bench.sized(SUBSCRIPTIONS, 40), bench.sized(TERMINALS, 10)
     rows: list[Row] = []
     with world() as around:
         if bench.wants("stored.start") or bench.wants("stored.memory_watched"):
-            bench.tell(f"a start with {count} subscriptions to a terminal each")
+            bench.progress(f"a start with {count} subscriptions to a terminal each")
             _, empty = _started(bench, around, 0, 0)
             seconds, held = _started(bench, around, count, count)
             rows += [
                 judged("stored.start", seconds, "s", most=MOST_START_S),
-                told("stored.memory_watched", (held - empty) / count / 1e3, "KB"),
+                information("stored.memory_watched", (held - empty) / count / 1e3, "KB"),
             ]
         if bench.wants("stored.memory"):
-            bench.tell(f"{count} subscriptions to {terminals} terminals")
+            bench.progress(f"{count} subscriptions to {terminals} terminals")
             _, few = _started(bench, around, terminals, terminals)
             _, many = _started(bench, around, count, terminals)
             each_kb = (many - few) / (count - terminals) / 1e3
@@ -46,9 +46,9 @@ def measure(bench: Run) -> list[Row]:
 
 
 def _with_members(bench: Run, around: World) -> Row:
-    """Starts with members and without by turns."""
+    """Starts in turn with members and without."""
     count = bench.sized(GROUPS, 2)
-    bench.tell(f"starts with {count * MEMBERS} members of groups, and with none")
+    bench.progress(f"starts with {count * MEMBERS} members of groups, and with none")
     seconds: dict[int, list[float]] = {count: [], 0: []}
     for groups in seconds:
         fill_groups(database_url(bench.own_folder(f"members-{groups}")), groups, MEMBERS)
@@ -61,14 +61,14 @@ def _with_members(bench: Run, around: World) -> Row:
 
 
 def _started(bench: Run, around: World, count: int, terminals: int) -> tuple[float, int]:
-    """How long the start took, in seconds, and the gateway's memory when its watches are set up."""
+    """The seconds that the start took, and the gateway's memory after its watches are set up."""
     folder = bench.own_folder(f"stored-{count}-{terminals}")
     addresses = [f"sip:terminal-{number % terminals}@bench.example.com" for number in range(count)]
     fill(database_url(folder), addresses)
     started_s = time.perf_counter()
     with gateway(folder, around.sip_port, limit_s=START_LIMIT_S) as (pid, _, _):
         seconds = time.perf_counter() - started_s
-        if terminals <= bench.sized(TERMINALS, 10):  # the others' are set up at a pace, for minutes
+        if terminals <= bench.sized(TERMINALS, 10):  # more are set up at a limited rate, over minutes
             around.do("subscribed", numbers=list(range(terminals)))
         time.sleep(SETTLE_S)
         return seconds, own_bytes(pid)

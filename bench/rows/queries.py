@@ -1,8 +1,8 @@
-"""Rows about one question: the gateway beside the bare PJSIP fetch loop, starts, and bursts.
+"""Rows about one query: the gateway beside the bare PJSIP fetch loop, starts, and bursts.
 
-The bare loop, and a new gateway for every face, make the same number of fetches, first with the same concurrency (rate,
-CPU), then one by one (latency); so what else the machine does in that minute touches all alike, and the judgement is a
-ratio. At the end many questions are asked at once, over and over.
+The bare loop, and a new gateway for every face, make the same number of fetches: first with the same concurrency (rate,
+CPU), then one by one (latency). The rows are ratios, because whatever else the machine does in that minute slows all of
+them alike. The burst rows send many queries at once, again and again.
 """
 
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import gateway, notifier, run
-from bench.rows import Row, Run, compared, judged, p99, told
+from bench.row import Row, Run, compared, information, judged, p99
 from bench.starts import demo_s, worker_replaced_s
 
 FACES = ("grpc", "rest", "soap")
@@ -23,12 +23,13 @@ MOST_DEMO_S = 3.0
 MOST_REPLACED_S = 1.0
 BURST = 1000
 BURSTS = 20
-"""One a second."""
+"""One burst a second."""
 PART = 0.33
-"""Of the bursts: after the first part the gateway has the memory it needs; the second is compared with the last."""
+"""Share of the bursts in one part: the first part lets the gateway's memory grow, the second is compared with the
+last."""
 
 LIMIT_S = 90.0
-"""Of one loop of fetches."""
+"""Time limit of one loop of fetches."""
 
 Figures = dict[str, Any]
 
@@ -53,38 +54,38 @@ ROWS = (
 
 
 def measure(bench: Run) -> list[Row]:
-    """Measures the rows that are wanted, and what they are compared with."""
+    """Measures the wanted rows, and their baselines."""
     arguments, folder = bench.arguments, bench.folder
     faces = [face for face in (*FACES, "floor") if bench.wants(face)]
     options = ("--count", arguments.count, "--single", arguments.single, "--concurrency", arguments.concurrency)
     rows: list[Row] = []
     with notifier(folder) as port:
         if faces or bench.wants("bare"):
-            bench.tell("bare")
-            bare = run("bench.bare", port, *options, limit_s=LIMIT_S)
+            bench.progress("bare")
+            bare = run("bench.programs.bare", port, *options, limit_s=LIMIT_S)
             rows += _bare_rows(bare)
             for face in faces:
-                bench.tell(face)
+                bench.progress(face)
                 own = _load(folder, port, face, *options)
                 rows += _floor_rows(own, bare) if face == "floor" else _face_rows(face, own, bare)
         if bench.wants("start"):
-            bench.tell("starts")
+            bench.progress("starts")
             rows += [
-                judged("start.demo", min(demo_s() for _ in range(2)), "s", most=MOST_DEMO_S),  # the first may be cold
+                judged("start.demo", min(demo_s() for _ in range(2)), "s", most=MOST_DEMO_S),  # one may be cold
                 judged("start.worker_replaced", worker_replaced_s(folder, port), "s", most=MOST_REPLACED_S),
             ]
         if bench.wants("burst"):
-            bench.tell(f"{arguments.burst} at once, {arguments.bursts} times")
+            bench.progress(f"{arguments.burst} at once, {arguments.bursts} times")
             times = ("--count", arguments.burst, "--bursts", arguments.bursts)
             rows += _burst_rows(arguments.burst, _load(folder, port, "grpc", *times))
     return rows
 
 
 def _load(folder: Path, port: int, face: str, *options: object) -> dict[str, Any]:
-    """Asks a gateway of its own, so that no face finds what another has left."""
+    """Sends queries to a new gateway, so that no face profits from the queries of another."""
     with gateway(folder, port) as (pid, grpc, http):
         figures: dict[str, Any] = run(
-            "bench.load", face, grpc if face in ("grpc", "floor") else http, pid, *options, limit_s=LIMIT_S
+            "bench.programs.load", face, grpc if face in ("grpc", "floor") else http, pid, *options, limit_s=LIMIT_S
         )
     return figures
 
@@ -107,10 +108,10 @@ def _p99_ms(figures: Figures) -> float:
 
 def _bare_rows(bare: Figures) -> list[Row]:
     return [
-        told("bare.fetches_per_second", _rate(bare), "1/s"),
-        told("bare.cpu_per_fetch", _cpu_us(bare), "µs"),
-        told("bare.median", _median_ms(bare), "ms"),
-        told("bare.p99", _p99_ms(bare), "ms"),
+        information("bare.fetches_per_second", _rate(bare), "1/s"),
+        information("bare.cpu_per_fetch", _cpu_us(bare), "µs"),
+        information("bare.median", _median_ms(bare), "ms"),
+        information("bare.p99", _p99_ms(bare), "ms"),
     ]
 
 
@@ -120,29 +121,29 @@ def _face_rows(face: str, own: Figures, bare: Figures) -> list[Row]:
     return [
         compared(cpu, _cpu_us(own), _cpu_us(bare), "µs", most=MOST_RATIO[cpu]),
         judged(added, _median_ms(own) - median_ms, "ms", most=MOST_ADDED_MS.get(added), baseline=median_ms),
-        told(f"{face}.added_p99", _p99_ms(own) - p99_ms, "ms", baseline=p99_ms),
-        told(f"{face}.fetches_per_second", _rate(own), "1/s", baseline=_rate(bare)),
+        information(f"{face}.added_p99", _p99_ms(own) - p99_ms, "ms", baseline=p99_ms),
+        information(f"{face}.fetches_per_second", _rate(own), "1/s", baseline=_rate(bare)),
     ]
 
 
 def _floor_rows(own: Figures, bare: Figures) -> list[Row]:
-    """What a gRPC call costs that does nothing, in the same terms: the part of the gRPC rows that is grpc.aio's."""
+    """The cost of a gRPC call that does nothing: the share of grpc.aio in the gRPC rows."""
     return [
-        told("floor.cpu_per_call", _cpu_us(own), "µs", baseline=_cpu_us(bare)),
-        told("floor.median", _median_ms(own), "ms", baseline=_median_ms(bare)),
+        information("floor.cpu_per_call", _cpu_us(own), "µs", baseline=_cpu_us(bare)),
+        information("floor.median", _median_ms(own), "ms", baseline=_median_ms(bare)),
     ]
 
 
 def _burst_rows(size: int, figures: Figures) -> list[Row]:
     fewest = min(figures["answered"])
     if figures["lost"]:
-        print(f"bench: one that was lost: {figures['lost']}", file=sys.stderr)
+        print(f"bench: the first lost query: {figures['lost']}", file=sys.stderr)
     resident_mb = [held / 1e6 for held in figures["resident_bytes"]]
     part = math.ceil(len(resident_mb) * PART)
-    # Medians: what happens to be on its way when memory is read makes single figures differ by a tenth.
+    # Medians, because calls in flight when memory is read make single figures differ by a tenth.
     warm, last = statistics.median(resident_mb[part : 2 * part] or resident_mb), statistics.median(resident_mb[-part:])
     return [
         judged("burst.answered", fewest, f"of {size}", least=size, every=True),
-        told("burst.seconds", statistics.median(figures["seconds"]), "s"),
+        information("burst.seconds", statistics.median(figures["seconds"]), "s"),
         compared("burst.memory", last, warm, "MB", most=1 + MOST_GROWTH_PERCENT / 100),
     ]
