@@ -1,7 +1,4 @@
-"""Asks a gateway's SOAP face as a Parlay X client does. For the command line; no Spyne, no schema compiler.
-
-Deliberately absent: the callbacks to applications.
-"""
+"""The request and the response of getStatus, as a Parlay X client writes and reads them; for the command line."""
 
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -15,7 +12,7 @@ _PARSER = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=Fal
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A SOAP fault: the Parlay X message id ("" where it has none), its text with the variables put in."""
+    """A SOAP fault: the Parlay X message id (or the fault code), and the text with its variables filled in."""
 
     message_id: str
     text: str
@@ -25,7 +22,7 @@ class Fault:
 
 
 def get_status_request(address: str) -> bytes:
-    """The body of `POST …/parlayx/TerminalStatus` that asks getStatus about `address`."""
+    """The body of `POST …/parlayx/TerminalStatus` that calls getStatus for `address`."""
     return (
         f'<?xml version="1.0" encoding="UTF-8"?><e:Envelope xmlns:e="{_ENVELOPE}"><e:Body>'
         f'<l:getStatus xmlns:l="{_LOCAL}"><l:address>{escape(address)}</l:address></l:getStatus>'
@@ -34,7 +31,7 @@ def get_status_request(address: str) -> bytes:
 
 
 def read_get_status(body: bytes) -> tuple[str, Fault]:
-    """The status (`Reachable`, `Unreachable`, `Busy`) or "" and the fault. Raises ValueError where it is neither."""
+    """The status (`Reachable`, `Unreachable`, `Busy`), or "" and the fault. Raises ValueError for any other body."""
     try:
         root = etree.fromstring(body, _PARSER)
     except etree.XMLSyntaxError as error:
@@ -44,7 +41,7 @@ def read_get_status(body: bytes) -> tuple[str, Fault]:
         return result, Fault("", "")
     fault = root.find(f".//{{{_ENVELOPE}}}Fault")
     if fault is None:
-        raise ValueError("neither a result nor a fault")
+        raise ValueError("the body has neither a result nor a fault")
     text = fault.findtext(".//text") or fault.findtext("faultstring") or ""
     for number, variable in enumerate(fault.findall(".//variables"), start=1):
         text = text.replace(f"%{number}", variable.text or "")

@@ -1,10 +1,11 @@
-"""Faults: the catalogue of Parlay X messages, and the one table from domain errors to them.
+"""How an error looks on the SOAP face: Parlay X's messages, and the table from domain errors to them.
 
-Invariants: the table is total over the subclasses of `TerminalStatusError` (a test proves it). A fault's text keeps
-the catalogue's placeholders and its variables stand apart, as Parlay X has it; the sentence with both put together
-goes into `faultstring`, for people. Nothing of an unexpected exception but a reference reaches the wire.
+Invariants: FAULTS covers every domain error (a test checks). As Parlay X requires, `text` keeps its placeholders, and
+the variables are separate; `faultstring` has the complete sentence for people. The text of an unexpected exception
+never reaches a caller, only a reference to the log.
 
-Deliberately absent: XML (`writing.py` writes it), and HTTP status numbers: SOAP 1.1 section 6.2 wants 500 for all.
+Deliberately absent: XML (`envelope_writer.py`), and HTTP status codes: SOAP 1.1 section 6.2 requires 500 for every
+fault.
 """
 
 import re
@@ -75,38 +76,38 @@ TEXTS: Final[Mapping[str, str]] = {
     "POL0009": "Invalid frequency requested",
     "POL0200": "Busy criteria not supported",
 }
-"""The messages in use, by messageId (3GPP TS 29.199-1 and -8): SVC is a ServiceException, POL a PolicyException."""
+"""Parlay X's texts by messageId (3GPP TS 29.199-1 and -8): SVC is a ServiceException, POL a PolicyException."""
 
 _PLACEHOLDER = re.compile(r"%([1-9])")
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """The content of a ServiceException or PolicyException."""
+    """The content of a ServiceException or PolicyException: a messageId and its variables."""
 
     message_id: str
     variables: tuple[str, ...]
 
     @property
     def element(self) -> str:
-        """The name of the exception's element."""
+        """The name of the element in the fault's detail."""
         return "ServiceException" if self.message_id.startswith("SVC") else "PolicyException"
 
     @property
     def text(self) -> str:
-        """The catalogue's text, placeholders kept."""
+        """Parlay X's text with its placeholders."""
         return TEXTS[self.message_id]
 
     @property
     def sentence(self) -> str:
-        """The text with its variables put in."""
+        """The text with its variables filled in."""
         return _PLACEHOLDER.sub(lambda match: self.variables[int(match[1]) - 1], self.text)
 
 
 class SoapFault(Fault):  # type: ignore[misc]  # Spyne has no types
-    """A fault as it goes out: a SOAP 1.1 code and a sentence, and the detail where the contract declares one.
+    """A fault: a SOAP 1.1 code, a sentence for people, and the detail if the contract declares one.
 
-    `code` is of SOAP 1.1 section 4.4.1: Client (the message is wrong), Server, VersionMismatch, MustUnderstand.
+    `code` is one of SOAP 1.1 section 4.4.1: Client (the message is wrong), Server, VersionMismatch, MustUnderstand.
     """
 
     def __init__(
@@ -121,23 +122,28 @@ class SoapFault(Fault):  # type: ignore[misc]  # Spyne has no types
         super().__init__(code, sentence, detail=detail)
         self.retry_after_s = retry_after_s
         self.result = result
-        """The domain error's code that means the same, for usage records."""
+        """The code of the equivalent domain error, for usage records."""
 
 
 def client_fault(sentence: str) -> SoapFault:
-    """A message that is not understood: not worth sending again unchanged, and no fault the contract declares."""
+    """The fault, without a detail, for a message that is wrong as SOAP or XML; the same message always fails."""
     return SoapFault("Client", sentence)
 
 
 def declared_fault(message_id: str, *variables: str, reason: str = "", result: str = "") -> SoapFault:
-    """A ServiceException or PolicyException, with an optional sentence about this case; `result` as in SoapFault."""
+    """A ServiceException or PolicyException; `reason` is an optional sentence about this case."""
     detail = Detail(message_id, variables)
     sentence = f"{message_id}: {detail.sentence}. {reason}".rstrip()
     return SoapFault("Server", sentence, detail, result=result)
 
 
+def invalid_part(name: str, reason: str) -> SoapFault:
+    """SVC0002 about the message part `name`; `reason` is a sentence."""
+    return declared_fault("SVC0002", name, reason=reason, result=InvalidRequest.code)
+
+
 _Variables = Callable[[TerminalStatusError, str], tuple[str, ...]]
-"""Makes a fault's variables of an error, and of the part that is meant where the error does not say."""
+"""Returns the variables of a fault for an error about a message part."""
 
 
 def _part(error: TerminalStatusError, part: str) -> tuple[str, ...]:
@@ -207,25 +213,25 @@ FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, _Variables]]] = {
     WatchUnknown: ("SVC0001", _code),
     StoreUnavailable: ("SVC0001", _code),
 }
-"""messageId and its variables, by domain error."""
+"""The messageId and its variables for each domain error."""
 
 _ERRORS: Final[Mapping[str, type[TerminalStatusError]]] = {error.code: error for error in FAULTS}
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one operation makes of errors: the messages it may raise, and its parts by the fields of the use cases."""
+    """The messages that an operation may raise, and the names of its parts by the fields of the use cases."""
 
     messages: frozenset[str]
     part: str
-    """The part that is meant where an error names none."""
+    """The part of an error that names no field."""
     parts: Mapping[str, str]
 
 
 _SINK_PARTS: Final = dict.fromkeys(("sink", "sink.url", "sink.uri", "sink.endpoint", "url"), "reference.endpoint")
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    # TS 29.199-8 has no SVC0004 for it, but of all messages this one says that there is no such terminal.
+    # TS 29.199-8 does not list SVC0004 here, but no other message says that a terminal does not exist.
     "getStatus": Operation(
         frozenset({"SVC0001", "SVC0002", "SVC0004", "POL0001", "POL0002", "POL0006"}), "address", {}
     ),
@@ -249,7 +255,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     "endNotification": Operation(frozenset({"SVC0001", "SVC0002", "POL0001"}), "correlator", {}),
 }
-"""By operation, as 3GPP TS 29.199-8 lists them."""
+"""The messages of each operation, as 3GPP TS 29.199-8 lists them."""
 
 _PART_OF: Final[Mapping[type[TerminalStatusError], str]] = {
     SinkRefused: "reference.endpoint",
@@ -257,11 +263,11 @@ _PART_OF: Final[Mapping[type[TerminalStatusError], str]] = {
     DuplicateCorrelator: "reference.correlator",
     SubscriptionUnknown: "correlator",
 }
-"""Where the error is about one part whatever field it names."""
+"""Errors that concern one part, whatever field they name."""
 
 
 def detail_for(error: TerminalStatusError, operation: str) -> Detail:
-    """What the contract says about a domain error in one operation's answer, inside a result: any message."""
+    """The Parlay X message for a domain error within a result of this operation; may be outside its list."""
     of = OPERATIONS[operation]
     field = error.details.get("field", "")
     part = _PART_OF.get(type(error)) or of.parts.get(field, field) or of.part
@@ -270,7 +276,7 @@ def detail_for(error: TerminalStatusError, operation: str) -> Detail:
 
 
 def fault_for(error: TerminalStatusError, operation: str) -> SoapFault:
-    """The fault that an operation raises for a domain error: of its own list, in which others are a general one."""
+    """The fault for a domain error. A message that is not in the operation's list is replaced by SVC0001 or POL0001."""
     detail = detail_for(error, operation)
     if detail.message_id not in OPERATIONS[operation].messages:
         detail = _general(detail, error.code)
@@ -279,8 +285,8 @@ def fault_for(error: TerminalStatusError, operation: str) -> SoapFault:
 
 
 def reason_for(code: str, address: str) -> Detail:
-    """What a statusError says about a domain error's `code`; `address` is the terminal it is about, "" if that is not
-    known, where a message that would have to name it is the general one."""
+    """The reason of a statusError for a domain error's `code` about the terminal `address`. If `address` is "", a
+    message that has to name the terminal is replaced by SVC0001 or POL0001."""
     error = _ERRORS.get(code)
     if error is None:
         return Detail("SVC0001", (code,))

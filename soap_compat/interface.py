@@ -1,15 +1,16 @@
-"""One Parlay X interface on Spyne's core: a request's bytes -> the answer's bytes, in the event loop.
+"""Answers the SOAP requests to one Parlay X interface: a request's bytes in, the response's bytes out.
 
-Who calls is known before the soap:Body is read: with HTTP credentials before anything is, else after the soap:Header.
+Spyne holds the types, and drives a call through our protocol: dispatch, deserialise, call, serialise. The caller is
+authenticated before the soap:Body is read: by HTTP credentials before anything is read, otherwise after the
+soap:Header.
 
-Invariants: Spyne holds the model and drives a call through our protocol: read, dispatch, deserialise, call, serialise;
-between its two halves the caller is recognised and the use case is awaited, so no thread is taken and none is blocked.
-Every call ends in an answer in the client's dialect: the result, or a fault that the operation declares. A declared
-fault to a known client leaves a usage record: the use case's, or, where none was called, one made here.
-A call leaves nothing to the cycle collector, so a burst of calls holds no more than the calls in flight.
+Invariants: everything runs in the event loop, without threads. Every call ends with an envelope in the client's
+dialect: the result, or a fault that the operation declares. A declared fault to an authenticated client leaves a usage
+record: the use case's, or, if none was called, one made here. A call leaves no reference cycle, so a burst of calls
+takes no more memory than the calls in progress.
 
-Deliberately absent: HTTP (`server.py`), reading and writing of XML (`envelope.py`, `reading.py`, `writing.py`), and
-Spyne's own XML protocols, which serialise a thousand terminals in seconds.
+Deliberately absent: HTTP (`server.py`), XML (`request_envelope.py`, `part_reader.py`, `envelope_writer.py`), and
+Spyne's own XML protocols, which need seconds to serialise a thousand terminals.
 """
 
 import math
@@ -28,30 +29,32 @@ from app.core.queries import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
 from app.domain.errors import TerminalStatusError, TooManyAddresses, Unauthenticated
 from app.domain.statuses import Status
-from soap_compat import writing
-from soap_compat.envelope import MAX_ELEMENTS, BodyError, Part, Request, clip
+from soap_compat import envelope_writer
+from soap_compat.authentication import SoapAuthenticator
+from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.faults import OPERATIONS, Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
-from soap_compat.reading import Reader
-from soap_compat.schema import FACE, STATUS_WORDS, Call, UseCases
-from soap_compat.security import Gatekeeper
+from soap_compat.operations import FACE, Call, UseCases
+from soap_compat.part_reader import PartReader
+from soap_compat.request_envelope import MAX_ELEMENTS, BodyError, Part, RequestEnvelope
 from soap_compat.versions import Dialect, dialect_of
+from soap_compat.xml_input import clip
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An envelope to send: with status 200, or 500 if it holds a fault (SOAP 1.1 section 6.2)."""
+    """An envelope to send, with HTTP status 200, or 500 for a fault (SOAP 1.1 section 6.2)."""
 
     envelope: bytes
     fault: bool
     retry_after_s: int | None
     challenge: bool = False
-    """The caller showed HTTP no credentials, or bad ones, and needs some."""
+    """The caller must send (other) HTTP credentials: status 401."""
 
 
 class _Context(MethodContext):  # type: ignore[misc]  # Spyne has no types
-    """Spyne's context without what nothing here uses, which made up a third of a call's cost."""
+    """Spyne's context without features that are not used here; they were a third of a call's cost."""
 
     TransportContext = None
     __setattr__ = object.__setattr__  # Spyne's looks for misspelt attributes
@@ -60,50 +63,50 @@ class _Context(MethodContext):  # type: ignore[misc]  # Spyne has no types
         return self  # Spyne copies for its auxiliary methods
 
     def fire_event(self, event: str, *args: Any, **kwargs: Any) -> None:
-        """Nobody listens."""
+        """Does nothing: there are no listeners."""
 
 
-class _Unheard(EventManager):  # type: ignore[misc]  # Spyne has no types
+class _NoEvents(EventManager):  # type: ignore[misc]  # Spyne has no types
     def fire_event(self, event_name: str, ctx: Any, *args: Any, **kwargs: Any) -> None:
-        """Nobody listens, and Spyne's own makes a reference cycle of each event."""
+        """Does nothing: there are no listeners, and Spyne's own method leaves a reference cycle."""
 
 
 class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
-    """SOAP 1.1 as Parlay X has it: our reading and writing, Spyne's model."""
+    """Reads and writes Parlay X's SOAP 1.1 for Spyne."""
 
     mime_type = "text/xml; charset=utf-8"
 
     def __init__(self) -> None:
         super().__init__()
-        self.event_manager = _Unheard(self)
-        self._readers: dict[str, Reader] = {}
+        self.event_manager = _NoEvents(self)
+        self._readers: dict[str, PartReader] = {}
 
     def set_app(self, value: Any) -> None:
         super().set_app(value)
         if value is not None:
             for method in value.interface.method_id_map.values():
-                self._readers[method.name] = Reader(method.in_message)
+                self._readers[method.name] = PartReader(method.in_message)
 
     @property
     def operations(self) -> str:
-        """The operations' names, for people."""
+        """The names of the operations, for error messages."""
         return ", ".join(sorted(self._readers))
 
     def get_context(self, parent: Any, transport: Any) -> None:
-        """No protocol context: ours has no state, and Spyne's is a reference cycle."""
+        """Returns none: this protocol has no state, and Spyne's context is a reference cycle."""
 
     def create_in_document(self, ctx: Any, charset: str | None = None) -> None:
         request = ctx.in_string[0]
         if request.payload is None:
-            raise client_fault(f"The soap:Body is empty; it takes one of: {self.operations}.")
+            raise client_fault(f"The soap:Body is empty; send one of: {self.operations}.")
         dialect = dialect_of(request.namespace, self.app.tns)
         if dialect is None:
             raise client_fault(
-                f"No operation is {clip(request.name)} in the namespace {clip(request.namespace)!r}; "
-                f"there are, in {self.app.tns}: {self.operations}."
+                f"The namespace {clip(request.namespace)!r} of {clip(request.name)} is not supported here; "
+                f"use {self.app.tns} with one of: {self.operations}."
             )
         if request.name not in self._readers:
-            raise client_fault(f"No operation is {clip(request.name)}; there are: {self.operations}.")
+            raise client_fault(f"There is no operation {clip(request.name)}; use one of: {self.operations}.")
         ctx.udc.dialect = dialect
         ctx.in_document = request
         ctx.method_request_string = request.name
@@ -112,31 +115,31 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
         ctx.in_body_doc = ctx.in_document.payload
 
     def deserialize(self, ctx: Any, message: Any) -> None:
-        if ctx.in_document.full:
+        if ctx.in_document.truncated:
             raise _too_many_addresses(ctx.descriptor.name)
         ctx.in_object = self._readers[ctx.descriptor.name].read(ctx.in_body_doc)
 
     def serialize(self, ctx: Any, message: Any) -> None:
         if ctx.out_error is not None:
-            ctx.out_document = writing.fault(ctx.out_error, ctx.udc.dialect.common)
+            ctx.out_document = envelope_writer.fault(ctx.out_error, ctx.udc.dialect.common)
         else:
             name = ctx.descriptor.name
             content = _CONTENTS[name](ctx.out_object[0])
-            ctx.out_document = writing.message(ctx.udc.dialect.local, f"{name}Response", content)
+            ctx.out_document = envelope_writer.message(ctx.udc.dialect.local, f"{name}Response", content)
 
     def create_out_string(self, ctx: Any, charset: str | None = None) -> None:
         ctx.out_string = (ctx.out_document,)
 
 
 def _too_many_addresses(operation: str) -> SoapFault:
-    reason = f"A message has {MAX_ELEMENTS} elements at most."
+    reason = f"The message has more than {MAX_ELEMENTS} elements; send fewer addresses."
     if "POL0003" not in OPERATIONS[operation].messages:
         return client_fault(reason)
     return declared_fault("POL0003", "addresses", reason=reason, result=TooManyAddresses.code)
 
 
 def _status(status: Status) -> str:
-    return writing.text_part("result", STATUS_WORDS[status])
+    return envelope_writer.text_part("result", STATUS_WORDS[status])
 
 
 def _results(results: list[tuple[str, TerminalResult]]) -> str:
@@ -145,11 +148,11 @@ def _results(results: list[tuple[str, TerminalResult]]) -> str:
 
 def _result(address: str, result: TerminalResult) -> str:
     if result.status is not None:
-        return writing.retrieved_part(address, STATUS_WORDS[result.status.status])
+        return envelope_writer.retrieved_part(address, STATUS_WORDS[result.status.status])
     error: Detail | None = None
     if result.retrieval is RetrievalStatus.ERROR and result.error is not None:
         error = detail_for(result.error, "getStatusForGroup")
-    return writing.not_retrieved_part(address, error)
+    return envelope_writer.not_retrieved_part(address, error)
 
 
 def _nothing(_: None) -> str:
@@ -162,15 +165,18 @@ _CONTENTS: Final[Mapping[str, Callable[[Any], str]]] = {
     "startNotification": _nothing,
     "endNotification": _nothing,
 }
-"""What is in an operation's response, by operation."""
+"""Writes the content of each operation's response."""
 
 
 class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
-    """Answers the requests to one interface. `operations` is its class in `schema.py`, `served` its WSDL's dialect."""
+    """Answers the requests to one interface: `operations` is its class in `operations.py`, `served` the dialect of its
+    WSDL."""
 
     transport = "http://schemas.xmlsoap.org/soap/http"
 
-    def __init__(self, operations: type[Service], served: Dialect, use_cases: UseCases, gatekeeper: Gatekeeper) -> None:
+    def __init__(
+        self, operations: type[Service], served: Dialect, use_cases: UseCases, authenticator: SoapAuthenticator
+    ) -> None:
         super().__init__(
             Application(
                 [operations], served.local, operations.__name__, in_protocol=_Protocol(), out_protocol=_Protocol()
@@ -178,7 +184,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         )
         self._served = served
         self._use_cases = use_cases
-        self._gatekeeper = gatekeeper
+        self._authenticator = authenticator
         self._operation = next(iter(operations.public_methods))
 
     async def answer(
@@ -186,25 +192,28 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         body: Callable[[], Awaitable[tuple[bytes, bool]]],
         charset: str | None,
         caller: Credentials,
-        authenticated: Callable[[], None] = lambda: None,
-        turn: Callable[[str], Awaitable[None]] | None = None,
+        on_authenticated: Callable[[], None] = lambda: None,
+        wait_for_turn: Callable[[str], Awaitable[None]] | None = None,
     ) -> Answer:
-        """Answers one request; `body` gives its next bytes and whether more come, `charset` is its Content-Type's
-        parameter. Calls `authenticated` once the caller is known, and awaits `turn`, with the client's id or "", before
-        a slice is read. Raises the BodyErrors of `body`."""
+        """Answers one request.
+
+        `body` returns the next bytes of the body, and whether more follow; `charset` is the parameter of the
+        Content-Type. Calls `on_authenticated` once the caller is authenticated, and `wait_for_turn` with the client's
+        id ("" before) as `RequestEnvelope.read` does. Raises the BodyErrors of `body`.
+        """
         ctx = self._context()
-        request: Request | None = None
+        request: RequestEnvelope | None = None
         try:
-            client = self._gatekeeper.known(caller)
+            client = self._authenticator.known(caller)
             if client is None and caller.authorization:
-                client = await self._gatekeeper.admit(caller, None)
-            request = Request(charset)
+                client = await self._authenticator.authenticate(caller, None)
+            request = RequestEnvelope(charset)
             if client is None:
-                await request.read(body, head_only=True, turn=turn)
-                client = await self._gatekeeper.admit(caller, request.token)
+                await request.read(body, header_only=True, wait_for_turn=wait_for_turn)
+                client = await self._authenticator.authenticate(caller, request.token)
             ctx.udc.client = client
-            authenticated()
-            await request.read(body, turn=turn, turn_of=client.id)
+            on_authenticated()
+            await request.read(body, wait_for_turn=wait_for_turn, client_id=client.id)
             ctx.in_string = (request,)
             self.generate_contexts(ctx)
             if ctx.in_error is None:
@@ -219,7 +228,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
             self._record(ctx, fault)
             return self.refuse(fault, ctx.udc.dialect)
         except TerminalStatusError as error:
-            # Of a caller that is not known its operation is not either; that makes no difference to those faults.
+            # Before authentication the operation is unknown; these errors have the same fault in every operation.
             answer = self.refuse(fault_for(error, ctx.method_request_string or self._operation), ctx.udc.dialect)
             by_http = request is None or request.token is None
             return replace(answer, challenge=isinstance(error, Unauthenticated) and by_http)
@@ -229,12 +238,12 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
             return self.refuse(declared_fault("SVC0001", reference), ctx.udc.dialect)
         finally:
             if request is not None:
-                request.end()
+                request.close()
 
     def refuse(self, fault: SoapFault, dialect: Dialect | None = None) -> Answer:
-        """Puts a fault into an envelope."""
+        """The envelope with a fault."""
         return Answer(
-            envelope=writing.fault(fault, (dialect or self._served).common),
+            envelope=envelope_writer.fault(fault, (dialect or self._served).common),
             fault=True,
             retry_after_s=None if fault.retry_after_s is None else max(0, math.ceil(fault.retry_after_s)),
         )
@@ -255,7 +264,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         return Answer(envelope=b"".join(ctx.out_string), fault=False, retry_after_s=None)
 
     def _record(self, ctx: Any, fault: SoapFault) -> None:
-        """Of what was refused here, and so by no use case."""
+        """Records a request that was refused here, before a use case was called."""
         client = ctx.udc.client
         if client is None or fault.detail is None:
             return

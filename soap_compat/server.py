@@ -1,18 +1,18 @@
 """Parlay X over HTTP: an ASGI application to be mounted at /parlayx.
 
-`POST /TerminalStatus` and `POST /TerminalStatusNotificationManager` take SOAP 1.1; `GET …?wsdl` and the files it
-imports describe them, and the interface that applications implement, `GET /TerminalStatusNotification?wsdl`.
+`POST /TerminalStatus` and `POST /TerminalStatusNotificationManager` accept SOAP 1.1. `GET …?wsdl` returns their WSDL,
+and that of the interface that applications implement (`/TerminalStatusNotification?wsdl`), with the imported files.
 
-Invariants: a body is bounded in size and in the time it takes to arrive; what cannot be a SOAP request is refused
-before it is read; each refusal of a POST is a SOAP fault, so that SOAP clients can show it. The address in the
-WSDL is the configured one, or the one the client used, never an unchecked Host header. A caller that shows HTTP no
-credentials where some are needed, or bad ones, is challenged (401, RFC 9110 section 15.5.2), since there are clients
-that wait for that; one that shows a bad UsernameToken is not, for another Authorization is not what it lacks.
+Invariants: the size of a body and the time of its arrival are limited. Every refusal of a POST is a SOAP fault, which
+SOAP clients can show; a request that is not SOAP is refused before its body is read. The address in the WSDL is the
+configured one, or the client's checked Host header. A caller with missing or invalid HTTP credentials receives 401 (RFC
+9110 section 15.5.2), which some clients wait for; a caller with an invalid UsernameToken does not, since other HTTP
+credentials would not help.
 
-After a 413 a bounded amount of what still comes is read and dropped: a client that sends all before it reads would
-else find its connection reset, and not the answer. A call that the server cancels, as when it stops, is a fault.
+After a 413 a limited amount of the body is still read and dropped: a client that sends everything before it reads would
+otherwise find its connection reset. A call that the server cancels, for example when it stops, ends with a fault.
 
-Deliberately absent: `SOAPAction` (the contract's is empty, so any is accepted), attachments, compression, threads.
+Deliberately absent: `SOAPAction` (any value is accepted), attachments, compression, threads.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ from app.auth.proxies import server_url
 from app.core.queries import QueryService
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
-from soap_compat.documents import SERVICES, Documents
-from soap_compat.envelope import BodyError
+from soap_compat.authentication import SoapAuthenticator
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
-from soap_compat.schema import INTERFACES, UseCases
-from soap_compat.security import Gatekeeper
+from soap_compat.operations import INTERFACES, UseCases
+from soap_compat.request_envelope import BodyError
+from soap_compat.wsdl_files import SERVICES, WsdlFiles
 
 _XML: Final = b"text/xml; charset=utf-8"
 _TEXT: Final = b"text/plain; charset=utf-8"
@@ -44,17 +44,17 @@ _SOAP_1_2: Final = "application/soap+xml"
 
 LINGER_BYTES: Final = 20_000_000
 LINGER_S: Final = 2.0
-"""What is read and dropped after a 413: as much as this, for as long as this."""
+"""How much of a body is read and dropped after a 413, and for how long."""
 
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
-class _LeftError(BodyError):
-    """The client left before its request's end."""
+class _DisconnectedError(BodyError):
+    """The client disconnected before the end of its request."""
 
 
 class _RefusedError(BodyError):
-    """A request that is not read to its end, or not at all."""
+    """A request that is refused without being read to its end."""
 
     def __init__(self, status: int, fault: SoapFault, *headers: tuple[bytes, bytes], more_comes: bool = False) -> None:
         self.status = status
@@ -75,33 +75,33 @@ def create_app(
     max_body_bytes: int = 1_000_000,
     body_timeout_s: float = 10,
 ) -> ASGIApp:
-    """Returns the Parlay X face of the use cases.
+    """Returns the ASGI application.
 
-    `max_age_s` is how old a status may be that answers getStatus and getStatusForGroup; with 0 the presence server is
-    asked each time, with more a live watch answers. `public_url` is the URL of the HTTP server as clients see it
-    (`https://example.com`), to which the mount path is added; without it, the WSDL names the server by the Host header
-    of its reader. `usage` is told of requests that the face itself refuses. `clock` gives the time in UTC.
+    `max_age_s` is the greatest age of a status that getStatus and getStatusForGroup return: with 0 they always ask the
+    presence server, above 0 a live watch may answer. `public_url` is the URL of the HTTP server as clients see it
+    (`https://example.com`), to which the mount path is added; without it, the WSDL has the client's Host header.
+    `usage` records requests that are refused before a use case is called. `clock` returns the time in UTC.
     """
-    # Spyne logs the traceback of each fault a client causes. The fault is on the wire, and ours are logged by us.
+    # Spyne would log a traceback for each fault that a client causes; our own defects are logged in `interface.py`.
     logging.getLogger("spyne").setLevel(logging.CRITICAL)
     use_cases = UseCases(queries=queries, subscriptions=subscriptions, usage=usage, max_age_s=max_age_s)
-    return _Server(use_cases, Gatekeeper(authenticator, clock=clock), public_url, max_body_bytes, body_timeout_s)
+    return _Server(use_cases, SoapAuthenticator(authenticator, clock=clock), public_url, max_body_bytes, body_timeout_s)
 
 
 class _Server:
     def __init__(
         self,
         use_cases: UseCases,
-        gatekeeper: Gatekeeper,
+        authenticator: SoapAuthenticator,
         public_url: str | None,
         max_body_bytes: int,
         body_timeout_s: float,
     ) -> None:
         self._interfaces = {
-            name: Interface(operations, served, use_cases, gatekeeper)
+            name: Interface(operations, served, use_cases, authenticator)
             for name, (operations, served) in INTERFACES.items()
         }
-        self._documents = Documents()
+        self._wsdl_files = WsdlFiles()
         self._public_url = public_url.rstrip("/") if public_url else None
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -110,50 +110,56 @@ class _Server:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        # ASGI has root_path at the head of path, but servers in front of older applications leave it out.
+        # By ASGI, `path` begins with `root_path`, but some servers leave it out.
         name = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/")
         interface = self._interfaces.get(name)
         if interface is not None and scope["method"] == "POST":
             await self._post(interface, scope, receive, send)
-        elif name not in SERVICES and name not in self._documents:
-            await _send(send, 404, _TEXT, b"There is no such service or file.\n")
+        elif name not in SERVICES and name not in self._wsdl_files:
+            await _send(send, 404, _TEXT, b"There is no such service or file here.\n")
         elif name in SERVICES and not _asks_for_wsdl(scope):
             if interface is None:
-                help_text = f"{name} is what the application implements: GET ?wsdl for its description.\n"
+                help_text = f"Applications implement {name}; GET ?wsdl returns its description.\n"
                 await _send(send, 404, _TEXT, help_text.encode())
             else:
-                help_text = f"{name} is a SOAP 1.1 service: POST an envelope here, or GET ?wsdl for its description.\n"
+                help_text = f"{name} is a SOAP 1.1 service: POST an envelope, or GET ?wsdl for its description.\n"
                 await _send(send, 405, _TEXT, help_text.encode(), [(b"allow", b"POST")])
         elif scope["method"] not in ("GET", "HEAD"):
             allowed = b"GET, HEAD" if interface is None else b"GET, HEAD, POST"
-            await _send(send, 405, _TEXT, b"This method is not allowed here.\n", [(b"allow", allowed)])
+            await _send(
+                send,
+                405,
+                _TEXT,
+                b"This HTTP method is not allowed here; see the Allow header.\n",
+                [(b"allow", allowed)],
+            )
         else:
             await self._get(SERVICES.get(name, name), scope, send)
 
     async def _get(self, name: str, scope: Scope, send: Send) -> None:
         server = self._public_url or server_url(scope)
         if server is None:
-            await _send(send, 400, _TEXT, b"The Host header is not a host.\n")
+            await _send(send, 400, _TEXT, b"The Host header is not a valid host.\n")
             return
         base_url = server + quote(scope.get("root_path", ""))
-        await _send(send, 200, _XML, self._documents.get(name, base_url))
+        await _send(send, 200, _XML, self._wsdl_files.get(name, base_url))
 
     async def _post(self, interface: Interface, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
             charset = _check_headers(headers)
             body = self._body(headers, receive)
-            authenticated = scope.get("on_authenticated", lambda: None)
-            caller, turn = asgi_credentials(scope), scope.get("wait_for_turn")
-            answer = await interface.answer(body, charset, caller, authenticated, turn)
-        except _LeftError:
+            on_authenticated = scope.get("on_authenticated", lambda: None)
+            caller, wait_for_turn = asgi_credentials(scope), scope.get("wait_for_turn")
+            answer = await interface.answer(body, charset, caller, on_authenticated, wait_for_turn)
+        except _DisconnectedError:
             return
         except _RefusedError as refused:
             answer = interface.refuse(refused.fault)
             rest = receive if refused.more_comes else None
             await _send(send, refused.status, _XML, answer.envelope, refused.headers, rest)
             return
-        except asyncio.CancelledError:  # the server does so when it stops and has waited long enough
+        except asyncio.CancelledError:  # by the server, at the end of its grace when it stops
             answer = interface.refuse(declared_fault("SVC0001", "GATEWAY_STOPPING"))
         status = 401 if answer.challenge else 500 if answer.fault else 200
         await _send(send, status, _XML, answer.envelope, _headers_of(answer))
@@ -161,7 +167,10 @@ class _Server:
     def _body(
         self, headers: dict[bytes, bytes], receive: Receive
     ) -> Callable[[], Coroutine[None, None, tuple[bytes, bool]]]:
-        """What gives the body as it comes, and whether more does. That raises BodyError. Raises _RefusedError."""
+        """Returns the function that returns the next bytes of the body, and whether more follow; it raises BodyError.
+
+        Raises _RefusedError for an announced length above the limit.
+        """
         announced = int(headers.get(b"content-length", b"0"))
         if announced > self._max_body_bytes:
             raise self._too_large(more_comes=announced <= LINGER_BYTES)
@@ -174,10 +183,10 @@ class _Server:
                 async with asyncio.timeout_at(due):
                     message = await receive()
             except TimeoutError:
-                fault = client_fault(f"The request did not arrive within {self._body_timeout_s:g} s.")
+                fault = client_fault(f"The request did not arrive within {self._body_timeout_s:g} s; send it faster.")
                 raise _RefusedError(408, fault, (b"connection", b"close")) from None
             if message["type"] == "http.disconnect":
-                raise _LeftError
+                raise _DisconnectedError
             chunk, more = message.get("body", b""), message.get("more_body", False)
             size += len(chunk)
             if size > self._max_body_bytes:
@@ -187,8 +196,8 @@ class _Server:
         return more_of
 
     def _too_large(self, *, more_comes: bool) -> _RefusedError:
-        # Without closing, the server would read the rest to keep the connection.
-        fault = client_fault(f"The request is larger than {self._max_body_bytes} bytes.")
+        # If the connection were kept, the server would read the rest.
+        fault = client_fault(f"The request is larger than {self._max_body_bytes} bytes; send fewer addresses.")
         return _RefusedError(413, fault, (b"connection", b"close"), more_comes=more_comes)
 
 
@@ -208,7 +217,7 @@ def _check_headers(headers: dict[bytes, bytes]) -> str | None:
     for parameter in parameters.split(";"):
         key, _, value = parameter.partition("=")
         if key.strip() == "charset":
-            return value.strip().strip("\"'")  # there are clients that use the other quotes
+            return value.strip().strip("\"'")  # some clients use single quotes
     return None
 
 
@@ -229,7 +238,7 @@ def _headers_of(answer: Answer) -> _Headers:
 async def _send(
     send: Send, status: int, content_type: bytes, body: bytes, headers: _Headers = (), linger: Receive | None = None
 ) -> None:
-    """Sends the answer; with `linger`, reads on before the server may close the connection."""
+    """Sends the answer. With `linger`, reads and drops more of the body before the server closes the connection."""
     start = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     if linger is not None:

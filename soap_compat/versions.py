@@ -1,10 +1,11 @@
-"""The versions of the contract: which namespaces a client means, and in which it is answered and called back.
+"""The versions of the contract: the version of a client's namespace, and the namespaces of its responses and callbacks.
 
-Stubs in the field were made from several drops of the standard, whose namespaces differ in a digit. Each client is
-answered in the namespace it wrote, and called back in that of the drop from which its stubs came.
-Invariants: pure; what is no version of a known interface is None.
+Client stubs in the field were generated from several published versions, whose namespaces differ in a digit. A client
+is answered in the namespace of its request, and called back in the namespace of the same publication.
 
-Deliberately absent: WSDLs of versions other than the served one (`documents.py`): only the digits differ.
+Invariants: pure.
+
+Deliberately absent: WSDL files of versions other than the served one (`wsdl_files.py`); only the digits differ.
 """
 
 import re
@@ -16,7 +17,7 @@ _SCHEMA: Final = "http://www.csapi.org/schema/parlayx/"
 COMMON: Final = f"{_SCHEMA}common/v2_1"
 TYPES: Final = f"{_SCHEMA}terminal_status/v2_2"
 TERMINAL_STATUS: Final = f"{_SCHEMA}terminal_status/v2_2/local"
-"""The wrapper elements of TerminalStatus, in the version that the served WSDL declares; so the next two."""
+"""The namespace of TerminalStatus's wrapper elements in the served WSDL; the next two likewise."""
 NOTIFICATION_MANAGER: Final = f"{_SCHEMA}terminal_status/notification_manager/v2_3/local"
 NOTIFICATION: Final = f"{_SCHEMA}terminal_status/notification/v2_2/local"
 
@@ -27,8 +28,8 @@ _PROFILE = re.compile(r"v[23]_[0-9]{1,2}")
 _LONGEST: Final = 120
 _COMMON: Final = {"2": COMMON, "3": f"{_SCHEMA}common/v3_1"}
 _NOTIFICATION_OF: Final = {"v2_3": "v2_2", "v3_1": "v3_0"}
-"""Drops in which the manager's version and the callback's differ, as published for Terminal Location (2.3 goes with
-2.2, and 3.1 with 3.0). In others both are the same."""
+"""Publications in which the versions of the notification manager and of the callback differ, as published for Terminal
+Location (2.3 with 2.2, and 3.1 with 3.0). In others both are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +37,25 @@ class Dialect:
     """The version of the contract that a client speaks."""
 
     local: str
-    """Namespace of the wrapper elements."""
+    """The namespace of the wrapper elements."""
     common: str
-    """Namespace of the common types, and so of the faults' details."""
+    """The namespace of the common types, which details of faults belong to."""
     profile: str
-    """The version itself, such as `v2_3`: what a subscription's sink keeps of it."""
+    """The version, such as `v2_3`, which a subscription's sink stores."""
 
 
 def dialect_of_served(served: str) -> Dialect:
-    """The dialect of the served WSDL, for answers to requests that do not say which they speak."""
+    """The dialect of the served WSDL, for responses to requests without a usable namespace."""
     match = _VERSIONED.fullmatch(served)
     assert match is not None  # noqa: S101  # one of the constants above
     return Dialect(served, _COMMON[match[3]], match[2])
 
 
 def dialect_of(namespace: str, served: str) -> Dialect | None:
-    """The dialect of a wrapper element's namespace, or None if it is of no version of `served`.
+    """The dialect of a wrapper element's namespace; None if the namespace is not a version of `served`.
 
-    No namespace at all, and that of the types, are taken too: lenient clients leave the wrapper unqualified, or qualify
-    it as the types. They are answered in the namespace that the contract has.
+    An unqualified wrapper and the namespace of the types are accepted too, since lenient clients send them. Those
+    clients are answered in the contract's namespace.
     """
     return _dialect_of(namespace, served) if len(namespace) <= _LONGEST else None
 
@@ -71,7 +72,7 @@ def _dialect_of(namespace: str, served: str) -> Dialect | None:
 
 @lru_cache(maxsize=256)
 def callback_namespace(profile: str) -> str:
-    """The wrapper namespace in which a subscription is called back that was started in version `profile`."""
+    """The namespace of the callbacks' wrapper elements for a subscription started in version `profile`."""
     if not _PROFILE.fullmatch(profile):
         profile = SERVED_PROFILE
     return f"{_SCHEMA}terminal_status/notification/{_NOTIFICATION_OF.get(profile, profile)}/local"

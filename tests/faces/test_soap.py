@@ -35,10 +35,18 @@ from app.domain.errors import (
     WatcherUnauthenticated,
 )
 from app.domain.statuses import Source, Status, TerminalStatus
-from soap_compat.documents import SERVICES
-from soap_compat.envelope import MAX_DEPTH, MAX_ELEMENTS, MAX_TAG_BYTES, SLICE, SLICES_AT_ONCE, Request
+from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.faults import FAULTS, TEXTS, SoapFault
-from soap_compat.schema import INTERFACES, STATUS_WORDS
+from soap_compat.operations import INTERFACES
+from soap_compat.request_envelope import (
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_TAG_BYTES,
+    SLICE_BYTES,
+    SLICES_PER_STEP,
+    RequestEnvelope,
+)
+from soap_compat.wsdl_files import SERVICES
 from tests.support.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
 from tests.support.soap import (
     ALICE,
@@ -357,12 +365,12 @@ async def read_of(body: bytes) -> tuple[int, str]:
 
     async def more_of() -> tuple[bytes, bool]:
         nonlocal pieces
-        at = pieces * SLICE
+        at = pieces * SLICE_BYTES
         pieces += 1
-        return body[at : at + SLICE], at + SLICE < len(body)
+        return body[at : at + SLICE_BYTES], at + SLICE_BYTES < len(body)
 
     try:
-        await Request().read(more_of)
+        await RequestEnvelope().read(more_of)
     except SoapFault as fault:
         return pieces, fault.faultstring
     return pieces, ""
@@ -386,7 +394,7 @@ async def test_expensive_envelopes(body: str) -> None:
     before the next tag is read."""
     pieces, fault = await read_of(body.encode())
     assert "longer than" in fault
-    assert pieces <= MAX_TAG_BYTES // SLICE + 2
+    assert pieces <= MAX_TAG_BYTES // SLICE_BYTES + 2
 
 
 async def test_text_has_no_bound_but_the_body() -> None:
@@ -408,9 +416,9 @@ async def test_others_run_while_an_envelope_is_read() -> None:
 
     running = asyncio.create_task(other())
     body = envelope(f"<a>{'<b/>' * 19_000}{LONG}</a>").encode()
-    await Request().read(_at_once(body))
+    await RequestEnvelope().read(_at_once(body))
     running.cancel()
-    assert turns >= len(body) // (SLICE * SLICES_AT_ONCE)
+    assert turns >= len(body) // (SLICE_BYTES * SLICES_PER_STEP)
 
 
 def _at_once(body: bytes) -> Callable[[], Awaitable[tuple[bytes, bool]]]:

@@ -19,7 +19,7 @@ from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from soap_compat.callbacks import CallbackSender, callback
-from soap_compat.envelope import has_fault
+from soap_compat.fault_detection import has_fault
 from soap_compat.faults import FAULTS, TEXTS
 from tests.support.outbox import ALICE, BOB, change, make_owed, subscribed
 from tests.support.receivers import Behaviour, answer, gigabyte, hang, in_turn, raw, receiver, reset

@@ -471,7 +471,10 @@ async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
         refused = ["INVALID_REQUEST"] * 5 + ["TOO_MANY_ADDRESSES", "INVALID_REQUEST", "INVALID_ADDRESS"]
         assert [one.result for one in records] == refused
         assert {(one.client_id, one.face) for one in records} == {(OTHER.id, "soap")}
-        assert records[0].root_cause == "SVC0002: Invalid input value for message part frequency. It is there 0 times."
+        assert (
+            records[0].root_cause
+            == "SVC0002: Invalid input value for message part frequency. The part is missing; send it."
+        )
 
 
 @pytest.mark.parametrize("address", ["sip:alice@EXAMPLE.com", "SIP:alice@example.com", "sip:%61lice@example.com"])

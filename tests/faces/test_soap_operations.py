@@ -34,9 +34,10 @@ from app.domain.errors import (
 from app.domain.records import MAX_CORRELATOR
 from app.domain.sinks import Sink, SinkKind
 from app.domain.statuses import Status, TerminalStatus
-from soap_compat.envelope import MAX_ELEMENTS
+from soap_compat.address_spelling import MAX_SPELLINGS, spelling_of
+from soap_compat.contract_types import MILLISECONDS
 from soap_compat.faults import FAULTS, OPERATIONS, TEXTS
-from soap_compat.schema import MAX_WRITTEN, MILLISECONDS, WRITTEN, written
+from soap_compat.request_envelope import MAX_ELEMENTS
 from tests.support.soap import (
     ALICE,
     COMMON,
@@ -162,13 +163,13 @@ async def test_start_notification_with_defaults() -> None:
 async def test_own_spelling() -> None:
     """Addresses that are written otherwise here are kept with the sink as the application wrote them, up to a bound."""
     use_cases = FakeUseCases()
-    spellings = ["sip:a@Example.com", "tel:+1-555", *[f"sip:{n}@Example.com" for n in range(MAX_WRITTEN - 2)]]
+    spellings = ["sip:a@Example.com", "tel:+1-555", *[f"sip:{n}@Example.com" for n in range(MAX_SPELLINGS - 2)]]
     for extra in ([], ["sip:x@Example.com"]):
         parts = "".join(f"<l:addresses>{text}</l:addresses>" for text in [*spellings, *extra])
         assert (await ask(use_cases, start(addresses=parts + START["addresses"]))).status == 200
     kept, none = [request.sink.parameters for _, request, *_ in use_cases.created]
-    assert len(written(kept[WRITTEN])) == MAX_WRITTEN
-    assert written(kept[WRITTEN])["sip:a@example.com"] == "sip:a@Example.com"
+    assert len(spelling_of(kept)) == MAX_SPELLINGS
+    assert spelling_of(kept)["sip:a@example.com"] == "sip:a@Example.com"
     assert none == {}
 
 

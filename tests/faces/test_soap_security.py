@@ -19,7 +19,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.statuses import Source, Status, TerminalStatus
 from app.sinks import SINK_CONTRACTS
 from app.store import open_store
-from soap_compat.security import MAX_AGE_S, MAX_AHEAD_S, Gatekeeper
+from soap_compat.authentication import MAX_AGE_S, MAX_AHEAD_S, SoapAuthenticator
 from soap_compat.server import create_app
 from tests.support.core import new_database
 from tests.support.soap import FakeUsage, FakeUseCases, Reply, call, envelope, payload
@@ -275,9 +275,9 @@ async def test_failures_are_limited(world: World) -> None:
 
 async def test_full_memory_opens_nothing(world: World) -> None:
     """Where no more nonces fit, the oldest is forgotten, and its client's tokens that old are taken no more."""
-    gatekeeper = Gatekeeper(world.auth, clock=lambda: world.now, max_nonces=2)
+    authenticator = SoapAuthenticator(world.auth, clock=lambda: world.now, max_nonces=2)
     app = world.app
-    app._interfaces["TerminalStatus"]._gatekeeper = gatekeeper  # type: ignore[attr-defined]  # noqa: SLF001
+    app._interfaces["TerminalStatus"]._authenticator = authenticator  # type: ignore[attr-defined]  # noqa: SLF001
     headers = []
     for number in range(4):
         headers.append(world.digest(nonce=b"%d" % number))
@@ -291,7 +291,7 @@ async def test_full_memory_opens_nothing(world: World) -> None:
     assert (await world.ask(token("other", key, "Text", "ZWFybHk=", "2026-03-04T05:06:07Z"))).status == 200
     world.now += timedelta(seconds=MAX_AGE_S + 1)
     assert (await world.ask(world.digest(nonce=b"later"))).status == 200
-    assert len(gatekeeper._nonces) == 1  # noqa: SLF001  # those too old to be taken again are forgotten
+    assert len(authenticator._nonces) == 1  # noqa: SLF001  # those too old to be taken again are forgotten
 
 
 async def test_without_clients(world: World) -> None:

@@ -15,9 +15,9 @@ from app.core.subscriptions import SubscriptionRequest, SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.records import Client, UsageRecord
 from app.domain.statuses import TerminalStatus
-from soap_compat.documents import SERVICES
 from soap_compat.faults import TEXTS
 from soap_compat.server import create_app
+from soap_compat.wsdl_files import SERVICES
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 TYPES = "http://www.csapi.org/schema/parlayx/terminal_status/v2_2"

@@ -23,7 +23,7 @@ from app.rest.connection import MAX_PIPELINED
 from app.rest.work_queue import WorkQueue
 from app.sandbox import Sandbox
 from app.servers import bound, serve_http
-from soap_compat.envelope import MAX_HEAD_BYTES, SLICE, SMALL, Request
+from soap_compat.request_envelope import MAX_HEADER_BYTES, SLICE_BYTES, SMALL_SLICE_BYTES, RequestEnvelope
 from tests.support.core import new_database, run_core
 from tests.support.http_face import http_face
 from tests.support.settings import settings_for
@@ -226,12 +226,12 @@ async def test_strangers_take_turns(world: World, monkeypatch: pytest.MonkeyPatc
     envelopes, in one pass."""
     pieces = list[int]()
     with passes() as now:
-        for owner, name in ((HttpToolsProtocol, "_start_asgi_task"), (Request, "_feed")):
+        for owner, name in ((HttpToolsProtocol, "_start_asgi_task"), (RequestEnvelope, "_feed")):
             monkeypatch.setattr(owner, name, noting(getattr(owner, name), lambda: pieces.append(now())))
         talks = await world.open(STRANGER, MOST) + await world.open(OTHER, MOST)
         answers = await asyncio.gather(*[talk.ask(ENVELOPE) for talk in talks])
     assert [" 500 " in answer for answer in answers] == [True] * 2 * MOST
-    assert len(pieces) > 2 * MOST * MAX_HEAD_BYTES // SLICE
+    assert len(pieces) > 2 * MOST * MAX_HEADER_BYTES // SLICE_BYTES
     assert max(Counter(pieces).values()) <= 2  # one where nothing waited, and the next one's in the same pass
 
 
@@ -240,21 +240,21 @@ async def test_long_envelopes_of_clients_take_turns(world: World, monkeypatch: p
     body = envelope(f"<a>{'<b/>' * 18_000}</a>")
     request = f"{world.question.replace('GET /v1/groups', 'POST /parlayx/TerminalStatus').strip()}\r\n"
     request += f"Content-Type: text/xml\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    read, slices = vars(Request)["_feed"], list[int]()
+    read, slices = vars(RequestEnvelope)["_feed"], list[int]()
 
-    def feed(reading: Request, piece: bytes, *, last: bool = False) -> None:
-        slices.extend([now()] if len(piece) > SMALL else [])
+    def feed(reading: RequestEnvelope, piece: bytes, *, last: bool = False) -> None:
+        slices.extend([now()] if len(piece) > SMALL_SLICE_BYTES else [])
         read(reading, piece, last=last)
 
     with passes() as now:
-        monkeypatch.setattr(Request, "_feed", feed)
+        monkeypatch.setattr(RequestEnvelope, "_feed", feed)
         talks = list[Talk]()
         for _ in range(4 * MOST):
             talks += await world.open(OTHER)
             assert " 200 " in await talks[-1].ask(world.question)
         answers = await asyncio.gather(*[talk.ask(request) for talk in talks])
     assert [" 500 " in answer for answer in answers] == [True] * 4 * MOST  # there is no such operation
-    assert len(slices) > 4 * MOST * (len(body) // SLICE - 2)
+    assert len(slices) > 4 * MOST * (len(body) // SLICE_BYTES - 2)
     assert max(Counter(slices).values()) <= 2
 
 

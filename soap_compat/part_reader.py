@@ -1,10 +1,10 @@
-"""Reads an operation's parts by the Spyne model: elements of a stranger -> the values that the operation takes.
+"""Reads the parts of a request by their Spyne types: elements in, the arguments of the operation out.
 
-Invariants: a part that is missing, repeated, or of the wrong form is SVC0002 and names the part as the contract does,
-with a dot before a part of a part (`reference.endpoint`). What the model does not know is ignored; order is free.
-An optional part that is `xsi:nil` is not there, as clients with nullable types mean it.
+Invariants: a part that is missing, repeated, or malformed is SVC0002 naming the part, with a dot for nesting
+(`reference.endpoint`). Unknown elements are ignored, and the order of elements does not matter. An optional part with
+`xsi:nil` counts as absent: clients with nullable types send it.
 
-Deliberately absent: what values mean, and which are allowed: the use cases say so.
+Deliberately absent: which values are allowed; the use cases decide that.
 """
 
 import re
@@ -14,21 +14,19 @@ from typing import Any, Final
 from spyne import AnyUri, Boolean, ComplexModel, Integer32, Unicode
 from spyne.model.enum import EnumBase
 
-from app.domain.errors import InvalidRequest
-from soap_compat.envelope import Part
-from soap_compat.faults import declared_fault
+from soap_compat.faults import invalid_part
+from soap_compat.request_envelope import Part
 
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _INT = re.compile(r"[+-]?[0-9]{1,20}")
 _SPACE: Final = " \t\r\n"
 
 Read = Callable[[Part, str], Any]
-"""Makes a value of an element; the second argument is the part's name, for the fault."""
+"""Returns the value of an element; the second argument is the part's name, for the fault."""
 
 
-class Reader:
-    """Reads elements of one Spyne type, which is an operation's request or a type of the contract: its members' values
-    in the model's order; a list for what may be there several times, None for what may be and is not there."""
+class PartReader:
+    """Reads elements of one Spyne type: an operation's request, or a type of the contract."""
 
     def __init__(self, model: Any) -> None:
         self._members: list[tuple[str, int, float, Read]] = [
@@ -38,35 +36,39 @@ class Reader:
         self._names = frozenset(name for name, *_ in self._members)
 
     def read(self, part: Part, inside: str = "") -> list[Any]:
-        """`inside` is the name of the part that is read, with a dot at its end. Raises SoapFault."""
+        """Returns the values of the type's members in their order: a list for a repeatable one, None for an absent one.
+
+        `inside` is the name of the enclosing part with a dot at its end, "" for the request. Raises SoapFault.
+        """
         found: dict[str, list[Part]] = {}
         for child in part.parts:
             if child.name in self._names:
                 found.setdefault(child.name, []).append(child)
         values: list[Any] = []
         for name, at_least, at_most, read in self._members:
-            there = found.get(name, [])
+            present = found.get(name, [])
             if not at_least:
-                there = [child for child in there if not child.nil]
-            if not at_least <= len(there) <= at_most:
-                raise invalid(inside + name, f"It is there {len(there)} times.")
+                present = [child for child in present if not child.nil]
+            if not at_least <= len(present) <= at_most:
+                raise invalid_part(inside + name, _miscount(len(present), at_least))
             if at_most > 1:
-                values.append([read(child, inside + name) for child in there])
+                values.append([read(child, inside + name) for child in present])
             else:
-                values.append(read(there[0], inside + name) if there else None)
+                values.append(read(present[0], inside + name) if present else None)
         return values
 
 
-def invalid(name: str, reason: str) -> Exception:
-    """SVC0002 about the part `name`."""
-    return declared_fault("SVC0002", name, reason=reason, result=InvalidRequest.code)
+def _miscount(present: int, at_least: int) -> str:
+    if present < at_least:
+        return "The part is missing; send it."
+    return f"The part occurs {present} times; send it once."
 
 
 def _read_for(model: Any) -> Read:
     if issubclass(model, EnumBase):
         return _read_enumeration(tuple(model.__values__))
     if issubclass(model, ComplexModel):
-        reader = Reader(model)
+        reader = PartReader(model)
         return lambda part, name: reader.read(part, f"{name}.")
     if issubclass(model, Boolean):
         return _read_boolean
@@ -81,14 +83,14 @@ def _read_for(model: Any) -> Read:
 
 def _text(part: Part, name: str) -> str:
     if part.parts:
-        raise invalid(name, "It holds an element where text is expected.")
+        raise invalid_part(name, "The part contains an element; send text only.")
     return part.text
 
 
 def _read_boolean(part: Part, name: str) -> bool:
     value = _BOOLEANS.get(_text(part, name).strip(_SPACE))
     if value is None:
-        raise invalid(name, "It must be true or false.")
+        raise invalid_part(name, "The part must be true or false.")
     return value
 
 
@@ -96,7 +98,7 @@ def _read_int(part: Part, name: str) -> int:
     text = _text(part, name).strip(_SPACE)
     value = int(text) if _INT.fullmatch(text) else 1 << 31
     if not -(1 << 31) <= value < 1 << 31:
-        raise invalid(name, "It must be a whole number of 32 bits.")
+        raise invalid_part(name, "The part must be a whole number of 32 bits.")
     return value
 
 
@@ -104,7 +106,7 @@ def _read_enumeration(words: tuple[str, ...]) -> Read:
     def read(part: Part, name: str) -> str:
         word = _text(part, name).strip(_SPACE)
         if word not in words:
-            raise invalid(name, f"It must be one of {', '.join(words)}.")
+            raise invalid_part(name, f"The part must be one of {', '.join(words)}.")
         return word
 
     return read
