@@ -111,6 +111,22 @@ def test_readme_has_an_example_for_each_face() -> None:
     assert SUBSCRIBE.search(README)
 
 
+def test_output_of_make_run() -> None:
+    """The lines that README.md shows of `make run` are printed, in this order."""
+
+    def lines(text: str) -> list[str]:
+        text = re.sub(r" --(grpc|http)-server \S+|  +|^\d\d:\d\d:\d\d|\d+\.\d+ ms$", " ", text, flags=re.MULTILINE)
+        return settled(re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", text)).splitlines()
+
+    (block,) = (block for _, block in FENCED.findall(README) if block.startswith("Sandbox notifier"))
+    last = block.splitlines()[-1].split()[1]
+    with running("demo", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", deadline_s=120) as demo:
+        demo.line_with(f"  {last} ")
+        printed = iter(lines("".join(demo.seen)))
+    for line in lines(block):
+        assert line in printed, line
+
+
 @pytest.mark.parametrize(("command", "printed"), EXAMPLES)
 def test_example(command: str, printed: str, ports: dict[str, str]) -> None:
     """An `sh` block succeeds, and prints the `text` block after it."""
