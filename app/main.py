@@ -208,8 +208,8 @@ async def _watcher(settings: Settings, metrics: Metrics) -> AsyncIterator[SipWat
     watcher = SipWatcher(
         sip_configuration(settings, VERSION),
         workers=settings.sip_workers,
-        restarted=metrics.count_worker_restart,
-        lag=metrics.observe_lag,
+        on_worker_replaced=metrics.count_worker_restart,
+        on_lag=metrics.observe_lag,
     )
     try:
         await watcher.start()

@@ -175,7 +175,7 @@ def _add_sip_readings(metrics: Metrics, watcher: SipWatcher) -> None:
         "terminal_status_route_turns_total",
         "How often a presence server stopped or resumed answering, by its place in TS_PRESENCE_SERVER.",
         "route",
-        lambda: _by_route(watcher.turns),
+        lambda: _by_route(watcher.route_changes),
     )
     add(
         "terminal_status_sip_refreshes_without_notify_total",

@@ -1,7 +1,7 @@
-"""What a presence server's answers to SUBSCRIBE mean (RFC 6665, RFC 3856), as pure functions.
+"""The meaning of a presence server's answers to SUBSCRIBE (RFC 6665, RFC 3856), as pure functions.
 
-Invariants: no PJSIP, no I/O, no clock. Every answer has a meaning: a status may be read from it, the request is
-made again in another way, or it is one domain error.
+Invariants: every answer has a meaning: a status can be read from it, or the request is repeated in another way, or it
+is one domain error.
 """
 
 from app.domain.errors import (
@@ -18,24 +18,24 @@ from app.domain.errors import (
 from app.sip.headers import Final
 
 MAX_MIN_EXPIRES_S = 3600
-"""A fetch that is answered 423 asks again with the Min-Expires it is told, up to this."""
+"""A fetch answered by 423 is repeated with the Min-Expires of the answer, up to this."""
 
 BAD_ADDRESS = 416
-"""The code of a local failure by which PJSIP's parser refuses an address that `parse_address` took."""
+"""The code of a local failure: PJSIP refused an address that `parse_address` had accepted."""
 
 CUT = 513
-"""The code of a local failure by which a document did not fit a datagram (513 is SIP's Message Too Large)."""
+"""The code of a local failure: a document did not fit a datagram (513 is SIP's Message Too Large)."""
 
 UNUSABLE = {
-    "cseq": "its CSeq went back or stood still",
+    "cseq": "its CSeq is not higher than the one before",
     "no-event": "it has no Event",
     "no-state": "it has no Subscription-State",
     "no-to-tag": "its To has no tag",
-    "unreadable": "it cannot be parsed, as with a CSeq of 2^31 or more",
-    "maddr": "its Via names an maddr, which is never looked up",
+    "unreadable": "it cannot be parsed, for example because its CSeq is 2^31 or more",
+    "maddr": "its Via has maddr, which the gateway does not follow",
     "refused": "the SIP stack refused it",
 }
-"""Why a NOTIFY that was sent to a Contact of ours brought nothing."""
+"""Why PJSIP or the gateway refused a NOTIFY to a Contact of ours, by reason."""
 
 _MISCONFIGURED = frozenset({400, 405, 406, 414, 415, 416, 420, 421, 482, 483, 485, 488, 489, 493})
 _UNKNOWN = frozenset({404, 410, 484, 604})
@@ -43,10 +43,10 @@ _REFUSED = frozenset({403, 603})
 
 
 def retry_expires_s(final: Final, asked_s: int) -> int | None:
-    """The Expires to ask with again after `final`, in seconds, or None.
+    """The Expires in seconds with which to repeat a fetch after `final`; None: do not repeat it.
 
-    423 names the shortest subscription the server grants (RFC 6665 section 4.1.2.1); a fetch then becomes a
-    subscription that is ended at its first NOTIFY. Only once, so that a server cannot keep us asking.
+    423 names the shortest subscription that the server grants (RFC 6665 section 4.1.2.1). The fetch then becomes a
+    subscription that we end at its first NOTIFY. It is repeated once only, so that a server cannot make us loop.
     """
     if final.code == 423 and asked_s == 0 and 0 < final.min_expires_s <= MAX_MIN_EXPIRES_S:
         return final.min_expires_s
@@ -54,53 +54,54 @@ def retry_expires_s(final: Final, asked_s: int) -> int | None:
 
 
 def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalStatusError:
-    """The error that a final response to SUBSCRIBE stands for; `retry_after_s` is -1 where absent."""
-    told = f"The presence server answered {code} {phrase}".rstrip() + "."
+    """The error for a final response to SUBSCRIBE; `retry_after_s` is -1 where absent."""
+    answer = f"The presence server answered {code} {phrase}".rstrip() + "."
     sip_code = str(code)
     if code in _UNKNOWN:
-        return TerminalUnknown(told, sip_code=sip_code)
+        return TerminalUnknown(answer, sip_code=sip_code)
     if code in _REFUSED:
-        return WatcherRefused(told, sip_code=sip_code)
+        return WatcherRefused(answer, sip_code=sip_code)
     if code in {401, 407}:
-        return WatcherUnauthenticated(f"{told} The gateway has no credentials it accepts.", sip_code=sip_code)
+        return WatcherUnauthenticated(f"{answer} The gateway has no credentials it accepts.", sip_code=sip_code)
     if code in _MISCONFIGURED:
-        return PresenceMisconfigured(told, sip_code=sip_code)
+        return PresenceMisconfigured(answer, sip_code=sip_code)
     wait = float(retry_after_s) if retry_after_s >= 0 else None
-    return PresenceUnavailable(told, retry_after_s=wait, sip_code=sip_code)
+    return PresenceUnavailable(answer, retry_after_s=wait, sip_code=sip_code)
 
 
 def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
-    """The error that PJSIP's own end of a fetch stands for, where the presence server has not answered."""
+    """The error where PJSIP itself ended a fetch or watch, without an answer of the presence server."""
     if code == BAD_ADDRESS:
         return InvalidAddress(f"The address cannot be asked about: {phrase}.")
     if code == CUT:
-        return DocumentUnreadable("The presence document was cut by UDP; it is asked for over TCP.", reason="cut")
+        return DocumentUnreadable("UDP cut the presence document; the gateway asks again over TCP.", reason="cut")
     if code == 0:
-        return FetchTimedOut("The presence server accepted the question and then sent no NOTIFY.")
+        return FetchTimedOut("The presence server accepted the SUBSCRIBE and sent no NOTIFY.")
     return PresenceUnavailable(f"The presence server could not be asked: {phrase}.")
 
 
 def error_of_notify(
     state: str, reason: str, retry_after_s: int, declared_bytes: int, received_bytes: int
 ) -> TerminalStatusError | None:
-    """The error that a NOTIFY stands for, or None where its body (which may be empty) tells the status.
+    """The error for a NOTIFY; None where its body (which may be empty) gives the status.
 
-    `state` and `reason` are Subscription-State's (RFC 6665 section 4.1.3). A pending subscription tells nothing
-    about the terminal, only that nobody has let us watch it yet. A body whose length differs from Content-Length
-    was cut on the way (PJSIP does that to what exceeds its buffer); `declared_bytes` is -1 where not declared.
+    `state` and `reason` are those of Subscription-State (RFC 6665 section 4.1.3). A pending subscription says nothing
+    about the terminal, only that the gateway is not authorised yet. A body shorter than its Content-Length was cut on
+    the way: PJSIP cuts what exceeds its buffer. `declared_bytes` is -1 where there is no Content-Length.
     """
     if state == "pending" or reason == "rejected":
         return WatcherRefused(
-            "The presentity has not let this gateway watch it"
-            + (" yet: the subscription is pending." if state == "pending" else "."),
+            "The presence server has not authorised the gateway to watch this terminal yet (pending)."
+            if state == "pending"
+            else "The presence server does not authorise the gateway to watch this terminal.",
             reason=reason or state,
         )
     if reason == "noresource":
-        return TerminalUnknown("The presence server has no such resource.", reason=reason)
+        return TerminalUnknown("The presence server does not know this terminal (noresource).", reason=reason)
     if reason in {"deactivated", "probation", "giveup"} and not received_bytes:
         wait = float(retry_after_s) if retry_after_s >= 0 else None
         return PresenceUnavailable(
-            f"The presence server ended the subscription ({reason}) without saying the status.",
+            f"The presence server ended the subscription ({reason}) without a status.",
             retry_after_s=wait,
             reason=reason,
         )

@@ -1,9 +1,9 @@
-"""Reads the few header fields the watcher needs off the text of a SIP message (RFC 3261 section 7.3).
+"""Reads the few header fields that the watcher needs from the text of a SIP message (RFC 3261 section 7.3).
 
-PJSIP has parsed and accepted the message before; here its text is read again, because PJSIP's own structures are
-out of reach from Python. Pure; any text gives an answer, a missing or unreadable field its default.
+PJSIP has parsed the message before, but its structures are out of reach from Python, so the text is parsed again. Pure:
+any text gives a result; a missing or unreadable field gives its default.
 
-Deliberately absent: everything else of SIP.
+Deliberately absent: every other header field.
 """
 
 import functools
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """A NOTIFY: `state` and `reason` of Subscription-State in lower case, seconds or -1, and the body as it came.
+    """A NOTIFY. `state`, `reason`, `retry_after_s` and `expires_s` are those of Subscription-State, in lower case;
+    numbers are -1 where absent. `body` is as received.
 
-    Every text, here and in `Final`, is printable ASCII of at most MAX_TEXT characters, whatever the peer sent.
+    Each text, here and in `Final`, is printable ASCII of at most MAX_TEXT characters, whatever the peer sent.
     """
 
     state: str
@@ -32,8 +33,8 @@ class Notify:
 class Final:
     """A final response to SUBSCRIBE; seconds are -1 where absent.
 
-    `local` means that none came: the code and phrase are PJSIP's own (503 for a transport that fails, 408 for no
-    answer in 32 s), and code 0 is a subscription that was accepted and then got no NOTIFY.
+    `local`: no response came, and code and phrase are PJSIP's own: 503 where the transport failed, 408 after 32 s
+    without a response, 0 where the subscription was accepted and no NOTIFY followed.
     """
 
     code: int
@@ -42,14 +43,14 @@ class Final:
     min_expires_s: int = -1
     local: bool = False
     expires_s: int = -1
-    """Of a 2xx: how long the subscription is granted."""
+    """The duration that a 2xx grants."""
     dialog_gone: bool = False
-    """Whether PJSIP has let go of the dialog with this answer."""
+    """Whether PJSIP has dropped the dialog."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A NOTIFY came to the dialog's Contact and was refused by PJSIP; `reason` is a word of `incoming.py`."""
+    """PJSIP refused a NOTIFY to the dialog's Contact; `reason` is a key of `app.sip.answers.UNUSABLE`."""
 
     reason: str
 
@@ -58,7 +59,7 @@ Event = Notify | Final | Unusable
 
 _FIELDS = re.compile(
     r"\n(subscription-state|content-type|c|content-encoding|e|content-length|l)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
-)  # the first line is no field; a search for \n takes half the time of one for the starts of lines
+)  # starting with \n takes half the time of ^ in multi-line mode, and the first line is not a field
 _LONG = {"c": "content-type", "e": "content-encoding", "l": "content-length"}
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _BLANK = re.compile(r"\r?\n\r?\n")
@@ -68,7 +69,7 @@ MAX_TEXT = 100
 
 
 def read_notify(text: str) -> Notify:
-    """Reads a NOTIFY. `text` holds undecodable bytes as surrogates, as Python's `surrogateescape` makes them."""
+    """Parses a NOTIFY. `text` holds undecodable bytes as surrogates (Python's `surrogateescape`)."""
     head, body = _split(text)
     fields = {_LONG.get(name := found[0].lower(), name): found[1].strip() for found in _FIELDS.findall(head)}
     state, reason, retry_after_s, expires_s = _subscription_state(fields.get("subscription-state", ""))
@@ -84,9 +85,9 @@ def read_notify(text: str) -> Notify:
     )
 
 
-@functools.lru_cache(maxsize=1024)  # a server writes few
+@functools.lru_cache(maxsize=1024)  # a server uses few different values
 def _subscription_state(value: str) -> tuple[str, str, int, int]:
-    """The state, its reason, and Retry-After and Expires in seconds."""
+    """The state, the reason, and the seconds of retry-after and expires."""
     state, *parameters = value.lower().split(";")
     values = dict(parameter.strip().partition("=")[::2] for parameter in parameters)
     retry_after_s, expires_s = (_seconds(values.get(name, "").strip()) for name in ("retry-after", "expires"))
@@ -94,7 +95,7 @@ def _subscription_state(value: str) -> tuple[str, str, int, int]:
 
 
 def read_response(text: str) -> Final:
-    """Reads a response: its status line, Retry-After (RFC 3261 section 20.33), Min-Expires (20.23), Expires."""
+    """Parses a response: its status line, Retry-After (RFC 3261 section 20.33), Min-Expires (20.23), Expires."""
     head, _ = _split(text)
     line = re.match(r"SIP/2\.0 (\d{3}) ?([^\r\n]*)", head)
     fields = dict(re.findall(r"(?im)^(retry-after|min-expires|expires)[ \t]*:[ \t]*(\d+)", head))
@@ -108,8 +109,8 @@ def read_response(text: str) -> Final:
     )
 
 
-def lacking(packet: bytes) -> str:
-    """Which of its two own header fields a NOTIFY lacks, as a reason; "" where it has both."""
+def missing_notify_header(packet: bytes) -> str:
+    """`no-event` or `no-state` where a NOTIFY lacks Event or Subscription-State; "" where it has both."""
     head = packet.partition(b"\r\n\r\n")[0]
     if not re.search(rb"(?im)^(?:event|o)[ \t]*:", head):
         return "no-event"
@@ -117,16 +118,15 @@ def lacking(packet: bytes) -> str:
 
 
 def plain(text: str) -> str:
-    """The text as it may be logged, shown and sent on: printable ASCII, with `?` for anything else, and short."""
+    """The text made safe for logs and messages: at most MAX_TEXT characters, `?` for all but printable ASCII."""
     text = text.strip()[:MAX_TEXT]
     return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub("?", text)
 
 
 def _split(text: str) -> tuple[str, str]:
     end = text.find("\r\n\r\n")
-    if (
-        end >= 0 and "\n\n" not in text[:end] and "\n\r\n" not in text[:end]
-    ):  # as everybody writes it; the search below takes longer
+    # The usual line ends first: the search below takes longer.
+    if end >= 0 and "\n\n" not in text[:end] and "\n\r\n" not in text[:end]:
         head, body = text[:end], text[end + 4 :]
     else:
         blank = _BLANK.search(text)

@@ -1,10 +1,12 @@
-"""What the gateway and its SIP worker say to each other over their Unix socket.
+"""The messages between the gateway and a SIP worker, over their Unix socket.
 
-A frame is four bytes of length (big endian) and a msgpack array of messages: whatever gathered since the last
-frame, so a burst costs one system call. Invariants: no pickle; a frame above `MAX_FRAME_BYTES` ends the
-conversation, as does one that does not decode; messages are small and flat.
+A frame is four bytes of length (big endian) and a msgpack array of all messages since the last frame, so a burst costs
+one system call. Commands go to the worker, reports to the gateway.
 
-Deliberately absent: versioning. Both sides are always of the same installation.
+Invariants: no pickle; messages are small and flat. A frame above MAX_FRAME_BYTES or one that does not decode ends the
+connection.
+
+Deliberately absent: versions. Both sides are of the same installation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,14 +22,14 @@ class _Message(msgspec.Struct, array_like=True, tag_field="t"):
 
 
 class Route(_Message, tag="route"):
-    """One presence server: its URI as the topmost Route, and over what it is spoken to (`udp`, `tcp` or `tls`)."""
+    """One presence server: its URI for the topmost Route header, and the transport (`udp`, `tcp` or `tls`)."""
 
     uri: str
     transport: str
 
 
 class Credentials(_Message, tag="credentials"):
-    """What a digest challenge is answered with (RFC 3261 section 22). Realm `*` is any."""
+    """The credentials for digest (RFC 3261 section 22). Realm `*` is any."""
 
     realm: str
     username: str
@@ -35,7 +37,7 @@ class Credentials(_Message, tag="credentials"):
 
 
 class Configure(_Message, tag="configure"):
-    """The first frame to a worker: how it is to speak SIP. Port 0 lets the system choose; rates 0 are no limit."""
+    """The first command. Port 0: the system chooses; a rate of 0: unlimited."""
 
     listen_host: str
     listen_port: int
@@ -45,66 +47,70 @@ class Configure(_Message, tag="configure"):
     headers: list[tuple[str, str]]
     sip_log_level: int
     charging_orig_ioi: str = ""
-    """Not empty: every SUBSCRIBE dialog has a P-Charging-Vector with an icid of its own (RFC 7315 section 4.6)."""
+    """If set, every SUBSCRIBE dialog has a P-Charging-Vector with an icid of its own (RFC 7315 section 4.6)."""
     credentials: Credentials | None = None
     tls_ca_file: str = ""
     tls_verify: bool = True
     nameservers: list[str] = []
     registrar: str = ""
-    """Not empty: the watcher itself registers there."""
+    """If set, the worker registers the watcher identity there."""
     max_body_bytes: int = 1024 * 1024
     watch_expires_s: int = 3600
     setups_per_s: float = 0
     probe_every_s: float = 0
     routes_up: list[bool] = []
-    """What is known of the routes; empty: nothing."""
+    """The known state of each route; empty: unknown."""
     answers_from: list[str] = []
-    """Networks whose answers count in place of those from where the request went."""
+    """Networks that may answer in place of the server that was asked."""
 
 
-class Fetch(_Message, tag="fetch"):
-    """Ask once about `address` (a canonical URI), in the turn of `client`. Answered by Notified or Failed with the same
-    `id`."""
+class StartFetch(_Message, tag="start-fetch"):
+    """Ask the presence server once about `address` (a canonical URI), in the turn of `client`.
+
+    The worker answers by FetchAnswered or FetchFailed with the same `id`.
+    """
 
     id: int
     address: str
     client: int = 0
 
 
-class Cancel(_Message, tag="cancel"):
-    """Nobody waits for the fetch `id` any more. It is not answered."""
+class CancelFetch(_Message, tag="cancel-fetch"):
+    """Drop the fetch `id`; it gets no answer."""
 
     id: int
 
 
-class Watch(_Message, tag="watch"):
-    """Keep a subscription to each `(id, address, observed)`, the most urgent first; `observed`: it was, once. They are
-    set up in the turn of one of `clients`. What is wished already may be wished again, by other clients."""
+class StartWatches(_Message, tag="start-watches"):
+    """Keep a watch for each `(id, address, observed)`, the most urgent first, set up in the turn of one of `clients`.
 
-    wishes: list[tuple[int, str, bool]]
+    `observed`: a status was observed before. For a watch that exists, only its clients change.
+    """
+
+    watches: list[tuple[int, str, bool]]
     clients: tuple[int, ...] = ()
 
 
-class Unwatch(_Message, tag="unwatch"):
-    """End the subscription. Nothing more is reported about it."""
+class EndWatch(_Message, tag="end-watch"):
+    """End the watch `id`; nothing more is reported of it."""
 
     id: int
 
 
-class Refresh(_Message, tag="refresh"):
-    """Ask the presence server now rather than when the watch `id` is due."""
+class RefreshWatch(_Message, tag="refresh-watch"):
+    """Ask the presence server about the watch `id` now, before its planned refresh."""
 
     id: int
 
 
 class ListWatches(_Message, tag="list-watches"):
-    """Answered by WatchLists of the same `id`, of which the last says so."""
+    """List all watches. The worker answers by one or more WatchList with the same `id`."""
 
     id: int
 
 
 class Ping(_Message, tag="ping"):
-    """Are you alive? Answered by Pong."""
+    """Check that the worker is alive. It answers by Pong."""
 
 
 class Build(_Message, tag="build"):
@@ -121,20 +127,20 @@ class Build(_Message, tag="build"):
 
 
 class Started(_Message, tag="started"):
-    """The worker is ready; `ports` are those it listens on, by transport."""
+    """The worker is ready. `ports`: the SIP ports it listens on, by transport."""
 
     build: Build
     ports: dict[str, int]
 
 
 class CannotStart(_Message, tag="cannot-start"):
-    """The worker gives up; `reason` is for the operator."""
+    """The worker cannot start and exits. `reason` is for the operator."""
 
     reason: str
 
 
-class Notified(_Message, tag="notified"):
-    """The NOTIFY that answers a fetch. `observed_at_s` is Unix time; `declared_bytes` is its Content-Length or -1."""
+class FetchAnswered(_Message, tag="fetch-answered"):
+    """The NOTIFY that answers a fetch. `observed_at_s`: Unix time; `declared_bytes`: its Content-Length or -1."""
 
     id: int
     observed_at_s: float
@@ -147,8 +153,8 @@ class Notified(_Message, tag="notified"):
     body: bytes
 
 
-class Failed(_Message, tag="failed"):
-    """What ended a fetch without a NOTIFY, as in `message.Final`. `retry_after_s` is -1 where absent."""
+class FetchFailed(_Message, tag="fetch-failed"):
+    """The answer or failure that ended a fetch without a NOTIFY; fields as in `app.sip.headers.Final`."""
 
     id: int
     code: int
@@ -158,7 +164,7 @@ class Failed(_Message, tag="failed"):
 
 
 class Error(_Message, tag="error"):
-    """A domain error on its way to the parent; `retry_after_s` is -1 where absent."""
+    """A domain error; `retry_after_s` is -1 where absent."""
 
     code: str
     message: str
@@ -167,7 +173,7 @@ class Error(_Message, tag="error"):
 
 
 class Observed(_Message, tag="observed"):
-    """A NOTIFY of the watch `id` that tells the terminal's status. Fields as in Notified."""
+    """A NOTIFY of the watch `id` with the terminal's status; fields as in FetchAnswered."""
 
     id: int
     observed_at_s: float
@@ -177,8 +183,8 @@ class Observed(_Message, tag="observed"):
     body: bytes
 
 
-class Told(_Message, tag="told"):
-    """What the last observation of the watch `id` is worth (a Liveness name), and why it is not LIVE."""
+class LivenessChanged(_Message, tag="liveness-changed"):
+    """The liveness of the watch `id` (a Liveness name), and why it is not LIVE."""
 
     id: int
     liveness: str
@@ -187,22 +193,22 @@ class Told(_Message, tag="told"):
 
 
 class NotifyRefused(_Message, tag="notify-refused"):
-    """A NOTIFY of the watch `id` could not be used, and why."""
+    """A NOTIFY of the watch `id` could not be used. `reason` is a key of `app.sip.answers.UNUSABLE`."""
 
     id: int
     reason: str
 
 
 class WatchEnded(_Message, tag="watch-ended"):
-    """Nothing follows of the watch `id`."""
+    """The presence server ended the watch `id` for good."""
 
     id: int
     reason: str
     error: Error | None
 
 
-class WatchState(_Message, tag="watch-state"):
-    """One watch for operators. Times are Unix times, 0 where there is none; `route` is the number of its Route."""
+class WatchRow(_Message, tag="watch-row"):
+    """One watch, for operators. Times are Unix times, 0 where not applicable; `route` is the number of its server."""
 
     id: int
     state: str
@@ -217,38 +223,48 @@ class WatchState(_Message, tag="watch-state"):
 
 
 class WatchList(_Message, tag="watch-list"):
-    """Some of the worker's watches."""
+    """A part of the worker's watches."""
 
     id: int
-    watches: list[WatchState]
+    watches: list[WatchRow]
     last: bool
 
 
 class Counts(_Message, tag="counts"):
-    """What the worker counted since it started; sent when it has changed, at most each second."""
+    """What the worker counted since its start; sent when changed, at most once a second."""
 
     subscribes_sent: int
     notifies_received: int
     cut_messages: int
     failures: dict[str, int]
-    """SUBSCRIBEs that failed, by SIP status (`408` and `503` of PJSIP's own with `local-` before)."""
+    """Failed SUBSCRIBEs by SIP status, with the prefix `local-` where the status is PJSIP's own (408, 503)."""
     states: dict[str, int]
-    """Watches by state, now."""
+    """The present number of watches in each state."""
     routes_up: list[bool]
     registered: bool
     omitted: list[int] = []
-    """Refreshes that were accepted and that no NOTIFY followed, by route."""
+    """Accepted refreshes that no NOTIFY followed, by route."""
     refused: dict[str, int] = {}
-    """Messages that did not count, by reason."""
+    """Dropped messages, by reason."""
 
 
 class Pong(_Message, tag="pong"):
     """The worker is alive."""
 
 
-Command = Configure | Fetch | Cancel | Ping | Watch | Unwatch | Refresh | ListWatches
+Command = Configure | StartFetch | CancelFetch | Ping | StartWatches | EndWatch | RefreshWatch | ListWatches
 Report = (
-    Started | CannotStart | Notified | Failed | Pong | Observed | Told | NotifyRefused | WatchEnded | WatchList | Counts
+    Started
+    | CannotStart
+    | FetchAnswered
+    | FetchFailed
+    | Pong
+    | Observed
+    | LivenessChanged
+    | NotifyRefused
+    | WatchEnded
+    | WatchList
+    | Counts
 )
 
 
@@ -258,24 +274,24 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(messages: Sequence[Command] | Sequence[Report]) -> bytes:
-    """One frame that holds `messages`."""
+    """Encodes `messages` as one frame."""
     payload = _encoder.encode(messages)
     return len(payload).to_bytes(4, "big") + payload
 
 
 class FrameError(Exception):
-    """The peer sent what is no frame of ours."""
+    """The other side sent something else than a frame of this protocol."""
 
 
 class Decoder(Generic[T]):
-    """Cuts a byte stream into messages. Not reusable after FrameError."""
+    """Decodes a byte stream into messages. Unusable after FrameError."""
 
     def __init__(self, union: type[T]) -> None:
         self._decode = msgspec.msgpack.Decoder(list[union]).decode  # type: ignore[valid-type]  # a union at runtime
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterable[T]:
-        """Yields each message that `data` completes. Raises FrameError."""
+        """Returns the messages that `data` completes. Raises FrameError."""
         buffer = self._buffer
         buffer += data
         messages: list[T] = []

@@ -1,4 +1,4 @@
-"""What the settings mean to the SIP workers, and what the PJSIP that they found cannot do.
+"""The SIP workers' configuration from the settings, and the limits of the PJSIP that the workers found.
 
 Deliberately absent: validation (`loading.py`).
 """
@@ -7,11 +7,11 @@ from app.settings.loading import Settings
 from app.sip.protocol import Build, Configure, Credentials, Route
 
 DEFAULT_TRANSPORT = "tcp"
-"""Where a presence server is named without one: documents above 3 KB do not fit PJSIP's datagrams."""
+"""For a presence server named without a transport: documents above 3 KB do not fit PJSIP's datagrams."""
 
 
 def sip_configuration(settings: Settings, version: str) -> Configure:
-    """What each SIP worker is told; `version` stands in User-Agent."""
+    """The configuration of the SIP workers; `version` is sent in User-Agent."""
     host, _, port = settings.sip_listen.rpartition(":")
     headers = [("User-Agent", f"terminal-status-gateway/{version}")]
     if settings.asserted_identity:
@@ -44,7 +44,7 @@ def sip_configuration(settings: Settings, version: str) -> Configure:
 
 
 def watcher_limits(build: Build, max_document_bytes: int) -> list[str]:
-    """What this PJSIP cannot do, a sentence each."""
+    """The limits of this PJSIP, one sentence each."""
     limits = []
     if not build.ipv6:
         limits.append("no IPv6: the presence server must be reached by IPv4")

@@ -1,9 +1,9 @@
-"""One SIP worker as the gateway sees it: the child process, and the conversation with it.
+"""One SIP worker as the gateway sees it: the child process, and the messages exchanged with it.
 
-Invariants: commands and reports are gathered into frames, one per turn of the event loop. When the conversation ends,
-every query that it held fails with WatcherRestarting, which is retryable, and `gone` is done.
+Invariants: the commands of one round of the event loop leave in one frame. When the connection ends, every fetch in
+progress fails with WatcherRestarting, which is retryable, and `gone` is done.
 
-Deliberately absent: what follows from a worker's end (`watcher.py`).
+Deliberately absent: what follows from a worker's end (`supervisor.py`).
 """
 
 import asyncio
@@ -21,50 +21,50 @@ from app.domain.addresses import TerminalAddress
 from app.domain.errors import TerminalStatusError, WatcherRestarting
 from app.sip.answers import error_of_local_failure, error_of_response
 from app.sip.protocol import (
-    Cancel,
+    CancelFetch,
     CannotStart,
     Command,
     Configure,
     Counts,
     Decoder,
-    Failed,
-    Fetch,
+    FetchAnswered,
+    FetchFailed,
     FrameError,
     ListWatches,
-    Notified,
+    LivenessChanged,
     NotifyRefused,
     Observed,
     Report,
     Started,
-    Told,
+    StartFetch,
     WatchEnded,
     WatchList,
-    WatchState,
+    WatchRow,
     encode,
 )
 
 _log = structlog.get_logger()
 
 START_LIMIT_S = 10.0
-WatchReport = Observed | Told | NotifyRefused | WatchEnded | Counts
+WatchReport = Observed | LivenessChanged | NotifyRefused | WatchEnded | Counts
 
 
 class WatcherCannotStart(Exception):
-    """The SIP worker refused its configuration or the PJSIP build; the message is for the operator."""
+    """The SIP worker cannot start with its configuration or this PJSIP build; the message is for the operator."""
 
 
 class WorkerProcess(asyncio.Protocol):
-    """One child process and the conversation with it. `heard` is called with every report about a watch."""
+    """One child process and the connection to it. `on_report` is called with each report about watches or counts."""
 
-    def __init__(self, configure: Configure, heard: Callable[[WatchReport], None]) -> None:
+    def __init__(self, configure: Configure, on_report: Callable[[WatchReport], None]) -> None:
         loop = asyncio.get_running_loop()
         self.started: asyncio.Future[Started] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
-        self._heard = heard
-        self._pending: dict[int, asyncio.Future[Notified]] = {}
-        self._lists: dict[int, tuple[asyncio.Future[list[WatchState]], list[WatchState]]] = {}
+        self._on_report = on_report
+        self._pending: dict[int, asyncio.Future[FetchAnswered]] = {}
+        self._lists: dict[int, tuple[asyncio.Future[list[WatchRow]], list[WatchRow]]] = {}
         self.heard = False
-        """Whether anything came since the owner made it false."""
+        """Whether bytes came since the supervisor last set it to False."""
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._decoder: Decoder[Report] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
@@ -73,11 +73,11 @@ class WorkerProcess(asyncio.Protocol):
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> Started:
-        """Spawns the child and waits until it can speak SIP. Raises WatcherCannotStart."""
+        """Starts the child and waits until it is ready. Raises WatcherCannotStart."""
         ours, theirs = socket.socketpair()
         try:
-            self.process = subprocess.Popen(  # noqa: S603, ASYNC220  # our own interpreter and module; a fork is quick
-                # -P: `-m` alone would look for `app`, and for all that it imports, in the working directory first.
+            self.process = subprocess.Popen(  # noqa: S603, ASYNC220  # our own interpreter and module; a fork is fast
+                # -P: otherwise `-m` would import `app` and its imports from the working directory first.
                 [sys.executable, "-P", "-m", "app.sip.worker.main", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -95,8 +95,13 @@ class WorkerProcess(asyncio.Protocol):
         except TimeoutError:
             raise WatcherCannotStart(f"the SIP worker was not ready after {START_LIMIT_S:.0f} s") from None
 
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None before `start`."""
+        return self.process.pid if self.process else None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, not its base class
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -109,16 +114,16 @@ class WorkerProcess(asyncio.Protocol):
             return
         for report in reports:
             match report:
-                case Notified():
-                    if (query := self._pending.pop(report.id, None)) is not None and not query.done():
-                        query.set_result(report)
-                case Failed():
-                    if (query := self._pending.pop(report.id, None)) is not None and not query.done():
-                        query.set_exception(_error_of(report))
-                case Observed() | Told() | NotifyRefused() | WatchEnded() | Counts():
-                    self._heard(report)
+                case FetchAnswered():
+                    if (fetch := self._pending.pop(report.id, None)) is not None and not fetch.done():
+                        fetch.set_result(report)
+                case FetchFailed():
+                    if (fetch := self._pending.pop(report.id, None)) is not None and not fetch.done():
+                        fetch.set_exception(_error_of(report))
+                case Observed() | LivenessChanged() | NotifyRefused() | WatchEnded() | Counts():
+                    self._on_report(report)
                 case WatchList():
-                    self._listed(report)
+                    self._on_list(report)
                 case Started():
                     if not self.started.done():
                         self.started.set_result(report)
@@ -129,55 +134,55 @@ class WorkerProcess(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if not self.started.done():
-            self.started.set_exception(WatcherCannotStart("the SIP worker died while starting; see its last words"))
-        for query in self._pending.values():
-            if not query.done():
-                query.set_exception(restarting("The SIP worker died while it asked; it is being replaced."))
+            self.started.set_exception(WatcherCannotStart("the SIP worker died while starting; see its output above"))
+        for fetch in self._pending.values():
+            if not fetch.done():
+                fetch.set_exception(restarting("The SIP worker died during the fetch; it is being replaced."))
         self._pending.clear()
-        for asked, _ in self._lists.values():
-            if not asked.done():
-                asked.set_result([])
+        for listed, _ in self._lists.values():
+            if not listed.done():
+                listed.set_result([])
         self._lists.clear()
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def fetch(self, address: TerminalAddress, client: int = 0) -> Notified:
-        """Asks through this worker, in the turn of that client; a cancelled caller cancels the SUBSCRIBE."""
-        if self._transport is None:  # it is dead, and its supervisor has yet to hear of it
+    async def fetch(self, address: TerminalAddress, client: int = 0) -> FetchAnswered:
+        """Fetches in the turn of that client. Cancelling the caller cancels the SUBSCRIBE."""
+        if self._transport is None:  # dead, and the supervisor has not noticed yet
             raise restarting("The SIP worker died; it is being replaced.")
         number = next(self._numbers)
-        query: asyncio.Future[Notified] = self._loop.create_future()
-        self._pending[number] = query
-        self.say(Fetch(number, address, client))
+        fetch: asyncio.Future[FetchAnswered] = self._loop.create_future()
+        self._pending[number] = fetch
+        self.send(StartFetch(number, address, client))
         try:
-            return await query
+            return await fetch
         except asyncio.CancelledError:
             if self._pending.pop(number, None) is not None:
-                self.say(Cancel(number))
+                self.send(CancelFetch(number))
             raise
 
-    async def list_watches(self) -> list[WatchState]:
-        """Every watch of this worker; none where it is gone."""
+    async def list_watches(self) -> list[WatchRow]:
+        """Every watch of this worker; empty where the worker is gone."""
         if self._transport is None:
             return []
         number = next(self._numbers)
-        asked: asyncio.Future[list[WatchState]] = self._loop.create_future()
-        self._lists[number] = asked, []
-        self.say(ListWatches(number))
+        listed: asyncio.Future[list[WatchRow]] = self._loop.create_future()
+        self._lists[number] = listed, []
+        self.send(ListWatches(number))
         try:
-            return await asked
+            return await listed
         finally:
             self._lists.pop(number, None)
 
-    def _listed(self, part: WatchList) -> None:
+    def _on_list(self, part: WatchList) -> None:
         if (waiting := self._lists.get(part.id)) is not None:
-            asked, watches = waiting
-            watches += part.watches
-            if part.last and not asked.done():
-                asked.set_result(watches)
+            listed, rows = waiting
+            rows += part.watches
+            if part.last and not listed.done():
+                listed.set_result(rows)
 
-    def say(self, command: Command) -> None:
-        """Queues a command; all of one turn of the event loop leave in one frame."""
+    def send(self, command: Command) -> None:
+        """Queues a command; all commands of one round of the event loop leave in one frame."""
         if not self._commands and self._transport is not None:
             self._loop.call_soon(self._flush)
         self._commands.append(command)
@@ -188,12 +193,12 @@ class WorkerProcess(asyncio.Protocol):
             self._commands.clear()
 
     def close(self) -> None:
-        """Ends the conversation; the child leaves by itself."""
+        """Closes the connection, whereupon the child exits."""
         if self._transport is not None:
             self._transport.close()
 
     def kill(self) -> None:
-        """Ends the child at once."""
+        """Kills the child."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 self.process.kill()
@@ -201,19 +206,19 @@ class WorkerProcess(asyncio.Protocol):
             self._transport.abort()
 
 
-def _error_of(failed: Failed) -> TerminalStatusError:
+def _error_of(failed: FetchFailed) -> TerminalStatusError:
     if failed.local:
         return error_of_local_failure(failed.code, failed.phrase)
     return error_of_response(failed.code, failed.phrase, failed.retry_after_s)
 
 
 def restarting(message: str) -> TerminalStatusError:
-    """The error of who asks while there is no worker."""
+    """The error for a fetch while there is no worker."""
     return WatcherRestarting(message, retry_after_s=1)
 
 
 async def reap(worker: WorkerProcess) -> int | None:
-    """Waits for the child's end so that no zombie is left; kills it after two seconds."""
+    """Waits for the child's end, kills it after two seconds, and returns its exit status. Leaves no zombie."""
     process = worker.process
     if process is None:
         return None

@@ -73,7 +73,7 @@ async def _run(arguments: argparse.Namespace) -> dict[str, object]:
         setups_per_s=str(arguments.setups_per_s),
     )
     observer, lags_s = Counting(), list[float]()
-    watcher = SipWatcher(sip_configuration(settings, "bench"), lag=lags_s.append)
+    watcher = SipWatcher(sip_configuration(settings, "bench"), on_lag=lags_s.append)
     watcher.set_observer(observer)
     await watcher.start()
     pid, count = os.getpid(), arguments.count

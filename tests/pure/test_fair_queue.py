@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sip.worker.fair_queue import Turns
+from app.sip.worker.fair_queue import FairQueue
 
 
 @dataclass(eq=False)
@@ -18,7 +18,7 @@ class Entry:
 CLIENTS = st.lists(st.integers(1, 5), max_size=3, unique=True).map(tuple)
 
 
-def taken(turns: Turns[Entry]) -> list[Entry]:
+def taken(turns: FairQueue[Entry]) -> list[Entry]:
     """All that waits, in order."""
     return [turns.pop() for _ in range(len(turns))]
 
@@ -26,7 +26,7 @@ def taken(turns: Turns[Entry]) -> list[Entry]:
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=200))
 def test_clients_take_turns(wanted: list[tuple[int, bool]]) -> None:
     """At any time two clients that both wait were served equally often, but for one; each in its own order."""
-    turns, own = Turns[Entry](), dict[int, list[int]]()
+    turns, own = FairQueue[Entry](), dict[int, list[int]]()
     for number, (client, first) in enumerate(wanted):
         turns.add(Entry(number, (client,)), first=first)
         own.setdefault(client, []).insert(0 if first else len(wanted), number)
@@ -45,7 +45,7 @@ def test_clients_take_turns(wanted: list[tuple[int, bool]]) -> None:
 @given(st.lists(CLIENTS, max_size=60), st.integers(1, 5))
 def test_an_entry_waits_for_the_client_that_is_served_least(wanted: list[tuple[int, ...]], client: int) -> None:
     """Whatever else waits, and whoever else wants it: the first of a client leaves within one turn of each other."""
-    turns = Turns[Entry]()
+    turns = FairQueue[Entry]()
     for number, clients in enumerate(wanted):
         turns.add(Entry(number, clients))
     shared = Entry(-1, (6, client))
@@ -59,7 +59,7 @@ def test_an_entry_waits_for_the_client_that_is_served_least(wanted: list[tuple[i
 def test_nothing_is_lost_or_served_twice(steps: list[tuple[str, int]]) -> None:
     """Entries come, leave, and come again; what waits is what was added and has not left."""
     entries = [Entry(number, tuple(range(1, 1 + number % 4))) for number in range(10)]
-    turns, waiting = Turns[Entry](), set[Entry]()
+    turns, waiting = FairQueue[Entry](), set[Entry]()
     for step, number in steps:
         entry = entries[number]
         if step in ("add", "first"):
@@ -77,7 +77,7 @@ def test_nothing_is_lost_or_served_twice(steps: list[tuple[str, int]]) -> None:
 
 def test_who_comes_back_waits_for_a_round() -> None:
     """A client with one entry at a time has every second turn beside one with many, and no more."""
-    turns = Turns[Entry]()
+    turns = FairQueue[Entry]()
     for number in range(10):
         turns.add(Entry(number, (1,)))
     served = []

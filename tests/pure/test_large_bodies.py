@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sip.pjsip.large_bodies import MAX_BODY_BYTES, MOST_BODIES, Bodies, Stream, key_of
+from app.sip.pjsip.large_bodies import MAX_BODY_BYTES, MOST_BODIES, ConnectionBuffer, LargeBodies, key_of
 
 BUFFER_BYTES = 4000
 
@@ -22,8 +22,8 @@ class ModelOfPjsip:
     takes what was shortened as discarded from the front, and keeps a part of a message for the next read."""
 
     def __init__(self) -> None:
-        self.bodies = Bodies()
-        self.stream = Stream(self.bodies)
+        self.bodies = LargeBodies()
+        self.stream = ConnectionBuffer(self.bodies)
         self.handled: list[tuple[bytes, bytes]] = []
         self._buffer = b""
 
@@ -35,7 +35,7 @@ class ModelOfPjsip:
         assert len(data) <= self.room
         self._buffer += data
         while self._buffer:
-            if (instead := self.stream.absorb(self._buffer)) is not None:
+            if (instead := self.stream.replace(self._buffer)) is not None:
                 assert len(instead) <= len(self._buffer)
                 self._buffer = instead
                 continue
@@ -72,31 +72,31 @@ def test_all_arrive_whole_and_in_order(sizes: list[int], cuts: list[int], name: 
 @given(st.binary(max_size=6000), st.binary(max_size=3000))
 def test_any_bytes_do_no_harm(first: bytes, second: bytes) -> None:
     """Whatever a stream brings, it is answered, with no more than was shown."""
-    stream = Stream(Bodies())
+    stream = ConnectionBuffer(LargeBodies())
     for shown in (first, second, first + second):
-        instead = stream.absorb(shown)
+        instead = stream.replace(shown)
         assert instead is None or len(instead) < len(shown)
 
 
 def test_too_large_a_body() -> None:
     """A body above the bound is passed over, its message arrives without it and says what was declared."""
-    bodies = Bodies()
-    stream = Stream(bodies)
+    bodies = LargeBodies()
+    stream = ConnectionBuffer(bodies)
     raw = message(1, MAX_BODY_BYTES + 1)
     head = raw[: raw.index(b"\r\n\r\n") + 4]
-    assert stream.absorb(raw[:2000] + b"." * 2000) == head
+    assert stream.replace(raw[:2000] + b"." * 2000) == head
     rest = len(raw) - 4000
     while rest:
         size = min(rest, 3000)
-        instead = stream.absorb(head + b"." * size)
+        instead = stream.replace(head + b"." * size)
         rest -= size
     assert instead is not None
     assert bodies.take(instead) == (MAX_BODY_BYTES + 1, b"")
 
 
 def test_bodies_are_bounded() -> None:
-    """Bodies that nobody asks for make room for new ones."""
-    bodies = Bodies()
+    """LargeBodies that nobody asks for make room for new ones."""
+    bodies = LargeBodies()
     for number in range(MOST_BODIES + 1):
         bodies.keep(message(number, 0), 1, b"x")
     assert bodies.take(message(0, 0)) is None
@@ -105,10 +105,10 @@ def test_bodies_are_bounded() -> None:
 
 def test_another_connection_at_the_same_place() -> None:
     """What a closed connection left is dropped when the bytes are not its."""
-    stream = Stream(Bodies())
-    assert stream.absorb(message(1, 9000)[:3000]) is not None
-    assert stream.absorb(message(2, 10)) is None
-    assert stream.absorb(message(3, 10)) is None
+    stream = ConnectionBuffer(LargeBodies())
+    assert stream.replace(message(1, 9000)[:3000]) is not None
+    assert stream.replace(message(2, 10)) is None
+    assert stream.replace(message(3, 10)) is None
 
 
 @pytest.mark.parametrize("head", [b"", b"Call-ID: x\r\n", b"CSeq: 1 NOTIFY\r\n"])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sip.pjsip.accepting import LATELY_S, MOST_HERE, MOST_LATELY, Gate
-from app.sip.pjsip.connecting import KNOCK_GAP_S, KNOCK_S, Doors
+from app.sip.pjsip.connection_queue import ATTEMPT_GAP_S, ATTEMPT_S, ConnectionQueue
+from app.sip.pjsip.incoming_connections import MOST_OPEN, MOST_RECENT, RECENT_S, IncomingConnectionLimit
 from app.sip.worker.failover import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
-from app.sip.worker.send_rate import BURST, BURST_S, KEPT, Pace
+from app.sip.worker.send_rate import BURST, BURST_S, RESERVED_FOR_SETUPS, SendRate
 
 
 @dataclass(eq=False)
@@ -22,66 +22,66 @@ class Asked:
 
 def test_burst_is_bounded_and_silence_holds_nobody_up() -> None:
     """So many unanswered SUBSCRIBEs leave at once and no more, until answers come or their time is over."""
-    pace = Pace(0)
+    rate = SendRate(0)
     asked = [Asked() for _ in range(BURST)]
     for each in asked:
-        assert pace.open(1.0)
-        pace.sent(each, 1.0)
-    assert not pace.open(1.0)
-    pace.answered(asked[0])
-    assert pace.open(1.0)
-    pace.sent(asked[0], 1.0)
-    assert not pace.open(1.0 + BURST_S)
-    assert pace.open(1.0 + 2 * BURST_S)
+        assert rate.allows(1.0)
+        rate.on_sent(each, 1.0)
+    assert not rate.allows(1.0)
+    rate.on_answered(asked[0])
+    assert rate.allows(1.0)
+    rate.on_sent(asked[0], 1.0)
+    assert not rate.allows(1.0 + BURST_S)
+    assert rate.allows(1.0 + 2 * BURST_S)
 
 
 def test_silent_questions_leave_room_for_set_ups() -> None:
     """Where set-ups wait, no number of unanswered questions takes their part of the burst."""
-    pace, questions = Pace(0), 0
-    while pace.open(1.0, kept=KEPT):
-        pace.sent(Asked(), 1.0)
+    rate, questions = SendRate(0), 0
+    while rate.allows(1.0, reserved=RESERVED_FOR_SETUPS):
+        rate.on_sent(Asked(), 1.0)
         questions += 1
-    assert questions == BURST - KEPT
-    for _ in range(KEPT):
-        assert pace.open(1.0)
-        pace.sent(Asked(), 1.0, setup=True)
-    assert not pace.open(1.0)
+    assert questions == BURST - RESERVED_FOR_SETUPS
+    for _ in range(RESERVED_FOR_SETUPS):
+        assert rate.allows(1.0)
+        rate.on_sent(Asked(), 1.0, setup=True)
+    assert not rate.allows(1.0)
 
 
 @given(st.floats(1, 10_000), st.lists(st.floats(0, 0.5), min_size=1, max_size=200))
-def test_setups_keep_to_their_rate(rate: float, waits_s: list[float]) -> None:
+def test_setups_keep_to_their_rate(per_s: float, waits_s: list[float]) -> None:
     """In any time no more set-ups leave than the rate allows, beside the burst of a twentieth of a second."""
-    pace, now_s, sent = Pace(rate), 100.0, 0
-    pace.setup_delay_s(now_s)
+    rate, now_s, sent = SendRate(per_s), 100.0, 0
+    rate.setup_delay_s(now_s)
     for wait_s in waits_s:
         now_s += wait_s
         for _ in range(50):
-            if pace.setup_delay_s(now_s):
+            if rate.setup_delay_s(now_s):
                 break
-            pace.sent(Asked(), now_s, setup=True)
+            rate.on_sent(Asked(), now_s, setup=True)
             sent += 1
-        assert sent <= (now_s - 100) * rate + max(1.0, rate * 0.05) + 1e-6
+        assert sent <= (now_s - 100) * per_s + max(1.0, per_s * 0.05) + 1e-6
 
 
 @given(st.floats(0.5, 10_000))
-def test_waiting_as_told_is_enough(rate: float) -> None:
-    """Whoever waits as long as he is told may send then."""
-    pace, now_s = Pace(rate), 5.0
-    while not (delay_s := pace.setup_delay_s(now_s)):
-        pace.sent(Asked(), now_s, setup=True)
-    assert pace.setup_delay_s(now_s + delay_s * 1.001 + 1e-6) == 0
+def test_the_delay_given_is_enough(per_s: float) -> None:
+    """After the delay that was given, one more set-up may leave."""
+    rate, now_s = SendRate(per_s), 5.0
+    while not (delay_s := rate.setup_delay_s(now_s)):
+        rate.on_sent(Asked(), now_s, setup=True)
+    assert rate.setup_delay_s(now_s + delay_s * 1.001 + 1e-6) == 0
 
 
 def test_the_first_route_that_is_up_is_asked() -> None:
     """The preferred one, the next while that is down, and the preferred one as soon as it answers again."""
     routes = Routes(3, 5)
     assert routes.choose() == 0
-    routes.failed(0, 503, 10.0)
-    assert (routes.choose(), routes.turns) == (1, [(0, False)])
-    routes.failed(1, 502, 10.0)
+    routes.on_failed(0, 503, 10.0)
+    assert (routes.choose(), routes.changes) == (1, [(0, False)])
+    routes.on_failed(1, 502, 10.0)
     assert routes.choose() == 2
-    routes.answered(0)
-    assert (routes.choose(), routes.turns[-1]) == (0, (0, True))
+    routes.on_answered(0)
+    assert (routes.choose(), routes.changes[-1]) == (0, (0, True))
 
 
 def test_each_failure_in_a_row_moves_on() -> None:
@@ -89,7 +89,7 @@ def test_each_failure_in_a_row_moves_on() -> None:
     routes = Routes(2, 0)
     assert [routes.choose(attempt) for attempt in range(4)] == [0, 1, 0, 1]
     for route in (0, 1):
-        routes.failed(route, 503, 1.0)
+        routes.on_failed(route, 503, 1.0)
     assert [routes.choose(attempt) for attempt in range(4)] == [0, 1, 0, 1]
 
 
@@ -97,17 +97,17 @@ def test_silence_about_one_terminal_is_no_dead_server() -> None:
     """PJSIP's own 408 makes it suspect: a probe follows soon, and only that takes it out of service."""
     routes = Routes(1, 60)
     assert routes.due(0.0) == [0]
-    routes.answered(0, probe=True)
-    routes.failed(0, 408, 10.0)
+    routes.on_answered(0, options=True)
+    routes.on_failed(0, 408, 10.0)
     assert routes.up == [True]
     assert routes.wake_s() == 10 + SUSPECT_S
     assert routes.due(11.0) == [0]
     assert routes.due(11.0 + PROBE_LIMIT_S) == []
-    assert (routes.up, routes.turns) == ([False], [(0, False)])
+    assert (routes.up, routes.changes) == ([False], [(0, False)])
     assert routes.due(11.0 + PROBE_LIMIT_S + DOWN_EVERY_S) == []
     assert routes.due(71.0) == [0]
     assert routes.due(71.0 + DOWN_EVERY_S) == [0], "while it is down it is asked more often"
-    routes.answered(0, probe=True)
+    routes.on_answered(0, options=True)
     assert routes.up == [True]
 
 
@@ -115,8 +115,8 @@ def test_a_pause_of_our_own_is_no_silence_of_a_server() -> None:
     """Where nobody looked for longer than an answer may take, it may lie there unread: it has its time again."""
     routes = Routes(1, 60)
     routes.due(0.0)
-    routes.answered(0, probe=True)
-    routes.failed(0, 408, 10.0)
+    routes.on_answered(0, options=True)
+    routes.on_failed(0, 408, 10.0)
     assert routes.due(10.5) == [0]
     routes.due(10.5 + 30)
     assert routes.up == [True]
@@ -131,29 +131,29 @@ def test_a_server_that_never_answered_a_probe_is_tried_by_a_fetch() -> None:
     routes, tried_s = Routes(1, 5), list[float]()
     for now_s in range(60):
         routes.due(float(now_s))
-        if routes.trials:
+        if routes.fetch_probes:
             tried_s.append(now_s)
-            routes.trials.clear()
-            routes.answered(0)
+            routes.fetch_probes.clear()
+            routes.on_answered(0)
     assert (routes.up, tried_s) == ([True], [PROBE_LIMIT_S + 5 * number for number in range(12)])
     for now_s in range(60, 120):
         routes.due(float(now_s))
-        routes.answered(0)
-    assert routes.trials == []
+        routes.on_answered(0)
+    assert routes.fetch_probes == []
     for now_s in range(120, 130):
         routes.due(float(now_s))
-    assert (routes.up, routes.turns) == ([False], [(0, False)])
-    assert len(routes.trials) > 1, "it may be back"
-    routes.answered(0)
+    assert (routes.up, routes.changes) == ([False], [(0, False)])
+    assert len(routes.fetch_probes) > 1, "it may be back"
+    routes.on_answered(0)
     assert routes.up == [True]
 
 
 def test_what_is_known_of_routes_outlives_a_worker() -> None:
     """A worker that begins takes over what the one before it found out."""
     routes = Routes(2, 5, [False, True])
-    assert (routes.up, routes.choose(), routes.turns) == ([False, True], 1, [])
-    routes.answered(0)
-    assert (routes.choose(), routes.turns) == (0, [(0, True)])
+    assert (routes.up, routes.choose(), routes.changes) == ([False, True], 1, [])
+    routes.on_answered(0)
+    assert (routes.choose(), routes.changes) == (0, [(0, True)])
 
 
 def test_without_probes_nothing_is_due() -> None:
@@ -162,35 +162,35 @@ def test_without_probes_nothing_is_due() -> None:
     assert (routes.due(100.0), routes.wake_s()) == ([], math.inf)
 
 
-def test_one_knocks_and_the_others_wait_for_what_becomes_of_it() -> None:
+def test_one_attempts_and_the_others_wait_for_what_becomes_of_it() -> None:
     """Where a server is not known to take connections, what waits leaves when it is, and fails when it does not."""
-    doors: Doors[str] = Doors()
-    assert doors.enter("tcp", "first", 10.0)
-    assert not any(doors.enter("tcp", who, 10.0) for who in ("second", "third"))
-    assert list(doors.due(10.001)) == []
-    doors.connected(10.1)
-    assert (list(doors.due(10.1)), doors.waiting) == (["second", "third"], False)
-    assert doors.enter("tcp", "fourth", 10.1)
-    assert doors.refused("tcp") == []
-    assert doors.enter("tcp", "fifth", 11.0)
-    assert not doors.enter("tcp", "sixth", 11.0)
-    assert doors.refused("tcp") == ["sixth"]
-    assert list(doors.due(12.0)) == []
-    assert doors.enter("tcp", "seventh", 12.0)
-    doors.answered("tcp")
-    doors.broken()
-    assert not doors.enter("tcp", "eighth", 12.0)
+    queue: ConnectionQueue[str] = ConnectionQueue()
+    assert queue.may_send("tcp", "first", 10.0)
+    assert not any(queue.may_send("tcp", who, 10.0) for who in ("second", "third"))
+    assert list(queue.due(10.001)) == []
+    queue.on_connected(10.1)
+    assert (list(queue.due(10.1)), queue.queued) == (["second", "third"], False)
+    assert queue.may_send("tcp", "fourth", 10.1)
+    assert queue.on_refused("tcp") == []
+    assert queue.may_send("tcp", "fifth", 11.0)
+    assert not queue.may_send("tcp", "sixth", 11.0)
+    assert queue.on_refused("tcp") == ["sixth"]
+    assert list(queue.due(12.0)) == []
+    assert queue.may_send("tcp", "seventh", 12.0)
+    queue.on_answered("tcp")
+    queue.on_broken()
+    assert not queue.may_send("tcp", "eighth", 12.0)
 
 
-def test_knocks_are_few() -> None:
-    """A door that says nothing is knocked at now and then; several doors take turns."""
-    doors: Doors[int] = Doors()
-    knocks = 0
+def test_attempts_are_few() -> None:
+    """A door that says nothing is knocked at now and then; several queue take turns."""
+    queue: ConnectionQueue[int] = ConnectionQueue()
+    attempts = 0
     for milliseconds in range(2000):
         now_s = milliseconds / 1000
-        knocks += doors.enter(milliseconds % 3, milliseconds, now_s)
-        knocks += len(list(doors.due(now_s)))
-    assert 2 / KNOCK_S <= knocks <= min(3 * (2 / KNOCK_S + 1), 2 / KNOCK_GAP_S + 1)
+        attempts += queue.may_send(milliseconds % 3, milliseconds, now_s)
+        attempts += len(list(queue.due(now_s)))
+    assert 2 / ATTEMPT_S <= attempts <= min(3 * (2 / ATTEMPT_S + 1), 2 / ATTEMPT_GAP_S + 1)
 
 
 def test_gate_lets_few_in_at_once() -> None:
@@ -199,8 +199,8 @@ def test_gate_lets_few_in_at_once() -> None:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)
         listening.setblocking(False)
-        gate = Gate({listening.getsockname()[1]})
-        callers.enter_context(gate._nobody)  # noqa: SLF001  # a worker keeps it for good
+        limit = IncomingConnectionLimit({listening.getsockname()[1]})
+        callers.enter_context(limit._substitute)  # noqa: SLF001  # a worker keeps it for good
 
         def accepted(now_s: float) -> list[int]:
             come = []
@@ -208,21 +208,21 @@ def test_gate_lets_few_in_at_once() -> None:
                 while True:
                     connection = callers.enter_context(listening.accept()[0])
                     come.append(connection.fileno())
-                    gate.arrived(connection.fileno(), now_s)
+                    limit.on_accepted(connection.fileno(), now_s)
             return come
 
         for _ in range(60):
             callers.enter_context(socket.create_connection(listening.getsockname()))
         first = accepted(100.0)
-        assert (len(first), gate.open) == (MOST_LATELY, False)
-        gate.reopen(100.1)
+        assert (len(first), limit.accepting) == (MOST_RECENT, False)
+        limit.resume(100.1)
         assert not accepted(100.1)
-        gate.reopen(100.1 + LATELY_S)
-        second = accepted(100.1 + LATELY_S)
-        assert len(first) + len(second) == MOST_HERE
-        gate.reopen(200.0)
+        limit.resume(100.1 + RECENT_S)
+        second = accepted(100.1 + RECENT_S)
+        assert len(first) + len(second) == MOST_OPEN
+        limit.resume(200.0)
         assert not accepted(200.0)
         for key in first:
-            gate.left(key)
-        gate.reopen(200.0)
-        assert len(accepted(200.0)) == MOST_LATELY
+            limit.on_closed(key)
+        limit.resume(200.0)
+        assert len(accepted(200.0)) == MOST_RECENT

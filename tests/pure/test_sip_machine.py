@@ -25,32 +25,34 @@ from app.domain.errors import (
 from app.domain.statuses import Liveness
 from app.sip.answers import BAD_ADDRESS, UNUSABLE
 from app.sip.headers import Final, Notify
-from app.sip.worker import timing as life
-from app.sip.worker.machine import WatchMachine
-from app.sip.worker.vocabulary import (
+from app.sip.machine import timing as life
+from app.sip.machine.actions import (
     UNWANTED,
-    Accepted,
     Action,
-    Arm,
-    Authenticate,
-    Ended,
+    DropDialog,
+    ReportEnd,
+    ReportLiveness,
+    ReportObservation,
+    ReportOmittedNotify,
+    SendCredentials,
+    SendSubscribe,
+    SendUnsubscribe,
+    SetTimer,
+)
+from app.sip.machine.events import (
     Event,
-    Forget,
     NotifyReceived,
     NotifyUnusable,
-    Observe,
-    Omitted,
-    RefreshWanted,
-    Refused,
-    State,
-    Subscribe,
-    Tell,
+    RefreshRequested,
+    SubscribeAccepted,
+    SubscribeFailed,
     TimerFired,
     TransportLost,
-    Unsubscribe,
-    Unwanted,
-    Wanted,
+    WatchCancelled,
+    WatchRequested,
 )
+from app.sip.machine.states import State
+from app.sip.machine.watch_machine import WatchMachine
 
 HOUR = 3600
 A = TypeVar("A", bound=Action)
@@ -61,63 +63,63 @@ def notify(state: str = "active", reason: str = "", retry_after_s: int = -1, bod
 
 
 class Play:
-    """One usage. Time advances only by `run`, which fires the armed timer at its time."""
+    """One machine. Time advances only by `run`, which fires the armed timer at its time."""
 
     def __init__(self, *, observed: bool = False, expires_s: int = HOUR, jitter: float = 0.5) -> None:
-        self.usage = WatchMachine(expires_s=expires_s, observed=observed)
+        self.machine = WatchMachine(expires_s=expires_s, observed=observed)
         self.now_s, self.jitter = 1000.0, jitter
         self.armed_s: float | None = None
         self.sent_s: list[float] = []
         self.omits = False  # whether the server is known to send no NOTIFY after a refresh
         self.dialogs: list[int] = []
         self.liveness: Liveness | None = None
-        self.ended: Ended | None = None
+        self.ended: ReportEnd | None = None
         self.unsubscribed = False
         self.last: list[Action] = []
 
     @property
     def state(self) -> State:
-        return self.usage.state
+        return self.machine.state
 
     @property
     def held(self) -> int | None:
         """The newest dialog that there is."""
         return self.dialogs[-1] if self.dialogs else None
 
-    def tell(self, event: Event) -> list[Action]:
+    def handle(self, event: Event) -> list[Action]:
         """Hands one event over, and checks what holds of any answer."""
         ended = self.ended
-        self.last = self.usage.handle(event, self.now_s, self.jitter, replaces=self.omits)
-        assert not (ended and self.last), "nothing follows Ended"
+        self.last = self.machine.handle(event, self.now_s, self.jitter, omits_notify=self.omits)
+        assert not (ended and self.last), "nothing follows ReportEnd"
         for action in self.last:
             self._carry_out(action)
         return self.last
 
     def _carry_out(self, action: Action) -> None:
-        assert self.ended is None, "Ended is the last action"
+        assert self.ended is None, "ReportEnd is the last action"
         match action:
-            case Arm():
+            case SetTimer():
                 assert action.at_s >= self.now_s
                 self.armed_s = action.at_s
-            case Subscribe(fresh=True):
+            case SendSubscribe(fresh=True):
                 assert len(self.dialogs) <= self.omits, "an older dialog is kept only where another one replaces it"
                 assert action.generation > max(self.dialogs, default=0)
                 self.dialogs.append(action.generation)
                 self.sent_s.append(self.now_s)
-            case Subscribe() | Authenticate() | Unsubscribe():
+            case SendSubscribe() | SendCredentials() | SendUnsubscribe():
                 assert action.generation == self.held
-                self.unsubscribed |= isinstance(action, Unsubscribe)
+                self.unsubscribed |= isinstance(action, SendUnsubscribe)
                 self.sent_s.append(self.now_s)
-            case Forget():
+            case DropDialog():
                 self.dialogs.remove(action.generation)
-            case Omitted():
+            case ReportOmittedNotify():
                 self.omits = True
-            case Tell():
+            case ReportLiveness():
                 self.liveness = action.liveness
-            case Ended():
+            case ReportEnd():
                 assert self.held is None, "a dialog is forgotten before the end"
                 self.ended, self.armed_s = action, None
-            case Observe():
+            case ReportObservation():
                 pass
 
     def run(self, for_s: float) -> list[Action]:
@@ -127,16 +129,16 @@ class Play:
             fired += 1
             assert fired < 10_000, "timers run in circles"
             self.now_s, self.armed_s = self.armed_s, None
-            actions += self.tell(TimerFired())
+            actions += self.handle(TimerFired())
         self.now_s = until_s
         return actions
 
     def accept(self, expires_s: int = -1, code: int = 200) -> list[Action]:
-        return self.tell(Accepted(generation=self.usage.generation, code=code, expires_s=expires_s))
+        return self.handle(SubscribeAccepted(generation=self.machine.generation, code=code, expires_s=expires_s))
 
     def refuse(self, code: int, *, retry_after_s: int = -1, min_expires_s: int = -1, **more: bool) -> list[Action]:
         final = Final(code, "Phrase", retry_after_s, min_expires_s, local=more.pop("local", False))
-        return self.tell(Refused(generation=self.usage.generation, final=final, **more))
+        return self.handle(SubscribeFailed(generation=self.machine.generation, final=final, **more))
 
     def notify(
         self,
@@ -148,19 +150,19 @@ class Play:
         body: bytes = b"",
     ) -> list[Action]:
         what = notify(state, reason, retry_after_s, body)
-        return self.tell(NotifyReceived(generation=self.usage.generation, notify=what, expires_s=expires_s))
+        return self.handle(NotifyReceived(generation=self.machine.generation, notify=what, expires_s=expires_s))
 
     def wait_s(self) -> float:
         """How long until the next step."""
-        at_s = self.usage.snapshot().next_at_s
+        at_s = self.machine.snapshot().next_at_s
         assert at_s is not None
         return at_s - self.now_s
 
 
 def active(expires_s: int = HOUR, **more: float) -> Play:
-    """A usage with an active subscription of so many seconds, fresh."""
+    """A machine with an active subscription of so many seconds, fresh."""
     play = Play(**more)  # type: ignore[arg-type]  # its own arguments
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept(expires_s)
     play.notify()
     assert (play.state, play.liveness) == (State.ACTIVE, Liveness.LIVE)
@@ -168,7 +170,7 @@ def active(expires_s: int = HOUR, **more: float) -> Play:
 
 
 def refreshing(expires_s: int = HOUR, **more: float) -> Play:
-    """A usage whose first refresh is in flight."""
+    """A machine whose first refresh is in flight."""
     play = active(expires_s, **more)
     play.run(play.wait_s())
     assert play.state is State.REFRESHING
@@ -179,42 +181,42 @@ def of(kind: type[A], actions: Iterable[Action]) -> list[A]:
     return [action for action in actions if isinstance(action, kind)]
 
 
-def told(actions: Iterable[Action]) -> list[tuple[Liveness, str]]:
-    return [(action.liveness, action.reason) for action in of(Tell, actions)]
+def reported(actions: Iterable[Action]) -> list[tuple[Liveness, str]]:
+    return [(action.liveness, action.reason) for action in of(ReportLiveness, actions)]
 
 
 def test_start() -> None:
     """A SUBSCRIBE in a new dialog leaves at once; the status is UNKNOWN, and the wait for the answer is bounded."""
     play = Play()
-    assert play.tell(Wanted()) == [
-        Subscribe(generation=1, fresh=True, expires_s=HOUR, attempt=0),
-        Tell(liveness=Liveness.UNKNOWN, reason="subscribing", error=None),
-        Arm(at_s=1000 + life.TRANSACTION_S),
+    assert play.handle(WatchRequested()) == [
+        SendSubscribe(generation=1, fresh=True, expires_s=HOUR, attempt=0),
+        ReportLiveness(liveness=Liveness.UNKNOWN, reason="subscribing", error=None),
+        SetTimer(at_s=1000 + life.TRANSACTION_S),
     ]
     assert play.state is State.INITIAL
-    assert play.tell(Wanted()) == []
+    assert play.handle(WatchRequested()) == []
 
 
 def test_established() -> None:
     """The NOTIFY is an observation and makes the status LIVE; the refresh is due before the expiry."""
     play = Play(jitter=0)
-    play.tell(Wanted())
-    assert play.accept(600) == [Arm(at_s=1000 + life.TIMER_N_S)]
+    play.handle(WatchRequested())
+    assert play.accept(600) == [SetTimer(at_s=1000 + life.TIMER_N_S)]
     assert play.state is State.ACCEPTED
     actions = play.notify(body=b"<presence/>")
-    assert [type(action) for action in actions] == [Observe, Tell, Arm]
-    assert told(actions) == [(Liveness.LIVE, "")]
+    assert [type(action) for action in actions] == [ReportObservation, ReportLiveness, SetTimer]
+    assert reported(actions) == [(Liveness.LIVE, "")]
     assert play.armed_s == 1570
-    assert play.usage.snapshot().expires_at_s == 1600
-    assert play.notify(body=b"again") == [Observe(notify=notify(body=b"again"))]
+    assert play.machine.snapshot().expires_at_s == 1600
+    assert play.notify(body=b"again") == [ReportObservation(notify=notify(body=b"again"))]
 
 
 def test_accepted_202() -> None:
     """202 is a 2xx like any other (RFC 6665 section 8.3.1): only the NOTIFY says more."""
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept(600, code=202)
-    assert (play.state, play.usage.snapshot().code) == (State.ACCEPTED, 202)
+    assert (play.state, play.machine.snapshot().code) == (State.ACCEPTED, 202)
     play.notify()
     assert play.liveness is Liveness.LIVE
 
@@ -223,20 +225,20 @@ def test_shorter_expires() -> None:
     """The granted duration counts, and the next SUBSCRIBE asks for the full one again."""
     play = active(60, jitter=0.0)
     assert play.wait_s() == 30
-    assert of(Subscribe, play.run(30)) == [Subscribe(generation=1, fresh=False, expires_s=HOUR, attempt=0)]
+    assert of(SendSubscribe, play.run(30)) == [SendSubscribe(generation=1, fresh=False, expires_s=HOUR, attempt=0)]
 
 
 @pytest.mark.parametrize("expires_s", [-1, 10**6])
 def test_expires_beyond_what_was_asked(expires_s: int) -> None:
     """A server may shorten the duration, not lengthen it; without Expires the requested duration counts."""
-    assert active(expires_s).usage.snapshot().expires_at_s == 1000 + HOUR
+    assert active(expires_s).machine.snapshot().expires_at_s == 1000 + HOUR
 
 
 def test_notify_before_2xx() -> None:
     """The NOTIFY counts at once, and the 2xx that follows sets the expiry."""
     play = Play(jitter=0)
-    play.tell(Wanted())
-    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    play.handle(WatchRequested())
+    assert reported(play.notify()) == [(Liveness.LIVE, "")]
     assert play.state is State.ACTIVE
     play.accept(600)
     assert (play.state, play.armed_s) == (State.ACTIVE, 1570)
@@ -245,17 +247,17 @@ def test_notify_before_2xx() -> None:
 def test_notify_and_never_a_2xx() -> None:
     """The requested duration counts, and refreshes are tried; when they stay unanswered the status is STALE."""
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.notify()
     play.run(30)
-    assert (play.liveness, play.usage.generation) == (Liveness.LIVE, 1)
-    assert (Liveness.STALE, "no answer") in told(play.run(HOUR - 30))
+    assert (play.liveness, play.machine.generation) == (Liveness.LIVE, 1)
+    assert (Liveness.STALE, "no answer") in reported(play.run(HOUR - 30))
 
 
 def test_notify_expires_is_authoritative() -> None:
     """The duration in a NOTIFY replaces that of the 2xx (section 4.1.3), in either order."""
     early, late = Play(jitter=0), active(600, jitter=0.0)
-    early.tell(Wanted())
+    early.handle(WatchRequested())
     early.notify(expires_s=100)
     early.accept(600)
     late.notify(expires_s=100)
@@ -265,37 +267,37 @@ def test_notify_expires_is_authoritative() -> None:
 def test_no_notify_after_2xx() -> None:
     """A subscription without a NOTIFY within Timer N has failed, and is tried again in another dialog."""
     play = Play(observed=True)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept()
     assert play.run(life.TIMER_N_S - 0.1) == []
     actions = play.run(0.1)
-    assert (actions[0], told(actions)) == (Forget(generation=1), [(Liveness.STALE, "no NOTIFY")])
-    assert isinstance(of(Tell, actions)[0].error, FetchTimedOut)
-    assert of(Subscribe, play.run(2)) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+    assert (actions[0], reported(actions)) == (DropDialog(generation=1), [(Liveness.STALE, "no NOTIFY")])
+    assert isinstance(of(ReportLiveness, actions)[0].error, FetchTimedOut)
+    assert of(SendSubscribe, play.run(2)) == [SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
 
 
 def test_no_answer() -> None:
     """A driver that never reports the end of a request does not block the machine."""
     play = Play()
-    play.tell(Wanted())
-    assert told(play.run(life.TRANSACTION_S)) == [(Liveness.UNKNOWN, "no answer")]
+    play.handle(WatchRequested())
+    assert reported(play.run(life.TRANSACTION_S)) == [(Liveness.UNKNOWN, "no answer")]
     assert play.state is State.WAITING
 
 
 def test_pending() -> None:
     """A pending subscription keeps its dialog and is refreshed; it says nothing of the terminal until it is active."""
     play = Play(jitter=0)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept(600)
     actions = play.notify("pending", body=b"neutral")
-    assert not of(Observe, actions)
-    assert told(actions) == [(Liveness.UNKNOWN, "pending")]
-    assert isinstance(of(Tell, actions)[0].error, WatcherRefused)
-    assert of(Subscribe, play.run(570))[0].fresh is False
-    assert not of(Tell, play.accept(600))
+    assert not of(ReportObservation, actions)
+    assert reported(actions) == [(Liveness.UNKNOWN, "pending")]
+    assert isinstance(of(ReportLiveness, actions)[0].error, WatcherRefused)
+    assert of(SendSubscribe, play.run(570))[0].fresh is False
+    assert not of(ReportLiveness, play.accept(600))
     assert play.state is State.PENDING
-    assert told(play.notify()) == [(Liveness.LIVE, "")]
-    assert told(play.notify("pending")) == [(Liveness.STALE, "pending")]
+    assert reported(play.notify()) == [(Liveness.LIVE, "")]
+    assert reported(play.notify("pending")) == [(Liveness.STALE, "pending")]
 
 
 @pytest.mark.parametrize("reason", ["deactivated", "timeout"])
@@ -304,8 +306,8 @@ def test_terminated_comes_back_at_once(reason: str) -> None:
     play = active()
     play.run(60)
     actions = play.notify("terminated", reason, retry_after_s=900)
-    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
-    assert told(actions) == [(Liveness.STALE, reason)]
+    assert actions[:2] == [DropDialog(generation=1), SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+    assert reported(actions) == [(Liveness.STALE, reason)]
 
 
 def test_terminated_again_and_again() -> None:
@@ -327,7 +329,7 @@ def test_terminated_for_a_while(reason: str) -> None:
     waits = []
     for retry_after_s in (-1, 0, 100, 10**9):
         play = active(jitter=0.0)
-        assert told(play.notify("terminated", reason, retry_after_s=retry_after_s)) == [(Liveness.STALE, reason)]
+        assert reported(play.notify("terminated", reason, retry_after_s=retry_after_s)) == [(Liveness.STALE, reason)]
         waits.append(play.wait_s())
     assert waits == [1, 1, 100, life.MAX_RETRY_AFTER_S]
 
@@ -336,8 +338,8 @@ def test_terminated_rejected() -> None:
     """Rejected is a long stop; retry-after has no meaning for it."""
     play = active(jitter=0.0)
     actions = play.notify("terminated", "rejected", retry_after_s=1, body=b"no observation")
-    assert not of(Observe, actions)
-    assert isinstance(of(Tell, actions)[0].error, WatcherRefused)
+    assert not of(ReportObservation, actions)
+    assert isinstance(of(ReportLiveness, actions)[0].error, WatcherRefused)
     assert play.wait_s() == life.LONG_STOP_S
 
 
@@ -345,7 +347,7 @@ def test_terminated_noresource() -> None:
     """Noresource ends the watch: section 4.1.3 says not to subscribe again."""
     play = active()
     actions = play.notify("terminated", "noresource")
-    assert actions[0] == Forget(generation=1)
+    assert actions[0] == DropDialog(generation=1)
     assert play.ended
     assert isinstance(play.ended.error, TerminalUnknown)
     assert play.state is State.TERMINATED
@@ -355,47 +357,47 @@ def test_terminated_invariant() -> None:
     """Invariant ends the watch without an error: the last observation stays true without a subscription."""
     play = active()
     actions = play.notify("terminated", "invariant", body=b"<presence/>")
-    assert [type(action) for action in actions] == [Observe, Forget, Ended]
-    assert play.ended == Ended(reason="invariant", error=None)
+    assert [type(action) for action in actions] == [ReportObservation, DropDialog, ReportEnd]
+    assert play.ended == ReportEnd(reason="invariant", error=None)
 
 
 def test_terminated_invariant_of_nothing() -> None:
     """An invariant state that was never observed is subscribed to again."""
     play = Play(observed=True)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept()
     play.notify("terminated", "invariant")
     assert play.ended is None
-    assert play.usage.generation == 2
+    assert play.machine.generation == 2
 
 
 @pytest.mark.parametrize("reason", ["", "whim"])
 def test_terminated_unknown_reason(reason: str) -> None:
     """The next try is at once, or after retry-after where it is present."""
     at_once, later = active(), active(jitter=0.0)
-    assert told(at_once.notify("terminated", reason)) == [(Liveness.STALE, reason or "terminated")]
+    assert reported(at_once.notify("terminated", reason)) == [(Liveness.STALE, reason or "terminated")]
     later.notify("terminated", reason, retry_after_s=20)
-    assert (at_once.usage.generation, later.usage.generation, later.wait_s()) == (2, 1, 20)
+    assert (at_once.machine.generation, later.machine.generation, later.wait_s()) == (2, 1, 20)
 
 
 def test_terminated_body() -> None:
     """The body of a last NOTIFY is an observation; without a body nothing was observed and the status stays."""
-    assert of(Observe, active().notify("terminated", "timeout", body=b"<presence/>"))
-    assert not of(Observe, active().notify("terminated", "timeout"))
+    assert of(ReportObservation, active().notify("terminated", "timeout", body=b"<presence/>"))
+    assert not of(ReportObservation, active().notify("terminated", "timeout"))
 
 
 @pytest.mark.parametrize("code", [401, 407])
 def test_challenge_is_answered_once(code: int) -> None:
     """The machine answers with digest once; a second challenge is a long stop."""
     play = Play(jitter=0)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     actions = play.refuse(code, can_authenticate=True)
-    assert actions == [Authenticate(generation=1, expires_s=HOUR)]
+    assert actions == [SendCredentials(generation=1, expires_s=HOUR)]
     actions = play.refuse(code, can_authenticate=True)
-    assert isinstance(of(Tell, actions)[0].error, WatcherUnauthenticated)
+    assert isinstance(of(ReportLiveness, actions)[0].error, WatcherUnauthenticated)
     assert play.wait_s() == life.LONG_STOP_S
     refresh = refreshing()
-    assert of(Authenticate, refresh.refuse(code, can_authenticate=True))
+    assert of(SendCredentials, refresh.refuse(code, can_authenticate=True))
     refresh.accept()
     assert (refresh.state, refresh.liveness) == (State.ACTIVE, Liveness.LIVE)
 
@@ -405,16 +407,16 @@ def test_challenge_is_answered_as_the_pace_allows() -> None:
     play = active()
     for _ in range(life.BURST - 1):
         play.accept()
-        play.tell(RefreshWanted())
-    assert not of(Authenticate, play.refuse(401, can_authenticate=True))
+        play.handle(RefreshRequested())
+    assert not of(SendCredentials, play.refuse(401, can_authenticate=True))
     play.notify(expires_s=600)
-    assert of(Authenticate, play.run(life.GAP_S))
+    assert of(SendCredentials, play.run(life.GAP_S))
 
 
 def test_challenge_without_credentials() -> None:
     """Without credentials the first challenge is a long stop."""
     play = Play(jitter=0)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.refuse(401)
     assert play.wait_s() == life.LONG_STOP_S
 
@@ -422,21 +424,21 @@ def test_challenge_without_credentials() -> None:
 def test_interval_too_brief() -> None:
     """Min-Expires is followed at once and remembered; a server that raises it each time meets the back-off."""
     play = Play(expires_s=60)
-    play.tell(Wanted())
-    assert of(Subscribe, play.refuse(423, min_expires_s=120))[0].expires_s == 120
+    play.handle(WatchRequested())
+    assert of(SendSubscribe, play.refuse(423, min_expires_s=120))[0].expires_s == 120
     play.refuse(423, min_expires_s=121)
     assert play.wait_s() > 1
-    assert of(Subscribe, play.run(2))[0].expires_s == 121
+    assert of(SendSubscribe, play.run(2))[0].expires_s == 121
     play.accept(121)
     play.notify()
-    assert of(Subscribe, play.run(play.wait_s()))[0].expires_s == 121
+    assert of(SendSubscribe, play.run(play.wait_s()))[0].expires_s == 121
 
 
 @pytest.mark.parametrize("min_expires_s", [-1, 0, 60, HOUR, life.LONGEST_EXPIRES_S + 1])
 def test_interval_too_brief_beyond_bound(min_expires_s: int) -> None:
     """A Min-Expires that is absent, not above the requested duration, or absurd is a long stop."""
     play = Play(jitter=0)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.refuse(423, min_expires_s=min_expires_s)
     assert play.wait_s() == life.LONG_STOP_S
 
@@ -447,22 +449,22 @@ def test_refresh_481() -> None:
     """
     play = refreshing()
     actions = play.refuse(481)
-    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
-    assert told(actions) == [(Liveness.STALE, "481 Phrase")]
-    assert not of(Subscribe, play.refuse(481))
+    assert actions[:2] == [DropDialog(generation=1), SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+    assert reported(actions) == [(Liveness.STALE, "481 Phrase")]
+    assert not of(SendSubscribe, play.refuse(481))
     away = refreshing()
     for _ in range(6):
         away.refuse(503, local=True)
         away.run(away.wait_s())
-    assert of(Subscribe, away.refuse(481)), "a server that is back and has forgotten"
-    assert not of(Subscribe, away.refuse(481))
+    assert of(SendSubscribe, away.refuse(481)), "a server that is back and has forgotten"
+    assert not of(SendSubscribe, away.refuse(481))
 
 
 @pytest.mark.parametrize("code", [404, 405, 410, 416, 480, 482, 483, 484, 485, 489, 501, 604])
 def test_refresh_ends_the_subscription(code: int) -> None:
     """These codes end the SIP subscription itself (section 4.1.2.2): the status is STALE at once."""
     play = refreshing()
-    assert told(play.refuse(code)) == [(Liveness.STALE, f"{code} Phrase")]
+    assert reported(play.refuse(code)) == [(Liveness.STALE, f"{code} Phrase")]
     assert (play.state, play.held) == (State.WAITING, None)
 
 
@@ -472,10 +474,10 @@ def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
     refresh was lost on its way.
     """
     play = refreshing(60)
-    assert bool(of(Tell, play.refuse(code, local=local))) is local
+    assert bool(of(ReportLiveness, play.refuse(code, local=local))) is local
     assert play.liveness is (Liveness.STALE if local else Liveness.LIVE)
-    assert (play.state, play.usage.snapshot().code) == (State.ACTIVE, code)
-    again = of(Subscribe, play.run(2))
+    assert (play.state, play.machine.snapshot().code) == (State.ACTIVE, code)
+    again = of(SendSubscribe, play.run(2))
     assert [action.fresh for action in again] == [False]
     play.refuse(code, local=local)
     while play.now_s < 1059:
@@ -484,7 +486,7 @@ def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
             play.refuse(code, local=local)
         assert play.liveness is (Liveness.STALE if local else Liveness.LIVE)
     actions = play.run(1060 - play.now_s)
-    assert told(actions) == ([] if local else [(Liveness.STALE, f"{code} Phrase")])
+    assert reported(actions) == ([] if local else [(Liveness.STALE, f"{code} Phrase")])
     assert play.liveness is Liveness.STALE
 
 
@@ -494,7 +496,7 @@ def test_notify_does_not_put_off_a_retry() -> None:
     play.refuse(503)
     play.notify(expires_s=1000)
     assert play.wait_s() == 0.75
-    assert play.usage.snapshot().expires_at_s == play.now_s + 1000
+    assert play.machine.snapshot().expires_at_s == play.now_s + 1000
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 406, 407, 415, 420, 603])
@@ -504,8 +506,8 @@ def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
     """
     play = refreshing(60, jitter=0.0)
     refused_at_s = play.now_s
-    assert not of(Tell, play.refuse(code))
-    assert told(play.run(60)) == [(Liveness.STALE, f"{code} Phrase")]
+    assert not of(ReportLiveness, play.refuse(code))
+    assert reported(play.run(60)) == [(Liveness.STALE, f"{code} Phrase")]
     assert len(play.sent_s) == 2
     assert play.armed_s == refused_at_s + life.LONG_STOP_S
 
@@ -513,18 +515,21 @@ def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
 def test_refresh_failure_with_the_dialog_gone() -> None:
     """No NOTIFY could arrive any more: the status is STALE at once, with or without a request."""
     answered, idle = refreshing(), active()
-    assert told(answered.refuse(503, dialog_gone=True)) == [(Liveness.STALE, "503 Phrase")]
-    assert told(idle.refuse(503, local=True, dialog_gone=True)) == [(Liveness.STALE, "Phrase")]
-    assert idle.run(1.5)[0] == Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)
+    assert reported(answered.refuse(503, dialog_gone=True)) == [(Liveness.STALE, "503 Phrase")]
+    assert reported(idle.refuse(503, local=True, dialog_gone=True)) == [(Liveness.STALE, "Phrase")]
+    assert idle.run(1.5)[0] == SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)
 
 
 def test_refresh() -> None:
     """A refresh that is answered 2xx sets the next one; the NOTIFY that follows is an observation, no more."""
     play = refreshing(600, jitter=0.0)
     assert play.now_s == 1570
-    assert play.accept(300) == [Arm(at_s=1570 + life.TIMER_N_S)]
+    assert play.accept(300) == [SetTimer(at_s=1570 + life.TIMER_N_S)]
     assert (play.state, play.liveness) == (State.ACTIVE, Liveness.LIVE)
-    assert play.notify(body=b"<presence/>") == [Observe(notify=notify(body=b"<presence/>")), Arm(at_s=1570 + 270)]
+    assert play.notify(body=b"<presence/>") == [
+        ReportObservation(notify=notify(body=b"<presence/>")),
+        SetTimer(at_s=1570 + 270),
+    ]
     assert play.run(269) == []
 
 
@@ -538,16 +543,16 @@ def test_refresh_without_a_notify(expires_s: int) -> None:
     while play.liveness is Liveness.LIVE and play.now_s < first_s + 2 * life.TIMER_N_S:
         if play.state is State.REFRESHING:
             refreshes += 1
-            assert not of(Tell, play.accept(expires_s))
+            assert not of(ReportLiveness, play.accept(expires_s))
         play.run(0.5)
     assert (play.now_s - first_s, play.omits) == (life.TIMER_N_S, True)
     assert refreshes == {6: 11, 60: 2, HOUR: 1}[expires_s]
-    assert told(play.last) == [(Liveness.STALE, "no NOTIFY after a refresh")]
-    assert isinstance(of(Tell, play.last)[0].error, FetchTimedOut)
-    assert [type(action) for action in play.last[:2]] == [Omitted, Forget]
-    assert [(action.generation, action.fresh) for action in of(Subscribe, play.last)] == [(2, True)]
+    assert reported(play.last) == [(Liveness.STALE, "no NOTIFY after a refresh")]
+    assert isinstance(of(ReportLiveness, play.last)[0].error, FetchTimedOut)
+    assert [type(action) for action in play.last[:2]] == [ReportOmittedNotify, DropDialog]
+    assert [(action.generation, action.fresh) for action in of(SendSubscribe, play.last)] == [(2, True)]
     play.accept(expires_s)
-    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    assert reported(play.notify()) == [(Liveness.LIVE, "")]
 
 
 @pytest.mark.parametrize("order", ["before the 2xx", "at the last moment", "of a change"])
@@ -576,7 +581,7 @@ def test_refresh_that_is_refused_needs_no_notify() -> None:
     accepted_s = play.now_s
     play.accept(600)
     play.run(10)
-    play.tell(RefreshWanted())
+    play.handle(RefreshRequested())
     play.refuse(503)
     while play.liveness is Liveness.LIVE and play.now_s < accepted_s + 2 * life.TIMER_N_S:
         play.run(0.25)
@@ -591,16 +596,16 @@ def test_refresh_204() -> None:
     play.accept(600, code=204)
     play.run(100)
     assert (play.liveness, play.dialogs) == (Liveness.LIVE, [1])
-    first.tell(Wanted())
+    first.handle(WatchRequested())
     first.accept(600, code=204)
-    assert told(first.run(life.TIMER_N_S))[-1] == (Liveness.UNKNOWN, "no NOTIFY")
+    assert reported(first.run(life.TIMER_N_S))[-1] == (Liveness.UNKNOWN, "no NOTIFY")
 
 
 def renewing(expires_s: int = 600, **more: float) -> Play:
-    """A usage at a server that omits NOTIFYs after refreshes, with the SUBSCRIBE of its second dialog in flight."""
+    """A machine at a server that omits NOTIFYs after refreshes, with the SUBSCRIBE of its second dialog in flight."""
     play = active(expires_s, **more)
     play.omits = True
-    assert [each.fresh for each in of(Subscribe, play.run(play.wait_s()))] == [True]
+    assert [each.fresh for each in of(SendSubscribe, play.run(play.wait_s()))] == [True]
     assert (play.state, play.liveness, play.dialogs) == (State.INITIAL, Liveness.LIVE, [1, 2])
     return play
 
@@ -613,17 +618,17 @@ def test_renewal_by_another_dialog(expires_s: int, order: str) -> None:
     for number in range(2, 30):
         assert play.dialogs == [number - 1, number]
         old = NotifyReceived(generation=number - 1, notify=notify(body=b"old"))
-        assert play.tell(old) == [Observe(notify=old.notify)]
+        assert play.handle(old) == [ReportObservation(notify=old.notify)]
         if order == "2xx first":
             play.accept(expires_s)
         assert play.notify(body=b"new")[:2] == [
-            Forget(generation=number - 1),
-            Observe(notify=notify(body=b"new")),
+            DropDialog(generation=number - 1),
+            ReportObservation(notify=notify(body=b"new")),
         ]
         if order == "NOTIFY first":
             play.accept(expires_s)
-        assert play.tell(old) == [], "late"
-        assert not of(Tell, play.run(play.wait_s()))
+        assert play.handle(old) == [], "late"
+        assert not of(ReportLiveness, play.run(play.wait_s()))
     assert play.liveness is Liveness.LIVE
 
 
@@ -642,13 +647,15 @@ def test_renewal_that_fails() -> None:
     sent_s = play.now_s
     play.run(1)
     play.accept(HOUR)
-    assert told(play.run(sent_s + life.TIMER_N_S - play.now_s)) == [(Liveness.STALE, "no NOTIFY")]
+    assert reported(play.run(sent_s + life.TIMER_N_S - play.now_s)) == [(Liveness.STALE, "no NOTIFY")]
     assert play.dialogs == []
     play.run(2)
     assert play.dialogs == [3]
     play = renewing(600)
     play.refuse(503, dialog_gone=True)
-    assert of(Subscribe, play.run(play.wait_s())) == [Subscribe(generation=3, fresh=True, expires_s=HOUR, attempt=1)]
+    assert of(SendSubscribe, play.run(play.wait_s())) == [
+        SendSubscribe(generation=3, fresh=True, expires_s=HOUR, attempt=1)
+    ]
     assert play.dialogs == [1, 3]
     play.run(600)
     assert play.liveness is Liveness.STALE, "the older one has its own end"
@@ -662,10 +669,10 @@ def test_renewal_keeps_timer_n(other: str) -> None:
     play.accept(HOUR)
     play.run(20)
     play.omits = True
-    play.tell(RefreshWanted())
+    play.handle(RefreshRequested())
     assert play.dialogs == [1, 2]
     if other == "NOTIFY in the older one":
-        play.tell(NotifyReceived(generation=1, notify=notify()))
+        play.handle(NotifyReceived(generation=1, notify=notify()))
         play.run(15)
         assert (play.liveness, play.dialogs) == (Liveness.LIVE, [1, 2])
         return
@@ -674,10 +681,10 @@ def test_renewal_keeps_timer_n(other: str) -> None:
     else:
         play.refuse(503, retry_after_s=60, dialog_gone=True)
     actions = play.run(sent_s + life.TIMER_N_S - play.now_s)
-    assert told(actions) == [(Liveness.STALE, "no NOTIFY after a refresh")]
+    assert reported(actions) == [(Liveness.STALE, "no NOTIFY after a refresh")]
     play.run(2)
     assert play.dialogs == ([2] if other == "accepted" else [3])
-    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    assert reported(play.notify()) == [(Liveness.LIVE, "")]
 
 
 @pytest.mark.parametrize("how", ["terminated", "gone", "expired"])
@@ -685,23 +692,23 @@ def test_older_dialog_ends_first(how: str) -> None:
     """The status is STALE until the first NOTIFY of the newer dialog, whose SUBSCRIBE has left already."""
     play = renewing(60)
     if how == "terminated":
-        actions = play.tell(NotifyReceived(generation=1, notify=notify("terminated", "deactivated", body=b"x")))
-        assert of(Observe, actions)
+        actions = play.handle(NotifyReceived(generation=1, notify=notify("terminated", "deactivated", body=b"x")))
+        assert of(ReportObservation, actions)
     elif how == "gone":
-        actions = play.tell(Refused(generation=1, final=Final(503, "gone", local=True), dialog_gone=True))
+        actions = play.handle(SubscribeFailed(generation=1, final=Final(503, "gone", local=True), dialog_gone=True))
     else:
         actions = play.run(1060 - play.now_s)
-    assert told(actions) == [(Liveness.STALE, {"terminated": "deactivated", "gone": "503 gone"}.get(how, how))]
-    assert (play.dialogs, of(Subscribe, actions)) == ([2], [])
-    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    assert reported(actions) == [(Liveness.STALE, {"terminated": "deactivated", "gone": "503 gone"}.get(how, how))]
+    assert (play.dialogs, of(SendSubscribe, actions)) == ([2], [])
+    assert reported(play.notify()) == [(Liveness.LIVE, "")]
 
 
 def test_stop_between_two_dialogs() -> None:
     """The newer dialog is dropped and the older one unsubscribed; the server's last NOTIFY ends it."""
     play = renewing()
-    actions = play.tell(Unwanted())
-    assert actions[:2] == [Forget(generation=2), Unsubscribe(generation=1)]
-    assert of(Ended, play.notify("terminated", "timeout"))
+    actions = play.handle(WatchCancelled())
+    assert actions[:2] == [DropDialog(generation=2), SendUnsubscribe(generation=1)]
+    assert of(ReportEnd, play.notify("terminated", "timeout"))
 
 
 @pytest.mark.parametrize(
@@ -717,12 +724,12 @@ def test_stop_between_two_dialogs() -> None:
 def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
     """After a refusal the next try is an hour later, with or without Retry-After."""
     play = Play(jitter=0.99)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     actions = play.refuse(code, retry_after_s=1)
-    assert told(actions) == [(Liveness.UNKNOWN, f"{code} Phrase")]
-    assert type(of(Tell, actions)[0].error) is error
+    assert reported(actions) == [(Liveness.UNKNOWN, f"{code} Phrase")]
+    assert type(of(ReportLiveness, actions)[0].error) is error
     assert HOUR <= play.wait_s() <= HOUR * 1.1
-    assert len(of(Subscribe, play.run(play.wait_s()))) == 1
+    assert len(of(SendSubscribe, play.run(play.wait_s()))) == 1
 
 
 @pytest.mark.parametrize(
@@ -732,12 +739,12 @@ def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
 def test_back_off(code: int, local: bool) -> None:
     """The wait doubles, with jitter, to its bound; each try has the number of failures, for the choice of a route."""
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     waits = []
     for failed in range(1, 10):
         play.refuse(code, local=local)
         waits.append(play.wait_s())
-        assert of(Subscribe, play.run(waits[-1]))[0].attempt == failed
+        assert of(SendSubscribe, play.run(waits[-1]))[0].attempt == failed
     assert waits == [0.75, 1.5, 3, 6, 12, 24, 45, 45, 45]
 
 
@@ -746,7 +753,7 @@ def test_retry_after() -> None:
     waits = []
     for retry_after_s in (0, 7, 10**9):
         play = Play(jitter=0)
-        play.tell(Wanted())
+        play.handle(WatchRequested())
         play.refuse(503, retry_after_s=retry_after_s)
         waits.append(play.wait_s())
     assert waits == [1, 7, life.MAX_RETRY_AFTER_S]
@@ -756,7 +763,7 @@ def test_back_off_begins_anew() -> None:
     """A subscription that has lasted for a while clears the count of failures; one that ended at once does not."""
     for held_s, attempt in ((1, 6), (life.STEADY_S, 1)):
         play = Play()
-        play.tell(Wanted())
+        play.handle(WatchRequested())
         for _ in range(5):
             play.refuse(503)
             play.run(play.wait_s())
@@ -764,13 +771,13 @@ def test_back_off_begins_anew() -> None:
         play.notify()
         play.run(held_s)
         play.notify("terminated", "deactivated")
-        assert of(Subscribe, [*play.last, *play.run(life.MAX_BACKOFF_S)])[0].attempt == attempt
+        assert of(SendSubscribe, [*play.last, *play.run(life.MAX_BACKOFF_S)])[0].attempt == attempt
 
 
 def test_bad_address_ends() -> None:
     """An address that PJSIP cannot take ends the watch."""
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.refuse(BAD_ADDRESS, local=True)
     assert play.ended
     assert isinstance(play.ended.error, InvalidAddress)
@@ -779,20 +786,20 @@ def test_bad_address_ends() -> None:
 def test_transport_lost_in_flight() -> None:
     """The request has failed, and is tried again after the back-off."""
     first, refresh = Play(), refreshing(600)
-    first.tell(Wanted())
-    assert told(first.tell(TransportLost())) == [(Liveness.UNKNOWN, "transport lost")]
+    first.handle(WatchRequested())
+    assert reported(first.handle(TransportLost())) == [(Liveness.UNKNOWN, "transport lost")]
     assert first.wait_s() == 0.75
-    assert told(refresh.tell(TransportLost())) == [(Liveness.STALE, "transport lost")]
+    assert reported(refresh.handle(TransportLost())) == [(Liveness.STALE, "transport lost")]
     assert (refresh.state, refresh.wait_s()) == (State.ACTIVE, 0.75)
-    refresh.tell(TransportLost())
+    refresh.handle(TransportLost())
     assert refresh.wait_s() == 0.75, "once is enough"
 
 
 def test_transport_lost_while_active() -> None:
     """The subscription stays, and a refresh within a second shows whether the server still has it."""
     play = active(jitter=0.25)
-    assert play.tell(TransportLost()) == [Arm(at_s=1000.25)]
-    assert of(Subscribe, play.run(1))[0].fresh is False
+    assert play.handle(TransportLost()) == [SetTimer(at_s=1000.25)]
+    assert of(SendSubscribe, play.run(1))[0].fresh is False
     assert play.liveness is Liveness.LIVE
 
 
@@ -801,25 +808,25 @@ def test_server_known_to_be_away(answer: str) -> None:
     """The subscription is kept, and STALE at once, until a message of the server comes; new SUBSCRIBEs wait for it."""
     play = active(jitter=0.25)
     armed_s = play.armed_s
-    assert told(play.tell(TransportLost(certain=True))) == [(Liveness.STALE, "contact lost")]
+    assert reported(play.handle(TransportLost(certain=True))) == [(Liveness.STALE, "contact lost")]
     assert play.armed_s == armed_s
-    play.tell(TransportLost())
+    play.handle(TransportLost())
     play.run(1)
     assert (play.state, play.held) == (State.REFRESHING, 1)
     actions = play.accept(600) if answer == "2xx" else play.notify(body=b"<presence/>")
-    assert told(actions) == [(Liveness.LIVE, "")]
+    assert reported(actions) == [(Liveness.LIVE, "")]
 
 
 @pytest.mark.parametrize("where", ["2xx", "NOTIFY", "both"])
 def test_expires_zero(where: str) -> None:
     """Each NOTIFY is an observation, and none makes the status LIVE; the tries become rare."""
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     observed = 0
     while play.now_s < 1000 + HOUR:
         if play.state is State.INITIAL:
             play.accept(0 if where != "NOTIFY" else HOUR)
-            observed += len(of(Observe, play.notify(expires_s=0 if where != "2xx" else -1)))
+            observed += len(of(ReportObservation, play.notify(expires_s=0 if where != "2xx" else -1)))
             assert play.liveness is Liveness.STALE
         else:
             play.run(1)
@@ -831,79 +838,81 @@ def test_dead_dialog_is_ignored() -> None:
     play = active()
     play.run(60)
     play.notify("terminated", "deactivated")
-    before = play.usage.snapshot()
+    before = play.machine.snapshot()
     for generation in (0, 1, 3):
-        assert play.tell(NotifyReceived(generation=generation, notify=notify(body=b"old"))) == []
-        assert play.tell(Accepted(generation=generation)) == []
-        assert play.tell(Refused(generation=generation, final=Final(403, ""), dialog_gone=True)) == []
-    assert play.usage.snapshot() == before
+        assert play.handle(NotifyReceived(generation=generation, notify=notify(body=b"old"))) == []
+        assert play.handle(SubscribeAccepted(generation=generation)) == []
+        assert play.handle(SubscribeFailed(generation=generation, final=Final(403, ""), dialog_gone=True)) == []
+    assert play.machine.snapshot() == before
 
 
 @pytest.mark.parametrize("state", [State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING])
 def test_stop(state: State) -> None:
     """SUBSCRIBE with `Expires: 0` leaves in the dialog; the last NOTIFY ends the watch and is not an observation."""
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept(600)
     if state is not State.ACCEPTED:
         play.notify("pending" if state is State.PENDING else "active")
     if state is State.REFRESHING:
         play.run(570)
     assert play.state is state
-    assert of(Unsubscribe, play.tell(Unwanted())) == [Unsubscribe(generation=1)]
+    assert of(SendUnsubscribe, play.handle(WatchCancelled())) == [SendUnsubscribe(generation=1)]
     assert play.accept(0) == []
     assert play.notify() == []
     actions = play.notify("terminated", "timeout", body=b"<presence/>")
-    assert actions == [Forget(generation=1), Ended(reason=UNWANTED, error=None)]
+    assert actions == [DropDialog(generation=1), ReportEnd(reason=UNWANTED, error=None)]
 
 
 def test_stop_without_dialog() -> None:
     """The watch ends at once; a NOTIFY that still comes is answered 481."""
     asking, waiting, idle = Play(), Play(), Play()
     for play in (asking, waiting):
-        play.tell(Wanted())
+        play.handle(WatchRequested())
     waiting.refuse(503)
-    assert asking.tell(Unwanted()) == [Forget(generation=1), Ended(reason=UNWANTED, error=None)]
-    assert waiting.tell(Unwanted()) == idle.tell(Unwanted()) == [Ended(reason=UNWANTED, error=None)]
+    assert asking.handle(WatchCancelled()) == [DropDialog(generation=1), ReportEnd(reason=UNWANTED, error=None)]
+    assert waiting.handle(WatchCancelled()) == idle.handle(WatchCancelled()) == [ReportEnd(reason=UNWANTED, error=None)]
 
 
 def test_stop_without_help_of_the_server() -> None:
     """A refusal ends the watch too, a challenge is answered once, and silence ends it within Timer N."""
     refused, challenged, silent = active(), active(), active()
     for play in (refused, challenged, silent):
-        play.tell(Unwanted())
-    assert of(Ended, refused.refuse(481))
-    assert of(Authenticate, challenged.refuse(401, can_authenticate=True)) == [Authenticate(generation=1, expires_s=0)]
-    assert of(Ended, challenged.refuse(401, can_authenticate=True))
-    assert of(Ended, silent.run(life.TRANSACTION_S))
+        play.handle(WatchCancelled())
+    assert of(ReportEnd, refused.refuse(481))
+    assert of(SendCredentials, challenged.refuse(401, can_authenticate=True)) == [
+        SendCredentials(generation=1, expires_s=0)
+    ]
+    assert of(ReportEnd, challenged.refuse(401, can_authenticate=True))
+    assert of(ReportEnd, silent.run(life.TRANSACTION_S))
 
 
 def test_stop_when_the_pace_is_used_up() -> None:
     """The unsubscribe waits until the pace allows it; the watch ends no later than without that wait."""
     play = active()
     for _ in range(life.BURST - 1):
-        play.tell(RefreshWanted())
+        play.handle(RefreshRequested())
         play.accept()
-    assert not of(Unsubscribe, play.tell(Unwanted()))
-    assert of(Unsubscribe, play.run(life.GAP_S))
-    assert play.tell(TransportLost()) == []
-    assert of(Ended, play.run(life.TRANSACTION_S - life.GAP_S))
+    assert not of(SendUnsubscribe, play.handle(WatchCancelled()))
+    assert of(SendUnsubscribe, play.run(life.GAP_S))
+    assert play.handle(TransportLost()) == []
+    assert of(ReportEnd, play.run(life.TRANSACTION_S - life.GAP_S))
 
 
 def test_wanted_again_while_ending() -> None:
     """The old dialog is dropped, and a SUBSCRIBE in a new one leaves as the pace allows."""
     play = active()
     play.run(10)
-    play.tell(Unwanted())
-    actions = play.tell(Wanted())
-    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]
-    assert told(actions) == [(Liveness.STALE, "subscribing")]
+    play.handle(WatchCancelled())
+    actions = play.handle(WatchRequested())
+    assert actions[:2] == [DropDialog(generation=1), SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]
+    assert reported(actions) == [(Liveness.STALE, "subscribing")]
 
 
 def unusable(play: Play, reason: str = "cseq", generation: int | None = None) -> list[Action]:
     """A NOTIFY of the dialog in use that was refused."""
-    return play.tell(
-        NotifyUnusable(generation=play.usage.generation if generation is None else generation, reason=reason)
+    return play.handle(
+        NotifyUnusable(generation=play.machine.generation if generation is None else generation, reason=reason)
     )
 
 
@@ -914,25 +923,28 @@ def test_refused_notify() -> None:
     for reason, why in UNUSABLE.items():
         for play in (active(), refreshing()):
             actions = unusable(play, reason)
-            assert (actions[0], told(actions)) == (Forget(generation=1), [(Liveness.STALE, f"NOTIFY refused: {why}")])
-            assert isinstance(of(Tell, actions)[0].error, PresenceUnavailable)
-            assert of(Subscribe, actions) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+            assert (actions[0], reported(actions)) == (
+                DropDialog(generation=1),
+                [(Liveness.STALE, f"NOTIFY refused: {why}")],
+            )
+            assert isinstance(of(ReportLiveness, actions)[0].error, PresenceUnavailable)
+            assert of(SendSubscribe, actions) == [SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
             assert unusable(play, reason, generation=1) == []
             play.accept()
-            assert told(play.notify()) == [(Liveness.LIVE, "")]
+            assert reported(play.notify()) == [(Liveness.LIVE, "")]
     for play in (Play(observed=True), Play()):
-        play.tell(Wanted())
+        play.handle(WatchRequested())
         actions = unusable(play)
-        assert of(Subscribe, actions) == [Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
+        assert of(SendSubscribe, actions) == [SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
     play = renewing()
     actions = unusable(play, generation=1)
-    assert (play.dialogs, told(actions)[0][0], of(Subscribe, actions)) == ([2], Liveness.STALE, [])
-    assert told(play.notify()) == [(Liveness.LIVE, "")]
+    assert (play.dialogs, reported(actions)[0][0], of(SendSubscribe, actions)) == ([2], Liveness.STALE, [])
+    assert reported(play.notify()) == [(Liveness.LIVE, "")]
     play = renewing()
-    assert told(unusable(play))[0][0] is Liveness.STALE
+    assert reported(unusable(play))[0][0] is Liveness.STALE
     assert play.dialogs == [3]
     play = active()
-    play.tell(Unwanted())
+    play.handle(WatchCancelled())
     assert unusable(play) == []
     play.notify("terminated")
     assert play.ended is not None
@@ -957,12 +969,12 @@ def test_refused_notify_again_and_again() -> None:
 def test_refresh_by_hand() -> None:
     """The next try moves to now: a refresh, or the end of a long stop; the pace is kept."""
     play, stopped = active(), Play()
-    assert of(Subscribe, play.tell(RefreshWanted()))[0].fresh is False
-    assert play.tell(RefreshWanted()) == []
-    stopped.tell(Wanted())
+    assert of(SendSubscribe, play.handle(RefreshRequested()))[0].fresh is False
+    assert play.handle(RefreshRequested()) == []
+    stopped.handle(WatchRequested())
     stopped.refuse(403)
     for _ in range(20):
-        stopped.tell(RefreshWanted())
+        stopped.handle(RefreshRequested())
         stopped.refuse(403)
     assert len(stopped.sent_s) == life.BURST
 
@@ -971,48 +983,48 @@ def test_fresh_dialog_by_hand() -> None:
     """The old dialog is dropped for a new one, which may take another transport or the best route."""
     play = refreshing(600)
     play.refuse(503, local=True)
-    again = of(Subscribe, play.tell(RefreshWanted(fresh=True)))
+    again = of(SendSubscribe, play.handle(RefreshRequested(fresh=True)))
     assert [(action.fresh, action.attempt) for action in again] == [(True, 0)], "failures elsewhere do not count"
     play = active()
-    actions = play.tell(RefreshWanted(fresh=True))
-    assert actions[:2] == [Forget(generation=1), Subscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]
-    assert told(actions) == [(Liveness.STALE, "asked afresh")]
+    actions = play.handle(RefreshRequested(fresh=True))
+    assert actions[:2] == [DropDialog(generation=1), SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=0)]
+    assert reported(actions) == [(Liveness.STALE, "asked afresh")]
 
 
 def test_who_is_worth_asking_again_when_the_server_is_back() -> None:
     """A server that could not answer, and not one that has refused."""
     away, refused, well = Play(), Play(), active()
-    away.tell(Wanted())
-    refused.tell(Wanted())
-    assert not away.usage.unanswered
+    away.handle(WatchRequested())
+    refused.handle(WatchRequested())
+    assert not away.machine.waits_for_server
     away.refuse(503, local=True)
     refused.refuse(403)
-    assert [play.usage.unanswered for play in (away, refused, well)] == [True, False, False]
+    assert [play.machine.waits_for_server for play in (away, refused, well)] == [True, False, False]
 
 
 def test_timer_that_fires_early() -> None:
     """The timer is armed again, and nothing else happens."""
     play = active(600, jitter=0.0)
-    assert play.tell(TimerFired()) == [Arm(at_s=1570)]
+    assert play.handle(TimerFired()) == [SetTimer(at_s=1570)]
 
 
 def test_snapshot() -> None:
-    """The admin view says where a usage stands, why, and what comes next when."""
+    """The admin view says where a machine stands, why, and what comes next when."""
     play = Play(jitter=0)
-    assert play.usage.snapshot().next_action == ""
+    assert play.machine.snapshot().next_action == ""
     seen = []
     steps: list[Callable[[], object]] = [
-        lambda: play.tell(Wanted()),
+        lambda: play.handle(WatchRequested()),
         lambda: play.refuse(503),
         lambda: play.run(1),
         lambda: play.accept(600),
         lambda: play.notify(),
         lambda: play.run(570),
-        lambda: play.tell(Unwanted()),
+        lambda: play.handle(WatchCancelled()),
     ]
     for step in steps:
         step()
-        shot = play.usage.snapshot()
+        shot = play.machine.snapshot()
         seen.append((shot.state.value, shot.since_s, shot.code, shot.reason, shot.next_action, shot.next_at_s))
     assert seen == [
         ("initial", 1000, 0, "", "await answer", 1035),
@@ -1052,8 +1064,8 @@ GENERATIONS = st.sampled_from([0, 0, 0, 0, 1, 2, -1])
 Move = Callable[[Play], object]
 
 
-def behind(event: Accepted | Refused | NotifyReceived, lag: int) -> Move:
-    return lambda play: play.tell(replace(event, generation=play.usage.generation - lag))
+def behind(event: SubscribeAccepted | SubscribeFailed | NotifyReceived, lag: int) -> Move:
+    return lambda play: play.handle(replace(event, generation=play.machine.generation - lag))
 
 
 FINALS = st.builds(Final, CODES, st.just("x"), SECONDS, SECONDS, st.booleans())
@@ -1061,13 +1073,17 @@ NOTIFIES = st.builds(notify, STATES, REASONS, SECONDS, st.sampled_from([b"", b"<
 ANSWERS: st.SearchStrategy[Move] = st.one_of(
     st.builds(
         behind,
-        st.builds(Accepted, generation=st.just(0), code=st.sampled_from([200, 200, 204]), expires_s=SECONDS),
+        st.builds(SubscribeAccepted, generation=st.just(0), code=st.sampled_from([200, 200, 204]), expires_s=SECONDS),
         GENERATIONS,
     ),
     st.builds(
         behind,
         st.builds(
-            Refused, generation=st.just(0), final=FINALS, can_authenticate=st.booleans(), dialog_gone=st.booleans()
+            SubscribeFailed,
+            generation=st.just(0),
+            final=FINALS,
+            can_authenticate=st.booleans(),
+            dialog_gone=st.booleans(),
         ),
         GENERATIONS,
     ),
@@ -1087,14 +1103,14 @@ def passing(for_s: float) -> Move:
 
 
 def telling(event: Event) -> Move:
-    return lambda play: play.tell(event)
+    return lambda play: play.handle(event)
 
 
 def omitting(omits: bool) -> Move:
     return lambda play: setattr(play, "omits", omits or len(play.dialogs) > 1)
 
 
-FORCED: list[Event] = [RefreshWanted(), RefreshWanted(fresh=True), TransportLost(), TimerFired()]
+FORCED: list[Event] = [RefreshRequested(), RefreshRequested(fresh=True), TransportLost(), TimerFired()]
 SMOOTH: Move = lambda play: (play.run(0.1), play.accept(60), play.notify(expires_s=60))  # noqa: E731  # a value as others
 WORLD = st.one_of(
     ANSWERS,
@@ -1105,17 +1121,17 @@ WORLD = st.one_of(
 STORY = st.lists(st.tuples(WORLD, JITTER), max_size=40)
 
 
-def tell_story(play: Play, story: list[tuple[Move, float]], check: Callable[[], object]) -> None:
+def play_story(play: Play, story: list[tuple[Move, float]], check: Callable[[], object]) -> None:
     """Plays `story`, checking after each handled event."""
-    plain = play.tell
+    plain = play.handle
 
     def checked(event: Event) -> list[Action]:
         actions = plain(event)
         check()
         return actions
 
-    play.tell = checked  # type: ignore[method-assign]  # so that timers that fire within a move are checked too
-    play.tell(Wanted())
+    play.handle = checked  # type: ignore[method-assign]  # so that timers that fire within a move are checked too
+    play.handle(WatchRequested())
     for move, jitter in story:
         play.jitter = jitter
         move(play)
@@ -1126,8 +1142,8 @@ def tell_story(play: Play, story: list[tuple[Move, float]], check: Callable[[], 
 def test_pace_holds_whatever_the_server_does(story: list[tuple[Move, float]]) -> None:
     """No more SUBSCRIBEs leave than the stated rate, digest retries, forced ones and the last one among them."""
     play = Play()
-    tell_story(play, story, lambda: None)
-    play.tell(Unwanted())
+    play_story(play, story, lambda: None)
+    play.handle(WatchCancelled())
     play.run(life.TRANSACTION_S)
     assert pace_holds(play.sent_s)
 
@@ -1148,7 +1164,7 @@ def test_always_a_next_step_or_a_stated_end(story: list[tuple[Move, float]]) -> 
             longest_s = life.TRANSACTION_S
         assert play.now_s <= play.armed_s <= play.now_s + longest_s + 1e-6
 
-    tell_story(play, story, check)
+    play_story(play, story, check)
 
 
 @settings(deadline=None)
@@ -1160,47 +1176,47 @@ def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
     active_until: dict[int, tuple[bool, float]] = {}
     sent_s = due_s = math.inf
     quiet = False
-    plain = play.usage.handle
+    plain = play.machine.handle
 
     class Watched:
-        """Sees the same events as the usage, with a simpler mind."""
+        """Sees the same events as the machine, with a simpler mind."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(usage, name)
+            return getattr(machine, name)
 
-        def handle(self, event: Event, now_s: float, jitter: float, *, replaces: bool) -> list[Action]:
+        def handle(self, event: Event, now_s: float, jitter: float, *, omits_notify: bool) -> list[Action]:
             nonlocal sent_s, due_s, quiet
-            if isinstance(event, Accepted | NotifyReceived) and event.generation in active_until:
+            if isinstance(event, SubscribeAccepted | NotifyReceived) and event.generation in active_until:
                 is_active, until_s = active_until[event.generation]
                 counts = event.expires_s >= 0
                 if isinstance(event, NotifyReceived):
                     is_active, quiet, due_s = event.notify.state not in {"pending", "terminated"}, False, math.inf
-                elif play.usage._in_flight and event.generation == play.usage.generation:  # noqa: SLF001  # once
+                elif play.machine._watch.in_flight and event.generation == play.machine.generation:  # noqa: SLF001  # once
                     due_s = min(due_s, sent_s + life.TIMER_N_S) if quiet and event.code != 204 else due_s
                     due_s = math.inf if quiet and event.code == 204 else due_s
                 else:
                     counts = False
                 active_until[event.generation] = is_active, now_s + event.expires_s if counts else until_s
-            actions = plain(event, now_s, jitter, replaces=replaces)
+            actions = plain(event, now_s, jitter, omits_notify=omits_notify)
             for action in actions:
-                if isinstance(action, Forget):
+                if isinstance(action, DropDialog):
                     was_active, _ = active_until.pop(action.generation)
                     due_s = math.inf if was_active else due_s
-                if isinstance(action, Subscribe):
+                if isinstance(action, SendSubscribe):
                     sent_s, quiet = now_s, not action.fresh
-                if isinstance(action, Subscribe) and action.fresh:
+                if isinstance(action, SendSubscribe) and action.fresh:
                     active_until[action.generation] = False, now_s + 10**6
             return actions
 
-    usage = play.usage
-    play.usage = Watched()  # type: ignore[assignment]  # all that is used of it
+    machine = play.machine
+    play.machine = Watched()  # type: ignore[assignment]  # all that is used of it
 
     def check() -> None:
         if play.liveness is Liveness.LIVE and not play.ended:
             assert any(is_active and play.now_s < until_s for is_active, until_s in active_until.values())
             assert play.now_s < due_s
 
-    tell_story(play, story, check)
+    play_story(play, story, check)
 
 
 @settings(deadline=None)
@@ -1213,14 +1229,14 @@ def test_renewal_never_flaps(renewals: list[tuple[float, float, bool]], expires_
     play = renewing(expires_s)
     for after_s, jitter, notify_first in renewals:
         play.jitter = jitter
-        left_s = (play.usage.snapshot().expires_at_s or 0) - play.now_s
+        left_s = (play.machine.snapshot().expires_at_s or 0) - play.now_s
         if not notify_first:
             play.accept(expires_s)
-        assert not of(Tell, play.run(min(after_s, left_s * 0.9)))
-        assert not of(Tell, play.notify(expires_s=expires_s))
+        assert not of(ReportLiveness, play.run(min(after_s, left_s * 0.9)))
+        assert not of(ReportLiveness, play.notify(expires_s=expires_s))
         play.accept(expires_s)
         assert len(play.dialogs) == 1
-        assert not of(Tell, play.run(play.wait_s()))
+        assert not of(ReportLiveness, play.run(play.wait_s()))
         assert len(play.dialogs) == 2
 
 
@@ -1229,22 +1245,24 @@ def test_renewal_never_flaps(renewals: list[tuple[float, float, bool]], expires_
 def test_stop_ends_in_bounded_time(story: list[tuple[Move, float]], epilogue: list[tuple[Move, float]]) -> None:
     """Wherever a story has led and whatever follows, a stop forgets the dialog and ends, and nothing is asked again."""
     play = Play()
-    tell_story(play, story, lambda: None)
+    play_story(play, story, lambda: None)
     had_subscription = play.state in {State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING} or (
         len(play.dialogs) > 1
     )
-    stopped_s, fresh = play.now_s, play.usage._latest  # noqa: SLF001  # dialogs made so far
-    play.tell(Unwanted())
+    stopped_s, fresh = play.now_s, play.machine._watch.generations  # noqa: SLF001  # dialogs made so far
+    play.handle(WatchCancelled())
     for move, jitter in epilogue:
         assert play.ended or play.now_s < stopped_s + life.TRANSACTION_S
         play.jitter = jitter
         move(play)
     play.run(life.TRANSACTION_S)
     assert play.ended
-    assert (play.held, play.armed_s, play.usage._latest) == (None, None, fresh)  # noqa: SLF001
+    assert (play.held, play.armed_s, play.machine._watch.generations) == (None, None, fresh)  # noqa: SLF001
     if not epilogue:
         assert play.unsubscribed is had_subscription
-    assert all(play.tell(event) == [] for event in (Wanted(), TimerFired(), TransportLost(), RefreshWanted()))
+    assert all(
+        play.handle(event) == [] for event in (WatchRequested(), TimerFired(), TransportLost(), RefreshRequested())
+    )
 
 
 @settings(deadline=None)
@@ -1257,7 +1275,7 @@ def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]
     def check() -> None:
         nonlocal latest_s
         latest_s = max(latest_s, play.now_s)
-        assert all(action.at_s >= latest_s for action in of(Arm, play.last))
+        assert all(action.at_s >= latest_s for action in of(SetTimer, play.last))
 
     back = iter([jump for _, _, jump in story])
 
@@ -1268,7 +1286,7 @@ def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]
 
         return jump
 
-    tell_story(play, [(jumping(move), jitter) for move, jitter, _ in story], check)
+    play_story(play, [(jumping(move), jitter) for move, jitter, _ in story], check)
 
 
 @given(
@@ -1279,7 +1297,7 @@ def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]
 def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[float], finals: list[Final]) -> None:
     """However the refreshes fail, it is kept until its own expiry, LIVE unless an answer stayed away."""
     play = Play(jitter=jitters[0], expires_s=2 * HOUR)
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     play.accept(expires_s)
     play.notify()
     expiry_s = play.now_s + expires_s
@@ -1292,7 +1310,7 @@ def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[flo
         if finals:
             assert play.liveness is Liveness.LIVE
         if finals and play.state is State.REFRESHING:
-            play.tell(Refused(generation=1, final=finals[index % len(finals)]))
+            play.handle(SubscribeFailed(generation=1, final=finals[index % len(finals)]))
             assert play.liveness is Liveness.LIVE
             assert len(play.sent_s) >= 2
     else:
@@ -1333,7 +1351,7 @@ def _unusable(play: Play) -> None:
 
 HOSTILE: dict[str, tuple[Move, int]] = {
     "refuses each digest": (lambda play: play.refuse(401, can_authenticate=True), 2),
-    "raises Min-Expires each time": (lambda play: play.refuse(423, min_expires_s=play.usage._asked_s + 1), 100),  # noqa: SLF001
+    "raises Min-Expires each time": (lambda play: play.refuse(423, min_expires_s=play.machine._watch.asked_s + 1), 100),  # noqa: SLF001
     "knows no dialog": (lambda play: play.refuse(481), 100),
     "asks to come back now": (lambda play: play.refuse(503, retry_after_s=0), 100),
     "terminates at once": (lambda play: play.notify("terminated", "timeout"), 100),
@@ -1349,7 +1367,7 @@ def test_hostile_server_for_an_hour(server: str) -> None:
     """Each hostile server gets few SUBSCRIBEs in an hour, and never more than the stated rate."""
     answer, most = HOSTILE[server]
     play = Play()
-    play.tell(Wanted())
+    play.handle(WatchRequested())
     answered = 0
     while play.now_s < 1000 + HOUR:
         while len(play.sent_s) > answered:

@@ -21,8 +21,19 @@ from app.domain.errors import (
 )
 from app.sip.answers import BAD_ADDRESS, error_of_local_failure, error_of_notify, error_of_response, retry_expires_s
 from app.sip.headers import Final, Notify, plain, read_notify, read_response
-from app.sip.pjsip.response_sources import Answers
-from app.sip.protocol import Cancel, Command, Decoder, Failed, Fetch, FrameError, Observed, Ping, Report, encode
+from app.sip.pjsip.response_sources import ResponseSources
+from app.sip.protocol import (
+    CancelFetch,
+    Command,
+    Decoder,
+    FetchFailed,
+    FrameError,
+    Observed,
+    Ping,
+    Report,
+    StartFetch,
+    encode,
+)
 from app.sip.watcher import SipWatcher
 from tests.support.core import ALICE
 from tests.support.sip_watcher import Observer, configuration
@@ -176,11 +187,11 @@ def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> 
     assert retry_expires_s(final, asked_s) == again_s
 
 
-COMMANDS: list[Command] = [Fetch(1, "sip:a@b"), Cancel(2), Ping()]
+COMMANDS: list[Command] = [StartFetch(1, "sip:a@b"), CancelFetch(2), Ping()]
 
 
 def decoder() -> Decoder[object]:
-    return Decoder(Fetch | Cancel | Ping)  # type: ignore[arg-type]  # a union is no class to mypy
+    return Decoder(StartFetch | CancelFetch | Ping)  # type: ignore[arg-type]  # a union is no class to mypy
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
@@ -196,7 +207,7 @@ def test_frames_survive_any_cut(cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([Failed(1, 2, "", 3, local=False)])]
+    "nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([FetchFailed(1, 2, "", 3, local=False)])]
 )
 def test_nonsense_is_refused(nonsense: bytes) -> None:
     """What is no frame of ours ends the conversation by FrameError."""
@@ -207,8 +218,8 @@ def test_nonsense_is_refused(nonsense: bytes) -> None:
 def test_reports_are_told_apart() -> None:
     """Each report decodes to its own class."""
     reader: Decoder[object] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
-    assert list(reader.feed(encode([Failed(1, 404, "Not Found", -1, local=True)]))) == [
-        Failed(1, 404, "Not Found", -1, local=True)
+    assert list(reader.feed(encode([FetchFailed(1, 404, "Not Found", -1, local=True)]))) == [
+        FetchFailed(1, 404, "Not Found", -1, local=True)
     ]
 
 
@@ -217,11 +228,11 @@ async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
     watcher, observer = SipWatcher(configuration("sip:127.0.0.1:5060")), Observer()
     watcher.set_observer(observer)
     watcher.watch(ALICE)
-    slot = watcher._slots[0]  # noqa: SLF001  # as if a worker had said it
-    cut = Observed(next(iter(slot.by_id)), 0.0, "application/pidf+xml", "", 70_000, b"<presence")
+    worker = watcher._workers[0]  # noqa: SLF001  # as if a worker had reported it
+    cut = Observed(next(iter(worker.wanted)).id, 0.0, "application/pidf+xml", "", 70_000, b"<presence")
     with structlog.testing.capture_logs() as logs:
         for _ in range(50):
-            watcher._heard(slot, cut)  # noqa: SLF001
+            watcher._on_report(worker, cut)  # noqa: SLF001
     assert observer.unread == {ALICE: ["cut"] * 50}
     assert not observer.bodies(ALICE)
     assert [line["event"] for line in logs] == ["document_cut"]
@@ -252,5 +263,8 @@ def test_which_answers_count(source: str, came: str, sent: str, counts: bool) ->
         host, _, port = text.partition(":")
         return b"\2\0" + int(port).to_bytes(2, "big") + socket.inet_aton(host)
 
-    answers, transports = Answers(["10.1.2.0/24", "2001:db8::/32"]), {"came": came.encode(), "sent": sent.encode()}
-    assert answers.counts(address(source), address("192.0.2.1:5060"), **transports) is counts
+    sources, transports = (
+        ResponseSources(["10.1.2.0/24", "2001:db8::/32"]),
+        {"came_over": came.encode(), "sent_over": sent.encode()},
+    )
+    assert sources.accepts(address(source), address("192.0.2.1:5060"), **transports) is counts

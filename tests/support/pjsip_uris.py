@@ -8,12 +8,12 @@ import sys
 
 from app.sip.pjsip.endpoint import Endpoint, leave
 from app.sip.pjsip.library import AddressRefused
-from app.sip.pjsip.uris import Uris
+from app.sip.pjsip.uri_check import UriCheck
 from app.sip.settings import sip_configuration
 from tests.support.settings import settings_for
 
 
-def written(uris: Uris, address: str) -> str | None:
+def written(uris: UriCheck, address: str) -> str | None:
     """What the check lets pass."""
     try:
         uris.check(address)
@@ -24,6 +24,6 @@ def written(uris: Uris, address: str) -> str | None:
 
 if __name__ == "__main__":
     endpoint = Endpoint(sip_configuration(settings_for("sip:127.0.0.1"), "test"))
-    uris = Uris(endpoint)
+    uris = UriCheck(endpoint)
     print(json.dumps([written(uris, address) for address in json.load(sys.stdin)]), flush=True)  # noqa: T201  # the answer
     leave(0)

@@ -28,7 +28,7 @@ from app.pb.terminalstatus.v1 import (
     terminal_status_pb2_grpc,
 )
 from app.sandbox import Sandbox
-from app.sip.watcher import HANG_LIMIT_S, PING_EVERY_S
+from app.sip.supervisor import HANG_LIMIT_S, PING_EVERY_S
 from tests.support.grpc_streams import until_status
 from tests.support.receivers import Receiver, Request, answer, receiver
 

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.domain.statuses import Liveness
-from app.sip.worker.timing import GAP_S
+from app.sip.machine.timing import GAP_S
 from tests.support.sip_notifier import BUSY, OPEN, Asked
 from tests.support.sip_scene import refresh, scene, until_refused
 from tests.support.sip_watcher import terminal, view

@@ -28,9 +28,9 @@ from app.sandbox import Sandbox
 from app.sandbox.behaviours import DIGEST_PASSWORD, DIGEST_USER
 from app.sandbox.exchange import Exchange
 from app.sandbox.messages import Message
+from app.sip.machine.timing import LONG_STOP_S
 from app.sip.protocol import Route
 from app.sip.watcher import SipWatcher
-from app.sip.worker.timing import LONG_STOP_S
 from tests.support.sip_terminal import read
 from tests.support.sip_watcher import Observer, started, terminal, until_seen, user_of, view, watching
 from tests.support.waiting import DEADLINE_S, until
@@ -126,7 +126,7 @@ async def test_server_that_is_away_is_reported(transport: str) -> None:
                 assert back.counters.other["OPTIONS"] > 0
                 assert watcher.counts().routes_up == [True]
             await until_then(lambda: not watcher.presence_up)
-            assert watcher.turns == [3]
+            assert watcher.route_changes == [3]
     lines = [each for each in logs if each["event"].startswith("presence_server_")]
     assert [each["event"].removeprefix("presence_server_") for each in lines] == ["down", "up", "down"]
     assert {each["route"].partition(";")[0] for each in lines} == {uri.partition(";")[0]}
@@ -153,12 +153,12 @@ async def test_server_that_ignores_options_is_tried_by_a_fetch(status: str) -> N
     uri = f"sip:127.0.0.1:{closer.get_extra_info('sockname')[1]};transport=udp"
     async with watching(uri, probe_every_s=1) as (watcher, _):
         await until_then(lambda: len(server.tried) >= 2)
-        assert (watcher.presence_up, watcher.turns) == (True, [0])
+        assert (watcher.presence_up, watcher.route_changes) == (True, [0])
         server.speaks = False
         await until_then(lambda: not watcher.presence_up)
         server.speaks = True
         await until_then(lambda: watcher.presence_up)
-        assert watcher.turns == [2]
+        assert watcher.route_changes == [2]
         assert server.options > len(server.tried)
     closer.close()
 

@@ -1,4 +1,4 @@
-"""Tests of `app/sip/pjsip/uris.py` and of the address rule against the real PJSIP: what is asked about is what was
+"""Tests of `app/sip/pjsip/uri_check.py` and of the address rule against the real PJSIP: what is asked about is what was
 named."""
 
 import json

@@ -26,7 +26,7 @@ from app.domain.errors import (
     WatcherRestarting,
 )
 from app.sandbox import Sandbox
-from app.sip.protocol import Command, Fetch, encode
+from app.sip.protocol import Command, StartFetch, encode
 from app.sip.watcher import SipWatcher, WatcherCannotStart
 from tests.support.sip_watcher import configuration
 from tests.support.waiting import DEADLINE_S, until
@@ -164,8 +164,8 @@ async def test_killed_worker(sandbox: Sandbox, watcher: SipWatcher) -> None:
 
 async def test_stopped_worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that no longer answers is killed and replaced."""
-    monkeypatch.setattr("app.sip.watcher.PING_EVERY_S", 0.05)
-    monkeypatch.setattr("app.sip.watcher.HANG_LIMIT_S", 0.2)
+    monkeypatch.setattr("app.sip.supervisor.PING_EVERY_S", 0.05)
+    monkeypatch.setattr("app.sip.supervisor.HANG_LIMIT_S", 0.2)
     hanging = SipWatcher(configuration(sandbox.uri))
     await hanging.start()
     pid = hanging.worker_pid
@@ -178,9 +178,12 @@ async def test_stopped_worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch)
 
 async def test_worker_has_its_time_after_a_pause_of_ours(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the gateway itself was stopped for longer than a worker may be silent, it asks before it judges."""
-    monkeypatch.setattr("app.sip.watcher.PING_EVERY_S", 0.05)
-    monkeypatch.setattr("app.sip.watcher.HANG_LIMIT_S", 0.2)
-    watcher, restarts = SipWatcher(configuration(sandbox.uri), restarted=lambda: restarts.append(1)), list[int]()
+    monkeypatch.setattr("app.sip.supervisor.PING_EVERY_S", 0.05)
+    monkeypatch.setattr("app.sip.supervisor.HANG_LIMIT_S", 0.2)
+    watcher, restarts = (
+        SipWatcher(configuration(sandbox.uri), on_worker_replaced=lambda: restarts.append(1)),
+        list[int](),
+    )
     await watcher.start()
     pid = watcher.worker_pid
     for _ in range(5):
@@ -353,7 +356,7 @@ async def test_sigterm_leaves_the_worker(watcher: SipWatcher) -> None:
 @pytest.mark.parametrize(
     ("patch", "said"),
     [
-        ("library.SUPPORTED_VERSION = '2.14'", "PJSIP 2.15.1 was found; this gateway knows 2.14"),
+        ("library.SUPPORTED_VERSION = '2.14'", "PJSIP 2.15.1 was found; this gateway supports 2.14 only"),
         ("library._CDEF += 'int pjsip_no_such_call(void);'", "lacks the symbols pjsip_no_such_call"),
     ],
 )
@@ -412,11 +415,11 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
         worker = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "app.sip.worker.main", str(high), pass_fds=[high]
         )
-        commands: list[Command] = [configuration(sandbox.uri), Fetch(1, ALICE)]
+        commands: list[Command] = [configuration(sandbox.uri), StartFetch(1, ALICE)]
         ours.sendall(encode(commands))
         ours.settimeout(DEADLINE_S)
         received = b""
-        while b"notified" not in received:
+        while b"fetch-answered" not in received:
             received += await asyncio.to_thread(ours.recv, 65536)
     finally:
         os.close(high)

@@ -22,8 +22,8 @@ from app.domain.errors import (
 )
 from app.domain.statuses import Liveness, Status
 from app.sandbox import Sandbox
+from app.sip.machine.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
 from app.sip.watcher import SipWatcher
-from app.sip.worker.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
 from tests.support.sip_watcher import Observer, started, terminal, until_seen, user_of, view, watching
 from tests.support.waiting import until
 
@@ -325,7 +325,7 @@ async def test_interval_too_brief(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("user", "liveness", "reason"),
     [
-        ("cseq-back", STALE, "NOTIFY refused: its CSeq went back or stood still"),
+        ("cseq-back", STALE, "NOTIFY refused: its CSeq is not higher than the one before"),
         ("no-state", UNKNOWN, "NOTIFY refused: it has no Subscription-State"),
     ],
 )
@@ -458,7 +458,7 @@ async def test_workers_share_the_terminals(sandbox: Sandbox) -> None:
         addresses = [terminal() for _ in range(60)]
         await started(watcher, observer, *addresses)
         assert {sandbox.counters.subscribes[address] for address in addresses} == {1}
-        by_worker = [len(slot.watched) for slot in watcher._slots]  # noqa: SLF001  # nobody else wants to know
+        by_worker = [len(worker.wanted) for worker in watcher._workers]  # noqa: SLF001  # nobody else wants to know
         assert sum(by_worker) == 60
         assert min(by_worker) > 5
         await until(lambda: watcher.counts().states == {"active": 60})

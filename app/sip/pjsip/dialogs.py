@@ -1,14 +1,14 @@
-"""Our dialogs as a NOTIFY names them, and their other side: its tag, its route set and its target.
+"""The dialogs whose NOTIFYs count, and the remote side of each: its tag, route set and target.
 
-Each dialog has a Contact user of its own. Tags, Call-IDs and branches are PJSIP's, which derives them from `rand()`:
-whoever has seen one can find the next. The Contact user is what only the presence server knows.
+Each dialog has a random Contact user of its own, which only the presence server learns. Tags, Call-IDs and branches
+protect nothing: PJSIP derives them from `rand()`, so seeing one is enough to compute the next.
 
-By RFC 6665 section 4.4.1 the first NOTIFY makes the dialog, but PJSIP takes it from the 2xx. So the first NOTIFY's tag,
-Record-Route and Contact are set here, and once more after a 2xx that came later.
+By RFC 6665 section 4.4.1 the first NOTIFY establishes the dialog, but PJSIP takes the remote side from the 2xx. So the
+first NOTIFY's tag, Record-Route and Contact are set here, and set again after a later 2xx.
 
-Invariants: PJSIP has no function for these fields; they are reached by their place in its structs (`structs.py`).
+Invariants: PJSIP has no functions for these fields; they are reached by their offsets in its structs (`structs.py`).
 
-Deliberately absent: which messages PJSIP gets to see (`incoming.py`).
+Deliberately absent: which messages PJSIP gets to see (`incoming_messages.py`).
 """
 
 import hashlib
@@ -23,72 +23,75 @@ _PREFIX = b"watcher-"
 _RANDOM_BYTES, _SEAL_BYTES = 16, 8
 CONTACT_USER_LENGTH = len(_PREFIX) + 2 * (_RANDOM_BYTES + _SEAL_BYTES)
 
-_AT_ONCE = 256
+_USERS_AT_ONCE = 256
 
 _KEPT_COPIES = 8
-"""So many of a dialog's last NOTIFYs are remembered, to know a copy that PJSIP has forgotten (over TCP at once)."""
+"""The number of a dialog's last NOTIFYs that are remembered, to recognise a copy that PJSIP no longer does (over TCP it
+forgets at once)."""
 
 
 @dataclass(eq=False, slots=True)
-class OurDialog:
-    """One dialog; `owner` is the caller's. Its other side's tag is empty until PJSIP has taken a NOTIFY."""
+class DialogIdentity:
+    """One dialog as NOTIFYs name it; `owner` is the caller's."""
 
     owner: Any
     pointer: Any
     user: bytes
+    """Our Contact's user part."""
     call_id: bytes
     tag: bytes
-    """In lower case, since PJSIP compares tags so."""
+    """Our tag, in lower case, since PJSIP compares tags without regard to case."""
     peer_tag: bytes = b""
+    """The server's tag; empty until PJSIP has accepted a NOTIFY."""
     cseq: int = -1
-    """Of the last NOTIFY that PJSIP has taken."""
-    taken: tuple[int, ...] = ()
-    """What tells the last NOTIFYs from others, by their hash."""
+    """The CSeq of the last NOTIFY that PJSIP accepted."""
+    accepted: tuple[int, ...] = ()
+    """Hashes of CSeq and branch of the last accepted NOTIFYs."""
     routes: Any = None
-    """The route set that a NOTIFY has brought."""
+    """The route set of the first NOTIFY."""
     target: tuple[Any, Any] | None = None
-    """The dialog's target and the Contact that it stands in, as the first NOTIFY has left them."""
+    """The dialog's target and its Contact header, as the first NOTIFY left them."""
     settled: bool = False
     """Whether a 2xx has come, after which PJSIP changes neither tag nor route set."""
 
 
 class Dialogs:
-    """The dialogs that are in use."""
+    """The dialogs in use, by Contact user and by tag."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._ffi, self._lib = endpoint.ffi, endpoint.lib
-        self._sealing = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_SEAL_BYTES)
+        self._seal_key = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_SEAL_BYTES)
         self._random: list[bytes] = []
-        self._by_user: dict[bytes, OurDialog] = {}
-        self._by_tag: dict[bytes, OurDialog] = {}
+        self._by_user: dict[bytes, DialogIdentity] = {}
+        self._by_tag: dict[bytes, DialogIdentity] = {}
 
     def new_contact_user(self) -> bytes:
-        """A user part of 128 random bits, with a seal by which it is known later although nothing is kept of it."""
-        if not self._random:  # one request to the kernel for many
-            digits = secrets.token_hex(_RANDOM_BYTES * _AT_ONCE).encode()
+        """A user part of 128 random bits and a keyed hash, by which `issued` recognises it without storing it."""
+        if not self._random:  # one system call for many
+            digits = secrets.token_hex(_RANDOM_BYTES * _USERS_AT_ONCE).encode()
             self._random = [digits[at : at + 2 * _RANDOM_BYTES] for at in range(0, len(digits), 2 * _RANDOM_BYTES)]
         random = self._random.pop()
         return _PREFIX + random + self._seal(random)
 
-    def add(self, owner: Any, pointer: Any, user: bytes) -> OurDialog:
-        """Takes up a dialog that PJSIP has made with that Contact user."""
+    def add(self, owner: Any, pointer: Any, user: bytes) -> DialogIdentity:
+        """Adds a dialog that PJSIP has created with that Contact user."""
         struct = self._ffi.cast("pjsip_dialog *", pointer)
         call_id, tag = string(self._ffi, struct.call_id.id), string(self._ffi, struct.local_info.tag).lower()
-        dialog = OurDialog(owner, struct, user, call_id, tag)
+        dialog = DialogIdentity(owner, struct, user, call_id, tag)
         self._by_user[user] = self._by_tag[tag] = dialog
         return dialog
 
-    def remove(self, dialog: OurDialog) -> None:
-        """It is over. A NOTIFY to its Contact gets its 481 from PJSIP."""
+    def remove(self, dialog: DialogIdentity) -> None:
+        """Removes a dialog that ended. PJSIP answers a later NOTIFY to its Contact by 481."""
         if self._by_user.pop(dialog.user, None) is not None:
             del self._by_tag[dialog.tag]
 
-    def of_user(self, user: bytes) -> OurDialog | None:
+    def by_user(self, user: bytes) -> DialogIdentity | None:
         """The dialog with that Contact user."""
         return self._by_user.get(user)
 
-    def was_ours(self, user: bytes) -> bool:
-        """Whether this process has made the Contact user, whatever became of its dialog."""
+    def issued(self, user: bytes) -> bool:
+        """Whether this process created the Contact user, even if its dialog has ended."""
         random, seal = user[len(_PREFIX) : -2 * _SEAL_BYTES], user[-2 * _SEAL_BYTES :]
         return user.startswith(_PREFIX) and secrets.compare_digest(seal, self._seal(random))
 
@@ -96,8 +99,8 @@ class Dialogs:
         """Whether that is our tag in a dialog in use."""
         return tag.lower() in self._by_tag
 
-    def adopt(self, dialog: OurDialog, message: Any) -> None:
-        """Before PJSIP looks for the dialog of a NOTIFY, the first one: gives the dialog that NOTIFY's other side."""
+    def set_remote_side(self, dialog: DialogIdentity, message: Any) -> None:
+        """Takes the remote side from the first NOTIFY, before PJSIP looks for its dialog."""
         ffi, lib = self._ffi, self._lib
         self._set_tag(dialog, getattr(message, "from").tag)
         if message.record_route == ffi.NULL:
@@ -115,18 +118,18 @@ class Dialogs:
             header = header.next
         lib.pjsip_dlg_set_route_set(dialog.pointer, dialog.routes)
 
-    def taken(self, dialog: OurDialog, cseq: int, branch: bytes, peer_tag: bytes) -> None:
-        """PJSIP has handed a NOTIFY to us."""
+    def on_notify_accepted(self, dialog: DialogIdentity, cseq: int, branch: bytes, peer_tag: bytes) -> None:
+        """PJSIP has accepted a NOTIFY and passed it to us."""
         if not dialog.peer_tag:
             dialog.peer_tag = peer_tag
             target, contact = dialog.pointer.target, dialog.pointer.remote_contact
             if not dialog.settled and contact != self._ffi.NULL and contact.uri == target:
                 dialog.target = target, contact
         dialog.cseq = cseq
-        dialog.taken = (hash((cseq, branch)), *dialog.taken[: _KEPT_COPIES - 1])
+        dialog.accepted = (hash((cseq, branch)), *dialog.accepted[: _KEPT_COPIES - 1])
 
-    def answered(self, dialog: OurDialog, code: int) -> None:
-        """PJSIP has read an answer to our SUBSCRIBE, and perhaps put that one's other side in the NOTIFY's place."""
+    def on_response(self, dialog: DialogIdentity, code: int) -> None:
+        """PJSIP has read a response to our SUBSCRIBE, which may have overwritten the remote side of the NOTIFY."""
         if dialog.settled:
             return
         dialog.settled = 200 <= code < 300
@@ -140,16 +143,16 @@ class Dialogs:
         if dialog.routes is not None:
             self._lib.pjsip_dlg_set_route_set(dialog.pointer, dialog.routes)
 
-    def auth_session(self, dialog: OurDialog) -> Any:
-        """The dialog's digest session."""
+    def auth_session(self, dialog: DialogIdentity) -> Any:
+        """PJSIP's digest session of the dialog."""
         return self._ffi.addressof(dialog.pointer, "auth_session")
 
     def _seal(self, random: bytes) -> bytes:
-        sealing = self._sealing.copy()
-        sealing.update(random)
-        return sealing.hexdigest().encode()
+        seal = self._seal_key.copy()
+        seal.update(random)
+        return seal.hexdigest().encode()
 
-    def _set_tag(self, dialog: OurDialog, tag: Any) -> None:
+    def _set_tag(self, dialog: DialogIdentity, tag: Any) -> None:
         remote = dialog.pointer.remote_info
         if string(self._ffi, remote.tag) != string(self._ffi, tag):
             copy = self._ffi.addressof(remote, "tag")

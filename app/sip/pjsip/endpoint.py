@@ -1,11 +1,11 @@
-"""An open PJSIP endpoint: its transports, its settings, the C memory that it keeps, and one step of its work.
+"""The open PJSIP endpoint: its transports, its settings, the C memory that it keeps, and `poll`.
 
-pjsua2 gives the endpoint and the transports; everything else is reached by cffi in the same shared object.
+pjsua2 creates the endpoint and the transports; everything else is reached by cffi in the same shared object.
 
-Invariants: one thread makes an `Endpoint`, calls it, and leaves the process by `os._exit` (`leave`); PJSIP aborts
-otherwise. What PJSIP keeps a pointer to is kept alive here (`kept`).
+Invariants: one thread creates the `Endpoint`, calls it, and ends the process by `leave`; PJSIP aborts otherwise. What
+PJSIP keeps a pointer to is kept alive in `kept`.
 
-Deliberately absent: what is asked and answered (`stack.py`), and who may send us requests (`incoming.py`).
+Deliberately absent: SUBSCRIBE and its answers (`stack.py`), and who may send us requests (`incoming_messages.py`).
 """
 
 import os
@@ -25,15 +25,16 @@ _COMMAND_BUFFER_BYTES = 65536
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 
 _TRANSACTION_BUCKETS = 65535
-"""Of PJSIP's hash table of transactions, 1023 by default; with tens of thousands alive the searches take most time."""
+"""The size of PJSIP's hash table of transactions, by default 1023. With tens of thousands of transactions the searches
+in that took most of the time."""
 
-# RFC 3261 section 17.1.2.2's timers, of which T4 is shortened from 5 s: over UDP PJSIP keeps a SUBSCRIBE's transaction,
-# and with it the dialog's 45 KB, so long after its answer, to absorb further copies of that, which would do no harm.
+# The timers of RFC 3261 section 17.1.2.2. T4 is shortened from 5 s: over UDP PJSIP keeps a SUBSCRIBE's transaction and
+# the dialog's 45 KB for T4 after the response, to absorb copies of the response, which would do no harm.
 _T1_MS, _T2_MS, _T4_MS, _TD_MS = 500, 4000, 100, 32000
 
 
 class Endpoint:
-    """PJSIP with UDP, TCP and, where a route wants it, TLS open. Raises SipStackError where that cannot be."""
+    """PJSIP with UDP, TCP and, where a route wants it, TLS open. Raises SipStackError where one cannot be opened."""
 
     def __init__(self, configure: Configure) -> None:
         self.ffi, self.lib, self.build = load_library()
@@ -51,10 +52,10 @@ class Endpoint:
         self.lib.pjsip_endpt_handle_events2(self.endpt, self._wait, self._count)
         return bool(self._count[0])
 
-    def attach(self, sock: socket.socket, received: Callable[[bytes], None]) -> None:
-        """Makes `poll` wake for `sock` too, calling `received` with what was read; b"" is the end of the stream.
+    def attach(self, sock: socket.socket, on_received: Callable[[bytes], None]) -> None:
+        """Makes `poll` read `sock` too; `on_received` gets the bytes, b"" at the end of the stream.
 
-        The socket joins PJSIP's own select, so that a command waits neither for a packet nor for a timer.
+        The socket joins PJSIP's own select, so a command waits neither for a packet nor for a timer.
         """
         ffi = self.ffi
         buffer = ffi.new("char[]", _COMMAND_BUFFER_BYTES)
@@ -66,11 +67,11 @@ class Endpoint:
             length[0] = _COMMAND_BUFFER_BYTES
             status = self.lib.pj_ioqueue_recv(key[0], op_key, buffer, length, _ALWAYS_ASYNC)
             if status != _PJ_EPENDING:
-                received(b"")
+                on_received(b"")
 
         @ffi.callback("void(void *, pj_ioqueue_op_key_t *, long)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_read(_key: Any, _op_key: Any, count: int) -> None:
-            received(bytes(ffi.buffer(buffer, count)) if count > 0 else b"")
+            on_received(bytes(ffi.buffer(buffer, count)) if count > 0 else b"")
             if count > 0:
                 read_again()
 
@@ -78,7 +79,7 @@ class Endpoint:
         self.kept += [buffer, length, op_key, key, on_read, callbacks]
         ioqueue = self.lib.pjsip_endpt_get_ioqueue(self.endpt)
         status = self.lib.pj_ioqueue_register_sock(self.pool, ioqueue, sock.fileno(), ffi.NULL, callbacks, key)
-        self.must(status, "watch the command socket")
+        self.must(status, "poll the command socket")
         read_again()
 
     def text(self, value: str) -> Any:
@@ -89,7 +90,7 @@ class Endpoint:
         return pj_str
 
     def headers(self, headers: list[tuple[str, str]]) -> Any:
-        """A pjsip header list; PJSIP clones it into each request, and its parser keeps pointers into the text."""
+        """A PJSIP header list. PJSIP clones it into each request; its parser keeps pointers into the text."""
         ffi, lib = self.ffi, self.lib
         head = ffi.new("pj_list *")
         head.prev = head.next = head
@@ -107,21 +108,21 @@ class Endpoint:
         return head
 
     def register_module(self, name: str, priority: int, **callbacks: Any) -> None:
-        """Adds a module whose callbacks, such as `on_rx_request`, see messages at that priority."""
+        """Adds a PJSIP module whose callbacks, such as `on_rx_request`, get messages at that priority."""
         module = self.ffi.new("pjsip_module *", callbacks)
         module.name = self.text(name)[0]
         module.id, module.priority = -1, priority
         self.kept += [module, *callbacks.values()]
         self.must(self.lib.pjsip_endpt_register_module(self.endpt, module), f"register the module {name}")
 
-    def must(self, status: int, what: str) -> None:
-        """Raises SipStackError for any status but success."""
+    def must(self, status: int, action: str) -> None:
+        """Raises SipStackError where PJSIP returned another status than success. `action` completes "could not …"."""
         if status != PJ_SUCCESS:
-            raise SipStackError(f"PJSIP could not {what}: {self.error_text(status)}")
+            raise SipStackError(f"PJSIP could not {action}: {self.error_text(status)}")
 
     @staticmethod
     def error_text(status: int) -> str:
-        """PJSIP's own words for a status."""
+        """PJSIP's text for a status."""
         return str(pjsua2.Endpoint.instance().utilStrError(status))
 
     def _open(self, configure: Configure) -> Any:
@@ -129,9 +130,9 @@ class Endpoint:
         endpoint = pjsua2.Endpoint()
         endpoint.libCreate()
         measure_limits(self.ffi, lib, self.build)
-        # Requests of 1300 bytes and more would otherwise try TCP first; the transport is the operator's choice.
+        # Otherwise requests of 1300 bytes and more would try TCP first; the operator chooses the transport.
         lib.pjsip_sip_cfg_var.disable_tcp_switch = 1
-        # A sips: presentity is asked about over the operator's own leg to the presence server, whatever that is.
+        # A sips: presentity is asked about over the operator's route to the presence server, whatever its transport.
         lib.pjsip_sip_cfg_var.disable_tls_switch = lib.pjsip_sip_cfg_var.disable_secure_dlg_check = 1
         lib.pjsip_sip_cfg_var.max_transactions = _TRANSACTION_BUCKETS
         config = pjsua2.EpConfig()
@@ -153,10 +154,10 @@ class Endpoint:
         for name, kind in kinds.items():
             transport = pjsua2.TransportConfig()
             transport.boundAddress = configure.listen_host
-            # The port that was asked for is UDP's and TCP's; TLS has the next one, as RFC 3261 has 5060 and 5061.
+            # UDP and TCP listen on the configured port; TLS on the next one, as with 5060 and 5061 in RFC 3261.
             port = configure.listen_port + 1 if name == "tls" and configure.listen_port else configure.listen_port
             transport.port = port
-            if name == "udp":  # what the kernel grants of it; NOTIFYs come in bursts
+            if name == "udp":  # NOTIFYs come in bursts; the kernel may grant less
                 buffer = pjsua2.SockOpt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
                 transport.sockOptParams.sockOpts.push_back(buffer)
             else:  # Nagle's algorithm would hold a SUBSCRIBE back for the peer's delayed ACK, 40 ms
@@ -178,16 +179,16 @@ class Endpoint:
         return endpoint
 
     def _set_nameserver_ports(self, nameservers: list[str]) -> None:
-        """Once more, for pjsua knows no port but 53."""
+        """Sets the name servers again, with their ports: pjsua knows only port 53."""
         if nameservers:
             hosts, _, ports = zip(*(nameserver.partition(":") for nameserver in nameservers), strict=True)
             servers = self.ffi.new("pj_str_t[]", [self.text(host)[0] for host in hosts])
             numbers = self.ffi.new("unsigned short[]", [int(port or 53) for port in ports])
             resolver = self.lib.pjsip_endpt_get_resolver(self.lib.pjsua_get_pjsip_endpt())
             status = self.lib.pj_dns_resolver_set_ns(resolver, len(nameservers), servers, numbers)
-            self.must(status, "take the nameservers")
+            self.must(status, "set the name servers")
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process without PJSIP's exit handlers, which abort where a thread or object is still about."""
+    """Ends the process without PJSIP's exit handlers, which abort while a thread or object still exists."""
     os._exit(code)

@@ -1,14 +1,14 @@
-"""Lets SIP messages larger than PJSIP's buffer through a TCP or TLS stream: their bodies are taken out on the way.
+"""Takes the bodies of SIP messages larger than PJSIP's buffer out of TCP and TLS connections.
 
-PJSIP holds 4000 bytes of a stream and gives up the connection's next messages where one does not fit. It shows each
-read before it parses, and what is shown may be changed. So the body of a large message is gathered here, its header
-waits in PJSIP's buffer meanwhile, and goes on with `Content-Length: 0` once the body is whole; whoever handles the
-message asks `Bodies` for what belongs to it.
+PJSIP buffers 4000 bytes of a connection, and loses the connection's next messages where one does not fit. But it shows
+each read before it parses, and lets us change what it sees. So a large message's header stays in PJSIP's buffer while
+its body is gathered here; then the header goes on with `Content-Length: 0`, and `LargeBodies.take` returns the body to
+the handler of the message.
 
-Invariants: pure. No more than `max_body_bytes` of a body is kept, nor more than MOST_BODIES bodies. However the stream
-is cut, what PJSIP sees is whole messages in their order. What is no SIP is left to PJSIP as it is.
+Invariants: pure. At most `max_body_bytes` of a body are kept, and at most MOST_BODIES bodies. However the bytes are
+split into reads, PJSIP sees whole messages in their order. Bytes that are not SIP are left unchanged.
 
-Deliberately absent: UDP, where a message that does not fit is cut before anybody sees it.
+Deliberately absent: UDP, where the socket read cuts a message that does not fit.
 """
 
 import re
@@ -16,12 +16,13 @@ import re
 from app.domain.bounded import BoundedDict
 
 MAX_MESSAGE_BYTES = 3500
-"""A message that exceeds this goes by parts. PJSIP's buffer has 4000; 3761 were the most that passed."""
+"""From a longer message the body is taken out. PJSIP's buffer has 4000 bytes; the longest message that passed had
+3761."""
 
 MAX_BODY_BYTES = 1024 * 1024
 MOST_BODIES = 64
-MOST_STREAMS = 64
-"""As many sockets as this PJSIP can have."""
+MOST_CONNECTIONS = 64
+"""The number of sockets that this PJSIP can have."""
 
 _LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*:[ \t]*(\d{1,10})", re.IGNORECASE | re.MULTILINE)
 _CALL_ID = re.compile(rb"^(?:call-id|i)[ \t]*:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
@@ -31,14 +32,14 @@ Key = tuple[bytes, bytes, bytes]
 
 
 def key_of(head: bytes) -> Key | None:
-    """By what a message is found again: its first line, with the Contact user that no stranger can guess, Call-ID and
-    CSeq number; None where one is missing."""
+    """What identifies a message: its first line (with our Contact user, which cannot be guessed), its Call-ID and its
+    CSeq number. None where one of them is missing."""
     call_id, cseq = _CALL_ID.search(head), _CSEQ.search(head)
     return (head.partition(b"\r\n")[0], call_id[1], cseq[1]) if call_id and cseq else None
 
 
-class Bodies:
-    """Bodies that were taken out, by message, until they are asked for; the oldest makes room for one too many."""
+class LargeBodies:
+    """The bodies taken out, by message, until `take`. When full, the oldest is dropped."""
 
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self.max_body_bytes = max_body_bytes
@@ -48,37 +49,38 @@ class Bodies:
         return bool(self._kept)
 
     def keep(self, head: bytes, declared_bytes: int, body: bytes) -> None:
-        """Keeps a body, which is empty if it was too large to be gathered."""
+        """Keeps a body; empty where it was too large."""
         if (key := key_of(head)) is not None:
             self._kept[key] = (declared_bytes, body)
 
     def take(self, head: bytes) -> tuple[int, bytes] | None:
-        """The Content-Length that was declared, and the body; None where nothing was taken out of this message."""
+        """The declared Content-Length and the body, once; None where no body was taken out of this message."""
         key = key_of(head)
         return self._kept.pop(key, None) if key is not None else None
 
 
-class Stream:
-    """One connection's incoming bytes."""
+class ConnectionBuffer:
+    """The incoming bytes of one connection."""
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: LargeBodies) -> None:
         self._bodies = bodies
         self._head = b""  # of the message whose body is being gathered
         self._declared_bytes = 0
         self._missing_bytes = 0
         self._body = bytearray()
 
-    def absorb(self, shown: bytes) -> bytes | None:
-        """Takes what PJSIP has in its buffer, from the start of a message; returns what it is to have instead.
+    def replace(self, shown: bytes) -> bytes | None:
+        """Takes the content of PJSIP's buffer, which starts with a message, and returns its replacement; None: no
+        change.
 
-        None means that nothing is to change. PJSIP asks again after each change, and after each message it has handled.
+        PJSIP calls again after each change, and after each message that it has handled.
         """
         seen = bytearray()
         at = 0
         if self._head:
-            start = shown.find(self._head)  # after whole messages that PJSIP has yet to handle
+            start = shown.find(self._head)  # behind whole messages that PJSIP has not handled yet
             if start < 0:
-                self._forget()  # not what we left there: another connection at the same place
+                self._forget()  # not our header: another connection at the same address
                 return None
             seen += shown[:start]
             at = self._gather(shown, start + len(self._head))
@@ -112,7 +114,7 @@ class Stream:
         self._body.clear()
 
     def _gather(self, shown: bytes, at: int) -> int:
-        """Takes the body's bytes from `at` on; returns where they end."""
+        """Gathers the body's bytes from `at` on; returns where they end."""
         end = min(at + self._missing_bytes, len(shown))
         if self._declared_bytes <= self._bodies.max_body_bytes:
             self._body += shown[at:end]
@@ -120,11 +122,11 @@ class Stream:
         return end
 
     def _finish(self) -> bytes:
-        """Keeps the body that is whole now; returns the header that goes on without it, as long as it was."""
+        """Keeps the body, which is now whole; returns the header with `Content-Length: 0`, padded to its old length."""
         head = self._head
         self._bodies.keep(head, self._declared_bytes, bytes(self._body))
         self._forget()
         length = _LENGTH.search(head)
-        assert length is not None  # noqa: S101  # by it the body was known
+        assert length is not None  # noqa: S101  # the body was found by it
         start, end = length.span(1)
         return head[:start] + b"0".ljust(end - start) + head[end:]

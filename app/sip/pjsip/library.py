@@ -1,9 +1,9 @@
-"""The shared object of PJSIP: the functions we call in it, and what the build at hand can do.
+"""The shared object of PJSIP: the functions called in it, and the limits of the build found.
 
-`pjsua2`, the Python module, has loaded the object already; cffi reaches the same one. Only the version whose struct
-layouts, timers and limits were checked is accepted.
+The Python module `pjsua2` has loaded the object already, and cffi opens the same one. Only the version is accepted
+whose struct layouts, timers and limits were checked.
 
-Deliberately absent: any call that sends or receives (`stack.py`).
+Deliberately absent: calls that send or receive (`stack.py`).
 """
 
 import re
@@ -174,22 +174,24 @@ void _ZN2pj8SipEvent6fromPjERK11pjsip_event(void *self, void *event);
 
 
 class SipStackError(Exception):
-    """PJSIP refused: it is not the build we know, a transport cannot be opened, or a call failed."""
+    """PJSIP is not the supported build, a transport cannot be opened, or a call failed."""
 
 
 class AddressRefused(SipStackError):
-    """PJSIP cannot read the address as a URI, or would write another one."""
+    """PJSIP cannot parse the address as a URI, or would write another URI."""
 
 
 def load_library() -> tuple[Any, Any, Build]:
-    """cffi's handle, the library, and what build it is; its log is silenced. Raises SipStackError for another one."""
+    """Returns cffi's handle, the library and its build, and silences the library's log. Raises SipStackError for an
+    unsupported build."""
     ffi: Any = cffi.FFI()
     ffi.cdef(_CDEF)
     lib: Any = ffi.dlopen(_pjsua2.__file__)
     version = ffi.string(lib.pj_get_version()).decode()
     if version != SUPPORTED_VERSION:
         raise SipStackError(
-            f"PJSIP {version} was found; this gateway knows {SUPPORTED_VERSION}: install the locked pjsua2-python."
+            f"PJSIP {version} was found; this gateway supports {SUPPORTED_VERSION} only: install the locked "
+            f"pjsua2-python."
         )
     names = re.findall(r"\b(\w+)\(", re.sub(r"typedef struct.*?\} \w+;", "", _CDEF, flags=re.DOTALL))
     missing = [name for name in names if name.startswith(("pj", "_ZN2pj")) and not hasattr(lib, name)]
@@ -200,7 +202,7 @@ def load_library() -> tuple[Any, Any, Build]:
 
 
 def measure_limits(ffi: Any, lib: Any, build: Build) -> None:
-    """Fills in the build's limits, read off PJSIP's own dump of its configuration. After `libCreate`."""
+    """Sets the build's limits, read from PJSIP's dump of its configuration. Call after `libCreate`."""
     lines: list[str] = []
 
     @ffi.callback("void(int, const char *, int)")  # type: ignore[untyped-decorator]  # cffi has no types
@@ -216,7 +218,7 @@ def measure_limits(ffi: Any, lib: Any, build: Build) -> None:
     found = dict(re.findall(r"(PJ\w+)\s*:\s*(\d+)", "".join(lines)))
     build.ipv6 = found.get("PJ_HAS_IPV6") == "1"
     build.tls = "1.3" if lib.pj_ssl_cipher_is_supported(0x1301) else "1.2"
-    # Of the OpenSSL that this object is linked to, which the wheel brings, and not of Python's.
+    # The version of the OpenSSL in the wheel, which may differ from Python's.
     build.openssl = ffi.string(lib.SSLeay_version(0)).decode() if hasattr(lib, "SSLeay_version") else ""
     build.max_message_bytes = int(found.get("PJSIP_MAX_PKT_LEN", 0))
     build.max_uri_bytes = int(found.get("PJSIP_MAX_URL_SIZE", 0))

@@ -1,8 +1,8 @@
-"""The watcher's own registration, where the IMS wants one: a pjsua2 Account (RFC 3261 section 10).
+"""The gateway's own registration, where the IMS wants one: a pjsua2 Account (RFC 3261 section 10).
 
-Invariants: PJSIP keeps it alive and retries by itself; here only its state is known.
+PJSIP refreshes and retries the registration by itself; only its state is read here.
 
-Deliberately absent: incoming calls and messages to that account, which `incoming.py` swallows.
+Deliberately absent: incoming calls and messages to that account, which `incoming_messages.py` drops.
 """
 
 import pjsua2
@@ -18,12 +18,12 @@ class _Account(pjsua2.Account):  # type: ignore[misc]  # pjsua2 has no types
     active = False
 
     def onRegState(self, _parameters: object) -> None:  # noqa: N802  # named by pjsua2
-        """Called by PJSIP at each answer to REGISTER."""
+        """PJSIP got an answer to REGISTER."""
         self.active = bool(self.getInfo().regIsActive)
 
 
 class Registration:
-    """Registers the watcher's identity at `configure.registrar`. Raises SipStackError where that is no SIP URI."""
+    """Registers the watcher identity at `configure.registrar`. Raises SipStackError if that is not a SIP URI."""
 
     def __init__(self, endpoint: Endpoint, configure: Configure) -> None:
         config = pjsua2.AccountConfig()
@@ -45,5 +45,5 @@ class Registration:
 
     @property
     def active(self) -> bool:
-        """Whether the registrar has said so."""
+        """Whether the registrar has accepted the registration."""
         return self._account.active

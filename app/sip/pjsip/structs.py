@@ -1,10 +1,7 @@
-"""PJSIP's structs as we take them to be: dialogs, and messages that come and leave. No function of its API shows what
-we read there.
+"""PJSIP's structs as declared in `library.py`: dialogs, received messages, and requests.
 
-Invariants: `check` compares each field that is used with what is known of a dialog and two messages made for that, at
-the start; another build is refused.
-
-Deliberately absent: the structs themselves (`library.py`).
+These fields are read directly, because PJSIP's API has no function for them. `check` compares each field with the known
+content of a dialog and two messages that it creates at start; another layout is refused.
 """
 
 from typing import Any
@@ -16,7 +13,7 @@ from app.sip.pjsip.library import SipStackError
 
 RECORD_ROUTE, VIA = 29, 41  # of enum pjsip_hdr_e
 ADDRESS_BYTES = 8
-"""Of a socket address: family, port and IPv4 address."""
+"""The part of a socket address that is read: family, port and IPv4 address."""
 
 _LEAST_TAG_BYTES = 16
 _ADDRESS, _ADDRESS_TEXT = bytes([2, 0, 0x13, 0xCE, 192, 0, 2, 1]), "192.0.2.1:5070"
@@ -25,18 +22,20 @@ _ADDRESS, _ADDRESS_TEXT = bytes([2, 0, 0x13, 0xCE, 192, 0, 2, 1]), "192.0.2.1:50
 def string(ffi: Any, value: Any) -> bytes:
     """A `pj_str_t` as bytes."""
     size = value.slen
-    return bytes(ffi.buffer(value.ptr, size)) if size > 0 else b""  # `unpack` goes through Python first
+    return bytes(ffi.buffer(value.ptr, size)) if size > 0 else b""  # faster than `unpack`
 
 
 def check(endpoint: Endpoint, ua: Any, local: Any) -> None:
-    """Raises SipStackError where PJSIP's structs are other ones."""
+    """Raises SipStackError where a struct has another layout than declared."""
     for what, found in (
         ("dialogs", _dialog(endpoint, ua, local)),
         ("received messages", _received(endpoint)),
         ("requests", _request(endpoint, ua, local)),
     ):
         if not all(found):
-            raise SipStackError(f"this PJSIP build has another layout of {what}: {found}; install the locked wheel.")
+            raise SipStackError(
+                f"This PJSIP build has another layout of {what}: {found}; install the locked pjsua2-python."
+            )
 
 
 def _dialog(endpoint: Endpoint, ua: Any, local: Any) -> list[bool]:
@@ -75,7 +74,7 @@ def _received(endpoint: Endpoint) -> list[bool]:
     message = rdata.msg_info
     if lib.pjsip_parse_rdata(buffer, len(text), rdata) == ffi.NULL or message.cid == ffi.NULL:
         return [False]
-    # pjsua2's own readers of messages: hidden from Python, but exported, and free of struct offsets.
+    # pjsua2's own readers of messages: hidden from Python but exported, and independent of our struct layouts.
     shown = pjsua2.SipRxData()
     lib._ZN2pj9SipRxData6fromPjER13pjsip_rx_data(ffi.cast("void *", int(shown.this)), rdata)  # noqa: SLF001
     return [

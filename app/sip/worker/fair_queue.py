@@ -1,31 +1,30 @@
-"""Whose turn it is: what waits is taken in turn, client by client.
+"""A queue that serves clients in turn.
 
-An entry stands in the queue of each client that wants it, and leaves by the first whose turn comes: so it waits for
-the client that was served least. A client's own queue keeps the order in which it was filled.
-Invariants: pure; an entry stands in each queue of its clients once, or in no queue. Between two turns of a client every
-other one that waits has one.
+An entry that several clients want is in the queue of each, and leaves by whichever has its turn first: so it waits only
+for the client that was served least. Within one client's queue the order is that of `add`.
 
-Deliberately absent: when something may leave (`send_rate.py`).
+Invariants: pure. An entry is in the queues of all its clients or in none. Between two turns of a client, every other
+client with waiting entries has one.
 """
 
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
 
-class Wanted(Protocol):
-    """Something that waits. Its `clients` change only while it does not wait; () is a queue of its own."""
+class Queued(Protocol):
+    """An entry. Its `clients` may change only while it is not queued; () is a queue of its own."""
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """Those that want it, by number."""
+        """The clients that want the entry, by number."""
 
 
-Entry = TypeVar("Entry", bound=Wanted)
+Entry = TypeVar("Entry", bound=Queued)
 _NOBODY = (0,)
 
 
-class Turns(Generic[Entry]):
-    """What waits, by client."""
+class FairQueue(Generic[Entry]):
+    """The queues of all clients; its length is the number of entries."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[int, OrderedDict[Entry, None]] = OrderedDict()  # in the order of their next turns
@@ -35,7 +34,7 @@ class Turns(Generic[Entry]):
         return self._count
 
     def add(self, entry: Entry, *, first: bool = False) -> None:
-        """Queues what does not wait yet: last, or `first`, of each of its clients."""
+        """Queues an entry that is not queued: at the end, or `first`, of the queue of each of its clients."""
         self._count += 1
         for client in entry.clients or _NOBODY:
             queue = self._queues.get(client)
@@ -46,7 +45,7 @@ class Turns(Generic[Entry]):
                 queue.move_to_end(entry, last=False)
 
     def pop(self) -> Entry:
-        """Takes out the first entry of the client whose turn it is. Raises StopIteration where nothing waits."""
+        """Removes and returns the first entry of the client whose turn it is. Raises StopIteration when empty."""
         client, queue = next(iter(self._queues.items()))
         entry = next(iter(queue))
         self._queues.move_to_end(client)
@@ -54,13 +53,13 @@ class Turns(Generic[Entry]):
         return entry
 
     def discard(self, entry: Entry) -> None:
-        """Takes an entry out, if it waits."""
-        waited = False
+        """Removes an entry, if it is queued."""
+        was_queued = False
         for client in entry.clients or _NOBODY:
             queue = self._queues.get(client)
             if queue is not None and entry in queue:
-                waited = True
+                was_queued = True
                 del queue[entry]
                 if not queue:
                     del self._queues[client]
-        self._count -= waited
+        self._count -= was_queued

@@ -1,43 +1,41 @@
-"""One-shot questions in the worker: SUBSCRIBE with `Expires: 0`, and what ends each.
+"""Fetches in the worker: one SUBSCRIBE with `Expires: 0` each, and how each ends.
 
-Invariants: a fetch that is not cancelled is answered exactly once, by Notified or Failed. Where the server is away and
-another route is up, it is asked there, each route once. A document that UDP cut is asked for again over TCP, and so is
-the terminal from then on.
+Invariants: a fetch that is not cancelled ends in exactly one FetchAnswered or FetchFailed. Where a server fails and
+another route is up, that one is asked next, each route once. A document that UDP cut is fetched again over TCP, as is
+every later one of the terminal.
 
-Deliberately absent: time limits (the parent's), and every decision about meaning.
+Deliberately absent: time limits (the gateway cancels), and the meaning of an answer (`answers.py`).
 """
 
 import contextlib
 import time
 
-from app.domain.bounded import BoundedDict
 from app.sip.answers import BAD_ADDRESS, retry_expires_s
 from app.sip.headers import Event, Final, Notify, Unusable
 from app.sip.pjsip.library import AddressRefused, SipStackError
-from app.sip.pjsip.stack import Stack, Subscription
-from app.sip.protocol import Failed, Fetch, Notified, Report
+from app.sip.pjsip.stack import Stack
+from app.sip.pjsip.subscribe_dialog import SubscribeDialog
+from app.sip.protocol import FetchAnswered, FetchFailed, Report, StartFetch
 from app.sip.worker.failover import Routes
-from app.sip.worker.fair_queue import Turns
-from app.sip.worker.send_rate import KEPT, Pace
-
-MOST_LARGE = 10_000
-"""Terminals remembered to need TCP; the oldest is forgotten, and found out again."""
+from app.sip.worker.fair_queue import FairQueue
+from app.sip.worker.large_documents import LargeDocuments
+from app.sip.worker.send_rate import RESERVED_FOR_SETUPS, SendRate
 
 
-class Query:
-    """One fetch, waiting to be sent or in progress."""
+class Fetch:
+    """One fetch, queued or in progress."""
 
     __slots__ = (
         "address",
         "asked_s",
         "attempt",
         "clients",
+        "dialog",
         "id",
         "over_tcp",
         "recent",
         "route",
         "sent_at_s",
-        "subscription",
     )
 
     def __init__(self, number: int, address: str, client: int) -> None:
@@ -45,120 +43,109 @@ class Query:
         self.address = address
         self.clients = (client,)
         self.asked_s = 0
+        """The Expires sent: 0, or the Min-Expires of a 423."""
         self.attempt = 0
         self.route = 0
         self.over_tcp = False
-        self.subscription: Subscription | None = None
+        self.dialog: SubscribeDialog | None = None
         self.recent = False
         self.sent_at_s = 0.0
 
 
-class Large:
-    """Terminals whose documents do not fit a datagram."""
-
-    def __init__(self) -> None:
-        self._addresses = BoundedDict[str, None](MOST_LARGE)
-
-    def __contains__(self, address: str) -> bool:
-        return address in self._addresses
-
-    def add(self, address: str) -> None:
-        """Remembers one more."""
-        self._addresses[address] = None
-
-
 class Fetches:
-    """The worker's fetches. `reports` is where answers go."""
+    """The worker's fetches. They append their results to `reports`."""
 
-    def __init__(self, stack: Stack, pace: Pace, routes: Routes, large: Large, reports: list[Report]) -> None:
+    def __init__(
+        self, stack: Stack, rate: SendRate, routes: Routes, large: LargeDocuments, reports: list[Report]
+    ) -> None:
         self._stack = stack
-        self._pace = pace
+        self._rate = rate
         self._routes = routes
         self._large = large
         self._reports = reports
-        self._queries: dict[int, Query] = {}
-        self._waiting = Turns[Query]()
+        self._fetches: dict[int, Fetch] = {}
+        self._queue = FairQueue[Fetch]()
         self.cut = 0
         """Documents that UDP cut."""
         self.sent = 0
         """SUBSCRIBEs sent."""
 
     def __len__(self) -> int:
-        return len(self._queries)
+        return len(self._fetches)
 
     @property
-    def waiting(self) -> bool:
-        """Whether some have not been sent yet."""
-        return bool(self._waiting)
+    def queued(self) -> bool:
+        """Whether a fetch waits to be sent."""
+        return bool(self._queue)
 
-    def start(self, fetch: Fetch) -> None:
-        """Takes a question."""
-        query = self._queries[fetch.id] = Query(fetch.id, fetch.address, fetch.client)
-        self._waiting.add(query)
+    def start(self, command: StartFetch) -> None:
+        """Queues a fetch."""
+        fetch = self._fetches[command.id] = Fetch(command.id, command.address, command.client)
+        self._queue.add(fetch)
 
     def cancel(self, number: int) -> None:
-        """Gives one up; it is not answered."""
-        query = self._queries.pop(number, None)
-        if query is None:
+        """Drops a fetch without a report."""
+        fetch = self._fetches.pop(number, None)
+        if fetch is None:
             return
-        self._waiting.discard(query)
-        self._pace.answered(query)
-        if query.subscription is not None:
-            self._stack.forget(query.subscription)
-            self._routes.suspect(query.route, time.monotonic())
+        self._queue.discard(fetch)
+        self._rate.on_answered(fetch)
+        if fetch.dialog is not None:
+            self._stack.drop(fetch.dialog)
+            self._routes.suspect(fetch.route, time.monotonic())
 
-    def send_waiting(self, *, others_wait: bool = False) -> None:
-        """Sends those that the pace lets go, with room for others."""
-        if not self._waiting:
+    def send_queued(self, *, watches_queued: bool = False) -> None:
+        """Sends queued fetches as the send rate allows, leaving room for queued watches."""
+        if not self._queue:
             return
-        now_s, kept = time.monotonic(), KEPT if others_wait else 0
-        while self._waiting and self._pace.open(now_s, kept=kept):
-            query = self._waiting.pop()
-            self._pace.sent(query, now_s)
-            self._subscribe(query, 0)
+        now_s, reserved = time.monotonic(), RESERVED_FOR_SETUPS if watches_queued else 0
+        while self._queue and self._rate.allows(now_s, reserved=reserved):
+            fetch = self._queue.pop()
+            self._rate.on_sent(fetch, now_s)
+            self._subscribe(fetch, 0)
 
-    def handle(self, query: Query, subscription: Subscription, event: Event) -> None:
-        """What PJSIP saw of one."""
-        self._pace.answered(query)
-        if self._queries.get(query.id) is not query or query.subscription is not subscription:
+    def on_event(self, fetch: Fetch, dialog: SubscribeDialog, event: Event) -> None:
+        """PJSIP reported a NOTIFY, an answer or a failure of this dialog."""
+        self._rate.on_answered(fetch)
+        if self._fetches.get(fetch.id) is not fetch or fetch.dialog is not dialog:
             return
         if isinstance(event, Unusable):
-            self._routes.answered(query.route)
-            return  # another may follow; else the caller's time limit ends it
+            self._routes.on_answered(fetch.route)
+            return  # another NOTIFY may follow; otherwise the gateway's time limit ends the fetch
         if isinstance(event, Notify):
-            self._routes.answered(query.route)
-            self._notified(query, subscription, event)
+            self._routes.on_answered(fetch.route)
+            self._on_notify(fetch, dialog, event)
             return
         if event.local:
-            self._routes.failed(query.route, event.code, time.monotonic())
+            self._routes.on_failed(fetch.route, event.code, time.monotonic())
         else:
-            self._routes.answered(query.route)
-        if (again_s := retry_expires_s(event, query.asked_s)) is not None:
-            self._subscribe(query, again_s)
-        elif self._elsewhere(query, event):
-            query.attempt += 1
-            self._subscribe(query, 0)
+            self._routes.on_answered(fetch.route)
+        if (again_s := retry_expires_s(event, fetch.asked_s)) is not None:
+            self._subscribe(fetch, again_s)
+        elif self._should_try_next_route(fetch, event):
+            fetch.attempt += 1
+            self._subscribe(fetch, 0)
         else:
-            del self._queries[query.id]
-            self._reports.append(Failed(query.id, event.code, event.phrase, event.retry_after_s, event.local))
+            del self._fetches[fetch.id]
+            self._reports.append(FetchFailed(fetch.id, event.code, event.phrase, event.retry_after_s, event.local))
 
-    def _notified(self, query: Query, subscription: Subscription, event: Notify) -> None:
+    def _on_notify(self, fetch: Fetch, dialog: SubscribeDialog, event: Notify) -> None:
         cut = event.declared_bytes not in (-1, len(event.body))
-        if query.asked_s == 0 or event.state == "terminated":
-            self._stack.forget(subscription)  # whatever state the server calls it, a fetch ends with its NOTIFY
+        if fetch.asked_s == 0 or event.state == "terminated":
+            self._stack.drop(dialog)  # a fetch ends with its NOTIFY, whatever state the server gives
         else:
-            with contextlib.suppress(SipStackError):  # the answer is here; the server's own expiry ends the rest
-                self._stack.refresh(subscription, 0)
+            with contextlib.suppress(SipStackError):  # we have the answer; the subscription then expires by itself
+                self._stack.refresh(dialog, 0)
         if cut:
             self.cut += 1
-            if not query.over_tcp and self._stack.can_use_tcp(query.route):
-                self._large.add(query.address)
-                self._subscribe(query, 0)
+            if not fetch.over_tcp and self._stack.can_use_tcp(fetch.route):
+                self._large.add(fetch.address)
+                self._subscribe(fetch, 0)
                 return
-        del self._queries[query.id]
+        del self._fetches[fetch.id]
         self._reports.append(
-            Notified(
-                query.id,
+            FetchAnswered(
+                fetch.id,
                 time.time(),
                 event.state,
                 event.reason,
@@ -170,21 +157,21 @@ class Fetches:
             )
         )
 
-    def _elsewhere(self, query: Query, final: Final) -> bool:
-        """Whether another server may know what this one could not say (RFC 3263 section 4.3)."""
-        away = (final.local and final.code not in (0, BAD_ADDRESS)) or final.code == 503
-        return away and query.attempt + 1 < len(self._routes.up) and any(self._routes.up)
+    def _should_try_next_route(self, fetch: Fetch, final: Final) -> bool:
+        """Whether this server failed such that another one may answer (RFC 3263 section 4.3)."""
+        server_failed = (final.local and final.code not in (0, BAD_ADDRESS)) or final.code == 503
+        return server_failed and fetch.attempt + 1 < len(self._routes.up) and any(self._routes.up)
 
-    def _subscribe(self, query: Query, expires_s: int) -> None:
-        query.asked_s = expires_s
-        query.route = self._routes.choose(query.attempt)
-        query.over_tcp = query.address in self._large
+    def _subscribe(self, fetch: Fetch, expires_s: int) -> None:
+        fetch.asked_s = expires_s
+        fetch.route = self._routes.choose(fetch.attempt)
+        fetch.over_tcp = fetch.address in self._large
         self.sent += 1
         try:
-            query.subscription = self._stack.subscribe(
-                query, query.address, expires_s, route=query.route, over_tcp=query.over_tcp
+            fetch.dialog = self._stack.subscribe(
+                fetch, fetch.address, expires_s, route=fetch.route, over_tcp=fetch.over_tcp
             )
         except SipStackError as error:
             code = BAD_ADDRESS if isinstance(error, AddressRefused) else 503
-            query.subscription = Subscription(query, None, None, False)
-            self.handle(query, query.subscription, Final(code, str(error), local=True))
+            fetch.dialog = SubscribeDialog(fetch, None, None, False)
+            self.on_event(fetch, fetch.dialog, Final(code, str(error), local=True))

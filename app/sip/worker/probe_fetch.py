@@ -1,8 +1,9 @@
-"""Whether a presence server that does not answer OPTIONS is there: one fetch, about the gateway's own identity.
+"""Fetches that find out whether a presence server is up which does not answer OPTIONS.
 
-Invariants: whatever the server answers (404, 405, 481 too) says that it is there. One trial for each server at a time.
+The fetch asks about the gateway's own identity. Any answer (also 404, 405 or 481) shows that the server is up. At most
+one such fetch per server is in progress.
 
-Deliberately absent: when a server is tried, and what follows (`failover.py`).
+Deliberately absent: when to probe, and what follows (`failover.py`).
 """
 
 import time
@@ -10,45 +11,46 @@ from dataclasses import dataclass
 
 from app.sip.headers import Event, Final
 from app.sip.pjsip.library import SipStackError
-from app.sip.pjsip.stack import Stack, Subscription
+from app.sip.pjsip.stack import Stack
+from app.sip.pjsip.subscribe_dialog import SubscribeDialog
 from app.sip.worker.failover import Routes
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class ProbeFetch:
     """The owner of one such fetch."""
 
     route: int
 
 
-class Trials:
-    """The worker's trials, which ask about `address`."""
+class ProbeFetches:
+    """The worker's probing fetches. `address` is the gateway's own identity."""
 
     def __init__(self, stack: Stack, routes: Routes, address: str) -> None:
         self._stack = stack
         self._routes = routes
         self._address = address
-        self._asked: dict[int, Subscription] = {}
+        self._dialogs: dict[int, SubscribeDialog] = {}  # by number of the route
 
-    def ask(self, route: int) -> None:
-        """Sends one SUBSCRIBE with `Expires: 0` to the route's server; an earlier one is given up."""
-        self._give_up(route)
-        try:  # as a standing one, of which a 2xx is reported too
-            self._asked[route] = self._stack.subscribe(Trial(route), self._address, 0, route=route, generation=0)
+    def send(self, route: int) -> None:
+        """Sends SUBSCRIBE with `Expires: 0` to the route's server, and drops an earlier one in progress."""
+        self._drop(route)
+        try:  # with a generation, so that a 2xx is reported too
+            self._dialogs[route] = self._stack.subscribe(ProbeFetch(route), self._address, 0, route=route, generation=0)
         except SipStackError:
-            self._routes.failed(route, 503, time.monotonic())
+            self._routes.on_failed(route, 503, time.monotonic())
 
-    def handle(self, trial: Trial, subscription: Subscription, event: Event) -> None:
-        """What PJSIP saw of one."""
-        if self._asked.get(trial.route) is not subscription:
+    def on_event(self, probe: ProbeFetch, dialog: SubscribeDialog, event: Event) -> None:
+        """PJSIP reported an answer, a NOTIFY or a failure."""
+        if self._dialogs.get(probe.route) is not dialog:
             return
-        self._give_up(trial.route)
+        self._drop(probe.route)
         if isinstance(event, Final) and event.local:
-            self._routes.failed(trial.route, event.code, time.monotonic())
+            self._routes.on_failed(probe.route, event.code, time.monotonic())
         else:
-            self._routes.answered(trial.route)
+            self._routes.on_answered(probe.route)
 
-    def _give_up(self, route: int) -> None:
-        asked = self._asked.pop(route, None)
-        if asked is not None:
-            self._stack.forget(asked)
+    def _drop(self, route: int) -> None:
+        dialog = self._dialogs.pop(route, None)
+        if dialog is not None:
+            self._stack.drop(dialog)

@@ -1,14 +1,13 @@
-"""Standing subscriptions in the worker: one `WatchMachine` for each watched terminal, driven by PJSIP and a clock.
+"""Watches in the worker: drives one `WatchMachine` for each watched terminal with PJSIP, a clock and the send rate.
 
-Invariants: the state machine decides, this carries out: each action becomes one call of PJSIP, one timer or one report.
-Set-ups leave at the operator's pace, clients in turn, of each the newest wish first; refreshes after a break leave at
-that pace too. Whatever happens to a dialog, its watch stays until the parent wants it no longer, or the machine has
-ended it.
+The machine decides; `Watches` carries each action out as one PJSIP call, one timer or one report. New watches and
+refreshes after a lost connection leave at the operator's rate, clients in turn, and of each client the newest first.
 
-Deliberately absent: what a status is, and which applications want it.
+Invariants: a watch stays until the gateway ends it or its machine reports the end, whatever happens to its dialogs.
+
+Deliberately absent: the meaning of a document, and which applications want the watch.
 """
 
-import heapq
 import random
 import time
 from collections import Counter
@@ -17,93 +16,45 @@ from collections.abc import Iterator
 from app.domain.errors import TerminalStatusError
 from app.sip import headers
 from app.sip.answers import BAD_ADDRESS, CUT
+from app.sip.machine import actions, events
+from app.sip.machine.states import State
+from app.sip.machine.watch_machine import WatchMachine
 from app.sip.pjsip.library import AddressRefused, SipStackError
-from app.sip.pjsip.stack import GRANTED, Stack, Subscription
-from app.sip.protocol import Error, NotifyRefused, Observed, Report, Told, WatchEnded, WatchState
+from app.sip.pjsip.stack import GRANTED, Stack
+from app.sip.pjsip.subscribe_dialog import SubscribeDialog
+from app.sip.protocol import Error, LivenessChanged, NotifyRefused, Observed, Report, WatchEnded, WatchRow
 from app.sip.worker.failover import Routes
-from app.sip.worker.fair_queue import Turns
-from app.sip.worker.fetches import Large
-from app.sip.worker.machine import WatchMachine
-from app.sip.worker.send_rate import Pace
-from app.sip.worker.vocabulary import (
-    Accepted,
-    Arm,
-    Authenticate,
-    Ended,
-    Event,
-    Forget,
-    NotifyReceived,
-    NotifyUnusable,
-    Observe,
-    Omitted,
-    RefreshWanted,
-    Refused,
-    State,
-    Subscribe,
-    Tell,
-    TimerFired,
-    TransportLost,
-    Unsubscribe,
-    Unwanted,
-    Wanted,
-)
+from app.sip.worker.fair_queue import FairQueue
+from app.sip.worker.large_documents import LargeDocuments
+from app.sip.worker.send_rate import SendRate
+from app.sip.worker.watch import Watch
+from app.sip.worker.watch_timers import WatchTimers
 
-
-class Watch:
-    """One watched terminal."""
-
-    __slots__ = (
-        "address",
-        "armed_s",
-        "clients",
-        "id",
-        "older",
-        "over_tcp",
-        "queued",
-        "recent",
-        "route",
-        "sent_at_s",
-        "subscription",
-        "timer_s",
-        "usage",
-    )
-
-    def __init__(self, number: int, address: str, clients: tuple[int, ...], usage: WatchMachine) -> None:
-        self.id = number
-        self.address = address
-        self.clients = clients
-        """In whose turn it is set up, by number."""
-        self.usage = usage
-        self.subscription: Subscription | None = None
-        self.older: Subscription | None = None
-        """The one that `subscription` is to replace."""
-        self.route = 0
-        self.over_tcp = False
-        self.armed_s = 0.0
-        self.timer_s = 0.0
-        self.queued: Event | None = None
-        """The event for it that waits for the pace."""
-        self.recent = False
-        self.sent_at_s = 0.0
+_ASK_AFRESH = events.RefreshRequested(fresh=True)
 
 
 class Watches:
-    """The worker's watches. `reports` is where what they find out goes."""
+    """The worker's watches. They append what they find out to `reports`."""
 
     def __init__(
-        self, stack: Stack, pace: Pace, routes: Routes, large: Large, reports: list[Report], expires_s: int
+        self,
+        stack: Stack,
+        rate: SendRate,
+        routes: Routes,
+        large: LargeDocuments,
+        reports: list[Report],
+        expires_s: int,
     ) -> None:
         self._stack = stack
-        self._pace = pace
+        self._rate = rate
         self._routes = routes
         self._large = large
         self._reports = reports
         self._expires_s = expires_s
         self._watches: dict[int, Watch] = {}
-        self._ending: set[Watch] = set()  # unwanted, and unsubscribing
-        self._timers: list[tuple[float, int, Watch]] = []
-        self._order = 0
-        self._queue = Turns[Watch]()
+        self._ending: set[Watch] = set()  # ended by the gateway, and still unsubscribing
+        self._timers = WatchTimers()
+        self._queue = FairQueue[Watch]()
         self.sent = self.notified = self.cut = 0
         """SUBSCRIBEs sent, NOTIFYs received, and documents that UDP cut."""
         self.failures: Counter[str] = Counter()
@@ -112,128 +63,125 @@ class Watches:
         return len(self._watches)
 
     @property
-    def waiting(self) -> bool:
-        """Whether some wait for the pace."""
+    def queued(self) -> bool:
+        """Whether a watch waits for the send rate."""
         return bool(self._queue)
 
-    def want(self, wishes: list[tuple[int, str, bool]], clients: tuple[int, ...]) -> None:
-        """Takes on `(id, address, observed)`, the most urgent first and all before those that wait already for the
-        clients. One that was taken on before gets these clients."""
-        for number, address, observed in reversed(wishes):
+    def start(self, wanted: list[tuple[int, str, bool]], clients: tuple[int, ...]) -> None:
+        """Starts the watches `(id, address, observed)`, the most urgent first, and queues them before the clients'
+        other ones. A watch that exists is only assigned to these clients."""
+        for number, address, observed in reversed(wanted):
             watch = self._watches.get(number)
             if watch is None:
-                usage = WatchMachine(expires_s=self._expires_s, observed=observed)
-                watch = self._watches[number] = Watch(number, address, clients, usage)
-                watch.queued = Wanted()
+                machine = WatchMachine(expires_s=self._expires_s, observed=observed)
+                watch = self._watches[number] = Watch(number, address, clients, machine)
+                watch.queued = events.WatchRequested()
             else:
                 self._queue.discard(watch)
                 watch.clients = clients
             if watch.queued is not None:
                 self._queue.add(watch, first=True)
 
-    def unwant(self, number: int) -> None:
-        """Ends one; nothing more is reported about it."""
+    def end(self, number: int) -> None:
+        """Ends a watch; nothing more is reported of it."""
         watch = self._watches.pop(number, None)
         if watch is not None:
             self._queue.discard(watch)
             watch.queued = None
             self._ending.add(watch)
-            self._tell(watch, Unwanted())
+            self._handle(watch, events.WatchCancelled())
 
     def refresh(self, number: int) -> None:
-        """Asks now."""
+        """Asks the presence server now, before the planned refresh."""
         watch = self._watches.get(number)
         if watch is not None and watch.queued is None:
-            self._tell(watch, RefreshWanted())
+            self._handle(watch, events.RefreshRequested())
 
-    def contact_lost(self, *, route: int | None = None) -> None:
-        """A connection broke (None: it is not known whose), or the route's server does not answer."""
+    def on_contact_lost(self, *, route: int | None = None) -> None:
+        """A route went down; None: a connection broke, and PJSIP does not say to which server."""
         other_up = any(self._routes.up)
         for watch in list(self._watches.values()):
             if route is None:
-                self._later(watch, TransportLost())
+                self._enqueue(watch, events.TransportLost())
             elif watch.route == route:
-                self._tell(watch, TransportLost(certain=True))
+                self._handle(watch, events.TransportLost(certain=True))
                 if other_up:
-                    self._later(watch, RefreshWanted(fresh=True))
+                    self._enqueue(watch, _ASK_AFRESH)
 
-    def contact_found(self, route: int) -> None:
-        """The route's server answers again: whoever is at a worse one returns, and the others make sure."""
+    def on_contact_restored(self, route: int) -> None:
+        """A route came up: watches on a less preferred route return to it, and watches on it check their
+        subscriptions."""
         for watch in list(self._watches.values()):
             if watch.route > route:
-                self._later(watch, RefreshWanted(fresh=True))
+                self._enqueue(watch, _ASK_AFRESH)
             elif watch.route == route:
-                self._later(watch, RefreshWanted() if watch.usage.unanswered else TransportLost())
+                waits = watch.machine.waits_for_server
+                self._enqueue(watch, events.RefreshRequested() if waits else events.TransportLost())
 
-    def send_waiting(self) -> float:
-        """Sends what the pace lets go, and fires due timers; returns the seconds until there is more to do."""
+    def send_queued(self) -> float:
+        """Fires due timers, and sends what the send rate allows. Returns the seconds until more is due."""
         now_s = time.monotonic()
         timers = self._timers
-        while timers and timers[0][0] <= now_s:
-            at_s, _, watch = heapq.heappop(timers)
-            if watch.timer_s != at_s:
-                continue  # an earlier one took its place
-            watch.timer_s = 0.0
-            if watch.armed_s > now_s:
-                self._set_timer(watch)
-            elif watch.armed_s:
-                watch.armed_s = 0.0
-                if watch.usage.state is State.WAITING:
-                    self._later(watch, TimerFired())
-                else:
-                    self._tell(watch, TimerFired())
-        while self._queue and self._pace.open(now_s):
-            delay_s = self._pace.setup_delay_s(now_s)
+        for watch in timers.fired(now_s):
+            if watch.machine.state is State.WAITING:
+                self._enqueue(watch, events.TimerFired())
+            else:
+                self._handle(watch, events.TimerFired())
+        while self._queue and self._rate.allows(now_s):
+            delay_s = self._rate.setup_delay_s(now_s)
             if delay_s:
-                return min(delay_s, timers[0][0] - now_s) if timers else delay_s
+                return delay_s if timers.next_s is None else min(delay_s, timers.next_s - now_s)
             watch = self._queue.pop()
             event, watch.queued = watch.queued, None
-            if event is not None and watch.usage.state is not State.TERMINATED and watch not in self._ending:
-                self._pace.sent(watch, now_s, setup=True)
-                self._tell(watch, event)
+            if event is not None and watch.machine.state is not State.TERMINATED and watch not in self._ending:
+                self._rate.on_sent(watch, now_s, setup=True)
+                self._handle(watch, event)
         if self._queue:
             return 0.005
-        return max(0.0, timers[0][0] - now_s) if timers else 3600.0
+        return 3600.0 if timers.next_s is None else max(0.0, timers.next_s - now_s)
 
-    def handle(self, watch: Watch, subscription: Subscription, event: headers.Event) -> None:
-        """What PJSIP saw of one."""
-        self._pace.answered(watch)
-        generation = subscription.generation
+    def on_event(self, watch: Watch, dialog: SubscribeDialog, event: headers.Event) -> None:
+        """PJSIP reported a NOTIFY, an answer or a failure of this dialog."""
+        self._rate.on_answered(watch)
+        generation = dialog.generation
         if isinstance(event, headers.Notify):
             self.notified += 1
-            self._routes.answered(subscription.route)
-            if event.declared_bytes not in (-1, len(event.body)) and self._try_tcp(watch, generation):
+            self._routes.on_answered(dialog.route)
+            if event.declared_bytes not in (-1, len(event.body)) and self._retry_over_tcp(watch, generation):
                 return
-            self._tell(watch, NotifyReceived(generation=generation, notify=event, expires_s=event.expires_s))
+            self._handle(watch, events.NotifyReceived(generation=generation, notify=event, expires_s=event.expires_s))
         elif isinstance(event, headers.Unusable):
-            self._routes.answered(subscription.route)
+            self._routes.on_answered(dialog.route)
             if watch not in self._ending:
                 self._reports.append(NotifyRefused(watch.id, event.reason))
-            self._tell(watch, NotifyUnusable(generation=generation, reason=event.reason))
+            self._handle(watch, events.NotifyUnusable(generation=generation, reason=event.reason))
         elif 200 <= event.code < 300:
-            self._routes.answered(subscription.route)
-            expires_s = self._stack.granted_s(subscription) if event.expires_s == GRANTED else event.expires_s
-            self._tell(watch, Accepted(generation=generation, code=event.code, expires_s=expires_s))
+            self._routes.on_answered(dialog.route)
+            expires_s = self._stack.granted_s(dialog) if event.expires_s == GRANTED else event.expires_s
+            self._handle(watch, events.SubscribeAccepted(generation=generation, code=event.code, expires_s=expires_s))
         else:
             self.failures[f"local-{event.code}" if event.local else str(event.code)] += 1
             if event.local:
-                self._routes.failed(subscription.route, event.code, time.monotonic())
+                self._routes.on_failed(dialog.route, event.code, time.monotonic())
             else:
-                self._routes.answered(subscription.route)
-            self._tell(watch, Refused(generation=generation, final=event, dialog_gone=event.dialog_gone))
-            if event.local and not self._routes.up[watch.route] and any(self._routes.up) and watch.usage.subscribed:
-                self._later(watch, RefreshWanted(fresh=True))
+                self._routes.on_answered(dialog.route)
+            self._handle(
+                watch, events.SubscribeFailed(generation=generation, final=event, dialog_gone=event.dialog_gone)
+            )
+            lost_route = event.local and not self._routes.up[watch.route]
+            if lost_route and any(self._routes.up) and watch.machine.subscribed:
+                self._enqueue(watch, _ASK_AFRESH)
 
     def states(self) -> dict[str, int]:
-        """How many watches are in each state."""
-        return dict(Counter(watch.usage.state.value for watch in self._watches.values()))
+        """The number of watches in each state."""
+        return dict(Counter(watch.machine.state.value for watch in self._watches.values()))
 
-    def list(self) -> Iterator[WatchState]:
-        """Each watch for operators."""
+    def rows(self) -> Iterator[WatchRow]:
+        """Each watch, for operators."""
         unix_s = time.time() - time.monotonic()
         for watch in self._watches.values():
-            seen = watch.usage.snapshot()
-            yield WatchState(
+            seen = watch.machine.snapshot()
+            yield WatchRow(
                 watch.id,
                 seen.state.value,
                 seen.liveness.value,
@@ -246,54 +194,49 @@ class Watches:
                 watch.route,
             )
 
-    def _later(self, watch: Watch, event: Event) -> None:
+    def _enqueue(self, watch: Watch, event: events.Event) -> None:
+        """Queues an event for the time that the send rate allows. A watch queues one event: the first, or a request
+        to ask afresh unless the watch is still to be set up."""
         if watch.queued is None:
             self._queue.add(watch)
-        if watch.queued is None or (watch.queued != Wanted() and event == RefreshWanted(fresh=True)):
+        if watch.queued is None or (watch.queued != events.WatchRequested() and event == _ASK_AFRESH):
             watch.queued = event
 
-    def _tell(self, watch: Watch, event: Event) -> None:
-        """Tells the machine, and carries out what it wants."""
-        now_s, omits = time.monotonic(), self._routes.omits[watch.route]
-        for action in watch.usage.handle(event, now_s, random.random(), replaces=omits):  # noqa: S311  # no secret
+    def _handle(self, watch: Watch, event: events.Event) -> None:
+        """Passes the event to the machine, and carries out the machine's actions."""
+        now_s, omits = time.monotonic(), self._routes.omits_notify[watch.route]
+        for action in watch.machine.handle(event, now_s, random.random(), omits_notify=omits):  # noqa: S311  # no secret
             match action:
-                case Subscribe():
+                case actions.SendSubscribe():
                     self._subscribe(watch, action)
-                case Observe():
-                    self._observe(watch, action.notify)
-                case Arm():
-                    watch.armed_s = action.at_s
-                    self._set_timer(watch)
-                case Tell() if watch not in self._ending and action.reason != "subscribing":  # as he supposes
-                    told = Told(watch.id, action.liveness.value, action.reason, _frame_of(action.error))
-                    self._reports.append(told)
-                case Forget():
-                    self._forget(watch, action.generation)
-                case Omitted():
-                    self._routes.omitted(watch.route)
-                case Unsubscribe() if watch.subscription is not None:
-                    self._send(watch, watch.subscription, 0)
-                case Authenticate() if watch.subscription is not None:
-                    self._send(watch, watch.subscription, action.expires_s)
-                case Ended():
+                case actions.ReportObservation():
+                    self._report_observation(watch, action.notify)
+                case actions.SetTimer():
+                    self._timers.set(watch, action.at_s)
+                case actions.ReportLiveness() if watch not in self._ending:
+                    if action.reason != "subscribing":  # the gateway assumes this until another report
+                        error = _frame_of(action.error)
+                        self._reports.append(LivenessChanged(watch.id, action.liveness.value, action.reason, error))
+                case actions.DropDialog():
+                    self._drop_dialog(watch, action.generation)
+                case actions.ReportOmittedNotify():
+                    self._routes.on_notify_omitted(watch.route)
+                case actions.SendUnsubscribe() if watch.dialog is not None:
+                    self._send(watch, watch.dialog, 0)
+                case actions.SendCredentials() if watch.dialog is not None:
+                    self._send(watch, watch.dialog, action.expires_s)
+                case actions.ReportEnd():
                     self._end(watch, action)
 
-    def _set_timer(self, watch: Watch) -> None:
-        """One entry for each watch, at most: it moves to a later time only once it has come."""
-        if not watch.timer_s or watch.armed_s < watch.timer_s:
-            self._order += 1
-            watch.timer_s = watch.armed_s
-            heapq.heappush(self._timers, (watch.armed_s, self._order, watch))
-
-    def _subscribe(self, watch: Watch, action: Subscribe) -> None:
-        if not action.fresh and watch.subscription is not None:
-            self._send(watch, watch.subscription, action.expires_s)
+    def _subscribe(self, watch: Watch, action: actions.SendSubscribe) -> None:
+        if not action.fresh and watch.dialog is not None:
+            self._send(watch, watch.dialog, action.expires_s)
             return
         watch.route = self._routes.choose(action.attempt)
         watch.over_tcp = watch.address in self._large
         self.sent += 1
         try:
-            subscription = self._stack.subscribe(
+            dialog = self._stack.subscribe(
                 watch,
                 watch.address,
                 action.expires_s,
@@ -303,49 +246,49 @@ class Watches:
             )
         except SipStackError as error:
             code = BAD_ADDRESS if isinstance(error, AddressRefused) else 503
-            self._failed(watch, action.generation, code, str(error))
+            self._fail(watch, action.generation, code, str(error))
         else:
-            watch.subscription, watch.older = subscription, watch.subscription
+            watch.dialog, watch.older = dialog, watch.dialog
 
-    def _send(self, watch: Watch, subscription: Subscription, expires_s: int) -> None:
+    def _send(self, watch: Watch, dialog: SubscribeDialog, expires_s: int) -> None:
         self.sent += 1
-        if subscription.pointer is None:
-            self._failed(watch, subscription.generation, 503, "the dialog is gone")
+        if dialog.pointer is None:
+            self._fail(watch, dialog.generation, 503, "the dialog is gone")
             return
         try:
-            self._stack.refresh(subscription, expires_s)
+            self._stack.refresh(dialog, expires_s)
         except SipStackError as error:
-            self._failed(watch, subscription.generation, 503, str(error))
+            self._fail(watch, dialog.generation, 503, str(error))
 
-    def _failed(self, watch: Watch, generation: int, code: int, phrase: str) -> None:
-        """As an event of its own, once the actions at hand are done."""
+    def _fail(self, watch: Watch, generation: int, code: int, phrase: str) -> None:
+        """Reports a failure as an event of its own, since the machine's present actions are not all carried out."""
         final = headers.Final(code, headers.plain(phrase), local=True, dialog_gone=True)
-        failed = Subscription(watch, None, None, True, generation=generation, route=watch.route)
-        self._stack.events.append((failed, final))
+        dialog = SubscribeDialog(watch, None, None, True, generation=generation, route=watch.route)
+        self._stack.events.append((dialog, final))
 
-    def _forget(self, watch: Watch, generation: int) -> None:
-        newest, older = watch.subscription, watch.older
+    def _drop_dialog(self, watch: Watch, generation: int) -> None:
+        newest, older = watch.dialog, watch.older
         if newest is not None and newest.generation == generation:
-            watch.subscription, watch.older = older, None
-            self._stack.forget(newest)
+            watch.dialog, watch.older = older, None
+            self._stack.drop(newest)
         elif older is not None and older.generation == generation:
             watch.older = None
-            self._stack.forget(older)
-        if watch.subscription is not None:
-            watch.route = watch.subscription.route
+            self._stack.drop(older)
+        if watch.dialog is not None:
+            watch.route = watch.dialog.route
 
-    def _try_tcp(self, watch: Watch, generation: int) -> bool:
-        """What to do about a document that was cut: ask again over TCP, where that is another way."""
+    def _retry_over_tcp(self, watch: Watch, generation: int) -> bool:
+        """Subscribes over TCP where UDP cut the document; whether that was possible."""
         self.cut += 1
         if watch.over_tcp or watch in self._ending or not self._stack.can_use_tcp(watch.route):
             return False
         self._large.add(watch.address)
         cut = headers.Final(CUT, "document cut", local=True)
-        self._tell(watch, Refused(generation=generation, final=cut, dialog_gone=True))
-        self._tell(watch, RefreshWanted())
+        self._handle(watch, events.SubscribeFailed(generation=generation, final=cut, dialog_gone=True))
+        self._handle(watch, events.RefreshRequested())
         return True
 
-    def _observe(self, watch: Watch, notify: headers.Notify) -> None:
+    def _report_observation(self, watch: Watch, notify: headers.Notify) -> None:
         if watch not in self._ending:
             self._reports.append(
                 Observed(
@@ -358,10 +301,10 @@ class Watches:
                 )
             )
 
-    def _end(self, watch: Watch, ended: Ended) -> None:
+    def _end(self, watch: Watch, ended: actions.ReportEnd) -> None:
         self._queue.discard(watch)
-        self._pace.answered(watch)
-        watch.armed_s = 0.0
+        self._rate.on_answered(watch)
+        watch.timer_at_s = 0.0
         if watch in self._ending:
             self._ending.discard(watch)
         elif self._watches.pop(watch.id, None) is not None:

@@ -1,9 +1,9 @@
-"""Checks that PJSIP writes an address as it was asked about.
+"""Checks for each request that PJSIP writes the address that was asked for.
 
-PJSIP parses a URI and prints it again, and what it prints is another URI for some: it undoes escapes, and of repeated
-parameters it keeps the last. `parse_address` refuses all cases that are known; this is the proof for each request.
+PJSIP parses a URI and prints it again, and sometimes prints another URI: it undoes escapes, and keeps only the last of
+repeated parameters. `parse_address` refuses all known cases; this check covers the unknown ones.
 
-Invariants: the memory that PJSIP parses into is given back after each address.
+Invariants: PJSIP's parser memory is released after each address.
 """
 
 import re
@@ -16,11 +16,11 @@ from app.sip.pjsip.library import AddressRefused
 _IN_REQUEST_URI = 0
 _MOST_BYTES = 1024
 _PLAIN = re.compile(r"sip:[a-z0-9_.-]+@[a-z0-9.-]+")
-"""PJSIP has nothing to undo or to leave out here, and is not asked."""
+"""Addresses without anything that PJSIP could change; these skip the check."""
 
 
-class Uris:
-    """PJSIP's reading and writing of URIs."""
+class UriCheck:
+    """Compares addresses with what PJSIP writes."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._ffi, self._lib = endpoint.ffi, endpoint.lib
@@ -28,7 +28,7 @@ class Uris:
         self._printed = self._ffi.new("char[]", _MOST_BYTES)
 
     def written(self, address: str) -> str:
-        """The Request-URI that PJSIP writes for an address. Raises AddressRefused where PJSIP cannot read it."""
+        """The Request-URI that PJSIP writes for an address. Raises AddressRefused where PJSIP cannot parse it."""
         text = self._ffi.new("char[]", address.encode("ascii"))
         try:
             uri = self._lib.pjsip_parse_uri(self._pool, text, len(text) - 1, 0)
@@ -42,7 +42,7 @@ class Uris:
             self._lib.pj_pool_reset(self._pool)
 
     def check(self, address: str) -> None:
-        """Raises AddressRefused where the presence server would be asked about another URI than this canonical one."""
+        """Raises AddressRefused where the request would be about another URI than this canonical address."""
         if _PLAIN.fullmatch(address) or (written := self.written(address)) == address:
             return
         try:
@@ -50,4 +50,4 @@ class Uris:
         except InvalidAddress:
             same = False
         if not same:
-            raise AddressRefused(f"PJSIP would ask about {written!r} in its place")
+            raise AddressRefused(f"PJSIP would ask about {written!r} instead")

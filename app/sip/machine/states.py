@@ -1,0 +1,59 @@
+"""The states of a watch, its dialog, and the snapshot that operators see."""
+
+import enum
+import math
+from dataclasses import dataclass
+
+from app.domain.statuses import Liveness
+
+
+class State(enum.Enum):
+    """The state of a watch: those of RFC 6665 section 4.1.2, with WAITING and ENDING as states of their own."""
+
+    INITIAL = "initial"
+    """Not started, or the first SUBSCRIBE of a dialog has no answer yet."""
+    ACCEPTED = "accepted"
+    """The first SUBSCRIBE has its 2xx; its NOTIFY is still missing."""
+    ACTIVE = "active"
+    PENDING = "pending"
+    REFRESHING = "refreshing"
+    WAITING = "waiting"
+    """Without a subscription until the next attempt."""
+    ENDING = "ending"
+    """Unsubscribing: waiting for the last NOTIFY."""
+    TERMINATED = "terminated"
+
+
+class Step(enum.Enum):
+    """The request that the watch sends next. The values are shown to operators."""
+
+    SUBSCRIBE = "subscribe"
+    """In the dialog where a subscription exists, otherwise in a new one."""
+    AUTHENTICATE = "authenticate"
+    UNSUBSCRIBE = "unsubscribe"
+
+
+@dataclass(slots=True, kw_only=True)
+class Dialog:
+    """One dialog of the watch."""
+
+    generation: int
+    held: bool = True
+    """Whether the driver has this dialog."""
+    substate: State | None = None
+    """ACTIVE or PENDING, by the last NOTIFY; None before the first NOTIFY."""
+    expires_at_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A watch as operators see it. Times are of the driver's clock, None where not applicable."""
+
+    state: State
+    since_s: float
+    liveness: Liveness
+    expires_at_s: float | None
+    code: int
+    reason: str
+    next_action: str
+    next_at_s: float | None
