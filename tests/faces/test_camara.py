@@ -182,7 +182,7 @@ async def test_identifiers(face: HttpFace, core: Core, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-async def test_what_cannot_be_asked(face: HttpFace, core: Core, body: Any, status: int, code: str) -> None:
+async def test_refused_queries(face: HttpFace, core: Core, body: Any, status: int, code: str) -> None:
     """What names no device, or one that cannot be served, is refused with CAMARA's code, and nobody is asked."""
     failure(await face.call("POST", RETRIEVE, body), status, code)
     assert core.watcher.fetched == []
@@ -578,7 +578,7 @@ async def test_too_many_subscriptions(tmp_path: Path) -> None:
 
 
 async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) -> None:
-    """Only becoming reachable is told, be it REACHABLE or BUSY; a change between those two is no event, nor counts."""
+    """Only becoming reachable (REACHABLE or BUSY) is an event; a change between the two is not, and does not count."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked(subscriptionMaxEvents=2))).json["id"]
     for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE, BUSY, REACHABLE, UNREACHABLE):
         core.clocks.advance(1)
@@ -587,14 +587,14 @@ async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) ->
     core.clocks.advance(1)
     await core.play(ALICE, REACHABLE)
     assert await kinds(core, made) == ["subscription-started", *["reachability-data"] * 2, "subscription-ended"]
-    started, told, _, ended = await events(core, made)
+    started, reachable, _, ended = await events(core, made)
     assert started["data"] == {
         "subscriptionId": made,
         "device": BY_NAME["device"],
         "initiationReason": "SUBSCRIPTION_CREATED",
     }
-    assert told == {
-        "id": told["id"],
+    assert reachable == {
+        "id": reachable["id"],
         "source": f"https://gateway{SUBSCRIPTIONS}/{made}",
         "specversion": "1.0",
         "type": event_types.REACHABILITY_DATA,
@@ -607,7 +607,7 @@ async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) ->
 
 
 async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
-    """Only becoming unreachable is told."""
+    """Only becoming unreachable is an event."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked(event_types.REACHABILITY_DISCONNECTED))).json["id"]
     for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, UNREACHABLE):
         await core.play(ALICE, status)
@@ -615,7 +615,7 @@ async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "told"),
+    ("kind", "status", "sent"),
     [
         (event_types.REACHABILITY_DATA, REACHABLE, True),
         (event_types.REACHABILITY_DATA, BUSY, True),
@@ -625,7 +625,7 @@ async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
-async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Status, told: bool, known: bool) -> None:
+async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Status, sent: bool, known: bool) -> None:
     """With `initialEvent` an event is sent at once if the device is as the type says, and it counts."""
     if known:
         await core.subscribe(ALICE)
@@ -635,12 +635,12 @@ async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Stat
     if not known:
         await core.play(ALICE, status)
     expected = ["subscription-started"]
-    if told:
+    if sent:
         expected += [kind.removeprefix(event_types.EVENT_PREFIX), "subscription-ended"]
     assert await kinds(core, made) == expected
 
 
-async def test_busy_is_not_told_after_a_restart(tmp_path: Path) -> None:
+async def test_busy_is_not_reported_after_a_restart(tmp_path: Path) -> None:
     """A subscription that was read from the store knows no BUSY either."""
     url = await new_database(tmp_path)
     async with run_core(url) as core, http_face(core) as face:
@@ -663,7 +663,7 @@ async def test_the_end_by_time(face: HttpFace, core: Core) -> None:
 
 
 async def test_the_end_of_the_access_token(face: HttpFace, core: Core) -> None:
-    """A subscription ends a little before its sink's access token, so that its end can still be told with it."""
+    """A subscription ends a little before its sink's access token, so that the last event can still use the token."""
     credential = {**TOKEN_CREDENTIAL, "accessTokenExpiresUtc": "2026-03-04T05:07:07Z"}
     made = (await face.call("POST", SUBSCRIPTIONS, asked(sinkCredential=credential))).json
     assert made["expiresAt"] == "2026-03-04T05:07:02Z"
@@ -673,7 +673,7 @@ async def test_the_end_of_the_access_token(face: HttpFace, core: Core) -> None:
 
 
 async def test_the_end_by_deletion(face: HttpFace, core: Core) -> None:
-    """Deleting is told, with SUBSCRIPTION_DELETED."""
+    """Deleting a subscription sends an event with SUBSCRIPTION_DELETED."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
     await face.call("DELETE", f"{SUBSCRIPTIONS}/{made}")
     assert (await events(core, made))[-1]["data"]["terminationReason"] == "SUBSCRIPTION_DELETED"

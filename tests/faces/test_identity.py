@@ -202,14 +202,14 @@ async def test_no_kind_of_credentials_passes_for_another(place: Place, face: str
     async with place.caller(common_name=OPS) as ops, place.caller() as intruder:
         await good_ones(place, ops, face)
         assert await intruder.call(face, "") == REFUSED[face]
-        told = {
+        answers = {
             (name, how): await intruder.call(face, authorization)
             for name, value in values.items()
             for how, authorization in presentations(value).items()
         }
     confined = {("token", "bearer"): {"grpc": "PERMISSION_DENIED", "rest": 403}.get(face, "POL0001 NOT_PERMITTED")}
-    expected = dict.fromkeys(told, REFUSED[face]) | dict.fromkeys(good, "good")
-    assert told == expected | ({} if face == "camara" else confined)
+    expected = dict.fromkeys(answers, REFUSED[face]) | dict.fromkeys(good, "good")
+    assert answers == expected | ({} if face == "camara" else confined)
 
 
 async def test_no_kind_of_credentials_passes_for_a_username_token(place: Place) -> None:
@@ -327,7 +327,7 @@ async def test_failures_are_measured(place: Place) -> None:
 
 
 async def test_failures_are_logged_within_bounds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines about failures are few and short, whoever fails and with what; nothing in them commands a terminal."""
+    """Log lines about failures are few and short, for every peer and cause; they contain no control characters."""
     monkeypatch.setattr(failures, "LOG_EVERY_S", 1e9)
     monkeypatch.setattr(place.gateway.use_cases.auth.failures, "_lines", 3.0)
     with structlog.testing.capture_logs() as logs:

@@ -166,7 +166,7 @@ def test_events_are_as_documented(kind: NotificationKind) -> None:
 
 
 def test_camara_events_are_what_is_sent() -> None:
-    """CAMARA's document has exactly the types of events that are told there."""
+    """CAMARA's document has exactly the types of events that its subscriptions send."""
     kinds = DOCUMENTS["device-reachability-status-subscriptions-v0.8"]["components"]["schemas"]["CloudEvent"]
     assert set(kinds["properties"]["type"]["enum"]) == {
         *event_types.CRITERIA,

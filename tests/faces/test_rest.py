@@ -132,7 +132,7 @@ async def test_maps_each_domain_error(error: type[TerminalStatusError], status: 
 
 
 @pytest.mark.parametrize("error", CODES)
-async def test_grpc_and_rest_tell_the_same_story(error: type[TerminalStatusError]) -> None:
+async def test_grpc_and_rest_answer_alike(error: type[TerminalStatusError]) -> None:
     """Both faces give the same code, message and details for the same error."""
     code, message, details = await failed_get_status(FakeWatcher(lambda _: error("It went wrong.", sip_code="499")))
     problem = problem_in(await ask(FakeWatcher(lambda _: error("It went wrong.", sip_code="499"))))
@@ -141,7 +141,7 @@ async def test_grpc_and_rest_tell_the_same_story(error: type[TerminalStatusError
     assert (info.reason, message, dict(info.metadata)) == (problem["code"], problem["detail"], problem["details"])
 
 
-async def test_grpc_and_rest_tell_the_same_unexpected_story() -> None:
+async def test_grpc_and_rest_report_bugs_alike() -> None:
     """Both faces give the same code for an exception that nobody expected."""
 
     def fail(_: TerminalAddress) -> bytes:
@@ -247,7 +247,7 @@ async def test_an_invalid_request_is_a_problem() -> None:
     }
 
 
-async def test_readiness_is_whether_the_presence_server_could_be_asked() -> None:
+async def test_readiness_is_whether_the_presence_server_could_be_queried() -> None:
     """Readiness follows the watcher's; liveness does not."""
     ready = await ask(FakeWatcher(), "/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "presence": "up"})
@@ -278,7 +278,7 @@ async def test_probes_take_head(path: str) -> None:
 
 
 async def test_a_stopping_gateway_is_not_ready() -> None:
-    """Told to stop, the gateway says at once that it wants no more questions, and lives."""
+    """After a stop signal the gateway is not ready at once, but still live."""
     stopping = asyncio.Event()
     async with client_of(app_over(make_service(FakeWatcher()), stopping=stopping)) as client:
         assert (await client.get("/readyz")).status_code == 200

@@ -258,7 +258,7 @@ async def test_query(face: HttpFace) -> None:
 
 
 async def test_watch(face: HttpFace) -> None:
-    """A stream tells the snapshot, its end with a token as id, changes and liveness."""
+    """A stream sends the snapshot, its end with a token as id, changes and liveness."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}&address={BOB}") as stream:
         assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert stream.response.headers["cache-control"] == "no-store"
@@ -276,7 +276,7 @@ async def test_watch(face: HttpFace) -> None:
 
 
 async def test_watch_resumes(face: HttpFace) -> None:
-    """With the last event id only what differs is told; Last-Event-ID goes before the query's token."""
+    """With the last event id only what differs is sent; Last-Event-ID takes precedence over the query's token."""
     path = f"/v1/terminals:watch?address={ALICE}&address={BOB}"
     async with face.events(path) as stream:
         await stream.until("snapshot-complete")
@@ -309,7 +309,7 @@ async def test_token_that_cannot_be_used_is_a_reset(face: HttpFace, token: str) 
 
 
 async def test_watch_filters(face: HttpFace) -> None:
-    """Criteria name the statuses whose changes are told."""
+    """Criteria name the statuses whose changes are sent."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}&criteria=BUSY") as stream:
         await stream.until("snapshot-complete")
         await face.core.play(ALICE, REACHABLE)
@@ -369,15 +369,15 @@ async def test_watch_ends_with_the_credentials(face: HttpFace, monkeypatch: pyte
 
 
 async def test_an_old_watch_ends(tmp_path: Path) -> None:
-    """A stream as old as one may grow ends with that reason, and the token of what was told."""
+    """A stream that reaches the maximum age ends with that reason, and the token of the last event."""
     async with (
         run_core(await new_database(tmp_path)) as core,
         http_face(core, max_stream_age_s=0.05) as face,
         face.events(f"/v1/terminals:watch?address={ALICE}") as stream,
     ):
-        told, _ = await stream.until("snapshot-complete")
+        last, _ = await stream.until("snapshot-complete")
         token, end = await stream.until("end")
-        assert (end["reason"], token) == ("MAX_AGE", told)
+        assert (end["reason"], token) == ("MAX_AGE", last)
         assert await stream.rest() == []
 
 
@@ -412,7 +412,7 @@ async def test_a_slow_reader_gets_the_newest(face: HttpFace) -> None:
 
 
 async def test_bookmarks(tmp_path: Path) -> None:
-    """Where nothing changes for a while, a bookmark with a token is told."""
+    """While nothing changes, bookmarks with a token are sent."""
     tuning = Tuning(bookmark_s=1)
     async with (
         run_core(await new_database(tmp_path), tuning=tuning) as core,
@@ -426,7 +426,7 @@ async def test_bookmarks(tmp_path: Path) -> None:
         assert token == data["resume_token"] != ""
 
 
-# Subscriptions and what they are told.
+# Subscriptions and their notifications.
 
 
 async def test_subscription(face: HttpFace) -> None:
@@ -531,7 +531,7 @@ async def test_own_secrets_and_streams(face: HttpFace) -> None:
 
 
 async def test_rotating_a_secret(face: HttpFace) -> None:
-    """A webhook gets a new secret, which is shown this once; one's own is not shown; the old one goes when told."""
+    """A webhook gets a new secret, shown only once; the client's own is not shown; `drop_old` ends the old one."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
     path, own = f"/v1/subscriptions/{made['id']}:rotate-secret", "whsec_" + "A" * 32
 
@@ -593,16 +593,16 @@ async def test_pages(face: HttpFace) -> None:
 
 
 async def test_notifications(face: HttpFace) -> None:
-    """What a subscription was told is listed with what it said; one that was given up is sent again."""
+    """A subscription's notifications are listed with their content; a dead one can be sent again."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "check_immediate": True})).json
     await face.core.play(ALICE, BUSY)
     listed = (await face.call("GET", f"/v1/notifications?subscription_id={made['id']}&state=DELIVERED")).json
-    (told,) = listed["notifications"]
-    assert [(one["address"], one["status"]) for one in told["changes"]] == [(ALICE, "BUSY")]
-    assert (await face.call("GET", f"/v1/notifications/{told['id']}")).json == told
-    assert (await face.call("GET", f"/v1/notifications/{told['id']}/attempts")).json == {"attempts": []}
+    (notification,) = listed["notifications"]
+    assert [(one["address"], one["status"]) for one in notification["changes"]] == [(ALICE, "BUSY")]
+    assert (await face.call("GET", f"/v1/notifications/{notification['id']}")).json == notification
+    assert (await face.call("GET", f"/v1/notifications/{notification['id']}/attempts")).json == {"attempts": []}
     assert (await face.call("GET", "/v1/notifications?state=DEAD")).json["notifications"] == []
-    again = await face.call("POST", "/v1/notifications:sendAgain", {"notification_ids": [told["id"]]})
+    again = await face.call("POST", "/v1/notifications:sendAgain", {"notification_ids": [notification["id"]]})
     assert again.json == {"sent_again": 0}
     problem(await face.call("GET", "/v1/notifications/none"), 404, "NOTIFICATION_UNKNOWN")
 

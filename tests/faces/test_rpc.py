@@ -76,7 +76,7 @@ def health_of(channel: grpc.aio.Channel) -> Any:
     [(OPEN, pb.STATUS_REACHABLE), (ON_THE_PHONE, pb.STATUS_BUSY), (b"", pb.STATUS_UNREACHABLE)],
 )
 async def test_answers_each_status(document: bytes, status: pb.Status.ValueType) -> None:
-    """GetStatus tells the status, the canonical address, the time to the microsecond and the source."""
+    """GetStatus returns the status, the canonical address, the time to the microsecond and the source."""
     answer = await get_status(FakeWatcher(lambda _: document), "SIP:alice@EXAMPLE.com")
     assert status == answer.status
     assert answer.address == ALICE
@@ -101,14 +101,14 @@ def test_the_error_table_is_total() -> None:
     assert set(CODES) == set(all_errors())
 
 
-def test_the_contract_tells_the_error_table() -> None:
+def test_the_contract_has_the_error_table() -> None:
     """Each domain error stands in the comments of the contract with its gRPC code, and with no other."""
     table = {error.code: code.name for error, code in CODES.items()}
     table |= {"GATEWAY_STOPPING": "UNAVAILABLE", "INTERNAL_ERROR": "INTERNAL"}
     text = " ".join([proto.read_text("utf-8").replace("//", " ") for proto in PROTOS])
     codes = "|".join(code.name for code in grpc.StatusCode)
-    told = set(re.findall(rf"\b({codes})\s+({'|'.join(table)})\b", text))
-    assert told == {(code, reason) for reason, code in table.items()}
+    listed = set(re.findall(rf"\b({codes})\s+({'|'.join(table)})\b", text))
+    assert listed == {(code, reason) for reason, code in table.items()}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ async def test_refuses_an_unknown_method(method: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", *SERVICE_NAMES])
-async def test_health_is_whether_the_presence_server_could_be_asked(name: str) -> None:
+async def test_health_is_whether_the_presence_server_could_be_queried(name: str) -> None:
     """Health of the server and of the service follows the watcher's readiness."""
     watcher = FakeWatcher()
     async with channel_to(make_service(watcher)) as channel:
@@ -308,8 +308,8 @@ async def test_health_of_an_unknown_service_is_not_found() -> None:
     assert code == grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_health_watch_tells_changes_and_ends_with_the_server() -> None:
-    """A health watch tells the health now, then each change; stopping is a last change, and does not wait for it."""
+async def test_a_health_watch_reports_changes_and_ends_with_the_server() -> None:
+    """A health watch reports the health now, then each change; stopping is the last one, and waits for no watch."""
     watcher, stopping = FakeWatcher(), asyncio.Event()
     async with (
         asyncio.timeout(LIMIT_S),
@@ -348,7 +348,7 @@ async def test_health_watches_share_one_look() -> None:
 
 
 async def test_a_health_watch_of_an_unknown_service_stays_open() -> None:
-    """A health watch of a service that is not there tells SERVICE_UNKNOWN, as grpc.health.v1 wants."""
+    """A health watch of an unknown service reports SERVICE_UNKNOWN, as grpc.health.v1 requires."""
     async with asyncio.timeout(LIMIT_S), channel_to(make_service(FakeWatcher())) as channel:
         watch = health_of(channel).Watch(HealthCheckRequest(service="nothing"))
         assert (await watch.read()).status == HealthCheckResponse.SERVICE_UNKNOWN

@@ -128,7 +128,7 @@ async def test_dialect(version: str) -> None:
     ],
 )
 async def test_lenient(address: str) -> None:
-    """Whoever qualifies the parts otherwise, or adds what the contract does not know, is understood all the same."""
+    """Requests with other qualifications of parts, or with elements unknown to the contract, are accepted."""
     watcher = FakeWatcher()
     reply = await call(make_app(watcher), envelope(payload(address)).encode())
     assert (reply.result, watcher.asked) == ("getStatusResponse:Reachable", [ALICE])
@@ -251,14 +251,14 @@ async def test_domain_error(error: type[TerminalStatusError]) -> None:
 
 @pytest.mark.parametrize(("retry_after_s", "header"), [(0, "0"), (0.2, "1"), (5, "5"), (59.5, "60")])
 async def test_retry_after(retry_after_s: float, header: str) -> None:
-    """How long to wait, where it is known, is told in whole seconds and never too few."""
+    """A known time to wait is reported in whole seconds, rounded up."""
     reply = await call(app_for(PresenceUnavailable("Later.", retry_after_s=retry_after_s)), GET_STATUS)
     assert reply.declared[1:] == ("SVC0001", "PRESENCE_UNAVAILABLE")
     assert reply.headers["retry-after"] == header
 
 
 async def test_unexpected_error() -> None:
-    """A bug is told as SVC0001 with a reference that the log has too, and with nothing else."""
+    """A bug is reported as SVC0001 with a reference that is also in the log, and nothing else."""
 
     async def get_status(address: str, client_id: str = "") -> TerminalStatus:
         raise RuntimeError("a secret")
@@ -441,13 +441,13 @@ async def test_unknown_encoding(encoding: str, content_type: str) -> None:
 
 @pytest.mark.parametrize(("body", "shown"), [(b'<y xmlns="u"/>', " {u}y."), (b"<html/>", " html.")])
 async def test_root_is_named(body: bytes, shown: str) -> None:
-    """Who sends no envelope is told what was found instead, by the whole of its name."""
+    """A request without an envelope is answered with the full name of the element found instead."""
     assert (await call(app_for(), body)).reason.endswith(shown)
 
 
 @pytest.mark.parametrize("name", ["unknown operation", "part as operation", "another service", "empty Body"])
 async def test_operations_are_named(name: str) -> None:
-    """Who asks for what is not there is told what is."""
+    """A request for an unknown operation is answered with the names of the existing operations."""
     assert "getStatus, getStatusForGroup." in (await call(app_for(), NOT_UNDERSTOOD[name])).reason
 
 

@@ -48,7 +48,7 @@ def called(subscription: Subscription, notification: OwedNotification) -> etree.
     return content
 
 
-def told(element: etree._Element) -> list[tuple[str, str]]:
+def parts_of(element: etree._Element) -> list[tuple[str, str]]:
     """Names and texts of the leaves; qualified ones in Clark notation."""
     return [(str(leaf.tag), leaf.text or "") for leaf in element.iter() if not len(leaf)]
 
@@ -73,7 +73,7 @@ def test_status_notification() -> None:
         make_owed(subscription, changes=[change(ALICE, Status.BUSY), change(BOB, Status.UNREACHABLE)]),
     )
     assert content.tag == f"{{{NOTIFICATION}}}statusNotification"
-    assert told(content) == [
+    assert parts_of(content) == [
         (f"{{{NOTIFICATION}}}correlator", "correlator of sub-1"),
         ("address", ALICE),
         ("currentStatus", "Busy"),
@@ -91,7 +91,7 @@ def test_status_error(address: TerminalAddress | None) -> None:
     owed = make_owed(subscription, kind=NotificationKind.ERROR, address=address, code="TERMINAL_UNKNOWN")
     content = called(subscription, owed)
     assert content.tag == f"{{{NOTIFICATION}}}statusError"
-    assert told(content) == [
+    assert parts_of(content) == [
         (f"{{{NOTIFICATION}}}correlator", "correlator of sub-1"),
         *([(f"{{{NOTIFICATION}}}address", address)] if address else []),
         ("messageId", "SVC0004"),
@@ -114,7 +114,7 @@ def test_refusal_names_the_terminal() -> None:
     """POL0002 has the terminal as its variable, also where the error ends the whole notification for one terminal."""
     subscription = replace(subscribed(), addresses=(BOB,))
     owed = make_owed(subscription, kind=NotificationKind.ERROR, code="WATCHER_REFUSED")
-    assert told(called(subscription, owed))[1:] == [
+    assert parts_of(called(subscription, owed))[1:] == [
         ("messageId", "POL0002"),
         ("text", TEXTS["POL0002"]),
         ("variables", BOB),
@@ -125,7 +125,7 @@ def test_unknown_code() -> None:
     """A code of another release is SVC0001 with the code."""
     subscription = subscribed()
     owed = make_owed(subscription, kind=NotificationKind.ERROR, code="FROM_THE_FUTURE")
-    assert ("variables", "FROM_THE_FUTURE") in told(called(subscription, owed))
+    assert ("variables", "FROM_THE_FUTURE") in parts_of(called(subscription, owed))
 
 
 @pytest.mark.parametrize("reason", EndReason)
@@ -136,7 +136,7 @@ def test_status_end(reason: EndReason) -> None:
     if reason in (EndReason.EXPIRED, EndReason.COUNT_REACHED):
         content = called(subscription, owed)
         assert content.tag == f"{{{NOTIFICATION}}}statusEnd"
-        assert told(content) == [(f"{{{NOTIFICATION}}}correlator", "correlator of sub-1")]
+        assert parts_of(content) == [(f"{{{NOTIFICATION}}}correlator", "correlator of sub-1")]
     else:
         assert callback(subscription, owed) is None
 
@@ -282,7 +282,7 @@ async def test_slow_and_large_answers() -> None:
 
 
 async def test_what_has_no_message_is_not_sent() -> None:
-    """That it has started, and that the application ended it, is told to nobody."""
+    """The application is not notified that its subscription started, or that it ended the subscription itself."""
     async with sender() as callbacks, receiver() as there:
         subscription = subscribed(there.url)
         for kind, code in ((NotificationKind.STARTED, ""), (NotificationKind.ENDED, "CANCELLED")):

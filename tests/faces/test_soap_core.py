@@ -139,12 +139,12 @@ async def test_questions(tmp_path: Path) -> None:
         assert (await world.ask(envelope(payload(f"<address>{TEAM}</address>")).encode())).fault == "POL0006 address"
         assert (await world.ask(envelope(payload(f"<address>{BOB}</address>")).encode())).fault == f"POL0002 {BOB}"
         reply = await world.ask(group("sip:late@example.com", TEAM, "sip:alice@Example.COM"))
-        told = [
+        reported = [
             " ".join(leaf.text or "" for leaf in one.iter() if not len(leaf) and leaf.tag != "text")
             for one in reply.content
         ]
-        assert told[:2] == ["sip:late@example.com NotRetrieved", "sip:alice@Example.COM Retrieved Busy"]
-        assert sorted(told[2:]) == [f"{BOB} Error POL0002 {BOB}", f"{CAROL} Error SVC0004 addresses"]
+        assert reported[:2] == ["sip:late@example.com NotRetrieved", "sip:alice@Example.COM Retrieved Busy"]
+        assert sorted(reported[2:]) == [f"{BOB} Error POL0002 {BOB}", f"{CAROL} Error SVC0004 addresses"]
 
 
 async def test_a_live_watch_answers(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ async def test_end_by_duration(tmp_path: Path) -> None:
 
 
 async def test_errors(tmp_path: Path) -> None:
-    """Each terminal that fails is told with its address, the last one as the end of all; no statusEnd follows."""
+    """Each terminal that fails is reported with its address; the last one ends the subscription, without statusEnd."""
     async with world_of(tmp_path) as world:
         await world.start(ALICE, BOB)
         world.core.watcher.fail(ALICE, TerminalUnknown("Who?"))
@@ -424,8 +424,8 @@ async def test_usage(tmp_path: Path) -> None:
         await world.ask(group(BOB))
         await world.ask(end())
         records = await world.core.usage_records()
-        told = [(one.operation, one.face, one.requester, one.result, one.correlator) for one in records]
-        assert sorted(told) == sorted(
+        calls = [(one.operation, one.face, one.requester, one.result, one.correlator) for one in records]
+        assert sorted(calls) == sorted(
             [
                 ("startNotification", "soap", "sip:app@example.com", "OK", "c-1"),
                 ("getStatus", "soap", "", "OK", ""),

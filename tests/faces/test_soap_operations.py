@@ -203,8 +203,8 @@ async def test_requester(operation: str) -> None:
     body = body.replace(b"<l:correlator>", b"<l:requester>%s</l:requester><l:correlator>", 1)
     reply = await ask(use_cases, body % b" sip:app@example.com ")
     assert reply.status == 200
-    (told,) = [one[-1] for one in (*use_cases.asked, *use_cases.created, *use_cases.ended)]
-    assert told == "sip:app@example.com"
+    (requester,) = [one[-1] for one in (*use_cases.asked, *use_cases.created, *use_cases.ended)]
+    assert requester == "sip:app@example.com"
     assert (await ask(use_cases, body % (b"a" * 201))).fault == "SVC0002 requester"
 
 

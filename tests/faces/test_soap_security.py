@@ -265,7 +265,7 @@ async def test_head_of_strangers_is_bounded(world: World) -> None:
 
 
 async def test_failures_are_limited(world: World) -> None:
-    """A peer that fails again and again is told to wait."""
+    """A peer that fails repeatedly is refused with the time to wait."""
     for number in range(FAILURE_BURST):
         assert (await world.ask(world.digest(nonce=b"%d" % number, password="wrong"))).fault == REFUSED
     reply = await world.ask(world.digest(nonce=b"x", password="wrong"))

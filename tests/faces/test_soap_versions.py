@@ -45,8 +45,8 @@ class Schemas:
         self._by_namespace = {}
         for path in [*folder.glob("*_interface_*.wsdl"), *folder.glob("*common_types*.xsd")]:
             (schema,) = etree.parse(path).iter("{http://www.w3.org/2001/XMLSchema}schema")
-            standing = etree.fromstring(etree.tostring(schema), base_url=f"{folder}/")
-            self._by_namespace[schema.get("targetNamespace")] = etree.XMLSchema(standing)
+            parsed = etree.fromstring(etree.tostring(schema), base_url=f"{folder}/")
+            self._by_namespace[schema.get("targetNamespace")] = etree.XMLSchema(parsed)
 
     def valid(self, element: etree._Element) -> None:
         """Asserts that it is, in a document of its own."""

@@ -173,7 +173,7 @@ def test_longest_address() -> None:
     ],
 )
 def test_different_addresses_stay_different(one: str, other: str) -> None:
-    """Addresses that RFC 3261 section 19.1.4 tells apart do not become equal."""
+    """Addresses that RFC 3261 section 19.1.4 distinguishes do not become equal."""
     assert parse_address(one) != parse_address(other)
 
 

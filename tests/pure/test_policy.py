@@ -103,7 +103,7 @@ def test_interval_and_duration_fall_back_to_the_policy() -> None:
 
 
 def test_busy_is_seen_as_reachable_where_the_policy_hides_it() -> None:
-    """Only BUSY is shown as something else, and only where it is not told."""
+    """Only BUSY is shown as another status, and only where the policy does not report BUSY."""
     assert [visible_status(False, status) for status in Status] == [REACHABLE, UNREACHABLE, REACHABLE]
     assert visible_status(True, BUSY) is BUSY
 
@@ -132,7 +132,7 @@ def test_no_more_calls_than_burst_and_rate_allow(rate: int, burst: int, calls: l
 
 
 def test_rate_is_each_clients_own() -> None:
-    """A client above its rate is told how long to wait; the others are not disturbed."""
+    """A client above its rate is refused with the time to wait; the others are not affected."""
     now_s = [0.0]
     policies = Policies(Policy(rate_per_s=2), lambda: now_s[0])
     for _ in range(2):

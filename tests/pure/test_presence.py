@@ -264,7 +264,7 @@ def test_not_busy(element: str) -> None:
 
 
 def test_prefix_meaning_ends_with_its_element() -> None:
-    """A prefix declared anew inside an element has its old meaning again after it."""
+    """A prefix redeclared inside an element has its earlier meaning after that element."""
     stranger = "<rpid:x xmlns:rpid='urn:x' xmlns='urn:y' xmlns:new='urn:z'><rpid:y/><new:y/></rpid:x>"
     assert status(pidf(stranger, OPEN, stranger, person(stranger + PHONE))) == Status.BUSY
     assert reason(pidf(stranger, "<new:x/>").encode()) == "malformed"
