@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -42,7 +42,7 @@ from app.rest import metrics as rest_metrics
 from app.rest.application import create_app
 from app.rest.camara import cloud_events
 from app.rest.unauthenticated_connections import UnauthenticatedConnections
-from app.servers import DRAIN_S, CannotStart, GrpcServer, bound, serve_grpc, serve_http
+from app.servers import DRAIN_S, CannotStart, GrpcServer, HttpServer, bound, serve_grpc, serve_http
 from app.settings.loading import Settings
 from app.sip.protocol import Build
 from app.sip.settings import sip_configuration, watcher_limits
@@ -82,47 +82,28 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
     `open_is_admin` is for the demo: callers on this machine are operators while no client is configured.
     """
     async with AsyncExitStack() as stack:
-        metrics, stopping = Metrics(), asyncio.Event()
+        start = stack.enter_async_context
+        metrics, stopping, proxies = Metrics(), asyncio.Event(), TrustedProxies.of(settings.trusted_proxies)
         http_socket = stack.enter_context(bound(settings.http_listen))
         metrics_socket = None
         if settings.metrics_listen:
             metrics_socket = stack.enter_context(bound(settings.metrics_listen, "TS_METRICS_LISTEN"))
         tls_files = _TlsFiles(settings)
         store = await _open_store(stack, settings)
-        watcher = await stack.enter_async_context(_watcher(settings, metrics))
-        fetcher = FetchService(
-            watcher,
-            metrics,
-            busy_activities=settings.busy_activities,
-            fetch_timeout_s=settings.fetch_timeout_ms / 1000,
-            max_fetches=settings.max_fetches,
-        )
+        watcher = await start(_watcher(settings, metrics))
+        fetcher = _fetcher(settings, watcher, metrics)
         tokens = _tokens(settings)
-        egress = _egress(settings, tls_files)
-        stack.push_async_callback(egress.aclose)
+        egress = await start(aclosing(_egress(settings, tls_files)))
+        senders = _senders(settings, egress)
         use_cases = await _start_use_cases(
-            stack,
-            settings,
-            store,
-            watcher,
-            fetcher,
-            _senders(settings, egress),
-            metrics,
-            tokens,
-            open_is_admin=open_is_admin,
+            stack, settings, store, watcher, fetcher, senders, metrics, tokens, open_is_admin=open_is_admin
         )
         add_readings(metrics, watcher, use_cases)
         app = _http_app(fetcher, use_cases, metrics, settings, stopping, tokens)
         if metrics_socket:  # starts first and stops last, so that probes are answered while the faces drain
-            await stack.enter_async_context(serve_http(rest_metrics.on_own_address(app), metrics_socket, None))
-        proxies = TrustedProxies.of(settings.trusted_proxies)
-        grpc_server = await stack.enter_async_context(
-            _grpc_server(settings, fetcher, use_cases, stopping, tls_files, proxies)
-        )
-        unauthenticated = UnauthenticatedConnections(
-            proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated
-        )
-        http_server = await stack.enter_async_context(serve_http(app, http_socket, tls_files.servers, unauthenticated))
+            await start(serve_http(rest_metrics.on_own_address(app), metrics_socket, None))
+        grpc_server = await start(_grpc_server(settings, fetcher, use_cases, stopping, tls_files, proxies))
+        http_server = await start(_http_server(settings, app, http_socket, tls_files, proxies))
         assert watcher.build is not None  # noqa: S101  # the watcher has started
         gateway = Gateway(
             grpc_address=f"{settings.grpc_listen.rpartition(':')[0]}:{grpc_server.port}",
@@ -134,15 +115,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             use_cases=use_cases,
             read_tls_files=tls_files.read_again,
         )
-        _log.info(
-            "gateway_started",
-            grpc=gateway.grpc_address,
-            http=gateway.http_address,
-            metrics=gateway.metrics_address,
-            sip=gateway.sip_ports,
-            presence_server=settings.presence_server,
-            limits=watcher_limits(watcher.build, settings.max_document_bytes),
-        )
+        _log_start(gateway, settings)
         try:
             yield gateway
             fetcher.leaving = True
@@ -155,6 +128,18 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
             use_cases.streams.end_all()
             await asyncio.gather(grpc_server.stop(), http_server.stop())
     _log.info("gateway_stopped")
+
+
+def _log_start(gateway: Gateway, settings: Settings) -> None:
+    _log.info(
+        "gateway_started",
+        grpc=gateway.grpc_address,
+        http=gateway.http_address,
+        metrics=gateway.metrics_address,
+        sip=gateway.sip_ports,
+        presence_server=settings.presence_server,
+        limits=watcher_limits(gateway.build, settings.max_document_bytes),
+    )
 
 
 class _TlsFiles:
@@ -197,7 +182,7 @@ async def _open_store(stack: AsyncExitStack, settings: Settings) -> SqlStore:
             with store.patient():
                 await store.end_leases(_now())
     except DatabaseUnavailable as error:
-        raise CannotStart(f"TS_DATABASE_URL: {shown_url(settings.database_url)} does not open: {error}.") from None
+        raise CannotStart(f"TS_DATABASE_URL: {shown_url(settings.database_url)} cannot be opened: {error}.") from None
     except StoreUnavailable as error:
         raise _store_unavailable(settings, error) from None
     return store
@@ -218,6 +203,16 @@ async def _watcher(settings: Settings, metrics: Metrics) -> AsyncIterator[SipWat
         raise CannotStart(f"The SIP worker cannot start: {error}. See TS_SIP_LISTEN.") from None
     finally:
         await watcher.aclose()
+
+
+def _fetcher(settings: Settings, watcher: SipWatcher, metrics: Metrics) -> FetchService:
+    return FetchService(
+        watcher,
+        metrics,
+        busy_activities=settings.busy_activities,
+        fetch_timeout_s=settings.fetch_timeout_ms / 1000,
+        max_fetches=settings.max_fetches,
+    )
 
 
 def _tokens(settings: Settings) -> AccessTokens | None:
@@ -262,8 +257,8 @@ async def _start_use_cases(
     *,
     open_is_admin: bool,
 ) -> UseCases:
-    """Starts the use cases; `stack` stops them. Refuses to start if strangers could call though the settings say that
-    only clients may."""
+    """Starts the use cases; `stack` stops them. Raises CannotStart where other machines reach a gateway without clients
+    (see `Authenticator.start`)."""
     try:
         with store.patient():
             use_cases = await stack.enter_async_context(
@@ -320,6 +315,15 @@ async def _grpc_server(
     )
     async with serve_grpc(server, settings.grpc_listen, tls_files.servers, calls, limits, proxies) as running:
         yield running
+
+
+def _http_server(
+    settings: Settings, app: ASGIApp, sock: socket.socket, tls_files: _TlsFiles, proxies: TrustedProxies
+) -> AbstractAsyncContextManager[HttpServer]:
+    unauthenticated = UnauthenticatedConnections(
+        proxies, time.monotonic, most_per_address=settings.http_max_unauthenticated
+    )
+    return serve_http(app, sock, tls_files.servers, unauthenticated)
 
 
 def _http_app(
