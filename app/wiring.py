@@ -45,6 +45,7 @@ from app.live.membership import GroupFollower
 from app.live.open_streams import OpenStreams
 from app.live.other_nodes import OtherNodes
 from app.live.registry import TerminalRegistry
+from app.live.restore import SubscriptionLoader
 from app.live.writer import StatusWriter
 from app.ports import Sender, Store, Watcher
 from app.settings.loading import Settings
@@ -99,6 +100,7 @@ def make_live(
     lifecycle = Lifecycle(
         store, registry, index, writer, streams, directory, policies, contracts, clock=clock, clock_s=clock_s
     )
+    loader = SubscriptionLoader(store, registry, writer, directory, policies, contracts, clock=clock, clock_s=clock_s)
     follower = GroupFollower(store, registry, index, writer, streams, directory, policies)
     other_nodes = None
     if reread_s is not None:
@@ -109,6 +111,7 @@ def make_live(
         index,
         writer,
         lifecycle,
+        loader,
         follower,
         streams,
         other_nodes,

@@ -15,7 +15,8 @@ from typing import Any, Final
 from spyne import AnyUri, Boolean, Integer32, Service, rpc
 
 from app.core.queries import QueryService, TerminalResult
-from app.core.subscriptions import SubscriptionRequest, SubscriptionService
+from app.core.subscription_requests import SubscriptionRequest
+from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.addresses import canonical
 from app.domain.records import MAX_CORRELATOR, MAX_REQUESTER, Client

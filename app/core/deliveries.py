@@ -13,7 +13,7 @@ from app.auth.policies import Policies
 from app.domain.errors import InvalidRequest, NotificationUnknown
 from app.domain.records import Client, DeliveryAttempt, DeliveryState, OwedNotification
 from app.domain.sink_contracts import SinkContracts
-from app.ports import Page, Store
+from app.ports import OutboxStore, Page
 
 MAX_SEND_AGAIN = 1000
 
@@ -22,7 +22,7 @@ class Deliveries:
     """One per process."""
 
     def __init__(
-        self, store: Store, clock: Callable[[], datetime], policies: Policies, contracts: SinkContracts
+        self, store: OutboxStore, clock: Callable[[], datetime], policies: Policies, contracts: SinkContracts
     ) -> None:
         self.on_notifications_owed: Callable[[], None] = lambda: None
         """Called when notifications became due; may not block or raise."""

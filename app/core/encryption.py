@@ -10,7 +10,7 @@ import asyncio
 import structlog
 
 from app.domain.errors import StoreUnavailable
-from app.ports import Store
+from app.ports import SubscriptionStore
 
 PAUSE_S = 0.05
 RETRY_S = 5.0
@@ -18,7 +18,7 @@ RETRY_S = 5.0
 _log = structlog.get_logger(__name__)
 
 
-async def encrypt_sinks(store: Store) -> None:
+async def encrypt_sinks(store: SubscriptionStore) -> None:
     """Runs once through all subscriptions, and logs how many were encrypted."""
     after: int | None = 0
     encrypted = 0

@@ -28,11 +28,11 @@ from app.live.group_directory import GroupDirectory, parse_field
 from app.ports import Page, Store
 
 _TRIES = 5
-"""Attempts of a change that names no version, when others change the same group."""
+"""Attempts of a change without `expected_version`, while other calls change the same group."""
 
 
 class GroupService:
-    """Makes, lists, changes and deletes groups. One per process."""
+    """One per process."""
 
     def __init__(
         self, store: Store, directory: GroupDirectory, policies: Policies, clock: Callable[[], datetime]
@@ -42,51 +42,53 @@ class GroupService:
         self._store = store
         self._policies = policies
         self._clock = clock
-        self._making: Counter[str] = Counter()  # by client id: how many groups are being stored
+        self._making: Counter[str] = Counter()  # by client id: groups that are being stored
 
     def is_group(self, client_id: str, address: str) -> bool:
-        """Whether the (canonical) address is a group of this client's."""
+        """Whether the (canonical) address is a group of this client."""
         return self._directory.is_group(client_id, address)
 
     async def create(self, client: Client, address: str, members: Sequence[str]) -> Group:
-        """Makes a group of a `sip:` or `sips:` address and its members (terminals, or groups where allowed).
+        """Makes a group with a `sip:` or `sips:` address. Members are terminals, or groups if the policy allows that.
 
         Raises GroupExists (the client has it already), GroupNotAllowed, GroupTooLarge, InvalidAddress,
         NestedGroupNotAllowed, RateLimited, StoreUnavailable, TooManyGroups.
         """
         policy = self._policies.admit(client)
         if not policy.group_support:
-            raise GroupNotAllowed("Groups are not supported here.", field="address")
+            raise GroupNotAllowed("This gateway does not support groups.", field="address")
         own = parse_field(address, "address")
         if own.startswith("tel:"):
-            raise InvalidAddress("A group's address is a sip: or sips: URI.", field="address")
+            raise InvalidAddress("A group needs a sip: or sips: URI as its address, not a tel: URI.", field="address")
         if self._directory.count(client.id) + self._making[client.id] >= policy.max_groups:
-            raise TooManyGroups(f"There are {policy.max_groups} groups already, as many as allowed.")
+            raise TooManyGroups(
+                f"Limit reached: {policy.max_groups} groups. Delete one, or ask the operator to raise `max_groups`."
+            )
         now = self._clock()
         group = Group(
             address=own, client_id=client.id, members=self._members(client.id, policy, own, members), created_at=now
         )
-        self._making[client.id] += 1  # counts from here on: others may come while it is stored
+        self._making[client.id] += 1  # counted from here on: other calls may come while it is stored
         try:
             await self._store.create_group(group)
         finally:
             self._making[client.id] -= 1
             if not self._making[client.id]:
                 del self._making[client.id]
-        self._directory.changed((client.id, own), group.version)
+        self._directory.on_group_stored((client.id, own), group.version)
         await self._store.audit(now, client.id, "group created", {"group": own, "members": str(len(group.members))})
         return group
 
     async def get(self, client: Client, address: str) -> Group:
-        """The client's own group of this address; an operator's client without one gets the only other's.
+        """The client's group with this address. An operator's client that has none gets the group of another client.
 
-        Raises GroupUnknown, InvalidAddress, InvalidRequest (several others have one), RateLimited, StoreUnavailable.
+        Raises GroupUnknown, InvalidAddress, InvalidRequest (several clients have one), RateLimited, StoreUnavailable.
         """
         self._policies.admit(client)
         return await self._own(client, parse_field(address, "address"))
 
     async def list(self, client: Client, page: Page) -> tuple[list[Group], str]:
-        """The client's groups (an admin: everybody's) by address, and the next page's token ("" at the end).
+        """The client's groups (an operator's client: all) by address, and the next page's token ("" at the end).
 
         Raises InvalidRequest (the token), RateLimited, StoreUnavailable.
         """
@@ -96,9 +98,9 @@ class GroupService:
     async def set_members(
         self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None
     ) -> Group:
-        """Replaces the members, where the group still is of `expected_version` (None: whatever it is).
+        """Replaces the members, if the group has `expected_version` (None: any).
 
-        Raises GroupChanged, and as `create` but for GroupExists.
+        Raises GroupChanged, GroupUnknown, and the errors of `create` about members.
         """
         policy = self._policies.admit(client)
         group = await self._own(client, parse_field(address, "address"))
@@ -109,7 +111,7 @@ class GroupService:
     async def add_members(
         self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None
     ) -> Group:
-        """Adds members; those it has already do no harm. Raises as `set_members`."""
+        """Adds members; present ones are ignored. Raises as `set_members`."""
         policy = self._policies.admit(client)
         own = parse_field(address, "address")
         return await self._edit(
@@ -122,7 +124,7 @@ class GroupService:
     async def remove_members(
         self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None
     ) -> Group:
-        """Removes members; those it has not do no harm. Raises as `set_members`."""
+        """Removes members; missing ones are ignored. Raises as `set_members`."""
         self._policies.admit(client)
         gone = {parse_field(member, "members") for member in members}
         return await self._edit(
@@ -133,12 +135,12 @@ class GroupService:
         )
 
     async def delete(self, client: Client, address: str, *, expected_version: int | None = None) -> None:
-        """Deletes the group, where it still is of `expected_version` (None: whatever it is); what is subscribed by it
-        goes on without it. Raises GroupChanged, GroupUnknown, InvalidAddress, RateLimited, StoreUnavailable."""
+        """Deletes the group, if it has `expected_version` (None: any). Subscriptions and streams by the group go on
+        without its members. Raises GroupChanged, GroupUnknown, InvalidAddress, RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         group = await self._own(client, parse_field(address, "address"))
         await self._store.delete_group(group.client_id, group.address, expected_version)
-        self._directory.changed((group.client_id, group.address), None)
+        self._directory.on_group_stored((group.client_id, group.address), None)
         await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
 
     def _members(
@@ -151,7 +153,9 @@ class GroupService:
             raise _too_large(policy)
         for member in parsed:
             if not policy.nested_group_support and (member == own or self._directory.is_group(owner_id, member)):
-                raise NestedGroupNotAllowed(f"{member} is a group, which may not be in a group here.", field="members")
+                raise NestedGroupNotAllowed(
+                    f"{member} is a group; this gateway does not allow groups in groups.", field="members"
+                )
         return parsed
 
     async def _own(self, client: Client, address: TerminalAddress) -> Group:
@@ -159,20 +163,25 @@ class GroupService:
         if group is None and client.admin:
             others = self._directory.owners(address)
             if len(others) > 1:
-                raise InvalidRequest(f"{len(others)} clients have a group of this address.", field="address")
+                raise InvalidRequest(
+                    f"{len(others)} clients have a group with this address; use the credentials of one of them.",
+                    field="address",
+                )
             if others:
                 group = await self._store.group(others[0], address)
         if group is None:
-            raise GroupUnknown(f"There is no group {address}.", group=address, field="address")
+            raise GroupUnknown(
+                f"There is no group {address}, or it belongs to another client.", group=address, field="address"
+            )
         return group
 
     async def _change(
         self, client: Client, group: Group, members: tuple[TerminalAddress, ...], expected_version: int | None
     ) -> Group:
         if expected_version is not None and expected_version < 1:
-            raise InvalidRequest("A group's version is 1 or more.", field="expected_version")
+            raise InvalidRequest("`expected_version` must be 1 or more.", field="expected_version")
         changed = await self._store.change_group(group.client_id, group.address, members, expected_version)
-        self._directory.changed((changed.client_id, changed.address), changed.version)
+        self._directory.on_group_stored((changed.client_id, changed.address), changed.version)
         await self._store.audit(
             self._clock(), client.id, "group changed", {"group": group.address, "members": str(len(members))}
         )
@@ -198,4 +207,7 @@ class GroupService:
 
 
 def _too_large(policy: Policy) -> GroupTooLarge:
-    return GroupTooLarge(f"A group may have {policy.max_group_size} members at most.", field="members")
+    return GroupTooLarge(
+        f"Limit reached: {policy.max_group_size} members of one group. Ask the operator to raise `max_group_size`.",
+        field="members",
+    )

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from app.domain.errors import StoreUnavailable
-from app.ports import Store
+from app.ports import RetentionStore
 
 EVERY_S = 3600.0
 PORTION = 1000
@@ -20,7 +20,9 @@ PAUSE_S = 0.05
 _log = structlog.get_logger(__name__)
 
 
-async def keep_for(store: Store, clock: Callable[[], datetime], *, deliveries_days: int, usage_days: int) -> None:
+async def keep_for(
+    store: RetentionStore, clock: Callable[[], datetime], *, deliveries_days: int, usage_days: int
+) -> None:
     """Deletes old rows now and then every EVERY_S, until it is cancelled. `clock` gives the time in UTC."""
     while True:
         gone = 0

@@ -9,20 +9,17 @@ written in the transaction that makes it.
 Deliberately absent: what a subscriber is sent and when (`live/rules.py`), and sending (`delivery/deliverer.py`).
 """
 
-import hashlib
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.auth.policies import Policies
+from app.core.sink_secrets import before_token_ends, prepared, rotated
+from app.core.subscription_requests import SubscriptionRequest, check_names, digest_of, repeated
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
-from app.domain.addresses import canonical
 from app.domain.errors import (
     InvalidRequest,
     NotPermitted,
-    RequestIdReused,
     SinkRefused,
     SubscriptionUnknown,
     TerminalStatusError,
@@ -31,50 +28,16 @@ from app.domain.policy import Policy, check_count, check_criteria, duration_allo
 from app.domain.records import MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
 from app.domain.sink_contracts import SinkContract, SinkContracts
 from app.domain.sinks import (
-    HIDDEN_PARAMETERS,
-    MAX_SECRETS,
     SECRET_BYTES,
     SIGNED_PROFILES,
-    SINK_MADE,
-    SINK_REQUEST,
-    SINK_SECRETS,
-    SINK_TOKEN,
-    TOKEN_LEAD,
     EndReason,
-    Sink,
     SinkKind,
     read_secret,
-    require_readable,
     signing_secret,
-    token_ends_at,
 )
-from app.domain.statuses import Status
 from app.live.group_directory import Expansion, GroupDirectory
 from app.live.lifecycle import Lifecycle
 from app.ports import Page, Sender, Store
-
-NO_SINK = Sink(kind=SinkKind.STREAM)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriptionRequest:
-    """What a client asks for. The fields are as those of `Subscription`."""
-
-    addresses: Sequence[str]
-    criteria: frozenset[Status] = frozenset()
-    check_immediate: bool = False
-    min_interval_ms: int = 0
-    """0 is the policy's minimum, unless `interval_named`."""
-    interval_named: bool = False
-    """Whether the face has no way to omit the interval: then 0 asks for no interval, and is refused if the policy has a
-    minimum."""
-    duration_ms: int | None = None
-    """None and 0 ask for the policy's default."""
-    count: int = 0
-    """0 is unlimited."""
-    sink: Sink = NO_SINK
-    correlator: str = ""
-    request_id: str = ""
 
 
 async def _nothing() -> None:
@@ -129,10 +92,10 @@ class SubscriptionService:
         caller = Caller(client=client, face=face, requester=requester)
         expansion: Expansion | None = None
         try:
-            _check_names(request)
-            digest = _digest_of(request)
+            check_names(request)
+            digest = digest_of(request)
             if known := await self._store.subscription_by_request_id(client.id, request.request_id):
-                return _repeated(known, digest)
+                return repeated(known, digest)
             check_criteria(policy, request.criteria)
             expansion = await self._directory.expand(
                 client, request.addresses, policy, most=policy.max_notification_addresses
@@ -156,7 +119,7 @@ class SubscriptionService:
                 most=policy.max_subscriptions,
             )
             if stored.id != subscription.id:
-                return _repeated(stored, digest)
+                return repeated(stored, digest)
         except TerminalStatusError as error:
             self._usage.record(
                 self._usage.make(
@@ -251,7 +214,7 @@ class SubscriptionService:
                 f"Subscriptions with the profile {subscription.sink.profile} cannot be renewed; create another."
             )
         now = self._clock()
-        expires_at = _within_token(now + timedelta(milliseconds=duration), subscription.sink, now)
+        expires_at = before_token_ends(now + timedelta(milliseconds=duration), subscription.sink, now)
         if expires_at is not None:
             await self._lifecycle.renew(subscription, expires_at, who=client.id)
         return await self._own(client, subscription_id)
@@ -292,7 +255,7 @@ class SubscriptionService:
             details["old"] = "dropped"
         stored = await self._lifecycle.change_sink(
             subscription,
-            lambda sink: _rotated(sink, secret or made, drop_old=drop_old),
+            lambda sink: rotated(sink, secret or made, drop_old=drop_old),
             [AuditEntry(at=self._clock(), who=client.id, what=what, details=details)],
             self.on_sink_changed,
         )
@@ -326,36 +289,13 @@ class SubscriptionService:
             min_interval_ms=interval_ms,
             max_notifications=request.count,
             created_at=now,
-            expires_at=_within_token(
+            expires_at=before_token_ends(
                 None if duration_ms is None else now + timedelta(milliseconds=duration_ms), request.sink, now
             ),
-            sink=self._completed(request.sink, digest),
+            sink=prepared(request.sink, digest, self._entropy),
             correlator=request.correlator,
             request_id=request.request_id,
         )
-
-    def _completed(self, sink: Sink, digest: str) -> Sink:
-        """The sink with the parameters that the gateway adds, and with a signing secret if it needs one.
-
-        Raises SinkRefused.
-        """
-        if own := sorted(sink.parameters.keys() & set(HIDDEN_PARAMETERS)):
-            raise SinkRefused(
-                f"The sink parameter {own[0]} is reserved for the gateway; leave it out.",
-                field="sink",
-                reason="parameter",
-            )
-        if sink.kind is SinkKind.STREAM and (sink.url or sink.profile or sink.parameters):
-            raise SinkRefused(
-                "A sink of kind STREAM has no endpoint: leave out URL, profile and parameters.",
-                field="sink",
-                reason="kind",
-            )
-        added = {SINK_REQUEST: digest} if digest else {}
-        if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
-            secret = signing_secret(self._entropy(SECRET_BYTES))
-            added |= {SINK_SECRETS: secret, SINK_MADE: _sha256(secret)}
-        return replace(sink, parameters={**sink.parameters, **added})
 
     async def _check_sink(self, subscription: Subscription) -> None:
         kind = subscription.sink.kind
@@ -409,68 +349,6 @@ class SubscriptionService:
                 root_cause=str(error),
             )
         )
-
-
-def _check_names(request: SubscriptionRequest) -> None:
-    if len(request.correlator) > MAX_CORRELATOR:
-        raise InvalidRequest(f"`correlator` is longer than {MAX_CORRELATOR} characters.", field="correlator")
-    if len(request.request_id) > MAX_ID:
-        raise InvalidRequest(f"`request_id` is longer than {MAX_ID} characters.", field="request_id")
-
-
-def _rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:
-    """The sink with `newest` before its other secrets; "" keeps its newest secret."""
-    kept = sink.parameters.get(SINK_SECRETS, "").split()
-    if newest:
-        kept = [newest, *[one for one in kept if read_secret(one) != read_secret(newest)]]
-    kept = kept[: 1 if drop_old else MAX_SECRETS]
-    return replace(sink, parameters={**sink.parameters, SINK_SECRETS: " ".join(kept)}) if kept else sink
-
-
-def made_secret(subscription: Subscription) -> str:
-    """The signing secret that the gateway made for the subscription, while it is the newest; otherwise ""."""
-    newest = subscription.sink.parameters.get(SINK_SECRETS, "").partition(" ")[0]
-    return newest if newest and _sha256(newest) == subscription.sink.parameters.get(SINK_MADE) else ""
-
-
-def _digest_of(request: SubscriptionRequest) -> str:
-    """A digest of the request, whose addresses count in canonical form; "" without a request id."""
-    if not request.request_id:
-        return ""
-    sink = request.sink
-    asked = [
-        [*dict.fromkeys([canonical(address) for address in request.addresses])],
-        sorted([status.value for status in request.criteria]),
-        [request.check_immediate, request.min_interval_ms, request.duration_ms or 0, request.count, request.correlator],
-        [sink.kind.value, sink.url, sink.profile, sorted(sink.parameters.items())],
-    ]
-    return _sha256(json.dumps(asked))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _repeated(known: Subscription, digest: str) -> Subscription:
-    """The subscription of the first request, for the same request again. Raises RequestIdReused."""
-    require_readable(known.sink)
-    if known.sink.parameters.get(SINK_REQUEST) != digest:
-        raise RequestIdReused(
-            "`request_id` was used before for a different request; use a new one.", field="request_id"
-        )
-    return known
-
-
-def _within_token(expires_at: datetime | None, sink: Sink, now: datetime) -> datetime | None:
-    """The end of a subscription, but TOKEN_LEAD before its endpoint's access token ends. Raises SinkRefused."""
-    token_ends = token_ends_at(sink) if sink.kind is SinkKind.WEBHOOK and sink.parameters.get(SINK_TOKEN) else None
-    if token_ends is None:
-        return expires_at
-    if token_ends - TOKEN_LEAD <= now:
-        raise SinkRefused(
-            "The endpoint's access token has expired or is about to; send a newer one.", reason="token-expired"
-        )
-    return token_ends - TOKEN_LEAD if expires_at is None else min(expires_at, token_ends - TOKEN_LEAD)
 
 
 def _unknown() -> SubscriptionUnknown:

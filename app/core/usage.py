@@ -1,12 +1,12 @@
-"""Usage records: who asked what and what came of it, for billing, under the contract's names.
+"""Usage records: one for each billable call, with its result, under the operations' names of Parlay X.
 
-Records of operations are gathered and written in groups, FLUSH_S after the first at the latest; a process that is
-killed loses those of that time. Those of deliveries are written by `deliverer.py` in the delivery's own transaction and
-lose nothing.
-Invariants: `record` never blocks, raises or awaits. While the database is away the records are kept, MAX_BUFFERED of
-them; above it the oldest are dropped, counted and logged.
+Records of calls are gathered and written together, FLUSH_S after the first at the latest; a process that is killed
+loses the records of that time. Records of deliveries are written by `delivery/deliverer.py` in the delivery's own
+transaction, so none is lost.
+Invariants: `record` never blocks, raises or awaits. While the database is away MAX_BUFFERED records are kept; above
+that the oldest are dropped, counted and logged.
 
-Deliberately absent: prices, formats (JSON Lines and CSV are the command line's), and retention (the store's `purge`).
+Deliberately absent: prices, and formats (the command line writes JSON Lines and CSV).
 """
 
 import secrets
@@ -22,7 +22,7 @@ from app.auth.policies import Policies
 from app.batch_writer import BatchWriter
 from app.domain.errors import StoreUnavailable
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
-from app.ports import MAX_PAGE, Page, Store
+from app.ports import MAX_PAGE, Page, UsageStore
 
 GET_STATUS = "getStatus"
 GET_STATUS_FOR_GROUP = "getStatusForGroup"
@@ -30,16 +30,16 @@ START_NOTIFICATION = "startNotification"
 END_NOTIFICATION = "endNotification"
 
 FLUSH_S = 0.05
-"""Longest time a record waits to be written while the database is there, in seconds."""
+"""Longest time that a record waits while the database is there, in seconds."""
 GATHER_S = 0.8 * FLUSH_S
-"""The rest is for the write, which costs more than its records: the more that share one, the better."""
+"""The rest of FLUSH_S is for the transaction, which costs more than its records: records share it."""
 MAX_BUFFERED = 100_000
 MAX_WRITE = 2_000
-"""Most records in one transaction."""
+"""Records in one transaction."""
 RETRY_S = 1.0
 """How long to wait when the database is away."""
 CLOSE_S = 5.0
-"""How long the last write may take at shutdown."""
+"""Longest time of the last write at shutdown."""
 _MAX_TEXT = 255
 
 _Answered = tuple[int, datetime, str, str, str, str]
@@ -50,7 +50,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls a use case, and by what face (`grpc`, `rest`, `camara`, `soap`); `requester` is Parlay X 3.x's."""
+    """The client of a call and its face (`grpc`, `rest`, `camara`, `soap`); `requester` is a field of Parlay X 3.x."""
 
     client: Client
     face: str
@@ -58,9 +58,9 @@ class Caller:
 
 
 class UsageLog:
-    """Takes usage records and writes them in groups. `start` it, and `aclose` it after the last record."""
+    """One per process. `start` it, and `aclose` it after the last record."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime], policies: Policies) -> None:
+    def __init__(self, store: UsageStore, clock: Callable[[], datetime], policies: Policies) -> None:
         """`clock` gives the time in UTC."""
         self._store = store
         self._clock = clock
@@ -76,22 +76,22 @@ class UsageLog:
             full=MAX_WRITE,
         )
         self._run = secrets.token_hex(8)
-        # Cheaper than a random id for each record; and padded, they grow, which a unique index is glad of.
+        # A number is cheaper than a random id, and growing ids are cheaper in a unique index.
         self._number = count(1)
         self.dropped = 0
-        """Records lost to a database that was away for too long."""
+        """How many records were dropped while the database was away."""
 
     @property
     def buffered(self) -> int:
-        """Records that wait to be written."""
+        """How many records wait to be written."""
         return len(self._buffer)
 
     async def start(self) -> None:
-        """Begins to write."""
+        """Starts writing."""
         self._writer.start()
 
     async def aclose(self) -> None:
-        """Writes what is left, within CLOSE_S, and ends."""
+        """Writes the rest, within CLOSE_S."""
         await self._writer.aclose(CLOSE_S)
         if self._buffer:
             _log.error("usage_records_lost", records=len(self._buffer))
@@ -108,7 +108,7 @@ class UsageLog:
         result: str = "OK",
         root_cause: str = "",
     ) -> UsageRecord:
-        """A record of now with an id of its own. What callers wrote is cut to bounded length."""
+        """A record of this moment with a new id. Texts of callers are cut to a bounded length."""
         return UsageRecord(
             id=self._id(next(self._number)),
             at=self._clock(),
@@ -126,11 +126,11 @@ class UsageLog:
         )
 
     def record(self, record: UsageRecord) -> None:
-        """Keeps it to be written within FLUSH_S."""
+        """Has the record written within FLUSH_S."""
         self._keep(record)
 
     def answered(self, client: Client, face: str, requester: str, target: str) -> None:
-        """As `record` for a getStatus that went well; the record is made when it is written, which is cheaper."""
+        """As `record` for a successful getStatus; the record is made later, which is cheaper for the caller."""
         self._keep((next(self._number), self._clock(), client.id, face, requester, target))
 
     def _keep(self, item: UsageRecord | _Answered) -> None:
@@ -165,8 +165,8 @@ class UsageLog:
     async def export(
         self, client: Client, since: datetime, page_size: int = MAX_PAGE
     ) -> AsyncIterator[Sequence[UsageRecord]]:
-        """The client's records from `since` on (an admin: everybody's), in the order they were written, by pages; the
-        first may be empty. All of it is one call. Raises RateLimited, StoreUnavailable."""
+        """The client's records from `since` on (an operator's client: all), in the order they were written, in pages;
+        the first may be empty. It counts as one call. Raises RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         token = ""
         while True:

@@ -22,6 +22,7 @@ from app.live.membership import GroupFollower
 from app.live.open_streams import OpenStreams
 from app.live.other_nodes import OtherNodes
 from app.live.registry import TerminalRegistry
+from app.live.restore import SubscriptionLoader
 from app.live.writer import MAX_BATCH, StatusWriter
 from app.ports import Watcher
 
@@ -64,6 +65,7 @@ class Engine:
         index: SubscriptionIndex,
         writer: StatusWriter,
         lifecycle: Lifecycle,
+        loader: SubscriptionLoader,
         follower: GroupFollower,
         streams: OpenStreams,
         other_nodes: OtherNodes | None,
@@ -80,6 +82,7 @@ class Engine:
         self._index = index
         self._writer = writer
         self._lifecycle = lifecycle
+        self._loader = loader
         self._follower = follower
         self._streams = streams
         self._other_nodes = other_nodes
@@ -97,7 +100,7 @@ class Engine:
         """Takes the active subscriptions of the store into memory, and starts the loop. Raises StoreUnavailable."""
         self._watcher.set_observer(self._registry)
         self._changed_groups.clear()  # `restore` reads the members of now
-        await self._lifecycle.restore()
+        await self._loader.restore()
         self._running = asyncio.create_task(self._run(), name="engine")
         _log.info("watching", **self.figures())
 

@@ -1,11 +1,10 @@
 """Which addresses are groups, and which terminals a list of addresses means.
 
-Invariants: a group belongs to one client; to every other client, operators' too, its address is a terminal like any,
-and may be a group of its own. So no client can change what an address means to another. Expansion ends whatever the
-members are: each group is visited once (so cycles do no harm), and no more than MAX_EXPANDED terminals are named.
-Members are counted before they are read (`most_members`), and read in portions, so that no list keeps a thread of the
-database from others. Which addresses are groups is kept in memory, so that a list without groups costs no query; their
-members are not.
+Invariants: a group belongs to one client. For every other client, operators' too, the address is a terminal, or a group
+of their own: no client can change what an address means to another. Expansion always ends: each group is visited once,
+so cycles do no harm, and at most MAX_EXPANDED terminals are named. Members are counted before they are read
+(`most_members`) and read in portions, so that one list does not block the database for others. Addresses of groups are
+kept in memory, so that a list without groups costs no query; members are not.
 
 Deliberately absent: making and changing groups (`core/groups.py`), and limits themselves (`policy.py`).
 """
@@ -25,14 +24,14 @@ from app.domain.errors import (
 )
 from app.domain.policy import Policy
 from app.domain.records import Client
-from app.ports import Store
+from app.ports import GroupStore
 
 MAX_EXPANDED = 100_000
-"""Most terminals a list of addresses may stand for, whatever the policy; above it the list is refused."""
+"""Most terminals that a list of addresses may mean, whatever the policy. A longer list is refused."""
 
 _PARSED_AT_ONCE = 1_000
 NAMED_AGAIN = 10
-"""How often each terminal may be named by groups on average: a list whose groups have more members is refused."""
+"""How often groups may name each terminal on average. A list whose groups have more members is refused."""
 
 READ_AT_ONCE = 5000
 """Members that are read together, if not a single group has more."""
@@ -41,34 +40,34 @@ _FIELD = "addresses"
 """The part of a request that errors of `expand` name."""
 
 Asked = tuple[str, Collection[TerminalAddress], Collection[TerminalAddress]]
-"""What many subscriptions may have in common: their client's id, their addresses, and those known to be groups."""
+"""A client id, the addresses that it asked for, and those that were groups. Many subscriptions may share this."""
 
 GroupKey = tuple[str, TerminalAddress]
-"""Which group: its client's id and its address."""
+"""The client id and the address of a group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
-    """What a list of addresses stands for."""
+    """The terminals that a list of addresses means."""
 
     terminals: tuple[TerminalAddress, ...]
-    """Each once, in the order in which it was named first."""
+    """Each once, in the order of its first mention."""
     addresses: tuple[TerminalAddress, ...]
-    """What was asked for in canonical form, each once: terminals and groups."""
+    """The list in canonical form, terminals and groups, each once."""
     groups: tuple[TerminalAddress, ...] = ()
-    """Every group that was visited, nested ones too, and those that were groups and are deleted."""
+    """Every group in it, nested ones too, and addresses of groups that are deleted."""
     left_out: int = 0
-    """How many terminals more there are than were asked for at most; members of groups that were not read count each
-    time."""
+    """How many terminals were left out because of the limit. A member of several groups that were not read counts for
+    each."""
 
 
 class GroupDirectory:
-    """Knows which addresses are groups, and expands them. One per process; `reload` it before use."""
+    """One per process; `reload` it before use."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: GroupStore) -> None:
         self._store = store
         self._versions: dict[str, dict[TerminalAddress, int]] = {}  # by client id
-        self._meanwhile: set[GroupKey] | None = None  # what changed here, while the store is read
+        self._meanwhile: set[GroupKey] | None = None  # groups that changed here while the store is read
         self._listeners: list[Callable[[GroupKey], None]] = []
 
     def on_change(self, listener: Callable[[GroupKey], None]) -> None:
@@ -76,7 +75,7 @@ class GroupDirectory:
         self._listeners.append(listener)
 
     async def reload(self) -> None:
-        """Reads which groups there are, and tells listeners of those that another node has made, changed or deleted.
+        """Reads the groups of the store, and calls the listeners for those that another node made, changed or deleted.
 
         Raises StoreUnavailable.
         """
@@ -88,22 +87,22 @@ class GroupDirectory:
                     seen.setdefault(client_id, set()).add(address)
                     known = self._versions.get(client_id, {}).get(address)
                     if known != version and (client_id, address) not in ours:
-                        self.changed((client_id, address), version)
+                        self.on_group_stored((client_id, address), version)
             for client_id, own in list(self._versions.items()):
                 for address in own.keys() - seen.get(client_id, set()):
                     if (client_id, address) not in ours:
-                        self.changed((client_id, address), None)
+                        self.on_group_stored((client_id, address), None)
                 await asyncio.sleep(0)  # others have their turn between clients
         finally:
             self._meanwhile = None
 
-    def client_deleted(self, client_id: str) -> None:
-        """The client's groups are no longer in the store."""
+    def on_client_deleted(self, client_id: str) -> None:
+        """Forgets the groups of a client that was deleted in the store, and calls the listeners."""
         for address in list(self._versions.get(client_id, ())):
-            self.changed((client_id, address), None)
+            self.on_group_stored((client_id, address), None)
 
     def is_group(self, client_id: str, address: str) -> bool:
-        """Whether the (canonical) address is a group of this client's; another's is none."""
+        """Whether the (canonical) address is a group of this client. Another client's group is not."""
         return address in self._versions.get(client_id, ())
 
     def count(self, client_id: str) -> int:
@@ -114,8 +113,8 @@ class GroupDirectory:
         """The ids of the clients that have a group of this address."""
         return [client_id for client_id, own in self._versions.items() if address in own]
 
-    def changed(self, key: GroupKey, version: int | None) -> None:
-        """Takes in that a group was stored with this version, or deleted (None), and calls the listeners."""
+    def on_group_stored(self, key: GroupKey, version: int | None) -> None:
+        """Records that a group was stored with this version, or deleted (None), and calls the listeners."""
         client_id, address = key
         if self._meanwhile is not None:
             self._meanwhile.add(key)
@@ -131,9 +130,10 @@ class GroupDirectory:
     async def expand(
         self, client: Client, addresses: Sequence[str], policy: Policy, *, most: int | None = None
     ) -> Expansion:
-        """What the addresses stand for: terminals as they are, groups as their members.
+        """The terminals that the addresses mean, groups replaced by their members. With `most`, a list that means more
+        terminals is refused.
 
-        With `most`, more terminals than that are refused. Raises GroupNotAllowed, GroupUnknown, InvalidAddress,
+        Raises GroupNotAllowed, GroupUnknown, InvalidAddress,
         NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable, TooManyAddresses.
         """
         limit = MAX_EXPANDED if most is None else min(most, MAX_EXPANDED)
@@ -148,16 +148,17 @@ class GroupDirectory:
             asked.update(dict.fromkeys([parse_field(each, _FIELD) for each in addresses[at : at + _PARSED_AT_ONCE]]))
         terminals, groups = await self._expand(client, asked, policy, limit)
         if not terminals:
-            raise NoValidAddresses("No terminal was given, or only empty groups.", field=_FIELD)
+            raise NoValidAddresses("`addresses` names no terminal, or only empty groups.", field=_FIELD)
         return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
 
     async def members_now(
         self, client_id: str, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress]
     ) -> Expansion:
-        """What addresses that were allowed this client once stand for now, at most `most` terminals.
+        """The terminals, at most `most`, that addresses of an earlier `expand` mean now.
 
-        Those `known` to be groups are that, and stand for nothing once they are deleted; the others are terminals,
-        whatever groups were made since. Members are groups where they are now, too. Raises StoreUnavailable.
+        An address `known` to be a group stays a group, and means nothing once that is deleted. Every other address
+        stays a terminal, even if a group of this address was made since. Members may be terminals or groups, as they
+        are now. Raises StoreUnavailable.
         """
         terminals: dict[TerminalAddress, None] = {}
         over: dict[TerminalAddress, None] = {}
@@ -192,7 +193,7 @@ class GroupDirectory:
     async def _read_members(
         self, client_id: str, sizes: Mapping[TerminalAddress, int]
     ) -> dict[TerminalAddress, tuple[TerminalAddress, ...]]:
-        """The members of these groups of the client's, whose sizes are known."""
+        """The members of these groups of the client, whose sizes are known."""
         members: dict[TerminalAddress, tuple[TerminalAddress, ...]] = {}
         portion: list[TerminalAddress] = []
         left = READ_AT_ONCE
@@ -215,13 +216,16 @@ class GroupDirectory:
         while level:
             inner = [address for address in level if self.is_group(client.id, address) and address not in visited]
             if inner and not policy.group_support:
-                raise GroupNotAllowed(f"{inner[0]} is a group, which is not allowed here.", field=_FIELD)
+                raise GroupNotAllowed(
+                    f"{inner[0]} is a group; this gateway does not allow groups. Name terminals.", field=_FIELD
+                )
             if inner and nested and not policy.nested_group_support:
-                raise NestedGroupNotAllowed(f"{inner[0]} is a group in a group, which is not allowed.", field=_FIELD)
+                raise NestedGroupNotAllowed(
+                    f"{inner[0]} is a group in a group; this gateway does not allow nested groups.", field=_FIELD
+                )
             sizes = await self._store.group_sizes(client.id, inner) if inner else {}
             if not nested and (gone := [address for address in inner if address not in sizes]):
-                # deleted a moment ago, perhaps by another process
-                raise GroupUnknown(f"There is no group {gone[0]} any more.", group=gone[0], field=_FIELD)
+                raise GroupUnknown(f"The group {gone[0]} was deleted a moment ago.", group=gone[0], field=_FIELD)
             visited.update(dict.fromkeys(inner))
             terminals.update(dict.fromkeys([address for address in level if address not in visited]))
             may_read -= sum(sizes.values())
@@ -233,8 +237,8 @@ class GroupDirectory:
 
 
 def most_members(most: int) -> int:
-    """How many members may be read for a list that may stand for so many terminals; some are named by several groups.
-    A stated number, so that an operator sees which lists are refused."""
+    """How many members may be read for a list that may mean `most` terminals; groups may share members. The number is
+    documented, so that an operator can see which lists are refused."""
     return min(NAMED_AGAIN * most, MAX_EXPANDED)
 
 
@@ -249,5 +253,5 @@ def parse_field(text: str, field: str) -> TerminalAddress:
 
 def _too_many(most: int) -> TooManyAddresses:
     return TooManyAddresses(
-        f"At most {most} terminals may be asked for, groups expanded.", field=_FIELD, most=str(most)
+        f"`addresses` means more than {most} terminals, groups expanded; ask for fewer.", field=_FIELD, most=str(most)
     )

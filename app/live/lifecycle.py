@@ -9,7 +9,7 @@ groups whose members change later (`membership.py`).
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -26,7 +26,6 @@ from app.domain.policy import Policy
 from app.domain.records import (
     ANONYMOUS,
     AuditEntry,
-    Client,
     NotificationKind,
     OwedNotification,
     Subscription,
@@ -35,12 +34,12 @@ from app.domain.records import (
 from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, Sink, require_readable
 from app.domain.statuses import Liveness
-from app.live.group_directory import Asked, Expansion, GroupDirectory
+from app.live.group_directory import Expansion, GroupDirectory
 from app.live.index import SubscriptionIndex
 from app.live.open_streams import OpenStreams
 from app.live.registry import TerminalRegistry
 from app.live.rules import Decision, decide
-from app.live.subscription import LiveSubscription, begun, restored
+from app.live.subscription import LiveSubscription, begun
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
 from app.ports import Store
@@ -87,17 +86,6 @@ class Lifecycle:
                 f"Limit reached: {most} active subscriptions. End one, or ask the operator to raise "
                 "`max_subscriptions`."
             )
-
-    async def restore(self) -> None:
-        """Takes the active subscriptions of the store into memory, at the start. Raises StoreUnavailable."""
-        clients = {client.id: client for client in await self._store.clients()}
-        gone: set[str] = set()
-        async for portion in self._store.active_subscriptions():
-            owned = [one for one in portion if one.client_id in clients or one.client_id == ANONYMOUS]
-            gone.update([one.client_id for one in portion if one.client_id not in clients])
-            await self._restore(owned, clients)
-        for client_id in gone - {ANONYMOUS}:
-            await self._store.client_gone(client_id, ClientDeletion(self._contracts, self._clock()))
 
     async def finish_running(self) -> None:
         """Waits for operations whose caller has left; they run to completion in the background."""
@@ -153,7 +141,7 @@ class Lifecycle:
                     if stored.active:
                         if decision is not None:
                             live.progress = decision.progress
-                        self._activate(live, terminals)
+                        self._writer.activate(live, terminals)
                     self._writer.on_written(owed)
                 return stored
             finally:
@@ -324,7 +312,7 @@ class Lifecycle:
     def _forget_client(self, client_id: str, ended: Iterable[str]) -> None:
         for subscription_id in ended:
             self.on_ended_in_store(subscription_id)
-        self._directory.client_deleted(client_id)
+        self._directory.on_client_deleted(client_id)
         self._streams.end_of_client(client_id)
         self._writer.on_notifications_owed()
 
@@ -345,71 +333,6 @@ class Lifecycle:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
-
-    def _activate(self, live: LiveSubscription, terminals: Iterable[Terminal]) -> None:
-        for terminal in terminals:
-            self._registry.add_subscription(live, terminal)
-            if terminal.address in live.progress.awaiting:
-                terminal.attentive = True
-        self._index.add(live)
-        self.on_work()
-
-    async def _restore(self, portion: Sequence[Subscription], clients: Mapping[str, Client]) -> None:
-        expansions = await self._expand_again(portion, clients)
-        wanted: dict[str, dict[TerminalAddress, None]] = {}
-        for subscription in portion:
-            by_group = expansions.get(subscription.id)
-            addresses = by_group.terminals if by_group else subscription.addresses
-            wanted.setdefault(subscription.client_id, {}).update(dict.fromkeys(addresses))
-        terminals: dict[TerminalAddress, Terminal] = {}
-        for client_id, its in wanted.items():
-            terminals.update((one.address, one) for one in self._registry.want(tuple(its), client_id, None))
-        await self._writer.load(terminals.values())
-        stored = {address: terminal.status for address, terminal in terminals.items() if terminal.status}
-        now, now_s = self._clock(), self._clock_s()
-        for subscription in portion:
-            by_group = expansions.get(subscription.id)
-            its_terminals = [terminals[one] for one in (by_group.terminals if by_group else subscription.addresses)]
-            live = restored(
-                subscription,
-                self._contracts.of(subscription.sink.kind, subscription.sink.profile),
-                terminals=tuple([terminal.address for terminal in its_terminals]),
-                groups=by_group.groups if by_group else (),
-                stored=stored,
-                busy_allowed=self._policies.of_id(subscription.client_id, clients).busy_available,
-                now=now,
-                now_s=now_s,
-            )
-            if by_group and by_group.left_out:
-                watched, left_out = len(its_terminals), by_group.left_out
-                _log.warning("group_cut", subscription=live.id, watched=watched, left_out=left_out)
-                # The client was sent the error when the group grew.
-                live.progress = msgspec.structs.replace(live.progress, reported=frozenset(by_group.groups[:1]))
-            self._activate(live, its_terminals)
-
-    async def _expand_again(
-        self, portion: Sequence[Subscription], clients: Mapping[str, Client]
-    ) -> dict[str, Expansion]:
-        """By subscription id: the members that the groups of stored subscriptions have now."""
-        expansions: dict[str, Expansion] = {}
-        changed: list[SubscriptionUpdate] = []
-        same: dict[Asked, Expansion] = {}  # many subscriptions may name the same groups, which are read once
-        for subscription in portion:
-            if not (known := subscription.groups):
-                continue
-            client_id = subscription.client_id
-            asked = client_id, subscription.addresses, known
-            if (expansion := same.get(asked)) is None:
-                most = self._policies.of_id(client_id, clients).max_notification_addresses
-                expansion = same[asked] = await self._directory.members_now(
-                    client_id, subscription.addresses, most, known
-                )
-            expansions[subscription.id] = expansion
-            if expansion.groups != known:
-                changed.append(SubscriptionUpdate(subscription_id=subscription.id, groups=expansion.groups))
-        if changed:
-            await self._store.write(Changes(updates=changed))
-        return expansions
 
 
 def _audit(what: str, usage: Sequence[UsageRecord]) -> list[AuditEntry]:

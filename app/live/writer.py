@@ -219,6 +219,15 @@ class StatusWriter:
             self.make_progress(decision.subscription, decision.progress)
         self.on_written(plan.changes.owed)
 
+    def activate(self, subscription: LiveSubscription, terminals: Iterable[Terminal]) -> None:
+        """Adds a subscription that is stored, and links it to its terminals."""
+        for terminal in terminals:
+            self._registry.add_subscription(subscription, terminal)
+            if terminal.address in subscription.progress.awaiting:
+                terminal.attentive = True
+        self._index.add(subscription)
+        self._registry.on_work()
+
     def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:
         """Takes in progress that was written, and releases terminals that the subscription no longer watches."""
         before = subscription.progress.terminals

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from app.core.subscriptions import SubscriptionRequest, made_secret
+from app.core.sink_secrets import made_secret
+from app.core.subscription_requests import SubscriptionRequest
 from app.core.use_cases import UseCases
 from app.domain.errors import (
     BusyNotSupported,

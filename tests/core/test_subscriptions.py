@@ -15,7 +15,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from app.auth.clients import ClientRegistry
-from app.core.subscriptions import made_secret
+from app.core.sink_secrets import made_secret
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes
 from app.domain.errors import (

@@ -7,7 +7,7 @@ import pytest
 import structlog
 from lxml import etree
 
-from app.core.subscriptions import SubscriptionRequest
+from app.core.subscription_requests import SubscriptionRequest
 from app.domain.errors import (
     BusyNotSupported,
     CountTooLarge,

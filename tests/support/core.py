@@ -15,7 +15,8 @@ from app.core.fetcher import FetchService
 from app.core.groups import GroupService
 from app.core.queries import QueryService
 from app.core.streams import StreamService
-from app.core.subscriptions import SubscriptionRequest, SubscriptionService
+from app.core.subscription_requests import SubscriptionRequest
+from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import StoreUnavailable, TerminalStatusError

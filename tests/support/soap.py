@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message
 
 from app.auth.authenticator import Authenticator, Credentials
 from app.core.queries import QueryService, TerminalResult
-from app.core.subscriptions import SubscriptionRequest, SubscriptionService
+from app.core.subscription_requests import SubscriptionRequest
+from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.records import Client, UsageRecord
 from app.domain.statuses import TerminalStatus

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.core.subscriptions import SubscriptionRequest
+from app.core.subscription_requests import SubscriptionRequest
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import TerminalStatusError
 from app.domain.records import Client

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.core.subscriptions import made_secret
+from app.core.sink_secrets import made_secret
 from app.domain.errors import SinkRefused, SinkUnreachable, TerminalStatusError
 from app.domain.records import NotificationKind, OwedNotification, Subscription
 from app.domain.sinks import EndReason, Handshake, Sink, SinkKind, read_secret, signing_secret

@@ -16,7 +16,7 @@ import msgspec
 from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import StreamingResponse
 
-from app.core.subscriptions import SubscriptionRequest
+from app.core.subscription_requests import SubscriptionRequest
 from app.core.usage import END_NOTIFICATION, START_NOTIFICATION
 from app.domain.errors import SubscriptionUnknown
 from app.domain.policy import MAX_INTERVAL_MS

@@ -1,6 +1,8 @@
 """SubscriptionService: applications' stored requests to be notified."""
 
-from app.core.subscriptions import SubscriptionRequest, SubscriptionService, made_secret
+from app.core.sink_secrets import made_secret
+from app.core.subscription_requests import SubscriptionRequest
+from app.core.subscriptions import SubscriptionService
 from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb

@@ -1,0 +1,79 @@
+"""Signing secrets and access tokens of webhook endpoints: added to a new sink, rotated, and read back.
+
+Invariants: pure; entropy is an argument. No secret is logged.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from app.core.subscription_requests import sha256
+from app.domain.errors import SinkRefused
+from app.domain.records import Subscription
+from app.domain.sinks import (
+    HIDDEN_PARAMETERS,
+    MAX_SECRETS,
+    SECRET_BYTES,
+    SIGNED_PROFILES,
+    SINK_MADE,
+    SINK_REQUEST,
+    SINK_SECRETS,
+    SINK_TOKEN,
+    TOKEN_LEAD,
+    Sink,
+    SinkKind,
+    read_secret,
+    signing_secret,
+    token_ends_at,
+)
+
+
+def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
+    """The sink with the parameters that the gateway adds, and with a signing secret if it needs one.
+
+    Raises SinkRefused.
+    """
+    if own := sorted(sink.parameters.keys() & set(HIDDEN_PARAMETERS)):
+        raise SinkRefused(
+            f"The sink parameter {own[0]} is reserved for the gateway; leave it out.",
+            field="sink",
+            reason="parameter",
+        )
+    if sink.kind is SinkKind.STREAM and (sink.url or sink.profile or sink.parameters):
+        raise SinkRefused(
+            "A sink of kind STREAM has no endpoint: leave out URL, profile and parameters.",
+            field="sink",
+            reason="kind",
+        )
+    added = {SINK_REQUEST: digest} if digest else {}
+    if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
+        secret = signing_secret(entropy(SECRET_BYTES))
+        added |= {SINK_SECRETS: secret, SINK_MADE: sha256(secret)}
+    return replace(sink, parameters={**sink.parameters, **added})
+
+
+def rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:
+    """The sink with `newest` before its other secrets; "" keeps its newest secret."""
+    kept = sink.parameters.get(SINK_SECRETS, "").split()
+    if newest:
+        kept = [newest, *[one for one in kept if read_secret(one) != read_secret(newest)]]
+    kept = kept[: 1 if drop_old else MAX_SECRETS]
+    return replace(sink, parameters={**sink.parameters, SINK_SECRETS: " ".join(kept)}) if kept else sink
+
+
+def made_secret(subscription: Subscription) -> str:
+    """The signing secret that the gateway made for the subscription, while it is the newest; otherwise ""."""
+    newest = subscription.sink.parameters.get(SINK_SECRETS, "").partition(" ")[0]
+    return newest if newest and sha256(newest) == subscription.sink.parameters.get(SINK_MADE) else ""
+
+
+def before_token_ends(expires_at: datetime | None, sink: Sink, now: datetime) -> datetime | None:
+    """The end of a subscription, but TOKEN_LEAD before its endpoint's access token ends. Raises SinkRefused."""
+    token_ends = token_ends_at(sink) if sink.kind is SinkKind.WEBHOOK and sink.parameters.get(SINK_TOKEN) else None
+    if token_ends is None:
+        return expires_at
+    if token_ends - TOKEN_LEAD <= now:
+        raise SinkRefused(
+            "The endpoint's access token has expired or is about to; send a newer one.", reason="token-expired"
+        )
+    return token_ends - TOKEN_LEAD if expires_at is None else min(expires_at, token_ends - TOKEN_LEAD)

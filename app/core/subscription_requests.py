@@ -1,0 +1,73 @@
+"""A client's request for a subscription, and when it is the same request again.
+
+Invariants: pure. A request with a `request_id` has a digest, which is kept with the subscription.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.domain.addresses import canonical
+from app.domain.errors import InvalidRequest, RequestIdReused
+from app.domain.records import MAX_CORRELATOR, MAX_ID, Subscription
+from app.domain.sinks import SINK_REQUEST, Sink, SinkKind, require_readable
+from app.domain.statuses import Status
+
+NO_SINK = Sink(kind=SinkKind.STREAM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionRequest:
+    """What a client asks for. The fields are as those of `Subscription`."""
+
+    addresses: Sequence[str]
+    criteria: frozenset[Status] = frozenset()
+    check_immediate: bool = False
+    min_interval_ms: int = 0
+    """0 is the policy's minimum, unless `interval_named`."""
+    interval_named: bool = False
+    """Whether the face has no way to omit the interval: then 0 asks for no interval, and is refused if the policy has a
+    minimum."""
+    duration_ms: int | None = None
+    """None and 0 ask for the policy's default."""
+    count: int = 0
+    """0 is unlimited."""
+    sink: Sink = NO_SINK
+    correlator: str = ""
+    request_id: str = ""
+
+
+def check_names(request: SubscriptionRequest) -> None:
+    if len(request.correlator) > MAX_CORRELATOR:
+        raise InvalidRequest(f"`correlator` is longer than {MAX_CORRELATOR} characters.", field="correlator")
+    if len(request.request_id) > MAX_ID:
+        raise InvalidRequest(f"`request_id` is longer than {MAX_ID} characters.", field="request_id")
+
+
+def digest_of(request: SubscriptionRequest) -> str:
+    """A digest of the request, whose addresses count in canonical form; "" without a request id."""
+    if not request.request_id:
+        return ""
+    sink = request.sink
+    asked = [
+        [*dict.fromkeys([canonical(address) for address in request.addresses])],
+        sorted([status.value for status in request.criteria]),
+        [request.check_immediate, request.min_interval_ms, request.duration_ms or 0, request.count, request.correlator],
+        [sink.kind.value, sink.url, sink.profile, sorted(sink.parameters.items())],
+    ]
+    return sha256(json.dumps(asked))
+
+
+def repeated(known: Subscription, digest: str) -> Subscription:
+    """The subscription of the first request, for the same request again. Raises RequestIdReused."""
+    require_readable(known.sink)
+    if known.sink.parameters.get(SINK_REQUEST) != digest:
+        raise RequestIdReused(
+            "`request_id` was used before for a different request; use a new one.", field="request_id"
+        )
+    return known
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
