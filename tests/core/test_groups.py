@@ -1,11 +1,8 @@
 """Tests of `app/core/groups.py`: groups are made, changed and expanded, within bounds."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from app.domain.errors import (
     GroupChanged,
@@ -34,20 +31,8 @@ from tests.support.core import (
     OTHER,
     TEAM,
     Core,
-    new_database,
     run_core,
 )
-
-
-@pytest_asyncio.fixture
-async def url(tmp_path: Path) -> str:
-    return await new_database(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def core(url: str) -> AsyncIterator[Core]:
-    async with run_core(url) as running:
-        yield running
 
 
 async def expand(core: Core, *addresses: str, policy: Policy | None = None, most: int | None = None) -> tuple[str, ...]:

@@ -2,15 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import structlog
 from sqlalchemy import update
 
@@ -46,22 +43,10 @@ from tests.support.core import (
     UNREACHABLE,
     Clocks,
     Core,
-    new_database,
     reading,
     run_core,
 )
 from tests.support.waiting import until
-
-
-@pytest_asyncio.fixture
-async def url(tmp_path: Path) -> str:
-    return await new_database(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def core(url: str) -> AsyncIterator[Core]:
-    async with run_core(url) as running:
-        yield running
 
 
 async def test_stream_tells_snapshot_then_changes(core: Core) -> None:

@@ -1,12 +1,11 @@
 """Groups of many members keep nobody else waiting: what is read is counted first, bounded, and read in portions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes
@@ -21,17 +20,6 @@ from tests.support.statements import Asked, asked
 from tests.support.waiting import until
 
 SIZE = 1000
-
-
-@pytest_asyncio.fixture
-async def url(tmp_path: Path) -> str:
-    return await new_database(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def core(url: str) -> AsyncIterator[Core]:
-    async with run_core(url) as running:
-        yield running
 
 
 def members(number: int, size: int = SIZE) -> tuple[TerminalAddress, ...]:

@@ -1,14 +1,11 @@
 """Tests of `app/core/queries.py`: questions about one terminal and about many."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from app.core.queries import MAX_AT_ONCE, RetrievalStatus, TerminalResult
 from app.domain.addresses import TerminalAddress
@@ -40,22 +37,10 @@ from tests.support.core import (
     TEAM,
     UNREACHABLE,
     Core,
-    new_database,
     reading,
     run_core,
 )
 from tests.support.waiting import until
-
-
-@pytest_asyncio.fixture
-async def url(tmp_path: Path) -> str:
-    return await new_database(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def core(url: str) -> AsyncIterator[Core]:
-    async with run_core(url) as running:
-        yield running
 
 
 async def results(core: Core, *addresses: str, client: Client = APP, **options: Any) -> dict[str, TerminalResult]:

@@ -1,13 +1,10 @@
 """Tests of `app/core/usage.py`: records are written in groups, soon, and survive a database that is away a while."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import pytest_asyncio
 import structlog
 
 from app.core import usage
@@ -16,19 +13,8 @@ from app.domain.errors import RateLimited
 from app.domain.policy import Policy
 from app.domain.records import MAX_USAGE_TARGETS
 from app.ports import Page
-from tests.support.core import ADMIN, APP, BEGAN, OTHER, Core, new_database, run_core
+from tests.support.core import ADMIN, APP, BEGAN, OTHER, Core, run_core
 from tests.support.waiting import until
-
-
-@pytest_asyncio.fixture
-async def url(tmp_path: Path) -> str:
-    return await new_database(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def core(url: str) -> AsyncIterator[Core]:
-    async with run_core(url) as running:
-        yield running
 
 
 def record(core: Core, number: int = 0, caller: Caller | None = None) -> None:

@@ -1,32 +1,26 @@
 """The services over gRPC in process: a real server and channel, the real use cases, a played presence server."""
 
 import asyncio
-import dataclasses
-import itertools
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import grpc.aio
 import pytest
-import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from app.auth.clients import ClientRegistry
 from app.core.queries import RetrievalStatus
 from app.domain import records, statuses
-from app.domain.addresses import TerminalAddress
 from app.domain.bounded import BoundedDict
 from app.domain.changes import Attempted
-from app.domain.errors import PresenceUnavailable, TerminalUnknown, WatcherRefused, WatchUnknown
+from app.domain.errors import PresenceUnavailable, TerminalUnknown
 from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind
 from app.domain.sinks import EndReason, SinkKind, read_secret
-from app.domain.statuses import Liveness, Source, Status
+from app.domain.statuses import Source, Status
 from app.live import events
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
@@ -36,12 +30,8 @@ from app.pb.terminalstatus.v1 import (
     usage_pb2,
 )
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.ports import WatchView
 from app.rpc import enum_values
-from app.rpc.servicers import terminal_status
 from app.rpc.servicers.cached_requests import MAX_CACHED_BYTES, MAX_CACHED_REQUESTS, CachedRequest, cached_request
-from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,
     ALICE,
@@ -57,8 +47,10 @@ from tests.support.core import (
     new_database,
     run_core,
 )
-from tests.support.rpc_face import LIMIT_S, Face, Metadata, face_over, failure_of, quiet, read
+from tests.support.rpc_face import LIMIT_S, NEVER, Face, Metadata, face, face_over, failure_of
 from tests.support.waiting import until
+
+__all__ = ["face"]  # fixtures
 
 MODULES = (pb, subscription_pb2, group_pb2, delivery_pb2, usage_pb2, admin_pb2)
 METHODS = [
@@ -67,12 +59,6 @@ METHODS = [
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
-
-
-@pytest_asyncio.fixture
-async def face(tmp_path: Path) -> AsyncIterator[Face]:
-    async with run_core(await new_database(tmp_path)) as core, face_over(core) as running:
-        yield running
 
 
 def call_method(face: Face, path: str, method: Any, metadata: Metadata | None) -> Any:
@@ -273,163 +259,6 @@ async def test_a_query_that_is_left_is_given_up(face: Face) -> None:
     await until(lambda: not face.core.watcher.in_flight and not face.calls)
 
 
-# Streams.
-
-
-async def test_a_stream_tells_snapshot_changes_and_bookmarks(face: Face) -> None:
-    """Snapshot, its end, each change, what becomes of the watch, and a bookmark when nothing happens."""
-    call = face.watch(ALICE)
-    item = await read(call, "snapshot_item")
-    assert (item.address, item.HasField("status"), item.liveness) == (ALICE, False, pb.LIVENESS_UNKNOWN)
-    assert (await read(call, "snapshot_complete")).resume_token
-    await face.core.play(ALICE, BUSY)
-    change = await read(call, "change")
-    assert (change.status.address, change.status.status, change.status.revision) == (ALICE, pb.STATUS_BUSY, 1)
-    assert change.status.source == pb.SOURCE_WATCH
-    live = await read(call, "liveness_change")
-    assert (live.address, live.liveness, live.since.ToDatetime(UTC)) == (ALICE, pb.LIVENESS_LIVE, BEGAN)
-    face.core.watcher.lose(ALICE, "it is gone")
-    stale = await read(call, "liveness_change")
-    assert (stale.liveness, stale.reason, stale.HasField("failure")) == (pb.LIVENESS_STALE, "it is gone", False)
-    face.core.watcher.play(ALICE, BUSY)
-    assert (await read(call, "liveness_change")).liveness == pb.LIVENESS_LIVE
-    await quiet(face)
-    token = (await read(call, "bookmark")).resume_token
-    call.cancel()
-    again = face.watch(ALICE, resume_token=token)
-    assert not (await read(again, "snapshot_complete")).reset
-    again.cancel()
-
-
-@pytest.mark.parametrize("token", ["x", "AQAA", "é\n\0", "A" * 1_000_000], ids=range(4))
-async def test_token_that_cannot_be_used_is_a_reset(face: Face, token: str) -> None:
-    """A resume token that cannot be used is no error: the snapshot is whole, and says that the client begins again."""
-    keeping = face.watch(ALICE)
-    await read(keeping, "snapshot_item")
-    await read(keeping, "snapshot_complete")
-    await face.core.play(ALICE, BUSY)
-    call = face.watch(ALICE, resume_token=token)
-    assert (await read(call, "snapshot_item")).status.status == pb.STATUS_BUSY
-    assert (await read(call, "snapshot_complete")).reset
-    call.cancel()
-    keeping.cancel()
-
-
-async def test_a_stream_follows_its_group_and_failures(face: Face) -> None:
-    """Members that join come as snapshot, those that leave as removed, and an error of a terminal with its reason."""
-    await face.groups.CreateGroup(group_pb2.CreateGroupRequest(address=TEAM, members=[ALICE]), metadata=face.app)
-    call = face.watch(TEAM)
-    await read(call, "snapshot_item")
-    await read(call, "snapshot_complete")
-    members = group_pb2.SetGroupMembersRequest(address=TEAM, members=[BOB, CAROL])
-    await face.groups.SetGroupMembers(members, metadata=face.app)
-    events = [await call.read() for _ in range(3)]
-    assert {event.WhichOneof("event") for event in events} == {"snapshot_item", "terminal_removed"}
-    assert [event.terminal_removed.address for event in events if event.HasField("terminal_removed")] == [ALICE]
-    face.core.watcher.fail(BOB, WatcherRefused("Not for you."))
-    failed = await read(call, "liveness_change")
-    assert (failed.address, failed.failure.reason, failed.failure.message) == (BOB, "WATCHER_REFUSED", "Not for you.")
-    face.core.watcher.fail(CAROL, TerminalUnknown("No such."))
-    while (event := await call.read()).WhichOneof("event") != "end":  # what is said of Carol may be overtaken
-        pass
-    assert event.end.reason == pb.STREAM_END_REASON_NOTHING_TO_WATCH
-    assert await call.read() == grpc.aio.EOF
-    assert await call.code() == grpc.StatusCode.OK
-
-
-async def test_streams_end_with_a_reason_before_the_server(face: Face) -> None:
-    """Told to stop, each stream says so and resumes elsewhere, and the server does not wait for it."""
-    calls = [face.watch(ALICE), face.watch(BOB, metadata=face.other)]
-    for call in calls:
-        await read(call, "snapshot_item")
-        await read(call, "snapshot_complete")
-    face.stopping.set()
-    face.core.streams.end_all()
-    for call in calls:
-        end = await read(call, "end")
-        assert (end.reason, bool(end.resume_token)) == (pb.STREAM_END_REASON_GATEWAY_STOPPING, True)
-        assert await call.read() == grpc.aio.EOF
-    async with asyncio.timeout(LIMIT_S):
-        await face.server.stop(LIMIT_S * 10)
-
-
-async def test_a_reader_that_is_stuck_holds_up_nobody(tmp_path: Path) -> None:
-    """A client that does not read any more costs others nothing, gets the newest when it reads, and can be cut off."""
-    url = await new_database(tmp_path)
-    terminals = [TerminalAddress(f"sip:{'x' * 150}{number}@example.com") for number in range(600)]
-    async with run_core(url) as core, face_over(core) as face, stuck_channel(face) as channel:
-        stub: Any = TerminalStatusServiceStub(channel)
-        stuck = stub.WatchStatuses(pb.WatchStatusesRequest(addresses=terminals), metadata=face.app)
-        reading = face.watch(terminals[0])
-        await read(reading, "snapshot_item")
-        await read(reading, "snapshot_complete")
-        for status in itertools.islice(itertools.cycle((BUSY, REACHABLE)), 11):
-            for terminal in terminals:
-                core.watcher.play(terminal, status)
-            await core.settled()
-            while (event := await reading.read()).WhichOneof("event") != "change":
-                pass
-            assert event.change.status.status == enum_values.STATUS[status]
-        face.stopping.set()
-        core.streams.end_all()
-        for call in list(face.calls):
-            call.cancel()
-        async with asyncio.timeout(LIMIT_S):
-            await face.server.stop(0.2)
-        await until(lambda: not face.calls)
-        stuck.cancel()
-
-
-@asynccontextmanager
-async def stuck_channel(face: Face) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel with the smallest windows, so that a reader that stops is noticed soon."""
-    options = [("grpc.enable_http_proxy", 0), ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{face.port}", options=options) as channel:
-        yield channel
-
-
-async def test_a_streams_deadline_is_honoured(face: Face) -> None:
-    """A stream ends at its caller's deadline, and nothing of it is left."""
-    call = face.watch(ALICE, timeout_s=0.2)
-    assert (await failure_of(call))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: not face.core.live.engine.figures()["streams"] and not face.calls)
-
-
-async def test_a_stream_ends_with_its_credentials(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream of a client that is disabled here ends at once; by another process, when the stream next looks."""
-    monkeypatch.setattr(terminal_status, "RECHECK_S", 0)
-    here, elsewhere = face.watch(ALICE), face.watch(ALICE, metadata=face.other)
-    for call in (here, elsewhere):
-        await read(call, "snapshot_item")
-        await read(call, "snapshot_complete")
-    await face.registry.set_disabled(APP.id, True, who="test")
-    assert (await read(here, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
-    await ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN).set_disabled(
-        OTHER.id, True, who="cli"
-    )
-    await quiet(face)
-    await read(elsewhere, "bookmark")
-    end = await read(elsewhere, "end")
-    assert (end.reason, end.resume_token) == (pb.STREAM_END_REASON_CREDENTIALS_EXPIRED, "")
-    assert await elsewhere.read() == grpc.aio.EOF
-
-
-async def test_an_old_stream_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream as old as connections may get is ended with a token to resume, before its connection is."""
-    monkeypatch.setattr(terminal_status, "RECHECK_S", 0)
-    async with run_core(await new_database(tmp_path)) as core, face_over(core, max_connection_age_s=1) as face:
-        call = face.watch(ALICE)
-        await read(call, "snapshot_item")
-        token = (await read(call, "snapshot_complete")).resume_token
-        for status in itertools.cycle((BUSY, REACHABLE)):
-            await core.play(ALICE, status)
-            event = await call.read()
-            if event.WhichOneof("event") == "end":
-                break
-            await asyncio.sleep(0.01)
-        assert (event.end.reason, event.end.resume_token) == (pb.STREAM_END_REASON_MAX_AGE, token)
-
-
 # Subscriptions, groups, deliveries, usage.
 
 
@@ -626,187 +455,13 @@ async def test_usage_is_listed_and_exported(face: Face) -> None:
     assert list(record.targets) == [ALICE]
 
 
-# Administration.
-
-
-def view(number: int) -> WatchView:
-    return WatchView(
-        address=TerminalAddress(f"sip:t{number}@example.com"),
-        state="active",
-        liveness=Liveness.LIVE,
-        since=BEGAN,
-        expires_at=BEGAN + timedelta(seconds=60),
-        code=200,
-        reason="fine",
-        next_action="refresh",
-        next_at=None,
-        route="sip:127.0.0.1",
-    )
-
-
-async def test_watches_are_listed_with_who_wants_them(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watches come by address in pages, with their state and who wants them."""
-
-    async def watches() -> list[WatchView]:
-        return [view(number) for number in (3, 1, 2)]
-
-    monkeypatch.setattr(face.core.watcher, "watches", watches)
-    made = await face.subscribe("sip:t1@example.com")
-    first = await face.operators.ListWatches(admin_pb2.ListWatchesRequest(page_size=2), metadata=face.admin)
-    assert ([each.address for each in first.watches], first.total_size) == (
-        ["sip:t1@example.com", "sip:t2@example.com"],
-        3,
-    )
-    shown = first.watches[0]
-    assert (shown.state, shown.liveness, shown.sip_code, shown.route) == (
-        "active",
-        pb.LIVENESS_LIVE,
-        200,
-        "sip:127.0.0.1",
-    )
-    assert (list(shown.wanted_by), shown.HasField("next_at")) == ([made.id], False)
-    rest = admin_pb2.ListWatchesRequest(page_size=2, page_token=first.next_page_token)
-    second = await face.operators.ListWatches(rest, metadata=face.admin)
-    assert ([each.address for each in second.watches], second.next_page_token) == (["sip:t3@example.com"], "")
-    foreign = admin_pb2.ListClientsRequest(page_token=first.next_page_token)
-    assert (await failure_of(face.operators.ListClients(foreign, metadata=face.admin)))[2] == "page_token"
-
-
-async def test_a_watch_is_refreshed(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RefreshWatch asks the presence server now and stands in the audit log; what is not watched is NOT_FOUND."""
-    request = admin_pb2.RefreshWatchRequest(address="SIP:alice@EXAMPLE.com")
-    await face.operators.RefreshWatch(request, metadata=face.admin)
-    assert face.core.watcher.asked == [f"refresh {ALICE}"]
-
-    def refuse(address: TerminalAddress) -> None:
-        raise WatchUnknown("It is not watched.")
-
-    monkeypatch.setattr(face.core.watcher, "refresh", refuse)
-    failure = await failure_of(face.operators.RefreshWatch(request, metadata=face.admin))
-    assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "WATCH_UNKNOWN")
-    bad = admin_pb2.RefreshWatchRequest(address="alice")
-    failure = await failure_of(face.operators.RefreshWatch(bad, metadata=face.admin))
-    assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ADDRESS", "address")
-
-
-async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
-    """A client is made, calls, is rotated, disabled, enabled, deleted; its streams and subscriptions end with it."""
-    create = admin_pb2.CreateClientRequest(
-        name="billing", client_id="b", limits={"max_targets": 5, "busy_available": 0}
-    )
-    made = await face.operators.CreateClient(create, metadata=face.admin)
-    assert (made.client.id, dict(made.client.limits)) == ("b", {"max_targets": 5, "busy_available": 0})
-    own: Metadata = (("authorization", f"Bearer {made.api_key}"),)
-    too_many = pb.QueryStatusesRequest(addresses=[f"sip:{number}@example.com" for number in range(6)])
-    failure = await failure_of(face.terminals.QueryStatuses(too_many, metadata=own))
-    assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_ADDRESSES", "addresses")
-    rotate = admin_pb2.RotateClientKeyRequest(client_id="b", overlap=Duration())
-    rotated = await face.operators.RotateClientKey(rotate, metadata=face.admin)
-    refused = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "")
-    assert await failure_of(face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=own)) == refused
-    own = (("authorization", f"Bearer {rotated.api_key}"),)
-    for disabled in (True, False):
-        change = admin_pb2.SetClientDisabledRequest(client_id="b", disabled=disabled)
-        assert (await face.operators.SetClientDisabled(change, metadata=face.admin)).client.disabled is disabled
-        call = face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=own)
-        if disabled:
-            assert await failure_of(call) == refused
-        else:
-            await call
-    listed = (await face.operators.ListClients(admin_pb2.ListClientsRequest(), metadata=face.admin)).clients
-    assert [each.name for each in listed] == sorted([APP.name, OTHER.name, ADMIN.name, "billing"])
-    assert [len(each.keys) for each in listed if each.id == "b"] == [1]
-    create_subscription = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE])
-    await face.subscriptions.CreateSubscription(create_subscription, metadata=own)
-    stream = face.watch(ALICE, metadata=own)
-    await read(stream, "snapshot_item")
-    await read(stream, "snapshot_complete")
-    delete = admin_pb2.DeleteClientRequest(client_id="b")
-    assert (await face.operators.DeleteClient(delete, metadata=face.admin)).ended_subscriptions == 1
-    assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
-    failure = await failure_of(face.operators.DeleteClient(delete, metadata=face.admin))
-    assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "CLIENT_UNKNOWN")
-
-
-async def test_the_audit_log_is_read_by_operators(face: Face) -> None:
-    """ListAuditEntries shows who changed what from a time on, page by page, to an operator's client alone."""
-    create = admin_pb2.CreateClientRequest(name="billing", client_id="b")
-    await face.operators.CreateClient(create, metadata=face.admin)
-    await face.operators.DeleteClient(admin_pb2.DeleteClientRequest(client_id="b"), metadata=face.admin)
-    request, told = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, str]]()
-    while not told or request.page_token:
-        answer = await face.operators.ListAuditEntries(request, metadata=face.admin)
-        told += [(one.who, one.what) for one in answer.audit_entries if one.details.get("client") == "b"]
-        request.page_token = answer.next_page_token
-    assert told == [(ADMIN.id, "client added"), (ADMIN.id, "client deleted")]
-    later = admin_pb2.ListAuditEntriesRequest(since=Timestamp(seconds=1 << 36))
-    assert not (await face.operators.ListAuditEntries(later, metadata=face.admin)).audit_entries
-    for bad, code in ((NEVER, "INVALID_REQUEST"), (None, "NOT_PERMITTED")):
-        call = face.operators.ListAuditEntries(
-            admin_pb2.ListAuditEntriesRequest(since=bad), metadata=face.admin if bad else face.app
-        )
-        assert (await failure_of(call))[1] == code
-
-
-async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> None:
-    """Streams of a client that the command line has deleted end, and its sinks are told, once."""
-    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
-    made = await face.subscribe(ALICE, sink=sink)
-    stream = face.watch(ALICE)
-    await read(stream, "snapshot_item")
-    await read(stream, "snapshot_complete")
-    await ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN).delete(
-        APP.id, who="cli"
-    )
-    for _ in range(2):
-        await face.core.live.lifecycle.on_client_deleted(APP.id)
-        assert await face.core.told(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
-    assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
-    assert face.core.live.engine.figures()["subscriptions"] == 0
-
-
-async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Face) -> None:
-    """A call that began with good credentials makes nothing once the client is deleted, here or by another process."""
-    elsewhere = ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
-    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
-    for client, metadata, delete in ((APP, face.app, face.registry.delete), (OTHER, face.other, elsewhere.delete)):
-
-        async def check(_: Any, client: Any = client, delete: Any = delete) -> None:
-            await delete(client.id, who="test")
-
-        face.core.sender.check = check  # type: ignore[assignment]
-        request = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE], sink=sink)
-        failure = await failure_of(face.subscriptions.CreateSubscription(request, metadata=metadata))
-        assert failure[:2] == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-    assert face.core.live.engine.figures()["subscriptions"] == 0
-
-
-async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
-    """A subscription that another process's deletion has missed ends when that is followed, or at the next start."""
-    database = await new_database(tmp_path)
-    late = {}
-    async with run_core(database) as core:
-        elsewhere = ClientRegistry(cast("Any", core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
-        third, _ = await elsewhere.add("Third", who="cli")
-        for client in (APP, third):
-            made = await core.stored(await core.subscribe(ALICE, client=client))
-            await elsewhere.delete(client.id, who="cli")
-            late[client.id] = dataclasses.replace(made, id=f"late-{client.id}")
-            await core.store.create_subscription(late[client.id], [], [])
-        await core.live.lifecycle.on_client_deleted(APP.id)
-        assert (await core.stored(late[APP.id])).end_reason is EndReason.CLIENT_DELETED
-        assert (await core.stored(late[third.id])).active
-    async with run_core(database) as core:
-        assert (await core.stored(late[third.id])).end_reason is EndReason.CLIENT_DELETED
-        assert core.live.engine.figures()["subscriptions"] == 0
-
-
 # Bad input.
 
 DAYS = Duration(seconds=400 * 86_400)
 MINUS = Duration(seconds=-1)
 ODD = Duration(seconds=1 << 62, nanos=-5)
-NEVER = Timestamp(seconds=1 << 60)
+
+
 MANY = [f"sip:{number}@example.com" for number in range(10_000)]
 LONG = "x" * 70_000
 UNKNOWN: Any = 99

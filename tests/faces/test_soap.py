@@ -4,23 +4,17 @@ import asyncio
 import gc
 import logging
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 import structlog
-import uvicorn
-import zeep
 from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
-from starlette.applications import Starlette
-from starlette.routing import Mount
-from starlette.types import ASGIApp, Message
+from starlette.types import Message
 
-from app.domain.addresses import TerminalAddress, parse_address
+from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
     DocumentUnreadable,
     FetchTimedOut,
@@ -37,7 +31,6 @@ from app.domain.errors import (
 from app.domain.statuses import Source, Status, TerminalStatus
 from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.faults import FAULTS, TEXTS, SoapFault
-from soap_compat.operations import INTERFACES
 from soap_compat.request_envelope import (
     MAX_DEPTH,
     MAX_ELEMENTS,
@@ -46,8 +39,7 @@ from soap_compat.request_envelope import (
     SLICES_PER_STEP,
     RequestEnvelope,
 )
-from soap_compat.wsdl_files import SERVICES
-from tests.support.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
+from tests.support.fakes import ON_THE_PHONE, OPEN, FakeWatcher
 from tests.support.soap import (
     ALICE,
     COMMON,
@@ -55,30 +47,17 @@ from tests.support.soap import (
     MANAGER,
     SOAP,
     TYPES,
-    WSDL,
-    Reply,
+    app_for,
     call,
     envelope,
     face,
+    make_app,
     payload,
     valid,
     wrapped,
 )
 
 GET_STATUS = envelope(payload()).encode()
-
-
-def make_app(watcher: FakeWatcher, **options: Any) -> ASGIApp:
-    service = make_service(watcher)
-
-    async def get_status(address: str) -> TerminalStatus:
-        return await service.fetch(parse_address(address))
-
-    return face(get_status, **options)
-
-
-def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -> ASGIApp:
-    return make_app(FakeWatcher(answer=lambda _: answer), **options)
 
 
 # --- the wire
@@ -659,158 +638,6 @@ async def test_other_requests(method: str, path: str, status: int, allow: str | 
     path, _, query = path.partition("?")
     reply = await call(app_for(), method=method, path=path, query=query.encode())
     assert (reply.status, reply.headers.get("allow")) == (status, allow)
-
-
-# --- the WSDL
-
-
-def location(reply: Reply) -> str:
-    (address,) = etree.fromstring(reply.body).iter("{http://schemas.xmlsoap.org/wsdl/soap/}address")
-    return str(address.get("location"))
-
-
-@pytest.mark.parametrize(
-    ("host", "public_url", "expected"),
-    [
-        ("gateway.example:8443", None, "http://gateway.example:8443/parlayx/TerminalStatus"),
-        ("[2001:db8::1]:80", None, "http://[2001:db8::1]:80/parlayx/TerminalStatus"),
-        ("", None, "http://127.0.0.1:8080/parlayx/TerminalStatus"),
-        ("evil.example", "https://a.example/api/", "https://a.example/api/parlayx/TerminalStatus"),
-        ("evil.example", "https://a.example/?a=1&b=<2>", "https://a.example/?a=1&b=<2>/parlayx/TerminalStatus"),
-    ],
-)
-async def test_wsdl_address(host: str, public_url: str | None, expected: str) -> None:
-    """The WSDL has the configured address, or else the one its reader used."""
-    reply = await call(app_for(public_url=public_url), method="GET", query=b"WSDL", host=host)
-    assert (reply.status, reply.headers["content-type"]) == (200, "text/xml; charset=utf-8")
-    assert location(reply) == expected
-
-
-@pytest.mark.parametrize("host", ['x"/><evil', "a b", "a/b", "user@host", "a\u00e9", "host:port", "[::1", "-"])
-async def test_wsdl_host_is_checked(host: str) -> None:
-    """What is no host does not get into the WSDL."""
-    assert (await call(app_for(), method="GET", query=b"wsdl", host=host)).status == 400
-
-
-def test_files_hang_together() -> None:
-    """Each file is well-formed, and each imports only files beside it, by relative address."""
-    names = {path.name for path in WSDL.iterdir()}
-    imported = set()
-    for name in names:
-        for element in etree.parse(WSDL / name).iter("{*}import"):
-            imported.add(element.get("location") or element.get("schemaLocation"))
-    assert imported | set(SERVICES.values()) == names
-
-
-@pytest.mark.parametrize("name", INTERFACES)
-def test_wsdl_declares_what_is_served(name: str) -> None:
-    """The operations and parts of the WSDL are those of the Spyne model, shared types too, with both faults. Only
-    `requester`, which is of 3.x, is not in the 2.x WSDL."""
-    operations, dialect = INTERFACES[name]
-    interface = etree.parse(WSDL / SERVICES[name].replace("_service_", "_interface_"))
-    served = {}
-    for operation, method in operations.public_methods.items():
-        served[operation] = members(method.in_message)
-        assert served[operation].pop("requester") == ("anyURI", "0", "1")
-        served[f"{operation}Response"] = members(method.out_message)
-    (schema,) = interface.iter("{*}schema")
-    assert schema.get("targetNamespace") == dialect.local
-    assert declared(schema) == served
-    for element in interface.iterfind("{http://schemas.xmlsoap.org/wsdl/}portType/{*}operation"):
-        assert [fault.get("name") for fault in element.iter("{*}fault")] == ["ServiceException", "PolicyException"]
-
-
-def test_shared_types_are_declared_as_they_are_read() -> None:
-    """The members and the enumerations of the types that are read are those of the XSD files."""
-    from spyne.model.enum import EnumBase  # not before soap_compat, which keeps its imports from warning
-
-    files = [
-        etree.parse(WSDL / f"parlayx_{name}.xsd").getroot()
-        for name in ("common_types_2_1", "terminal_status_types_2_2")
-    ]
-    written: dict[str, Any] = {}
-    for file in files:
-        written |= declared(file)
-        for simple in file.iterfind("{*}simpleType"):
-            written[simple.get("name", "")] = {value.get("value") for value in simple.iter("{*}enumeration")}
-    seen = dict(models())
-    assert seen.keys() >= {"SimpleReference", "TimeMetric", "TimeMetrics", "Status", "StatusData", "ServiceError"}
-    for name, model in seen.items():
-        assert written[name] == (set(model.__values__) if issubclass(model, EnumBase) else members(model)), name
-
-
-def declared(schema: etree._Element) -> dict[str, dict[str, tuple[str, str, str]]]:
-    """Type, least and most occurrence of each member of each complex type of a schema, in order."""
-    return {
-        kind.get("name", ""): {
-            member.get("name", ""): (
-                member.get("type", "").partition(":")[2],
-                member.get("minOccurs", "1"),
-                member.get("maxOccurs", "1"),
-            )
-            for member in kind.iter("{*}element")
-        }
-        for kind in schema.iterfind("{*}complexType")
-    }
-
-
-def members(model: Any) -> dict[str, tuple[str, str, str]]:
-    """The same of a Spyne model."""
-    found = {}
-    for name, member in model.get_flat_type_info(model).items():
-        if member.get_type_name() is None:
-            continue
-        attributes = member.Attributes
-        most = "unbounded" if attributes.max_occurs > 1 else "1"
-        found[name] = (member.get_type_name(), str(attributes.min_occurs), most)
-    return found
-
-
-def models(*tops: Any) -> Iterator[tuple[str, Any]]:
-    """The shared types of the operations, by name."""
-    from spyne import ComplexModel
-    from spyne.model.enum import EnumBase
-
-    methods = [method for operations, _ in INTERFACES.values() for method in operations.public_methods.values()]
-    for top in tops or [message for method in methods for message in (method.in_message, method.out_message)]:
-        for member in top.get_flat_type_info(top).values():
-            if issubclass(member, ComplexModel | EnumBase):
-                yield member.get_type_name(), member
-            if issubclass(member, ComplexModel):
-                yield from models(member)
-
-
-@pytest.fixture
-def served() -> Iterator[str]:
-    """The face, mounted and served on a free port by a thread of its own: alice is on the phone, others are private."""
-    watcher = FakeWatcher(
-        answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else WatcherRefused("It is private.")
-    )
-    app = Starlette(routes=[Mount("/parlayx", make_app(watcher, max_body_bytes=2000))])
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/parlayx/TerminalStatus"
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def test_stub_generator(served: str) -> None:
-    """A client generated from the WSDL gets the status, and reads a fault's fields through the schema."""
-    with zeep.Client(f"{served}?wsdl") as client:  # type: ignore[no-untyped-call]  # zeep has few types
-        assert client.service.getStatus("sip:alice@example.com") == "Busy"
-        assert client.service.getStatus(address="sip:alice@example.com") == "Busy"
-        with pytest.raises(zeep.exceptions.Fault) as caught:
-            client.service.getStatus("sip:bob@example.com")
-        (detail,) = caught.value.detail
-        fault = client.wsdl.types.deserialize(detail)
-    assert (fault.messageId, fault.variables) == ("POL0002", ["sip:bob@example.com"])
-    assert fault.text == "Privacy verification failed for address %1, request is refused"
-    assert caught.value.code.endswith(":Server")
 
 
 def test_large_body_over_tcp(served: str) -> None:

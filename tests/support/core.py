@@ -19,7 +19,12 @@ from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.addresses import TerminalAddress
-from app.domain.errors import StoreUnavailable, TerminalStatusError
+from app.domain.errors import (
+    StoreUnavailable,
+    TerminalStatusError,
+    TerminalUnknown,
+    WatcherRefused,
+)
 from app.domain.policy import Policy
 from app.domain.records import Client, NotificationKind, OwedNotification, Subscription, UsageRecord
 from app.domain.sinks import Sink, SinkKind
@@ -428,3 +433,9 @@ async def reading(core: Core, *addresses: str, client: Client = APP, **options: 
         yield reader
     finally:
         await reader.aclose()
+
+
+UNKNOWN = TerminalUnknown("The presence server answered 404.")
+
+
+REFUSED = WatcherRefused("The presence server answered 403.")

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import httpx2
+import pytest_asyncio
 
 from app.auth.authenticator import Authenticator, TokenVerifier
 from app.auth.clients import ClientRegistry
@@ -19,7 +21,15 @@ from app.core.use_cases import UseCases
 from app.rest.application import create_app
 from app.servers import bound, serve_http
 from app.sinks import SINK_CONTRACTS
-from tests.support.core import ADMIN, APP, OTHER, Core
+from tests.support.core import (
+    ADMIN,
+    ALICE,
+    APP,
+    OTHER,
+    Core,
+    new_database,
+    run_core,
+)
 from tests.support.fakes import FakeWatcher, make_service
 
 LIMIT_S = 10.0
@@ -173,3 +183,20 @@ async def http_face(
                 yield HttpFace(core, auth, registry, url, keys, http)
             finally:
                 core.streams.end_all()
+
+
+STATUS = f"/v1/terminals/{ALICE}/status"
+
+
+@pytest_asyncio.fixture
+async def face(tmp_path: Path) -> AsyncIterator[HttpFace]:
+    async with run_core(await new_database(tmp_path)) as core, http_face(core) as running:
+        yield running
+
+
+def problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    """The problem that an answer carries, which is that one."""
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json"), answer.body
+    found: dict[str, Any] = answer.json
+    assert (found["status"], found["code"]) == (status, code), found
+    return found

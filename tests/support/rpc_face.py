@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import grpc.aio
 import pytest
+import pytest_asyncio
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status
 
@@ -31,6 +34,8 @@ from tests.support.core import (
     APP,
     OTHER,
     Core,
+    new_database,
+    run_core,
 )
 from tests.support.fakes import FakeWatcher, make_service
 from tests.support.http_face import use_cases_of
@@ -156,3 +161,12 @@ async def quiet(face: Face) -> None:
     """So much time passes that a stream gets a bookmark, if nothing happens."""
     for _ in range(5):
         await face.core.advance(2.5)
+
+
+@pytest_asyncio.fixture
+async def face(tmp_path: Path) -> AsyncIterator[Face]:
+    async with run_core(await new_database(tmp_path)) as core, face_over(core) as running:
+        yield running
+
+
+NEVER = Timestamp(seconds=1 << 60)

@@ -14,11 +14,16 @@ from app.core.queries import QueryService, TerminalResult
 from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
+from app.domain.addresses import parse_address
+from app.domain.errors import (
+    TerminalStatusError,
+)
 from app.domain.records import Client, UsageRecord
 from app.domain.statuses import TerminalStatus
 from soap_compat.faults import TEXTS
 from soap_compat.server import create_app
 from soap_compat.wsdl_files import SERVICES
+from tests.support.fakes import OPEN, FakeWatcher, make_service
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 TYPES = "http://www.csapi.org/schema/parlayx/terminal_status/v2_2"
@@ -243,3 +248,16 @@ def face(
         cast("Authenticator", auth or Everybody()),
         **(defaults | options),
     )
+
+
+def make_app(watcher: FakeWatcher, **options: Any) -> ASGIApp:
+    service = make_service(watcher)
+
+    async def get_status(address: str) -> TerminalStatus:
+        return await service.fetch(parse_address(address))
+
+    return face(get_status, **options)
+
+
+def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -> ASGIApp:
+    return make_app(FakeWatcher(answer=lambda _: answer), **options)

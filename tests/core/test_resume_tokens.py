@@ -3,12 +3,11 @@ an error."""
 
 import base64
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,17 +31,6 @@ from tests.support.core import (
 )
 
 MICROSECONDS = timedelta(microseconds=123_457)
-
-
-@pytest_asyncio.fixture
-async def url(tmp_path: Path) -> str:
-    return await new_database(tmp_path)
-
-
-@pytest_asyncio.fixture
-async def core(url: str) -> AsyncIterator[Core]:
-    async with run_core(url) as running:
-        yield running
 
 
 async def play(core: Core, *statuses: Status, address: TerminalAddress = ALICE) -> None:

@@ -1,0 +1,267 @@
+"""Subscriptions to groups: members that join, leave and fail."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from app.domain.addresses import TerminalAddress
+from app.domain.policy import Policy
+from app.domain.records import Subscription
+from app.domain.statuses import Status
+from app.live.group_directory import Expansion
+from tests.support.core import (
+    ALICE,
+    ALL,
+    APP,
+    BOB,
+    BUSY,
+    CAROL,
+    REACHABLE,
+    SOAP,
+    TEAM,
+    UNREACHABLE,
+    WEBHOOK,
+    Clocks,
+    Core,
+    reading,
+    run_core,
+)
+from tests.support.waiting import until
+
+
+async def test_group_subscription_follows_its_members(core: Core) -> None:
+    """Notifications are about members; who joins is watched, who leaves is told no more, in nested groups too."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.groups.create(APP, ALL, [TEAM, ALL])
+    subscription = await core.subscribe(ALL, sink=SOAP, check_immediate=True)
+    assert subscription.addresses == (ALL,)
+    await core.play(ALICE, REACHABLE)
+    await core.groups.set_members(APP, TEAM, [BOB])
+    await until(lambda: BOB in core.watcher.wanted)
+    await core.play(BOB, BUSY)
+    await core.play(ALICE, BUSY)
+    await core.groups.add_members(APP, ALL, [CAROL])
+    await until(lambda: CAROL in core.watcher.wanted)
+    await core.play(CAROL, UNREACHABLE)
+    assert await core.told(subscription) == ["alice REACHABLE", "bob BUSY", "carol UNREACHABLE"]
+    await core.groups.delete(APP, TEAM)
+    await until(lambda: not core.live.registry.wanted_by(BOB))
+    await core.advance(31)
+    assert set(core.watcher.wanted) == {CAROL}
+
+
+async def test_live_terminal_that_joins_is_told_at_once(core: Core) -> None:
+    """With checkImmediate a terminal that joins a watched group and is live already is told without an observation."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    async with reading(core, BOB):
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(BOB, BUSY)
+        immediate = await core.subscribe(TEAM, sink=SOAP, check_immediate=True)
+        later = await core.subscribe(TEAM, sink=SOAP)
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await until(lambda: len(core.hints) == 1)
+        await core.play(BOB, REACHABLE)
+        assert await core.told(immediate) == ["bob BUSY", "bob REACHABLE"]
+        assert await core.told(later) == ["bob REACHABLE"]
+
+
+async def test_restart_expands_groups_anew(url: str) -> None:
+    """After a restart a group's members of now are watched, and changes of the group still reach the subscription."""
+    async with run_core(url) as core:
+        await core.groups.create(APP, TEAM, [ALICE])
+        subscription = await core.subscribe(TEAM, sink=SOAP)
+        await core.play(ALICE, REACHABLE)
+    async with run_core(url) as core:
+        assert set(core.watcher.wanted) == {ALICE}
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, BUSY)
+        assert await core.told(subscription) == ["bob BUSY"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, restarted: bool) -> None:
+    """A group that is deleted while subscribed stands for nobody, one in a group too, also after a crash; made anew it
+    is followed again."""
+    async with AsyncExitStack() as gateways:
+        core = await gateways.enter_async_context(run_core(database_url, crash=True))
+        await core.groups.create(APP, TEAM, [ALICE])
+        await core.groups.create(APP, ALL, [BOB])
+        alone, nested = await core.subscribe(TEAM, sink=SOAP), await core.subscribe(ALL, sink=SOAP)
+        await core.groups.add_members(APP, ALL, [TEAM])
+        await until(lambda: core.live.registry.wanted_by(ALICE) == [alone.id, nested.id])
+        await core.groups.delete(APP, TEAM)
+        await until(lambda: not core.live.registry.wanted_by(ALICE))
+        if restarted:
+            await gateways.aclose()
+            core = await gateways.enter_async_context(run_core(database_url))
+            assert set(core.watcher.wanted) == {BOB}
+        await core.groups.create(APP, TEAM, [CAROL])
+        await until(lambda: core.live.registry.wanted_by(CAROL) == [alone.id, nested.id])
+        await core.play(CAROL, REACHABLE)
+        await core.play(CAROL, BUSY)
+        assert await core.told(alone) == await core.told(nested) == ["carol BUSY"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted: bool) -> None:
+    """What was asked for as a terminal stays one, whatever group is made of its address; a member of a group becomes
+    the group. Both also over a crash, and for streams."""
+    async with AsyncExitStack() as gateways:
+        core = await gateways.enter_async_context(run_core(database_url, crash=True))
+        await core.groups.create(APP, TEAM, [ALICE])
+        terminal, by_group = await core.subscribe(ALICE, sink=SOAP), await core.subscribe(TEAM, sink=SOAP)
+        both = await core.subscribe(TEAM, ALICE, sink=SOAP)
+        await gateways.enter_async_context(reading(core, TEAM))
+        await until(lambda: len(core.live.registry.wanted_by(ALICE)) == 4)
+        await core.groups.create(APP, ALICE, [BOB])
+        await until(lambda: core.live.registry.wanted_by(BOB) == [by_group.id, f"stream:{APP.id}"])
+        await core.groups.set_members(APP, TEAM, [CAROL, ALICE])
+        await until(lambda: len(core.live.registry.wanted_by(CAROL)) == 3)
+        if restarted:
+            await gateways.aclose()
+            core = await gateways.enter_async_context(run_core(database_url))
+        for address, wanting in ((ALICE, [terminal, both]), (BOB, [by_group]), (CAROL, [by_group, both])):
+            found = [one for one in core.live.registry.wanted_by(address) if not one.startswith("stream:")]
+            assert found == [one.id for one in wanting]
+
+
+async def test_restart_awaits_only_whom_it_must(database_url: str) -> None:
+    """While one of several terminals was never observed, a restart tells the others nothing anew, and finds what
+    changed meanwhile."""
+    async with run_core(database_url, crash=True) as core, reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, REACHABLE)
+        core.clocks.advance(1)
+        immediate = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
+        later = await core.subscribe(ALICE, BOB, sink=SOAP)
+    for status in (REACHABLE, BUSY):
+        async with run_core(database_url, crash=True) as core:
+            await core.play(ALICE, status)
+    async with run_core(database_url) as core:
+        await core.play(BOB, REACHABLE)
+        assert await core.told(immediate) == ["alice REACHABLE", "alice BUSY", "bob REACHABLE"]
+        assert await core.told(later) == ["alice BUSY"]
+
+
+@pytest.mark.parametrize("first", [REACHABLE, BUSY])
+async def test_restart_still_awaits_who_joined(database_url: str, first: Status) -> None:
+    """Who joined a group and was not observed before a crash is told at once with checkImmediate, and without it is no
+    change; others are told nothing anew."""
+    async with run_core(database_url) as core, reading(core, BOB):
+        await until(lambda: BOB in core.watcher.wanted)
+        await core.play(BOB, REACHABLE)
+        await core.groups.create(APP, TEAM, [ALICE])
+    async with run_core(database_url, crash=True) as core:
+        immediate = await core.subscribe(TEAM, sink=SOAP, check_immediate=True)
+        later = await core.subscribe(TEAM, sink=SOAP)
+        await core.play(ALICE, REACHABLE)
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await until(lambda: core.live.registry.wanted_by(BOB) == [immediate.id, later.id])
+    for status in (first, UNREACHABLE):
+        async with run_core(database_url, crash=True) as core:
+            await core.play(ALICE, REACHABLE)
+            await core.play(BOB, status)
+    async with run_core(database_url) as core:
+        assert await core.told(immediate) == ["alice REACHABLE", f"bob {first.name}", "bob UNREACHABLE"]
+        assert await core.told(later) == ["bob UNREACHABLE"]
+
+
+async def test_restart_holds_back_no_first_observation(database_url: str) -> None:
+    """With an interval, who was observed for the first time after the last notification is told nothing after a crash,
+    nor is who left a group while a change was held back, and came again."""
+    clocks = Clocks()
+    async with run_core(database_url, clocks=clocks, crash=True) as core:
+        await core.groups.create(APP, TEAM, [ALICE, CAROL])
+        subscription = await core.subscribe(TEAM, sink=SOAP, min_interval_ms=3000)
+        for address, status in ((ALICE, REACHABLE), (CAROL, REACHABLE), (ALICE, BUSY)):
+            clocks.advance(0.1)
+            await core.play(address, status)
+        assert await core.told(subscription) == ["alice BUSY"]
+        await core.play(CAROL, BUSY)  # held back
+        await core.groups.set_members(APP, TEAM, [ALICE, BOB])
+        await until(lambda: not core.live.registry.wanted_by(CAROL))
+        await core.groups.add_members(APP, TEAM, [CAROL])
+        await until(lambda: core.live.registry.wanted_by(CAROL))
+        clocks.advance(0.1)
+        await core.play(BOB, REACHABLE)
+    clocks.advance(10)
+    async with run_core(database_url, clocks=clocks) as core:
+        await core.advance(10)
+        for address, status in ((ALICE, BUSY), (BOB, REACHABLE), (CAROL, BUSY)):
+            await core.play(address, status)
+        assert await core.told(subscription) == ["alice BUSY"]
+
+
+async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
+    """With a stricter limit after a restart, a group that is deleted while others are left out is followed, and tells
+    nothing that was told."""
+    async with run_core(database_url) as core:
+        await core.groups.create(APP, TEAM, [ALICE])
+        subscription = await core.subscribe(TEAM, BOB, CAROL, sink=SOAP)
+    async with run_core(database_url, policy=Policy(max_notification_addresses=1)) as core:
+        with capture_logs() as log:
+            await core.groups.delete(APP, TEAM)
+            await core.advance(1)
+        assert not [entry for entry in log if entry["log_level"] == "error"]
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, BUSY)
+        assert await core.told(subscription) == ["bob BUSY"]
+
+
+async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second change of a group, while the first one is being followed, is followed too."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.subscribe(TEAM)
+    members_now = core.directory.members_now
+
+    async def changing(*arguments: Any) -> Any:
+        monkeypatch.setattr(core.directory, "members_now", members_now)
+        found = await members_now(*arguments)
+        await core.groups.add_members(APP, TEAM, [CAROL])
+        return found
+
+    monkeypatch.setattr(core.directory, "members_now", changing)
+    await core.groups.add_members(APP, TEAM, [BOB])
+    for address in (BOB, CAROL):
+        await until(partial(core.live.registry.wanted_by, address))
+
+
+async def test_group_that_changes_while_the_endpoint_is_tested(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscription begins with the members that its group has then."""
+    await core.groups.create(APP, TEAM, [ALICE])
+
+    async def check(subscription: Subscription) -> None:
+        await core.groups.add_members(APP, TEAM, [BOB])
+        await core.advance(1)  # nobody followed it yet
+
+    monkeypatch.setattr(core.sender, "check", check)
+    await core.subscribe(TEAM, sink=WEBHOOK)
+    assert core.live.registry.wanted_by(BOB)
+
+
+async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one subscription or stream cannot follow its group, those of others follow theirs."""
+    await core.groups.create(APP, TEAM, [ALICE])
+    await core.groups.create(APP, ALL, [ALICE])
+    await core.subscribe(TEAM, sink=SOAP)
+    await core.subscribe(ALL, sink=SOAP)
+    async with reading(core, TEAM), reading(core, ALL):
+        await until(lambda: core.live.engine.figures()["streams"] == 2)
+        members_now = core.directory.members_now
+
+        async def defective(client_id: str, addresses: Sequence[TerminalAddress], *rest: Any) -> Expansion:
+            if TEAM in addresses:
+                raise RuntimeError("a defect")
+            return await members_now(client_id, addresses, *rest)
+
+        monkeypatch.setattr(core.directory, "members_now", defective)
+        await core.groups.set_members(APP, TEAM, [CAROL])
+        await core.groups.set_members(APP, ALL, [BOB])
+        await until(lambda: len(core.live.registry.wanted_by(BOB)) == 2)
+    assert not core.live.registry.wanted_by(CAROL)

@@ -1,0 +1,187 @@
+"""What a subscription is sent: statuses by criteria, interval and count."""
+
+from datetime import timedelta
+
+from app.domain.policy import Policy
+from app.domain.sinks import EndReason
+from tests.support.core import (
+    ALICE,
+    BOB,
+    BUSY,
+    CAROL,
+    REACHABLE,
+    SOAP,
+    UNREACHABLE,
+    Core,
+    reading,
+    run_core,
+)
+from tests.support.waiting import until
+
+
+async def test_first_observation_is_what_later_ones_are_compared_with(core: Core) -> None:
+    """Without checkImmediate the status at the start is not told, and each later change is."""
+    subscription = await core.subscribe(ALICE, sink=SOAP)
+    assert subscription.awaiting
+    await core.play(ALICE, REACHABLE)
+    assert await core.told(subscription) == []
+    await core.play(ALICE, BUSY)
+    await core.play(ALICE, BUSY)
+    await core.play(ALICE, UNREACHABLE)
+    assert await core.told(subscription) == ["alice BUSY", "alice UNREACHABLE"]
+    stored = await core.stored(subscription)
+    assert (stored.notified, stored.awaiting) == (2, False)
+    assert stored.last_notified_at == (await core.owed(subscription))[-1].changes[0].observed_at
+    assert core.hints == ["owed", "owed"]
+
+
+async def test_check_immediate_tells_a_live_status_at_once(core: Core) -> None:
+    """With checkImmediate what is known now is owed in the transaction that makes the subscription, and counts."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        writes = len(core.store.writes)
+        subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
+        assert len(core.store.writes) == writes
+        assert (subscription.notified, subscription.joined) == (1, (BOB,))
+        assert await core.told(subscription) == ["alice BUSY"]
+        await core.play(BOB, REACHABLE)
+        await core.play(BOB, REACHABLE)
+        assert await core.told(subscription) == ["alice BUSY", "bob REACHABLE"]
+
+
+async def test_check_immediate_waits_for_the_first_observation(core: Core) -> None:
+    """A terminal whose status is not live is told as soon as it is observed, even if that says nothing new."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, REACHABLE)
+        core.watcher.lose(ALICE)
+        subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True)
+        assert await core.told(subscription) == []
+        await core.play(ALICE, REACHABLE)
+        assert await core.told(subscription) == ["alice REACHABLE"]
+
+
+async def test_criteria_trigger(core: Core) -> None:
+    """Only statuses among the criteria are told, at the start as later."""
+    subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True, criteria=frozenset({BUSY, UNREACHABLE}))
+    for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE):
+        await core.play(ALICE, status)
+    assert await core.told(subscription) == ["alice BUSY", "alice UNREACHABLE"]
+
+
+async def test_what_changes_together_is_told_together(core: Core) -> None:
+    """Several terminals that change in one transaction are one notification, which counts once."""
+    subscription = await core.subscribe(ALICE, BOB, sink=SOAP, count=1, check_immediate=True)
+    core.watcher.play(ALICE, BUSY)
+    core.watcher.play(BOB, REACHABLE)
+    await core.settled()
+    assert await core.told(subscription) == ["alice BUSY, bob REACHABLE", "ENDED COUNT_REACHED"]
+
+
+async def test_interval_holds_back_and_the_newest_wins(core: Core) -> None:
+    """Notifications are never closer together than the interval; the newest of what was held comes when it is over."""
+    subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True, min_interval_ms=10_000)
+    await core.play(ALICE, REACHABLE)
+    await core.play(ALICE, BUSY)
+    await core.play(BOB, BUSY)
+    await core.play(ALICE, UNREACHABLE)
+    await core.advance(9.9)
+    assert await core.told(subscription) == ["alice REACHABLE"]
+    await core.advance(0.2)
+    assert await core.told(subscription) == ["alice REACHABLE", "alice UNREACHABLE, bob BUSY"]
+    await core.advance(60)
+    await core.play(BOB, REACHABLE)
+    assert (await core.told(subscription))[2:] == ["bob REACHABLE"]
+
+
+async def test_held_change_that_is_over_is_not_told(core: Core) -> None:
+    """Where the newest state is none of the criteria, what was held before it is not told: it is no longer true."""
+    subscription = await core.subscribe(
+        ALICE, sink=SOAP, criteria=frozenset({BUSY}), check_immediate=True, min_interval_ms=10_000
+    )
+    for status in (BUSY, REACHABLE, BUSY, REACHABLE):
+        await core.play(ALICE, status)
+    await core.advance(11)
+    assert await core.told(subscription) == ["alice BUSY"]
+
+
+async def test_count_ends_the_subscription(core: Core) -> None:
+    """After as many notifications as asked for comes the end, in the same transaction, and nothing more."""
+    subscription = await core.subscribe(ALICE, sink=SOAP, count=2)
+    for status in (REACHABLE, BUSY, REACHABLE, BUSY):
+        await core.play(ALICE, status)
+    assert await core.told(subscription) == ["alice BUSY", "alice REACHABLE", "ENDED COUNT_REACHED"]
+    stored = await core.stored(subscription)
+    assert (stored.notified, stored.end_reason, stored.ended_at) == (2, EndReason.COUNT_REACHED, core.clocks.now)
+    assert [write.updates[0].ended_at is not None for write in core.store.writes if write.owed] == [False, True]
+
+
+async def test_count_of_one_may_be_over_at_once(core: Core) -> None:
+    """A subscription whose only notification is the immediate one is made and ended in one transaction."""
+    async with reading(core, ALICE):
+        await until(lambda: ALICE in core.watcher.wanted)
+        await core.play(ALICE, BUSY)
+        subscription = await core.subscribe(ALICE, sink=SOAP, count=1, check_immediate=True)
+        assert not subscription.active
+        assert await core.told(subscription) == ["alice BUSY", "ENDED COUNT_REACHED"]
+        assert core.live.engine.figures()["subscriptions"] == 0
+
+
+async def test_duration_ends_the_subscription(core: Core) -> None:
+    """When its duration is over it ends, is told so, and its watch is let go."""
+    subscription = await core.subscribe(ALICE, sink=SOAP, duration_ms=60_000)
+    await core.play(ALICE, REACHABLE)
+    await core.advance(59.9)
+    assert (await core.stored(subscription)).active
+    await core.advance(0.2)
+    assert await core.told(subscription) == ["ENDED EXPIRED"]
+    assert (await core.stored(subscription)).end_reason is EndReason.EXPIRED
+    await core.advance(31)
+    assert core.watcher.asked[-1] == f"unwatch {ALICE}"
+
+
+async def test_end_is_found_after_the_wall_clock_jumps(core: Core) -> None:
+    """Forward, as where the machine was suspended: what should have ended meanwhile ends, and only that. Backward: the
+    duration is not longer for it, nor that of a subscription that was prolonged or made before anybody noticed."""
+    brief, long = [
+        await core.subscribe(who, sink=SOAP, duration_ms=each) for who, each in ((ALICE, 60_000), (BOB, 10**7))
+    ]
+    core.clocks.now += timedelta(hours=1)
+    between = await core.subscribe(CAROL, sink=SOAP, duration_ms=60_000)
+    await core.advance(3)
+    assert await core.told(brief) == ["ENDED EXPIRED"]
+    assert [(await core.stored(each)).active for each in (long, between)] == [True, True]
+    core.clocks.now -= timedelta(hours=2)
+    await core.advance(56)
+    assert (await core.stored(between)).active
+    await core.advance(2)
+    assert await core.told(between) == ["ENDED EXPIRED"]
+    await core.advance(10_000 - 62)
+    assert await core.told(long) == ["ENDED EXPIRED"]
+
+
+async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
+    """Intervals are measured by a clock that does not jump, and durations where it is set back."""
+    subscription = await core.subscribe(
+        ALICE, sink=SOAP, check_immediate=True, min_interval_ms=10_000, duration_ms=60_000
+    )
+    await core.play(ALICE, REACHABLE)
+    core.clocks.now += timedelta(seconds=30)
+    await core.play(ALICE, BUSY)
+    await core.advance(5)
+    assert await core.told(subscription) == ["alice REACHABLE"]
+    core.clocks.now -= timedelta(days=2)
+    await core.advance(5.1)
+    assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+    await core.advance(50)
+    assert (await core.told(subscription))[2:] == ["ENDED EXPIRED"]
+
+
+async def test_busy_is_told_as_reachable_where_the_policy_says_so(url: str) -> None:
+    """To whom BUSY is not told a busy terminal is reachable, and becoming busy is no change."""
+    async with run_core(url, policy=Policy(busy_available=False)) as core:
+        subscription = await core.subscribe(ALICE, sink=SOAP)
+        for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, REACHABLE):
+            await core.play(ALICE, status)
+        assert await core.told(subscription) == ["alice UNREACHABLE", "alice REACHABLE"]

@@ -1,0 +1,208 @@
+"""AdminService over gRPC: watches, clients and the audit log."""
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from app.auth.clients import ClientRegistry
+from app.domain.addresses import TerminalAddress
+from app.domain.errors import WatchUnknown
+from app.domain.sinks import EndReason
+from app.domain.statuses import Liveness
+from app.pb.terminalstatus.v1 import (
+    admin_pb2,
+    subscription_pb2,
+)
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from app.ports import WatchView
+from app.sinks import SINK_CONTRACTS
+from tests.support.core import (
+    ADMIN,
+    ALICE,
+    APP,
+    BEGAN,
+    OTHER,
+    new_database,
+    run_core,
+)
+from tests.support.rpc_face import NEVER, Face, Metadata, face, failure_of, read
+
+__all__ = ["face"]  # fixtures
+
+
+def view(number: int) -> WatchView:
+    return WatchView(
+        address=TerminalAddress(f"sip:t{number}@example.com"),
+        state="active",
+        liveness=Liveness.LIVE,
+        since=BEGAN,
+        expires_at=BEGAN + timedelta(seconds=60),
+        code=200,
+        reason="fine",
+        next_action="refresh",
+        next_at=None,
+        route="sip:127.0.0.1",
+    )
+
+
+async def test_watches_are_listed_with_who_wants_them(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watches come by address in pages, with their state and who wants them."""
+
+    async def watches() -> list[WatchView]:
+        return [view(number) for number in (3, 1, 2)]
+
+    monkeypatch.setattr(face.core.watcher, "watches", watches)
+    made = await face.subscribe("sip:t1@example.com")
+    first = await face.operators.ListWatches(admin_pb2.ListWatchesRequest(page_size=2), metadata=face.admin)
+    assert ([each.address for each in first.watches], first.total_size) == (
+        ["sip:t1@example.com", "sip:t2@example.com"],
+        3,
+    )
+    shown = first.watches[0]
+    assert (shown.state, shown.liveness, shown.sip_code, shown.route) == (
+        "active",
+        pb.LIVENESS_LIVE,
+        200,
+        "sip:127.0.0.1",
+    )
+    assert (list(shown.wanted_by), shown.HasField("next_at")) == ([made.id], False)
+    rest = admin_pb2.ListWatchesRequest(page_size=2, page_token=first.next_page_token)
+    second = await face.operators.ListWatches(rest, metadata=face.admin)
+    assert ([each.address for each in second.watches], second.next_page_token) == (["sip:t3@example.com"], "")
+    foreign = admin_pb2.ListClientsRequest(page_token=first.next_page_token)
+    assert (await failure_of(face.operators.ListClients(foreign, metadata=face.admin)))[2] == "page_token"
+
+
+async def test_a_watch_is_refreshed(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RefreshWatch asks the presence server now and stands in the audit log; what is not watched is NOT_FOUND."""
+    request = admin_pb2.RefreshWatchRequest(address="SIP:alice@EXAMPLE.com")
+    await face.operators.RefreshWatch(request, metadata=face.admin)
+    assert face.core.watcher.asked == [f"refresh {ALICE}"]
+
+    def refuse(address: TerminalAddress) -> None:
+        raise WatchUnknown("It is not watched.")
+
+    monkeypatch.setattr(face.core.watcher, "refresh", refuse)
+    failure = await failure_of(face.operators.RefreshWatch(request, metadata=face.admin))
+    assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "WATCH_UNKNOWN")
+    bad = admin_pb2.RefreshWatchRequest(address="alice")
+    failure = await failure_of(face.operators.RefreshWatch(bad, metadata=face.admin))
+    assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ADDRESS", "address")
+
+
+async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
+    """A client is made, calls, is rotated, disabled, enabled, deleted; its streams and subscriptions end with it."""
+    create = admin_pb2.CreateClientRequest(
+        name="billing", client_id="b", limits={"max_targets": 5, "busy_available": 0}
+    )
+    made = await face.operators.CreateClient(create, metadata=face.admin)
+    assert (made.client.id, dict(made.client.limits)) == ("b", {"max_targets": 5, "busy_available": 0})
+    own: Metadata = (("authorization", f"Bearer {made.api_key}"),)
+    too_many = pb.QueryStatusesRequest(addresses=[f"sip:{number}@example.com" for number in range(6)])
+    failure = await failure_of(face.terminals.QueryStatuses(too_many, metadata=own))
+    assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_ADDRESSES", "addresses")
+    rotate = admin_pb2.RotateClientKeyRequest(client_id="b", overlap=Duration())
+    rotated = await face.operators.RotateClientKey(rotate, metadata=face.admin)
+    refused = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "")
+    assert await failure_of(face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=own)) == refused
+    own = (("authorization", f"Bearer {rotated.api_key}"),)
+    for disabled in (True, False):
+        change = admin_pb2.SetClientDisabledRequest(client_id="b", disabled=disabled)
+        assert (await face.operators.SetClientDisabled(change, metadata=face.admin)).client.disabled is disabled
+        call = face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=own)
+        if disabled:
+            assert await failure_of(call) == refused
+        else:
+            await call
+    listed = (await face.operators.ListClients(admin_pb2.ListClientsRequest(), metadata=face.admin)).clients
+    assert [each.name for each in listed] == sorted([APP.name, OTHER.name, ADMIN.name, "billing"])
+    assert [len(each.keys) for each in listed if each.id == "b"] == [1]
+    create_subscription = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE])
+    await face.subscriptions.CreateSubscription(create_subscription, metadata=own)
+    stream = face.watch(ALICE, metadata=own)
+    await read(stream, "snapshot_item")
+    await read(stream, "snapshot_complete")
+    delete = admin_pb2.DeleteClientRequest(client_id="b")
+    assert (await face.operators.DeleteClient(delete, metadata=face.admin)).ended_subscriptions == 1
+    assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
+    failure = await failure_of(face.operators.DeleteClient(delete, metadata=face.admin))
+    assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "CLIENT_UNKNOWN")
+
+
+async def test_the_audit_log_is_read_by_operators(face: Face) -> None:
+    """ListAuditEntries shows who changed what from a time on, page by page, to an operator's client alone."""
+    create = admin_pb2.CreateClientRequest(name="billing", client_id="b")
+    await face.operators.CreateClient(create, metadata=face.admin)
+    await face.operators.DeleteClient(admin_pb2.DeleteClientRequest(client_id="b"), metadata=face.admin)
+    request, told = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, str]]()
+    while not told or request.page_token:
+        answer = await face.operators.ListAuditEntries(request, metadata=face.admin)
+        told += [(one.who, one.what) for one in answer.audit_entries if one.details.get("client") == "b"]
+        request.page_token = answer.next_page_token
+    assert told == [(ADMIN.id, "client added"), (ADMIN.id, "client deleted")]
+    later = admin_pb2.ListAuditEntriesRequest(since=Timestamp(seconds=1 << 36))
+    assert not (await face.operators.ListAuditEntries(later, metadata=face.admin)).audit_entries
+    for bad, code in ((NEVER, "INVALID_REQUEST"), (None, "NOT_PERMITTED")):
+        call = face.operators.ListAuditEntries(
+            admin_pb2.ListAuditEntriesRequest(since=bad), metadata=face.admin if bad else face.app
+        )
+        assert (await failure_of(call))[1] == code
+
+
+async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> None:
+    """Streams of a client that the command line has deleted end, and its sinks are told, once."""
+    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
+    made = await face.subscribe(ALICE, sink=sink)
+    stream = face.watch(ALICE)
+    await read(stream, "snapshot_item")
+    await read(stream, "snapshot_complete")
+    await ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN).delete(
+        APP.id, who="cli"
+    )
+    for _ in range(2):
+        await face.core.live.lifecycle.on_client_deleted(APP.id)
+        assert await face.core.told(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
+    assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
+    assert face.core.live.engine.figures()["subscriptions"] == 0
+
+
+async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Face) -> None:
+    """A call that began with good credentials makes nothing once the client is deleted, here or by another process."""
+    elsewhere = ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
+    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
+    for client, metadata, delete in ((APP, face.app, face.registry.delete), (OTHER, face.other, elsewhere.delete)):
+
+        async def check(_: Any, client: Any = client, delete: Any = delete) -> None:
+            await delete(client.id, who="test")
+
+        face.core.sender.check = check  # type: ignore[assignment]
+        request = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE], sink=sink)
+        failure = await failure_of(face.subscriptions.CreateSubscription(request, metadata=metadata))
+        assert failure[:2] == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert face.core.live.engine.figures()["subscriptions"] == 0
+
+
+async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
+    """A subscription that another process's deletion has missed ends when that is followed, or at the next start."""
+    database = await new_database(tmp_path)
+    late = {}
+    async with run_core(database) as core:
+        elsewhere = ClientRegistry(cast("Any", core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
+        third, _ = await elsewhere.add("Third", who="cli")
+        for client in (APP, third):
+            made = await core.stored(await core.subscribe(ALICE, client=client))
+            await elsewhere.delete(client.id, who="cli")
+            late[client.id] = dataclasses.replace(made, id=f"late-{client.id}")
+            await core.store.create_subscription(late[client.id], [], [])
+        await core.live.lifecycle.on_client_deleted(APP.id)
+        assert (await core.stored(late[APP.id])).end_reason is EndReason.CLIENT_DELETED
+        assert (await core.stored(late[third.id])).active
+    async with run_core(database) as core:
+        assert (await core.stored(late[third.id])).end_reason is EndReason.CLIENT_DELETED
+        assert core.live.engine.figures()["subscriptions"] == 0
