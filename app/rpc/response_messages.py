@@ -112,121 +112,123 @@ def stream_end(reason: pb.StreamEndReason.ValueType, message: str, resume_token:
     return pb.WatchStatusesResponse(end=pb.StreamEnd(reason=reason, message=message, resume_token=resume_token))
 
 
-def subscription(of: Subscription) -> subscription_pb2.Subscription:
+def subscription(stored: Subscription) -> subscription_pb2.Subscription:
     """The message hides the values of the sink's parameters."""
     return subscription_pb2.Subscription(
-        id=of.id,
-        client_id=of.client_id,
-        addresses=of.addresses,
-        criteria=[value for status, value in STATUS.items() if status in of.criteria],
-        check_immediate=of.check_immediate,
-        min_interval=duration(of.min_interval_ms),
-        max_notifications=of.max_notifications,
+        id=stored.id,
+        client_id=stored.client_id,
+        addresses=stored.addresses,
+        criteria=[value for status, value in STATUS.items() if status in stored.criteria],
+        check_immediate=stored.check_immediate,
+        min_interval=duration(stored.min_interval_ms),
+        max_notifications=stored.max_notifications,
         sink=subscription_pb2.Sink(
-            kind=SINK_KIND[of.sink.kind],
-            url=of.sink.url,
-            profile=of.sink.profile,
-            parameters={name: "" for name in of.sink.parameters if name not in HIDDEN_PARAMETERS},
+            kind=SINK_KIND[stored.sink.kind],
+            url=stored.sink.url,
+            profile=stored.sink.profile,
+            parameters={name: "" for name in stored.sink.parameters if name not in HIDDEN_PARAMETERS},
         ),
-        correlator=of.correlator,
-        request_id=of.request_id,
-        created_at=timestamp(of.created_at),
-        expires_at=timestamp_or_none(of.expires_at),
-        notified=of.notified,
-        last_notified_at=timestamp_or_none(of.last_notified_at),
-        suspended_at=timestamp_or_none(of.suspended_at),
-        ended_at=timestamp_or_none(of.ended_at),
-        end_reason=subscription_pb2.END_REASON_UNSPECIFIED if of.end_reason is None else END_REASON[of.end_reason],
-        end_detail=of.end_detail,
+        correlator=stored.correlator,
+        request_id=stored.request_id,
+        created_at=timestamp(stored.created_at),
+        expires_at=timestamp_or_none(stored.expires_at),
+        notified=stored.notified,
+        last_notified_at=timestamp_or_none(stored.last_notified_at),
+        suspended_at=timestamp_or_none(stored.suspended_at),
+        ended_at=timestamp_or_none(stored.ended_at),
+        end_reason=subscription_pb2.END_REASON_UNSPECIFIED
+        if stored.end_reason is None
+        else END_REASON[stored.end_reason],
+        end_detail=stored.end_detail,
     )
 
 
-def group(of: Group) -> group_pb2.Group:
+def group(stored: Group) -> group_pb2.Group:
     return group_pb2.Group(
-        address=of.address,
-        client_id=of.client_id,
-        members=of.members,
-        version=of.version,
-        created_at=timestamp(of.created_at),
+        address=stored.address,
+        client_id=stored.client_id,
+        members=stored.members,
+        version=stored.version,
+        created_at=timestamp(stored.created_at),
     )
 
 
-def notification(of: OwedNotification) -> delivery_pb2.Notification:
-    pending = of.state is DeliveryState.PENDING
+def notification(owed: OwedNotification) -> delivery_pb2.Notification:
+    pending = owed.state is DeliveryState.PENDING
     return delivery_pb2.Notification(
-        id=of.id,
-        subscription_id=of.subscription_id,
-        client_id=of.client_id,
-        sequence=of.sequence,
-        kind=NOTIFICATION_KIND[of.kind],
-        changes=map(terminal_status, of.changes),
-        address=of.address or "",
-        code=of.code,
-        text=of.text,
-        created_at=timestamp(of.created_at),
-        next_attempt_at=timestamp(of.next_attempt_at) if pending else None,
-        attempts=of.attempts,
-        state=DELIVERY_STATE[of.state],
-        settled_at=timestamp_or_none(of.settled_at),
+        id=owed.id,
+        subscription_id=owed.subscription_id,
+        client_id=owed.client_id,
+        sequence=owed.sequence,
+        kind=NOTIFICATION_KIND[owed.kind],
+        changes=map(terminal_status, owed.changes),
+        address=owed.address or "",
+        code=owed.code,
+        text=owed.text,
+        created_at=timestamp(owed.created_at),
+        next_attempt_at=timestamp(owed.next_attempt_at) if pending else None,
+        attempts=owed.attempts,
+        state=DELIVERY_STATE[owed.state],
+        settled_at=timestamp_or_none(owed.settled_at),
     )
 
 
-def delivery_attempt(of: DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:
+def delivery_attempt(attempt: DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:
     return delivery_pb2.DeliveryAttempt(
-        number=of.number,
-        at=timestamp(of.at),
-        code=of.code,
-        duration=duration(of.duration_ms),
-        outcome=of.outcome,
-        answer=of.answer,
+        number=attempt.number,
+        at=timestamp(attempt.at),
+        code=attempt.code,
+        duration=duration(attempt.duration_ms),
+        outcome=attempt.outcome,
+        answer=attempt.answer,
     )
 
 
-def usage_record(of: UsageRecord) -> usage_pb2.UsageRecord:
+def usage_record(record: UsageRecord) -> usage_pb2.UsageRecord:
     return usage_pb2.UsageRecord(
-        id=of.id,
-        at=timestamp(of.at),
-        operation=of.operation,
-        client_id=of.client_id,
-        face=of.face,
-        requester=of.requester,
-        targets=of.targets,
-        target_count=of.target_count,
-        expanded_count=of.expanded_count,
-        correlator=of.correlator,
-        subscription_id=of.subscription_id,
-        result=of.result,
-        root_cause=of.root_cause,
+        id=record.id,
+        at=timestamp(record.at),
+        operation=record.operation,
+        client_id=record.client_id,
+        face=record.face,
+        requester=record.requester,
+        targets=record.targets,
+        target_count=record.target_count,
+        expanded_count=record.expanded_count,
+        correlator=record.correlator,
+        subscription_id=record.subscription_id,
+        result=record.result,
+        root_cause=record.root_cause,
     )
 
 
-def watch(of: WatchView, wanted_by: Iterable[str]) -> admin_pb2.Watch:
+def watch(view: WatchView, wanted_by: Iterable[str]) -> admin_pb2.Watch:
     return admin_pb2.Watch(
-        address=of.address,
-        state=of.state,
-        liveness=LIVENESS[of.liveness],
-        since=timestamp(of.since),
-        expires_at=timestamp_or_none(of.expires_at),
-        sip_code=of.code,
-        reason=of.reason,
-        next_action=of.next_action,
-        next_at=timestamp_or_none(of.next_at),
-        route=of.route,
+        address=view.address,
+        state=view.state,
+        liveness=LIVENESS[view.liveness],
+        since=timestamp(view.since),
+        expires_at=timestamp_or_none(view.expires_at),
+        sip_code=view.code,
+        reason=view.reason,
+        next_action=view.next_action,
+        next_at=timestamp_or_none(view.next_at),
+        route=view.route,
         wanted_by=wanted_by,
     )
 
 
-def client(of: Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
+def client(stored: Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
     return admin_pb2.Client(
-        id=of.id,
-        name=of.name,
-        admin=of.admin,
-        limits={name: int(value) for name, value in of.limits.items()},
-        disabled=of.disabled,
-        created_at=timestamp(of.created_at),
+        id=stored.id,
+        name=stored.name,
+        admin=stored.admin,
+        limits={name: int(value) for name, value in stored.limits.items()},
+        disabled=stored.disabled,
+        created_at=timestamp(stored.created_at),
         keys=[admin_pb2.ClientKey(id=key.id, expires_at=timestamp_or_none(key.expires_at)) for key in keys],
     )
 
 
-def audit_entry(of: AuditEntry) -> admin_pb2.AuditEntry:
-    return admin_pb2.AuditEntry(at=timestamp(of.at), who=of.who, what=of.what, details=of.details)
+def audit_entry(entry: AuditEntry) -> admin_pb2.AuditEntry:
+    return admin_pb2.AuditEntry(at=timestamp(entry.at), who=entry.who, what=entry.what, details=entry.details)
