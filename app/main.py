@@ -101,7 +101,7 @@ async def run_gateway(settings: Settings, *, open_is_admin: bool = False) -> Asy
         add_readings(metrics, watcher, use_cases)
         app = _http_app(fetcher, use_cases, metrics, settings, stopping, tokens)
         if metrics_socket:  # starts first and stops last, so that probes are answered while the faces drain
-            await start(serve_http(rest_metrics.on_own_address(app), metrics_socket, None))
+            await start(serve_http(rest_metrics.on_separate_address(app), metrics_socket, None))
         grpc_server = await start(_grpc_server(settings, fetcher, use_cases, stopping, tls_files, proxies))
         http_server = await start(_http_server(settings, app, http_socket, tls_files, proxies))
         assert watcher.build is not None  # noqa: S101  # the watcher has started
@@ -359,7 +359,7 @@ def _http_app(
     def text() -> bytes:
         return metrics.text(ready=fetcher.ready and not stopping.is_set())
 
-    rest_metrics.add_metrics(app, use_cases.auth, text, own_address=settings.metrics_listen is not None)
+    rest_metrics.add_metrics(app, use_cases.auth, text, separate_address=settings.metrics_listen is not None)
 
     async def face(scope: Scope, receive: Receive, send: Send) -> None:
         # SOAP is not mounted in FastAPI, whose middlewares would cost each SOAP call 50 µs for nothing.

@@ -1,9 +1,9 @@
-"""The API page: the OpenAPI documents as HTML, made here, so that it works without the internet.
+"""The API pages: /docs shows the OpenAPI documents as HTML, /openapi.json and /openapi/NAME.json return them.
 
-Invariants: the pages have no script and load nothing; what they may do besides, their Content-Security-Policy forbids.
-Every text is escaped. A page is made when it is first asked for, and is the same ever after.
+Invariants: pages work without the internet: they have no script and load nothing, as their Content-Security-Policy
+enforces. Every text is escaped. A page is made at its first request, then kept.
 
-Deliberately absent: trying operations out.
+Deliberately absent: a form for trying out operations.
 """
 
 import asyncio
@@ -48,13 +48,13 @@ HEADERS = {
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """An OpenAPI document as JSON text."""
+    """Returns an OpenAPI document as JSON text."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def add_routes(app: FastAPI, documents: Documents, public_url: str | None) -> None:
-    """Adds the pages, and the documents themselves, to `app`. The documents name the server by `public_url`, else as
-    their reader does."""
+    """Adds the pages and the documents to `app`. The documents name the server `public_url`, or else as the reader's
+    request does."""
     page = cache(lambda name: _page(name, documents))
     text = cache(lambda name: as_text(documents[name]()))
     first = next(iter(documents))
@@ -63,7 +63,7 @@ def add_routes(app: FastAPI, documents: Documents, public_url: str | None) -> No
         name = request.path_params.get("name", first)
         if name not in documents:
             raise HTTPException(404)
-        # In a thread: the first page takes 400 ms.
+        # In a thread, since the first request for a page takes 400 ms.
         return Response(await asyncio.to_thread(page, name), headers=HEADERS, media_type="text/html")
 
     async def document(request: Request) -> Response:
@@ -101,7 +101,7 @@ def _page(name: str, documents: Documents) -> str:
             *_operations(document),
             "<h2>Schemas</h2>",
             *(_schema(*each) for each in sorted(document["components"]["schemas"].items())),
-            "<h2>Failures</h2>" if "examples" in document["components"] else "",
+            "<h2>Errors</h2>" if "examples" in document["components"] else "",
             *(_example(*each) for each in sorted(document["components"].get("examples", {}).items())),
         )
     )
@@ -159,7 +159,7 @@ def _content(of: Mapping[str, Any]) -> Iterator[str]:
         if "example" in content:
             examples[""] = content["example"]
         for name, value in examples.items():
-            if value is None:  # one of those at the page's end
+            if value is None:  # a reference to an example at the end of the page
                 yield f' <a href="#example-{_text(name)}">{_text(name)}</a>'
                 continue
             shown = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
@@ -197,8 +197,8 @@ def _described(of: Mapping[str, Any], schema: Mapping[str, Any], *, typed: bool 
             ("default", "default"),
             ("minimum", "from"),
             ("maximum", "to"),
-            ("minLength", "least characters"),
-            ("maxLength", "most characters"),
+            ("minLength", "minimum length"),
+            ("maxLength", "maximum length"),
             ("pattern", "pattern"),
         )
         if schema.get(key) not in (None, "", [], {})
@@ -235,7 +235,7 @@ def _prose(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
+    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text)))
 
 
 def _text(value: object) -> str:

@@ -21,9 +21,9 @@ from app.auth.oidc import Grant
 from app.core.fetcher import FetchService
 from app.core.use_cases import UseCases
 from app.rest import (
-    admin,
     api_page,
     camara,
+    clients,
     deliveries,
     groups,
     openapi,
@@ -33,6 +33,7 @@ from app.rest import (
     subscriptions,
     terminals,
     usage,
+    watches,
     webhook_events,
 )
 from app.rest.middleware import RequestMiddleware
@@ -83,7 +84,7 @@ def create_app(
     app.router.route_class = Operation
     terminals.add_routes(app.router, use_cases)
     streams.add_routes(app.router, use_cases, max_age_s=max_stream_age_s)
-    for noun in (subscriptions, groups, deliveries, usage, admin):
+    for noun in (subscriptions, groups, deliveries, usage, watches, clients):
         noun.add_routes(app.router, use_cases)
     app.router.route_class = APIRoute
     webhook_events.add_webhooks(app)

@@ -1,4 +1,4 @@
-"""REST API v1: owed and settled notifications, their attempts, and sending again. No rules here."""
+"""REST API v1: notifications of subscriptions, delivery attempts, and sending again."""
 
 from typing import Annotated
 
@@ -21,19 +21,19 @@ IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The notification'
 
 
 class Notification(BaseModel):
-    """One message owed, or delivered, to a subscription's sink."""
+    """One message to a subscription's sink."""
 
-    id: Id = Field(description="The event's `id` and the `webhook-id`, the same at each attempt.")
+    id: Id = Field(description="Equals the event's `id` and the header `webhook-id`; the same in each attempt.")
     subscription_id: Id
     client_id: str
-    sequence: int = Field(description="Order within the subscription, from 1, without gaps.")
+    sequence: int = Field(description="Position within the subscription, from 1, without gaps.")
     kind: NotificationKind
-    changes: list[TerminalStatus] = Field(description="What STATUS tells; empty otherwise.")
-    address: str | None = Field(description="The terminal that an ERROR is about; null is the whole subscription.")
-    code: str = Field(description="Of ERROR the error's code, of ENDED the reason.")
+    changes: list[TerminalStatus] = Field(description="STATUS only: the changes; else empty.")
+    address: str | None = Field(description="ERROR only: the terminal that failed; null if the whole subscription did.")
+    code: str = Field(description="ERROR: the error's code. ENDED: the reason. Else empty.")
     text: str
     created_at: At
-    next_attempt_at: At | None = Field(description="When it is tried next, if PENDING.")
+    next_attempt_at: At | None = Field(description="PENDING only: the time of the next attempt; else null.")
     attempts: int
     state: DeliveryState
     settled_at: At | None
@@ -43,18 +43,18 @@ class Notifications(BaseModel):
     """One page of notifications, oldest first."""
 
     notifications: list[Notification]
-    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 class DeliveryAttempt(BaseModel):
-    """One try to deliver a notification."""
+    """One attempt to deliver a notification."""
 
     number: int
     at: At
-    code: int = Field(description="The endpoint's HTTP status; 0 where none came.")
+    code: int = Field(description="The HTTP status of the endpoint's answer; 0 without an answer.")
     duration_ms: int
-    outcome: str = Field(description="`delivered`, or a word for what failed, such as `timed-out` or `http-500`.")
-    answer: str = Field(description="The first kilobytes of what the endpoint answered.")
+    outcome: str = Field(description="`delivered`, or a word for the failure, such as `timed-out` or `http-500`.")
+    answer: str = Field(description="The beginning of the endpoint's answer, some kilobytes at most.")
 
 
 class DeliveryAttempts(BaseModel):
@@ -70,7 +70,7 @@ class SendAgainRequest(Request):
 
 
 class SentAgain(BaseModel):
-    """How many notifications are tried again: those that had been given up."""
+    """The number of notifications that are tried again: those that were DEAD."""
 
     sent_again: int
 
@@ -84,16 +84,18 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="listNotifications",
         tags=[TAG],
         summary="List notifications",
-        description="What your subscriptions were told or are owed, for as long as the gateway keeps it.",
+        description="Lists notifications that your subscriptions were sent or are owed, while the gateway keeps them.",
         response_model=Notifications,
-        response_description="Oldest first.",
+        response_description="Notifications, oldest first.",
         responses=failures(),
     )
     async def list_notifications(
         client: Caller,
         page: Paged,
-        state: Annotated[DeliveryState | None, Query(description="Only those that stand so.")] = None,
-        subscription_id: Annotated[str, Query(max_length=MAX_ID, description="Only those of this subscription.")] = "",
+        state: Annotated[DeliveryState | None, Query(description="Only notifications in this state.")] = None,
+        subscription_id: Annotated[
+            str, Query(max_length=MAX_ID, description="Only notifications of this subscription.")
+        ] = "",
     ) -> Response:
         found, token = await deliveries.list(client, page, state=state, subscription_id=subscription_id)
         return json_response(
@@ -118,7 +120,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         tags=[TAG],
         summary="List a notification's delivery attempts",
         response_model=DeliveryAttempts,
-        response_description="In order.",
+        response_description="Attempts, oldest first.",
         responses=failures(NotificationUnknown),
     )
     async def list_delivery_attempts(client: Caller, notification_id: IdInPath) -> Response:
@@ -130,9 +132,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="sendNotificationsAgain",
         tags=[TAG],
         summary="Send notifications again",
-        description="Has notifications tried again that were given up (DEAD); the others stay as they are.",
+        description="Schedules new attempts for notifications that were given up (DEAD). Others are not changed.",
         response_model=SentAgain,
-        response_description="How many were dead.",
+        response_description="The number of notifications that are tried again.",
         responses=failures(NotificationUnknown),
     )
     async def send_notifications_again(client: Caller, asked: SendAgainRequest) -> Response:

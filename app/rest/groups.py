@@ -1,7 +1,4 @@
-"""REST API v1: groups. A group's ETag is its version: `If-Match` makes a change or its deletion safe.
-
-Deliberately absent: rules.
-"""
+"""REST API v1: groups. A group's ETag follows from its version, so `If-Match` protects changes and the deletion."""
 
 from typing import Annotated
 
@@ -34,7 +31,7 @@ MAX_ETAG = 100
 AddressInPath = Annotated[
     str,
     Path(
-        description="The group's address. Percent-encode what a path cannot hold.",
+        description="The group's address. Percent-encode `/`, `?`, `#` and `%`.",
         max_length=MAX_ADDRESS_LENGTH,
         openapi_examples={"group": {"value": TEAM}},
         json_schema_extra={"format": ADDRESS_FORMAT},
@@ -44,8 +41,8 @@ IfMatch = Annotated[
     str,
     Header(
         max_length=MAX_ETAG,
-        description="The ETag of the group that is to be changed; another version is 412 GROUP_CHANGED. Absent or `*`: "
-        "whatever it is.",
+        description="The ETag of the version to change; if the group has another version, the answer is 412 "
+        "GROUP_CHANGED. Absent or `*`: any version.",
     ),
 ]
 _KNOWN = failures(InvalidAddress, GroupUnknown)
@@ -62,25 +59,30 @@ _ETAG = {"ETag": {"description": "The group's version, for If-Match.", "schema":
 Members = Annotated[
     list[Address],
     FailFast(),
-    Field(max_length=MAX_ADDRESSES, description="Terminals, or groups where the policy allows that; each once."),
+    Field(
+        max_length=MAX_ADDRESSES, description="Addresses of terminals, and of groups if the policy allows; each once."
+    ),
 ]
 
 
 class GroupRequest(Request):
-    """A group to make."""
+    """A group to create."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"address": TEAM, "members": ["sip:alice@example.com", "tel:+15551234567"]}]}
     )
 
     address: Annotated[str, Field(examples=["sip:team@example.com"], json_schema_extra={"format": ADDRESS_FORMAT})] = (
-        Field(description="The group's own address, a `sip:` or `sips:` URI, by which it is asked and watched.")
+        Field(
+            description="The group's own address, a `sip:` or `sips:` URI, which queries, subscriptions and streams "
+            "take like a terminal's."
+        )
     )
     members: Members
 
 
 class MembersRequest(Request):
-    """Members of a group."""
+    """The new members of a group."""
 
     members: Members
 
@@ -92,12 +94,14 @@ class SomeMembersRequest(Request):
 
 
 class Group(BaseModel):
-    """A named set of addresses, which may be asked and watched by its own."""
+    """A named set of addresses. Queries, subscriptions and streams take its own address like a terminal's."""
 
     address: str
     client_id: str
     members: list[str]
-    version: int = Field(description="Grows by one with each change of the members; the ETag is made of it.")
+    version: int = Field(
+        description="Number of this version; each change of the members adds 1. The ETag follows from it."
+    )
     created_at: At
 
 
@@ -105,7 +109,7 @@ class Groups(BaseModel):
     """One page of groups, by address."""
 
     groups: list[Group]
-    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -117,9 +121,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         status_code=201,
         operation_id="createGroup",
         tags=[TAG],
-        summary="Make a group",
+        summary="Create a group",
         response_model=Group,
-        response_description="The group.",
+        response_description="The new group.",
         responses={
             **failures(*_MEMBERS, GroupExists, GroupNotAllowed, TooManyGroups),
             201: {"headers": _ETAG},
@@ -134,7 +138,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         tags=[TAG],
         summary="List your groups",
         response_model=Groups,
-        response_description="By address.",
+        response_description="Groups in order of their addresses.",
         responses=failures(),
     )
     async def list_groups(client: Caller, page: Paged) -> Response:
@@ -164,7 +168,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="addGroupMembers",
         tags=[TAG],
         summary="Add members to a group",
-        description="Those it has already do no harm.",
+        description="Addresses that are members already are ignored.",
         response_model=Group,
         response_description="The changed group.",
         responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
@@ -180,7 +184,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="removeGroupMembers",
         tags=[TAG],
         summary="Remove members from a group",
-        description="Those it has not do no harm.",
+        description="Addresses that are not members are ignored.",
         response_model=Group,
         response_description="The changed group.",
         responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
@@ -201,14 +205,14 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses={
             **_KNOWN,
             200: {"headers": _ETAG},
-            304: {"description": "It is still the version of If-None-Match.", "headers": _ETAG},
+            304: {"description": "The group still has the version of If-None-Match.", "headers": _ETAG},
         },
     )
     async def get_group(
         client: Caller,
         address: AddressInPath,
         if_none_match: Annotated[
-            str, Header(max_length=MAX_ETAG, description="An ETag: the group is returned only if it has another.")
+            str, Header(max_length=MAX_ETAG, description="An ETag: the group is returned only if its own is different.")
         ] = "",
     ) -> Response:
         group = await groups.get(client, address)
@@ -222,8 +226,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="deleteGroup",
         tags=[TAG],
         summary="Delete a group",
-        description="What is subscribed by it goes on without it.",
-        response_description="It is gone.",
+        description="Subscriptions and streams that name the group continue without it.",
+        response_description="The group is deleted.",
         responses=failures(InvalidAddress, GroupUnknown, errors.GroupChanged),
     )
     async def delete_group(client: Caller, address: AddressInPath, if_match: IfMatch = "*") -> Response:
@@ -235,12 +239,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             return None
         group = await groups.get(client, address)
         if etag(group) not in [tag.strip() for tag in if_match.split(",")]:
-            raise GroupChanged("The group is of another version; read it again.")
+            raise GroupChanged(f"The group {address} has changed since that version; read it again.")
         return group.version
 
 
 def etag(group: records.Group) -> str:
-    """A group's ETag: two groups of one address, one after the other, have not the same."""
+    """Returns a group's ETag. A group that is deleted and created again gets another."""
     return f'"{group.version}-{group.created_at.timestamp():.6f}"'
 
 

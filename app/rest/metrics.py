@@ -1,9 +1,7 @@
-"""The metrics, and the address of their own that metrics and probes may have.
+"""/metrics, and the separate address (TS_METRICS_LISTEN) for metrics and probes.
 
-Invariants: on the HTTP address the metrics are for operators' clients, and for callers who need no credentials; on an
-address of their own (TS_METRICS_LISTEN) they are for everybody who reaches it, and nowhere else.
-
-Deliberately absent: the probes themselves (`probes.py`), which both addresses serve, and what is measured.
+Invariants: without a separate address, the HTTP address serves the metrics to operators' clients, and to callers that
+need no credentials. With one, only the separate address serves them, to every caller.
 """
 
 from collections.abc import Callable
@@ -18,33 +16,36 @@ from app.rest.operation import client_of
 
 METRICS = "/metrics"
 PATHS = (METRICS, "/healthz", "/readyz")
-"""What the address of their own serves."""
+"""The paths that the separate address serves."""
 
-_OWN = "own_address"
+_SEPARATE = "separate_address"
 _MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def add_metrics(app: FastAPI, auth: Authenticator, text: Callable[[], bytes], *, own_address: bool) -> None:
-    """Adds the metrics to `app`; with `own_address` for `on_own_address` alone."""
+def add_metrics(app: FastAPI, auth: Authenticator, text: Callable[[], bytes], *, separate_address: bool) -> None:
+    """Adds /metrics to `app`; with `separate_address` only for the app that `on_separate_address` returns."""
 
     async def scrape(request: Request) -> Response:
-        if not request.scope.get(_OWN):
-            if own_address:
+        if not request.scope.get(_SEPARATE):
+            if separate_address:
                 raise HTTPException(404)
             client = await client_of(auth, request.scope)
             if not client.admin and client is not auth.anonymous:
-                raise NotPermitted("The metrics are for operators' clients (--admin); see also TS_METRICS_LISTEN.")
+                raise NotPermitted(
+                    "Only an operator's client (--admin) may read the metrics. To serve them without "
+                    "credentials, set TS_METRICS_LISTEN."
+                )
         return Response(text(), media_type=_MEDIA_TYPE)
 
     app.add_route(METRICS, scrape, include_in_schema=False)
 
 
-def on_own_address(app: ASGIApp) -> ASGIApp:
-    """What is served on the metrics' own address: of `app`, PATHS alone."""
+def on_separate_address(app: ASGIApp) -> ASGIApp:
+    """Returns an app that serves only PATHS of `app`."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PATHS:
-            scope = {**scope, "path": "/", "raw_path": b"/"}  # where nothing is
-        await app({**scope, _OWN: True}, receive, send)
+            scope = {**scope, "path": "/", "raw_path": b"/"}  # which does not exist
+        await app({**scope, _SEPARATE: True}, receive, send)
 
     return serve

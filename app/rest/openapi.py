@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.rest import admin, deliveries, groups, probes, schemas, subscriptions, terminals, usage, webhook_events
+from app.rest import deliveries, groups, probes, schemas, subscriptions, terminals, usage, watches, webhook_events
 from app.rest.error_examples import components
 from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.problem import Problem
@@ -39,7 +39,7 @@ TAGS = [
     {"name": groups.TAG, "description": "Named sets of terminals, to be used in place of lists of addresses."},
     {"name": deliveries.TAG, "description": "Notifications that subscriptions were sent or are owed."},
     {"name": usage.TAG, "description": "A record of each call of a client and of each delivery to it, for billing."},
-    {"name": admin.TAG, "description": "For operators' clients: the gateway's watches, and its clients."},
+    {"name": watches.TAG, "description": "For operators' clients: the gateway's watches, and its clients."},
     {"name": probes.TAG, "description": "Probes for those who run the gateway; without credentials."},
     {"name": webhook_events.TAG, "description": "The events that the gateway sends to subscriptions' endpoints."},
 ]

@@ -1,9 +1,9 @@
-"""What REST API v1 takes and returns, as models: requests are checked against them, answers are documented by them.
+"""The bodies of REST API v1 as models. Requests are validated by them; answers are only documented by them.
 
-Invariants: a request's member that is unknown, or of another type than it should be, is refused: one misspelt would
-else mean nothing without a word. Within v1 members and values are added, never removed or given another meaning.
+Invariants: an unknown member, or one of the wrong type, is refused; otherwise a misspelt member would be ignored in
+silence. Within v1, members and values may be added, never removed or given another meaning.
 
-Deliberately absent: rules about terminals, which the use cases check, and the making of answers (`to_json.py`).
+Deliberately absent: rules about terminals, which the use cases check, and the conversion of answers (`to_json.py`).
 """
 
 import re
@@ -31,9 +31,9 @@ _RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,12})?([Zz]
 
 
 def _rfc3339(value: object) -> object:
-    """Pydantic alone would take numbers too, and times without a zone."""
+    """Refuses numbers and times without a zone, which Pydantic alone would accept."""
     if not isinstance(value, datetime) and not (isinstance(value, str) and _RFC3339.fullmatch(value)):
-        raise ValueError("no time with a zone, as RFC 3339 has it")
+        raise ValueError("not an RFC 3339 time with a zone")
     return value
 
 
@@ -41,33 +41,38 @@ def _utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("no time that a calendar has in UTC") from None
+        raise ValueError("not a valid time in UTC") from None
 
 
 Rfc3339 = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc), Field(strict=False)]
 Address = Annotated[
     str,
     Field(
-        description="A terminal: a `sip:` or `sips:` URI (RFC 3261) without password and headers, or a `tel:` URI "
-        "(RFC 3966), a local number with `;phone-context=`. ASCII, at most 200 characters.",
+        description="A terminal's address: a `sip:` or `sips:` URI (RFC 3261) without password and headers, or a "
+        "`tel:` URI (RFC 3966; local numbers need `;phone-context=`). ASCII, at most 200 characters.",
         examples=[_ALICE, "tel:+15551234567"],
         json_schema_extra={"format": ADDRESS_FORMAT},
     ),
 ]
 Addresses = Annotated[
     list[Address],
-    FailFast(),  # a hundred thousand faults take a second to name
-    Field(min_length=1, max_length=MAX_ADDRESSES, description="Terminals and groups, as many as the policy allows."),
+    FailFast(),  # listing a hundred thousand faults takes a second
+    Field(
+        min_length=1,
+        max_length=MAX_ADDRESSES,
+        description="Addresses of terminals and groups. The policy limits their number.",
+    ),
 ]
 Criteria = Annotated[
     list[Annotated[Status, Field(strict=False)]],
-    Field(max_length=20, description="The statuses that are told; empty means every change."),
+    Field(max_length=20, description="The statuses to report; empty means all."),
 ]
 Requester = Annotated[
     str,
     Field(
         max_length=MAX_REQUESTER,
-        description="On whose behalf the client asks, a URI or a name; only stands in the usage record.",
+        description="On whose behalf the client calls, a URI or a name. Stored in the usage record, not used "
+        "otherwise.",
     ),
 ]
 Id = Annotated[str, Field(description="Opaque; at most 64 characters.", examples=["6f1c3f0d9c0b4b0c8a3f0e6f6d1c2b7a"])]
@@ -79,7 +84,7 @@ def _example(request: dict[str, Any]) -> ConfigDict:
 
 
 class Request(BaseModel):
-    """What is common to bodies of requests."""
+    """A request's body."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -88,58 +93,60 @@ class Request(BaseModel):
 
 
 class TerminalStatus(BaseModel):
-    """What the presence server said about a terminal, and when."""
+    """A terminal's status, and when the presence server stated it."""
 
     address: str = Field(
-        description="The terminal in canonical form, by which equal terminals are equal strings: scheme, host and "
-        "parameters in lower case, a telephone number without visual separators. May differ from the request's."
+        description="The terminal's address in canonical form: scheme, host and parameters in lower case, a telephone "
+        "number without visual separators. May differ from the request's; equal terminals have equal canonical forms."
     )
     status: Status = Field(
-        description="`REACHABLE`: registered, and nothing says that the user is busy. `UNREACHABLE`: not registered. "
-        "`BUSY`: registered, and the user is occupied. Take a value you do not know as an unknown status."
+        description="`REACHABLE`: registered, and not known to be busy. `UNREACHABLE`: not registered. `BUSY`: "
+        "registered, and the user is busy, as on a call. Treat an unknown value as an unknown status."
     )
-    observed_at: At = Field(description="When the presence server stated it, by the gateway's clock (RFC 3339, UTC).")
+    observed_at: At = Field(
+        description="When the presence server stated the status, by the gateway's clock (RFC 3339, UTC)."
+    )
     source: Source = Field(
-        description="Where the status came from. `FETCH`: the presence server was asked for this very answer. "
-        "`WATCH`: a live subscription at the presence server says so."
+        description="Where the status came from. `FETCH`: from a query to the presence server. `WATCH`: from the "
+        "gateway's own subscription at the presence server."
     )
     revision: int = Field(
-        description="Grows by one with each change of the terminal's stored status, from 1. 0: it is not stored."
+        description="Number of the terminal's stored status, from 1; each change adds 1. 0: the status is not stored."
     )
 
 
 class Failure(BaseModel):
-    """What went wrong with a part of a request."""
+    """Why one terminal of a request failed."""
 
-    code: str = Field(description="As `code` of a problem.")
-    detail: str = Field(description="For people; wording may change.")
-    retryable: bool = Field(description="Whether the same question may succeed later.")
-    retry_after_s: float | None = Field(description="Seconds to wait before that; null where not known.")
-    details: dict[str, str] = Field(description="Short strings for machines.")
+    code: str = Field(description="The error's code, as `code` of a Problem.")
+    detail: str = Field(description="What happened, for people. The wording may change.")
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    retry_after_s: float | None = Field(description="Seconds to wait before the next attempt; null if unknown.")
+    details: dict[str, str] = Field(description="Short strings for machines, such as the SIP code.")
 
 
 class QueryRequest(Request):
-    """A question about many terminals."""
+    """A query for many terminals."""
 
     model_config = _example({"addresses": ["sip:alice@example.com", "tel:+15551234567"], "max_age_s": 5})
 
     addresses: Addresses
     max_age_s: float = Field(
-        0, ge=0, le=86_400, description="How old each answer may be, in seconds; 0 asks the presence server now."
+        0, ge=0, le=86_400, description="The accepted age of a status, in seconds. 0 queries the presence server now."
     )
     requester: Requester = ""
 
 
 class TerminalResult(BaseModel):
-    """What came of the question about one terminal."""
+    """The result of a query for one terminal."""
 
-    address: str = Field(description="The terminal in canonical form; never a group.")
+    address: str = Field(description="The terminal's address in canonical form; never a group's.")
     retrieval_status: queries.RetrievalStatus = Field(
-        description="`RETRIEVED`: there is a status. `NOT_RETRIEVED`: not asked, or not answered in time; the same "
-        "question may succeed. `ERROR`: the terminal is unknown, or the answer is refused."
+        description="`RETRIEVED`: `status` is present. `NOT_RETRIEVED`: not queried, or no answer in time; a repeated "
+        "query may succeed. `ERROR`: the terminal is unknown, or the presence server refuses the answer."
     )
-    status: TerminalStatus | None = Field(description="There exactly where RETRIEVED.")
-    failure: Failure | None = Field(description="Why there is no status.")
+    status: TerminalStatus | None = Field(description="Present if RETRIEVED, otherwise null.")
+    failure: Failure | None = Field(description="Why the status is null; null if RETRIEVED.")
 
 
 class QueryResults(BaseModel):
@@ -149,18 +156,25 @@ class QueryResults(BaseModel):
 
 
 class WatchedTerminal(BaseModel):
-    """Data of `snapshot` and `liveness`: how a watched terminal stands."""
+    """Data of `snapshot` and `liveness`: the state of a watched terminal."""
 
     address: str
-    status: TerminalStatus | None = Field(description="The last known one; null where nothing was observed yet.")
-    liveness: Liveness = Field(description="What that status is worth now.")
-    reason: str = Field(description="Why it is not LIVE, for people.")
+    status: TerminalStatus | None = Field(description="The last known status; null before the first.")
+    liveness: Liveness = Field(
+        description="`LIVE`: the presence server reports each change. `STALE`: contact is lost, and the status is the "
+        "last known one. `UNKNOWN`: no status was observed yet."
+    )
+    reason: str = Field(description="Why the liveness is not LIVE, for people; else empty.")
     since: At
-    failure: Failure | None = Field(None, description="Only in `liveness`, where the presence server refuses it.")
+    failure: Failure | None = Field(
+        None,
+        description="Only in `liveness`: the error, if the presence server refuses the watch or does not know the "
+        "terminal, or if its last presence document cannot be read.",
+    )
 
 
 class ResumeToken(BaseModel):
-    """Data of `bookmark`; the event's `id` says the same."""
+    """Data of `bookmark`; the event's `id` has the same token."""
 
     resume_token: str
 
@@ -169,9 +183,9 @@ class SnapshotComplete(ResumeToken):
     """Data of `snapshot-complete`."""
 
     reset: bool = Field(
-        description="The id with which this client came could not be used: of an older gateway, of other terminals, or "
-        "of a database that was restored or replaced. The snapshot has every terminal; forget whatever it does not "
-        "have, and take it also where its revisions are smaller than those that you know."
+        description="Whether the client's last event id could not be used, since it comes from an older gateway, from "
+        "a stream of other terminals, or from before the database was restored or replaced. The snapshot then has "
+        "every terminal: replace all that you know by it, even if its revisions are smaller."
     )
 
 
@@ -179,14 +193,14 @@ class StreamEnd(BaseModel):
     """Data of `end`, the last event."""
 
     reason: Literal["GATEWAY_STOPPING", "NOTHING_TO_WATCH", "CREDENTIALS_EXPIRED", "MAX_AGE"] = Field(
-        description="Come again after GATEWAY_STOPPING and MAX_AGE. More may come."
+        description="Open the stream again after GATEWAY_STOPPING and MAX_AGE. Later versions may add reasons."
     )
     message: str
-    resume_token: str = Field(description="Resumes the stream; empty where coming again makes no sense.")
+    resume_token: str = Field(description="Resumes the stream; empty if opening it again is pointless.")
 
 
 class TerminalRemoved(BaseModel):
-    """Data of `removed`: the terminal left the group by which it was watched."""
+    """Data of `removed`: the terminal left the group through which it was watched."""
 
     address: str
 
@@ -200,49 +214,52 @@ STREAMED: Mapping[str, type[BaseModel]] = {
     "bookmark": ResumeToken,
     "end": StreamEnd,
 }
-"""The data of a stream's events, by their names."""
+"""The data of a stream's events by event name."""
 
 
 # Subscriptions.
 
 
-def _default_handshake(asked: Mapping[str, Any]) -> Handshake:
-    """By a signed event only where its receiver knows the secret by now, and can verify it."""
-    return Handshake.TEST if asked.get("secrets") else Handshake.NONE
+def _default_handshake(given: Mapping[str, Any]) -> Handshake:
+    """A signed test event only if the receiver can know the secret already."""
+    return Handshake.TEST if given.get("secrets") else Handshake.NONE
 
 
 class SinkRequest(Request):
-    """Where notifications shall go."""
+    """Where to send notifications."""
 
     kind: Literal["STREAM", "WEBHOOK"] = Field(
-        description="`STREAM`: nowhere by themselves; hold a stream, or list notifications. `WEBHOOK`: CloudEvents by "
-        "HTTP POST to `url`."
+        description="`WEBHOOK`: the gateway sends CloudEvents by HTTP POST to `url`. `STREAM`: the gateway sends "
+        "nothing; the client reads a stream or lists notifications."
     )
-    url: str = Field("", max_length=MAX_URL, description="The endpoint, an https URL; for WEBHOOK.")
+    url: str = Field("", max_length=MAX_URL, description="WEBHOOK only: the endpoint, an https URL.")
     secrets: list[str] = Field(
         [],
         max_length=MAX_SECRETS,
-        description="Keys that sign webhooks (Standard Webhooks), `whsec_` and base64 of 24 to 64 bytes, the newest "
-        "first; two during rotation. None: the gateway makes one, and returns it once: no webhook is unsigned. A "
-        "receiver that verifies signatures does not know that one yet when it is checked: see `handshake`.",
+        description="Keys that sign the webhooks (Standard Webhooks): `whsec_` and base64 of 24 to 64 bytes; the "
+        "newest first, two during a rotation. If empty, the gateway makes a secret and returns it once, in this "
+        "call's answer: every webhook is signed. The endpoint does not know such a secret yet when it is checked: see "
+        "`handshake`.",
     )
     access_token: str = Field(
-        "", max_length=MAX_SINK_TOKEN, description="Bearer token for the endpoint. Never shown again."
+        "",
+        max_length=MAX_SINK_TOKEN,
+        description="Bearer token that the gateway sends to the endpoint. Never returned.",
     )
     access_token_expires_at: Rfc3339 | None = Field(
-        None, description="When that token ends, RFC 3339; the subscription ends five seconds before."
+        None, description="When `access_token` expires (RFC 3339). The subscription ends five seconds earlier."
     )
     handshake: Annotated[Handshake, Field(strict=False)] = Field(
         default_factory=_default_handshake,
-        description="How the endpoint is checked now. `test`: it answers 2xx to a signed event. `options`: it answers "
-        "OPTIONS with WebHook-Allowed-Origin (CloudEvents). `none`: it accepts a connection, over which nothing is "
-        "sent. Only the event of `test` carries the access token. Absent: `test` where `secrets` are named, and `none` "
-        "where the gateway makes one, since the endpoint cannot know it before this call's answer.",
+        description="How this call checks the endpoint. `test`: the endpoint answers 2xx to a signed `sink-test` "
+        "event, which carries the access token. `options`: the endpoint answers OPTIONS with WebHook-Allowed-Origin "
+        "(CloudEvents). `none`: the endpoint accepts a connection; nothing is sent over it. Default: `test` if "
+        "`secrets` are given, otherwise `none`, since the endpoint cannot know the gateway's secret yet.",
     )
 
 
 class SubscriptionRequest(Request):
-    """What to subscribe to."""
+    """A subscription to create."""
 
     model_config = _example(
         {
@@ -258,40 +275,49 @@ class SubscriptionRequest(Request):
     addresses: Addresses
     criteria: Criteria = []
     check_immediate: bool = Field(
-        False, description="Whether terminals that meet the criteria now are told at once; that counts."
+        False,
+        description="Whether to report at once the terminals that meet the criteria now. Such a notification counts "
+        "towards `max_notifications`.",
     )
     min_interval_ms: int = Field(
-        0, ge=0, description="Least time between two notifications; in between the newest is held. 0: the policy's."
+        0,
+        ge=0,
+        description="Minimum time between two notifications. Changes in between are combined: the next notification "
+        "has each terminal's newest status. 0: the policy's minimum.",
     )
-    duration_ms: int = Field(0, ge=0, description="How long it shall last; 0: the policy's default.")
-    max_notifications: int = Field(0, ge=0, description="How many notifications end it; 0: unlimited, where allowed.")
-    sink: SinkRequest | None = Field(None, description="Where notifications go; STREAM if absent.")
+    duration_ms: int = Field(0, ge=0, description="How long the subscription lasts; 0: the policy's default.")
+    max_notifications: int = Field(
+        0,
+        ge=0,
+        description="The subscription ends after this number of notifications; 0: unlimited, if the policy allows.",
+    )
+    sink: SinkRequest | None = Field(None, description="Where to send notifications; STREAM if absent.")
     correlator: str = Field(
         "",
         max_length=MAX_CORRELATOR,
-        description="Your own name for it, unique among your active ones; may be empty.",
+        description="Your own name for the subscription, unique among your active subscriptions; may be empty.",
     )
     requester: Requester = ""
 
 
 class Sink(BaseModel):
-    """Where notifications go; secrets and tokens are never shown."""
+    """Where notifications go. Secrets and tokens are never returned."""
 
     kind: SinkKind
     url: str
-    profile: str = Field(description="How the endpoint is spoken to: `v1` or `camara`, or a version of Parlay X.")
-    signed: bool
-    with_access_token: bool
+    profile: str = Field(description="Form of the messages to the endpoint: `v1`, `camara`, or a version of Parlay X.")
+    signed: bool = Field(description="Whether webhooks are signed.")
+    with_access_token: bool = Field(description="Whether webhooks carry an access token.")
     access_token_expires_at: str | None
     handshake: str | None
 
 
 class Subscription(BaseModel):
-    """A standing request: tell me when one of these terminals changes."""
+    """A stored request to report changes of terminals."""
 
     id: Id
     client_id: str
-    addresses: list[str] = Field(description="Terminals and groups as asked for, in canonical form, each once.")
+    addresses: list[str] = Field(description="Terminals and groups of the request, in canonical form, each once.")
     criteria: list[Status]
     check_immediate: bool
     min_interval_ms: int
@@ -300,19 +326,21 @@ class Subscription(BaseModel):
     correlator: str
     created_at: At
     expires_at: At | None
-    notified: int = Field(description="Notifications of changes made so far.")
+    notified: int = Field(description="Number of notifications of changes so far.")
     last_notified_at: At | None
-    suspended_at: At | None = Field(description="Since when its endpoint fails and attempts are rare.")
-    ended_at: At | None = Field(description="Null while it is active.")
+    suspended_at: At | None = Field(
+        description="Since when the endpoint fails and is tried less often; null while it works."
+    )
+    ended_at: At | None = Field(description="Null while the subscription is active.")
     end_reason: EndReason | None
     end_detail: str
 
 
 class CreatedSubscription(Subscription):
-    """A subscription that was just made."""
+    """A new subscription."""
 
     secret: str | None = Field(
-        description="The key that signs its webhooks, where the gateway made it. Keep it: it is shown this once."
+        description="The key that signs the webhooks, if the gateway made it. Keep it: it is returned only once."
     )
 
 
@@ -320,43 +348,41 @@ class Subscriptions(BaseModel):
     """One page of subscriptions, oldest first."""
 
     subscriptions: list[Subscription]
-    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 class RenewRequest(Request):
-    """How to prolong a subscription."""
+    """A new duration for a subscription."""
 
-    duration_ms: int = Field(ge=1, description="How long it shall last from now.", examples=[3_600_000])
+    duration_ms: int = Field(ge=1, description="How long the subscription lasts from now.", examples=[3_600_000])
 
 
 class RotateSecretRequest(Request):
-    """How to change a webhook's signing secret."""
+    """A change of a webhook's signing secret."""
 
     secret: str = Field(
         "",
         max_length=MAX_SECRET,
-        description="The new secret, `whsec_` and base64 of 24 to 64 bytes; makes the call safe to repeat. Empty: the "
-        "gateway makes one, and returns it once; with `drop_old` it makes none.",
+        description="The new secret: `whsec_` and base64 of 24 to 64 bytes. Makes the call safe to repeat. If empty, "
+        "the gateway makes a secret and returns it once; with `drop_old` it makes none.",
     )
     drop_old: bool = Field(
-        False, description="Whether only the newest secret signs from now on; otherwise the one before does too."
+        False, description="Whether only the newest secret signs from now on. Otherwise the previous one signs too."
     )
     requester: Requester = ""
 
 
 class RotatedSubscription(Subscription):
-    """A subscription whose signing secret was changed."""
+    """A subscription with a new signing secret."""
 
     secret: str | None = Field(
-        description="The key that signs its webhooks from now on, where the gateway made it. Keep it: it is shown this "
+        description="The key that signs the webhooks from now on, if the gateway made it. Keep it: it is returned only "
         "once."
     )
 
 
 class CancelRequest(Request):
-    """Which subscription to end."""
+    """The subscription to end."""
 
-    correlator: str = Field(
-        min_length=1, max_length=MAX_CORRELATOR, description="The name that the application gave it."
-    )
+    correlator: str = Field(min_length=1, max_length=MAX_CORRELATOR, description="The subscription's `correlator`.")
     requester: Requester = ""

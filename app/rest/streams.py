@@ -1,19 +1,20 @@
 """REST API v1: live streams of statuses as server-sent events (the HTML standard, section 9.2).
 
-The events are the use case's: snapshot, snapshot-complete, change, liveness, removed, bookmark, end. An event that has
-a resume token has it as its `id`, so that a browser's EventSource resumes by itself, with Last-Event-ID; what was told
-after that id is told again, each terminal in its newest state.
-Invariants: a stream awaits each write, so a slow reader holds up nobody but itself, and what it has not read waits in
-the use case's mailbox. What is wrong with the request is a problem, before the stream. Each HEARTBEAT_S without an
-event a comment is sent, and it is looked whether the credentials are still good. The last event says why it ended.
+The `id` of an event is its resume token, so a browser's EventSource resumes by itself with Last-Event-ID: changes after
+that id are sent again, each terminal in its newest state.
+Invariants: a stream awaits each write, so a slow reader delays only itself; the core keeps its unread events. Errors of
+the request are answered as problems before the stream begins. After HEARTBEAT_S without an event the stream sends a
+comment and checks that the credentials are still valid. The last event says why the stream ended.
 
-Deliberately absent: snapshots, order and bookmarks, which are `live/engine.py`'s; WebSocket.
+Deliberately absent: snapshots, order and bookmarks (the core makes them); WebSocket.
 """
 
 import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -22,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.auth.authenticator import Authenticator
 from app.core.use_cases import UseCases
+from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
     BusyNotSupported,
     GatewayOverloaded,
@@ -32,7 +34,7 @@ from app.domain.errors import (
     Unauthenticated,
 )
 from app.domain.records import Client
-from app.domain.statuses import Status
+from app.domain.statuses import Liveness, Source, Status, TerminalStatus, WatchedTerminal
 from app.live import events
 from app.rest import schemas, to_json
 from app.rest.error_examples import ALICE, failures
@@ -42,41 +44,16 @@ from app.rest.terminals import LIST_ERRORS, TAG
 
 HEARTBEAT_S = 15.0
 RETRY_MS = 2000
-"""How long a browser waits before it comes again."""
+"""How long a browser waits before it opens the stream again."""
 
 MAX_ADDRESSES = 500
-"""A request's head has 64 KiB; a group has more terminals than a URL."""
+"""Addresses of one URL: a request's head has at most 64 KiB. Groups permit more terminals."""
 MAX_CRITERIA = 20
 MAX_AGE = "MAX_AGE"
-"""Why a stream ended that was as old as one may grow."""
+"""The reason of `end` for a stream that reached its maximum age."""
 
 _BEGIN = f"retry: {RETRY_MS}\n\n".encode()
 _HEARTBEAT = b":\n\n"
-
-_EXAMPLE = f"""retry: {RETRY_MS}
-
-event: snapshot
-data: {{"address":"{ALICE}","status":{{"address":"{ALICE}","status":"REACHABLE",\
-"observed_at":"2026-01-02T03:04:05.678000Z","source":"WATCH","revision":7}},"liveness":"LIVE","reason":"",\
-"since":"2026-01-02T03:00:00Z"}}
-
-event: snapshot-complete
-id: AfGrP8oZ1MhZBw
-data: {{"resume_token":"AfGrP8oZ1MhZBw","reset":false}}
-
-event: change
-data: {{"address":"{ALICE}","status":"BUSY","observed_at":"2026-01-02T03:05:00Z","source":"WATCH","revision":8}}
-
-event: bookmark
-id: AfGrP8oZ1MhZCA
-data: {{"resume_token":"AfGrP8oZ1MhZCA"}}
-
-event: end
-id: AfGrP8oZ1MhZCA
-data: {{"reason":"GATEWAY_STOPPING","message":"The gateway is stopping; come again, or to another one.",\
-"resume_token":"AfGrP8oZ1MhZCA"}}
-
-"""
 
 EVENT_SCHEMA: dict[str, Any] = {
     "description": "One event.",
@@ -86,7 +63,7 @@ EVENT_SCHEMA: dict[str, Any] = {
             "required": ["event", "data"],
             "properties": {
                 "event": {"const": name},
-                "id": {"type": "string", "description": "Resumes the stream after this event."},
+                "id": {"type": "string", "description": "Resume token: resumes the stream after this event."},
                 "data": {
                     "type": "string",
                     "contentMediaType": "application/json",
@@ -101,20 +78,21 @@ Events = AsyncGenerator[events.WatchEvent, None]
 
 
 def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | None = None) -> None:
-    """Adds the operation to `router`. A stream as old as `max_age_s` seconds is ended, and may come again."""
-    encoded = Encoded()
+    """Adds the operation to `router`. Streams end at an age of `max_age_s` seconds; clients then resume them."""
+    encoder = EventEncoder()
 
     @router.get(
         "/v1/terminals:watch",
         operation_id="watchTerminalStatuses",
         tags=[TAG],
         summary="Watch terminals' statuses",
-        description="Tells how terminals and the members of groups stand now, and each change from then on, as "
-        "server-sent events. First a `snapshot` for each terminal (WatchedTerminal), then `snapshot-complete` "
-        "(SnapshotComplete); then `change` (TerminalStatus), `liveness` (WatchedTerminal), `removed` "
-        "(TerminalRemoved), and a `bookmark` (ResumeToken) every few seconds; last, where the gateway ends it, `end` "
-        "(StreamEnd). Ignore events you do not know. A reader that is slower than the changes misses intermediate "
-        "ones and always gets the newest. Come again with the last event id, and only what differs is told.",
+        description="Streams the state of terminals and of the members of groups, and each later change, as "
+        "server-sent events.\n\nFirst comes a `snapshot` for each terminal (WatchedTerminal), then "
+        "`snapshot-complete` (SnapshotComplete). Then come `change` (TerminalStatus), `liveness` (WatchedTerminal) "
+        "and `removed` (TerminalRemoved), and every few seconds a `bookmark` (ResumeToken). If the gateway ends the "
+        "stream, the last event is `end` (StreamEnd). Ignore unknown events.\n\nA reader that is slower than the "
+        "changes misses intermediate ones, never the newest. To resume, open the stream again with the last event id: "
+        "its snapshot has only the terminals that have changed.",
         response_class=Response,
         response_description="Events until the client or the gateway ends the stream.",
         responses={
@@ -126,7 +104,7 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
                 TooManyWatchedTerminals,
                 GatewayOverloaded,
             ),
-            200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": _EXAMPLE}}},
+            200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": _example()}}},
         },
     )
     async def watch_terminal_statuses(
@@ -137,22 +115,22 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
             Query(
                 min_length=1,
                 max_length=MAX_ADDRESSES,
-                description="A terminal or group; may be given again. For many, make a group.",
+                description="The address of a terminal or group; repeatable. For many terminals, create a group.",
             ),
         ],
         criteria: Annotated[
             list[Status] | None,
-            Query(max_length=MAX_CRITERIA, description="A status whose changes are told; all if absent. Repeatable."),
+            Query(max_length=MAX_CRITERIA, description="A status to report; repeatable. All if absent."),
         ] = None,
         min_interval_ms: Annotated[
-            int, Query(ge=0, description="Least time between two changes told of one terminal; the newest is told.")
+            int, Query(ge=0, description="Minimum time between two changes of one terminal; then the newest is sent.")
         ] = 0,
-        resume_token: Annotated[str, Query(description="As Last-Event-ID, which goes before it.")] = "",
+        resume_token: Annotated[str, Query(description="As Last-Event-ID, which has precedence.")] = "",
         last_event_id: Annotated[
             str,
             Header(
-                description="The last event id this client had from such a stream. Where it cannot be used the "
-                "snapshot has every terminal, and `snapshot-complete` says `reset`."
+                description="The last event id that the client received on such a stream. If it cannot be used, the "
+                "snapshot has every terminal and `reset` of `snapshot-complete` is true."
             ),
         ] = "",
     ) -> Response:
@@ -163,12 +141,12 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
             min_interval_ms=min_interval_ms,
             resume_token=last_event_id or resume_token,
         )
-        first = await anext(events)  # what is wrong with the request is raised here
-        return EventStream(first, events, client, use_cases.auth, encoded, max_age_s or math.inf)
+        first = await anext(events)  # raises the errors of the request
+        return EventStream(first, events, client, use_cases.auth, encoder, max_age_s or math.inf)
 
 
-class Encoded:
-    """Events as bytes. The same event goes to many streams one after the other, and is made once."""
+class EventEncoder:
+    """Encodes events. Keeps the last one, since the same event goes to many streams one after the other."""
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
@@ -176,21 +154,21 @@ class Encoded:
 
     def __call__(self, event: events.WatchEvent) -> bytes:
         if self._last[0] is not event:
-            self._last = event, self._made(*to_json.watch_event(event))
+            self._last = event, self._encoded(*to_json.watch_event(event))
         return self._last[1]
 
     def own_end(self, reason: str, message: str, resume_token: str) -> bytes:
-        """The last event of a stream that this face ends."""
-        return self._made("end", {"reason": reason, "message": message, "resume_token": resume_token})
+        """Returns the last event of a stream that this face ends."""
+        return self._encoded("end", {"reason": reason, "message": message, "resume_token": resume_token})
 
-    def _made(self, name: str, data: to_json.Json) -> bytes:
+    def _encoded(self, name: str, data: to_json.Json) -> bytes:
         token = data.get("resume_token", "")
         text = f"event: {name}\nid: {token}\ndata: " if token else f"event: {name}\ndata: "
         return text.encode() + self._encode(data) + b"\n\n"
 
 
 class EventStream(Response):
-    """One stream: this task reads events and sends them, a second one hears the client leave and keeps the time."""
+    """One stream. This task reads events and sends them; a second task ends it: see `_supervise`."""
 
     media_type = "text/event-stream"
 
@@ -200,7 +178,7 @@ class EventStream(Response):
         events: Events,
         client: Client,
         auth: Authenticator,
-        encoded: Encoded,
+        encoder: EventEncoder,
         max_age_s: float,
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
@@ -209,7 +187,7 @@ class EventStream(Response):
         self._events = events
         self._client = client
         self._auth = auth
-        self._encoded = encoded
+        self._encoder = encoder
         self._max_age_s = max_age_s
         self._sent = True
         self._token = ""
@@ -219,38 +197,37 @@ class EventStream(Response):
         reader = cast("asyncio.Task[None]", asyncio.current_task())
         async with aclosing(self._events):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            attendant = asyncio.create_task(self._attend(scope, receive, send, reader), name="event stream")
+            supervisor = asyncio.create_task(self._supervise(scope, receive, send, reader), name="event stream")
             try:
                 await self._send(send, _BEGIN)
-                await self._tell(send, self._first)
+                await self._send_event(send, self._first)
                 async for event in self._events:
-                    await self._tell(send, event)
+                    await self._send_event(send, event)
             except asyncio.CancelledError:
-                if not attendant.done() or attendant.cancelled():  # the server's, not the attendant's
+                if not supervisor.done() or supervisor.cancelled():  # cancelled by the server, not by the supervisor
                     raise
                 reader.uncancel()
             finally:
-                attendant.cancel()
-                await asyncio.gather(attendant, return_exceptions=True)
+                supervisor.cancel()
+                await asyncio.gather(supervisor, return_exceptions=True)
         if self._end is not None:
             reason, message = self._end
             token = self._token if reason == MAX_AGE else ""
-            await self._send(send, self._encoded.own_end(reason, message, token))
+            await self._send(send, self._encoder.own_end(reason, message, token))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _tell(self, send: Send, event: events.WatchEvent) -> None:
+    async def _send_event(self, send: Send, event: events.WatchEvent) -> None:
         if isinstance(event, events.SnapshotComplete | events.Bookmark):
             self._token = event.resume_token
-        await self._send(send, self._encoded(event))
+        await self._send(send, self._encoder(event))
 
     async def _send(self, send: Send, data: bytes) -> None:
         self._sent = True
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _attend(self, scope: Scope, receive: Receive, send: Send, reader: "asyncio.Task[None]") -> None:
-        """Ends with the stream, or ends it: when the client has left, its credentials are no longer good, or it is as
-        old as it may grow."""
-        leaving = asyncio.ensure_future(_left(receive))
+    async def _supervise(self, scope: Scope, receive: Receive, send: Send, reader: "asyncio.Task[None]") -> None:
+        """Ends the stream when the client disconnects, its credentials expire, or the stream reaches its maximum age."""
+        leaving = asyncio.ensure_future(_disconnected(receive))
         clock = asyncio.get_running_loop().time
         ends_at = clock() + self._max_age_s
         try:
@@ -260,10 +237,10 @@ class EventStream(Response):
                 if leaving.done():
                     break
                 if clock() >= ends_at:
-                    self._end = MAX_AGE, "The stream is as old as one may grow; come again."
+                    self._end = MAX_AGE, "The stream has reached its maximum age; open it again."
                     break
-                if not await self._still_good(scope):
-                    self._end = events.StreamEnd.CREDENTIALS_EXPIRED.value, "The credentials are no longer good."
+                if not await self._credentials_valid(scope):
+                    self._end = events.StreamEnd.CREDENTIALS_EXPIRED.value, "The credentials are no longer valid."
                     break
                 if not self._sent:
                     await send({"type": "http.response.body", "body": _HEARTBEAT, "more_body": True})
@@ -271,16 +248,41 @@ class EventStream(Response):
             leaving.cancel()
         reader.cancel()
 
-    async def _still_good(self, scope: Scope) -> bool:
+    async def _credentials_valid(self, scope: Scope) -> bool:
         try:
             return (await client_of(self._auth, scope)).id == self._client.id
         except Unauthenticated:
             return False
         except TerminalStatusError:
-            return True  # it cannot be told now
+            return True  # unknown at present, as while the database is away
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     with suppress(Exception):
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+def _example() -> str:
+    token, later = "AfGrP8oZ1MhZBw", "AfGrP8oZ1MhZCA"
+    began = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
+    reachable = TerminalStatus(
+        address=TerminalAddress(ALICE),
+        status=Status.REACHABLE,
+        observed_at=began + timedelta(minutes=4, seconds=5.678),
+        source=Source.WATCH,
+        revision=7,
+    )
+    busy = replace(reachable, status=Status.BUSY, observed_at=began + timedelta(minutes=5), revision=8)
+    terminal = WatchedTerminal(
+        address=reachable.address, status=reachable, liveness=Liveness.LIVE, reason="", since=began
+    )
+    encode = EventEncoder()
+    shown: tuple[events.WatchEvent, ...] = (
+        events.Snapshot(terminal=terminal),
+        events.SnapshotComplete(resume_token=token),
+        events.Change(status=busy),
+        events.Bookmark(resume_token=later),
+        events.ending(events.StreamEnd.GATEWAY_STOPPING, later),
+    )
+    return (_BEGIN + b"".join(encode(each) for each in shown)).decode()

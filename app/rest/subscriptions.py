@@ -1,8 +1,6 @@
-"""REST API v1: subscriptions, and the webhooks they lead to.
+"""REST API v1: subscriptions.
 
-Invariants: a signing secret that the gateway made is returned once, in the answer to creating or rotating.
-
-Deliberately absent: rules, and delivery.
+Invariants: a signing secret that the gateway made is returned only in the answer to the call that made it.
 """
 
 from typing import Annotated
@@ -61,10 +59,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="createSubscription",
         tags=[TAG],
         summary="Subscribe to terminals",
-        description="Starts a subscription, which outlives connections and restarts of the gateway. A webhook's "
-        "endpoint is checked first.",
+        description="Creates a subscription, which outlives connections and restarts of the gateway. First checks the "
+        "webhook's endpoint, as `sink.handshake` says.",
         response_model=schemas.CreatedSubscription,
-        response_description="The subscription that was made, now or by the first call with the same key.",
+        response_description="The subscription, made by this call or by an earlier one with the same Idempotency-Key.",
         responses={
             **failures(
                 *LIST_ERRORS,
@@ -126,9 +124,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def list_subscriptions(
         client: Caller,
         page: Paged,
-        ended: Annotated[bool, Query(description="Whether to list ended ones too, for as long as they are kept.")] = (
-            False
-        ),
+        ended: Annotated[
+            bool, Query(description="Whether to include ended subscriptions, while the gateway keeps them.")
+        ] = (False),
     ) -> Response:
         found, token = await subscriptions.list(client, page, active_only=not ended)
         return json_response(
@@ -140,7 +138,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="getSubscription",
         tags=[TAG],
         summary="Get a subscription",
-        description="One of your subscriptions, an ended one for as long as the gateway keeps it.",
+        description="Returns one of your subscriptions; an ended one while the gateway keeps it.",
         response_model=schemas.Subscription,
         response_description="The subscription.",
         responses=failures(SubscriptionUnknown),
@@ -154,15 +152,17 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="cancelSubscription",
         tags=[TAG],
         summary="End a subscription",
-        description="What is owed already is still delivered, but withdrawn where it would go to a SOAP endpoint. One "
-        "that has ended is unknown here.",
-        response_description="It has ended.",
+        description="Notifications that are owed already are still delivered, except to a SOAP endpoint, where they "
+        "are withdrawn. A subscription that has ended answers 404.",
+        response_description="The subscription has ended.",
         responses=failures(SubscriptionUnknown),
     )
     async def cancel_subscription(
         client: Caller,
         subscription_id: IdInPath,
-        requester: Annotated[str, Query(max_length=MAX_REQUESTER, description="On whose behalf.")] = "",
+        requester: Annotated[
+            str, Query(max_length=MAX_REQUESTER, description="On whose behalf the client calls.")
+        ] = "",
     ) -> Response:
         await subscriptions.cancel(client, subscription_id, face=FACE, requester=requester)
         return no_content()
@@ -172,8 +172,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         status_code=204,
         operation_id="cancelSubscriptionByCorrelator",
         tags=[TAG],
-        summary="End the subscription of a correlator",
-        response_description="It has ended.",
+        summary="End the subscription with a correlator",
+        response_description="The subscription has ended.",
         responses=failures(SubscriptionUnknown),
     )
     async def cancel_by_correlator(client: Caller, asked: schemas.CancelRequest) -> Response:
@@ -184,11 +184,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "/v1/subscriptions/{subscription_id:id}:renew",
         operation_id="renewSubscription",
         tags=[TAG],
-        summary="Prolong a subscription",
-        description="Lets an active subscription last for a new duration from now, be it longer or shorter, but "
-        "not past the end of its webhook's access token. CAMARA's subscriptions are not prolonged.",
+        summary="Renew a subscription",
+        description="Gives an active subscription a new duration from now, longer or shorter than the rest of the old "
+        "one, but not beyond the expiry of its webhook's access token. Subscriptions made over CAMARA's API cannot be "
+        "renewed.",
         response_model=schemas.Subscription,
-        response_description="The subscription with its new end.",
+        response_description="The subscription with its new `expires_at`.",
         responses=failures(SubscriptionUnknown, DurationTooLong, NotPermitted, SinkRefused),
     )
     async def renew_subscription(client: Caller, subscription_id: IdInPath, asked: schemas.RenewRequest) -> Response:
@@ -201,12 +202,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="rotateSubscriptionSecret",
         tags=[TAG],
         summary="Change a webhook's signing secret",
-        description="Gives the webhook a new signing secret, yours or one that is made here. Each notification from "
-        "now on is signed with the new one and with the one before, until `drop_old` ends that; then none is made. "
-        "With a secret of your own the call is safe to repeat; without, each call makes another, and only the newest "
-        "two sign.",
+        description="Gives the webhook a new signing secret: yours, or one that the gateway makes. From now on "
+        "notifications are signed with the new secret and the previous one; a call with `drop_old` stops the previous "
+        "one. With a secret of your own the call is safe to repeat. Without, each call makes another secret, and only "
+        "the newest two sign.",
         response_model=schemas.RotatedSubscription,
-        response_description="The subscription, and the secret that was made for it.",
+        response_description="The subscription, and the secret if the gateway made it.",
         responses=failures(SubscriptionUnknown, SinkRefused),
     )
     async def rotate_secret(

@@ -1,10 +1,7 @@
-"""REST API v1: one terminal's status, and many terminals' at once.
+"""REST API v1: the status of one terminal, and of many terminals in one query.
 
-Invariants: `getTerminalStatus` is on the bench: FastAPI's solving of dependencies, which costs 40 µs of CPU in each
-request to find what the router has found already, is left out, and its signature is documentation. Unknown query
-parameters are ignored.
-
-Deliberately absent: business rules, caching.
+`getTerminalStatus`, the hottest call, reads its parameters itself: FastAPI would take 40 µs of CPU per request for
+them. Its signature only documents it.
 """
 
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -68,7 +65,7 @@ LIST_ERRORS = (
     GroupNotAllowed,
     NestedGroupNotAllowed,
 )
-"""How a list of terminals and groups fails."""
+"""Errors of a list of terminals and groups."""
 
 ADDRESS_EXAMPLES: Any = {
     "sip": {"summary": "A SIP URI", "value": ALICE},
@@ -77,8 +74,8 @@ ADDRESS_EXAMPLES: Any = {
 AddressInPath = Annotated[
     str,
     Path(
-        description="The terminal: a `sip:`, `sips:` (RFC 3261, without password and headers) or `tel:` URI "
-        "(RFC 3966). Percent-encode what a path cannot hold, such as `/`, `?`, `#` and `%`; `+` is a plus.",
+        description="The terminal's address: a `sip:` or `sips:` URI (RFC 3261, without password and headers) or a "
+        "`tel:` URI (RFC 3966). Percent-encode `/`, `?`, `#` and `%`; `+` means a plus.",
         min_length=1,
         max_length=MAX_ADDRESS_LENGTH,
         openapi_examples=ADDRESS_EXAMPLES,
@@ -99,15 +96,16 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             Query(
                 ge=0,
                 le=86_400,
-                description="How old the answer may be, in seconds since the presence server stated or confirmed it. 0 "
-                "asks the presence server now; more may be answered from a live subscription or a recent answer.",
+                description="The accepted age of the status: seconds since the presence server stated or confirmed it. "
+                "0 queries the presence server now. Other values permit an answer from a watch or a recent query.",
             ),
         ] = 0,
         requester: Annotated[
             str,
             Query(
                 max_length=MAX_REQUESTER,
-                description="On whose behalf the client asks, a URI or a name; only stands in the usage record.",
+                description="On whose behalf the client calls, a URI or a name. Stored in the usage record, not used "
+                "otherwise.",
             ),
         ] = "",
     ) -> Response:
@@ -121,16 +119,16 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="getTerminalStatus",
         tags=[TAG],
         summary="Get a terminal's status",
-        description="Asks the presence server for the terminal's status now, unless `max_age_s` accepts what is known "
-        "already. A terminal that exists and is not registered is no error: it is `UNREACHABLE`. Concurrent questions "
-        "about one terminal share one SIP SUBSCRIBE. Unknown query parameters are ignored.",
+        description="Queries the presence server for the terminal's status, unless `max_age_s` accepts a known "
+        "status. A terminal that exists and is not registered is `UNREACHABLE`; this is not an error. Concurrent "
+        "queries of one client for one terminal share one SIP SUBSCRIBE. Unknown query parameters are ignored.",
         response_model=schemas.TerminalStatus,
         response_description="The terminal's status.",
         responses={
             **failures(*_FETCH_ERRORS, GroupNotAllowed),
             200: {"content": {"application/json": {"examples": _EXAMPLE_STATUSES}}},
         },
-        route_class_override=_Lean,
+        route_class_override=_FastRoute,
     )
 
     @router.post(
@@ -138,11 +136,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="queryTerminalStatuses",
         tags=[TAG],
         summary="Get the statuses of many terminals",
-        description="Asks about terminals and the members of groups. Each terminal has one result, however often it is "
-        "named; the order is not that of the request. What fails for one terminal is that terminal's result and no "
-        f"failure of the request. With `Accept: {LINES}` each result is a line, sent as soon as it is there.",
+        description="Queries terminals and the members of groups. Each terminal has one result, even if the request "
+        "has it several times; the results are not in the order of the request. An error of one terminal is part of "
+        f"its result and does not fail the request. With `Accept: {LINES}` each result is sent as a line, as soon as "
+        "it is known.",
         response_model=schemas.QueryResults,
-        response_description="A result for each terminal.",
+        response_description="One result for each terminal.",
         responses={
             **failures(*LIST_ERRORS),
             200: {"content": {LINES: {"schema": {"$ref": "#/components/schemas/TerminalResult"}}}},
@@ -157,7 +156,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             client, asked.addresses, max_age_s=asked.max_age_s, face=FACE, requester=asked.requester
         )
         if LINES in accept:
-            first = await anext(results)  # what is wrong with the whole request is raised here
+            first = await anext(results)  # raises the errors of the whole request
             return StreamingResponse(_lines(first, results), media_type=LINES, headers=NO_STORE)
         async with aclosing(results):
             return json_response({"results": [to_json.terminal_result(result) async for result in results]})
@@ -171,8 +170,8 @@ async def _lines(first: TerminalResult, results: Any) -> AsyncIterator[bytes]:
             yield encode(to_json.terminal_result(result)) + b"\n"
 
 
-class _Lean(Operation):
-    """`getTerminalStatus` without FastAPI's solving of its dependencies."""
+class _FastRoute(Operation):
+    """The route of `getTerminalStatus`, without FastAPI's dependencies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
@@ -195,14 +194,14 @@ def _read_query(query: bytes) -> dict[str, Any]:
     for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name == "max_age_s":
             try:
-                if "_" in text:  # which Python would take
+                if "_" in text:  # float() would accept it
                     raise ValueError
                 given[name] = float(text)
             except ValueError:
-                raise InvalidRequest("max_age_s is no number.", field="max_age_s") from None
+                raise InvalidRequest("max_age_s must be a number of seconds.", field="max_age_s") from None
         elif name == "requester":
             if len(text) > MAX_REQUESTER:
-                raise InvalidRequest(f"At most {MAX_REQUESTER} characters are allowed.", field="requester")
+                raise InvalidRequest(f"requester may have at most {MAX_REQUESTER} characters.", field="requester")
             given[name] = text
     return given
 
@@ -219,8 +218,8 @@ _EXAMPLE_STATUSES: dict[str, Any] = {
         },
     }
     for status, summary in {
-        Status.REACHABLE: "Registered, nothing says that the user is busy",
+        Status.REACHABLE: "Registered, not known to be busy",
         Status.UNREACHABLE: "Not registered",
-        Status.BUSY: "Registered, the user is on the phone",
+        Status.BUSY: "Registered, and the user is on a call",
     }.items()
 }

@@ -1,9 +1,7 @@
-"""Between the domain's values and the JSON of REST API v1: each object is made here.
+"""Converts the domain's values to the JSON objects of REST API v1, which `schemas.py` describes.
 
-Invariants: every member stands in every answer, null where there is nothing. Secrets and tokens never stand in one.
-`schemas.py` describes the same objects, which the contract tests hold them to.
-
-Deliberately absent: rules about terminals, and failures of whole requests (`problem.py`).
+Invariants: every answer has every member, null if without a value. No answer has secrets or tokens. The contract tests
+compare answers with `schemas.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +28,6 @@ Json = Mapping[str, Any]
 
 
 def terminal_status(of: TerminalStatus) -> Json:
-    """A terminal's status."""
     return {
         "address": of.address,
         "status": of.status,
@@ -41,7 +38,7 @@ def terminal_status(of: TerminalStatus) -> Json:
 
 
 def failure(of: TerminalStatusError) -> Json:
-    """An error as a part of an answer."""
+    """Converts the error of one terminal, as part of a larger answer. `problem.py` has the errors of whole requests."""
     return {
         "code": of.code,
         "detail": str(of),
@@ -52,7 +49,6 @@ def failure(of: TerminalStatusError) -> Json:
 
 
 def terminal_result(of: TerminalResult) -> Json:
-    """One result of a query."""
     return {
         "address": of.address,
         "retrieval_status": of.retrieval,
@@ -62,7 +58,7 @@ def terminal_result(of: TerminalResult) -> Json:
 
 
 def watch_event(of: events.WatchEvent) -> tuple[str, Json]:
-    """The name and data of one event of a stream."""
+    """Returns the name and the data of one event of a stream."""
     match of:
         case events.Change():
             return "change", terminal_status(of.status)
@@ -91,7 +87,6 @@ def _watched(of: WatchedTerminal) -> Json:
 
 
 def subscription(of: Subscription) -> Json:
-    """A subscription, without its sink's secrets."""
     return {
         "id": of.id,
         "client_id": of.client_id,
@@ -127,7 +122,6 @@ def _sink(of: Sink) -> Json:
 
 
 def group(of: Group) -> Json:
-    """A group."""
     return {
         "address": of.address,
         "client_id": of.client_id,
@@ -138,7 +132,6 @@ def group(of: Group) -> Json:
 
 
 def notification(of: OwedNotification) -> Json:
-    """An owed or settled notification."""
     return {
         "id": of.id,
         "subscription_id": of.subscription_id,
@@ -158,7 +151,7 @@ def notification(of: OwedNotification) -> Json:
 
 
 def delivery_attempt(of: DeliveryAttempt) -> Json:
-    """One attempt to deliver. What the endpoint answered is shown as text."""
+    """`answer` is decoded as UTF-8, with replacement characters."""
     return {
         "number": of.number,
         "at": of.at,
@@ -170,7 +163,6 @@ def delivery_attempt(of: DeliveryAttempt) -> Json:
 
 
 def usage_record(of: UsageRecord) -> Json:
-    """A usage record."""
     return {
         "id": of.id,
         "at": of.at,
@@ -189,7 +181,6 @@ def usage_record(of: UsageRecord) -> Json:
 
 
 def watch(of: WatchView, wanted_by: Iterable[str]) -> Json:
-    """A standing SIP subscription."""
     return {
         "address": of.address,
         "state": of.state,
@@ -206,7 +197,6 @@ def watch(of: WatchView, wanted_by: Iterable[str]) -> Json:
 
 
 def client(of: Client, keys: Iterable[ClientKey]) -> Json:
-    """A client with its keys, without their secrets."""
     return {
         "id": of.id,
         "name": of.name,

@@ -1,8 +1,6 @@
 """REST API v1: usage records, in pages, or all of them as JSON Lines or CSV (RFC 4180).
 
-In CSV a cell that a spreadsheet would take for a formula has an apostrophe before it; JSON Lines is exact.
-
-Deliberately absent: prices and sums.
+In CSV, a cell that a spreadsheet would take for a formula gets an apostrophe in front; JSON Lines is exact.
 """
 
 import csv
@@ -29,11 +27,11 @@ TAG = "Usage"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-Since = Annotated[Rfc3339, Query(description="Only records from this time on (RFC 3339).")]
+Since = Annotated[Rfc3339, Query(description="Only records since this time (RFC 3339).")]
 
 
 class Format(enum.Enum):
-    """How usage records are exported."""
+    """Formats of an export."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -43,17 +41,19 @@ MEDIA_TYPES = {Format.JSONL: "application/jsonl", Format.CSV: "text/csv; charset
 
 
 class UsageRecord(BaseModel):
-    """One billable act, in the names of the Parlay X contract."""
+    """One billable operation or delivery, named as in the Parlay X contract."""
 
     id: Id
     at: At
     operation: str = Field(examples=["getStatus", "statusNotification_DeliverySuccessful"])
     client_id: str
-    face: str = Field(description="`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries. More may come.")
+    face: str = Field(
+        description="`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries. Later versions may add values."
+    )
     requester: str
-    targets: list[str] = Field(description="As asked for, the first twenty.")
+    targets: list[str] = Field(description="The first twenty addresses of the request.")
     target_count: int
-    expanded_count: int = Field(description="Terminals, after groups were expanded.")
+    expanded_count: int = Field(description="Number of terminals, with groups expanded.")
     correlator: str
     subscription_id: str
     result: str = Field(description="`OK`, or an error's code.")
@@ -64,10 +64,10 @@ COLUMNS = tuple(UsageRecord.model_fields)
 
 
 class UsageRecords(BaseModel):
-    """One page of usage records, in the order they were written."""
+    """One page of usage records, oldest first."""
 
     usage_records: list[UsageRecord]
-    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -79,9 +79,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="listUsageRecords",
         tags=[TAG],
         summary="List usage records",
-        description="What you did and were sent, in the order it was written.",
+        description="Lists the records of your calls, and of deliveries to you.",
         response_model=UsageRecords,
-        response_description="In the order they were written.",
+        response_description="Usage records, oldest first.",
         responses=failures(),
     )
     async def list_usage_records(client: Caller, page: Paged, since: Since = _EPOCH) -> Response:
@@ -95,10 +95,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="exportUsageRecords",
         tags=[TAG],
         summary="Export usage records",
-        description="All of them from a time on. In CSV, cells that a spreadsheet would take for formulas have an "
-        "apostrophe before them; JSON Lines is exact.",
+        description="Returns all records since a time. In CSV, a cell that a spreadsheet would take for a formula gets "
+        "an apostrophe in front; JSON Lines is exact.",
         response_class=Response,
-        response_description="One UsageRecord a line; CSV with a line of names first.",
+        response_description="One UsageRecord per line; in CSV after a line with the members' names.",
         responses={
             **failures(),
             200: {
@@ -112,10 +112,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def export_usage_records(
         client: Caller,
         since: Since = _EPOCH,
-        form: Annotated[Format, Query(alias="format", description="How.")] = Format.JSONL,
+        form: Annotated[Format, Query(alias="format", description="The format of the answer.")] = Format.JSONL,
     ) -> Response:
         pages = usage.export(client, since)
-        first = await anext(pages)  # what is wrong with the request is raised here
+        first = await anext(pages)  # raises the errors of the request
         lines: Callable[[Sequence[records.UsageRecord]], bytes] = _csv if form is Format.CSV else _jsonl
         return StreamingResponse(
             _export(first, pages, lines, _header() if form is Format.CSV else b""),

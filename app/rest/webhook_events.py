@@ -1,8 +1,8 @@
-"""The `webhooks` of REST API v1's OpenAPI document: the CloudEvents that subscriptions' endpoints are sent.
+"""The `webhooks` of REST API v1's OpenAPI document: the CloudEvents that the gateway sends to endpoints.
 
-Invariants: the types are those that `WebhookSender` sends, which a test holds this to.
+Invariants: these are the types that `WebhookSender` sends, as a test checks.
 
-Deliberately absent: the sending (`webhook.py`), CAMARA's events.
+Deliberately absent: sending (`egress/webhook.py`), and CAMARA's events (`camara/cloud_events.py`).
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ _PREFIX = "org.terminalstatus.v1."
 
 
 class Change(BaseModel):
-    """One terminal's change."""
+    """A terminal's new status."""
 
     address: str
     status: Status
@@ -33,95 +33,96 @@ class _Data(BaseModel):
 
 
 class StatusChanged(_Data):
-    """Data of `status-changed`."""
+    """Data of `status-changed`: the new statuses of one or several terminals."""
 
-    changes: list[Change] = Field(description="Each terminal once.")
+    changes: list[Change] = Field(description="One entry for each terminal.")
 
 
 class SubscriptionStarted(_Data):
-    """Data of `subscription-started`."""
+    """Data of `subscription-started`: the subscription's terminals and groups, and its end."""
 
     addresses: list[str]
     expires_at: AwareDatetime | None
 
 
 class SubscriptionError(_Data):
-    """Data of `subscription-error`: a terminal is unknown or refused; the subscription goes on with the others."""
+    """Data of `subscription-error`: a terminal is unknown or refused. The subscription continues with the others."""
 
     address: str | None
-    code: str = Field(description="As `code` of a problem.")
+    code: str = Field(description="The error's code, as `code` of a Problem.")
     message: str
 
 
 class SubscriptionEnded(_Data):
-    """Data of `subscription-ended`; nothing follows. Who ends a subscription by a call is not told of it."""
+    """Data of `subscription-ended`, the last event. A subscription that a call ends has no such event."""
 
     reason: Literal["EXPIRED", "COUNT_REACHED", "CLIENT_DELETED", "FAILED", "SINK_GONE", "TOKEN_EXPIRED"]
     message: str
 
 
 class SinkTest(_Data):
-    """Data of `sink-test`: the endpoint is checked. Answer 2xx if you want the events."""
+    """Data of `sink-test`, which checks the endpoint: answer 2xx to accept the events."""
 
 
 class _Event(BaseModel):
     specversion: Literal["1.0"]
-    id: str = Field(description="The same at each attempt; compare it to know an event that came twice.")
-    source: str = Field(description="The subscription, as a URI reference.")
+    id: str = Field(description="The same in each attempt: use it to recognise an event that arrives twice.")
+    source: str = Field(description="URI reference of the subscription.")
     time: AwareDatetime
-    sequence: str = Field(description="Orders the events of a subscription as text.")
-    subject: str | None = Field(None, description="The terminal, where the event is about one.")
+    sequence: str = Field(description="Position within the subscription; sorts as text.")
+    subject: str | None = Field(None, description="The terminal's address, if the event is about one terminal.")
     datacontenttype: Literal["application/json"]
 
 
 class StatusChangedEvent(_Event):
-    """A CloudEvent (1.0, structured JSON): terminals have changed."""
+    """A CloudEvent (1.0, structured JSON): terminals have a new status."""
 
     type: Literal["org.terminalstatus.v1.status-changed"]
     data: StatusChanged
 
 
 class SubscriptionStartedEvent(_Event):
-    """A CloudEvent (1.0, structured JSON): the subscription has started."""
+    """A CloudEvent (1.0, structured JSON): a subscription has started."""
 
     type: Literal["org.terminalstatus.v1.subscription-started"]
     data: SubscriptionStarted
 
 
 class SubscriptionErrorEvent(_Event):
-    """A CloudEvent (1.0, structured JSON): a terminal failed."""
+    """A CloudEvent (1.0, structured JSON): a terminal of a subscription failed."""
 
     type: Literal["org.terminalstatus.v1.subscription-error"]
     data: SubscriptionError
 
 
 class SubscriptionEndedEvent(_Event):
-    """A CloudEvent (1.0, structured JSON): the subscription has ended."""
+    """A CloudEvent (1.0, structured JSON): a subscription has ended."""
 
     type: Literal["org.terminalstatus.v1.subscription-ended"]
     data: SubscriptionEnded
 
 
 class SinkTestEvent(_Event):
-    """A CloudEvent (1.0, structured JSON): a test of the endpoint."""
+    """A CloudEvent (1.0, structured JSON): a check of the endpoint."""
 
     type: Literal["org.terminalstatus.v1.sink-test"]
     data: SinkTest
 
 
 EVENTS: dict[str, tuple[type[BaseModel], str]] = {
-    "status-changed": (StatusChangedEvent, "Terminals have changed"),
+    "status-changed": (StatusChangedEvent, "Terminals have a new status"),
     "subscription-started": (SubscriptionStartedEvent, "A subscription has started"),
     "subscription-error": (SubscriptionErrorEvent, "A terminal of a subscription failed"),
     "subscription-ended": (SubscriptionEndedEvent, "A subscription has ended"),
-    "sink-test": (SinkTestEvent, "An endpoint is tested"),
+    "sink-test": (SinkTestEvent, "An endpoint is checked"),
 }
 """The events by the end of their type."""
 
 _DESCRIPTION = (
-    "Sent to the subscription's endpoint as `application/cloudevents+json`, at least once, in order within a "
-    "subscription, signed as Standard Webhooks says. Any 2xx is taken for delivered, 410 ends the subscription, "
-    "anything else is tried again later (Retry-After is heeded). Redirects are not followed."
+    "The gateway sends the event to the subscription's endpoint as `application/cloudevents+json`, signed as Standard "
+    "Webhooks specifies; at least once, and in order within a subscription. An answer 2xx confirms delivery, 410 ends "
+    "the subscription; after any other answer the gateway tries again later, and heeds Retry-After. It does not follow "
+    "redirects."
 )
 
 
@@ -135,10 +136,10 @@ def add_webhooks(app: FastAPI) -> None:
             summary=summary,
             description=_DESCRIPTION,
             status_code=204,
-            response_description="The event was taken.",
+            response_description="The event is accepted.",
             responses={
-                410: {"description": "Nothing more is wanted: the subscription ends."},
-                "default": {"description": "It is tried again later."},
+                410: {"description": "The endpoint wants no more events: the subscription ends."},
+                "default": {"description": "The gateway tries again later."},
             },
         )(_receiver(event))
 
@@ -151,11 +152,11 @@ def _receiver(event: type[BaseModel]) -> Callable[..., Awaitable[None]]:
     async def receive(
         body: Annotated[event, Body(media_type="application/cloudevents+json")],  # type: ignore[valid-type]
         webhook_id: Annotated[str, Header(description="The event's id.")],
-        webhook_timestamp: Annotated[str, Header(description="When this attempt was made, in Unix seconds.")],
+        webhook_timestamp: Annotated[str, Header(description="The time of this attempt, in Unix seconds.")],
         webhook_signature: Annotated[
-            str, Header(description="`v1,` and the signature, one for each secret, blanks between.")
+            str, Header(description="`v1,` and the signature in base64; one for each secret, separated by spaces.")
         ],
     ) -> None:
-        """Only documentation."""
+        """Serves only as documentation."""
 
     return receive

@@ -1,12 +1,10 @@
-"""CAMARA's APIs at release r1.2: device-reachability-status v1, device-reachability-status-subscriptions v0.8.
+"""CAMARA's APIs of release r1.2: device-reachability-status v1, device-reachability-status-subscriptions v0.8.
 
-One FastAPI app for each, which stand beside REST API v1 and not under it, so that every failure of their paths has
-CAMARA's form.
-Invariants: members of requests that are unknown are ignored, as CAMARA's schemas have it. What a device is named by is
-never sent to anybody but who named it.
+Each has a FastAPI app of its own, beside REST API v1's, so that every error of its paths has CAMARA's form.
+Invariants: unknown members of requests are ignored, as CAMARA's schemas specify. A device's identifier is returned only
+to the client that sent it.
 
-Deliberately absent: what CAMARA's words mean (`app.rest.camara.model`), reachability by SMS, and devices named by IP
-addresses, which are refused as the standard says.
+Deliberately absent: reachability by SMS, and devices identified by IP addresses, which get CAMARA's errors.
 """
 
 from collections.abc import Mapping
@@ -31,20 +29,20 @@ PREFIXES: Mapping[str, str] = {
 COMMON_PREFIX = "/device-reachability-status"
 
 ANY_SERVER = "http://localhost:8080"
-"""Stands in the documents for the server's URL."""
+"""The server's URL in the documents, which `api_page.py` replaces."""
 
 _CREDENTIALS = """
 
-Credentials are an API key (which counts as a two-legged token: `device` must be given) or an access token, as
-`Authorization: Bearer …`. Where an access token names a device (three-legged), `device` must not be given. An access
-token needs this API's scopes.
+**Credentials.** Send an API key or an access token as `Authorization: Bearer …`. An API key counts as a two-legged \
+token: the request must have `device`. With an access token that identifies a device (three-legged), the request must \
+not have `device`. An access token needs this API's scopes.
 
-A device is named by `phoneNumber` or `networkAccessIdentifier`; where both are given the first is used. IP addresses
-are `UNSUPPORTED_IDENTIFIER`. A terminal whose user is on a call is reachable."""
+**Devices.** A device is identified by `phoneNumber` or `networkAccessIdentifier`; of both, `phoneNumber` is used. \
+Devices with IP addresses only are answered `UNSUPPORTED_IDENTIFIER`. A device whose user is on a call is reachable."""
 
 
 def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:
-    """The apps by the name of their OpenAPI document."""
+    """Returns the apps by the names of their OpenAPI documents."""
     return {
         STATUS: _app(
             dependencies,
@@ -52,7 +50,8 @@ def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:
             STATUS,
             title="Device Reachability Status",
             version="1.1.0",
-            description="CAMARA's API to ask whether a device is reachable, over SIP presence." + _CREDENTIALS,
+            description="CAMARA's API to query whether a device is reachable, answered from SIP presence."
+            + _CREDENTIALS,
             openapi_tags=[{"name": status.TAG, "description": "The current reachability status of a device."}],
         ),
         SUBSCRIPTIONS: _app(
@@ -61,9 +60,9 @@ def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:
             SUBSCRIPTIONS,
             title="Device Reachability Status Subscriptions",
             version="0.8.0",
-            description="CAMARA's API to be told when a device becomes reachable or disconnected. Reachability by SMS "
-            "is not offered. Events are sent at least once, in order, as `application/cloudevents+json`."
-            + _CREDENTIALS,
+            description="CAMARA's API to subscribe to a device's changes between reachable and disconnected. "
+            "Reachability by SMS is not offered. Events are sent at least once, in order, as "
+            "`application/cloudevents+json`." + _CREDENTIALS,
             openapi_tags=[{"name": subscriptions.TAG, "description": "Subscriptions to a device's reachability."}],
         ),
     }
@@ -71,7 +70,7 @@ def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:
 
 class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """Adds what FastAPI does not know: the form of failures, and the credentials."""
+        """Adds the schema of errors and the credentials, which FastAPI cannot derive."""
         if self.openapi_schema is None:
             document = super().openapi()
             components = document.setdefault("components", {})
@@ -84,7 +83,7 @@ class _App(FastAPI):
 
 
 def _app(dependencies: CamaraDependencies, add_routes: Any, name: str, **described: Any) -> FastAPI:
-    api_root = {"default": ANY_SERVER, "description": "Where the gateway is reached."}
+    api_root = {"default": ANY_SERVER, "description": "The gateway's URL."}
     app = _App(
         **described,
         license_info={"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0.html"},

@@ -1,10 +1,10 @@
-"""What CAMARA's operations do around their use cases: who calls, with which scopes, and about which device.
+"""The caller of a CAMARA operation: its client, its access token's scopes, and the device that the call is about.
 
-Invariants: every question, start and end leaves a usage record, refused ones too. An API key, a certificate or an
-access token without a device is two-legged; a device must then be named in the request, and must not where the access
-token names it. An access token needs the operation's scope.
+Invariants: every query, start and end of a subscription leaves a usage record, also if refused. API keys, certificates
+and access tokens without a device are two-legged: the request must identify the device. A three-legged access token
+identifies it, and the request must not. An access token needs the operation's scope.
 
-Deliberately absent: which claim names the device (`oidc.py`).
+Deliberately absent: the claim that names the device (`auth/oidc.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -42,38 +42,38 @@ FACE = "camara"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CamaraDependencies:
-    """What the operations need."""
+    """What CAMARA's operations are built with."""
 
     use_cases: UseCases
     number_pattern: str
-    """As `camara.identify` takes it."""
+    """As `devices.identify` takes it."""
     grant: Callable[[str], Grant] | None
-    """What an access token that was found good grants; None where none are taken."""
+    """Returns what a valid access token grants; None if access tokens are not accepted."""
     clock: Callable[[], datetime]
-    """Gives the time in UTC."""
+    """Returns the time in UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CamaraCaller:
-    """Who calls, and what its access token says, if it has one."""
+    """The client that calls, and what its access token grants, if it sent one."""
 
     client: Client
     grant: Grant | None
 
 
 class CamaraOperation(Operation):
-    """A route that looks itself at what an access token grants."""
+    """A route whose handler checks the access token's scopes and device itself."""
 
     confined_tokens = True
 
 
 def caller_with(api: CamaraDependencies, scope: str = "") -> Any:
-    """A handler's parameter: a caller that may use an operation of this scope (`API:what`; empty: any)."""
+    """Returns a handler's parameter: the caller, which needs this scope (`API:action`; empty: none)."""
 
     async def dependency(
         request: Request,
-        x_correlator: Annotated[  # documentation; `Around` sees to it
-            str, Header(max_length=256, pattern=CORRELATOR_PATTERN, description="Correlation id; comes back as it was.")
+        x_correlator: Annotated[  # documentation only: the middleware handles it
+            str, Header(max_length=256, pattern=CORRELATOR_PATTERN, description="Correlation id, returned as received.")
         ] = "",
     ) -> CamaraCaller:
         client = cast("Client", request.scope[CLIENT])
@@ -86,7 +86,7 @@ def caller_with(api: CamaraDependencies, scope: str = "") -> Any:
 
 
 def require(caller: CamaraCaller, scope: str) -> None:
-    """Raises CamaraError where the caller has an access token without this scope, or its API's name for all of it."""
+    """Raises CamaraError for an access token that has neither this scope nor the API's name, which means all scopes."""
     if caller.grant is not None and not {scope, scope.partition(":")[0]} & caller.grant.scopes:
         raise CamaraError(PERMISSION_DENIED, f"The access token lacks the scope {scope}.")
 
@@ -101,7 +101,7 @@ def _grant(api: CamaraDependencies, scope: Scope) -> Grant | None:
 
 @contextmanager
 def recorded(api: CamaraDependencies, caller: CamaraCaller, operation: str) -> Iterator[None]:
-    """Leaves the usage record of an operation that is refused before its use case is asked, which leaves its own."""
+    """Writes the usage record of an operation that is refused before its use case runs, which writes its own."""
     try:
         yield
     except RateLimited:
@@ -114,20 +114,22 @@ def recorded(api: CamaraDependencies, caller: CamaraCaller, operation: str) -> I
 
 
 def token_device(api: CamaraDependencies, caller: CamaraCaller) -> TerminalAddress | None:
-    """The terminal that the caller's access token is about; None for a two-legged one. Raises InvalidAddress."""
+    """Returns the terminal that the access token identifies; None for a two-legged caller. Raises InvalidAddress."""
     if caller.grant is None or not caller.grant.device:
         return None
     try:
         return devices.device_of_token(caller.grant.device, api.number_pattern)
     except InvalidAddress:  # its message quotes the identifier
-        raise InvalidAddress("The access token names a device by what is no address of a terminal.") from None
+        raise InvalidAddress(
+            "The access token identifies a device by something that is not a terminal's address."
+        ) from None
 
 
 def identified(api: CamaraDependencies, caller: CamaraCaller, device: Device | None) -> IdentifiedDevice:
-    """The device that a request is about, by CAMARA's token rule. Raises CamaraError, InvalidAddress."""
+    """Returns the device of a request, by CAMARA's rules for tokens. Raises CamaraError, InvalidAddress."""
     found = _identified(api, caller, device)
     if api.use_cases.groups.is_group(caller.client.id, found.address):
-        raise CamaraError(SERVICE_NOT_APPLICABLE, "This is a group of terminals, and no device.")
+        raise CamaraError(SERVICE_NOT_APPLICABLE, "The identifier is that of a group of terminals, not of a device.")
     return found
 
 
@@ -141,5 +143,5 @@ def _identified(api: CamaraDependencies, caller: CamaraCaller, device: Device | 
         raise CamaraError(MISSING_IDENTIFIER, "The device cannot be identified.")
     found = devices.identify(device.phoneNumber, device.networkAccessIdentifier, api.number_pattern)
     if found is None:
-        raise CamaraError(UNSUPPORTED_IDENTIFIER, "Name the device by phoneNumber or networkAccessIdentifier.")
+        raise CamaraError(UNSUPPORTED_IDENTIFIER, "Identify the device by phoneNumber or networkAccessIdentifier.")
     return found

@@ -1,9 +1,7 @@
-"""What goes wrong on CAMARA's paths: `{status, code, message}` with CAMARA's codes (Commonalities 0.6).
+"""How an error looks on CAMARA's APIs: `{status, code, message}` with CAMARA's codes (Commonalities 0.6).
 
-Invariants: `CODES` is total over the domain errors. Every failure of every path of CAMARA's has this form, what nobody
-caught too.
-
-Deliberately absent: business rules.
+Invariants: `CODES` is total over the domain errors. Every error of every CAMARA path has this form, also an uncaught
+exception.
 """
 
 import math
@@ -79,7 +77,7 @@ METHOD_NOT_ALLOWED: Code = (405, "METHOD_NOT_ALLOWED")
 ALREADY_EXISTS: Code = (409, "ALREADY_EXISTS")
 ABORTED: Code = (409, "ABORTED")
 PAYLOAD_TOO_LARGE: Code = (413, "PAYLOAD_TOO_LARGE")
-"""Commonalities have no code for it."""
+"""Not a code of the Commonalities, which have none for it."""
 UNSUPPORTED_MEDIA_TYPE: Code = (415, "UNSUPPORTED_MEDIA_TYPE")
 SERVICE_NOT_APPLICABLE: Code = (422, "SERVICE_NOT_APPLICABLE")
 MISSING_IDENTIFIER: Code = (422, "MISSING_IDENTIFIER")
@@ -148,23 +146,23 @@ _WRONG_VALUES: Mapping[str, Code] = {
     "accessToken": INVALID_TOKEN,
     "accessTokenType": INVALID_TOKEN,
 }
-"""What a wrong value of a member is called, where it has a name."""
+"""Codes for wrong values of certain members; for other members INVALID_ARGUMENT."""
 
 
 _NOT_OFFERED = {"PLAIN", "REFRESHTOKEN"}
-"""Credentials that are refused whatever they hold."""
+"""Types of credentials that are always refused."""
 
 
 class ErrorInfo(BaseModel):
     """Why a request failed."""
 
-    status: int = Field(description="The HTTP status code, again.")
-    code: str = Field(description="A code of CAMARA's; switch on it.")
-    message: str = Field(description="For people; wording may change.")
+    status: int = Field(description="The HTTP status code, repeated.")
+    code: str = Field(description="A code of CAMARA's. Switch on it.")
+    message: str = Field(description="What happened, for people. The wording may change.")
 
 
 class CamaraError(Exception):
-    """A request that CAMARA's own rules refuse."""
+    """A request that violates one of CAMARA's own rules."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -180,15 +178,15 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def failures(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for an operation that fails with these codes, and those that every operation has."""
+    """Returns FastAPI's `responses` for an operation with these codes and those of every operation."""
     every = (*codes, INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, TOO_MANY_REQUESTS, UNAVAILABLE)
     known: dict[int | str, dict[str, Any]] = {}
     for status in sorted({status for status, _ in every}):
         known[status] = _documented({code: status for of, code in every if of == status})
-    return {**known, "default": {**_documented({"INTERNAL": 500}), "description": "Any other failure."}}
+    return {**known, "default": {**_documented({"INTERNAL": 500}), "description": "Any other error."}}
 
 
-CORRELATED = {"x-correlator": {"description": "As in the request.", "schema": {"type": "string"}}}
+CORRELATED = {"x-correlator": {"description": "As received.", "schema": {"type": "string"}}}
 
 
 def _documented(codes: Mapping[str, int]) -> dict[str, Any]:
@@ -234,7 +232,7 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
     if not _NOT_OFFERED.isdisjoint(first["loc"]):
         code = INVALID_CREDENTIAL
     elif first["type"] in ("greater_than_equal", "less_than_equal") and "device" not in first["loc"]:
-        code = OUT_OF_RANGE  # which only the API of subscriptions has
+        code = OUT_OF_RANGE  # a code that only the subscriptions' API has
     elif first["type"] == "too_long" and member == "types":
         code = MULTIEVENT
     elif first["type"] != "missing":
@@ -243,6 +241,6 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses: an unknown path, a wrong method, a body that is too large or no JSON."""
+    """Answers errors that the framework raises: unknown path, wrong method, body that is too large or not JSON."""
     code = _BY_STATUS.get(error.status_code, INVALID_ARGUMENT)
     return _answer(code, f"{request.method} {request.url.path}: {error.detail}.", headers_of(request, error))

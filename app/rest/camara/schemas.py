@@ -1,8 +1,8 @@
-"""What CAMARA's operations take and return, in CAMARA's names (release r1.2).
+"""The bodies of CAMARA's operations (release r1.2).
 
-Invariants: what CAMARA's schemas allow is allowed, unknown members too; null is no value anywhere, as there.
+Invariants: as in CAMARA's schemas, unknown members are allowed and null is not.
 
-Deliberately absent: rules, and descriptions that CAMARA's own documents have at length.
+Deliberately absent: long descriptions, which CAMARA's own documents have.
 """
 
 from ipaddress import IPv4Address, IPv6Address
@@ -21,18 +21,18 @@ MAX_TEXT = 4096
 
 def _not_null(value: object) -> object:
     if value is None:
-        raise ValueError("null is no value here; leave the member out")
+        raise ValueError("null is not allowed; leave the member out")
     return value
 
 
 def _text(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError("an address is a string")
+        raise ValueError("an address must be a string")
     return value
 
 
 def _without_null(schema: dict[str, Any]) -> None:
-    """In the document, a member that may be left out is of its own type alone."""
+    """Removes null, FastAPI's default for optional members, from a member's types in the document."""
     schema.pop("default", None)
     if "anyOf" in schema:
         kept = [each for each in schema.pop("anyOf") if each != {"type": "null"}]
@@ -101,7 +101,7 @@ _GivenDevice = Annotated[Device | None, BeforeValidator(_not_null)]
 
 
 class DeviceResponse(BaseModel):
-    """The one identifier by which the device was taken."""
+    """The identifier that was used, of those in the request."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
@@ -110,7 +110,7 @@ class DeviceResponse(BaseModel):
 
 
 class RequestReachabilityStatus(_Model):
-    """Whose reachability is asked for."""
+    """The device to query."""
 
     device: _GivenDevice = _optional()
 
@@ -118,12 +118,12 @@ class RequestReachabilityStatus(_Model):
 class ReachabilityStatusResponse(BaseModel):
     """Whether a device is reachable."""
 
-    device: DeviceResponse | None = _optional(description="There where it was in the request.")
+    device: DeviceResponse | None = _optional(description="Present if the request had `device`.")
     lastStatusTime: AwareDatetime = Field(  # noqa: N815
-        description="When the presence server stated it (RFC 3339).", examples=["2024-02-20T10:41:38.657Z"]
+        description="When the presence server stated the status (RFC 3339).", examples=["2024-02-20T10:41:38.657Z"]
     )
     reachable: bool = Field(description="Overall device reachability.")
-    connectivity: list[Literal["DATA", "SMS"]] | None = _optional(description="There where it is reachable: DATA.")
+    connectivity: list[Literal["DATA", "SMS"]] | None = _optional(description="Present if reachable; then DATA.")
 
 
 # Subscriptions.
@@ -147,12 +147,12 @@ class PlainCredential(_Model):
 
 
 class AccessTokenCredential(_Model):
-    """An access token for the sink; it is never returned."""
+    """An access token for the sink; never returned."""
 
     credentialType: Literal["ACCESSTOKEN"]  # noqa: N815
-    accessToken: str = Field(min_length=1, max_length=MAX_TEXT, description="Sent as bearer token (RFC 6750).")  # noqa: N815
+    accessToken: str = Field(min_length=1, max_length=MAX_TEXT, description="Sent as a bearer token (RFC 6750).")  # noqa: N815
     accessTokenExpiresUtc: Rfc3339 = Field(  # noqa: N815
-        description="When it expires; the subscription ends with it.", examples=["2027-07-03T12:27:08.312Z"]
+        description="When the token expires; the subscription ends with it.", examples=["2027-07-03T12:27:08.312Z"]
     )
     accessTokenType: Literal["bearer"]  # noqa: N815
 
@@ -174,7 +174,7 @@ SinkCredential = Annotated[
 
 
 class CreateSubscriptionDetail(_Model):
-    """The device, where the access token does not name it."""
+    """The device, unless the access token identifies it."""
 
     device: _GivenDevice = _optional()
 
@@ -184,18 +184,20 @@ class Config(_Model):
 
     subscriptionDetail: CreateSubscriptionDetail  # noqa: N815
     subscriptionExpireTime: _GivenTime = _optional(  # noqa: N815
-        description="When the subscription shall expire (RFC 3339).", examples=_EXPIRE_EXAMPLES
+        description="When the subscription expires (RFC 3339).", examples=_EXPIRE_EXAMPLES
     )
     subscriptionMaxEvents: Annotated[int | None, BeforeValidator(_not_null)] = _optional(  # noqa: N815
-        ge=1, le=(1 << 31) - 1, description="How many events end the subscription; an initial event counts."
+        ge=1,
+        le=(1 << 31) - 1,
+        description="The subscription ends after this number of events; an initial event counts.",
     )
     initialEvent: _GivenFlag = _optional(  # noqa: N815
-        description="Whether an event is sent at once if the device is now as the type says."
+        description="Whether to send an event at once if the device is in the state of the event type now."
     )
 
 
 class SubscriptionRequest(_Model):
-    """What to subscribe to."""
+    """A subscription to create."""
 
     protocol: Protocol = Field(description="Only HTTP is offered.", examples=["HTTP"])
     sink: str = Field(
@@ -211,7 +213,7 @@ class SubscriptionRequest(_Model):
 
 
 class SubscriptionDetail(BaseModel):
-    """The device, where it was in the request."""
+    """The device, if the request had it."""
 
     device: DeviceResponse | None = _optional()
 
@@ -234,7 +236,7 @@ class Subscription(BaseModel):
     types: list[EventType] = Field(min_length=1, max_length=1, examples=_EVENT_EXAMPLES)
     config: SubscriptionConfig
     startsAt: AwareDatetime  # noqa: N815
-    expiresAt: AwareDatetime | None = _optional(description="Absent where it does not expire.")  # noqa: N815
+    expiresAt: AwareDatetime | None = _optional(description="Absent if the subscription does not expire.")  # noqa: N815
     status: Literal["ACTIVE", "EXPIRED", "DELETED"]
 
 
@@ -242,7 +244,7 @@ class Subscription(BaseModel):
 
 
 class EventData(BaseModel):
-    """What an event is about."""
+    """The subscription and the device of an event."""
 
     device: DeviceResponse | None = _optional()
     subscriptionId: str  # noqa: N815
@@ -270,7 +272,7 @@ class EndedData(EventData):
 class CloudEvent(BaseModel):
     """A CloudEvent (1.0, structured JSON)."""
 
-    id: str = Field(description="The same at each attempt; compare it to know an event that came twice.")
+    id: str = Field(description="The same in each attempt: use it to recognise an event that arrives twice.")
     source: str = Field(json_schema_extra={"format": "uri-reference"})
     type: Literal[
         "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-data",

@@ -1,4 +1,4 @@
-"""CAMARA device-reachability-status v1: is a device reachable? A handler is check, call, map, return."""
+"""CAMARA device-reachability-status v1: is a device reachable?"""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""CAMARA device-reachability-status-subscriptions v0.8, over the same subscriptions as every other API.
+"""CAMARA device-reachability-status-subscriptions v0.8, on the subscriptions that all APIs share.
 
-Invariants: only CAMARA's subscriptions are seen and ended here, by who made them; with a three-legged access token only
-those of its device. A sink's credential is never returned. The list is sent as it is read, so it costs bounded memory.
+Invariants: a client sees and ends only its own subscriptions made here; with a three-legged access token only those of
+the token's device. A sink's credential is never returned. The list is sent as it is read, so its memory is bounded.
 
-Deliberately absent: protocols but HTTP, credentials but access tokens, several event types in one subscription, and
-`protocolSettings`, which is ignored.
+Deliberately absent: protocols other than HTTP, credentials other than access tokens, several event types in one
+subscription; `protocolSettings`, which is ignored.
 """
 
 import json
@@ -89,7 +89,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         tags=[TAG],
         summary="Create a device reachability status event subscription for a device",
         response_model=schemas.Subscription,
-        response_description="The subscription that was made.",
+        response_description="The new subscription.",
         responses={
             **failures(
                 *DEVICE_ERRORS,
@@ -133,10 +133,10 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
 
         async def parts() -> AsyncIterator[list[Subscription]]:
             async for found in subscriptions.pages(caller.client, PAGE):
-                yield [each for each in found if _is_seen(each, caller.client, of_token)]
+                yield [each for each in found if _is_visible(each, caller.client, of_token)]
 
         portions = parts()
-        first = await anext(portions)  # what is wrong with the request is raised here
+        first = await anext(portions)  # raises the errors of the request
         return StreamingResponse(_array(first, portions, of_token), media_type="application/json", headers=NO_STORE)
 
     @router.get(
@@ -145,7 +145,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         tags=[TAG],
         summary="Retrieve a device reachability status event subscription for a device",
         response_model=schemas.Subscription,
-        response_description="The subscription; one that ended by itself for as long as it is kept.",
+        response_description="The subscription. One that the client did not delete remains for a time after its end.",
         responses={**failures(NOT_FOUND), 200: {"headers": CORRELATED}},
     )
     async def get_subscription(
@@ -160,7 +160,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         operation_id="deleteDeviceReachabilityStatusSubscription",
         tags=[TAG],
         summary="Delete a device reachability status event subscription for a device",
-        response_description="It is deleted.",
+        response_description="The subscription is deleted.",
         responses={**failures(NOT_FOUND), 204: {"headers": CORRELATED}},
     )
     async def delete_subscription(
@@ -175,7 +175,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
     async def own(caller: CamaraCaller, subscription_id: str) -> Subscription:
         found = await subscriptions.get(caller.client, subscription_id)
         deleted = found.end_reason is EndReason.CANCELLED
-        if deleted or not _is_seen(found, caller.client, token_device(api, caller)):
+        if deleted or not _is_visible(found, caller.client, token_device(api, caller)):
             raise SubscriptionUnknown("There is no such subscription.")
         return found
 
@@ -184,7 +184,9 @@ def _require_create(caller: CamaraCaller, kind: str) -> None:
     scope = f"{API}:{kind}:create"
     if caller.grant is not None and not {scope, API} & caller.grant.scopes:
         if any(each.startswith(f"{API}:") and each.endswith(":create") for each in caller.grant.scopes):
-            raise CamaraError(SUBSCRIPTION_MISMATCH, f"The access token lacks the scope {scope}; it has another's.")
+            raise CamaraError(
+                SUBSCRIPTION_MISMATCH, f"The access token lacks the scope {scope}; it has that of another event type."
+            )
         require(caller, scope)
 
 
@@ -192,12 +194,12 @@ def _request(
     api: CamaraDependencies, caller: CamaraCaller, asked: schemas.SubscriptionRequest, kind: str
 ) -> SubscriptionRequest:
     if asked.protocol != "HTTP":
-        raise CamaraError(INVALID_PROTOCOL, "Only HTTP is supported.")
+        raise CamaraError(INVALID_PROTOCOL, "protocol must be HTTP; others are not offered.")
     credential = asked.sinkCredential
     if not (credential is None or isinstance(credential, schemas.AccessTokenCredential)):
-        raise CamaraError(INVALID_CREDENTIAL, "Only an access token is supported.")
+        raise CamaraError(INVALID_CREDENTIAL, "credentialType must be ACCESSTOKEN; others are not offered.")
     if kind not in event_types.CRITERIA:
-        raise CamaraError(SERVICE_NOT_APPLICABLE, "Reachability by SMS is not told here.")
+        raise CamaraError(SERVICE_NOT_APPLICABLE, "The event type reachability-sms is not offered.")
     device = identified(api, caller, asked.config.subscriptionDetail.device)
     now, config = api.clock(), asked.config
     if config.subscriptionExpireTime is not None and config.subscriptionExpireTime <= now + timedelta(milliseconds=1):
@@ -218,7 +220,7 @@ def _request(
     )
     if config.subscriptionExpireTime is not None and duration_ms is not None and duration_ms > MAX_INTERVAL_MS:
         most = MAX_INTERVAL_MS // 86_400_000
-        raise CamaraError(OUT_OF_RANGE, f"subscriptionExpireTime is too far ahead: {most} days are the most.")
+        raise CamaraError(OUT_OF_RANGE, f"subscriptionExpireTime is too far ahead; at most {most} days are possible.")
     if ends_with_token:
         parameters[sink_parameters.ENDS_WITH_TOKEN] = "yes"
     return SubscriptionRequest(
@@ -231,7 +233,7 @@ def _request(
     )
 
 
-def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool:
+def _is_visible(of: Subscription, client: Client, token_device: str | None) -> bool:
     return (
         of.sink.profile == PROFILE_CAMARA
         and sink_parameters.is_valid(of)
@@ -241,7 +243,7 @@ def _is_seen(of: Subscription, client: Client, token_device: str | None) -> bool
 
 
 def _shown(of: Subscription, token_device: str | None) -> dict[str, Any]:
-    """The subscription in CAMARA's form. A three-legged caller did not name the device, so no identifier is shown."""
+    """Returns the subscription in CAMARA's form; for a three-legged caller without the device's identifier."""
     parameters = of.sink.parameters
     device = sink_parameters.identifier(of) if token_device is None else None
     config: dict[str, Any] = {
@@ -287,16 +289,16 @@ def _callbacks() -> Any:
         status_code=204,
         operation_id="postNotification",
         summary="notifications callback",
-        description="To be implemented by the API consumer: events are sent here as `application/cloudevents+json`.",
-        response_description="The event was taken.",
+        description="Implemented by the API consumer: the gateway sends events here as `application/cloudevents+json`.",
+        response_description="The event is accepted.",
         responses={
-            410: {"description": "Nothing more is wanted: the subscription ends."},
-            "default": {"description": "It is tried again later."},
+            410: {"description": "The sink wants no more events: the subscription ends."},
+            "default": {"description": "The gateway tries again later."},
         },
     )
     async def post_notification(
         event: Annotated[schemas.CloudEvent, Body(media_type="application/cloudevents+json")],
     ) -> None:
-        """Only documentation."""
+        """Serves only as documentation."""
 
     return router.routes

@@ -1,4 +1,4 @@
-"""REST API v1: watches and clients, which operators see and change; 403 for other clients. No rules here."""
+"""REST API v1: clients and their API keys, for operators' clients; other clients get 403."""
 
 from typing import Annotated, Any
 
@@ -6,70 +6,42 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
 from app.core.use_cases import UseCases
-from app.domain.errors import ClientExists, ClientUnknown, InvalidAddress, NotPermitted, WatchUnknown
+from app.domain.errors import ClientExists, ClientUnknown, NotPermitted
 from app.domain.records import MAX_ID
-from app.domain.statuses import Liveness
 from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
-from app.rest.responses import json_response, no_content
+from app.rest.responses import json_response
 from app.rest.schemas import At, Request
-from app.rest.terminals import AddressInPath
-
-TAG = "Operators"
+from app.rest.watches import TAG
 
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The client's id.")]
 _CLIENT = failures(NotPermitted, ClientUnknown)
 
-
-class Watch(BaseModel):
-    """One standing SIP subscription of the gateway (RFC 6665)."""
-
-    address: str
-    state: str = Field(
-        description="`initial`, `accepted`, `active`, `pending`, `refreshing`, `waiting`, `ending` or `terminated`."
-    )
-    liveness: Liveness
-    since: At
-    expires_at: At | None
-    sip_code: int = Field(description="The last SIP status; 0 where none came.")
-    reason: str
-    next_action: str
-    next_at: At | None
-    route: str = Field(description="The presence server it is at, as configured.")
-    wanted_by: list[str] = Field(description="Ids of subscriptions, and `stream:` with a client's id; at most 20.")
-
-
-class Watches(BaseModel):
-    """One page of watches, by address."""
-
-    watches: list[Watch]
-    next_page_token: str = Field(description="Gets the next page; empty on the last.")
-    total: int = Field(description="How many there are in all.")
-
-
 _Limits = Annotated[
     dict[str, int | bool],
-    Field(max_length=50, description="Policies by name, which can only be stricter than the operator's."),
+    Field(
+        max_length=50, description="Policies of this client by name; the stricter of these and the gateway's applies."
+    ),
 ]
 
 
 class ClientRequest(Request):
-    """A client to make."""
+    """A client to create."""
 
     name: str = Field(
         min_length=1,
         max_length=64,
-        description="Its name, unique: letters, digits, blanks and `.-_@`.",
+        description="Unique name: letters, digits, spaces and `.-_@`.",
         examples=["Call centre"],
     )
     client_id: str = Field(
         "",
         max_length=MAX_ID,
-        description="Its id, of A-Z a-z 0-9 . - _ @; the gateway makes one if empty. For clients that certificates or "
-        "access tokens name.",
+        description="The client's id, of A-Z a-z 0-9 . - _ @, as certificates or access tokens name it. If empty, the "
+        "gateway makes an id.",
     )
-    admin: bool = Field(False, description="Whether it is an operator's.")
+    admin: bool = Field(False, description="Whether the client is an operator's.")
     limits: _Limits = Field({}, json_schema_extra={"examples": [{"max_subscriptions": 1000}]})
 
 
@@ -96,24 +68,26 @@ class ClientWithKey(BaseModel):
     """A client and its new API key."""
 
     client: Client
-    api_key: str = Field(description="`tsk_KEYID_SECRET`. Shown this once.")
+    api_key: str = Field(description="The key, `tsk_KEYID_SECRET`. It is returned only once.")
 
 
 class Clients(BaseModel):
-    """One page of clients, by name."""
+    """One page of clients, in order of their names."""
 
     clients: list[Client]
-    next_page_token: str = Field(description="Gets the next page; empty on the last.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 class RotateRequest(Request):
     """How to rotate a client's key."""
 
-    overlap_s: int = Field(86_400, ge=0, le=90 * 86_400, description="How long its other keys still hold, in seconds.")
+    overlap_s: int = Field(
+        86_400, ge=0, le=90 * 86_400, description="How long the client's other keys remain valid, in seconds."
+    )
 
 
 class EndedSubscriptions(BaseModel):
-    """What deleting a client ended."""
+    """The number of subscriptions that ended with the client."""
 
     ended_subscriptions: int
 
@@ -123,41 +97,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     administration = use_cases.administration
 
     @router.get(
-        "/v1/watches",
-        operation_id="listWatches",
-        tags=[TAG],
-        summary="List the gateway's watches",
-        description="The standing SIP subscriptions at the presence server, and who wants them.",
-        response_model=Watches,
-        response_description="By address.",
-        responses=failures(NotPermitted),
-    )
-    async def list_watches(client: Caller, page: Paged) -> Response:
-        found, token, total = await administration.watches(client, page)
-        watches = [to_json.watch(each.watch, each.wanted_by) for each in found]
-        return json_response({"watches": watches, "next_page_token": token, "total": total})
-
-    @router.post(
-        "/v1/watches/{address:any_text}:refresh",
-        status_code=204,
-        operation_id="refreshWatch",
-        tags=[TAG],
-        summary="Refresh a watch",
-        description="Asks the presence server about a watched terminal now, rather than at the next refresh.",
-        response_description="It is begun.",
-        responses=failures(InvalidAddress, NotPermitted, WatchUnknown),
-    )
-    async def refresh_watch(client: Caller, address: AddressInPath) -> Response:
-        await administration.refresh_watch(client, address)
-        return no_content()
-
-    @router.get(
         "/v1/clients",
         operation_id="listClients",
         tags=[TAG],
         summary="List clients",
         response_model=Clients,
-        response_description="By name.",
+        response_description="Clients in order of their names.",
         responses=failures(NotPermitted),
     )
     async def list_clients(client: Caller, page: Paged) -> Response:
@@ -171,9 +116,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         status_code=201,
         operation_id="createClient",
         tags=[TAG],
-        summary="Make a client",
+        summary="Create a client",
         response_model=ClientWithKey,
-        response_description="The client, and its API key.",
+        response_description="The new client and its API key.",
         responses=failures(NotPermitted, ClientExists),
     )
     async def create_client(client: Caller, asked: ClientRequest) -> Response:
@@ -188,9 +133,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="rotateClientKey",
         tags=[TAG],
         summary="Rotate a client's key",
-        description="Gives a client a new API key, and lets its others end after an overlap.",
+        description="Gives the client a new API key. Its other keys expire after `overlap_s` seconds.",
         response_model=ClientWithKey,
-        response_description="The client, and its new API key.",
+        response_description="The client and its new API key.",
         responses=_CLIENT,
     )
     async def rotate_client_key(client: Caller, client_id: IdInPath, asked: RotateRequest) -> Response:
@@ -203,7 +148,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="disableClient",
         tags=[TAG],
         summary="Disable a client",
-        description="Its credentials are refused from now on; its subscriptions go on.",
+        description="The client's credentials are refused from now on, and its streams end; its subscriptions "
+        "continue.",
         response_model=Client,
         response_description="The client.",
         responses=_CLIENT,
@@ -230,9 +176,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="deleteClient",
         tags=[TAG],
         summary="Delete a client",
-        description="With its keys and groups; its subscriptions end.",
+        description="Deletes the client with its keys and groups, and ends its subscriptions.",
         response_model=EndedSubscriptions,
-        response_description="How many subscriptions ended.",
+        response_description="The number of subscriptions that ended.",
         responses=_CLIENT,
     )
     async def delete_client(client: Caller, client_id: IdInPath) -> Response:

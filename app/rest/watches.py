@@ -1,0 +1,81 @@
+"""REST API v1: the gateway's watches, for operators' clients; other clients get 403."""
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from app.core.use_cases import UseCases
+from app.domain.errors import InvalidAddress, NotPermitted, WatchUnknown
+from app.domain.statuses import Liveness
+from app.rest import to_json
+from app.rest.error_examples import failures
+from app.rest.parameters import Caller, Paged
+from app.rest.responses import json_response, no_content
+from app.rest.schemas import At
+from app.rest.terminals import AddressInPath
+
+TAG = "Operators"
+
+
+class Watch(BaseModel):
+    """A watch: the gateway's own SIP subscription (RFC 6665) to one terminal."""
+
+    address: str
+    state: str = Field(
+        description="State of the SIP subscription: `initial`, `accepted`, `active`, `pending`, `refreshing`, "
+        "`waiting`, `ending` or `terminated`."
+    )
+    liveness: Liveness
+    since: At
+    expires_at: At | None
+    sip_code: int = Field(description="The last SIP status code; 0 before the first answer.")
+    reason: str
+    next_action: str
+    next_at: At | None
+    route: str = Field(description="The presence server of the watch, as configured.")
+    wanted_by: list[str] = Field(
+        description="Ids of the subscriptions that need the watch, and `stream:` with the client's id for streams; at "
+        "most 20."
+    )
+
+
+class Watches(BaseModel):
+    """One page of watches, in order of their addresses."""
+
+    watches: list[Watch]
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
+    total: int = Field(description="Number of all watches.")
+
+
+def add_routes(router: APIRouter, use_cases: UseCases) -> None:
+    """Adds the operations to `router`."""
+    administration = use_cases.administration
+
+    @router.get(
+        "/v1/watches",
+        operation_id="listWatches",
+        tags=[TAG],
+        summary="List the gateway's watches",
+        description="Lists the gateway's SIP subscriptions at the presence server, and who needs them.",
+        response_model=Watches,
+        response_description="Watches in order of their addresses.",
+        responses=failures(NotPermitted),
+    )
+    async def list_watches(client: Caller, page: Paged) -> Response:
+        found, token, total = await administration.watches(client, page)
+        watches = [to_json.watch(each.watch, each.wanted_by) for each in found]
+        return json_response({"watches": watches, "next_page_token": token, "total": total})
+
+    @router.post(
+        "/v1/watches/{address:any_text}:refresh",
+        status_code=204,
+        operation_id="refreshWatch",
+        tags=[TAG],
+        summary="Refresh a watch",
+        description="Refreshes the SIP subscription to a terminal now. The presence server then states the terminal's "
+        "status again.",
+        response_description="The refresh has begun.",
+        responses=failures(InvalidAddress, NotPermitted, WatchUnknown),
+    )
+    async def refresh_watch(client: Caller, address: AddressInPath) -> Response:
+        await administration.refresh_watch(client, address)
+        return no_content()
