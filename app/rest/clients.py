@@ -48,33 +48,35 @@ class ClientRequest(Request):
 class ClientKey(BaseModel):
     """An API key without its secret."""
 
-    id: str
-    expires_at: At | None
+    id: str = Field(description="The key's id, its part between the underscores.")
+    expires_at: At | None = Field(description="When the key expires; null: never.")
 
 
 class Client(BaseModel):
     """An application, or an operator's tool, with credentials."""
 
-    id: str
-    name: str
-    admin: bool
-    limits: dict[str, Any]
-    disabled: bool
+    id: str = Field(description="The client's id.")
+    name: str = Field(description="The client's unique name.")
+    admin: bool = Field(description="Whether the client is an operator's.")
+    limits: dict[str, Any] = Field(
+        description="Policies of this client by name; the stricter of these and the gateway's applies."
+    )
+    disabled: bool = Field(description="Whether the client's credentials are refused.")
     created_at: At
-    keys: list[ClientKey]
+    keys: list[ClientKey] = Field(description="The client's API keys, without secrets.")
 
 
 class ClientWithKey(BaseModel):
     """A client and its new API key."""
 
-    client: Client
+    client: Client = Field(description="The client.")
     api_key: str = Field(description="The key, `tsk_KEYID_SECRET`. It is returned only once.")
 
 
 class Clients(BaseModel):
     """One page of clients, in order of their names."""
 
-    clients: list[Client]
+    clients: list[Client] = Field(description="The clients of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
@@ -89,7 +91,7 @@ class RotateRequest(Request):
 class EndedSubscriptions(BaseModel):
     """The number of subscriptions that ended with the client."""
 
-    ended_subscriptions: int
+    ended_subscriptions: int = Field(description="Number of subscriptions.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:

@@ -25,34 +25,40 @@ class Notification(BaseModel):
 
     id: Id = Field(description="Equals the event's `id` and the header `webhook-id`; the same in each attempt.")
     subscription_id: Id
-    client_id: str
+    client_id: str = Field(description="The subscription's client.")
     sequence: int = Field(description="Position within the subscription, from 1, without gaps.")
-    kind: NotificationKind
+    kind: NotificationKind = Field(
+        description="`STATUS`: terminals have a new status. `STARTED`: the subscription "
+        "has started. `ERROR`: a terminal or the whole subscription failed. `ENDED`: the subscription has ended."
+    )
     changes: list[TerminalStatus] = Field(description="STATUS only: the changes; else empty.")
     address: str | None = Field(description="ERROR only: the terminal that failed; null if the whole subscription did.")
     code: str = Field(description="ERROR: the error's code. ENDED: the reason. Else empty.")
-    text: str
+    text: str = Field(description="More about an ERROR or ENDED, for people; else empty.")
     created_at: At
     next_attempt_at: At | None = Field(description="PENDING only: the time of the next attempt; else null.")
-    attempts: int
-    state: DeliveryState
-    settled_at: At | None
+    attempts: int = Field(description="Number of attempts so far.")
+    state: DeliveryState = Field(
+        description="`PENDING`: not delivered yet. `DELIVERED`. `DEAD`: given up; can be sent again. `WITHDRAWN`: not "
+        "sent, since the client ended the subscription."
+    )
+    settled_at: At | None = Field(description="When the state became other than PENDING; null before.")
 
 
 class Notifications(BaseModel):
     """One page of notifications, oldest first."""
 
-    notifications: list[Notification]
+    notifications: list[Notification] = Field(description="The notifications of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 class DeliveryAttempt(BaseModel):
     """One attempt to deliver a notification."""
 
-    number: int
+    number: int = Field(description="The attempt's number, from 1.")
     at: At
     code: int = Field(description="The HTTP status of the endpoint's answer; 0 without an answer.")
-    duration_ms: int
+    duration_ms: int = Field(description="How long the attempt took.")
     outcome: str = Field(description="`delivered`, or a word for the failure, such as `timed-out` or `http-500`.")
     answer: str = Field(description="The beginning of the endpoint's answer, some kilobytes at most.")
 
@@ -60,19 +66,21 @@ class DeliveryAttempt(BaseModel):
 class DeliveryAttempts(BaseModel):
     """The attempts to deliver a notification, in order."""
 
-    attempts: list[DeliveryAttempt]
+    attempts: list[DeliveryAttempt] = Field(description="The attempts, oldest first.")
 
 
 class SendAgainRequest(Request):
     """Notifications to send again."""
 
-    notification_ids: list[Annotated[str, Field(max_length=MAX_ID)]] = Field(min_length=1, max_length=MAX_SEND_AGAIN)
+    notification_ids: list[Annotated[str, Field(max_length=MAX_ID)]] = Field(
+        min_length=1, max_length=MAX_SEND_AGAIN, description="Ids of notifications."
+    )
 
 
 class SentAgain(BaseModel):
     """The number of notifications that are tried again: those that were DEAD."""
 
-    sent_again: int
+    sent_again: int = Field(description="Number of notifications.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:

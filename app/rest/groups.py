@@ -90,15 +90,17 @@ class MembersRequest(Request):
 class SomeMembersRequest(Request):
     """Members to add or remove, at least one."""
 
-    members: Annotated[list[Address], FailFast(), Field(min_length=1, max_length=MAX_ADDRESSES)]
+    members: Annotated[
+        list[Address], FailFast(), Field(min_length=1, max_length=MAX_ADDRESSES, description="Addresses of members.")
+    ]
 
 
 class Group(BaseModel):
     """A named set of addresses. Queries, subscriptions and streams take its own address like a terminal's."""
 
-    address: str
-    client_id: str
-    members: list[str]
+    address: str = Field(description="The group's own address in canonical form.")
+    client_id: str = Field(description="The group's client.")
+    members: list[str] = Field(description="The members' addresses in canonical form.")
     version: int = Field(
         description="Number of this version; each change of the members adds 1. The ETag follows from it."
     )
@@ -106,9 +108,9 @@ class Group(BaseModel):
 
 
 class Groups(BaseModel):
-    """One page of groups, by address."""
+    """One page of groups, in order of their addresses."""
 
-    groups: list[Group]
+    groups: list[Group] = Field(description="The groups of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 

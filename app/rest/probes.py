@@ -25,13 +25,13 @@ _NO_PRESENCE = problem(503, "NOT_READY", "No presence server answers.", retryabl
 class ProcessLiveness(BaseModel):
     """The process answers."""
 
-    status: Literal["alive"]
+    status: Literal["alive"] = Field(description="Always `alive`.")
 
 
 class Readiness(BaseModel):
     """The gateway sends queries to the presence server."""
 
-    status: Literal["ready"]
+    status: Literal["ready"] = Field(description="Always `ready`; otherwise the answer is 503.")
     presence: Literal["up", "down"] = Field(
         description="Whether a presence server answers, as far as the gateway knows."
     )

@@ -152,20 +152,20 @@ class TerminalResult(BaseModel):
 class QueryResults(BaseModel):
     """The results of a query, one for each terminal."""
 
-    results: list[TerminalResult]
+    results: list[TerminalResult] = Field(description="The results, in no particular order.")
 
 
 class WatchedTerminal(BaseModel):
     """Data of `snapshot` and `liveness`: the state of a watched terminal."""
 
-    address: str
+    address: str = Field(description="The terminal's address in canonical form.")
     status: TerminalStatus | None = Field(description="The last known status; null before the first.")
     liveness: Liveness = Field(
         description="`LIVE`: the presence server reports each change. `STALE`: contact is lost, and the status is the "
         "last known one. `UNKNOWN`: no status was observed yet."
     )
     reason: str = Field(description="Why the liveness is not LIVE, for people; else empty.")
-    since: At
+    since: At = Field(description="When this liveness began (RFC 3339, UTC).")
     failure: Failure | None = Field(
         None,
         description="Only in `liveness`: the error, if the presence server refuses the watch or does not know the "
@@ -176,16 +176,16 @@ class WatchedTerminal(BaseModel):
 class ResumeToken(BaseModel):
     """Data of `bookmark`; the event's `id` has the same token."""
 
-    resume_token: str
+    resume_token: str = Field(description="Resumes the stream after this event.")
 
 
 class SnapshotComplete(ResumeToken):
-    """Data of `snapshot-complete`."""
+    """Data of `snapshot-complete`: every terminal has been sent; changes follow."""
 
     reset: bool = Field(
         description="Whether the client's last event id could not be used, since it comes from an older gateway, from "
         "a stream of other terminals, or from before the database was restored or replaced. The snapshot then has "
-        "every terminal: replace all that you know by it, even if its revisions are smaller."
+        "every terminal: discard what you know and keep the snapshot, even if its revisions are smaller."
     )
 
 
@@ -195,14 +195,14 @@ class StreamEnd(BaseModel):
     reason: Literal["GATEWAY_STOPPING", "NOTHING_TO_WATCH", "CREDENTIALS_EXPIRED", "MAX_AGE"] = Field(
         description="Open the stream again after GATEWAY_STOPPING and MAX_AGE. Later versions may add reasons."
     )
-    message: str
+    message: str = Field(description="Why the stream ended, for people.")
     resume_token: str = Field(description="Resumes the stream; empty if opening it again is pointless.")
 
 
 class TerminalRemoved(BaseModel):
     """Data of `removed`: the terminal left the group through which it was watched."""
 
-    address: str
+    address: str = Field(description="The terminal's address in canonical form.")
 
 
 STREAMED: Mapping[str, type[BaseModel]] = {
@@ -303,37 +303,50 @@ class SubscriptionRequest(Request):
 class Sink(BaseModel):
     """Where notifications go. Secrets and tokens are never returned."""
 
-    kind: SinkKind
-    url: str
+    kind: SinkKind = Field(description="`STREAM`: nothing is sent. `WEBHOOK`: CloudEvents. `SOAP`: Parlay X callbacks.")
+    url: str = Field(description="The endpoint; empty for STREAM.")
     profile: str = Field(description="Form of the messages to the endpoint: `v1`, `camara`, or a version of Parlay X.")
     signed: bool = Field(description="Whether webhooks are signed.")
     with_access_token: bool = Field(description="Whether webhooks carry an access token.")
-    access_token_expires_at: str | None
-    handshake: str | None
+    access_token_expires_at: str | None = Field(
+        description="When the access token expires (RFC 3339); null without one."
+    )
+    handshake: str | None = Field(
+        description="How the endpoint was checked: `test`, `options` or `none`; null if it was not."
+    )
 
 
 class Subscription(BaseModel):
     """A stored request to report changes of terminals."""
 
     id: Id
-    client_id: str
+    client_id: str = Field(description="The client that made the subscription.")
     addresses: list[str] = Field(description="Terminals and groups of the request, in canonical form, each once.")
-    criteria: list[Status]
-    check_immediate: bool
-    min_interval_ms: int
-    max_notifications: int
-    sink: Sink
-    correlator: str
+    criteria: list[Status] = Field(description="The statuses to report; empty means all.")
+    check_immediate: bool = Field(description="As in the request.")
+    min_interval_ms: int = Field(description="Minimum time between two notifications; 0: the policy's minimum.")
+    max_notifications: int = Field(
+        description="The subscription ends after this number of notifications; 0: unlimited."
+    )
+    sink: Sink = Field(description="Where notifications go.")
+    correlator: str = Field(description="The client's own name for the subscription; may be empty.")
     created_at: At
-    expires_at: At | None
+    expires_at: At | None = Field(description="When the subscription ends; null: it does not expire.")
     notified: int = Field(description="Number of notifications of changes so far.")
-    last_notified_at: At | None
+    last_notified_at: At | None = Field(
+        description="When the last notification of changes was made; null before the first."
+    )
     suspended_at: At | None = Field(
         description="Since when the endpoint fails and is tried less often; null while it works."
     )
     ended_at: At | None = Field(description="Null while the subscription is active.")
-    end_reason: EndReason | None
-    end_detail: str
+    end_reason: EndReason | None = Field(
+        description="`EXPIRED`: the duration is over. `COUNT_REACHED`: `max_notifications` are made. `CANCELLED`: the "
+        "client ended it. `CLIENT_DELETED`: the client was deleted. `FAILED`: no terminal can be watched any more. "
+        "`SINK_GONE`: the endpoint answered 410. `TOKEN_EXPIRED`: the sink's access token has expired. Null while "
+        "active."
+    )
+    end_detail: str = Field(description="More about the end, for people; may be empty.")
 
 
 class CreatedSubscription(Subscription):
@@ -347,7 +360,7 @@ class CreatedSubscription(Subscription):
 class Subscriptions(BaseModel):
     """One page of subscriptions, oldest first."""
 
-    subscriptions: list[Subscription]
+    subscriptions: list[Subscription] = Field(description="The subscriptions of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 

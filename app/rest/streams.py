@@ -226,7 +226,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _supervise(self, scope: Scope, receive: Receive, send: Send, reader: "asyncio.Task[None]") -> None:
-        """Ends the stream when the client disconnects, its credentials expire, or the stream reaches its maximum age."""
+        """Ends the stream: when the client disconnects, when its credentials expire, and at the maximum age."""
         leaving = asyncio.ensure_future(_disconnected(receive))
         clock = asyncio.get_running_loop().time
         ends_at = clock() + self._max_age_s

@@ -45,19 +45,22 @@ class UsageRecord(BaseModel):
 
     id: Id
     at: At
-    operation: str = Field(examples=["getStatus", "statusNotification_DeliverySuccessful"])
-    client_id: str
+    operation: str = Field(
+        description="The operation or delivery, in Parlay X's names.",
+        examples=["getStatus", "statusNotification_DeliverySuccessful"],
+    )
+    client_id: str = Field(description="The client that called, or that the delivery was for.")
     face: str = Field(
         description="`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries. Later versions may add values."
     )
-    requester: str
+    requester: str = Field(description="On whose behalf the client called; may be empty.")
     targets: list[str] = Field(description="The first twenty addresses of the request.")
-    target_count: int
+    target_count: int = Field(description="Number of addresses in the request.")
     expanded_count: int = Field(description="Number of terminals, with groups expanded.")
-    correlator: str
-    subscription_id: str
+    correlator: str = Field(description="The subscription's correlator; may be empty.")
+    subscription_id: str = Field(description="The subscription, if the record is about one; else empty.")
     result: str = Field(description="`OK`, or an error's code.")
-    root_cause: str
+    root_cause: str = Field(description="What failed, for people; empty if OK.")
 
 
 COLUMNS = tuple(UsageRecord.model_fields)
@@ -66,7 +69,7 @@ COLUMNS = tuple(UsageRecord.model_fields)
 class UsageRecords(BaseModel):
     """One page of usage records, oldest first."""
 
-    usage_records: list[UsageRecord]
+    usage_records: list[UsageRecord] = Field(description="The records of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 

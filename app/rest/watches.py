@@ -19,18 +19,21 @@ TAG = "Operators"
 class Watch(BaseModel):
     """A watch: the gateway's own SIP subscription (RFC 6665) to one terminal."""
 
-    address: str
+    address: str = Field(description="The terminal's address in canonical form.")
     state: str = Field(
         description="State of the SIP subscription: `initial`, `accepted`, `active`, `pending`, `refreshing`, "
         "`waiting`, `ending` or `terminated`."
     )
-    liveness: Liveness
-    since: At
-    expires_at: At | None
+    liveness: Liveness = Field(
+        description="`LIVE`: the presence server reports each change. `STALE`: contact is "
+        "lost. `UNKNOWN`: no status was observed yet."
+    )
+    since: At = Field(description="When `state` began (RFC 3339, UTC).")
+    expires_at: At | None = Field(description="When the SIP subscription expires unless refreshed; null without one.")
     sip_code: int = Field(description="The last SIP status code; 0 before the first answer.")
-    reason: str
-    next_action: str
-    next_at: At | None
+    reason: str = Field(description="Why the watch is in this state, for people; may be empty.")
+    next_action: str = Field(description="What the gateway does next; may be empty.")
+    next_at: At | None = Field(description="When the gateway does it; null if not planned.")
     route: str = Field(description="The presence server of the watch, as configured.")
     wanted_by: list[str] = Field(
         description="Ids of the subscriptions that need the watch, and `stream:` with the client's id for streams; at "
@@ -41,7 +44,7 @@ class Watch(BaseModel):
 class Watches(BaseModel):
     """One page of watches, in order of their addresses."""
 
-    watches: list[Watch]
+    watches: list[Watch] = Field(description="The watches of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
     total: int = Field(description="Number of all watches.")
 

@@ -20,15 +20,15 @@ _PREFIX = "org.terminalstatus.v1."
 class Change(BaseModel):
     """A terminal's new status."""
 
-    address: str
-    status: Status
-    observed_at: AwareDatetime
-    source: Source
-    revision: int
+    address: str = Field(description="The terminal's address in canonical form.")
+    status: Status = Field(description="The new status, as in TerminalStatus.")
+    observed_at: AwareDatetime = Field(description="When the presence server stated the status (RFC 3339, UTC).")
+    source: Source = Field(description="Where the status came from, as in TerminalStatus.")
+    revision: int = Field(description="Number of the terminal's stored status; each change adds 1.")
 
 
 class _Data(BaseModel):
-    subscription_id: str
+    subscription_id: str = Field(description="The subscription's id.")
     correlator: str = Field(description="Your own name for the subscription; may be empty.")
 
 
@@ -41,23 +41,25 @@ class StatusChanged(_Data):
 class SubscriptionStarted(_Data):
     """Data of `subscription-started`: the subscription's terminals and groups, and its end."""
 
-    addresses: list[str]
-    expires_at: AwareDatetime | None
+    addresses: list[str] = Field(description="Terminals and groups of the subscription, in canonical form.")
+    expires_at: AwareDatetime | None = Field(description="When the subscription ends; null: it does not expire.")
 
 
 class SubscriptionError(_Data):
     """Data of `subscription-error`: a terminal is unknown or refused. The subscription continues with the others."""
 
-    address: str | None
+    address: str | None = Field(description="The terminal that failed; null if the whole subscription did.")
     code: str = Field(description="The error's code, as `code` of a Problem.")
-    message: str
+    message: str = Field(description="What happened, for people. The wording may change.")
 
 
 class SubscriptionEnded(_Data):
-    """Data of `subscription-ended`, the last event. A subscription that a call ends has no such event."""
+    """Data of `subscription-ended`, the last event. A subscription that its client ends has no such event."""
 
-    reason: Literal["EXPIRED", "COUNT_REACHED", "CLIENT_DELETED", "FAILED", "SINK_GONE", "TOKEN_EXPIRED"]
-    message: str
+    reason: Literal["EXPIRED", "COUNT_REACHED", "CLIENT_DELETED", "FAILED", "SINK_GONE", "TOKEN_EXPIRED"] = Field(
+        description="Why the subscription ended, as `end_reason` of a Subscription."
+    )
+    message: str = Field(description="Why the subscription ended, for people. The wording may change.")
 
 
 class SinkTest(_Data):
@@ -65,13 +67,13 @@ class SinkTest(_Data):
 
 
 class _Event(BaseModel):
-    specversion: Literal["1.0"]
+    specversion: Literal["1.0"] = Field(description="Version of CloudEvents.")
     id: str = Field(description="The same in each attempt: use it to recognise an event that arrives twice.")
     source: str = Field(description="URI reference of the subscription.")
-    time: AwareDatetime
+    time: AwareDatetime = Field(description="When the gateway made the event (RFC 3339, UTC).")
     sequence: str = Field(description="Position within the subscription; sorts as text.")
     subject: str | None = Field(None, description="The terminal's address, if the event is about one terminal.")
-    datacontenttype: Literal["application/json"]
+    datacontenttype: Literal["application/json"] = Field(description="Media type of `data`.")
 
 
 class StatusChangedEvent(_Event):

@@ -55,9 +55,7 @@ async def test_serves_the_documents(name: str) -> None:
             if name == V1
             else {
                 "url": "{apiRoot}" + PREFIXES[name],
-                "variables": {
-                    "apiRoot": {"default": "http://api.example:8443", "description": "Where the gateway is reached."}
-                },
+                "variables": {"apiRoot": {"default": "http://api.example:8443", "description": "The gateway's URL."}},
             }
         )
         assert named == {key: part for key, part in DOCUMENTS[name].items() if key != "servers"}
