@@ -283,6 +283,6 @@ def _example() -> str:
         events.SnapshotComplete(resume_token=token),
         events.Change(status=busy),
         events.Bookmark(resume_token=later),
-        events.ending(events.StreamEnd.GATEWAY_STOPPING, later),
+        events.end_event(events.StreamEnd.GATEWAY_STOPPING, later),
     )
     return (_BEGIN + b"".join(encode(each) for each in shown)).decode()

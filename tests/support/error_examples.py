@@ -6,6 +6,7 @@ app/rest/error_examples.json, so that an example never says anything but what th
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import structlog
 
 from app.core.fetcher import FetchService
 from app.domain.addresses import TerminalAddress
@@ -232,6 +234,7 @@ async def webhooks() -> AsyncIterator[WebhookSender]:
 
 
 def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with TemporaryDirectory() as directory:
         found = asyncio.run(provoked(Path(directory)))
     RECORDED.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
