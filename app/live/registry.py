@@ -121,7 +121,7 @@ class TerminalRegistry:
         terminal = self.by_address.get(address)
         refused = isinstance(error, TerminalUnknown | WatcherRefused) and error.details.get("reason") != "pending"
         if terminal is not None and liveness is Liveness.UNKNOWN and refused:
-            # The SIP side would ask again once an hour. Whoever wants the terminal is sent the error instead.
+            # The SIP side would ask again once an hour. Those who want the terminal are sent the error instead.
             self._watcher.unwatch(address)
             self.on_watch_ended(address, reason, error)
         elif terminal is not None and terminal.set_watch_liveness(liveness, reason, self._clock()):
