@@ -40,7 +40,7 @@ run: .venv/run.stamp
 	@exec $(BIN)/terminal-status demo
 
 test: .venv/dev.stamp servers clients
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/dev.stamp $(BUF)
 	$(BIN)/ruff format --check --quiet .

@@ -25,11 +25,34 @@ hypothesis.settings.load_profile("untimed")
 RINGS = ("repository", "pure", "core", "wire", "faces", "system")
 
 
+LONGEST_FIRST = (
+    "test_bench",
+    "test_sip_watches",
+    "test_commands",
+    "test_cli",
+    "test_crash",
+    "test_contract",
+    "test_sip_identity",
+    "test_delivery",
+    "test_sip_refused",
+    "test_sip_routes",
+    "test_documentation",
+    "test_store_faults",
+    "test_camara",
+    "test_call_limits",
+)
+"""The files that take longest, most of it by waiting. `make test` gives each file to one of its processes, in the order
+of collection: a long file at the end would keep one process busy and leave the others idle."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with its ring, the folder it is in: `make test ARGS='-m pure'`."""
+    """Marks each test with its ring, the folder it is in (`make test ARGS='-m pure'`), and sorts the longest files
+    to the front."""
     for item in items:
         ring = item.path.relative_to(Path(__file__).parent).parts[0]
         item.add_marker(getattr(pytest.mark, ring))
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

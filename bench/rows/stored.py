@@ -52,7 +52,7 @@ def _with_members(bench: Run, around: World) -> Row:
     seconds: dict[int, list[float]] = {count: [], 0: []}
     for groups in seconds:
         fill_groups(database_url(bench.own_folder(f"members-{groups}")), groups, MEMBERS)
-    for _ in range(PAIRS):
+    for _ in range(bench.sized(PAIRS)):
         for groups, its in seconds.items():
             started_s = time.perf_counter()
             with gateway(bench.folder / f"members-{groups}", around.sip_port, limit_s=START_LIMIT_S):

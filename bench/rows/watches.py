@@ -37,7 +37,9 @@ def measure(bench: Run) -> list[Row]:
         with notifier(folder, keeps_subscriptions=True) as port:
             bare = run("bench.programs.bare", port, "--dialogs", count, "--concurrency", AT_ONCE, limit_s=LIMIT_S)
         with notifier(folder, keeps_subscriptions=True) as port:
-            own = run("bench.programs.watcher", port, "--count", count, "--idle-s", IDLE_S, limit_s=LIMIT_S)
+            own = run(
+                "bench.programs.watcher", port, "--count", count, "--idle-s", bench.lasting(IDLE_S), limit_s=LIMIT_S
+            )
         rows += [
             compared("watch.memory", _kilobytes(own), _kilobytes(bare), "KB", most=MOST_MEMORY),
             compared("watch.setup_rate", _rate(own), _rate(bare), "1/s", least=LEAST_RATE),
@@ -48,7 +50,15 @@ def measure(bench: Run) -> list[Row]:
         bench.progress(f"{NOTIFIES_PER_S} NOTIFYs a second to {talkative} watches")
         again_ms = round(talkative / NOTIFIES_PER_S * 1000)
         with notifier(folder, keeps_subscriptions=True, again_ms=again_ms) as port:
-            own = run("bench.programs.watcher", port, "--count", talkative, "--notified-s", NOTIFIED_S, limit_s=LIMIT_S)
+            own = run(
+                "bench.programs.watcher",
+                port,
+                "--count",
+                talkative,
+                "--notified-s",
+                bench.lasting(NOTIFIED_S),
+                limit_s=LIMIT_S,
+            )
         rows += _lag_rows(own)
     if bench.wants("watch.killed"):
         killed = max(1, count // KILLED_SHARE)

@@ -77,7 +77,6 @@ def needs_sipp() -> None:
 SOME = (
     "bare",
     "grpc",
-    "rest",
     "soap",
     "floor",
     "start",
@@ -87,7 +86,7 @@ SOME = (
     "stored.start_members",
     "webhook",
 )
-"""Rows of each kind of loop; all of them take minutes."""
+"""Rows of each kind of loop, without `rest`, which `test_part` measures. All rows take minutes."""
 
 
 def test_report(tmp_path: Path) -> None:
@@ -107,7 +106,11 @@ def test_report(tmp_path: Path) -> None:
     }
     assert all(isinstance(row["ok"], bool) == bool(row["reach"]) for row in rows.values())
     assert finished.returncode == int(not all(row["ok"] for row in rows.values() if row["reach"]))
-    assert all(rows[f"{face}.cpu_per_fetch"]["baseline"] == rows["bare.cpu_per_fetch"]["value"] for face in FACES)
+    assert all(
+        rows[f"{face}.cpu_per_fetch"]["baseline"] == rows["bare.cpu_per_fetch"]["value"]
+        for face in FACES
+        if f"{face}.cpu_per_fetch" in rows
+    )
     assert rows["burst.answered"]["value"] == 20
     assert all(name in finished.stdout for name in wanted)
 
