@@ -15,7 +15,8 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell for python in $$(type -aP python3.11 python3.12 python3); do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \
 	{ echo $$python; break; }; done)
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 BUF_VERSION := 1.75.0
 BUF := .tools/buf/node_modules/.bin/buf
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
@@ -36,13 +37,13 @@ WORKERS ?= $(shell n=$$(( $$(nproc) + 1 )); echo $$(( n < 4 ? n : 4 )))
 .PHONY: run test check bench fuzz outage away generate lock servers clients clean
 .DELETE_ON_ERROR:
 
-run: .venv/run.stamp
+run: $(VENV)/run.stamp
 	@exec $(BIN)/terminal-status demo
 
-test: .venv/dev.stamp servers clients
+test: $(VENV)/dev.stamp servers clients
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: .venv/dev.stamp $(BUF)
+check: $(VENV)/dev.stamp $(BUF)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
@@ -56,19 +57,19 @@ check: .venv/dev.stamp $(BUF)
 	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/repository/test_generated.py
 	@echo "check: all good"
 
-bench: .venv/dev.stamp servers
+bench: $(VENV)/dev.stamp servers
 	$(BIN)/python -m bench $(ROWS)
 
-fuzz: .venv/dev.stamp
+fuzz: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.support.fuzz $(SECONDS) $(SEED)
 
-outage: .venv/dev.stamp servers
+outage: $(VENV)/dev.stamp servers
 	WATCHES=$(WATCHES) STOP_S=$(STOP_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/system/test_kamailio_watches.py -k outage
 
-away: .venv/dev.stamp
+away: $(VENV)/dev.stamp
 	AWAY_S=$(AWAY_S) $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/system/test_crash.py -k killed_for_a_while
 
-generate: .venv/dev.stamp
+generate: $(VENV)/dev.stamp
 	.ci/generate-protobuf
 	$(BIN)/python -m tests.support.error_examples
 	$(BIN)/terminal-status openapi --output openapi/
@@ -76,7 +77,7 @@ generate: .venv/dev.stamp
 # Releases have aged a week before they are taken.
 COMPILE = $(BIN)/uv pip compile - pyproject.toml --quiet --no-header --no-emit-index-url --generate-hashes \
 	--python-version 3.11 --exclude-newer $$(date -u -d '7 days ago' +%Y-%m-%d)
-lock: .venv/dev.stamp
+lock: $(VENV)/dev.stamp
 	echo setuptools | $(COMPILE) -o requirements.lock
 	echo setuptools | $(COMPILE) -c requirements.lock --extra dev -o requirements-dev.lock
 
@@ -93,27 +94,27 @@ $(NODE_SOAP_AT):
 	npm install --prefix .tools/node-soap --no-save --no-package-lock --silent --before 2026-11-01 soap@$(NODE_SOAP)
 
 clean:
-	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out
+	rm -rf .venv .venv-3.* .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out
 
 # Where there is no such Python, uv downloads one (a build of CPython from python-build-standalone).
-.venv/bin/python:
+$(VENV)/bin/python:
 	@if [ -n "$(PYTHON)" ]; then \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 			{ echo "PYTHON=$(PYTHON) is not Python 3.11 or 3.12." >&2; exit 1; }; \
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 			.ci/debian-packages "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
-		$(PYTHON) -m venv .venv; \
+		$(PYTHON) -m venv $(VENV); \
 	else \
-		.ci/python-by-uv .venv; \
+		.ci/python-by-uv $(VENV); \
 	fi
 
-.venv/run.stamp: requirements.lock pyproject.toml | .venv/bin/python
-	@echo "Installing the locked dependencies into .venv (once, about a minute) …"
+$(VENV)/run.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the locked dependencies into $(VENV) (once, about a minute) …"
 	$(PIP_INSTALL) -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/dev.stamp: requirements-dev.lock .venv/run.stamp
+$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
 	@echo "Installing the locked tools for tests …"
 	$(PIP_INSTALL) -r requirements-dev.lock
 	@touch $@
