@@ -1,10 +1,12 @@
-"""What is generated and committed is what its source says: `app/pb/` and `openapi/`."""
+"""What is generated and committed is what its source says: `app/pb/`, error examples and `openapi/`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from app.rest.application import export_openapi
+from tests.support.error_examples import recorded
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,6 +23,13 @@ def test_the_protobuf_code_is_fresh(tmp_path: Path) -> None:
     """`app/pb/` holds what `make generate` makes of `proto/`, no file more and none less."""
     subprocess.run([ROOT / ".ci" / "generate-protobuf", tmp_path, sys.executable], check=True, timeout=60)
     assert generated_files(ROOT) == generated_files(tmp_path)
+
+
+async def test_the_error_examples_are_fresh(tmp_path: Path) -> None:
+    """Each error, provoked over HTTP, is answered as the example in the OpenAPI documents says."""
+    for file, text in (await recorded(tmp_path)).items():
+        committed = json.loads(file.read_text("utf-8"))
+        assert committed == json.loads(text), "run `make generate`: an error's text has changed"
 
 
 def test_the_openapi_documents_are_fresh() -> None:

@@ -35,7 +35,7 @@ def test_code_is_complete(wheel: zipfile.ZipFile) -> None:
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert modules <= names
         assert f"{package}/py.typed" in names
-    assert "app/rest/error_examples.json" in names
+    assert {"app/rest/error_examples.json", "app/rest/camara/error_examples.json"} <= names
 
 
 def test_contracts_are_in_it(wheel: zipfile.ZipFile) -> None:

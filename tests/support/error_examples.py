@@ -1,7 +1,7 @@
-"""Provokes each domain error over REST API v1, for the error examples of its OpenAPI document.
+"""Provokes each error over HTTP, for the error examples of the OpenAPI documents.
 
-`python -m tests.support.error_examples` (part of `make generate`) writes what is answered to
-app/rest/error_examples.json, so that an example never says anything but what the gateway answers.
+`python -m tests.support.error_examples` (in `make generate`) writes the answers to the files that `recorded` names.
+So each example is an answer of the gateway: REST API v1's by domain error, CAMARA's by CAMARA's code.
 """
 
 import asyncio
@@ -9,28 +9,32 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import pytest
 import structlog
 
+from app.auth.oidc import Grant
 from app.core.fetcher import FetchService
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import GatewayOverloaded, TerminalStatusError
 from app.domain.policy import Policy
-from app.domain.sinks import SinkKind
+from app.domain.sinks import PROFILE_CAMARA, PROFILE_V1, SinkKind
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
+from app.rest.camara.cloud_events import SUBSCRIPTIONS_PATH, event
+from app.rest.camara.errors import RECORDED as RECORDED_CAMARA
+from app.rest.camara.event_types import REACHABILITY_DATA, REACHABILITY_DISCONNECTED
 from app.rest.error_examples import RECORDED
 from app.rest.problem import STATUSES
 from app.sip.answers import error_of_notify, error_of_response
 from app.sip.settings import sip_configuration
 from app.sip.watcher import SipWatcher
-from tests.support.core import ADMIN, new_database, run_core
+from tests.support.core import ADMIN, APP, new_database, run_core
 from tests.support.fakes import FakeMeter, FakeWatcher
 from tests.support.http_face import Answer, HttpFace, http_face
 from tests.support.receivers import answer, receiver
@@ -43,6 +47,7 @@ STATUS = f"/v1/terminals/{ALICE}/status"
 GROUP = f"/v1/groups/{TEAM}"
 
 Provoke = Callable[[HttpFace], Awaitable[Answer]]
+Provocations = list[tuple[Policy, dict[str, Provoke]]]
 
 LIMITED = Policy(
     busy_available=False,
@@ -143,8 +148,8 @@ def webhook(url: str, **more: Any) -> dict[str, Any]:
     return {"kind": "WEBHOOK", "url": url, **more}
 
 
-def provocations(directory: Path) -> list[tuple[Policy, dict[str, Provoke]]]:
-    """A call for each error by its code, under the policy that it needs."""
+def provocations(directory: Path) -> Provocations:
+    """A call of REST API v1 for each domain error by its code, under the policy that it needs."""
 
     async def remove_database(face: HttpFace) -> Answer:
         for file in [*directory.rglob("core.sqlite3*")]:  # noqa: ASYNC240  # a directory of a few files
@@ -206,29 +211,117 @@ def provocations(directory: Path) -> list[tuple[Policy, dict[str, Provoke]]]:
     ]
 
 
-async def provoked(directory: Path) -> dict[str, Any]:
-    """Returns the problem for each domain error by its code, as the face answers it."""
+async def recorded(directory: Path) -> dict[Path, str]:
+    """Returns the text of each file of examples."""
+    problems = await provoked(directory, provocations(directory))
+    assert set(problems) == {error.code for error in STATUSES}
+    in_order = {error.code: problems[error.code] for error in STATUSES}
+    camara = await provoked(directory, camara_provocations())
+    return {
+        RECORDED: json.dumps(in_order, indent=2, ensure_ascii=False) + "\n",
+        RECORDED_CAMARA: json.dumps(camara, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+async def provoked(directory: Path, provocations: Provocations) -> dict[str, Any]:
+    """Returns the body of each answer by its code."""
     found: dict[str, Any] = {}
-    for policy, calls in provocations(directory):
-        database = directory / str(len(found))
-        database.mkdir()
+    for policy, calls in provocations:
+        database = Path(mkdtemp(dir=directory))
         async with (
             webhooks() as sender,
             run_core(await new_database(database), policy=policy, senders={SinkKind.WEBHOOK: sender}) as core,
-            http_face(core) as face,
+            http_face(core, tokens=Tokens(), grant=granted) as face,
         ):
             for code, call in calls.items():
                 answered = await call(face)
                 assert answered.json["code"] == code, (code, answered.status, answered.body)
                 found[code] = answered.json
-    return {error.code: found[error.code] for error in STATUSES if error.code in found}
+    return found
+
+
+class Tokens:
+    """Access tokens that are the scopes they grant, separated by `+`; `device+` in front identifies alice."""
+
+    async def verify(self, token: str) -> tuple[str, datetime]:
+        return APP.id, datetime.now(UTC) + timedelta(days=1)
+
+    def confined(self, token: str) -> str:
+        return ""
+
+
+def granted(token: str) -> Grant:
+    scopes = token.split("+")
+    return Grant(scopes=frozenset(scopes), device="alice@example.com" if "device" in scopes else "")
+
+
+def camara_provocations() -> Provocations:
+    """A call of a CAMARA API for each code that the documents show; INTERNAL has no call."""
+    status, scope = "/device-reachability-status/v1/retrieve", "device-reachability-status-subscriptions"
+    alice = {"device": {"networkAccessIdentifier": "alice@example.com"}}
+
+    def retrieve(body: Any, token: str = "") -> Provoke:
+        return post(status, body, **({"authorization": f"Bearer {token}"} if token else {}))
+
+    def create(token: str = "", sink: str = "https://example.com/sink", **changed: Any) -> Provoke:
+        body = {"protocol": "HTTP", "sink": sink, "types": [REACHABILITY_DATA], "config": {"subscriptionDetail": alice}}
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return post(SUBSCRIPTIONS_PATH, {**body, **changed}, **headers)
+
+    def answered(code: int, phrase: str) -> Provoke:
+        async def call(face: HttpFace) -> Answer:
+            face.core.watcher.answer = lambda _: error_of_response(code, phrase, -1)
+            return await retrieve(alice)(face)
+
+        return call
+
+    until_past = {"subscriptionDetail": alice, "subscriptionExpireTime": "2020-01-01T00:00:00Z"}
+    return [
+        (
+            Policy(),
+            {
+                "INVALID_ARGUMENT": retrieve({"device": {"phoneNumber": "123"}}),
+                "INVALID_PROTOCOL": create(protocol="MQTT3"),
+                "INVALID_CREDENTIAL": create(
+                    sinkCredential={"credentialType": "PLAIN", "identifier": "app", "secret": "s"}
+                ),
+                "INVALID_TOKEN": create(
+                    sinkCredential={
+                        "credentialType": "ACCESSTOKEN",
+                        "accessToken": "token",
+                        "accessTokenExpiresUtc": "2020-01-01T00:00:00Z",
+                        "accessTokenType": "bearer",
+                    }
+                ),
+                "INVALID_SINK": create(sink="https://10.0.0.1/sink"),
+                "OUT_OF_RANGE": create(config=until_past),
+                "UNAUTHENTICATED": lambda face: face.call(
+                    "POST", status, alice, client="", headers={"authorization": "Bearer tsk_0123456789abcdef_wrong"}
+                ),
+                "PERMISSION_DENIED": retrieve(alice, "other:read"),
+                "SUBSCRIPTION_MISMATCH": create(f"{scope}:{REACHABILITY_DISCONNECTED}:create"),
+                "NOT_FOUND": get(f"{SUBSCRIPTIONS_PATH}/s-1"),
+                "IDENTIFIER_NOT_FOUND": answered(404, "Not Found"),
+                "SERVICE_NOT_APPLICABLE": answered(403, "Forbidden"),
+                "UNAVAILABLE": answered(503, "Service Unavailable"),
+                "MISSING_IDENTIFIER": retrieve({}),
+                "UNSUPPORTED_IDENTIFIER": retrieve({"device": {"ipv6Address": "2001:db8::1"}}),
+                "UNNECESSARY_IDENTIFIER": retrieve(alice, "device+device-reachability-status:read"),
+                "MULTIEVENT_SUBSCRIPTION_NOT_SUPPORTED": create(types=[REACHABILITY_DATA, REACHABILITY_DISCONNECTED]),
+            },
+        ),
+        (Policy(max_subscriptions=0), {"QUOTA_EXCEEDED": create()}),
+        (Policy(rate_per_s=50, rate_burst=1), {"TOO_MANY_REQUESTS": then(get("/v1/groups"), retrieve(alice))}),
+    ]
 
 
 @asynccontextmanager
 async def webhooks() -> AsyncIterator[WebhookSender]:
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
     try:
-        yield WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
+        yield WebhookSender(
+            egress, clock=lambda: datetime.now(UTC), envelopes={PROFILE_V1: v1_event, PROFILE_CAMARA: event}
+        )
     finally:
         await egress.aclose()
 
@@ -236,8 +329,8 @@ async def webhooks() -> AsyncIterator[WebhookSender]:
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with TemporaryDirectory() as directory:
-        found = asyncio.run(provoked(Path(directory)))
-    RECORDED.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        for file, text in asyncio.run(recorded(Path(directory))).items():
+            file.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ Invariants: `CODES` is total over the domain errors. Every error of every CAMARA
 exception.
 """
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -57,6 +59,7 @@ from app.domain.errors import (
     WatcherUnauthenticated,
     WatchUnknown,
 )
+from app.rest.error_examples import INTERNAL_ERROR
 from app.rest.problem import CHALLENGE, Problem, faults, headers_of
 from app.rest.responses import NO_STORE
 
@@ -183,14 +186,18 @@ def failures(*codes: Code) -> dict[int | str, dict[str, Any]]:
     known: dict[int | str, dict[str, Any]] = {}
     for status in sorted({status for status, _ in every}):
         known[status] = _documented({code: status for of, code in every if of == status})
-    return {**known, "default": {**_documented({"INTERNAL": 500}), "description": "Any other error."}}
+    return {**known, "default": {**_documented({INTERNAL[1]: INTERNAL[0]}), "description": "Any other error."}}
 
+
+RECORDED = Path(__file__).with_name("error_examples.json")
+"""The documents' examples by code: answers that `tests/support/error_examples.py` recorded."""
+_RECORDED: Mapping[str, Any] = json.loads(RECORDED.read_text("utf-8"))
 
 CORRELATED = {"x-correlator": {"description": "As received.", "schema": {"type": "string"}}}
 
 
 def _documented(codes: Mapping[str, int]) -> dict[str, Any]:
-    examples = {code: {"value": {"status": of, "code": code, "message": _words(code)}} for code, of in codes.items()}
+    examples = {code: {"value": {"status": of, "code": code, "message": _message(code)}} for code, of in codes.items()}
     schema = {"$ref": "#/components/schemas/ErrorInfo"}
     return {
         "description": ", ".join(f"`{code}`" for code in codes),
@@ -199,8 +206,11 @@ def _documented(codes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _words(code: str) -> str:
-    return code.replace("_", " ").capitalize() + "."
+def _message(code: str) -> str:
+    if code == INTERNAL[1]:
+        return INTERNAL_ERROR.detail
+    recorded = _RECORDED.get(code)
+    return recorded["message"] if recorded else "There is no example yet: run `make generate`."
 
 
 def _answer(code: Code, message: str, headers: Mapping[str, str] | None = None) -> Response:
