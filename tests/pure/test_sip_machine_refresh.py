@@ -272,6 +272,7 @@ def test_older_dialog_ends_first(how: str) -> None:
         actions = play.handle(SubscribeFailed(generation=1, final=Final(503, "gone", local=True), dialog_gone=True))
     else:
         actions = play.run(1060 - play.now_s)
-    assert reported(actions) == [(Liveness.STALE, {"terminated": "deactivated", "gone": "503 gone"}.get(how, how))]
+    assert reported(actions) == [(Liveness.STALE, "deactivated" if how == "terminated" else how)]
+    assert isinstance(of(ReportLiveness, actions)[0].error, PresenceUnavailable)
     assert (play.dialogs, of(SendSubscribe, actions)) == ([2], [])
     assert reported(play.notify()) == [(Liveness.LIVE, "")]

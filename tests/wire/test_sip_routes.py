@@ -193,6 +193,29 @@ async def test_server_that_answers_503_is_left() -> None:
             assert second.counters.subscribes[address] == 2
 
 
+async def test_route_of_the_older_dialog_goes_down() -> None:
+    """While a second dialog at the next server is to replace one at the first, the first server's end makes the status
+    STALE as soon as it is noticed, not only when the second dialog has waited for its NOTIFY in vain (32 s)."""
+    first, second = two()
+    await first.start()
+    async with second:
+        servers = ",".join(f"{server.uri};transport=udp" for server in (first, second))
+        async with watching(servers, probe_every_s=1) as (watcher, observer):
+            omitting, address = terminal("refresh-200-3600"), terminal()
+            await started(watcher, observer, omitting, address)
+            watcher.refresh(omitting)  # so the first server is known to omit the NOTIFY
+            await until(lambda: watcher.counts().omitted == [1, 0], 40)
+            first.act_like(user_of(address), "answer-500")
+            second.act_like(user_of(address), "notify-never")
+            watcher.refresh(address)
+            seen = await until_seen(watcher, address, lambda seen: seen.state == "accepted")
+            assert seen.route.startswith(second.uri)
+            assert seen.liveness is LIVE, "the dialog at the first server still serves"
+            await first.stop()
+            await until_then(lambda: observer.liveness(address) is STALE)
+            assert isinstance(observer.errors[address], PresenceUnavailable)
+
+
 # Places for sockets, of which PJSIP has 64
 
 

@@ -17,7 +17,7 @@ Deliberately absent: the choice of a server and the send rate over all watches (
 
 import math
 
-from app.domain.errors import PresenceUnavailable
+from app.domain.errors import PresenceUnavailable, TerminalStatusError
 from app.sip.answers import BAD_ADDRESS, UNUSABLE, error_of_local_failure, error_of_notify, error_of_response
 from app.sip.headers import Final, Notify
 from app.sip.machine import actions, events
@@ -56,7 +56,7 @@ class WatchMachine:
                 self._on_notify_in_older(event.notify, event.expires_s)
             case events.SubscribeFailed() if event.generation == older:
                 if event.dialog_gone:
-                    watch.explain(f"{event.final.code} {event.final.phrase}".rstrip(), None)
+                    self._explain_failure(event.final)
                     watch.drop_older()
             case events.NotifyReceived() if watch.is_newest(event.generation):
                 self._on_notify(event.notify, event.expires_s)
@@ -227,12 +227,7 @@ class WatchMachine:
         watch.in_flight, watch.deadline_s = False, math.inf
         back, watch.unanswered = watch.unanswered and not final.local, final.local
         code = watch.code = final.code
-        if final.local:
-            error = error_of_local_failure(code, final.phrase)
-            watch.explain(final.phrase or (f"failure {code}" if code else "no NOTIFY"), error)
-        else:
-            error = error_of_response(code, final.phrase, final.retry_after_s)
-            watch.explain(f"{code} {final.phrase}".rstrip(), error)
+        error = self._explain_failure(final)
         if final.local and code == BAD_ADDRESS:
             watch.end(watch.report.reason, error)  # every later attempt would fail likewise
             return
@@ -251,6 +246,17 @@ class WatchMachine:
         if should_ask_longer(final, watch.asked_s):
             watch.asked_s = final.min_expires_s
         watch.plan_retry(retry)
+
+    def _explain_failure(self, final: Final) -> TerminalStatusError:
+        """Sets the failure as the reason why the watch is not LIVE, and returns its error."""
+        code = final.code
+        if final.local:
+            error = error_of_local_failure(code, final.phrase)
+            self._watch.explain(final.phrase or (f"failure {code}" if code else "no NOTIFY"), error)
+        else:
+            error = error_of_response(code, final.phrase, final.retry_after_s)
+            self._watch.explain(f"{code} {final.phrase}".rstrip(), error)
+        return error
 
     def _on_cancelled(self) -> None:
         watch = self._watch

@@ -31,6 +31,7 @@ from app.sip.worker.watch import Watch
 from app.sip.worker.watch_timers import WatchTimers
 
 _ASK_AFRESH = events.RefreshRequested(fresh=True)
+_LOST = headers.Final(503, "contact lost", local=True, dialog_gone=True)
 
 
 class Watches:
@@ -107,6 +108,9 @@ class Watches:
                 self._handle(watch, events.TransportLost(certain=True))
                 if other_up:
                     self._enqueue(watch, _ASK_AFRESH)
+            elif watch.older is not None and watch.older.route == route:
+                generation = watch.older.generation
+                self._handle(watch, events.SubscribeFailed(generation=generation, final=_LOST, dialog_gone=True))
 
     def on_contact_restored(self, route: int) -> None:
         """A route came up: watches on a less preferred route return to it, and watches on it check their
