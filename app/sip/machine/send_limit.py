@@ -8,16 +8,12 @@ from app.sip.machine.timing import BURST, GAP_S
 class SendLimit:
     """The token bucket of one watch."""
 
-    __slots__ = ("_empty_until_s",)
+    __slots__ = ("allowed_at_s",)
 
     def __init__(self) -> None:
-        self._empty_until_s = -math.inf  # with (BURST - 1) * GAP_S of credit
-
-    @property
-    def allowed_at_s(self) -> float:
+        self.allowed_at_s = -math.inf
         """The earliest time of the next SUBSCRIBE."""
-        return self._empty_until_s - (BURST - 1) * GAP_S
 
     def on_sent(self, now_s: float) -> None:
         """One SUBSCRIBE was sent."""
-        self._empty_until_s = max(self._empty_until_s, now_s) + GAP_S
+        self.allowed_at_s = max(self.allowed_at_s + GAP_S, now_s - (BURST - 2) * GAP_S)

@@ -1,6 +1,6 @@
 """What the state machine keeps of one watch, and the elementary changes: plan, send, drop a dialog, end, report.
 
-Which event causes which change stands in `watch_machine.py`. Every change appends its actions to `out`.
+`watch_machine.py` decides which event causes which change. Each change appends its actions to `out`.
 """
 
 import math
@@ -93,7 +93,7 @@ class WatchState:
             state=self.state,
             since_s=self.since_s,
             liveness=self.report.liveness(live=self.is_live()),
-            expires_at_s=self.serving().expires_at_s if self.subscribed else None,
+            expires_at_s=(self.older or self.dialog).expires_at_s if self.subscribed else None,
             code=self.code,
             reason=self.report.reason,
             next_action=action,
@@ -198,7 +198,8 @@ class WatchState:
 
     def explain(self, reason: str, error: TerminalStatusError | None) -> None:
         """Sets why the watch is not LIVE; empty while it is."""
-        self.report.explain(reason, error)
+        report = self.report
+        report.reason, report.error = reason, error
 
     def explain_expiry(self) -> None:
         """Sets the expiry as the reason why the watch is not LIVE."""
@@ -218,16 +219,13 @@ class WatchState:
 
     def is_live(self) -> bool:
         """Whether the last observation is known to be still true."""
-        serving = self.serving()
+        serving = self.older or self.dialog
         return serving.substate is State.ACTIVE and self.now_s < serving.expires_at_s and not self.contact_lost
-
-    def serving(self) -> Dialog:
-        """The dialog whose NOTIFYs count now."""
-        return self.older or self.dialog
 
     def wake_s(self) -> float:
         """When the next thing is due; infinite where nothing is."""
-        expires_at_s = self.serving().expires_at_s if self.subscribed else math.inf
+        serving = self.older or self.dialog
+        expires_at_s = serving.expires_at_s if serving.substate else math.inf
         return min(self.step_at_s, self.deadline_s, expires_at_s, self.timer_n.due_s)
 
     def set_timer(self) -> None:
