@@ -162,8 +162,8 @@ def test_without_probes_nothing_is_due() -> None:
     assert (routes.due(100.0), routes.wake_s()) == ([], math.inf)
 
 
-def test_one_attempts_and_the_others_wait_for_what_becomes_of_it() -> None:
-    """Where a server is not known to take connections, what waits leaves when it is, and fails when it does not."""
+def test_one_request_attempts_and_the_others_wait_for_its_result() -> None:
+    """While a server may refuse connections, the others leave once it accepts one, or fail with the first."""
     queue: ConnectionQueue[str] = ConnectionQueue()
     assert queue.may_send("tcp", "first", 10.0)
     assert not any(queue.may_send("tcp", who, 10.0) for who in ("second", "third"))
@@ -183,7 +183,7 @@ def test_one_attempts_and_the_others_wait_for_what_becomes_of_it() -> None:
 
 
 def test_attempts_are_few() -> None:
-    """A door that says nothing is knocked at now and then; several queue take turns."""
+    """A silent server gets an attempt now and then, and attempts at several servers are spread."""
     queue: ConnectionQueue[int] = ConnectionQueue()
     attempts = 0
     for milliseconds in range(2000):
@@ -193,8 +193,8 @@ def test_attempts_are_few() -> None:
     assert 2 / ATTEMPT_S <= attempts <= min(3 * (2 / ATTEMPT_S + 1), 2 / ATTEMPT_GAP_S + 1)
 
 
-def test_gate_lets_few_in_at_once() -> None:
-    """When many have come lately, or are here, connections wait in the kernel until there is room again."""
+def test_few_connections_are_accepted_at_once() -> None:
+    """While many were accepted lately or are open, further connections wait in the kernel."""
     with socket.socket() as listening, ExitStack() as callers:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)

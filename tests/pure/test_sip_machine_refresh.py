@@ -4,6 +4,7 @@ import pytest
 
 from app.domain.errors import (
     FetchTimedOut,
+    PresenceUnavailable,
 )
 from app.domain.statuses import Liveness
 from app.sip.headers import Final
