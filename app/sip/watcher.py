@@ -40,7 +40,7 @@ from app.sip.protocol import (
 )
 from app.sip.supervisor import WorkerSupervisor
 from app.sip.worker_counts import routes_up, sum_of
-from app.sip.worker_process import WatcherCannotStart, WatchReport, restarting
+from app.sip.worker_process import WatcherCannotStart, WatchReport, error_of_restart
 
 __all__ = ["SipWatcher", "WatcherCannotStart"]
 
@@ -135,7 +135,7 @@ class SipWatcher:
         """Asks the presence server once; see `app.ports.Fetcher`."""
         worker = self._worker_of(address).worker
         if worker is None:
-            raise restarting("The SIP worker is being replaced.")
+            raise error_of_restart("The SIP worker is being replaced.")
         answer = await worker.fetch(address, _number(client_id))
         error = error_of_notify(
             answer.state, answer.reason, answer.retry_after_s, answer.declared_bytes, len(answer.body)
@@ -236,7 +236,7 @@ class SipWatcher:
         for watch in list(supervisor.wanted):
             if watch.liveness is Liveness.LIVE and self._observer is not None:
                 watch.liveness = Liveness.STALE
-                error = restarting("The SIP worker died; it is being replaced.")
+                error = error_of_restart("The SIP worker died; it is being replaced.")
                 reason = "the SIP worker is being replaced"
                 self._observer.on_liveness_changed(watch.address, Liveness.STALE, reason, error)
 

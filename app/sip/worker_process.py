@@ -67,7 +67,7 @@ class WorkerProcess(asyncio.Protocol):
         """Whether bytes came since the supervisor last set it to False."""
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._decoder: Decoder[Report] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
+        self._decoder: Decoder[Report] = Decoder(Report)  # type: ignore[arg-type]  # mypy takes no union for a class
         self._commands: list[Command] = [configure]
         self._numbers = itertools.count(1)
         self.process: subprocess.Popen[bytes] | None = None
@@ -137,7 +137,7 @@ class WorkerProcess(asyncio.Protocol):
             self.started.set_exception(WatcherCannotStart("the SIP worker died while starting; see its output above"))
         for fetch in self._pending.values():
             if not fetch.done():
-                fetch.set_exception(restarting("The SIP worker died during the fetch; it is being replaced."))
+                fetch.set_exception(error_of_restart("The SIP worker died during the fetch; it is being replaced."))
         self._pending.clear()
         for listed, _ in self._lists.values():
             if not listed.done():
@@ -149,7 +149,7 @@ class WorkerProcess(asyncio.Protocol):
     async def fetch(self, address: TerminalAddress, client: int = 0) -> FetchAnswered:
         """Fetches in the turn of that client. Cancelling the caller cancels the SUBSCRIBE."""
         if self._transport is None:  # dead, and the supervisor has not noticed yet
-            raise restarting("The SIP worker died; it is being replaced.")
+            raise error_of_restart("The SIP worker died; it is being replaced.")
         number = next(self._numbers)
         fetch: asyncio.Future[FetchAnswered] = self._loop.create_future()
         self._pending[number] = fetch
@@ -212,7 +212,7 @@ def _error_of(failed: FetchFailed) -> TerminalStatusError:
     return error_of_response(failed.code, failed.phrase, failed.retry_after_s)
 
 
-def restarting(message: str) -> TerminalStatusError:
+def error_of_restart(message: str) -> TerminalStatusError:
     """The error for a fetch while there is no worker."""
     return WatcherRestarting(message, retry_after_s=1)
 

@@ -104,7 +104,7 @@ class WatchMachine:
 
     @property
     def waits_for_server(self) -> bool:
-        """Whether the watch waits to ask a server again that could not answer."""
+        """Whether the watch waits to repeat its request to a server that could not answer."""
         watch = self._watch
         waits = watch.step is Step.SUBSCRIBE and not watch.retries.good
         return waits and isinstance(watch.report.error, PresenceUnavailable)

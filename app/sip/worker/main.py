@@ -267,7 +267,7 @@ def main() -> None:
     # PJSIP's select takes only small numbers, and the gateway's may be large; a copy gets a small one.
     sock = socket.socket(fileno=os.dup(int(sys.argv[1])))
     os.close(int(sys.argv[1]))
-    decoder: Decoder[Command] = Decoder(Command)  # type: ignore[arg-type]  # a union is no class to mypy
+    decoder: Decoder[Command] = Decoder(Command)  # type: ignore[arg-type]  # mypy takes no union for a class
     commands: list[Command] = []
     while not commands:
         data = sock.recv(65536)
