@@ -53,9 +53,12 @@ from tests.support.soap import (
     face,
     make_app,
     payload,
+    served,
     valid,
     wrapped,
 )
+
+__all__ = ["served"]  # a fixture
 
 GET_STATUS = envelope(payload()).encode()
 

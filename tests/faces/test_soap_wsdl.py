@@ -1,30 +1,23 @@
 """The WSDL documents as the SOAP face serves them, and stubs made from them."""
 
-import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 import zeep
 from lxml import etree
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
-from app.domain.errors import (
-    WatcherRefused,
-)
 from soap_compat.operations import INTERFACES
 from soap_compat.wsdl_files import SERVICES
-from tests.support.fakes import ON_THE_PHONE, FakeWatcher
 from tests.support.soap import (
     WSDL,
     Reply,
     app_for,
     call,
-    make_app,
+    served,
 )
+
+__all__ = ["served"]  # a fixture
 
 
 def location(reply: Reply) -> str:
@@ -141,25 +134,6 @@ def models(*tops: Any) -> Iterator[tuple[str, Any]]:
                 yield member.get_type_name(), member
             if issubclass(member, ComplexModel):
                 yield from models(member)
-
-
-@pytest.fixture
-def served() -> Iterator[str]:
-    """The face, mounted and served on a free port by a thread of its own: alice is on the phone, others are private."""
-    watcher = FakeWatcher(
-        answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else WatcherRefused("It is private.")
-    )
-    app = Starlette(routes=[Mount("/parlayx", make_app(watcher, max_body_bytes=2000))])
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/parlayx/TerminalStatus"
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def test_stub_generator(served: str) -> None:

@@ -1,12 +1,18 @@
 """What tests of the SOAP face share: envelopes, one call in process, and the schemas that answers are valid by."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+import uvicorn
 from lxml import etree
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message
 
 from app.auth.authenticator import Authenticator, Credentials
@@ -17,13 +23,14 @@ from app.core.usage import UsageLog
 from app.domain.addresses import parse_address
 from app.domain.errors import (
     TerminalStatusError,
+    WatcherRefused,
 )
 from app.domain.records import Client, UsageRecord
 from app.domain.statuses import TerminalStatus
 from soap_compat.faults import TEXTS
 from soap_compat.server import create_app
 from soap_compat.wsdl_files import SERVICES
-from tests.support.fakes import OPEN, FakeWatcher, make_service
+from tests.support.fakes import ON_THE_PHONE, OPEN, FakeWatcher, make_service
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 TYPES = "http://www.csapi.org/schema/parlayx/terminal_status/v2_2"
@@ -261,3 +268,22 @@ def make_app(watcher: FakeWatcher, **options: Any) -> ASGIApp:
 
 def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -> ASGIApp:
     return make_app(FakeWatcher(answer=lambda _: answer), **options)
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """The face, mounted and served on a free port by a thread of its own: alice is on the phone, others are private."""
+    watcher = FakeWatcher(
+        answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else WatcherRefused("It is private.")
+    )
+    app = Starlette(routes=[Mount("/parlayx", make_app(watcher, max_body_bytes=2000))])
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/parlayx/TerminalStatus"
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
