@@ -114,7 +114,7 @@ class QueryService:
             terminal = TerminalAddress(address) if known else parse_address(address)
             if self._directory.is_group(client.id, terminal):
                 raise GroupNotAllowed(f"{terminal} is a group; ask for one terminal.", field="address")
-            status = self._last_statuses.newest(terminal, self._clock(), age_s) if age_s else None
+            status = self._newest(terminal, age_s) if age_s else None
             if status is None:
                 status = await self._fetch(terminal, client)
         except TerminalStatusError as error:
@@ -152,9 +152,8 @@ class QueryService:
         result = "CANCELLED"
         try:
             to_ask: list[TerminalAddress] = []
-            now = self._clock()
             for terminal in expansion.terminals[: policy.max_targets]:
-                if age_s and (status := self._last_statuses.newest(terminal, now, age_s)) is not None:
+                if age_s and (status := self._newest(terminal, age_s)) is not None:
                     yield _retrieved(policy, status)
                 else:
                     to_ask.append(terminal)
@@ -217,6 +216,9 @@ class QueryService:
                 answers.put_nowait(TerminalResult(address=terminal, retrieval=retrieval, error=error))
             except Exception as defect:  # raised where the answers are read
                 answers.put_nowait(defect)
+
+    def _newest(self, terminal: TerminalAddress, age_s: float) -> TerminalStatus | None:
+        return self._last_statuses.newest(terminal, self._clock(), age_s)  # a slow reader of `query` ages the others
 
     async def _fetch(self, terminal: TerminalAddress, client: Client) -> TerminalStatus:
         status = await self._fetcher.fetch(terminal, client.id)

@@ -38,7 +38,7 @@ class LastStatuses:
         terminal = self._registry.by_address.get(address)
         status, unreadable_at = self._past.get(address, _NOTHING)
         if terminal is not None:
-            status = _newer(status, terminal.newest())
+            status = _newer(status, terminal.newest_readable())
             unreadable_at = _later(unreadable_at, terminal.unreadable_at)
         if status is None or (unreadable_at is not None and unreadable_at >= status.observed_at):
             return None
@@ -61,7 +61,7 @@ class LastStatuses:
         """Remembers what was known when a watch ended."""
         past = self._past.get(terminal.address, _NOTHING)
         unreadable_at = _later(past.unreadable_at, terminal.unreadable_at)
-        self._past[terminal.address] = _Past(_newer(past.status, terminal.newest()), unreadable_at)
+        self._past[terminal.address] = _Past(_newer(past.status, terminal.newest_readable()), unreadable_at)
 
 
 _NOTHING = _Past(None, None)

@@ -201,6 +201,13 @@ class Terminal:
         status, at = self.pending[-1]
         return TerminalStatus(address=self.address, status=status, observed_at=at, source=Source.WATCH)
 
+    def newest_readable(self) -> TerminalStatus | None:
+        """As `newest`; None if a document that came later could not be read. Times are not compared, because the wall
+        clock may have been set back."""
+        if self.unreadable is not None and not (self.readable and self.pending):
+            return None
+        return self.newest()
+
     def view(self, status: TerminalStatus | None) -> WatchedTerminal:
         """The terminal as a reader sees it, with `status` as that reader may see it."""
         return WatchedTerminal(

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -325,6 +326,29 @@ async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> 
             status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
             assert status.status is UNREACHABLE
     assert len(core.watcher.fetched) == 2
+
+
+async def test_unreadable_document_counts_after_the_clock_was_set_back(core: Core) -> None:
+    """The document came later, though its time is earlier than that of the status before it."""
+    async with reading(core, ALICE, client=OTHER) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, BUSY)
+        core.clocks.now -= timedelta(seconds=30)
+        core.watcher.send(ALICE, b"<presence")
+        core.clocks.advance(40)
+        core.watcher.answer = lambda _: UNREACHABLE
+        status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+    assert (status.status, len(core.watcher.fetched)) == (UNREACHABLE, 1)
+
+
+async def test_age_is_judged_when_each_result_is_read(core: Core) -> None:
+    """A reader that takes its time gets no status that is older than it accepts."""
+    await results(core, ALICE, BOB)
+    async with aclosing(core.queries.query(APP, [ALICE, BOB], max_age_s=60, face="grpc")) as query:
+        assert (await anext(query)).address == ALICE
+        core.clocks.advance(61)
+        assert (await anext(query)).address == BOB
+    assert core.watcher.fetched == [ALICE, BOB, BOB]
 
 
 async def test_questions_leave_usage_records(core: Core) -> None:
