@@ -120,8 +120,10 @@ def make_live(
         tuning=tuning,
     )
     registry.on_work = lifecycle.on_work = engine.wake
+    if other_nodes is not None:
+        other_nodes.on_work = engine.wake
     registry.on_unwatched = last_statuses.on_unwatched
-    directory.on_change(engine.on_group_changed)
+    directory.on_group_changed = engine.on_group_changed
     return Live(
         registry=registry,
         last_statuses=last_statuses,

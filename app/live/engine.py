@@ -2,8 +2,8 @@
 
 In each round it sends bookmarks, releases terminals, writes a batch (`writer.py`) and follows changed groups
 (`membership.py`).
-Invariants: while the store is away, the newest observation of each terminal waits, and nothing is lost. What cannot be
-written by any means is dropped alone, so that it holds up nothing else.
+Invariants: while the store is away, the newest observation of each terminal waits. An item whose writing fails for
+another reason is tried again, then dropped alone, so that it does not delay the others.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Times, in seconds, and bounds of what is watched."""
+    """Times in seconds, and limits of the whole gateway."""
 
     linger_s: float = 30.0
     """How long a terminal is watched after the last subscription or stream that wanted it."""
@@ -91,7 +91,7 @@ class Engine:
         self._wall_s = clock().timestamp() - clock_s()
         self._changed_groups: set[GroupKey] = set()
         self._drop: Callable[[], None] = writer.drop_first
-        """Drops what the round is about, if it fails again and again."""
+        """Drops what the current step of a round works on; called if rounds keep failing."""
         self._wake = asyncio.Event()
         self._closing = False
         self._running: asyncio.Task[None] | None = None
@@ -99,7 +99,7 @@ class Engine:
     async def start(self) -> None:
         """Takes the active subscriptions of the store into memory, and starts the loop. Raises StoreUnavailable."""
         self._watcher.set_observer(self._registry)
-        self._changed_groups.clear()  # `restore` reads the members of now
+        self._changed_groups.clear()  # of `GroupDirectory.reload`: `restore` reads the present members anyway
         await self._loader.restore()
         self._running = asyncio.create_task(self._run(), name="engine")
         _log.info("watching", **self.figures())
@@ -117,7 +117,7 @@ class Engine:
             self._running = None
 
     def figures(self) -> dict[str, int]:
-        """The sizes of what grows, for metrics."""
+        """How many terminals, subscriptions, streams and waiting items there are, for metrics."""
         return {
             "terminals": len(self._registry.by_address),
             "subscriptions": len(self._index.by_id),
@@ -161,7 +161,7 @@ class Engine:
                 retry_s = min(max(2 * retry_s, _RETRY_S[0]), _RETRY_S[1])
             except Exception:
                 _log.exception("defect_in_watching")
-                if defects:  # a batch of one fails, too
+                if defects:  # a batch of one failed, too
                     self._drop()
                 defects, retry_s = defects + 1, _RETRY_S[0]
             else:
@@ -183,7 +183,7 @@ class Engine:
         self._wake.clear()
 
     async def _round(self, most: int) -> None:
-        """Does a part of each kind of work. Raises StoreUnavailable."""
+        """Does some of each kind of work: at most `most` items are written. Raises StoreUnavailable."""
         now_s = self._clock_s()
         self._drop = self._writer.drop_first
         self._compare_clocks(now_s)
@@ -192,7 +192,6 @@ class Engine:
         if self._writer.waiting or self._index.next_due_s <= now_s:
             await self._writer.write_batch(most)
         if self._changed_groups:
-            self._drop = self._changed_groups.clear
             await self._follow_groups()
         if self._other_nodes is not None:
             self._drop = self._other_nodes.drop

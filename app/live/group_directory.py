@@ -65,17 +65,14 @@ class GroupDirectory:
     """One per process; `reload` it before use."""
 
     def __init__(self, store: GroupStore) -> None:
+        self.on_group_changed: Callable[[GroupKey], None] = lambda key: None
+        """Called with each group that was made, changed or deleted, after the store has it; may not block or raise."""
         self._store = store
         self._versions: dict[str, dict[TerminalAddress, int]] = {}  # by client id
         self._meanwhile: set[GroupKey] | None = None  # groups that changed here while the store is read
-        self._listeners: list[Callable[[GroupKey], None]] = []
-
-    def on_change(self, listener: Callable[[GroupKey], None]) -> None:
-        """Calls `listener` with the key of each group that was made, changed or deleted, after it was stored."""
-        self._listeners.append(listener)
 
     async def reload(self) -> None:
-        """Reads the groups of the store, and calls the listeners for those that another node made, changed or deleted.
+        """Reads the groups of the store. Calls `on_group_changed` for those that another node made, changed or deleted.
 
         Raises StoreUnavailable.
         """
@@ -97,7 +94,7 @@ class GroupDirectory:
             self._meanwhile = None
 
     def on_client_deleted(self, client_id: str) -> None:
-        """Forgets the groups of a client that was deleted in the store, and calls the listeners."""
+        """Forgets the groups of a client that was deleted in the store; calls `on_group_changed` for each."""
         for address in list(self._versions.get(client_id, ())):
             self.on_group_stored((client_id, address), None)
 
@@ -110,11 +107,11 @@ class GroupDirectory:
         return len(self._versions.get(client_id, ()))
 
     def owners(self, address: TerminalAddress) -> list[str]:
-        """The ids of the clients that have a group of this address."""
+        """The ids of the clients that have a group with this address."""
         return [client_id for client_id, own in self._versions.items() if address in own]
 
     def on_group_stored(self, key: GroupKey, version: int | None) -> None:
-        """Records that a group was stored with this version, or deleted (None), and calls the listeners."""
+        """Records that a group was stored with this version, or deleted (None); calls `on_group_changed`."""
         client_id, address = key
         if self._meanwhile is not None:
             self._meanwhile.add(key)
@@ -124,8 +121,7 @@ class GroupDirectory:
             own[address] = version
         if not own:
             del self._versions[client_id]
-        for listener in self._listeners:
-            listener(key)
+        self.on_group_changed(key)
 
     async def expand(
         self, client: Client, addresses: Sequence[str], policy: Policy, *, most: int | None = None

@@ -20,7 +20,7 @@ _SLACK = 1000
 
 
 class SubscriptionIndex:
-    """Active subscriptions."""
+    """One per process."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, LiveSubscription] = {}
@@ -59,7 +59,7 @@ class SubscriptionIndex:
         self._unindex(subscription, subscription.groups)
 
     def index_groups(self, subscription: LiveSubscription, groups: tuple[TerminalAddress, ...]) -> None:
-        """Gives the subscription these groups, and finds it by them and no others."""
+        """Sets the subscription's groups, by which `by_group` finds it."""
         self._unindex(subscription, set(subscription.groups).difference(groups))
         subscription.groups = groups
         for group in groups:
@@ -74,7 +74,7 @@ class SubscriptionIndex:
                 del self.by_group[key]
 
     def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:
-        """Takes in progress that was written."""
+        """Sets progress that is stored; removes the subscription if it has ended."""
         subscription.progress = progress
         if progress.end_reason is not None:
             self.remove(subscription)
@@ -82,7 +82,7 @@ class SubscriptionIndex:
             self._push(progress.allowed_s, subscription)
 
     def renew(self, subscription: LiveSubscription, expires_at: datetime, expires_s: float) -> None:
-        """Gives the subscription another end."""
+        """Sets another end of the subscription; `expires_s` is monotonic."""
         subscription.expires_at, subscription.expires_s = expires_at, expires_s
         self._push(expires_s, subscription)
 

@@ -1,11 +1,11 @@
-"""How active subscriptions begin, are renewed and end: in the store and in memory together.
+"""Begins, renews and ends active subscriptions, in the store and in memory together.
 
-Invariants: every change here holds the writer's lock. So no change of a terminal falls between what a new subscription
-is sent first and what it is sent later, and nothing is sent after an end. Memory follows the store, never the reverse.
-Work that has begun is finished even if its caller leaves: otherwise memory would not follow the store.
+Invariants: every change here holds the writer's lock. So a new subscription misses no change between its first
+notifications and the later ones, and nothing is sent after its end. Memory follows the store, never the reverse. An
+operation that has begun is finished even if its caller leaves: otherwise memory would not follow the store.
 
 Deliberately absent: what clients may ask for (`core/subscriptions.py`), what a subscriber is sent (`rules.py`), and
-groups whose members change later (`membership.py`).
+changes of groups (`membership.py`).
 """
 
 import asyncio
@@ -100,8 +100,9 @@ class Lifecycle:
         usage: Sequence[UsageRecord],
         most: int | None = None,
     ) -> Subscription:
-        """Stores a subscription with its first notifications, and makes it active. Returns what is stored: an earlier
-        subscription if its request id was used before. With `most`, the client may have that many active ones.
+        """Stores a subscription with its first notifications, and makes it active. Returns the stored one: an earlier
+        subscription if its request id was used before. `most` is how many active ones the client may have (None: any
+        number).
 
         Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, TooManyWatchedTerminals,
         Unauthenticated.
@@ -142,6 +143,7 @@ class Lifecycle:
                         if decision is not None:
                             live.progress = decision.progress
                         self._writer.activate(live, terminals)
+                        self.on_work()
                     self._writer.on_written(owed)
                 return stored
             finally:
@@ -164,7 +166,7 @@ class Lifecycle:
         groups: tuple[TerminalAddress, ...],
         busy_allowed: bool,
     ) -> tuple[LiveSubscription, Subscription, list[OwedNotification], Decision | None]:
-        """A new subscription in memory, its row, its first notifications, and what follows of statuses known now."""
+        """A new subscription in memory, its row, its first notifications, and the decision about statuses known now."""
         contract = self._contracts.of(subscription.sink.kind, subscription.sink.profile)
         known = {one.address: one.status for one in terminals if one.liveness is Liveness.LIVE and one.status}
         now_s = self._clock_s()
@@ -260,8 +262,8 @@ class Lifecycle:
         audit: Sequence[AuditEntry],
         on_stored: Callable[[Subscription], None],
     ) -> Subscription:
-        """Replaces an active subscription's sink by `change` of it, of the same kind and profile. Calls `on_stored`
-        with what is stored, and returns that. Raises as `end`."""
+        """Replaces an active subscription's sink by `change(sink)`, of the same kind and profile. Returns the stored
+        subscription, for which `on_stored` is called first. Raises as `end`."""
         return await self._run_to_completion(self._change_sink(subscription.id, change, audit, on_stored))
 
     async def _change_sink(
@@ -291,7 +293,7 @@ class Lifecycle:
         return await self._run_to_completion(self._delete_client(client_id))
 
     async def on_client_deleted(self, client_id: str) -> None:
-        """Another process has deleted the client in the store: does here what `delete_client` does."""
+        """As `delete_client`, for a client that another process has deleted in the store."""
         await self._run_to_completion(self._client_deleted(client_id))
 
     async def _delete_client(self, client_id: str) -> list[Subscription]:
@@ -317,7 +319,7 @@ class Lifecycle:
         self._writer.on_notifications_owed()
 
     def on_ended_in_store(self, subscription_id: str) -> None:
-        """The subscription has ended in the store: removes it from memory."""
+        """Removes from memory a subscription that has ended in the store."""
         live = self._index.by_id.get(subscription_id)
         if live is not None:
             self._writer.remove(live)

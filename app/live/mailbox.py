@@ -1,8 +1,8 @@
 """A stream's mailbox: what waits for its reader, and what was sent.
 
-The mailbox keeps the newest of each terminal, not a queue. So a slow reader skips what is outdated, sees the last
-state, and costs memory in proportion to its terminals.
-Invariants: each Change has a greater revision than what was sent of that terminal before.
+The mailbox keeps the newest change of each terminal, not a queue. So a slow reader skips outdated changes, sees the
+last one, and costs memory in proportion to its terminals.
+Invariants: each Change has a greater revision than every status of that terminal that was sent before.
 
 Deliberately absent: where events come from (`writer.py`, `registry.py`).
 """
@@ -38,7 +38,7 @@ _LEFT = TerminalStatus(
     source=Source.WATCH,
     revision=1 << 63,
 )
-"""In place of what was sent of a terminal that left: nothing of it is newer."""
+"""Stands for the status sent of a terminal that has left: no Change is newer, so none is sent."""
 
 
 class Stream:
@@ -142,17 +142,18 @@ class Stream:
         self.wake()
 
     def bookmark(self) -> None:
-        """Has a Bookmark sent."""
+        """Sends a Bookmark as one of the next events."""
         self._bookmark_due = True
         self.wake()
 
     def end(self, reason: StreamEnd) -> None:
-        """Has End sent, after what waits."""
+        """Sends End, after the changes that are due."""
         self._ended = self._ended or reason
         self.wake()
 
     async def read(self, resume_token: str, clock_s: Callable[[], float]) -> AsyncGenerator[WatchEvent, None]:
-        """The stream's events, from the snapshot of what the reader with `resume_token` does not know. Call it once."""
+        """The stream's events, beginning with a snapshot of the terminals that `resume_token` does not cover. Call it
+        once."""
         known = await self._known_by(resume_token) if resume_token else {}
         for terminal in list(self.sent):
             if terminal not in self.sent:  # removed meanwhile
@@ -239,8 +240,8 @@ class Stream:
             self._token = token
         return token
 
-    def _make_token(self, sent: Iterable[tuple[Terminal, TerminalStatus | None]], doubtful: Set[Terminal]) -> str:
-        return token_of({one.address: self._seen(one, status, live=one not in doubtful) for one, status in sent})
+    def _make_token(self, sent: Iterable[tuple[Terminal, TerminalStatus | None]], not_live: Set[Terminal]) -> str:
+        return token_of({one.address: self._seen(one, status, live=one not in not_live) for one, status in sent})
 
     async def _bookmark(self) -> Bookmark:
         self._bookmark_due = False

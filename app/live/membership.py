@@ -1,8 +1,8 @@
-"""Follows groups: when members change, subscriptions and streams watch the members of now.
+"""Follows groups: when members change, subscriptions and streams by the group watch its new members.
 
-For subscriptions, what a restart must know (groups, terminals that joined) is stored first, and memory follows. Streams
-end with a restart, so for them nothing is stored.
-Invariants: the writer's lock is held for each portion. A listener that cannot follow holds up no other.
+A subscription's groups, and the terminals that joined it, are stored first, since a restart needs them; memory follows.
+Streams end with a restart, so nothing is stored for them.
+Invariants: the writer's lock is held for each portion. A listener that cannot follow does not delay the others.
 
 Deliberately absent: which terminals a group means (`group_directory.py`).
 """
@@ -23,7 +23,7 @@ from app.live.group_directory import Asked, Expansion, GroupDirectory, GroupKey
 from app.live.index import SubscriptionIndex
 from app.live.mailbox import Stream
 from app.live.open_streams import OpenStreams
-from app.live.registry import Failure, TerminalRegistry
+from app.live.registry import TerminalRegistry
 from app.live.subscription import LiveSubscription, Progress
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
@@ -45,13 +45,13 @@ class _Move:
     groups: tuple[TerminalAddress, ...]
     terminals: Sequence[Terminal]
     progress: Progress | None = None
-    """A subscription's progress with these terminals."""
+    """A subscription's next progress; None for a stream."""
     awaited: list[Terminal] = field(default_factory=list)
-    """Terminals that join a subscription, and whose next observation is their first."""
+    """Terminals that join a subscription, and whose next observation counts as their first."""
 
 
 class GroupFollower:
-    """Lets all listeners by groups follow them. One per process."""
+    """Moves listeners (subscriptions and streams) when their groups change. One per process."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class GroupFollower:
         self._policies = policies
 
     async def follow(self, changed: Set[GroupKey]) -> None:
-        """Moves the listeners of these groups. Raises StoreUnavailable, and may be repeated."""
+        """Moves the listeners of these groups to their present members. Raises StoreUnavailable; then call it again."""
         clients = {client.id: client for client in await self._store.clients()}
         listeners = self._listeners(changed)
         for start in range(0, len(listeners), _TOGETHER):
@@ -91,7 +91,7 @@ class GroupFollower:
         return list(found)
 
     def _having_as_member(self, client_id: str, address: TerminalAddress) -> list[Listener]:
-        """Listeners that watch the address as a terminal, since it is a member of another group of theirs."""
+        """Listeners that watch the address as a terminal, because another group of theirs has it as a member."""
         terminal = self._registry.by_address.get(address)
         if terminal is None:
             return []
@@ -129,7 +129,7 @@ class GroupFollower:
     async def _move_of(
         self, listener: Listener, clients: Mapping[str, Client], same: dict[Asked, Expansion]
     ) -> list[_Move]:
-        """Where the listener moves to; nothing if it would then watch too many terminals."""
+        """The listener's move; an empty list if it would then watch too many terminals."""
         client_id, policy = listener.client_id, self._policies.of_id(listener.client_id, clients)
         asked = client_id, listener.addresses, listener.groups
         if (expansion := same.get(asked)) is None:
@@ -139,7 +139,7 @@ class GroupFollower:
         if isinstance(listener, LiveSubscription):
             self._report_left_out(listener, expansion)
             failed = listener.progress.failed
-            # Known terminals are not wanted again: one that has failed is not to be watched again by that.
+            # Only new terminals are passed to `want` below, which would watch a failed one again.
             its = {one: self._registry.by_address[one] for one in listener.progress.terminals}
         else:
             if expansion.left_out:
@@ -157,7 +157,7 @@ class GroupFollower:
         return [_Move(listener, expansion.groups, [its[one] for one in expansion.terminals if one in its])]
 
     def _report_left_out(self, subscription: LiveSubscription, expansion: Expansion) -> None:
-        """If the groups have grown beyond what the policy allows, the client is sent an error, once until they fit."""
+        """Sends the client an error if its groups have more terminals than the policy allows: once, until they fit."""
         progress = subscription.progress
         failed = progress.failed.intersection(expansion.terminals)
         reported = progress.reported.intersection(expansion.terminals) if not expansion.left_out else progress.reported
@@ -167,8 +167,7 @@ class GroupFollower:
         group, most, left_out = expansion.groups[0], len(expansion.terminals), expansion.left_out
         _log.warning("group_cut", subscription=subscription.id, group=group, watched=most, left_out=left_out)
         error = TooManyAddresses(f"{left_out} terminals are not watched: {most} are allowed.", most=str(most))
-        self._registry.failures.append(Failure(group, (subscription,), error))
-        self._registry.on_work()
+        self._registry.report_error(group, [subscription], error)
 
     def _apply(self, move: _Move) -> None:
         if isinstance(move.listener, LiveSubscription):
@@ -199,13 +198,12 @@ class GroupFollower:
             terminal.attentive = True
             live = terminal.liveness is Liveness.LIVE
             if live and terminal.status is not None and not terminal.pending:
-                terminal.observe(terminal.status.status, terminal.status.observed_at)  # as if it were observed now
+                terminal.observe(terminal.status.status, terminal.status.observed_at)  # reported as if it had just come
                 self._registry.enqueue(terminal)
-                self._registry.on_work()
 
 
 def _prepare(move: _Move) -> SubscriptionUpdate | None:
-    """Makes a subscription's progress with its new terminals; returns what the store must know of that."""
+    """Sets `progress` and `awaited` of a subscription's move. Returns what the store must write first, if anything."""
     subscription = move.listener
     if not isinstance(subscription, LiveSubscription):
         return None

@@ -78,7 +78,7 @@ class OpenStreams:
         return self._ticked_s + self._tick_s
 
     def tick(self, now_s: float) -> None:
-        """Sends bookmarks that are due."""
+        """Sends the bookmarks that are due. Call it at `next_due_s`."""
         if now_s < self.next_due_s:
             return
         self._ticked_s = now_s

@@ -5,7 +5,7 @@ the nodes that come next: a hint says which terminals to read, and every `reread
 lost. The tests that judge streams (`tests/core/test_guarantees.py`) run two gateways on one database with it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from app.domain.addresses import TerminalAddress
@@ -31,6 +31,8 @@ class OtherNodes:
         reread_s: float,
         now_s: float,
     ) -> None:
+        self.on_work: Callable[[], None] = lambda: None
+        """Called when there is something to read; may not block or raise."""
         self._store = store
         self._registry = registry
         self._writer = writer
@@ -42,7 +44,7 @@ class OtherNodes:
     def on_hint(self, addresses: Iterable[TerminalAddress]) -> None:
         """Another node may have written the statuses of these terminals."""
         self._hinted.update([address for address in addresses if address in self._registry.by_address])
-        self._registry.on_work()
+        self.on_work()
 
     @property
     def waiting(self) -> bool:

@@ -1,11 +1,10 @@
-"""Which terminals are watched, what was observed of them and waits to be written, and which subscriptions and streams
-want them.
+"""The watched terminals: their observations that wait to be written, and the subscriptions and streams that want them.
 
-A terminal is watched once, however many want it, and for `linger_s` after the last of them left. For each client it
-counts once.
-Invariants: an observation leaves `queue` only when it is written. An unreadable document changes no status, but makes
-the terminal STALE until a readable one is written, because it may have said anything. Losing contact makes a terminal
-STALE, never UNREACHABLE.
+A terminal has one watch, however many subscriptions and streams want it. The watch ends `linger_s` after the last of
+them left. The terminal counts once against each client's limit.
+Invariants: an observation leaves `queue` only when it is written. An unreadable document may have said anything: it
+changes no status, but makes the terminal STALE until a readable one is written. A watch that loses contact makes its
+terminal STALE, never UNREACHABLE.
 """
 
 import math
@@ -109,19 +108,16 @@ class TerminalRegistry:
         self._count_unreadable(address, error)
         if terminal.set_unreadable(error, self._clock()):
             self.post_liveness(terminal)
-        waiting = tuple([one for one in terminal.subscriptions if one.wants_error(address, error)])
-        if waiting:
-            self.failures.append(Failure(address, waiting, error))
-            self.on_work()
+        self.report_error(address, [one for one in terminal.subscriptions if one.wants_error(address, error)], error)
 
     def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
-        """The SIP side has another opinion of a watch."""
+        """The SIP side reports another liveness of a watch."""
         terminal = self.by_address.get(address)
         refused = isinstance(error, TerminalUnknown | WatcherRefused) and error.details.get("reason") != "pending"
         if terminal is not None and liveness is Liveness.UNKNOWN and refused:
-            # The SIP side would ask again once an hour. Those who want the terminal are sent the error instead.
+            # The SIP side would ask again once an hour, and listeners would wait without a word. They get the error.
             self._watcher.unwatch(address)
             self.on_watch_ended(address, reason, error)
         elif terminal is not None and terminal.set_watch_liveness(liveness, reason, self._clock()):
@@ -133,14 +129,20 @@ class TerminalRegistry:
         if terminal is None or error is None:
             return
         terminal.error = error
-        if terminal.subscriptions:
-            self.failures.append(Failure(address, tuple(terminal.subscriptions), error))
-            self.on_work()
+        self.report_error(address, terminal.subscriptions, error)
         if terminal.set_watch_liveness(Liveness.STALE, reason, self._clock()):
             self.post_liveness(terminal)
         for stream in terminal.streams:
             if stream.has_only_failed():
                 stream.end(StreamEnd.NOTHING_TO_WATCH)
+
+    def report_error(
+        self, address: TerminalAddress, subscriptions: Iterable[LiveSubscription], error: TerminalStatusError
+    ) -> None:
+        """Has the error about a terminal or a group written for these subscriptions, if there are any."""
+        if affected := tuple(subscriptions):
+            self.failures.append(Failure(address, affected, error))
+            self.on_work()
 
     def post_liveness(self, terminal: Terminal) -> None:
         """Reports the terminal's liveness to its streams."""
@@ -160,13 +162,13 @@ class TerminalRegistry:
             self._watcher.refresh(status.address)
 
     def enqueue(self, terminal: Terminal) -> None:
-        """Lets the writer find the terminal's pending observations."""
+        """Adds the terminal to `queue`, once."""
         if not terminal.queued:
             terminal.queued = True
             self.queue.append(terminal)
 
     def live(self, address: TerminalAddress) -> TerminalStatus | None:
-        """The status of a terminal that is LIVE; a dictionary look-up."""
+        """The status of the terminal if it is LIVE: a dictionary look-up."""
         terminal = self.by_address.get(address)
         if terminal is None or terminal.liveness is not Liveness.LIVE:
             return None
@@ -194,8 +196,8 @@ class TerminalRegistry:
             _log.warning("document_unreadable", address=address, message=str(error), reason=reason)
 
     def want(self, addresses: Sequence[TerminalAddress], client_id: str, max_of_client: int | None) -> list[Terminal]:
-        """Watches all of them for the client, which may have `max_of_client` watched terminals (None: any number, and
-        the gateway's own limit is ignored too). Afterwards link them to a listener, or call `release_unwanted`.
+        """Watches the terminals for the client, which may have `max_of_client` watched terminals (None: any number, and
+        the gateway's own limit is ignored too). The caller then links each to a listener, or calls `release_unwanted`.
 
         Raises GatewayOverloaded, TooManyWatchedTerminals, having changed nothing.
         """
@@ -236,7 +238,7 @@ class TerminalRegistry:
             )
 
     def release_unwanted(self, terminals: Iterable[Terminal]) -> None:
-        """Begins to release those terminals that neither a subscription nor a stream wants."""
+        """Starts the `linger_s` of those terminals that neither a subscription nor a stream wants."""
         for terminal in terminals:
             if terminal.wanted:
                 continue
@@ -247,15 +249,14 @@ class TerminalRegistry:
                 self.on_work()
 
     def add_subscription(self, subscription: LiveSubscription, terminal: Terminal) -> None:
-        """Links a subscription to a terminal. If the terminal has failed since `want`, the subscription is sent the
-        error."""
+        """Links a subscription to a terminal. If the terminal has failed since `want`, the error is reported."""
         if subscription not in terminal.subscriptions:
             terminal.subscriptions[subscription] = None
             self._count(subscription.client_id, terminal)
         if terminal.error is not None:
-            self.failures.append(Failure(terminal.address, (subscription,), terminal.error))
+            self.report_error(terminal.address, [subscription], terminal.error)
         elif terminal.unreadable is not None and subscription.check_immediate:
-            self.failures.append(Failure(terminal.address, (subscription,), terminal.unreadable))
+            self.report_error(terminal.address, [subscription], terminal.unreadable)
 
     def remove_subscription(self, subscription: LiveSubscription, addresses: Iterable[TerminalAddress]) -> None:
         """Unlinks a subscription from terminals."""

@@ -1,6 +1,6 @@
-"""Takes the active subscriptions of the store into memory, when the gateway starts.
+"""Loads the active subscriptions from the store when the gateway starts.
 
-Invariants: every portion of subscriptions costs a few queries, however many subscriptions share groups and terminals.
+Invariants: each portion of subscriptions costs a few queries, not one query for each subscription.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +96,7 @@ class SubscriptionLoader:
     async def _expand_again(
         self, portion: Sequence[Subscription], clients: Mapping[str, Client]
     ) -> dict[str, Expansion]:
-        """By subscription id: the members that the groups of stored subscriptions have now."""
+        """By subscription id, for those with groups: the terminals that their addresses mean now."""
         expansions: dict[str, Expansion] = {}
         changed: list[SubscriptionUpdate] = []
         same: dict[Asked, Expansion] = {}  # many subscriptions may name the same groups, which are read once

@@ -1,7 +1,7 @@
 """What a subscriber is sent, and when: Parlay X's criteria, checkImmediate, frequency, count and duration.
 
 `decide` is the whole rule and pure: from news it makes the subscription's next `Progress` and the notifications that
-are owed; `update_of` is the difference of two of them, for the store. Nothing changes before that is written.
+are owed. `update_of` is the difference of two progresses, for the store. Memory changes when the store has written it.
 Two clocks: `now` is written in records, `now_s` (monotonic seconds) measures intervals and durations, so that a wall
 clock that jumps causes neither a flood nor silence.
 Invariants: two status notifications are never closer together than the interval. What waits for the interval is the
@@ -23,7 +23,7 @@ from app.domain.policy import visible_status, with_status
 from app.domain.records import NotificationKind, OwedNotification
 from app.domain.sinks import EndReason
 from app.domain.statuses import Status, TerminalStatus
-from app.live.subscription import NOBODY, ONLY_REPORTED, LiveSubscription, Progress
+from app.live.subscription import NO_TERMINALS, ONLY_REPORTED, LiveSubscription, Progress
 
 News = tuple[TerminalStatus, Status | None]
 """A terminal's status now, and its status before (None: never observed)."""
@@ -34,8 +34,8 @@ _replace = msgspec.structs.replace
 
 
 class Decision(NamedTuple):
-    """What follows for one subscription: the progress it makes, the update that the store writes (None: nothing that
-    is stored changes), and the notifications it is owed."""
+    """What follows for one subscription: its next progress, the update for the store (None: nothing that is stored
+    changes), and the notifications that it is owed."""
 
     subscription: LiveSubscription
     progress: Progress
@@ -46,7 +46,7 @@ class Decision(NamedTuple):
 def decide(
     subscription: LiveSubscription, news: Sequence[News], failures: Failures, now_s: float, writer: OwedWriter
 ) -> Decision | None:
-    """What follows of `news` (in order), of terminals that failed, and of the time. None if nothing changes."""
+    """Applies `news` (in order), failures and the time to a subscription. None if nothing changes."""
     before = subscription.progress
     owed: list[OwedNotification] = []
     after = _with_news(subscription, before, news) if news else before
@@ -61,12 +61,12 @@ def decide(
 
 
 def update_of(subscription_id: str, before: Progress, after: Progress, now: datetime) -> SubscriptionUpdate | None:
-    """The stored difference of two progresses; None if they differ only in what memory needs."""
+    """What the store must write for `after`; None if it differs from `before` only in fields that are not stored."""
     reason = after.end_reason
     notified = after.notified != before.notified
     held = after.held is not before.held and after.held_addresses != before.held_addresses
     joined = after.joined is not before.joined and after.joined != before.joined
-    awaited = before.awaits_all and not after.awaits_all if after.awaiting is not before.awaiting else False
+    awaited = before.awaits_unnamed and not after.awaits_unnamed if after.awaiting is not before.awaiting else False
     if not (notified or held or joined or awaited or reason):
         return None
     return SubscriptionUpdate(
@@ -83,7 +83,7 @@ def update_of(subscription_id: str, before: Progress, after: Progress, now: date
 
 
 def _with_news(subscription: LiveSubscription, progress: Progress, news: Sequence[News]) -> Progress:
-    """Adds to `held` what is to be reported, and removes what no longer is: the newest status counts."""
+    """Puts statuses that are to be reported into `held`, and removes those that a newer status has made obsolete."""
     held = {status.address: status for status in progress.held}
     awaiting = progress.awaiting
     for status, before in news:
@@ -95,7 +95,7 @@ def _with_news(subscription: LiveSubscription, progress: Progress, news: Sequenc
         elif before is None or visible_status(subscription.shows_busy, before) is not visible:
             reports = True
         else:
-            continue  # no change that this client can see; what is held stays valid
+            continue  # no change that this client can see; a held status stays valid
         if reports and subscription.meets_criteria(visible):
             held[address] = with_status(status, visible)
         else:
@@ -105,15 +105,15 @@ def _with_news(subscription: LiveSubscription, progress: Progress, news: Sequenc
     return _replace(
         progress,
         held=tuple(held.values()),
-        awaiting=awaiting or NOBODY,
-        joined=progress.joined & awaiting or NOBODY,
+        awaiting=awaiting or NO_TERMINALS,
+        joined=progress.joined & awaiting or NO_TERMINALS,
     )
 
 
 def _notified(
     subscription: LiveSubscription, progress: Progress, now_s: float, writer: OwedWriter, owed: list[OwedNotification]
 ) -> Progress:
-    """Sends all that is held in one notification."""
+    """Owes one notification with all held statuses."""
     owed.append(
         writer.owe(
             subscription.id, subscription.client_id, subscription.contract, NotificationKind.STATUS, progress.held
@@ -134,8 +134,8 @@ def _with_failures(
     writer: OwedWriter,
     owed: list[OwedNotification],
 ) -> Progress:
-    """Reports failures, and removes terminals that cannot be watched. Without groups, from which others may come, the
-    last one ends the subscription."""
+    """Reports failures, and removes terminals that cannot be watched. The last one ends the subscription, unless it has
+    groups, which other terminals may join."""
     for address, error in failures.items():
         waits = isinstance(error, DocumentUnreadable) and address in progress.awaiting
         if (waits or isinstance(error, TooManyAddresses)) and subscription.wants_error(address, error):
@@ -146,7 +146,7 @@ def _with_failures(
     if not failed:
         return progress
     left = tuple([address for address in progress.terminals if address not in final])
-    awaiting = progress.awaiting.difference(failed) or NOBODY
+    awaiting = progress.awaiting.difference(failed) or NO_TERMINALS
     ends = not (left or subscription.groups)
     for address in failed:
         of_all = ends and subscription.contract.last_error_ends and address == failed[-1]
@@ -155,7 +155,7 @@ def _with_failures(
         progress,
         terminals=left,
         awaiting=awaiting,
-        joined=progress.joined & awaiting or NOBODY,
+        joined=progress.joined & awaiting or NO_TERMINALS,
         held=tuple([status for status in progress.held if status.address not in final]),
         failed=progress.failed.union(failed) if subscription.groups else progress.failed,
         end_reason=EndReason.FAILED if ends else progress.end_reason,
@@ -165,7 +165,7 @@ def _with_failures(
 def _ended(
     subscription: LiveSubscription, progress: Progress, now_s: float, writer: OwedWriter, owed: list[OwedNotification]
 ) -> Progress:
-    """Ends the subscription if it failed, reached its count or its time is over."""
+    """Ends the subscription if it has failed, has reached its count, or has expired."""
     reason = progress.end_reason
     if reason is None:
         if subscription.max_notifications and progress.notified >= subscription.max_notifications:

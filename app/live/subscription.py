@@ -1,8 +1,8 @@
 """An active subscription in memory: what it asks for, and how far it has come (`Progress`).
 
-A hundred thousand subscriptions may be active, so both hold no more than the rule (`rules.py`) needs.
-Invariants: `Progress` is a value; it changes only when the store has written the difference. What a restart needs is
-found in the stored rows (`restored`).
+A hundred thousand subscriptions may be active, so both hold only what the rule (`rules.py`) needs.
+Invariants: a `Progress` is immutable, and replaced only when the store has written the difference. After a restart it
+is made from the stored rows (`restored`).
 """
 
 import math
@@ -19,7 +19,7 @@ from app.domain.sink_contracts import SinkContract
 from app.domain.sinks import EndReason
 from app.domain.statuses import Status, TerminalStatus
 
-NOBODY: frozenset[TerminalAddress] = frozenset()
+NO_TERMINALS: frozenset[TerminalAddress] = frozenset()
 _CRITERIA: dict[frozenset[Status], frozenset[Status]] = {}  # the eight possible sets, each once in memory
 ONLY_REPORTED = (DocumentUnreadable, TooManyAddresses)
 """Errors that are reported once and end nothing."""
@@ -36,29 +36,30 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     """When the next status notification may be written; monotonic."""
     held: tuple[TerminalStatus, ...] = ()
     """Statuses that wait until `allowed_s`: the newest of each terminal."""
-    awaiting: frozenset[TerminalAddress] = NOBODY
+    awaiting: frozenset[TerminalAddress] = NO_TERMINALS
     """Terminals whose next observation is their first: it is no change."""
-    joined: frozenset[TerminalAddress] = NOBODY
-    """Those of `awaiting` that the store knows by name, since they joined a group later than others."""
-    reported: frozenset[TerminalAddress] = NOBODY
-    """What an error of ONLY_REPORTED was sent about: terminals, and a group that is too large."""
-    failed: frozenset[TerminalAddress] = NOBODY
+    joined: frozenset[TerminalAddress] = NO_TERMINALS
+    """Those of `awaiting` that are stored by name: all of a subscription with several terminals, and terminals that
+    joined a group later. The store has one flag for the others (`Subscription.awaiting`)."""
+    reported: frozenset[TerminalAddress] = NO_TERMINALS
+    """Terminals, and a group that is too large, about which an error of ONLY_REPORTED was sent."""
+    failed: frozenset[TerminalAddress] = NO_TERMINALS
     """Members of groups that cannot be watched; they are ignored until they leave the group."""
     end_reason: EndReason | None = None
 
     @property
-    def awaits_all(self) -> bool:
-        """Whether some of `awaiting` are not known by name: what the store keeps as one flag."""
+    def awaits_unnamed(self) -> bool:
+        """Whether `awaiting` has terminals that are not in `joined`."""
         return bool(self.awaiting - self.joined)
 
     @property
     def held_addresses(self) -> tuple[TerminalAddress, ...]:
-        """Whose statuses are held back."""
+        """The terminals of `held`, in its order."""
         return tuple([status.address for status in self.held])
 
 
 class LiveSubscription:
-    """An active subscription, as the writer and the follower of groups use it."""
+    """What the subscription asks for, and its `progress`. Changed only by code that holds the writer's lock."""
 
     __slots__ = (
         "addresses",
@@ -106,12 +107,12 @@ class LiveSubscription:
 
     @property
     def due_s(self) -> float:
-        """When the rule must look at it without any news."""
+        """When `decide` must be called even without news; monotonic."""
         return min(self.expires_s, self.progress.allowed_s) if self.progress.held else self.expires_s
 
     def wants_error(self, address: TerminalAddress, error: TerminalStatusError) -> bool:
-        """Whether the error is to be sent. One of ONLY_REPORTED is sent once; that a document is unreadable only while
-        the client waits for the first status of that terminal (`check_immediate`)."""
+        """Whether the error is to be sent. An error of ONLY_REPORTED is sent once; DocumentUnreadable only while the
+        client waits for the first status of that terminal (`check_immediate`)."""
         progress = self.progress
         if isinstance(error, TooManyAddresses):
             return address not in progress.reported
@@ -120,7 +121,7 @@ class LiveSubscription:
         return self.check_immediate and address in progress.awaiting and address not in progress.reported
 
     def meets_criteria(self, status: Status) -> bool:
-        """Whether a status, as the client may see it, is one that the client asked for."""
+        """Whether the client asked for this status, as it is visible to the client."""
         return not self.criteria or status in self.criteria
 
 
@@ -134,7 +135,8 @@ def begun(
     busy_allowed: bool,
     now_s: float,
 ) -> LiveSubscription:
-    """A new subscription. `live` has those of its terminals whose status is known now; the others are awaited."""
+    """A new subscription. `live` has those of its terminals that are LIVE. With `check_immediate` all terminals are
+    awaited, otherwise those that are not in `live`."""
     awaited = terminals if subscription.check_immediate else [address for address in terminals if address not in live]
     expires_s = math.inf
     if subscription.expires_at is not None:
@@ -142,7 +144,7 @@ def begun(
     return LiveSubscription(
         subscription,
         contract,
-        Progress(terminals, subscription.notified, awaiting=frozenset(awaited) or NOBODY),
+        Progress(terminals, subscription.notified, awaiting=frozenset(awaited) or NO_TERMINALS),
         groups=groups,
         busy_allowed=busy_allowed,
         expires_s=expires_s,
@@ -162,8 +164,8 @@ def restored(
 ) -> LiveSubscription:
     """A subscription as it was before a restart, from what is `stored` of its terminals.
 
-    A terminal is awaited that was never observed, or not since it joined a group, or, if the subscription still awaits
-    some, not since the subscription was made.
+    A terminal is awaited if it was never observed, if it is in `Subscription.joined`, or, while `Subscription.awaiting`
+    is set, if it was not observed since the subscription was created.
     """
     left_s = (subscription.expires_at - now).total_seconds() if subscription.expires_at else math.inf
     live = LiveSubscription(
@@ -190,8 +192,8 @@ def restored(
         subscription.notified,
         allowed_s(subscription, now, now_s),
         tuple(held),
-        frozenset(awaited) or NOBODY,
-        joined.intersection(awaited) or NOBODY,
+        frozenset(awaited) or NO_TERMINALS,
+        joined.intersection(awaited) or NO_TERMINALS,
     )
     return live
 

@@ -115,7 +115,7 @@ class Terminal:
         return bool(self.subscriptions or self.streams)
 
     def take_stored(self, stored: TerminalStatus | None) -> None:
-        """Takes what the store has now."""
+        """Sets what the store has now (None: no status)."""
         self.loaded = True
         self.status = self.stored = stored
 
@@ -131,7 +131,7 @@ class Terminal:
         return mark
 
     def observe(self, status: Status, at: datetime) -> bool:
-        """Takes an observation; whether it must be written or reported. One that repeats the status need not be."""
+        """Takes an observation. Returns whether it must be written: a repeated status need not be, unless `attentive`."""
         pending = self.pending
         if pending:
             if pending[-1][0] is status or len(pending) >= MAX_PENDING:
@@ -152,17 +152,17 @@ class Terminal:
             self.pending[:] = self.pending[-1:]
 
     def set_watch_liveness(self, liveness: Liveness, reason: str, now: datetime) -> bool:
-        """Takes what the SIP side says of the watch; whether that changes the terminal's liveness or reason."""
+        """Sets the watch's liveness. Returns whether that changes the terminal's liveness or reason."""
         self._watch_liveness, self._watch_reason = liveness, reason
         return self.refresh_liveness(now)
 
     def set_unreadable(self, error: DocumentUnreadable, now: datetime) -> bool:
-        """Takes that a document could not be read; whether that changes the terminal's liveness or reason."""
+        """The newest document could not be read. Returns whether that changes the terminal's liveness or reason."""
         self.unreadable, self.unreadable_at, self.readable = error, now, False
         return self.refresh_liveness(now)
 
     def on_written(self) -> bool:
-        """Takes that the newest observation is written; whether the liveness must be computed again."""
+        """The oldest of `pending` was written and removed. Returns whether the liveness must be computed again."""
         first = not self.observed
         self.observed = True
         if self.readable and not self.pending:
@@ -171,13 +171,13 @@ class Terminal:
         return first
 
     def watch_again(self, now: datetime) -> None:
-        """Begins a new watch after one that ended with an error: earlier observations do not make it LIVE."""
+        """A new watch begins, after one that ended with an error: earlier observations do not make it LIVE."""
         self.error = self.unreadable = self.unreadable_at = None
         self.observed, self.readable, self.attentive = False, False, True
         self.set_watch_liveness(Liveness.UNKNOWN, "", now)
 
     def refresh_liveness(self, now: datetime) -> bool:
-        """Computes the liveness again; whether it or its reason has changed."""
+        """Computes the liveness again. Returns whether it or its reason has changed."""
         reason = self._watch_reason
         if self.unreadable is not None:
             reason = reason or f"document unreadable: {self.unreadable.details.get('reason', 'unknown')}"

@@ -1,8 +1,8 @@
-"""The one writer of statuses: what was observed, what failed and what is due becomes one transaction, then memory.
+"""The only writer of statuses. Observations, failures and due subscriptions become one transaction; memory follows.
 
-Invariants: `write_batch` writes all that follows of a batch (statuses by compare-and-set, the progress of
-subscriptions, owed notifications) in one `Store.write`; memory and streams follow only afterwards. If the write fails,
-everything waits unchanged. Code that changes subscriptions or adopts statuses holds `lock`, so that a plan stays true
+Invariants: `write_batch` writes all that follows from a batch (statuses by compare-and-set, the progress of
+subscriptions, owed notifications) in one `Store.write`; memory and streams change only afterwards. If the write fails,
+everything waits unchanged. Code that changes subscriptions or adopts statuses holds `lock`, so that a plan stays valid
 while it is written.
 
 Deliberately absent: when to write (`engine.py`), and what a subscriber is sent (`rules.py`).
@@ -37,7 +37,7 @@ _LOAD = 1000
 
 
 class _Written(NamedTuple):
-    """A terminal with the status that is written, or confirmed."""
+    """A terminal with its next status. If not `changed`, only `observed_at` differs, which is not stored."""
 
     terminal: Terminal
     status: TerminalStatus
@@ -51,7 +51,7 @@ class _Plan(NamedTuple):
 
 
 class StatusWriter:
-    """Gathers what is to be written, and writes it."""
+    """One per process, driven by the engine."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class StatusWriter:
         """Reads the stored status of those terminals whose status is not known yet. Raises StoreUnavailable."""
         if all(terminal.loaded for terminal in terminals):
             return
-        async with self._loading:  # one task reads what many want
+        async with self._loading:  # one task reads statuses that several need
             unloaded = [terminal for terminal in terminals if not terminal.loaded]
             for start in range(0, len(unloaded), _LOAD):
                 part = unloaded[start : start + _LOAD]
@@ -147,7 +147,7 @@ class StatusWriter:
             self.on_notifications_owed()
 
     def drop_first(self) -> None:
-        """Drops what `write_batch(1)` cannot write by any means, so that the rest is written."""
+        """Drops the batch of `write_batch(1)`, which fails again and again, so that the others are written."""
         for terminal in self._registry.queue[:1]:
             del self._registry.queue[0]
             self._pop_pending(terminal)
@@ -220,16 +220,15 @@ class StatusWriter:
         self.on_written(plan.changes.owed)
 
     def activate(self, subscription: LiveSubscription, terminals: Iterable[Terminal]) -> None:
-        """Adds a subscription that is stored, and links it to its terminals."""
+        """Adds a subscription that is stored, and links it to its terminals. It may be due at once: wake the engine."""
         for terminal in terminals:
             self._registry.add_subscription(subscription, terminal)
             if terminal.address in subscription.progress.awaiting:
                 terminal.attentive = True
         self._index.add(subscription)
-        self._registry.on_work()
 
     def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:
-        """Takes in progress that was written, and releases terminals that the subscription no longer watches."""
+        """Sets progress that is stored, and releases terminals that the subscription no longer watches."""
         before = subscription.progress.terminals
         self._index.make_progress(subscription, progress)
         if subscription.ended:
@@ -255,8 +254,8 @@ class StatusWriter:
                 stream.post(terminal, change)
 
     async def _read_progress_again(self, decisions: Sequence[Decision]) -> None:
-        """Reads how far subscriptions have come in the store, after another node wrote first, or after a transaction
-        whose outcome is not known."""
+        """Reads the stored progress of subscriptions: another node may have written first, or a transaction whose
+        outcome was unknown may have been committed."""
         if not decisions:
             return
         subscriptions = [decision.subscription for decision in decisions]
@@ -271,7 +270,7 @@ class StatusWriter:
 
 
 def _progress_of(subscription: Subscription, known: Progress, now: datetime, now_s: float) -> Progress:
-    """The progress of a stored subscription that others have notified."""
+    """The progress of a subscription whose stored row has more notifications than `known`."""
     joined = known.joined.intersection(subscription.joined)
     return msgspec.structs.replace(
         known,
