@@ -1,8 +1,8 @@
-"""Makes the use cases from their parts, and connects every callback: the part of the composition without transports.
+"""Makes the use cases of one gateway from their parts, and connects their callbacks.
 
-Each part gets the parts below it as arguments. What a part reports upwards is a callback `on_…`, and all of them are
-set here.
-Invariants: what is started here is stopped in the reverse order. Nothing serves before the store was read.
+Each part gets the parts below it as arguments. It reports events upwards by callbacks `on_…`, all of which are set
+here.
+Invariants: parts are stopped in the reverse order of their start. No call is served before the store was read.
 
 Deliberately absent: sockets, TLS and the command line (`main.py`).
 """
@@ -52,7 +52,7 @@ from app.settings.loading import Settings
 from app.sinks import SINK_CONTRACTS
 
 CLOSE_LIMIT_S = 8.0
-"""Longest time for everything that is written at the end together; the database may hang."""
+"""Longest time of all writing at the end together, in seconds: the database may hang."""
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ def make_live(
     reread_s: float | None = None,
 ) -> Live:
     """Makes the parts of `live/`. `clock` gives the time in UTC, `clock_s` monotonic seconds. `reread_s` is for several
-    gateways on one database (`other_nodes.py`); None for one."""
+    gateways on one database (`other_nodes.py`); None if there is only one."""
     registry = TerminalRegistry(
         watcher,
         busy_activities=busy_activities,
@@ -199,7 +199,7 @@ async def run_use_cases(
     subscriptions.on_withdrawn = deliverer.withdrawn
 
     async def on_client_deleted(client_id: str) -> None:
-        auth.forget()  # first: otherwise the client could open a stream again at once
+        auth.forget()  # first: a cached key would let the client open a stream again at once
         await live.lifecycle.on_client_deleted(client_id)
 
     def on_client_disabled(client_id: str) -> None:

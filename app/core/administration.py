@@ -1,4 +1,4 @@
-"""What operators see and change: watches, clients, and the audit log.
+"""For operators: watches, clients, and the audit log.
 
 Invariants: every method raises NotPermitted unless the caller is an operator's client. Every change is audited; changes
 of clients by `auth/clients.py`.
@@ -122,7 +122,7 @@ def _require_admin(client: Client) -> None:
 
 
 def _paged(items: Sequence[_Item], page: Page, kind: str, name: Callable[[_Item], str]) -> tuple[list[_Item], str]:
-    """One page of `items`, which are sorted by name, and the next page's token, which holds the last name."""
+    """One page of `items`, which are sorted by name, and the next page's token, which contains the last name."""
     of, _, after = page.token.partition(":")
     if page.token and (of != kind or not after):
         raise InvalidRequest("`page_token` was not issued for this list; start again without one.", field="page_token")

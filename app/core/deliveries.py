@@ -1,6 +1,6 @@
-"""Notifications that clients are owed: clients list them, read the delivery attempts, and send dead ones again.
+"""Owed notifications: clients list them, read the delivery attempts, and have dead ones sent again.
 
-Invariants: a client reaches only its own notifications, an operator's client everybody's. Each call counts against the
+Invariants: a client reaches only its own notifications; an operator's client reaches all. Each call counts against the
 client's rate, and may raise RateLimited and StoreUnavailable.
 
 Deliberately absent: sending (`delivery/deliverer.py`).
@@ -56,7 +56,8 @@ class Deliveries:
         return await self._store.attempts((await self._own(client, notification_id)).id)
 
     async def send_again(self, client: Client, notification_ids: Sequence[str]) -> int:
-        """Sends dead notifications again, once if they are older than retries last. Returns how many were dead.
+        """Sends dead notifications again. One that is older than the time for retries is tried only once. Returns how
+        many were dead.
 
         Raises NotificationUnknown, having done nothing, and InvalidRequest for more than MAX_SEND_AGAIN.
         """

@@ -1,6 +1,7 @@
 """Encrypts, after a start, sink parameters that are stored in clear or with an older key.
 
-Invariants: rows are encrypted in portions, so that nobody waits long; a store that is away is tried again.
+Invariants: rows are encrypted in portions, so that other transactions wait briefly. If the store is away, a portion is
+tried again.
 
 Deliberately absent: keys and ciphers (`store/encryption.py`).
 """

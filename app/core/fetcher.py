@@ -1,9 +1,9 @@
 """Fetches a terminal's status from the presence server, for `queries.py`.
 
-Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE (those of two clients do not: one would
-wait in the other's queue). The number in flight is bounded, and no client starts more than it leaves to the others.
-Each fetch ends within the time limit. A fetch belongs to the service, not to the caller who started it: callers that
-leave disturb nobody, and when the last one leaves, the fetch is cancelled. Every failure is a `TerminalStatusError`.
+Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE. Fetches of two clients do not: one
+client would wait in the other's queue. The number in flight is bounded, and a client starts no more than it leaves to
+the others. Each fetch ends within the time limit. A fetch goes on while one of its callers waits, and is cancelled when
+the last one leaves. Every failure is a `TerminalStatusError`.
 
 Deliberately absent: caching (`live/last_statuses.py`).
 """
@@ -66,7 +66,7 @@ class FetchService:
         """
         key = client_id, terminal
         flight = self._flights.get(key)
-        if flight is None or flight.task.done():  # done: its answer is older than this query
+        if flight is None or flight.task.done():  # a finished answer is older than this query
             if flight is None:
                 self._require_room(client_id)
                 self._of_client[client_id] += 1
@@ -86,8 +86,8 @@ class FetchService:
                         del self._of_client[client_id]
 
     def _require_room(self, client_id: str) -> None:
-        """Raises GatewayOverloaded. A client may have as many flights as are free, so one client alone gets half of
-        all. The rest is left for clients that come later, without a fixed share."""
+        """Raises GatewayOverloaded. A client may have as many flights as are free: one client alone gets half of all,
+        and the other half is free for clients that come later."""
         own, free = self._of_client.get(client_id, 0), self._max_fetches - len(self._flights)
         if own < free:
             return

@@ -1,4 +1,5 @@
-"""Groups: named sets of terminals that are asked and watched by one address; made, listed, changed and deleted.
+"""Groups: named sets of terminals, which are queried and watched by one address. Clients make, list, change and delete
+them.
 
 Invariants: a client sees and changes its own groups; an operator's client sees everybody's. A group's version grows
 with each change, and a change may name the version that it is based on.
@@ -88,7 +89,7 @@ class GroupService:
         return await self._own(client, parse_field(address, "address"))
 
     async def list(self, client: Client, page: Page) -> tuple[list[Group], str]:
-        """The client's groups (an operator's client: all) by address, and the next page's token ("" at the end).
+        """The client's groups (an operator's client gets all) by address, and the next page's token ("" at the end).
 
         Raises InvalidRequest (the token), RateLimited, StoreUnavailable.
         """

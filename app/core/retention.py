@@ -1,7 +1,8 @@
 """Deletes what is older than its retention time: settled notifications with their delivery attempts, ended
 subscriptions, usage records and audit entries. What is still owed is never deleted.
 
-Invariants: rows are deleted in portions, so that nobody waits long. If the store is away, the next run deletes them.
+Invariants: rows are deleted in portions, so that other transactions wait briefly. If the store is away, the next
+run deletes them.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ _log = structlog.get_logger(__name__)
 async def keep_for(
     store: RetentionStore, clock: Callable[[], datetime], *, deliveries_days: int, usage_days: int
 ) -> None:
-    """Deletes old rows now and then every EVERY_S, until it is cancelled. `clock` gives the time in UTC."""
+    """Deletes old rows at once, and again every EVERY_S, until it is cancelled. `clock` gives the time in UTC."""
     while True:
         gone = 0
         try:

@@ -1,4 +1,4 @@
-"""Signing secrets and access tokens of webhook endpoints: added to a new sink, rotated, and read back.
+"""Signing secrets and access tokens of webhook endpoints.
 
 Invariants: pure; entropy is an argument. No secret is logged.
 """
@@ -68,7 +68,8 @@ def made_secret(subscription: Subscription) -> str:
 
 
 def before_token_ends(expires_at: datetime | None, sink: Sink, now: datetime) -> datetime | None:
-    """The end of a subscription, but TOKEN_LEAD before its endpoint's access token ends. Raises SinkRefused."""
+    """`expires_at`, or TOKEN_LEAD before the endpoint's access token ends, if that is earlier. Raises SinkRefused if
+    that time is over."""
     token_ends = token_ends_at(sink) if sink.kind is SinkKind.WEBHOOK and sink.parameters.get(SINK_TOKEN) else None
     if token_ends is None:
         return expires_at

@@ -52,8 +52,8 @@ class StreamService:
         min_interval_ms: int = 0,
         resume_token: str = "",
     ) -> AsyncGenerator[WatchEvent, None]:
-        """The terminals (and groups' members) as they are now, then each change. Close it (`contextlib.aclosing`) if
-        it is left early.
+        """The terminals (and groups' members) as they are now, then each change. Close the iterator
+        (`contextlib.aclosing`) if you leave it early.
 
         Snapshots, SnapshotComplete, then Changes, LivenessChanges, Removed, and a Bookmark in each `bookmark_s`; End is
         last if the gateway ends the stream. `criteria` (empty: all) are the statuses whose Changes are sent.
@@ -103,5 +103,5 @@ class StreamService:
         self._streams.end_of_client(client_id)
 
     def end_all(self) -> None:
-        """Ends every stream, and new ones at once (GATEWAY_STOPPING)."""
+        """Ends every stream, and from now on each new one at once (GATEWAY_STOPPING)."""
         self._streams.end_all()

@@ -1,6 +1,6 @@
-"""A client's request for a subscription, and when it is the same request again.
+"""A client's request for a subscription, and how a repeated request is recognized.
 
-Invariants: pure. A request with a `request_id` has a digest, which is kept with the subscription.
+Invariants: pure. A request with a `request_id` has a digest, which is stored with the subscription.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class SubscriptionRequest:
     min_interval_ms: int = 0
     """0 is the policy's minimum, unless `interval_named`."""
     interval_named: bool = False
-    """Whether the face has no way to omit the interval: then 0 asks for no interval, and is refused if the policy has a
-    minimum."""
+    """True if the face cannot omit the interval (Parlay X): then 0 asks for no interval, and is refused if the policy
+    has a minimum."""
     duration_ms: int | None = None
     """None and 0 ask for the policy's default."""
     count: int = 0
@@ -46,7 +46,7 @@ def check_names(request: SubscriptionRequest) -> None:
 
 
 def digest_of(request: SubscriptionRequest) -> str:
-    """A digest of the request, whose addresses count in canonical form; "" without a request id."""
+    """A digest of the request, with its addresses in canonical form; "" without a request id."""
     if not request.request_id:
         return ""
     sink = request.sink
@@ -60,7 +60,7 @@ def digest_of(request: SubscriptionRequest) -> str:
 
 
 def repeated(known: Subscription, digest: str) -> Subscription:
-    """The subscription of the first request, for the same request again. Raises RequestIdReused."""
+    """`known`, if it was made by a request with the same digest. Raises RequestIdReused otherwise."""
     require_readable(known.sink)
     if known.sink.parameters.get(SINK_REQUEST) != digest:
         raise RequestIdReused(

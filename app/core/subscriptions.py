@@ -65,8 +65,8 @@ class SubscriptionService:
         self.on_sink_changed: Callable[[Subscription], None] = lambda subscription: None
         """Called with a subscription whose sink was replaced in the store; may not block or raise."""
         self.on_withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = lambda subscription: _nothing
-        """Called with a subscription to which nothing more is sent. The function it returns waits until no delivery
-        attempt of the subscription is in flight."""
+        """Called with a subscription whose owed notifications were withdrawn. It returns a function that waits until no
+        delivery attempt of the subscription is in flight."""
         self._store = store
         self._lifecycle = lifecycle
         self._directory = directory
@@ -152,8 +152,8 @@ class SubscriptionService:
         return await self._page(client, page, active_only=active_only)
 
     async def pages(self, client: Client, page_size: int) -> AsyncIterator[Sequence[Subscription]]:
-        """All active subscriptions, in the pages of `list`; the first page may be empty. It counts as one call, so that
-        the client's rate does not cut it off. Raises RateLimited, StoreUnavailable."""
+        """All active subscriptions of `list`, page by page; the first page may be empty. All pages count as one call
+        against the client's rate. Raises RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         token = ""
         while True:
@@ -163,8 +163,8 @@ class SubscriptionService:
                 return
 
     async def cancel(self, client: Client, subscription_id: str, *, face: str, requester: str = "") -> None:
-        """Ends a subscription. Webhooks are still sent what is owed already. If the sink's contract withdraws it
-        (`withdrawn_at`), nothing more is sent after this call returns: it waits for an attempt in flight.
+        """Ends a subscription. Notifications that are owed already are still sent, unless the sink's contract withdraws
+        them (`withdrawn_at`): then this call waits for an attempt in flight, and nothing is sent after it returns.
 
         Raises RateLimited, StoreUnavailable, SubscriptionUnknown (also if it has ended).
         """
@@ -177,7 +177,7 @@ class SubscriptionService:
             raise
 
     async def cancel_by_correlator(self, client: Client, correlator: str, *, face: str, requester: str = "") -> None:
-        """As `cancel`, for the active subscription of this correlator."""
+        """As `cancel`, for the client's active subscription with this correlator."""
         caller = Caller(client=client, face=face, requester=requester)
         self._policies.admit(client)
         try:
@@ -233,7 +233,7 @@ class SubscriptionService:
         (otherwise "" is returned). Every later attempt is signed with the new secret and with the previous one.
 
         With `drop_old` only the newest secret signs later attempts; then none is generated if `secret` is empty. A call
-        that repeats the newest secret changes nothing, so it may be repeated.
+        with the secret that is the newest already changes nothing, so a call may be repeated.
 
         Raises RateLimited, SinkRefused (a bad secret: reason `secret`; a sink that is not signed: `profile`),
         StoreUnavailable, SubscriptionUnknown (also if it has ended).

@@ -1,6 +1,6 @@
-"""Usage records: one for each billable call, with its result, under the operations' names of Parlay X.
+"""Usage records: one for each billable call, with its result. Operations have their names of Parlay X.
 
-Records of calls are gathered and written together, FLUSH_S after the first at the latest; a process that is killed
+Records of calls are gathered and written together, at the latest FLUSH_S after the first one; a process that is killed
 loses the records of that time. Records of deliveries are written by `delivery/deliverer.py` in the delivery's own
 transaction, so none is lost.
 Invariants: `record` never blocks, raises or awaits. While the database is away MAX_BUFFERED records are kept; above
@@ -130,7 +130,7 @@ class UsageLog:
         self._keep(record)
 
     def answered(self, client: Client, face: str, requester: str, target: str) -> None:
-        """As `record` for a successful getStatus; the record is made later, which is cheaper for the caller."""
+        """As `record`, for a successful getStatus. The record is made when it is written, so the caller waits less."""
         self._keep((next(self._number), self._clock(), client.id, face, requester, target))
 
     def _keep(self, item: UsageRecord | _Answered) -> None:
@@ -165,8 +165,8 @@ class UsageLog:
     async def export(
         self, client: Client, since: datetime, page_size: int = MAX_PAGE
     ) -> AsyncIterator[Sequence[UsageRecord]]:
-        """The client's records from `since` on (an operator's client: all), in the order they were written, in pages;
-        the first may be empty. It counts as one call. Raises RateLimited, StoreUnavailable."""
+        """The client's records from `since` on (an operator's client gets all), in the order they were written, page by
+        page; the first page may be empty. All pages count as one call. Raises RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         token = ""
         while True:

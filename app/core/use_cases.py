@@ -1,4 +1,4 @@
-"""What one gateway offers to its faces."""
+"""All use cases of one gateway, for its faces."""
 
 from dataclasses import dataclass
 

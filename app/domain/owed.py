@@ -22,7 +22,7 @@ END_TEXTS: Mapping[EndReason, str] = {
     EndReason.CLIENT_DELETED: "Its client was deleted.",
     EndReason.FAILED: "None of its terminals can be watched.",
 }
-"""What a subscription's end is called in `end_detail` and in its last notification."""
+"""The text of `end_detail`, and of the last notification."""
 
 _ERROR_OF_END = {EndReason.CLIENT_DELETED: ClientUnknown.code}
 
@@ -48,7 +48,7 @@ class OwedWriter:
         code: str = "",
         text: str = "",
     ) -> OwedNotification:
-        """One notification. A sink without an endpoint has it delivered at once: it is only listed."""
+        """One notification. Without an endpoint (`posts`) it is only listed, and counts as delivered."""
         return OwedNotification(
             id=self._new_id(),
             subscription_id=subscription_id,
@@ -68,7 +68,7 @@ class OwedWriter:
     def owe_end(
         self, subscription_id: str, client_id: str, contract: SinkContract, reason: EndReason
     ) -> list[OwedNotification]:
-        """What the sink's contract sends when a subscription ends for `reason`: one notification or nothing."""
+        """The notification that the sink's contract sends when a subscription ends for `reason`, if any."""
         kind = contract.ends.get(reason)
         if kind is None:
             return []
@@ -85,7 +85,7 @@ class ClientDeletion:
         self._writer = OwedWriter(now)
 
     def __call__(self, subscription: Subscription) -> tuple[SubscriptionUpdate, list[OwedNotification]]:
-        """How the subscription ends, and what is sent to its sink."""
+        """The subscription's update, and what is sent to its sink."""
         reason = EndReason.CLIENT_DELETED
         update = SubscriptionUpdate(
             subscription_id=subscription.id,

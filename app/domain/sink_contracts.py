@@ -1,8 +1,8 @@
-"""What each kind of sink promises its receiver: which statuses it can name, and what it sends when a subscription ends.
+"""What each kind of sink promises its receiver: which statuses are reported, and what is sent when a subscription ends.
 
-The face that offers a kind of sink brings its contract (`SOAP_CONTRACT` in soap_compat/, `CAMARA_CONTRACT` in
-rest/camara/); `app/sinks.py` puts them together.
-Invariants: pure data; the rule of what a subscriber is sent (`live/rules.py`) names no face.
+The face that offers a kind of sink defines its contract (`SOAP_CONTRACT` in soap_compat/, `CAMARA_CONTRACT` in
+rest/camara/); `app/sinks.py` has them all.
+Invariants: pure data. The rule of what a subscriber is sent (`live/rules.py`) names no face.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class SinkContract:
     posts: bool = True
     """Whether notifications are sent to an endpoint. If not, they are only listed, and count as delivered."""
     shows_busy: bool = True
-    """Whether the sink has a word for BUSY. If not, a busy terminal is reported as REACHABLE."""
+    """Whether BUSY is reported. If not, a busy terminal is reported as REACHABLE."""
     announces_start: bool = False
     """Whether a STARTED notification is sent first."""
     ends: Mapping[EndReason, NotificationKind] = field(default_factory=lambda: ALL_ENDS)

@@ -131,7 +131,7 @@ class Terminal:
         return mark
 
     def observe(self, status: Status, at: datetime) -> bool:
-        """Takes an observation. Returns whether it must be written: a repeated status need not be, unless `attentive`."""
+        """Takes an observation. Returns whether it must be written: a repeated status only if `attentive`."""
         pending = self.pending
         if pending:
             if pending[-1][0] is status or len(pending) >= MAX_PENDING:
