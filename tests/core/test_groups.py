@@ -192,7 +192,7 @@ async def test_groups_of_another_node_are_learnt(url: str) -> None:
         async with run_core(url) as other:
             assert other.directory.is_group(APP.id, TEAM)
             changed: list[str] = []
-            other.directory.on_change(lambda key: changed.append(key[1]))
+            other.directory.on_group_changed = lambda key: changed.append(key[1])
             await core.groups.create(APP, ALL, [])
             await core.groups.set_members(APP, TEAM, [BOB])
             await other.directory.reload()
