@@ -229,9 +229,9 @@ class ClientStore(Protocol):
         """Deletes the client, its keys and its groups, and ends its active subscriptions, all in one transaction except
         most of the groups, which are deleted before. Returns the subscriptions that it ended. Raises ClientUnknown."""
 
-    async def client_gone(self, client_id: str, end: EndSubscription) -> list[Subscription]:
-        """Deletes the groups and ends the subscriptions that were created while the client was being deleted. Returns
-        the subscriptions that it ended."""
+    async def finish_client_deletion(self, client_id: str, end: EndSubscription) -> list[Subscription]:
+        """Deletes the groups and ends the subscriptions that were created while `delete_client` ran. Returns the
+        subscriptions that it ended."""
 
     async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
         """Creates or replaces an API key of the client. Only the key's hash is stored. Raises ClientUnknown."""

@@ -309,7 +309,7 @@ class Lifecycle:
             active = [each.id for each in self._index.by_id.values() if each.client_id == client_id]
             self._forget_client(client_id, active)
             # Subscriptions that began here while the other process deleted the client.
-            await self._store.client_gone(client_id, ClientDeletion(self._contracts, self._clock()))
+            await self._store.finish_client_deletion(client_id, ClientDeletion(self._contracts, self._clock()))
 
     def _forget_client(self, client_id: str, ended: Iterable[str]) -> None:
         for subscription_id in ended:

@@ -58,7 +58,7 @@ class SubscriptionLoader:
             gone.update([one.client_id for one in portion if one.client_id not in clients])
             await self._restore(owned, clients)
         for client_id in gone - {ANONYMOUS}:
-            await self._store.client_gone(client_id, ClientDeletion(self._contracts, self._clock()))
+            await self._store.finish_client_deletion(client_id, ClientDeletion(self._contracts, self._clock()))
 
     async def _restore(self, portion: Sequence[Subscription], clients: Mapping[str, Client]) -> None:
         expansions = await self._expand_again(portion, clients)

@@ -65,7 +65,7 @@ class Clients(Subscriptions, Groups):
             await self.delete_groups(client_id)
         return await self._write(work)
 
-    async def client_gone(
+    async def finish_client_deletion(
         self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
     ) -> list[Subscription]:
         """As `delete_client`, of what was made while the client was being deleted."""

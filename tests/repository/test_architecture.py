@@ -93,7 +93,7 @@ def test_commit_and_begin_stand_only_in_the_store() -> None:
 
 
 def test_files_that_docstrings_and_comments_name_are_there() -> None:
-    """A bare name is of a file beside the one that names it, or of the only one so called; or a path tells which."""
+    """A name without a path is a file beside the one that names it, or the only file of that name."""
     folders = [ROOT / name for name in ("app", "soap_compat", "bench", "tests")]
     sources = [path for folder in folders for path in folder.rglob("*.py")]
     there = [f"/{path.relative_to(ROOT)}" for path in (*sources, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]

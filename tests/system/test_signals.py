@@ -61,7 +61,7 @@ def health(server: str) -> int:
 
 
 def replace(old: Signed, new: Signed) -> None:
-    """The files of the one are the other's from now on."""
+    """Replaces the files of `old` by those of `new`."""
     old.cert_file.write_bytes(new.cert_file.read_bytes())
     old.key_file.write_bytes(new.key_file.read_bytes())
 
@@ -73,8 +73,8 @@ def shown(address: str) -> str:
 
 
 def test_hang_up_reads_tls_files_again(sandbox_uri: str, tmp_path: Path) -> None:
-    """SIGHUP reads the files at once and says what came of it: others are used by both addresses from then on, those
-    that cannot be used leave the ones before; the gateway serves on."""
+    """SIGHUP reads the files at once and logs the result: both addresses use renewed files from then on, and keep the
+    last files if the new ones are unusable. The gateway goes on serving."""
     authority = sign(tmp_path, "authority")
     server, other = sign(tmp_path, "server", authority), sign(tmp_path, "other", authority)
     before, after = (each.cert_file.read_text().strip() for each in (server, other))
@@ -98,7 +98,7 @@ def test_hang_up_reads_tls_files_again(sandbox_uri: str, tmp_path: Path) -> None
 
 
 def test_hang_up_without_tls_files(sandbox_uri: str) -> None:
-    """Where there is nothing to read again SIGHUP says so, and ends neither the gateway nor its SIP worker."""
+    """Without TLS files SIGHUP logs that there are none, and ends neither the gateway nor its SIP worker."""
     command = serving(sandbox_uri)
     try:
         worker = int(event(command, "sip_worker_started")["pid"])
@@ -114,7 +114,7 @@ def test_hang_up_without_tls_files(sandbox_uri: str) -> None:
 
 
 def test_a_hang_up_before_it_serves(sandbox_uri: str) -> None:
-    """SIGHUP while the gateway starts is no end."""
+    """SIGHUP while the gateway starts does not end it."""
     command = serving(sandbox_uri)
     try:
         event(command, "sip_worker_started")
@@ -126,8 +126,8 @@ def test_a_hang_up_before_it_serves(sandbox_uri: str) -> None:
 
 
 def test_it_serves_on_before_it_drains(sandbox_uri: str) -> None:
-    """With a delay the gateway is not ready from SIGTERM on, and serves as before, on new connections too; a second
-    signal ends it at once."""
+    """With TS_DRAIN_DELAY_S the gateway is not ready after SIGTERM, but goes on serving, on new connections too; a
+    second signal ends it at once."""
     command = serving(sandbox_uri, TS_DRAIN_DELAY_S="600")
     try:
         where = addresses(command)
@@ -145,7 +145,7 @@ def test_it_serves_on_before_it_drains(sandbox_uri: str) -> None:
 
 
 def test_it_drains_after_the_delay(sandbox_uri: str) -> None:
-    """When the delay is over the gateway ends as it does without one."""
+    """After TS_DRAIN_DELAY_S the gateway ends as it does without a delay."""
     command = serving(sandbox_uri, TS_DRAIN_DELAY_S="0.2")
     try:
         addresses(command)
