@@ -65,19 +65,21 @@ async def test_changes_are_audited(world: World) -> None:
     await world.registry.set_disabled("one", False, who="test")
     await world.registry.delete("one", who="test")
     entries, _ = await world.store.audit_entries(START, Page())
-    told = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
+    reported = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
     done = ("client added", "client key rotated", "client disabled", "client enabled", "client deleted")
-    assert told == [("test", what, "one") for what in done]
+    assert reported == [("test", what, "one") for what in done]
 
 
 async def test_what_other_processes_do_is_followed(world: World) -> None:
     """A client that another process deletes or disables is told of once, at the next look."""
-    told: list[str] = []
+    reported: list[str] = []
 
     async def gone(client_id: str) -> None:
-        told.append(f"{client_id} gone")
+        reported.append(f"{client_id} gone")
 
-    follower = ClientFollower(world.store, gone=gone, disabled=lambda client_id: told.append(f"{client_id} disabled"))
+    follower = ClientFollower(
+        world.store, gone=gone, disabled=lambda client_id: reported.append(f"{client_id} disabled")
+    )
     await follower.look()
     for client_id in ("a", "b", "c"):
         await world.add(client_id, client_id=client_id)
@@ -86,17 +88,17 @@ async def test_what_other_processes_do_is_followed(world: World) -> None:
     await world.registry.set_disabled("b", True, who="cli")
     for _ in range(2):
         await follower.look()
-        assert told == ["a gone", "b disabled"]
+        assert reported == ["a gone", "b disabled"]
 
 
 async def test_following_clients_goes_on_after_a_defect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client whose end could not be followed is followed at the next look, and what went wrong is logged."""
     monkeypatch.setattr(client_registry, "FOLLOW_S", 0.001)
-    done, told = asyncio.Event(), list[str]()
+    done, reported = asyncio.Event(), list[str]()
 
     async def gone(client_id: str) -> None:
-        told.append(client_id)
-        if len(told) == 1:
+        reported.append(client_id)
+        if len(reported) == 1:
             raise ZeroDivisionError
         done.set()
 
@@ -110,7 +112,7 @@ async def test_following_clients_goes_on_after_a_defect(world: World, monkeypatc
             await done.wait()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-    assert told == ["a", "a"]
+    assert reported == ["a", "a"]
     assert [(line["event"], line["log_level"]) for line in logs] == [("clients_not_followed", "error")]
 
 

@@ -158,9 +158,9 @@ async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> 
         await stream.some(SnapshotComplete)
         core.watcher.send(ALICE, b"<presence")
         core.watcher.say(ALICE, Liveness.LIVE, None)
-        (told,) = await stream.some(LivenessChange)
+        (reported,) = await stream.some(LivenessChange)
         reason = "document unreadable: malformed"
-        assert (told.terminal.liveness, told.terminal.reason) == (Liveness.UNKNOWN, reason)
+        assert (reported.terminal.liveness, reported.terminal.reason) == (Liveness.UNKNOWN, reason)
         shown, _, _ = await administration.watches(ADMIN, Page())
     assert [(one.watch.liveness, one.watch.reason) for one in shown] == [
         (Liveness.UNKNOWN, reason),
@@ -317,8 +317,8 @@ async def test_terminal_that_cannot_be_watched_ends_the_stream_with_the_last(cor
     async with reading(core, ALICE, BOB) as stream:
         await stream.some(SnapshotComplete)
         core.watcher.fail(ALICE, TerminalUnknown("The presence server answered 404."))
-        (told,) = await stream.some(LivenessChange)
-        assert (told.terminal.address, told.error.code) == (ALICE, "TERMINAL_UNKNOWN")
+        (reported,) = await stream.some(LivenessChange)
+        assert (reported.terminal.address, reported.error.code) == (ALICE, "TERMINAL_UNKNOWN")
         core.watcher.fail(BOB, TerminalUnknown("The presence server answered 404."))
         (end,) = await stream.some(End)
         assert end.reason is StreamEnd.NOTHING_TO_WATCH
@@ -522,7 +522,7 @@ async def test_group_of_another_client_changes_no_stream(core: Core) -> None:
         assert [e.terminal.address for e in owners.events if isinstance(e, Snapshot)] == [BOB]
 
 
-async def test_member_that_cannot_be_watched_is_told_once_to_a_stream(core: Core) -> None:
+async def test_member_that_cannot_be_watched_is_reported_once_to_a_stream(core: Core) -> None:
     """A group's unknown member is asked and told once, however the group changes."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     async with reading(core, TEAM) as stream:
@@ -623,7 +623,7 @@ async def test_group_that_grows_beyond_the_watched_terminals_is_not_followed(url
             assert CAROL not in core.watcher.wanted
             await core.play(ALICE, BUSY)
             assert (await stream.some(Change))[0].status.address == ALICE
-            assert await core.told(subscription) == []
+            assert await core.owed_in_short(subscription) == []
 
 
 def test_defaults_leave_room_for_others() -> None:

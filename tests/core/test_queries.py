@@ -203,8 +203,10 @@ async def test_query_gives_each_terminal_its_own_result(core: Core) -> None:
     core.watcher.answer = lambda address: failures.get(address, UNREACHABLE)
     await core.groups.create(APP, TEAM, [BOB, *failures])
     found = await results(core, ALICE, BOB, TEAM)
-    told = {address: (result.retrieval.name, result.error and result.error.code) for address, result in found.items()}
-    assert told == {
+    reported = {
+        address: (result.retrieval.name, result.error and result.error.code) for address, result in found.items()
+    }
+    assert reported == {
         ALICE: ("RETRIEVED", None),
         BOB: ("RETRIEVED", None),
         "sip:unknown@example.com": ("ERROR", "TERMINAL_UNKNOWN"),

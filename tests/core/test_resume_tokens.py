@@ -115,7 +115,7 @@ async def test_token_is_good_after_a_restart(database_url: str) -> None:
         assert await resumed_live(core, token, REACHABLE) == ([f"{ALICE} REACHABLE"], False)
 
 
-async def test_liveness_that_was_told_last_counts(core: Core) -> None:
+async def test_liveness_that_was_reported_last_counts(core: Core) -> None:
     """A reader that was told STALE before its token is told that the status is LIVE again."""
     async with reading(core, ALICE) as keeping, reading(core, ALICE) as stream:
         await keeping.some(SnapshotComplete)
@@ -228,7 +228,7 @@ def now(addresses: Sequence[TerminalAddress]) -> list[tuple[TerminalAddress, str
     return [(one, "REACHABLE" if one == MANY[7] else "BUSY") for one in addresses]
 
 
-def told(number: int, revision: int, status: Status = BUSY, *, live: bool = True) -> Seen:
+def reported(number: int, revision: int, status: Status = BUSY, *, live: bool = True) -> Seen:
     """A status of terminal `number` as a stream told it."""
     stated = TerminalStatus(
         address=MANY[number],
@@ -244,14 +244,14 @@ _one = st.tuples(st.integers(0, 1 << 62), st.sampled_from(list(Status)), st.bool
 
 
 @given(st.lists(_one, max_size=20), st.lists(_one, max_size=20))
-def test_token_says_what_was_told(
+def test_token_says_what_was_reported(
     before: list[tuple[int, Status, bool]], after: list[tuple[int, Status, bool]]
 ) -> None:
     """Known are exactly those that are as they were told LIVE; revisions that go back, or stand for another status, are
     a reset."""
     was, now_ = (
         {
-            MANY[n]: told(n, revision, status, live=live) if revision else NOTHING_SEEN
+            MANY[n]: reported(n, revision, status, live=live) if revision else NOTHING_SEEN
             for n, (revision, status, live) in of
         }
         for of in (list(enumerate(before)), list(enumerate(after)))
@@ -271,7 +271,7 @@ def test_token_says_what_was_told(
 @given(st.binary(max_size=400), st.integers(0, 40))
 def test_no_bytes_fail(body: bytes, terminals: int) -> None:
     """Whatever bytes come, with the right head or not, reading them fails in no way."""
-    addresses = {MANY[number]: told(number, 1) for number in range(terminals)}
+    addresses = {MANY[number]: reported(number, 1) for number in range(terminals)}
     head = base64.urlsafe_b64decode(token_of(addresses)[:12])
     for each in (body, head + body):
         known = known_by(base64.urlsafe_b64encode(each).decode().rstrip("="), addresses)
@@ -281,8 +281,8 @@ def test_no_bytes_fail(body: bytes, terminals: int) -> None:
 def test_tokens_are_bounded() -> None:
     """The longest token is one of 4,096 terminals with the greatest revisions; the usual one has eight characters a
     terminal."""
-    longest = token_of({MANY[number]: told(number, (1 << 63) - 1) for number in range(MAX_NAMED)})
+    longest = token_of({MANY[number]: reported(number, (1 << 63) - 1) for number in range(MAX_NAMED)})
     assert len(longest) <= MAX_TOKEN
-    usual = token_of({MANY[number]: told(number, number) for number in range(1000)})
+    usual = token_of({MANY[number]: reported(number, number) for number in range(1000)})
     assert len(usual) < 8200
-    assert len(token_of({one: told(number, 1 << 62) for number, one in enumerate(MANY)})) < 3000
+    assert len(token_of({one: reported(number, 1 << 62) for number, one in enumerate(MANY)})) < 3000

@@ -184,12 +184,12 @@ async def test_sequence_has_no_gaps_under_concurrency(database_url: str) -> None
 async def test_owed_notification_is_read_as_written(store: SqlStore) -> None:
     """Every part of it comes back, and only its sequence is new."""
     await make(store, "s1")
-    told = owed("n1", changes=(status(ALICE, 3), status(BOB, 1, Status.BUSY)))
+    reported = owed("n1", changes=(status(ALICE, 3), status(BOB, 1, Status.BUSY)))
     failed = owed(
         "n2", kind=NotificationKind.ERROR, changes=(), address=BOB, code="TERMINAL_UNKNOWN", text="Not Found \0 \ud800"
     )
-    await store.write(Changes(owed=[told, failed]))
-    assert await store.notification("n1") == replace(told, sequence=1)
+    await store.write(Changes(owed=[reported, failed]))
+    assert await store.notification("n1") == replace(reported, sequence=1)
     assert await store.notification("n2") == replace(failed, sequence=2, text="Not Found \ufffd \ufffd")
     assert await store.notification("n3") is None
 

@@ -117,10 +117,10 @@ async def test_two_stores_never_claim_the_same(store: SqlStore, database_url: st
 async def test_notification_that_is_made_settled_is_not_claimed(store: SqlStore) -> None:
     """A subscription whose application reads a stream may list what happened without any delivery."""
     await make(store, "s1")
-    told = owed("a1", state=DELIVERED, settled_at=AT)
-    await store.write(Changes(owed=[told, owed("a2")]))
+    reported = owed("a1", state=DELIVERED, settled_at=AT)
+    await store.write(Changes(owed=[reported, owed("a2")]))
     assert await claimed(store) == ["a2"]
-    assert await store.notification("a1") == replace(told, sequence=1)
+    assert await store.notification("a1") == replace(reported, sequence=1)
 
 
 # Attempts
@@ -251,7 +251,7 @@ async def test_late_delivery_of_a_lost_lease_counts(store: SqlStore) -> None:
     assert await claimed(store, 59) == ["a2"]
 
 
-async def test_given_back_lease_is_due_when_told(store: SqlStore) -> None:
+async def test_given_back_lease_is_due_when_reported(store: SqlStore) -> None:
     """Without an attempt; a lease that is another's by now stays his."""
     await store_with(store, s1=["a1"], s2=["b1"])
     await claimed(store, 0, owner="me")

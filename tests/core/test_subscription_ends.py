@@ -64,7 +64,7 @@ async def test_terminal_that_cannot_be_watched_is_an_error(core: Core, sink: Sin
     await core.play(BOB, REACHABLE)
     core.watcher.fail(BOB, REFUSED)
     await core.settled()
-    assert await core.told(subscription) == expected
+    assert await core.owed_in_short(subscription) == expected
     stored = await core.stored(subscription)
     assert stored.end_reason is EndReason.FAILED
 
@@ -76,7 +76,7 @@ async def test_terminal_that_the_presence_server_does_not_know_is_an_error(core:
     core.watcher.say(BOB, Liveness.UNKNOWN, pending)
     core.watcher.say(ALICE, Liveness.UNKNOWN, UNKNOWN)
     await core.settled()
-    assert await core.told(subscription) == ["ERROR alice TERMINAL_UNKNOWN"]
+    assert await core.owed_in_short(subscription) == ["ERROR alice TERMINAL_UNKNOWN"]
     assert (ALICE in core.watcher.wanted, BOB in core.watcher.wanted) == (False, True)
 
 
@@ -95,7 +95,7 @@ async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: 
     await core.play(BOB, REACHABLE)
     await core.play(BOB, BUSY)
     expected = [*(["STARTED"] if sink is WEBHOOK else []), "ERROR alice TERMINAL_UNKNOWN", "bob BUSY"]
-    assert await core.told(subscription) == expected
+    assert await core.owed_in_short(subscription) == expected
     await core.groups.remove_members(APP, TEAM, [ALICE])
     await core.advance(1)
     await core.groups.add_members(APP, TEAM, [ALICE])
@@ -103,11 +103,11 @@ async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: 
     assert core.watcher.asked.count(f"watch {ALICE}") == 2
     core.watcher.fail(ALICE, UNKNOWN)
     await core.settled()
-    assert await core.told(subscription) == [*expected, "ERROR alice TERMINAL_UNKNOWN"]
+    assert await core.owed_in_short(subscription) == [*expected, "ERROR alice TERMINAL_UNKNOWN"]
     assert (await core.stored(subscription)).active
 
 
-async def test_group_that_grows_too_large_is_told_once(database_url: str) -> None:
+async def test_group_that_grows_too_large_is_reported_once(database_url: str) -> None:
     """Members beyond the policy's limit are not watched; that is told once, until the group fits again."""
     policy = Policy(max_notification_addresses=2)
     async with run_core(database_url, policy=policy, crash=True) as core:
@@ -116,15 +116,15 @@ async def test_group_that_grows_too_large_is_told_once(database_url: str) -> Non
         for members in ([ALICE, BOB, CAROL], [ALICE, BOB, CAROL, ALL], [ALICE, BOB], [ALICE, BOB, CAROL]):
             await core.groups.set_members(APP, TEAM, members)
             await core.advance(1)
-        assert await core.told(subscription) == ["ERROR team TOO_MANY_ADDRESSES"] * 2
+        assert await core.owed_in_short(subscription) == ["ERROR team TOO_MANY_ADDRESSES"] * 2
         assert set(core.watcher.wanted) == {ALICE, BOB}
     async with run_core(database_url, policy=policy) as core:
         await core.groups.add_members(APP, TEAM, [ALL])
         await core.advance(1)
-        assert await core.told(subscription) == ["ERROR team TOO_MANY_ADDRESSES"] * 2
+        assert await core.owed_in_short(subscription) == ["ERROR team TOO_MANY_ADDRESSES"] * 2
 
 
-async def test_unreadable_document_is_told_once_to_who_waits(core: Core) -> None:
+async def test_unreadable_document_is_reported_once_to_who_waits(core: Core) -> None:
     """A subscription that waits to be told at once hears once that the document cannot be read, an early or a late one;
     the status follows when one can be. Others are told changes only."""
     early = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
@@ -139,8 +139,12 @@ async def test_unreadable_document_is_told_once_to_who_waits(core: Core) -> None
     core.watcher.send(ALICE, b"<presence")
     await core.play(ALICE, BUSY)
     for subscription in (early, late):
-        assert await core.told(subscription) == ["ERROR alice DOCUMENT_UNREADABLE", "alice REACHABLE", "alice BUSY"]
-    assert await core.told(quiet) == ["alice BUSY"]
+        assert await core.owed_in_short(subscription) == [
+            "ERROR alice DOCUMENT_UNREADABLE",
+            "alice REACHABLE",
+            "alice BUSY",
+        ]
+    assert await core.owed_in_short(quiet) == ["alice BUSY"]
 
 
 async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(core: Core) -> None:
@@ -155,7 +159,7 @@ async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(
     core.store.create_subscription = slow  # type: ignore[attr-defined]  # it passes everything else on
     subscription = await core.subscribe(ALICE, sink=SOAP)
     await core.settled()
-    assert await core.told(subscription) == ["ERROR TERMINAL_UNKNOWN"]
+    assert await core.owed_in_short(subscription) == ["ERROR TERMINAL_UNKNOWN"]
 
 
 @pytest.mark.parametrize(
@@ -167,13 +171,13 @@ async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(
         (Sink(kind=SinkKind.STREAM), ["ENDED CANCELLED"]),
     ],
 )
-async def test_cancelled_subscription_is_told_nothing_more(core: Core, sink: Sink, expected: list[str]) -> None:
+async def test_cancelled_subscription_is_reported_nothing_more(core: Core, sink: Sink, expected: list[str]) -> None:
     """The client's own end is not told where the sink's contract has no message for it; changes no longer are."""
     subscription = await core.subscribe(ALICE, sink=sink)
     await core.play(ALICE, REACHABLE)
     await core.subscriptions.cancel(APP, subscription.id, face="grpc")
     await core.play(ALICE, BUSY)
-    assert await core.told(subscription) == expected
+    assert await core.owed_in_short(subscription) == expected
     assert (await core.stored(subscription)).end_reason is EndReason.CANCELLED
     with pytest.raises(SubscriptionUnknown):
         await core.subscriptions.cancel(APP, subscription.id, face="grpc")
@@ -198,7 +202,7 @@ async def test_what_is_owed_when_a_subscription_is_cancelled(core: Core, sink: S
     await core.advance(61)
     kept = DeliveryState.PENDING if sink.kind is not SinkKind.STREAM else DeliveryState.DELIVERED
     assert {one.state for one in await core.owed(expired)} == {kept}
-    assert (await core.told(expired))[-1] == "ENDED EXPIRED"
+    assert (await core.owed_in_short(expired))[-1] == "ENDED EXPIRED"
 
 
 async def test_caller_that_leaves_ends_callbacks_too(tmp_path: Path) -> None:
@@ -251,13 +255,13 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
         await until(lambda: stream.events)
         assert await core.subscriptions.delete_client(APP.id) == 2
         await until(lambda: len(stream.events) > 2)
-    assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
-    assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
+    assert await core.owed_in_short(soap) == ["ERROR CLIENT_UNKNOWN"]
+    assert await core.owed_in_short(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
     assert (await core.stored(hook)).end_reason is EndReason.CLIENT_DELETED
     assert not core.directory.is_group(APP.id, TEAM)
     await core.play(ALICE, REACHABLE)
     await core.play(ALICE, BUSY)
-    assert await core.told(kept) == ["alice BUSY"]
+    assert await core.owed_in_short(kept) == ["alice BUSY"]
     with pytest.raises(ClientUnknown):
         await core.subscriptions.delete_client(APP.id)
 
@@ -287,8 +291,8 @@ async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) ->
     )
     await core.play(ALICE, BUSY)  # a gateway that has not noticed
     for _ in range(2):
-        assert await core.told(soap) == ["ERROR CLIENT_UNKNOWN"]
-        assert await core.told(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
+        assert await core.owed_in_short(soap) == ["ERROR CLIENT_UNKNOWN"]
+        assert await core.owed_in_short(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
         await core.live.lifecycle.on_client_deleted(APP.id)
     stored = await core.stored(hook)
     assert (stored.ended_at, stored.end_reason) == (BEGAN, EndReason.CLIENT_DELETED)
@@ -303,7 +307,7 @@ async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> No
     core.live.lifecycle.on_ended_in_store(subscription.id)
     core.live.lifecycle.on_ended_in_store("nobody's")
     await core.play(ALICE, BUSY)
-    assert await core.told(subscription) == []
+    assert await core.owed_in_short(subscription) == []
 
 
 async def test_renewed_subscription_lasts_from_now(core: Core) -> None:

@@ -47,14 +47,14 @@ async def test_group_subscription_follows_its_members(core: Core) -> None:
     await core.groups.add_members(APP, ALL, [CAROL])
     await until(lambda: CAROL in core.watcher.wanted)
     await core.play(CAROL, UNREACHABLE)
-    assert await core.told(subscription) == ["alice REACHABLE", "bob BUSY", "carol UNREACHABLE"]
+    assert await core.owed_in_short(subscription) == ["alice REACHABLE", "bob BUSY", "carol UNREACHABLE"]
     await core.groups.delete(APP, TEAM)
     await until(lambda: not core.live.registry.wanted_by(BOB))
     await core.advance(31)
     assert set(core.watcher.wanted) == {CAROL}
 
 
-async def test_live_terminal_that_joins_is_told_at_once(core: Core) -> None:
+async def test_live_terminal_that_joins_is_reported_at_once(core: Core) -> None:
     """With checkImmediate a terminal that joins a watched group and is live already is told without an observation."""
     await core.groups.create(APP, TEAM, [ALICE])
     async with reading(core, BOB):
@@ -65,8 +65,8 @@ async def test_live_terminal_that_joins_is_told_at_once(core: Core) -> None:
         await core.groups.add_members(APP, TEAM, [BOB])
         await until(lambda: len(core.hints) == 1)
         await core.play(BOB, REACHABLE)
-        assert await core.told(immediate) == ["bob BUSY", "bob REACHABLE"]
-        assert await core.told(later) == ["bob REACHABLE"]
+        assert await core.owed_in_short(immediate) == ["bob BUSY", "bob REACHABLE"]
+        assert await core.owed_in_short(later) == ["bob REACHABLE"]
 
 
 async def test_restart_expands_groups_anew(url: str) -> None:
@@ -81,7 +81,7 @@ async def test_restart_expands_groups_anew(url: str) -> None:
         await until(lambda: BOB in core.watcher.wanted)
         await core.play(BOB, REACHABLE)
         await core.play(BOB, BUSY)
-        assert await core.told(subscription) == ["bob BUSY"]
+        assert await core.owed_in_short(subscription) == ["bob BUSY"]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -105,7 +105,7 @@ async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, rest
         await until(lambda: core.live.registry.wanted_by(CAROL) == [alone.id, nested.id])
         await core.play(CAROL, REACHABLE)
         await core.play(CAROL, BUSY)
-        assert await core.told(alone) == await core.told(nested) == ["carol BUSY"]
+        assert await core.owed_in_short(alone) == await core.owed_in_short(nested) == ["carol BUSY"]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -145,8 +145,8 @@ async def test_restart_awaits_only_whom_it_must(database_url: str) -> None:
             await core.play(ALICE, status)
     async with run_core(database_url) as core:
         await core.play(BOB, REACHABLE)
-        assert await core.told(immediate) == ["alice REACHABLE", "alice BUSY", "bob REACHABLE"]
-        assert await core.told(later) == ["alice BUSY"]
+        assert await core.owed_in_short(immediate) == ["alice REACHABLE", "alice BUSY", "bob REACHABLE"]
+        assert await core.owed_in_short(later) == ["alice BUSY"]
 
 
 @pytest.mark.parametrize("first", [REACHABLE, BUSY])
@@ -168,8 +168,8 @@ async def test_restart_still_awaits_who_joined(database_url: str, first: Status)
             await core.play(ALICE, REACHABLE)
             await core.play(BOB, status)
     async with run_core(database_url) as core:
-        assert await core.told(immediate) == ["alice REACHABLE", f"bob {first.name}", "bob UNREACHABLE"]
-        assert await core.told(later) == ["bob UNREACHABLE"]
+        assert await core.owed_in_short(immediate) == ["alice REACHABLE", f"bob {first.name}", "bob UNREACHABLE"]
+        assert await core.owed_in_short(later) == ["bob UNREACHABLE"]
 
 
 async def test_restart_holds_back_no_first_observation(database_url: str) -> None:
@@ -182,7 +182,7 @@ async def test_restart_holds_back_no_first_observation(database_url: str) -> Non
         for address, status in ((ALICE, REACHABLE), (CAROL, REACHABLE), (ALICE, BUSY)):
             clocks.advance(0.1)
             await core.play(address, status)
-        assert await core.told(subscription) == ["alice BUSY"]
+        assert await core.owed_in_short(subscription) == ["alice BUSY"]
         await core.play(CAROL, BUSY)  # held back
         await core.groups.set_members(APP, TEAM, [ALICE, BOB])
         await until(lambda: not core.live.registry.wanted_by(CAROL))
@@ -195,7 +195,7 @@ async def test_restart_holds_back_no_first_observation(database_url: str) -> Non
         await core.advance(10)
         for address, status in ((ALICE, BUSY), (BOB, REACHABLE), (CAROL, BUSY)):
             await core.play(address, status)
-        assert await core.told(subscription) == ["alice BUSY"]
+        assert await core.owed_in_short(subscription) == ["alice BUSY"]
 
 
 async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
@@ -211,7 +211,7 @@ async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
         assert not [entry for entry in log if entry["log_level"] == "error"]
         await core.play(BOB, REACHABLE)
         await core.play(BOB, BUSY)
-        assert await core.told(subscription) == ["bob BUSY"]
+        assert await core.owed_in_short(subscription) == ["bob BUSY"]
 
 
 async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,11 @@ async def test_first_observation_is_what_later_ones_are_compared_with(core: Core
     subscription = await core.subscribe(ALICE, sink=SOAP)
     assert subscription.awaiting
     await core.play(ALICE, REACHABLE)
-    assert await core.told(subscription) == []
+    assert await core.owed_in_short(subscription) == []
     await core.play(ALICE, BUSY)
     await core.play(ALICE, BUSY)
     await core.play(ALICE, UNREACHABLE)
-    assert await core.told(subscription) == ["alice BUSY", "alice UNREACHABLE"]
+    assert await core.owed_in_short(subscription) == ["alice BUSY", "alice UNREACHABLE"]
     stored = await core.stored(subscription)
     assert (stored.notified, stored.awaiting) == (2, False)
     assert stored.last_notified_at == (await core.owed(subscription))[-1].changes[0].observed_at
@@ -44,10 +44,10 @@ async def test_check_immediate_tells_a_live_status_at_once(core: Core) -> None:
         subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
         assert len(core.store.writes) == writes
         assert (subscription.notified, subscription.joined) == (1, (BOB,))
-        assert await core.told(subscription) == ["alice BUSY"]
+        assert await core.owed_in_short(subscription) == ["alice BUSY"]
         await core.play(BOB, REACHABLE)
         await core.play(BOB, REACHABLE)
-        assert await core.told(subscription) == ["alice BUSY", "bob REACHABLE"]
+        assert await core.owed_in_short(subscription) == ["alice BUSY", "bob REACHABLE"]
 
 
 async def test_check_immediate_waits_for_the_first_observation(core: Core) -> None:
@@ -57,9 +57,9 @@ async def test_check_immediate_waits_for_the_first_observation(core: Core) -> No
         await core.play(ALICE, REACHABLE)
         core.watcher.lose(ALICE)
         subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True)
-        assert await core.told(subscription) == []
+        assert await core.owed_in_short(subscription) == []
         await core.play(ALICE, REACHABLE)
-        assert await core.told(subscription) == ["alice REACHABLE"]
+        assert await core.owed_in_short(subscription) == ["alice REACHABLE"]
 
 
 async def test_criteria_trigger(core: Core) -> None:
@@ -67,16 +67,16 @@ async def test_criteria_trigger(core: Core) -> None:
     subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True, criteria=frozenset({BUSY, UNREACHABLE}))
     for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE):
         await core.play(ALICE, status)
-    assert await core.told(subscription) == ["alice BUSY", "alice UNREACHABLE"]
+    assert await core.owed_in_short(subscription) == ["alice BUSY", "alice UNREACHABLE"]
 
 
-async def test_what_changes_together_is_told_together(core: Core) -> None:
+async def test_what_changes_together_is_reported_together(core: Core) -> None:
     """Several terminals that change in one transaction are one notification, which counts once."""
     subscription = await core.subscribe(ALICE, BOB, sink=SOAP, count=1, check_immediate=True)
     core.watcher.play(ALICE, BUSY)
     core.watcher.play(BOB, REACHABLE)
     await core.settled()
-    assert await core.told(subscription) == ["alice BUSY, bob REACHABLE", "ENDED COUNT_REACHED"]
+    assert await core.owed_in_short(subscription) == ["alice BUSY, bob REACHABLE", "ENDED COUNT_REACHED"]
 
 
 async def test_interval_holds_back_and_the_newest_wins(core: Core) -> None:
@@ -87,15 +87,15 @@ async def test_interval_holds_back_and_the_newest_wins(core: Core) -> None:
     await core.play(BOB, BUSY)
     await core.play(ALICE, UNREACHABLE)
     await core.advance(9.9)
-    assert await core.told(subscription) == ["alice REACHABLE"]
+    assert await core.owed_in_short(subscription) == ["alice REACHABLE"]
     await core.advance(0.2)
-    assert await core.told(subscription) == ["alice REACHABLE", "alice UNREACHABLE, bob BUSY"]
+    assert await core.owed_in_short(subscription) == ["alice REACHABLE", "alice UNREACHABLE, bob BUSY"]
     await core.advance(60)
     await core.play(BOB, REACHABLE)
-    assert (await core.told(subscription))[2:] == ["bob REACHABLE"]
+    assert (await core.owed_in_short(subscription))[2:] == ["bob REACHABLE"]
 
 
-async def test_held_change_that_is_over_is_not_told(core: Core) -> None:
+async def test_held_change_that_is_over_is_not_reported(core: Core) -> None:
     """Where the newest state is none of the criteria, what was held before it is not told: it is no longer true."""
     subscription = await core.subscribe(
         ALICE, sink=SOAP, criteria=frozenset({BUSY}), check_immediate=True, min_interval_ms=10_000
@@ -103,7 +103,7 @@ async def test_held_change_that_is_over_is_not_told(core: Core) -> None:
     for status in (BUSY, REACHABLE, BUSY, REACHABLE):
         await core.play(ALICE, status)
     await core.advance(11)
-    assert await core.told(subscription) == ["alice BUSY"]
+    assert await core.owed_in_short(subscription) == ["alice BUSY"]
 
 
 async def test_count_ends_the_subscription(core: Core) -> None:
@@ -111,7 +111,7 @@ async def test_count_ends_the_subscription(core: Core) -> None:
     subscription = await core.subscribe(ALICE, sink=SOAP, count=2)
     for status in (REACHABLE, BUSY, REACHABLE, BUSY):
         await core.play(ALICE, status)
-    assert await core.told(subscription) == ["alice BUSY", "alice REACHABLE", "ENDED COUNT_REACHED"]
+    assert await core.owed_in_short(subscription) == ["alice BUSY", "alice REACHABLE", "ENDED COUNT_REACHED"]
     stored = await core.stored(subscription)
     assert (stored.notified, stored.end_reason, stored.ended_at) == (2, EndReason.COUNT_REACHED, core.clocks.now)
     assert [write.updates[0].ended_at is not None for write in core.store.writes if write.owed] == [False, True]
@@ -124,7 +124,7 @@ async def test_count_of_one_may_be_over_at_once(core: Core) -> None:
         await core.play(ALICE, BUSY)
         subscription = await core.subscribe(ALICE, sink=SOAP, count=1, check_immediate=True)
         assert not subscription.active
-        assert await core.told(subscription) == ["alice BUSY", "ENDED COUNT_REACHED"]
+        assert await core.owed_in_short(subscription) == ["alice BUSY", "ENDED COUNT_REACHED"]
         assert core.live.engine.figures()["subscriptions"] == 0
 
 
@@ -135,7 +135,7 @@ async def test_duration_ends_the_subscription(core: Core) -> None:
     await core.advance(59.9)
     assert (await core.stored(subscription)).active
     await core.advance(0.2)
-    assert await core.told(subscription) == ["ENDED EXPIRED"]
+    assert await core.owed_in_short(subscription) == ["ENDED EXPIRED"]
     assert (await core.stored(subscription)).end_reason is EndReason.EXPIRED
     await core.advance(31)
     assert core.watcher.asked[-1] == f"unwatch {ALICE}"
@@ -150,15 +150,15 @@ async def test_end_is_found_after_the_wall_clock_jumps(core: Core) -> None:
     core.clocks.now += timedelta(hours=1)
     between = await core.subscribe(CAROL, sink=SOAP, duration_ms=60_000)
     await core.advance(3)
-    assert await core.told(brief) == ["ENDED EXPIRED"]
+    assert await core.owed_in_short(brief) == ["ENDED EXPIRED"]
     assert [(await core.stored(each)).active for each in (long, between)] == [True, True]
     core.clocks.now -= timedelta(hours=2)
     await core.advance(56)
     assert (await core.stored(between)).active
     await core.advance(2)
-    assert await core.told(between) == ["ENDED EXPIRED"]
+    assert await core.owed_in_short(between) == ["ENDED EXPIRED"]
     await core.advance(10_000 - 62)
-    assert await core.told(long) == ["ENDED EXPIRED"]
+    assert await core.owed_in_short(long) == ["ENDED EXPIRED"]
 
 
 async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
@@ -170,18 +170,18 @@ async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
     core.clocks.now += timedelta(seconds=30)
     await core.play(ALICE, BUSY)
     await core.advance(5)
-    assert await core.told(subscription) == ["alice REACHABLE"]
+    assert await core.owed_in_short(subscription) == ["alice REACHABLE"]
     core.clocks.now -= timedelta(days=2)
     await core.advance(5.1)
-    assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+    assert await core.owed_in_short(subscription) == ["alice REACHABLE", "alice BUSY"]
     await core.advance(50)
-    assert (await core.told(subscription))[2:] == ["ENDED EXPIRED"]
+    assert (await core.owed_in_short(subscription))[2:] == ["ENDED EXPIRED"]
 
 
-async def test_busy_is_told_as_reachable_where_the_policy_says_so(url: str) -> None:
+async def test_busy_is_reported_as_reachable_where_the_policy_says_so(url: str) -> None:
     """To whom BUSY is not told a busy terminal is reachable, and becoming busy is no change."""
     async with run_core(url, policy=Policy(busy_available=False)) as core:
         subscription = await core.subscribe(ALICE, sink=SOAP)
         for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, REACHABLE):
             await core.play(ALICE, status)
-        assert await core.told(subscription) == ["alice UNREACHABLE", "alice REACHABLE"]
+        assert await core.owed_in_short(subscription) == ["alice UNREACHABLE", "alice REACHABLE"]

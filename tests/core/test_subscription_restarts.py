@@ -37,8 +37,8 @@ async def test_restart_finds_the_change_that_happened_meanwhile(database_url: st
         assert set(core.watcher.wanted) == {ALICE, BOB}
         await core.play(ALICE, UNREACHABLE)
         await core.play(BOB, BUSY)
-        assert await core.told(changed) == ["alice UNREACHABLE"]
-        assert await core.told(same) == ["bob BUSY"]
+        assert await core.owed_in_short(changed) == ["alice UNREACHABLE"]
+        assert await core.owed_in_short(same) == ["bob BUSY"]
 
 
 async def test_restart_before_the_first_observation(database_url: str) -> None:
@@ -56,10 +56,10 @@ async def test_restart_before_the_first_observation(database_url: str) -> None:
         await core.play(BOB, REACHABLE)
     async with run_core(database_url, clocks=clocks) as core:
         await core.play(ALICE, BUSY)
-        assert await core.told(quiet) == []
-        assert await core.told(immediate) == ["bob REACHABLE", "alice BUSY"]
+        assert await core.owed_in_short(quiet) == []
+        assert await core.owed_in_short(immediate) == ["bob REACHABLE", "alice BUSY"]
         await core.play(ALICE, UNREACHABLE)
-        assert await core.told(quiet) == ["alice UNREACHABLE"]
+        assert await core.owed_in_short(quiet) == ["alice UNREACHABLE"]
         assert not (await core.stored(quiet)).awaiting
 
 
@@ -83,7 +83,7 @@ async def test_group_of_another_client_changes_no_subscription(database_url: str
         assert set(core.watcher.wanted) == {ALICE}
         await core.play(ALICE, REACHABLE)
         await core.play(ALICE, BUSY)
-        assert await core.told(one) == await core.told(many) == ["alice BUSY"]
+        assert await core.owed_in_short(one) == await core.owed_in_short(many) == ["alice BUSY"]
 
 
 async def test_restart_keeps_what_was_held_back(database_url: str) -> None:
@@ -94,17 +94,17 @@ async def test_restart_keeps_what_was_held_back(database_url: str) -> None:
         await core.play(ALICE, REACHABLE)
         clocks.advance(1)
         await core.play(ALICE, BUSY)
-        assert await core.told(subscription) == ["alice REACHABLE"]
+        assert await core.owed_in_short(subscription) == ["alice REACHABLE"]
     clocks.advance(20)
     async with run_core(database_url, clocks=clocks) as core:
         await core.play(ALICE, BUSY)
         await core.advance(30)
-        assert await core.told(subscription) == ["alice REACHABLE"]
+        assert await core.owed_in_short(subscription) == ["alice REACHABLE"]
         await core.advance(10)
-        assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+        assert await core.owed_in_short(subscription) == ["alice REACHABLE", "alice BUSY"]
     async with run_core(database_url, clocks=clocks) as core:
         await core.advance(600)
-        assert await core.told(subscription) == ["alice REACHABLE", "alice BUSY"]
+        assert await core.owed_in_short(subscription) == ["alice REACHABLE", "alice BUSY"]
 
 
 async def test_restart_ends_what_expired_meanwhile(database_url: str) -> None:
@@ -116,7 +116,7 @@ async def test_restart_ends_what_expired_meanwhile(database_url: str) -> None:
     clocks.advance(61)
     async with run_core(database_url, clocks=clocks) as core:
         await until(lambda: core.live.engine.figures()["subscriptions"] == 1)
-        assert await core.told(subscription) == ["ENDED EXPIRED"]
+        assert await core.owed_in_short(subscription) == ["ENDED EXPIRED"]
         assert (await core.stored(for_ever)).active
 
 
@@ -137,13 +137,13 @@ async def test_crash_in_the_middle_of_a_write_loses_nothing(database_url: str) -
             await until(lambda: core.store.away)  # used at once
         async with run_core(database_url) as core:
             await core.play(ALICE, BUSY)
-            assert await core.told(subscription) == ["alice BUSY"]
+            assert await core.owed_in_short(subscription) == ["alice BUSY"]
             await core.subscriptions.cancel(APP, subscription.id, face="grpc")
             await core.play(ALICE, REACHABLE)
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_killed_at_any_moment_each_stored_change_is_told_once_in_order(database_url: str, seed: int) -> None:
+async def test_killed_at_any_moment_each_stored_change_is_reported_once_in_order(database_url: str, seed: int) -> None:
     """However often the gateway is killed, what is owed is exactly the changes that are stored, in their order."""
     chance, clocks, now = random.Random(seed), Clocks(), dict.fromkeys((ALICE, BOB), REACHABLE)
     async with run_core(database_url, clocks=clocks) as core:
@@ -169,6 +169,6 @@ async def test_killed_at_any_moment_each_stored_change_is_told_once_in_order(dat
         owed = await core.owed(subscription)
         assert [one.sequence for one in owed] == list(range(1, len(owed) + 1))
         for address in now:
-            told = [change.revision for one in owed for change in one.changes if change.address == address]
-            assert told == list(range(2, stored[address].revision + 1))
+            reported = [change.revision for one in owed for change in one.changes if change.address == address]
+            assert reported == list(range(2, stored[address].revision + 1))
         assert (await core.stored(subscription)).notified == len(owed)

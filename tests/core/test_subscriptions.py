@@ -59,7 +59,7 @@ async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
     first = await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1", duration_ms=1000)
     again = await core.subscribe("SIP:alice@EXAMPLE.com", sink=WEBHOOK, request_id="r1", duration_ms=1000)
     assert again.id == first.id
-    assert await core.told(first) == ["STARTED"]
+    assert await core.owed_in_short(first) == ["STARTED"]
     with pytest.raises(RequestIdReused):
         await core.subscribe(BOB, sink=WEBHOOK, request_id="r1")
     others = await core.subscribe(BOB, sink=WEBHOOK, request_id="r1", client=OTHER)

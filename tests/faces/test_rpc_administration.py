@@ -167,7 +167,7 @@ async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> No
     )
     for _ in range(2):
         await face.core.live.lifecycle.on_client_deleted(APP.id)
-        assert await face.core.told(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
+        assert await face.core.owed_in_short(cast("Any", made)) == ["STARTED", "ENDED CLIENT_DELETED"]
     assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
     assert face.core.live.engine.figures()["subscriptions"] == 0
 

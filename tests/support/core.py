@@ -53,7 +53,7 @@ BODIES = {REACHABLE: OPEN, UNREACHABLE: b"", BUSY: ON_THE_PHONE}
 
 @dataclass
 class Clocks:
-    """A wall clock and a monotonic one, which move when told."""
+    """A wall clock and a monotonic one, which move when the test says so."""
 
     now: datetime = BEGAN
     now_s: float = 1000.0
@@ -247,7 +247,7 @@ class Core:
         assert not token
         return cast("list[OwedNotification]", found)
 
-    async def told(self, subscription: Subscription) -> list[str]:
+    async def owed_in_short(self, subscription: Subscription) -> list[str]:
         """What it was owed, in short: `alice BUSY`, `ENDED EXPIRED`, `ERROR bob TERMINAL_UNKNOWN`."""
         return [short(one) for one in await self.owed(subscription)]
 

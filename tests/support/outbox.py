@@ -26,7 +26,7 @@ def make_subscription(
     parameters: Mapping[str, str] | None = None,
     client_id: str = OWNER.id,
 ) -> Subscription:
-    """An active subscription to ALICE and BOB, with a check of its address alone unless told otherwise."""
+    """An active subscription to ALICE and BOB, with a check of its address alone unless the test says otherwise."""
     return Subscription(
         id=subscription_id,
         client_id=client_id,

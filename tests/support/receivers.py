@@ -177,7 +177,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
 async def receiver(
     behave: Behaviour | None = None, *, port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Receiver]:
-    """A receiver on 127.0.0.1 while the context is open; 204 to everything unless told otherwise."""
+    """A receiver on 127.0.0.1 while the context is open; 204 to everything unless the test says otherwise."""
     running = Receiver(behave or answer(), "https" if tls else "http")
     tasks: set[asyncio.Task[None]] = set()
 

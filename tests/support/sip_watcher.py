@@ -20,7 +20,7 @@ from app.sip.watcher import SipWatcher
 from tests.support.settings import settings_for
 from tests.support.waiting import until
 
-Told = Liveness | bytes | str
+Report = Liveness | bytes | str
 """A liveness, the body of an observation, or `ended`."""
 
 _numbers = itertools.count(1)
@@ -30,13 +30,13 @@ class Observer:
     """Keeps everything by address."""
 
     def __init__(self) -> None:
-        self.told: dict[TerminalAddress, list[Told]] = {}
+        self.reported: dict[TerminalAddress, list[Report]] = {}
         self.unread: dict[TerminalAddress, list[str]] = {}
         self.reasons: dict[TerminalAddress, str] = {}
         self.errors: dict[TerminalAddress, TerminalStatusError | None] = {}
 
     def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
-        self.told.setdefault(address, []).append(notify.body)
+        self.reported.setdefault(address, []).append(notify.body)
 
     def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         self.unread.setdefault(address, []).append(error.details["reason"])
@@ -44,21 +44,21 @@ class Observer:
     def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
-        self.told.setdefault(address, []).append(liveness)
+        self.reported.setdefault(address, []).append(liveness)
         self.reasons[address], self.errors[address] = reason, error
 
     def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
-        self.told.setdefault(address, []).append("ended")
+        self.reported.setdefault(address, []).append("ended")
         self.reasons[address], self.errors[address] = reason, error
 
     def liveness(self, address: TerminalAddress) -> Liveness | None:
         """What was told last; None before that and after the end."""
-        last = next((each for each in reversed(self.told.get(address, [])) if not isinstance(each, bytes)), None)
+        last = next((each for each in reversed(self.reported.get(address, [])) if not isinstance(each, bytes)), None)
         return last if isinstance(last, Liveness) else None
 
     def bodies(self, address: TerminalAddress) -> list[bytes]:
         """Every observation."""
-        return [each for each in self.told.get(address, []) if isinstance(each, bytes)]
+        return [each for each in self.reported.get(address, []) if isinstance(each, bytes)]
 
     def live(self, addresses: Iterable[TerminalAddress]) -> bool:
         """Whether all of them are LIVE."""
@@ -117,7 +117,7 @@ async def started(watcher: SipWatcher, observer: Observer, *addresses: TerminalA
 
 
 def configuration(presence_server: str, **changes: object) -> Configure:
-    """Over UDP unless told otherwise, and without OPTIONS in between."""
+    """Over UDP unless the test says otherwise, and without OPTIONS in between."""
     if ";transport=" not in presence_server:
         presence_server += ";transport=udp"
     settings: Settings = settings_for(presence_server, **{"probe_every_s": 0, **changes})

@@ -156,7 +156,7 @@ async def test_kill_at_any_moment(tmp_path: Path) -> None:
 async def test_a_receiver_killed_for_a_while(tmp_path: Path) -> None:
     """A receiver that is away for AWAY_S gets everything when it returns: once by id, in order, each change."""
     rng = random.Random(SEED)
-    told = {f"sip:{user}@example.com": "REACHABLE" for user in USERS}
+    reported = {f"sip:{user}@example.com": "REACHABLE" for user in USERS}
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0) as gateway:
         for user in USERS:
             sandbox.set_status(user, Status.UNREACHABLE)
@@ -174,7 +174,7 @@ async def test_a_receiver_killed_for_a_while(tmp_path: Path) -> None:
 
             def settled() -> bool:
                 all_of_it = by_subscription(after.requests)
-                return len(all_of_it) == len(ids) and all(last(events) == told for events in all_of_it.values())
+                return len(all_of_it) == len(ids) and all(last(events) == reported for events in all_of_it.values())
 
             async with asyncio.timeout(30 + 2 * AWAY_S):
                 while not settled():  # noqa: ASYNC110  # nobody tells

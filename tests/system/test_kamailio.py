@@ -156,7 +156,7 @@ async def test_two_terminals_of_one_address(client: SipClient, kamailio: Kamaili
         await fetched(client, terminal.address, [])
 
 
-async def test_subscription_is_told_of_each_change(client: SipClient, terminal: Terminal) -> None:
+async def test_subscription_is_reported_of_each_change(client: SipClient, terminal: Terminal) -> None:
     """A lasting subscription gets a NOTIFY at once and at each change, where what has ended is told as closed."""
     call_id, tag = unique(), unique()
     response = await client.ask(

@@ -1,4 +1,4 @@
-"""Kamailio stopped and started again under standing subscriptions: no watch is lost, and no change is invented.
+"""Kamailio stopped and started again under watches: no watch is lost, and no change is invented.
 
 `make outage WATCHES=2000 STOP_S=120` does the same at length.
 """

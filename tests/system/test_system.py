@@ -79,8 +79,8 @@ FACES: dict[str, Ask] = {
 async def becomes(gateway: Gateway, address: str, status: str) -> None:
     """Waits until the first face says so (a REGISTER becomes presence after its 200), then asks every other one."""
     async with asyncio.timeout(DEADLINE_S):
-        while (told := await FACES["grpc"](gateway, address)) != status:
-            assert told in {"REACHABLE", "BUSY", "UNREACHABLE"}
+        while (reported := await FACES["grpc"](gateway, address)) != status:
+            assert reported in {"REACHABLE", "BUSY", "UNREACHABLE"}
             await asyncio.sleep(0.02)  # between two questions, lest Kamailio hold hundreds of transactions
     assert {name: await face(gateway, address) for name, face in FACES.items()} == dict.fromkeys(FACES, status)
 
@@ -110,8 +110,8 @@ async def test_life_of_a_terminal(gateway: Gateway, terminal: Terminal) -> None:
 )
 async def test_refusals(gateway: Gateway, address: str, code: str, parlayx: str) -> None:
     """One that is not provisioned is unknown, one that refuses is refused, on every face by its own code."""
-    told = {name: await face(gateway, address) for name, face in FACES.items()}
-    assert told == {"grpc": code, "rest": code, "soap": parlayx, "zeep": parlayx}
+    reported = {name: await face(gateway, address) for name, face in FACES.items()}
+    assert reported == {"grpc": code, "rest": code, "soap": parlayx, "zeep": parlayx}
 
 
 async def test_presence_server_goes_and_returns() -> None:

@@ -459,7 +459,7 @@ async def test_an_answer_after_the_limit_is_none() -> None:
         assert there.connections == 2
 
 
-async def test_retry_after_is_told() -> None:
+async def test_retry_after_is_reported() -> None:
     """429 with Retry-After is a failure that says how long to wait."""
     async with egress() as client, receiver(answer(429, {"Retry-After": "17"})) as there:
         sent = (await client.request("POST", there.url, {}, b"x")).as_sent()

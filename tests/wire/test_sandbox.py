@@ -328,19 +328,19 @@ def test_script_of_a_seed_stays_what_it_was() -> None:
     assert next(script(1)) == Change(at_s=2.559, user="ivan", old=Status.REACHABLE, new=Status.UNREACHABLE)
 
 
-async def test_scripted_changes_happen_and_are_told() -> None:
+async def test_scripted_changes_happen_and_are_reported() -> None:
     """A running sandbox goes by the script: statuses, `on_change` and NOTIFYs follow it."""
-    told: list[tuple[str, Status, Status]] = []
+    reported: list[tuple[str, Status, Status]] = []
     expected = list(itertools.islice(script(5, 0.02), 6))
-    sandbox = Sandbox(seed=5, every_s=0.02, domain="lab.example.com", on_change=lambda *change: told.append(change))
+    sandbox = Sandbox(seed=5, every_s=0.02, domain="lab.example.com", on_change=lambda *change: reported.append(change))
     async with sandbox, SipClient(sandbox.host, sandbox.port) as client:
         assert sandbox.statuses == initial_statuses(5)
         watch = Watch(client, f"sip:{expected[0].user}@any.example.org")
         await watch.subscribe(60)
         await watch.notify()
-        await until(lambda: len(told) >= 6)
-    assert [(old, new) for _, old, new in told[:6]] == [(change.old, change.new) for change in expected]
-    assert told[0][0] in (f"sip:{expected[0].user}@lab.example.com", f"tel:{expected[0].user}")
+        await until(lambda: len(reported) >= 6)
+    assert [(old, new) for _, old, new in reported[:6]] == [(change.old, change.new) for change in expected]
+    assert reported[0][0] in (f"sip:{expected[0].user}@lab.example.com", f"tel:{expected[0].user}")
 
 
 # Robustness

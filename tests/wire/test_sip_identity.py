@@ -158,7 +158,7 @@ async def test_maddr_in_a_name(transport: str) -> None:
         asked.answer()
         asked.notify(1, OPEN, f"Contact: <sip:a@{server.host};maddr=127.0.0.1>")
         await until(lambda: observer.live([address]))
-        assert observer.told[address] == [OPEN, LIVE]
+        assert observer.reported[address] == [OPEN, LIVE]
 
 
 @pytest.mark.parametrize("seal", ["", "0" * 48, "kept"])
@@ -178,7 +178,7 @@ async def test_contact_that_was_made_up(transport: str, seal: str) -> None:
         asked.notify(2)
         await until(lambda: len(observer.bodies(address)) == 2)
         assert await server.notify_answer(2) == 200
-        assert observer.told[address] == [OPEN, LIVE, OPEN]
+        assert observer.reported[address] == [OPEN, LIVE, OPEN]
         await until(lambda: watcher.counts().notifies_received == 2)
         assert not watcher.counts().refused
 
@@ -211,11 +211,11 @@ async def test_answer_from_elsewhere(status: str) -> None:
             stranger.bind(("127.0.0.1", 0))
             asked.answer(status, tag="forged", send=datagrams(watcher, stranger))
             await until_refused(watcher, "answer-from-elsewhere")
-        assert address not in observer.told
+        assert address not in observer.reported
         asked.answer()
         asked.notify(1)
         await until(lambda: observer.live([address]))
-        assert observer.told[address] == [OPEN, LIVE]
+        assert observer.reported[address] == [OPEN, LIVE]
 
 
 @pytest.mark.parametrize("networks", ["", "127.0.0.0/8"])
@@ -231,7 +231,7 @@ async def test_answer_over_another_transport(transport: str, networks: str) -> N
         asked.answer()
         asked.notify(1)
         await until(lambda: observer.live([address]))
-        assert observer.told[address] == [OPEN, LIVE]
+        assert observer.reported[address] == [OPEN, LIVE]
         writer.close()
 
 
@@ -246,7 +246,7 @@ async def test_answers_from_named_networks(networks: str, counts: bool) -> None:
                 await until(lambda: observer.reasons.get(address) == "404 Not Found")
             else:
                 await until_refused(watcher, "answer-from-elsewhere")
-                assert address not in observer.told
+                assert address not in observer.reported
 
 
 async def test_late_and_repeated_answers_are_not_counted() -> None:
@@ -323,7 +323,7 @@ async def test_notify_with_another_tag_than_the_200(transport: str, first: str) 
             assert asked.request.start == f"SUBSCRIBE sip:a@{server.host} SIP/2.0"
         asked.notify(3, OPEN, tag="a")
         await until(lambda: observer.bodies(address) == [OPEN, BUSY, OPEN])
-        assert STALE not in observer.told[address]
+        assert STALE not in observer.reported[address]
         watcher.unwatch(address)
         last = await server.asked(cseq_after=int(asked.request["cseq"].split()[0]))
         assert (last.request.to_tag, last.request["expires"]) == ("a", "0")
@@ -345,7 +345,7 @@ async def test_third_tag(transport: str, first: str) -> None:
         await until_refused(watcher, "third-tag", 2)
         asked.notify(2, tag="a")
         await until(lambda: len(observer.bodies(address)) == 2)
-        assert observer.told[address] == [OPEN, LIVE, OPEN]
+        assert observer.reported[address] == [OPEN, LIVE, OPEN]
         assert watcher.counts().subscribes_sent == 1
 
 

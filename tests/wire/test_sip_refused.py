@@ -45,12 +45,12 @@ async def test_notify_that_is_refused(transport: str, case: str) -> None:
             afresh = await server.asked(but=asked.request["call-id"])
             await until_refused(watcher, reason)
         assert {"event": "notify_refused", "log_level": "warning", "address": address, "reason": reason} in logs
-        assert observer.told[address] == [OPEN, LIVE, STALE]
+        assert observer.reported[address] == [OPEN, LIVE, STALE]
         assert observer.reasons[address].startswith("NOTIFY refused: ")
         assert afresh.request.contact_uri != asked.request.contact_uri
         afresh.answer(tag="n")
         afresh.notify(1, BUSY, tag="n")
-        await until(lambda: observer.told[address] == [OPEN, LIVE, STALE, BUSY, LIVE])
+        await until(lambda: observer.reported[address] == [OPEN, LIVE, STALE, BUSY, LIVE])
         asked.notify(9, OPEN)
         assert await server.notify_answer(9) == 481
         await until(lambda: watcher.counts().notifies_received == 2)
@@ -74,7 +74,7 @@ async def test_copies_are_no_loss(transport: str, state: str) -> None:
             asked.notify(cseq, branch=f"b{cseq}", state=state)
         asked.notify(5, OPEN)
         await until(lambda: observer.bodies(address)[-2:] == [BUSY, OPEN])
-        assert STALE not in observer.told[address]
+        assert STALE not in observer.reported[address]
         await until(lambda: watcher.counts().notifies_received == 5)
         assert not watcher.counts().refused
 
@@ -90,7 +90,7 @@ async def test_before_anything_was_observed(transport: str) -> None:
         third.answer()
         third.notify(1)
         await until(lambda: observer.live([address]))
-        assert observer.told[address] == [UNKNOWN, UNKNOWN, OPEN, LIVE]
+        assert observer.reported[address] == [UNKNOWN, UNKNOWN, OPEN, LIVE]
 
 
 async def test_a_server_that_goes_on_so_meets_the_back_off(transport: str) -> None:
@@ -108,7 +108,7 @@ async def test_a_server_that_goes_on_so_meets_the_back_off(transport: str) -> No
         asked.answer()
         asked.notify(5)
         asked.notify(4)
-        await until(lambda: observer.told[address].count(STALE) == 4)
+        await until(lambda: observer.reported[address].count(STALE) == 4)
         assert (await view(watcher, address)).next_action == "subscribe"
 
 
@@ -125,7 +125,7 @@ async def test_refused_while_a_refresh_is_on_its_way(transport: str) -> None:
         late.answer()
         afresh.answer()
         afresh.notify(1, BUSY)
-        await until(lambda: observer.told[address] == [OPEN, LIVE, STALE, BUSY, LIVE])
+        await until(lambda: observer.reported[address] == [OPEN, LIVE, STALE, BUSY, LIVE])
 
 
 async def test_refused_while_it_ends(transport: str) -> None:

@@ -74,7 +74,7 @@ async def test_failover_and_return(transport: str) -> None:
             await first.stop()
             await until_then(lambda: set(second.subscriptions) == set(addresses) and observer.live(addresses))
             assert (await watcher.fetch(terminal())).body
-            assert all(STALE in observer.told[address] for address in addresses)
+            assert all(STALE in observer.reported[address] for address in addresses)
             await until(lambda: watcher.counts().routes_up == [False, True])
             assert {each.route.partition(";")[0] for each in await watcher.watches()} == {second.uri}
             async with Sandbox(port=first.port, scripted=False) as back:
@@ -175,7 +175,7 @@ async def test_connection_that_breaks(sandbox: Sandbox) -> None:
             sandbox.set_status(user_of(address), Status.BUSY)
         await until(lambda: all(b"phone" in observer.bodies(address)[-1] for address in addresses))
         assert {sandbox.subscriptions[address] for address in addresses} == {1}
-        assert not any(STALE in observer.told[address] for address in addresses)
+        assert not any(STALE in observer.reported[address] for address in addresses)
 
 
 async def test_server_that_answers_503_is_left() -> None:
@@ -488,7 +488,7 @@ async def test_digest(sandbox: Sandbox, transport: str) -> None:
         for address in addresses:
             watcher.refresh(address)
         await until(lambda: all(len(observer.bodies(address)) == 2 for address in addresses))
-        assert {(sandbox.subscriptions[each], observer.told[each].count(LIVE)) for each in addresses} == {(1, 1)}
+        assert {(sandbox.subscriptions[each], observer.reported[each].count(LIVE)) for each in addresses} == {(1, 1)}
         for address in addresses:
             watcher.unwatch(address)
         await until(lambda: set(addresses).isdisjoint(sandbox.subscriptions))
@@ -512,7 +512,7 @@ async def test_digest_that_is_not_accepted(sandbox: Sandbox, password: str) -> N
         await started(watcher, observer, terminal())
         for address in addresses:
             assert sandbox.counters.subscribes[address] <= 8
-            assert observer.told[address] == [UNKNOWN]
+            assert observer.reported[address] == [UNKNOWN]
 
 
 @pytest.mark.parametrize("user", ["", DIGEST_USER], ids=["without credentials", "with credentials"])

@@ -265,7 +265,7 @@ class HostileServer(asyncio.DatagramProtocol):
     ],
     ids=["latin-1", "escape", "long"],
 )
-async def test_hostile_phrase(answer: bytes, told: str) -> None:
+async def test_hostile_phrase(answer: bytes, reported: str) -> None:
     """Whatever bytes a reason phrase holds, the worker lives and the caller is told printable ASCII."""
     server, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: HostileServer(answer), ("127.0.0.1", 0)
@@ -277,7 +277,7 @@ async def test_hostile_phrase(answer: bytes, told: str) -> None:
         with pytest.raises(TerminalUnknown) as caught:
             async with asyncio.timeout(DEADLINE_S):
                 await watcher.fetch(ALICE)
-        assert told in str(caught.value)
+        assert reported in str(caught.value)
     assert watcher.worker_pid == pid
     await watcher.aclose()
     server.close()

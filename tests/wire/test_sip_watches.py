@@ -1,4 +1,4 @@
-"""Standing subscriptions over the wire: a PJSIP worker against the sandbox notifier, over UDP and TCP."""
+"""Watches over the wire: a PJSIP worker against the sandbox notifier, over UDP and TCP."""
 
 import asyncio
 import os
@@ -49,13 +49,13 @@ async def everything_heard(running: Running) -> None:
 
 
 async def test_set_up_change_and_end(sandbox: Sandbox, running: Running) -> None:
-    """One SUBSCRIBE; its NOTIFY is an observation, then it is LIVE, and each change is told; at the end another one."""
+    """One SUBSCRIBE; its NOTIFY is an observation, then it is LIVE, and each change is reported, the end too."""
     watcher, observer = running
     address = terminal()
     watcher.watch(address)
     watcher.watch(address)
     await until(lambda: observer.liveness(address) is LIVE)
-    assert [type(each) for each in observer.told[address]] == [bytes, Liveness]
+    assert [type(each) for each in observer.reported[address]] == [bytes, Liveness]
     assert (await view(watcher, address)).expires_at is not None
     for status, word in ((Status.BUSY, b"on-the-phone"), (Status.UNREACHABLE, b"closed"), (Status.REACHABLE, b"open")):
         count = len(observer.bodies(address))
@@ -63,14 +63,14 @@ async def test_set_up_change_and_end(sandbox: Sandbox, running: Running) -> None
         await until(lambda count=count: len(observer.bodies(address)) > count)  # type: ignore[misc]  # mypy: lambda
         assert word in observer.bodies(address)[-1]
     assert sandbox.counters.subscribes[address] == 1
-    told = list(observer.told[address])
+    reported = list(observer.reported[address])
     watcher.unwatch(address)
     watcher.unwatch(address)
     await until(lambda: address not in sandbox.subscriptions)
     assert sandbox.counters.subscribes[address] == 2
     sandbox.set_status(user_of(address), Status.BUSY)
     await everything_heard(running)
-    assert observer.told[address] == told
+    assert observer.reported[address] == reported
     assert address not in [each.address for each in await watcher.watches()]
 
 
@@ -82,7 +82,7 @@ async def test_refresh_comes_before_expiry(sandbox: Sandbox, running: Running) -
     await until(lambda: sandbox.counters.subscribes[address] >= 3)
     await until(lambda: len(observer.bodies(address)) >= 3)
     assert sandbox.subscriptions[address] == 1
-    assert [each for each in observer.told[address] if isinstance(each, Liveness)] == [LIVE]
+    assert [each for each in observer.reported[address] if isinstance(each, Liveness)] == [LIVE]
     watcher.unwatch(address)
 
 
@@ -96,10 +96,11 @@ async def test_refresh_without_a_notify(sandbox: Sandbox) -> None:
             watcher.refresh(address)
         *silent, well = others
         await until(
-            lambda: all(observer.told[each][-1:] == [LIVE] and STALE in observer.told[each] for each in silent), 40
+            lambda: all(observer.reported[each][-1:] == [LIVE] and STALE in observer.reported[each] for each in silent),
+            40,
         )
         for address in silent:
-            assert [each for each in observer.told[address] if isinstance(each, Liveness)] == [LIVE, STALE, LIVE]
+            assert [each for each in observer.reported[address] if isinstance(each, Liveness)] == [LIVE, STALE, LIVE]
             assert len(observer.bodies(address)) == 2
         await until(lambda: watcher.counts().omitted == [len(silent)])
         await started(watcher, observer, brief)
@@ -110,8 +111,8 @@ async def test_refresh_without_a_notify(sandbox: Sandbox) -> None:
             sandbox.set_status(user_of(address), Status.BUSY)
             await until(lambda: b"phone" in observer.bodies(address)[-1])  # noqa: B023
         await until(lambda: sandbox.counters.subscribes[brief] >= 3)  # the last by itself
-        assert [each for each in observer.told[brief] if isinstance(each, Liveness)] == [LIVE]
-        assert [each for each in observer.told[well] if isinstance(each, Liveness)] == [LIVE]
+        assert [each for each in observer.reported[brief] if isinstance(each, Liveness)] == [LIVE]
+        assert [each for each in observer.reported[well] if isinstance(each, Liveness)] == [LIVE]
         for address in (brief, *others):
             watcher.unwatch(address)
         await everything_heard((watcher, observer))
@@ -136,7 +137,7 @@ async def test_failed_refresh_keeps_the_subscription(sandbox: Sandbox, running: 
     await until(lambda: len(observer.bodies(address)) == 3)
     assert (await view(watcher, address)).code == 200
     assert sandbox.subscriptions[address] == 1
-    assert [each for each in observer.told[address] if isinstance(each, Liveness)] == [LIVE]
+    assert [each for each in observer.reported[address] if isinstance(each, Liveness)] == [LIVE]
 
 
 async def test_silent_refresh_keeps_the_subscription(sandbox: Sandbox, running: Running) -> None:
@@ -161,8 +162,8 @@ async def test_refresh_481(sandbox: Sandbox, running: Running) -> None:
     sandbox.terminate(user_of(address), "")
     sandbox.set_status(user_of(address), Status.BUSY)
     watcher.refresh(address)
-    await until(lambda: observer.told[address][-1] is LIVE and len(observer.told[address]) > 2)
-    first, *rest = observer.told[address]
+    await until(lambda: observer.reported[address][-1] is LIVE and len(observer.reported[address]) > 2)
+    first, *rest = observer.reported[address]
     assert [each if isinstance(each, Liveness) else b"phone" in each for each in rest] == [LIVE, STALE, True, LIVE]
     assert (sandbox.counters.subscribes[address], sandbox.subscriptions[address]) == (2, 1)  # and one that met the 481
     assert first != rest[2]
@@ -175,8 +176,8 @@ async def test_terminated_comes_back_at_once(sandbox: Sandbox, running: Running,
     address = terminal()
     await started(watcher, observer, address)
     sandbox.terminate(user_of(address), reason)
-    await until(lambda: observer.told[address][-3:-2] == [STALE])
-    assert [each if isinstance(each, Liveness) else "status" for each in observer.told[address]] == [
+    await until(lambda: observer.reported[address][-3:-2] == [STALE])
+    assert [each if isinstance(each, Liveness) else "status" for each in observer.reported[address]] == [
         *("status", LIVE),
         *(STALE, "status", LIVE),
     ]
@@ -192,7 +193,7 @@ async def test_terminated_for_a_while(sandbox: Sandbox, running: Running) -> Non
     for reason, address in addresses.items():
         sandbox.terminate(user_of(address), reason)
     for reason, address in addresses.items():
-        await until(lambda address=address: STALE in observer.told[address])  # type: ignore[misc]  # mypy: lambda
+        await until(lambda address=address: STALE in observer.reported[address])  # type: ignore[misc]  # mypy: lambda
         assert isinstance(observer.errors[address], PresenceUnavailable)
         seen = await view(watcher, address)
         assert (seen.state, seen.reason, seen.next_action) == ("waiting", reason, "subscribe")
@@ -209,7 +210,7 @@ async def test_terminated_with_retry_after(running: Running) -> None:
     seen = await view(watcher, address)
     assert seen.next_at is not None
     assert 10 < (seen.next_at - datetime.now(UTC)).total_seconds() <= 22
-    assert observer.told[address] == [UNKNOWN]
+    assert observer.reported[address] == [UNKNOWN]
     watcher.unwatch(address)
 
 
@@ -219,13 +220,13 @@ async def test_terminated_rejected(sandbox: Sandbox, running: Running) -> None:
     address = terminal()
     await started(watcher, observer, address)
     sandbox.terminate(user_of(address), "rejected")
-    await until(lambda: observer.told[address][-1] is STALE)
+    await until(lambda: observer.reported[address][-1] is STALE)
     assert isinstance(observer.errors[address], WatcherRefused)
     seen = await view(watcher, address)
     assert seen.next_at is not None
     assert (seen.next_at - datetime.now(UTC)).total_seconds() > LONG_STOP_S - 60
     watcher.refresh(address)
-    await until(lambda: observer.told[address][-1] is LIVE)
+    await until(lambda: observer.reported[address][-1] is LIVE)
 
 
 async def test_terminated_noresource_and_invariant(sandbox: Sandbox, running: Running) -> None:
@@ -235,7 +236,7 @@ async def test_terminated_noresource_and_invariant(sandbox: Sandbox, running: Ru
     await started(watcher, observer, gone, fixed)
     sandbox.terminate(user_of(gone), "noresource")
     sandbox.terminate(user_of(fixed), "invariant")
-    await until(lambda: all(observer.told[address][-1] == "ended" for address in (gone, fixed)))
+    await until(lambda: all(observer.reported[address][-1] == "ended" for address in (gone, fixed)))
     assert isinstance(observer.errors[gone], TerminalUnknown)
     assert (observer.errors[fixed], observer.reasons[fixed]) == (None, "invariant")
     assert {gone, fixed}.isdisjoint(each.address for each in await watcher.watches())
@@ -263,7 +264,7 @@ async def test_what_is_never_live(running: Running, user: str, error: type[Excep
     address = terminal(user)
     watcher.watch(address)
     await until(lambda: isinstance(observer.errors.get(address), error))
-    assert set(observer.told[address]) == {UNKNOWN}
+    assert set(observer.reported[address]) == {UNKNOWN}
     if user in {"answer-503", "answer-480"}:
         seen = await view(watcher, address)
         assert seen.next_at is not None
@@ -303,8 +304,8 @@ async def test_servers_that_bend_the_rules(sandbox: Sandbox, running: Running, u
     strays = sandbox.counters.notify_answers[481]
     await started(watcher, observer, address)
     await everything_heard(running)
-    assert observer.told[address][-1] is LIVE or user == "notify-twice"
-    assert set(observer.told[address]) <= {UNKNOWN, LIVE, *observer.bodies(address)}
+    assert observer.reported[address][-1] is LIVE or user == "notify-twice"
+    assert set(observer.reported[address]) <= {UNKNOWN, LIVE, *observer.bodies(address)}
     assert sandbox.counters.subscribes[address] == 1
     if user in {"forked", "dead-dialog"}:
         await until(lambda: sandbox.counters.notify_answers[481] > strays)
@@ -353,7 +354,7 @@ async def test_no_notify(running: Running) -> None:
     assert (seen.state, seen.liveness, seen.next_action) == ("accepted", UNKNOWN, "await NOTIFY")
     assert seen.next_at is not None
     assert TIMER_N_S - 10 < (seen.next_at - datetime.now(UTC)).total_seconds() <= TIMER_N_S
-    assert address not in observer.told
+    assert address not in observer.reported
     watcher.unwatch(address)
 
 
@@ -369,7 +370,7 @@ async def test_servers_that_grant_nothing(sandbox: Sandbox, running: Running) ->
     await everything_heard(running)
     for address in addresses:
         assert sandbox.counters.subscribes[address] <= BURST + (time.monotonic() - begun_s) / GAP_S
-        assert LIVE not in observer.told[address]
+        assert LIVE not in observer.reported[address]
         watcher.unwatch(address)
     for address in addresses[:3]:
         assert observer.liveness(address) is STALE
@@ -540,7 +541,7 @@ async def test_address_that_pjsip_refuses(running: Running) -> None:
     watcher, observer = running
     address, pid = TerminalAddress("sip:%%%@@"), watcher.worker_pid
     watcher.watch(address)
-    await until(lambda: observer.told.get(address) == ["ended"])
+    await until(lambda: observer.reported.get(address) == ["ended"])
     assert isinstance(observer.errors[address], InvalidAddress)
     await started(watcher, observer, terminal())
     assert watcher.worker_pid == pid
@@ -558,4 +559,6 @@ async def test_thousand_at_once(sandbox: Sandbox, running: Running) -> None:
         watcher.unwatch(address)
     await until(lambda: set(addresses).isdisjoint(sandbox.subscriptions))
     assert {sandbox.counters.subscribes[address] for address in addresses} == {2}
-    assert {tuple(type(each) for each in observer.told[address]) for address in addresses} == {(bytes, Liveness, bytes)}
+    assert {tuple(type(each) for each in observer.reported[address]) for address in addresses} == {
+        (bytes, Liveness, bytes)
+    }
