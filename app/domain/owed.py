@@ -16,11 +16,11 @@ from app.domain.sinks import EndReason
 from app.domain.statuses import TerminalStatus
 
 END_TEXTS: Mapping[EndReason, str] = {
-    EndReason.EXPIRED: "Its duration is over.",
-    EndReason.COUNT_REACHED: "As many notifications as asked for were sent.",
-    EndReason.CANCELLED: "Its client ended it.",
-    EndReason.CLIENT_DELETED: "Its client was deleted.",
-    EndReason.FAILED: "None of its terminals can be watched.",
+    EndReason.EXPIRED: "The subscription's duration is over.",
+    EndReason.COUNT_REACHED: "The requested number of notifications was sent.",
+    EndReason.CANCELLED: "The client ended the subscription.",
+    EndReason.CLIENT_DELETED: "The client was deleted.",
+    EndReason.FAILED: "None of the terminals can be watched.",
 }
 """The text of `end_detail`, and of the last notification."""
 

@@ -166,7 +166,11 @@ class GroupFollower:
             return
         group, most, left_out = expansion.groups[0], len(expansion.terminals), expansion.left_out
         _log.warning("group_cut", subscription=subscription.id, group=group, watched=most, left_out=left_out)
-        error = TooManyAddresses(f"{left_out} terminals are not watched: {most} are allowed.", most=str(most))
+        error = TooManyAddresses(
+            f"Limit reached: {most} terminals of the groups are watched, {left_out} are not. Make the groups smaller, "
+            "or ask the operator to raise `max_notification_addresses`.",
+            most=str(most),
+        )
         self._registry.report_error(group, [subscription], error)
 
     def _apply(self, move: _Move) -> None:
@@ -195,7 +199,7 @@ class GroupFollower:
             if subscription not in terminal.subscriptions:
                 self._registry.add_subscription(subscription, terminal)
         for terminal in move.awaited:
-            terminal.attentive = True
+            terminal.write_next = True
             live = terminal.liveness is Liveness.LIVE
             if live and terminal.status is not None and not terminal.pending:
                 terminal.observe(terminal.status.status, terminal.status.observed_at)  # reported as if it had just come

@@ -94,7 +94,7 @@ class TerminalRegistry:
             self.on_notify_unreadable(address, error)
             return
         if terminal.unreadable is not None:
-            terminal.readable = terminal.attentive = True
+            terminal.readable_pending = terminal.write_next = True
         if terminal.observe(status_of(presence, self._busy_activities), notify.observed_at):
             self.enqueue(terminal)
             self.on_work()
@@ -243,8 +243,8 @@ class TerminalRegistry:
             if terminal.wanted:
                 continue
             terminal.idle_from_s = self._clock_s()
-            if not terminal.may_go:
-                terminal.may_go = True
+            if not terminal.in_idle_queue:
+                terminal.in_idle_queue = True
                 self._idle.append((terminal.idle_from_s, terminal))
                 self.on_work()
 
@@ -303,7 +303,7 @@ class TerminalRegistry:
                 return
             since_s, terminal = idle.popleft()
             if terminal.idle_from_s is None:
-                terminal.may_go = False
+                terminal.in_idle_queue = False
                 continue
             if terminal.queued or terminal.idle_from_s > since_s:  # still to be written, or wanted in between
                 idle.append((now_s if terminal.queued else terminal.idle_from_s, terminal))

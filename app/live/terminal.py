@@ -55,16 +55,15 @@ class Terminal:
         "_watch_liveness",
         "_watch_reason",
         "address",
-        "attentive",
         "error",
         "idle_from_s",
+        "in_idle_queue",
         "liveness",
         "loaded",
-        "may_go",
         "observed",
         "pending",
         "queued",
-        "readable",
+        "readable_pending",
         "reason",
         "since",
         "status",
@@ -73,6 +72,7 @@ class Terminal:
         "subscriptions",
         "unreadable",
         "unreadable_at",
+        "write_next",
     )
 
     def __init__(self, address: TerminalAddress, now: datetime) -> None:
@@ -85,8 +85,8 @@ class Terminal:
         """Whether `status` is what the store has."""
         self.observed = False
         """Whether an observation was written since the gateway began to watch it."""
-        self.attentive = True
-        """Whether somebody waits for the next observation even if it repeats the status."""
+        self.write_next = True
+        """Whether the next observation must be written even if it repeats the status."""
         self.pending: list[tuple[Status, datetime]] = []
         self.queued = False
         """Whether it waits for the writer."""
@@ -98,13 +98,13 @@ class Terminal:
         self.unreadable: DocumentUnreadable | None = None
         """Why the newest document could not be read."""
         self.unreadable_at: datetime | None = None
-        self.readable = False
-        """Whether a readable document has come since, and is still to be written."""
+        self.readable_pending = False
+        """Whether a readable document has come since `unreadable`, and is still to be written."""
         self.subscriptions: dict[LiveSubscription, None] = {}
         self.streams: dict[StreamOfTerminals, None] = {}
         self.idle_from_s: float | None = None
         """Since when nobody wants it."""
-        self.may_go = False
+        self.in_idle_queue = False
         """Whether it is in the registry's queue of idle terminals."""
         self._watch_liveness = Liveness.UNKNOWN
         self._watch_reason = ""
@@ -131,7 +131,7 @@ class Terminal:
         return mark
 
     def observe(self, status: Status, at: datetime) -> bool:
-        """Takes an observation. Returns whether it must be written: a repeated status only if `attentive`."""
+        """Takes an observation. Returns whether it must be written: a repeated status only if `write_next`."""
         pending = self.pending
         if pending:
             if pending[-1][0] is status or len(pending) >= MAX_PENDING:
@@ -140,7 +140,7 @@ class Terminal:
                 pending.append((status, at))
             return True
         known = self.status
-        if known is None or known.status is not status or self.attentive or not self.loaded:
+        if known is None or known.status is not status or self.write_next or not self.loaded:
             pending.append((status, at))
             return True
         self.status = confirmed(known, at)
@@ -158,22 +158,22 @@ class Terminal:
 
     def set_unreadable(self, error: DocumentUnreadable, now: datetime) -> bool:
         """The newest document could not be read. Returns whether that changes the terminal's liveness or reason."""
-        self.unreadable, self.unreadable_at, self.readable = error, now, False
+        self.unreadable, self.unreadable_at, self.readable_pending = error, now, False
         return self.refresh_liveness(now)
 
     def on_written(self) -> bool:
         """The oldest of `pending` was written and removed. Returns whether the liveness must be computed again."""
         first = not self.observed
         self.observed = True
-        if self.readable and not self.pending:
-            self.readable, self.unreadable, self.unreadable_at = False, None, None
+        if self.readable_pending and not self.pending:
+            self.readable_pending, self.unreadable, self.unreadable_at = False, None, None
             return True
         return first
 
     def watch_again(self, now: datetime) -> None:
         """A new watch begins, after one that ended with an error: earlier observations do not make it LIVE."""
         self.error = self.unreadable = self.unreadable_at = None
-        self.observed, self.readable, self.attentive = False, False, True
+        self.observed, self.readable_pending, self.write_next = False, False, True
         self.set_watch_liveness(Liveness.UNKNOWN, "", now)
 
     def refresh_liveness(self, now: datetime) -> bool:
@@ -204,7 +204,7 @@ class Terminal:
     def newest_readable(self) -> TerminalStatus | None:
         """As `newest`; None if a document that came later could not be read. Times are not compared, because the wall
         clock may have been set back."""
-        if self.unreadable is not None and not (self.readable and self.pending):
+        if self.unreadable is not None and not (self.readable_pending and self.pending):
             return None
         return self.newest()
 

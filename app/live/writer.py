@@ -209,7 +209,7 @@ class StatusWriter:
                 terminal.take_stored(status)
             else:
                 terminal.status = status
-            terminal.attentive = False
+            terminal.write_next = False
             compute_liveness = terminal.on_written()
             if changed:
                 self._post(terminal, status)
@@ -224,7 +224,7 @@ class StatusWriter:
         for terminal in terminals:
             self._registry.add_subscription(subscription, terminal)
             if terminal.address in subscription.progress.awaiting:
-                terminal.attentive = True
+                terminal.write_next = True
         self._index.add(subscription)
 
     def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:

@@ -370,7 +370,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
         await make(store, f"s1-{name}", f"s2-{name}", f"s3-{name}", client_id=name)
         await end(store, f"s2-{name}")
     ended = await store.delete_client("c1", deletion := ClientDeletion(SINK_CONTRACTS, after(5)))
-    text = "Its client was deleted."
+    text = "The client was deleted."
     expected = [
         subscription(name, client_id="c1", ended_at=after(5), end_reason=EndReason.CLIENT_DELETED, end_detail=text)
         for name in ("s1-c1", "s3-c1")

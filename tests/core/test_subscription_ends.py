@@ -296,7 +296,7 @@ async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) ->
         await core.live.lifecycle.on_client_deleted(APP.id)
     stored = await core.stored(hook)
     assert (stored.ended_at, stored.end_reason) == (BEGAN, EndReason.CLIENT_DELETED)
-    assert stored.end_detail == "Its client was deleted."
+    assert stored.end_detail == "The client was deleted."
     assert core.live.engine.figures()["subscriptions"] == 0
 
 
