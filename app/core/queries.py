@@ -2,9 +2,9 @@
 
 A query that accepts an age is answered from a live watch, or from a recent status (`live/last_statuses.py`). Otherwise,
 and always with an age of 0, the presence server is asked (`fetcher.py`).
-Invariants: an answer from a watch costs neither a task nor a suspension. A query of many has MAX_AT_ONCE fetches in
-flight, gives each terminal exactly one result as soon as it is known, and does not fail as a whole because of one
-terminal. Every call makes one usage record, failed calls too, except calls that exceed the client's rate.
+Invariants: an answer from a watch costs neither a task nor a suspension. A query of many has at most MAX_AT_ONCE
+fetches in flight, yields one result for each terminal as soon as it is known, and does not fail as a whole because of
+one terminal. Every call makes one usage record, failed calls too, except calls that exceed the client's rate.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ class QueryService:
     async def ask(
         self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
     ) -> TerminalStatus:
-        """As `get_status`, for a caller to whom `answer_from_watch` gave nothing."""
+        """As `get_status`, after `answer_from_watch` has returned None."""
         policy = self._policies.admit(client)
         caller = Caller(client=client, face=face, requester=requester)
         try:

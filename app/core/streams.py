@@ -10,7 +10,7 @@ from app.auth.policies import Policies
 from app.domain.policy import check_criteria, interval_allowed
 from app.domain.records import Client
 from app.domain.statuses import Status
-from app.live.events import StreamEnd, WatchEvent, end_event
+from app.live.events import StreamEnd, StreamEvent, end_event
 from app.live.group_directory import GroupDirectory
 from app.live.mailbox import Stream
 from app.live.open_streams import OpenStreams
@@ -51,7 +51,7 @@ class StreamService:
         criteria: frozenset[Status] = frozenset(),
         min_interval_ms: int = 0,
         resume_token: str = "",
-    ) -> AsyncGenerator[WatchEvent, None]:
+    ) -> AsyncGenerator[StreamEvent, None]:
         """The terminals (and groups' members) as they are now, then each change. Close the iterator
         (`contextlib.aclosing`) if you leave it early.
 

@@ -80,7 +80,7 @@ class End:
     resume_token: str
 
 
-WatchEvent = Snapshot | SnapshotComplete | Change | LivenessChange | Removed | Bookmark | End
+StreamEvent = Snapshot | SnapshotComplete | Change | LivenessChange | Removed | Bookmark | End
 
 
 _MESSAGES = {

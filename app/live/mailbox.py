@@ -24,7 +24,7 @@ from app.live.events import (
     Snapshot,
     SnapshotComplete,
     StreamEnd,
-    WatchEvent,
+    StreamEvent,
     end_event,
 )
 from app.live.resume_tokens import MAX_NAMED, NOTHING_SEEN, Known, Seen, known_by, mark_of, token_of
@@ -151,7 +151,7 @@ class Stream:
         self._ended = self._ended or reason
         self.wake()
 
-    async def read(self, resume_token: str, clock_s: Callable[[], float]) -> AsyncGenerator[WatchEvent, None]:
+    async def read(self, resume_token: str, clock_s: Callable[[], float]) -> AsyncGenerator[StreamEvent, None]:
         """The stream's events, beginning with a snapshot of the terminals that `resume_token` does not cover. Call it
         once."""
         known = await self._known_by(resume_token) if resume_token else {}

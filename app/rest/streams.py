@@ -74,7 +74,7 @@ EVENT_SCHEMA: dict[str, Any] = {
         for name, model in schemas.STREAMED.items()
     ],
 }
-Events = AsyncGenerator[events.WatchEvent, None]
+Events = AsyncGenerator[events.StreamEvent, None]
 
 
 def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | None = None) -> None:
@@ -150,11 +150,11 @@ class EventEncoder:
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
-        self._last: tuple[events.WatchEvent | None, bytes] = (None, b"")
+        self._last: tuple[events.StreamEvent | None, bytes] = (None, b"")
 
-    def __call__(self, event: events.WatchEvent) -> bytes:
+    def __call__(self, event: events.StreamEvent) -> bytes:
         if self._last[0] is not event:
-            self._last = event, self._encoded(*to_json.watch_event(event))
+            self._last = event, self._encoded(*to_json.stream_event(event))
         return self._last[1]
 
     def own_end(self, reason: str, message: str, resume_token: str) -> bytes:
@@ -174,7 +174,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        first: events.WatchEvent,
+        first: events.StreamEvent,
         events: Events,
         client: Client,
         auth: Authenticator,
@@ -216,7 +216,7 @@ class EventStream(Response):
             await self._send(send, self._encoder.own_end(reason, message, token))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_event(self, send: Send, event: events.WatchEvent) -> None:
+    async def _send_event(self, send: Send, event: events.StreamEvent) -> None:
         if isinstance(event, events.SnapshotComplete | events.Bookmark):
             self._token = event.resume_token
         await self._send(send, self._encoder(event))
@@ -278,7 +278,7 @@ def _example() -> str:
         address=reachable.address, status=reachable, liveness=Liveness.LIVE, reason="", since=began
     )
     encode = EventEncoder()
-    shown: tuple[events.WatchEvent, ...] = (
+    shown: tuple[events.StreamEvent, ...] = (
         events.Snapshot(terminal=terminal),
         events.SnapshotComplete(resume_token=token),
         events.Change(status=busy),

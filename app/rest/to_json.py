@@ -57,7 +57,7 @@ def terminal_result(of: TerminalResult) -> Json:
     }
 
 
-def watch_event(of: events.WatchEvent) -> tuple[str, Json]:
+def stream_event(of: events.StreamEvent) -> tuple[str, Json]:
     """Returns the name and the data of one event of a stream."""
     match of:
         case events.Change():

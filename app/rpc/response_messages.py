@@ -73,7 +73,7 @@ def terminal_result(result: TerminalResult) -> pb.TerminalResult:
     )
 
 
-def watch_event(event: events.WatchEvent) -> pb.WatchStatusesResponse:
+def stream_event(event: events.StreamEvent) -> pb.WatchStatusesResponse:
     match event:
         case events.Change():
             return pb.WatchStatusesResponse(change=pb.StatusChange(status=terminal_status(event.status)))

@@ -23,7 +23,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes
 from app.domain.policy import Policy
 from app.domain.statuses import Liveness, Status, TerminalStatus
-from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
+from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, StreamEvent
 from app.live.resume_tokens import mark_of
 from app.store import open_store
 from tests.support.core import APP, Clocks, Core, new_database, run_core
@@ -50,7 +50,7 @@ class Session:
     """What was stored when it was opened."""
     written: Written
     """While it was open."""
-    events: list[WatchEvent] = field(default_factory=list)
+    events: list[StreamEvent] = field(default_factory=list)
 
     @property
     def reset(self) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.domain.addresses import TerminalAddress
 from app.domain.policy import Policy
 from app.domain.statuses import Liveness, Source, Status, TerminalStatus
-from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, WatchEvent
+from app.live.events import Bookmark, Change, End, LivenessChange, Snapshot, SnapshotComplete, StreamEvent
 from app.live.resume_tokens import MAX_NAMED, MAX_TOKEN, NOTHING_SEEN, Seen, known_by, mark_of, token_of
 from tests.support.core import (
     ALICE,
@@ -194,7 +194,7 @@ async def test_busy_stream_gets_tokens(core: Core) -> None:
             assert await resume(core, bookmarks[0].resume_token, ALICE) == ([f"{ALICE} REACHABLE"], False)
 
 
-def revisions(events: Sequence[WatchEvent]) -> list[int]:
+def revisions(events: Sequence[StreamEvent]) -> list[int]:
     """Of the changes."""
     return [event.status.revision for event in events if isinstance(event, Change)]
 

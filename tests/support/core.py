@@ -30,7 +30,7 @@ from app.domain.records import Client, NotificationKind, OwedNotification, Subsc
 from app.domain.sinks import Sink, SinkKind
 from app.domain.statuses import Liveness, Status
 from app.live.engine import DEFAULT_TUNING, Tuning
-from app.live.events import WatchEvent
+from app.live.events import StreamEvent
 from app.live.group_directory import GroupDirectory
 from app.ports import Page, ReceivedNotify, Sender, Sent, Store, WatchObserver, WatchView
 from app.sinks import SINK_CONTRACTS
@@ -395,7 +395,7 @@ class Reading:
     """Reads a stream in the background and remembers everything."""
 
     def __init__(self, events: Any) -> None:
-        self.events: list[WatchEvent] = []
+        self.events: list[StreamEvent] = []
         self.error: BaseException | None = None
         self._stream = events
         self._task = asyncio.create_task(self._read(), name="reading")
@@ -407,7 +407,7 @@ class Reading:
         except TerminalStatusError as error:
             self.error = error
 
-    async def until(self, true: Callable[[list[WatchEvent]], object]) -> list[WatchEvent]:
+    async def until(self, true: Callable[[list[StreamEvent]], object]) -> list[StreamEvent]:
         """Waits until it is true of what was read."""
         await until(lambda: true(self.events) or self.error)
         if self.error is not None:

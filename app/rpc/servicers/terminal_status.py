@@ -43,7 +43,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         self._queries = queries
         self._streams = streams
         self._max_stream_age_s = max_stream_age_s
-        self._last_message: tuple[events.WatchEvent, pb.WatchStatusesResponse] | None = None
+        self._last_message: tuple[events.StreamEvent, pb.WatchStatusesResponse] | None = None
         self._requests = BoundedDict[bytes, CachedRequest](MAX_CACHED_REQUESTS)
 
     async def GetStatus(self, data: bytes, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802
@@ -103,11 +103,11 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                             await context.write(end)
                             return
 
-    def _message(self, event: events.WatchEvent) -> pb.WatchStatusesResponse:
+    def _message(self, event: events.StreamEvent) -> pb.WatchStatusesResponse:
         """The event as a message. The same event goes to many streams one after the other, so the last one is kept."""
         last = self._last_message
         if last is None or last[0] is not event:
-            last = self._last_message = (event, response_messages.watch_event(event))
+            last = self._last_message = (event, response_messages.stream_event(event))
         return last[1]
 
     async def _end(self, context: Context, client: Client, age_s: float, token: str) -> pb.WatchStatusesResponse | None:
