@@ -38,10 +38,10 @@ from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, SinkKind
 from app.live.engine import DEFAULT_TUNING, Engine, Tuning
 from app.live.group_directory import GroupDirectory
+from app.live.group_follower import GroupFollower
 from app.live.index import SubscriptionIndex
 from app.live.last_statuses import LastStatuses
 from app.live.lifecycle import Lifecycle
-from app.live.membership import GroupFollower
 from app.live.open_streams import OpenStreams
 from app.live.other_nodes import OtherNodes
 from app.live.registry import TerminalRegistry

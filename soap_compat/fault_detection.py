@@ -11,8 +11,8 @@ _FAULT_TAG = re.compile(rb"<(?:[^\s<>:/]+:)?Fault[\s/>]")
 
 def has_fault(answer: bytes) -> bool:
     """Whether the answer is a SOAP fault: its Body has a child `Fault`, of any prefix or SOAP version, or `Fault` is
-    its root. The answer may be cut off. One that cannot be parsed as far as its Body counts as a fault if it has such a
-    tag."""
+    its root. The answer may be cut off. If a syntax error, a DTD or a bad encoding comes before the end of its Body,
+    any `Fault` tag counts."""
     search = _FaultSearch()
 
     def parser(encoding: str | None) -> expat.XMLParserType:

@@ -301,5 +301,5 @@ def _not_understood(tag: str) -> SoapFault:
 
 
 def _shown(tag: str) -> str:
-    """An element's name for error messages, in Clark notation; Expat omits its opening brace."""
+    """An element's name for error messages, in Clark notation. Our namespace separator `}` omits the opening brace."""
     return clip(f"{{{tag}" if "}" in tag else tag)

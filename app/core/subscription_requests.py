@@ -64,7 +64,8 @@ def repeated(known: Subscription, digest: str) -> Subscription:
     require_readable(known.sink)
     if known.sink.parameters.get(SINK_REQUEST) != digest:
         raise RequestIdReused(
-            "`request_id` was used before for a different request; use a new one.", field="request_id"
+            "This request id (REST: Idempotency-Key) was used before for a different request; use a new one.",
+            field="request_id",
         )
     return known
 

@@ -5,7 +5,7 @@
 - `writer.py`: statuses, progress and owed notifications in one transaction, then memory.
 - `lifecycle.py`, `restore.py`: how subscriptions begin, are renewed and end; loading them at the start.
 - `mailbox.py`, `open_streams.py`, `events.py`, `resume_tokens.py`: streams.
-- `group_directory.py`, `membership.py`: which terminals a group means, and following its changes.
+- `group_directory.py`, `group_follower.py`: which terminals a group means, and following its changes.
 - `last_statuses.py`: the newest status known of each terminal, for queries.
 - `engine.py`: the loop that drives all of it. `other_nodes.py`: for several gateways on one database, not used yet.
 """

@@ -1,7 +1,7 @@
 """The loop that drives everything in `live/`: one task, which writes what was observed and what is due.
 
 In each round it sends bookmarks, releases terminals, writes a batch (`writer.py`) and follows changed groups
-(`membership.py`).
+(`group_follower.py`).
 Invariants: while the store is away, the newest observation of each terminal waits. An item whose writing fails for
 another reason is tried again, then dropped alone, so that it does not delay the others.
 """
@@ -16,9 +16,9 @@ import structlog
 
 from app.domain.errors import StoreUnavailable
 from app.live.group_directory import GroupKey
+from app.live.group_follower import GroupFollower
 from app.live.index import SubscriptionIndex
 from app.live.lifecycle import Lifecycle
-from app.live.membership import GroupFollower
 from app.live.open_streams import OpenStreams
 from app.live.other_nodes import OtherNodes
 from app.live.registry import TerminalRegistry

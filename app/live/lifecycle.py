@@ -5,7 +5,7 @@ notifications and the later ones, and nothing is sent after its end. Memory foll
 operation that has begun is finished even if its caller leaves: otherwise memory would not follow the store.
 
 Deliberately absent: what clients may ask for (`core/subscriptions.py`), what a subscriber is sent (`rules.py`), and
-changes of groups (`membership.py`).
+changes of groups (`group_follower.py`).
 """
 
 import asyncio

@@ -60,7 +60,7 @@ class DeliveryAttempt(BaseModel):
     code: int = Field(description="The HTTP status of the endpoint's answer; 0 without an answer.")
     duration_ms: int = Field(description="How long the attempt took.")
     outcome: str = Field(description="`delivered`, or a word for the failure, such as `timed-out` or `http-500`.")
-    answer: str = Field(description="The beginning of the endpoint's answer, some kilobytes at most.")
+    answer: str = Field(description="The first 2048 bytes of the endpoint's answer, as text.")
 
 
 class DeliveryAttempts(BaseModel):

@@ -33,7 +33,7 @@ class Watch(BaseModel):
     sip_code: int = Field(description="The last SIP status code; 0 before the first answer.")
     reason: str = Field(description="Why the watch is in this state, for people; may be empty.")
     next_action: str = Field(description="What the gateway does next; may be empty.")
-    next_at: At | None = Field(description="When the gateway does it; null if not planned.")
+    next_at: At | None = Field(description="When the gateway takes `next_action`; null if nothing is planned.")
     route: str = Field(description="The presence server of the watch, as configured.")
     wanted_by: list[str] = Field(
         description="Ids of the subscriptions that need the watch, and `stream:` with the client's id for streams; at "

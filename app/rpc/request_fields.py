@@ -94,7 +94,9 @@ def sink(message: subscription_pb2.Sink) -> Sink:
     """
     if (kind := _FROM_SINK_KIND.get(message.kind)) is None:
         raise InvalidRequest(
-            f"`sink.kind` {message.kind} is unknown; allowed are STREAM, WEBHOOK and SOAP.", field="sink.kind"
+            f"`sink.kind` {message.kind} is unknown; allowed are SINK_KIND_STREAM, SINK_KIND_WEBHOOK and "
+            "SINK_KIND_SOAP.",
+            field="sink.kind",
         )
     if len(message.parameters) > MAX_PARAMETERS:
         raise InvalidRequest(

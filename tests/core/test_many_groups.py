@@ -234,7 +234,7 @@ async def test_a_deletion_holds_no_lock_while_groups_go(core: Core, monkeypatch:
 
 async def test_subscriptions_follow_their_group_in_portions(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two portions others have their turn: who subscribes meanwhile waits for one portion only."""
-    monkeypatch.setattr("app.live.membership._TOGETHER", 1)
+    monkeypatch.setattr("app.live.group_follower._TOGETHER", 1)
     await core.groups.create(APP, TEAM, [ALICE])
     for _ in range(3):
         await core.subscribe(TEAM)

@@ -52,7 +52,8 @@ def watch(
         str,
         typer.Option(
             metavar="TOKEN",
-            help="Start with the changes since this token, which an earlier --json run printed.",
+            help="Start with the terminals that changed since this token, or are not LIVE. "
+            "An earlier --json run printed it.",
             show_default=False,
         ),
     ] = "",

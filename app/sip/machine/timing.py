@@ -35,5 +35,6 @@ def refresh_delay_s(expires_s: float, jitter: float) -> float:
 
 
 def backoff_s(failures: int, jitter: float) -> float:
-    """The wait after a failure that `failures` others preceded in a row. `jitter` is in [0, 1)."""
+    """Seconds to wait after a failure that follows `failures` earlier ones in a row: 2^failures, at most MAX_BACKOFF_S,
+    less up to half of it by `jitter` in [0, 1)."""
     return float(min(MAX_BACKOFF_S, 2 ** min(failures, 16)) * (1 - jitter / 2))

@@ -178,7 +178,7 @@ class SipStackError(Exception):
 
 
 class AddressRefused(SipStackError):
-    """PJSIP cannot parse the address as a URI, or would write another URI."""
+    """PJSIP cannot parse or print the address, or its request would be about another URI."""
 
 
 def load_library() -> tuple[Any, Any, Build]:
