@@ -1,8 +1,6 @@
-"""What settings may be: one function for each kind of value, which returns it in one form or raises ValueError.
+"""Kinds of values of settings: one function each, which returns the value in its normal form or raises ValueError.
 
-Invariants: pure; the message of a ValueError is for the operator, who is told the setting's name beside it.
-
-Deliberately absent: the settings themselves (`fields.py`).
+The message of a ValueError is shown to the operator after the setting's name and value (`loading.py`).
 """
 
 import ipaddress
@@ -14,10 +12,10 @@ from app.domain.addresses import parse_address
 from app.domain.errors import InvalidAddress
 
 PREFIX = "TS_"
-"""What names of settings begin with in the environment."""
+"""Prefix of settings in the environment."""
 
 MAX_ROUTES = 8
-"""Presence servers that may be named."""
+"""Most presence servers in one setting."""
 
 
 def listen(text: str) -> str:
@@ -30,7 +28,7 @@ def listen(text: str) -> str:
 
 
 def sip_listen(text: str) -> str:
-    """IPv4:PORT, for PJSIP has no IPv6."""
+    """IPv4:PORT. Our build of PJSIP has no IPv6."""
     try:
         ipaddress.IPv4Address(listen(text).rpartition(":")[0])
     except ipaddress.AddressValueError:
@@ -39,7 +37,7 @@ def sip_listen(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine is meant."""
+    """Whether only this machine can reach the host."""
     try:
         return ipaddress.IPv4Address(host).is_loopback
     except ipaddress.AddressValueError:
@@ -50,12 +48,12 @@ _ROUTE = re.compile(r"sip:([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(;transport=(udp|tcp|tl
 
 
 def presence_server(text: str) -> str:
-    """SIP URIs of presence servers, with commas between."""
+    """SIP URIs of presence servers, separated by commas."""
     routes = [route.strip() for route in text.split(",")]
     for route in routes:
         match = _ROUTE.fullmatch(route)
         if match is None or (match[2] and not 0 < int(match[2][1:]) < 65536):
-            raise ValueError("not sip:HOST[:PORT][;transport=tcp|udp|tls], or several with commas between")
+            raise ValueError("not sip:HOST[:PORT][;transport=tcp|udp|tls], or several of them separated by commas")
     if len(routes) > MAX_ROUTES:
         raise ValueError(f"more than {MAX_ROUTES} servers")
     return ",".join(routes).lower()
@@ -71,7 +69,7 @@ def sip_uri(text: str) -> str:
 def ioi(text: str) -> str:
     """An operator's domain name (RFC 7315)."""
     if not re.fullmatch(r"[A-Za-z0-9.\-]{1,64}", text):
-        raise ValueError("no operator's domain name")
+        raise ValueError("not a domain name of at most 64 characters")
     return text
 
 
@@ -80,19 +78,19 @@ def privacy(text: str) -> str:
     if not re.fullmatch(
         r"(header|session|user|none|critical|id|history)(;(header|session|user|critical|id|history))*", text
     ):
-        raise ValueError("no Privacy value (RFC 3323)")
+        raise ValueError("not a Privacy value (RFC 3323)")
     return text
 
 
 def ipv4_port(value: str) -> str:
     """IPv4[:PORT]."""
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}(:[0-9]{1,5})?", value):
-        raise ValueError(f"{value!r} is no IPv4 address")
+        raise ValueError(f"{value!r} is not an IPv4 address, with or without a port")
     return value
 
 
 def identity(text: str) -> str:
-    """An address as `parse_address` has it."""
+    """A terminal address, as `parse_address` returns it."""
     try:
         return parse_address(text)
     except InvalidAddress as error:
@@ -109,7 +107,7 @@ def sip_identity(text: str) -> str:
 def number_pattern(text: str) -> str:
     """An address with `{number}` in it."""
     if text.count("{number}") != 1 or set(text.replace("{number}", "")) & set("{}"):
-        raise ValueError("{number} must stand in it once")
+        raise ValueError("{number} must occur in it exactly once")
     try:
         parse_address(text.replace("{number}", "+15551234567"))
     except InvalidAddress as error:
@@ -118,32 +116,32 @@ def number_pattern(text: str) -> str:
 
 
 def words(value: object) -> object:
-    """Words with commas between, as a list; anything else as it is."""
+    """Splits a text at its commas; returns any other value unchanged."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 def activities(words: frozenset[str]) -> frozenset[str]:
     """Names of RPID activities."""
     if bad := [word for word in words if not re.fullmatch(r"[A-Za-z0-9_\-]{1,64}", word)]:
-        raise ValueError(f"{bad[0]!r} is no activity name")
+        raise ValueError(f"{bad[0]!r} is not an activity name")
     return words
 
 
 def database(text: str) -> str:
-    """A database URL of a kind that there is."""
+    """An SQLAlchemy URL of SQLite or PostgreSQL."""
     if re.fullmatch(r"postgresql\+psycopg://[^\s/]+(/[^\s/]+)", text):
         return text
     if not re.fullmatch(r"sqlite:///[^?]+", text):
-        raise ValueError("no such kind of database")
+        raise ValueError("not a sqlite:/// or postgresql+psycopg:// URL")
     if ":memory:" in text:
-        raise ValueError("a database in memory keeps nothing")
+        raise ValueError("a database in memory is lost when the gateway stops; name a file")
     return text
 
 
 def url(text: str) -> str:
     """An http(s) URL without query."""
     if not re.fullmatch(r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~\-/]*)?", text):
-        raise ValueError("no such URL")
+        raise ValueError("not an http:// or https:// URL without a query")
     return text.rstrip("/")
 
 
@@ -153,27 +151,27 @@ def networks(words: frozenset[str]) -> frozenset[str]:
         try:
             ipaddress.ip_network(word)
         except ValueError as error:
-            raise ValueError(f"{word!r} is no network: {error}") from None
+            raise ValueError(f"{word!r} is not a network: {error}") from None
     return words
 
 
 def jwks_url(text: str) -> str:
-    """Where keys may be fetched."""
+    """An https URL, or an http URL of this machine."""
     match = re.fullmatch(r"(https?)://([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(/[\x21-\x7e]{0,500})?", text)
     if text and (match is None or (match[1] == "http" and not is_loopback(match[2]))):
-        raise ValueError("no https URL")
+        raise ValueError("not an https URL")
     return text
 
 
 def with_issuer(text: str, others: ValidationInfo) -> str:
-    """One of the three settings of access tokens, which go together."""
+    """Refuses one of the three settings of access tokens where the issuer is missing, or the reverse."""
     if bool(text) != bool(others.data.get("oidc_issuer")):
-        raise ValueError(f"{PREFIX}OIDC_ISSUER, {PREFIX}OIDC_AUDIENCE and {PREFIX}OIDC_JWKS_URL go together")
+        raise ValueError(f"{PREFIX}OIDC_ISSUER, {PREFIX}OIDC_AUDIENCE and {PREFIX}OIDC_JWKS_URL must be set together")
     return text
 
 
 def secret(value: SecretStr) -> SecretStr:
-    """Printable ASCII, as PJSIP takes it."""
+    """Printable ASCII: PJSIP accepts nothing else."""
     if not re.fullmatch(r"[ -~]{0,256}", value.get_secret_value()):
         raise ValueError("not printable ASCII of at most 256 characters")
     return value

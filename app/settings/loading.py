@@ -1,10 +1,9 @@
-"""Where settings come from: the environment (`TS_…`), then a TOML file, then defaults; read once, at start.
+"""Reads the settings once, at start: from the command's options, else the environment (`TS_…`), else a TOML file.
 
-Invariants: an unknown or wrong setting stops the start with its name, what was given (but for secrets) and what is
-allowed.
+An unknown or wrong setting stops the start. The message has its name, where it was set, its value (except secrets) and
+what is allowed.
 
-Deliberately absent: the settings themselves (`fields.py`), reading anything at import, and settings that change while
-the gateway runs.
+Deliberately absent: settings that change while the gateway runs.
 """
 
 import os
@@ -23,11 +22,11 @@ __all__ = ["API_KEY", "CONFIG_FILE", "PREFIX", "ConfigurationError", "Settings",
 
 CONFIG_FILE = "TS_CONFIG_FILE"
 API_KEY = "TS_API_KEY"
-"""What commands that ask a gateway show it; no setting, so that it may stand in the environment of one that serves."""
+"""The API key of commands that call a gateway. Not a setting: a gateway may run with it in its environment."""
 
 
 class ConfigurationError(Exception):
-    """The settings cannot be used; `problems` has one sentence for each that is wrong."""
+    """The settings cannot be used; `problems` has one message for each wrong setting."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -41,10 +40,11 @@ def load_settings(
     called: Mapping[str, str] | None = None,
     **overrides: str | None,
 ) -> Settings:
-    """Settings from `overrides` (a command's options; None is not given), the environment, a TOML file and defaults.
+    """The settings, where an option wins over the environment, and the environment over the file.
 
-    `called` has the name of an option that is not called as its setting is, by field, for messages.
-    The file is `config_file`, or TS_CONFIG_FILE where that is set; its keys are the field names.
+    `overrides` are the command's options by field name; None stands for an option that was not given.
+    `called` maps a field to the name of its option, for messages, where the two differ.
+    The file is `config_file`, or else the one that TS_CONFIG_FILE names; its keys are the field names.
     Raises ConfigurationError.
     """
     path = config_file or (Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else None)
@@ -86,19 +86,19 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError([f"{path}: cannot be read: {error.strerror}."]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"{path}: is no TOML file: {error}."]) from None
+        raise ConfigurationError([f"{path}: is not a TOML file: {error}."]) from None
 
 
 def _problem(name: str, item: Any, values: dict[str, Any], origin: dict[str, str]) -> str:
     field = Settings.model_fields.get(name)
     if field is None:
         known = ", ".join(PREFIX + known.upper() for known in Settings.model_fields)
-        return f"{origin[name]} is no setting of this gateway. Allowed are: {known}, {CONFIG_FILE}."
+        return f"{origin[name]} is not a setting of this gateway. The settings are: {known}, {CONFIG_FILE}."
     allowed = field.examples[0] if field.examples else ""
     if item["type"] == "missing":
         return f"{PREFIX}{name.upper()} is not set. {field.description} Allowed: {allowed}."
     why = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
-    if values.get(name) is None:  # the default does not go with the other settings
+    if values.get(name) is None:  # the default contradicts another setting
         return f"{PREFIX}{name.upper()} is not set: {why}. Allowed: {allowed}."
     given = "(hidden)" if isinstance(field.default, SecretStr) else re.sub(r":[^:@/]*@", ":***@", repr(values[name]))
     return f"{origin[name]} = {given}: {why}. Allowed: {allowed}."

@@ -244,7 +244,7 @@ def test_wrong_setting() -> None:
     done = run("serve", TS_PRESENCE_SERVER="sip:127.0.0.1", TS_FETCH_TIMEOUT_MS="soon", TS_COLOUR="blue")
     assert done.returncode == 2
     assert "TS_FETCH_TIMEOUT_MS = 'soon'" in done.stderr
-    assert "TS_COLOUR is no setting" in done.stderr
+    assert "TS_COLOUR is not a setting" in done.stderr
 
 
 def test_doctor_passes(sandbox_uri: str, tmp_path: Path) -> None:

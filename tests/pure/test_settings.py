@@ -46,7 +46,7 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         ({"TS_PRESENCE_SERVER": "sip:h:70000"}, "not sip:HOST"),
         ({"TS_PRESENCE_SERVER": "sip:h>,<sip:evil"}, "not sip:HOST"),
         ({"TS_PRESENCE_SERVER": "sip:h;transport=sctp"}, "udp|tcp"),
-        (SERVER | {"TS_FETCH_TIMEOUT": "1"}, "TS_FETCH_TIMEOUT is no setting.*TS_FETCH_TIMEOUT_MS"),
+        (SERVER | {"TS_FETCH_TIMEOUT": "1"}, "TS_FETCH_TIMEOUT is not a setting.*TS_FETCH_TIMEOUT_MS"),
         (SERVER | {"TS_FETCH_TIMEOUT_MS": "soon"}, "TS_FETCH_TIMEOUT_MS = 'soon'.*Allowed: 50 to 30000"),
         (SERVER | {"TS_FETCH_TIMEOUT_MS": "0"}, "Allowed: 50 to 30000"),
         (SERVER | {"TS_GRPC_LISTEN": "8080"}, "TS_GRPC_LISTEN = '8080': not HOST:PORT"),
@@ -60,18 +60,18 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         (AWAY, "TS_SIP_LISTEN is not set: TS_SIP_LISTEN must be an address the presence server can reach"),
         (AWAY | {"TS_SIP_LISTEN": "127.9.9.9:5060"}, "TS_SIP_LISTEN = '127.9.9.9:5060': TS_SIP_LISTEN must be"),
         ({"TS_PRESENCE_SERVER": "sip:pres.example;transport=tcp"}, "pres.example cannot reach 127.0.0.1:0"),
-        (SERVER | {"TS_BUSY_ACTIVITIES": "on the phone"}, "no activity name"),
+        (SERVER | {"TS_BUSY_ACTIVITIES": "on the phone"}, "is not an activity name"),
         (SERVER | {"TS_DATABASE_URL": "oracle://x"}, "TS_DATABASE_URL.*sqlite"),
         (SERVER | {"TS_LOG_LEVEL": "loud"}, "TS_LOG_LEVEL.*debug"),
         (SERVER | {"TS_SIP_PUBLIC_HOST": "a b"}, "TS_SIP_PUBLIC_HOST"),
         (SERVER | {"TS_HTTP_PUBLIC_URL": "ftp://x"}, "TS_HTTP_PUBLIC_URL"),
         (
             SERVER | {"TS_TLS_CERT_FILE": "/c.pem"},
-            "TS_TLS_KEY_FILE is not set: TS_TLS_CERT_FILE and TS_TLS_KEY_FILE go",
+            "TS_TLS_KEY_FILE is not set: TS_TLS_CERT_FILE and TS_TLS_KEY_FILE must",
         ),
-        (SERVER | {"TS_TLS_KEY_FILE": "/k.pem"}, "TS_TLS_KEY_FILE = .*go together"),
-        (SERVER | {"TS_OIDC_ISSUER": "https://idp"}, "TS_OIDC_AUDIENCE.*go together"),
-        (SERVER | {"TS_OIDC_JWKS_URL": "http://idp.example/keys"}, "TS_OIDC_JWKS_URL = .*no https URL"),
+        (SERVER | {"TS_TLS_KEY_FILE": "/k.pem"}, "TS_TLS_KEY_FILE = .*must be set together"),
+        (SERVER | {"TS_OIDC_ISSUER": "https://idp"}, "TS_OIDC_AUDIENCE.*must be set together"),
+        (SERVER | {"TS_OIDC_JWKS_URL": "http://idp.example/keys"}, "TS_OIDC_JWKS_URL = .*not an https URL"),
         (SERVER | {"TS_ANONYMOUS_ACCESS": "yes"}, "TS_ANONYMOUS_ACCESS = 'yes'.*loopback, anywhere or never"),
         (SERVER | {"TS_GRPC_MAX_CONNECTION_AGE_S": "-1"}, "Allowed: 0 to 86400"),
         (SERVER | {"TS_CONFIG_FILE": "/nowhere.toml"}, "/nowhere.toml: cannot be read"),
@@ -107,17 +107,17 @@ def test_an_option_is_called_as_it_was_given() -> None:
 
 
 def test_wrong_file(tmp_path: Path) -> None:
-    """A file that is no TOML, and an unknown key in one, are named with the file."""
+    """A file that is not TOML, and an unknown key, are reported with the name of the file."""
     file = tmp_path / "gateway.toml"
     file.write_text("presence_server = ")
-    with pytest.raises(ConfigurationError, match=r"gateway\.toml: is no TOML file"):
+    with pytest.raises(ConfigurationError, match=r"gateway\.toml: is not a TOML file"):
         load_settings({}, file)
     file.write_text('presence_server = "sip:h"\nspeed = "high"\n')
-    with pytest.raises(ConfigurationError, match=r"speed in .*gateway\.toml is no setting"):
+    with pytest.raises(ConfigurationError, match=r"speed in .*gateway\.toml is not a setting"):
         load_settings({}, file)
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     """Two wrong settings are two problems."""
     with pytest.raises(ConfigurationError) as caught:
         load_settings({"TS_FETCH_TIMEOUT_MS": "x"})
@@ -130,13 +130,13 @@ def test_table_is_fresh() -> None:
 
 
 def test_policies_default_to_their_own() -> None:
-    """What a policy is by default stands in two places, which agree."""
+    """The default of each policy is written in two places, which agree."""
     settings = load_settings(SERVER)
     assert Policy() == Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)})
 
 
 def test_password_that_sip_cannot_carry_is_refused_and_not_shown() -> None:
-    """A password beyond printable ASCII stops the start, as any wrong setting, and stands in no message."""
+    """A password beyond printable ASCII stops the start like any wrong setting, and no message contains it."""
     with pytest.raises(ConfigurationError) as refused:
         load_settings({**SERVER, "TS_SIP_PASSWORD": "geheim-\u00fc"})
     assert refused.value.problems == [
