@@ -1,7 +1,4 @@
-"""Addresses of terminals: `sip:`, `sips:` and `tel:` URIs in one canonical form (RFC 3261 section 19.1, RFC 3966).
-
-Invariants: pure. Equal terminals have equal addresses.
-"""
+"""Addresses of terminals: `sip:`, `sips:` and `tel:` URIs in one canonical form (RFC 3261 section 19.1, RFC 3966)."""
 
 import ipaddress
 import re
@@ -10,7 +7,7 @@ from typing import NewType
 from app.domain.errors import InvalidAddress
 
 MAX_ADDRESS_LENGTH = 200
-"""Longest address accepted, in characters. PJSIP holds a URI in 256 bytes, brackets and parameters included."""
+"""In characters. PJSIP holds a URI in 256 bytes, with brackets and parameters."""
 
 TerminalAddress = NewType("TerminalAddress", str)
 """A canonical `sip:`, `sips:` or `tel:` URI, as `parse_address` returns it. Equal terminals are equal strings."""
@@ -42,14 +39,14 @@ def _unescape(escape: re.Match[str]) -> str:
 
 
 def _refuse_escapes(part: str, sent_plain: frozenset[str], never: str, where: str) -> None:
-    """Refuses the escapes that PJSIP undoes when it writes the URI: another terminal would be asked about. An escaped
-    quotation mark at the start of a parameter's value even lets the line breaks behind it through."""
+    """Refuses the escapes that PJSIP decodes when it writes the URI, because the SUBSCRIBE would name another terminal.
+    Behind an escaped quotation mark at the start of a parameter's value, PJSIP would even write line breaks."""
     for escape in _ESCAPE.finditer(part):
         char = chr(int(escape[1], 16))
         if char in sent_plain:
             raise InvalidAddress(f"The address has {escape[0]} in {where}; write it as a plain {char}")
         if char in never:
-            raise InvalidAddress(f"The address has {escape[0]} in {where}, which cannot be asked about; leave it out.")
+            raise InvalidAddress(f"The address has {escape[0]} in {where}, which PJSIP would change; leave it out.")
 
 
 def _canonical_params(params: str, *, tel: bool) -> str:
@@ -64,9 +61,13 @@ def _canonical_params(params: str, *, tel: bool) -> str:
         if tel:
             value = _tel_value(name, value)
         elif name == "method":
-            raise InvalidAddress("The address has a method parameter, which says nothing of a terminal; leave it out.")
+            raise InvalidAddress(
+                "The address has a method parameter, which does not identify a terminal; leave it out."
+            )
         elif name == "user" and "%" in value:
-            raise InvalidAddress("The address has an escape in its user parameter; write user=phone, user=ip or none.")
+            raise InvalidAddress(
+                "The address has an escape in its user parameter; write user=phone or user=ip, or leave it out."
+            )
         found[name] = f";{name}{equals}{value}"
     return "".join(found[name] for name in sorted(found, key=lambda name: (name not in _FIRST_PARAMS, name)))
 
@@ -80,7 +81,7 @@ def _tel_value(name: str, value: str) -> str:
     if name == "ext":
         value = value.translate(_SEPARATORS)
         if not value.isdigit():
-            raise InvalidAddress("The address has an ext that is no number (RFC 3966 section 5.3).")
+            raise InvalidAddress("The address has an ext that is not a number (RFC 3966 section 5.3).")
     if name == "isub" and not value:
         raise InvalidAddress("The address has an isub without a value (RFC 3966 section 5.3).")
     if name == "phone-context":
@@ -95,16 +96,16 @@ def _tel_value(name: str, value: str) -> str:
 
 
 def parse_address(text: str) -> TerminalAddress:
-    """Returns the canonical form of a terminal's address, by which equal terminals are equal strings.
+    """Returns the canonical form of a terminal's address: equal terminals have equal strings.
 
     `sip:` and `sips:` URIs follow RFC 3261 section 19.1 without password and headers, which have no meaning for a
-    presentity; scheme, host and parameters are lower-cased, and needless escapes are undone (section 19.1.4).
-    `tel:` URIs follow RFC 3966; visual separators are dropped, in `ext` and a numeric `phone-context` too (sections 3
-    and 4), and a local number needs `phone-context`. Parameters are sorted as RFC 3966 section 3 wants them; in SIP
-    their order means nothing. Refused is what PJSIP would write as another URI: some escapes, a `method`, a repeated
-    parameter.
+    presentity; scheme, host and parameters are lower-cased, and unnecessary escapes are decoded (section 19.1.4).
+    `tel:` URIs follow RFC 3966; visual separators are removed, in `ext` and a numeric `phone-context` too (sections 3
+    and 4), and a local number needs `phone-context`. Parameters are sorted as RFC 3966 section 3 requires; in SIP
+    their order has no meaning. Refused: what PJSIP would write as another URI (some escapes, a `method`, a repeated
+    parameter).
 
-    Raises InvalidAddress, whose message says what is wrong.
+    Raises InvalidAddress.
     """
     if not text:
         raise InvalidAddress("The address is empty; give a sip:, sips: or tel: URI.")
@@ -112,7 +113,7 @@ def parse_address(text: str) -> TerminalAddress:
         raise InvalidAddress(f"The address has {len(text)} characters; at most {MAX_ADDRESS_LENGTH} are allowed.")
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise InvalidAddress(
-            "The address holds a space, a control character or a character outside ASCII; percent-encode it."
+            "The address contains a space, a control character or a character outside ASCII; percent-encode it."
         )
     if match := _SIP.fullmatch(text):
         scheme, user, host, port, params = match.groups()
@@ -122,7 +123,7 @@ def parse_address(text: str) -> TerminalAddress:
             try:
                 ipv6 = ipaddress.IPv6Address(host[1:-1])
             except ValueError:
-                raise InvalidAddress(f"The address {text!r} names {host}, which is no IPv6 address.") from None
+                raise InvalidAddress(f"The address {text!r} names {host}, which is not an IPv6 address.") from None
             if ipv6.ipv4_mapped:  # Python 3.13 prints these in a longer form
                 mapped = int(ipv6.ipv4_mapped)
                 host = f"[::ffff:{mapped >> 16:x}:{mapped & 0xFFFF:x}]"
@@ -139,7 +140,7 @@ def parse_address(text: str) -> TerminalAddress:
         digits, params = number.translate(_SEPARATORS).lower(), _canonical_params(params, tel=True)
         local = not digits.startswith("+")
         if not digits.strip("+") or (not local and not digits[1:].isdigit()):
-            raise InvalidAddress(f"The address {text!r} is no telephone number (RFC 3966).")
+            raise InvalidAddress(f"The address {text!r} is not a telephone number (RFC 3966).")
         if local and ";phone-context=" not in params:
             raise InvalidAddress(
                 f"The address {text!r} is a local number without ;phone-context= (RFC 3966 section 5.1.5); "
@@ -149,12 +150,12 @@ def parse_address(text: str) -> TerminalAddress:
     if "?" in text.rpartition("@")[2] and _SIP.fullmatch(text.rpartition("?")[0]):
         raise InvalidAddress(f"The address {text!r} has headers behind a question mark; leave them out.")
     raise InvalidAddress(
-        f"The address {text!r} is no sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
+        f"The address {text!r} is not a sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
     )
 
 
 def canonical(text: str) -> str:
-    """The canonical form of an address; what is none stays as it is."""
+    """The canonical form of an address; any other text is returned unchanged."""
     try:
         return parse_address(text)
     except InvalidAddress:

@@ -1,7 +1,4 @@
-"""What one transaction of the store writes.
-
-Invariants: pure and frozen; datetimes are aware UTC.
-"""
+"""What the store writes in one transaction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from app.domain.statuses import TerminalStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionUpdate:
-    """New values of a subscription's progress; None leaves a value as it is."""
+    """New values of a subscription; None leaves a value unchanged."""
 
     subscription_id: str
     notified: int | None = None
@@ -35,38 +32,39 @@ class SubscriptionUpdate:
     joined: tuple[TerminalAddress, ...] | None = None
     held: tuple[TerminalAddress, ...] | None = None
     sink: Sink | None = None
-    """Another endpoint, or other secrets for it."""
+    """A new URL, or new secrets."""
     withdraws: bool = False
-    """With `ended_at`: what it is owed and is not settled becomes WITHDRAWN at that time, and is not claimed again."""
+    """With `ended_at`: notifications that are not settled become WITHDRAWN at that time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempted:
-    """What one attempt to deliver leads to, written in one transaction by `Store.record_attempts`."""
+    """The result of one delivery attempt, written in one transaction by `Store.record_attempts`."""
 
     attempt: DeliveryAttempt
-    """Its `number` is the next free one where that is taken: a lease that ran out lets two nodes try at once."""
+    """If its `number` is taken, the store gives the next free one: after a lease ran out, two nodes may try at once."""
     owner: str
-    """Who claimed it. Where the lease is another's by now, a failed attempt is only added and changes nothing else."""
+    """The deliverer that claimed the notification. If another one holds the lease by now, a failed attempt is added and
+    changes nothing else."""
     state: DeliveryState
-    """What becomes of the notification. One that is settled already stays as it is."""
+    """The notification's new state. A notification that is settled already is not changed."""
     next_attempt_at: datetime | None = None
-    """When it is due again, if `state` is PENDING."""
+    """When the next attempt is due, if `state` is PENDING."""
     usage: Sequence[UsageRecord] = ()
     suspended_at: datetime | None = None
-    """The subscription's new one (None: its endpoint works)."""
+    """The subscription's new `suspended_at`; None: its sink works."""
     update: SubscriptionUpdate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What one transaction writes: statuses by compare-and-set, and what follows from them."""
+    """Statuses, and the updates of subscriptions and notifications that follow from them: one transaction."""
 
     statuses: Sequence[TerminalStatus] = ()
-    """Each with the revision it shall have; it is written only where the stored one is the revision before, or where
-    none is stored. Several of one terminal follow each other."""
+    """Each with its new revision. Written by compare-and-set: only if the stored revision is the one before, or none is
+    stored. Several statuses of one terminal are in the order of their revisions."""
     updates: Sequence[SubscriptionUpdate] = ()
     owed: Sequence[OwedNotification] = ()
-    """`sequence` is given by the store."""
+    """The store assigns `sequence`."""
     usage: Sequence[UsageRecord] = ()
     audit: Sequence[AuditEntry] = ()

@@ -116,7 +116,7 @@ def _stricter(name: str, common: int | bool, own: int | bool) -> int | bool:
 def check_criteria(policy: Policy, criteria: Set[Status]) -> None:
     """Raises BusyNotSupported (POL0200)."""
     if Status.BUSY in criteria and not policy.busy_available:
-        raise BusyNotSupported("This operator does not report BUSY; remove it from `criteria`.", field="criteria")
+        raise BusyNotSupported("This operator does not report BUSY; remove it from the criteria.", field="criteria")
 
 
 def interval_allowed(policy: Policy, min_interval_ms: int, *, named: bool = False) -> int:
@@ -127,10 +127,10 @@ def interval_allowed(policy: Policy, min_interval_ms: int, *, named: bool = Fals
     Raises IntervalTooShort (POL0009), InvalidRequest.
     """
     if not 0 <= min_interval_ms <= MAX_INTERVAL_MS:
-        raise InvalidRequest(f"`min_interval` must be 0 to {MAX_INTERVAL_MS} ms.", field="min_interval")
+        raise InvalidRequest(f"The interval must be 0 to {MAX_INTERVAL_MS} ms.", field="min_interval")
     if (named or min_interval_ms) and min_interval_ms < policy.min_interval_ms:
         raise IntervalTooShort(
-            f"The shortest `min_interval` allowed is {policy.min_interval_ms} ms.",
+            f"The interval between notifications must be at least {policy.min_interval_ms} ms.",
             field="min_interval",
             least=str(policy.min_interval_ms),
         )
@@ -140,14 +140,16 @@ def interval_allowed(policy: Policy, min_interval_ms: int, *, named: bool = Fals
 def check_count(policy: Policy, count: int) -> None:
     """Raises UnlimitedCountNotAllowed (POL0004), CountTooLarge (POL0005), InvalidRequest."""
     if not 0 <= count < 1 << 31:
-        raise InvalidRequest("`max_notifications` must be 0 (unlimited) to 2147483647.", field="max_notifications")
+        raise InvalidRequest(
+            "The number of notifications must be 0 (unlimited) to 2147483647.", field="max_notifications"
+        )
     if not count and not policy.unlimited_count_allowed:
         raise UnlimitedCountNotAllowed(
-            "`max_notifications` must be set: unlimited subscriptions are not allowed.", field="max_notifications"
+            "The subscription must limit its number of notifications.", field="max_notifications"
         )
     if policy.max_count and count > policy.max_count:
         raise CountTooLarge(
-            f"The largest `max_notifications` allowed is {policy.max_count}.", field="max_notifications"
+            f"The number of notifications must be at most {policy.max_count}.", field="max_notifications"
         )
 
 
@@ -160,10 +162,10 @@ def duration_allowed(policy: Policy, duration_ms: int | None) -> int | None:
         shorter = min(policy.default_duration_ms or MAX_INTERVAL_MS, policy.max_duration_ms or MAX_INTERVAL_MS)
         return shorter if policy.default_duration_ms or policy.max_duration_ms else None
     if not 0 < duration_ms <= MAX_INTERVAL_MS:
-        raise InvalidRequest(f"`duration` must be 1 to {MAX_INTERVAL_MS} ms.", field="duration")
+        raise InvalidRequest(f"The duration must be 1 to {MAX_INTERVAL_MS} ms.", field="duration")
     if policy.max_duration_ms and duration_ms > policy.max_duration_ms:
         raise DurationTooLong(
-            f"The longest `duration` allowed is {policy.max_duration_ms} ms.",
+            f"The duration must be at most {policy.max_duration_ms} ms.",
             field="duration",
             most=str(policy.max_duration_ms),
         )

@@ -1,22 +1,19 @@
-"""What a presence document says: PIDF (RFC 3863) with the data model (RFC 4479) and RPID (RFC 4480).
+"""Reads presence documents: PIDF (RFC 3863) with the data model (RFC 4479) and RPID (RFC 4480).
 
-Invariants: pure; time and memory grow linearly with the document, and are bounded by its elements and attributes (a
-megabyte of empty elements took 0.4 s, in which nobody else was served); nothing but DocumentUnreadable is raised,
-whatever the bytes. A DTD is refused before a declaration of it is read, so there are no entities to resolve and
-nothing to fetch. Elements are known by namespace, never by prefix, and only in their place: a `basic` or
-`activities` inside, say, a `timed-status` (RFC 4481: past and future) says nothing about now.
+Invariants: the only exception is DocumentUnreadable, whatever the bytes. Time and memory are bounded by MAX_MARKS (a
+megabyte of empty elements took 0.4 s, during which the gateway served nothing else). A DTD is refused before its
+declarations are read: there are no entities to resolve. Elements are recognized by namespace and place, not by prefix:
+a `basic` inside a `timed-status` (RFC 4481: past and future) does not describe the present.
 
-Read leniently: any extension namespace of PIDF may hold `person`, `device` and `activities`, and an activity may
-be text, because what preceded RFC 4480 is still sent (Asterisk, Cisco, Linphone); `basic` in any case and with
-white space around it; white space before the XML declaration; a missing id, status or basic. Read strictly: the
-root is `presence` in PIDF's own namespace (neither none nor `cpim-pidf`), and every prefix is declared. A tuple counts
-for nothing where its `relationship` names somebody other than the presentity (RFC 4480 section 3.9: an assistant's or a
-relative's terminal), or where its `service-class` is not electronic (section 3.12: a courier, a postal address).
-The encoding is the XML declaration's or the byte order mark's (UTF-8, UTF-16, ISO-8859-1, US-ASCII); a `charset`
-parameter is ignored.
+Lenient, because formats older than RFC 4480 are still sent (Asterisk, Cisco, Linphone): every extension namespace of
+PIDF may contain `person`, `device` and `activities`; an activity may be text; `basic` may have any case and white space
+around it; white space may precede the XML declaration; id, status and basic may be missing.
+Strict: the root is `presence` in PIDF's namespace, and every prefix is declared. A tuple is ignored if its
+`relationship` names another person (RFC 4480 section 3.9), or its `service-class` is not electronic (section 3.12).
+The encoding is that of the XML declaration or byte order mark; a `charset` parameter is ignored.
 
-Expat and not lxml: libxml2 keeps every element name it meets for the life of the thread, and who publishes picks
-the names. Deliberately absent: the clock. `from` and `until` (RFC 4480) and timestamps are not weighed.
+Expat and not lxml: libxml2 keeps every element name it meets for the life of the thread, and publishers choose names.
+Deliberately absent: the clock. `from` and `until` (RFC 4480) and timestamps are ignored.
 """
 
 from collections.abc import Set
@@ -27,29 +24,29 @@ from app.domain.errors import DocumentUnreadable
 from app.domain.statuses import Status
 
 MAX_DOCUMENT_BYTES = 1 << 20
-"""Longest document read. A larger one is refused unread, with reason `too-large`."""
+"""Larger documents are refused without being read, with reason `too-large`."""
 
 MAX_DEPTH = 32
-"""Deepest nesting of elements read. A deeper document is refused with reason `too-deep`."""
+"""Documents with deeper elements are refused with reason `too-deep`."""
 
 MAX_MARKS = 10_000
-"""Most elements and attributes read: some 20 ms. A document with more is refused with reason `too-large`."""
+"""Documents with more elements and attributes are refused with reason `too-large`: these take about 20 ms."""
 
 MAX_WORDS = 10_000
-"""Most characters of one `activities`, `relationship` or `service-class`; with more, `too-large`."""
+"""Most characters of one `activities`, `relationship` or `service-class`; more are refused as `too-large`."""
 
 MAX_TAG_BYTES = 65_536
-"""Longest tag or comment, which Expat reads whole. A longer one is refused with reason `too-large`."""
+"""Longest tag or comment, which Expat buffers whole; longer ones are refused as `too-large`."""
 
 _SLICE = 16_384
 
 _PIDF = "urn:ietf:params:xml:ns:pidf"
 _EXTENSION = _PIDF + ":"
 _ANY = _EXTENSION + "*"
-"""Stands for each namespace of an extension of PIDF. No two of them give `person` or `activities` two meanings."""
+"""Any extension namespace of PIDF: `person` and `activities` mean the same in all of them."""
 
 _PLACES = {
-    # (place of the parent, namespace, local name): place of the element. What is not here is of no interest.
+    # (place of the parent, namespace, local name): place of the element. Other elements are ignored.
     ("document", _PIDF, "presence"): "presence",
     ("presence", _PIDF, "tuple"): "tuple",
     ("presence", _ANY, "person"): "person",
@@ -67,21 +64,20 @@ _PLACES = {
     ("tuple", _ANY, "service-class"): "service-class",
 }
 _CHOICES = frozenset({"activities", "relationship", "service-class"})
-"""What is stated in these is the name of a child element, or a word of their text (the drafts before RFC 4480)."""
+"""Their values are names of child elements, or words of their text (the drafts before RFC 4480)."""
 _SAME_PERSON = frozenset({"self", "note"})
-"""Any other word in `relationship` names somebody else."""
+"""With any other `relationship`, the tuple belongs to another person."""
 _NOT_ELECTRONIC = frozenset({"courier", "freight", "in-person", "postal"})
 _ENCODINGS = ("UTF-8", "UTF-16", "UTF-16LE", "UTF-16BE", "ISO-8859-1", "US-ASCII")
-"""The ones Expat reads itself. For any other it would look up a Python codec by a name that a stranger chose."""
+"""The encodings that Expat decodes itself. For others it would look up a Python codec by a name from the document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """What a presence document says: whether any tuple is open, and the activities that count.
+    """The content of a presence document: whether any tuple is open, and the activities.
 
-    Only tuples of the presentity's own electronic services count. The activities are RPID's words (RFC 4480 section
-    3.2), such as `on-the-phone`, of every person, every device and every open tuple that counts; the text of `other` is
-    left out.
+    Only tuples of the presentity's own electronic services count. The activities are RPID's (RFC 4480 section 3.2),
+    such as `on-the-phone`, of every person, every device and every open tuple that counts, without the text of `other`.
     """
 
     open: bool
@@ -91,8 +87,8 @@ class Presence:
 def read_presence(body: bytes, content_type: str, content_encoding: str = "") -> Presence:
     """Reads the body of a NOTIFY; `content_type` and `content_encoding` are its header values, "" where absent.
 
-    An empty body, whatever the headers, is what a presence server sends when nothing is published: no tuple is
-    open. An absent content type is taken as PIDF, which every presence server speaks (RFC 3856 section 6.5).
+    An empty body means that nothing is published: no tuple is open. Without a content type, the body is read as PIDF,
+    which every presence server supports (RFC 3856 section 6.5).
 
     Raises DocumentUnreadable with `details["reason"]` one of `too-large`, `content-encoding`, `content-type`,
     `dtd`, `root`, `too-deep`, `malformed`.
@@ -107,13 +103,14 @@ def read_presence(body: bytes, content_type: str, content_encoding: str = "") ->
     coding = content_encoding.strip().lower()
     if coding not in ("", "identity") or document.startswith(b"\x1f\x8b"):
         raise DocumentUnreadable(
-            f"The presence document is encoded as {coding[:40] or 'gzip'!r}; none was asked for.",
+            f"The presence document is encoded as {coding[:40] or 'gzip'!r}; the gateway accepts no content encoding.",
             reason="content-encoding",
         )
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in ("application/pidf+xml", ""):
         raise DocumentUnreadable(
-            f"The NOTIFY carries {media_type[:80]!r}; only application/pidf+xml is read.", reason="content-type"
+            f"The NOTIFY carries {media_type[:80]!r}; the gateway reads application/pidf+xml only.",
+            reason="content-type",
         )
     reader = _Reader()
     # Expat's own namespace processing copies a namespace into each name that uses it, which a long one turns into
@@ -140,7 +137,7 @@ def read_presence(body: bytes, content_type: str, content_encoding: str = "") ->
 
 
 def status_of(presence: Presence, busy_activities: Set[str]) -> Status:
-    """The status rule: UNREACHABLE without an open tuple, else BUSY with any of `busy_activities`, else REACHABLE."""
+    """The status rule: UNREACHABLE without an open tuple, else BUSY with one of `busy_activities`, else REACHABLE."""
     if not presence.open:
         return Status.UNREACHABLE
     return Status.REACHABLE if presence.activities.isdisjoint(busy_activities) else Status.BUSY
@@ -151,7 +148,9 @@ def _malformed(what: str) -> DocumentUnreadable:
 
 
 def _too_large(what: str) -> DocumentUnreadable:
-    return DocumentUnreadable(f"The presence document has {what}, more than is read.", reason="too-large")
+    return DocumentUnreadable(
+        f"The presence document has {what}, which is more than the gateway reads.", reason="too-large"
+    )
 
 
 class _Reader:
@@ -184,17 +183,17 @@ class _Reader:
         self._tuple_open = False
         self._tuple_counts = True
         self._namespaces: dict[str, str | None] = {"": "", "xml": ""}  # by prefix; None: not declared
-        # For each open element, from the outermost: its place ("": of no interest), and what its namespace
-        # declarations stand in front of.
+        # For each open element, from the outermost: its place ("": ignored), and the namespaces that its own
+        # declarations replace until it ends.
         self._places = ["document"]
         self._shadowed: list[dict[str, str | None] | None] = []
 
     def declare(self, version: str, encoding: str | None, standalone: int) -> None:
         if encoding is not None and encoding.upper() not in _ENCODINGS:
-            raise _malformed(f"the encoding {encoding[:40]!r} is none of {', '.join(_ENCODINGS)}")
+            raise _malformed(f"the encoding {encoding[:40]!r} is not one of {', '.join(_ENCODINGS)}")
 
     def refuse_dtd(self, name: str, system_id: str | None, public_id: str | None, internal_subset: bool) -> None:
-        raise DocumentUnreadable("The presence document has a DTD, which is refused.", reason="dtd")
+        raise DocumentUnreadable("The presence document has a DTD; the gateway reads none.", reason="dtd")
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         self._marks += 1 + len(attributes)
@@ -261,7 +260,7 @@ class _Reader:
         return [word.rpartition(":")[2] for word in text.split()]
 
     def _enter_scope(self, attributes: dict[str, str]) -> dict[str, str | None] | None:
-        """Takes in an element's namespace declarations; returns what they stand in front of."""
+        """Applies an element's namespace declarations; returns the ones that they replace."""
         shadowed = None
         for key, uri in attributes.items():
             if key.startswith("xmlns") and key[5:6] in ("", ":"):

@@ -1,9 +1,7 @@
-"""What the gateway stores: clients, groups, subscriptions, notifications and attempts to deliver them, usage, audit.
+"""What the gateway stores: clients, groups, subscriptions, notifications, delivery attempts, usage records, audit.
 
-Invariants: pure and frozen; datetimes are aware UTC. Ids are opaque text of at most MAX_ID characters, unguessable
-where a caller may name them. What a caller chose (correlator, request id) is bounded before it gets here.
-
-Deliberately absent: tables (`app/store/`) and wire formats.
+Invariants: immutable; datetimes are aware UTC. Ids are at most MAX_ID characters, and unguessable where a caller may
+send them. Texts that a caller chose (correlator, request id) are bounded by the faces.
 """
 
 import enum
@@ -22,14 +20,16 @@ MAX_CORRELATOR = 255
 MAX_REQUESTER = 200
 
 ANONYMOUS = "anonymous"
-"""The client id of whoever calls while no client is configured."""
+"""The client id of all callers while no client is configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """An application with credentials. `limits` are this client's own policies by field name of `policy.Policy`,
-    which can only be stricter than the operator's; `admin` may see and end what is others' (never by an API key of an
-    application)."""
+    """An application with credentials, or an operator.
+
+    `limits` are the client's own limits by field name of `policy.Policy`; they can only be stricter than the
+    operator's. `admin`: an operator, who may also read and end what belongs to other clients.
+    """
 
     id: str
     name: str
@@ -44,9 +44,9 @@ class Client:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A named set of addresses, which may be asked and watched by its own `sip:` URI.
+    """A set of terminals that can be queried and watched by the group's own `sip:` address.
 
-    `members` are terminals, or other groups where the policy allows nesting.
+    `members` are terminals, and groups where the policy allows nesting.
     """
 
     address: TerminalAddress
@@ -54,49 +54,49 @@ class Group:
     members: tuple[TerminalAddress, ...]
     created_at: datetime
     version: int = 1
-    """Grows by one with each change of the members; what an ETag is made of."""
+    """Grows by one with each change of the members; REST's ETag is made of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """An application's standing request: tell me when one of these terminals changes."""
+    """An application's stored request to be notified when one of these terminals changes its status."""
 
     id: str
     client_id: str
     addresses: tuple[TerminalAddress, ...]
-    """Terminals and groups as asked for, canonical, each once."""
+    """Terminals and groups of the request, in canonical form, each once."""
     criteria: frozenset[Status]
-    """The statuses that are told; empty means each change."""
+    """The statuses that are reported; empty: every change."""
     check_immediate: bool
-    """Whether terminals that meet the criteria at the start are told at once (Parlay X `checkImmediate`)."""
+    """Report terminals that meet the criteria already at the start (Parlay X `checkImmediate`)."""
     min_interval_ms: int
-    """Least time between two notifications (Parlay X `frequency`); changes meanwhile are held, the newest wins."""
+    """Shortest interval between two notifications (Parlay X `frequency`). Meanwhile the newest change is held."""
     max_notifications: int
-    """How many status notifications end it; 0 is unlimited (Parlay X `count`)."""
+    """Ends after this number of status notifications (Parlay X `count`); 0: unlimited."""
     created_at: datetime
     expires_at: datetime | None
-    """None is for ever, where the policy allows it."""
+    """None: never expires, where the policy allows it."""
     sink: Sink
     correlator: str = ""
-    """The application's own name for it; unique among the client's active subscriptions where not empty."""
+    """The application's name for the subscription; if not empty, unique among the client's active subscriptions."""
     request_id: str = ""
-    """Makes creation idempotent: the same client's same id returns the subscription that was made first."""
+    """Makes creation idempotent: a repeated request with the same id returns the subscription of the first one."""
     notified: int = 0
-    """Status notifications made so far."""
+    """Number of status notifications so far."""
     last_notified_at: datetime | None = None
     awaiting: bool = False
-    """Whether some of its terminals have not been observed since it was made: the first observation of such a one is
-    no change, but what later ones are compared with (and is told at once where `check_immediate`)."""
+    """Whether some of its terminals have not been observed since the subscription was created. The first observation
+    of such a terminal is not a change: later ones are compared with it (`check_immediate`: it is reported)."""
     groups: tuple[TerminalAddress, ...] = ()
-    """Its addresses that are groups, and the groups in them: they stay that when they are deleted, and an address asked
-    for as a terminal stays one whatever groups are made later."""
+    """The groups among `addresses`, and the groups that they contain. A deleted group remains in this list; an address
+    that was no group at the start is never treated as one, even if a group of this address is created later."""
     joined: tuple[TerminalAddress, ...] = ()
-    """Terminals of several that have not been observed since it was made, or since they joined a group of it; what
-    `awaiting` says of a single one."""
+    """Where there are several terminals: those not observed since the subscription was created, or since they joined
+    one of its groups. For a single terminal, `awaiting` says the same."""
     held: tuple[TerminalAddress, ...] = ()
-    """Terminals whose last status waits for the interval."""
+    """Terminals whose newest status is held until `min_interval_ms` has passed."""
     suspended_at: datetime | None = None
-    """When its endpoint had failed for so long that attempts were put off; None while it works."""
+    """Since when its sink has failed so often that attempts are rare; None while the sink works."""
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     end_detail: str = ""
@@ -111,44 +111,44 @@ class Subscription:
 
 
 class NotificationKind(enum.Enum):
-    """What an owed notification says."""
+    """What a notification reports."""
 
     STATUS = "STATUS"
-    """Changes of terminals: Parlay X `statusNotification`."""
+    """Changed statuses: Parlay X `statusNotification`."""
     STARTED = "STARTED"
     ERROR = "ERROR"
     """One terminal, or the whole subscription, failed: Parlay X `statusError`."""
     ENDED = "ENDED"
-    """Nothing follows: Parlay X `statusEnd`, and the lifecycle event of webhooks."""
+    """The subscription has ended, and this is its last notification: Parlay X `statusEnd`."""
     TEST = "TEST"
-    """A signed test of the endpoint."""
+    """A signed test of the sink."""
 
 
 class DeliveryState(enum.Enum):
-    """Where an owed notification stands."""
+    """The state of a notification on its way to the sink."""
 
     PENDING = "PENDING"
     DELIVERED = "DELIVERED"
     DEAD = "DEAD"
-    """Given up; it is listed, and can be sent again by command."""
+    """Delivery was given up; the notification can be listed and sent again by command."""
     WITHDRAWN = "WITHDRAWN"
-    """Not sent, or not again, since its subscription's client ended a subscription that then wants no callback."""
+    """No longer to be sent: the client ended the subscription, and its kind of sink gets nothing after that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwedNotification:
-    """One message owed to a subscription's sink; `id` is stable over every attempt and the receiver's to compare."""
+    """One message owed to a sink. `id` is the same in every attempt, so that receivers recognize repetitions."""
 
     id: str
     subscription_id: str
     client_id: str
     sequence: int
-    """Order within the subscription, from 1, without gaps."""
+    """Order within the subscription: 1, 2, 3, … without gaps."""
     kind: NotificationKind
     changes: tuple[TerminalStatus, ...]
-    """What STATUS tells, each terminal once; empty otherwise."""
+    """STATUS: the changed statuses, one per terminal. Empty for other kinds."""
     address: TerminalAddress | None = None
-    """The terminal that an ERROR is about; None is the whole subscription."""
+    """ERROR: the terminal that failed; None: the whole subscription failed."""
     code: str = ""
     """ERROR: the domain error's code. ENDED: the EndReason's name."""
     text: str = ""
@@ -164,37 +164,37 @@ class OwedNotification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryAttempt:
-    """One try to deliver an owed notification."""
+    """One attempt to send a notification to its sink."""
 
     notification_id: str
     number: int
     at: datetime
     code: int
-    """The endpoint's HTTP status; 0 where none came."""
+    """The sink's HTTP status; 0 if there was no response."""
     duration_ms: int
     outcome: str
-    """`delivered`, or a short word for what failed: `refused`, `timed-out`, `dns`, `forbidden-address`, `http-500`."""
+    """`delivered`, or a word for the failure: `refused`, `timed-out`, `dns`, `forbidden-address`, `http-500`."""
     answer: bytes = b""
-    """The first kilobytes of the answer's body."""
+    """The first kilobytes of the response's body."""
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One billable act, in the contract's names (`getStatus`, `statusNotification_DeliveryAttempted`, …).
+    """One billable operation, by its Parlay X name (`getStatus`, `statusNotification_DeliveryAttempted`, …).
 
-    Made for each answer, so a Struct: a frozen dataclass takes ten times as long to make."""
+    A Struct, because one is made for each answer: making a frozen dataclass takes ten times as long."""
 
     id: str
     at: datetime
     operation: str
     client_id: str
     face: str
-    """`grpc`, `rest`, `camara`, `soap` or `gateway` (deliveries)."""
+    """`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries."""
     requester: str = ""
     targets: tuple[str, ...] = ()
-    """As asked for, cut after MAX_USAGE_TARGETS."""
+    """The first MAX_USAGE_TARGETS addresses of the request."""
     target_count: int = 0
     expanded_count: int = 0
-    """Terminals after groups were expanded."""
+    """Number of terminals, with the members of groups."""
     correlator: str = ""
     subscription_id: str = ""
     result: str = "OK"
@@ -207,7 +207,7 @@ MAX_USAGE_TARGETS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One change that somebody made to what the gateway keeps: `who` did `what`, such as `client added`."""
+    """One administrative change: `who` did `what`, such as `client added`."""
 
     at: datetime
     who: str

@@ -1,7 +1,4 @@
-"""What is known of a terminal: its status, where that came from, and what it is worth now.
-
-Invariants: pure and frozen; datetimes are aware UTC.
-"""
+"""The status of a terminal, where it came from, and how far it can be trusted now (liveness)."""
 
 import enum
 from dataclasses import dataclass
@@ -11,7 +8,7 @@ from app.domain.addresses import TerminalAddress
 
 
 class Status(enum.Enum):
-    """What a terminal is, in the words of 3GPP TS 29.199-8 `Status`."""
+    """The values of `Status` in 3GPP TS 29.199-8."""
 
     REACHABLE = "REACHABLE"
     UNREACHABLE = "UNREACHABLE"
@@ -19,38 +16,38 @@ class Status(enum.Enum):
 
 
 class Source(enum.Enum):
-    """Where a terminal status came from."""
+    """How the gateway learned a status."""
 
     FETCH = "FETCH"
-    """The presence server was asked for this answer: SUBSCRIBE with `Expires: 0` (RFC 6665 section 4.4.3)."""
+    """By a fetch: SUBSCRIBE with `Expires: 0` (RFC 6665 section 4.4.3)."""
     WATCH = "WATCH"
-    """A live subscription at the presence server says so (RFC 6665 section 4.1)."""
+    """By a NOTIFY of a watch (RFC 6665 section 4.1)."""
 
 
 class Liveness(enum.Enum):
-    """What the last observation of a watched terminal is worth."""
+    """Whether the last observation of a watched terminal is current."""
 
     LIVE = "LIVE"
-    """The presence server tells each change: a subscription is active."""
+    """The watch is active: the presence server reports each change."""
     STALE = "STALE"
-    """It no longer does; what it said last stays, with its age."""
+    """The watch is interrupted: the last status is kept and ages."""
     UNKNOWN = "UNKNOWN"
-    """Nothing was ever observed."""
+    """The terminal was never observed."""
 
 
 def require_utc(*times: datetime | None) -> None:
-    """Raises ValueError for a datetime that is naive or of another zone; None passes."""
+    """Raises ValueError for a datetime that is naive or in another zone. None is accepted."""
     for time in times:
         if time is not None and time.utcoffset() != timedelta(0):
-            raise ValueError(f"{time!r} is no aware UTC datetime")
+            raise ValueError(f"{time!r} is not an aware UTC datetime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TerminalStatus:
-    """A terminal's status as the presence server stated it at `observed_at` (aware, UTC).
+    """A terminal's status as the presence server reported it at `observed_at`.
 
-    `revision` grows by one with each change of the stored status, from 1; 0 is a status that is not stored: one
-    that was fetched, or was just observed.
+    `revision` starts at 1 and grows by one with each change of the stored status. It is 0 for a status that is not
+    stored: a fetched one, or one just observed.
     """
 
     address: TerminalAddress
@@ -65,9 +62,9 @@ class TerminalStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedTerminal:
-    """What is known of a watched terminal now. `status` is None where nothing was ever observed.
+    """A watched terminal now. `status` is None if it was never observed.
 
-    `reason` says why it is not LIVE, in a few words for people; `since` is when the liveness began.
+    `reason` explains to people why the liveness is not LIVE; `since` is when this liveness began.
     """
 
     address: TerminalAddress
