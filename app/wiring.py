@@ -174,9 +174,9 @@ async def run_use_cases(
         senders,
         owner=secrets.token_hex(8),
         clock=clock,
-        ended=on_ended_by_endpoint,
+        on_ended=on_ended_by_endpoint,
         send_limit_s=settings.sink_timeout_ms / 1000 + 5,
-        attempted=attempted,
+        on_attempted=attempted,
     )
     subscriptions = SubscriptionService(
         store, live.lifecycle, live.directory, policies, usage, senders, SINK_CONTRACTS, clock

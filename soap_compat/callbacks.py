@@ -78,7 +78,7 @@ class CallbackSender:
         """Makes one attempt."""
         body = callback(subscription, notification)
         if body is None:
-            return Sent(delivered=True, outcome="not-told")
+            return Sent(delivered=True, outcome="not-sent")
         try:
             reply = await self._egress.request("POST", subscription.sink.url, HEADERS, body, keep=MAX_ANSWER)
         except SinkRefused as refused:  # the operator's rules have become stricter since the start

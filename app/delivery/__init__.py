@@ -1,1 +1,1 @@
-"""What applications are owed, and how it reaches them: the outbox, its hosts, and webhooks."""
+"""The outbox: sends notifications to subscriptions' sinks, and decides when a failed one is sent again."""

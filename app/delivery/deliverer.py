@@ -1,16 +1,15 @@
-"""Delivers owed notifications: claims due ones by lease, sends them, and records each attempt with what follows of it.
+"""Sends owed notifications: claims due ones by a lease, queues them at their sink's host, sends and records them.
 
-The rows are the truth. A hint only wakes the deliverer, which looks every POLL_S anyway. A notification is claimed,
-queued at its endpoint's host, sent, and recorded.
-Invariants: at least once, under one id; in order within a subscription, one at a time (the store's `claim`); a host
-has only its share of the places, less until it has answered once and one place while it is silent, and a queue that
-is bounded in number and time, so that a hanging one delays nobody else; what does not fit is put off. A client has no
-more attempts in flight than places are left, however many hosts it has. A lease outlives
-queue, attempt and record, so two nodes send the same only when one was killed or lost its database.
-A process that ends gives back what it holds; one that is killed leaves leases that run out after `lease_s`.
+The rows in the store are the truth. A hint only wakes the deliverer, which polls every POLL_S anyway.
+Which notifications a subscriber is owed: `live/rules.py`. When a failed one is sent again: `retry.py`. How it is sent:
+the senders in `egress/` and `soap_compat/`. How the result is written: `recorder.py`.
 
-Deliberately absent: how it is sent (`Sender`), what follows from an answer (`retry.py`), how that is written
-(`recorder.py`), what is owed (the use cases that write it), and SQL.
+Invariants: each notification is sent at least once, under one id, and those of a subscription one after the other (the
+store's `claim`). A slow host delays no other: it has a share of the places (fewer until it has answered, one while it
+is silent) and a bounded queue; notifications that do not fit are postponed. A client never has more attempts in flight
+than places are free. A lease outlasts queue, attempt and record, so two nodes send the same notification only after one
+of them was killed or lost its database. A process that stops releases its leases; after a kill they run out
+(`lease_s`).
 """
 
 import asyncio
@@ -19,7 +18,7 @@ import itertools
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,38 +29,38 @@ import structlog
 from app.delivery.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.delivery.recorder import Recorder
 from app.delivery.retry import UNTRIED, RetryPolicy, judge, usage_of
+from app.delivery.withdrawal import Withdrawals
 from app.domain.changes import Attempted, SubscriptionUpdate
 from app.domain.errors import StoreUnavailable
 from app.domain.records import DeliveryAttempt, DeliveryState, Subscription
 from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
-from app.ports import Page, Sender, Sent, Store
+from app.ports import Sender, Sent, Store
 
 POLL_S = 1.0
-"""Longest time a due notification waits where no hint came."""
+"""Longest time that a due notification waits without a hint."""
 RECORD_S = 12.0
-"""What the lease has left for recording an attempt."""
-OTHERS_S = 0.1
-"""Between two looks whether another process has given back a lease."""
+"""Part of the lease that is reserved for recording an attempt."""
 MAX_BATCH = 256
 """Most notifications in one claim."""
 MIN_BATCH = 16
 LOOKED_AT = 64
-"""Of a host's queue, where the first one's client has its share."""
+"""Entries of a host's queue that are searched for a client with free places."""
 PAUSE_S = 2.0
-"""An attempt that takes so much longer than its limit was held up by a stop of the gateway itself."""
+"""An attempt that exceeds its limit by more was delayed by a pause of the gateway itself, not by the host."""
 MAX_HOSTS = 10_000
-"""Hosts that are remembered; above it those without work are forgotten, the oldest first."""
+"""Hosts that are remembered. Above this number idle ones are forgotten, the oldest first."""
 
 _ENDPOINT_GIVEN_UP = {EndReason.SINK_GONE, EndReason.TOKEN_EXPIRED}
 _log = structlog.get_logger(__name__)
 
 
 class Deliverer:
-    """The running outbox worker; one per process. `start` it, `hint` it, and `aclose` it before the senders and store.
+    """The outbox worker, one per process. Close it before the senders and the store.
 
-    `owner` names this process among those that share the store, and must be new at each start. `senders` by kind;
-    `send_limit_s` is above their own time limits. `ended` is told of a subscription that ended because of its
-    endpoint, after that was stored. `attempted` counts: an outcome and the attempt's seconds.
+    `owner` identifies this process among those that share the store, and must be new at each start.
+    `send_limit_s` must be above the senders' own time limits.
+    `on_ended` is called after a subscription's end because of its sink was stored, `on_attempted` with the outcome and
+    the seconds of each attempt.
     """
 
     def __init__(
@@ -76,8 +75,8 @@ class Deliverer:
         send_limit_s: float = 15.0,
         jitter: Callable[[], float] = random.random,
         new_id: Callable[[], str] | None = None,
-        ended: Callable[[Subscription, EndReason], None] = lambda subscription, reason: None,
-        attempted: Callable[[str, float], None] = lambda outcome, seconds: None,
+        on_ended: Callable[[Subscription, EndReason], None] = lambda subscription, reason: None,
+        on_attempted: Callable[[str, float], None] = lambda outcome, seconds: None,
     ) -> None:
         self._store = store
         self._senders = senders
@@ -89,22 +88,24 @@ class Deliverer:
         self._jitter = jitter
         run, number = secrets.token_hex(8), itertools.count(1)  # cheaper than a random id for each
         self._new_id = new_id or (lambda: f"{run}{next(number):012x}")
-        self._attempted = attempted
+        self._on_attempted = on_attempted
         self.lease_s = MAX_WAIT_S + send_limit_s + RECORD_S
+        self._withdrawals = Withdrawals(store, owner, clock=clock, new_id=self._new_id, lease_s=self.lease_s)
         self._hosts: dict[tuple[SinkKind, str], Host] = {}
         self._in_flight: dict[asyncio.Task[None], Job] = {}
-        self._of_client: Counter[str] = Counter()  # how many of them
-        self._crowded = False  # whether one waits because its client has its share
-        self._recorder = Recorder(store, owner, written=self.hint, ended=ended)
-        self._changed: dict[str, Sink] | None = None  # by subscription, while subscriptions are read for a claim
-        self._withdrawn: set[str] | None = None  # subscriptions, while a claim is made
+        self._of_client: Counter[str] = Counter()  # attempts in flight, by client id
+        self._crowded = False  # a queued one waits because its client has too many in flight
+        self._recorder = Recorder(store, owner, on_written=self.hint, on_ended=on_ended)
+        # Changes that arrive during a claim, by subscription id; None: no claim is being made.
+        self._changed: dict[str, Sink] | None = None
+        self._withdrawn: set[str] | None = None
         self._wake = asyncio.Event()
         self._closing = False
         self._claimer: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> int:
-        """How many notifications are claimed and not yet recorded."""
+        """Number of notifications that are claimed and not recorded yet."""
         return self._recorder.held
 
     def start(self) -> None:
@@ -113,12 +114,12 @@ class Deliverer:
         self._recorder.start()
 
     def hint(self) -> None:
-        """Something may be due: looks now rather than at the next poll."""
+        """Claims now instead of at the next poll: a notification may be due."""
         self._wake.set()
 
     def sink_changed(self, subscription: Subscription) -> None:
-        """The subscription has other parameters for its endpoint in the store: attempts that begin from now on use
-        them, also of what is claimed already. (Another process's queue has the old ones for MAX_WAIT_S at most.)"""
+        """The stored sink of the subscription was changed: attempts that begin from now on use the new one, also for
+        notifications that are claimed already. Another process may use the old one for MAX_WAIT_S more."""
         if self._changed is not None:
             self._changed[subscription.id] = subscription.sink
         for host in self._hosts.values():
@@ -127,10 +128,10 @@ class Deliverer:
                     job.subscription = replace(job.subscription, sink=subscription.sink)
 
     def withdrawn(self, subscription: Subscription) -> Callable[[], Awaitable[None]]:
-        """What the subscription was owed is WITHDRAWN in the store: no attempt of it begins here any more.
+        """The subscription's notifications are WITHDRAWN in the store: this process begins no further attempt.
 
-        Await what is returned, if somebody waits for it: then none begins in another process either, and those in
-        flight have ended, each within its own time limit."""
+        Returns a function that waits until no other process begins one either, and attempts in flight have ended (each
+        within its time limit)."""
         if self._withdrawn is not None:
             self._withdrawn.add(subscription.id)
         for host in self._hosts.values():
@@ -140,47 +141,18 @@ class Deliverer:
         in_flight = {task: job for task, job in self._in_flight.items() if job.subscription.id == subscription.id}
         for job in in_flight.values():
             job.withdrawn = True
-        return partial(self._withdrawn_everywhere, subscription, in_flight)
-
-    async def _withdrawn_everywhere(
-        self, subscription: Subscription, in_flight: Collection[asyncio.Task[None]]
-    ) -> None:
-        if in_flight:
-            await asyncio.wait(in_flight)
-        try:
-            if not (await self._left_by_others(subscription) or in_flight):
-                await self._bill_withdrawn(subscription)
-        except StoreUnavailable as error:
-            _log.warning("withdrawal_not_followed", subscription_id=subscription.id, message=str(error))
-
-    async def _left_by_others(self, subscription: Subscription) -> bool:
-        """Waits until no other process holds anything of the subscription; whether one did."""
-        loop, waited = asyncio.get_running_loop(), False
-        until_s = loop.time() + self.lease_s
-        while await self._store.lease_owner(subscription.id) not in (None, self._owner) and loop.time() < until_s:
-            waited = True
-            await asyncio.sleep(OTHERS_S)
-        return waited
-
-    async def _bill_withdrawn(self, subscription: Subscription) -> None:
-        """Writes the result of a notification that was tried before it was withdrawn: only the first can have been."""
-        page = Page(size=1)
-        withdrawn, _ = await self._store.notifications(
-            None, page, state=DeliveryState.WITHDRAWN, subscription_id=subscription.id
-        )
-        for one in withdrawn:
-            if one.attempts:
-                usage = usage_of(one, subscription, one.state, "withdrawn", self._clock(), self._new_id())
-                await self._store.write_usage(usage)
+        return partial(self._withdrawals.finish, subscription, in_flight)
 
     async def aclose(self, limit_s: float = 5.0) -> None:
-        """Claims no more, gives back what waits, and lets what is in flight end within `limit_s`; the rest is given
-        back too, and will be sent again."""
+        """Stops claiming, releases the leases of queued notifications, and waits up to `limit_s` for attempts in
+        flight. Attempts that are cancelled then are made again by another process, or at the next start."""
         if self._closing or (claimer := self._claimer) is None:
             return
         self._closing = True
         self._wake.set()
-        await asyncio.wait([claimer], timeout=limit_s)  # not in mid-claim: the leases would be known to nobody
+        await asyncio.wait(
+            [claimer], timeout=limit_s
+        )  # a claim that is cut off would leave leases that nobody releases
         claimer.cancel()
         await asyncio.gather(claimer, return_exceptions=True)
         now = self._clock()
@@ -210,7 +182,7 @@ class Deliverer:
                 _log.warning("deliveries_not_claimed", message=str(error))
             except Exception:
                 _log.exception("deliveries_not_claimed")
-            # Where hosts that work well have no room, no more is claimed than they can take.
+            # While busy hosts have no room, claim only as many as they accept.
             most = max(MIN_BATCH, claimed - crowded) if crowded else min(MAX_BATCH, most * 2)
             if claimed < asked or asked <= 0 or crowded:
                 with contextlib.suppress(TimeoutError):
@@ -218,7 +190,7 @@ class Deliverer:
                         await self._wake.wait()
 
     async def _claim(self, most: int) -> tuple[int, int]:
-        """How many were claimed, and how many of them had to be put off for less than a second."""
+        """Returns how many were claimed, and how many of these were postponed by less than a second."""
         self._withdrawn = set()
         try:
             return await self._claim_and_queue(most, self._withdrawn)
@@ -259,9 +231,10 @@ class Deliverer:
         return len(claimed), crowded
 
     def _take(self, job: Job) -> bool:
-        """Queues it at its host, settles it where there is nothing to send, or puts it off where the host is full.
+        """Queues the notification at its host, settles it if there is nothing to send, or postpones it if the host is
+        full.
 
-        False where the host works well, and is only busy.
+        Returns False if the host works and is only busy.
         """
         if self._closing:
             self._recorder.put_off(job.notification, self._clock())
@@ -270,12 +243,12 @@ class Deliverer:
         reason = job.subscription.end_reason
         if (
             reason in _ENDPOINT_GIVEN_UP and job.notification.attempts == 0
-        ):  # one that was sent again by command is tried
+        ):  # a notification that was sent again by command has attempts, and is tried
             self._settle(job, Sent(delivered=False, outcome="gone", ends=reason), 0.0)
-        elif SINK_UNREADABLE in sink.parameters:  # tried again, since the operator may bring the key back
+        elif SINK_UNREADABLE in sink.parameters:  # tried again: the operator may add the missing key
             self._settle(job, Sent(delivered=False, outcome="secret-unreadable"), 0.0)
         elif sink.kind not in self._senders:
-            listed = sink.kind is SinkKind.STREAM  # there is nowhere to send it
+            listed = sink.kind is SinkKind.STREAM  # the application lists its notifications
             self._settle(job, Sent(delivered=listed, outcome="listed" if listed else "no-sender"), 0.0)
         else:
             host = self._host(job)
@@ -286,7 +259,7 @@ class Deliverer:
         return True
 
     def _put_off_at(self, host: Host, job: Job) -> float:
-        """Puts it off until the host may have room; for how many seconds."""
+        """Postpones the notification until the host may have room. Returns the seconds."""
         wait_s = host.put_off_s(self._places, asyncio.get_running_loop().time()) * (0.5 + self._jitter())
         self._recorder.put_off(job.notification, self._clock() + timedelta(seconds=wait_s))
         return wait_s
@@ -295,7 +268,7 @@ class Deliverer:
         sink = job.subscription.sink
         try:
             key = sink.kind, urlsplit(sink.url).netloc.lower()
-        except ValueError:  # the sender says what is wrong with it
+        except ValueError:  # the sender reports what is wrong with the URL
             key = sink.kind, sink.url
         host = self._hosts.get(key)
         if host is None:
@@ -308,7 +281,7 @@ class Deliverer:
     def _start_all(self) -> None:
         self._crowded = False
         for key in [key for key, host in self._hosts.items() if host.queue]:
-            host = self._hosts.pop(key)  # to the end: the next time others come first
+            host = self._hosts.pop(key)  # to the end, so that other hosts come first the next time
             self._hosts[key] = host
             self._start(host)
 
@@ -329,8 +302,8 @@ class Deliverer:
             task.add_done_callback(self._left)
 
     def _first_with_room(self, host: Host) -> Job | None:
-        """The first whose client has fewer attempts in flight than places are free: so a client takes half of what is
-        free (one alone: half of all), and its many silent hosts leave places to the others."""
+        """The first job whose client has fewer attempts in flight than places are free. So a client alone uses half of
+        all places, and a client with many silent hosts leaves places to the others."""
         free = self._places.overall - len(self._in_flight)
         first = itertools.islice(host.queue, LOOKED_AT)
         return next((job for job in first if self._of_client[job.subscription.client_id] < free), None)
@@ -341,7 +314,7 @@ class Deliverer:
         self._of_client[client_id] -= 1
         if not self._of_client[client_id]:
             del self._of_client[client_id]
-        if task.cancelled():  # told to stop: it may have arrived, and is sent again under the same id
+        if task.cancelled():  # cut off by `aclose`: it may have arrived, and is sent again under the same id
             self._recorder.put_off(job.notification, self._clock())
         elif (error := task.exception()) is not None:
             _log.error("delivery_failed", notification_id=job.notification.id, exc_info=error)
@@ -374,7 +347,7 @@ class Deliverer:
         self._settle(job, sent, seconds)
 
     def _settle(self, job: Job, sent: Sent, seconds: float) -> None:
-        """Makes the records of an attempt, for the recorder."""
+        """Passes the result of an attempt to the recorder, with the usage records."""
         notification, subscription, now = job.notification, job.subscription, self._clock()
         verdict = judge(notification, subscription, sent, now, jitter=self._jitter(), policy=self._policy)
         if job.withdrawn and verdict.state is DeliveryState.PENDING:
@@ -396,7 +369,7 @@ class Deliverer:
             answer=sent.answer,
         )
         usage = usage_of(notification, subscription, verdict.state, sent.outcome, now, self._new_id())
-        self._attempted(sent.outcome, seconds)
+        self._on_attempted(sent.outcome, seconds)
         attempted = Attempted(
             attempt=attempt,
             owner=self._owner,

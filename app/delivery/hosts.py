@@ -1,9 +1,7 @@
-"""What one endpoint's host gets of the places for deliveries, by how it has behaved.
+"""The sinks' hosts: each with its queue, and how many deliveries may be in flight to it.
 
-Invariants: no I/O and no clock. A host that has not answered yet has few places, one that answers has its full share,
-and one that is silent has one, until it answers again. What waits for it is bounded in number and time.
-
-Deliberately absent: what is sent, and to which address (`deliverer.py`, `egress/client.py`).
+A host that has not answered yet gets few places, a host that answers gets all of its share, and a silent host gets one
+until it answers again. Its queue is bounded in length and time.
 """
 
 from collections import deque
@@ -13,47 +11,47 @@ from dataclasses import dataclass, field
 from app.domain.records import OwedNotification, Subscription
 
 MAX_WAIT_S = 20.0
-"""Longest wait in a host's queue; then the lease is given back."""
+"""Longest wait in a host's queue; then the lease is released."""
 MIN_PUT_OFF_S = 0.1
 SILENT_PUT_OFF_S = 2.0
-"""The least for a host that does not answer."""
+"""Shortest postponement at a host that does not answer."""
 MAX_PUT_OFF_S = 30.0
 SILENT_AFTER = 5
-"""Attempts in a row without any HTTP status after which a host has one place."""
+"""A host is silent, and has one place, after this number of attempts in a row without an HTTP status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """How many deliveries are in flight at most."""
+    """Limits on deliveries in flight, queued and claimed."""
 
     overall: int = 512
-    """A client alone gets half of them."""
+    """In flight in all. A client alone uses half of them."""
     per_host: int = 32
     unproven_host: int = 8
-    """For a host that has not answered yet."""
+    """In flight to a host that has not answered yet."""
     queued_per_host: int = 1024
-    """Claimed and waiting; more is put off."""
+    """Claimed and waiting for a place; further ones are postponed."""
     held: int = 8192
-    """Claimed and not yet recorded; nothing is claimed above it."""
+    """Claimed and not recorded yet. At this number the deliverer claims no more."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A notification that is claimed. `claimed_s` is in the event loop's time."""
+    """A claimed notification. `claimed_s` is in the event loop's time."""
 
     notification: OwedNotification
     subscription: Subscription
     claimed_s: float
     withdrawn: bool = False
-    """Whether it is not to be tried again, should this attempt fail."""
+    """Whether a failed attempt is not repeated."""
 
 
 @dataclass(eq=False, slots=True)
 class Host:
-    """One host, its queue and what is known of it."""
+    """One host, its queue and its record."""
 
     known_since_s: float
-    """When it was first met, in the event loop's time."""
+    """When the host got its first notification, in the event loop's time."""
     queue: deque[Job] = field(default_factory=deque)
     in_flight: int = 0
     proven: bool = False
@@ -61,13 +59,14 @@ class Host:
     average_s: float = 0.5
 
     def share(self, places: Places) -> int:
-        """How many may be in flight."""
+        """How many attempts may be in flight to this host."""
         if self.silent >= SILENT_AFTER:
             return 1
         return places.per_host if self.proven else places.unproven_host
 
     def put_off_s(self, places: Places, now_s: float) -> float:
-        """When there will be room again, as far as one can tell; while it has never answered, as long again."""
+        """Estimated seconds until the queue has room; for a host that never answered, at least as long as it is
+        known."""
         wait_s = max(MIN_PUT_OFF_S, (len(self.queue) + 1) * self.average_s / self.share(places))
         if self.silent >= SILENT_AFTER:
             wait_s = max(SILENT_PUT_OFF_S, wait_s)
@@ -76,16 +75,16 @@ class Host:
         return min(MAX_PUT_OFF_S, wait_s)
 
     def overdue(self, now_s: float) -> Iterator[Job]:
-        """Takes out of the queue what has waited too long."""
+        """Removes and yields the jobs that have waited longer than MAX_WAIT_S."""
         while self.queue and now_s - self.queue[0].claimed_s > MAX_WAIT_S:
             yield self.queue.popleft()
 
     def interrupted(self) -> None:
-        """One attempt is over and says nothing: the gateway itself was stopped meanwhile."""
+        """An attempt is over that says nothing about the host, because the gateway itself was paused."""
         self.in_flight -= 1
 
     def ended(self, seconds: float, *, answered: bool) -> None:
-        """One attempt is over."""
+        """An attempt is over; `answered`: with an HTTP status."""
         self.in_flight -= 1
         self.average_s += (max(seconds, 0.001) - self.average_s) / 8
         self.silent = 0 if answered else self.silent + 1

@@ -1,10 +1,8 @@
-"""What goes back to the store: attempts that were made, and leases that are not needed.
+"""Records delivery attempts and releases leases: everything that the deliverer writes to the store.
 
 Attempts that end while a transaction is written share the next one.
-Invariants: what is held is known from its claim until it is written, however long the database is away: nothing is
-sent again meanwhile though its lease runs out.
-
-Deliberately absent: claiming and sending (`deliverer.py`).
+Invariants: a claimed notification is remembered until it is recorded, however long the database is away. So it is not
+sent again here, even if its lease runs out meanwhile.
 """
 
 import heapq
@@ -27,11 +25,11 @@ from app.ports import Store
 MAX_BATCH = 256
 """Most attempts in one transaction."""
 MAX_GIVE_BACK = 64
-"""Most leases given back in one transaction, between two of attempts."""
+"""Most leases that are released in one transaction."""
 MAX_DUE = 10_000
-"""Times that are remembered at which something is due; above it, polling finds what is."""
+"""Due times that are remembered. Others are found by polling."""
 MIN_WAIT_S = 0.02
-"""Least time between two looks that no hint asked for."""
+"""Shortest interval between two claims without a hint."""
 RETRY_S = 0.25
 """How long to wait when the database is away."""
 
@@ -39,10 +37,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Recorder:
-    """What one deliverer holds, and writes. `start` it, and `aclose` it when nothing follows.
+    """The notifications that one deliverer has claimed, and the results that wait to be written.
 
-    `owner` is the deliverer's; `written` is called after each transaction of attempts, and `ended` for each
-    subscription that one of them ended.
+    `on_written` is called after each transaction with attempts, `on_ended` for each subscription that one of them
+    ended.
     """
 
     def __init__(
@@ -50,17 +48,17 @@ class Recorder:
         store: Store,
         owner: str,
         *,
-        written: Callable[[], None],
-        ended: Callable[[Subscription, EndReason], None],
+        on_written: Callable[[], None],
+        on_ended: Callable[[Subscription, EndReason], None],
     ) -> None:
         self._store = store
         self._owner = owner
-        self._written = written
-        self._ended = ended
-        self._held: dict[str, int] = {}  # notification id: attempts made before
+        self._on_written = on_written
+        self._on_ended = on_ended
+        self._held: dict[str, int] = {}  # by notification id: attempts before the claim
         self._give_back: dict[str, datetime] = {}
         self._attempts: deque[tuple[Attempted, Job]] = deque()
-        self._due: list[datetime] = []  # heap: when something was put off to
+        self._due: list[datetime] = []  # heap: when postponed notifications are due
         self._writer = BatchWriter(
             "deliveries: record",
             self._write_batch,
@@ -71,51 +69,51 @@ class Recorder:
 
     @property
     def held(self) -> int:
-        """How many notifications are claimed and not yet recorded."""
+        """Number of notifications that are claimed and not recorded yet."""
         return len(self._held) + len(self._give_back)
 
     def holds(self, claimed: OwedNotification) -> bool:
-        """Whether one that was just claimed is held already.
+        """Whether a notification that was just claimed is held already.
 
-        One that is held with as many attempts is still being sent, though its lease ran out; one that has more has been
-        recorded, which is about to be noticed here.
+        With as many attempts as before, it is still being sent here, although its lease ran out. With more attempts,
+        its result is stored already, and the task that wrote it is about to remove it here.
         """
         return self._held.get(claimed.id, -1) >= claimed.attempts
 
     def took(self, claimed: OwedNotification) -> None:
-        """It is held from now on."""
+        """The notification is held from now on."""
         self._held[claimed.id] = claimed.attempts
         self._give_back.pop(claimed.id, None)
 
     def forget(self, held: OwedNotification) -> None:
-        """It is not held any more; its lease runs out."""
+        """The notification is no longer held; its lease runs out by itself."""
         del self._held[held.id]
 
     def put_off(self, held: OwedNotification, due: datetime) -> None:
-        """Gives its lease back without an attempt."""
+        """Releases the lease without an attempt; the notification is claimed again from `due` on."""
         del self._held[held.id]
         self._give_back[held.id] = due
         self._writer.wake()
 
     def attempted(self, attempted: Attempted, job: Job) -> None:
-        """Writes what came of an attempt."""
+        """Writes the result of an attempt soon."""
         self._attempts.append((attempted, job))
         self._writer.wake()
 
     def until_due(self, now: datetime) -> float:
-        """Seconds until something is known to be due; infinity where nothing is."""
-        if self._due and self._due[0] <= now:  # perhaps since the last look
+        """Seconds until the next known due time; infinity if there is none."""
+        if self._due and self._due[0] <= now:  # due since the last claim
             while self._due and self._due[0] <= now:
                 heapq.heappop(self._due)
             return MIN_WAIT_S
         return max(MIN_WAIT_S, (self._due[0] - now).total_seconds()) if self._due else math.inf
 
     def start(self) -> None:
-        """Begins to write. In the event loop."""
+        """Begins to write."""
         self._writer.start()
 
     async def aclose(self, limit_s: float) -> None:
-        """Writes what is left, within `limit_s`."""
+        """Writes what still waits, within `limit_s` seconds."""
         await self._writer.aclose(limit_s)
 
     def _remember(self, due: datetime) -> None:
@@ -133,13 +131,13 @@ class Recorder:
         except StoreUnavailable:
             raise
         except Exception:
-            _log.exception("leases_not_given_back")  # they run out
+            _log.exception("leases_not_given_back")  # they run out by themselves
         for notification_id, due in given_back.items():
             self._remember(due)
             if self._give_back.get(notification_id) is due:
                 del self._give_back[notification_id]
         if batch:
-            self._written()  # the next of these subscriptions may be claimed now
+            self._on_written()  # the next notifications of these subscriptions may be claimed now
 
     def _on_failed(self, error: Exception) -> None:
         _log.warning("deliveries_not_recorded", attempts=min(len(self._attempts), MAX_BATCH), message=str(error))
@@ -159,10 +157,10 @@ class Recorder:
             if attempted.next_attempt_at is not None:
                 self._remember(attempted.next_attempt_at)
             if attempted.update is not None and attempted.update.end_reason is not None:
-                self._ended(job.subscription, attempted.update.end_reason)
+                self._on_ended(job.subscription, attempted.update.end_reason)
 
     async def _write_singly(self, batch: Sequence[tuple[Attempted, Job]]) -> None:
-        """So that one that cannot be written does not hold up the others; its lease runs out, and it is sent again."""
+        """One that cannot be written must not block the others. Its lease runs out, and it is sent again."""
         for attempted, job in batch:
             try:
                 await self._store.record_attempts([attempted])

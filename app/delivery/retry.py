@@ -1,9 +1,7 @@
-"""What follows of one attempt to deliver a notification: when it is tried again, and what is put on the bill.
+"""What follows from a delivery attempt: when the notification is sent again (`judge`), and its usage records.
 
-Invariants: pure; time and jitter are arguments. Waits grow up to a bound, a notification is settled after about
-`RetryPolicy.give_up_s`, and an endpoint's own wish to wait (Retry-After) is honoured up to a bound.
-
-Deliberately absent: sending, and the order of notifications (`deliverer.py`).
+Invariants: pure; time and jitter are arguments. Waits grow up to `RetryPolicy.most_s`; a notification is settled after
+about `RetryPolicy.give_up_s`; a sink's Retry-After is honoured up to `RetryPolicy.retry_after_most_s`.
 """
 
 from collections.abc import Sequence
@@ -28,29 +26,29 @@ _USAGE_NAMES = {
     NotificationKind.ENDED: "statusEnd",
 }
 _STATUS_CHANGED = "statusChanged"
-UNTRIED = {"listed", "gone", "token-expired", "not-told", "no-sender", "secret-unreadable"}
-"""Outcomes for which nothing was sent: not billed."""
+UNTRIED = {"listed", "gone", "token-expired", "not-sent", "no-sender", "secret-unreadable"}
+"""Outcomes of attempts that sent nothing; they are not billed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When a failed notification is tried again. Seconds."""
+    """When a failed notification is sent again, in seconds."""
 
     first_s: float = 2.0
     factor: float = 2.0
     most_s: float = 1800.0
-    """Longest time between two attempts, but for Retry-After; also the time between probes of a suspended endpoint."""
+    """Longest wait between two attempts, except for Retry-After. A suspended subscription always waits this long."""
     retry_after_most_s: float = 6 * 3600.0
-    """Longest Retry-After that is honoured."""
+    """A longer Retry-After is cut to this."""
     give_up_s: float = 3 * 24 * 3600.0
-    """Age at which a notification is dead; one older than that is tried once."""
+    """Age at which delivery is given up. An older notification gets one attempt."""
     suspend_after: int = 10
-    """Failed attempts of one notification, about half an hour, after which the subscription counts as suspended."""
+    """The subscription is suspended after this number of failed attempts of one notification: about half an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What follows of an attempt."""
+    """What follows from an attempt. `ends`: the subscription ends, for this reason."""
 
     state: DeliveryState
     next_attempt_at: datetime | None = None
@@ -67,7 +65,7 @@ def judge(
     jitter: float,
     policy: RetryPolicy,
 ) -> Verdict:
-    """What follows of the attempt that just ended. `jitter` is in [0, 1): waits are that much between 3/4 and 5/4."""
+    """What follows from the attempt that just ended. `jitter` in [0, 1) stretches the wait by 3/4 to 5/4."""
     if sent.delivered:
         return Verdict(state=DeliveryState.DELIVERED)
     ends = sent.ends or (EndReason.SINK_GONE if sent.gone else None)
@@ -97,8 +95,8 @@ def usage_of(
     now: datetime,
     new_id: str,
 ) -> list[UsageRecord]:
-    """The attempt's usage records: `…_DeliveryAttempted` with the first attempt of a message, `…_DeliveryResult` when
-    it is settled, each once for the message and, of a status notification, once for each change in it.
+    """The attempt's usage records: `…_DeliveryAttempted` for the first attempt, `…_DeliveryResult` when the
+    notification is settled. Each is written once for the notification, and once more for each changed status in it.
 
     Their ids begin with `new_id`.
     """

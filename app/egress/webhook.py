@@ -201,7 +201,7 @@ class WebhookSender:
                 return Sent(delivered=False, outcome="token-expired", ends=EndReason.TOKEN_EXPIRED)
             event = self._envelopes[sink.profile](subscription, notification, self._source)
             if event is None:
-                return Sent(delivered=True, outcome="not-told")
+                return Sent(delivered=True, outcome="not-sent")
             reply = await self._post(sink, notification.id, event)
         except SinkRefused as refused:  # the operator's rules are stricter now than when it was made
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")

@@ -117,7 +117,7 @@ async def test_410_ends_the_subscription(store: SqlStore) -> None:
     ids = await owe(store, 3)
     sender = ScriptedSender(always(GONE))
     ended: list[tuple[str, EndReason]] = []
-    async with delivering(store, sender, ended=lambda subscription, reason: ended.append((subscription.id, reason))):
+    async with delivering(store, sender, on_ended=lambda subscription, reason: ended.append((subscription.id, reason))):
         found = await until_owed(store, settled)
     assert {notification.state for notification in found} == {DeliveryState.DEAD}
     assert sender.ids() == ids[:1]

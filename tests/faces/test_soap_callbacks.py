@@ -287,7 +287,7 @@ async def test_what_has_no_message_is_not_sent() -> None:
         subscription = subscribed(there.url)
         for kind, code in ((NotificationKind.STARTED, ""), (NotificationKind.ENDED, "CANCELLED")):
             sent = await callbacks.send(subscription, make_owed(subscription, kind=kind, code=code))
-            assert (sent.delivered, sent.outcome) == (True, "not-told")
+            assert (sent.delivered, sent.outcome) == (True, "not-sent")
         assert there.connections == 0
 
 

@@ -126,7 +126,7 @@ def test_usage_of_other_notifications() -> None:
     ]
     for kind in (NotificationKind.STARTED, NotificationKind.TEST):
         assert billed(make_owed(SUBSCRIPTION, kind=kind), DeliveryState.DELIVERED, "delivered") == []
-    for outcome in ("token-expired", "gone", "listed", "not-told"):
+    for outcome in ("token-expired", "gone", "listed", "not-sent"):
         assert billed(end, DeliveryState.DEAD, outcome) == []
 
 

@@ -198,7 +198,7 @@ async def test_profiles_have_their_own_events() -> None:
         assert (await webhooks.send(subscription, make_owed(subscription))).delivered
         error = make_owed(subscription, kind=NotificationKind.ERROR)
         sent = await webhooks.send(subscription, error)
-        assert (sent.delivered, sent.outcome, len(there.requests)) == (True, "not-told", 1)
+        assert (sent.delivered, sent.outcome, len(there.requests)) == (True, "not-sent", 1)
         assert json.loads(there.requests[0].body)["type"] == "org.example.other"
 
 
