@@ -190,9 +190,9 @@ async def run_use_cases(
         store,
         clock=clock,
         contracts=SINK_CONTRACTS,
-        changed=auth.forget,
+        on_changed=auth.forget,
         delete=subscriptions.delete_client,
-        disabled=streams.end_streams_of,
+        on_disabled=streams.end_streams_of,
     )
     live.writer.on_notifications_owed = deliveries.on_notifications_owed = deliverer.hint
     subscriptions.on_sink_changed = deliverer.sink_changed
@@ -206,7 +206,7 @@ async def run_use_cases(
         auth.forget()
         streams.end_streams_of(client_id)
 
-    follower = ClientFollower(store, gone=on_client_deleted, disabled=on_client_disabled)
+    follower = ClientFollower(store, on_deleted=on_client_deleted, on_disabled=on_client_disabled)
     use_cases = UseCases(
         auth=auth,
         queries=QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock),

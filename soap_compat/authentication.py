@@ -2,7 +2,7 @@
 
 HTTP Basic and UsernameToken both carry the client's id and an API key. A digest (UsernameToken Profile 1.1.1) is
 Base64(SHA-1(nonce + created + password)); its password is the key's password equivalent (section 3.2 there;
-`authenticator.password_equivalent`), since the keys themselves are not stored.
+`app/auth/credentials.py`), since the keys themselves are not stored.
 
 Invariants: a digest requires a nonce and a creation time; a token with a nonce is accepted once; its creation time is
 at most MAX_AGE_S in the past and MAX_AHEAD_S in the future. Beyond MAX_NONCES the oldest nonce is forgotten, and from
@@ -22,7 +22,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from app.auth.authenticator import Authenticator, Credentials
+from app.auth.authenticator import Authenticator
+from app.auth.credentials import Credentials
 from app.auth.failures import MALFORMED, REASON, REFUSED, unauthenticated
 from app.domain.errors import Unauthenticated
 from app.domain.records import MAX_ID, Client

@@ -24,7 +24,7 @@ from spyne import Application, EventManager, MethodContext, Service
 from spyne.protocol import ProtocolBase
 from spyne.server import ServerBase
 
-from app.auth.authenticator import Credentials
+from app.auth.credentials import Credentials
 from app.core.queries import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
 from app.domain.errors import TerminalStatusError, TooManyAddresses, Unauthenticated

@@ -25,7 +25,8 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.authenticator import Authenticator, asgi_credentials
+from app.auth.authenticator import Authenticator
+from app.auth.credentials import asgi_credentials
 from app.auth.proxies import server_url
 from app.core.queries import QueryService
 from app.core.subscriptions import SubscriptionService

@@ -1,18 +1,18 @@
-"""Who calls: credentials of any transport -> `Client`.
+"""Finds the `Client` to which credentials belong, for every face.
 
-Three kinds are taken: an API key `tsk_KEYID_SECRET` (as bearer token, or with the client's id by HTTP Basic), an access
-token of an OpenID provider (`oidc.py`), and a client certificate that TLS has verified, which names the client's id.
+Three kinds are accepted: an API key `tsk_KEYID_SECRET` (as bearer token, or with the client's id by HTTP Basic), an
+access token of an OpenID provider (`oidc.py`), and a client certificate that TLS has verified, with the client's id.
 
-Invariants: a secret is kept nowhere: the store has the SHA-256 of secrets, which are 256 random bits and so need no
-slow hash, and the cache has the SHA-256 of whole headers; comparisons take constant time; no message or log line says
-which part of credentials was wrong, or has any of a secret. Credentials of one kind are never taken for another kind.
-What was found good holds for CACHE_S, in which a change by another process is not seen, and for STALE_S where the store
-cannot be asked. Failures of one peer are limited, and so are look-ups of what was never found good here: a stranger's
-wrong keys cost the store little, and what was found good before is looked up again whatever others of that peer fail.
-An access token that is confined to CAMARA's APIs is taken by nobody who does not say that it looks at its grant.
+Invariants: no secret is kept: the store has the SHA-256 of secrets (256 random bits, which need no slow hash), and the
+cache the SHA-256 of whole headers. Comparisons take constant time. No message or log line contains part of a secret, or
+says which part was wrong. Credentials of one kind are never accepted as another kind.
+A result is remembered for CACHE_S, during which a change by another process has no effect, and for STALE_S while the
+store is away. Failures are limited per peer, and look-ups of unknown credentials too: wrong keys cost the store little,
+and a peer's failures never block credentials that were accepted before.
+A token for CAMARA's APIs only is accepted if the caller of `authenticate` says that it checks the token's grant.
 
-Deliberately absent: what a client may do (`policy.py` and the use cases), the making of clients (`clients.py`), and
-any transport. WS-Security's digest is compared by its transport: see `authenticate_with`.
+Deliberately absent: what a client may do (`domain/policy.py`, `core/`). For WS-Security's digest, the face compares:
+see `authenticate_with`.
 """
 
 import base64
@@ -21,13 +21,21 @@ import hashlib
 import hmac
 import ipaddress
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import structlog
 
+from app.auth.credentials import (
+    KEY_PREFIX,
+    MAX_NAMES,
+    Credentials,
+    hash_secret,
+    parse_key,
+    password_equivalent,
+)
 from app.auth.failures import ABSENT, MALFORMED, REASON, REFUSED, SHOWN, Failures, unauthenticated
 from app.auth.proxies import TrustedProxies
 from app.domain.bounded import BoundedDict
@@ -35,68 +43,52 @@ from app.domain.errors import NotPermitted, RateLimited, StoreUnavailable, Unaut
 from app.domain.records import ANONYMOUS, MAX_ID, Client
 from app.ports import Store
 
-KEY_PREFIX = "tsk_"
 MAX_AUTHORIZATION = 8192
-"""Longest Authorization value looked at, in characters; access tokens are long."""
+"""Longest Authorization header that is read, in characters; access tokens are long."""
 
 CACHE_S = 10.0
-"""How long credentials that were found good, or bad, are not looked up again."""
+"""How long the result of a look-up is used, for accepted and refused credentials."""
 
 STALE_S = 300.0
-"""How long good ones are still taken while the store cannot be asked."""
+"""How long accepted credentials remain accepted while the store is away."""
 
 MAX_CACHED = 10_000
-"""Credentials remembered; the oldest are forgotten first, and cost a look-up."""
-
-MAX_NAMES = 16
-"""Names of a certificate that are looked at."""
+"""Credentials remembered; forgotten ones cost a look-up."""
 
 _HEADER, _CERTIFICATE = b"header:", b"certificate:"
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What a caller shows, as its transport found it. `authorization` decides where it is not empty."""
-
-    authorization: str = ""
-    """HTTP's Authorization header, or gRPC's metadata of that name."""
-    certificate_names: tuple[str, ...] = ()
-    """Names in a client certificate that TLS has verified, as `client_names` chooses them."""
-    peer: str = ""
-    """The caller's network address without port (`TrustedProxies.origin`), for limits and the log."""
-
-
 class OpenToAll(Exception):
-    """Nobody would need credentials on an address that others reach; the message says what to do."""
+    """The gateway would serve other machines without credentials. The message says what to do."""
 
 
 class TokenVerifier(Protocol):
-    """Reads access tokens (`oidc.AccessTokens`)."""
+    """Verifies access tokens (`oidc.AccessTokens`)."""
 
     async def verify(self, token: str) -> tuple[str, datetime]:
-        """The client id that a good token names, and when the token ends. Raises Unauthenticated."""
+        """The client id in a valid token, and when the token expires. Raises Unauthenticated."""
 
     def confined(self, token: str) -> str:
-        """Why a token that `verify` took serves CAMARA's APIs only; "" for one that serves everywhere."""
+        """Why a verified token is accepted by CAMARA's APIs only; "" if all faces accept it."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """Credentials that were found good. They stay known when their time is over, to be looked up again."""
+    """Accepted credentials. After `until` they stay known, and are looked up again."""
 
     client: Client
     until: float
     ends: float
-    """When the credentials themselves end."""
+    """When the credentials expire."""
     confirmed_at: float
     confined: str
 
 
 @dataclass(slots=True)
 class _Keys:
-    """A client's password equivalents with their ends, as they were until lately."""
+    """A client's password equivalents with their expiry, as last read."""
 
     client: Client
     until: float
@@ -104,27 +96,7 @@ class _Keys:
 
 
 _Found = tuple[Client, datetime | None, str]
-"""A client, when the credentials that named it end, and why they serve CAMARA only ("": they do not)."""
-
-
-def hash_secret(secret: str) -> bytes:
-    """What is stored of an API key's secret."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def parse_key(key: str) -> tuple[str, str] | None:
-    """Key id and secret of an API key; None for what is none."""
-    prefix, _, rest = key.partition("_")
-    key_id, _, secret = rest.partition("_")
-    if f"{prefix}_" != KEY_PREFIX or not key_id or not secret or len(key) > 200 or not key.isascii():
-        return None
-    return key_id, secret
-
-
-def password_equivalent(key_hash: bytes) -> str:
-    """What a caller that cannot send its key itself uses as password (WS-Security UsernameToken Profile 1.1.1 section
-    3.2): the SHA-256 of the key's secret in lower-case hexadecimal digits."""
-    return key_hash.hex()
+"""A client, when its credentials expire, and why only CAMARA accepts them ("": all faces do)."""
 
 
 def is_loopback(listen: str) -> bool:
@@ -136,52 +108,14 @@ def is_loopback(listen: str) -> bool:
         return host == "localhost"
 
 
-def client_names(common_names: Sequence[str], dns_names: Sequence[str], uris: Sequence[str]) -> tuple[str, ...]:
-    """The names in a certificate that may be a client's id, in the order in which they are tried: the common name, DNS
-    names, URIs. E-mail and IP names count for nothing: authorities check them by weaker means, or not at all."""
-    return (*common_names[:1], *dns_names, *uris)[:MAX_NAMES]
-
-
-def certificate_names(peercert: Mapping[str, object] | None) -> tuple[str, ...]:
-    """The names in what `ssl.SSLSocket.getpeercert` returns."""
-    subject, alternatives = ((peercert or {}).get(part, ()) for part in ("subject", "subjectAltName"))
-    parts = [pair for part in subject for pair in part] if isinstance(subject, tuple) else []
-    others = alternatives if isinstance(alternatives, tuple) else ()
-    common, dns, uris = (
-        [value for key, value in pairs if key == wanted]
-        for pairs, wanted in ((parts, "commonName"), (others, "DNS"), (others, "URI"))
-    )
-    return client_names(common, dns, uris)
-
-
-def asgi_authorization(scope: Mapping[str, Any]) -> str:
-    """An HTTP request's Authorization, from its ASGI scope; "" where absent."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return cast("str", value.decode("latin-1"))
-    return ""
-
-
-def asgi_credentials(scope: Mapping[str, Any]) -> Credentials:
-    """What an HTTP request shows, from its ASGI scope (the certificate as `rest.connection` puts it there)."""
-    client = scope.get("client")
-    tls = scope.get("extensions", {}).get("tls", {})
-    return Credentials(
-        authorization=asgi_authorization(scope),
-        certificate_names=tls.get("client_cert_names", ()),
-        peer=client[0] if client else "",
-    )
-
-
 class Authenticator:
-    """Tells who calls. One instance per process, used from one event loop.
+    """Authenticates callers. One instance per process, used from one event loop.
 
-    `open_allowed` is whether callers need no credentials as long as no client is configured; only for addresses that
-    just this machine reaches, or behind a proxy that authenticates. Once a client was seen they need some until the
-    process ends: a database that was lost, or a last client that was deleted, opens nothing. `open_is_admin` makes such
-    callers operators, which is for `terminal-status demo` alone. `tokens` reads access tokens, where the operator takes
-    them. `clock` gives the time (aware UTC), `monotonic` seconds that never go back. Failures of `proxies` are not
-    limited.
+    `open_allowed`: callers need no credentials while no client is configured. Only for loopback addresses, or behind a
+    proxy that authenticates. Once a client was seen, credentials are needed until the process ends: a lost database, or
+    deleting the last client, does not open the gateway. `open_is_admin` makes such callers operators, for
+    `terminal-status demo` only. `tokens` verifies access tokens; None: they are not accepted. `clock` returns aware
+    UTC, `monotonic` seconds. Failures of `proxies` are not limited.
     """
 
     def __init__(
@@ -209,13 +143,13 @@ class Authenticator:
         self.anonymous = Client(
             id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC), admin=open_is_admin
         )
-        """Who calls while no client is configured."""
+        """The client of every caller while no client is configured."""
 
     async def start(self, listens: Mapping[str, str], *, closed_is_meant: bool = False) -> bool:
-        """Whether callers need no credentials now; without a client, what is open to whom is logged. `listens` has
-        HOST:PORT by the setting's name; `closed_is_meant` is whether a gateway that takes nobody may start.
+        """Returns whether callers need no credentials now. Without a client, it logs what is open to whom.
 
-        Raises OpenToAll where others reach a gateway that has no client, and StoreUnavailable.
+        `listens` has HOST:PORT by the setting's name; `closed_is_meant`: a gateway that accepts no caller may start.
+        Raises OpenToAll if other machines reach a gateway without a client, and StoreUnavailable.
         """
         self._open = self._open_allowed and not await self.configured()
         if await self._store.clients():
@@ -224,7 +158,7 @@ class Authenticator:
         reached = " and ".join([f"{setting} ({listen})" for setting, listen in (exposed or listens).items()])
         if exposed and not self._open and not closed_is_meant and self._tokens is None:
             raise OpenToAll(
-                f"No client is configured, so the gateway listens on this machine only, but others reach {reached}. "
+                f"No client is configured, and other machines can reach {reached}. "
                 "Add a client with `terminal-status clients add NAME`, listen on 127.0.0.1, or set TS_ANONYMOUS_ACCESS "
                 "to never (every call is refused until there is a client) or anywhere (a proxy in front authenticates)."
             )
@@ -239,15 +173,15 @@ class Authenticator:
         return self._open
 
     async def configured(self) -> bool:
-        """Whether callers must show credentials: a client is configured, or access tokens are taken. Raises
+        """Whether callers need credentials: a client is configured, or access tokens are accepted. Raises
         StoreUnavailable."""
         if self._tokens is not None:
             return True
         return bool(await self._store.clients())
 
     def forget(self) -> None:
-        """Looks everybody up anew: clients or keys have changed."""
-        for known in self._known.values():  # not forgotten: who was good may be looked up, whatever others have failed
+        """Looks up all credentials again when they are used next: clients or keys have changed."""
+        for known in self._known.values():  # kept: known credentials are looked up whatever failures their peer has
             known.until = known.confirmed_at = -math.inf
         for keys in self._keys.values():
             keys.until = -math.inf
@@ -255,8 +189,8 @@ class Authenticator:
         self._open_until = -math.inf
 
     def known(self, authorization: str, *, confined: bool = False) -> Client | None:
-        """Who shows this, if that is known without asking anybody; None does not mean that it is bad. `confined` as
-        `authenticate` has it."""
+        """The client of this Authorization header, if it is remembered; None: call `authenticate`. `confined` is as in
+        `authenticate`."""
         now = self._monotonic()
         if self._open and now < self._open_until:
             return self.anonymous
@@ -267,10 +201,10 @@ class Authenticator:
         return None
 
     async def authenticate(self, credentials: Credentials, *, confined: bool = False) -> Client:
-        """Returns the client that calls. `confined` is whether an access token is taken too that is about one device,
-        or was given for CAMARA's APIs: only by those, which look at what it grants.
+        """Returns the client that calls.
 
-        Raises NotPermitted (such a token elsewhere), Unauthenticated, RateLimited or StoreUnavailable.
+        `confined`: also accept access tokens for CAMARA's APIs only. CAMARA's face sets it, and checks the token's
+        grant. Raises NotPermitted (such a token at another face), Unauthenticated, RateLimited or StoreUnavailable.
         """
         if client := self.known(credentials.authorization, confined=confined):
             return client
@@ -292,12 +226,13 @@ class Authenticator:
         if names := shown.certificate_names:
             key = _cache_key(_CERTIFICATE, repr(names))
             return await self._remembered(key, shown.peer, lambda: self._by_certificate(names))
-        raise unauthenticated("Credentials are needed: an API key as bearer token.", reason=ABSENT)
+        raise unauthenticated(
+            "Credentials are missing; send an API key as a bearer token (`Authorization: Bearer tsk_…`).", reason=ABSENT
+        )
 
     async def authenticate_with(self, client_id: str, matches: Callable[[str], bool], *, peer: str = "") -> Client:
-        """As `authenticate`, for a transport that compares by itself: `matches` is asked with the password equivalent
-        of each key of the client that holds now, and must compare in constant time. The keys are remembered for
-        CACHE_S, whether they match is not."""
+        """As `authenticate`, for a face that compares by itself. `matches` is called with the `password_equivalent` of
+        each current key of the client, and must compare in constant time. The keys are remembered for CACHE_S."""
         if await self._is_open():
             return self.anonymous
         try:
@@ -352,7 +287,9 @@ class Authenticator:
             if now < known.until:
                 return known.client, known.confined
             if known.confirmed_at > -math.inf:
-                known.until = min(now + 1, known.ends)  # others who show the same meanwhile need not ask too
+                known.until = min(
+                    now + 1, known.ends
+                )  # callers with the same credentials need not look them up too meanwhile
         elif bad is not None:
             if now < bad[0]:
                 raise _refused("", bad[1])
@@ -386,7 +323,7 @@ class Authenticator:
         return client, confined
 
     def _unsure(self, key: bytes) -> None:
-        """Nobody could be asked: the next one asks again."""
+        """The look-up failed without a result: the next caller looks up again."""
         self._bad.pop(key, None)
         if (known := self._known.get(key)) is not None:
             known.until = -math.inf
@@ -436,12 +373,12 @@ class Authenticator:
 
 
 def _refused(shown: str, reason: str = REFUSED) -> Unauthenticated:
-    """`shown` is the public part of what was shown, for the log only."""
+    """`shown` is the public part of the credentials, for the log only."""
     return unauthenticated("The credentials are not accepted.", reason=reason, shown=shown)
 
 
 def _cache_key(kind: bytes, shown: str) -> bytes:
-    """The kind stands in the key, so that no credentials of one kind are found as those of another."""
+    """The kind is part of the key, so that credentials of one kind are never found as those of another."""
     return hashlib.sha256(kind + shown.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -450,7 +387,7 @@ def _is_id(text: str) -> bool:
 
 
 def _basic(value: str) -> tuple[str, str] | None:
-    """User and password of HTTP Basic (RFC 7617); None for what is none."""
+    """User and password of HTTP Basic (RFC 7617); None if malformed."""
     try:
         user, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError, ValueError):

@@ -1,10 +1,9 @@
-"""Clients and their API keys: made, listed, rotated, disabled, deleted, and followed where others did that.
+"""Administration of clients and their API keys (`ClientRegistry`), and following what other processes change.
 
-Invariants: a key's secret is 256 random bits, shown once and stored as its SHA-256; a client has MAX_KEYS keys at most.
-Each change stands in the audit log with who made it, without secrets.
+Invariants: a key's secret is 256 random bits, returned once and stored as its SHA-256. Each change is written to the
+audit log with who made it, without secrets.
 
-Deliberately absent: recognising clients (`authenticator.py`), and who may call this: the operator's command line, which
-has the database, and AdminService for operators' clients.
+Deliberately absent: permissions. The callers are the command line, which has the database, and operators' services.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ from typing import NoReturn
 
 import structlog
 
-from app.auth.authenticator import KEY_PREFIX, hash_secret
+from app.auth.credentials import KEY_PREFIX, hash_secret
 from app.domain.errors import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
 from app.domain.owed import ClientDeletion
 from app.domain.policy import check_limits
@@ -26,13 +25,13 @@ from app.domain.sink_contracts import SinkContracts
 from app.ports import Store
 
 MAX_KEYS = 8
-"""Keys of one client; above it those that end first are deleted when a new one is made."""
+"""Keys of one client. With a new key above this number, those that expire first are deleted."""
 
 MAX_CLIENTS = 10_000
-"""A further one is refused."""
+"""Clients of one gateway; a further one is refused."""
 
 FOLLOW_S = 10.0
-"""How often it is looked what other processes did."""
+"""How often changes by other processes are looked for."""
 
 MAX_OVERLAP_S = 90 * 86_400
 DEFAULT_OVERLAP_S = 86_400
@@ -45,16 +44,19 @@ _NAME = re.compile(r"[\w.\-@]([\w .\-@]{0,62}[\w.\-@])?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKey:
-    """An API key without its secret; `expires_at` None is for ever."""
+    """An API key without its secret; `expires_at` None: never."""
 
     id: str
     expires_at: datetime | None
 
 
 class ClientRegistry:
-    """The use cases of clients. `changed` is told after each change, so that nobody is recognised by what was;
-    `delete` deletes the client with what is its and returns how many subscriptions ended (by default in the store
-    alone, which suits a process of its own)."""
+    """Adds, lists, rotates, disables and deletes clients.
+
+    `on_changed` is called after each change, so that remembered credentials are looked up again; `on_disabled` for a
+    client that was disabled. `delete` deletes a client with its data, and returns how many subscriptions ended; the
+    default does so in the store only, for a process without live subscriptions.
+    """
 
     def __init__(
         self,
@@ -62,34 +64,36 @@ class ClientRegistry:
         *,
         clock: Callable[[], datetime],
         contracts: SinkContracts,
-        changed: Callable[[], None] = lambda: None,
+        on_changed: Callable[[], None] = lambda: None,
         delete: Callable[[str], Awaitable[int]] | None = None,
-        disabled: Callable[[str], None] = lambda client_id: None,
+        on_disabled: Callable[[str], None] = lambda client_id: None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._contracts = contracts
-        self._changed = changed
+        self._on_changed = on_changed
         self._delete = delete
-        self._disabled = disabled
+        self._on_disabled = on_disabled
 
     async def add(
         self, name: str, *, who: str, client_id: str = "", admin: bool = False, limits: Mapping[str, int | bool] = {}
     ) -> tuple[Client, str]:
-        """Makes a client and returns it with its API key. `client_id` is for those that certificates or access tokens
-        name; the id of one that was deleted would show its records to the new one.
+        """Creates a client and returns it with its API key. `client_id` is for clients that certificates or access
+        tokens name. (A client with the id of a deleted one can read the usage records of that one.)
 
         Raises ClientExists, InvalidRequest, NotPermitted, StoreUnavailable.
         """
         if not _NAME.fullmatch(name):
-            raise InvalidRequest("A client's name is 1 to 64 letters, digits, blanks and .-_@.", field="name")
+            raise InvalidRequest("A client's name must have 1 to 64 letters, digits, spaces and .-_@.", field="name")
         if client_id and (not _ID.fullmatch(client_id) or client_id == ANONYMOUS):
-            raise InvalidRequest("A client's id is 1 to 64 of A-Z a-z 0-9 . - _ @.", field="client_id")
+            raise InvalidRequest(
+                "A client's id must have 1 to 64 characters of A-Z a-z 0-9 . - _ @.", field="client_id"
+            )
         check_limits(limits)
         if client_id and await self._store.client(client_id):
-            raise ClientExists("There is a client of this id.")
+            raise ClientExists("A client of this id exists already.")
         if len(await self._store.clients()) >= MAX_CLIENTS:
-            raise NotPermitted(f"There are {MAX_CLIENTS} clients already, as many as allowed.")
+            raise NotPermitted(f"Limit reached: {MAX_CLIENTS} clients. Delete one first.")
         now = self._clock()
         client = Client(
             id=client_id or f"c{secrets.token_hex(8)}", name=name, created_at=now, admin=admin, limits=dict(limits)
@@ -97,15 +101,15 @@ class ClientRegistry:
         await self._store.put_client(client)
         key = await self._new_key(client)
         await self._store.audit(now, who, "client added", {"client": client.id, "name": name, "admin": str(admin)})
-        self._changed()
+        self._on_changed()
         return client, key
 
     async def clients(self) -> list[Client]:
-        """All clients by name. Raises StoreUnavailable."""
+        """All clients, sorted by name. Raises StoreUnavailable."""
         return await self._store.clients()
 
     async def keys(self, client_id: str) -> list[ClientKey]:
-        """A client's keys, those that hold longest first. Raises StoreUnavailable."""
+        """A client's keys, the ones that expire last first. Raises StoreUnavailable."""
         found = [
             ClientKey(id=key_id, expires_at=expires_at) for key_id, expires_at in await self._store.keys(client_id)
         ]
@@ -121,12 +125,12 @@ class ClientRegistry:
         raise ClientUnknown("There is no such client.")
 
     async def rotate(self, client_id: str, *, who: str, overlap_s: int = DEFAULT_OVERLAP_S) -> tuple[Client, str]:
-        """Gives the client a new API key, which is returned, and lets the others end after `overlap_s` seconds.
+        """Returns the client with a new API key. Its other keys expire after `overlap_s` seconds.
 
         Raises ClientUnknown, InvalidRequest, StoreUnavailable.
         """
         if not 0 <= overlap_s <= MAX_OVERLAP_S:
-            raise InvalidRequest(f"The overlap is 0 to {MAX_OVERLAP_S} s.", field="overlap")
+            raise InvalidRequest(f"The overlap must be 0 to {MAX_OVERLAP_S} seconds.", field="overlap")
         client = await self._client(client_id)
         now = self._clock()
         ends_at = now + timedelta(seconds=overlap_s)
@@ -138,22 +142,23 @@ class ClientRegistry:
             elif (key.expires_at is None or key.expires_at > ends_at) and (found := await self._store.key(key.id)):
                 await self._store.put_key(client_id, key.id, found[1], ends_at)
         await self._store.audit(now, who, "client key rotated", {"client": client_id, "overlap_s": str(overlap_s)})
-        self._changed()
+        self._on_changed()
         return client, new
 
     async def set_disabled(self, client_id: str, disabled: bool, *, who: str) -> Client:
-        """Refuses the client's credentials from now on, or takes them again. Raises ClientUnknown, StoreUnavailable."""
+        """Refuses the client's credentials from now on, or accepts them again. Raises ClientUnknown,
+        StoreUnavailable."""
         client = replace(await self._client(client_id), disabled=disabled)
         await self._store.put_client(client)
         what = "client disabled" if disabled else "client enabled"
         await self._store.audit(self._clock(), who, what, {"client": client_id})
-        self._changed()
+        self._on_changed()
         if disabled:
-            self._disabled(client_id)
+            self._on_disabled(client_id)
         return client
 
     async def delete(self, client_id: str, *, who: str) -> int:
-        """Deletes the client with its keys and groups, and ends its subscriptions, whose number is returned.
+        """Deletes the client with its keys and groups, and ends its subscriptions. Returns their number.
 
         Raises ClientUnknown, StoreUnavailable.
         """
@@ -163,7 +168,7 @@ class ClientRegistry:
         else:
             ended = len(await self._store.delete_client(client_id, ClientDeletion(self._contracts, now)))
         await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
-        self._changed()
+        self._on_changed()
         return ended
 
     async def _client(self, client_id: str) -> Client:
@@ -178,33 +183,31 @@ class ClientRegistry:
 
 
 class ClientFollower:
-    """Follows what other processes (`terminal-status clients`) do to clients: each FOLLOW_S it looks who is there.
-
-    `gone` is told of a client that was deleted, `disabled` of one that was disabled since the look before. `run` it as
-    a task, and cancel that.
+    """Notices when another process (`terminal-status clients`) deletes or disables a client, by reading all clients
+    every FOLLOW_S. `run` it as a task, and cancel the task.
     """
 
     def __init__(
-        self, store: Store, *, gone: Callable[[str], Awaitable[object]], disabled: Callable[[str], None]
+        self, store: Store, *, on_deleted: Callable[[str], Awaitable[object]], on_disabled: Callable[[str], None]
     ) -> None:
         self._store = store
-        self._gone = gone
-        self._disabled = disabled
+        self._on_deleted = on_deleted
+        self._on_disabled = on_disabled
         self._seen: dict[str, Client] = {}
 
     async def look(self) -> None:
-        """Looks once. Raises StoreUnavailable."""
+        """Reads the clients once. Raises StoreUnavailable."""
         clients = {client.id: client for client in await self._store.clients()}
         for client_id, client in self._seen.items():
             now = clients.get(client_id)
             if now is None:
-                await self._gone(client_id)
+                await self._on_deleted(client_id)
             elif now.disabled and not client.disabled:
-                self._disabled(client_id)
-        self._seen = clients  # at last: who could not be told of is looked at again
+                self._on_disabled(client_id)
+        self._seen = clients  # last: if a callback raised, the client is handled again the next time
 
     async def run(self) -> NoReturn:
-        """Looks again and again."""
+        """Looks until cancelled."""
         while True:
             try:
                 await self.look()

@@ -1,10 +1,8 @@
-"""Credentials that failed: counted by reason, limited by peer, and logged within bounds.
+"""Failed authentications: counted by reason, limited per peer, and logged.
 
-Invariants: peers that are remembered are bounded, and so are log lines, in number and length: a stranger can send as
-many bad credentials as he likes. `shown` is the public part of credentials and never a secret; what a terminal might
-obey is not logged.
-
-Deliberately absent: which credentials are bad (`authenticator.py`).
+Invariants: the peers that are remembered, and the number and length of log lines, are bounded: attackers may send any
+number of wrong credentials. `shown` is the public part of credentials and never a secret; control characters, which a
+text terminal might obey, are not logged.
 """
 
 import math
@@ -19,39 +17,39 @@ from app.domain.errors import RateLimited, TerminalStatusError, Unauthenticated
 from app.domain.records import MAX_ID
 
 MAX_PEERS = 4096
-"""Peers whose failures are counted; the oldest are forgotten first."""
+"""Peers whose failures are counted."""
 
 FAILURE_BURST = 20
 FAILURE_EVERY_S = 3.0
-"""A peer may fail FAILURE_BURST times, and once more each FAILURE_EVERY_S; further failures are RateLimited, neither
-counted for it nor logged."""
+"""A peer may fail FAILURE_BURST times, and once more every FAILURE_EVERY_S. Further failures are RateLimited and not
+logged."""
 
 LOOK_UP_BURST = 100
 LOOK_UP_EVERY_S = 0.1
-"""So many look-ups of credentials that were never found good may fail for a peer; further ones are RateLimited unseen.
-It is more than FAILURE_BURST: good credentials that are new here still get in, if perhaps not at once, while somebody
-else behind the same address guesses."""
+"""A peer may cause LOOK_UP_BURST failing look-ups of unknown credentials, and one more every LOOK_UP_EVERY_S. Further
+unknown credentials are RateLimited without a look-up. This is more than FAILURE_BURST, so that new valid credentials
+are accepted, perhaps after a wait, while somebody else behind the same address guesses."""
 
 LOG_BURST = 100
 LOG_EVERY_S = 1.0
-"""Failures of all peers are logged LOG_BURST times, and once more each LOG_EVERY_S; `left_out` counts the others."""
+"""LOG_BURST failures of all peers are logged, and one more every LOG_EVERY_S; `left_out` counts the others."""
 
 REASON, SHOWN = "reason", "shown"
-"""Details of Unauthenticated on its way to `count`: how it is counted, and what of the credentials is public."""
+"""Details of Unauthenticated until `count` removes them: the reason, and the public part of the credentials."""
 ABSENT, MALFORMED, REFUSED, LIMITED, UNCHECKED = "absent", "malformed", "refused", "limited", "unchecked"
 REASONS: Final = {
-    ABSENT: "nothing was shown",
-    MALFORMED: "what was shown has the form of no credentials",
-    REFUSED: "they are wrong, have ended, or their client is disabled",
+    ABSENT: "no credentials were sent",
+    MALFORMED: "the credentials are malformed",
+    REFUSED: "the credentials are wrong or expired, or their client is disabled",
     LIMITED: "the peer failed too often",
-    UNCHECKED: "the identity provider's keys are not to be had",
+    UNCHECKED: "the identity provider's keys cannot be fetched",
 }
 
 _log = structlog.get_logger(__name__)
 
 
 class Failures:
-    """The failures of one process. `monotonic` gives seconds that never go back; `proxies` are not limited."""
+    """The failures in one process. `monotonic` returns seconds; `proxies` are not limited."""
 
     def __init__(self, monotonic: Callable[[], float], proxies: TrustedProxies) -> None:
         self._monotonic = monotonic
@@ -65,7 +63,7 @@ class Failures:
         """Failures since the start, by reason."""
 
     def count(self, error: TerminalStatusError) -> None:
-        """Counts what a caller is refused with, and takes what is not for the caller out of it."""
+        """Counts an error that is about to be returned, and removes the details that the caller must not see."""
         error.details.pop(SHOWN, None)
         reason = error.details.pop(REASON, REFUSED)
         if isinstance(error, RateLimited):
@@ -75,20 +73,20 @@ class Failures:
         self.counts[reason] += 1
 
     def check(self, peer: str) -> None:
-        """Raises RateLimited where the peer failed too often."""
+        """Raises RateLimited if the peer failed too often."""
         self._check(self._failed, peer)
 
     def check_look_up(self, peer: str) -> None:
-        """Raises RateLimited where too many look-ups for the peer failed."""
+        """Raises RateLimited if too many look-ups for the peer failed."""
         self._check(self._looked_up, peer)
 
     def add(self, peer: str, shown: str) -> None:
-        """A failure of the peer."""
+        """Counts and logs a failure of the peer."""
         if self._failed.take(bucket(peer), self._monotonic()):
             self._write(peer, shown)
 
     def add_look_up(self, peer: str) -> None:
-        """A look-up for the peer that found nothing good."""
+        """Counts a failed look-up for the peer."""
         self._looked_up.take(bucket(peer), self._monotonic())
 
     def _check(self, allowance: "_Allowance", peer: str) -> None:
@@ -111,19 +109,19 @@ class Failures:
 
 
 class _Allowance:
-    """For each peer so often at once, and once more each so many seconds, as `limits` says."""
+    """A token bucket per peer. `limits` returns its size and the seconds until one more token."""
 
     def __init__(self, limits: Callable[[], tuple[int, float]]) -> None:
         self._limits = limits
-        self._peers = BoundedDict[str, tuple[float, float]](MAX_PEERS)  # what was left, and when
+        self._peers = BoundedDict[str, tuple[float, float]](MAX_PEERS)  # tokens left, and when
 
     def wait_s(self, peer: str, now_s: float) -> float:
-        """How long until the peer has one left; 0 is now."""
+        """Seconds until the peer has a token; 0: now."""
         left = self._left(peer, now_s)
         return 0.0 if left >= 1 else (1 - left) * self._limits()[1]
 
     def take(self, peer: str, now_s: float) -> bool:
-        """Takes one, if one is left; whether it was."""
+        """Takes a token, if there is one. Returns whether there was."""
         left = self._left(peer, now_s)
         self._peers[peer] = (max(left - 1, 0.0), now_s)
         return left >= 1
@@ -135,5 +133,5 @@ class _Allowance:
 
 
 def unauthenticated(message: str, *, reason: str = REFUSED, shown: str = "") -> Unauthenticated:
-    """The error, with how it is counted, and the public part of what was shown, for the log."""
+    """The error, with the reason for the counter, and the public part of the credentials for the log."""
     return Unauthenticated(message, reason=reason, shown=shown)

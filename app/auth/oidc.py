@@ -1,13 +1,12 @@
-"""Access tokens of an OpenID provider (RFC 7519, RFC 9068): what they must say, and the provider's keys (RFC 7517).
+"""Verifies access tokens of an OpenID provider (RFC 7519, RFC 9068) with the provider's keys (RFC 7517).
 
-Invariants: only EdDSA, ES256 and RS256 are read, never `none` or a shared secret, and RSA keys of 2048 bits or more;
-issuer, audience and expiry are checked, with LEEWAY_S for clocks that differ. A token that names a device, lacks the
-operator's scope, or (where the operator names none) has a scope of CAMARA's, is confined to CAMARA's APIs. Keys are
-fetched when the first token comes, again after REFRESH_S, and for a key id that is not among them, but at most once
-each RETRY_S, one fetch at a time. A provider that is away leaves the last keys in use for STALE_S.
+Invariants: only EdDSA, ES256 and RS256 are accepted, never `none` or a shared secret, and RSA keys from 2048 bits.
+Issuer, audience and expiry are checked, with LEEWAY_S for different clocks. A token is confined to CAMARA's APIs if it
+names a device, lacks the operator's scope, or (if the operator requires no scope) has one of CAMARA's scopes. Keys are
+fetched for the first token, after REFRESH_S, and for an unknown key id, but at most once every RETRY_S. While the
+provider is away, the last keys are used for STALE_S.
 
-Deliberately absent: how keys are fetched (`jwks.py`), remembering tokens (`authenticator.py`), introspection, and
-revocation: a token is good until it expires, and its client can be disabled here.
+Deliberately absent: introspection and revocation. A token is valid until it expires; its client can be disabled here.
 """
 
 import asyncio
@@ -32,15 +31,15 @@ REFRESH_S = 600.0
 RETRY_S = 30.0
 STALE_S = 86_400.0
 MAX_KEYS = 100
-"""Keys of the provider that are looked at; further ones are left out."""
+"""Keys of the provider that are read; further ones are ignored."""
 
 MIN_RSA_BITS = 2048
 
 CAMARA_SCOPES = ("device-reachability-status",)
-"""What CAMARA's scopes begin with. Its APIs look at them themselves, operation by operation."""
+"""Prefixes of CAMARA's scopes. CAMARA's face checks them for each operation."""
 
 _UNREADABLE = (JoseError, ValueError, RecursionError)
-"""What reading a token raises. Python's JSON has no bound on nesting but the stack."""
+"""The exceptions of reading a token; RecursionError, because only the stack limits nesting in Python's JSON."""
 
 _KINDS = ("EC", "OKP", "RSA")
 _log = structlog.get_logger(__name__)
@@ -49,15 +48,15 @@ _Key = RSAKey | ECKey | OKPKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What an access token grants beyond naming its client."""
+    """What an access token grants to its client."""
 
     scopes: frozenset[str]
     device: str
-    """The device that it is about; empty for a token without one (CAMARA: two-legged)."""
+    """The device for which the token was issued; empty for a token without a device (CAMARA: two-legged)."""
 
 
 class _Algorithms(jws.JWSRegistry):
-    """Ours and no others. The library's own warns of EdDSA at each token, since RFC 9864 calls it Ed25519."""
+    """ALGORITHMS only. The library's own registry warns about EdDSA for each token, which RFC 9864 renames Ed25519."""
 
     def get_alg(self, name: str) -> Any:
         if name not in ALGORITHMS:
@@ -66,10 +65,13 @@ class _Algorithms(jws.JWSRegistry):
 
 
 class AccessTokens:
-    """Verifies access tokens. `fetch_keys` returns the provider's JWK set as it came, within a time limit of its own,
-    and raises OSError where it cannot. `client_claim` is the claim that names the client's id; `scope` (where not
-    empty) must be among the token's `scope` (or `scp`), but for CAMARA's APIs, which look for their own. `device_claim`
-    is the claim that names the device of a token for CAMARA's APIs; empty for none."""
+    """Verifies access tokens.
+
+    `fetch_keys` returns the provider's JWK set within a time limit of its own, or raises OSError. `client_claim` names
+    the claim with the client's id. `scope`, if not empty, must be in the token's `scope` (or `scp`); CAMARA's face
+    checks scopes of its own. `device_claim` names the claim with the device of a token for CAMARA's APIs; empty: not
+    read.
+    """
 
     def __init__(
         self,
@@ -102,8 +104,8 @@ class AccessTokens:
         self._lock = asyncio.Lock()
 
     async def verify(self, token: str) -> tuple[str, datetime]:
-        """The client id that the token names, and when the token ends. Raises Unauthenticated, with `retry_after_s`
-        where it is the provider that cannot be asked."""
+        """The client id in the token, and when the token expires. Raises Unauthenticated, with `retry_after_s` if the
+        provider's keys cannot be fetched."""
         header = _header(token)
         if header.get("alg") not in ALGORITHMS or header.get("typ", "JWT").lower() not in ("jwt", "at+jwt"):
             raise _refused()
@@ -123,8 +125,8 @@ class AccessTokens:
             raise _refused(client_id) from None
 
     def grant(self, token: str) -> Grant:
-        """What a token grants that `verify` took a moment ago; nothing is checked again. Raises Unauthenticated for
-        what is no token."""
+        """What a token grants that `verify` has just accepted; nothing is checked again. Raises Unauthenticated for a
+        malformed token."""
         try:
             claims = json.loads(jws.extract_compact(token.encode()).payload)
         except _UNREADABLE:
@@ -132,20 +134,20 @@ class AccessTokens:
         return Grant(scopes=frozenset(_scopes(claims)), device=self._device(claims))
 
     def confined(self, token: str) -> str:
-        """Why a token that `verify` took a moment ago serves CAMARA's APIs only; "" for one that serves everywhere.
-        Raises Unauthenticated for what is no token."""
+        """Why a token that `verify` has just accepted is for CAMARA's APIs only; "" if it is valid for all faces.
+        Raises Unauthenticated for a malformed token."""
         grant = self.grant(token)
         if grant.device:
-            return "The access token is about one device, and serves CAMARA's APIs only."
+            return "The access token is for one device, and valid for CAMARA's APIs only."
         if self._scope and self._scope not in grant.scopes:
             return f"The access token lacks the scope {self._scope}."
         if not self._scope and any(scope.startswith(CAMARA_SCOPES) for scope in grant.scopes):
-            return "The access token has scopes of CAMARA's, and serves its APIs only."
+            return "The access token has scopes of CAMARA, and is valid for CAMARA's APIs only."
         return ""
 
     def _device(self, claims: Mapping[str, Any]) -> str:
-        """The device that a token names, "" for none. Raises Unauthenticated where the claim is there and no text: it
-        would count as a token for every device."""
+        """The device in a token; "" if it names none. Raises Unauthenticated if the claim is not a text, because the
+        token would then be valid for every device."""
         if not self._device_claim or self._device_claim not in claims:
             return ""
         device = claims[self._device_claim]
@@ -154,7 +156,7 @@ class AccessTokens:
         return device
 
     async def _key(self, kid: object) -> _Key:
-        """The provider's key of that id; the only one where the token names none."""
+        """The provider's key of that id; without an id, the provider's only key."""
         now = self._monotonic()
         if now >= self._fetched_at + REFRESH_S or self._find(kid) is None:
             async with self._lock:
@@ -163,7 +165,7 @@ class AccessTokens:
                     await self._fetch()
         if self._monotonic() >= self._fetched_at + STALE_S:
             raise Unauthenticated(
-                "Access tokens cannot be checked now: the identity provider's keys are not to be had.",
+                "Access tokens cannot be checked now: the identity provider's keys cannot be fetched.",
                 retry_after_s=RETRY_S,
             )
         if (key := self._find(kid)) is None:
@@ -186,13 +188,13 @@ class AccessTokens:
 
 
 def _header(token: str) -> Mapping[str, Any]:
-    """The header of a token, of which nothing is checked but its form. Raises Unauthenticated."""
+    """The header of a token; only its form is checked. Raises Unauthenticated."""
     try:
         header = jws.extract_compact(token.encode()).headers()
     except _UNREADABLE:
         raise _malformed() from None
-    # `crit` names what must be understood (RFC 7515 section 4.1.11); nothing of it is here, and joserfc fails on
-    # a `crit` that is no list of texts.
+    # `crit` lists extensions that must be understood (RFC 7515 section 4.1.11). We have none, and joserfc fails if
+    # `crit` is not a list of texts.
     if not isinstance(header, dict) or not isinstance(header.get("typ", ""), str) or "crit" in header:
         raise _malformed()
     return header
@@ -206,20 +208,20 @@ def _scopes(claims: Mapping[str, Any]) -> list[str]:
 
 
 def read_keys(document: bytes) -> dict[str, _Key]:
-    """The public keys of a JWK set that can check signatures, by key id. Raises ValueError for what is none, or has
-    none of them."""
+    """The keys of a JWK set that can verify signatures, by key id. Raises ValueError if there are none, or the document
+    is not a JWK set."""
     try:
         data: Any = json.loads(document)
     except RecursionError:
         raise ValueError("the JWK set is nested too deeply") from None
     entries = data.get("keys") if isinstance(data, dict) else None
     if not isinstance(entries, list):
-        raise ValueError("no JWK set")
+        raise ValueError("the document is not a JWK set")
     keys: dict[str, _Key] = {}
     for entry in entries[:MAX_KEYS]:
         if not isinstance(entry, dict) or entry.get("use", "sig") != "sig" or entry.get("kty") not in _KINDS:
             continue
-        if entry["kty"] == "RSA" and len(str(entry.get("n", ""))) < MIN_RSA_BITS / 6:  # the library would warn of it
+        if entry["kty"] == "RSA" and len(str(entry.get("n", ""))) < MIN_RSA_BITS / 6:  # the library would warn about it
             continue
         try:
             key = JWKRegistry.import_key(entry)

@@ -1,15 +1,15 @@
-"""Who stands behind a proxy: the client's address, the scheme and the host that a trusted proxy names, by `Forwarded`
-(RFC 7239) or `X-Forwarded-For`, `-Proto` and `-Host`.
+"""The client behind a trusted proxy: its address, scheme and host, from `Forwarded` (RFC 7239) or `X-Forwarded-For`,
+`X-Forwarded-Proto` and `X-Forwarded-Host`.
 
-The lists are read from the right, past trusted proxies: what stands further left was written by the client itself.
-Where both kinds of list are there they must name the same client: a proxy that writes one kind may pass on what a
-stranger wrote in the other.
+The lists are read from the right, past trusted proxies, because a client may write any entries further left. If both
+kinds of list are present, they must name the same client: a proxy that writes one kind may forward what a client wrote
+in the other.
 
-Invariants: pure; without a trusted proxy no header is looked at. An address that `trusts` knows is a proxy, and limits
-per address exempt it. Requests of which a trusted proxy says nothing readable share one address, `behind PROXY`, which
-is not exempt: else a malformed header would be the way past every limit.
+Invariants: from an address that is not a trusted proxy, no header is read. Limits per address exempt trusted proxies.
+Requests with unreadable headers share one address, `behind PROXY`, which is not exempt: otherwise a malformed header
+would bypass every limit.
 
-Deliberately absent: `Via`, and every header of one vendor.
+Deliberately absent: `Via`, and headers of single vendors.
 """
 
 import ipaddress
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 MAX_LIST: Final = 4096
-"""Characters of one list that are read; a longer one is malformed."""
+"""Longest list that is read, in characters; a longer one counts as malformed."""
 
 _TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105  # RFC 9110's word
 _PAIR = re.compile(rf'[ \t]*(?:({_TOKEN})=({_TOKEN}|"(?:[^"\\]|\\.)*"))?[ \t]*([;,]|$)')
@@ -32,7 +32,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request comes from. `scheme` and `host` are "" where no trusted proxy names them."""
+    """Where a request comes from. `scheme` and `host` are "" if no trusted proxy names them."""
 
     address: str
     scheme: str = ""
@@ -41,7 +41,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class TrustedProxies:
-    """The networks whose word is taken."""
+    """The networks of trusted proxies."""
 
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
 
@@ -51,7 +51,7 @@ class TrustedProxies:
         return cls(tuple(sorted(map(ipaddress.ip_network, networks), key=str)))
 
     def trusts(self, address: str) -> bool:
-        """Whether this is a trusted proxy; limits per address then exempt it."""
+        """Whether this is the address of a trusted proxy."""
         if not self.networks or (ip := _ip(address)) is None:
             return False
         return any(ip in network for network in self.networks)
@@ -60,7 +60,7 @@ class TrustedProxies:
         """Whether a trusted proxy may be among the addresses that `bucket` counts as one."""
         try:
             counted = ipaddress.ip_network(key)
-        except ValueError:  # no address, but a proxy's other word for a client
+        except ValueError:  # not an address, but an identifier from a proxy
             return False
         return any(network.version == counted.version and network.overlaps(counted) for network in self.networks)
 
@@ -87,7 +87,7 @@ class TrustedProxies:
         return Origin(address or peer, scheme if scheme in _SCHEMES else "", host if _HOST.fullmatch(host) else "")
 
     def _walk(self, peer: str, nodes: list[str]) -> tuple[str | None, int]:
-        """The client that a list names, and its place from the right; None where the list is malformed there."""
+        """The client that a list names (None: malformed), and its place from the right."""
         client = peer
         for hops, text in enumerate(reversed(nodes), start=1):
             node = _node(text)
@@ -100,8 +100,8 @@ class TrustedProxies:
 
 
 def server_url(scope: Mapping[str, Any]) -> str | None:
-    """The URL of the server that an HTTP request was sent to, from its ASGI scope; None where its Host header is not a
-    host (RFC 9110 section 7.2)."""
+    """The URL of the server that an HTTP request was sent to, from its ASGI scope; None if its Host header is invalid
+    (RFC 9110 section 7.2)."""
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     if not host and scope.get("server"):  # HTTP/1.0
         address, port = scope["server"]
@@ -110,7 +110,7 @@ def server_url(scope: Mapping[str, Any]) -> str | None:
 
 
 def bucket(address: str) -> str:
-    """What limits per address count: of IPv6 the network of 64 bits, of which a stranger has all addresses."""
+    """The key of limits per address: an IPv4 address, or an IPv6 /64 network, all of which one client may use."""
     ip = _ip(address) if ":" in address else None
     if not isinstance(ip, ipaddress.IPv6Address):
         return address if ip is None else str(ip)
@@ -126,7 +126,8 @@ def _ip(text: str) -> _Address | None:
 
 
 def _lists(headers: Iterable[tuple[str | bytes, str | bytes]]) -> dict[str, str]:
-    """The lists by name, each over all lines of its header. Of one too long just enough to be malformed."""
+    """The lists by name, each joined from all lines of its header; a malformed text in place of one that is too
+    long."""
     found: dict[str, list[str]] = {
         name: [] for name in ("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
     }
@@ -139,7 +140,7 @@ def _lists(headers: Iterable[tuple[str | bytes, str | bytes]]) -> dict[str, str]
 
 
 def _elements(text: str) -> list[dict[str, str]] | None:
-    """The elements of `Forwarded` (RFC 7239 section 4); None for what is malformed or empty."""
+    """The elements of `Forwarded` (RFC 7239 section 4); None if malformed or empty."""
     elements: list[dict[str, str]] = [{}]
     at = 0
     while text:
@@ -159,8 +160,8 @@ def _elements(text: str) -> list[dict[str, str]] | None:
 
 
 def _node(text: str) -> str | None:
-    """An address in one form, an obfuscated identifier or `unknown` (RFC 7239 section 6); None for what is malformed.
-    Some proxies write IPv6 without brackets, some a port."""
+    """An address in normal form, an obfuscated identifier or `unknown` (RFC 7239 section 6); None if malformed. Some
+    proxies write IPv6 without brackets, some add a port."""
     text = text.strip(" \t")
     if (ip := _ip(text)) is not None:
         return str(ip)
@@ -178,5 +179,5 @@ def _from_right(text: str, hops: int) -> str:
 
 
 def _agreed(one: str, other: str) -> str:
-    """What both say, or the one that says something."""
+    """The value that is given once or twice the same; "" if the two differ."""
     return "" if one and other and one.lower() != other.lower() else one or other

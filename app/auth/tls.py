@@ -1,10 +1,10 @@
-"""TLS of the gRPC and HTTP addresses: one certificate, and the authorities of client certificates.
+"""TLS for the gRPC and HTTP addresses: one certificate, and the authorities of client certificates.
 
-Invariants: the files are read and fit each other before a port is opened. With authorities given, every caller must
-present a certificate of theirs. TLS 1.2 is the least. Files that were renewed count for connections from then on, as
-soon as they fit each other; until then those before do. `read_again` (SIGHUP) need not wait for the next look.
+Invariants: the files are read, and key and certificate match, before a port is opened. With authorities, every caller
+must present a certificate. The lowest version is TLS 1.2. Renewed files are used for new connections once they match;
+until then the previous ones are used. They are checked every RELOAD_S, and at once by `read_again` (SIGHUP).
 
-Deliberately absent: ending connections whose certificate was renewed or taken back.
+Deliberately absent: closing connections whose certificate was renewed or revoked.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import grpc
 import structlog
 
 RELOAD_S = 10.0
-"""How often to look whether the files were renewed."""
+"""How often the files are checked for a renewal."""
 
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class TlsUnusable(Exception):
 
 
 class Tls:
-    """Files in PEM format that were checked. Made by `load`. May be used by any thread."""
+    """Checked files in PEM format. Made by `load`; thread-safe."""
 
     def __init__(self, cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
         """Raises TlsUnusable."""
@@ -40,7 +40,7 @@ class Tls:
         _check(*self._files)
         self._look_at_s = time.monotonic() + RELOAD_S
         self._renewals = 0
-        """How often the files were found to be others, or were read again by order."""
+        """How often renewed files were found, or files were read again by `read_again`."""
         self._appliers: list[Callable[[], None]] = []
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
@@ -54,14 +54,14 @@ class Tls:
 
         applied = self._renewals
 
-        def fetch() -> Any:  # for each connection, on a thread of gRPC; None is the configuration of the one before
+        def fetch() -> Any:  # called for each connection on a gRPC thread; None: as before
             nonlocal applied
             self._look()
             if (found := self._renewals) == applied:
                 return None
             try:
                 renewed = configuration()
-            except OSError:  # taken away this very moment
+            except OSError:  # a file was removed just now
                 return None
             applied = found
             return renewed
@@ -79,7 +79,7 @@ class Tls:
         }
 
     async def keep_up_to_date(self, context: ssl.SSLContext) -> None:
-        """Gives the context what is renewed, until it is cancelled. It also keeps trusting the authorities before."""
+        """Loads renewed files into the context, until cancelled. Previous authorities stay trusted."""
         cert_file, key_file, client_ca_file = self._files
         applied = self._renewals
 
@@ -87,7 +87,7 @@ class Tls:
             nonlocal applied
             if (found := self._renewals) == applied:
                 return
-            with contextlib.suppress(OSError, ValueError):  # taken away, or written again, this very moment
+            with contextlib.suppress(OSError, ValueError):  # a file was removed or written just now
                 context.load_cert_chain(cert_file, key_file, password=lambda: "")
                 if client_ca_file is not None:
                     context.load_verify_locations(client_ca_file)
@@ -103,14 +103,13 @@ class Tls:
             self._appliers.remove(apply)
 
     def read_again(self) -> None:
-        """Reads the files now, whether they look renewed or not, and says in the log what came of it. To be called in
-        the event loop."""
+        """Reads the files now, even if they look unchanged, and logs the result. To be called in the event loop."""
         self._look(at_once=True)
         for apply in self._appliers:
             apply()
 
     def _look(self, *, at_once: bool = False) -> None:
-        """Looks whether the files are others and can be used: each RELOAD_S, or `at_once`."""
+        """Checks the files for a renewal, if RELOAD_S have passed since the last check or `at_once`."""
         with self._lock:
             if (now_s := time.monotonic()) < self._look_at_s and not at_once:
                 return
@@ -121,14 +120,14 @@ class Tls:
             try:
                 _check(*self._files)
             except TlsUnusable as error:
-                _log.warning("tls_files_unusable", why=str(error), hint="those read before stay in use")
+                _log.warning("tls_files_unusable", why=str(error), hint="the files that were read before stay in use")
                 return
             self._renewals += 1
             _log.info("tls_files_renewed" if self._stamp != before else "tls_files_unchanged")
 
 
 def load(cert_file: Path | None, key_file: Path | None, client_ca_file: Path | None) -> Tls | None:
-    """TLS as the settings want it; None is none. Raises TlsUnusable."""
+    """TLS by the settings; None: without TLS. Raises TlsUnusable."""
     if cert_file is not None and key_file is not None:
         return Tls(cert_file, key_file, client_ca_file)
     if client_ca_file is not None:

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.auth.authenticator import certificate_names
+from app.auth.credentials import certificate_names
 from app.rest.problem import Problem, problem
 from app.rest.unauthenticated_connections import UnauthenticatedConnections
 

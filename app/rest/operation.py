@@ -15,7 +15,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from app.auth.authenticator import Authenticator, asgi_authorization, asgi_credentials
+from app.auth.authenticator import Authenticator
+from app.auth.credentials import asgi_authorization, asgi_credentials
 from app.domain.records import Client
 
 FACE = "rest"

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 
 import grpc.aio
 
-from app.auth.authenticator import Authenticator, Credentials, client_names
+from app.auth.authenticator import Authenticator
+from app.auth.credentials import Credentials, client_names
 from app.auth.proxies import TrustedProxies, bucket
 from app.domain.errors import TerminalStatusError
 from app.domain.records import Client

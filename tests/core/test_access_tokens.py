@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey
 
 from app.auth import oidc
-from app.auth.authenticator import (
-    Credentials,
-)
+from app.auth.credentials import Credentials
 from app.auth.oidc import AccessTokens, read_keys
 from app.domain.errors import (
     NotPermitted,

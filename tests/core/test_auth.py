@@ -13,16 +13,16 @@ import structlog.testing
 
 from app.auth import authenticator as auth
 from app.auth import failures
-from app.auth.authenticator import (
-    Authenticator,
+from app.auth.authenticator import Authenticator, OpenToAll, is_loopback
+from app.auth.clients import MAX_KEYS, ClientRegistry
+from app.auth.credentials import (
     Credentials,
-    OpenToAll,
     asgi_credentials,
     certificate_names,
-    is_loopback,
+    hash_secret,
     parse_key,
+    password_equivalent,
 )
-from app.auth.clients import MAX_KEYS, ClientRegistry
 from app.auth.proxies import TrustedProxies
 from app.domain.errors import (
     ClientUnknown,
@@ -386,7 +386,7 @@ async def test_wrong_passwords_of_a_client_are_compared_without_a_look_up(world:
             with pytest.raises((Unauthenticated, RateLimited)):
                 await world.auth.authenticate_with(client.id, lambda password: False)
     assert len(looked_up) == 3
-    old = auth.password_equivalent(auth.hash_secret(key.split("_", 2)[2]))
+    old = password_equivalent(hash_secret(key.split("_", 2)[2]))
     assert await world.auth.authenticate_with(client.id, lambda password: password == old) == client
     await world.registry.rotate(client.id, who="test", overlap_s=0)
     with pytest.raises((Unauthenticated, RateLimited)):
@@ -457,7 +457,7 @@ async def test_transports_that_compare_by_themselves(world: World) -> None:
     def matches(wanted: str) -> Callable[[str], bool]:
         return lambda equivalent: asked.append(equivalent) or equivalent == wanted  # type: ignore[func-returns-value]
 
-    equivalents = [auth.password_equivalent(auth.hash_secret(key.split("_", 2)[2])) for key in (old, new)]
+    equivalents = [password_equivalent(hash_secret(key.split("_", 2)[2])) for key in (old, new)]
     for equivalent in equivalents:
         assert await world.auth.authenticate_with(client.id, matches(equivalent)) == client
     world.clock.pass_s(5)

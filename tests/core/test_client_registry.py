@@ -78,7 +78,7 @@ async def test_what_other_processes_do_is_followed(world: World) -> None:
         reported.append(f"{client_id} gone")
 
     follower = ClientFollower(
-        world.store, gone=gone, disabled=lambda client_id: reported.append(f"{client_id} disabled")
+        world.store, on_deleted=gone, on_disabled=lambda client_id: reported.append(f"{client_id} disabled")
     )
     await follower.look()
     for client_id in ("a", "b", "c"):
@@ -102,7 +102,7 @@ async def test_following_clients_goes_on_after_a_defect(world: World, monkeypatc
             raise ZeroDivisionError
         done.set()
 
-    follower = ClientFollower(world.store, gone=gone, disabled=lambda client_id: None)
+    follower = ClientFollower(world.store, on_deleted=gone, on_disabled=lambda client_id: None)
     await world.add("a", client_id="a")
     await follower.look()
     await world.registry.delete("a", who="cli")

@@ -22,8 +22,8 @@ from cryptography import x509
 from hypothesis import strategies as st
 
 from app.auth import failures
-from app.auth.authenticator import hash_secret, parse_key, password_equivalent
 from app.auth.clients import ClientRegistry
+from app.auth.credentials import hash_secret, parse_key, password_equivalent
 from app.main import Gateway, run_gateway
 from app.pb.terminalstatus.v1 import group_pb2, group_pb2_grpc
 from app.sandbox import Sandbox

@@ -129,7 +129,7 @@ async def test_who_may_read_what(sandbox: Sandbox, own_address: bool) -> None:
         opened = await answers(gateway.http_address, [*CONTRACT, *PROBES, "/metrics", "/v1/groups"])
         assert opened == dict.fromkeys(opened, 200) | absent
         registry = ClientRegistry(
-            store, contracts=SINK_CONTRACTS, clock=lambda: datetime.now(UTC), changed=gateway.use_cases.auth.forget
+            store, contracts=SINK_CONTRACTS, clock=lambda: datetime.now(UTC), on_changed=gateway.use_cases.auth.forget
         )
         _, application = await registry.add("application", who="test")
         _, operator = await registry.add("operator", who="test", admin=True)

@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 from starlette.types import ASGIApp, Message
 
-from app.auth.authenticator import Authenticator, hash_secret, parse_key, password_equivalent
+from app.auth.authenticator import Authenticator
 from app.auth.clients import ClientRegistry
+from app.auth.credentials import hash_secret, parse_key, password_equivalent
 from app.auth.failures import FAILURE_BURST
 from app.domain.addresses import TerminalAddress
 from app.domain.statuses import Source, Status, TerminalStatus
@@ -79,7 +80,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             return made.now
 
         auth = Authenticator(store, clock=clock, monotonic=lambda: clock().timestamp(), open_allowed=True)
-        registry = ClientRegistry(store, contracts=SINK_CONTRACTS, clock=clock, changed=auth.forget)
+        registry = ClientRegistry(store, contracts=SINK_CONTRACTS, clock=clock, on_changed=auth.forget)
         app = create_app(use_cases, use_cases, auth, clock=clock, usage=FakeUsage())  # type: ignore[arg-type]  # all that it uses
         made = World("", "", auth, registry, app, use_cases)
         client, made.key = await registry.add("app", who="test", client_id="app-1")

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.auth.authenticator import (
-    Authenticator,
-    Credentials,
-)
+from app.auth.authenticator import Authenticator
 from app.auth.clients import ClientRegistry
+from app.auth.credentials import Credentials
 from app.auth.oidc import AccessTokens
 from app.domain.errors import (
     Unauthenticated,
@@ -51,7 +49,9 @@ class World:
 
     def __post_init__(self) -> None:
         self.auth = self.authenticator()
-        self.registry = ClientRegistry(self.store, contracts=SINK_CONTRACTS, clock=self.clock, changed=self.auth.forget)
+        self.registry = ClientRegistry(
+            self.store, contracts=SINK_CONTRACTS, clock=self.clock, on_changed=self.auth.forget
+        )
 
     def authenticator(self, *, open_allowed: bool = True, tokens: AccessTokens | None = None) -> Authenticator:
         return Authenticator(

@@ -166,9 +166,9 @@ async def http_face(
         store,
         clock=clock,
         contracts=SINK_CONTRACTS,
-        changed=auth.forget,
+        on_changed=auth.forget,
         delete=core.subscriptions.delete_client,
-        disabled=core.streams.end_streams_of,
+        on_disabled=core.streams.end_streams_of,
     )
     keys = {}
     for client in (APP, OTHER, ADMIN):

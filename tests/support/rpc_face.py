@@ -92,9 +92,9 @@ async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
         store,
         clock=clock,
         contracts=SINK_CONTRACTS,
-        changed=auth.forget,
+        on_changed=auth.forget,
         delete=core.subscriptions.delete_client,
-        disabled=core.streams.end_streams_of,
+        on_disabled=core.streams.end_streams_of,
     )
     keys = {}
     for client in (APP, OTHER, ADMIN):

@@ -15,7 +15,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message
 
-from app.auth.authenticator import Authenticator, Credentials
+from app.auth.authenticator import Authenticator
+from app.auth.credentials import Credentials
 from app.core.queries import QueryService, TerminalResult
 from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.auth.authenticator import hash_secret, parse_key, password_equivalent
 from app.auth.clients import ClientRegistry
+from app.auth.credentials import hash_secret, parse_key, password_equivalent
 from app.main import Gateway, run_gateway
 from app.sandbox import Sandbox
 from app.sinks import SINK_CONTRACTS

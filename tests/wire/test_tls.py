@@ -15,8 +15,8 @@ import pytest
 import structlog.testing
 
 from app.auth import tls
-from app.auth.authenticator import Credentials, asgi_credentials
 from app.auth.clients import ClientRegistry
+from app.auth.credentials import Credentials, asgi_credentials
 from app.auth.tls import Tls, TlsUnusable
 from app.domain.errors import Unauthenticated
 from app.domain.records import Client

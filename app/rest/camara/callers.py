@@ -16,7 +16,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Header, Request
 from starlette.types import Scope
 
-from app.auth.authenticator import KEY_PREFIX, asgi_authorization
+from app.auth.credentials import KEY_PREFIX, asgi_authorization
 from app.auth.oidc import Grant
 from app.core.usage import Caller
 from app.core.use_cases import UseCases
