@@ -54,12 +54,11 @@ class SqlStore(Clients, Outbox, Retention):
 async def open_store(
     url: str, *, secret_key_file: Path | None = None, busy_timeout_ms: int = BUSY_TIMEOUT_MS, wait_s: float = 0.0
 ) -> SqlStore:
-    """Brings the database at `url` up to date (making an SQLite file where there is none) and returns the store.
+    """Brings the database at `url` up to date (creating an SQLite file if there is none) and returns the store.
 
-    A lock of others is waited for `busy_timeout_ms`; a migration that another process runs, longer; a PostgreSQL that
-    does not answer, up to `wait_s`. Raises
-    DatabaseUnavailable, also where secrets are encrypted by a key that is not in `secret_key_file`. Close the store
-    with `aclose` or `async with`.
+    Waits `busy_timeout_ms` for another's lock, longer for a migration by another process, and `wait_s` for a PostgreSQL
+    that does not answer. Raises DatabaseUnavailable, also if secrets are encrypted with a key that is not in
+    `secret_key_file`. Close the store with `aclose` or `async with`.
     """
     keys = read_keys(secret_key_file)
     await _migrate(url, wait_s)
@@ -76,12 +75,12 @@ async def open_store(
     if missing:
         await store.aclose()
         has = f"{secret_key_file} has the key {' and '.join(keys.ids)}" if keys.ids else "is not set"
-        raise DatabaseUnavailable(f"secrets in it are encrypted by the key {missing[0]}, and {SETTING} {has}")
+        raise DatabaseUnavailable(f"its secrets are encrypted with the key {missing[0]}, and {SETTING} {has}")
     return store
 
 
 async def _migrate(url: str, wait_s: float) -> None:
-    """As `migrate`, but waits for a PostgreSQL that does not answer yet, and logs that it does."""
+    """As `migrate`, but waits for a PostgreSQL that does not answer yet, and logs the wait."""
     clock, said = asyncio.get_running_loop().time, False
     give_up_s = clock() + wait_s
     while True:

@@ -1,7 +1,7 @@
-"""Writing what happened: statuses by compare-and-set, progress of subscriptions, owed notifications, usage records.
+"""Writes statuses by compare-and-set, the progress of subscriptions, owed notifications and usage records.
 
-Every transaction locks rows in one order, so that none waits for another in a circle: statuses by address, then
-subscriptions and their outbox by `seq`, then what it adds; usage records last.
+Every transaction locks rows in the same order, so that there are no deadlocks: statuses by address, then subscriptions
+and their outbox by `seq`, then added rows; usage records last.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,13 +25,13 @@ from app.store.encryption import SecretKeys
 from app.store.statements import IS, MAX_ROWS, add_rows, encoded, sqlite_time, statements
 
 USAGE_LOCK = 0x7465_7273
-"""PostgreSQL's advisory lock: shared by who adds usage records, and a reader's alone, so that it misses none.
+"""A PostgreSQL advisory lock: shared by writers of usage records, exclusive for readers, which so miss no record.
 
-Numbers are given before the commit: without it a page could end at a number while a smaller one was still to come.
-Taken just before the last statement of a transaction, or else it could wait in a circle with the locks of rows."""
+Numbers are assigned before the commit: without the lock, a page could end at a number while a smaller one is not
+committed yet. It is taken before the last statement of a transaction, else it could deadlock with row locks."""
 
 NOTHING = "{}"
-"""Sink parameters of a sink without any."""
+"""The stored parameters of a sink without parameters."""
 
 _status = t.terminal_statuses.c
 _sub = t.subscriptions.c
@@ -49,18 +49,18 @@ class Writing(Database):
     """As `ports.Store` says."""
 
     def __init__(self, engine: AsyncEngine | Engine, keys: SecretKeys | None = None) -> None:
-        """`keys` encrypt sinks' parameters; without them these stand in clear."""
+        """`keys` encrypt sinks' parameters; None: they are stored unencrypted."""
         super().__init__(engine)
         self._keys = keys or SecretKeys()
         self._sql = statements(for_sqlite=self.sqlite)
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
-        """Writes all of it in one transaction, or returns the stored statuses whose revision is not smaller.
+        """Writes all changes in one transaction, or nothing, and returns the stored statuses that prevented it.
 
-        A terminal may have several statuses in it, of revisions that follow each other. Where nothing is stored of a
-        terminal, any revision is taken. An update leaves the first end of a subscription as it is. Usage records and
-        owed notifications of an id that is there already are left out: they were written by the same call before,
-        whose answer was lost. Raises SubscriptionUnknown for what is owed to a subscription that is not there.
+        Several statuses of one terminal must have consecutive revisions. If no status of a terminal is stored, any
+        revision is accepted. An update never changes the end of a subscription that has ended. Usage records and
+        notifications with a stored id are skipped: an earlier call wrote them, and its answer was lost. Raises
+        SubscriptionUnknown if a notification's subscription does not exist.
         """
         owed = changes.owed
 
@@ -85,12 +85,12 @@ class Writing(Database):
         return ()
 
     async def statuses(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, TerminalStatus]:
-        """The stored statuses of those that have one."""
+        """The stored statuses, by address; terminals without one are missing."""
         rows = await self._all(select(t.terminal_statuses).where(self._among(_status.address, addresses)))
         return {row.address: _terminal_status(row) for row in rows}
 
     async def write_usage(self, records: Sequence[UsageRecord]) -> None:
-        """Adds usage records; those of an id that is there already are left out."""
+        """Adds usage records; records with a stored id are skipped."""
         if records:
             alone = self.sqlite and len(records) <= MAX_ROWS
             await self._write(lambda c: self._add_usage(c, records), one_statement=alone)
@@ -126,8 +126,8 @@ class Writing(Database):
         *,
         ended_too: bool = False,
     ) -> None:
-        """Updates subscriptions, and gives notifications their place in the order of theirs. Nothing follows the end
-        of a subscription that another process or the delivery has ended before, unless `ended_too`."""
+        """Updates subscriptions and numbers their notifications. Without `ended_too`, subscriptions that have ended
+        meanwhile get no more notifications."""
         ids = {one.subscription_id for one in updates} | {one.subscription_id for one in owed}
         if not ids:
             return
@@ -154,7 +154,7 @@ class Writing(Database):
         await self._run(c, self._sql.owe, rows)
 
     async def _withdraw(self, c: AsyncConnection, subscription_seq: int, at: datetime | None) -> None:
-        """Withdraws what is not settled. A running lease stays with its owner, who is about to give it back."""
+        """Withdraws unsettled notifications. A running lease stays with its owner, who will release it."""
         pending = (_owed.subscription_seq == subscription_seq) & IS[DeliveryState.PENDING]
         settled = {"state": DeliveryState.WITHDRAWN.value, "settled_at": at}
         await c.execute(update(t.owed_notifications).where(pending).values(settled))
@@ -185,7 +185,7 @@ class Writing(Database):
     def _sink_values(self, subscription_id: str, sink: Sink) -> dict[str, str]:
         """A sink as columns of `subscription`."""
         if SINK_UNREADABLE in sink.parameters:
-            raise ValueError(f"what could not be read of {subscription_id}'s sink would be lost")
+            raise ValueError(f"the unreadable parameters of {subscription_id}'s sink would be lost")
         text = as_json({t.clean(name): t.clean(value) for name, value in sink.parameters.items()})
         row = SinkRow(sink.kind.value, t.clean(sink.url), t.clean(sink.profile), text, "")
         return row.encrypted(subscription_id, self._keys)._asdict()
@@ -195,7 +195,7 @@ class Writing(Database):
         return {row.id for row in await self._all(select(ids).where(self._among(ids, [one.id for one in owed])))}
 
     async def _add_usage(self, c: AsyncConnection, records: Sequence[UsageRecord]) -> None:
-        """The last statement of its transaction."""
+        """Must be the last statement of its transaction, because of USAGE_LOCK."""
         if not records:
             return
         if self.sqlite:
@@ -209,7 +209,7 @@ class Writing(Database):
     async def _run(
         self, c: AsyncConnection, statement: Executable, rows: Iterable[Iterable[Any]]
     ) -> "CursorResult[*tuple[Any, ...]]":
-        """One of `self._sql` with its rows."""
+        """Executes a statement of `self._sql` with its rows."""
         return await c.execute(statement, encoded(rows, for_sqlite=self.sqlite))
 
 
@@ -225,7 +225,7 @@ class _Box:
 
 
 def _merged(before: list[Any] | None, one: SubscriptionUpdate) -> list[Any]:
-    """An update as a row of `update_subscriptions`, together with one of the same subscription before it."""
+    """An update as a row of `update_subscriptions`, merged with an earlier update of the same subscription."""
     reason = one.end_reason.value if one.end_reason else None
     progress: list[Any] = [one.subscription_id, one.notified, one.last_notified_at, one.awaiting, one.expires_at]
     end: list[Any] = [one.ended_at, reason, one.end_detail]
@@ -239,7 +239,7 @@ def _merged(before: list[Any] | None, one: SubscriptionUpdate) -> list[Any]:
 
 
 def _lists(updates: Sequence[SubscriptionUpdate]) -> list[list[str | None]]:
-    """Rows of `update_lists`, of the few updates that have any; the last of each subscription counts."""
+    """Rows of `update_lists`, for updates with lists; the last update of each subscription wins."""
     rows: dict[str, list[str | None]] = {}
     for one in updates:
         if one.groups is None and one.joined is None and one.held is None:
@@ -264,7 +264,7 @@ def _terminal_status(row: AnyRow) -> TerminalStatus:
 
 
 def audit_line(entry: AuditEntry) -> Executable:
-    """The statement that adds it to the audit log."""
+    """The statement that adds an entry to the audit log."""
     details = as_json({t.clean(name): t.clean(value) for name, value in entry.details.items()})
     return insert(t.audit_log).values(at=entry.at, who=entry.who, what=entry.what, details=details)
 
@@ -277,17 +277,17 @@ class SinkRow(NamedTuple):
     sink_profile: str
     sink_parameters: str
     sink_key: str
-    """By which the parameters are encrypted; "" for parameters in clear."""
+    """The id of the key that encrypts the parameters; "": unencrypted."""
 
     def encrypted(self, subscription_id: str, keys: SecretKeys) -> "SinkRow":
-        """The row with parameters that are in clear encrypted; where there are none, there is no secret."""
+        """The row with encrypted parameters, if it has any and they are not encrypted yet."""
         if self.sink_parameters == NOTHING:
             return self
         text, key_id = keys.encrypted(self.sink_parameters, subscription_id, *self[:3])
         return self._replace(sink_parameters=text, sink_key=key_id)
 
     def decrypted(self, subscription_id: str, keys: SecretKeys) -> "SinkRow | None":
-        """The row with its parameters in clear; None where they cannot be read."""
+        """The row with decrypted parameters; None if they cannot be decrypted."""
         if not self.sink_key:
             return self
         text = keys.decrypted(self.sink_parameters, self.sink_key, subscription_id, *self[:3])
@@ -315,7 +315,7 @@ def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) ->
 
 
 def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
-    """What callers wrote is cleaned; the rest is the gateway's own."""
+    """Cells of a usage record. Only texts from callers are cleaned; the others are the gateway's own."""
     return (
         record.id,
         at,
@@ -334,5 +334,5 @@ def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
 
 
 def as_json(value: object) -> str:
-    """As lists and mappings are kept."""
+    """Lists and mappings as they are stored."""
     return msgspec.json.encode(value).decode()

@@ -25,7 +25,7 @@ class Clients(Subscriptions, Groups):
     """As `ports.Store` says."""
 
     async def put_client(self, client: Client) -> None:
-        """Creates or replaces it. Raises ClientExists where another has its name."""
+        """Creates or replaces a client. Raises ClientExists if another client has its name."""
         values = {
             "id": client.id,
             "name": client.name,
@@ -40,21 +40,23 @@ class Clients(Subscriptions, Groups):
         try:
             await self._write(lambda c: c.execute(statement))
         except IntegrityError:
-            raise ClientExists(f"There is another client of the name {client.name!r}.", name=client.name) from None
+            raise ClientExists(
+                f"Another client has the name {client.name!r}; choose a different one.", name=client.name
+            ) from None
 
     async def client(self, client_id: str) -> Client | None:
-        """One client, None where there is none."""
+        """The client of this id, or None."""
         row = await self._first(select(t.clients).where(t.clients.c.id == client_id))
         return None if row is None else _client(row)
 
     async def clients(self) -> list[Client]:
-        """All, by name."""
+        """All clients, sorted by name."""
         return [_client(row) for row in await self._all(select(t.clients).order_by(t.clients.c.name))]
 
     async def delete_client(
         self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
     ) -> list[Subscription]:
-        """Deletes it with its keys and groups, and ends its subscriptions as `end` says, which are returned."""
+        """Deletes a client with its keys and groups, ends its subscriptions as `end` says, and returns these."""
 
         async def work(c: AsyncConnection) -> list[Subscription]:
             if not (await c.execute(delete(t.clients).where(t.clients.c.id == client_id))).rowcount:
@@ -68,7 +70,7 @@ class Clients(Subscriptions, Groups):
     async def finish_client_deletion(
         self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
     ) -> list[Subscription]:
-        """As `delete_client`, of what was made while the client was being deleted."""
+        """As `delete_client`, for groups and subscriptions that were created during the deletion."""
         await self.delete_groups(client_id)
         return await self._write(lambda c: self._leave_nothing(c, client_id, end))
 
@@ -82,7 +84,7 @@ class Clients(Subscriptions, Groups):
         return await self._end_all(c, client_id, end)
 
     async def put_key(self, client_id: str, key_id: str, key_hash: bytes, expires_at: datetime | None) -> None:
-        """Stores an API key's hash, or replaces the client's own of this id. Raises ClientUnknown."""
+        """Stores the hash of a client's API key, or replaces the one of this id. Raises ClientUnknown."""
         upsert = sqlite.insert(t.client_keys) if self.sqlite else postgresql.insert(t.client_keys)
         changed = {"hash": key_hash, "expires_at": expires_at}
         statement = upsert.values(id=key_id, client_id=client_id, **changed).on_conflict_do_update(
@@ -94,7 +96,7 @@ class Clients(Subscriptions, Groups):
             raise ClientUnknown(f"There is no client {client_id!r}.", client=client_id) from None
 
     async def key(self, key_id: str) -> tuple[Client, bytes, datetime | None] | None:
-        """The client of a key, the key's hash and its end."""
+        """The key's client, hash and expiry; None if there is no such key."""
         statement = select(t.client_keys.c.hash, t.client_keys.c.expires_at, t.clients).join_from(
             t.client_keys, t.clients
         )
@@ -102,23 +104,23 @@ class Clients(Subscriptions, Groups):
         return None if row is None else (_client(row), row.hash, row.expires_at)
 
     async def keys(self, client_id: str) -> list[tuple[str, datetime | None]]:
-        """The client's key ids with their ends."""
+        """The client's key ids and their expiry."""
         keys = t.client_keys.c
         rows = await self._all(select(keys.id, keys.expires_at).where(keys.client_id == client_id).order_by(keys.id))
         return [(row.id, row.expires_at) for row in rows]
 
     async def delete_key(self, key_id: str) -> None:
-        """Deletes it, if it is there."""
+        """Deletes a key, if it exists."""
         statement = delete(t.client_keys).where(t.client_keys.c.id == key_id)
         await self._write(lambda c: c.execute(statement))
 
     async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
-        """Adds a line to the audit log."""
+        """Adds an entry to the audit log."""
         statement = audit_line(AuditEntry(at=at, who=who, what=what, details=details))
         await self._write(lambda c: c.execute(statement))
 
     async def audit_entries(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
-        """The audit log from `since` on in the order it was written, and the next page's token."""
+        """A page of the audit log from `since` on, in the order of writing, and the next page's token."""
         names = ("audit", since)
         log = t.audit_log.c
         after = number(page, *names)

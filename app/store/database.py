@@ -1,16 +1,13 @@
-"""The database as the store's parts use it: transactions, and what happens when it is away.
+"""Transactions for the parts of the store, on both databases, and what happens while the database is away.
 
-Invariants: a write is one transaction, all or nothing. It is a task of the store: a caller who leaves in the middle
-leaves no half-used connection behind. On SQLite there is one writer at a time (`BEGIN IMMEDIATE`, and a lock here
-rather than polling for the file's); on PostgreSQL as many as connections. What is done in a transaction (`Work`) is
-written once for both and awaits nothing but its connection: on PostgreSQL each of them waits in the event
-loop, on SQLite the whole runs in a thread in one go, since a trip to a thread for each statement, as asyncio drivers of
-SQLite make, costs the event loop several times what the statement does. Whatever says that the database is locked,
-full or gone is StoreUnavailable; other errors of the database are defects and pass.
-A commit is on disk before it is acknowledged. Only a connection lost while PostgreSQL answers COMMIT leaves open
-whether it did; a repeated write then meets what it wrote itself, which every write bears.
-
-Deliberately absent: statements (the parts have them), how a connection is opened (`engines.py`), and the schema.
+Invariants: a write is one transaction. It runs as a task of the store, so that a cancelled caller leaves no half-used
+connection. SQLite has one writer at a time (`BEGIN IMMEDIATE`, and a lock here instead of polling for the file's lock);
+PostgreSQL as many as connections. The work of a transaction (`Work`) is written once for both databases and awaits only
+its connection. On PostgreSQL these awaits run in the event loop. On SQLite the whole work runs in a thread at once: a
+thread switch per statement, as asyncio drivers of SQLite make, costs several times what the statement costs. Errors
+that mean locked, full or gone become StoreUnavailable; other database errors are defects and are raised. A commit is on
+disk before it is acknowledged. If the connection drops during PostgreSQL's COMMIT, we cannot know whether it happened,
+and the write is repeated: so every write must be idempotent.
 """
 
 import asyncio
@@ -31,19 +28,19 @@ from app.store.engines import POSTGRESQL_CONNECTIONS, SQLITE_CONNECTIONS, TURN_T
 from app.store.statements import LISTED, among, listed
 
 TRANSACTION_S = 10.0
-"""How long a transaction may take: a database that hangs is away too. Its connection is thrown away; where that happens
-in COMMIT, nobody knows whether it was done, and compare-and-set and ids make the repetition safe."""
+"""Time limit of a transaction: a database that hangs counts as away. Its connection is closed. If that happens during
+COMMIT, compare-and-set and ids make the repetition safe."""
 
 PATIENCE_S = 60.0
-"""How long each call of a start waits for a database that cannot be used."""
+"""How long each call at the start of the gateway waits for a database that is away."""
 
 RETRY_S = 0.5
 
 CLOSE_S = 10.0
-"""How long what is under way at the end may take."""
+"""How long `aclose` waits for running transactions."""
 
 ATTEMPTS = 3
-"""How often a transaction is tried that lost its connection before COMMIT, or was chosen to end a deadlock."""
+"""How often a transaction is tried that loses its connection before COMMIT, or is aborted by a deadlock."""
 
 _DEFECTS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
 _AGAIN = {"40001", "40P01"}  # serialization_failure, deadlock_detected
@@ -57,11 +54,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Database:
-    """What the parts of the store inherit: reading and writing. Used from one event loop."""
+    """Base of the parts of the store: transactions that read and write. Used from one event loop."""
 
     def __init__(self, engine: AsyncEngine | Engine) -> None:
         self.engine = engine
-        """For tests and operators' tools; the gateway asks the store's methods."""
+        """For tests and operators' tools only."""
         self.sqlite = engine.dialect.name == "sqlite"
         self._free_threads = asyncio.Semaphore(SQLITE_CONNECTIONS)
         self._threads = ThreadPoolExecutor(SQLITE_CONNECTIONS, thread_name_prefix="sqlite")
@@ -75,8 +72,8 @@ class Database:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Meanwhile calls wait up to PATIENCE_S for a database that is locked or away, and the log says so. This is for
-        a start, when nobody is served yet who could be answered StoreUnavailable."""
+        """Inside this context, calls wait up to PATIENCE_S for a database that is locked or away, and log the wait. For
+        the start, when there is no caller yet to answer with StoreUnavailable."""
         self._patient = True
         try:
             yield
@@ -84,7 +81,7 @@ class Database:
             self._patient = False
 
     async def aclose(self) -> None:
-        """Waits up to CLOSE_S for what is under way, and closes every connection."""
+        """Waits up to CLOSE_S for running transactions, and closes every connection."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=CLOSE_S)
         for task in self._under_way:
@@ -94,7 +91,8 @@ class Database:
         await dispose(self.engine)
 
     async def _read(self, work: Work[T]) -> T:
-        """What `work` returns; on SQLite it sees one state of the database, on PostgreSQL each statement the latest."""
+        """Returns the result of `work`. On SQLite it reads one snapshot, on PostgreSQL each statement the latest
+        state."""
         return await self._owned(lambda: self._transact(work))
 
     async def _all(self, statement: AnySelect) -> Sequence[AnyRow]:
@@ -108,7 +106,7 @@ class Database:
         return rows[0] if rows else None
 
     async def _write(self, work: Work[T], *, one_statement: bool = False) -> T:
-        """What `work` returns when everything it did is committed; nothing of it is where it raises."""
+        """Returns the result of `work` after its commit. If it raises, nothing is written."""
         return await self._owned(lambda: self._wait_and_write(work, one_statement))
 
     async def _wait_and_write(self, work: Work[T], one_statement: bool) -> T:
@@ -119,7 +117,7 @@ class Database:
             self._writers.release()
 
     async def _one_of(self, free: asyncio.Semaphore, *, writes: bool = False) -> None:
-        """Waits for one, up to TURN_TIMEOUT_S; without a timer where nobody waits."""
+        """Acquires `free` within TURN_TIMEOUT_S; without a timer if it is free now."""
         try:
             if free.locked():
                 async with asyncio.timeout(TURN_TIMEOUT_S):
@@ -152,7 +150,7 @@ class Database:
     def _done(self, task: "asyncio.Task[Any]") -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: the caller may have left
+            task.exception()  # mark it as retrieved: the caller may be cancelled
 
     async def _transact(self, work: Work[T], **options: bool) -> T:
         writes = options.get("writes", False)
@@ -182,7 +180,7 @@ class Database:
             except OSError as error:
                 raise self._unavailable("gone", error, writes=writes) from error
             else:
-                if not self._available and (writes or not self._away_for_writes):  # what is locked may still be read
+                if not self._available and (writes or not self._away_for_writes):  # a locked database can still be read
                     self._available, self._away_for_writes = True, False
                     _log.info("store_available")
                 return result
@@ -193,23 +191,24 @@ class Database:
         await self._one_of(self._free_threads)
 
         def free(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits
                 loop.call_soon_threadsafe(self._free_threads.release)
 
         done = self._threads.submit(_in_thread, engine, work, turn)
-        done.add_done_callback(free)  # not before, whoever has left
+        done.add_done_callback(free)  # not earlier, even if the caller was cancelled
         async with asyncio.timeout(TRANSACTION_S):
             return await asyncio.wrap_future(done)
 
     def _unavailable(self, reason: str, error: BaseException, *, writes: bool = False) -> StoreUnavailable:
         self._away_for_writes |= writes
-        if self._available:  # once, not for each call while it lasts
+        if self._available:  # once per outage, not for each call
             self._available = False
             _log.error("store_unavailable", reason=reason, why=why(error))
         return StoreUnavailable("The database cannot be used now; nothing was changed.", retry_after_s=1, reason=reason)
 
     async def _same_file(self) -> None:
-        """SQLite goes on in a file that was removed or replaced, and all of it would be lost."""
+        """Raises if the file was removed or replaced: SQLite would write on into the old file, and all would be
+        lost."""
         if self._path is None or (inode := self._present()) == self._inode:
             return
         if not inode:
@@ -228,12 +227,12 @@ class Database:
         return among(column, None, listed(values, for_sqlite=self.sqlite), for_sqlite=self.sqlite)
 
     def _listed(self, values: Iterable[str] | Iterable[int]) -> dict[str, Any]:
-        """The parameter of a statement made before."""
+        """The parameter of a prepared statement."""
         return {LISTED: listed(values, for_sqlite=self.sqlite)}
 
 
 class _Turn:
-    """One try of a transaction."""
+    """One attempt at a transaction."""
 
     __slots__ = ("committing", "left", "options")
 
@@ -241,11 +240,11 @@ class _Turn:
         self.options = options
         self.committing = False
         self.left = False
-        """Whether nobody waits for it any more: no statement follows then, and no commit. One that commits by itself
-        may be under way, so what is written so must bear to be written again."""
+        """Whether the caller has stopped waiting: no further statement is executed, and no commit. A statement that
+        commits by itself may be running, so it must be idempotent."""
 
     def still(self) -> None:
-        """Raises TimeoutError where nobody waits."""
+        """Raises TimeoutError if the caller has stopped waiting."""
         if self.left:
             raise TimeoutError
 
@@ -258,7 +257,7 @@ async def _in_loop(engine: AsyncEngine, work: Work[T], turn: _Turn) -> T:
         if turn.options.get("writes"):
             await connection.commit()
     except asyncio.CancelledError:
-        await connection.invalidate()  # a database that hangs would not answer a rollback either
+        await connection.invalidate()  # a database that hangs does not answer a rollback either
         raise
     finally:
         await connection.close()
@@ -267,7 +266,7 @@ async def _in_loop(engine: AsyncEngine, work: Work[T], turn: _Turn) -> T:
 
 def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
     with engine.connect() as connection:
-        connection.execution_options(**turn.options)  # an engine with options costs several times as much
+        connection.execution_options(**turn.options)  # options of an engine cost several times as much
         result = _done_at_once(work(cast("AsyncConnection", _Here(connection, turn))))
         turn.still()
         turn.committing = True
@@ -277,7 +276,7 @@ def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
 
 
 class _Here:
-    """A connection whose methods are done when they return: what `Work` needs of an AsyncConnection."""
+    """A synchronous connection with the methods of AsyncConnection that `Work` uses."""
 
     def __init__(self, connection: Connection, turn: _Turn) -> None:
         self._connection = connection
@@ -293,13 +292,13 @@ class _Here:
 
 
 def _done_at_once(call: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing."""
+    """The result of a coroutine that never suspends."""
     try:
         call.send(None)
     except StopIteration as done:
         return cast("T", done.value)
     call.close()
-    raise AssertionError("the work of a transaction waited for something else than its connection")
+    raise AssertionError("the work of a transaction awaited something other than its connection")
 
 
 def _reason(error: DBAPIError) -> str:

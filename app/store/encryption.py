@@ -1,11 +1,9 @@
 """Encryption of sinks' parameters at rest, which hold signing secrets and access tokens: AES-256-GCM.
 
-The key file has one or two lines, each the base64 of 32 bytes: the first key encrypts, both decrypt, so that one can
-follow the other. A key's id is the beginning of its SHA-256, so a wrong key has a wrong id.
-Invariants: the ciphertext is bound to its subscription and endpoint: in another row, or beside another URL, it does not
-decrypt. So somebody who may write the database, and has no key, cannot send a token to an endpoint of his own.
-
-Deliberately absent: which rows are still to be encrypted (`subscriptions.py`), and keys from anywhere but a file.
+The key file has one or two lines, each the base64 of 32 bytes: the first key encrypts, both decrypt, so that keys can
+be rotated. A key's id is the beginning of its SHA-256, so a wrong key is noticed by its id. Invariants: a ciphertext is
+bound to its subscription and URL: in another row, or with another URL, it cannot be decrypted. So an attacker who can
+write the database but has no key cannot redirect a token to a URL of his own.
 """
 
 import base64
@@ -34,17 +32,17 @@ _NONCE_BYTES = 12  # random: NIST SP 800-38D section 8.3 allows 2^32 of them for
 
 
 class SecretKeys:
-    """The keys of the gateway's key file; without one nothing is encrypted."""
+    """The keys in the key file; without a file nothing is encrypted."""
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
         self._ciphers = {hashlib.sha256(key).hexdigest()[:_ID_DIGITS]: AESGCM(key) for key in keys}
         self.ids = tuple(self._ciphers)
-        """The one that encrypts is the first."""
+        """The first key encrypts."""
         self.first = self.ids[0] if self.ids else ""
-        """"" without a key."""
+        """The id of the key that encrypts; "" without a key."""
 
     def encrypted(self, text: str, *bound_to: str) -> tuple[str, str]:
-        """The text as it is stored, and the id of the key that encrypted it ("" for none)."""
+        """The text to store, and the id of the key that encrypted it ("": not encrypted)."""
         if not self.first:
             return text, ""
         nonce = os.urandom(_NONCE_BYTES)
@@ -52,7 +50,7 @@ class SecretKeys:
         return base64.b64encode(nonce + data).decode(), self.first
 
     def decrypted(self, stored: str, key_id: str, *bound_to: str) -> str | None:
-        """The text; None where the key is missing, or the row was changed by somebody who has no key."""
+        """The text; None if the key is missing, or the row was changed without the key."""
         cipher = self._ciphers.get(key_id)
         if cipher is None:
             return None
@@ -68,7 +66,7 @@ def _bound(to: Sequence[str]) -> bytes:
 
 
 def read_keys(path: Path | None) -> SecretKeys:
-    """The keys in the file; none without a file. Raises DatabaseUnavailable, which names the setting."""
+    """The keys in the file; no keys without a file. Raises DatabaseUnavailable, which names the setting."""
     if path is None:
         return SecretKeys()
     try:
@@ -76,13 +74,13 @@ def read_keys(path: Path | None) -> SecretKeys:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(_MAX_FILE + 1)
     except OSError as error:
-        raise _unusable(f"{path} cannot be read: {error.strerror}. This makes one: {MAKE_ONE}") from None
+        raise _unusable(f"{path} cannot be read: {error.strerror}. To create one, run: {MAKE_ONE}") from None
     if mode & OTHERS:
-        raise _unusable(f"{path} has mode {mode:04o}, so other accounts may use it; run: {close_command(path)}")
+        raise _unusable(f"{path} has mode {mode:04o}, so other accounts can read it; run: {close_command(path)}")
     lines = data.splitlines() if len(data) <= _MAX_FILE else []
     keys = {line_number: line.strip() for line_number, line in enumerate(lines, start=1) if line.strip()}
     if not 1 <= len(keys) <= MAX_KEYS:
-        raise _unusable(f"{path} must have one key, or two during a rotation, each on its line")
+        raise _unusable(f"{path} must have one line with a key, or two lines during a rotation")
     return SecretKeys([_key(path, number, line) for number, line in keys.items()])
 
 
@@ -92,7 +90,9 @@ def _key(path: Path, number: int, line: bytes) -> bytes:
     except binascii.Error:
         key = b""
     if len(key) != KEY_BYTES:
-        raise _unusable(f"line {number} of {path} is not the base64 of {KEY_BYTES} bytes. This makes one: {MAKE_ONE}")
+        raise _unusable(
+            f"line {number} of {path} is not the base64 of {KEY_BYTES} bytes. To create one, run: {MAKE_ONE}"
+        )
     return key
 
 

@@ -1,11 +1,8 @@
-"""The two kinds of database: how a URL becomes connections, and what is asked of one before there is a store.
+"""Opens SQLite and PostgreSQL: from a URL to connections.
 
-Invariants: SQLite runs with WAL and `synchronous=FULL`, since an application was told that its subscription is made:
-one fsync per transaction is what that costs; NORMAL would save it and lose the last transactions to a power cut. Every
-wait for a database has a limit: for another's lock, for a connection, for its answer. No connection to an SQLite file
-that other accounts may read (`files.py`).
-
-Deliberately absent: transactions (`database.py`) and the schema.
+Invariants: SQLite runs with WAL and `synchronous=FULL`: a subscription that was confirmed must survive a power cut.
+This costs one fsync per transaction; with NORMAL the last transactions could be lost. Every wait for a database has a
+limit: for a lock, a connection, an answer. An SQLite file that other accounts can read is not opened (`files.py`).
 """
 
 import asyncio
@@ -25,33 +22,33 @@ SQLITE = "sqlite"
 POSTGRESQL = "postgresql+psycopg"
 
 BUSY_TIMEOUT_MS = 2000
-"""How long a statement waits for another's lock before StoreUnavailable."""
+"""How long a statement waits for a lock before StoreUnavailable."""
 
 TURN_TIMEOUT_S = 5.0
-"""How long a call waits for its turn among those of this process before StoreUnavailable."""
+"""How long a call waits for a connection of this process before StoreUnavailable."""
 
 SQLITE_CONNECTIONS = 5
-"""One writes, the others read; each has a thread."""
+"""One writes, the others read; each has a thread of its own."""
 
 SQLITE_STATEMENTS = 256
-"""Parsed statements that a connection keeps."""
+"""Parsed statements in the cache of a connection."""
 
 POSTGRESQL_CONNECTIONS = 10
 STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
 _PASSING = ("the database system is", "too many clients")
-"""What PostgreSQL answers with FATAL for a while: starting up, shutting down, in recovery mode; or when it is full."""
+"""Temporary FATAL answers of PostgreSQL: it is starting, stopping, in recovery, or has no free connection."""
 
 T = TypeVar("T")
 
 
 class DatabaseUnavailable(Exception):
-    """The database does not open, or cannot be used by this version; the message says why."""
+    """The database cannot be opened, or not be used by this version; the message says why."""
 
     @property
     def may_pass(self) -> bool:
-        """Whether nothing answered, or a PostgreSQL that is starting or stopping: it may be there in a moment. What
-        PostgreSQL refuses (FATAL: a wrong password, no such database) and what is wrong with a file stay so."""
+        """Whether a retry may succeed: nothing answered, or PostgreSQL is starting or stopping. Permanent are other
+        refusals (a wrong password, an unknown database) and problems with a file."""
         error = self.__cause__
         if not isinstance(error, OperationalError | OSError) or isinstance(getattr(error, "orig", None), sqlite3.Error):
             return False
@@ -60,9 +57,9 @@ class DatabaseUnavailable(Exception):
 
 
 def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: bool = False) -> AsyncEngine | Engine:
-    """An engine, for SQLite one for threads; nothing is opened yet. `create` lets SQLite make a file that is not there.
+    """An engine (SQLite: a synchronous one, for threads); nothing is opened yet. `create`: SQLite may create the file.
 
-    Raises DatabaseUnavailable for a URL that names no database the gateway can use.
+    Raises DatabaseUnavailable for a URL of another kind of database.
     """
     try:
         parsed = make_url(url)
@@ -77,15 +74,15 @@ def make_engine(url: str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, create: boo
 
 def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
     if not url.database or ":memory:" in url.database or url.query:
-        raise DatabaseUnavailable(f"the database must be a file ({SQLITE}:///PATH), and only that")
-    # Without a mode, SQLite would make an empty file, without tables, where there is none.
+        raise DatabaseUnavailable(f"the URL must name a file and nothing else: {SQLITE}:///PATH")
+    # Without a mode, SQLite would create an empty file, without tables, if there is none.
     path = Path(url.database).absolute()
     uri = f"{path.as_uri()}?mode={'rwc' if create else 'rw'}"
     timeout_s = busy_timeout_ms / 1000
 
     def connected() -> sqlite3.Connection:
         keep_private(path, create=create)
-        # sqlite3 begins nothing by itself (None): `beginning` does, before DDL too
+        # None: sqlite3 begins no transaction by itself; `beginning` does, before DDL too
         connection = sqlite3.connect(
             uri,
             timeout=timeout_s,
@@ -105,17 +102,17 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
     engine = create_engine(
         url,
         creator=connected,
-        hide_parameters=True,  # a failed statement would be logged with the secrets in it
+        hide_parameters=True,  # a failed statement would be logged with its secrets
         pool_size=SQLITE_CONNECTIONS,
         max_overflow=0,
         pool_timeout=TURN_TIMEOUT_S,
-        pool_use_lifo=True,  # the one used last knows the statements
+        pool_use_lifo=True,  # the connection used last has the statements in its cache
     )
 
     @event.listens_for(engine, "begin")
     def beginning(connection: Any) -> None:
         options = connection.get_execution_options()
-        if not options.get("one_statement"):  # which is a transaction by itself
+        if not options.get("one_statement"):  # one statement is a transaction by itself
             connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
     return engine
@@ -151,7 +148,7 @@ def shown_url(url: str) -> str:
 
 
 async def on_connection(engine: AsyncEngine | Engine, ask: Callable[[Connection], T], *, writes: bool = False) -> T:
-    """What `ask` returns, in a transaction of its own, which is committed if it `writes`."""
+    """Returns the result of `ask`, called in a transaction, which is committed if `writes`."""
     if isinstance(engine, AsyncEngine):
         async with engine.begin() if writes else engine.connect() as connection:
             return await connection.run_sync(ask)
@@ -173,7 +170,7 @@ async def dispose(engine: AsyncEngine | Engine) -> None:
 
 
 async def check_database(url: str) -> str:
-    """Opens the database at `url` and asks it for its version, which is returned. Raises DatabaseUnavailable."""
+    """Opens the database at `url` and returns its version. Raises DatabaseUnavailable."""
     engine = make_engine(url, create=True)
     kind = engine.dialect.name
     question = text("select sqlite_version()" if kind == "sqlite" else "show server_version")
@@ -186,5 +183,5 @@ async def check_database(url: str) -> str:
 
 
 def why(error: BaseException) -> str:
-    """What the database itself said, on one line. Not for callers: it may name hosts, users and paths."""
+    """The database's own error message, on one line. Not for callers: it may contain hosts, users and paths."""
     return " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Whether this process has the database to itself: with SQLite it must, with PostgreSQL it need not.
+"""Locks an SQLite database, which only one gateway process may serve. PostgreSQL needs no such lock.
 
-Invariants: the lock is the system's (flock) on a file beside the database, so it goes with the process, however that
-ends; the file stays, empty. The command line (`clients`, `migrate`) needs no such lock.
+The lock is the system's (flock) on a file beside the database, so it ends with the process; the empty file stays. The
+command line (`clients`, `migrate`) needs no lock.
 """
 
 import fcntl
@@ -18,19 +18,19 @@ from app.store.files import PRIVATE, close_to_others
 
 @contextmanager
 def only_gateway(url: str) -> Iterator[bool]:
-    """Keeps other gateways off an SQLite database while the context is open; whether this one is alone by that.
+    """Locks an SQLite database while the context is open. Yields whether there is such a lock (False: PostgreSQL).
 
-    Raises DatabaseUnavailable where another gateway serves from it, or the lock's file cannot be made.
+    Raises DatabaseUnavailable if another gateway has the lock, or the lock file cannot be created.
     """
     target = make_url(url)
     if target.get_backend_name() != "sqlite" or target.database in (None, "", ":memory:"):
         yield target.get_backend_name() == "sqlite"
         return
-    path = Path(f"{Path(str(target.database)).resolve()}.lock")  # one file, however it is called
+    path = Path(f"{Path(str(target.database)).resolve()}.lock")  # one file for all names of the database
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, PRIVATE)
     except OSError as error:
-        raise DatabaseUnavailable(f"{path} cannot be made: {error.strerror}") from None
+        raise DatabaseUnavailable(f"{path} cannot be created: {error.strerror}") from None
     with os.fdopen(descriptor, "wb") as lock:
         try:
             close_to_others(path)

@@ -1,9 +1,7 @@
-"""Who may read an SQLite database: the account that the gateway runs as, and the group that an operator gave it.
+"""Keeps an SQLite database private: only the gateway's account, and a group that the operator sets, may read it.
 
-Invariants: a file is made with mode 0600 before anything is in it. SQLite gives `-wal` and `-shm` the mode of the
-database file, so that these follow.
-
-Deliberately absent: the folder, which is the operator's.
+Invariants: a new file has mode 0600 before anything is written. SQLite creates `-wal` and `-shm` with the mode of the
+database file. The folder's mode is left to the operator.
 """
 
 import contextlib
@@ -22,23 +20,23 @@ _log = structlog.get_logger(__name__)
 
 
 def keep_private(database: Path, *, create: bool) -> None:
-    """Closes the database's files to others; with `create` makes an empty file where there is none.
+    """Removes other accounts' access to the database's files; `create`: creates an empty file if there is none.
 
-    Raises PermissionError where that cannot be done.
+    Raises PermissionError if that fails.
     """
     real = database.resolve()  # SQLite writes its log beside the file, not beside a link to the file
     if create:
-        with contextlib.suppress(OSError):  # SQLite says why it cannot be made
+        with contextlib.suppress(OSError):  # SQLite reports why it cannot be created
             os.close(os.open(real, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE))
     for suffix in _BESIDE:
         close_to_others(real.with_name(real.name + suffix))
 
 
 def close_to_others(path: Path) -> None:
-    """Takes all rights of others from a file of this account. Raises PermissionError where they remain."""
+    """Removes other accounts' access to a file. Raises PermissionError if it remains."""
     try:
         found = path.stat()
-    except OSError:  # there is no such file, or no longer
+    except OSError:  # the file does not exist (any more)
         return
     mode = stat.S_IMODE(found.st_mode)
     if not mode & OTHERS:
@@ -46,14 +44,14 @@ def close_to_others(path: Path) -> None:
     if found.st_uid == os.geteuid():
         with contextlib.suppress(OSError):
             path.chmod(mode & ~OTHERS)
-            if not path.stat().st_mode & OTHERS:  # there are file systems whose modes are fixed
+            if not path.stat().st_mode & OTHERS:  # some file systems have fixed modes
                 _log.warning("file_closed_to_others", path=str(path), mode_before=f"{mode:04o}")
                 return
     raise PermissionError(
-        f"{path} has mode {mode:04o}, so other accounts may read or write it; as its owner run: {close_command(path)}"
+        f"{path} has mode {mode:04o}, so other accounts can read or write it; as its owner run: {close_command(path)}"
     )
 
 
 def close_command(path: Path) -> str:
-    """What an operator types to close the file to others."""
+    """The shell command that removes other accounts' access to the file."""
     return f"chmod o-rwx {shlex.quote(str(path))}"

@@ -1,7 +1,7 @@
-"""Groups and their members. An address may be a group of several clients: each has its own.
+"""Groups and their members. Groups belong to a client: two clients may use one address for different groups.
 
-Invariants: a group's row has the number and length of its members, written with them. So what is read, listed or
-deleted together is bounded before a member is read.
+Invariants: a group's row has the number and total length of its members. So every read, list or deletion is bounded
+before a member is read.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,12 +22,12 @@ from app.store.database import AnyRow, Work
 from app.store.pages import position, token
 
 PORTION = 5000
-"""Groups read at once at a start, and members deleted at once with their client."""
+"""Groups per read at the start, and members per transaction when a client is deleted."""
 
 MAX_PAGE_MEMBERS = 10_000
 MAX_PAGE_CHARACTERS = 2_000_000
-"""Members on one page of groups, and the length of their addresses: more groups are on the next page. gRPC's clients
-take messages of 4 MB."""
+"""Most members on a page of groups, and their total length; further groups are on the next page. gRPC clients accept
+messages of 4 MB."""
 
 _group = t.groups.c
 _member = t.group_members.c
@@ -37,7 +37,7 @@ class Groups(Writing):
     """As `ports.Store` says."""
 
     async def create_group(self, group: Group) -> None:
-        """Raises GroupExists where the client has one of this address."""
+        """Raises GroupExists if the client has a group of this address."""
         values = {
             "address": group.address,
             "client_id": group.client_id,
@@ -56,24 +56,24 @@ class Groups(Writing):
             raise GroupExists(f"{group.address} is a group already.", group=group.address) from None
 
     async def group(self, client_id: str, address: TerminalAddress) -> Group | None:
-        """One group with its members, None where there is none."""
+        """The group with its members, or None."""
         return (await self.groups_of(client_id, [address])).get(address)
 
     async def groups_of(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, Group]:
-        """Those of the addresses that are groups of this client."""
+        """The client's groups among the addresses."""
         of_client = select(t.groups).where(_group.client_id == client_id)
         picked = of_client.where(self._among(_group.address, addresses)).subquery()
         return {group.address: group for group in await self._read(lambda c: self._groups(c, picked))}
 
     async def group_sizes(self, client_id: str, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, int]:
-        """How many members those of the addresses have that are groups of this client, in the order given."""
+        """The number of members of the client's groups among the addresses, in the order given."""
         which = select(_group.address, _group.members).where(_group.client_id == client_id)
         rows = await self._all(which.where(self._among(_group.address, addresses)))
         sizes = {row.address: row.members for row in rows}
         return {address: sizes[address] for address in addresses if address in sizes}
 
     async def group_versions(self) -> AsyncIterator[Sequence[GroupVersion]]:
-        """All groups in portions, without members."""
+        """All groups in portions, without their members."""
         key = tuple_(_group.client_id, _group.address)
         statement = select(_group.client_id, _group.address, _group.version).order_by(*key).limit(PORTION)
         last = ("", "")
@@ -82,8 +82,8 @@ class Groups(Writing):
             yield [(row.client_id, TerminalAddress(row.address), row.version) for row in rows]
 
     async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
-        """A client's (None: everybody's) groups by address, and the next page's token. A page ends early where its
-        members would be too many."""
+        """A page of a client's (None: all clients') groups, sorted by address, and the next page's token. A page ends
+        early if its groups have too many members."""
         names = ("groups", client_id)
         address, _, owner = position(page, *names).partition(" ")
         key = tuple_(_group.address, _group.client_id)
@@ -105,8 +105,8 @@ class Groups(Writing):
         return await self._read(work)
 
     async def _groups(self, c: AsyncConnection, picked: FromClause) -> list[Group]:
-        """The groups of a subquery by address: one statement, so that members and version belong together. Members come
-        as one text, which takes a thirtieth of the time of a row for each."""
+        """The groups of a subquery, sorted by address. One statement, so that members and version are consistent. The
+        members are read as one text, which takes a thirtieth of the time of one row per member."""
         its = (_member.client_id == picked.c.client_id) & (_member.group_address == picked.c.address)
         if self.sqlite:
             in_order = select(_member.member).where(its).order_by(_member.position).correlate(picked).subquery()
@@ -173,7 +173,7 @@ class Groups(Writing):
         await self._write(work)
 
     async def delete_groups(self, client_id: str) -> None:
-        """Deletes the client's groups in portions, so that others may write between them."""
+        """Deletes the client's groups in portions, so that other writes are not blocked for long."""
         own = select(_group.address, _group.members, _group.characters).where(_group.client_id == client_id)
         while rows := await self._all(own.order_by(_group.address).limit(PORTION)):
             last = rows[_fitting(rows, PORTION) - 1].address
@@ -188,21 +188,21 @@ class Groups(Writing):
 
 
 def _unknown(address: str) -> GroupUnknown:
-    return GroupUnknown(f"{address} is no group.", group=address)
+    return GroupUnknown(f"{address} is not a group.", group=address)
 
 
 def _check_version(address: str, version: int, expected: int | None) -> None:
     if expected is not None and version != expected:
-        raise GroupChanged(f"The group {address} is of version {version}, not {expected}.", group=address)
+        raise GroupChanged(f"The group {address} has version {version}, not {expected}; read it again.", group=address)
 
 
 def _sizes(members: Sequence[TerminalAddress]) -> Mapping[str, int]:
-    """As columns of `terminal_group`."""
+    """The number and total length of members, as columns of `terminal_group`."""
     return {"members": len(members), "characters": sum(map(len, members))}
 
 
 def _fitting(rows: Sequence[AnyRow], most_members: int, most_characters: int | None = None) -> int:
-    """How many of these groups have no more members together; one at least."""
+    """How many of these groups fit the limits together; at least one."""
     members = characters = 0
     for number, row in enumerate(rows):
         members, characters = members + row.members, characters + row.characters
@@ -212,7 +212,7 @@ def _fitting(rows: Sequence[AnyRow], most_members: int, most_characters: int | N
 
 
 def _deleting(client_id: str, last: str) -> Work[None]:
-    """Deletes the client's groups up to that address."""
+    """Deletes the client's groups up to the address `last`."""
 
     async def work(c: AsyncConnection) -> None:
         await c.execute(delete(t.groups).where(_group.client_id == client_id, _group.address <= last))

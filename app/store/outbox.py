@@ -1,10 +1,11 @@
-"""The outbox: who may deliver what now, what came of it, and what to send again.
+"""The outbox: claims due notifications by a lease, records attempts, and makes dead notifications pending again.
 
-Invariants: of a subscription only the head, the first notification that is not settled, is ever leased, and the lease
-is on the subscription's row of `outbox`; so two claimers never hold two of one subscription. A lease that ran out is
-claimed like any other that is due. What is settled as delivered stays so, whatever a late attempt says.
+Invariants: only a subscription's head (its first unsettled notification) is ever leased, and the lease is in the
+subscription's row of `outbox`: so two deliverers never hold two notifications of one subscription. After a lease ran
+out, its notification is claimed like any due one. A delivered notification stays delivered, whatever a late attempt
+reports.
 
-Deliberately absent: back-off and giving up (`app.delivery`).
+Deliberately absent: when to try again and when to give up (`delivery/retry.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -39,7 +40,7 @@ class Outbox(Writing):
     """As `ports.Store` says."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
-        """Leases due notifications, of each subscription only the first that is not settled. Oldest first."""
+        """Leases due notifications, the oldest first, and only the first unsettled one of each subscription."""
 
         async def work(c: AsyncConnection) -> list[OwedNotification]:
             seqs = (await c.execute(self._sql.due, {"now": now, "most": most})).scalars().all()
@@ -52,12 +53,12 @@ class Outbox(Writing):
         return await self._write(work)
 
     async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
-        """Records attempts, settles or puts off their notifications, gives back the leases, and adds usage records,
-        in one transaction. What is about a notification that is gone is left out."""
+        """Records attempts, settles or postpones their notifications, releases the leases, and adds usage records, in
+        one transaction. Attempts of deleted notifications are skipped."""
         if not attempted:
             return
         if any(one.state is DeliveryState.PENDING and one.next_attempt_at is None for one in attempted):
-            raise ValueError("a notification that stays pending needs a time")
+            raise ValueError("a notification that stays pending needs `next_attempt_at`")
 
         async def work(c: AsyncConnection) -> None:
             rows = await self._lock_notifications(c, [one.attempt.notification_id for one in attempted])
@@ -89,7 +90,7 @@ class Outbox(Writing):
         await self._write(work)
 
     async def release_leases(self, owner: str, due: Mapping[str, datetime]) -> None:
-        """Gives leases back without an attempt: notification id to when it is due again."""
+        """Releases leases without an attempt. `due` maps a notification's id to when it is due again."""
         if not due:
             return
 
@@ -103,7 +104,7 @@ class Outbox(Writing):
         await self._write(work)
 
     async def end_leases(self, at: datetime) -> int:
-        """Ends every lease at once, whoever has it; how many there were. For the one process that uses the database."""
+        """Ends all leases, and returns their number. For a process that has the database to itself."""
 
         async def work(c: AsyncConnection) -> int:
             leased = _box.lease_owner.is_not(None) & (_box.due_at > at)
@@ -113,13 +114,15 @@ class Outbox(Writing):
         return await self._write(work)
 
     async def lease_owner(self, subscription_id: str) -> str | None:
-        """Who has one of its notifications leased, or had when it was withdrawn and has not given it back since."""
+        """The owner of the lease of a subscription, also of a withdrawn one until it is released; None without a
+        lease."""
         statement = select(_box.lease_owner).join_from(t.outbox, t.subscriptions).where(_sub.id == subscription_id)
         row = await self._first(statement)
         return None if row is None else row.lease_owner
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime, contracts: SinkContracts) -> int:
-        """Makes dead ones pending, due at once, but those of a subscription that wants nothing more; how many."""
+        """Makes dead notifications pending and due at `at`, and returns their number. Skips those of subscriptions
+        whose notifications were withdrawn."""
         if not notification_ids:
             return 0
 
@@ -137,31 +140,31 @@ class Outbox(Writing):
         return await self._write(work)
 
     async def _lock_notifications(self, c: AsyncConnection, ids: Sequence[str]) -> dict[str, AnyRow]:
-        """Notifications by id with their outbox. Their subscriptions are locked before it, as `_owe` does."""
+        """Locks notifications and their outbox, after their subscriptions as `_owe` does. Returns them by id."""
         which = self._listed(ids)
         if not self.sqlite:
             await c.execute(self._sql.lock_owing, which)
         return {row.id: row for row in await c.execute(self._sql.notifications, which)}
 
     async def _move_heads(self, c: AsyncConnection, free: Collection[int], held: Collection[int]) -> None:
-        """Makes the first notification that is not settled the head, of subscriptions whose lease is given back, and of
-        others, of which a lease that is held keeps its end."""
+        """Advances each outbox to its first unsettled notification. `free`: also clears the lease. `held`: keeps a
+        running lease and its expiry."""
         if free:
             await c.execute(self._sql.move_free_heads, self._listed(free))
         if held:
             await c.execute(self._sql.move_held_heads, self._listed(held))
 
     async def notification(self, notification_id: str) -> OwedNotification | None:
-        """One notification, settled ones for as long as they are kept."""
+        """The notification, or None. Settled ones are kept until they are purged."""
         row = await self._first(OWED.where(_owed.id == notification_id))
         return None if row is None else _notification(row)
 
     async def notifications(
         self, client_id: str | None, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
     ) -> tuple[list[OwedNotification], str]:
-        """Owed and settled notifications, oldest first, and the next page's token."""
+        """A page of notifications, the oldest first, and the next page's token."""
         names = ("notifications", client_id, state, subscription_id)
-        # Within one subscription both orders are the same, and an index has this one.
+        # Within one subscription both orders are the same, and there is an index for this one.
         order = _owed.sequence if subscription_id else _owed.seq
         statement: AnySelect = OWED.where(order > number(page, *names))
         if client_id is not None:
@@ -176,7 +179,7 @@ class Outbox(Writing):
         return [_notification(row) for row in rows], token(last, *names) if more else ""
 
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
-        """Its attempts in order."""
+        """The attempts of a notification, in their order."""
         statement = select(t.delivery_attempts).join_from(t.delivery_attempts, t.owed_notifications)
         rows = await self._all(statement.where(_owed.id == notification_id).order_by(_attempt.number))
         return [
@@ -207,8 +210,8 @@ _SUSPEND = (
 
 
 def _settled_values(one: Attempted, row: AnyRow, mine: bool) -> Sequence[Any]:
-    """What becomes of the notification: a delivery always counts; anything else only from who has the lease, and
-    only while it is pending."""
+    """The new values of the notification. A delivery always counts; other results count only from the owner of the
+    lease, and only while the notification is pending."""
     delivered = one.state is DeliveryState.DELIVERED and row.state != one.state.value
     attempts = row.attempts + 1
     if not (delivered or (mine and row.state == _PENDING)):

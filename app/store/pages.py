@@ -1,9 +1,8 @@
-"""Page tokens: where a list goes on. Opaque to callers, and worth nothing in another list.
+"""Page tokens: opaque to callers, and accepted only by the list that issued them.
 
-A token holds the position of the last item and a check over it and the list's name with its filters. It is no secret
-and no permission: what a caller may see is decided by the list's filters, which are given with each call.
-
-Deliberately absent: positions in a list of something that moves. Lists are ordered by what never changes.
+A token contains the position of the last item, and a checksum over it, the list's name and its filters. It is neither
+secret nor a permission: the filters, given with each call, decide what a caller may see. Lists are ordered by values
+that never change.
 """
 
 import base64
@@ -21,12 +20,12 @@ T = TypeVar("T")
 
 
 def position(page: Page, *names: object) -> str:
-    """The position after which the page begins, "" for the start. `names` are the list and its filters.
+    """The position after which the page begins; "": the start. `names` are the list's name and its filters.
 
-    Raises InvalidRequest, for a token of another list and for a size that is not 1 to MAX_PAGE.
+    Raises InvalidRequest for a token of another list, and for a size that is not 1 to MAX_PAGE.
     """
     if not 1 <= page.size <= MAX_PAGE:
-        raise InvalidRequest(f"A page has 1 to {MAX_PAGE} items, not {page.size}.", field="page_size")
+        raise InvalidRequest(f"The page size must be 1 to {MAX_PAGE}, not {page.size}.", field="page_size")
     if not page.token:
         return ""
     try:
@@ -35,15 +34,19 @@ def position(page: Page, *names: object) -> str:
     except (binascii.Error, ValueError):
         raw, text = b"", ""
     if not text or raw[:_CHECK_BYTES] != _check(text, names):
-        raise InvalidRequest("The page token is none of this list's.", field="page_token")
+        raise InvalidRequest(
+            "The page token was not issued for this list; start again without one.", field="page_token"
+        )
     return text
 
 
 def number(page: Page, *names: object) -> int:
-    """As `position`, of a list whose positions are numbers; 0 for the start."""
+    """As `position`, for a list whose positions are numbers; 0: the start."""
     text = position(page, *names)
-    if text and not (text.isdecimal() and int(text) < 2**63):  # the check is no secret: somebody made it himself
-        raise InvalidRequest("The page token is none of this list's.", field="page_token")
+    if text and not (text.isdecimal() and int(text) < 2**63):  # the checksum is public: a caller made this token
+        raise InvalidRequest(
+            "The page token was not issued for this list; start again without one.", field="page_token"
+        )
     return int(text or 0)
 
 
@@ -54,7 +57,7 @@ def token(last: object, *names: object) -> str:
 
 
 def cut(rows: Sequence[T], page: Page) -> tuple[Sequence[T], bool]:
-    """The page's own rows out of those read, which are one more where the list goes on; and whether it does."""
+    """The rows of the page, and whether the list continues: then one row more than the page was read."""
     return rows[: page.size], len(rows) > page.size
 
 

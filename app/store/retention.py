@@ -1,4 +1,4 @@
-"""Reading usage records in the order they were written, and deleting what is older than it has to be kept."""
+"""Reads usage records in the order of writing, and purges old rows."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,9 +22,9 @@ class Retention(Writing):
     """As `ports.Store` says."""
 
     async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
-        """Usage records from `since` on in the order they were written, and the next page's token.
+        """A page of usage records from `since` on, in the order of writing, and the next page's token.
 
-        None is missed by who goes on from the last token later: on PostgreSQL it waits for those being written.
+        A reader who continues from the last token later misses no record: on PostgreSQL, this waits for running writes.
         """
         names = ("usage", client_id, since)
         after = number(page, *names)
@@ -35,8 +35,8 @@ class Retention(Writing):
         async def work(c: AsyncConnection) -> Sequence[AnyRow]:
             if not self.sqlite:
                 await c.execute(text("select pg_advisory_xact_lock(:key)"), {"key": USAGE_LOCK})
-            # To where the period begins, then by number. The sum keeps a database from looking for the least number by
-            # number, through all that is older; it goes by the index on `at`.
+            # Finds the period's first number by the index on `at`, then reads by number. Without the sum, a database
+            # would search for the least number by number, through all older rows.
             first = select(func.min(_usage.seq + 0)).where(_usage.at >= since)
             start = after if after else (await c.execute(first)).scalar()
             if start is None:
@@ -49,9 +49,9 @@ class Retention(Writing):
         return [_usage_record(row) for row in rows], token(rows[-1].seq, *names) if more else ""
 
     async def purge(self, before: datetime, most: int, *, usage_before: datetime | None = None) -> int:
-        """Deletes at most `most` of what is older than `before`: settled notifications with their attempts, and
-        ended subscriptions that nothing is kept of; and usage records and audit lines older than `usage_before`
-        (None: `before`). How many went, attempts not counted; call it again until that is less than `most`."""
+        """Deletes up to `most` rows: settled notifications (with their attempts) and ended subscriptions without
+        notifications, older than `before`; usage records and audit entries older than `usage_before` (None: `before`).
+        Returns how many were deleted, without attempts; call it again until that is less than `most`."""
         billing = before if usage_before is None else usage_before
         owed, sub, log = t.owed_notifications.c, t.subscriptions.c, t.audit_log.c
         nothing_kept = ~exists().where(owed.subscription_seq == sub.seq)
@@ -69,12 +69,12 @@ class Retention(Writing):
 async def _delete(
     c: AsyncConnection, time: Column[Any], before: datetime, most: int, *conditions: ColumnElement[bool]
 ) -> int:
-    """Deletes the oldest rows of the table whose time `time` is."""
+    """Deletes the oldest rows of the table of the column `time`."""
     if most <= 0:
         return 0
     table = time.table
     old = select(table.c.seq).where(time < before, *conditions).order_by(time).limit(most)
-    # Rows that somebody changes now can go another time.
+    # Rows that are locked now are deleted the next time.
     old = old.with_for_update(skip_locked=True, of=table)
     return (await c.execute(delete(table).where(table.c.seq.in_(old.scalar_subquery())))).rowcount
 

@@ -1,9 +1,9 @@
-"""The statements that run most, each made once, for any number of rows in one parameter: a JSON array of arrays.
+"""The most frequent statements, prepared once, for any number of rows in one parameter: a JSON array of arrays.
 
-SQLAlchemy would take several times as long for a parameter for each value, and a statement text for each number of rows
-would defeat its cache and PostgreSQL's. Usage records on SQLite, of which there are most, are the exception: `add_rows`
-goes around SQLAlchemy, with few numbers of rows. SQLite and PostgreSQL both read JSON; `encoded` writes times
-the way SQLAlchemy does in SQLite, and cleans texts, since the types of the columns are not asked here.
+With one parameter per value, SQLAlchemy takes several times as long, and a statement text per number of rows would
+defeat its cache and PostgreSQL's. Both databases read JSON. `encoded` writes times as SQLAlchemy does for SQLite, and
+cleans texts, because the types of the columns are not applied here. Usage records on SQLite are the exception, because
+there are so many: `add_rows` bypasses SQLAlchemy.
 """
 
 from collections.abc import Iterable, Sequence
@@ -52,11 +52,11 @@ _address = t.subscription_addresses.c
 
 OWED = select(t.owed_notifications, _sub.id.label("subscription_id")).join_from(t.owed_notifications, t.subscriptions)
 IS = {state: _owed.state == literal_column(f"'{state.value}'") for state in DeliveryState}
-"""As text and not as parameters: a plan can only then rely on the index of those that are pending, or dead."""
+"""Literals, not parameters: only then can a plan use the partial indexes for pending and for dead notifications."""
 
 
 def sqlite_time(time: datetime) -> str:
-    """As SQLAlchemy writes it in SQLite. Raises ValueError for a time that is not UTC."""
+    """The time as SQLAlchemy writes it in SQLite. Raises ValueError for a time that is not UTC."""
     if time.tzinfo is not UTC:
         require_utc(time)
     text = msgspec.json.encode(time).decode()  # "2026-03-29T01:30:00.123456Z", in a tenth of `isoformat`'s time
@@ -79,16 +79,15 @@ def encoded(rows: Iterable[Iterable[Any]], *, for_sqlite: bool) -> dict[str, str
 
 
 MAX_ROWS = 2048
-"""Of one `add_rows`; SQLite allows 32,766 parameters."""
+"""Most rows of one `add_rows`: SQLite allows 32,766 parameters."""
 
 
 def add_rows(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[Any, ...]]:
-    """A statement for SQLite's driver, and its parameters: adds rows of every column but `seq`, in the order of the
-    table, but for those that are there. It costs a third of the same from JSON. Cells go as they are: times by
-    `sqlite_time`, texts cleaned.
+    """A statement for SQLite's driver, with its parameters, that adds rows and skips existing ones. Rows have all
+    columns except `seq`, in the order of the table: times by `sqlite_time`, texts cleaned. It costs a third of JSON.
 
-    Their number is one of few (eight between two powers of two), so that there are few such statements to parse: the
-    last row is repeated, and left out by the database. Raises ValueError for more than MAX_ROWS.
+    The last row is repeated up to one of few numbers of rows (eight between two powers of two), so that few statements
+    are parsed; the database skips the repetitions. Raises ValueError for more than MAX_ROWS.
     """
     step = max(1, 1 << (len(rows) - 1).bit_length() >> 4)
     size = -(-len(rows) // step) * step
@@ -108,8 +107,8 @@ LISTED = "listed"
 
 
 def among(column: ColumnElement[Any], name: str | None, value: Any = None, *, for_sqlite: bool) -> ColumnElement[bool]:
-    """Whether the column is one of the values that `listed` makes a parameter of: one, however many there are. The
-    parameter has a name, or its value now."""
+    """Whether the column has one of the values, which are one parameter made by `listed`, for any number of values. The
+    parameter is given by `name` for later, or by `value` now."""
 
     def parameter(kind: Any) -> BindParameter[Any]:
         return bindparam(name, type_=kind, required=True) if name else bindparam(None, value, kind)
@@ -127,7 +126,7 @@ def listed(values: Iterable[str] | Iterable[int], *, for_sqlite: bool) -> Any:
 
 
 class Statements:
-    """For one kind of database. Each takes rows of the columns that its comment names, or those of `among`."""
+    """The statements for one kind of database. Each takes rows of the columns that its docstring names, or `among`."""
 
     def __init__(self, for_sqlite: bool) -> None:
         self._sqlite = for_sqlite
@@ -139,7 +138,7 @@ class Statements:
         self.update_lists = self._update_lists()
         self.settle = self._settle()
         self.owe = self._insert(t.owed_notifications)
-        """Every column but `seq`, in the order of the table; so in `add_usage`, for which SQLite has `add_rows`."""
+        """All columns except `seq`, in the order of the table. So has `add_usage`, for which SQLite uses `add_rows`."""
         self.add_usage = self._insert(t.usage_records).on_conflict_do_nothing()
         self.add_members = self._add_list(t.group_members)
         self.add_addresses = self._add_list(t.subscription_addresses)
@@ -149,7 +148,7 @@ class Statements:
             .where(self._among(_address.subscription_seq))
             .order_by(_address.subscription_seq, _address.position)
         )
-        """Of subscriptions by `seq`."""
+        """By the subscriptions' `seq`."""
         self.address_counts = (
             select(_address.subscription_seq, func.count())
             .where(self._among(_address.subscription_seq))
@@ -210,7 +209,7 @@ class Statements:
         return among(column, LISTED, for_sqlite=self._sqlite)
 
     def _rows(self, *columns: Column[Any] | tuple[str, Column[Any]]) -> "Select[*tuple[Any, ...]]":
-        """A query of the parameter's cells, with the types of these columns, and their names or others."""
+        """A query of the parameter's cells, with the types of these columns, and their names or the given ones."""
         data = bindparam("rows", type_=Text)
         named = [column if isinstance(column, tuple) else (column.name, column) for column in columns]
         if self._sqlite:
@@ -235,12 +234,12 @@ class Statements:
     def _insert(self, table: Table) -> Any:  # the two dialects' Insert have no common type with `on_conflict…`
         columns = [column for column in table.c if column.name != "seq"]
         added = sqlite.insert(table) if self._sqlite else postgresql.insert(table)
-        # Without WHERE, SQLite would read ON CONFLICT as a join's.
+        # Without WHERE, SQLite's parser takes ON CONFLICT for part of a join.
         return added.from_select([column.name for column in columns], self._rows(*columns).where(true()))
 
     def _add_list(self, table: Table) -> Executable:
-        """The table's first columns, which name whose list it is, and `texts`: JSON of its items, which get positions.
-        A row for each item would keep the writer waiting."""
+        """The table's first columns, which identify the list, and `texts`: its items in JSON, which get positions. One
+        row per item would block the writer for long."""
         data = bindparam("texts", type_=Text)
         if self._sqlite:
             given = func.json_each(data).table_valued("key", "value")
@@ -254,14 +253,13 @@ class Statements:
         return insert(table).from_select([column.name for column in table.c], select(*named, position, given.c.value))
 
     def _add_statuses(self) -> Executable:
-        """`terminal_status`'s columns; returns the addresses of those that were not there."""
+        """The columns of `terminal_status`; returns the addresses that had no row."""
         executable: Executable = self._insert(t.terminal_statuses).on_conflict_do_nothing().returning(_status.address)
         return executable
 
     def _change_statuses(self) -> Executable:
-        """Those and the revision that must be stored, or a smaller one: the database has lost its last transactions (a
-        backup was restored, a replica took over), and what is known here is newer. Returns the addresses of those that
-        were so."""
+        """The columns of `terminal_status`, and the expected stored revision. A smaller stored one is accepted: the
+        database has lost its last transactions (a restored backup, a failover). Returns the changed addresses."""
         given = self._named(*_status, ("expected", _status.revision))
         return (
             update(t.terminal_statuses)
@@ -271,7 +269,7 @@ class Statements:
         )
 
     def _lock_boxes(self) -> Executable:
-        """Subscriptions' ids; returns those that are there, with their outbox, and locks both."""
+        """Ids of subscriptions; returns and locks the existing ones with their outbox."""
         return (
             select(_sub.seq, _sub.id, _sub.ended_at, _box.last_sequence, _box.head, _box.due_at)
             .join_from(t.subscriptions, t.outbox)
@@ -281,7 +279,7 @@ class Statements:
         )
 
     def _move_boxes(self) -> Executable:
-        """`subscription_seq`, and new values of the others."""
+        """`subscription_seq`, and new values of the other columns."""
         columns = (_box.last_sequence, _box.head, _box.due_at)
         given = self._named(_box.subscription_seq, *columns)
         return (
@@ -291,8 +289,8 @@ class Statements:
         )
 
     def _move_heads(self) -> tuple[Executable, Executable]:
-        """Of outboxes by `subscription_seq`: the first notification that is not settled becomes the head. Of the first
-        statement no lease is left, of the second one that is held keeps its end."""
+        """By `subscription_seq`: two statements that make the first unsettled notification the head of its outbox. The
+        first clears the lease, the second keeps a running lease and its expiry."""
         pending = (_owed.subscription_seq == _box.subscription_seq) & IS[DeliveryState.PENDING]
         head = select(func.min(_owed.sequence)).where(pending).scalar_subquery()
         due = select(_owed.next_attempt_at).where(pending).order_by(_owed.sequence).limit(1).scalar_subquery()
@@ -304,7 +302,7 @@ class Statements:
         )
 
     def _update_subscriptions(self) -> Executable:
-        """`id` of each subscription once, and new values, NULL for none; the first end of a subscription stays."""
+        """`id` of each subscription once, and new values (NULL: unchanged). The end of an ended one is not changed."""
         progress = (_sub.notified, _sub.last_notified_at, _sub.awaiting, _sub.expires_at)
         end = (_sub.ended_at, _sub.end_reason, _sub.end_detail)
         given = self._named(_sub.id, *progress, *end)
@@ -314,7 +312,7 @@ class Statements:
         return update(t.subscriptions).where(_sub.id == given.c.id).values(values)
 
     def _update_lists(self) -> Executable:
-        """`id` of each subscription once, and new lists, NULL for none."""
+        """`id` of each subscription once, and new lists (NULL: unchanged)."""
         columns = (_sub.groups, _sub.joined, _sub.held)
         given = self._named(_sub.id, *columns)
         values = {column.name: func.coalesce(given.c[column.name], column) for column in columns}
@@ -330,5 +328,5 @@ class Statements:
 
 @cache
 def statements(*, for_sqlite: bool) -> Statements:
-    """Those of one kind of database."""
+    """The statements for one kind of database."""
     return Statements(for_sqlite)

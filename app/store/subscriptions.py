@@ -1,7 +1,7 @@
-"""Subscriptions and their addresses: making, reading, ending.
+"""Stores, reads and ends subscriptions with their addresses.
 
-Each portion read at a start is its own short statement by key, so that a start holds no old snapshot open, and strings
-that repeat (clients, endpoints, addresses) are kept once.
+At the start, each portion is read by a short statement by key, so that no old snapshot stays open. Repeated strings
+(clients, sinks, addresses) are kept once in memory.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -28,19 +28,21 @@ from app.store.encryption import SecretKeys
 from app.store.pages import number, token
 
 PORTION = 2000
-"""Subscriptions read at once at a start."""
+"""Subscriptions per read at the start."""
 
 MAX_ADDRESSES = 50_000
-"""Addresses that are read at once with subscriptions, on a page or at a start; a single one may have more."""
+"""Most addresses per read of subscriptions, on a page or at the start. A single subscription may have more."""
 
 ENCRYPTED_AT_ONCE = 2000
-"""Subscriptions that are looked at together when secrets are encrypted."""
+"""Subscriptions per transaction when secrets are encrypted."""
 
 _log = structlog.get_logger(__name__)
 _sub = t.subscriptions.c
 _address = t.subscription_addresses.c
 _ACTIVE = _sub.ended_at.is_(None)
-_ENCRYPTED = _sub.sink_key != literal_column("''")  # as the index has it: SQLite compares no parameter with that
+_ENCRYPTED = _sub.sink_key != literal_column(
+    "''"
+)  # a literal: SQLite does not match a parameter with the index's condition
 
 
 class Subscriptions(Writing):
@@ -53,7 +55,7 @@ class Subscriptions(Writing):
         usage: Sequence[UsageRecord],
         audit: Sequence[AuditEntry] = (),
     ) -> Subscription:
-        """Stores it with what it owes at once, or returns the client's one of the same `request_id` (or id).
+        """Stores a subscription with its first notifications, or returns the stored one of the same `request_id` or id.
 
         Raises DuplicateCorrelator.
         """
@@ -83,17 +85,17 @@ class Subscriptions(Writing):
                     return known
                 if await self.subscription_by_correlator(subscription.client_id, subscription.correlator):
                     raise DuplicateCorrelator(
-                        f"The client has an active subscription with the correlator {subscription.correlator!r}.",
+                        f"An active subscription of the client has the correlator {subscription.correlator!r} already.",
                         correlator=subscription.correlator,
                     ) from None
-                if not attempts_left:  # or else the one in the way has ended meanwhile
+                if not attempts_left:  # else the conflicting subscription has ended meanwhile
                     raise
             else:
                 return subscription
         raise AssertionError("the last attempt raises or returns")
 
     async def _known(self, subscription: Subscription) -> Subscription | None:
-        """The same subscription, where it is made already."""
+        """The stored subscription of the same request, or None."""
         if subscription.request_id:
             same = and_(_sub.client_id == subscription.client_id, _sub.request_id == subscription.request_id)
             if known := await self._subscription(same):
@@ -101,17 +103,17 @@ class Subscriptions(Writing):
         return await self._subscription(_sub.id == subscription.id)
 
     async def subscription(self, subscription_id: str) -> Subscription | None:
-        """One subscription, ended ones for as long as they are kept."""
+        """The subscription, or None. Ended ones are kept until they are purged."""
         return await self._subscription(_sub.id == subscription_id)
 
     async def subscription_by_request_id(self, client_id: str, request_id: str) -> Subscription | None:
-        """The client's subscription that was made with this request id, ended ones too; "" is none."""
+        """The client's subscription that was created with this request id, also an ended one. "": None."""
         if not request_id:
             return None
         return await self._subscription(and_(_sub.client_id == client_id, _sub.request_id == request_id))
 
     async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
-        """The client's active subscription with this correlator; "" is none."""
+        """The client's active subscription with this correlator. "": None."""
         if not correlator:
             return None
         return await self._subscription(
@@ -123,14 +125,14 @@ class Subscriptions(Writing):
         return found[0][1] if found else None
 
     async def subscriptions_by_id(self, subscription_ids: Sequence[str]) -> dict[str, Subscription]:
-        """Those of them that are there, ended ones too."""
+        """The existing ones of these subscriptions, by id, also ended ones."""
         found = await self._subscriptions(self._sql.subscriptions, which=self._listed(subscription_ids))
         return {subscription.id: subscription for _, subscription in found}
 
     async def subscriptions(
         self, client_id: str | None, page: Page, *, active_only: bool = True
     ) -> tuple[list[Subscription], str]:
-        """A client's (None: everybody's) subscriptions, oldest first, and the next page's token."""
+        """A page of a client's (None: all clients') subscriptions, the oldest first, and the next page's token."""
         names = ("subscriptions", client_id, active_only)
         statement = select(t.subscriptions).where(_sub.seq > number(page, *names))
         if client_id is not None:
@@ -148,7 +150,7 @@ class Subscriptions(Writing):
         return [subscription for _, subscription in found], token(found[-1][0], *names) if more else ""
 
     async def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
-        """All of them in portions, oldest first."""
+        """All active subscriptions in portions, the oldest first."""
         statement = select(t.subscriptions).where(_ACTIVE).order_by(_sub.seq).limit(PORTION)
         reader, last = Reader(self._keys), 0
 
@@ -162,11 +164,11 @@ class Subscriptions(Writing):
                 yield [subscription for _, subscription in found]
 
     async def keys_in_use(self) -> list[str]:
-        """The ids of the keys by which sinks' parameters are encrypted."""
+        """The ids of the keys with which sinks' parameters are encrypted."""
 
         async def work(c: AsyncConnection) -> list[str]:
             found: list[str] = [""]
-            while True:  # each step is one look into the index, however many rows there are
+            while True:  # each step is one look into the index, for any number of rows
                 next_one = select(func.min(_sub.sink_key)).where(_sub.sink_key > found[-1], _ENCRYPTED)
                 if (key := (await c.execute(next_one)).scalar()) is None:
                     return found[1:]
@@ -175,9 +177,9 @@ class Subscriptions(Writing):
         return await self._read(work)
 
     async def encrypt_sinks(self, after: int) -> tuple[int | None, int]:
-        """Encrypts what is not encrypted by the first key, of a portion of all subscriptions after the number `after`.
+        """Encrypts sinks that are not encrypted with the first key, in one portion of the subscriptions after `after`.
 
-        Returns the number to go on with (None: there is no key, or there was no other), and how many were encrypted.
+        Returns the number to continue with (None: done, or there is no key), and how many were encrypted.
         """
         if not self._keys.first:
             return None, 0
@@ -213,7 +215,7 @@ class Subscriptions(Writing):
         client_id: str,
         end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]],
     ) -> list[Subscription]:
-        """Ends the client's active subscriptions, with what they owe then, and returns them as they are then."""
+        """Ends the client's active subscriptions with their last notifications, and returns them ended."""
         active = select(t.subscriptions).where(_sub.client_id == client_id, _ACTIVE).order_by(_sub.seq)
         found = [
             one for _, one in await self._with_addresses(c, active.with_for_update(key_share=True), Reader(self._keys))
@@ -245,7 +247,7 @@ class Subscriptions(Writing):
         return reader.read(rows, found.all())
 
     async def _portions(self, c: AsyncConnection, rows: Sequence[AnyRow]) -> list[Sequence[AnyRow]]:
-        """The rows in portions of no more than MAX_ADDRESSES, which are counted and not read."""
+        """The rows in portions of at most MAX_ADDRESSES addresses, which are counted without reading them."""
         counted = await c.execute(self._sql.address_counts, self._listed([row.seq for row in rows]))
         counts = {row[0]: row[1] for row in counted}
         portions: list[Sequence[AnyRow]] = []
@@ -260,14 +262,14 @@ class Subscriptions(Writing):
 
 
 class Reader:
-    """Makes subscriptions of rows; what is equal in many of them is one object."""
+    """Makes subscriptions from rows; equal values share one object."""
 
     def __init__(self, keys: SecretKeys) -> None:
         self._keys = keys
         self._once: dict[Any, Any] = {}
 
     def read(self, rows: Sequence[Any], addresses: Iterable[Any]) -> list[tuple[int, Subscription]]:
-        """Rows of `subscription` and of `subscription_address`, as pairs of `seq` and subscription."""
+        """Pairs of `seq` and subscription, from rows of `subscription` and `subscription_address`."""
         once = self._once.setdefault
         of: dict[int, list[TerminalAddress]] = {}
         for seq, address in addresses:

@@ -1,11 +1,11 @@
-"""The tables, as SQLModel classes, and the types of their columns. `migrations/` makes them; a test compares the two.
+"""The tables, as SQLModel classes, and the types of their columns. `migrations/` creates them; a test compares the two.
 
-Invariants: an application's texts, whatever they hold, never make a statement fail (PostgreSQL takes no NUL, neither
-database a lone surrogate: both are replaced). Times are aware UTC on the way in and out. Lists and mappings are JSON
-text. Numbers `seq` grow with each row, are never used again, and are what lists are ordered by.
+Invariants: no text from an application makes a statement fail: NUL, which PostgreSQL refuses, and lone surrogates,
+which both databases refuse, are replaced. Times are aware UTC. Lists and mappings are JSON text. `seq` grows with each
+row, is never reused, and orders all lists.
 
-Deliberately absent: relationships and sessions. Rows are read and written by statements on the `Table`s below, since
-an object for each row is what makes a start with 100,000 subscriptions slow.
+Deliberately absent: relationships and sessions. Statements use the `Table`s below: one object per row made a start with
+100,000 subscriptions slow.
 """
 
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from app.domain.statuses import require_utc
 
 
 def clean(value: str) -> str:
-    """The text with what a database cannot hold replaced by U+FFFD."""
+    """The text, with characters that a database refuses replaced by U+FFFD."""
     if "\0" in value:
         value = value.replace("\0", "\ufffd")
     if value.isascii():
@@ -49,34 +49,34 @@ class CleanText(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """PostgreSQL would sort by the language of its cluster otherwise."""
+        """Without this collation, PostgreSQL sorts by the language of its cluster."""
         return dialect.type_descriptor(Text(collation="C") if dialect.name == "postgresql" else Text())
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Cleans what is written or compared."""
+        """Cleans a value that is written or compared."""
         return None if value is None else clean(value)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime. Raises ValueError for any other; SQLite keeps none of the zone, PostgreSQL its own."""
+    """An aware UTC datetime; others raise ValueError. SQLite stores no zone, PostgreSQL returns the session's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuses what would be another time when read again."""
+        """Refuses times that would be read back as another time."""
         require_utc(value)
         return value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Gives it its zone."""
+        """Adds the zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _seq() -> Any:  # SQLModel's own Field() is untyped in the same way
-    integer = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts by itself there
+    integer = BigInteger().with_variant(Integer(), "sqlite")  # in SQLite only INTEGER is numbered automatically
     return Field(default=None, sa_column=Column("seq", integer, primary_key=True, autoincrement=True))
 
 
@@ -102,7 +102,7 @@ _BY_KEY = {"sqlite_with_rowid": False}
 
 
 class ClientRow(SQLModel, table=True):
-    """An application that may call."""
+    """A client."""
 
     __tablename__ = "client"
     id: str = Field(sa_type=CleanText, primary_key=True)
@@ -114,7 +114,7 @@ class ClientRow(SQLModel, table=True):
 
 
 class ClientKeyRow(SQLModel, table=True):
-    """An API key; only its hash is kept."""
+    """An API key; only its hash is stored."""
 
     __tablename__ = "client_key"
     id: str = Field(sa_type=CleanText, primary_key=True)
@@ -128,8 +128,8 @@ class ClientKeyRow(SQLModel, table=True):
 
 
 class GroupRow(SQLModel, table=True):
-    """A client's group; the client may be one that is not configured (`anonymous`). `members` is how many it has, and
-    `characters` how long their addresses are together."""
+    """A client's group; the client may be `anonymous`, which has no row. `members` is the number of members,
+    `characters` the total length of their addresses."""
 
     __tablename__ = "terminal_group"
     __table_args__ = (Index("ix_terminal_group_address", "address", "client_id"),)
@@ -142,7 +142,7 @@ class GroupRow(SQLModel, table=True):
 
 
 class GroupMemberRow(SQLModel, table=True):
-    """A member of a group, in the order given."""
+    """A member of a group, in the order of the request."""
 
     __tablename__ = "group_member"
     __table_args__ = (
@@ -158,7 +158,7 @@ class GroupMemberRow(SQLModel, table=True):
 
 
 class TerminalStatusRow(SQLModel, table=True):
-    """The last known status of a terminal that was ever watched."""
+    """The last known status of a terminal that is or was watched."""
 
     __tablename__ = "terminal_status"
     __table_args__ = (_BY_KEY,)
@@ -170,7 +170,7 @@ class TerminalStatusRow(SQLModel, table=True):
 
 
 class SubscriptionRow(SQLModel, table=True):
-    """A standing request, its progress, and how it ended."""
+    """A subscription, its progress, and how it ended."""
 
     __tablename__ = "subscription"
     __table_args__ = (
@@ -216,7 +216,7 @@ class SubscriptionRow(SQLModel, table=True):
 
 
 class SubscriptionAddressRow(SQLModel, table=True):
-    """A terminal or group that a subscription was asked for, in the order given; never changed."""
+    """A terminal or group of a subscription, in the order of the request; never changed."""
 
     __tablename__ = "subscription_address"
     __table_args__ = (Index("ix_subscription_address", "address"), _BY_KEY)
@@ -226,12 +226,11 @@ class SubscriptionAddressRow(SQLModel, table=True):
 
 
 class OutboxRow(SQLModel, table=True):
-    """Where a subscription's deliveries stand: the row that is leased, so that one notification at most is in flight.
+    """The state of a subscription's deliveries. This row is leased, so that at most one notification is in flight.
 
-    `head` is the `sequence` of the first notification that is not settled, and `due_at` when it may be claimed: its
-    next attempt, or while one is leased the lease's end. Both are NULL where nothing is owed. `leased` is the
-    `sequence` of the one that `lease_owner` claimed. Beside `subscription` and not in it, so that claiming scans and
-    rewrites narrow rows.
+    `head` is the `sequence` of the first unsettled notification, and `due_at` when it may be claimed: at its next
+    attempt, or at the end of a lease. Both are NULL if there is none. `leased` is the `sequence` of the notification
+    that `lease_owner` claimed. A table beside `subscription`, so that claims scan and rewrite narrow rows.
     """
 
     __tablename__ = "outbox"
@@ -245,7 +244,7 @@ class OutboxRow(SQLModel, table=True):
 
 
 class OwedNotificationRow(SQLModel, table=True):
-    """A notification that is owed, or was."""
+    """A notification, owed or settled."""
 
     __tablename__ = "owed_notification"
     __table_args__ = (
@@ -274,7 +273,7 @@ class OwedNotificationRow(SQLModel, table=True):
 
 
 class DeliveryAttemptRow(SQLModel, table=True):
-    """One try to deliver."""
+    """A delivery attempt."""
 
     __tablename__ = "delivery_attempt"
     notification_seq: int = Field(
@@ -295,7 +294,7 @@ class DeliveryAttemptRow(SQLModel, table=True):
 
 
 class UsageRow(SQLModel, table=True):
-    """One billable act."""
+    """A usage record."""
 
     __tablename__ = "usage_record"
     __table_args__ = (
@@ -320,7 +319,7 @@ class UsageRow(SQLModel, table=True):
 
 
 class AuditRow(SQLModel, table=True):
-    """One change that somebody made to what the gateway keeps."""
+    """An entry of the audit log."""
 
     __tablename__ = "audit_log"
     __table_args__ = (Index("ix_audit_log_at", "at"), _COUNTED)

@@ -149,9 +149,9 @@ async def test_clients_by_command(tmp_path: Path) -> None:
     [
         (("delete", "nobody", "--yes"), 1, "no such client"),
         (("rotate", "nobody"), 1, "no such client"),
-        (("add", "a", "--limit", "speed=1"), 2, "no policy"),
+        (("add", "a", "--limit", "speed=1"), 2, "is not a limit"),
         (("add", "a", "--limit", "speed"), 2, "write NAME=NUMBER"),
-        (("add", "<b>"), 2, "name is 1 to 64"),
+        (("add", "<b>"), 2, "name must have 1 to 64"),
         (("add",), 2, "Missing argument"),
     ],
 )

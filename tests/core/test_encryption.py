@@ -179,7 +179,7 @@ async def test_wrong_key_is_refused_by_name(database_url: str, key_file: KeyFile
     with pytest.raises(DatabaseUnavailable) as refused:
         await open_store(database_url, secret_key_file=key_file.path if has else None)
     message = str(refused.value)
-    assert f"encrypted by the key {wanted}, and TS_SECRET_KEY_FILE " in message
+    assert f"encrypted with the key {wanted}, and TS_SECRET_KEY_FILE " in message
     assert message.endswith(" and ".join(given) if has else "is not set")
 
 
@@ -301,10 +301,10 @@ async def test_a_failed_statement_is_reported_without_its_values(database_url: s
 
 
 BAD_FILES: list[tuple[bytes, str]] = [
-    (b"", "must have one key, or two"),
-    (b"\n \n", "must have one key, or two"),
-    (b"x" * 5000, "must have one key, or two"),
-    (b"\n".join([base64.b64encode(bytes([one]) * 32) for one in range(3)]), "must have one key, or two"),
+    (b"", "must have one line with a key"),
+    (b"\n \n", "must have one line with a key"),
+    (b"x" * 5000, "must have one line with a key"),
+    (b"\n".join([base64.b64encode(bytes([one]) * 32) for one in range(3)]), "must have one line with a key"),
     (base64.b64encode(b"a" * 31), "line 1 of "),
     (b"\n" + b"secret! " * 4, "line 2 of "),
     (b"\xff" * 44, "line 1 of "),

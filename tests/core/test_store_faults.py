@@ -482,7 +482,7 @@ async def test_schema_of_a_newer_version_is_left_alone(empty_url: str) -> None:
     ("url", "reason"),
     [
         ("sqlite:////no/such/folder/x", "unable to open"),
-        ("sqlite:///:memory:", "must be a file"),
+        ("sqlite:///:memory:", "must name a file"),
         ("sqlite+aiosqlite:///x", "is not sqlite"),
         ("mysql://x/y", "is not sqlite"),
         ("nonsense", "parse"),

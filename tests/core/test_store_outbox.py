@@ -159,7 +159,7 @@ async def test_attempt_for_what_is_gone_is_left_out(store: SqlStore) -> None:
     """The others are recorded; one that stays pending without a time is a defect."""
     await store_with(store, s1=["a1", "a2"])
     await claimed(store)
-    with pytest.raises(ValueError, match="needs a time"):
+    with pytest.raises(ValueError, match="needs `next_attempt_at`"):
         await store.record_attempts([attempted("a1", PENDING)])
     await store.record_attempts([attempted("x"), attempted("a1", usage=[usage("u1")])])
     assert await claimed(store) == ["a2"]

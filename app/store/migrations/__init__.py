@@ -1,4 +1,4 @@
-"""Bringing a database's schema up to date: Alembic, run from here, without its command line and its `env` script.
+"""Brings a database's schema up to date: Alembic, run from here, without its command line and its `env` script.
 
 Invariants: all that is missing is one transaction, on both databases, so that a process killed in the middle leaves
 the schema as it was. Two processes that start at once take turns (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory

@@ -1,4 +1,4 @@
-"""What a restart must know of a subscription: its groups, who joined it by them, and what it holds back."""
+"""Columns that a restart needs of a subscription: its groups, joined terminals, and held statuses."""
 
 import json
 from collections.abc import Iterable

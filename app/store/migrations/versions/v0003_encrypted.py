@@ -1,4 +1,4 @@
-"""By which key a sink's parameters are encrypted."""
+"""The key with which a sink's parameters are encrypted."""
 
 import sqlalchemy as sa
 from alembic import op

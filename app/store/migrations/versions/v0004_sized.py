@@ -1,4 +1,4 @@
-"""How large each group is, so that a list of groups can be cut, and a query refused, before members are read."""
+"""The size of each group, so that a list of groups can be cut, and a query refused, before members are read."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Adds the columns, and counts what there is."""
+    """Adds the columns, and counts the members of existing groups."""
     for name in ("members", "characters"):
         op.add_column("terminal_group", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
     its = "from group_member m where m.client_id = g.client_id and m.group_address = g.address"
