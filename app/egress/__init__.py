@@ -1,1 +1,1 @@
-"""Everything that connects to applications' endpoints."""
+"""Connections from the gateway to applications' endpoints and to the identity provider."""

@@ -1,8 +1,6 @@
-"""Which endpoints of applications are allowed: reading their URLs, and judging addresses.
+"""Which sinks are allowed: parses their URLs, and checks network addresses.
 
-Invariants: pure. A URL is read here and nowhere else, strictly, and sent on in the form it was read in.
-
-Deliberately absent: resolving names and connecting (`client.py`).
+Invariants: a sink's URL is parsed here only, strictly, and used in its parsed form.
 """
 
 import errno
@@ -29,11 +27,11 @@ _NOT_PUBLIC_V4 = tuple(
         "224.0.0.0/3",
     )
 )
-"""IANA's special-purpose IPv4 addresses (RFC 6890), multicast and what is reserved."""
+"""IANA's special-purpose IPv4 addresses (RFC 6890), multicast and reserved addresses."""
 
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = tuple(ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
-"""Teredo, ORCHID, benchmarks, documentation and 6to4 in the range of public IPv6 addresses."""
+"""Teredo, ORCHID, benchmarking, documentation and 6to4 within the range of public IPv6 addresses."""
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -47,7 +45,7 @@ _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
 class ForbiddenAddress(OSError):
-    """The address may not be connected to."""
+    """Connections to this address are not allowed."""
 
     def __init__(self, address: str) -> None:
         super().__init__(errno.EACCES, f"{address} may not be connected to")
@@ -55,18 +53,18 @@ class ForbiddenAddress(OSError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the operator allows. `networks` are allowed beside the public internet, loopback too if it is named."""
+    """What the operator allows. `networks`, which may contain loopback, are allowed beside the public internet."""
 
     networks: tuple[Network, ...] = ()
     allow_http: bool = False
 
     @classmethod
     def of(cls, networks: Iterable[str], *, allow_http: bool) -> "Rules":
-        """From networks as `ipaddress.ip_network` reads them, in CIDR notation. Raises ValueError."""
+        """From networks in CIDR notation. Raises ValueError."""
         return cls(networks=tuple(map(ipaddress.ip_network, networks)), allow_http=allow_http)
 
     def permits(self, address: str) -> bool:
-        """Whether a connection to the address may be opened. What is no plain IP address may not."""
+        """Whether a connection to the address may be opened; False for a text that is not an IP address."""
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
@@ -87,7 +85,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A URL that was read: canonical, in ASCII, without credentials or fragment."""
+    """A parsed URL: canonical, in ASCII, without credentials or fragment."""
 
     scheme: str
     host: str
@@ -98,7 +96,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The whole of it."""
+        """The whole URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == {"https": 443, "http": 80}[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.target}"
@@ -106,7 +104,7 @@ class Endpoint:
 
 @lru_cache(maxsize=4096)
 def read_endpoint(url: str, *, allow_http: bool) -> Endpoint:
-    """Reads an endpoint's URL. Raises SinkRefused, whose `details["reason"]` is one word for what is wrong.
+    """Parses a sink's URL. Raises SinkRefused, whose `details["reason"]` is a word for the problem.
 
     An IPv4 address must be written as four decimal numbers: the octal, hexadecimal, short and one-number forms that C
     libraries take are refused.
@@ -115,21 +113,21 @@ def read_endpoint(url: str, *, allow_http: bool) -> Endpoint:
         raise refused("length", f"The endpoint's URL is longer than {MAX_URL_LENGTH} characters.")
     match = _URL.fullmatch(url)
     if match is None:
-        raise refused("url", "The endpoint is no absolute URL such as https://example.com/events.")
+        raise refused("url", "The sink must be an absolute URL such as https://example.com/events.")
     scheme, authority = match["scheme"].lower(), match["authority"]
     if scheme != "https" and not (scheme == "http" and allow_http):
         allowed = "https or http" if allow_http else "https"
         raise refused("scheme", f"The endpoint's scheme must be {allowed}, not {scheme[:32]}.")
     if "@" in authority:
-        raise refused("credentials", "The endpoint's URL may not hold credentials.")
+        raise refused("credentials", "The endpoint's URL must not contain credentials.")
     if match["fragment"] is not None:
-        raise refused("fragment", "The endpoint's URL may not have a fragment.")
+        raise refused("fragment", "The endpoint's URL must not have a fragment.")
     target = (match["path"] or "/") + (match["query"] or "")
     if not _PRINTABLE.fullmatch(target):
         raise refused("url", "The endpoint's path and query must be printable ASCII; percent-encode the rest.")
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise refused("host", "The endpoint's URL names no host, or no port after its colon.")
+        raise refused("host", "The endpoint's URL has no host, or no port after its colon.")
     port = int(parts["port"]) if parts["port"] else {"https": 443, "http": 80}[scheme]
     if port not in (80, 443) and not 1024 <= port <= 65535:
         raise refused("port", f"The endpoint's port {port} is not 80, 443, or 1024 to 65535.")
@@ -141,24 +139,26 @@ def _read_host(host: str) -> str:
         try:
             return str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
-            raise refused("host", f"The endpoint's host {host[:64]} is no IPv6 address.") from None
+            raise refused("host", f"The endpoint's host {host[:64]} is not an IPv6 address.") from None
     if not host.isascii():
         try:
             host = URL.build(scheme="https", host=host).raw_host or ""
         except (ValueError, UnicodeError):
-            raise refused("host", "The endpoint's host is no international domain name.") from None
+            raise refused("host", "The endpoint's host is not an internationalized domain name.") from None
     host = host.lower()
     labels = host.split(".")
     if _NUMBER.fullmatch(labels[-1]):
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
-            raise refused("host", f"The endpoint's host {host[:64]} is no IPv4 address as people write it.") from None
+            raise refused(
+                "host", f"The endpoint's host {host[:64]} is not an IPv4 address of four decimal numbers."
+            ) from None
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise refused("host", f"The endpoint's host {host[:64]!r} is no domain name.")
+        raise refused("host", f"The endpoint's host {host[:64]!r} is not a domain name.")
     return host
 
 
 def refused(reason: str, message: str) -> SinkRefused:
-    """The error for one that is not allowed; `reason` is one word."""
+    """The error for a sink that is not allowed; `reason` is one word."""
     return SinkRefused(message, reason=reason)

@@ -1,13 +1,10 @@
-"""The one HTTP client that connects to applications' endpoints.
+"""The HTTP client for sinks.
 
-Invariants: every address a name resolves to must be allowed, or none is used. The address is judged a second time when
-the socket for it is opened, so what is connected to is what was judged: a name that resolves differently later (DNS
-rebinding) gains nothing. No redirect is followed, no proxy, cookie or compressed answer is taken. A request has one
-time limit, over everything from the name to the answer's last byte; of an answer at most MAX_ANSWER bytes are read and
-KEPT_ANSWER are kept. What comes before its status, and what nobody asked for behind it, is bounded too (`_Answers`).
-
-Deliberately absent: what is allowed (`allowed.py`), what is sent (`webhook.py`, `soap_compat`), and when it is tried
-again (`deliverer.py`).
+Invariants: a host is used only if every address that it resolves to is allowed. The address is checked again when its
+socket is opened, so a name that resolves differently later (DNS rebinding) is refused. Redirects, proxies, cookies and
+compressed responses are not used. One time limit covers a request from the name lookup to the last byte; at most
+MAX_ANSWER bytes of a response are read and KEPT_ANSWER kept. Bytes before its status, and unrequested bytes behind it,
+are bounded too (`_Answers`).
 """
 
 import asyncio
@@ -35,54 +32,54 @@ from app.egress.allowed import Endpoint, ForbiddenAddress, Rules, read_endpoint,
 from app.ports import Sent
 
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer that are read; the connection is closed on the rest."""
+"""Bytes of a response that are read; then the connection is closed."""
 
 KEPT_ANSWER = 2048
-"""Bytes of an answer that are kept with the attempt."""
+"""Bytes of a response that are stored with the attempt."""
 
 MAX_INFORMATIONAL = 16
-"""Informational answers (1xx) that are taken before a status; who sends more is cut off."""
+"""Informational responses (1xx) before a status; with more, the connection is closed."""
 
 MAX_BEFORE_STATUS = 64 * 1024
-"""Bytes that may come before an answer's head is complete, informational answers included."""
+"""Bytes before a response's head is complete, with informational responses."""
 
 KEEP_ALIVE_S = 4.0
-"""How long an idle connection is kept: less than the five seconds after which common servers close theirs."""
+"""How long an idle connection is kept: common servers close theirs after five seconds."""
 
 MAX_LOOKUPS = 8
-"""Names that are resolved at a time; the others wait, within their request's time limit."""
+"""Concurrent name lookups; others wait within their request's time limit."""
 
 _SLICE = 4096
-"""Bytes that are parsed before it is looked at what they were."""
+"""Bytes that are parsed between two checks of the limits."""
 
 _DNS_CACHE_S = 10
 _MAX_RETRY_AFTER_DIGITS = 9
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Resolves a host name and port to the texts of its addresses. Raises OSError."""
+"""Resolves a host name and port to its addresses as texts. Raises OSError."""
 
 OpenSocket = Callable[[tuple[Any, ...]], socket.socket]
-"""Makes a socket for an entry as `socket.getaddrinfo` gives it; it is connected to that entry's address."""
+"""Opens a socket for an entry of `socket.getaddrinfo`, which is then connected to the entry's address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came back. `outcome` is `answered`, or a word for what failed before there was a status: `refused`, `dns`,
+    """A response. `outcome` is `answered`, or a word for the failure before a status: `refused`, `dns`,
     `forbidden-address`, `unreachable`, `tls`, `reset`, `timed-out`, `malformed`."""
 
     outcome: str
     code: int = 0
-    """The HTTP status; 0 where none came."""
+    """The HTTP status; 0 without a response."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Without regard to case."""
+    """Case-insensitive."""
     body: bytes = b""
-    """At most as much as was asked for; see `complete`."""
+    """At most as many bytes as requested; see `complete`."""
     complete: bool = False
-    """Whether `body` is the whole answer."""
+    """Whether `body` is the whole response."""
     retry_after_s: float | None = None
 
     def as_sent(self) -> Sent:
-        """What it means for a delivery: 2xx is delivered, 410 is gone, everything else failed, redirects too."""
+        """The result of a delivery: 2xx is delivered, 410 is gone, everything else has failed, also redirects."""
         delivered = 200 <= self.code < 300
         outcome = "delivered" if delivered else f"http-{self.code}" if self.code else self.outcome
         return Sent(
@@ -96,8 +93,8 @@ class Reply:
 
 
 def read_retry_after(text: str | None, now: datetime) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110 section 10.2.3), at least 0; None where it says nothing that can be
-    read. It has no upper bound: who waits sets one."""
+    """Seconds of a Retry-After header (RFC 9110 section 10.2.3), at least 0; None if it is absent or malformed. The
+    caller must set an upper bound."""
     text = (text or "").strip()
     if not text:
         return None
@@ -113,7 +110,7 @@ def read_retry_after(text: str | None, now: datetime) -> float | None:
 
 
 class _Resolver(AbstractResolver):
-    """Resolves a name to addresses that are all allowed, for aiohttp."""
+    """aiohttp's resolver: resolves a name only if all its addresses are allowed."""
 
     def __init__(self, rules: Rules, lookup: Lookup) -> None:
         self._rules = rules
@@ -141,30 +138,30 @@ class _Resolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Does nothing: there is nothing to close."""
 
 
 class _Answers(ResponseHandler):
-    """aiohttp's end of a connection, bounded where aiohttp takes whatever comes: it would make a message of each
-    informational answer, and of each answer that nobody asked for, without end and a socket's buffer full at a time.
+    """aiohttp's end of a connection, with limits that aiohttp lacks: it would parse any number of informational and
+    unrequested responses, a whole socket buffer at a time.
 
-    So that little is parsed before it is counted, bytes are handed on in slices. A connection that is cut gives the
-    request `malformed`, unless its status came before.
+    Bytes are parsed in slices, so that little is parsed before it is counted. If a limit closes the connection, the
+    request's outcome is `malformed`, unless its status has arrived.
     """
 
     _answered = True
-    """Whether the request has its status; so it is when there is no request."""
+    """Whether the request has its status; True without a request."""
     _informational = 0
     _before_status = 0
     _cut = False
 
     def set_response_params(self, **params: Any) -> None:
-        """A request begins; what came before it is parsed in here."""
+        """A request begins; bytes that arrived before it are parsed in this call."""
         self._answered, self._informational, self._before_status = False, 0, 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Called with nothing to go on parsing, too."""
+        """Also called without data, to continue parsing."""
         for start in range(0, len(data) or 1, _SLICE):
             if self._cut:
                 return
@@ -176,7 +173,7 @@ class _Answers(ResponseHandler):
                     self._cut_off()
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """One answer has its head."""
+        """The head of a response is complete."""
         if self._cut:
             return
         if 100 <= data[0].code < 200 and data[0].code != 101:
@@ -188,7 +185,7 @@ class _Answers(ResponseHandler):
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """Why a connection was cut is not overwritten by what comes of cutting it."""
+        """Keeps the first exception: closing the connection causes further ones."""
         if not self._cut:
             super().set_exception(exc, *cause)
 
@@ -200,7 +197,7 @@ class _Answers(ResponseHandler):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Makes connections of `_Answers`; aiohttp has no public place to say so."""
+    """Makes connections with `_Answers`, for which aiohttp has no public interface."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -208,9 +205,9 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class Egress:
-    """The HTTP client for endpoints. Made in the event loop that uses it, and closed by `aclose`.
+    """The HTTP client for sinks. Created in the event loop that uses it, and closed by `aclose`.
 
-    `total_s` limits a request as a whole, `connect_s` the opening of a connection. `now` is for Retry-After dates.
+    `total_s` limits a whole request, `connect_s` the opening of a connection. `now` is for Retry-After dates.
     """
 
     def __init__(
@@ -234,7 +231,7 @@ class Egress:
         self._tls = tls or ssl.create_default_context()
         self._session = aiohttp.ClientSession(
             connector=_Connector(
-                limit=0,  # whoever calls bounds the requests in flight
+                limit=0,  # the callers limit the requests in flight
                 resolver=_Resolver(rules, self._lookup),
                 ttl_dns_cache=_DNS_CACHE_S,
                 socket_factory=self._socket,
@@ -254,14 +251,14 @@ class Egress:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def check(self, url: str) -> Endpoint:
-        """Reads the URL, resolves its host and judges each address, connecting to nothing.
+        """Parses the URL, resolves its host and checks each address, without connecting.
 
-        Raises SinkRefused, SinkUnreachable. Messages never tell the address that a name resolves to.
+        Raises SinkRefused, SinkUnreachable. Messages never contain the address that a name resolves to.
         """
         return (await self._judged(url))[0]
 
     async def connect(self, url: str) -> None:
-        """As `check`, and opens a connection (with TLS, where the scheme is https) and closes it, sending nothing.
+        """As `check`; also opens a connection (with TLS for https), and closes it without sending anything.
 
         Raises SinkRefused, SinkUnreachable.
         """
@@ -317,10 +314,10 @@ class Egress:
     async def request(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, keep: int = KEPT_ANSWER
     ) -> Reply:
-        """Sends one request and reads the answer: `keep` bytes of it (at most MAX_ANSWER) are returned.
+        """Sends one request and returns the response, with `keep` bytes of its body (at most MAX_ANSWER).
 
-        Raises SinkRefused for a URL that is not allowed; whatever else goes wrong is the reply's `outcome`. A status
-        that came in time counts, whatever becomes of the body behind it.
+        Raises SinkRefused for a URL that is not allowed; other failures are the reply's `outcome`. A status that
+        arrived in time counts, even if its body fails.
         """
         target = URL(read_endpoint(url, allow_http=self.rules.allow_http).url, encoded=True)
         code, answer_headers, kept, complete = 0, dict[str, str](), bytearray(), False
@@ -356,7 +353,7 @@ class Egress:
         )
 
     def _socket(self, info: tuple[Any, ...]) -> socket.socket:
-        """The second judgement: of the very address that is connected to."""
+        """The second check, of the address that is connected to."""
         if not self.rules.permits(str(info[4][0])):
             raise ForbiddenAddress(str(info[4][0]))
         return self._open_socket(info)

@@ -1,7 +1,6 @@
-"""Fetches an OpenID provider's JWK set over HTTPS, for `oidc.py`.
+"""Fetches an OpenID provider's JWK set over HTTPS, for `auth/oidc.py`, which parses and remembers it.
 
-Invariants: a time limit and a bound on the answer; no redirects, no proxies of the environment.
-Deliberately absent: remembering, and reading what came.
+Invariants: time and size are bounded; redirects and the environment's proxies are not used.
 """
 
 import aiohttp

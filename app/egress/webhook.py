@@ -1,13 +1,12 @@
-"""Delivers notifications as webhooks: CloudEvents 1.0 in structured JSON, signed as Standard Webhooks says.
+"""Sends notifications as webhooks: CloudEvents 1.0 in structured JSON, signed according to Standard Webhooks.
 
-One owed notification is one event; its id is the event's `id` and the `webhook-id`, the same at each attempt. The
-signature is over the bytes that are sent. What an event looks like is a function by profile (`Envelope`), so that
-another API's events need nothing of the transport; a notification that a profile has no event for is delivered unsent.
-Invariants: secrets and tokens are never logged, raised or kept, not even where the receiver's answer repeats them.
-An access token that has expired is not used.
+One notification is one event; its id is the event's `id` and the `webhook-id`, the same in each attempt. The signature
+covers the bytes that are sent. Each profile has a function that makes its events (`Envelope`); a notification without
+an event in its profile counts as delivered without being sent.
+Invariants: secrets and tokens are never logged, raised or stored, not even if the response repeats them. An expired
+access token is not used.
 
-Deliberately absent: retries and order (`deliverer.py`), connections and their limits (`client.py`), CloudEvents'
-rate agreement (WebHook-Request-Rate).
+Deliberately absent: CloudEvents' rate agreement (WebHook-Request-Rate).
 """
 
 import base64
@@ -43,8 +42,8 @@ from app.egress.client import KEPT_ANSWER, Egress, Reply
 from app.ports import Sent
 
 Envelope = Callable[[Subscription, OwedNotification, str], Mapping[str, object] | None]
-"""Makes the CloudEvent of a notification, as JSON to be; None where the profile has no event for it. The last argument
-is the URI reference under which the gateway is known, without a slash at its end, for `source`."""
+"""Makes the CloudEvent of a notification, to be written as JSON; None if the profile has no event for it. The last
+argument is the gateway's own URL without a slash at its end, for `source`."""
 
 EVENT_PREFIX = "org.terminalstatus.v1."
 EVENT_TYPES: Mapping[NotificationKind, str] = {
@@ -54,21 +53,21 @@ EVENT_TYPES: Mapping[NotificationKind, str] = {
     NotificationKind.ENDED: EVENT_PREFIX + "subscription-ended",
     NotificationKind.TEST: EVENT_PREFIX + "sink-test",
 }
-"""The `type` of profile v1's events."""
+"""The `type` of the events of profile v1."""
 
 _REFUSALS = (400, 401, 403)
-"""What receivers answer to a signature that is not right."""
+"""Statuses with which receivers refuse a wrong signature."""
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 
 PARAMETERS = (SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, SINK_HANDSHAKE)
-"""The sink parameters that a client may name for a signed profile; another's are that profile's own affair."""
+"""The sink parameters that a client may set for a signed profile."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 section 2.1
 
 
 def v1_event(subscription: Subscription, notification: OwedNotification, source: str) -> Mapping[str, object]:
-    """Profile v1's CloudEvent. `sequence` is CloudEvents' extension of that name: it orders a subscription's events."""
+    """The CloudEvent of profile v1. Its `sequence` (a CloudEvents extension) orders a subscription's events."""
     data: dict[str, object] = {"subscription_id": subscription.id, "correlator": subscription.correlator}
     match notification.kind:
         case NotificationKind.STATUS:
@@ -118,7 +117,7 @@ def rfc3339(time: datetime) -> str:
 
 
 def sign(key: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
-    """Standard Webhooks' symmetric signature, as it stands in `webhook-signature`."""
+    """Standard Webhooks' symmetric signature, as in the header `webhook-signature`."""
     digest = hmac.digest(key, f"{message_id}.{timestamp_s}.".encode() + body, hashlib.sha256)
     return "v1," + base64.b64encode(digest).decode()
 
@@ -126,8 +125,8 @@ def sign(key: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
 class WebhookSender:
     """The `Sender` for SinkKind.WEBHOOK.
 
-    `envelopes` has the events' makers by `Sink.profile`; `source` is the gateway's own URL ("" if it has none), and
-    `origin` the name under which it asks for permission (CloudEvents' WebHook-Request-Origin).
+    `envelopes` has the `Envelope` for each `Sink.profile`; `source` is the gateway's own URL ("" if it has none);
+    `origin` is the name with which it requests permission (CloudEvents' WebHook-Request-Origin).
     """
 
     def __init__(
@@ -146,10 +145,10 @@ class WebhookSender:
         self._origin = origin
 
     async def check(self, subscription: Subscription) -> None:
-        """Whether the endpoint may be used, can be reached and wants events, as `SINK_HANDSHAKE` says.
+        """Checks that the sink is allowed, reachable and wants events, by the handshake in `SINK_HANDSHAKE`.
 
         Raises SinkRefused and SinkUnreachable, with `details["reason"]`: a word of `Reply.outcome`, `http-CODE`,
-        `handshake`, `parameter`, `secret`, `token`, `token-expired` or a word of `endpoints.read_endpoint`.
+        `handshake`, `parameter`, `secret`, `token`, `token-expired` or a word of `allowed.read_endpoint`.
         """
         sink = subscription.sink
         handshake = self._read_parameters(sink)
@@ -194,7 +193,7 @@ class WebhookSender:
         raise SinkUnreachable(message, reason=outcome)
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
-        """One attempt. With an access token that has expired none is made, and the subscription is to end."""
+        """Makes one attempt. With an expired access token, sends nothing and reports that the subscription ends."""
         sink = subscription.sink
         try:
             if self._token_expired(sink):
@@ -203,7 +202,7 @@ class WebhookSender:
             if event is None:
                 return Sent(delivered=True, outcome="not-sent")
             reply = await self._post(sink, notification.id, event)
-        except SinkRefused as refused:  # the operator's rules are stricter now than when it was made
+        except SinkRefused as refused:  # the operator's rules have become stricter
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
         return reply.as_sent()
 
@@ -219,7 +218,7 @@ class WebhookSender:
         return await self._deliver(sink, headers, body)
 
     async def _ask_permission(self, sink: Sink) -> Reply:
-        """Without the access token: whoever is at that address has not yet said that it is for events."""
+        """Sends OPTIONS without the access token, because the receiver has not confirmed yet that it expects events."""
         return await self._egress.request("OPTIONS", sink.url, {"WebHook-Request-Origin": self._origin}, b"")
 
     async def _deliver(self, sink: Sink, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -231,37 +230,42 @@ class WebhookSender:
             sink.url,
             {**headers, "Authorization": f"Bearer {token}"},
             body,
-            keep=KEPT_ANSWER + len(token),  # a token that begins in what is kept is read whole, and taken out
+            keep=KEPT_ANSWER + len(token),  # so that a token that begins in the kept part is read whole, and removed
         )
         return replace(reply, body=reply.body.replace(token.encode(), b"*" * len(token))[:KEPT_ANSWER])
 
     def _read_parameters(self, sink: Sink) -> Handshake:
         if sink.profile not in self._envelopes:
-            raise SinkRefused(f"There is no webhook profile {sink.profile[:32]!r}.", reason="profile")
+            raise SinkRefused(f"The webhook profile {sink.profile[:32]!r} does not exist.", reason="profile")
         unknown = sink.parameters.keys() - {*PARAMETERS, *HIDDEN_PARAMETERS}
         if unknown and sink.profile in SIGNED_PROFILES:
             names = ", ".join([repr(name) for name in sorted(unknown)])
             raise SinkRefused(
-                f"An endpoint has no parameters {names}; it has {', '.join(PARAMETERS)}.", reason="parameter"
+                f"The sink parameters {names} do not exist; the parameters are {', '.join(PARAMETERS)}.",
+                reason="parameter",
             )
         secrets = sink.parameters.get(SINK_SECRETS, "").split()
         if len(secrets) > MAX_SECRETS:
-            raise SinkRefused(f"An endpoint has at most {MAX_SECRETS} signing secrets.", reason="secret")
+            raise SinkRefused(f"A sink has at most {MAX_SECRETS} signing secrets.", reason="secret")
         for secret in secrets:
             read_secret(secret)
-        if not secrets and SINK_SECRETS in sink.parameters:  # it would be unsigned, which nobody asked for
-            raise SinkRefused("There is no signing secret in the endpoint's secrets.", reason="secret")
+        if (
+            not secrets and SINK_SECRETS in sink.parameters
+        ):  # events would be unsigned, which the client did not request
+            raise SinkRefused("The sink parameter `secrets` contains no secret.", reason="secret")
         token = sink.parameters.get(SINK_TOKEN, "")
         if token and not (len(token) <= MAX_SINK_TOKEN and _TOKEN.fullmatch(token)):
-            raise SinkRefused("The endpoint's access token is no bearer token (RFC 6750).", reason="token")
+            raise SinkRefused("The sink's access token is not a bearer token (RFC 6750).", reason="token")
         if self._token_expired(sink):
             raise SinkRefused("The endpoint's access token has expired.", reason="token-expired")
-        # A test that is signed with a secret which nobody knows yet would fail where it is verified.
+        # A test signed with a secret that the receiver does not know yet would fail its verification.
         default = Handshake.NONE if SINK_MADE in sink.parameters else Handshake.TEST
         try:
             return Handshake(sink.parameters.get(SINK_HANDSHAKE, default.value))
         except ValueError:
-            raise SinkRefused("There is no such handshake.", reason="handshake") from None
+            raise SinkRefused(
+                f"The handshake must be one of {', '.join(each.value for each in Handshake)}.", reason="handshake"
+            ) from None
 
     def _token_expired(self, sink: Sink) -> bool:
         ends_at = token_ends_at(sink)

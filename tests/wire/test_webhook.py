@@ -428,8 +428,10 @@ async def test_parameters_that_are_misspelt_are_named() -> None:
         wrong = make_subscription(there.url, parameters={"handshake": "none", "secret": "a", "access_token": "b"})
         with pytest.raises(SinkRefused) as caught:
             await webhooks.check(wrong)
-        message = "An endpoint has no parameters 'access_token', 'secret'; it has secrets, token, token_expires_at, "
-        assert str(caught.value) == f"{message}handshake."
+        assert str(caught.value) == (
+            "The sink parameters 'access_token', 'secret' do not exist; "
+            "the parameters are secrets, token, token_expires_at, handshake."
+        )
         kept = {"secrets": SECRET, "token": TOKEN, "token_expires_at": "9999-12-31T00:00:00Z", "handshake": "none"}
         await webhooks.check(make_subscription(there.url, parameters={**kept, "made": "x", "request": "x"}))
         await webhooks.check(make_subscription(there.url, profile="other", parameters={"type": "x"}))
