@@ -184,11 +184,11 @@ class WebhookSender:
         outcome = reply.as_sent().outcome
         if outcome == "forbidden-address":
             raise SinkRefused("The endpoint's host is at an address that is not allowed.", reason=outcome)
-        message = f"The endpoint failed its test: {outcome}."
+        message = f"The sink failed its test: {outcome}."
         if handshake is Handshake.TEST and reply.code in _REFUSALS and SINK_MADE in sink.parameters:
             message += (
-                " It cannot verify an event that is signed with a secret which is told once the subscription is made: "
-                f"name `{SINK_SECRETS}` of your own, or the handshake `{Handshake.NONE.value}`."
+                " It cannot verify the signature yet, because it gets the secret after the subscription is created: "
+                f"send `{SINK_SECRETS}` of your own, or choose the handshake `{Handshake.NONE.value}`."
             )
         raise SinkUnreachable(message, reason=outcome)
 

@@ -313,12 +313,14 @@ async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> N
             sink = Sink(kind=SinkKind.WEBHOOK, url=there.url, profile=profile)
             assert made_secret(await core.subscribe(ALICE, sink=sink))
             assert there.requests == []
-            with pytest.raises(SinkUnreachable, match=r"http-401.*`secrets` of your own, or the handshake `none`"):
+            with pytest.raises(
+                SinkUnreachable, match=r"http-401.*`secrets` of your own, or choose the handshake `none`"
+            ):
                 await core.subscribe(ALICE, sink=replace(sink, parameters={"handshake": "test"}))
             there.requests.clear()
         with pytest.raises(SinkUnreachable) as caught:
             await core.subscribe(ALICE, sink=replace(sink, parameters={"secrets": SECRET}))
-        assert str(caught.value) == "The endpoint failed its test: http-401."
+        assert str(caught.value) == "The sink failed its test: http-401."
         assert verified(there.requests[0])["type"] == "org.terminalstatus.v1.sink-test"
 
 

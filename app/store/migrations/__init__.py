@@ -1,11 +1,11 @@
 """Brings a database's schema up to date: Alembic, run from here, without its command line and its `env` script.
 
-Invariants: all that is missing is one transaction, on both databases, so that a process killed in the middle leaves
-the schema as it was. Two processes that start at once take turns (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory
-lock that ends with its transaction), and the second finds nothing to do.
+Invariants: all missing migrations run in one transaction, on both databases, so that a killed process leaves the schema
+unchanged. Of two processes that start together, one waits (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory lock that
+ends with its transaction), and then finds nothing to do.
 
-A migration is a file in `versions/`, named and chained by its number. It uses `op` and plain SQLAlchemy types only:
-tables of today are no part of a migration of yesterday. There is no way down: restore a backup.
+A migration is a file in `versions/`, named and chained by its number. It uses `op` and plain SQLAlchemy types only,
+never the classes of `store/tables.py`, which change later. There are no downgrades: restore a backup.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from app.store.tables import METADATA
 TURN_TIMEOUT_MS = 60_000
 """How long a process waits while another one migrates."""
 
-TELL_S = 2.0
-"""When to tell that it lasts."""
+LOG_AFTER_S = 2.0
+"""A migration that takes longer is logged."""
 
 MIGRATION_LOCK = 0x7465_726D
-"""PostgreSQL's advisory lock."""
+"""The PostgreSQL advisory lock of a migration."""
 
 _HERE = Path(__file__).parent
 _MOST_S = TURN_TIMEOUT_MS // 1000
@@ -43,26 +43,28 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migrated:
-    """What `migrate` did: revisions of the schema before ("" for a new database) and now."""
+    """The schema's revisions before `migrate` ("": a new database) and after it."""
 
     before: str
     now: str
 
 
 async def migrate(url: str) -> Migrated:
-    """Brings the schema of the database at `url` up to date; an SQLite file that is not there is made.
+    """Brings the schema of the database at `url` up to date; a missing SQLite file is created.
 
     Raises DatabaseUnavailable, also for a schema of a newer version of the gateway.
     """
     engine = make_engine(url, busy_timeout_ms=TURN_TIMEOUT_MS, create=True)
-    slow = asyncio.get_running_loop().call_later(TELL_S, _tell_that_it_lasts)
+    slow = asyncio.get_running_loop().call_later(LOG_AFTER_S, _log_that_it_lasts)
     try:
         if isinstance(engine, Engine):
             await asyncio.to_thread(_use_wal, engine)
         return await on_connection(engine, _upgrade, writes=True)
     except CommandError as error:
         if re.search("locate revision", str(error)):
-            raise DatabaseUnavailable("its schema is of a newer version of the gateway") from error
+            raise DatabaseUnavailable(
+                "its schema belongs to a newer version of the gateway; install that version, or restore a backup"
+            ) from error
         raise DatabaseUnavailable(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
         raise DatabaseUnavailable(why(error)) from error
@@ -71,12 +73,13 @@ async def migrate(url: str) -> Migrated:
         await dispose(engine)
 
 
-def _tell_that_it_lasts() -> None:
+def _log_that_it_lasts() -> None:
     _log.warning("database_not_ready", why="it is being migrated, or another process has locked it", most_s=_MOST_S)
 
 
 def _use_wal(engine: Engine) -> None:
-    """Readers then disturb no writer. The file keeps it. SQLite does not wait for others here, so this does."""
+    """Switches the file to WAL for good, so that readers do not block the writer. SQLite does not wait for locks here,
+    so this function does."""
     give_up_s = time.monotonic() + TURN_TIMEOUT_MS / 1000
     while True:
         with engine.connect() as connection:
