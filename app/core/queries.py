@@ -218,7 +218,7 @@ class QueryService:
                 answers.put_nowait(defect)
 
     def _newest(self, terminal: TerminalAddress, age_s: float) -> TerminalStatus | None:
-        return self._last_statuses.newest(terminal, self._clock(), age_s)  # a slow reader of `query` ages the others
+        return self._last_statuses.newest(terminal, self._clock(), age_s)  # not once per query: its reader may be slow
 
     async def _fetch(self, terminal: TerminalAddress, client: Client) -> TerminalStatus:
         status = await self._fetcher.fetch(terminal, client.id)

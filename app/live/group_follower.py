@@ -76,7 +76,7 @@ class GroupFollower:
         clients = {client.id: client for client in await self._store.clients()}
         listeners = self._listeners(changed)
         for start in range(0, len(listeners), _TOGETHER):
-            async with self._writer.lock:  # others have their turn between portions
+            async with self._writer.lock:  # other tasks may take it between portions
                 await self._move([one for one in listeners[start : start + _TOGETHER] if self._active(one)], clients)
 
     def _listeners(self, changed: Set[GroupKey]) -> list[Listener]:
@@ -120,7 +120,7 @@ class GroupFollower:
         except Exception:
             if len(listeners) == 1:
                 _log.exception("defect_in_watching", **_name_of(listeners[0]))
-            else:  # the others follow
+            else:  # a defect of one listener may not stop the others
                 for listener in listeners:
                     await self._move([listener], clients)
         finally:

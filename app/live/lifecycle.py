@@ -276,7 +276,7 @@ class Lifecycle:
         async with self._writer.lock:
             self._active(subscription_id)
             stored = await self._store.subscription(subscription_id)
-            if stored is None or not stored.active:  # its endpoint ended it a moment ago
+            if stored is None or not stored.active:  # it ended meanwhile: its endpoint answered 410 Gone
                 raise _unknown()
             require_readable(stored.sink)
             stored = replace(stored, sink=change(stored.sink))

@@ -255,7 +255,7 @@ class Stream:
         return Seen(status.revision, mark, live)
 
     def _note_liveness(self, terminal: Terminal) -> None:
-        """Its present liveness is about to be sent."""
+        """Notes the terminal's present liveness, which is sent next."""
         self._token = ""
         if terminal.liveness is Liveness.LIVE:
             self._not_live.pop(terminal, None)

@@ -73,7 +73,7 @@ class OtherNodes:
             await self._read(addresses[start : start + _TOGETHER])
 
     def drop(self) -> None:
-        """Drops hints that cannot be followed by any means."""
+        """Drops hints if following them fails again and again."""
         self._hinted.clear()
 
     async def _read(self, addresses: Sequence[TerminalAddress]) -> None:

@@ -117,7 +117,7 @@ class TerminalRegistry:
         terminal = self.by_address.get(address)
         refused = isinstance(error, TerminalUnknown | WatcherRefused) and error.details.get("reason") != "pending"
         if terminal is not None and liveness is Liveness.UNKNOWN and refused:
-            # The SIP side would ask again once an hour, and listeners would wait without a word. They get the error.
+            # Otherwise the SIP side asks again once an hour, and listeners do not learn why nothing comes.
             self._watcher.unwatch(address)
             self.on_watch_ended(address, reason, error)
         elif terminal is not None and terminal.set_watch_liveness(liveness, reason, self._clock()):

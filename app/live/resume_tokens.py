@@ -49,7 +49,7 @@ NOTHING_SEEN = Seen(0, 0, True)
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a token is worth to a stream."""
+    """What a token says about a stream's terminals."""
 
     addresses: frozenset[TerminalAddress] = frozenset()
     """Terminals whose present status the reader knows."""

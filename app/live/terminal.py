@@ -94,7 +94,7 @@ class Terminal:
         self.reason = NEVER_OBSERVED
         self.since = now
         self.error: TerminalStatusError | None = None
-        """Why it is no longer watched, though it is wanted."""
+        """Why its watch ended, though a listener wants it."""
         self.unreadable: DocumentUnreadable | None = None
         """Why the newest document could not be read."""
         self.unreadable_at: datetime | None = None
@@ -103,7 +103,7 @@ class Terminal:
         self.subscriptions: dict[LiveSubscription, None] = {}
         self.streams: dict[StreamOfTerminals, None] = {}
         self.idle_from_s: float | None = None
-        """Since when nobody wants it."""
+        """Since when no listener wants it; monotonic. None while one does."""
         self.in_idle_queue = False
         """Whether it is in the registry's queue of idle terminals."""
         self._watch_liveness = Liveness.UNKNOWN
