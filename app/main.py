@@ -271,7 +271,7 @@ async def _start_use_cases(
                     clock=_now,
                     monotonic=time.monotonic,
                     tokens=tokens,
-                    attempted=metrics.count_attempt,
+                    on_attempted=metrics.count_attempt,
                     open_is_admin=open_is_admin,
                 )
             )

@@ -137,6 +137,58 @@ def make_live(
     )
 
 
+def make_use_cases(
+    live: Live,
+    store: Store,
+    watcher: Watcher,
+    fetcher: FetchService,
+    senders: Mapping[SinkKind, Sender],
+    policies: Policies,
+    auth: Authenticator,
+    usage: UsageLog,
+    *,
+    clock: Callable[[], datetime],
+    clock_s: Callable[[], float],
+    entropy: Callable[[int], bytes] = secrets.token_bytes,
+) -> UseCases:
+    """Makes the use cases over `live`. `clock` gives the time in UTC, `clock_s` monotonic seconds; `entropy(n)` gives n
+    unguessable bytes."""
+    subscriptions = SubscriptionService(
+        store, live.lifecycle, live.directory, policies, usage, senders, SINK_CONTRACTS, clock, entropy=entropy
+    )
+    streams = StreamService(
+        live.registry, live.writer, live.streams, live.directory, policies, live.other_nodes, clock_s=clock_s
+    )
+    clients = ClientRegistry(
+        store,
+        clock=clock,
+        contracts=SINK_CONTRACTS,
+        on_changed=auth.forget,
+        delete=subscriptions.delete_client,
+        on_disabled=streams.end_streams_of,
+    )
+    return UseCases(
+        auth=auth,
+        queries=QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock),
+        streams=streams,
+        subscriptions=subscriptions,
+        groups=GroupService(store, live.directory, policies, clock),
+        deliveries=Deliveries(store, clock, policies, SINK_CONTRACTS),
+        usage=usage,
+        clients=clients,
+        administration=Administration(store, watcher, clients, live.registry, clock),
+        engine=live.engine,
+        registry=live.registry,
+    )
+
+
+def connect_delivery(live: Live, use_cases: UseCases, deliverer: Deliverer) -> None:
+    """Has the deliverer woken by notifications that become due, and asked about subscriptions that change or end."""
+    live.writer.on_notifications_owed = use_cases.deliveries.on_notifications_owed = deliverer.hint
+    use_cases.subscriptions.on_sink_changed = deliverer.sink_changed
+    use_cases.subscriptions.on_withdrawn = deliverer.withdrawn
+
+
 @asynccontextmanager
 async def run_use_cases(
     settings: Settings,
@@ -148,7 +200,7 @@ async def run_use_cases(
     clock: Callable[[], datetime],
     monotonic: Callable[[], float],
     tokens: TokenVerifier | None,
-    attempted: Callable[[str, float], None],
+    on_attempted: Callable[[str, float], None],
     open_is_admin: bool = False,
 ) -> AsyncIterator[UseCases]:
     """Makes the use cases, starts their background tasks, and stops them at the end. With `open_is_admin`, callers on
@@ -165,6 +217,10 @@ async def run_use_cases(
         tuning=Tuning(linger_s=settings.linger_s, bookmark_s=settings.bookmark_s),
     )
     usage = UsageLog(store, clock, policies)
+    auth = _authenticator(settings, store, tokens, clock=clock, monotonic=monotonic, open_is_admin=open_is_admin)
+    use_cases = make_use_cases(
+        live, store, watcher, fetcher, senders, policies, auth, usage, clock=clock, clock_s=monotonic
+    )
 
     def on_ended_by_endpoint(subscription: Subscription, _reason: EndReason) -> None:
         live.lifecycle.on_ended_in_store(subscription.id)
@@ -176,27 +232,9 @@ async def run_use_cases(
         clock=clock,
         on_ended=on_ended_by_endpoint,
         send_limit_s=settings.sink_timeout_ms / 1000 + 5,
-        on_attempted=attempted,
+        on_attempted=on_attempted,
     )
-    subscriptions = SubscriptionService(
-        store, live.lifecycle, live.directory, policies, usage, senders, SINK_CONTRACTS, clock
-    )
-    deliveries = Deliveries(store, clock, policies, SINK_CONTRACTS)
-    streams = StreamService(
-        live.registry, live.writer, live.streams, live.directory, policies, live.other_nodes, clock_s=monotonic
-    )
-    auth = _authenticator(settings, store, tokens, clock=clock, monotonic=monotonic, open_is_admin=open_is_admin)
-    clients = ClientRegistry(
-        store,
-        clock=clock,
-        contracts=SINK_CONTRACTS,
-        on_changed=auth.forget,
-        delete=subscriptions.delete_client,
-        on_disabled=streams.end_streams_of,
-    )
-    live.writer.on_notifications_owed = deliveries.on_notifications_owed = deliverer.hint
-    subscriptions.on_sink_changed = deliverer.sink_changed
-    subscriptions.on_withdrawn = deliverer.withdrawn
+    connect_delivery(live, use_cases, deliverer)
 
     async def on_client_deleted(client_id: str) -> None:
         auth.forget()  # first: a cached key would let the client open a stream again at once
@@ -204,21 +242,9 @@ async def run_use_cases(
 
     def on_client_disabled(client_id: str) -> None:
         auth.forget()
-        streams.end_streams_of(client_id)
+        use_cases.streams.end_streams_of(client_id)
 
     follower = ClientFollower(store, on_deleted=on_client_deleted, on_disabled=on_client_disabled)
-    use_cases = UseCases(
-        auth=auth,
-        queries=QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock),
-        streams=streams,
-        subscriptions=subscriptions,
-        groups=GroupService(store, live.directory, policies, clock),
-        deliveries=deliveries,
-        usage=usage,
-        administration=Administration(store, watcher, clients, live.registry, clock),
-        engine=live.engine,
-        registry=live.registry,
-    )
     await usage.start()
     try:
         await live.directory.reload()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.auth.authenticator import Authenticator
+from app.auth.clients import ClientRegistry
 from app.core.administration import Administration
 from app.core.deliveries import Deliveries
 from app.core.groups import GroupService
@@ -25,6 +26,7 @@ class UseCases:
     groups: GroupService
     deliveries: Deliveries
     usage: UsageLog
+    clients: ClientRegistry
     administration: Administration
     engine: Engine
     registry: TerminalRegistry

@@ -268,7 +268,6 @@ async def test_no_secret_stands_anywhere(tmp_path: Path, key_file: KeyFile) -> N
     """After making with a request id, delivering and rotating no table and no log line has a secret."""
     with capture_logs() as logs:
         async with signed(await new_database(tmp_path), secret_key_file=key_file.has(b"a")) as gateway:
-            gateway.core.subscriptions = gateway.service
             sink = replace(WEBHOOK, url=gateway.there.url)
             gateway.there.behave = echo
             made = await gateway.core.subscribe(ALICE, sink=sink, request_id="r", correlator="c")

@@ -1,6 +1,7 @@
 """The use cases over a real SQLite store, with a presence server that the test plays and clocks that it moves."""
 
 import asyncio
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from app.auth.authenticator import Authenticator
 from app.auth.policies import Policies
 from app.core.fetcher import FetchService
 from app.core.groups import GroupService
@@ -18,6 +20,7 @@ from app.core.streams import StreamService
 from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
+from app.core.use_cases import UseCases
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
     StoreUnavailable,
@@ -35,7 +38,7 @@ from app.live.group_directory import GroupDirectory
 from app.ports import Page, ReceivedNotify, Sender, Sent, Store, WatchObserver, WatchView
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, migrate, open_store
-from app.wiring import Live, make_live
+from app.wiring import Live, make_live, make_use_cases
 from tests.support.fakes import ON_THE_PHONE, OPEN, FakeMeter
 from tests.support.waiting import until
 
@@ -205,15 +208,56 @@ class Core:
     clocks: Clocks
     watcher: PlayedWatcher
     policies: Policies
-    groups: GroupService
-    directory: GroupDirectory
-    usage: UsageLog
     live: Live
-    streams: StreamService
-    subscriptions: SubscriptionService
-    queries: QueryService
+    fetcher: FetchService
+    usage: UsageLog
+    senders: Mapping[SinkKind, Sender]
     sender: FakeSender
-    hints: list[str]
+    hints: list[str] = field(default_factory=list)
+    use_cases: UseCases = field(init=False)
+
+    def authenticator(self, **options: Any) -> Authenticator:
+        """An authenticator by this core's clocks."""
+        options.setdefault("monotonic", lambda: self.clocks.now_s)
+        return Authenticator(cast("Store", self.store), clock=lambda: self.clocks.now, **options)
+
+    def make_use_cases(self, auth: Authenticator, **options: Any) -> UseCases:
+        """The use cases as the gateway wires them, without delivery."""
+        use_cases = make_use_cases(
+            self.live,
+            cast("Store", self.store),
+            self.watcher,
+            self.fetcher,
+            self.senders,
+            self.policies,
+            auth,
+            self.usage,
+            clock=lambda: self.clocks.now,
+            clock_s=lambda: self.clocks.now_s,
+            **options,
+        )
+        use_cases.deliveries.on_notifications_owed = lambda: self.hints.append("again")
+        return use_cases
+
+    @property
+    def directory(self) -> GroupDirectory:
+        return self.live.directory
+
+    @property
+    def groups(self) -> GroupService:
+        return self.use_cases.groups
+
+    @property
+    def streams(self) -> StreamService:
+        return self.use_cases.streams
+
+    @property
+    def subscriptions(self) -> SubscriptionService:
+        return self.use_cases.subscriptions
+
+    @property
+    def queries(self) -> QueryService:
+        return self.use_cases.queries
 
     async def settled(self) -> None:
         """Waits until nothing waits to be written."""
@@ -310,6 +354,7 @@ async def run_core(
     clients: Sequence[Client] = (APP, OTHER, ADMIN),
     senders: Mapping[SinkKind, Sender] | None = None,
     withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = nobody_waits,
+    entropy: Callable[[int], bytes] = secrets.token_bytes,
     crash: bool = False,
     secret_key_file: Path | None = None,
 ) -> AsyncIterator[Core]:
@@ -335,60 +380,35 @@ async def run_core(
             tuning=replace(tuning, close_s=0.01) if crash else tuning,
             reread_s=reread_s,
         )
-        usage = UsageLog(store, lambda: clocks.now, policies)
-        hints: list[str] = []
-        live.writer.on_notifications_owed = lambda: hints.append("owed")
         sender = FakeSender()
-        subscriptions = SubscriptionService(
-            store,
-            live.lifecycle,
-            live.directory,
+        core = Core(
+            faulty,
+            clocks,
+            watcher,
             policies,
-            usage,
+            live,
+            FetchService(
+                watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000
+            ),
+            UsageLog(store, lambda: clocks.now, policies),
             senders if senders is not None else {SinkKind.WEBHOOK: sender, SinkKind.SOAP: sender},
-            SINK_CONTRACTS,
-            lambda: clocks.now,
+            sender,
         )
-        subscriptions.on_withdrawn = withdrawn
-        fetcher = FetchService(
-            watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000
-        )
+        core.use_cases = core.make_use_cases(core.authenticator(open_allowed=True), entropy=entropy)
+        live.writer.on_notifications_owed = lambda: core.hints.append("owed")
+        core.subscriptions.on_withdrawn = withdrawn
         await live.directory.reload()
-        await usage.start()
+        await core.usage.start()
         await live.engine.start()
         try:
-            yield Core(
-                faulty,
-                clocks,
-                watcher,
-                policies,
-                GroupService(store, live.directory, policies, lambda: clocks.now),
-                live.directory,
-                usage,
-                live,
-                StreamService(
-                    live.registry,
-                    live.writer,
-                    live.streams,
-                    live.directory,
-                    policies,
-                    live.other_nodes,
-                    clock_s=lambda: clocks.now_s,
-                ),
-                subscriptions,
-                QueryService(
-                    fetcher, live.registry, live.last_statuses, live.directory, policies, usage, lambda: clocks.now
-                ),
-                sender,
-                hints,
-            )
+            yield core
         finally:
             if crash:
                 faulty.away = True
             else:
                 faulty.away, faulty.before_write = False, None
             await live.engine.aclose()
-            await usage.aclose()
+            await core.usage.aclose()
 
 
 class Reading:

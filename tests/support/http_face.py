@@ -5,9 +5,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 import pytest_asyncio
@@ -15,12 +14,8 @@ import pytest_asyncio
 from app.auth.authenticator import Authenticator, TokenVerifier
 from app.auth.clients import ClientRegistry
 from app.auth.oidc import Grant
-from app.core.administration import Administration
-from app.core.deliveries import Deliveries
-from app.core.use_cases import UseCases
 from app.rest.application import create_app
 from app.servers import bound, serve_http
-from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,
     ALICE,
@@ -125,25 +120,6 @@ class EventSource:
             return names
 
 
-def use_cases_of(core: Core, auth: Authenticator, registry: ClientRegistry, clock: Callable[[], datetime]) -> UseCases:
-    """The use cases of a core, as the faces want them."""
-    store = cast("Any", core.store)
-    deliveries = Deliveries(store, clock, core.policies, SINK_CONTRACTS)
-    deliveries.on_notifications_owed = lambda: core.hints.append("again")
-    return UseCases(
-        auth=auth,
-        queries=core.queries,
-        streams=core.streams,
-        subscriptions=core.subscriptions,
-        groups=core.groups,
-        deliveries=deliveries,
-        usage=core.usage,
-        engine=core.live.engine,
-        registry=core.live.registry,
-        administration=Administration(store, cast("Any", core.watcher), registry, core.live.registry, clock),
-    )
-
-
 @asynccontextmanager
 async def http_face(
     core: Core,
@@ -154,33 +130,17 @@ async def http_face(
     **options: Any,
 ) -> AsyncIterator[HttpFace]:
     """The server while the context is open; APP, OTHER and ADMIN have keys."""
-    store = cast("Any", core.store)
-
-    def clock() -> datetime:
-        return core.clocks.now
-
-    auth = Authenticator(
-        store, clock=clock, monotonic=monotonic or (lambda: core.clocks.now_s), open_allowed=False, tokens=tokens
-    )
-    registry = ClientRegistry(
-        store,
-        clock=clock,
-        contracts=SINK_CONTRACTS,
-        on_changed=auth.forget,
-        delete=core.subscriptions.delete_client,
-        on_disabled=core.streams.end_streams_of,
-    )
+    auth = core.authenticator(monotonic=monotonic or (lambda: core.clocks.now_s), open_allowed=False, tokens=tokens)
+    use_cases = core.make_use_cases(auth)
     keys = {}
     for client in (APP, OTHER, ADMIN):
-        _, keys[client.id] = await registry.rotate(client.id, who="test")
-    app = create_app(
-        make_service(FakeWatcher()), use_cases_of(core, auth, registry, clock), grant=grant, clock=clock, **options
-    )
+        _, keys[client.id] = await use_cases.clients.rotate(client.id, who="test")
+    app = create_app(make_service(FakeWatcher()), use_cases, grant=grant, clock=lambda: core.clocks.now, **options)
     with bound("127.0.0.1:0") as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         async with httpx2.AsyncClient(timeout=LIMIT_S, trust_env=False) as http, serve_http(app, sock, None):
             try:
-                yield HttpFace(core, auth, registry, url, keys, http)
+                yield HttpFace(core, auth, use_cases.clients, url, keys, http)
             finally:
                 core.streams.end_all()
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +27,6 @@ from app.pb.terminalstatus.v1 import (
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.rpc import create_server
-from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,
     APP,
@@ -38,7 +36,6 @@ from tests.support.core import (
     run_core,
 )
 from tests.support.fakes import FakeWatcher, make_service
-from tests.support.http_face import use_cases_of
 
 LIMIT_S = 10
 
@@ -82,25 +79,12 @@ class Face:
 
 @asynccontextmanager
 async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
-    store = cast("Any", core.store)
-
-    def clock() -> datetime:
-        return core.clocks.now
-
-    auth = Authenticator(store, clock=clock, monotonic=lambda: core.clocks.now_s, open_allowed=True)
-    registry = ClientRegistry(
-        store,
-        clock=clock,
-        contracts=SINK_CONTRACTS,
-        on_changed=auth.forget,
-        delete=core.subscriptions.delete_client,
-        on_disabled=core.streams.end_streams_of,
-    )
+    auth = core.authenticator(open_allowed=True)
+    use_cases = core.make_use_cases(auth)
     keys = {}
     for client in (APP, OTHER, ADMIN):
-        _, key = await registry.rotate(client.id, who="test")
+        _, key = await use_cases.clients.rotate(client.id, who="test")
         keys[client.id] = (("authorization", f"Bearer {key}"),)
-    use_cases = use_cases_of(core, auth, registry, clock)
     stopping = asyncio.Event()
     calls: set[asyncio.Task[Any]] = set()
     server = create_server(make_service(FakeWatcher()), use_cases, stopping=stopping, calls=calls, **options)
@@ -111,7 +95,7 @@ async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
             yield Face(
                 core,
                 auth,
-                registry,
+                use_cases.clients,
                 channel,
                 port,
                 server,

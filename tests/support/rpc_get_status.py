@@ -47,6 +47,7 @@ def use_cases_of(service: FetchService) -> UseCases:
         groups=absent,
         deliveries=absent,
         usage=absent,
+        clients=absent,
         administration=absent,
     )
 

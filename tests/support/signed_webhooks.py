@@ -15,7 +15,7 @@ from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
-from app.sinks import SINK_CONTRACTS
+from app.wiring import connect_delivery
 from tests.support.core import ALICE, APP, Core, run_core
 from tests.support.outbox import SECRET
 from tests.support.receivers import Receiver, Request, receiver
@@ -32,7 +32,6 @@ class Signed:
 
     async def subscribe(self, secrets: str = SECRET) -> Subscription:
         """A webhook subscription of APP, whose start has been told."""
-        self.core.subscriptions = self.service
         parameters = {SINK_SECRETS: secrets, "handshake": "none", "token": "t"}
         sink = Sink(kind=SinkKind.WEBHOOK, url=self.there.url, profile="v1", parameters=parameters)
         came = len(self.events())
@@ -65,7 +64,15 @@ async def signed(url: str, *, secret_key_file: Path | None = None, **options: An
     """The use cases with real deliveries, wired as the gateway has them."""
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
     sender = WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
-    async with receiver() as there, run_core(url, secret_key_file=secret_key_file) as core:
+    async with (
+        receiver() as there,
+        run_core(
+            url,
+            secret_key_file=secret_key_file,
+            senders={SinkKind.WEBHOOK: sender},
+            entropy=lambda size: b"e" * size,
+        ) as core,
+    ):
         deliverer = Deliverer(
             cast("Any", core.store),
             {SinkKind.WEBHOOK: sender},
@@ -73,21 +80,10 @@ async def signed(url: str, *, secret_key_file: Path | None = None, **options: An
             clock=lambda: core.clocks.now,
             **options,
         )
-        service = SubscriptionService(
-            cast("Any", core.store),
-            core.live.lifecycle,
-            core.directory,
-            core.policies,
-            core.usage,
-            {SinkKind.WEBHOOK: sender},
-            SINK_CONTRACTS,
-            lambda: core.clocks.now,
-            entropy=lambda size: b"e" * size,
-        )
-        service.on_sink_changed = deliverer.sink_changed
+        connect_delivery(core.live, core.use_cases, deliverer)
         deliverer.start()
         try:
-            yield Signed(core, deliverer, service, there)
+            yield Signed(core, deliverer, core.subscriptions, there)
         finally:
             await deliverer.aclose()
             await egress.aclose()
