@@ -122,7 +122,7 @@ class ClientRegistry:
         for client in await self._store.clients():
             if client.name == named:
                 return client
-        raise ClientUnknown("There is no such client.")
+        raise ClientUnknown(f"There is no client with the id or name {named[:64]!r}.")
 
     async def rotate(self, client_id: str, *, who: str, overlap_s: int = DEFAULT_OVERLAP_S) -> tuple[Client, str]:
         """Returns the client with a new API key. Its other keys expire after `overlap_s` seconds.
@@ -174,7 +174,7 @@ class ClientRegistry:
     async def _client(self, client_id: str) -> Client:
         if client := await self._store.client(client_id):
             return client
-        raise ClientUnknown("There is no such client.")
+        raise ClientUnknown(f"There is no client {client_id[:64]!r}.")
 
     async def _new_key(self, client: Client) -> str:
         key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)

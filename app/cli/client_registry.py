@@ -184,7 +184,7 @@ class _GatewayRegistry:
         by_id = [client for client in clients if client.id == named]
         found = by_id or [client for client in clients if client.name == named]
         if not found:
-            fail("There is no such client.")
+            fail(f"There is no client with the id or name {named!r}; `terminal-status clients list` shows all.")
         return found[0]
 
 

@@ -147,8 +147,8 @@ async def test_clients_by_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("delete", "nobody", "--yes"), 1, "no such client"),
-        (("rotate", "nobody"), 1, "no such client"),
+        (("delete", "nobody", "--yes"), 1, "no client with the id or name"),
+        (("rotate", "nobody"), 1, "no client with the id or name"),
         (("add", "a", "--limit", "speed=1"), 2, "is not a limit"),
         (("add", "a", "--limit", "speed"), 2, "write NAME=NUMBER"),
         (("add", "<b>"), 2, "name must have 1 to 64"),
