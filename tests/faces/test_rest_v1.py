@@ -249,7 +249,7 @@ async def test_subscription(face: HttpFace) -> None:
         "duration_ms": 60_000,
         "max_notifications": 3,
         "correlator": "mine",
-        "sink": {**WEBHOOK, "access_token": "abc", "access_token_expires_at": "2027-01-01T00:00:00+01:00"},
+        "sink": {**WEBHOOK, "access_token": "hidden-token", "access_token_expires_at": "2027-01-01T00:00:00+01:00"},
     }
     answer = await face.call("POST", "/v1/subscriptions", body)
     made = answer.json
@@ -257,7 +257,7 @@ async def test_subscription(face: HttpFace) -> None:
     assert made["secret"].startswith("whsec_")
     shown = (await face.call("GET", answer.headers["location"])).json
     assert shown == {name: value for name, value in made.items() if name != "secret"}
-    assert "abc" not in json.dumps([made, shown])
+    assert "hidden-token" not in json.dumps([made, shown])
     assert shown["sink"] == {
         **WEBHOOK,
         "profile": "v1",
@@ -267,7 +267,7 @@ async def test_subscription(face: HttpFace) -> None:
         "handshake": "none",  # a test event would be signed with a secret that nobody knows yet
     }
     (checked,) = face.core.sender.checked
-    assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (made["secret"], "abc")
+    assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (made["secret"], "hidden-token")
     assert (await face.call("GET", "/v1/subscriptions")).json == {"subscriptions": [shown], "next_page_token": ""}
     renewed = (await face.call("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 120_000})).json
     assert renewed["expires_at"] > shown["expires_at"]

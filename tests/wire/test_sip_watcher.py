@@ -257,7 +257,7 @@ class HostileServer(asyncio.DatagramProtocol):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reported"),
     [
         (b"SIP/2.0 404 Nicht gefunden \xfc\r\n@\r\nContent-Length: 0\r\n\r\n", "404 Nicht gefunden ?"),
         (b"SIP/2.0 404 \x1b[31mred\x1b[0m\r\n@\r\nContent-Length: 0\r\n\r\n", "404 ?[31mred?[0m"),
@@ -266,7 +266,7 @@ class HostileServer(asyncio.DatagramProtocol):
     ids=["latin-1", "escape", "long"],
 )
 async def test_hostile_phrase(answer: bytes, reported: str) -> None:
-    """Whatever bytes a reason phrase holds, the worker lives and the caller is told printable ASCII."""
+    """Whatever bytes a reason phrase holds, the worker lives and the caller is sent printable ASCII."""
     server, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: HostileServer(answer), ("127.0.0.1", 0)
     )
