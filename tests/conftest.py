@@ -26,23 +26,24 @@ RINGS = ("repository", "pure", "core", "wire", "faces", "system")
 
 
 LONGEST_FIRST = (
+    "test_sip_routes",
     "test_bench",
-    "test_sip_watches",
+    "test_sip_refused",
     "test_commands",
+    "test_sip_watches",
     "test_cli",
     "test_crash",
     "test_contract",
     "test_sip_identity",
     "test_delivery",
-    "test_sip_refused",
-    "test_sip_routes",
     "test_documentation",
     "test_store_faults",
+    "test_client_registry",
     "test_camara",
     "test_call_limits",
 )
-"""The files that take longest, most of it by waiting. `make test` gives each file to one of its processes, in the order
-of collection: a long file at the end would keep one process busy and leave the others idle."""
+"""The files that take longest, files that wait beside files that compute. `make test` gives each file to one of its
+processes, in the order of collection: a long file at the end would keep one process busy and leave the others idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
