@@ -267,7 +267,10 @@ async def test_subscription(face: HttpFace) -> None:
         "handshake": "none",  # a test event would be signed with a secret that nobody knows yet
     }
     (checked,) = face.core.sender.checked
-    assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (made["secret"], "hidden-token")
+    assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (
+        made["secret"],
+        "hidden-token",
+    )
     assert (await face.call("GET", "/v1/subscriptions")).json == {"subscriptions": [shown], "next_page_token": ""}
     renewed = (await face.call("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 120_000})).json
     assert renewed["expires_at"] > shown["expires_at"]
