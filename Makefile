@@ -31,8 +31,8 @@ SEED ?=
 WATCHES ?= 2000
 STOP_S ?= 120
 AWAY_S ?= 600
-# Twice the cores, since half of the time of tests is waiting; six at most.
-WORKERS ?= $(shell n=$$(( 2 * $$(nproc) )); echo $$(( n < 6 ? n : 6 )))
+# One more than cores, since tests also wait; four at most.
+WORKERS ?= $(shell n=$$(( $$(nproc) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
 .PHONY: run test check bench fuzz outage away generate lock servers clients clean
 .DELETE_ON_ERROR:

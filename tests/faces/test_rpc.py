@@ -35,6 +35,7 @@ from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVIC
 from tests.support.domain_errors import all_errors
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 from tests.support.rpc_get_status import ALICE, channel_to, failed_get_status, failure_of, get_status, use_cases_of
+from tests.support.waiting import until
 
 LIMIT_S = 5
 PROTOS = sorted((Path(__file__).parent.parent.parent / "proto").rglob("*.proto"))
@@ -227,7 +228,7 @@ async def test_a_call_given_up_when_stopping_says_so() -> None:
         assert code == grpc.StatusCode.UNAVAILABLE
         assert details["ErrorInfo"] == ErrorInfo(reason="GATEWAY_STOPPING", domain=ERROR_DOMAIN)
         await watcher.was_given_up.wait()
-    assert calls == set()
+        await until(lambda: not calls)
 
 
 async def test_a_client_that_leaves_a_stopping_gateway() -> None:
