@@ -1,7 +1,7 @@
 """README.md, docs/, CONTRIBUTING.md, SECURITY.md: their examples run, their commands exist, their tables fit the code.
 
 An `sh` block is run by bash in the root of the repository, while `terminal-status demo` runs; a `text` block after it
-is its output. A `bash` block subscribes a webhook, and is run with the receivers of docs/api.md. Elsewhere commands,
+is its output. A `bash` block subscribes a webhook, and is run with the receivers of its document. Elsewhere commands,
 `make` targets, settings and metrics are checked by name.
 """
 
@@ -330,21 +330,25 @@ def test_map_of_the_tree() -> None:
         assert f"`{name}/`" in text or name == "app" or name.startswith(("app/pb/", "app/store/migrations/")), name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/api.md"])
 @pytest.mark.parametrize(
-    ("language", "suffix", "program"),
-    [("python", "py", [sys.executable]), ("js", "mjs", ["node"])],
-    ids=["python", "node"],
+    ("name", "language", "suffix", "program"),
+    [
+        ("README.md", "python", "py", [sys.executable]),
+        ("docs/api.md", "python", "py", [sys.executable]),
+        ("docs/api.md", "js", "mjs", ["node"]),
+    ],
 )
 def test_webhook(
     name: str, language: str, suffix: str, program: list[str], ports: dict[str, str], tmp_path: Path
 ) -> None:
-    """The receivers of docs/api.md verify the events of the subscription: its test, its start, and the statuses now."""
+    """Each document's receiver accepts the events of its subscription: a test where the caller names the secret, the
+    start, and the statuses now."""
     if shutil.which(program[0]) is None:
         assert not os.environ.get("CI"), f"{program[0]} must be there in CI"
         pytest.skip(f"{program[0]} is not installed")
-    (source,) = (block for found, block in FENCED.findall(API) if found == language and "9000" in block)
-    (subscribe,) = SUBSCRIBE.findall(DOCUMENTS[name])
+    text = DOCUMENTS[name]
+    (source,) = (block for found, block in FENCED.findall(text) if found == language and "9000" in block)
+    (subscribe,) = SUBSCRIBE.findall(text)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
