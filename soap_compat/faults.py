@@ -15,50 +15,7 @@ from typing import Final
 
 from spyne import Fault
 
-from app.domain.errors import (
-    BusyNotSupported,
-    ClientExists,
-    ClientUnknown,
-    CountTooLarge,
-    DocumentUnreadable,
-    DuplicateCorrelator,
-    DurationTooLong,
-    FetchTimedOut,
-    GatewayOverloaded,
-    GroupChanged,
-    GroupExists,
-    GroupNotAllowed,
-    GroupTooLarge,
-    GroupUnknown,
-    IntervalTooShort,
-    InvalidAddress,
-    InvalidRequest,
-    NestedGroupNotAllowed,
-    NotificationUnknown,
-    NotPermitted,
-    NoValidAddresses,
-    PresenceMisconfigured,
-    PresenceUnavailable,
-    RateLimited,
-    RequestIdReused,
-    SinkRefused,
-    SinkUnreachable,
-    StoreUnavailable,
-    SubscriptionUnknown,
-    TerminalStatusError,
-    TerminalUnknown,
-    TooManyAddresses,
-    TooManyGroups,
-    TooManyStreams,
-    TooManySubscriptions,
-    TooManyWatchedTerminals,
-    Unauthenticated,
-    UnlimitedCountNotAllowed,
-    WatcherRefused,
-    WatcherRestarting,
-    WatcherUnauthenticated,
-    WatchUnknown,
-)
+from app.domain import errors
 
 TEXTS: Final[Mapping[str, str]] = {
     "SVC0001": "A service error occurred. Error code is %1",
@@ -139,83 +96,83 @@ def declared_fault(message_id: str, *variables: str, reason: str = "", result: s
 
 def invalid_part(name: str, reason: str) -> SoapFault:
     """SVC0002 about the message part `name`; `reason` is a sentence."""
-    return declared_fault("SVC0002", name, reason=reason, result=InvalidRequest.code)
+    return declared_fault("SVC0002", name, reason=reason, result=errors.InvalidRequest.code)
 
 
-_Variables = Callable[[TerminalStatusError, str], tuple[str, ...]]
+_Variables = Callable[[errors.TerminalStatusError, str], tuple[str, ...]]
 """Returns the variables of a fault for an error about a message part."""
 
 
-def _part(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+def _part(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
     return (part,)
 
 
-def _address(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+def _address(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
     return (error.details.get("address", ""),)
 
 
-def _code(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+def _code(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
     return (error.code,)
 
 
-def _correlator(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+def _correlator(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
     return (error.details.get("correlator", ""), part)
 
 
-def _group(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+def _group(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
     return (error.details.get("group", ""), part)
 
 
-def _nothing(error: TerminalStatusError, part: str) -> tuple[str, ...]:
+def _nothing(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
     return ()
 
 
-FAULTS: Final[Mapping[type[TerminalStatusError], tuple[str, _Variables]]] = {
-    InvalidAddress: ("SVC0002", _part),
-    TerminalUnknown: ("SVC0004", _part),
-    WatcherRefused: ("POL0002", _address),
-    WatcherUnauthenticated: ("POL0002", _address),
-    FetchTimedOut: ("SVC0001", _code),
-    PresenceUnavailable: ("SVC0001", _code),
-    WatcherRestarting: ("SVC0001", _code),
-    GatewayOverloaded: ("SVC0001", _code),
-    PresenceMisconfigured: ("SVC0001", _code),
-    DocumentUnreadable: ("SVC0001", _code),
-    InvalidRequest: ("SVC0002", _part),
-    NoValidAddresses: ("SVC0004", _part),
-    TooManyAddresses: ("POL0003", _part),
-    GroupUnknown: ("SVC0006", _group),
-    GroupExists: ("SVC0001", _code),
-    GroupTooLarge: ("POL0003", _part),
-    GroupNotAllowed: ("POL0006", _part),
-    NestedGroupNotAllowed: ("POL0007", _part),
-    GroupChanged: ("SVC0001", _code),
-    UnlimitedCountNotAllowed: ("POL0004", _nothing),
-    CountTooLarge: ("POL0005", _nothing),
-    IntervalTooShort: ("POL0009", _nothing),
-    DurationTooLong: ("POL0001", _code),
-    BusyNotSupported: ("POL0200", _nothing),
-    TooManySubscriptions: ("POL0001", _code),
-    TooManyStreams: ("POL0001", _code),
-    TooManyWatchedTerminals: ("POL0001", _code),
-    TooManyGroups: ("POL0001", _code),
-    RateLimited: ("POL0001", _code),
-    DuplicateCorrelator: ("SVC0005", _correlator),
-    RequestIdReused: ("SVC0001", _code),
-    SubscriptionUnknown: ("SVC0002", _part),
-    NotificationUnknown: ("SVC0001", _code),
-    SinkRefused: ("SVC0002", _part),
-    SinkUnreachable: ("SVC0002", _part),
-    ClientUnknown: ("SVC0001", _code),
-    ClientExists: ("SVC0001", _code),
-    Unauthenticated: ("POL0001", _code),
-    NotPermitted: ("POL0001", _code),
-    WatchUnknown: ("SVC0001", _code),
-    StoreUnavailable: ("SVC0001", _code),
+FAULTS: Final[Mapping[type[errors.TerminalStatusError], tuple[str, _Variables]]] = {
+    errors.InvalidAddress: ("SVC0002", _part),
+    errors.TerminalUnknown: ("SVC0004", _part),
+    errors.WatcherRefused: ("POL0002", _address),
+    errors.WatcherUnauthenticated: ("POL0002", _address),
+    errors.FetchTimedOut: ("SVC0001", _code),
+    errors.PresenceUnavailable: ("SVC0001", _code),
+    errors.WatcherRestarting: ("SVC0001", _code),
+    errors.GatewayOverloaded: ("SVC0001", _code),
+    errors.PresenceMisconfigured: ("SVC0001", _code),
+    errors.DocumentUnreadable: ("SVC0001", _code),
+    errors.InvalidRequest: ("SVC0002", _part),
+    errors.NoValidAddresses: ("SVC0004", _part),
+    errors.TooManyAddresses: ("POL0003", _part),
+    errors.GroupUnknown: ("SVC0006", _group),
+    errors.GroupExists: ("SVC0001", _code),
+    errors.GroupTooLarge: ("POL0003", _part),
+    errors.GroupNotAllowed: ("POL0006", _part),
+    errors.NestedGroupNotAllowed: ("POL0007", _part),
+    errors.GroupChanged: ("SVC0001", _code),
+    errors.UnlimitedCountNotAllowed: ("POL0004", _nothing),
+    errors.CountTooLarge: ("POL0005", _nothing),
+    errors.IntervalTooShort: ("POL0009", _nothing),
+    errors.DurationTooLong: ("POL0001", _code),
+    errors.BusyNotSupported: ("POL0200", _nothing),
+    errors.TooManySubscriptions: ("POL0001", _code),
+    errors.TooManyStreams: ("POL0001", _code),
+    errors.TooManyWatchedTerminals: ("POL0001", _code),
+    errors.TooManyGroups: ("POL0001", _code),
+    errors.RateLimited: ("POL0001", _code),
+    errors.DuplicateCorrelator: ("SVC0005", _correlator),
+    errors.RequestIdReused: ("SVC0001", _code),
+    errors.SubscriptionUnknown: ("SVC0002", _part),
+    errors.NotificationUnknown: ("SVC0001", _code),
+    errors.SinkRefused: ("SVC0002", _part),
+    errors.SinkUnreachable: ("SVC0002", _part),
+    errors.ClientUnknown: ("SVC0001", _code),
+    errors.ClientExists: ("SVC0001", _code),
+    errors.Unauthenticated: ("POL0001", _code),
+    errors.NotPermitted: ("POL0001", _code),
+    errors.WatchUnknown: ("SVC0001", _code),
+    errors.StoreUnavailable: ("SVC0001", _code),
 }
 """The messageId and its variables for each domain error."""
 
-_ERRORS: Final[Mapping[str, type[TerminalStatusError]]] = {error.code: error for error in FAULTS}
+_ERRORS: Final[Mapping[str, type[errors.TerminalStatusError]]] = {error.code: error for error in FAULTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,16 +214,16 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
 }
 """The messages of each operation, as 3GPP TS 29.199-8 lists them."""
 
-_PART_OF: Final[Mapping[type[TerminalStatusError], str]] = {
-    SinkRefused: "reference.endpoint",
-    SinkUnreachable: "reference.endpoint",
-    DuplicateCorrelator: "reference.correlator",
-    SubscriptionUnknown: "correlator",
+_PART_OF: Final[Mapping[type[errors.TerminalStatusError], str]] = {
+    errors.SinkRefused: "reference.endpoint",
+    errors.SinkUnreachable: "reference.endpoint",
+    errors.DuplicateCorrelator: "reference.correlator",
+    errors.SubscriptionUnknown: "correlator",
 }
 """Errors that concern one part, whatever field they name."""
 
 
-def detail_for(error: TerminalStatusError, operation: str) -> Detail:
+def detail_for(error: errors.TerminalStatusError, operation: str) -> Detail:
     """The Parlay X message for a domain error within a result of this operation; may be outside its list."""
     of = OPERATIONS[operation]
     field = error.details.get("field", "")
@@ -275,7 +232,7 @@ def detail_for(error: TerminalStatusError, operation: str) -> Detail:
     return Detail(message_id, variables(error, part))
 
 
-def fault_for(error: TerminalStatusError, operation: str) -> SoapFault:
+def fault_for(error: errors.TerminalStatusError, operation: str) -> SoapFault:
     """The fault for a domain error. A message that is not in the operation's list is replaced by SVC0001 or POL0001."""
     detail = detail_for(error, operation)
     if detail.message_id not in OPERATIONS[operation].messages:

@@ -18,105 +18,62 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.domain.errors import (
-    BusyNotSupported,
-    ClientExists,
-    ClientUnknown,
-    CountTooLarge,
-    DocumentUnreadable,
-    DuplicateCorrelator,
-    DurationTooLong,
-    FetchTimedOut,
-    GatewayOverloaded,
-    GroupChanged,
-    GroupExists,
-    GroupNotAllowed,
-    GroupTooLarge,
-    GroupUnknown,
-    IntervalTooShort,
-    InvalidAddress,
-    InvalidRequest,
-    NestedGroupNotAllowed,
-    NotificationUnknown,
-    NotPermitted,
-    NoValidAddresses,
-    PresenceMisconfigured,
-    PresenceUnavailable,
-    RateLimited,
-    RequestIdReused,
-    SinkRefused,
-    SinkUnreachable,
-    StoreUnavailable,
-    SubscriptionUnknown,
-    TerminalStatusError,
-    TerminalUnknown,
-    TooManyAddresses,
-    TooManyGroups,
-    TooManyStreams,
-    TooManySubscriptions,
-    TooManyWatchedTerminals,
-    Unauthenticated,
-    UnlimitedCountNotAllowed,
-    WatcherRefused,
-    WatcherRestarting,
-    WatcherUnauthenticated,
-    WatchUnknown,
-)
+from app.domain import errors
 from app.rest.responses import NO_STORE
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "Problem"
 """The name of the problem's schema in the OpenAPI document."""
 
-STATUSES: Mapping[type[TerminalStatusError], int] = {
-    InvalidAddress: 400,
-    TerminalUnknown: 404,
-    WatcherRefused: 403,
-    WatcherUnauthenticated: 403,
-    FetchTimedOut: 504,
-    PresenceUnavailable: 503,
-    WatcherRestarting: 503,
-    GatewayOverloaded: 503,
-    PresenceMisconfigured: 502,
-    DocumentUnreadable: 502,
-    InvalidRequest: 400,
-    NoValidAddresses: 400,
-    TooManyAddresses: 422,
-    GroupUnknown: 404,
-    GroupExists: 409,
-    GroupTooLarge: 422,
-    GroupNotAllowed: 422,
-    NestedGroupNotAllowed: 422,
-    GroupChanged: 412,
-    UnlimitedCountNotAllowed: 422,
-    CountTooLarge: 422,
-    IntervalTooShort: 422,
-    DurationTooLong: 422,
-    BusyNotSupported: 422,
-    TooManySubscriptions: 429,
-    TooManyStreams: 429,
-    TooManyWatchedTerminals: 429,
-    TooManyGroups: 429,
-    RateLimited: 429,
-    DuplicateCorrelator: 409,
-    RequestIdReused: 422,
-    SubscriptionUnknown: 404,
-    NotificationUnknown: 404,
-    SinkRefused: 400,
-    SinkUnreachable: 422,
-    ClientUnknown: 404,
-    ClientExists: 409,
-    Unauthenticated: 401,
-    NotPermitted: 403,
-    WatchUnknown: 404,
-    StoreUnavailable: 503,
+STATUSES: Mapping[type[errors.TerminalStatusError], int] = {
+    errors.InvalidAddress: 400,
+    errors.TerminalUnknown: 404,
+    errors.WatcherRefused: 403,
+    errors.WatcherUnauthenticated: 403,
+    errors.FetchTimedOut: 504,
+    errors.PresenceUnavailable: 503,
+    errors.WatcherRestarting: 503,
+    errors.GatewayOverloaded: 503,
+    errors.PresenceMisconfigured: 502,
+    errors.DocumentUnreadable: 502,
+    errors.InvalidRequest: 400,
+    errors.NoValidAddresses: 400,
+    errors.TooManyAddresses: 422,
+    errors.GroupUnknown: 404,
+    errors.GroupExists: 409,
+    errors.GroupTooLarge: 422,
+    errors.GroupNotAllowed: 422,
+    errors.NestedGroupNotAllowed: 422,
+    errors.GroupChanged: 412,
+    errors.UnlimitedCountNotAllowed: 422,
+    errors.CountTooLarge: 422,
+    errors.IntervalTooShort: 422,
+    errors.DurationTooLong: 422,
+    errors.BusyNotSupported: 422,
+    errors.TooManySubscriptions: 429,
+    errors.TooManyStreams: 429,
+    errors.TooManyWatchedTerminals: 429,
+    errors.TooManyGroups: 429,
+    errors.RateLimited: 429,
+    errors.DuplicateCorrelator: 409,
+    errors.RequestIdReused: 422,
+    errors.SubscriptionUnknown: 404,
+    errors.NotificationUnknown: 404,
+    errors.SinkRefused: 400,
+    errors.SinkUnreachable: 422,
+    errors.ClientUnknown: 404,
+    errors.ClientExists: 409,
+    errors.Unauthenticated: 401,
+    errors.NotPermitted: 403,
+    errors.WatchUnknown: 404,
+    errors.StoreUnavailable: 503,
 }
 
 MAX_FAULTS = 20
 """The largest number of a request's faults that a problem lists."""
 
 MAX_SHOWN = 200
-_HTTP_CODES = {400: InvalidRequest.code, 413: "BODY_TOO_LARGE"}
+_HTTP_CODES = {400: errors.InvalidRequest.code, 413: "BODY_TOO_LARGE"}
 _FIELDS = {
     "min_interval": "min_interval_ms",
     "duration": "duration_ms",
@@ -167,7 +124,7 @@ def internal_error(reference: str) -> Problem:
     return problem(500, "INTERNAL_ERROR", detail, details={"reference": reference})
 
 
-def problem_of(error: TerminalStatusError) -> Problem:
+def problem_of(error: errors.TerminalStatusError) -> Problem:
     """Returns the problem for a domain error."""
     details = dict(error.details)
     if (field := details.get("field")) in _FIELDS:
@@ -183,19 +140,19 @@ def answer(what: Problem, *, retry_after_s: float | None = None, headers: Mappin
 
 def add_handlers(app: FastAPI) -> None:
     """Makes `app` answer exceptions with problems."""
-    app.exception_handler(TerminalStatusError)(_on_domain_error)
+    app.exception_handler(errors.TerminalStatusError)(_on_domain_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
     app.exception_handler(HTTPException)(_on_http_error)
 
 
-async def _on_domain_error(_request: Request, error: TerminalStatusError) -> Response:
-    headers = CHALLENGE if isinstance(error, Unauthenticated) else None
+async def _on_domain_error(_request: Request, error: errors.TerminalStatusError) -> Response:
+    headers = CHALLENGE if isinstance(error, errors.Unauthenticated) else None
     return answer(problem_of(error), retry_after_s=error.retry_after_s, headers=headers)
 
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
     detail = "The request does not fit this operation; `details` lists each fault by its place."
-    return answer(problem(400, InvalidRequest.code, detail, details=faults(error)))
+    return answer(problem(400, errors.InvalidRequest.code, detail, details=faults(error)))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:

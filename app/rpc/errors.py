@@ -20,99 +20,56 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # typ
 from google.rpc.status_pb2 import Status as RpcStatus  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status
 
-from app.domain.errors import (
-    BusyNotSupported,
-    ClientExists,
-    ClientUnknown,
-    CountTooLarge,
-    DocumentUnreadable,
-    DuplicateCorrelator,
-    DurationTooLong,
-    FetchTimedOut,
-    GatewayOverloaded,
-    GroupChanged,
-    GroupExists,
-    GroupNotAllowed,
-    GroupTooLarge,
-    GroupUnknown,
-    IntervalTooShort,
-    InvalidAddress,
-    InvalidRequest,
-    NestedGroupNotAllowed,
-    NotificationUnknown,
-    NotPermitted,
-    NoValidAddresses,
-    PresenceMisconfigured,
-    PresenceUnavailable,
-    RateLimited,
-    RequestIdReused,
-    SinkRefused,
-    SinkUnreachable,
-    StoreUnavailable,
-    SubscriptionUnknown,
-    TerminalStatusError,
-    TerminalUnknown,
-    TooManyAddresses,
-    TooManyGroups,
-    TooManyStreams,
-    TooManySubscriptions,
-    TooManyWatchedTerminals,
-    Unauthenticated,
-    UnlimitedCountNotAllowed,
-    WatcherRefused,
-    WatcherRestarting,
-    WatcherUnauthenticated,
-    WatchUnknown,
-)
+from app.domain import errors
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 
 ERROR_DOMAIN = "terminalstatus.v1"
 """`ErrorInfo.domain` of every error."""
 
-CODES: Mapping[type[TerminalStatusError], grpc.StatusCode] = {
-    InvalidAddress: grpc.StatusCode.INVALID_ARGUMENT,
-    TerminalUnknown: grpc.StatusCode.NOT_FOUND,
-    WatcherRefused: grpc.StatusCode.PERMISSION_DENIED,
-    WatcherUnauthenticated: grpc.StatusCode.PERMISSION_DENIED,
-    FetchTimedOut: grpc.StatusCode.DEADLINE_EXCEEDED,
-    PresenceUnavailable: grpc.StatusCode.UNAVAILABLE,
-    WatcherRestarting: grpc.StatusCode.UNAVAILABLE,
-    GatewayOverloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    PresenceMisconfigured: grpc.StatusCode.INTERNAL,
-    DocumentUnreadable: grpc.StatusCode.INTERNAL,
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    NoValidAddresses: grpc.StatusCode.INVALID_ARGUMENT,
-    TooManyAddresses: grpc.StatusCode.INVALID_ARGUMENT,
-    GroupUnknown: grpc.StatusCode.NOT_FOUND,
-    GroupExists: grpc.StatusCode.ALREADY_EXISTS,
-    GroupTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
-    GroupNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
-    NestedGroupNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
-    GroupChanged: grpc.StatusCode.ABORTED,
-    UnlimitedCountNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
-    CountTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
-    IntervalTooShort: grpc.StatusCode.FAILED_PRECONDITION,
-    DurationTooLong: grpc.StatusCode.FAILED_PRECONDITION,
-    BusyNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
-    TooManySubscriptions: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyStreams: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyWatchedTerminals: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyGroups: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,
-    RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,
-    SubscriptionUnknown: grpc.StatusCode.NOT_FOUND,
-    NotificationUnknown: grpc.StatusCode.NOT_FOUND,
-    SinkRefused: grpc.StatusCode.INVALID_ARGUMENT,
-    SinkUnreachable: grpc.StatusCode.FAILED_PRECONDITION,
-    ClientUnknown: grpc.StatusCode.NOT_FOUND,
-    ClientExists: grpc.StatusCode.ALREADY_EXISTS,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
-    WatchUnknown: grpc.StatusCode.NOT_FOUND,
-    StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+CODES: Mapping[type[errors.TerminalStatusError], grpc.StatusCode] = {
+    errors.InvalidAddress: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.TerminalUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.WatcherRefused: grpc.StatusCode.PERMISSION_DENIED,
+    errors.WatcherUnauthenticated: grpc.StatusCode.PERMISSION_DENIED,
+    errors.FetchTimedOut: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.PresenceUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.WatcherRestarting: grpc.StatusCode.UNAVAILABLE,
+    errors.GatewayOverloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PresenceMisconfigured: grpc.StatusCode.INTERNAL,
+    errors.DocumentUnreadable: grpc.StatusCode.INTERNAL,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NoValidAddresses: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.TooManyAddresses: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.GroupUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.GroupExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.GroupTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.GroupNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NestedGroupNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.GroupChanged: grpc.StatusCode.ABORTED,
+    errors.UnlimitedCountNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.CountTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.IntervalTooShort: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DurationTooLong: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.BusyNotSupported: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TooManySubscriptions: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyStreams: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyWatchedTerminals: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyGroups: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,
+    errors.RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,
+    errors.SubscriptionUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.NotificationUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.SinkRefused: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.SinkUnreachable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ClientUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.ClientExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
+    errors.WatchUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
-_FIELD_AT_FAULT: Mapping[type[TerminalStatusError], str] = {InvalidAddress: "address"}
+_FIELD_AT_FAULT: Mapping[type[errors.TerminalStatusError], str] = {errors.InvalidAddress: "address"}
 """The field at fault of an error without `details["field"]`."""
 
 _log = structlog.get_logger(__name__)
@@ -120,7 +77,9 @@ _log = structlog.get_logger(__name__)
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", method: str, error: Exception) -> NoReturn:
     """Ends the call with the status for `error`; `method` is for the log."""
-    status = _domain_status(error) if isinstance(error, TerminalStatusError) else _unexpected_status(method, error)
+    status = (
+        _domain_status(error) if isinstance(error, errors.TerminalStatusError) else _unexpected_status(method, error)
+    )
     await context.abort_with_status(rpc_status.to_status(status))
 
 
@@ -130,7 +89,7 @@ async def abort_stopping(context: "grpc.aio.ServicerContext[Any, Any]") -> NoRet
     await context.abort_with_status(rpc_status.to_status(_rpc_status(grpc.StatusCode.UNAVAILABLE, message, [info])))
 
 
-def failure(error: TerminalStatusError) -> pb.Failure:
+def failure(error: errors.TerminalStatusError) -> pb.Failure:
     """The error as a part of a response message."""
     return pb.Failure(
         reason=error.code,
@@ -146,7 +105,7 @@ def _delay(seconds: float) -> Duration:
     return delay
 
 
-def _domain_status(error: TerminalStatusError) -> RpcStatus:
+def _domain_status(error: errors.TerminalStatusError) -> RpcStatus:
     details: list[Message] = [ErrorInfo(reason=error.code, domain=ERROR_DOMAIN, metadata=error.details)]
     if error.retry_after_s is not None:
         details.append(RetryInfo(retry_delay=_delay(error.retry_after_s)))

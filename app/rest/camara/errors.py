@@ -15,50 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from app.domain.errors import (
-    BusyNotSupported,
-    ClientExists,
-    ClientUnknown,
-    CountTooLarge,
-    DocumentUnreadable,
-    DuplicateCorrelator,
-    DurationTooLong,
-    FetchTimedOut,
-    GatewayOverloaded,
-    GroupChanged,
-    GroupExists,
-    GroupNotAllowed,
-    GroupTooLarge,
-    GroupUnknown,
-    IntervalTooShort,
-    InvalidAddress,
-    InvalidRequest,
-    NestedGroupNotAllowed,
-    NotificationUnknown,
-    NotPermitted,
-    NoValidAddresses,
-    PresenceMisconfigured,
-    PresenceUnavailable,
-    RateLimited,
-    RequestIdReused,
-    SinkRefused,
-    SinkUnreachable,
-    StoreUnavailable,
-    SubscriptionUnknown,
-    TerminalStatusError,
-    TerminalUnknown,
-    TooManyAddresses,
-    TooManyGroups,
-    TooManyStreams,
-    TooManySubscriptions,
-    TooManyWatchedTerminals,
-    Unauthenticated,
-    UnlimitedCountNotAllowed,
-    WatcherRefused,
-    WatcherRestarting,
-    WatcherUnauthenticated,
-    WatchUnknown,
-)
+from app.domain import errors
 from app.rest.error_examples import INTERNAL_ERROR
 from app.rest.problem import CHALLENGE, Problem, faults, headers_of
 from app.rest.responses import NO_STORE
@@ -93,48 +50,48 @@ INTERNAL: Code = (500, "INTERNAL")
 BAD_GATEWAY: Code = (502, "BAD_GATEWAY")
 UNAVAILABLE: Code = (503, "UNAVAILABLE")
 
-CODES: Mapping[type[TerminalStatusError], Code] = {
-    InvalidAddress: INVALID_ARGUMENT,
-    TerminalUnknown: IDENTIFIER_NOT_FOUND,
-    WatcherRefused: SERVICE_NOT_APPLICABLE,
-    WatcherUnauthenticated: BAD_GATEWAY,
-    FetchTimedOut: UNAVAILABLE,
-    PresenceUnavailable: UNAVAILABLE,
-    WatcherRestarting: UNAVAILABLE,
-    GatewayOverloaded: UNAVAILABLE,
-    PresenceMisconfigured: BAD_GATEWAY,
-    DocumentUnreadable: BAD_GATEWAY,
-    InvalidRequest: INVALID_ARGUMENT,
-    NoValidAddresses: INVALID_ARGUMENT,
-    TooManyAddresses: INVALID_ARGUMENT,
-    GroupUnknown: IDENTIFIER_NOT_FOUND,
-    GroupExists: ALREADY_EXISTS,
-    GroupTooLarge: INVALID_ARGUMENT,
-    GroupNotAllowed: SERVICE_NOT_APPLICABLE,
-    NestedGroupNotAllowed: SERVICE_NOT_APPLICABLE,
-    GroupChanged: ABORTED,
-    UnlimitedCountNotAllowed: OUT_OF_RANGE,
-    CountTooLarge: OUT_OF_RANGE,
-    IntervalTooShort: OUT_OF_RANGE,
-    DurationTooLong: OUT_OF_RANGE,
-    BusyNotSupported: SERVICE_NOT_APPLICABLE,
-    TooManySubscriptions: QUOTA_EXCEEDED,
-    TooManyStreams: QUOTA_EXCEEDED,
-    TooManyWatchedTerminals: QUOTA_EXCEEDED,
-    TooManyGroups: QUOTA_EXCEEDED,
-    RateLimited: TOO_MANY_REQUESTS,
-    DuplicateCorrelator: ALREADY_EXISTS,
-    RequestIdReused: ABORTED,
-    SubscriptionUnknown: NOT_FOUND,
-    NotificationUnknown: NOT_FOUND,
-    SinkRefused: INVALID_SINK,
-    SinkUnreachable: INVALID_SINK,
-    ClientUnknown: NOT_FOUND,
-    ClientExists: ALREADY_EXISTS,
-    Unauthenticated: UNAUTHENTICATED,
-    NotPermitted: PERMISSION_DENIED,
-    WatchUnknown: NOT_FOUND,
-    StoreUnavailable: UNAVAILABLE,
+CODES: Mapping[type[errors.TerminalStatusError], Code] = {
+    errors.InvalidAddress: INVALID_ARGUMENT,
+    errors.TerminalUnknown: IDENTIFIER_NOT_FOUND,
+    errors.WatcherRefused: SERVICE_NOT_APPLICABLE,
+    errors.WatcherUnauthenticated: BAD_GATEWAY,
+    errors.FetchTimedOut: UNAVAILABLE,
+    errors.PresenceUnavailable: UNAVAILABLE,
+    errors.WatcherRestarting: UNAVAILABLE,
+    errors.GatewayOverloaded: UNAVAILABLE,
+    errors.PresenceMisconfigured: BAD_GATEWAY,
+    errors.DocumentUnreadable: BAD_GATEWAY,
+    errors.InvalidRequest: INVALID_ARGUMENT,
+    errors.NoValidAddresses: INVALID_ARGUMENT,
+    errors.TooManyAddresses: INVALID_ARGUMENT,
+    errors.GroupUnknown: IDENTIFIER_NOT_FOUND,
+    errors.GroupExists: ALREADY_EXISTS,
+    errors.GroupTooLarge: INVALID_ARGUMENT,
+    errors.GroupNotAllowed: SERVICE_NOT_APPLICABLE,
+    errors.NestedGroupNotAllowed: SERVICE_NOT_APPLICABLE,
+    errors.GroupChanged: ABORTED,
+    errors.UnlimitedCountNotAllowed: OUT_OF_RANGE,
+    errors.CountTooLarge: OUT_OF_RANGE,
+    errors.IntervalTooShort: OUT_OF_RANGE,
+    errors.DurationTooLong: OUT_OF_RANGE,
+    errors.BusyNotSupported: SERVICE_NOT_APPLICABLE,
+    errors.TooManySubscriptions: QUOTA_EXCEEDED,
+    errors.TooManyStreams: QUOTA_EXCEEDED,
+    errors.TooManyWatchedTerminals: QUOTA_EXCEEDED,
+    errors.TooManyGroups: QUOTA_EXCEEDED,
+    errors.RateLimited: TOO_MANY_REQUESTS,
+    errors.DuplicateCorrelator: ALREADY_EXISTS,
+    errors.RequestIdReused: ABORTED,
+    errors.SubscriptionUnknown: NOT_FOUND,
+    errors.NotificationUnknown: NOT_FOUND,
+    errors.SinkRefused: INVALID_SINK,
+    errors.SinkUnreachable: INVALID_SINK,
+    errors.ClientUnknown: NOT_FOUND,
+    errors.ClientExists: ALREADY_EXISTS,
+    errors.Unauthenticated: UNAUTHENTICATED,
+    errors.NotPermitted: PERMISSION_DENIED,
+    errors.WatchUnknown: NOT_FOUND,
+    errors.StoreUnavailable: UNAVAILABLE,
 }
 
 _BY_STATUS: Mapping[int, Code] = {
@@ -175,7 +132,7 @@ class CamaraError(Exception):
 def add_handlers(app: FastAPI) -> None:
     """Makes `app` answer exceptions in CAMARA's form."""
     app.exception_handler(CamaraError)(_on_camara_error)
-    app.exception_handler(TerminalStatusError)(_on_domain_error)
+    app.exception_handler(errors.TerminalStatusError)(_on_domain_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
     app.exception_handler(HTTPException)(_on_http_error)
 
@@ -227,9 +184,9 @@ async def _on_camara_error(_request: Request, error: CamaraError) -> Response:
     return _answer(error.code, str(error))
 
 
-async def _on_domain_error(_request: Request, error: TerminalStatusError) -> Response:
+async def _on_domain_error(_request: Request, error: errors.TerminalStatusError) -> Response:
     code = CODES[type(error)]
-    if isinstance(error, SinkRefused) and error.details.get("reason", "").startswith("token"):
+    if isinstance(error, errors.SinkRefused) and error.details.get("reason", "").startswith("token"):
         code = INVALID_TOKEN
     headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
     return _answer(code, str(error), {**headers, **(CHALLENGE if code is UNAUTHENTICATED else {})})
