@@ -37,7 +37,7 @@ from app.egress.client import Egress
 from app.egress.jwks import fetch_keys
 from app.egress.webhook import WebhookSender, v1_event
 from app.metrics import Metrics, add_readings
-from app.ports import Sender
+from app.ports.delivery import Sender
 from app.rest import metrics as rest_metrics
 from app.rest.application import create_app
 from app.rest.camara import cloud_events

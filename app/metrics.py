@@ -45,7 +45,7 @@ class _Reading(Collector):
 
 
 class Metrics:
-    """Counts events, in a registry of its own. Implements `app.ports.Meter`."""
+    """Counts events, in a registry of its own. Implements `app.ports.metrics.Meter`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._failure_log = FailureLog(clock)
@@ -93,7 +93,7 @@ class Metrics:
         self._fetched: dict[str, Counter] = {}
 
     def fetched(self, outcome: str, seconds: float, error: TerminalStatusError | None) -> None:
-        """See `app.ports.Meter`. Failures that only the operator can repair are logged too."""
+        """See `app.ports.metrics.Meter`. Failures that only the operator can repair are logged too."""
         counter = self._fetched.get(outcome)
         if counter is None:
             counter = self._fetched[outcome] = self._fetches.labels(outcome)

@@ -47,7 +47,9 @@ from app.live.other_nodes import OtherNodes
 from app.live.registry import TerminalRegistry
 from app.live.restore import SubscriptionLoader
 from app.live.writer import StatusWriter
-from app.ports import Sender, Store, Watcher
+from app.ports.delivery import Sender
+from app.ports.sip import Watcher
+from app.ports.store import Store
 from app.settings.loading import Settings
 from app.sinks import SINK_CONTRACTS
 

@@ -17,7 +17,7 @@ from app.domain.errors import SinkRefused
 from app.domain.records import NotificationKind, OwedNotification, Subscription
 from app.domain.sinks import EndReason
 from app.egress.client import MAX_ANSWER, Egress
-from app.ports import Sent
+from app.ports.delivery import Sent
 from soap_compat import envelope_writer
 from soap_compat.address_spelling import spelling_of
 from soap_compat.contract_types import STATUS_WORDS

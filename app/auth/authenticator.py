@@ -41,7 +41,7 @@ from app.auth.proxies import TrustedProxies
 from app.domain.bounded import BoundedDict
 from app.domain.errors import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
 from app.domain.records import ANONYMOUS, MAX_ID, Client
-from app.ports import Store
+from app.ports.store import Store
 
 MAX_AUTHORIZATION = 8192
 """Longest Authorization header that is read, in characters; access tokens are long."""

@@ -22,7 +22,7 @@ from app.domain.owed import ClientDeletion
 from app.domain.policy import check_limits
 from app.domain.records import ANONYMOUS, Client
 from app.domain.sink_contracts import SinkContracts
-from app.ports import Store
+from app.ports.store import Store
 
 MAX_KEYS = 8
 """Keys of one client. With a new key above this number, those that expire first are deleted."""

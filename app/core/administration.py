@@ -16,7 +16,8 @@ from app.domain.addresses import parse_address
 from app.domain.errors import InvalidRequest, NotPermitted
 from app.domain.records import AuditEntry, Client
 from app.live.registry import TerminalRegistry
-from app.ports import Page, Store, Watcher, WatchView
+from app.ports.sip import Watcher, WatchView
+from app.ports.store import Page, Store
 
 _Item = TypeVar("_Item")
 

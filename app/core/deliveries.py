@@ -13,7 +13,7 @@ from app.auth.policies import Policies
 from app.domain.errors import InvalidRequest, NotificationUnknown
 from app.domain.records import Client, DeliveryAttempt, DeliveryState, OwedNotification
 from app.domain.sink_contracts import SinkContracts
-from app.ports import OutboxStore, Page
+from app.ports.store import OutboxStore, Page
 
 MAX_SEND_AGAIN = 1000
 

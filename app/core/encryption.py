@@ -11,7 +11,7 @@ import asyncio
 import structlog
 
 from app.domain.errors import StoreUnavailable
-from app.ports import SubscriptionStore
+from app.ports.store import SubscriptionStore
 
 PAUSE_S = 0.05
 RETRY_S = 5.0

@@ -17,7 +17,8 @@ from app.domain.addresses import TerminalAddress
 from app.domain.errors import FetchTimedOut, GatewayOverloaded, TerminalStatusError
 from app.domain.presence import read_presence, status_of
 from app.domain.statuses import Source, TerminalStatus
-from app.ports import Fetcher, Meter
+from app.ports.metrics import Meter
+from app.ports.sip import Fetcher
 
 
 @dataclass(eq=False, slots=True)

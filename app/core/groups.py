@@ -26,7 +26,7 @@ from app.domain.errors import (
 from app.domain.policy import Policy
 from app.domain.records import Client, Group
 from app.live.group_directory import GroupDirectory, parse_field
-from app.ports import Page, Store
+from app.ports.store import Page, Store
 
 _TRIES = 5
 """Attempts of a change without `expected_version`, while other calls change the same group."""

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from app.domain.errors import StoreUnavailable
-from app.ports import RetentionStore
+from app.ports.store import RetentionStore
 
 EVERY_S = 3600.0
 PORTION = 1000

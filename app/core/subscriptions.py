@@ -37,7 +37,8 @@ from app.domain.sinks import (
 )
 from app.live.group_directory import Expansion, GroupDirectory
 from app.live.lifecycle import Lifecycle
-from app.ports import Page, Sender, Store
+from app.ports.delivery import Sender
+from app.ports.store import Page, Store
 
 
 async def _nothing() -> None:

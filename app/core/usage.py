@@ -22,7 +22,7 @@ from app.auth.policies import Policies
 from app.batch_writer import BatchWriter
 from app.domain.errors import StoreUnavailable
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
-from app.ports import MAX_PAGE, Page, UsageStore
+from app.ports.store import MAX_PAGE, Page, UsageStore
 
 GET_STATUS = "getStatus"
 GET_STATUS_FOR_GROUP = "getStatusForGroup"

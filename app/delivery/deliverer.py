@@ -34,7 +34,8 @@ from app.domain.changes import Attempted, SubscriptionUpdate
 from app.domain.errors import StoreUnavailable
 from app.domain.records import DeliveryAttempt, DeliveryState, Subscription
 from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
-from app.ports import Sender, Sent, Store
+from app.ports.delivery import Sender, Sent
+from app.ports.store import Store
 
 POLL_S = 1.0
 """Longest time that a due notification waits without a hint."""

@@ -20,7 +20,7 @@ from app.domain.changes import Attempted
 from app.domain.errors import StoreUnavailable
 from app.domain.records import OwedNotification, Subscription
 from app.domain.sinks import EndReason
-from app.ports import Store
+from app.ports.store import Store
 
 MAX_BATCH = 256
 """Most attempts in one transaction."""

@@ -18,7 +18,7 @@ from app.domain.records import (
     UsageRecord,
 )
 from app.domain.sinks import EndReason
-from app.ports import Sent
+from app.ports.delivery import Sent
 
 _USAGE_NAMES = {
     NotificationKind.STATUS: "statusNotification",

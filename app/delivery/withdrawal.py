@@ -9,7 +9,7 @@ import structlog
 from app.delivery.retry import usage_of
 from app.domain.errors import StoreUnavailable
 from app.domain.records import DeliveryState, Subscription
-from app.ports import Page, Store
+from app.ports.store import Page, Store
 
 POLL_S = 0.1
 """How often the store is asked whether another process has released its lease."""

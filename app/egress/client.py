@@ -29,7 +29,7 @@ from yarl import URL
 
 from app.domain.errors import SinkUnreachable
 from app.egress.allowed import Endpoint, ForbiddenAddress, Rules, read_endpoint, refused
-from app.ports import Sent
+from app.ports.delivery import Sent
 
 MAX_ANSWER = 64 * 1024
 """Bytes of a response that are read; then the connection is closed."""

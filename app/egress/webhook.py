@@ -39,7 +39,7 @@ from app.domain.sinks import (
 )
 from app.domain.statuses import TerminalStatus
 from app.egress.client import KEPT_ANSWER, Egress, Reply
-from app.ports import Sent
+from app.ports.delivery import Sent
 
 Envelope = Callable[[Subscription, OwedNotification, str], Mapping[str, object] | None]
 """Makes the CloudEvent of a notification, to be written as JSON; None if the profile has no event for it. The last

@@ -24,7 +24,7 @@ from app.live.other_nodes import OtherNodes
 from app.live.registry import TerminalRegistry
 from app.live.restore import SubscriptionLoader
 from app.live.writer import MAX_BATCH, StatusWriter
-from app.ports import Watcher
+from app.ports.sip import Watcher
 
 _JUMP_S = 1.0
 """If the wall clock leaves the monotonic one by this much, ends of subscriptions are computed again."""

@@ -24,7 +24,7 @@ from app.domain.errors import (
 )
 from app.domain.policy import Policy
 from app.domain.records import Client
-from app.ports import GroupStore
+from app.ports.store import GroupStore
 
 MAX_EXPANDED = 100_000
 """Most terminals that a list of addresses may mean, whatever the policy. A longer list is refused."""

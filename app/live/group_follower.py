@@ -27,7 +27,7 @@ from app.live.registry import TerminalRegistry
 from app.live.subscription import LiveSubscription, Progress
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
-from app.ports import Store
+from app.ports.store import Store
 
 _TOGETHER = 200
 """Listeners that follow their groups in one transaction."""

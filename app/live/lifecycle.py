@@ -42,7 +42,7 @@ from app.live.rules import Decision, decide
 from app.live.subscription import LiveSubscription, begun
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
-from app.ports import Store
+from app.ports.store import Store
 
 _Result = TypeVar("_Result")
 _log = structlog.get_logger(__name__)

@@ -12,7 +12,7 @@ from app.domain.addresses import TerminalAddress
 from app.live.group_directory import GroupDirectory
 from app.live.registry import TerminalRegistry
 from app.live.writer import StatusWriter
-from app.ports import Store
+from app.ports.store import Store
 
 _TOGETHER = 500
 """Statuses that are read in one query."""

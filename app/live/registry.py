@@ -30,7 +30,7 @@ from app.domain.statuses import Liveness, TerminalStatus, WatchedTerminal
 from app.live.events import StreamEnd
 from app.live.subscription import LiveSubscription
 from app.live.terminal import StreamOfTerminals, Terminal
-from app.ports import ReceivedNotify, Watcher
+from app.ports.sip import ReceivedNotify, Watcher
 
 _LOG_S = 1.0
 _MAX_WANTED_BY = 20
@@ -47,7 +47,7 @@ class Failure(NamedTuple):
 
 
 class TerminalRegistry:
-    """The watched terminals. Implements `ports.WatchObserver`."""
+    """The watched terminals. Implements `ports.sip.WatchObserver`."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from app.live.registry import TerminalRegistry
 from app.live.subscription import restored
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
-from app.ports import Store
+from app.ports.store import Store
 
 _log = structlog.get_logger(__name__)
 

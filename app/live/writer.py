@@ -27,7 +27,7 @@ from app.live.registry import Failure, TerminalRegistry
 from app.live.rules import Decision, Failures, News, decide
 from app.live.subscription import LiveSubscription, Progress, allowed_s
 from app.live.terminal import Terminal, confirmed
-from app.ports import Store
+from app.ports.store import Store
 
 MAX_BATCH = 500
 """Terminals, failures and due subscriptions in one transaction, of each at most. The others are written next."""

@@ -13,7 +13,8 @@ from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
 from app.rest.responses import json_response
-from app.rest.schemas import At, Id, Request, TerminalStatus
+from app.rest.schemas import At, Id, Request
+from app.rest.status_schemas import TerminalStatus
 
 TAG = "Deliveries"
 

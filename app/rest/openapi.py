@@ -5,7 +5,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.rest import deliveries, groups, probes, schemas, subscriptions, terminals, usage, watches, webhook_events
+from app.rest import (
+    deliveries,
+    groups,
+    probes,
+    status_schemas,
+    subscriptions,
+    terminals,
+    usage,
+    watches,
+    webhook_events,
+)
 from app.rest.error_examples import components
 from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.problem import Problem
@@ -44,7 +54,7 @@ TAGS = [
     {"name": webhook_events.TAG, "description": "The events that the gateway sends to subscriptions' endpoints."},
 ]
 
-_UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *schemas.STREAMED.values(), usage.UsageRecord)
+_UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *status_schemas.STREAMED.values(), usage.UsageRecord)
 """Schemas of bodies whose media type is not `application/json`."""
 _CORRELATOR = {"type": "string", "maxLength": 256, "pattern": CORRELATOR_PATTERN}
 _TRACING: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_ID, Client
-from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
+from app.ports.store import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
 from app.rest.operation import CLIENT
 
 

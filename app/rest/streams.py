@@ -36,7 +36,7 @@ from app.domain.errors import (
 from app.domain.records import Client
 from app.domain.statuses import Liveness, Source, Status, TerminalStatus, WatchedTerminal
 from app.live import events
-from app.rest import schemas, to_json
+from app.rest import schemas, status_schemas, to_json
 from app.rest.error_examples import ALICE, failures
 from app.rest.operation import client_of
 from app.rest.parameters import Caller
@@ -71,7 +71,7 @@ EVENT_SCHEMA: dict[str, Any] = {
                 },
             },
         }
-        for name, model in schemas.STREAMED.items()
+        for name, model in status_schemas.STREAMED.items()
     ],
 }
 Events = AsyncGenerator[events.StreamEvent, None]

@@ -37,7 +37,7 @@ from app.domain.sinks import (
     SinkKind,
     read_secret,
 )
-from app.rest import schemas, to_json
+from app.rest import subscription_schemas, to_json
 from app.rest.error_examples import failures
 from app.rest.operation import FACE
 from app.rest.parameters import Caller, Paged, RequestId
@@ -61,7 +61,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="Subscribe to terminals",
         description="Creates a subscription, which outlives connections and restarts of the gateway. First checks the "
         "webhook's endpoint, as `sink.handshake` says.",
-        response_model=schemas.CreatedSubscription,
+        response_model=subscription_schemas.CreatedSubscription,
         response_description="The subscription, made by this call or by an earlier one with the same Idempotency-Key.",
         responses={
             **failures(
@@ -88,7 +88,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         },
     )
     async def create_subscription(
-        client: Caller, request_id: RequestId, asked: schemas.SubscriptionRequest
+        client: Caller, request_id: RequestId, asked: subscription_schemas.SubscriptionRequest
     ) -> Response:
         made = await subscriptions.create(
             client,
@@ -117,7 +117,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="listSubscriptions",
         tags=[TAG],
         summary="List your subscriptions",
-        response_model=schemas.Subscriptions,
+        response_model=subscription_schemas.Subscriptions,
         response_description="Oldest first.",
         responses=failures(),
     )
@@ -139,7 +139,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         tags=[TAG],
         summary="Get a subscription",
         description="Returns one of your subscriptions; an ended one while the gateway keeps it.",
-        response_model=schemas.Subscription,
+        response_model=subscription_schemas.Subscription,
         response_description="The subscription.",
         responses=failures(SubscriptionUnknown),
     )
@@ -176,7 +176,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="The subscription has ended.",
         responses=failures(SubscriptionUnknown),
     )
-    async def cancel_by_correlator(client: Caller, asked: schemas.CancelRequest) -> Response:
+    async def cancel_by_correlator(client: Caller, asked: subscription_schemas.CancelRequest) -> Response:
         await subscriptions.cancel_by_correlator(client, asked.correlator, face=FACE, requester=asked.requester)
         return no_content()
 
@@ -188,11 +188,13 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Gives an active subscription a new duration from now, longer or shorter than the rest of the old "
         "one, but not beyond the expiry of its webhook's access token. Subscriptions made over CAMARA's API cannot be "
         "renewed.",
-        response_model=schemas.Subscription,
+        response_model=subscription_schemas.Subscription,
         response_description="The subscription with its new `expires_at`.",
         responses=failures(SubscriptionUnknown, DurationTooLong, NotPermitted, SinkRefused),
     )
-    async def renew_subscription(client: Caller, subscription_id: IdInPath, asked: schemas.RenewRequest) -> Response:
+    async def renew_subscription(
+        client: Caller, subscription_id: IdInPath, asked: subscription_schemas.RenewRequest
+    ) -> Response:
         return json_response(
             to_json.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms))
         )
@@ -206,14 +208,14 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "notifications are signed with the new secret and the previous one; a call with `drop_old` stops the previous "
         "one. With a secret of your own the call is safe to repeat. Without, each call makes another secret, and only "
         "the newest two sign.",
-        response_model=schemas.RotatedSubscription,
+        response_model=subscription_schemas.RotatedSubscription,
         response_description="The subscription, and the secret if the gateway made it.",
         responses=failures(SubscriptionUnknown, SinkRefused),
     )
     async def rotate_secret(
-        client: Caller, subscription_id: IdInPath, asked: schemas.RotateSecretRequest | None = None
+        client: Caller, subscription_id: IdInPath, asked: subscription_schemas.RotateSecretRequest | None = None
     ) -> Response:
-        asked = asked or schemas.RotateSecretRequest.model_validate({})
+        asked = asked or subscription_schemas.RotateSecretRequest.model_validate({})
         changed, made = await subscriptions.rotate_secret(
             client,
             subscription_id,
@@ -225,7 +227,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return json_response({**to_json.subscription(changed), "secret": made or None})
 
 
-def _sink(asked: schemas.SinkRequest | None) -> Sink:
+def _sink(asked: subscription_schemas.SinkRequest | None) -> Sink:
     if asked is None:
         return Sink(kind=SinkKind.STREAM)
     for each in asked.secrets:

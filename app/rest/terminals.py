@@ -36,7 +36,7 @@ from app.domain.errors import (
 )
 from app.domain.records import MAX_REQUESTER
 from app.domain.statuses import Status
-from app.rest import schemas, to_json
+from app.rest import schemas, status_schemas, to_json
 from app.rest.error_examples import ALICE, failures
 from app.rest.operation import FACE, Operation, client_of
 from app.rest.parameters import Caller
@@ -122,7 +122,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Queries the presence server for the terminal's status, unless `max_age_s` accepts a known "
         "status. A terminal that exists and is not registered is `UNREACHABLE`; this is not an error. Concurrent "
         "queries of one client for one terminal share one SIP SUBSCRIBE. Unknown query parameters are ignored.",
-        response_model=schemas.TerminalStatus,
+        response_model=status_schemas.TerminalStatus,
         response_description="The terminal's status.",
         responses={
             **failures(*_FETCH_ERRORS, GroupNotAllowed),
@@ -140,7 +140,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "has it several times; the results are not in the order of the request. An error of one terminal is part of "
         f"its result and does not fail the request. With `Accept: {LINES}` each result is sent as a line, as soon as "
         "it is known.",
-        response_model=schemas.QueryResults,
+        response_model=status_schemas.QueryResults,
         response_description="One result for each terminal.",
         responses={
             **failures(*LIST_ERRORS),
@@ -149,7 +149,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def query_terminal_statuses(
         client: Caller,
-        asked: schemas.QueryRequest,
+        asked: status_schemas.QueryRequest,
         accept: Annotated[str, Header(include_in_schema=False)] = "",
     ) -> Response:
         results = queries.query(

@@ -22,7 +22,7 @@ from app.domain.records import (
 from app.domain.sinks import SINK_HANDSHAKE, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, Sink
 from app.domain.statuses import Status, TerminalStatus, WatchedTerminal
 from app.live import events
-from app.ports import WatchView
+from app.ports.sip import WatchView
 
 Json = Mapping[str, Any]
 

@@ -21,7 +21,7 @@ from app.domain.sinks import MAX_URL, SIGNED_PROFILES, Sink, SinkKind
 from app.domain.statuses import Status
 from app.pb.terminalstatus.v1 import admin_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.ports import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
+from app.ports.store import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
 from app.rpc.enum_values import DELIVERY_STATE, SINK_KIND, STATUS
 
 MAX_PARAMETERS = 20

@@ -26,7 +26,7 @@ from app.domain.statuses import TerminalStatus
 from app.live import events
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.ports import WatchView
+from app.ports.sip import WatchView
 from app.rpc.enum_values import (
     DELIVERY_STATE,
     END_REASON,

@@ -24,7 +24,7 @@ import structlog
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DocumentUnreadable, PresenceUnavailable, TerminalStatusError, WatchUnknown
 from app.domain.statuses import Liveness
-from app.ports import ReceivedNotify, WatchObserver, WatchView
+from app.ports.sip import ReceivedNotify, WatchObserver, WatchView
 from app.sip.answers import error_of_notify
 from app.sip.protocol import (
     Build,
@@ -99,7 +99,7 @@ class SipWatcher:
 
     @property
     def presence_up(self) -> bool:
-        """See `app.ports.Fetcher`: every worker, which has terminals of its own, has a route that is up."""
+        """See `app.ports.sip.Fetcher`: every worker, which has terminals of its own, has a route that is up."""
         return all(any(counts.current.routes_up or [True]) for counts in self._counts)
 
     @property
@@ -132,7 +132,7 @@ class SipWatcher:
         await asyncio.gather(*(supervisor.aclose() for supervisor in self._workers))
 
     async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
-        """Asks the presence server once; see `app.ports.Fetcher`."""
+        """Asks the presence server once; see `app.ports.sip.Fetcher`."""
         worker = self._worker_of(address).worker
         if worker is None:
             raise error_of_restart("The SIP worker is being replaced.")
@@ -150,25 +150,25 @@ class SipWatcher:
         )
 
     def set_observer(self, observer: WatchObserver) -> None:
-        """See `app.ports.Watcher`."""
+        """See `app.ports.sip.Watcher`."""
         self._observer = observer
 
     def watch(self, address: TerminalAddress, client_id: str = "") -> None:
-        """See `app.ports.Watcher`."""
+        """See `app.ports.sip.Watcher`."""
         supervisor = self._worker_of(address)
         scheduled = supervisor.wanted.has_unsent
         if supervisor.wanted.add(next(self._numbers), address, _number(client_id)) and not scheduled:
             asyncio.get_running_loop().call_soon(supervisor.send_unsent_watches)
 
     def unwatch(self, address: TerminalAddress) -> None:
-        """See `app.ports.Watcher`."""
+        """See `app.ports.sip.Watcher`."""
         supervisor = self._worker_of(address)
         watch = supervisor.wanted.remove(address)
         if watch is not None and supervisor.worker is not None:
             supervisor.worker.send(EndWatch(watch.id))
 
     def refresh(self, address: TerminalAddress) -> None:
-        """See `app.ports.Watcher`. Raises WatchUnknown."""
+        """See `app.ports.sip.Watcher`. Raises WatchUnknown."""
         supervisor = self._worker_of(address)
         watch = supervisor.wanted.by_address(address)
         if watch is None:
@@ -177,7 +177,7 @@ class SipWatcher:
             supervisor.worker.send(RefreshWatch(watch.id))
 
     async def watches(self) -> list[WatchView]:
-        """See `app.ports.Watcher`. A watch whose worker is being replaced is `waiting`."""
+        """See `app.ports.sip.Watcher`. A watch whose worker is being replaced is `waiting`."""
         workers = [supervisor.worker for supervisor in self._workers if supervisor.worker is not None]
         lists = await asyncio.gather(*(worker.list_watches() for worker in workers))
         rows = {row.id: row for listed in lists for row in listed}

@@ -1,7 +1,7 @@
 """The store: the one place with SQL. SQLite by default, PostgreSQL for more than one node; one schema for both.
 
-`open_store` brings the schema up to date and returns a `SqlStore`, which is `ports.Store`. Its parts are one class for
-each noun (clients, groups, subscriptions, outbox, …) over `database.Database`, which has the transactions.
+`open_store` brings the schema up to date and returns a `SqlStore`, which is a `Store` of the ports. Its parts are one
+class for each noun (clients, groups, subscriptions, outbox, …) over `database.Database`, which has the transactions.
 
 Deliberately absent: rules about subscriptions and deliveries, a clock, and randomness; callers bring times and ids.
 """
@@ -40,7 +40,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SqlStore(Clients, Outbox, Retention):
-    """`ports.Store` over a database that is up to date; `open_store` makes one. `async with` closes it."""
+    """`ports.store.Store` over a database that is up to date; `open_store` makes one. `async with` closes it."""
 
     async def __aenter__(self) -> Self:
         return self

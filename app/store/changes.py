@@ -46,7 +46,7 @@ class _Conflict(Exception):
 
 
 class Writing(Database):
-    """As `ports.Store` says."""
+    """As `ports.store.Store` says."""
 
     def __init__(self, engine: AsyncEngine | Engine, keys: SecretKeys | None = None) -> None:
         """`keys` encrypt sinks' parameters; None: they are stored unencrypted."""

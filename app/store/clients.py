@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.changes import SubscriptionUpdate
 from app.domain.errors import ClientExists, ClientUnknown
 from app.domain.records import AuditEntry, Client, OwedNotification, Subscription
-from app.ports import Page
+from app.ports.store import Page
 from app.store import tables as t
 from app.store.changes import audit_line
 from app.store.database import AnyRow
@@ -22,7 +22,7 @@ from app.store.subscriptions import Subscriptions
 
 
 class Clients(Subscriptions, Groups):
-    """As `ports.Store` says."""
+    """As `ports.store.Store` says."""
 
     async def put_client(self, client: Client) -> None:
         """Creates or replaces a client. Raises ClientExists if another client has its name."""

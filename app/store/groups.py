@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import GroupChanged, GroupExists, GroupUnknown
 from app.domain.records import Group
-from app.ports import GroupVersion, Page
+from app.ports.store import GroupVersion, Page
 from app.store import tables as t
 from app.store.changes import Writing, as_json
 from app.store.database import AnyRow, Work
@@ -34,7 +34,7 @@ _member = t.group_members.c
 
 
 class Groups(Writing):
-    """As `ports.Store` says."""
+    """As `ports.store.Store` says."""
 
     async def create_group(self, group: Group) -> None:
         """Raises GroupExists if the client has a group of this address."""

@@ -22,7 +22,7 @@ from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind,
 from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, SinkKind
 from app.domain.statuses import Source, Status, TerminalStatus
-from app.ports import Page
+from app.ports.store import Page
 from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow, AnySelect
@@ -37,7 +37,7 @@ _PENDING = DeliveryState.PENDING.value
 
 
 class Outbox(Writing):
-    """As `ports.Store` says."""
+    """As `ports.store.Store` says."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
         """Leases due notifications, the oldest first, and only the first unsettled one of each subscription."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from app.domain.errors import InvalidRequest
-from app.ports import MAX_PAGE, Page
+from app.ports.store import MAX_PAGE, Page
 
 _CHECK_BYTES = 9
 

@@ -9,7 +9,7 @@ from sqlalchemy import Column, ColumnElement, delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.records import UsageRecord
-from app.ports import Page
+from app.ports.store import Page
 from app.store import tables as t
 from app.store.changes import USAGE_LOCK, Writing
 from app.store.database import AnyRow
@@ -19,7 +19,7 @@ _usage = t.usage_records.c
 
 
 class Retention(Writing):
-    """As `ports.Store` says."""
+    """As `ports.store.Store` says."""
 
     async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
         """A page of usage records from `since` on, in the order of writing, and the next page's token.

@@ -20,7 +20,7 @@ from app.domain.errors import DuplicateCorrelator
 from app.domain.records import AuditEntry, OwedNotification, Subscription, UsageRecord
 from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
 from app.domain.statuses import Status
-from app.ports import Page
+from app.ports.store import Page
 from app.store import tables as t
 from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line
 from app.store.database import ATTEMPTS, AnyRow, AnySelect
@@ -46,7 +46,7 @@ _ENCRYPTED = _sub.sink_key != literal_column(
 
 
 class Subscriptions(Writing):
-    """As `ports.Store` says."""
+    """As `ports.store.Store` says."""
 
     async def create_subscription(
         self,

@@ -20,7 +20,7 @@ from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
 from app.logs import configure_logging
-from app.ports import ReceivedNotify
+from app.ports.sip import ReceivedNotify
 from app.settings.loading import load_settings
 from app.sip.settings import sip_configuration
 from app.sip.watcher import SipWatcher
@@ -38,24 +38,24 @@ class Counting:
         self.observed_count = 0
 
     def on_notify_received(self, address: TerminalAddress, notify: ReceivedNotify) -> None:
-        """See `app.ports.WatchObserver`."""
+        """See `app.ports.sip.WatchObserver`."""
         self.observed_count += 1
 
     def on_notify_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
-        """See `app.ports.WatchObserver`."""
+        """See `app.ports.sip.WatchObserver`."""
         raise RuntimeError(f"{address}: {error}")
 
     def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
-        """See `app.ports.WatchObserver`."""
+        """See `app.ports.sip.WatchObserver`."""
         if liveness is Liveness.LIVE:
             self.live.add(address)
         else:
             self.live.discard(address)
 
     def on_watch_ended(self, address: TerminalAddress, reason: str, error: TerminalStatusError | None) -> None:
-        """See `app.ports.WatchObserver`."""
+        """See `app.ports.sip.WatchObserver`."""
         raise RuntimeError(f"{address} ended: {reason}")
 
     async def all_live(self, count: int) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from app.batch_writer import BatchWriter
 from app.domain.errors import StoreUnavailable
 
@@ -59,14 +61,23 @@ async def test_items_are_written_in_their_order_and_in_bounded_batches() -> None
     await owner.writer.aclose(LIMIT_S)
 
 
-async def test_the_first_item_waits_for_others_and_a_full_batch_does_not() -> None:
+async def test_the_first_item_waits_for_others_and_a_full_batch_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full batch is written at once; what is left waits for `gather_s`, and an end does not write it."""
+    waits, waiting, sleep = list[float](), asyncio.Event(), asyncio.sleep
+
+    async def observed_sleep(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+            waiting.set()
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", observed_sleep)
     owner = Owner(gather_s=LIMIT_S * 10)
     owner.writer.start()
     owner.add(1, 2, 3, 4)
     async with asyncio.timeout(LIMIT_S):
-        await owner.wrote.wait()
-    await asyncio.sleep(0.01)
-    assert owner.batches == [[1, 2, 3]]
+        await waiting.wait()
+    assert (owner.batches, waits) == ([[1, 2, 3]], [LIMIT_S * 10])
     await owner.writer.aclose(0.0)
     assert owner.items == [4]
 

@@ -18,7 +18,7 @@ from app.domain.errors import (
     InvalidRequest,
 )
 from app.domain.records import ANONYMOUS
-from app.ports import Page
+from app.ports.store import Page
 from app.store import open_store
 from tests.support.access_tokens import (
     START,

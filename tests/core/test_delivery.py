@@ -17,7 +17,8 @@ from app.domain.errors import InvalidRequest, NotificationUnknown, RateLimited, 
 from app.domain.policy import Policy
 from app.domain.records import Client, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, SinkKind
-from app.ports import Page, Sent
+from app.ports.delivery import Sent
+from app.ports.store import Page
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore
 from tests.support.deliveries import (

@@ -8,7 +8,7 @@ import pytest
 
 from app.delivery.hosts import Places
 from app.domain.records import DeliveryState, OwedNotification, Subscription
-from app.ports import Sent
+from app.ports.delivery import Sent
 from app.store import SqlStore
 from tests.support.deliveries import (
     DELIVERED,

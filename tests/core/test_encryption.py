@@ -20,7 +20,7 @@ from app.domain.errors import StoreUnavailable
 from app.domain.records import DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import SINK_UNREADABLE, Sink, SinkKind
 from app.main import CannotStart, run_gateway
-from app.ports import Sent
+from app.ports.delivery import Sent
 from app.store import DatabaseUnavailable, SqlStore, open_store
 from app.store import tables as t
 from app.store.encryption import MAKE_ONE, read_keys

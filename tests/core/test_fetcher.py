@@ -18,7 +18,7 @@ from app.domain.errors import (
     TerminalUnknown,
 )
 from app.domain.statuses import Source, Status, TerminalStatus
-from app.ports import ReceivedNotify
+from app.ports.sip import ReceivedNotify
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeMeter, FakeWatcher, make_service
 
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))

@@ -20,7 +20,7 @@ from app.domain.errors import (
     TooManyGroups,
 )
 from app.domain.policy import Policy
-from app.ports import Page
+from app.ports.store import Page
 from tests.support.core import (
     ADMIN,
     ALICE,

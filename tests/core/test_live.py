@@ -28,7 +28,8 @@ from app.domain.statuses import Liveness, Source
 from app.live.engine import Tuning
 from app.live.events import Bookmark, Change, End, LivenessChange, Removed, Snapshot, SnapshotComplete, StreamEnd
 from app.live.mailbox import Stream
-from app.ports import Page, WatchView
+from app.ports.sip import WatchView
+from app.ports.store import Page
 from app.store import tables as t
 from tests.support.core import (
     ADMIN,

@@ -12,7 +12,7 @@ from app.domain.changes import Changes
 from app.domain.errors import ClientUnknown, TooManyAddresses
 from app.domain.policy import Policy
 from app.domain.records import Client, Group
-from app.ports import Page
+from app.ports.store import Page
 from app.store import SqlStore
 from tests.support.core import ALICE, ALL, APP, BEGAN, BOB, BUSY, CAROL, TEAM, Core, new_database, run_core
 from tests.support.records import group, make, paged, status

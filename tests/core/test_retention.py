@@ -10,7 +10,7 @@ import structlog
 from app.core import retention
 from app.core.retention import keep_for
 from app.domain.records import UsageRecord
-from app.ports import Page
+from app.ports.store import Page
 from app.store import SqlStore
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -15,7 +15,7 @@ from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import SinkRefused, StoreUnavailable, SubscriptionUnknown
 from app.domain.records import Subscription
 from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
-from app.ports import Page
+from app.ports.store import Page
 from tests.support.core import ADMIN, ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, SOAP, Core, new_database, run_core
 from tests.support.outbox import OTHER_SECRET, SECRET
 from tests.support.receivers import Request, answer

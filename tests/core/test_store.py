@@ -1,4 +1,4 @@
-"""What `ports.Store` promises of statuses, subscriptions, clients, groups and lists, over SQLite and PostgreSQL."""
+"""What `ports.store.Store` promises of statuses, subscriptions, clients, groups and lists, on both databases."""
 
 import asyncio
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from app.domain.records import (
 )
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.domain.statuses import Status
-from app.ports import Page
+from app.ports.store import Page
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
 from app.store.pages import token as make_token

@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable
 from app.main import CannotStart, run_gateway
-from app.ports import Page
+from app.ports.store import Page
 from app.sandbox import Sandbox
 from app.settings.loading import Settings
 from app.store import DatabaseUnavailable, SqlStore, check_database, migrate, migrations, open_store, shown_url

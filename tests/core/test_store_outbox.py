@@ -1,4 +1,4 @@
-"""What `ports.Store` promises of deliveries, usage records and retention, over SQLite and PostgreSQL."""
+"""What `ports.store.Store` promises of deliveries, usage records and retention, over SQLite and PostgreSQL."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pytest
 from app.domain.changes import Attempted, Changes, SubscriptionUpdate
 from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
-from app.ports import Page, Store
+from app.ports.store import Page, Store
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
 from tests.support.records import AT, after, end, make, owed, paged, sequences, subscription, usage

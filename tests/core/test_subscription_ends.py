@@ -20,7 +20,7 @@ from app.domain.policy import Policy
 from app.domain.records import DeliveryState, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.domain.statuses import Liveness
-from app.ports import Page
+from app.ports.store import Page
 from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,

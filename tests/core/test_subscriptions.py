@@ -33,7 +33,7 @@ from app.domain.errors import (
 from app.domain.policy import Policy
 from app.domain.records import DeliveryState
 from app.domain.sinks import SECRET_BYTES, TOKEN_LEAD, EndReason, Sink, SinkKind, read_secret
-from app.ports import Page
+from app.ports.store import Page
 from tests.support.core import (
     ADMIN,
     ALICE,

@@ -12,7 +12,7 @@ from app.core.usage import GET_STATUS, Caller, UsageLog
 from app.domain.errors import RateLimited
 from app.domain.policy import Policy
 from app.domain.records import MAX_USAGE_TARGETS
-from app.ports import Page
+from app.ports.store import Page
 from tests.support.core import ADMIN, APP, BEGAN, OTHER, Core, run_core
 from tests.support.waiting import until
 

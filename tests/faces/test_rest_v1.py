@@ -553,7 +553,7 @@ async def test_a_store_that_is_away(face: HttpFace) -> None:
 
 def test_the_face_is_http() -> None:
     """Nothing of a webhook's kind is taken over REST but WEBHOOK and STREAM."""
-    from app.rest.schemas import SinkRequest
+    from app.rest.subscription_schemas import SinkRequest
 
     kinds = SinkRequest.model_json_schema()["properties"]["kind"]["enum"]
     assert set(kinds) == {SinkKind.STREAM.value, SinkKind.WEBHOOK.value}

@@ -30,7 +30,7 @@ from app.domain.errors import (
 from app.domain.statuses import Source, Status
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.ports import ReceivedNotify
+from app.ports.sip import ReceivedNotify
 from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, create_server
 from tests.support.domain_errors import all_errors
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service

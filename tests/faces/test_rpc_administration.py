@@ -20,7 +20,7 @@ from app.pb.terminalstatus.v1 import (
     subscription_pb2,
 )
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
-from app.ports import WatchView
+from app.ports.sip import WatchView
 from app.sinks import SINK_CONTRACTS
 from tests.support.core import (
     ADMIN,

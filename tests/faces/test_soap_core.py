@@ -21,7 +21,7 @@ from app.domain.sinks import SinkKind
 from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
-from app.ports import Page
+from app.ports.store import Page
 from app.servers import bound, serve_http
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app

@@ -12,7 +12,7 @@ from app.delivery.hosts import Host, Places
 from app.delivery.retry import judge, usage_of
 from app.domain.records import DeliveryState, NotificationKind, OwedNotification
 from app.domain.sinks import EndReason
-from app.ports import Sent
+from app.ports.delivery import Sent
 from tests.support.deliveries import DELIVERED, FAILED, GONE, OLD, POLICY, SUBSCRIPTION
 from tests.support.outbox import ALICE, BOB, NOW, OWNER, change, make_owed
 

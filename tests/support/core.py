@@ -35,7 +35,9 @@ from app.domain.statuses import Liveness, Status
 from app.live.engine import DEFAULT_TUNING, Tuning
 from app.live.events import StreamEvent
 from app.live.group_directory import GroupDirectory
-from app.ports import Page, ReceivedNotify, Sender, Sent, Store, WatchObserver, WatchView
+from app.ports.delivery import Sender, Sent
+from app.ports.sip import ReceivedNotify, WatchObserver, WatchView
+from app.ports.store import Page, Store
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, migrate, open_store
 from app.wiring import Live, make_live, make_use_cases

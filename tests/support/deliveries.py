@@ -21,7 +21,8 @@ from app.domain.sinks import EndReason, SinkKind
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
-from app.ports import Page, Sender, Sent
+from app.ports.delivery import Sender, Sent
+from app.ports.store import Page
 from app.store import SqlStore, open_store
 from tests.support.outbox import NOW, OWNER, STRANGER, make_owed, make_subscription
 from tests.support.waiting import until

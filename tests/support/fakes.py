@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from app.core.fetcher import FetchService
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import TerminalStatusError
-from app.ports import ReceivedNotify
+from app.ports.sip import ReceivedNotify
 
 OBSERVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 OPEN = (

@@ -26,7 +26,7 @@ from typing import cast
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
-from app.ports import ReceivedNotify
+from app.ports.sip import ReceivedNotify
 from app.sip.watcher import SipWatcher
 from tests.support.sip_terminal import SipMessage, read, unique
 from tests.support.sip_watcher import configuration

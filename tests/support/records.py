@@ -14,7 +14,7 @@ from app.domain.records import (
 )
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.domain.statuses import Source, Status, TerminalStatus
-from app.ports import Page, Store
+from app.ports.store import Page, Store
 
 AT = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
 ALICE, BOB, CAROL = (TerminalAddress(f"sip:{name}@example.com") for name in ("alice", "bob", "carol"))

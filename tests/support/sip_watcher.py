@@ -12,7 +12,7 @@ from app.domain.errors import (
     TerminalStatusError,
 )
 from app.domain.statuses import Liveness
-from app.ports import ReceivedNotify, WatchView
+from app.ports.sip import ReceivedNotify, WatchView
 from app.settings.loading import Settings
 from app.sip.protocol import Configure
 from app.sip.settings import sip_configuration

@@ -22,7 +22,7 @@ from app.domain.errors import Unauthenticated
 from app.domain.records import Client
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.ports import Page
+from app.ports.store import Page
 from app.sandbox import Sandbox
 from app.servers import CannotStart, bound, serve_http
 from app.sinks import SINK_CONTRACTS

@@ -20,7 +20,7 @@ from app.domain.sinks import EndReason, Handshake, Sink, SinkKind, read_secret, 
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
-from app.rest.schemas import SinkRequest
+from app.rest.subscription_schemas import SinkRequest
 from tests.support.core import new_database, run_core
 from tests.support.outbox import ALICE, BOB, NOW, OTHER_SECRET, SECRET, change, make_owed, make_subscription
 from tests.support.receivers import Behaviour, Receiver, Request, answer, drip, gigabyte, hang, raw, receiver, reset
