@@ -16,7 +16,7 @@ from datetime import datetime
 
 import structlog
 
-from app.auth.authenticator import Authenticator, TokenVerifier, is_loopback
+from app.auth.authenticator import Authenticator, TokenVerifier, listens_on_loopback
 from app.auth.clients import ClientFollower, ClientRegistry
 from app.auth.policies import Policies
 from app.auth.proxies import TrustedProxies
@@ -284,7 +284,7 @@ def _authenticator(
     monotonic: Callable[[], float],
     open_is_admin: bool,
 ) -> Authenticator:
-    on_loopback = is_loopback(settings.grpc_listen) and is_loopback(settings.http_listen)
+    on_loopback = listens_on_loopback(settings.grpc_listen) and listens_on_loopback(settings.http_listen)
     return Authenticator(
         store,
         clock=clock,

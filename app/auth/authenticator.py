@@ -19,7 +19,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from app.domain.bounded import BoundedDict
 from app.domain.errors import NotPermitted, RateLimited, StoreUnavailable, Unauthenticated
 from app.domain.records import ANONYMOUS, MAX_ID, Client
 from app.ports.store import Store
+from app.settings.kinds import is_loopback
 
 MAX_AUTHORIZATION = 8192
 """Longest Authorization header that is read, in characters; access tokens are long."""
@@ -99,13 +99,9 @@ _Found = tuple[Client, datetime | None, str]
 """A client, when its credentials expire, and why only CAMARA accepts them ("": all faces do)."""
 
 
-def is_loopback(listen: str) -> bool:
+def listens_on_loopback(listen: str) -> bool:
     """Whether only this machine can reach HOST:PORT."""
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(listen.rpartition(":")[0])
 
 
 class Authenticator:
@@ -154,7 +150,7 @@ class Authenticator:
         self._open = self._open_allowed and not await self.configured()
         if await self._store.clients():
             return False
-        exposed = {setting: listen for setting, listen in listens.items() if not is_loopback(listen)}
+        exposed = {setting: listen for setting, listen in listens.items() if not listens_on_loopback(listen)}
         reached = " and ".join([f"{setting} ({listen})" for setting, listen in (exposed or listens).items()])
         if exposed and not self._open and not closed_is_meant and self._tokens is None:
             raise OpenToAll(

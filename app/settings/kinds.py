@@ -39,8 +39,8 @@ def sip_listen(text: str) -> str:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the host."""
     try:
-        return ipaddress.IPv4Address(host).is_loopback
-    except ipaddress.AddressValueError:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
         return host == "localhost"
 
 

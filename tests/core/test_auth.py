@@ -13,7 +13,7 @@ import structlog.testing
 
 from app.auth import authenticator as auth
 from app.auth import failures
-from app.auth.authenticator import Authenticator, OpenToAll, is_loopback
+from app.auth.authenticator import Authenticator, OpenToAll, listens_on_loopback
 from app.auth.clients import MAX_KEYS, ClientRegistry
 from app.auth.credentials import (
     Credentials,
@@ -256,7 +256,7 @@ def test_credentials_of_a_request() -> None:
 )
 def test_loopback(listen: str, loopback: bool) -> None:
     """What only this machine reaches."""
-    assert is_loopback(listen) is loopback
+    assert listens_on_loopback(listen) is loopback
 
 
 async def test_failures_of_a_peer_are_limited(world: World) -> None:
