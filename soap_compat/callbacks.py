@@ -2,9 +2,9 @@
 
 Invariants: a callback has the version of the request that started the subscription, the application's correlator, and
 the application's spelling of addresses. A SOAP fault is a failed attempt, whatever its HTTP status; so is 410, since
-the contract has no means to end callbacks by an answer. A fault is searched in the first MAX_ANSWER bytes of an answer;
-other contents are ignored, because the contract's response is empty. Notifications without a message in the contract
-(the start of a subscription, and its end by the application) are not sent.
+the contract has no means to end callbacks by an answer. A fault is looked for in the first MAX_ANSWER bytes of an
+answer; other contents are ignored, because the contract's response is empty. Notifications without a message in the
+contract (the start of a subscription, and its end by the application) are not sent.
 
 Deliberately absent: retries and order (`app.delivery.deliverer`), connections and their limits (`app.egress.client`),
 and which notifications are owed (`app.live.rules`).

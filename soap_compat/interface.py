@@ -6,8 +6,8 @@ soap:Header.
 
 Invariants: everything runs in the event loop, without threads. Every call ends with an envelope in the client's
 dialect: the result, or a fault that the operation declares. A declared fault to an authenticated client leaves a usage
-record: the use case's, or, if none was called, one made here. A call leaves no reference cycle, so a burst of calls
-takes no more memory than the calls in progress.
+record. The use case writes it; if no use case was called, this module does. A call leaves no reference cycle, so a
+burst of calls takes no more memory than the calls in progress.
 
 Deliberately absent: HTTP (`server.py`), XML (`request_envelope.py`, `part_reader.py`, `envelope_writer.py`), and
 Spyne's own XML protocols, which need seconds to serialise a thousand terminals.
@@ -93,7 +93,7 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
         return ", ".join(sorted(self._readers))
 
     def get_context(self, parent: Any, transport: Any) -> None:
-        """Returns none: this protocol has no state, and Spyne's context is a reference cycle."""
+        """Returns None: this protocol has no state, and Spyne's own context would be a reference cycle."""
 
     def create_in_document(self, ctx: Any, charset: str | None = None) -> None:
         request = ctx.in_string[0]

@@ -6,9 +6,9 @@ documents of a thread and never frees, so invented names would fill the memory f
 Invariants: the work is linear in the size of the body, and the event loop runs meanwhile: Expat gets SLICE_BYTES at a
 time. Expat writes the namespace's name before each name, so the lengths of names, namespaces and tags are bounded (an
 envelope of 900 kB took nine seconds without these bounds), and so are depth and the numbers of elements, attributes and
-declarations. A DOCTYPE is refused when it begins. Whatever is wrong is a `SoapFault`, except too many `addresses`, for
-which the contract has a fault of its own: then `RequestEnvelope.truncated` is set. The resulting parts have no
-namespaces, so that clients may qualify them differently.
+declarations. A DOCTYPE is refused when it begins. Every error raises `SoapFault`, except too many `addresses`: the
+contract has its own fault for them, so `RequestEnvelope.truncated` is set. The resulting parts have no namespaces, so
+that clients may qualify them differently.
 
 Deliberately absent: SOAP encoding (`href`, `xsi:type`), since the contract is document/literal; and WS-Security other
 than UsernameToken.

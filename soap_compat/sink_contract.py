@@ -1,7 +1,7 @@
 """What a Parlay X notification promises its sink (3GPP TS 29.199-8).
 
-statusEnd is sent when the duration is over or the count is reached; a statusError without an address ends all. A client
-takes the response of endNotification for the end of its callbacks, so nothing is sent after it.
+statusEnd is sent when the duration is over or the count is reached; a statusError without an address ends the whole
+subscription. A client takes the response of endNotification for the end of its callbacks, so nothing is sent after it.
 """
 
 from app.domain.records import NotificationKind

@@ -53,7 +53,7 @@ STALE_S = 300.0
 """How long accepted credentials remain accepted while the store is away."""
 
 MAX_CACHED = 10_000
-"""Credentials remembered; forgotten ones cost a look-up."""
+"""How many credentials are remembered; forgotten ones cost a look-up."""
 
 _HEADER, _CERTIFICATE = b"header:", b"certificate:"
 
@@ -131,7 +131,7 @@ class Authenticator:
         self._open_allowed = open_allowed
         self._tokens = tokens
         self._known = BoundedDict[bytes, _Known](MAX_CACHED)
-        self._bad = BoundedDict[bytes, tuple[float, str]](MAX_CACHED)  # until when no look-up is needed; the reason
+        self._bad = BoundedDict[bytes, tuple[float, str]](MAX_CACHED)  # when to look up again; the reason
         self._keys = BoundedDict[str, _Keys](MAX_CACHED)  # by client id
         self.failures = Failures(monotonic, proxies)
         self._open = False
@@ -142,10 +142,10 @@ class Authenticator:
         """The client of every caller while no client is configured."""
 
     async def start(self, listens: Mapping[str, str], *, closed_is_meant: bool = False) -> bool:
-        """Returns whether callers need no credentials now. Without a client, it logs what is open to whom.
+        """Returns whether callers need no credentials now. Without a client, logs which operations are open to whom.
 
-        `listens` has HOST:PORT by the setting's name; `closed_is_meant`: a gateway that accepts no caller may start.
-        Raises OpenToAll if other machines reach a gateway without a client, and StoreUnavailable.
+        `listens` has HOST:PORT by the setting's name. `closed_is_meant`: the gateway may start even if it accepts no
+        caller. Raises OpenToAll if other machines reach a gateway without a client, and StoreUnavailable.
         """
         self._open = self._open_allowed and not await self.configured()
         if await self._store.clients():
@@ -158,7 +158,7 @@ class Authenticator:
                 "Add a client with `terminal-status clients add NAME`, listen on 127.0.0.1, or set TS_ANONYMOUS_ACCESS "
                 "to never (every call is refused until there is a client) or anywhere (a proxy in front authenticates)."
             )
-        whom = "everybody who reaches" if exposed else "everybody on this machine, and whom a proxy on it lets in:"
+        whom = "everybody who reaches" if exposed else "everybody on this machine or behind a proxy on it:"
         what = "every operation, operators' too" if self.anonymous.admin else "every operation but operators'"
         _log.warning(
             "no_client_configured",
@@ -177,7 +177,7 @@ class Authenticator:
 
     def forget(self) -> None:
         """Looks up all credentials again when they are used next: clients or keys have changed."""
-        for known in self._known.values():  # kept: known credentials are looked up whatever failures their peer has
+        for known in self._known.values():  # kept: look-ups of known credentials are not limited
             known.until = known.confirmed_at = -math.inf
         for keys in self._keys.values():
             keys.until = -math.inf
@@ -227,8 +227,9 @@ class Authenticator:
         )
 
     async def authenticate_with(self, client_id: str, matches: Callable[[str], bool], *, peer: str = "") -> Client:
-        """As `authenticate`, for a face that compares by itself. `matches` is called with the `password_equivalent` of
-        each current key of the client, and must compare in constant time. The keys are remembered for CACHE_S."""
+        """As `authenticate`, for a face that compares the secret itself. `matches` is called with the
+        `password_equivalent` of each current key of the client, and must compare in constant time. The keys are
+        remembered for CACHE_S."""
         if await self._is_open():
             return self.anonymous
         try:

@@ -39,7 +39,7 @@ CAMARA_SCOPES = ("device-reachability-status",)
 """Prefixes of CAMARA's scopes. CAMARA's face checks them for each operation."""
 
 _UNREADABLE = (JoseError, ValueError, RecursionError)
-"""The exceptions of reading a token; RecursionError, because only the stack limits nesting in Python's JSON."""
+"""What reading a token may raise. RecursionError: only the stack limits nesting in Python's JSON."""
 
 _KINDS = ("EC", "OKP", "RSA")
 _log = structlog.get_logger(__name__)
@@ -56,7 +56,8 @@ class Grant:
 
 
 class _Algorithms(jws.JWSRegistry):
-    """ALGORITHMS only. The library's own registry warns about EdDSA for each token, which RFC 9864 renames Ed25519."""
+    """Accepts ALGORITHMS only. Replaces the library's own registry, which for each token warns that RFC 9864 renames
+    EdDSA to Ed25519."""
 
     def get_alg(self, name: str) -> Any:
         if name not in ALGORITHMS:
@@ -125,8 +126,8 @@ class AccessTokens:
             raise _refused(client_id) from None
 
     def grant(self, token: str) -> Grant:
-        """What a token grants that `verify` has just accepted; nothing is checked again. Raises Unauthenticated for a
-        malformed token."""
+        """What a token grants. `verify` must have just accepted the token; nothing is checked again. Raises
+        Unauthenticated for a malformed token."""
         try:
             claims = json.loads(jws.extract_compact(token.encode()).payload)
         except _UNREADABLE:
@@ -134,8 +135,8 @@ class AccessTokens:
         return Grant(scopes=frozenset(_scopes(claims)), device=self._device(claims))
 
     def confined(self, token: str) -> str:
-        """Why a token that `verify` has just accepted is for CAMARA's APIs only; "" if it is valid for all faces.
-        Raises Unauthenticated for a malformed token."""
+        """Why a token is for CAMARA's APIs only; "" if it is valid for all faces. `verify` must have just accepted the
+        token. Raises Unauthenticated for a malformed token."""
         grant = self.grant(token)
         if grant.device:
             return "The access token is for one device, and valid for CAMARA's APIs only."

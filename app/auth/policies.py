@@ -14,7 +14,7 @@ MAX_BUCKETS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A token bucket: the calls that were left, and when. Negative after a query larger than the bucket."""
+    """A token bucket: the calls left, and the time of that count. Negative after a query larger than the bucket."""
 
     left: float
     at_s: float
@@ -22,8 +22,8 @@ class Bucket:
 
 def take(bucket: Bucket | None, rate_per_s: int, burst: int, now_s: float, calls: int = 1) -> tuple[Bucket, float]:
     """Takes calls out of the bucket (None: a full one). Returns the bucket afterwards, and the seconds to wait (0: the
-    calls were taken). If one call is left, all are taken and the bucket becomes negative: a query larger than the burst
-    is accepted, and the next call waits longer. A clock that goes back changes nothing."""
+    calls were taken). If at least one call is left, all `calls` are taken, even if the bucket becomes negative: a query
+    larger than the burst is accepted, and the next call waits longer. A clock that goes back changes nothing."""
     most = burst or rate_per_s
     left = float(most) if bucket is None else min(most, bucket.left + max(0.0, now_s - bucket.at_s) * rate_per_s)
     if left < 1:

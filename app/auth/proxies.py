@@ -126,8 +126,8 @@ def _ip(text: str) -> _Address | None:
 
 
 def _lists(headers: Iterable[tuple[str | bytes, str | bytes]]) -> dict[str, str]:
-    """The lists by name, each joined from all lines of its header; a malformed text in place of one that is too
-    long."""
+    """The lists by name, each joined from all lines of its header. A list that is too long is replaced by a malformed
+    text."""
     found: dict[str, list[str]] = {
         name: [] for name in ("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
     }

@@ -40,7 +40,7 @@ class Tls:
         _check(*self._files)
         self._look_at_s = time.monotonic() + RELOAD_S
         self._renewals = 0
-        """How often renewed files were found, or files were read again by `read_again`."""
+        """The number of times that renewed files were found, or that `read_again` read the files."""
         self._appliers: list[Callable[[], None]] = []
 
     def grpc_credentials(self) -> grpc.ServerCredentials:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def read_settings(
     config: Path | None, option_names: dict[str, str] | None = None, **overrides: str | None
 ) -> "Settings":
-    """All settings. `overrides` are values of options, by setting; `option_names` are the names of those options in
-    messages, where they differ from the setting's."""
+    """All settings. `overrides` are values of options, by setting; `option_names` are the options' names for messages,
+    by setting, where the two names differ."""
     from app.settings.loading import ConfigurationError, load_settings
 
     try:

@@ -1,7 +1,7 @@
 """Options for reaching a running gateway: its address, credentials, TLS and timeout.
 
-Invariants: `with_options` gives them to a command by its signature; no command repeats them, except `get`, which names
-two servers.
+Invariants: commands get these options from `with_options` and do not repeat them, except `get`, which names two
+servers.
 """
 
 import inspect

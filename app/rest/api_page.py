@@ -53,8 +53,8 @@ def as_text(document: Mapping[str, Any]) -> str:
 
 
 def add_routes(app: FastAPI, documents: Documents, public_url: str | None) -> None:
-    """Adds the pages and the documents to `app`. The documents name the server `public_url`, or else as the reader's
-    request does."""
+    """Adds the pages and the documents to `app`. The documents name the server by `public_url`, or else by the URL of
+    the reader's request."""
     page = cache(lambda name: _page(name, documents))
     text = cache(lambda name: as_text(documents[name]()))
     first = next(iter(documents))

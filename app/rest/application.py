@@ -1,7 +1,8 @@
 """Builds the HTTP APIs: the ASGI app of REST API v1, with CAMARA's apps beside it.
 
 CAMARA's paths have apps of their own, so that each of their errors has CAMARA's form.
-Invariants: `export_openapi` returns what `openapi/` holds. No page served needs the internet.
+
+Invariants: `export_openapi` returns the texts of the files in `openapi/`. No page served needs the internet.
 
 Deliberately absent: redirects for a trailing slash; FastAPI's telemetry, which costs 6 µs a request and reads
 environment variables.
@@ -55,10 +56,10 @@ def create_app(
     """Returns the ASGI app. Routes and mounts may be added to it; their uncaught errors become problems.
 
     `stopping`: once set, the gateway is not ready. `number_pattern`: the address of a CAMARA `phoneNumber`. `grant`:
-    what a valid access token grants (`AccessTokens.grant`); None if access tokens are not accepted.
-    `max_stream_age_s`: the age, in seconds, at which a stream of events is ended, for its client to resume.
-    `public_url`: the server named in the OpenAPI documents; by default the one that the reader's request names.
-    `ready_needs_presence`: whether the gateway is not ready while no presence server answers.
+    what a valid access token grants (`AccessTokens.grant`); None if access tokens are not accepted. `max_stream_age_s`:
+    the age, in seconds, at which a stream of events is ended, for its client to resume. `public_url`: the server named
+    in the OpenAPI documents; by default the one that the reader's request names. `ready_needs_presence`: whether the
+    gateway is ready only while a presence server answers.
     """
     dependencies = camara.CamaraDependencies(
         use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock

@@ -29,8 +29,8 @@ MAX_HEAD_BYTES = 64 * 1024
 """Limit of request line and headers together; a longer head ends the connection."""
 
 MAX_PIPELINED = 16
-"""Limit of requests that wait for an earlier one's answer; one more ends the connection. uvicorn reads them before that
-answer: two hundred connections with 256 each delayed all other calls by four seconds."""
+"""Limit of requests that wait until an earlier request is answered; one more ends the connection. uvicorn would read
+any number of them ahead: two hundred connections with 256 each delayed all other calls by four seconds."""
 
 SLICE = 16 * 1024
 """Bytes passed to httptools at a time; the limits are checked in between. A read of the socket may return 256 KiB."""
@@ -39,13 +39,14 @@ PROBES = (b"/healthz", b"/readyz")
 """Paths that are served regardless of the limit of connections."""
 
 HEAD_LIMIT_S = 10.0
-"""From the connection, or a later request's first byte, to the end of the head."""
+"""Time limit for a request's head: from the start of the connection, or from a later request's first byte."""
 
 BODY_PAUSE_S = 20.0
 """The longest pause within a request's body."""
 
 BODY_LIMIT_S = 60.0
-"""From the end of a request's head to the end of its body. Neither limit runs while the gateway does not read."""
+"""Time limit for a request's body, from the end of its head. BODY_PAUSE_S and BODY_LIMIT_S do not run while the gateway
+does not read."""
 
 LOG_S = 10.0
 """Least time between two log lines of one kind that any unauthenticated peer can cause."""
@@ -138,7 +139,8 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._in_body:
             self._wait_for_body()
         elif self.cycle.response_complete and not self.pipeline and self.timeout_keep_alive_task is None:
-            # uvicorn stopped this timer for bytes that began no request: an answered one's rest, or an empty line.
+            # uvicorn stopped this timer, but the bytes began no request: they were an empty line, or the rest of an
+            # answered request.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -163,7 +165,7 @@ class BoundedConnection(HttpToolsProtocol):
         served = self.app
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.lower() != b"chunked":
-                self.app = _transfer_coding_unknown  # which answers in the order of the connection's requests
+                self.app = _transfer_coding_unknown  # uvicorn runs it in the order of the connection's requests
         super().on_headers_complete()
         self.app = served
 
@@ -244,7 +246,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(problem(408, "REQUEST_TIMEOUT", "The request's body did not arrive in time.", retryable=True))
             self._deadline = self.loop.call_later(
                 BODY_PAUSE_S, self.transport.abort
-            )  # if the peer does not read the answer either
+            )  # in case the peer does not read the answer either
             self.cycle.disconnected = True  # so that the application stops, and writes nothing after this answer
             self.cycle.message_event.set()
 

@@ -45,7 +45,7 @@ def on_separate_address(app: ASGIApp) -> ASGIApp:
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PATHS:
-            scope = {**scope, "path": "/", "raw_path": b"/"}  # which does not exist
+            scope = {**scope, "path": "/", "raw_path": b"/"}  # a path that does not exist
         await app({**scope, _SEPARATE: True}, receive, send)
 
     return serve

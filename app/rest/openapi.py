@@ -21,7 +21,7 @@ from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.problem import Problem
 
 V1 = "terminal-status-v1"
-"""The document's name, which is its file's in `openapi/`."""
+"""The name of the document, and of its file in `openapi/`."""
 
 VERSION = "1.1.0"
 """The version of the contract, not of the product: additions raise its second number."""

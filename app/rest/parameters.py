@@ -68,7 +68,8 @@ RequestId = Annotated[str, Depends(_request_id)]
 
 
 class _AnyText(Convertor[str]):
-    """As Starlette's `path`, and line ends too: the use case refuses them, where `path` would answer 404."""
+    """As Starlette's `path`, but accepts line ends too: the use case refuses them with a reason, while `path` would
+    answer 404."""
 
     regex = r"[\s\S]*"
 
@@ -80,7 +81,7 @@ class _AnyText(Convertor[str]):
 
 
 class _GroupAddress(_AnyText):
-    """Any text except one that ends like the paths of a group's members; no address ends so."""
+    """Any text that does not end like the paths of a group's members; no address ends so."""
 
     regex = r"[\s\S]*(?<!/members)(?<!/members:add)(?<!/members:remove)"
 

@@ -48,7 +48,7 @@ def add_routes(app: FastAPI, service: FetchService, *, stopping: asyncio.Event, 
         response_description="The process answers.",
         responses=documented(),
     )
-    @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)  # this route serves, HEAD included
+    @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)  # this route answers both GET and HEAD
     async def healthz() -> ProcessLiveness:
         return ProcessLiveness(status="alive")
 

@@ -1,8 +1,8 @@
 """How an error looks on REST API v1: problem details (RFC 9457) for every answer that is not a success.
 
 Invariants: every error of every path under the app is `application/problem+json` of one form. `STATUSES` is total over
-the domain errors. `type` and `title` follow from `code`, which is the domain error's, so clients may switch on any.
-Mounted apps (SOAP) answer their own faults; exceptions that they do not catch are answered here.
+the domain errors. `type` and `title` follow from `code`, which is the domain error's, so clients may switch on any of
+the three. Mounted apps (SOAP) answer their own faults; exceptions that they do not catch are answered here.
 
 Deliberately absent: uncaught exceptions (`middleware.py`), and web pages for the `type` URNs (the OpenAPI document has
 an example of each).

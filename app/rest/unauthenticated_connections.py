@@ -31,7 +31,7 @@ class Connection(Protocol):
 
 
 class UnauthenticatedConnections:
-    """Those of one server. `clock` returns seconds that never go back."""
+    """The unauthenticated connections of one server. `clock` returns seconds that never go back."""
 
     def __init__(
         self, proxies: TrustedProxies, clock: Callable[[], float], *, most_per_address: int = MAX_PER_ADDRESS
@@ -40,7 +40,7 @@ class UnauthenticatedConnections:
         self.work = WorkQueue()
         self._clock = clock
         self._most = most_per_address
-        self._by_address: dict[str, dict[Connection, None]] = {}  # without addresses that have no connection
+        self._by_address: dict[str, dict[Connection, None]] = {}  # has only addresses with connections
         self._closed, self._logged_s = 0, -math.inf
 
     def join(self, address: str, connection: Connection) -> str:

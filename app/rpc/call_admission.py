@@ -1,9 +1,9 @@
 """Admits each gRPC call before its servicer runs: counts it, authenticates its caller, and reads its request.
 
-grpc.aio calls the handler of a unary request only when its message has arrived, however long that takes; and only
-handlers see the caller's address, which the metadata of generic handlers and interceptors lack. A handler of a request
-stream is called before any message. So every method is registered as if its request were a stream, which is the same on
-the wire, and its one message is read after the call is counted. Unparsable bytes thereby become an error with details.
+grpc.aio calls the handler of a unary request only after its message has arrived, but the handler of a request stream
+before any message. Only handlers see the caller's address; generic handlers and interceptors do not. So every method is
+registered as if its request were a stream, which looks the same on the wire. Its one message is read after the call is
+counted; unparsable bytes then become an error with details.
 
 Invariants: a call in progress is in `OpenCalls.tasks`, and counts for exactly one `CallLimit`. The message of a call
 with bad credentials, or without required ones, is not read.

@@ -32,10 +32,11 @@ EXCESS_PENDING_LIMIT_S: Final = 2.0
 many calls before the message of the first, and thousands of calls may wait for one look-up of their credentials."""
 
 FLOOD_WEIGHT: Final = 200.0
-"""Weight of one address's bad calls within one interval of `enforce_connection_limits` that blocks the address."""
+"""An address is blocked when its bad calls within one interval of `enforce_connection_limits` weigh this much."""
 
 BAD_CALL_WEIGHT, OPEN_METHOD_WEIGHT = 1.0, 0.2
-"""Weight of a call without valid credentials or without a message; of a call to a method without credentials."""
+"""Weight of a call without valid credentials or without a message; weight of a call to a method that needs no
+credentials."""
 
 MAX_UNARY_CALLS: Final = 10_000
 """Calls that one client may have open beside its streams. Bursts of 8,000 calls at once must not lose any."""
@@ -46,7 +47,7 @@ RETRY_AFTER_S: Final = 1.0
 class CallLimit:
     """Counts the open calls of one kind and limits them: `per_key` for one key, `total` for all keys together.
 
-    Of a key's calls `pending_per_key` (default: `per_key`) may use the whole PENDING_LIMIT_S, the others
+    Of a key's pending calls, the oldest `pending_per_key` (default: `per_key`) may take PENDING_LIMIT_S, the others
     EXCESS_PENDING_LIMIT_S. `whose` completes the message "… calls are open …".
     """
 
@@ -103,9 +104,9 @@ class PendingCall:
 
 
 class CallLimits:
-    """The limits of one gRPC server and its pending calls. One client may have `max_streams` streams open, one address
-    `unauthenticated_calls` pending calls, and as many as `unauthenticated_connections` connections on which no client
-    has called yet."""
+    """The limits of one gRPC server and its pending calls. One client may have `max_streams` streams open. One address
+    may have `unauthenticated_calls` pending calls, and `unauthenticated_connections` connections on which no client has
+    called yet."""
 
     def __init__(
         self,

@@ -4,9 +4,9 @@ gRPC limits only the number of all connections together, so one host with idle c
 host. And grpc.aio passes calls to Python in their order of arrival, about 3,000 a second, so a flood of bad calls
 delays everybody's calls.
 
-Invariants: a connection on which a client's call was admitted is never shut down, nor is a trusted proxy's; and without
-a flood none that was opened within the last CHECK_S. An address is blocked for MIN_BLOCK_S, twice as long after each
-further flood, and at most MAX_BLOCK_S.
+Invariants: these connections are never shut down: one on which a client's call was admitted, a trusted proxy's, and,
+without a flood, one that was opened within the last CHECK_S. An address is blocked for MIN_BLOCK_S, twice as long after
+each further flood, and at most MAX_BLOCK_S.
 
 Deliberately absent: how connections are listed and shut down (`tcp_connections.py`), how the kernel blocks addresses
 (`address_filter.py`), and limits on calls (`call_limits.py`).
@@ -41,8 +41,8 @@ class BlockedAddresses:
         self._until = BoundedDict[str, tuple[float, float]](MAX_BLOCKED)  # when the block ends, and how long it lasts
 
     def add(self, keys: Iterable[str], now_s: float) -> list[str]:
-        """Blocks addresses that have flooded, and returns those that were not blocked before: calls that an address
-        sent before it was blocked are still counted afterwards."""
+        """Blocks addresses that have flooded. Returns the newly blocked ones: a blocked address may be among `keys`,
+        since calls that it sent before are still counted."""
         new = []
         for key in keys:
             until_s, lasted_s = self._until.get(key, (now_s, MIN_BLOCK_S / 2))

@@ -129,7 +129,8 @@ def delivery_state(value: int) -> DeliveryState | None:
 
 
 def limits(values: Mapping[str, int]) -> dict[str, int | bool]:
-    """A client's limits; 0 and 1 become False and True for policies that are switches. The use case checks the rest."""
+    """A client's limits. For policies that are switches, 0 and 1 become False and True. The use case checks the
+    rest."""
     return {name: bool(value) if name in _SWITCHES and value in (0, 1) else value for name, value in values.items()}
 
 

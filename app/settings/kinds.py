@@ -164,7 +164,7 @@ def jwks_url(text: str) -> str:
 
 
 def with_issuer(text: str, others: ValidationInfo) -> str:
-    """Refuses one of the three settings of access tokens where the issuer is missing, or the reverse."""
+    """Refuses a setting of access tokens without the issuer, and the issuer without the setting."""
     if bool(text) != bool(others.data.get("oidc_issuer")):
         raise ValueError(f"{PREFIX}OIDC_ISSUER, {PREFIX}OIDC_AUDIENCE and {PREFIX}OIDC_JWKS_URL must be set together")
     return text

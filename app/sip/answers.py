@@ -1,7 +1,7 @@
 """The meaning of a presence server's answers to SUBSCRIBE (RFC 6665, RFC 3856), as pure functions.
 
-Invariants: every answer has a meaning: a status can be read from it, or the request is repeated in another way, or it
-is one domain error.
+Invariants: every answer means one of three things: a status, one domain error, or that the request is repeated in
+another way.
 """
 
 from app.domain.errors import (
@@ -18,7 +18,7 @@ from app.domain.errors import (
 from app.sip.headers import Final
 
 MAX_MIN_EXPIRES_S = 3600
-"""A fetch answered by 423 is repeated with the Min-Expires of the answer, up to this."""
+"""The longest Min-Expires of a 423 with which a fetch is repeated."""
 
 BAD_ADDRESS = 416
 """The code of a local failure: PJSIP refused an address that `parse_address` had accepted."""
@@ -35,7 +35,7 @@ UNUSABLE = {
     "maddr": "its Via has maddr, which the gateway does not follow",
     "refused": "the SIP stack refused it",
 }
-"""Why PJSIP or the gateway refused a NOTIFY to a Contact of ours, by reason."""
+"""By reason: why PJSIP or the gateway refused a NOTIFY to one of our Contacts, in words for people."""
 
 _MISCONFIGURED = frozenset({400, 405, 406, 414, 415, 416, 420, 421, 482, 483, 485, 488, 489, 493})
 _UNKNOWN = frozenset({404, 410, 484, 604})
@@ -62,7 +62,7 @@ def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalSta
     if code in _REFUSED:
         return WatcherRefused(answer, sip_code=sip_code)
     if code in {401, 407}:
-        return WatcherUnauthenticated(f"{answer} The gateway has no credentials it accepts.", sip_code=sip_code)
+        return WatcherUnauthenticated(f"{answer} The gateway's credentials are missing or wrong.", sip_code=sip_code)
     if code in _MISCONFIGURED:
         return PresenceMisconfigured(answer, sip_code=sip_code)
     wait = float(retry_after_s) if retry_after_s >= 0 else None

@@ -85,7 +85,7 @@ def read_notify(text: str) -> Notify:
     )
 
 
-@functools.lru_cache(maxsize=1024)  # a server uses few different values
+@functools.lru_cache(maxsize=1024)  # a server sends few different values
 def _subscription_state(value: str) -> tuple[str, str, int, int]:
     """The state, the reason, and the seconds of retry-after and expires."""
     state, *parameters = value.lower().split(";")
@@ -125,7 +125,7 @@ def plain(text: str) -> str:
 
 def _split(text: str) -> tuple[str, str]:
     end = text.find("\r\n\r\n")
-    # The usual line ends first: the search below takes longer.
+    # Tries the usual line ends before the slower search below.
     if end >= 0 and "\n\n" not in text[:end] and "\n\r\n" not in text[:end]:
         head, body = text[:end], text[end + 4 :]
     else:

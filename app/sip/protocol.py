@@ -65,7 +65,7 @@ class Configure(_Message, tag="configure"):
 
 
 class StartFetch(_Message, tag="start-fetch"):
-    """Ask the presence server once about `address` (a canonical URI), in the turn of `client`.
+    """Ask the presence server once about `address` (a canonical URI), when `client` has its turn.
 
     The worker answers by FetchAnswered or FetchFailed with the same `id`.
     """
@@ -82,7 +82,8 @@ class CancelFetch(_Message, tag="cancel-fetch"):
 
 
 class StartWatches(_Message, tag="start-watches"):
-    """Keep a watch for each `(id, address, observed)`, the most urgent first, set up in the turn of one of `clients`.
+    """Keep a watch for each `(id, address, observed)`, the most urgent first. A watch is set up when one of `clients`
+    has its turn.
 
     `observed`: a status was observed before. For a watch that exists, only its clients change.
     """

@@ -27,10 +27,8 @@ _LONGEST_PAUSE_S = 5.0
 
 
 class WorkerSupervisor:
-    """The supervisor of one worker.
-
-    `on_report` is called with each report about watches or counts, `on_died` when the worker has died, `on_replaced`
-    when another one has taken its place.
+    """The supervisor of one worker. `on_report` is called with each report about watches or counts, `on_died` when the
+    worker has died, `on_replaced` when its replacement works.
     """
 
     def __init__(

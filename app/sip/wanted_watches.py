@@ -1,6 +1,5 @@
-"""The watches that are wanted of one worker. The worker's own list is a copy of this one.
-
-A worker that starts gets all of them, a running one those that were added in the present round of the event loop.
+"""The watches that one worker has to keep. The worker's own list is a copy of this list. A new worker gets all of them;
+a running worker gets those that were added in the present round of the event loop.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,8 @@ from app.domain.statuses import Liveness
 from app.sip.protocol import StartWatches
 
 MOST_CLIENTS = 8
-"""Only the last clients that wanted a watch are kept; it is set up in the turn of one of them."""
+"""How many of the clients that want a watch are kept, the last ones. The watch is set up when one of them has its
+turn."""
 
 _WATCHES_PER_COMMAND = 1000
 
@@ -57,7 +57,7 @@ class WantedWatches:
         return bool(self._unsent)
 
     def add(self, number: int, address: TerminalAddress, client: int) -> bool:
-        """Adds a watch, as `number`, or one more client of it; whether there is anything to send."""
+        """Adds a watch as `number`, or one more client of it. Returns whether there is anything to send."""
         watch = self._by_address.get(address)
         if watch is None:
             watch = self._by_address[address] = self._by_id[number] = WantedWatch(number, address, (client,))
@@ -76,13 +76,13 @@ class WantedWatches:
         return watch
 
     def take_unsent(self) -> list[WantedWatch]:
-        """Returns the watches to send, and takes them for sent."""
+        """Returns the watches to send, and counts them as sent."""
         unsent, self._unsent = [watch for watch in self._unsent if watch.id in self._by_id], []
         return unsent
 
 
 def start_commands(watches: Iterable[WantedWatch]) -> Iterator[StartWatches]:
-    """The commands that start the watches, which are given from the oldest to the newest."""
+    """The commands that start `watches`, which are in order from the oldest to the newest."""
     by_clients: dict[tuple[int, ...], list[WantedWatch]] = {}
     for watch in watches:
         by_clients.setdefault(watch.clients, []).append(watch)

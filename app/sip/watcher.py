@@ -1,7 +1,7 @@
 """The `Watcher` port of the gateway: passes fetches and watches to SIP workers, and their reports to the observer.
 
 Terminals are distributed over the workers by a hash of the address. Workers know clients by hashes of their ids; two
-clients of one hash share their turns.
+clients with the same hash share their turns.
 
 Invariants: when a worker dies, its fetches fail with WatcherRestarting, which is retryable, and so do new ones until
 the worker is replaced. The observer is called about a terminal only between `watch` and `unwatch`.
@@ -99,7 +99,8 @@ class SipWatcher:
 
     @property
     def presence_up(self) -> bool:
-        """See `app.ports.sip.Fetcher`: every worker, which has terminals of its own, has a route that is up."""
+        """See `app.ports.sip.Fetcher`: true if every worker has a route that is up, since each has its own
+        terminals."""
         return all(any(counts.current.routes_up or [True]) for counts in self._counts)
 
     @property
@@ -232,7 +233,7 @@ class SipWatcher:
                 observer.on_watch_ended(watch.address, report.reason, _error_of(report.error))
 
     def _on_worker_died(self, supervisor: WorkerSupervisor) -> None:
-        """Makes its watches STALE until the next worker has set them up."""
+        """Makes the worker's LIVE watches STALE until the next worker has set them up."""
         for watch in list(supervisor.wanted):
             if watch.liveness is Liveness.LIVE and self._observer is not None:
                 watch.liveness = Liveness.STALE
@@ -241,7 +242,7 @@ class SipWatcher:
                 self._observer.on_liveness_changed(watch.address, Liveness.STALE, reason, error)
 
     def _report_observation(self, address: TerminalAddress, report: Observed, observer: WatchObserver) -> bool:
-        """Passes on a document; whether it was whole."""
+        """Passes on a document. Returns whether it was complete."""
         received = len(report.body)
         if report.declared_bytes not in (-1, received):
             self._log_cut(address, report.declared_bytes, received)
@@ -289,7 +290,8 @@ def _log_refused(messages: Counter[str]) -> None:
 
 
 def _for_worker(configure: Configure, number: int) -> Configure:
-    """Gives each worker ports of its own: two further on, since TLS has the port after that of UDP and TCP."""
+    """Gives each worker its own ports, two above those of the worker before: TLS uses the port after that of UDP and
+    TCP."""
     port = configure.listen_port
     return msgspec.structs.replace(configure, listen_port=port + 2 * number if port else 0)
 

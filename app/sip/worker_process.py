@@ -101,7 +101,7 @@ class WorkerProcess(asyncio.Protocol):
         return self.process.pid if self.process else None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, not its base class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class only has the same methods
         self._flush()
 
     def data_received(self, data: bytes) -> None:

@@ -136,7 +136,7 @@ class BareLoop:
     def let_go(self) -> None:
         """Waits until PJSIP has freed the last transaction, and with it the last dialog, of the fetches so far.
 
-        Freeing is part of the cost of a fetch; a gateway that goes on pays it during its run.
+        Freeing is part of the cost of a fetch; a gateway, which keeps running, pays it during its run.
         """
         lib, limit_s = self._lib, time.monotonic() + _LIMIT_S
         while lib.pjsip_tsx_layer_get_tsx_count():

@@ -104,7 +104,7 @@ class FloorCaller:
 
 
 class HttpCaller(asyncio.Protocol):
-    """One kept-alive connection; `request` makes the bytes of a request, `reachable` stands in the wanted answer."""
+    """One kept-alive connection; `request` makes the bytes of a request; the wanted answer contains `reachable`."""
 
     def __init__(self, request: Callable[[int], bytes], reachable: bytes) -> None:
         self._request = request

@@ -80,7 +80,7 @@ class Lags:
         self._sent_s: dict[str, float] = {}
 
     def sent(self, address_: str) -> None:
-        """A change is made. If the terminal's last change has not arrived, its time runs on."""
+        """A change is made. If the terminal's previous change has not arrived, the delay counts from that change."""
         self._sent_s.setdefault(address_, time.perf_counter())
 
     def arrived(self, address_: str) -> None:

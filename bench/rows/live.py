@@ -2,8 +2,8 @@
 
 One stream keeps WATCHED terminals watched, so no query needs SIP. The baselines are a grpc.aio handler of the same
 types and a FastAPI handler on the same uvicorn settings. The same callers query the gateway and the baseline in turn,
-in short blocks. The baseline of SOAP is Spyne's in-process call of a no-op, without server, connection and caller,
-which is measured once. A rate is the median of the blocks, a ratio the median of the pairs of blocks.
+in short blocks. The baseline of SOAP is Spyne's in-process call of a no-op, without server, connection and caller; it
+is measured once. A rate is the median of the blocks, a ratio the median of the pairs of blocks.
 """
 
 import contextlib

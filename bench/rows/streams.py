@@ -1,10 +1,10 @@
 """Rows about changes and streams: from a NOTIFY to one reader and to many readers, and what idle streams cost.
 
-`changes.*`: SIPp changes WATCHED terminals faster than the gateway has to follow; the figure is the smaller number of
-the events at one stream's reader and the revisions in the database, in the same time. `event.*`: presence server and
-reader are one process, so one clock measures. `fanout.rate` and `stream.memory`: the baseline is a bare grpc.aio
-server that sends the same message to, or keeps open, the same number of streams. `sse.*`: many streams of server-sent
-events; each change has to reach all of them, and the gateway's memory must not grow with the changes.
+`changes.*`: SIPp changes WATCHED terminals faster than the gateway has to follow; the figure is the smaller of two
+numbers: the events at one stream's reader, and the revisions in the database in the same time. `event.*`: presence
+server and reader are one process, so one clock measures. `fanout.rate` and `stream.memory`: the baseline is a bare
+grpc.aio server that sends the same message to, or keeps open, the same number of streams. `sse.*`: many streams of
+server-sent events; each change has to reach all of them, and the gateway's memory must not grow with the changes.
 """
 
 import statistics

@@ -241,10 +241,10 @@ def rotate_secret(
     if drop_old:
         err.print("From now on notifications are signed only with the newest secret.")
     elif not answer.secret:
-        err.print("From now on notifications are signed with that secret and the one before.")
+        err.print("From now on notifications are signed with the new secret and the previous one.")
     else:
         err.print(
-            "From now on notifications are signed with the one before and with this secret, which is shown only now:"
+            "From now on notifications are signed with the previous secret and this new one, which is shown only now:"
         )
         print(answer.secret)  # noqa: T201  # standard output is this command's answer
 

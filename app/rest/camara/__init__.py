@@ -37,8 +37,9 @@ _CREDENTIALS = """
 token: the request must have `device`. With an access token that identifies a device (three-legged), the request must \
 not have `device`. An access token needs this API's scopes.
 
-**Devices.** A device is identified by `phoneNumber` or `networkAccessIdentifier`; of both, `phoneNumber` is used. \
-Devices with IP addresses only are answered `UNSUPPORTED_IDENTIFIER`. A device whose user is on a call is reachable."""
+**Devices.** A device is identified by `phoneNumber` or `networkAccessIdentifier`; if both are sent, `phoneNumber` is \
+used. Devices with IP addresses only are answered `UNSUPPORTED_IDENTIFIER`. A device whose user is on a call is \
+reachable."""
 
 
 def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:

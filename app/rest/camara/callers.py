@@ -101,7 +101,7 @@ def _grant(api: CamaraDependencies, scope: Scope) -> Grant | None:
 
 @contextmanager
 def recorded(api: CamaraDependencies, caller: CamaraCaller, operation: str) -> Iterator[None]:
-    """Writes the usage record of an operation that is refused before its use case runs, which writes its own."""
+    """Writes the usage record of an operation that is refused before its use case runs; the use case writes its own."""
     try:
         yield
     except RateLimited:

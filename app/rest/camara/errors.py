@@ -37,7 +37,7 @@ METHOD_NOT_ALLOWED: Code = (405, "METHOD_NOT_ALLOWED")
 ALREADY_EXISTS: Code = (409, "ALREADY_EXISTS")
 ABORTED: Code = (409, "ABORTED")
 PAYLOAD_TOO_LARGE: Code = (413, "PAYLOAD_TOO_LARGE")
-"""Not a code of the Commonalities, which have none for it."""
+"""Our own code: the Commonalities have none for this status."""
 UNSUPPORTED_MEDIA_TYPE: Code = (415, "UNSUPPORTED_MEDIA_TYPE")
 SERVICE_NOT_APPLICABLE: Code = (422, "SERVICE_NOT_APPLICABLE")
 MISSING_IDENTIFIER: Code = (422, "MISSING_IDENTIFIER")
@@ -102,7 +102,7 @@ _PROBLEMS: Mapping[int, Code] = {code[0]: code for code in (INVALID_ARGUMENT, IN
 _WRONG_VALUES: Mapping[str, Code] = {
     "sink": INVALID_SINK,
     "protocol": INVALID_PROTOCOL,
-    "sinkCredential": INVALID_CREDENTIAL,  # its discriminator
+    "sinkCredential": INVALID_CREDENTIAL,  # an unknown credentialType is reported here
     "accessToken": INVALID_TOKEN,
     "accessTokenType": INVALID_TOKEN,
 }

@@ -11,8 +11,8 @@ def duration(
 ) -> tuple[int | None, bool]:
     """Returns a subscription's duration in milliseconds (None: unlimited), and whether its sink's access token ends it.
 
-    `default_ms` is the duration of a request without `expire_time`. A token that outlives the longest possible
-    duration is no bound for an unlimited one; the subscription still ends with the token.
+    `default_ms` is the duration of a request without `expire_time`. If an unlimited subscription has a token that
+    outlives the longest possible duration, its duration stays unlimited; it still ends with the token.
     """
     requested_ms = default_ms if expire_time is None else _ms(expire_time - now)
     if token_expires_at is not None:

@@ -1,7 +1,7 @@
 """Requests of GetStatus, parsed once, each with its last response.
 
-Applications repeat the same request, and a watched terminal's status is the same object until it changes; so neither is
-the request parsed nor the response serialised twice.
+Applications repeat the same request, and a watched terminal's status is the same object until it changes. So a request
+is parsed once, and a response serialised once.
 """
 
 from google.protobuf.message import DecodeError

@@ -2,8 +2,8 @@
 
 Invariants: GetStatus is the most frequent call: it takes and returns bytes, and parses and serialises as little as
 possible (`cached_requests.py`). A stream awaits each write, so a slow client holds up only its own stream; what it has
-not received waits in the stream's mailbox. Each RECHECK_S a stream's next event triggers a check whether the call's
-credentials are still valid, and whether the stream has reached its greatest age.
+not received waits in the stream's mailbox. At most once per RECHECK_S, a stream's next event triggers two checks: are
+the call's credentials still valid, and has the stream reached its greatest age?
 
 Deliberately absent: snapshots, order and bookmarks of a stream (`app/live/`).
 """

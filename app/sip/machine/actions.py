@@ -70,7 +70,7 @@ class SetTimer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportObservation:
-    """Report the NOTIFY: it says the terminal's status."""
+    """Report the NOTIFY, which states the terminal's status."""
 
     notify: Notify
 

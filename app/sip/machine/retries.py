@@ -14,8 +14,9 @@ from app.sip.machine.timing import LONG_STOP_S, LONGEST_EXPIRES_S, MAX_RETRY_AFT
 class Retry:
     """How the next attempt is timed.
 
-    `at_once` holds for the first failure in a row only, or where the server has just come `back`, so that no server
-    can make us loop. `retry_after_s` is the server's Retry-After, -1 where absent or without meaning.
+    `at_once`: without a wait, but only after the first failure in a row, or if the server has just come `back`:
+    otherwise a server could make us loop. `retry_after_s` is the server's Retry-After, -1 where absent or without
+    meaning.
     """
 
     at_once: bool = False
@@ -29,7 +30,8 @@ LONG_STOP = Retry(long_stop=True)
 
 
 def retry_after_failure(final: Final, error: TerminalStatusError, asked_s: int, *, back: bool) -> Retry:
-    """The retry after a failed SUBSCRIBE that asked for `asked_s`. `back`: the attempt before got no answer at all."""
+    """The retry after a failed SUBSCRIBE that asked for `asked_s`. `back`: the server answered after an attempt without
+    an answer."""
     if should_ask_longer(final, asked_s):
         return AT_ONCE
     if final.code == 481:
@@ -51,7 +53,7 @@ def retry_after_termination(notify: Notify) -> Retry:
             return LONG_STOP
         case "probation" | "giveup":
             return Retry(retry_after_s=notify.retry_after_s)
-        case "deactivated" | "timeout":  # Retry-After has no meaning with these
+        case "deactivated" | "timeout":  # RFC 6665 gives Retry-After no meaning for these
             return AT_ONCE
         case _:  # no reason, an unknown one, or `invariant` before any status was known
             return Retry(at_once=True, retry_after_s=notify.retry_after_s)

@@ -2,15 +2,15 @@
 
 The driver (`worker/watches.py`) passes each event to `WatchMachine.handle` and carries out the returned actions in
 order; their results come back as later events. Each dialog has a generation number, and an event of an unknown
-generation (a late NOTIFY, a fork) is ignored. Where a server sends no NOTIFY after a refresh, a second dialog replaces
-the first instead; the older dialog is kept until the first NOTIFY of the newer one.
+generation (a late NOTIFY, a fork) is ignored. If a server sends no NOTIFY after a refresh, the machine opens a second
+dialog instead of refreshing. It keeps the older dialog until the first NOTIFY of the newer one.
 
 Invariants: pure (`now_s` is of any monotonic clock, `jitter` is in [0, 1)). Until `ReportEnd`, the last action, a timer
-is set. In any W seconds at most BURST + W / GAP_S SUBSCRIBEs leave, whatever the server does; repetitions with
-credentials and the unsubscribe count. LIVE is reported only while a subscription is unexpired, its last NOTIFY was
-active and no refresh got lost, and for at most TIMER_N_S after the first accepted refresh without a NOTIFY. Lost
-contact is STALE (UNKNOWN where nothing was observed), never a status. A failed refresh keeps the old subscription until
-its own expiry, where RFC 6665 allows that. At most two dialogs exist.
+is set. In any W seconds at most BURST + W / GAP_S SUBSCRIBEs leave, whatever the server does; this includes repetitions
+with credentials and the unsubscribe. LIVE is reported only while a subscription is unexpired, its last NOTIFY was
+active and no refresh got lost. After an accepted refresh without a NOTIFY, LIVE ends within TIMER_N_S. Lost contact is
+STALE (UNKNOWN where nothing was observed), never a status. A failed refresh keeps the old subscription until its own
+expiry, where RFC 6665 allows that. At most two dialogs exist.
 
 Deliberately absent: the choice of a server and the send rate over all watches (both the driver's).
 """
@@ -41,7 +41,7 @@ class WatchMachine:
     def handle(
         self, event: events.Event, now_s: float, jitter: float, *, omits_notify: bool = False
     ) -> list[actions.Action]:
-        """The actions that `event` calls for, in order. A `now_s` before the last one counts as the last one.
+        """The actions that `event` calls for, in order. If `now_s` went back, the latest earlier value is used.
 
         `omits_notify`: the server is known to send no NOTIFY after a refresh, so a second dialog replaces the first.
         """
@@ -99,7 +99,7 @@ class WatchMachine:
 
     @property
     def subscribed(self) -> bool:
-        """Whether a subscription exists that has brought a NOTIFY."""
+        """Whether a subscription exists and has brought a NOTIFY."""
         return self._watch.subscribed
 
     @property
@@ -178,7 +178,7 @@ class WatchMachine:
         if _has_status(notify):
             watch.report_observation(notify)
         watch.code = 0
-        if reason == "noresource":  # "SHOULD NOT attempt to re-subscribe": only a new request does
+        if reason == "noresource":  # "SHOULD NOT attempt to re-subscribe"; a new watch may
             watch.end(reason, error)
         elif reason == "invariant" and (notify.body or watch.dialog.substate is State.ACTIVE):
             watch.end(reason, None)
@@ -189,7 +189,8 @@ class WatchMachine:
             watch.plan_retry(retry_after_termination(notify))
 
     def _on_notify_in_older(self, notify: Notify, expires_s: int) -> None:
-        """Acts on a NOTIFY of the older dialog. If that ended, no retry is due: its replacement is in progress."""
+        """Acts on a NOTIFY of the older dialog. If the older dialog ended, no retry is needed: the newer one replaces
+        it."""
         watch = self._watch
         older = watch.older
         assert older is not None  # noqa: S101  # the caller has checked
@@ -229,7 +230,7 @@ class WatchMachine:
         code = watch.code = final.code
         error = self._explain_failure(final)
         if final.local and code == BAD_ADDRESS:
-            watch.end(watch.report.reason, error)  # every later attempt would fail likewise
+            watch.end(watch.report.reason, error)  # every later attempt would fail too
             return
         ends = dialog_gone or (code in _ENDS_DIALOG and not final.local)
         older_lasts = code != 0 if final.local else code not in _ENDS_DIALOG  # 0: accepted, and no NOTIFY came
@@ -276,7 +277,7 @@ class WatchMachine:
         watch = self._watch
         if fresh and watch.subscribed:
             watch.explain("asked afresh", None)
-            watch.retries.failures = 0  # they were those of another server or transport
+            watch.retries.failures = 0  # the failures were of another server or transport
             watch.drop()
             watch.enter(State.WAITING)
             watch.plan(Step.SUBSCRIBE, 0)

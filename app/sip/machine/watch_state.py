@@ -74,7 +74,7 @@ class WatchState:
 
     @property
     def subscribed(self) -> bool:
-        """Whether a subscription exists that has brought a NOTIFY."""
+        """Whether a subscription exists and has brought a NOTIFY."""
         return self.dialog.substate is not None or self.older is not None
 
     def snapshot(self) -> Snapshot:
@@ -107,7 +107,7 @@ class WatchState:
     def plan_refresh(self) -> None:
         """Plans the refresh of a subscription that was granted or renewed."""
         left_s = self.dialog.expires_at_s - self.now_s
-        if left_s > 0:  # otherwise nothing was granted, and its expiry is due at once
+        if left_s > 0:  # otherwise the server granted no time: the subscription expires now
             self.retries.on_success(self.now_s)
             self.plan(Step.SUBSCRIBE, refresh_delay_s(left_s, self.jitter))
 
@@ -116,7 +116,7 @@ class WatchState:
         self.plan(Step.SUBSCRIBE, self.retries.wait_s(retry, self.now_s, self.jitter))
 
     def plan(self, step: Step, wait_s: float) -> None:
-        """Plans the next request; it replaces the one planned before."""
+        """Plans the next request, in place of the one planned so far."""
         self.step, self.step_at_s = step, self.now_s + wait_s
 
     def send(self, step: Step) -> None:
@@ -155,7 +155,7 @@ class WatchState:
         )
 
     def drop(self) -> None:
-        """Drops every dialog, and with them what was planned or awaited in them."""
+        """Drops every dialog. Requests planned in them are cancelled, and responses no longer awaited."""
         self.drop_older()
         dialog = self.dialog
         if dialog.held:
@@ -223,7 +223,7 @@ class WatchState:
         return serving.substate is State.ACTIVE and self.now_s < serving.expires_at_s and not self.contact_lost
 
     def wake_s(self) -> float:
-        """When the next thing is due; infinite where nothing is."""
+        """The time of the next due action; infinite without one."""
         serving = self.older or self.dialog
         expires_at_s = serving.expires_at_s if serving.substate else math.inf
         return min(self.step_at_s, self.deadline_s, expires_at_s, self.timer_n.due_s)

@@ -5,7 +5,7 @@ tried a server that refuses connections, these would soon be used up. So while a
 tries the connection and the others wait for its result.
 
 Invariants: pure; `now_s` is of a monotonic clock. At most one attempt leaves in ATTEMPT_GAP_S. Each waiting request is
-sent, or becomes an attempt itself, or fails with the attempt before.
+sent, or becomes an attempt itself, or fails with the attempt that it waits for.
 
 Deliberately absent: sockets, and UDP, whose one socket serves all servers.
 """
@@ -18,8 +18,8 @@ from typing import Generic, TypeVar
 
 ATTEMPT_GAP_S = 0.05
 ATTEMPT_S = 0.2
-"""How long the others wait for one attempt. After that the next one tries: the server may accept connections and be
-silent about one terminal only."""
+"""How long the other requests wait for one attempt. Then the next request is an attempt: the server may accept
+connections and only leave requests about the first terminal unanswered."""
 
 R = TypeVar("R")
 
@@ -56,17 +56,18 @@ class ConnectionQueue(Generic[R]):
         self._destinations[name].connected = True
 
     def on_connected(self, now_s: float) -> None:
-        """A connection was made, PJSIP does not say to whom: every destination just attempted counts as connected."""
+        """A connection was made. PJSIP does not say to which destination, so each one just attempted counts as
+        connected."""
         for destination in self._destinations.values():
             destination.connected |= now_s - destination.attempted_s <= ATTEMPT_S
 
     def on_broken(self) -> None:
-        """A connection ended, PJSIP does not say whose."""
+        """A connection ended. PJSIP does not say to which destination, so none counts as connected."""
         for destination in self._destinations.values():
             destination.connected = False
 
     def on_refused(self, name: Hashable) -> list[R]:
-        """A request could not be sent. Returns those that waited for it, which fail too."""
+        """A request could not be sent. Returns the requests that waited for it; they fail too."""
         destination = self._destinations[name]
         destination.connected = False
         failed = list(destination.queue)

@@ -26,13 +26,13 @@ CONTACT_USER_LENGTH = len(_PREFIX) + 2 * (_RANDOM_BYTES + _SEAL_BYTES)
 _USERS_AT_ONCE = 256
 
 _KEPT_COPIES = 8
-"""The number of a dialog's last NOTIFYs that are remembered, to recognise a copy that PJSIP no longer does (over TCP it
-forgets at once)."""
+"""How many of a dialog's last NOTIFYs are remembered, to recognise copies after PJSIP has forgotten the original (over
+TCP it forgets at once)."""
 
 
 @dataclass(eq=False, slots=True)
 class DialogIdentity:
-    """One dialog as NOTIFYs name it; `owner` is the caller's."""
+    """The values by which a NOTIFY names a dialog. `owner` is the caller's object for the dialog."""
 
     owner: Any
     pointer: Any
@@ -67,7 +67,7 @@ class Dialogs:
 
     def new_contact_user(self) -> bytes:
         """A user part of 128 random bits and a keyed hash, by which `issued` recognises it without storing it."""
-        if not self._random:  # one system call for many
+        if not self._random:  # one system call for many user parts
             digits = secrets.token_hex(_RANDOM_BYTES * _USERS_AT_ONCE).encode()
             self._random = [digits[at : at + 2 * _RANDOM_BYTES] for at in range(0, len(digits), 2 * _RANDOM_BYTES)]
         random = self._random.pop()
@@ -96,7 +96,7 @@ class Dialogs:
         return user.startswith(_PREFIX) and secrets.compare_digest(seal, self._seal(random))
 
     def has_tag(self, tag: bytes) -> bool:
-        """Whether that is our tag in a dialog in use."""
+        """Whether `tag` is our tag in a dialog in use."""
         return tag.lower() in self._by_tag
 
     def set_remote_side(self, dialog: DialogIdentity, message: Any) -> None:

@@ -25,8 +25,8 @@ _COMMAND_BUFFER_BYTES = 65536
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 
 _TRANSACTION_BUCKETS = 65535
-"""The size of PJSIP's hash table of transactions, by default 1023. With tens of thousands of transactions the searches
-in that took most of the time."""
+"""The size of PJSIP's hash table of transactions. With PJSIP's default of 1023, searches among tens of thousands of
+transactions took most of the time."""
 
 # The timers of RFC 3261 section 17.1.2.2. T4 is shortened from 5 s: over UDP PJSIP keeps a SUBSCRIBE's transaction and
 # the dialog's 45 KB for T4 after the response, to absorb copies of the response, which would do no harm.
@@ -47,7 +47,8 @@ class Endpoint:
         self._count = self.ffi.new("unsigned *")
 
     def poll(self, timeout_ms: int) -> bool:
-        """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
+        """Handles one packet or command and due timers, waiting at most `timeout_ms`. Returns whether there were
+        any."""
         self._wait.sec, self._wait.msec = divmod(timeout_ms, 1000)
         self.lib.pjsip_endpt_handle_events2(self.endpt, self._wait, self._count)
         return bool(self._count[0])

@@ -1,12 +1,12 @@
 """Which incoming messages PJSIP gets to see, and the NOTIFY that it is handling, read from its text.
 
-Every request is dropped unanswered unless it is a NOTIFY in a dialog of ours: before the transaction layer (priority
-12) whatever is not sent to a Contact of ours or names another dialog; after the dialog layer (priority 40) whatever
-PJSIP did not take. Responses from elsewhere are dropped too (`response_sources.py`). Large bodies are taken out of TCP
-and TLS connections on the way (`large_bodies.py`), and put back here.
+Only NOTIFYs in our dialogs pass; every other request is dropped unanswered. Before the transaction layer (priority 12)
+a request is dropped if it is not sent to a Contact of ours or names another dialog; after the dialog layer (priority
+40), if PJSIP did not take it. Responses from elsewhere are dropped too (`response_sources.py`). Large bodies are taken
+out of TCP and TLS connections on the way (`large_bodies.py`), and put back here.
 
-A NOTIFY to a Contact of ours that PJSIP refuses is noticed: it passed priority 12, is not a copy, and was not handed to
-us before the next message or the end of the poll.
+PJSIP does not report the NOTIFYs that it refuses. A NOTIFY counts as refused if it passed priority 12, is not a copy,
+and was not handed to us before the next message or the end of the poll.
 
 Invariants: a packet of an unknown sender costs one look at its start, is never answered, and causes no name lookup.
 Callbacks only append to `unusable` and count.
@@ -120,7 +120,8 @@ class IncomingMessages:
                 or string(ffi, message.cid.id) != dialog.call_id
                 or (our_tag and our_tag.lower() != dialog.tag)
             ):
-                # Of a dialog in use: forged. Otherwise late: PJSIP's 481 ends it there (RFC 6665 section 4.1.3).
+                # With our tag of a dialog in use it is forged. Otherwise it is late, and PJSIP's 481 ends the
+                # subscription at the server (RFC 6665 section 4.1.3).
                 in_use = dialogs.has_tag(our_tag)
                 if in_use or dialog is not None:
                     self.refused["another-dialog"] += 1

@@ -16,7 +16,7 @@ import re
 from app.domain.bounded import BoundedDict
 
 MAX_MESSAGE_BYTES = 3500
-"""From a longer message the body is taken out. PJSIP's buffer has 4000 bytes; the longest message that passed had
+"""The body is taken out of a longer message. PJSIP's buffer has 4000 bytes; the longest message that passed had
 3761."""
 
 MAX_BODY_BYTES = 1024 * 1024

@@ -1,7 +1,7 @@
 """The shared object of PJSIP: the functions called in it, and the limits of the build found.
 
-The Python module `pjsua2` has loaded the object already, and cffi opens the same one. Only the version is accepted
-whose struct layouts, timers and limits were checked.
+The Python module `pjsua2` has loaded the object already, and cffi opens the same one. Only one version is accepted: its
+struct layouts, timers and limits were checked.
 
 Deliberately absent: calls that send or receive (`stack.py`).
 """

@@ -18,7 +18,7 @@ class Way:
     route: Any
     contact: Any
     user: Any
-    """Where the Contact's user part is written."""
+    """C pointer to the place of the user part in `contact`."""
     stream: bool
     """Whether over TCP or TLS."""
 

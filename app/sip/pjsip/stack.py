@@ -39,7 +39,7 @@ _CHALLENGES = (401, 407)
 _NOT_SENT = (502, 503)  # PJSIP's own codes for a name that has no address and for a transport that fails
 
 _REQUEST_UPDATED = 490
-"""By this code PJSIP's evsub takes a failed refresh for one that another has replaced, and keeps the subscription."""
+"""For this code PJSIP's evsub assumes that another refresh has replaced the failed one, and keeps the subscription."""
 
 GRANTED = -2
 """`Final.expires_s` of a 2xx whose text was not read: `Stack.granted_s` returns the duration."""
@@ -78,9 +78,9 @@ class Stack:
     ) -> SubscribeDialog:
         """Sends a SUBSCRIBE for the presentity `address` in a new dialog; 0 seconds is a fetch.
 
-        With a `generation` from 0 on, every answer is reported. `over_tcp` asks a UDP route's server over TCP.
-        Raises AddressRefused where PJSIP cannot take the address, and SipStackError where it cannot send. A failure
-        found while sending may instead be reported as a `Final` event before this method returns.
+        If `generation` is not negative, every answer is reported. `over_tcp` asks a UDP route's server over TCP. Raises
+        AddressRefused where PJSIP cannot take the address, and SipStackError where it cannot send. A failure found
+        while sending may instead be reported as a `Final` event before this method returns.
         """
         self._uri_check.check(address)
         target = self._ffi.new("char[]", address.encode("ascii"))
@@ -119,7 +119,7 @@ class Stack:
         return dialog
 
     def can_use_tcp(self, route: int) -> bool:
-        """Whether the route is one over UDP, whose server may be asked over TCP too."""
+        """Whether the route is over UDP, so that its server may be asked over TCP too."""
         return (route, True) in self._parts.ways
 
     def refresh(self, dialog: SubscribeDialog, expires_s: int) -> None:
@@ -136,7 +136,7 @@ class Stack:
         return dict(self._incoming.refused)
 
     def granted_s(self, dialog: SubscribeDialog) -> int:
-        """The duration that the last 2xx granted, or the one asked for where the 2xx has none; -1 after the end."""
+        """The duration that the last 2xx granted, or the requested one if the 2xx names none; -1 after the end."""
         if dialog.pointer is None:
             return -1
         return min(int(self._lib.pjsip_evsub_get_expires(dialog.pointer)), _MOST_S)
@@ -178,7 +178,8 @@ class Stack:
                     self.events.append((waiting, dataclasses.replace(event, dialog_gone=not established)))
 
     def poll(self, timeout_ms: int) -> bool:
-        """Handles one packet or command and due timers, waiting at most `timeout_ms`; whether there was any."""
+        """Handles one packet or command and due timers, waiting at most `timeout_ms`. Returns whether there were
+        any."""
         if self.connection_queue.queued:
             for dialog, expires_s in self.connection_queue.due(time.monotonic()):
                 try:

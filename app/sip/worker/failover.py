@@ -1,8 +1,8 @@
 """Which presence server is asked: the first of the ordered routes that is up.
 
-A route counts as up until a request to it could not be sent or got no answer, or until a probe (OPTIONS) gets no answer
-in PROBE_LIMIT_S although earlier ones did. Where a server has never answered OPTIONS, a fetch probes it instead. Any
-message from the server puts its route up again. With all routes down, the first one is tried.
+A route goes down when a request to it cannot be sent, or when a probe gets no answer in PROBE_LIMIT_S. The probe is
+OPTIONS, or a fetch if the server has never answered OPTIONS. A request without an answer only brings the next probe
+forward. Any message from the server puts its route up again. If all routes are down, all are tried as if they were up.
 
 Invariants: pure; `now_s` is of any monotonic clock.
 
@@ -49,7 +49,8 @@ class Routes:
         self._fetched_s: list[float | None] = [None] * count  # when the unanswered fetch was sent
 
     def choose(self, attempt: int = 0) -> int:
-        """The route for the next request. `attempt` is the number of failures in a row; each moves on by one route."""
+        """The route for the next request. `attempt` is the number of failures in a row; each failure moves on by one
+        route."""
         up = [route for route, is_up in enumerate(self.up) if is_up] or list(range(len(self.up)))
         return up[attempt % len(up)]
 
@@ -80,9 +81,9 @@ class Routes:
             self._next_s[route] = min(self._next_s[route], now_s + SUSPECT_S)
 
     def due(self, now_s: float) -> list[int]:
-        """The routes to probe by OPTIONS now, which then count as probed; a route whose probe got no answer goes down.
+        """The routes to probe by OPTIONS now; they count as probed. Takes routes down whose probe got no answer.
 
-        After a gap between calls longer than PROBE_LIMIT_S this process itself was stopped: every wait starts again.
+        A gap between calls longer than PROBE_LIMIT_S means that this process was stopped: every wait then starts again.
         """
         if now_s - self._checked_s > PROBE_LIMIT_S:
             self._probed_s, self._fetched_s = (

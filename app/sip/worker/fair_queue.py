@@ -1,7 +1,7 @@
 """A queue that serves clients in turn.
 
-An entry that several clients want is in the queue of each, and leaves by whichever has its turn first: so it waits only
-for the client that was served least. Within one client's queue the order is that of `add`.
+An entry that several clients want is in the queue of each of them, and leaves when the first of them has its turn.
+Within one client's queue the order is that of `add`.
 
 Invariants: pure. An entry is in the queues of all its clients or in none. Between two turns of a client, every other
 client with waiting entries has one.

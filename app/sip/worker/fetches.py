@@ -1,8 +1,8 @@
 """Fetches in the worker: one SUBSCRIBE with `Expires: 0` each, and how each ends.
 
-Invariants: a fetch that is not cancelled ends in exactly one FetchAnswered or FetchFailed. Where a server fails and
-another route is up, that one is asked next, each route once. A document that UDP cut is fetched again over TCP, as is
-every later one of the terminal.
+Invariants: a fetch that is not cancelled ends in exactly one FetchAnswered or FetchFailed. If a server fails and
+another route is up, the fetch is repeated on that route, at most once on each. A document that UDP cut is fetched again
+over TCP, as is every later one of the terminal.
 
 Deliberately absent: time limits (the gateway cancels), and the meaning of an answer (`answers.py`).
 """

@@ -57,7 +57,7 @@ _FEW = 4
 """With fewer fetches in progress each report leaves at once; with more, reports are gathered."""
 
 _GATHER_S = 0.001
-"""Longest time that a report is gathered with others."""
+"""How long a report waits at most, to leave together with others."""
 
 _MOST_POLLS_PER_ROUND = 64
 """After this many packets or commands in a row their reports are sent, before more are taken."""
@@ -69,7 +69,7 @@ _CLOCK_JUMP_S = 5.0
 """The wall clock gains this much on the monotonic one only while the machine is suspended, not when it is adjusted."""
 
 _MOST_POLLS_AFTER_STOP = 10_000
-"""More packets than socket buffers hold."""
+"""How many packets are read after a stop: more than socket buffers hold."""
 
 _COUNTS_EVERY_S = 1.0
 _ROWS_PER_MESSAGE = 500

@@ -1,4 +1,4 @@
-"""Fetches that find out whether a presence server is up which does not answer OPTIONS.
+"""Fetches that check whether a presence server is up, for servers that do not answer OPTIONS.
 
 The fetch asks about the gateway's own identity. Any answer (also 404, 405 or 481) shows that the server is up. At most
 one such fetch per server is in progress.

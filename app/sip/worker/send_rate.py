@@ -42,7 +42,7 @@ class SendRate:
         self._count = 0
 
     def allows(self, now_s: float, *, reserved: int = 0) -> bool:
-        """Whether one more SUBSCRIBE may leave now such that `reserved` others still could."""
+        """Whether one more SUBSCRIBE may leave now and still leave room for `reserved` others."""
         recent = self._recent
         while recent and (not recent[0].recent or recent[0].sent_at_s < now_s - BURST_S):
             self.on_answered(recent.popleft())

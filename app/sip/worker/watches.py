@@ -1,7 +1,8 @@
 """Watches in the worker: drives one `WatchMachine` for each watched terminal with PJSIP, a clock and the send rate.
 
 The machine decides; `Watches` carries each action out as one PJSIP call, one timer or one report. New watches and
-refreshes after a lost connection leave at the operator's rate, clients in turn, and of each client the newest first.
+refreshes after a lost connection leave at the operator's rate. Clients take turns; each client's newest watch leaves
+first.
 
 Invariants: a watch stays until the gateway ends it or its machine reports the end, whatever happens to its dialogs.
 
@@ -199,8 +200,8 @@ class Watches:
             )
 
     def _enqueue(self, watch: Watch, event: events.Event) -> None:
-        """Queues an event for the time that the send rate allows. A watch queues one event: the first, or a request
-        to ask afresh unless the watch is still to be set up."""
+        """Queues an event for the time that the send rate allows. A watch has one queued event: the first.
+        `_ASK_AFRESH` replaces it, unless the watch is still to be set up."""
         if watch.queued is None:
             self._queue.add(watch)
         if watch.queued is None or (watch.queued != events.WatchRequested() and event == _ASK_AFRESH):
@@ -265,7 +266,8 @@ class Watches:
             self._fail(watch, dialog.generation, 503, str(error))
 
     def _fail(self, watch: Watch, generation: int, code: int, phrase: str) -> None:
-        """Reports a failure as an event of its own, since the machine's present actions are not all carried out."""
+        """Reports a failure as an event of its own, because the machine's present actions are not all carried out
+        yet."""
         final = headers.Final(code, headers.plain(phrase), local=True, dialog_gone=True)
         dialog = SubscribeDialog(watch, None, None, True, generation=generation, route=watch.route)
         self._stack.events.append((dialog, final))
@@ -282,7 +284,7 @@ class Watches:
             watch.route = watch.dialog.route
 
     def _retry_over_tcp(self, watch: Watch, generation: int) -> bool:
-        """Subscribes over TCP where UDP cut the document; whether that was possible."""
+        """Subscribes over TCP after UDP cut the document. Returns whether that was possible."""
         self.cut += 1
         if watch.over_tcp or watch in self._ending or not self._stack.can_use_tcp(watch.route):
             return False
