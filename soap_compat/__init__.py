@@ -19,7 +19,7 @@ import warnings
 sys.modules["spyne.util.six.moves.collections_abc"] = collections.abc
 
 with warnings.catch_warnings():
-    # The `six` bundled with Spyne 2.14 lacks importlib's find_spec, of which Python 3.11 warns.
+    # Python 3.11 warns that the `six` bundled with Spyne 2.14 lacks importlib's find_spec.
     warnings.filterwarnings("ignore", "_SixMetaPathImporter", ImportWarning)
     import spyne.server  # noqa: F401 - imported here so that no other module is the first to import Spyne
 

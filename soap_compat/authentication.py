@@ -5,11 +5,11 @@ Base64(SHA-1(nonce + created + password)); its password is the key's password eq
 `app/auth/credentials.py`), since the keys themselves are not stored.
 
 Invariants: a digest requires a nonce and a creation time; a token with a nonce is accepted once; its creation time is
-at most MAX_AGE_S in the past and MAX_AHEAD_S in the future. Beyond MAX_NONCES the oldest nonce is forgotten, and from
-then on tokens of that client that are not newer are refused: a full memory refuses more, and never accepts a replay.
-Each process remembers its own nonces.
+at most MAX_AGE_S in the past and MAX_AHEAD_S in the future. Beyond MAX_NONCES the oldest nonce is forgotten; from then
+on, tokens of its client that are not newer than it are refused. So a full memory refuses more tokens, and never accepts
+a replay. Each process remembers its own nonces.
 
-Deliberately absent: WS-Security's signatures, encryption and other tokens, for which TLS is used; which credentials are
+Deliberately absent: WS-Security's signatures, encryption and other tokens (TLS is used instead); which credentials are
 valid (`authenticator.py`); and the age of a plain password without nonce, which could be replayed anyway.
 """
 

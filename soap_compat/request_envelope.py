@@ -212,10 +212,10 @@ class RequestEnvelope:
         wait_for_turn: Callable[[str], Awaitable[None]] | None = None,
         client_id: str = "",
     ) -> None:
-        """Reads the body to its end; or, with `header_only`, until `header_read`, and then may be called again.
+        """Reads the body to its end. With `header_only`, stops at `header_read`; a second call reads the rest.
 
         `more_of` returns the next bytes, and whether more follow. `wait_for_turn(client_id)` is awaited before each
-        slice, except a small one unless `header_only`. Raises SoapFault, and what `more_of` raises.
+        slice; before a small slice only with `header_only`. Raises SoapFault, and what `more_of` raises.
         """
         while not self._finished and not (header_only and self.header_read):
             if not self._unparsed and self._more_comes:

@@ -17,7 +17,7 @@ _SCHEMA: Final = "http://www.csapi.org/schema/parlayx/"
 COMMON: Final = f"{_SCHEMA}common/v2_1"
 TYPES: Final = f"{_SCHEMA}terminal_status/v2_2"
 TERMINAL_STATUS: Final = f"{_SCHEMA}terminal_status/v2_2/local"
-"""The namespace of TerminalStatus's wrapper elements in the served WSDL; the next two likewise."""
+"""The namespace of an interface's wrapper elements in the served WSDL; so are the next two constants."""
 NOTIFICATION_MANAGER: Final = f"{_SCHEMA}terminal_status/notification_manager/v2_3/local"
 NOTIFICATION: Final = f"{_SCHEMA}terminal_status/notification/v2_2/local"
 
@@ -28,8 +28,8 @@ _PROFILE = re.compile(r"v[23]_[0-9]{1,2}")
 _LONGEST: Final = 120
 _COMMON: Final = {"2": COMMON, "3": f"{_SCHEMA}common/v3_1"}
 _NOTIFICATION_OF: Final = {"v2_3": "v2_2", "v3_1": "v3_0"}
-"""Publications in which the versions of the notification manager and of the callback differ, as published for Terminal
-Location (2.3 with 2.2, and 3.1 with 3.0). In others both are the same."""
+"""The callback's version by the notification manager's, for publications in which the two differ. They were published
+like this for Terminal Location."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The files import each other by relative addresses; only the address of the servi
 
 Invariants: the files are read once, and looked up by name: no path is made of a client's text.
 
-Deliberately absent: WSDL files of other versions; requests in those versions are answered all the same.
+Deliberately absent: WSDL files of other versions; requests in those versions are still answered.
 """
 
 from collections.abc import Mapping

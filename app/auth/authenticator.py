@@ -284,9 +284,7 @@ class Authenticator:
             if now < known.until:
                 return known.client, known.confined
             if known.confirmed_at > -math.inf:
-                known.until = min(
-                    now + 1, known.ends
-                )  # callers with the same credentials need not look them up too meanwhile
+                known.until = min(now + 1, known.ends)  # meanwhile other callers use the remembered result
         elif bad is not None:
             if now < bad[0]:
                 raise _refused("", bad[1])

@@ -25,10 +25,10 @@ from app.domain.sink_contracts import SinkContracts
 from app.ports.store import Store
 
 MAX_KEYS = 8
-"""Keys of one client. With a new key above this number, those that expire first are deleted."""
+"""The largest number of keys of one client. When a new key exceeds it, the keys that expire first are deleted."""
 
 MAX_CLIENTS = 10_000
-"""Clients of one gateway; a further one is refused."""
+"""The largest number of clients of one gateway; a further one is refused."""
 
 FOLLOW_S = 10.0
 """How often changes by other processes are looked for."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 KEY_PREFIX = "tsk_"
 
 MAX_NAMES = 16
-"""Names of a certificate that are tried; further ones are ignored."""
+"""How many names of a certificate are tried; further ones are ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

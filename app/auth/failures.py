@@ -17,7 +17,7 @@ from app.domain.errors import RateLimited, TerminalStatusError, Unauthenticated
 from app.domain.records import MAX_ID
 
 MAX_PEERS = 4096
-"""Peers whose failures are counted."""
+"""How many peers' failures are counted."""
 
 FAILURE_BURST = 20
 FAILURE_EVERY_S = 3.0

@@ -31,7 +31,7 @@ REFRESH_S = 600.0
 RETRY_S = 30.0
 STALE_S = 86_400.0
 MAX_KEYS = 100
-"""Keys of the provider that are read; further ones are ignored."""
+"""How many keys of the provider are read; further ones are ignored."""
 
 MIN_RSA_BITS = 2048
 
@@ -56,8 +56,8 @@ class Grant:
 
 
 class _Algorithms(jws.JWSRegistry):
-    """Accepts ALGORITHMS only. Replaces the library's own registry, which for each token warns that RFC 9864 renames
-    EdDSA to Ed25519."""
+    """Accepts ALGORITHMS only. The library's own registry would warn for each token that RFC 9864 renames EdDSA to
+    Ed25519."""
 
     def get_alg(self, name: str) -> Any:
         if name not in ALGORITHMS:

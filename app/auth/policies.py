@@ -9,7 +9,8 @@ from app.domain.policy import Policy, effective
 from app.domain.records import Client
 
 MAX_BUCKETS = 10_000
-"""Clients whose rate is remembered. The longest idle ones are forgotten; their buckets are full again, or nearly."""
+"""How many clients' rates are remembered. The longest idle clients are forgotten; their buckets are full again, or
+nearly."""
 
 
 @dataclass(frozen=True, slots=True)

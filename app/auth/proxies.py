@@ -110,7 +110,8 @@ def server_url(scope: Mapping[str, Any]) -> str | None:
 
 
 def bucket(address: str) -> str:
-    """The key of limits per address: an IPv4 address, or an IPv6 /64 network, all of which one client may use."""
+    """The key of limits per address: an IPv4 address, or an IPv6 /64 network, since one client may use all its
+    addresses."""
     ip = _ip(address) if ":" in address else None
     if not isinstance(ip, ipaddress.IPv6Address):
         return address if ip is None else str(ip)
@@ -179,5 +180,5 @@ def _from_right(text: str, hops: int) -> str:
 
 
 def _agreed(one: str, other: str) -> str:
-    """The value that is given once or twice the same; "" if the two differ."""
+    """The value that is given once, or twice identically; "" if the two differ."""
     return "" if one and other and one.lower() != other.lower() else one or other

@@ -1,7 +1,7 @@
 """Failed gRPC calls to the gateway: their codes, and the message with which a command reports one.
 
-A failure has the gateway's own code (`ErrorInfo.reason`) where a gateway answered, NO_ANSWER where none did, and else
-the name of gRPC's status code. Its message is one line: code, reason, and what to do.
+The code is the gateway's own (`ErrorInfo.reason`) if a gateway answered, NO_ANSWER if no server did, otherwise the name
+of gRPC's status code. The message is one line: code, reason, and what to do.
 """
 
 from collections.abc import Mapping

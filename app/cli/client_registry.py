@@ -1,8 +1,9 @@
 """Where `terminal-status clients …` makes its changes: through the running gateway, or directly in its database.
 
 Through the gateway (AdminService) where the caller has an API key or certificate and the gateway answers, else in the
-database that `--database` or a setting names. The default database counts only if its file exists: its path is relative
-to the working directory, and elsewhere a second database would be made, with a key that no gateway accepts.
+database that `--database` or a setting names. The default database is used only if its file exists. Its path is
+relative to the working directory: in another folder the command would create a second database, with a key that no
+gateway accepts.
 
 Invariants: each change is reported on standard error together with its place: the gateway's address, or the database's
 absolute path.

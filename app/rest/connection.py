@@ -5,8 +5,8 @@ other module reads proxies' headers. It also has the names of a verified client 
 `authenticator.asgi_credentials`. Upgrades (WebSocket, h2c) are answered as plain requests, as HTTP allows.
 
 A connection counts as unauthenticated (`unauthenticated_connections.py`) until the application calls the scope's
-`on_authenticated`. Requests on it begin by turns (`work_queue.py`); an application with much work for one request
-awaits the scope's `wait_for_turn` before each piece.
+`on_authenticated`. Until then its requests wait for their turn (`work_queue.py`); an application with much work for one
+request awaits the scope's `wait_for_turn` before each piece.
 
 Deliberately absent: HTTP itself (httptools and uvicorn), and the limit of a body's size, which each application sets.
 """

@@ -2,8 +2,8 @@
 
 A call counts from the arrival of its metadata, before its message is read. It counts for the caller's address until the
 caller is authenticated (on a gateway without credentials: until the message arrives), and then for its client. Health
-and reflection need no credentials, so they have limits of their own: they cannot exhaust the clients' calls, nor the
-clients' calls theirs.
+and reflection need no credentials, so they have limits of their own: they cannot use up the limits of the clients'
+calls.
 
 Invariants: this module does not depend on the gRPC engine: time is an argument, and an overdue call is ended by the
 function given with it. A refusal is RateLimited (this caller's limit) or GatewayOverloaded (the limit of all callers).

@@ -40,12 +40,11 @@ def load_settings(
     called: Mapping[str, str] | None = None,
     **overrides: str | None,
 ) -> Settings:
-    """The settings, where an option wins over the environment, and the environment over the file.
+    """The settings. Options take precedence over the environment, the environment over the file.
 
-    `overrides` are the command's options by field name; None stands for an option that was not given.
-    `called` maps a field to the name of its option, for messages, where the two differ.
-    The file is `config_file`, or else the one that TS_CONFIG_FILE names; its keys are the field names.
-    Raises ConfigurationError.
+    `overrides` are the command's options by field name; None stands for an option that was not given. `called` maps a
+    field to its option's name for messages, if the two names differ. The file is `config_file`, or else the one that
+    TS_CONFIG_FILE names; its keys are the field names. Raises ConfigurationError.
     """
     path = config_file or (Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else None)
     values: dict[str, Any] = {}

@@ -46,7 +46,7 @@ def retry_expires_s(final: Final, asked_s: int) -> int | None:
     """The Expires in seconds with which to repeat a fetch after `final`; None: do not repeat it.
 
     423 names the shortest subscription that the server grants (RFC 6665 section 4.1.2.1). The fetch then becomes a
-    subscription that we end at its first NOTIFY. It is repeated once only, so that a server cannot make us loop.
+    subscription that we end at its first NOTIFY. It is repeated only once: otherwise a server could make us loop.
     """
     if final.code == 423 and asked_s == 0 and 0 < final.min_expires_s <= MAX_MIN_EXPIRES_S:
         return final.min_expires_s
@@ -72,12 +72,12 @@ def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalSta
 def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
     """The error where PJSIP itself ended a fetch or watch, without an answer of the presence server."""
     if code == BAD_ADDRESS:
-        return InvalidAddress(f"The address cannot be asked about: {phrase}.")
+        return InvalidAddress(f"The address cannot be queried: {phrase}.")
     if code == CUT:
         return DocumentUnreadable("UDP cut the presence document; the gateway asks again over TCP.", reason="cut")
     if code == 0:
         return FetchTimedOut("The presence server accepted the SUBSCRIBE and sent no NOTIFY.")
-    return PresenceUnavailable(f"The presence server could not be asked: {phrase}.")
+    return PresenceUnavailable(f"The presence server could not be queried: {phrase}.")
 
 
 def error_of_notify(

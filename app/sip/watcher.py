@@ -202,7 +202,7 @@ class SipWatcher:
         return [views[address] for address in sorted(views)]
 
     def counts(self) -> Counts:
-        """The counts of all workers, dead ones included; states and routes are those of now."""
+        """The counts of all workers, dead ones included; states and routes are the present ones."""
         return sum_of(self._counts, len(self._routes))
 
     def _worker_of(self, address: TerminalAddress) -> WorkerSupervisor:

@@ -25,7 +25,7 @@ class WorkerCounts:
 
 
 def sum_of(workers: Sequence[WorkerCounts], routes: int) -> Counts:
-    """The counts of all workers; states, routes and registration are those of now."""
+    """The counts of all workers; states, routes and registration are the present ones."""
     total, states = Counter[str](), Counter[str]()
     for worker in workers:
         total.update(worker.total)

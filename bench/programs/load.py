@@ -285,7 +285,7 @@ class Load:
         return {**await self.loaded(count, concurrency), "single_s": await self.one_by_one(single)}
 
     async def beside(self, other: "Load", count: int, concurrency: int) -> dict[str, list[dict[str, float]]]:
-        """The figures of the closed loop in blocks, in turn with this server (`own`) and with the other."""
+        """The figures of the closed loop in blocks, alternately with this server (`own`) and with the other."""
         for load in (self, other):
             await load.warm(count, concurrency)
         blocks: dict[str, list[dict[str, float]]] = {"own": [], "other": []}
@@ -352,7 +352,10 @@ def main() -> None:
     parser.add_argument("--watched", type=int, default=0, help="query this number of terminals, which are watched")
     parser.add_argument("--bursts", type=int, default=0, help="instead: this number of bursts of COUNT queries")
     parser.add_argument(
-        "--beside", nargs=3, metavar=("FACE", "SERVER", "PID"), help="query this server too, in turn; no --single"
+        "--beside",
+        nargs=3,
+        metavar=("FACE", "SERVER", "PID"),
+        help="query this server too, alternately; without --single",
     )
     arguments = parser.parse_args()
     try:

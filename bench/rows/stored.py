@@ -46,7 +46,7 @@ def measure(bench: Run) -> list[Row]:
 
 
 def _with_members(bench: Run, around: World) -> Row:
-    """Starts in turn with members and without."""
+    """Starts with members and without, alternately."""
     count = bench.sized(GROUPS, 2)
     bench.progress(f"starts with {count * MEMBERS} members of groups, and with none")
     seconds: dict[int, list[float]] = {count: [], 0: []}

@@ -129,7 +129,7 @@ def identified(api: CamaraDependencies, caller: CamaraCaller, device: Device | N
     """Returns the device of a request, by CAMARA's rules for tokens. Raises CamaraError, InvalidAddress."""
     found = _identified(api, caller, device)
     if api.use_cases.groups.is_group(caller.client.id, found.address):
-        raise CamaraError(SERVICE_NOT_APPLICABLE, "The identifier is that of a group of terminals, not of a device.")
+        raise CamaraError(SERVICE_NOT_APPLICABLE, "The identifier names a group of terminals, not a device.")
     return found
 
 

@@ -29,9 +29,8 @@ def identifier(subscription: Subscription) -> Mapping[str, str] | None:
 
 
 def is_valid(subscription: Subscription) -> bool:
-    """Whether the parameters are such that CAMARA's API can show the subscription and send its events.
-
-    A database may contain others: earlier versions accepted this profile, with any parameters, over other APIs.
+    """Whether CAMARA's API can show the subscription and send its events with these parameters. A database may contain
+    other parameters: earlier versions accepted this profile, with any parameters, over other APIs.
     """
     parameters = subscription.sink.parameters
     try:

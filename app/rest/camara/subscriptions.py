@@ -185,7 +185,7 @@ def _require_create(caller: CamaraCaller, kind: str) -> None:
     if caller.grant is not None and not {scope, API} & caller.grant.scopes:
         if any(each.startswith(f"{API}:") and each.endswith(":create") for each in caller.grant.scopes):
             raise CamaraError(
-                SUBSCRIPTION_MISMATCH, f"The access token lacks the scope {scope}; it has that of another event type."
+                SUBSCRIPTION_MISMATCH, f"The access token lacks the scope {scope}; it has another event type's scope."
             )
         require(caller, scope)
 

@@ -8,7 +8,7 @@ from app.domain.statuses import Liveness
 
 
 class State(enum.Enum):
-    """The state of a watch: those of RFC 6665 section 4.1.2, with WAITING and ENDING as states of their own."""
+    """The state of a watch: a state of RFC 6665 section 4.1.2, or WAITING or ENDING, which are our own."""
 
     INITIAL = "initial"
     """Not started, or the first SUBSCRIBE of a dialog has no answer yet."""

@@ -23,8 +23,8 @@ LONG_STOP_S = 3600.0
 """Wait after a refusal or a misconfiguration: only people can mend those."""
 
 STEADY_S = 30.0
-"""A subscription must have lasted this long for the back-off to restart from its shortest wait: one that ends at once
-is not a success."""
+"""How long a subscription must last before the back-off restarts from its shortest wait: a subscription that ends at
+once is not a success."""
 
 
 def refresh_delay_s(expires_s: float, jitter: float) -> float:

@@ -133,7 +133,7 @@ class Endpoint:
         measure_limits(self.ffi, lib, self.build)
         # Otherwise requests of 1300 bytes and more would try TCP first; the operator chooses the transport.
         lib.pjsip_sip_cfg_var.disable_tcp_switch = 1
-        # A sips: presentity is asked about over the operator's route to the presence server, whatever its transport.
+        # Queries about sips: presentities take the operator's route to the presence server too, whatever its transport.
         lib.pjsip_sip_cfg_var.disable_tls_switch = lib.pjsip_sip_cfg_var.disable_secure_dlg_check = 1
         lib.pjsip_sip_cfg_var.max_transactions = _TRANSACTION_BUCKETS
         config = pjsua2.EpConfig()

@@ -17,11 +17,11 @@ _OURS = (b"tcpc", b"tlsc")
 
 
 class OpenConnections:
-    """Our connections, kept open, and those of others, limited in number."""
+    """Keeps our own connections open, and limits the number of connections that others open."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.broken = self.connected = 0
-        """How many connections of ours ended, and were made."""
+        """How many of our own connections ended, and how many were made."""
         self._limit = IncomingConnectionLimit({endpoint.ports["tcp"]}, {endpoint.ports.get("tls", 0)})
         self._endpoint = endpoint
         self._ours: dict[int, Any] = {}  # by address of the PJSIP transport

@@ -1,4 +1,4 @@
-"""Checks for each request that PJSIP writes the address that was asked for.
+"""Checks, for each request, that PJSIP writes the requested address unchanged.
 
 PJSIP parses a URI and prints it again, and sometimes prints another URI: it undoes escapes, and keeps only the last of
 repeated parameters. `parse_address` refuses all known cases; this check covers the unknown ones.
@@ -50,4 +50,4 @@ class UriCheck:
         except InvalidAddress:
             same = False
         if not same:
-            raise AddressRefused(f"PJSIP would ask about {written!r} instead")
+            raise AddressRefused(f"PJSIP would query {written!r} instead")

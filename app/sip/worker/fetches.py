@@ -158,7 +158,7 @@ class Fetches:
         )
 
     def _should_try_next_route(self, fetch: Fetch, final: Final) -> bool:
-        """Whether this server failed such that another one may answer (RFC 3263 section 4.3)."""
+        """Whether another server may answer after this server's failure (RFC 3263 section 4.3)."""
         server_failed = (final.local and final.code not in (0, BAD_ADDRESS)) or final.code == 503
         return server_failed and fetch.attempt + 1 < len(self._routes.up) and any(self._routes.up)
 

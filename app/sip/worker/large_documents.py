@@ -1,4 +1,4 @@
-"""The terminals whose documents do not fit a UDP datagram, and that are therefore asked about over TCP."""
+"""The terminals whose documents do not fit a UDP datagram, and that are therefore queried over TCP."""
 
 from app.domain.bounded import BoundedDict
 
