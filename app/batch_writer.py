@@ -1,9 +1,9 @@
 """A background task that writes gathered items to the store, one batch in each transaction (`BatchWriter`).
 
-Used for usage records (`core/usage.py`) and for what came of deliveries (`delivery/recorder.py`).
+Used for usage records (`core/usage.py`) and for the results of deliveries (`delivery/recorder.py`).
 
-Deliberately absent: the statuses' writer (`live/`), whose batches depend on times that are due, and the purge and the
-encryption (`core/`), which gather nothing: they walk through the store.
+Not used by the writer of statuses (`live/writer.py`), whose batches also contain due subscriptions, nor by the purge
+and the encryption (`core/`), which gather no items.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 class BatchWriter:
     """Calls `write_batch` while items wait, until it is closed. `start` it in the event loop.
 
-    `write_batch` writes the oldest items and stops counting them as waiting. Where it raises, nothing is lost:
-    `on_failed` is called with the exception, and the same items are tried again after `retry_s` seconds.
+    `write_batch` writes the oldest items, which no longer count as waiting. If it raises, nothing is lost: `on_failed`
+    is called with the exception, and the same items are tried again after `retry_s` seconds.
     `waiting` returns how many items wait.
     `gather_s` is how long the first item waits for more to share its transaction; a `full` batch does not wait.
     """
@@ -46,11 +46,11 @@ class BatchWriter:
         self._task = asyncio.create_task(self._write_until_closed(), name=self._name)
 
     def wake(self) -> None:
-        """To be called when an item waits where none did before."""
+        """Call this when an item waits and none waited before."""
         self._some.set()
 
     async def aclose(self, limit_s: float) -> None:
-        """Writes what still waits, within `limit_s` seconds."""
+        """Writes the waiting items, within `limit_s` seconds."""
         if self._task is None:
             return
         self._closing = True

@@ -66,7 +66,8 @@ class FailureLog:
         self._logged: dict[tuple[str, str], _Logged] = {}
 
     def add(self, error: TerminalStatusError) -> None:
-        """Logs one failed fetch, or counts it as suppressed. A kind is an error code with its SIP status or reason."""
+        """Logs one failed fetch, or counts it as suppressed. Failures with the same error code and the same SIP status
+        or reason are of one kind."""
         now_s = self._clock()
         kind = error.code, error.details.get("sip_code") or error.details.get("reason", "")
         last = self._logged.get(kind)

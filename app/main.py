@@ -66,7 +66,7 @@ class Gateway:
     grpc_address: str
     http_address: str
     metrics_address: str
-    """Empty where metrics and probes share the HTTP address."""
+    """Empty if metrics and probes share the HTTP address."""
     sip_ports: dict[str, int]
     build: Build
     watcher: SipWatcher
@@ -143,8 +143,8 @@ def _log_start(gateway: Gateway, settings: Settings) -> None:
 
 
 class _TlsFiles:
-    """The TLS files that the settings name: the servers' own, and the authorities that webhook endpoints are checked
-    against. `servers` or `sinks` is None where the settings name no file. Raises CannotStart."""
+    """The TLS files in the settings: the servers' certificates, and the authorities for checking the sinks'
+    certificates. `servers` or `sinks` is None if the settings name no file. Raises CannotStart."""
 
     def __init__(self, settings: Settings) -> None:
         self._sink_ca_file = settings.sink_ca_file
@@ -158,7 +158,7 @@ class _TlsFiles:
             raise CannotStart(f"TS_SINK_CA_FILE: {self._sink_ca_file} cannot be used: {error}.") from None
 
     def read_again(self) -> None:
-        """Reads the files again; files that are unusable are logged, and the ones read before stay in use."""
+        """Reads the files again. Unusable files are logged; then the files read before stay in use."""
         if self.servers is not None:
             self.servers.read_again()
         if self.sinks is not None:
@@ -172,7 +172,7 @@ class _TlsFiles:
 
 
 async def _open_store(stack: AsyncExitStack, settings: Settings) -> SqlStore:
-    """Opens the store; `stack` closes it. Keeps other gateways off an SQLite file."""
+    """Opens the store; `stack` closes it. An SQLite file is locked against other gateways."""
     try:
         alone = stack.enter_context(only_gateway(settings.database_url))
         store = await stack.enter_async_context(
@@ -257,8 +257,8 @@ async def _start_use_cases(
     *,
     open_is_admin: bool,
 ) -> UseCases:
-    """Starts the use cases; `stack` stops them. Raises CannotStart where other machines reach a gateway without clients
-    (see `Authenticator.start`)."""
+    """Starts the use cases; `stack` stops them. Raises CannotStart if no client is configured and other machines can
+    reach the gateway (see `Authenticator.start`)."""
     try:
         with store.patient():
             use_cases = await stack.enter_async_context(

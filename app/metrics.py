@@ -1,10 +1,10 @@
-"""Every metric of the gateway, with its name, its meaning and where its value comes from.
+"""Every metric of the gateway, with its name, its meaning and the source of its value.
 
-`Metrics` counts events when they happen; `add_readings` adds the figures that other parts keep themselves, which are
-read at each scrape.
+`Metrics` counts events when they happen; `add_readings` adds figures that other parts keep, and that are read at each
+scrape.
 
-Invariants: no label holds an address (addresses are personal, and there is no bound on their number); the values of
-each label are a closed set.
+Invariants: no label has an address (addresses are personal data, and their number is not bounded); the values of each
+label are a closed set.
 
 Deliberately absent: who may read the metrics (`rest/metrics.py`).
 """
@@ -105,7 +105,7 @@ class Metrics:
             self._failure_log.add(error)
 
     def count_worker_restart(self) -> None:
-        """One SIP worker died and was replaced."""
+        """Counts one SIP worker that died and was replaced."""
         self._restarts.inc()
 
     def observe_lag(self, seconds: float) -> None:
@@ -120,8 +120,8 @@ class Metrics:
         self._attempt_seconds.observe(seconds)
 
     def add_reading(self, name: str, meaning: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
-        """Adds a metric that `read` gives at each scrape, by the label's values; a counter if `name` ends in `_total`,
-        else a gauge."""
+        """Adds a metric whose values `read` returns at each scrape, by the label's values. It is a counter if `name`
+        ends in `_total`, otherwise a gauge."""
         self._registry.register(_Reading(name, meaning, label, read))
 
     def text(self, *, ready: bool) -> bytes:

@@ -31,10 +31,11 @@ CUT_OFF_S = 1.0
 """How long calls that exceeded DRAIN_S may take to send their error."""
 
 MAX_HTTP_CONNECTIONS = 10_000
-"""Above it a new connection is answered 503 and closed; probes are still answered."""
+"""Above this number a new connection is answered 503 and closed; probes are still answered."""
 
 BACKLOG = 4096
-"""Connections that wait to be accepted. Above it the kernel drops a SYN, and the client retries after a second."""
+"""Most connections that wait to be accepted. Above this number the kernel drops a SYN, and the client retries after a
+second."""
 
 ACCEPTED_AT_ONCE = 16
 """Connections that one pass of the event loop accepts. libuv accepts one connection for each listening descriptor in a
@@ -89,7 +90,7 @@ class HttpServer(uvicorn.Server):
 
 @contextmanager
 def bound(listen: str, setting: str = "TS_HTTP_LISTEN") -> Iterator[socket.socket]:
-    """A listening socket for an HTTP address; `setting` is the name to report. Raises CannotStart."""
+    """A listening socket for an HTTP address. Raises CannotStart, with the name of `setting`."""
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     # asyncio switches Nagle's algorithm off only on sockets that were made with IPPROTO_TCP.

@@ -1,4 +1,4 @@
-"""Every kind of sink that this gateway offers, with the contract that its face brings."""
+"""Every kind of sink that this gateway offers, with its contract, which the kind's face defines."""
 
 from app.domain.sink_contracts import STREAM_CONTRACT, WEBHOOK_CONTRACT, SinkContracts
 from app.domain.sinks import PROFILE_CAMARA, SinkKind

@@ -54,7 +54,7 @@ from app.settings.loading import Settings
 from app.sinks import SINK_CONTRACTS
 
 CLOSE_LIMIT_S = 8.0
-"""Longest time of all writing at the end together, in seconds: the database may hang."""
+"""Time limit of all writes at shutdown together, in seconds: the database may hang."""
 
 _log = structlog.get_logger(__name__)
 
@@ -185,7 +185,8 @@ def make_use_cases(
 
 
 def connect_delivery(live: Live, use_cases: UseCases, deliverer: Deliverer) -> None:
-    """Has the deliverer woken by notifications that become due, and asked about subscriptions that change or end."""
+    """Connects the callbacks that wake the deliverer for due notifications, and report changed sinks and withdrawn
+    notifications to it."""
     live.writer.on_notifications_owed = use_cases.deliveries.on_notifications_owed = deliverer.hint
     use_cases.subscriptions.on_sink_changed = deliverer.sink_changed
     use_cases.subscriptions.on_withdrawn = deliverer.withdrawn

@@ -60,8 +60,8 @@ class Administration:
         return watches, token, len(found)
 
     def _with_terminal_liveness(self, view: WatchView) -> WatchView:
-        """The watch with the terminal's liveness: the SIP side does not read documents, so it reports LIVE even if the
-        last document is unreadable."""
+        """The watch with the terminal's liveness. The SIP side does not read documents: its own liveness is LIVE even
+        if the last document is unreadable."""
         terminal = self._terminals.unreadable_view(view.address)
         if terminal is None:
             return view

@@ -56,8 +56,8 @@ class Deliveries:
         return await self._store.attempts((await self._own(client, notification_id)).id)
 
     async def send_again(self, client: Client, notification_ids: Sequence[str]) -> int:
-        """Sends dead notifications again. One that is older than the time for retries is tried only once. Returns how
-        many were dead.
+        """Sends dead notifications again, but notifications older than the time for retries only once. Returns how many
+        were dead.
 
         Raises NotificationUnknown, having done nothing, and InvalidRequest for more than MAX_SEND_AGAIN.
         """

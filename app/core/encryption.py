@@ -1,7 +1,7 @@
-"""Encrypts, after a start, sink parameters that are stored in clear or with an older key.
+"""After a start, encrypts sink parameters that are stored unencrypted or encrypted with an older key.
 
-Invariants: rows are encrypted in portions, so that other transactions wait briefly. If the store is away, a portion is
-tried again.
+Invariants: rows are encrypted in portions, so that other transactions wait only briefly. A portion is tried again if
+the store is unavailable.
 
 Deliberately absent: keys and ciphers (`store/encryption.py`).
 """

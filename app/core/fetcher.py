@@ -1,9 +1,9 @@
 """Fetches a terminal's status from the presence server, for `queries.py`.
 
-Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE. Fetches of two clients do not: one
-client would wait in the other's queue. The number in flight is bounded, and a client starts no more than it leaves to
-the others. Each fetch ends within the time limit. A fetch goes on while one of its callers waits, and is cancelled when
-the last one leaves. Every failure is a `TerminalStatusError`.
+Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE. Two clients never share one, because
+one client would wait in the other's queue. The number of fetches in flight is bounded; a client may start a fetch while
+it has fewer in flight than are free. Each fetch ends within the time limit. A fetch goes on while one of its callers
+waits, and is cancelled when the last caller leaves. Every failure is a `TerminalStatusError`.
 
 Deliberately absent: caching (`live/last_statuses.py`).
 """
@@ -51,7 +51,8 @@ class FetchService:
 
     @property
     def ready(self) -> bool:
-        """Whether a query should come to this gateway: a fetch would reach the SIP side, and the gateway stays up."""
+        """Whether queries should be sent to this gateway: the SIP side takes fetches, and the gateway is not about to
+        stop."""
         return self._watcher.ready and not self.leaving
 
     @property
@@ -67,7 +68,7 @@ class FetchService:
         """
         key = client_id, terminal
         flight = self._flights.get(key)
-        if flight is None or flight.task.done():  # a finished answer is older than this query
+        if flight is None or flight.task.done():  # a finished fetch is older than this query
             if flight is None:
                 self._require_room(client_id)
                 self._of_client[client_id] += 1
@@ -87,8 +88,8 @@ class FetchService:
                         del self._of_client[client_id]
 
     def _require_room(self, client_id: str) -> None:
-        """Raises GatewayOverloaded. A client may have as many flights as are free: one client alone gets half of all,
-        and the other half is free for clients that come later."""
+        """Raises GatewayOverloaded. A client may have as many fetches in flight as are still free. So a single client
+        gets half of all, and the other half stays free for other clients."""
         own, free = self._of_client.get(client_id, 0), self._max_fetches - len(self._flights)
         if own < free:
             return

@@ -1,5 +1,4 @@
-"""Groups: named sets of terminals, which are queried and watched by one address. Clients make, list, change and delete
-them.
+"""Groups: sets of terminals that are queried and watched by one address. Clients make, list, change and delete groups.
 
 Invariants: a client sees and changes its own groups; an operator's client sees everybody's. A group's version grows
 with each change, and a change may name the version that it is based on.
@@ -29,7 +28,7 @@ from app.live.group_directory import GroupDirectory, parse_field
 from app.ports.store import Page, Store
 
 _TRIES = 5
-"""Attempts of a change without `expected_version`, while other calls change the same group."""
+"""How often a change without `expected_version` is tried while other calls change the same group."""
 
 
 class GroupService:
@@ -81,7 +80,7 @@ class GroupService:
         return group
 
     async def get(self, client: Client, address: str) -> Group:
-        """The client's group with this address. An operator's client that has none gets the group of another client.
+        """The client's group with this address. For an operator's client without such a group: another client's.
 
         Raises GroupUnknown, InvalidAddress, InvalidRequest (several clients have one), RateLimited, StoreUnavailable.
         """

@@ -26,7 +26,7 @@ from app.live.last_statuses import LastStatuses
 from app.live.registry import TerminalRegistry
 
 MAX_AT_ONCE = 64
-"""Fetches in flight for one query."""
+"""Most fetches in flight for one query."""
 MAX_AGE_S = 86_400.0
 
 
@@ -131,7 +131,7 @@ class QueryService:
     async def query(
         self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
     ) -> AsyncGenerator[TerminalResult, None]:
-        """The statuses of terminals and groups' members, each terminal once, as the answers come.
+        """The results for terminals and members of groups, each terminal once, in the order in which they arrive.
 
         Close the iterator (`contextlib.aclosing`) if it is left early: fetches in flight are cancelled. Before the
         first result it raises GroupNotAllowed, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
@@ -184,7 +184,7 @@ class QueryService:
     async def _ask_all(
         self, terminals: Sequence[TerminalAddress], policy: Policy, client: Client
     ) -> AsyncGenerator[TerminalResult, None]:
-        answers: asyncio.Queue[TerminalResult | Exception] = asyncio.Queue()  # as many as terminals, at most
+        answers: asyncio.Queue[TerminalResult | Exception] = asyncio.Queue()  # one result per terminal
         rest = iter(terminals)
         askers = [
             asyncio.create_task(self._ask_some(rest, policy, client, answers), name="query")
@@ -218,7 +218,7 @@ class QueryService:
                 answers.put_nowait(defect)
 
     def _newest(self, terminal: TerminalAddress, age_s: float) -> TerminalStatus | None:
-        return self._last_statuses.newest(terminal, self._clock(), age_s)  # not once per query: its reader may be slow
+        return self._last_statuses.newest(terminal, self._clock(), age_s)  # now: a query may last long
 
     async def _fetch(self, terminal: TerminalAddress, client: Client) -> TerminalStatus:
         status = await self._fetcher.fetch(terminal, client.id)

@@ -1,8 +1,8 @@
 """Deletes what is older than its retention time: settled notifications with their delivery attempts, ended
-subscriptions, usage records and audit entries. What is still owed is never deleted.
+subscriptions, usage records and audit entries. Notifications that are still owed are never deleted.
 
-Invariants: rows are deleted in portions, so that other transactions wait briefly. If the store is away, the next
-run deletes them.
+Invariants: rows are deleted in portions, so that other transactions wait only briefly. If the store is unavailable, the
+next run deletes the rows.
 """
 
 import asyncio

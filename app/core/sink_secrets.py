@@ -1,4 +1,4 @@
-"""Signing secrets and access tokens of webhook endpoints.
+"""Signing secrets and access tokens of webhook sinks.
 
 Invariants: pure; entropy is an argument. No secret is logged.
 """
@@ -41,7 +41,7 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
         )
     if sink.kind is SinkKind.STREAM and (sink.url or sink.profile or sink.parameters):
         raise SinkRefused(
-            "A sink of kind STREAM has no endpoint: leave out URL, profile and parameters.",
+            "A sink of kind STREAM has no URL, profile or parameters; leave them out.",
             field="sink",
             reason="kind",
         )
@@ -68,13 +68,13 @@ def made_secret(subscription: Subscription) -> str:
 
 
 def before_token_ends(expires_at: datetime | None, sink: Sink, now: datetime) -> datetime | None:
-    """`expires_at`, or TOKEN_LEAD before the endpoint's access token ends, if that is earlier. Raises SinkRefused if
-    that time is over."""
+    """The earlier of `expires_at` and the time TOKEN_LEAD before the sink's access token expires. Raises SinkRefused
+    if the latter has passed."""
     token_ends = token_ends_at(sink) if sink.kind is SinkKind.WEBHOOK and sink.parameters.get(SINK_TOKEN) else None
     if token_ends is None:
         return expires_at
     if token_ends - TOKEN_LEAD <= now:
         raise SinkRefused(
-            "The endpoint's access token has expired or is about to; send a newer one.", reason="token-expired"
+            "The sink's access token has expired or is about to expire; send a newer one.", reason="token-expired"
         )
     return token_ends - TOKEN_LEAD if expires_at is None else min(expires_at, token_ends - TOKEN_LEAD)

@@ -19,7 +19,7 @@ NO_SINK = Sink(kind=SinkKind.STREAM)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionRequest:
-    """What a client asks for. The fields are as those of `Subscription`."""
+    """A client's request for a subscription. Fields mean the same as in `Subscription`."""
 
     addresses: Sequence[str]
     criteria: frozenset[Status] = frozenset()
@@ -27,8 +27,8 @@ class SubscriptionRequest:
     min_interval_ms: int = 0
     """0 is the policy's minimum, unless `interval_named`."""
     interval_named: bool = False
-    """True if the face cannot omit the interval (Parlay X): then 0 asks for no interval, and is refused if the policy
-    has a minimum."""
+    """True if requests of the face always have an interval (Parlay X). Then 0 requests no interval, and is refused if
+    the policy has a minimum."""
     duration_ms: int | None = None
     """None and 0 ask for the policy's default."""
     count: int = 0

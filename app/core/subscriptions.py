@@ -1,10 +1,10 @@
 """Subscriptions: clients create, list, renew and end them, within their policies.
 
 Invariants: a client sees and ends only its own; another client's subscription is unknown to it. Creation is idempotent
-by `request_id`: the digest of the first request is kept with the subscription, and the same request again returns it
-without further checks. A change of a webhook's signing secret is audited in the transaction that makes it. Every start
-and end makes one usage record, failed ones too, except calls that exceed the client's rate; the record of a success is
-written in the transaction that makes it.
+by `request_id`: the digest of the first request is kept with the subscription, and a repeated request returns the
+subscription without further checks. Audit entries of new signing secrets are written in the same transaction as the
+secret. Every call that starts or ends a subscription makes one usage record, also if it fails, except calls that exceed
+the client's rate; the usage record of a success is written in the same transaction as the subscription.
 
 Deliberately absent: what a subscriber is sent and when (`live/rules.py`), and sending (`delivery/deliverer.py`).
 """
@@ -195,8 +195,8 @@ class SubscriptionService:
             raise
 
     async def renew(self, client: Client, subscription_id: str, duration_ms: int) -> Subscription:
-        """Renews an active subscription for a duration from now (0: the policy's default), but not beyond the end of
-        its endpoint's access token.
+        """Renews an active subscription for a duration from now (0: the policy's default), but not beyond the expiry of
+        its sink's access token.
 
         Raises DurationTooLong, InvalidRequest (also if the default is unlimited), NotPermitted (its sink's contract),
         RateLimited, SinkRefused (the token ends now), StoreUnavailable, SubscriptionUnknown.
@@ -233,8 +233,8 @@ class SubscriptionService:
         """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated one, which is returned
         (otherwise "" is returned). Every later attempt is signed with the new secret and with the previous one.
 
-        With `drop_old` only the newest secret signs later attempts; then none is generated if `secret` is empty. A call
-        with the secret that is the newest already changes nothing, so a call may be repeated.
+        With `drop_old` only the newest secret signs later attempts; no secret is generated if `secret` is empty. A call
+        may be repeated: nothing changes if `secret` is the newest secret already.
 
         Raises RateLimited, SinkRefused (a bad secret: reason `secret`; a sink that is not signed: `profile`),
         StoreUnavailable, SubscriptionUnknown (also if it has ended).
@@ -263,7 +263,7 @@ class SubscriptionService:
         return stored, made
 
     def default_duration_ms(self, client: Client) -> int | None:
-        """The duration of a subscription that asks for none, in milliseconds; None is unlimited."""
+        """The duration of a subscription without a requested duration, in milliseconds; None is unlimited."""
         return duration_allowed(self._policies.of(client), None)
 
     async def delete_client(self, client_id: str) -> int:

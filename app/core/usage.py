@@ -3,8 +3,8 @@
 Records of calls are gathered and written together, at the latest FLUSH_S after the first one; a process that is killed
 loses the records of that time. Records of deliveries are written by `delivery/deliverer.py` in the delivery's own
 transaction, so none is lost.
-Invariants: `record` never blocks, raises or awaits. While the database is away MAX_BUFFERED records are kept; above
-that the oldest are dropped, counted and logged.
+Invariants: `record` never blocks, raises or awaits. While the database is unavailable, MAX_BUFFERED records are kept;
+above that number the oldest are dropped, counted and logged.
 
 Deliberately absent: prices, and formats (the command line writes JSON Lines and CSV).
 """
@@ -30,16 +30,17 @@ START_NOTIFICATION = "startNotification"
 END_NOTIFICATION = "endNotification"
 
 FLUSH_S = 0.05
-"""Longest time that a record waits while the database is there, in seconds."""
+"""Longest time that a record waits while the database is available, in seconds."""
 GATHER_S = 0.8 * FLUSH_S
-"""The rest of FLUSH_S is for the transaction, which costs more than its records: records share it."""
+"""How long records are gathered for one transaction, which costs more than its records. The rest of FLUSH_S is for
+writing."""
 MAX_BUFFERED = 100_000
 MAX_WRITE = 2_000
 """Records in one transaction."""
 RETRY_S = 1.0
-"""How long to wait when the database is away."""
+"""How long to wait before the next attempt while the database is unavailable."""
 CLOSE_S = 5.0
-"""Longest time of the last write at shutdown."""
+"""Time limit of the last write at shutdown."""
 _MAX_TEXT = 255
 
 _Answered = tuple[int, datetime, str, str, str, str]
@@ -79,7 +80,7 @@ class UsageLog:
         # A number is cheaper than a random id, and growing ids are cheaper in a unique index.
         self._number = count(1)
         self.dropped = 0
-        """How many records were dropped while the database was away."""
+        """How many records were dropped while the database was unavailable."""
 
     @property
     def buffered(self) -> int:
@@ -91,7 +92,7 @@ class UsageLog:
         self._writer.start()
 
     async def aclose(self) -> None:
-        """Writes the rest, within CLOSE_S."""
+        """Writes the remaining records, within CLOSE_S."""
         await self._writer.aclose(CLOSE_S)
         if self._buffer:
             _log.error("usage_records_lost", records=len(self._buffer))
@@ -108,7 +109,7 @@ class UsageLog:
         result: str = "OK",
         root_cause: str = "",
     ) -> UsageRecord:
-        """A record of this moment with a new id. Texts of callers are cut to a bounded length."""
+        """A record with the present time and a new id. Texts from callers are cut to a bounded length."""
         return UsageRecord(
             id=self._id(next(self._number)),
             at=self._clock(),
@@ -126,7 +127,7 @@ class UsageLog:
         )
 
     def record(self, record: UsageRecord) -> None:
-        """Has the record written within FLUSH_S."""
+        """Queues the record; it is written within FLUSH_S."""
         self._keep(record)
 
     def answered(self, client: Client, face: str, requester: str, target: str) -> None:
@@ -194,5 +195,5 @@ class UsageLog:
     def _on_failed(self, error: Exception) -> None:
         if isinstance(error, StoreUnavailable):
             _log.warning("usage_records_wait", records=len(self._buffer), why=str(error))
-        else:  # records that can never be written are dropped as the oldest, once the buffer is full
+        else:  # records that can never be written are dropped once the buffer is full: they are the oldest
             _log.error("usage_records_wait", records=len(self._buffer), exc_info=error)

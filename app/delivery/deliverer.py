@@ -1,15 +1,15 @@
 """Sends owed notifications: claims due ones by a lease, queues them at their sink's host, sends and records them.
 
-The rows in the store are the truth. A hint only wakes the deliverer, which polls every POLL_S anyway.
+Only the rows in the store count. A hint wakes the deliverer earlier; it polls every POLL_S anyway.
 Which notifications a subscriber is owed: `live/rules.py`. When a failed one is sent again: `retry.py`. How it is sent:
 the senders in `egress/` and `soap_compat/`. How the result is written: `recorder.py`.
 
-Invariants: each notification is sent at least once, under one id, and those of a subscription one after the other (the
-store's `claim`). A slow host delays no other: it has a share of the places (fewer until it has answered, one while it
-is silent) and a bounded queue; notifications that do not fit are postponed. A client never has more attempts in flight
-than places are free. A lease outlasts queue, attempt and record, so two nodes send the same notification only after one
-of them was killed or lost its database. A process that stops releases its leases; after a kill they run out
-(`lease_s`).
+Invariants: each notification is sent at least once, under one id; a subscription's notifications are sent one after the
+other (the store's `claim`). A slow host delays no other host: each host has a limited number of attempts in flight
+(fewer until it has answered, one while it is silent) and a bounded queue; notifications that do not fit are postponed.
+A client starts no attempt while it has as many in flight as places are free. A lease lasts longer than queue, attempt
+and record, so two nodes send the same notification only after one of them was killed or lost its database. A process
+that stops releases its leases; after a kill the leases expire (`lease_s`).
 """
 
 import asyncio
@@ -47,9 +47,9 @@ MIN_BATCH = 16
 LOOKED_AT = 64
 """Entries of a host's queue that are searched for a client with free places."""
 PAUSE_S = 2.0
-"""An attempt that exceeds its limit by more was delayed by a pause of the gateway itself, not by the host."""
+"""If an attempt exceeds its time limit by more than this, a pause of the gateway delayed it, not the host."""
 MAX_HOSTS = 10_000
-"""Hosts that are remembered. Above this number idle ones are forgotten, the oldest first."""
+"""Hosts that are remembered. Above this number idle hosts are forgotten, the oldest first."""
 
 _ENDPOINT_GIVEN_UP = {EndReason.SINK_GONE, EndReason.TOKEN_EXPIRED}
 _log = structlog.get_logger(__name__)
@@ -58,10 +58,10 @@ _log = structlog.get_logger(__name__)
 class Deliverer:
     """The outbox worker, one per process. Close it before the senders and the store.
 
-    `owner` identifies this process among those that share the store, and must be new at each start.
+    `owner` identifies this process among the processes that share the store, and must be new at each start.
     `send_limit_s` must be above the senders' own time limits.
-    `on_ended` is called after a subscription's end because of its sink was stored, `on_attempted` with the outcome and
-    the seconds of each attempt.
+    `on_ended` is called after the end of a subscription was stored that its sink caused. `on_attempted` is called with
+    the outcome and the seconds of each attempt.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Deliverer:
         self._hosts: dict[tuple[SinkKind, str], Host] = {}
         self._in_flight: dict[asyncio.Task[None], Job] = {}
         self._of_client: Counter[str] = Counter()  # attempts in flight, by client id
-        self._crowded = False  # a queued one waits because its client has too many in flight
+        self._crowded = False  # a queued notification waits because its client has too many in flight
         self._recorder = Recorder(store, owner, on_written=self.hint, on_ended=on_ended)
         # Changes that arrive during a claim, by subscription id; None: no claim is being made.
         self._changed: dict[str, Sink] | None = None
@@ -110,7 +110,7 @@ class Deliverer:
         return self._recorder.held
 
     def start(self) -> None:
-        """Begins to deliver. In the event loop."""
+        """Begins to deliver. Call it in the event loop."""
         self._claimer = asyncio.create_task(self._claim_for_ever(), name="deliveries: claim")
         self._recorder.start()
 
@@ -119,8 +119,8 @@ class Deliverer:
         self._wake.set()
 
     def sink_changed(self, subscription: Subscription) -> None:
-        """The stored sink of the subscription was changed: attempts that begin from now on use the new one, also for
-        notifications that are claimed already. Another process may use the old one for MAX_WAIT_S more."""
+        """The stored sink of the subscription was changed: attempts that begin from now on use the new sink, also for
+        notifications that are claimed already. Another process may use the old sink for MAX_WAIT_S longer."""
         if self._changed is not None:
             self._changed[subscription.id] = subscription.sink
         for host in self._hosts.values():
@@ -131,8 +131,8 @@ class Deliverer:
     def withdrawn(self, subscription: Subscription) -> Callable[[], Awaitable[None]]:
         """The subscription's notifications are WITHDRAWN in the store: this process begins no further attempt.
 
-        Returns a function that waits until no other process begins one either, and attempts in flight have ended (each
-        within its time limit)."""
+        Returns a function that waits until no other process begins an attempt either, and attempts in flight have ended
+        (each within its time limit)."""
         if self._withdrawn is not None:
             self._withdrawn.add(subscription.id)
         for host in self._hosts.values():
@@ -235,7 +235,7 @@ class Deliverer:
         """Queues the notification at its host, settles it if there is nothing to send, or postpones it if the host is
         full.
 
-        Returns False if the host works and is only busy.
+        Returns False if the host's queue is full, and expected to have room within a second.
         """
         if self._closing:
             self._recorder.put_off(job.notification, self._clock())
@@ -303,8 +303,8 @@ class Deliverer:
             task.add_done_callback(self._left)
 
     def _first_with_room(self, host: Host) -> Job | None:
-        """The first job whose client has fewer attempts in flight than places are free. So a client alone uses half of
-        all places, and a client with many silent hosts leaves places to the others."""
+        """The first job whose client has fewer attempts in flight than places are free. So a single client uses half of
+        all places, and a client with many silent hosts leaves places to the other clients."""
         free = self._places.overall - len(self._in_flight)
         first = itertools.islice(host.queue, LOOKED_AT)
         return next((job for job in first if self._of_client[job.subscription.client_id] < free), None)

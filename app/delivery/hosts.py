@@ -1,7 +1,7 @@
 """The sinks' hosts: each with its queue, and how many deliveries may be in flight to it.
 
-A host that has not answered yet gets few places, a host that answers gets all of its share, and a silent host gets one
-until it answers again. Its queue is bounded in length and time.
+A host that has not answered yet gets few places (`unproven_host`), a host that answers gets `per_host`, and a silent
+host gets one until it answers again. Its queue is bounded in length and time.
 """
 
 from collections import deque
@@ -25,12 +25,12 @@ class Places:
     """Limits on deliveries in flight, queued and claimed."""
 
     overall: int = 512
-    """In flight in all. A client alone uses half of them."""
+    """In flight in all. A single client uses half of them."""
     per_host: int = 32
     unproven_host: int = 8
     """In flight to a host that has not answered yet."""
     queued_per_host: int = 1024
-    """Claimed and waiting for a place; further ones are postponed."""
+    """Claimed and waiting for a place; further notifications are postponed."""
     held: int = 8192
     """Claimed and not recorded yet. At this number the deliverer claims no more."""
 
@@ -43,7 +43,7 @@ class Job:
     subscription: Subscription
     claimed_s: float
     withdrawn: bool = False
-    """Whether a failed attempt is not repeated."""
+    """Whether the notification was withdrawn: a failed attempt is not repeated."""
 
 
 @dataclass(eq=False, slots=True)
@@ -65,8 +65,8 @@ class Host:
         return places.per_host if self.proven else places.unproven_host
 
     def put_off_s(self, places: Places, now_s: float) -> float:
-        """Estimated seconds until the queue has room; for a host that never answered, at least as long as it is
-        known."""
+        """Estimated seconds until the queue has room; for a host that has not answered yet, at least the time since its
+        first notification."""
         wait_s = max(MIN_PUT_OFF_S, (len(self.queue) + 1) * self.average_s / self.share(places))
         if self.silent >= SILENT_AFTER:
             wait_s = max(SILENT_PUT_OFF_S, wait_s)
@@ -80,7 +80,7 @@ class Host:
             yield self.queue.popleft()
 
     def interrupted(self) -> None:
-        """An attempt is over that says nothing about the host, because the gateway itself was paused."""
+        """An attempt is over whose result does not count for the host, because the gateway itself was paused."""
         self.in_flight -= 1
 
     def ended(self, seconds: float, *, answered: bool) -> None:

@@ -1,8 +1,8 @@
 """Records delivery attempts and releases leases: everything that the deliverer writes to the store.
 
-Attempts that end while a transaction is written share the next one.
-Invariants: a claimed notification is remembered until it is recorded, however long the database is away. So it is not
-sent again here, even if its lease runs out meanwhile.
+Attempts that end while a transaction is written share the next transaction.
+Invariants: a claimed notification is remembered until it is recorded, however long the database is unavailable. So this
+process does not send it again, even if its lease runs out meanwhile.
 """
 
 import heapq
@@ -27,11 +27,11 @@ MAX_BATCH = 256
 MAX_GIVE_BACK = 64
 """Most leases that are released in one transaction."""
 MAX_DUE = 10_000
-"""Due times that are remembered. Others are found by polling."""
+"""Due times that are remembered. Other due notifications are found by polling."""
 MIN_WAIT_S = 0.02
 """Shortest interval between two claims without a hint."""
 RETRY_S = 0.25
-"""How long to wait when the database is away."""
+"""How long to wait before the next attempt while the database is unavailable."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +39,7 @@ _log = structlog.get_logger(__name__)
 class Recorder:
     """The notifications that one deliverer has claimed, and the results that wait to be written.
 
-    `on_written` is called after each transaction with attempts, `on_ended` for each subscription that one of them
-    ended.
+    `on_written` is called after each transaction with attempts, `on_ended` for each subscription that an attempt ended.
     """
 
     def __init__(
@@ -73,10 +72,10 @@ class Recorder:
         return len(self._held) + len(self._give_back)
 
     def holds(self, claimed: OwedNotification) -> bool:
-        """Whether a notification that was just claimed is held already.
+        """Whether a notification that was just claimed is still being sent here, although its lease ran out.
 
-        With as many attempts as before, it is still being sent here, although its lease ran out. With more attempts,
-        its result is stored already, and the task that wrote it is about to remove it here.
+        Returns False if it has more attempts than at its first claim: the first result is stored already, and is about
+        to be removed here.
         """
         return self._held.get(claimed.id, -1) >= claimed.attempts
 
@@ -96,7 +95,7 @@ class Recorder:
         self._writer.wake()
 
     def attempted(self, attempted: Attempted, job: Job) -> None:
-        """Writes the result of an attempt soon."""
+        """Queues the result of an attempt for the next transaction."""
         self._attempts.append((attempted, job))
         self._writer.wake()
 
@@ -113,7 +112,7 @@ class Recorder:
         self._writer.start()
 
     async def aclose(self, limit_s: float) -> None:
-        """Writes what still waits, within `limit_s` seconds."""
+        """Writes the waiting results and releases, within `limit_s` seconds."""
         await self._writer.aclose(limit_s)
 
     def _remember(self, due: datetime) -> None:
@@ -160,7 +159,8 @@ class Recorder:
                 self._on_ended(job.subscription, attempted.update.end_reason)
 
     async def _write_singly(self, batch: Sequence[tuple[Attempted, Job]]) -> None:
-        """One that cannot be written must not block the others. Its lease runs out, and it is sent again."""
+        """Writes each attempt in its own transaction, so that an attempt that cannot be written does not block the
+        others. The lease of its notification runs out, and the notification is sent again."""
         for attempted, job in batch:
             try:
                 await self._store.record_attempts([attempted])

@@ -43,12 +43,12 @@ class RetryPolicy:
     give_up_s: float = 3 * 24 * 3600.0
     """Age at which delivery is given up. An older notification gets one attempt."""
     suspend_after: int = 10
-    """The subscription is suspended after this number of failed attempts of one notification: about half an hour."""
+    """The subscription is suspended after this number of failed attempts of one notification, about half an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What follows from an attempt. `ends`: the subscription ends, for this reason."""
+    """What follows from an attempt. `ends`: the reason if the subscription ends because of the attempt."""
 
     state: DeliveryState
     next_attempt_at: datetime | None = None

@@ -1,4 +1,4 @@
-"""Waits until a withdrawn subscription is sent nothing more by any process, and completes its usage records."""
+"""After a withdrawal: waits until no process sends notifications of the subscription, and completes usage records."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Withdrawals:
-    """Completes withdrawals for one deliverer, whose `owner` and `lease_s` these are."""
+    """Completes withdrawals for one deliverer. `owner` and `lease_s` are those of the deliverer."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Withdrawals:
         return waited
 
     async def _write_usage(self, subscription: Subscription) -> None:
-        """Writes the usage record of a notification that was attempted before it was withdrawn: at most the first one.
-        (An attempt that was in flight writes its own.)"""
+        """Writes the usage record of the first withdrawn notification, if an attempt was made before the withdrawal.
+        (An attempt that was in flight writes its own record.)"""
         withdrawn, _ = await self._store.notifications(
             None, Page(size=1), state=DeliveryState.WITHDRAWN, subscription_id=subscription.id
         )

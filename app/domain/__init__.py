@@ -1,1 +1,1 @@
-"""Values, rules and errors: what every other module talks in. Pure."""
+"""Values, rules and errors that every other module uses. Pure."""

@@ -7,7 +7,7 @@ from typing import NewType
 from app.domain.errors import InvalidAddress
 
 MAX_ADDRESS_LENGTH = 200
-"""In characters. PJSIP holds a URI in 256 bytes, with brackets and parameters."""
+"""Longest address, in characters. PJSIP has 256 bytes for a URI with its angle brackets and parameters."""
 
 TerminalAddress = NewType("TerminalAddress", str)
 """A canonical `sip:`, `sips:` or `tel:` URI, as `parse_address` returns it. Equal terminals are equal strings."""
@@ -40,7 +40,7 @@ def _unescape(escape: re.Match[str]) -> str:
 
 def _refuse_escapes(part: str, sent_plain: frozenset[str], never: str, where: str) -> None:
     """Refuses the escapes that PJSIP decodes when it writes the URI, because the SUBSCRIBE would name another terminal.
-    Behind an escaped quotation mark at the start of a parameter's value, PJSIP would even write line breaks."""
+    After an escaped quotation mark at the start of a parameter's value, PJSIP would even write line breaks."""
     for escape in _ESCAPE.finditer(part):
         char = chr(int(escape[1], 16))
         if char in sent_plain:
@@ -102,8 +102,8 @@ def parse_address(text: str) -> TerminalAddress:
     presentity; scheme, host and parameters are lower-cased, and unnecessary escapes are decoded (section 19.1.4).
     `tel:` URIs follow RFC 3966; visual separators are removed, in `ext` and a numeric `phone-context` too (sections 3
     and 4), and a local number needs `phone-context`. Parameters are sorted as RFC 3966 section 3 requires; in SIP
-    their order has no meaning. Refused: what PJSIP would write as another URI (some escapes, a `method`, a repeated
-    parameter).
+    their order has no meaning. URIs that PJSIP would change when it writes them are refused (some escapes, a `method`
+    parameter, a repeated parameter).
 
     Raises InvalidAddress.
     """
@@ -148,7 +148,7 @@ def parse_address(text: str) -> TerminalAddress:
             )
         return TerminalAddress(f"tel:{digits}{params}")
     if "?" in text.rpartition("@")[2] and _SIP.fullmatch(text.rpartition("?")[0]):
-        raise InvalidAddress(f"The address {text!r} has headers behind a question mark; leave them out.")
+        raise InvalidAddress(f"The address {text!r} has headers after a question mark; leave them out.")
     raise InvalidAddress(
         f"The address {text!r} is not a sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
     )

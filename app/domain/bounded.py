@@ -1,10 +1,10 @@
-"""A dictionary with a capacity, for caches and for counts per peer that a stranger could otherwise grow without limit.
+"""A dictionary with a capacity, for caches and for counts per peer, which a hostile peer could grow without limit.
 
-Setting a key makes it the newest; above the capacity the key that was set longest ago is removed. Reading changes no
-order: a read costs what it costs on a plain `dict`, and a cache that must keep what is read sets it again.
+Setting a key makes it the newest; above the capacity the key that was set longest ago is removed. Reading a key does
+not make it newer, so a read is as fast as on a plain `dict`. A cache that keeps recently read keys sets them again.
 
-Why not `del d[next(iter(d))]` on a plain `dict`: each removal leaves a hole at the front, over which every later `iter`
-walks. At a capacity of 10,000 this measured 4 to 6 microseconds for each new key, against 0.5 here.
+Why not `del d[next(iter(d))]` on a plain `dict`: each removal leaves a gap at the front, which every later `iter` walks
+through. At a capacity of 10,000 a new key then took 4 to 6 microseconds, against 0.5 here (measured).
 """
 
 from collections import OrderedDict

@@ -42,10 +42,11 @@ class Attempted:
     """The result of one delivery attempt, written in one transaction by `Store.record_attempts`."""
 
     attempt: DeliveryAttempt
-    """If its `number` is taken, the store gives the next free one: after a lease ran out, two nodes may try at once."""
+    """If its `number` is taken, the store assigns the next free number: after a lease ran out, two nodes may make
+    attempts at once."""
     owner: str
-    """The deliverer that claimed the notification. If another one holds the lease by now, a failed attempt is added and
-    changes nothing else."""
+    """The deliverer that claimed the notification. If another deliverer holds the lease by now, a failed attempt is
+    stored, but changes nothing else."""
     state: DeliveryState
     """The notification's new state. A notification that is settled already is not changed."""
     next_attempt_at: datetime | None = None
@@ -61,8 +62,8 @@ class Changes:
     """Statuses, and the updates of subscriptions and notifications that follow from them: one transaction."""
 
     statuses: Sequence[TerminalStatus] = ()
-    """Each with its new revision. Written by compare-and-set: only if the stored revision is the one before, or none is
-    stored. Several statuses of one terminal are in the order of their revisions."""
+    """Each has its new revision, and is written by compare-and-set: only if the stored revision is one less, or if no
+    status of the terminal is stored. Several statuses of one terminal are in the order of their revisions."""
     updates: Sequence[SubscriptionUpdate] = ()
     owed: Sequence[OwedNotification] = ()
     """The store assigns `sequence`."""

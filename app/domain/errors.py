@@ -1,7 +1,7 @@
-"""Every error that a use case may raise for its caller, a class each, with a stable `code`.
+"""The errors that use cases raise for their callers: one class for each error, with a stable `code`.
 
-Each face (gRPC, REST, CAMARA, SOAP) has a table of its own from these classes to its status codes or faults, which a
-test holds complete. The classes know no transport.
+Each face (gRPC, REST, CAMARA, SOAP) has its own table from these classes to its status codes or faults; a test checks
+that each table is complete. The classes contain nothing about transports.
 """
 
 from typing import ClassVar
@@ -11,7 +11,7 @@ class TerminalStatusError(Exception):
     """Base of every error that a use case may raise. `str(error)` is safe to show to the caller.
 
     `code` is stable and part of every public API. `retryable`: the same request may succeed later. `retry_after_s`:
-    seconds to wait, where the presence server or the gateway knows. `details`: short strings for programs, such as the
+    how many seconds to wait before repeating the request, if known. `details`: short strings for programs, such as the
     address or the SIP code.
     """
 

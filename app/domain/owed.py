@@ -48,7 +48,7 @@ class OwedWriter:
         code: str = "",
         text: str = "",
     ) -> OwedNotification:
-        """One notification. Without an endpoint (`posts`) it is only listed, and counts as delivered."""
+        """One notification. If the contract does not send notifications (`posts`), it counts as delivered."""
         return OwedNotification(
             id=self._new_id(),
             subscription_id=subscription_id,
@@ -78,14 +78,14 @@ class OwedWriter:
 
 
 class ClientDeletion:
-    """Ends the subscriptions of a client that is deleted, for `Store.delete_client`."""
+    """Ends the subscriptions of a deleted client, for `Store.delete_client`."""
 
     def __init__(self, contracts: SinkContracts, now: datetime) -> None:
         self._contracts = contracts
         self._writer = OwedWriter(now)
 
     def __call__(self, subscription: Subscription) -> tuple[SubscriptionUpdate, list[OwedNotification]]:
-        """The subscription's update, and what is sent to its sink."""
+        """The update that ends the subscription, and the last notifications to its sink."""
         reason = EndReason.CLIENT_DELETED
         update = SubscriptionUpdate(
             subscription_id=subscription.id,

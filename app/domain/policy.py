@@ -38,7 +38,7 @@ class Policy:
     max_duration_ms: int = 0
     """MaximumNotificationDuration: longest duration of a subscription; 0: no limit."""
     default_duration_ms: int = 86_400_000
-    """Default Notification Duration: of a subscription that requests none; 0: the longest allowed."""
+    """Default Notification Duration: the duration of a subscription without a requested one; 0: the longest allowed."""
     max_count: int = 0
     """MaximumCount: notifications that a subscription may request; 0: no limit."""
     unlimited_count_allowed: bool = True
@@ -50,7 +50,8 @@ class Policy:
     max_targets: int = 1000
     """MaximumTargets: terminals of one group query; members of groups count."""
     process_up_to_limit: bool = False
-    """ProcessUpToLimit: a group query above `max_targets` is answered for that many terminals, instead of refused."""
+    """ProcessUpToLimit: a group query above `max_targets` is answered for the first `max_targets` terminals, instead of
+    being refused."""
     max_group_size: int = 1000
     """MaxGroupSize: members of one group."""
     max_groups: int = 10_000
@@ -122,7 +123,7 @@ def check_criteria(policy: Policy, criteria: Set[Status]) -> None:
 def interval_allowed(policy: Policy, min_interval_ms: int, *, named: bool = False) -> int:
     """The interval that applies to a request of `min_interval_ms`, in milliseconds.
 
-    A request of 0 gets the policy's interval; if `named`, the caller wrote that 0, which the policy may refuse.
+    0 means the policy's interval. If `named`, the caller sent the 0 explicitly, and the policy may refuse it.
 
     Raises IntervalTooShort (POL0009), InvalidRequest.
     """
@@ -154,7 +155,8 @@ def check_count(policy: Policy, count: int) -> None:
 
 
 def duration_allowed(policy: Policy, duration_ms: int | None) -> int | None:
-    """The duration of a subscription that requests `duration_ms` (None or 0: none), in milliseconds; None: unlimited.
+    """The duration of a subscription, in milliseconds; None: unlimited. `duration_ms` is the requested duration; None
+    or 0 requests the policy's default.
 
     Raises DurationTooLong, InvalidRequest.
     """
@@ -178,7 +180,7 @@ def visible_status(busy_available: bool, status: Status) -> Status:
 
 
 def with_status(observed: TerminalStatus, status: Status) -> TerminalStatus:
-    """A copy of `observed` with another status; `observed` itself where the status is the same."""
+    """A copy of `observed` with another status; `observed` itself if the status is the same."""
     if observed.status is status:
         return observed
     return TerminalStatus(

@@ -12,7 +12,7 @@ Strict: the root is `presence` in PIDF's namespace, and every prefix is declared
 `relationship` names another person (RFC 4480 section 3.9), or its `service-class` is not electronic (section 3.12).
 The encoding is that of the XML declaration or byte order mark; a `charset` parameter is ignored.
 
-Expat and not lxml: libxml2 keeps every element name it meets for the life of the thread, and publishers choose names.
+Expat and not lxml: libxml2 keeps every element name for the life of the thread, and publishers can invent new names.
 Deliberately absent: the clock. `from` and `until` (RFC 4480) and timestamps are ignored.
 """
 
@@ -30,7 +30,7 @@ MAX_DEPTH = 32
 """Documents with deeper elements are refused with reason `too-deep`."""
 
 MAX_MARKS = 10_000
-"""Documents with more elements and attributes are refused with reason `too-large`: these take about 20 ms."""
+"""Documents with more elements and attributes are refused with reason `too-large`. Reading this many takes 20 ms."""
 
 MAX_WORDS = 10_000
 """Most characters of one `activities`, `relationship` or `service-class`; more are refused as `too-large`."""
@@ -64,7 +64,7 @@ _PLACES = {
     ("tuple", _ANY, "service-class"): "service-class",
 }
 _CHOICES = frozenset({"activities", "relationship", "service-class"})
-"""Their values are names of child elements, or words of their text (the drafts before RFC 4480)."""
+"""Places whose values are the names of child elements, or the words of the text (the drafts before RFC 4480)."""
 _SAME_PERSON = frozenset({"self", "note"})
 """With any other `relationship`, the tuple belongs to another person."""
 _NOT_ELECTRONIC = frozenset({"courier", "freight", "in-person", "postal"})
@@ -76,8 +76,9 @@ _ENCODINGS = ("UTF-8", "UTF-16", "UTF-16LE", "UTF-16BE", "ISO-8859-1", "US-ASCII
 class Presence:
     """The content of a presence document: whether any tuple is open, and the activities.
 
-    Only tuples of the presentity's own electronic services count. The activities are RPID's (RFC 4480 section 3.2),
-    such as `on-the-phone`, of every person, every device and every open tuple that counts, without the text of `other`.
+    Only tuples of the presentity's own electronic services count. `activities` has the RPID activities (RFC 4480
+    section 3.2), such as `on-the-phone`, of every person, every device and every open tuple that counts. The text of
+    the activity `other` is left out.
     """
 
     open: bool
@@ -113,8 +114,8 @@ def read_presence(body: bytes, content_type: str, content_encoding: str = "") ->
             reason="content-type",
         )
     reader = _Reader()
-    # Expat's own namespace processing copies a namespace into each name that uses it, which a long one turns into
-    # gigabytes, so the reader resolves prefixes itself.
+    # Expat's own namespace processing copies the namespace into each name that uses it: the copies of a long namespace
+    # take gigabytes. So the reader resolves prefixes itself.
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.XmlDeclHandler = reader.declare
@@ -124,7 +125,7 @@ def read_presence(body: bytes, content_type: str, content_encoding: str = "") ->
     parser.CharacterDataHandler = reader.text.append
     try:
         for at in range(0, len(document), _SLICE):
-            if reader.finished:  # what follows is white space and comments
+            if reader.finished:  # only white space and comments follow
                 parser.Parse(document[at:], False)
                 break
             parser.Parse(document[at : at + _SLICE], False)
@@ -183,8 +184,8 @@ class _Reader:
         self._tuple_open = False
         self._tuple_counts = True
         self._namespaces: dict[str, str | None] = {"": "", "xml": ""}  # by prefix; None: not declared
-        # For each open element, from the outermost: its place ("": ignored), and the namespaces that its own
-        # declarations replace until it ends.
+        # For each open element, from the outermost: its place ("": ignored), and the namespaces, by prefix, that its
+        # declarations replace until the element ends.
         self._places = ["document"]
         self._shadowed: list[dict[str, str | None] | None] = []
 
@@ -256,11 +257,11 @@ class _Reader:
         """The words of the text, without namespace prefixes."""
         text = "".join(self.text)
         if len(text) > MAX_WORDS:
-            raise _too_large(f"activities or such of over {MAX_WORDS} characters")
+            raise _too_large(f"an element with over {MAX_WORDS} characters of text")
         return [word.rpartition(":")[2] for word in text.split()]
 
     def _enter_scope(self, attributes: dict[str, str]) -> dict[str, str | None] | None:
-        """Applies an element's namespace declarations; returns the ones that they replace."""
+        """Applies an element's namespace declarations; returns the namespaces that they replace, by prefix."""
         shadowed = None
         for key, uri in attributes.items():
             if key.startswith("xmlns") and key[5:6] in ("", ":"):

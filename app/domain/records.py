@@ -70,7 +70,7 @@ class Subscription:
     check_immediate: bool
     """Report terminals that meet the criteria already at the start (Parlay X `checkImmediate`)."""
     min_interval_ms: int
-    """Shortest interval between two notifications (Parlay X `frequency`). Meanwhile the newest change is held."""
+    """Shortest interval between two notifications (Parlay X `frequency`). Until then the newest change is held."""
     max_notifications: int
     """Ends after this number of status notifications (Parlay X `count`); 0: unlimited."""
     created_at: datetime
@@ -86,13 +86,14 @@ class Subscription:
     last_notified_at: datetime | None = None
     awaiting: bool = False
     """Whether some of its terminals have not been observed since the subscription was created. The first observation
-    of such a terminal is not a change: later ones are compared with it (`check_immediate`: it is reported)."""
+    of such a terminal is not a change: later observations are compared with it. With `check_immediate` it is
+    reported."""
     groups: tuple[TerminalAddress, ...] = ()
-    """The groups among `addresses`, and the groups that they contain. A deleted group remains in this list; an address
-    that was no group at the start is never treated as one, even if a group of this address is created later."""
+    """The groups among `addresses`, and the groups that they contain. A deleted group remains in this list. An address
+    that was a terminal at the start stays a terminal, even if a group with this address is created later."""
     joined: tuple[TerminalAddress, ...] = ()
-    """Where there are several terminals: those not observed since the subscription was created, or since they joined
-    one of its groups. For a single terminal, `awaiting` says the same."""
+    """The terminals not observed since the subscription was created, or since they joined one of its groups. Not used
+    for a subscription created with a single terminal, where `awaiting` is enough."""
     held: tuple[TerminalAddress, ...] = ()
     """Terminals whose newest status is held until `min_interval_ms` has passed."""
     suspended_at: datetime | None = None
@@ -132,7 +133,7 @@ class DeliveryState(enum.Enum):
     DEAD = "DEAD"
     """Delivery was given up; the notification can be listed and sent again by command."""
     WITHDRAWN = "WITHDRAWN"
-    """No longer to be sent: the client ended the subscription, and its kind of sink gets nothing after that."""
+    """No longer to be sent: the subscription has ended, and its sink's contract sends nothing after such an end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 The face that offers a kind of sink defines its contract (`SOAP_CONTRACT` in soap_compat/, `CAMARA_CONTRACT` in
 rest/camara/); `app/sinks.py` has them all.
-Invariants: pure data. The rule of what a subscriber is sent (`live/rules.py`) names no face.
+Invariants: pure data. `live/rules.py`, which decides what a subscriber is sent, uses contracts and names no face.
 """
 
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ class SinkContract:
     """The promises of one kind of sink, or of one of its profiles."""
 
     posts: bool = True
-    """Whether notifications are sent to an endpoint. If not, they are only listed, and count as delivered."""
+    """Whether notifications are sent. If not, the application lists them, and they count as delivered."""
     shows_busy: bool = True
     """Whether BUSY is reported. If not, a busy terminal is reported as REACHABLE."""
     announces_start: bool = False
     """Whether a STARTED notification is sent first."""
     ends: Mapping[EndReason, NotificationKind] = field(default_factory=lambda: ALL_ENDS)
-    """What is sent when a subscription ends for a reason: ENDED, or an ERROR. Nothing is sent for a missing reason."""
+    """The last notification of a subscription, by the reason of its end: ENDED or ERROR. No entry: none is sent."""
     withdrawn_at: frozenset[EndReason] = frozenset()
-    """Ends after which nothing more is sent, not even notifications that are owed already."""
+    """Reasons of ends after which nothing more is sent, not even notifications that are owed already."""
     last_error_ends: bool = False
-    """Whether the error of the last terminal that fails is an error of the whole subscription (without an address)."""
+    """Whether the failure of the last terminal is sent as an error of the whole subscription, without an address."""
     renewable: bool = True
     """Whether the duration of a running subscription can be changed."""
 

@@ -20,7 +20,7 @@ class SinkKind(enum.Enum):
     """How notifications reach the application."""
 
     STREAM = "STREAM"
-    """They are not sent: the application reads a gRPC or SSE stream, or lists its notifications."""
+    """Nothing is sent: the application reads a gRPC or SSE stream, or lists its notifications."""
     WEBHOOK = "WEBHOOK"
     """CloudEvents by HTTP POST."""
     SOAP = "SOAP"
@@ -39,7 +39,7 @@ SECRET_BYTES = 32
 _SECRET_LENGTHS = range(24, 65)
 
 SINK_TOKEN = "token"  # noqa: S105  # a parameter's name
-"""Sink parameter: the bearer token that each request to the endpoint carries (RFC 6750)."""
+"""Sink parameter: the bearer token in each request to the sink (RFC 6750)."""
 
 MAX_SINK_TOKEN = 4096
 """Longest token, in characters."""
@@ -61,8 +61,8 @@ SINK_REQUEST = "request"
 """Sink parameter: SHA-256 of the request that created the subscription, if it had a request id."""
 
 SINK_UNREADABLE = "unreadable"
-"""The only sink parameter where the stored ones cannot be decrypted: the id of the missing key. Nothing is sent to such
-a sink, because requests would lack their signature and token."""
+"""Sink parameter: the id of the missing key, if the stored parameters cannot be decrypted; the sink then has no other
+parameter. Nothing is sent to such a sink, because requests would lack their signature and token."""
 
 HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST, SINK_UNREADABLE)
 """Parameters that the gateway sets itself; they are never shown, not even their names."""
@@ -114,17 +114,17 @@ class Handshake(enum.Enum):
     """How a webhook sink confirms that it wants notifications."""
 
     TEST = "test"
-    """It answers 2xx to a signed event of type `…sink.test`. The default if the request contains a secret."""
+    """The sink answers 2xx to a signed event of type `…sink.test`. The default if the request contains a secret."""
     OPTIONS = "options"
-    """It answers OPTIONS with WebHook-Allowed-Origin (CloudEvents HTTP webhook section 4)."""
+    """The sink answers OPTIONS with WebHook-Allowed-Origin (CloudEvents HTTP webhook section 4)."""
     NONE = "none"
-    """Only its address is checked, and that it accepts a connection. The default if the gateway generates the secret,
-    which the application does not know yet."""
+    """The sink has an allowed address and accepts a connection; nothing is sent. The default if the gateway generates
+    the secret, because the application does not know that secret yet."""
 
 
 PROFILE_V1 = "v1"
 PROFILE_CAMARA = "camara"
-"""CAMARA's event format. It reports cancellation too, and shows BUSY as REACHABLE."""
+"""CAMARA's event format. It also reports that the client ended the subscription, and shows BUSY as REACHABLE."""
 
 SIGNED_PROFILES = ("", PROFILE_V1)
 """Profiles of webhooks whose events are signed; "" stands for the newest."""
@@ -152,7 +152,7 @@ class EndReason(enum.Enum):
     """The client ended the subscription."""
     CLIENT_DELETED = "CLIENT_DELETED"
     FAILED = "FAILED"
-    """A permanent error: its last terminal is unknown, or the gateway may not watch it."""
+    """A permanent error: the last terminal is unknown, or the gateway may not watch it."""
     SINK_GONE = "SINK_GONE"
     """The sink answered 410 Gone."""
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105  # a reason, not a secret

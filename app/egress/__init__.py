@@ -1,1 +1,1 @@
-"""Connections from the gateway to applications' endpoints and to the identity provider."""
+"""Connections from the gateway to applications' sinks and to the identity provider."""

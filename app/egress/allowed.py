@@ -53,7 +53,7 @@ class ForbiddenAddress(OSError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the operator allows. `networks`, which may contain loopback, are allowed beside the public internet."""
+    """What the operator allows. `networks` are allowed beside the public internet, and may contain loopback."""
 
     networks: tuple[Network, ...] = ()
     allow_http: bool = False
@@ -110,27 +110,27 @@ def read_endpoint(url: str, *, allow_http: bool) -> Endpoint:
     libraries take are refused.
     """
     if len(url) > MAX_URL_LENGTH:
-        raise refused("length", f"The endpoint's URL is longer than {MAX_URL_LENGTH} characters.")
+        raise refused("length", f"The sink's URL is longer than {MAX_URL_LENGTH} characters.")
     match = _URL.fullmatch(url)
     if match is None:
         raise refused("url", "The sink must be an absolute URL such as https://example.com/events.")
     scheme, authority = match["scheme"].lower(), match["authority"]
     if scheme != "https" and not (scheme == "http" and allow_http):
         allowed = "https or http" if allow_http else "https"
-        raise refused("scheme", f"The endpoint's scheme must be {allowed}, not {scheme[:32]}.")
+        raise refused("scheme", f"The sink's scheme must be {allowed}, not {scheme[:32]}.")
     if "@" in authority:
-        raise refused("credentials", "The endpoint's URL must not contain credentials.")
+        raise refused("credentials", "The sink's URL must not contain credentials.")
     if match["fragment"] is not None:
-        raise refused("fragment", "The endpoint's URL must not have a fragment.")
+        raise refused("fragment", "The sink's URL must not have a fragment.")
     target = (match["path"] or "/") + (match["query"] or "")
     if not _PRINTABLE.fullmatch(target):
-        raise refused("url", "The endpoint's path and query must be printable ASCII; percent-encode the rest.")
+        raise refused("url", "The sink's path and query must be printable ASCII; percent-encode the rest.")
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise refused("host", "The endpoint's URL has no host, or no port after its colon.")
+        raise refused("host", "The sink's URL has no host, or no port after its colon.")
     port = int(parts["port"]) if parts["port"] else {"https": 443, "http": 80}[scheme]
     if port not in (80, 443) and not 1024 <= port <= 65535:
-        raise refused("port", f"The endpoint's port {port} is not 80, 443, or 1024 to 65535.")
+        raise refused("port", f"The sink's port {port} is not 80, 443, or 1024 to 65535.")
     return Endpoint(scheme=scheme, host=_read_host(parts["host"]), port=port, target=target)
 
 
@@ -139,12 +139,12 @@ def _read_host(host: str) -> str:
         try:
             return str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
-            raise refused("host", f"The endpoint's host {host[:64]} is not an IPv6 address.") from None
+            raise refused("host", f"The sink's host {host[:64]} is not an IPv6 address.") from None
     if not host.isascii():
         try:
             host = URL.build(scheme="https", host=host).raw_host or ""
         except (ValueError, UnicodeError):
-            raise refused("host", "The endpoint's host is not an internationalized domain name.") from None
+            raise refused("host", "The sink's host is not an internationalized domain name.") from None
     host = host.lower()
     labels = host.split(".")
     if _NUMBER.fullmatch(labels[-1]):
@@ -152,10 +152,10 @@ def _read_host(host: str) -> str:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
             raise refused(
-                "host", f"The endpoint's host {host[:64]} is not an IPv4 address of four decimal numbers."
+                "host", f"The sink's host {host[:64]} is not an IPv4 address of four decimal numbers."
             ) from None
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise refused("host", f"The endpoint's host {host[:64]!r} is not a domain name.")
+        raise refused("host", f"The sink's host {host[:64]!r} is not a domain name.")
     return host
 
 

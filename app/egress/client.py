@@ -3,8 +3,8 @@
 Invariants: a host is used only if every address that it resolves to is allowed. The address is checked again when its
 socket is opened, so a name that resolves differently later (DNS rebinding) is refused. Redirects, proxies, cookies and
 compressed responses are not used. One time limit covers a request from the name lookup to the last byte; at most
-MAX_ANSWER bytes of a response are read and KEPT_ANSWER kept. Bytes before its status, and unrequested bytes behind it,
-are bounded too (`_Answers`).
+MAX_ANSWER bytes of a response are read and KEPT_ANSWER kept. Bytes before the status, and unrequested bytes after the
+response, are bounded too (`_Answers`).
 """
 
 import asyncio
@@ -38,10 +38,10 @@ KEPT_ANSWER = 2048
 """Bytes of a response that are stored with the attempt."""
 
 MAX_INFORMATIONAL = 16
-"""Informational responses (1xx) before a status; with more, the connection is closed."""
+"""Informational responses (1xx) before the final status; with more, the connection is closed."""
 
 MAX_BEFORE_STATUS = 64 * 1024
-"""Bytes before a response's head is complete, with informational responses."""
+"""Most bytes until a response's head is complete, with informational responses."""
 
 KEEP_ALIVE_S = 4.0
 """How long an idle connection is kept: common servers close theirs after five seconds."""
@@ -59,7 +59,7 @@ Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Resolves a host name and port to its addresses as texts. Raises OSError."""
 
 OpenSocket = Callable[[tuple[Any, ...]], socket.socket]
-"""Opens a socket for an entry of `socket.getaddrinfo`, which is then connected to the entry's address."""
+"""Opens a socket for an entry of `socket.getaddrinfo`; the caller connects the socket to the entry's address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +73,13 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Case-insensitive."""
     body: bytes = b""
-    """At most as many bytes as requested; see `complete`."""
+    """At most `keep` bytes (`Egress.request`); see `complete`."""
     complete: bool = False
     """Whether `body` is the whole response."""
     retry_after_s: float | None = None
 
     def as_sent(self) -> Sent:
-        """The result of a delivery: 2xx is delivered, 410 is gone, everything else has failed, also redirects."""
+        """The result of a delivery attempt: 2xx is delivered, 410 is gone, everything else (also 3xx) has failed."""
         delivered = 200 <= self.code < 300
         outcome = "delivered" if delivered else f"http-{self.code}" if self.code else self.outcome
         return Sent(
@@ -110,7 +110,7 @@ def read_retry_after(text: str | None, now: datetime) -> float | None:
 
 
 class _Resolver(AbstractResolver):
-    """aiohttp's resolver: resolves a name only if all its addresses are allowed."""
+    """aiohttp's resolver, which resolves a name only if all its addresses are allowed."""
 
     def __init__(self, rules: Rules, lookup: Lookup) -> None:
         self._rules = rules
@@ -142,7 +142,7 @@ class _Resolver(AbstractResolver):
 
 
 class _Answers(ResponseHandler):
-    """aiohttp's end of a connection, with limits that aiohttp lacks: it would parse any number of informational and
+    """aiohttp's protocol of a connection, with limits: aiohttp itself would parse any number of informational and
     unrequested responses, a whole socket buffer at a time.
 
     Bytes are parsed in slices, so that little is parsed before it is counted. If a limit closes the connection, the
@@ -156,7 +156,7 @@ class _Answers(ResponseHandler):
     _cut = False
 
     def set_response_params(self, **params: Any) -> None:
-        """A request begins; bytes that arrived before it are parsed in this call."""
+        """A request begins; bytes that arrived earlier are parsed in this call."""
         self._answered, self._informational, self._before_status = False, 0, 0
         super().set_response_params(**params)
 
@@ -190,14 +190,14 @@ class _Answers(ResponseHandler):
             super().set_exception(exc, *cause)
 
     def _cut_off(self) -> None:
-        self.set_exception(HttpProcessingError(code=0, message="too much before the status, or behind the answer"))
+        self.set_exception(HttpProcessingError(code=0, message="too much before the status, or after the response"))
         self._cut = True
         if self.transport is not None:
             self.transport.abort()
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Makes connections with `_Answers`, for which aiohttp has no public interface."""
+    """Makes connections with `_Answers`; aiohttp has no public interface to do so."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -272,12 +272,12 @@ class Egress:
                 return
             except ForbiddenAddress:
                 raise refused(
-                    "forbidden-address", f"The endpoint's host {endpoint.host} is at an address not allowed."
+                    "forbidden-address", f"The sink's host {endpoint.host} is at an address that is not allowed."
                 ) from None
             except OSError as failed:  # TimeoutError and ssl.SSLError are OSErrors
                 error = failed
         raise SinkUnreachable(
-            f"The endpoint at {endpoint.host} port {endpoint.port} cannot be connected to: {_connect_outcome(error)}.",
+            f"The sink at {endpoint.host} port {endpoint.port} cannot be connected to: {_connect_outcome(error)}.",
             reason=_connect_outcome(error),
         ) from None
 
@@ -302,13 +302,11 @@ class Egress:
                 async with asyncio.timeout(self.total_s):
                     addresses = await self._lookup(endpoint.host, endpoint.port)
             except (OSError, UnicodeError):  # TimeoutError is an OSError
-                raise SinkUnreachable(
-                    f"The endpoint's host {endpoint.host} cannot be resolved.", reason="dns"
-                ) from None
+                raise SinkUnreachable(f"The sink's host {endpoint.host} cannot be resolved.", reason="dns") from None
         if not addresses:
-            raise SinkUnreachable(f"The endpoint's host {endpoint.host} has no address.", reason="dns")
+            raise SinkUnreachable(f"The sink's host {endpoint.host} has no address.", reason="dns")
         if not all(self.rules.permits(address) for address in addresses):
-            raise refused("forbidden-address", f"The endpoint's host {endpoint.host} is at an address not allowed.")
+            raise refused("forbidden-address", f"The sink's host {endpoint.host} is at an address that is not allowed.")
         return endpoint, addresses
 
     async def request(
@@ -317,7 +315,7 @@ class Egress:
         """Sends one request and returns the response, with `keep` bytes of its body (at most MAX_ANSWER).
 
         Raises SinkRefused for a URL that is not allowed; other failures are the reply's `outcome`. A status that
-        arrived in time counts, even if its body fails.
+        arrived in time counts, even if reading the body fails.
         """
         target = URL(read_endpoint(url, allow_http=self.rules.allow_http).url, encoded=True)
         code, answer_headers, kept, complete = 0, dict[str, str](), bytearray(), False
@@ -353,7 +351,7 @@ class Egress:
         )
 
     def _socket(self, info: tuple[Any, ...]) -> socket.socket:
-        """The second check, of the address that is connected to."""
+        """Opens the socket after the second check, of the address that it will be connected to."""
         if not self.rules.permits(str(info[4][0])):
             raise ForbiddenAddress(str(info[4][0]))
         return self._open_socket(info)

@@ -3,8 +3,8 @@
 One notification is one event; its id is the event's `id` and the `webhook-id`, the same in each attempt. The signature
 covers the bytes that are sent. Each profile has a function that makes its events (`Envelope`); a notification without
 an event in its profile counts as delivered without being sent.
-Invariants: secrets and tokens are never logged, raised or stored, not even if the response repeats them. An expired
-access token is not used.
+Invariants: secrets and tokens are never logged, put into errors or stored, not even if the response repeats them. An
+expired access token is not used.
 
 Deliberately absent: CloudEvents' rate agreement (WebHook-Request-Rate).
 """
@@ -126,7 +126,7 @@ class WebhookSender:
     """The `Sender` for SinkKind.WEBHOOK.
 
     `envelopes` has the `Envelope` for each `Sink.profile`; `source` is the gateway's own URL ("" if it has none);
-    `origin` is the name with which it requests permission (CloudEvents' WebHook-Request-Origin).
+    `origin` is the gateway's name in requests for permission (CloudEvents' WebHook-Request-Origin).
     """
 
     def __init__(
@@ -179,11 +179,11 @@ class WebhookSender:
                 if allowed == "*" or allowed.lower() == self._origin.lower():
                     return
                 raise SinkRefused(
-                    f"The endpoint does not allow {self._origin} (WebHook-Allowed-Origin).", reason="handshake"
+                    f"The sink does not allow {self._origin} (WebHook-Allowed-Origin).", reason="handshake"
                 )
         outcome = reply.as_sent().outcome
         if outcome == "forbidden-address":
-            raise SinkRefused("The endpoint's host is at an address that is not allowed.", reason=outcome)
+            raise SinkRefused("The sink's host is at an address that is not allowed.", reason=outcome)
         message = f"The sink failed its test: {outcome}."
         if handshake is Handshake.TEST and reply.code in _REFUSALS and SINK_MADE in sink.parameters:
             message += (
@@ -230,7 +230,7 @@ class WebhookSender:
             sink.url,
             {**headers, "Authorization": f"Bearer {token}"},
             body,
-            keep=KEPT_ANSWER + len(token),  # so that a token that begins in the kept part is read whole, and removed
+            keep=KEPT_ANSWER + len(token),  # a token that begins in the kept part is read whole, and removed
         )
         return replace(reply, body=reply.body.replace(token.encode(), b"*" * len(token))[:KEPT_ANSWER])
 
@@ -257,7 +257,7 @@ class WebhookSender:
         if token and not (len(token) <= MAX_SINK_TOKEN and _TOKEN.fullmatch(token)):
             raise SinkRefused("The sink's access token is not a bearer token (RFC 6750).", reason="token")
         if self._token_expired(sink):
-            raise SinkRefused("The endpoint's access token has expired.", reason="token-expired")
+            raise SinkRefused("The sink's access token has expired.", reason="token-expired")
         # A test signed with a secret that the receiver does not know yet would fail its verification.
         default = Handshake.NONE if SINK_MADE in sink.parameters else Handshake.TEST
         try:

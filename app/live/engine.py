@@ -2,8 +2,8 @@
 
 In each round it sends bookmarks, releases terminals, writes a batch (`writer.py`) and follows changed groups
 (`group_follower.py`).
-Invariants: while the store is away, the newest observation of each terminal waits. An item whose writing fails for
-another reason is tried again, then dropped alone, so that it does not delay the others.
+Invariants: while the store is unavailable, the newest observation of each terminal waits. An item that cannot be
+written for another reason is tried again, then dropped, so that it does not delay the other items.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from app.live.writer import MAX_BATCH, StatusWriter
 from app.ports.sip import Watcher
 
 _JUMP_S = 1.0
-"""If the wall clock leaves the monotonic one by this much, ends of subscriptions are computed again."""
+"""If the wall clock and the monotonic clock drift apart by this much, ends of subscriptions are computed again."""
 _RETRY_S = (0.05, 2.0)
-"""First and longest wait for a store that is away."""
+"""First and longest wait before an unavailable store is tried again."""
 
 _log = structlog.get_logger(__name__)
 
@@ -41,13 +41,13 @@ class Tuning:
     linger_s: float = 30.0
     """How long a terminal is watched after the last subscription or stream that wanted it."""
     bookmark_s: float = 10.0
-    """Longest time between two resume tokens of a stream, changes or not."""
+    """Longest time between two resume tokens of a stream, also without changes."""
     gather_s: float = 0.002
     """Least time between two transactions."""
     max_terminals: int = 250_000
-    """Watched terminals; one more is refused as overload."""
+    """Most watched terminals; more are refused as overload."""
     max_streams: int = 10_000
-    """Streams of all clients; one more is refused."""
+    """Most streams of all clients together; more are refused."""
     close_s: float = 5.0
     """How long the last write may take at the end."""
 
@@ -91,7 +91,7 @@ class Engine:
         self._wall_s = clock().timestamp() - clock_s()
         self._changed_groups: set[GroupKey] = set()
         self._drop: Callable[[], None] = writer.drop_first
-        """Drops what the current step of a round works on; called if rounds keep failing."""
+        """Drops the items of the round's current step; called if rounds keep failing."""
         self._wake = asyncio.Event()
         self._closing = False
         self._running: asyncio.Task[None] | None = None
@@ -99,13 +99,13 @@ class Engine:
     async def start(self) -> None:
         """Takes the active subscriptions of the store into memory, and starts the loop. Raises StoreUnavailable."""
         self._watcher.set_observer(self._registry)
-        self._changed_groups.clear()  # of `GroupDirectory.reload`: `restore` reads the present members anyway
+        self._changed_groups.clear()  # `GroupDirectory.reload` added these; `restore` reads the present members anyway
         await self._loader.restore()
         self._running = asyncio.create_task(self._run(), name="engine")
         _log.info("watching", **self.figures())
 
     async def aclose(self) -> None:
-        """Ends streams, writes what waits (within `close_s`), and stops the loop."""
+        """Ends streams, writes the waiting items (within `close_s`), and stops the loop."""
         self._streams.end_all()
         await self._lifecycle.finish_running()
         self._closing = True
@@ -130,7 +130,7 @@ class Engine:
         self._wake.set()
 
     def on_group_changed(self, key: GroupKey) -> None:
-        """A group was made, changed or deleted: its listeners follow in the next round."""
+        """A group was made, changed or deleted: its subscriptions and streams follow in the next round."""
         self._changed_groups.add(key)
         self.wake()
 
@@ -161,7 +161,7 @@ class Engine:
                 retry_s = min(max(2 * retry_s, _RETRY_S[0]), _RETRY_S[1])
             except Exception:
                 _log.exception("defect_in_watching")
-                if defects:  # a batch of one failed, too
+                if defects:  # a batch of one item failed, too
                     self._drop()
                 defects, retry_s = defects + 1, _RETRY_S[0]
             else:

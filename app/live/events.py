@@ -1,4 +1,4 @@
-"""The events of a stream: Snapshots, SnapshotComplete, then Changes, LivenessChanges, Removed, Bookmarks; at last End.
+"""The events of a stream: Snapshots, SnapshotComplete, then Changes, LivenessChanges, Removed, Bookmarks; End is last.
 
 Deliberately absent: when each is sent (`mailbox.py`), resume tokens (`resume_tokens.py`), and any transport.
 """
@@ -13,9 +13,9 @@ from app.domain.statuses import TerminalStatus, WatchedTerminal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One terminal as it is now. At the start there is one for each terminal that the reader's resume token does not
-    cover, whatever the criteria; after SnapshotComplete one for each terminal that joins a group. The first observation
-    of a terminal that is UNKNOWN is a Change."""
+    """One terminal as it is now, whatever the criteria. Sent at the start for each terminal that the reader's resume
+    token does not cover, and after SnapshotComplete for each terminal that joins a group. The first observation of an
+    UNKNOWN terminal is sent as a Change."""
 
     terminal: WatchedTerminal
 
@@ -26,8 +26,8 @@ class SnapshotComplete:
 
     resume_token: str
     reset: bool = False
-    """The reader's resume token could not be used. The snapshot has every terminal and replaces all that earlier
-    streams sent, even if its revisions are smaller."""
+    """Whether the reader's resume token could not be used. Then the snapshot has every terminal, and replaces
+    everything that earlier streams sent, even if its revisions are smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bookmark:
-    """All changes up to here were sent. One comes in each bookmark interval, whether terminals change or not."""
+    """All changes up to here were sent. Sent once in each bookmark interval, also without changes."""
 
     resume_token: str
 

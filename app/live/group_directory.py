@@ -1,10 +1,10 @@
 """Which addresses are groups, and which terminals a list of addresses means.
 
-Invariants: a group belongs to one client. For every other client, operators' too, the address is a terminal, or a group
-of their own: no client can change what an address means to another. Expansion always ends: each group is visited once,
-so cycles do no harm, and at most MAX_EXPANDED terminals are named. Members are counted before they are read
-(`most_members`) and read in portions, so that one list does not block the database for others. Addresses of groups are
-kept in memory, so that a list without groups costs no query; members are not.
+Invariants: a group belongs to one client. For every other client, even an operator's, the same address is a terminal,
+or that client's own group: no client can change what an address means to another. Expansion always ends: each group is
+visited once, so cycles do no harm, and at most MAX_EXPANDED terminals result. Members are counted before they are read
+(`most_members`), and read in portions, so that one list does not block the database for others. Addresses of groups
+are kept in memory, so that a list without groups costs no query; members are not kept.
 
 Deliberately absent: making and changing groups (`core/groups.py`), and limits themselves (`policy.py`).
 """
@@ -31,16 +31,16 @@ MAX_EXPANDED = 100_000
 
 _PARSED_AT_ONCE = 1_000
 NAMED_AGAIN = 10
-"""How often groups may name each terminal on average. A list whose groups have more members is refused."""
+"""Groups may share members: so many members may be read for each terminal that a list may mean (`most_members`)."""
 
 READ_AT_ONCE = 5000
-"""Members that are read together, if not a single group has more."""
+"""Members that are read together; a larger group is read alone."""
 
 _FIELD = "addresses"
-"""The part of a request that errors of `expand` name."""
+"""The request's field that errors of `expand` name."""
 
 Asked = tuple[str, Collection[TerminalAddress], Collection[TerminalAddress]]
-"""A client id, the addresses that it asked for, and those that were groups. Many subscriptions may share this."""
+"""A client id, the addresses of its request, and the groups among them. Many subscriptions may share one value."""
 
 GroupKey = tuple[str, TerminalAddress]
 """The client id and the address of a group."""
@@ -55,10 +55,10 @@ class Expansion:
     addresses: tuple[TerminalAddress, ...]
     """The list in canonical form, terminals and groups, each once."""
     groups: tuple[TerminalAddress, ...] = ()
-    """Every group in it, nested ones too, and addresses of groups that are deleted."""
+    """Every group in the list, also nested groups and deleted groups."""
     left_out: int = 0
-    """How many terminals were left out because of the limit. A member of several groups that were not read counts for
-    each."""
+    """How many terminals were left out because of the limit. A member of several groups that were not read counts once
+    for each of these groups."""
 
 
 class GroupDirectory:
@@ -72,7 +72,7 @@ class GroupDirectory:
         self._meanwhile: set[GroupKey] | None = None  # groups that changed here while the store is read
 
     async def reload(self) -> None:
-        """Reads the groups of the store. Calls `on_group_changed` for those that another node made, changed or deleted.
+        """Reads the stored groups. Calls `on_group_changed` for groups that another node made, changed or deleted.
 
         Raises StoreUnavailable.
         """
@@ -152,9 +152,9 @@ class GroupDirectory:
     ) -> Expansion:
         """The terminals, at most `most`, that addresses of an earlier `expand` mean now.
 
-        An address `known` to be a group stays a group, and means nothing once that is deleted. Every other address
-        stays a terminal, even if a group of this address was made since. Members may be terminals or groups, as they
-        are now. Raises StoreUnavailable.
+        An address in `known` was a group and stays one; after the group's deletion it means no terminal. Every other
+        address stays a terminal, even if a group with this address was made since. Present members may be
+        terminals or groups. Raises StoreUnavailable.
         """
         terminals: dict[TerminalAddress, None] = {}
         over: dict[TerminalAddress, None] = {}
@@ -233,8 +233,8 @@ class GroupDirectory:
 
 
 def most_members(most: int) -> int:
-    """How many members may be read for a list that may mean `most` terminals; groups may share members. The number is
-    documented, so that an operator can see which lists are refused."""
+    """How many members may be read for a list that may mean `most` terminals. A list with more is refused. The number
+    is part of the documentation for operators."""
     return min(NAMED_AGAIN * most, MAX_EXPANDED)
 
 

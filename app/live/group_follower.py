@@ -1,4 +1,4 @@
-"""Follows groups: when members change, subscriptions and streams by the group watch its new members.
+"""Follows groups: when a group's members change, its subscriptions and streams watch the new members.
 
 A subscription's groups, and the terminals that joined it, are stored first, since a restart needs them; memory follows.
 Streams end with a restart, so nothing is stored for them.
@@ -39,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Move:
-    """A listener, and the terminals that it is to watch."""
+    """A listener, and the terminals that it will watch."""
 
     listener: Listener
     groups: tuple[TerminalAddress, ...]
@@ -139,7 +139,7 @@ class GroupFollower:
         if isinstance(listener, LiveSubscription):
             self._report_left_out(listener, expansion)
             failed = listener.progress.failed
-            # Only new terminals are passed to `want` below, which would watch a failed one again.
+            # Only new terminals are passed to `want` below, because `want` would watch a failed terminal again.
             its = {one: self._registry.by_address[one] for one in listener.progress.terminals}
         else:
             if expansion.left_out:
@@ -157,7 +157,8 @@ class GroupFollower:
         return [_Move(listener, expansion.groups, [its[one] for one in expansion.terminals if one in its])]
 
     def _report_left_out(self, subscription: LiveSubscription, expansion: Expansion) -> None:
-        """Sends the client an error if its groups have more terminals than the policy allows: once, until they fit."""
+        """Sends the client an error if its groups have more terminals than the policy allows: once, and again only
+        after the groups did fit in between."""
         progress = subscription.progress
         failed = progress.failed.intersection(expansion.terminals)
         reported = progress.reported.intersection(expansion.terminals) if not expansion.left_out else progress.reported

@@ -1,8 +1,8 @@
 """The active subscriptions in memory, found by id, client, group, and when they are due.
 
-Invariants: the heap has one entry for each subscription's end, one while it holds something back, and outdated ones of
-subscriptions that were renewed or ended; when most are outdated, the heap is rebuilt. So all of it grows with the
-number of active subscriptions only.
+Invariants: the heap has one entry for each subscription's end, one more for a subscription that holds statuses back,
+and outdated entries of renewed or ended subscriptions. When most entries are outdated, the heap is rebuilt, so its size
+depends on the number of active subscriptions only.
 """
 
 import heapq
@@ -16,7 +16,7 @@ from app.live.group_directory import GroupKey
 from app.live.subscription import LiveSubscription, Progress
 
 _SLACK = 1000
-"""Outdated heap entries that are allowed however few subscriptions there are."""
+"""Outdated heap entries that are always allowed, even if there are few subscriptions."""
 
 
 class SubscriptionIndex:
@@ -31,7 +31,7 @@ class SubscriptionIndex:
 
     @property
     def next_due_s(self) -> float:
-        """When `pop_due` may have something; sometimes too early, never too late."""
+        """When `pop_due` may return a subscription; sometimes too early, never too late."""
         return self._heap[0][0] if self._heap else math.inf
 
     def count(self, client_id: str) -> int:
@@ -74,7 +74,7 @@ class SubscriptionIndex:
                 del self.by_group[key]
 
     def make_progress(self, subscription: LiveSubscription, progress: Progress) -> None:
-        """Sets progress that is stored; removes the subscription if it has ended."""
+        """Sets progress that was stored; removes the subscription if it has ended."""
         subscription.progress = progress
         if progress.end_reason is not None:
             self.remove(subscription)
@@ -87,8 +87,8 @@ class SubscriptionIndex:
         self._push(expires_s, subscription)
 
     def on_clock_jumped(self, now: datetime, now_s: float) -> None:
-        """Recomputes ends after the wall clock left the monotonic one. A subscription ends when either clock says so:
-        the wall clock after the machine was suspended, the monotonic one after the wall clock was set back."""
+        """Recomputes ends after the two clocks drifted apart. A subscription ends when the first of them reaches its
+        end: the wall clock after the machine was suspended, the monotonic clock after the wall clock was set back."""
         for subscription in self.by_id.values():
             if subscription.expires_at is not None:
                 left_s = (subscription.expires_at - now).total_seconds()

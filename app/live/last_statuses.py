@@ -1,6 +1,6 @@
 """The newest status known of each terminal: from its watch, from a watch that has ended, or from a fetch.
 
-This is what a query that accepts an age is answered from.
+Queries that accept an age are answered from here.
 Invariants: a status is not used if a later document of the terminal could not be read. At most MAX_REMEMBERED terminals
 that are not watched are remembered.
 """
@@ -50,7 +50,7 @@ class LastStatuses:
         return address in self._past or address in self._registry.by_address
 
     def on_fetched(self, status: TerminalStatus) -> bool:
-        """Remembers a fetched status; False if this very answer is remembered already."""
+        """Remembers a fetched status. Returns False if the result of this same fetch is remembered already."""
         past = self._past.get(status.address, _NOTHING)
         if past.status is status:
             return False
@@ -58,7 +58,7 @@ class LastStatuses:
         return True
 
     def on_unwatched(self, terminal: Terminal) -> None:
-        """Remembers what was known when a watch ended."""
+        """Remembers the terminal's status when its watch ended."""
         past = self._past.get(terminal.address, _NOTHING)
         unreadable_at = _later(past.unreadable_at, terminal.unreadable_at)
         self._past[terminal.address] = _Past(_newer(past.status, terminal.newest_readable()), unreadable_at)

@@ -100,9 +100,9 @@ class Lifecycle:
         usage: Sequence[UsageRecord],
         most: int | None = None,
     ) -> Subscription:
-        """Stores a subscription with its first notifications, and makes it active. Returns the stored one: an earlier
-        subscription if its request id was used before. `most` is how many active ones the client may have (None: any
-        number).
+        """Stores a subscription with its first notifications, and makes it active. Returns the stored subscription,
+        which is an earlier one if its request id was used before. `most` is how many active subscriptions the client
+        may have (None: any number).
 
         Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, TooManyWatchedTerminals,
         Unauthenticated.
@@ -150,8 +150,8 @@ class Lifecycle:
                 self._registry.release_unwanted(terminals)
 
     async def _policy_now(self, client_id: str) -> Policy:
-        """The policy of a client that may have been deleted or disabled since the call began: checking an endpoint
-        takes time."""
+        """The client's present policy. Raises Unauthenticated if the client was deleted or disabled since the call
+        began, for example while its sink was checked."""
         if client_id == ANONYMOUS:
             return self._policies.operator
         client = await self._store.client(client_id)
@@ -214,7 +214,7 @@ class Lifecycle:
         *,
         on_stored: Callable[[], None],
     ) -> None:
-        """Ends an active subscription, and calls `on_stored` then, even if the caller has left.
+        """Ends an active subscription in the store, then calls `on_stored`, even if the caller has left.
 
         Raises StoreUnavailable, having changed nothing; SubscriptionUnknown if it has ended meanwhile.
         """
@@ -276,7 +276,7 @@ class Lifecycle:
         async with self._writer.lock:
             self._active(subscription_id)
             stored = await self._store.subscription(subscription_id)
-            if stored is None or not stored.active:  # it ended meanwhile: its endpoint answered 410 Gone
+            if stored is None or not stored.active:  # it ended meanwhile: its sink answered 410 Gone
                 raise _unknown()
             require_readable(stored.sink)
             stored = replace(stored, sink=change(stored.sink))

@@ -1,4 +1,4 @@
-"""A stream's mailbox: what waits for its reader, and what was sent.
+"""A stream's mailbox: the events that wait for its reader, and the statuses that were sent.
 
 The mailbox keeps the newest change of each terminal, not a queue. So a slow reader skips outdated changes, sees the
 last one, and costs memory in proportion to its terminals.
@@ -38,7 +38,7 @@ _LEFT = TerminalStatus(
     source=Source.WATCH,
     revision=1 << 63,
 )
-"""Stands for the status sent of a terminal that has left: no Change is newer, so none is sent."""
+"""Recorded as the sent status of a terminal that has left: no Change has a greater revision, so none is sent."""
 
 
 class Stream:
@@ -78,10 +78,10 @@ class Stream:
     ) -> None:
         self.client_id = client_id
         self.addresses = addresses if groups else ()
-        """What the client asked for; kept only with groups, whose members may change."""
+        """The addresses of the request; kept only if there are groups among them, whose members may change."""
         self.groups = groups
         self.sent: dict[Terminal, TerminalStatus | None] = {}
-        """Its terminals, with the newest stored status that was sent of each; None before the first."""
+        """Its terminals, each with the newest stored status that was sent; None if none was sent yet."""
         self.ticks = 0
         """Ticks of `open_streams.py` since its last bookmark."""
         self._criteria = criteria
@@ -89,7 +89,7 @@ class Stream:
         self._busy = busy
         self._visible: dict[Terminal, Status] = {}  # the last status sent, if BUSY is not visible
         self._sent_at_s: dict[Terminal, float] = {}  # only with an interval
-        self._not_live: dict[Terminal, None] = {}  # reported last as not LIVE
+        self._not_live: dict[Terminal, None] = {}  # terminals whose last reported liveness is not LIVE
         self._token = ""  # the last one made; "" if something was sent since
         self._changes: dict[Terminal, Change] = {}
         self._livenesses: dict[Terminal, None] = {}
@@ -112,7 +112,7 @@ class Stream:
     def post(self, terminal: Terminal, change: Change) -> None:
         """The terminal's status has changed."""
         if self._criteria and visible_status(self._busy, change.status.status) not in self._criteria:
-            self._changes.pop(terminal, None)  # the newest status counts, and it is not asked for
+            self._changes.pop(terminal, None)  # an older change is obsolete, and the newest is excluded
             return
         self._changes[terminal] = change
         waiter = self._waiter

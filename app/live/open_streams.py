@@ -1,7 +1,8 @@
 """The open streams: how many a client has, when each is sent a bookmark, and how they end.
 
-Invariants: every stream is sent a bookmark in each `bookmark_s`, changes or not. BOOKMARKS_AT_ONCE streams make their
-tokens together, the others a moment later: a token of a thousand terminals takes 1 ms, in which nothing else runs.
+Invariants: every stream is sent a bookmark in each `bookmark_s`, also without changes. BOOKMARKS_AT_ONCE streams make
+their tokens together, the others a moment later: a token of a thousand terminals takes 1 ms, and nothing else runs
+meanwhile.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from app.live.events import StreamEnd
 from app.live.mailbox import Stream
 
 _TICKS = 4
-"""Ticks in `bookmark_s`."""
+"""Number of ticks in `bookmark_s`; a part of the streams is sent bookmarks in each tick."""
 BOOKMARKS_AT_ONCE = 40
 BOOKMARKS_EVERY_S = 0.02
 

@@ -1,8 +1,8 @@
-"""What other gateways on the same database have written: statuses and groups are read again.
+"""Reads the statuses and groups that other gateways on the same database have written.
 
-Not used yet: a gateway has its database to itself, so `wiring.py` makes none of this. It is here, with its tests, for
-the nodes that come next: a hint says which terminals to read, and every `reread_s` all are read, in case a hint was
-lost. The tests that judge streams (`tests/core/test_guarantees.py`) run two gateways on one database with it.
+Not used yet: a gateway has its database to itself, so `wiring.py` does not make this part. It is here, with its tests,
+for several gateways (nodes) on one database. A hint names terminals to read; every `reread_s` all terminals are read,
+in case a hint was lost. The tests of the guarantees (`tests/core/test_guarantees.py`) run two gateways on one database.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +32,7 @@ class OtherNodes:
         now_s: float,
     ) -> None:
         self.on_work: Callable[[], None] = lambda: None
-        """Called when there is something to read; may not block or raise."""
+        """Called when a hint has arrived; may not block or raise."""
         self._store = store
         self._registry = registry
         self._writer = writer
@@ -53,11 +53,11 @@ class OtherNodes:
 
     @property
     def next_due_s(self) -> float:
-        """When everything is read again."""
+        """When all terminals and groups are read again."""
         return self._read_s + self._reread_s
 
     async def follow(self, now_s: float) -> None:
-        """Reads a part of what was hinted at, or all that is due. Raises StoreUnavailable."""
+        """Reads some of the hinted terminals, or everything if that is due. Raises StoreUnavailable."""
         if self._hinted:
             hinted = list(islice(self._hinted, _TOGETHER))
             await self._read(hinted)
@@ -68,7 +68,8 @@ class OtherNodes:
             self._hinted.update(self._registry.by_address)
 
     async def read(self, addresses: Sequence[TerminalAddress]) -> None:
-        """Reads these for a new stream, whose reader may come from a node that knows more. Raises StoreUnavailable."""
+        """Reads the terminals of a new stream, because its reader may have read newer statuses from another node.
+        Raises StoreUnavailable."""
         for start in range(0, len(addresses), _TOGETHER):
             await self._read(addresses[start : start + _TOGETHER])
 

@@ -1,10 +1,10 @@
 """The watched terminals: their observations that wait to be written, and the subscriptions and streams that want them.
 
-A terminal has one watch, however many subscriptions and streams want it. The watch ends `linger_s` after the last of
+A terminal has one watch for all subscriptions and streams that want it. The watch ends `linger_s` after the last of
 them left. The terminal counts once against each client's limit.
-Invariants: an observation leaves `queue` only when it is written. An unreadable document may have said anything: it
-changes no status, but makes the terminal STALE until a readable one is written. A watch that loses contact makes its
-terminal STALE, never UNREACHABLE.
+Invariants: an observation leaves `queue` only when it is written. An unreadable document changes no status, but makes
+the terminal STALE, because its content is unknown, until a readable document is written. A watch that loses contact
+makes its terminal STALE, never UNREACHABLE.
 """
 
 import math
@@ -60,7 +60,7 @@ class TerminalRegistry:
         max_terminals: int,
     ) -> None:
         self.on_work: Callable[[], None] = lambda: None
-        """Called when there is something to write or to release; may not block or raise."""
+        """Called when there are observations to write or terminals to release; may not block or raise."""
         self.on_unwatched: Callable[[Terminal], None] = lambda terminal: None
         """Called with each terminal whose watch was ended; may not block or raise."""
         self.by_address: dict[TerminalAddress, Terminal] = {}
@@ -79,7 +79,7 @@ class TerminalRegistry:
         self._linger_s = linger_s
         self._max_terminals = max_terminals
         self._wanted_of: dict[str, dict[Terminal, int]] = {}
-        """By client id: the terminals that it wants, and how many of its subscriptions and streams want each."""
+        """By client id: the client's terminals, with how many of its subscriptions and streams want each."""
         self._idle: deque[tuple[float, Terminal]] = deque()
         self._logged_s = -math.inf
 
@@ -113,11 +113,11 @@ class TerminalRegistry:
     def on_liveness_changed(
         self, address: TerminalAddress, liveness: Liveness, reason: str, error: TerminalStatusError | None
     ) -> None:
-        """The SIP side reports another liveness of a watch."""
+        """The liveness of a watch has changed."""
         terminal = self.by_address.get(address)
         refused = isinstance(error, TerminalUnknown | WatcherRefused) and error.details.get("reason") != "pending"
         if terminal is not None and liveness is Liveness.UNKNOWN and refused:
-            # Otherwise the SIP side asks again once an hour, and listeners do not learn why nothing comes.
+            # Otherwise the SIP side tries again once an hour, and listeners are not sent the reason.
             self._watcher.unwatch(address)
             self.on_watch_ended(address, reason, error)
         elif terminal is not None and terminal.set_watch_liveness(liveness, reason, self._clock()):
@@ -139,7 +139,7 @@ class TerminalRegistry:
     def report_error(
         self, address: TerminalAddress, subscriptions: Iterable[LiveSubscription], error: TerminalStatusError
     ) -> None:
-        """Has the error about a terminal or a group written for these subscriptions, if there are any."""
+        """Queues the error about a terminal or a group for these subscriptions, if there are any."""
         if affected := tuple(subscriptions):
             self.failures.append(Failure(address, affected, error))
             self.on_work()
@@ -150,8 +150,8 @@ class TerminalRegistry:
             stream.post_liveness(terminal)
 
     def on_fetched(self, status: TerminalStatus) -> None:
-        """A fetch was answered. A live watch with an older, other status is refreshed at once, at the SIP side's rate:
-        the presence server may have sent a wrong NOTIFY, which the refresh corrects."""
+        """A fetch was answered. If a live watch has an older, different status, the watch is refreshed at once (the SIP
+        side limits the rate): its last NOTIFY may have been wrong."""
         terminal = self.by_address.get(status.address)
         if terminal is None or terminal.liveness is not Liveness.LIVE:
             return
@@ -175,7 +175,7 @@ class TerminalRegistry:
         return terminal.newest() if terminal.pending else terminal.status
 
     def unreadable_view(self, address: TerminalAddress) -> WatchedTerminal | None:
-        """The terminal if its last document could not be read; None for all others."""
+        """The terminal, if it is watched and its last document could not be read; otherwise None."""
         terminal = self.by_address.get(address)
         return None if terminal is None or terminal.unreadable is None else terminal.view(terminal.status)
 
@@ -238,7 +238,7 @@ class TerminalRegistry:
             )
 
     def release_unwanted(self, terminals: Iterable[Terminal]) -> None:
-        """Starts the `linger_s` of those terminals that neither a subscription nor a stream wants."""
+        """Starts `linger_s` for the terminals that no subscription or stream wants."""
         for terminal in terminals:
             if terminal.wanted:
                 continue

@@ -50,7 +50,7 @@ class SubscriptionLoader:
         self._clock_s = clock_s
 
     async def restore(self) -> None:
-        """Loads every active subscription, and ends those whose client is gone. Raises StoreUnavailable."""
+        """Loads every active subscription, and ends subscriptions of deleted clients. Raises StoreUnavailable."""
         clients = {client.id: client for client in await self._store.clients()}
         gone: set[str] = set()
         async for portion in self._store.active_subscriptions():
@@ -96,7 +96,7 @@ class SubscriptionLoader:
     async def _expand_again(
         self, portion: Sequence[Subscription], clients: Mapping[str, Client]
     ) -> dict[str, Expansion]:
-        """By subscription id, for those with groups: the terminals that their addresses mean now."""
+        """The terminals that addresses mean now, by subscription id, for subscriptions with groups."""
         expansions: dict[str, Expansion] = {}
         changed: list[SubscriptionUpdate] = []
         same: dict[Asked, Expansion] = {}  # many subscriptions may name the same groups, which are read once

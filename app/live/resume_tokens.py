@@ -1,11 +1,11 @@
 """Resume tokens: what a stream has sent, so that the next stream sends only what differs.
 
 A token names each status by its revision and a mark: a hash over the terminal, the revision, the status as the reader
-saw it and the revision's own time. The mark is needed because after a restored backup, with a new database or at
-another gateway an equal revision is not an equal status. For more than MAX_NAMED terminals a token has one sum of marks
-for each of BUCKETS buckets of addresses: it stays short, and one change makes the next stream send one bucket.
-Invariants: a token is an application's text, with any content. Reading one never fails and costs no more than the
-stream's terminals. Tokens are neither secret nor signed: a forged one misleads only its forger.
+saw it and the revision's own time. The mark is needed because equal revisions can mean different statuses: after a
+backup was restored, with a new database, or at another gateway. For more than MAX_NAMED terminals a token has one sum
+of marks for each of BUCKETS buckets of addresses. So it stays short; after one change the next stream sends one bucket.
+Invariants: a token comes from an application and can be any text. Reading a token never fails, and takes time in
+proportion to the stream's terminals. Tokens are neither secret nor signed: a forged token misleads only its forger.
 """
 
 import base64
@@ -40,8 +40,8 @@ class Seen(NamedTuple):
     mark: int
     """From `mark_of`; 0 before the first observation."""
     live: bool
-    """Whether the stream reported this status as LIVE: only then may the next stream omit it. True before the first
-    observation, because a terminal without a status is never omitted."""
+    """Whether the stream reported this status as LIVE; only then may the next stream omit it. True before the first
+    observation, where it has no effect: a terminal without a status is never omitted."""
 
 
 NOTHING_SEEN = Seen(0, 0, True)
@@ -49,12 +49,13 @@ NOTHING_SEEN = Seen(0, 0, True)
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a token says about a stream's terminals."""
+    """What the reader of a token knows about a stream's terminals."""
 
     addresses: frozenset[TerminalAddress] = frozenset()
     """Terminals whose present status the reader knows."""
     usable: bool = False
-    """False if the token is about other terminals or another history, or is not a token: all is sent, as a reset."""
+    """False if the token is for other terminals or another history, or is not a token: then every terminal is sent,
+    marked as a reset."""
 
 
 def mark_of(status: TerminalStatus) -> int:
@@ -64,7 +65,7 @@ def mark_of(status: TerminalStatus) -> int:
 
 
 def token_of(seen: Mapping[TerminalAddress, Seen]) -> str:
-    """The token of a stream whose reader has seen this."""
+    """The token of a stream whose reader has seen these terminals."""
     if len(seen) <= MAX_NAMED:
         ordered = sorted(seen)
         body = bytearray(_head(_NAMED, ordered))
@@ -82,8 +83,8 @@ def token_of(seen: Mapping[TerminalAddress, Seen]) -> str:
 
 
 def known_by(token: str, now: Mapping[TerminalAddress, Seen]) -> Known:
-    """Which terminals a reader with this token knows as they are `now`. Their liveness of now does not count, only the
-    liveness that was reported."""
+    """The terminals whose present status (`now`) the reader of this token knows. The present liveness does not matter,
+    only the liveness that was reported."""
     body = _decoded(token)
     if len(body) < _HEAD.size or body[: _HEAD.size] != _head(_NAMED if len(now) <= MAX_NAMED else _SUMMED, now):
         return Known()
@@ -118,7 +119,7 @@ def _known_by_name(body: bytes, now: Mapping[TerminalAddress, Seen]) -> Known:
         one, revision = now[address], number >> 1
         same = revision == one.revision and mark == _short(one.mark)
         if revision > one.revision or (revision == one.revision and not same):
-            return Known()  # another history: the reader may have seen greater revisions than will come for a long time
+            return Known()  # another history: the reader may have seen greater revisions than will be sent for long
         if same and number & 1:
             known.append(address)
     return Known(frozenset(known), usable=True) if place == len(body) else Known()

@@ -1,11 +1,11 @@
 """What a subscriber is sent, and when: Parlay X's criteria, checkImmediate, frequency, count and duration.
 
-`decide` is the whole rule and pure: from news it makes the subscription's next `Progress` and the notifications that
-are owed. `update_of` is the difference of two progresses, for the store. Memory changes when the store has written it.
+`decide` is the whole rule, and is pure: from news it makes the subscription's next `Progress` and the owed
+notifications. `update_of` makes the store's update from two progresses. Memory changes after the store has written.
 Two clocks: `now` is written in records, `now_s` (monotonic seconds) measures intervals and durations, so that a wall
 clock that jumps causes neither a flood nor silence.
-Invariants: two status notifications are never closer together than the interval. What waits for the interval is the
-newest status of each terminal, only while it meets the criteria. A terminal's first observation is no change.
+Invariants: two status notifications are never closer together than the interval. Only the newest status of each
+terminal waits for the interval, and only while it meets the criteria. A terminal's first observation is not a change.
 """
 
 import math
@@ -34,8 +34,8 @@ _replace = msgspec.structs.replace
 
 
 class Decision(NamedTuple):
-    """What follows for one subscription: its next progress, the update for the store (None: nothing that is stored
-    changes), and the notifications that it is owed."""
+    """The next progress of one subscription, its update for the store (None: no stored value changes), and its new
+    notifications."""
 
     subscription: LiveSubscription
     progress: Progress
@@ -83,7 +83,7 @@ def update_of(subscription_id: str, before: Progress, after: Progress, now: date
 
 
 def _with_news(subscription: LiveSubscription, progress: Progress, news: Sequence[News]) -> Progress:
-    """Puts statuses that are to be reported into `held`, and removes those that a newer status has made obsolete."""
+    """Adds statuses that must be reported to `held`, and removes statuses that a newer status has made obsolete."""
     held = {status.address: status for status in progress.held}
     awaiting = progress.awaiting
     for status, before in news:
@@ -134,8 +134,8 @@ def _with_failures(
     writer: OwedWriter,
     owed: list[OwedNotification],
 ) -> Progress:
-    """Reports failures, and removes terminals that cannot be watched. The last one ends the subscription, unless it has
-    groups, which other terminals may join."""
+    """Reports failures, and removes terminals that cannot be watched. Without any terminal left the subscription ends,
+    unless it has groups, which other terminals may join."""
     for address, error in failures.items():
         waits = isinstance(error, DocumentUnreadable) and address in progress.awaiting
         if (waits or isinstance(error, TooManyAddresses)) and subscription.wants_error(address, error):

@@ -1,6 +1,6 @@
-"""An active subscription in memory: what it asks for, and how far it has come (`Progress`).
+"""An active subscription in memory: its request (`LiveSubscription`), and how far it has come (`Progress`).
 
-A hundred thousand subscriptions may be active, so both hold only what the rule (`rules.py`) needs.
+A hundred thousand subscriptions may be active, so both have only the fields that `rules.py` needs.
 Invariants: a `Progress` is immutable, and replaced only when the store has written the difference. After a restart it
 is made from the stored rows (`restored`).
 """
@@ -26,7 +26,7 @@ ONLY_REPORTED = (DocumentUnreadable, TooManyAddresses)
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):
-    """How far an active subscription has come. A Struct, since one is made for each notification (0.3 µs)."""
+    """How far an active subscription has come. A Struct, because one is made for each notification, in 0.3 µs."""
 
     terminals: tuple[TerminalAddress, ...]
     """The terminals that are watched for it, groups expanded."""
@@ -37,10 +37,10 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     held: tuple[TerminalStatus, ...] = ()
     """Statuses that wait until `allowed_s`: the newest of each terminal."""
     awaiting: frozenset[TerminalAddress] = NO_TERMINALS
-    """Terminals whose next observation is their first: it is no change."""
+    """Terminals whose next observation counts as their first, which is not a change."""
     joined: frozenset[TerminalAddress] = NO_TERMINALS
-    """Those of `awaiting` that are stored by name: all of a subscription with several terminals, and terminals that
-    joined a group later. The store has one flag for the others (`Subscription.awaiting`)."""
+    """The terminals of `awaiting` that are stored by name: all if the subscription has several terminals, and those
+    that joined a group later. The others are stored as one flag (`Subscription.awaiting`)."""
     reported: frozenset[TerminalAddress] = NO_TERMINALS
     """Terminals, and a group that is too large, about which an error of ONLY_REPORTED was sent."""
     failed: frozenset[TerminalAddress] = NO_TERMINALS
@@ -59,7 +59,7 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
 
 
 class LiveSubscription:
-    """What the subscription asks for, and its `progress`. Changed only by code that holds the writer's lock."""
+    """The subscription's request, and its `progress`. Changed only by code that holds the writer's lock."""
 
     __slots__ = (
         "addresses",
@@ -101,7 +101,7 @@ class LiveSubscription:
         self.shows_busy = busy_allowed and contract.shows_busy
         self.groups = groups
         self.addresses = subscription.addresses if groups else ()
-        """What the client asked for; kept only with groups, whose members may change."""
+        """The addresses of the request; kept only if there are groups among them, whose members may change."""
         self.progress = progress
         self.ended = False
 
@@ -135,8 +135,8 @@ def begun(
     busy_allowed: bool,
     now_s: float,
 ) -> LiveSubscription:
-    """A new subscription. `live` has those of its terminals that are LIVE. With `check_immediate` all terminals are
-    awaited, otherwise those that are not in `live`."""
+    """A new subscription. `live` has the statuses of its LIVE terminals. With `check_immediate` all terminals are
+    awaited, otherwise the terminals that are not in `live`."""
     awaited = terminals if subscription.check_immediate else [address for address in terminals if address not in live]
     expires_s = math.inf
     if subscription.expires_at is not None:
@@ -162,7 +162,7 @@ def restored(
     now: datetime,
     now_s: float,
 ) -> LiveSubscription:
-    """A subscription as it was before a restart, from what is `stored` of its terminals.
+    """A subscription as it was before a restart. `stored` has the stored statuses of its terminals.
 
     A terminal is awaited if it was never observed, if it is in `Subscription.joined`, or, while `Subscription.awaiting`
     is set, if it was not observed since the subscription was created.

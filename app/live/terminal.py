@@ -1,8 +1,8 @@
 """A watched terminal in memory.
 
-Invariants: `stored` is what the store has; `status` is the same, but `observed_at` is when it was confirmed last.
-Observations that are not stored yet wait in `pending`, in order, MAX_PENDING at most; above that the newest replaces
-the last. A terminal is LIVE only if it was observed since the gateway began to watch it.
+Invariants: `stored` is the status in the store; `status` is the same, except that its `observed_at` is the time of the
+last confirmation. Observations that are not stored yet wait in `pending`, in order. Of MAX_PENDING waiting observations
+the last is replaced by a new one. A terminal is LIVE only if it was observed since the gateway began to watch it.
 """
 
 from datetime import datetime
@@ -16,14 +16,14 @@ from app.live.resume_tokens import mark_of
 from app.live.subscription import LiveSubscription
 
 MAX_PENDING = 8
-"""Observations of one terminal that wait to be stored."""
+"""Most observations of one terminal that wait to be stored."""
 
 NEVER_OBSERVED = "not observed yet"
 LAST_STORED = "not observed since the gateway began to watch it"
 
 
 class StreamOfTerminals(Protocol):
-    """A stream, as a terminal's observations reach it (`mailbox.Stream`)."""
+    """The methods of a stream (`mailbox.Stream`) that a terminal and the registry call."""
 
     @property
     def client_id(self) -> str: ...
@@ -79,27 +79,27 @@ class Terminal:
         self.address = address
         self.status: TerminalStatus | None = None
         self.stored: TerminalStatus | None = None
-        """Its `observed_at` is when its revision was made, so that it is the same after a restart."""
+        """Its `observed_at` is the time of its revision, so that it is the same after a restart."""
         self._marked: tuple[TerminalStatus, int] | None = None
         self.loaded = False
-        """Whether `status` is what the store has."""
+        """Whether `stored` is known; False until it was read from the store."""
         self.observed = False
         """Whether an observation was written since the gateway began to watch it."""
         self.write_next = True
         """Whether the next observation must be written even if it repeats the status."""
         self.pending: list[tuple[Status, datetime]] = []
         self.queued = False
-        """Whether it waits for the writer."""
+        """Whether the terminal is in the registry's queue for the writer."""
         self.liveness = Liveness.UNKNOWN
         self.reason = NEVER_OBSERVED
         self.since = now
         self.error: TerminalStatusError | None = None
-        """Why its watch ended, though a listener wants it."""
+        """Why the watch ended although a listener wants the terminal."""
         self.unreadable: DocumentUnreadable | None = None
         """Why the newest document could not be read."""
         self.unreadable_at: datetime | None = None
         self.readable_pending = False
-        """Whether a readable document has come since `unreadable`, and is still to be written."""
+        """Whether a readable document has come since `unreadable`, and is not written yet."""
         self.subscriptions: dict[LiveSubscription, None] = {}
         self.streams: dict[StreamOfTerminals, None] = {}
         self.idle_from_s: float | None = None
@@ -115,13 +115,13 @@ class Terminal:
         return bool(self.subscriptions or self.streams)
 
     def take_stored(self, stored: TerminalStatus | None) -> None:
-        """Sets what the store has now (None: no status)."""
+        """Sets the status that the store has now (None: no status)."""
         self.loaded = True
         self.status = self.stored = stored
 
     def mark_of(self, stored: TerminalStatus) -> int:
-        """As `resume_tokens.mark_of`, for a status that is or was stored of this terminal. The mark of the current one
-        is hashed once for all streams."""
+        """As `resume_tokens.mark_of`, for a present or earlier stored status of this terminal. The mark of the present
+        status is computed once for all streams."""
         marked = self._marked  # read and replaced whole: threads make tokens, too
         if marked is not None and marked[0] is stored:
             return marked[1]
@@ -147,7 +147,7 @@ class Terminal:
         return False
 
     def keep_newest(self) -> None:
-        """Drops all pending observations but the newest, while the store is away."""
+        """Drops all pending observations except the newest; called while the store is unavailable."""
         if len(self.pending) > 1:
             self.pending[:] = self.pending[-1:]
 
@@ -209,7 +209,7 @@ class Terminal:
         return self.newest()
 
     def view(self, status: TerminalStatus | None) -> WatchedTerminal:
-        """The terminal as a reader sees it, with `status` as that reader may see it."""
+        """The terminal for a reader; `status` is the status that this reader may see."""
         return WatchedTerminal(
             address=self.address, status=status, liveness=self.liveness, reason=self.reason, since=self.since
         )

@@ -30,10 +30,10 @@ from app.live.terminal import Terminal, confirmed
 from app.ports.store import Store
 
 MAX_BATCH = 500
-"""Terminals, failures and due subscriptions in one transaction, of each at most. The others are written next."""
+"""Most terminals, most failures and most due subscriptions in one transaction. The others are written next."""
 _MAX_TRIES = 10
 _LOAD = 1000
-"""Statuses that are read together."""
+"""Most statuses that are read in one query."""
 
 
 class _Written(NamedTuple):
@@ -79,12 +79,12 @@ class StatusWriter:
         return len(self._registry.queue) + len(self._registry.failures) + len(self._due)
 
     def keep_newest(self) -> None:
-        """Drops all pending observations but the newest of each terminal."""
+        """Drops all pending observations except the newest of each terminal."""
         for terminal in self._registry.queue:
             terminal.keep_newest()
 
     async def load(self, terminals: Collection[Terminal]) -> None:
-        """Reads the stored status of those terminals whose status is not known yet. Raises StoreUnavailable."""
+        """Reads the stored status of the terminals that are not loaded yet. Raises StoreUnavailable."""
         if all(terminal.loaded for terminal in terminals):
             return
         async with self._loading:  # one task reads statuses that several need
@@ -134,7 +134,9 @@ class StatusWriter:
                 self.adopt(conflicts)
                 await self._read_progress_again(plan.decisions)
             else:
-                raise StoreUnavailable("Other processes write the same statuses all the time.", retry_after_s=1)
+                raise StoreUnavailable(
+                    "Other processes keep writing the same statuses. Try again later.", retry_after_s=1
+                )
             del self._registry.queue[: len(batch)]
             del self._registry.failures[: len(failures)]
             for subscription in due:
@@ -147,7 +149,7 @@ class StatusWriter:
             self.on_notifications_owed()
 
     def drop_first(self) -> None:
-        """Drops the batch of `write_batch(1)`, which fails again and again, so that the others are written."""
+        """Drops the items that `write_batch(1)` keeps failing to write, so that the others are written."""
         for terminal in self._registry.queue[:1]:
             del self._registry.queue[0]
             self._pop_pending(terminal)

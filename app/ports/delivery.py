@@ -1,4 +1,4 @@
-"""What delivery needs of a kind of sink: a check, and sending (implemented in `app/egress/` and `soap_compat/`)."""
+"""How delivery checks a sink and sends to it; implemented for each kind of sink in `app/egress/` and `soap_compat/`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,21 +17,21 @@ class Sent:
 
     delivered: bool
     code: int = 0
-    """The endpoint's HTTP status; 0 without a response."""
+    """The sink's HTTP status; 0 without a response."""
     outcome: str = "delivered"
     """`delivered`, or a short word for the failure, as in `DeliveryAttempt.outcome`."""
     answer: bytes = b""
     """The start of the response's body."""
     retry_after_s: float | None = None
     gone: bool = False
-    """The endpoint answered 410: it wants no more notifications."""
+    """The sink answered 410 Gone: it wants no more notifications."""
     ends: EndReason | None = None
-    """Why the subscription ends because of this attempt, for a reason other than `gone`, such as TOKEN_EXPIRED."""
+    """Set if the subscription ends because of this attempt for a reason other than `gone`, such as TOKEN_EXPIRED."""
     details: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sender(Protocol):
-    """Delivers notifications to one kind of sink. A failure of the endpoint is a result, never an exception."""
+    """Delivers notifications to one kind of sink. A failure of the sink is a result, never an exception."""
 
     async def check(self, subscription: Subscription) -> None:
         """Checks, before the subscription is created, that its sink is allowed and can be reached. Raises SinkRefused

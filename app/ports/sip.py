@@ -30,7 +30,7 @@ class WatchView:
     since: datetime
     """When `state` was entered."""
     expires_at: datetime | None
-    """When the SIP subscription ends unless it is refreshed; None without one."""
+    """When the SIP subscription ends unless it is refreshed; None without a SIP subscription."""
     code: int
     """The last SIP status; 0 before the first response."""
     reason: str
@@ -71,7 +71,8 @@ class Fetcher(Protocol):
         """Whether a presence server answers, as far as is known; any SIP status counts as an answer."""
 
     async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
-        """Fetches the terminal's presence. Where fetches have to wait, clients take turns; "" is the gateway itself.
+        """Fetches the terminal's presence. If fetches have to wait, clients take turns. The client id "" stands for the
+        gateway itself.
 
         Raises a TerminalStatusError. There is no time limit: the caller cancels, and the SIP side cleans up.
         """
@@ -84,14 +85,14 @@ class Watcher(Fetcher, Protocol):
         """Sets the only observer. Call it before the first `watch`."""
 
     def watch(self, address: TerminalAddress, client_id: str = "") -> None:
-        """Watches the terminal until `unwatch`, over restarts of workers and of presence servers. Idempotent.
+        """Watches the terminal until `unwatch`, also across restarts of workers and of presence servers. Idempotent.
 
-        Where many watches wait to be set up, clients take turns. A watch that several clients want is set up in the
-        turn of the client that was served least.
+        If many watches wait to be set up, clients take turns. A watch that several clients want is set up in the turn
+        of the client that was served least.
         """
 
     def unwatch(self, address: TerminalAddress) -> None:
-        """Ends the watch. The observer is not called for it any more. Idempotent."""
+        """Ends the watch. The observer is no longer called for this watch. Idempotent."""
 
     def refresh(self, address: TerminalAddress) -> None:
         """Refreshes the watch now instead of shortly before it expires. Raises WatchUnknown."""

@@ -1,6 +1,6 @@
-"""What the use cases need of the database, by what it holds. Adapters implement `Store`, which has all of it.
+"""The use cases' access to the database: a protocol for each kind of record. Adapters implement `Store`, which has all.
 
-Invariants: a method that takes a batch does all of it or nothing.
+Invariants: a method that takes a batch writes the whole batch or nothing.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -44,11 +44,11 @@ GroupVersion = tuple[str, TerminalAddress, int]
 """A group's client, address and version."""
 
 EndSubscription = Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
-"""How an active subscription ends: its update, and the notifications that it is owed for its end."""
+"""Returns, for an active subscription, the update that ends it and its last notifications."""
 
 
 class StatusStore(Protocol):
-    """The last status of each terminal, and what follows from a change."""
+    """The last status of each terminal, and everything that is written with a changed status."""
 
     async def write(self, changes: Changes) -> Sequence[TerminalStatus]:
         """Writes all of `changes` in one transaction, and returns ().
@@ -117,8 +117,8 @@ class ClientStore(Protocol):
         """All clients, by name."""
 
     async def delete_client(self, client_id: str, end: EndSubscription) -> list[Subscription]:
-        """Deletes the client, its keys and its groups, and ends its active subscriptions, all in one transaction except
-        most of the groups, which are deleted before. Returns the subscriptions that it ended. Raises ClientUnknown."""
+        """Deletes the client, its keys and its groups, and ends its active subscriptions, in one transaction; most
+        groups are deleted before it. Returns the subscriptions that it ended. Raises ClientUnknown."""
 
     async def finish_client_deletion(self, client_id: str, end: EndSubscription) -> list[Subscription]:
         """Deletes the groups and ends the subscriptions that were created while `delete_client` ran. Returns the
@@ -237,7 +237,7 @@ class AuditStore(Protocol):
 
 
 class RetentionStore(Protocol):
-    """Deleting what has been kept long enough."""
+    """Deletes rows that are older than their retention time."""
 
     async def purge(self, before: datetime, most: int, *, usage_before: datetime | None = None) -> int:
         """Deletes settled notifications (with their attempts) and ended subscriptions older than `before`, and usage

@@ -6,7 +6,7 @@ depends on its seed alone. Telephone numbers, as `tel:` or `sip:+…`: +15550001
 Unreachable; +15550005 and +15550006 change. `terminal-N` exists for every number N and is Reachable. The table of
 terminals that misbehave is in `behaviours.py`. Every other terminal is unknown (404).
 
-Invariants: no input makes it fail, everything in it is bounded, and it starts no thread and no process.
+Invariants: no input makes the sandbox fail; its memory is bounded; it starts no thread and no process.
 
 Deliberately absent: PJSIP (the sandbox tests the watcher, and must not share its bugs), TLS, IPv6.
 """
@@ -142,7 +142,8 @@ class Sandbox:
         self._notifier.on_document_changed(user)
 
     def act_like(self, user: str, other: str | None) -> None:
-        """From now on SUBSCRIBEs for `user`, and refreshes, are handled like SUBSCRIBEs for `other`; None ends that."""
+        """From now on SUBSCRIBEs for `user`, and refreshes, are handled like SUBSCRIBEs for `other`. None ends this
+        behaviour."""
         if other is None:
             self._acting.pop(user, None)
         else:

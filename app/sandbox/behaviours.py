@@ -1,7 +1,7 @@
-"""The sandbox's terminals that misbehave: what a SUBSCRIBE for each of them causes. The table is `BEHAVIOURS`.
+"""The sandbox's terminals that misbehave, and how the sandbox handles a SUBSCRIBE for each (`BEHAVIOURS`).
 
-To add a behaviour, write its function and give it a row. A behaviour is called once for each new SUBSCRIBE, in a dialog
-or not; retransmissions never reach it. It acts only through the `Exchange`.
+To add a behaviour, write its function and add a row. A behaviour is called once for each new SUBSCRIBE, in a dialog or
+not, and never for retransmissions. It acts only through the `Exchange`.
 
 Deliberately absent: the terminals that behave well (`terminals.py`).
 """
@@ -18,7 +18,7 @@ DIGEST_REALM, DIGEST_USER, DIGEST_PASSWORD = "sandbox", "watcher", "secret"
 _DIGEST_PARAMETER = re.compile(r"(\w+)=([^\s,]+)")
 
 Behaviour = Callable[[Exchange, str], None]
-"""Handles a SUBSCRIBE. The text is what the group of the row's pattern matched, "" for a pattern without a group."""
+"""Handles a SUBSCRIBE. The text is the match of the group in the row's pattern, "" for a pattern without a group."""
 
 MAX_DELAY_MS = 60_000
 MAX_DOCUMENT_BYTES = 4_000_000
@@ -267,7 +267,7 @@ BEHAVIOURS: dict[str, tuple[Behaviour, str]] = {
         "over UDP, Content-Length is 100 bytes more than is sent; over TCP it is right",
     ),
 }
-"""By a pattern for the whole user part: the behaviour, and one line about it. *Honest* is as RFC 6665 requires."""
+"""By a pattern for the whole user part: the behaviour, and one line about it. *Honest* means as RFC 6665 requires."""
 
 _COMPILED = [(re.compile(pattern), behaviour) for pattern, (behaviour, _) in BEHAVIOURS.items()]
 

@@ -1,4 +1,4 @@
-"""The sandbox's subscription dialogs (RFC 6665): which of them are live, and when each of them expires."""
+"""The sandbox's live subscription dialogs (RFC 6665), and when each of them expires."""
 
 import asyncio
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from app.sandbox.transport import Peer
 
 DialogKey = tuple[str, str, str]
-"""Call-ID, our tag, their tag."""
+"""Call-ID, the sandbox's tag, the watcher's tag."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -19,13 +19,13 @@ class Dialog:
     address: str
     key: DialogKey
     local: str
-    """From of our NOTIFYs."""
+    """The From header of NOTIFYs."""
     remote: str
-    """To of our NOTIFYs."""
+    """The To header of NOTIFYs."""
     event: str
     routes: list[str]
     contact: str = ""
-    """Their Contact."""
+    """The watcher's Contact."""
     source: Peer
     """Where the last SUBSCRIBE came from."""
     remote_cseq: int = 0
@@ -34,7 +34,7 @@ class Dialog:
     """The event loop's time at which the subscription expires."""
     timer: asyncio.TimerHandle | None = None
     unanswered: int = 0
-    """NOTIFYs under way."""
+    """NOTIFYs without a final response yet."""
     stale: bool = False
     """Whether the terminal changed after the last NOTIFY was sent."""
 

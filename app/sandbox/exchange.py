@@ -42,7 +42,7 @@ class Exchange:
     expires_s: int
     in_dialog: bool
     tag: str
-    """Our tag of the dialog."""
+    """The sandbox's tag of the dialog."""
     dialog: Dialog | None = None
 
     def answer(self, code: int, *headers: str) -> None:
@@ -80,7 +80,8 @@ class Exchange:
         self.server.notifies.send(self.dialog or self.open(), document, state=state, unsent_bytes=unsent_bytes)
 
     def notify_stray(self, *, call_id: str = "", tag: str = "") -> None:
-        """Sends a NOTIFY outside the dialog: with another Call-ID and another tag of theirs, or another tag of ours."""
+        """Sends a NOTIFY outside the dialog: with another Call-ID and watcher's tag, or with another tag of the
+        sandbox."""
         dialog = self.dialog or self.open()
         key = (call_id or dialog.key[0], tag or dialog.key[1], call_id or dialog.key[2])
         local, remote = (

@@ -117,7 +117,7 @@ class Uri:
 def parse(data: bytes) -> Message:
     """Reads one message. Raises Malformed."""
     if len(data) > MAX_MESSAGE_BYTES:
-        raise Malformed(f"{len(data)} bytes, at most {MAX_MESSAGE_BYTES} are read")
+        raise Malformed(f"the message has {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are read")
     head, blank, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
     if not blank:
         raise Malformed("no empty line after the headers")
@@ -126,7 +126,7 @@ def parse(data: bytes) -> Message:
         text = _FOLD.sub(" ", text)
     start, *lines = text.split("\r\n")
     if len(lines) > MAX_HEADERS:
-        raise Malformed(f"{len(lines)} header lines, at most {MAX_HEADERS} are read")
+        raise Malformed(f"the message has {len(lines)} header lines; at most {MAX_HEADERS} are read")
     headers: dict[str, list[str]] = {}
     for line in lines:
         name, colon, value = line.partition(":")
@@ -146,7 +146,8 @@ def parse(data: bytes) -> Message:
 
 
 def fault(message: Message) -> str:
-    """Why to answer a request with 400, "" for a correct request. Raises Malformed if it cannot be answered."""
+    """The reason for a 400 response to a request, "" for a correct request. Raises Malformed if the request cannot be
+    answered."""
     for name in ("via", "from", "to", "call-id", "cseq"):
         if len(message.headers.get(name, ())) != 1 and name != "via":
             raise Malformed(f"not exactly one {name} header")
@@ -154,7 +155,7 @@ def fault(message: Message) -> str:
         raise Malformed("no readable Via header")
     number, method = message.cseq
     if number < 0 or method != message.method:
-        return "CSeq does not fit"
+        return "CSeq is unreadable, or has another method than the request"
     if not param(message.first("from"), "tag"):
         return "From has no tag"
     lengths = set(message.headers.get("content-length", ()))
@@ -169,7 +170,7 @@ def fault(message: Message) -> str:
 
 
 def cut(buffer: bytearray) -> bytes | None:
-    """Removes the next whole message from the front of a stream's buffer and returns it; None if it is incomplete.
+    """Removes the first message from a stream's buffer and returns it; None if the message is incomplete.
     Raises Malformed."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
@@ -179,7 +180,7 @@ def cut(buffer: bytearray) -> bytes | None:
     match = _LENGTH.search(buffer, 0, end + 2)
     total = end + 4 + (int(match[1]) if match else 0)
     if total > MAX_MESSAGE_BYTES:
-        raise Malformed(f"{total} bytes, at most {MAX_MESSAGE_BYTES} are read")
+        raise Malformed(f"the message has {total} bytes; at most {MAX_MESSAGE_BYTES} are read")
     if len(buffer) < total:
         return None
     data = bytes(buffer[:total])

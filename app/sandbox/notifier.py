@@ -33,7 +33,7 @@ _Transaction = tuple[str, str, str]
 
 
 class Notifier:
-    """Answers SUBSCRIBEs. `decide` chooses what happens to each; `document_of(user, address)` gives the document of a
+    """Answers requests. `decide` handles each SUBSCRIBE; `document_of(user, address)` returns the document of a
     NOTIFY."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Notifier:
         max_subscriptions: int,
         t1_s: float,
     ) -> None:
-        # A restarted sandbox must not know the dialogs of the sandbox before it, so its tokens need a random prefix.
+        # A random prefix, so that a restarted sandbox does not use tags of dialogs that it has forgotten.
         prefix, numbers = secrets.token_hex(4), itertools.count(1)
         self._new_token: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self.counters = Counters()

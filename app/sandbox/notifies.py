@@ -1,8 +1,8 @@
 """The NOTIFYs that the sandbox sends: their bytes, their retransmission over UDP, and their responses.
 
-Invariants: within a dialog a change waits until the NOTIFY before it is answered, and then only the latest document is
-sent. A NOTIFY that is refused, or not answered in GIVE_UP_S, ends its dialog. At most MAX_NOTIFIES are under way; above
-it the oldest is given up.
+Invariants: within a dialog a change waits until the previous NOTIFY is answered; then only the latest document is sent.
+A NOTIFY that is refused, or not answered in GIVE_UP_S, ends its dialog. At most MAX_NOTIFIES wait for a response; above
+that number the oldest is given up.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from app.sandbox.transport import Peer, Transport
 
 MAX_NOTIFIES = 16_384
 T2_S, GIVE_UP_S = 4.0, 32.0
-"""Longest pause between retransmissions of a NOTIFY over UDP, and when it counts as unanswered (RFC 3261, 17.1.2)."""
+"""Longest pause between retransmissions of a NOTIFY over UDP, and the time after which it counts as unanswered
+(RFC 3261, 17.1.2)."""
 
 NO_STATE = "none"
 """As `state` of a NOTIFY: its Subscription-State header is left out."""
@@ -37,8 +38,8 @@ class _Sent:
 
 
 class Notifies:
-    """Sends NOTIFYs. `document_of(user, address)` gives the document of a terminal, `new_token` a text never used
-    before."""
+    """Sends NOTIFYs. `document_of(user, address)` returns the document of a terminal, `new_token` a text that was never
+    used before."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Notifies:
     def send(self, dialog: Dialog, document: Document | None = None, *, state: str = "", unsent_bytes: int = 0) -> None:
         """Sends a NOTIFY with the dialog's state and the terminal's document, unless other values are given.
 
-        Over UDP, Content-Length is `unsent_bytes` higher than the body is long.
+        Over UDP, Content-Length is higher than the length of the body, by `unsent_bytes`.
         """
         now = asyncio.get_running_loop().time()
         if not state:

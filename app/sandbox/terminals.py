@@ -60,7 +60,7 @@ def initial_statuses(seed: int) -> dict[str, Status]:
 
 
 def script(seed: int, every_s: float = 3.0) -> Iterator[Change]:
-    """All changes, without end: one about every `every_s` seconds; the same changes for the same seed."""
+    """An endless series of changes, about one in `every_s` seconds; the same series for the same seed."""
     rng = random.Random(seed)  # noqa: S311 - a script to be repeated, not a secret
     statuses = initial_statuses(seed)
     for index in itertools.count(1):

@@ -51,7 +51,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         host, port = transport.get_extra_info("peername") or ("", 0)
         self._peer = Peer(host=host, port=port, tcp=True, connection=self)
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's class only has the same methods
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class has the same methods, but is no subclass
         if not self._owner.admit(self):
             self.close()
 
@@ -104,7 +104,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError) and exc.errno == errno.EMSGSIZE:
-            self._owner.drop("a message of ours is too long for UDP")
+            self._owner.drop("a message to send is too long for UDP")
 
     def connection_lost(self, _: Exception | None) -> None:
         self.closed.set()
@@ -170,7 +170,7 @@ class Transport:
             await self._datagrams.closed.wait()
 
     def local_host(self, peer_host: str) -> str:
-        """The address at which that peer reaches us."""
+        """The sandbox's own address for messages to that peer."""
         if self._host not in ("", "0.0.0.0"):  # noqa: S104 - compared, not bound
             return self._host
         if peer_host not in self._local_hosts:
@@ -188,7 +188,7 @@ class Transport:
         return f"Contact: <sip:{self.local_host(peer.host)}:{self.port}{tcp}>"
 
     def target(self, uri: messages.Uri | None, source: Peer) -> Peer:
-        """Where to send a request for this URI in a dialog that `source` began."""
+        """Where to send a request for this URI (a Contact) in a dialog that `source` began."""
         if uri is None:
             return source
         host, port = (uri.host, uri.port or 5060) if _is_ipv4(uri.host) else (source.host, source.port)
@@ -229,7 +229,8 @@ class Transport:
             del self._waiting[key]
 
     def deliver(self, data: bytes, peer: Peer) -> None:
-        """Passes on a whole message. A defect in our own code loses the message, but keeps the socket open."""
+        """Passes a whole message to `on_message`. An exception there loses the message, but does not close the
+        socket."""
         try:
             self._on_message(data, peer)
         except messages.Malformed as error:
@@ -244,7 +245,7 @@ class Transport:
         _log.debug("sandbox_message_dropped", reason=reason)
 
     def admit(self, connection: Connection) -> bool:
-        """Whether one more connection may stay."""
+        """Registers a new connection. Returns False if it must be closed: there are too many, or the sandbox stops."""
         self._connections.add(connection)
         return len(self._connections) <= MAX_CONNECTIONS and not self._stopping
 

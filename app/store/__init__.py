@@ -1,7 +1,7 @@
 """The store: the one place with SQL. SQLite by default, PostgreSQL for more than one node; one schema for both.
 
-`open_store` brings the schema up to date and returns a `SqlStore`, which is a `Store` of the ports. Its parts are one
-class for each noun (clients, groups, subscriptions, outbox, …) over `database.Database`, which has the transactions.
+`open_store` brings the schema up to date and returns a `SqlStore`, which implements `ports.store.Store`. Its base
+classes are one for each noun (clients, groups, outbox, …), on top of `database.Database`, which has the transactions.
 
 Deliberately absent: rules about subscriptions and deliveries, a clock, and randomness; callers bring times and ids.
 """
@@ -56,8 +56,8 @@ async def open_store(
 ) -> SqlStore:
     """Brings the database at `url` up to date (creating an SQLite file if there is none) and returns the store.
 
-    Waits `busy_timeout_ms` for another's lock, longer for a migration by another process, and `wait_s` for a PostgreSQL
-    that does not answer. Raises DatabaseUnavailable, also if secrets are encrypted with a key that is not in
+    Waits `busy_timeout_ms` for a lock of another process, longer for its migration, and `wait_s` for a PostgreSQL that
+    does not answer. Raises DatabaseUnavailable, also if secrets are encrypted with a key that is not in
     `secret_key_file`. Close the store with `aclose` or `async with`.
     """
     keys = read_keys(secret_key_file)

@@ -25,10 +25,11 @@ from app.store.encryption import SecretKeys
 from app.store.statements import IS, MAX_ROWS, add_rows, encoded, sqlite_time, statements
 
 USAGE_LOCK = 0x7465_7273
-"""A PostgreSQL advisory lock: shared by writers of usage records, exclusive for readers, which so miss no record.
+"""A PostgreSQL advisory lock: shared by writers of usage records, exclusive for readers, who would else miss records.
 
-Numbers are assigned before the commit: without the lock, a page could end at a number while a smaller one is not
-committed yet. It is taken before the last statement of a transaction, else it could deadlock with row locks."""
+Numbers are assigned before the commit: without the lock, a page could end at a number while a smaller number is not
+committed yet. The lock is taken before the last statement of a transaction: earlier, it could deadlock with row
+locks."""
 
 NOTHING = "{}"
 """The stored parameters of a sink without parameters."""
@@ -85,7 +86,7 @@ class Writing(Database):
         return ()
 
     async def statuses(self, addresses: Sequence[TerminalAddress]) -> dict[TerminalAddress, TerminalStatus]:
-        """The stored statuses, by address; terminals without one are missing."""
+        """The stored statuses, by address. Terminals without a stored status are left out."""
         rows = await self._all(select(t.terminal_statuses).where(self._among(_status.address, addresses)))
         return {row.address: _terminal_status(row) for row in rows}
 

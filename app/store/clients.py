@@ -56,7 +56,7 @@ class Clients(Subscriptions, Groups):
     async def delete_client(
         self, client_id: str, end: Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
     ) -> list[Subscription]:
-        """Deletes a client with its keys and groups, ends its subscriptions as `end` says, and returns these."""
+        """Deletes a client with its keys and groups, ends its subscriptions by `end`, and returns them."""
 
         async def work(c: AsyncConnection) -> list[Subscription]:
             if not (await c.execute(delete(t.clients).where(t.clients.c.id == client_id))).rowcount:

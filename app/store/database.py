@@ -1,13 +1,13 @@
-"""Transactions for the parts of the store, on both databases, and what happens while the database is away.
+"""Transactions for the parts of the store, on both databases, also while the database is unavailable.
 
 Invariants: a write is one transaction. It runs as a task of the store, so that a cancelled caller leaves no half-used
 connection. SQLite has one writer at a time (`BEGIN IMMEDIATE`, and a lock here instead of polling for the file's lock);
-PostgreSQL as many as connections. The work of a transaction (`Work`) is written once for both databases and awaits only
-its connection. On PostgreSQL these awaits run in the event loop. On SQLite the whole work runs in a thread at once: a
-thread switch per statement, as asyncio drivers of SQLite make, costs several times what the statement costs. Errors
-that mean locked, full or gone become StoreUnavailable; other database errors are defects and are raised. A commit is on
-disk before it is acknowledged. If the connection drops during PostgreSQL's COMMIT, we cannot know whether it happened,
-and the write is repeated: so every write must be idempotent.
+PostgreSQL has one for each connection. The work of a transaction (`Work`) is written once for both databases and awaits
+only its connection. On PostgreSQL these awaits run in the event loop. On SQLite the whole work runs in a thread without
+suspending: a thread switch for each statement, as in asyncio drivers for SQLite, takes several times as long as the
+statement. Errors that mean locked, full or gone become StoreUnavailable; other database errors are defects and are
+raised. A commit is on disk before it is acknowledged. If the connection drops during PostgreSQL's COMMIT, we cannot
+know whether it happened, and the write is repeated: so every write must be idempotent.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from app.store.engines import POSTGRESQL_CONNECTIONS, SQLITE_CONNECTIONS, TURN_T
 from app.store.statements import LISTED, among, listed
 
 TRANSACTION_S = 10.0
-"""Time limit of a transaction: a database that hangs counts as away. Its connection is closed. If that happens during
-COMMIT, compare-and-set and ids make the repetition safe."""
+"""Time limit of a transaction, after which the database counts as unavailable and the connection is closed. If that
+happens during COMMIT, compare-and-set and ids make the repetition safe."""
 
 PATIENCE_S = 60.0
-"""How long each call at the start of the gateway waits for a database that is away."""
+"""How long each call at the start of the gateway waits for an unavailable database."""
 
 RETRY_S = 0.5
 
@@ -72,8 +72,8 @@ class Database:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Inside this context, calls wait up to PATIENCE_S for a database that is locked or away, and log the wait. For
-        the start, when there is no caller yet to answer with StoreUnavailable."""
+        """Inside this context, calls wait up to PATIENCE_S for a locked or unavailable database, and log the wait. For
+        the start, when there is no caller yet to whom StoreUnavailable could be reported."""
         self._patient = True
         try:
             yield
@@ -91,8 +91,8 @@ class Database:
         await dispose(self.engine)
 
     async def _read(self, work: Work[T]) -> T:
-        """Returns the result of `work`. On SQLite it reads one snapshot, on PostgreSQL each statement the latest
-        state."""
+        """Returns the result of `work`. On SQLite all statements read one snapshot; on PostgreSQL each statement reads
+        the latest state."""
         return await self._owned(lambda: self._transact(work))
 
     async def _all(self, statement: AnySelect) -> Sequence[AnyRow]:
@@ -117,7 +117,7 @@ class Database:
             self._writers.release()
 
     async def _one_of(self, free: asyncio.Semaphore, *, writes: bool = False) -> None:
-        """Acquires `free` within TURN_TIMEOUT_S; without a timer if it is free now."""
+        """Acquires `free` within TURN_TIMEOUT_S, without starting a timer if it is free now."""
         try:
             if free.locked():
                 async with asyncio.timeout(TURN_TIMEOUT_S):
@@ -207,8 +207,8 @@ class Database:
         return StoreUnavailable("The database cannot be used now; nothing was changed.", retry_after_s=1, reason=reason)
 
     async def _same_file(self) -> None:
-        """Raises if the file was removed or replaced: SQLite would write on into the old file, and all would be
-        lost."""
+        """Raises StoreUnavailable if the database file was removed or replaced: SQLite would write to the old file, and
+        everything written would be lost."""
         if self._path is None or (inode := self._present()) == self._inode:
             return
         if not inode:
@@ -240,8 +240,8 @@ class _Turn:
         self.options = options
         self.committing = False
         self.left = False
-        """Whether the caller has stopped waiting: no further statement is executed, and no commit. A statement that
-        commits by itself may be running, so it must be idempotent."""
+        """Whether the caller has stopped waiting. Then no further statement is executed, and nothing is committed. A
+        statement that commits by itself may be running, so it must be idempotent."""
 
     def still(self) -> None:
         """Raises TimeoutError if the caller has stopped waiting."""
@@ -266,7 +266,7 @@ async def _in_loop(engine: AsyncEngine, work: Work[T], turn: _Turn) -> T:
 
 def _in_thread(engine: Engine, work: Work[T], turn: _Turn) -> T:
     with engine.connect() as connection:
-        connection.execution_options(**turn.options)  # options of an engine cost several times as much
+        connection.execution_options(**turn.options)  # options of an engine would take several times as long
         result = _done_at_once(work(cast("AsyncConnection", _Here(connection, turn))))
         turn.still()
         turn.committing = True

@@ -1,9 +1,9 @@
 """Encryption of sinks' parameters at rest, which hold signing secrets and access tokens: AES-256-GCM.
 
 The key file has one or two lines, each the base64 of 32 bytes: the first key encrypts, both decrypt, so that keys can
-be rotated. A key's id is the beginning of its SHA-256, so a wrong key is noticed by its id. Invariants: a ciphertext is
-bound to its subscription and URL: in another row, or with another URL, it cannot be decrypted. So an attacker who can
-write the database but has no key cannot redirect a token to a URL of his own.
+be rotated. A key's id is the beginning of its SHA-256, so a wrong key is noticed by its id.
+Invariants: a ciphertext is bound to its subscription and URL, and cannot be decrypted in another row or with another
+URL. So an attacker who can write the database but has no key cannot have a token sent to another URL.
 """
 
 import base64

@@ -28,7 +28,7 @@ TURN_TIMEOUT_S = 5.0
 """How long a call waits for a connection of this process before StoreUnavailable."""
 
 SQLITE_CONNECTIONS = 5
-"""One writes, the others read; each has a thread of its own."""
+"""One connection writes, the others read; each has its own thread."""
 
 SQLITE_STATEMENTS = 256
 """Parsed statements in the cache of a connection."""
@@ -43,12 +43,12 @@ T = TypeVar("T")
 
 
 class DatabaseUnavailable(Exception):
-    """The database cannot be opened, or not be used by this version; the message says why."""
+    """The database cannot be opened, or cannot be used by this version; the message has the reason."""
 
     @property
     def may_pass(self) -> bool:
-        """Whether a retry may succeed: nothing answered, or PostgreSQL is starting or stopping. Permanent are other
-        refusals (a wrong password, an unknown database) and problems with a file."""
+        """Whether a retry may succeed: PostgreSQL did not answer, or is starting or stopping. Other refusals (a wrong
+        password, an unknown database) and problems with a file are permanent."""
         error = self.__cause__
         if not isinstance(error, OperationalError | OSError) or isinstance(getattr(error, "orig", None), sqlite3.Error):
             return False
@@ -82,7 +82,7 @@ def _sqlite_engine(url: URL, busy_timeout_ms: int, create: bool) -> Engine:
 
     def connected() -> sqlite3.Connection:
         keep_private(path, create=create)
-        # None: sqlite3 begins no transaction by itself; `beginning` does, before DDL too
+        # None: sqlite3 begins no transaction by itself; `beginning` begins each transaction, also before DDL
         connection = sqlite3.connect(
             uri,
             timeout=timeout_s,
@@ -162,7 +162,7 @@ async def on_connection(engine: AsyncEngine | Engine, ask: Callable[[Connection]
 
 
 async def dispose(engine: AsyncEngine | Engine) -> None:
-    """Closes its connections."""
+    """Closes the engine's connections."""
     if isinstance(engine, AsyncEngine):
         await engine.dispose()
     else:

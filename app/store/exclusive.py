@@ -18,7 +18,7 @@ from app.store.files import PRIVATE, close_to_others
 
 @contextmanager
 def only_gateway(url: str) -> Iterator[bool]:
-    """Locks an SQLite database while the context is open. Yields whether there is such a lock (False: PostgreSQL).
+    """Locks an SQLite database while the context is open. Yields whether it is locked (False: PostgreSQL).
 
     Raises DatabaseUnavailable if another gateway has the lock, or the lock file cannot be created.
     """

@@ -1,7 +1,7 @@
 """Groups and their members. Groups belong to a client: two clients may use one address for different groups.
 
-Invariants: a group's row has the number and total length of its members. So every read, list or deletion is bounded
-before a member is read.
+Invariants: a group's row has the number and total length of its members, so that every read, list or deletion can be
+cut into portions before members are read.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,8 +26,8 @@ PORTION = 5000
 
 MAX_PAGE_MEMBERS = 10_000
 MAX_PAGE_CHARACTERS = 2_000_000
-"""Most members on a page of groups, and their total length; further groups are on the next page. gRPC clients accept
-messages of 4 MB."""
+"""Most members on a page of groups, and their greatest total length; further groups are on the next page. gRPC clients
+accept messages of 4 MB."""
 
 _group = t.groups.c
 _member = t.group_members.c

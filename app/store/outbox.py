@@ -1,9 +1,9 @@
 """The outbox: claims due notifications by a lease, records attempts, and makes dead notifications pending again.
 
 Invariants: only a subscription's head (its first unsettled notification) is ever leased, and the lease is in the
-subscription's row of `outbox`: so two deliverers never hold two notifications of one subscription. After a lease ran
-out, its notification is claimed like any due one. A delivered notification stays delivered, whatever a late attempt
-reports.
+subscription's row of `outbox`. So two deliverers never hold two notifications of one subscription. After a lease ran
+out, its notification is claimed like any due notification. A delivered notification stays delivered, whatever the
+result of a late attempt.
 
 Deliberately absent: when to try again and when to give up (`delivery/retry.py`).
 """
@@ -40,7 +40,7 @@ class Outbox(Writing):
     """As `ports.store.Store` says."""
 
     async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
-        """Leases due notifications, the oldest first, and only the first unsettled one of each subscription."""
+        """Leases due notifications, the oldest first, at most one of each subscription: the first unsettled one."""
 
         async def work(c: AsyncConnection) -> list[OwedNotification]:
             seqs = (await c.execute(self._sql.due, {"now": now, "most": most})).scalars().all()
@@ -114,15 +114,15 @@ class Outbox(Writing):
         return await self._write(work)
 
     async def lease_owner(self, subscription_id: str) -> str | None:
-        """The owner of the lease of a subscription, also of a withdrawn one until it is released; None without a
-        lease."""
+        """The owner of the subscription's lease, also after its notifications were withdrawn, until the owner releases
+        the lease; None without a lease."""
         statement = select(_box.lease_owner).join_from(t.outbox, t.subscriptions).where(_sub.id == subscription_id)
         row = await self._first(statement)
         return None if row is None else row.lease_owner
 
     async def send_again(self, notification_ids: Sequence[str], at: datetime, contracts: SinkContracts) -> int:
-        """Makes dead notifications pending and due at `at`, and returns their number. Skips those of subscriptions
-        whose notifications were withdrawn."""
+        """Makes dead notifications pending and due at `at`, and returns their number. Skips notifications of
+        subscriptions whose end withdrew them (`SinkContract.withdrawn_at`)."""
         if not notification_ids:
             return 0
 
@@ -164,7 +164,7 @@ class Outbox(Writing):
     ) -> tuple[list[OwedNotification], str]:
         """A page of notifications, the oldest first, and the next page's token."""
         names = ("notifications", client_id, state, subscription_id)
-        # Within one subscription both orders are the same, and there is an index for this one.
+        # Within one subscription both orders are the same, and `sequence` has an index.
         order = _owed.sequence if subscription_id else _owed.seq
         statement: AnySelect = OWED.where(order > number(page, *names))
         if client_id is not None:

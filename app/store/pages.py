@@ -43,7 +43,7 @@ def position(page: Page, *names: object) -> str:
 def number(page: Page, *names: object) -> int:
     """As `position`, for a list whose positions are numbers; 0: the start."""
     text = position(page, *names)
-    if text and not (text.isdecimal() and int(text) < 2**63):  # the checksum is public: a caller made this token
+    if text and not (text.isdecimal() and int(text) < 2**63):  # a caller made this token: the checksum is not secret
         raise InvalidRequest(
             "The page token was not issued for this list; start again without one.", field="page_token"
         )
@@ -57,7 +57,7 @@ def token(last: object, *names: object) -> str:
 
 
 def cut(rows: Sequence[T], page: Page) -> tuple[Sequence[T], bool]:
-    """The rows of the page, and whether the list continues: then one row more than the page was read."""
+    """The rows of the page, and whether the list continues. `rows` has one row more than the page if it continues."""
     return rows[: page.size], len(rows) > page.size
 
 

@@ -35,8 +35,8 @@ class Retention(Writing):
         async def work(c: AsyncConnection) -> Sequence[AnyRow]:
             if not self.sqlite:
                 await c.execute(text("select pg_advisory_xact_lock(:key)"), {"key": USAGE_LOCK})
-            # Finds the period's first number by the index on `at`, then reads by number. Without the sum, a database
-            # would search for the least number by number, through all older rows.
+            # Finds the first number of the period by the index on `at`, then reads by number. Without `+ 0`, a database
+            # would go through all older rows in the order of their numbers.
             first = select(func.min(_usage.seq + 0)).where(_usage.at >= since)
             start = after if after else (await c.execute(first)).scalar()
             if start is None:

@@ -1,9 +1,9 @@
-"""The most frequent statements, prepared once, for any number of rows in one parameter: a JSON array of arrays.
+"""The most frequent statements, prepared once. One parameter has any number of rows: a JSON array of arrays.
 
-With one parameter per value, SQLAlchemy takes several times as long, and a statement text per number of rows would
-defeat its cache and PostgreSQL's. Both databases read JSON. `encoded` writes times as SQLAlchemy does for SQLite, and
-cleans texts, because the types of the columns are not applied here. Usage records on SQLite are the exception, because
-there are so many: `add_rows` bypasses SQLAlchemy.
+With one parameter per value, SQLAlchemy takes several times as long, and a statement text for each number of rows would
+fill the statement caches of SQLAlchemy and PostgreSQL. Both databases read JSON. `encoded` writes times as SQLAlchemy
+does for SQLite, and cleans texts, because the types of the columns are not applied here. Usage records on SQLite are
+the exception, because there are so many: `add_rows` bypasses SQLAlchemy.
 """
 
 from collections.abc import Iterable, Sequence
@@ -83,11 +83,12 @@ MAX_ROWS = 2048
 
 
 def add_rows(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[Any, ...]]:
-    """A statement for SQLite's driver, with its parameters, that adds rows and skips existing ones. Rows have all
-    columns except `seq`, in the order of the table: times by `sqlite_time`, texts cleaned. It costs a third of JSON.
+    """A statement for SQLite's driver, with its parameters, that adds rows and skips existing rows. Rows have all
+    columns except `seq`, in the order of the table: times by `sqlite_time`, texts cleaned. Takes a third of the time of
+    JSON.
 
-    The last row is repeated up to one of few numbers of rows (eight between two powers of two), so that few statements
-    are parsed; the database skips the repetitions. Raises ValueError for more than MAX_ROWS.
+    The last row is repeated until the number of rows is one of a few sizes (eight between two powers of two), so that
+    few statements are parsed; the database skips the repetitions. Raises ValueError for more than MAX_ROWS.
     """
     step = max(1, 1 << (len(rows) - 1).bit_length() >> 4)
     size = -(-len(rows) // step) * step
@@ -107,8 +108,8 @@ LISTED = "listed"
 
 
 def among(column: ColumnElement[Any], name: str | None, value: Any = None, *, for_sqlite: bool) -> ColumnElement[bool]:
-    """Whether the column has one of the values, which are one parameter made by `listed`, for any number of values. The
-    parameter is given by `name` for later, or by `value` now."""
+    """Whether the column has one of any number of values, which are a single parameter, made by `listed`. Either the
+    parameter's `name` is given, for a value set later, or its `value`."""
 
     def parameter(kind: Any) -> BindParameter[Any]:
         return bindparam(name, type_=kind, required=True) if name else bindparam(None, value, kind)
@@ -126,7 +127,8 @@ def listed(values: Iterable[str] | Iterable[int], *, for_sqlite: bool) -> Any:
 
 
 class Statements:
-    """The statements for one kind of database. Each takes rows of the columns that its docstring names, or `among`."""
+    """The statements for one kind of database. The parameter of each has rows of the columns that the statement's
+    docstring names, or the values for `among`."""
 
     def __init__(self, for_sqlite: bool) -> None:
         self._sqlite = for_sqlite
@@ -138,7 +140,7 @@ class Statements:
         self.update_lists = self._update_lists()
         self.settle = self._settle()
         self.owe = self._insert(t.owed_notifications)
-        """All columns except `seq`, in the order of the table. So has `add_usage`, for which SQLite uses `add_rows`."""
+        """All columns except `seq`, in the order of the table; also for `add_usage` (SQLite: `add_rows`)."""
         self.add_usage = self._insert(t.usage_records).on_conflict_do_nothing()
         self.add_members = self._add_list(t.group_members)
         self.add_addresses = self._add_list(t.subscription_addresses)
@@ -209,7 +211,7 @@ class Statements:
         return among(column, LISTED, for_sqlite=self._sqlite)
 
     def _rows(self, *columns: Column[Any] | tuple[str, Column[Any]]) -> "Select[*tuple[Any, ...]]":
-        """A query of the parameter's cells, with the types of these columns, and their names or the given ones."""
+        """A query of the parameter's cells, with the types of these columns, and their names or the given names."""
         data = bindparam("rows", type_=Text)
         named = [column if isinstance(column, tuple) else (column.name, column) for column in columns]
         if self._sqlite:
@@ -258,8 +260,8 @@ class Statements:
         return executable
 
     def _change_statuses(self) -> Executable:
-        """The columns of `terminal_status`, and the expected stored revision. A smaller stored one is accepted: the
-        database has lost its last transactions (a restored backup, a failover). Returns the changed addresses."""
+        """The columns of `terminal_status`, and the expected stored revision. A smaller stored revision is accepted:
+        the database has lost its last transactions (a restored backup, a failover). Returns the changed addresses."""
         given = self._named(*_status, ("expected", _status.revision))
         return (
             update(t.terminal_statuses)
@@ -302,7 +304,7 @@ class Statements:
         )
 
     def _update_subscriptions(self) -> Executable:
-        """`id` of each subscription once, and new values (NULL: unchanged). The end of an ended one is not changed."""
+        """`id` of each subscription once, and new values (NULL: unchanged). An end that is stored is not changed."""
         progress = (_sub.notified, _sub.last_notified_at, _sub.awaiting, _sub.expires_at)
         end = (_sub.ended_at, _sub.end_reason, _sub.end_detail)
         given = self._named(_sub.id, *progress, *end)

@@ -31,7 +31,7 @@ PORTION = 2000
 """Subscriptions per read at the start."""
 
 MAX_ADDRESSES = 50_000
-"""Most addresses per read of subscriptions, on a page or at the start. A single subscription may have more."""
+"""Most addresses per read of subscriptions, on a page or at the start. A subscription with more is read alone."""
 
 ENCRYPTED_AT_ONCE = 2000
 """Subscriptions per transaction when secrets are encrypted."""
@@ -55,7 +55,8 @@ class Subscriptions(Writing):
         usage: Sequence[UsageRecord],
         audit: Sequence[AuditEntry] = (),
     ) -> Subscription:
-        """Stores a subscription with its first notifications, or returns the stored one of the same `request_id` or id.
+        """Stores a subscription with its first notifications, and returns it. If a subscription with the same
+        `request_id` or id is stored, returns that one and stores nothing.
 
         Raises DuplicateCorrelator.
         """
@@ -88,7 +89,7 @@ class Subscriptions(Writing):
                         f"An active subscription of the client has the correlator {subscription.correlator!r} already.",
                         correlator=subscription.correlator,
                     ) from None
-                if not attempts_left:  # else the conflicting subscription has ended meanwhile
+                if not attempts_left:  # otherwise try again: the conflicting subscription has ended meanwhile
                     raise
             else:
                 return subscription
@@ -107,13 +108,13 @@ class Subscriptions(Writing):
         return await self._subscription(_sub.id == subscription_id)
 
     async def subscription_by_request_id(self, client_id: str, request_id: str) -> Subscription | None:
-        """The client's subscription that was created with this request id, also an ended one. "": None."""
+        """The client's subscription, active or ended, that was created with this request id; None for ""."""
         if not request_id:
             return None
         return await self._subscription(and_(_sub.client_id == client_id, _sub.request_id == request_id))
 
     async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
-        """The client's active subscription with this correlator. "": None."""
+        """The client's active subscription with this correlator; None for ""."""
         if not correlator:
             return None
         return await self._subscription(
@@ -125,7 +126,7 @@ class Subscriptions(Writing):
         return found[0][1] if found else None
 
     async def subscriptions_by_id(self, subscription_ids: Sequence[str]) -> dict[str, Subscription]:
-        """The existing ones of these subscriptions, by id, also ended ones."""
+        """The subscriptions, active or ended, by id. Unknown ids are left out."""
         found = await self._subscriptions(self._sql.subscriptions, which=self._listed(subscription_ids))
         return {subscription.id: subscription for _, subscription in found}
 
@@ -168,7 +169,7 @@ class Subscriptions(Writing):
 
         async def work(c: AsyncConnection) -> list[str]:
             found: list[str] = [""]
-            while True:  # each step is one look into the index, for any number of rows
+            while True:  # each step is one index look-up, for any number of rows
                 next_one = select(func.min(_sub.sink_key)).where(_sub.sink_key > found[-1], _ENCRYPTED)
                 if (key := (await c.execute(next_one)).scalar()) is None:
                     return found[1:]
@@ -247,7 +248,7 @@ class Subscriptions(Writing):
         return reader.read(rows, found.all())
 
     async def _portions(self, c: AsyncConnection, rows: Sequence[AnyRow]) -> list[Sequence[AnyRow]]:
-        """The rows in portions of at most MAX_ADDRESSES addresses, which are counted without reading them."""
+        """The rows in portions with at most MAX_ADDRESSES addresses. Addresses are counted without reading them."""
         counted = await c.execute(self._sql.address_counts, self._listed([row.seq for row in rows]))
         counts = {row[0]: row[1] for row in counted}
         portions: list[Sequence[AnyRow]] = []

@@ -58,7 +58,8 @@ class CleanText(TypeDecorator[str]):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime; others raise ValueError. SQLite stores no zone, PostgreSQL returns the session's."""
+    """An aware UTC datetime; other datetimes raise ValueError. SQLite stores no zone, PostgreSQL returns the session's
+    zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -228,9 +229,9 @@ class SubscriptionAddressRow(SQLModel, table=True):
 class OutboxRow(SQLModel, table=True):
     """The state of a subscription's deliveries. This row is leased, so that at most one notification is in flight.
 
-    `head` is the `sequence` of the first unsettled notification, and `due_at` when it may be claimed: at its next
-    attempt, or at the end of a lease. Both are NULL if there is none. `leased` is the `sequence` of the notification
-    that `lease_owner` claimed. A table beside `subscription`, so that claims scan and rewrite narrow rows.
+    `head` is the `sequence` of the first unsettled notification. `due_at` is the time from which it may be claimed: its
+    next attempt, or the end of a lease. Both are NULL if every notification is settled. `leased` is the `sequence` of
+    the notification that `lease_owner` claimed. A separate table, so that claims scan and rewrite narrow rows.
     """
 
     __tablename__ = "outbox"

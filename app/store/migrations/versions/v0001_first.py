@@ -14,7 +14,7 @@ SEQ = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Makes them."""
+    """Makes the tables."""
     op.create_table(
         "audit_log",
         sa.Column("seq", SEQ, autoincrement=True, nullable=False),

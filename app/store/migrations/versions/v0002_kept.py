@@ -1,4 +1,4 @@
-"""Columns that a restart needs of a subscription: its groups, joined terminals, and held statuses."""
+"""Columns of a subscription that are needed after a restart: its groups, joined terminals, and held statuses."""
 
 import json
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Adds the columns. Groups of active subscriptions are the addresses that are their clients' groups now; held back
-    is what was observed of the terminals asked for after the last notification."""
+    """Adds the columns. Fills `groups` of active subscriptions with the addresses that are their client's groups now,
+    and `held` with the terminals that were observed after the last notification."""
     for name in ("groups", "joined", "held"):
         op.add_column("subscription", sa.Column(name, TEXT, nullable=False, server_default="[]"))
     of_active = "join subscription s on s.seq = a.subscription_seq and s.ended_at is null"
