@@ -123,7 +123,7 @@ def _require_admin(client: Client) -> None:
 
 
 def _paged(items: Sequence[_Item], page: Page, kind: str, name: Callable[[_Item], str]) -> tuple[list[_Item], str]:
-    """One page of `items`, which are sorted by name, and the next page's token, which contains the last name."""
+    """One page of `items` (sorted by name), and the next page's token (it contains the page's last name)."""
     of, _, after = page.token.partition(":")
     if page.token and (of != kind or not after):
         raise InvalidRequest("`page_token` was not issued for this list; start again without one.", field="page_token")

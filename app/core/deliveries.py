@@ -1,4 +1,4 @@
-"""Owed notifications: clients list them, read the delivery attempts, and have dead ones sent again.
+"""Owed notifications: clients list them, read their delivery attempts, and request a new attempt of dead notifications.
 
 Invariants: a client reaches only its own notifications; an operator's client reaches all. Each call counts against the
 client's rate, and may raise RateLimited and StoreUnavailable.

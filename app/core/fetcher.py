@@ -1,6 +1,6 @@
 """Fetches a terminal's status from the presence server, for `queries.py`.
 
-Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE. Two clients never share one, because
+Invariants: concurrent fetches of one terminal by one client share one SUBSCRIBE. Two clients never do, because
 one client would wait in the other's queue. The number of fetches in flight is bounded; a client may start a fetch while
 it has fewer in flight than are free. Each fetch ends within the time limit. A fetch goes on while one of its callers
 waits, and is cancelled when the last caller leaves. Every failure is a `TerminalStatusError`.

@@ -103,5 +103,5 @@ class StreamService:
         self._streams.end_of_client(client_id)
 
     def end_all(self) -> None:
-        """Ends every stream, and from now on each new one at once (GATEWAY_STOPPING)."""
+        """Ends every stream (GATEWAY_STOPPING). From now on new streams end at once."""
         self._streams.end_all()

@@ -81,7 +81,7 @@ class SubscriptionService:
     async def create(
         self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = ""
     ) -> Subscription:
-        """Starts a subscription, or returns the one that was started with the same `request_id`.
+        """Starts a subscription, or returns the subscription that was started with the same `request_id`.
 
         Raises BusyNotSupported, CountTooLarge, DuplicateCorrelator, DurationTooLong, GatewayOverloaded,
         GroupNotAllowed, IntervalTooShort, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
@@ -137,7 +137,7 @@ class SubscriptionService:
         return stored
 
     async def get(self, client: Client, subscription_id: str) -> Subscription:
-        """One of the client's subscriptions. Ended ones are found until the retention time deletes them.
+        """One of the client's subscriptions. Ended subscriptions are found until their retention time is over.
 
         Raises RateLimited, StoreUnavailable, SubscriptionUnknown.
         """
@@ -230,8 +230,8 @@ class SubscriptionService:
         face: str,
         requester: str = "",
     ) -> tuple[Subscription, str]:
-        """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated one, which is returned
-        (otherwise "" is returned). Every later attempt is signed with the new secret and with the previous one.
+        """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated secret. Returns the generated
+        secret, otherwise "". Every later attempt is signed with the new secret and with the previous one.
 
         With `drop_old` only the newest secret signs later attempts; no secret is generated if `secret` is empty. A call
         may be repeated: nothing changes if `secret` is the newest secret already.

@@ -1,1 +1,1 @@
-"""The outbox: sends notifications to subscriptions' sinks, and decides when a failed one is sent again."""
+"""The outbox: sends notifications to sinks, and decides when a failed notification is sent again."""

@@ -1,8 +1,8 @@
-"""Sends owed notifications: claims due ones by a lease, queues them at their sink's host, sends and records them.
+"""Sends owed notifications: claims them by a lease when due, queues them for their sink's host, sends and records them.
 
 Only the rows in the store count. A hint wakes the deliverer earlier; it polls every POLL_S anyway.
-Which notifications a subscriber is owed: `live/rules.py`. When a failed one is sent again: `retry.py`. How it is sent:
-the senders in `egress/` and `soap_compat/`. How the result is written: `recorder.py`.
+`live/rules.py` decides which notifications a subscriber is owed, `retry.py` when a failed notification is sent again.
+The senders in `egress/` and `soap_compat/` make the requests; `recorder.py` writes the results.
 
 Invariants: each notification is sent at least once, under one id; a subscription's notifications are sent one after the
 other (the store's `claim`). A slow host delays no other host: each host has a limited number of attempts in flight

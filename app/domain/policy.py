@@ -65,7 +65,7 @@ class Policy:
     rate_per_s: int = 0
     """Calls per second on average; a query counts once per terminal. 0: no limit."""
     rate_burst: int = 0
-    """Calls at once after a pause; 0: as many as in one second."""
+    """Most calls at once after a pause; 0: the calls of one second."""
 
 
 _HIGHER_IS_STRICTER = frozenset({"min_interval_ms"})

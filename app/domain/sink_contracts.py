@@ -25,7 +25,8 @@ class SinkContract:
     announces_start: bool = False
     """Whether a STARTED notification is sent first."""
     ends: Mapping[EndReason, NotificationKind] = field(default_factory=lambda: ALL_ENDS)
-    """The last notification of a subscription, by the reason of its end: ENDED or ERROR. No entry: none is sent."""
+    """The kind of a subscription's last notification, ENDED or ERROR, by the reason of the end. Without an entry, no
+    last notification is sent."""
     withdrawn_at: frozenset[EndReason] = frozenset()
     """Reasons of ends after which nothing more is sent, not even notifications that are owed already."""
     last_error_ends: bool = False

@@ -47,7 +47,7 @@ class TerminalStatus:
     """A terminal's status as the presence server reported it at `observed_at`.
 
     `revision` starts at 1 and grows by one with each change of the stored status. It is 0 for a status that is not
-    stored: a fetched one, or one just observed.
+    stored: after a fetch, or just after an observation.
     """
 
     address: TerminalAddress
