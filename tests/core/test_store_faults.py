@@ -417,29 +417,12 @@ async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: s
 
 async def test_killed_writer_leaves_whole_transactions(database_url: str) -> None:
     """`kill -9` at random moments of writing: a change and what is owed for it are both there or neither."""
-    script = (
-        "import asyncio, sys\n"
-        "from app.ports import Changes\n"
-        "from app.store import open_store\n"
-        "from tests.core.test_store import ALICE, owed, status\n"
-        "async def main():\n"
-        "    async with await open_store(sys.argv[1]) as store:\n"
-        "        stored = await store.statuses([ALICE])\n"
-        "        revision = stored[ALICE].revision if stored else 0\n"
-        "        while True:\n"
-        "            revision += 1\n"
-        "            one = status(ALICE, revision)\n"
-        "            mine = owed(f'n{revision}', changes=(one,))\n"
-        "            assert not await store.write(Changes(statuses=[one], owed=[mine]))\n"
-        "            print(revision, flush=True)\n"
-        "asyncio.run(main())\n"
-    )
     async with await open_store(database_url) as store:
         await make(store, "s1")
         chance = random.Random(7)
         for _ in range(3):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", script, database_url, stdout=subprocess.PIPE
+                sys.executable, "-m", "tests.support.writer_process", database_url, stdout=subprocess.PIPE
             )
             assert process.stdout is not None
             acknowledged = 0
