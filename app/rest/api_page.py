@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.auth.proxies import server_url
-from app.rest.camara import ANY_SERVER
+from app.rest.camara.applications import ANY_SERVER
 
 Documents = Mapping[str, Callable[[], dict[str, Any]]]
 

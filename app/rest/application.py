@@ -23,7 +23,6 @@ from app.core.fetcher import FetchService
 from app.core.use_cases import UseCases
 from app.rest import (
     api_page,
-    camara,
     clients,
     deliveries,
     groups,
@@ -37,6 +36,8 @@ from app.rest import (
     watches,
     webhook_events,
 )
+from app.rest.camara.applications import COMMON_PREFIX, PREFIXES, create_apps
+from app.rest.camara.callers import CamaraDependencies
 from app.rest.middleware import RequestMiddleware
 from app.rest.operation import Operation
 
@@ -61,11 +62,9 @@ def create_app(
     in the OpenAPI documents; by default the one that the reader's request names. `ready_needs_presence`: whether the
     gateway is ready only while a presence server answers.
     """
-    dependencies = camara.CamaraDependencies(
-        use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock
-    )
+    dependencies = CamaraDependencies(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
     app = _App(
-        camara.create_apps(dependencies),
+        create_apps(dependencies),
         title="Terminal status gateway",
         version=openapi.VERSION,
         summary="Is this SIP/IMS terminal reachable now, and is its user busy?",
@@ -112,10 +111,10 @@ class _App(FastAPI):
     def __init__(self, camara_apps: Mapping[str, FastAPI], **described: Any) -> None:
         super().__init__(**described)
         self.camara = camara_apps
-        self._prefixes = [(camara.PREFIXES[name], api) for name, api in camara_apps.items()]
+        self._prefixes = [(PREFIXES[name], api) for name, api in camara_apps.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(camara.COMMON_PREFIX):
+        if scope["type"] == "http" and scope["path"].startswith(COMMON_PREFIX):
             for prefix, api in self._prefixes:
                 if scope["path"].startswith(prefix + "/"):
                     await api({**scope, "root_path": scope.get("root_path", "") + prefix}, receive, send)

@@ -62,6 +62,8 @@ class Configure(_Message, tag="configure"):
     """The known state of each route; empty: unknown."""
     answers_from: list[str] = []
     """Networks that may answer in place of the server that was asked."""
+    counts_every_s: float = 1.0
+    """The time between two reports of Counts."""
 
 
 class StartFetch(_Message, tag="start-fetch"):

@@ -26,7 +26,7 @@ def measure(bench: Run) -> list[Row]:
     count, terminals = bench.sized(SUBSCRIPTIONS, 40), bench.sized(TERMINALS, 10)
     rows: list[Row] = []
     with world() as around:
-        if bench.wants("stored.start") or bench.wants("stored.memory_watched"):
+        if {"stored.start", "stored.memory_watched"} & set(bench.wanted):
             bench.progress(f"a start with {count} subscriptions to a terminal each")
             _, empty = _started(bench, around, 0, 0)
             seconds, held = _started(bench, around, count, count)
@@ -34,7 +34,7 @@ def measure(bench: Run) -> list[Row]:
                 judged("stored.start", seconds, "s", most=MOST_START_S),
                 information("stored.memory_watched", (held - empty) / count / 1e3, "KB"),
             ]
-        if bench.wants("stored.memory"):
+        if "stored.memory" in bench.wanted:
             bench.progress(f"{count} subscriptions to {terminals} terminals")
             _, few = _started(bench, around, terminals, terminals)
             _, many = _started(bench, around, count, terminals)

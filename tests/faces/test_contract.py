@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from app.domain.policy import Policy
 from app.live.engine import Tuning
-from app.rest.camara import PREFIXES, STATUS, SUBSCRIPTIONS
+from app.rest.camara.applications import PREFIXES, STATUS, SUBSCRIPTIONS
 from app.rest.openapi import V1
 from tests.support.core import ADMIN, APP, new_database, run_core
 from tests.support.http_face import HttpFace, http_face

@@ -16,7 +16,8 @@ from app.domain.statuses import Status
 from app.egress.webhook import EVENT_PREFIX, EVENT_TYPES, v1_event
 from app.rest import webhook_events
 from app.rest.application import export_openapi
-from app.rest.camara import PREFIXES, event_types
+from app.rest.camara import event_types
+from app.rest.camara.applications import PREFIXES
 from app.rest.error_examples import EXAMPLES
 from app.rest.openapi import V1
 from app.rest.problem import MEDIA_TYPE, STATUSES

@@ -74,18 +74,7 @@ def needs_sipp() -> None:
         pytest.skip("SIPp (Debian package sip-tester) is not installed")
 
 
-SOME = (
-    "bare",
-    "grpc",
-    "soap",
-    "floor",
-    "start",
-    "burst",
-    "watch",
-    "live.rest",
-    "stored.start_members",
-    "webhook",
-)
+SOME = ("bare", "grpc", "start", "burst", "watch", "live.rest", "stored.start_members", "webhook.rate")
 """Rows of each kind of loop, without `rest`, which `test_part` measures. All rows take minutes."""
 
 

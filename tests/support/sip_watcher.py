@@ -117,8 +117,8 @@ async def started(watcher: SipWatcher, observer: Observer, *addresses: TerminalA
 
 
 def configuration(presence_server: str, **changes: object) -> Configure:
-    """Over UDP unless the test says otherwise, and without OPTIONS in between."""
+    """Over UDP unless the test says otherwise, without OPTIONS in between, and with counts that come at once."""
     if ";transport=" not in presence_server:
         presence_server += ";transport=udp"
     settings: Settings = settings_for(presence_server, **{"probe_every_s": 0, **changes})
-    return sip_configuration(settings, "test")
+    return msgspec.structs.replace(sip_configuration(settings, "test"), counts_every_s=0.02)

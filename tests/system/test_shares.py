@@ -35,7 +35,9 @@ SLACK = 20
 @pytest_asyncio.fixture(loop_scope="module")
 async def gateway(sandbox: Sandbox) -> AsyncIterator[Gateway]:
     """One that sets watches up slowly, and has no room for more than a storm of fetches."""
-    settings = settings_for(f"{sandbox.uri};transport=udp", setups_per_s=RATE, max_fetches=3000, probe_every_s=0)
+    settings = settings_for(
+        f"{sandbox.uri};transport=udp", setups_per_s=RATE, max_fetches=3000, fetch_timeout_ms=3000, probe_every_s=0
+    )
     async with run_gateway(settings) as running:
         yield running
 

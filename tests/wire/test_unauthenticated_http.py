@@ -28,7 +28,7 @@ from tests.support.core import new_database, run_core
 from tests.support.http_face import http_face
 from tests.support.settings import settings_for
 from tests.support.soap import envelope
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -81,7 +81,7 @@ class Talk:
         """The head of the answer; "" where the connection has ended."""
         try:
             self.writer.write(request.encode())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 head = await self.reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length:")[2].split()[0])
                 await self.reader.readexactly(length)
@@ -92,7 +92,7 @@ class Talk:
     async def ends(self) -> bool:
         """Whether it ends, for which it is waited."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 return await self.reader.read() == b""
         except ConnectionError:
             return True
@@ -181,7 +181,7 @@ async def test_strangers_behind_a_proxy(world: World) -> None:
     for talk in (other, *slow):
         client = "192.0.2.2" if talk is other else "192.0.2.1"
         talk.writer.write(SLOW.format(client).encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             assert b" 100 " in await talk.reader.readuntil(b"\r\n\r\n")
     named = PROBE.replace("\r\n\r\n", "\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
     for _ in range(3):  # one after the other they are one

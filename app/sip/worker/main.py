@@ -71,7 +71,6 @@ _CLOCK_JUMP_S = 5.0
 _MOST_POLLS_AFTER_STOP = 10_000
 """How many packets are read after a stop: more than socket buffers hold."""
 
-_COUNTS_EVERY_S = 1.0
 _ROWS_PER_MESSAGE = 500
 
 
@@ -92,7 +91,7 @@ class Worker:
         self._probe_fetches = ProbeFetches(stack, self._routes, configure.watcher_identity)
         self._registration = Registration(stack.endpoint, configure) if configure.registrar else None
         self._counts: Counts | None = None
-        self._count_at_s = 0.0
+        self._counts_every_s, self._count_at_s = configure.counts_every_s, 0.0
         self._broken = self._connected = 0
         self._flushed_s = 0.0
         self._round_s, self._wall_s = time.monotonic(), time.time() - time.monotonic()
@@ -189,7 +188,7 @@ class Worker:
             self._report_counts(now_s)
         if self._stack.events:
             return 0.0
-        return max(0.0, min(wait_s, self._routes.wake_s() - now_s))
+        return max(0.0, min(wait_s, self._routes.wake_s() - now_s, self._count_at_s - now_s))
 
     def _look_at_connections(self, now_s: float) -> None:
         connections = self._connections
@@ -219,7 +218,7 @@ class Worker:
                 self._watches.on_contact_lost(route=route)
 
     def _report_counts(self, now_s: float) -> None:
-        self._count_at_s = now_s + _COUNTS_EVERY_S
+        self._count_at_s = now_s + self._counts_every_s
         counts = Counts(
             self._fetches.sent + self._watches.sent,
             self._watches.notified,
