@@ -31,8 +31,8 @@ SEED ?=
 WATCHES ?= 2000
 STOP_S ?= 120
 AWAY_S ?= 600
-# One more than cores, since tests also wait; four at most.
-WORKERS ?= $(shell n=$$(( $$(nproc) + 1 )); echo $$(( n < 4 ? n : 4 )))
+# More than cores, since a third of the tests' time is waiting; eight at most.
+WORKERS ?= $(shell n=$$(( $$(nproc) * 2 )); echo $$(( n < 8 ? n : 8 )))
 
 .PHONY: run test check bench fuzz outage away generate lock servers clients clean
 .DELETE_ON_ERROR:

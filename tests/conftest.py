@@ -65,9 +65,9 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["udp", "tcp"])
 async def gateway(request: object, sandbox: Sandbox) -> AsyncIterator["Gateway"]:
-    """A gateway against the sandbox, over UDP and then over TCP; fetches give up after 400 ms."""
+    """A gateway against the sandbox, over UDP and then over TCP; fetches give up after a second."""
     transport: str = request.param  # type: ignore[attr-defined]  # pytest's request
-    settings = settings_for(f"{sandbox.uri};transport={transport}", fetch_timeout_ms=400)
+    settings = settings_for(f"{sandbox.uri};transport={transport}", fetch_timeout_ms=1000)
     from app.main import run_gateway
 
     async with run_gateway(settings) as running:
