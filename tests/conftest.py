@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.main import Gateway
 
 
-# A busy machine makes no example wrong.
+# An example that is slow on a busy machine is not wrong.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -65,7 +65,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["udp", "tcp"])
 async def gateway(request: object, sandbox: Sandbox) -> AsyncIterator["Gateway"]:
-    """A gateway against the sandbox, over UDP and then over TCP; fetches give up after a second."""
+    """A gateway against the sandbox, once over UDP and once over TCP; fetches time out after a second."""
     transport: str = request.param  # type: ignore[attr-defined]  # pytest's request
     settings = settings_for(f"{sandbox.uri};transport={transport}", fetch_timeout_ms=1000)
     from app.main import run_gateway
@@ -76,7 +76,7 @@ async def gateway(request: object, sandbox: Sandbox) -> AsyncIterator["Gateway"]
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[postgresql.Postgres]:
-    """A PostgreSQL server for all tests; each has a database of its own in it."""
+    """One PostgreSQL server for all tests; each test has its own database in it."""
     postgresql.require()
     with postgresql.Postgres.running() as server:
         yield server
@@ -84,7 +84,7 @@ def postgres() -> Iterator[postgresql.Postgres]:
 
 @pytest_asyncio.fixture(params=["sqlite", "postgresql"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A new SQLite database, and then one in PostgreSQL, of which no connection may be left open."""
+    """A new database: once SQLite, once PostgreSQL. A test that leaves a PostgreSQL connection open fails."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/ts.sqlite3"
         return
@@ -96,7 +96,8 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 
 @pytest_asyncio.fixture
 async def store(database_url: str) -> AsyncIterator[SqlStore]:
-    """A store over each kind of database, in which no transaction may be left open. Locks are waited for 300 ms."""
+    """A store over each kind of database. A test that leaves a transaction open fails. Statements wait 300 ms for
+    locks."""
     async with await open_store(database_url, busy_timeout_ms=300) as opened:
         yield opened
         assert opened.engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # both kinds have a queue of them

@@ -1,4 +1,5 @@
-"""Access tokens of an identity provider (RFC 9068): which are taken, and how the provider's keys are fetched."""
+"""Access tokens of an identity provider (RFC 9068): which tokens are accepted, and how the provider's keys are
+fetched."""
 
 import asyncio
 import base64
@@ -45,7 +46,7 @@ from tests.support.authentication import Clock, World, bearer
 
 @dataclass
 class Provider:
-    """An identity provider's keys, counted."""
+    """An identity provider's keys; counts how often they are fetched."""
 
     clock: Clock
     document: bytes = field(default_factory=key_set)
@@ -73,7 +74,7 @@ class Provider:
 
 @pytest.mark.parametrize("algorithm", [*KEYS])
 async def test_access_tokens_name_their_client(algorithm: str) -> None:
-    """A token of the issuer, for us, signed with each algorithm that is taken, names a client and its end."""
+    """A token of the issuer, for this audience, names a client and its expiry; each allowed algorithm is accepted."""
     provider = Provider(Clock())
     named = await provider.tokens("read").verify(token(algorithm))
     assert named == ("billing", START + timedelta(seconds=60))
@@ -86,7 +87,7 @@ def unsigned() -> str:
 
 
 def confused() -> str:
-    """Signed with the public key as if it were a shared secret."""
+    """A token signed with the public key as if it were a shared secret."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shared = OctKey.import_key(base64.b64encode(EC.as_pem(private=False)))
@@ -125,7 +126,8 @@ def confused() -> str:
     ],
 )
 async def test_other_tokens_are_refused(make: Callable[[], str]) -> None:
-    """Wrong algorithm, key, issuer, audience, time, device or form: refused, without a word about which."""
+    """A token with a wrong algorithm, key, issuer, audience, time, device or form is refused; the message does not say
+    which."""
     with pytest.raises(Unauthenticated) as caught:
         await Provider(Clock()).tokens("read", "phone_number").verify(make())
     assert str(caught.value) == "The access token is not accepted."
@@ -133,7 +135,7 @@ async def test_other_tokens_are_refused(make: Callable[[], str]) -> None:
 
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_malformed_tokens_are_refused(name: str) -> None:
-    """Whatever the parts of a token are, it is refused as any bad one."""
+    """A token with malformed parts is refused like any bad token."""
     with pytest.raises(Unauthenticated):
         await Provider(Clock()).tokens().verify(MALFORMED[name])
 
@@ -146,7 +148,7 @@ NAMES = st.sampled_from(["iss", "aud", "exp", "nbf", "iat", "sub", "jti", "clien
     claims=st.dictionaries(NAMES, JSON, max_size=4).map(lambda some: {**CLAIMS, **some}) | JSON,
 )
 def test_any_token_is_taken_or_refused(header: object, claims: object) -> None:
-    """Of tokens that are truly signed, of any JSON at all, each names a client or is Unauthenticated."""
+    """A token with a valid signature over any JSON names a client or raises Unauthenticated."""
     tokens = Provider(Clock()).tokens("", "phone_number")
     shown = signed(header, claims)
     try:
@@ -160,7 +162,7 @@ def test_any_token_is_taken_or_refused(header: object, claims: object) -> None:
 
 @hypothesis.given(st.lists(st.dictionaries(st.sampled_from(["kty", "kid", "n", "e", "x", "y", "crv", "use"]), JSON)))
 def test_any_key_set_is_read_or_none(entries: list[dict[str, Any]]) -> None:
-    """What the identity provider serves, of any JSON at all, has keys or is a ValueError; good keys beside are read."""
+    """Any JSON from the identity provider is read as keys or raises ValueError; good keys beside bad ones are read."""
     for kty in ("RSA", "EC", "OKP"):
         odd = [{**entry, "kty": kty} for entry in entries]
         with contextlib.suppress(ValueError):
@@ -171,7 +173,7 @@ def test_any_key_set_is_read_or_none(entries: list[dict[str, Any]]) -> None:
 
 
 async def test_tokens_in_other_words() -> None:
-    """A list of audiences, `scp` as a list, `at+jwt`, and a clock that is a little off are taken."""
+    """A list of audiences, `scp` as a list, `at+jwt`, and a clock that is slightly off are accepted."""
     tokens = Provider(Clock()).tokens("read")
     shown = token(
         aud=["x", AUDIENCE], scope=None, scp=["read"], header={"typ": "at+jwt"}, exp=int(START.timestamp()) - 5
@@ -180,7 +182,7 @@ async def test_tokens_in_other_words() -> None:
 
 
 async def test_keys_of_the_provider_are_fetched_when_needed() -> None:
-    """Once for many tokens, again for a new key, but not for each unknown key, and after REFRESH_S."""
+    """Keys are fetched once for many tokens, again for a new key and after REFRESH_S, but not for each unknown key."""
     clock = Clock()
     provider = Provider(clock, key_set("r"))
     tokens = provider.tokens()
@@ -197,12 +199,12 @@ async def test_keys_of_the_provider_are_fetched_when_needed() -> None:
     assert provider.fetched == 2
     clock.pass_s(oidc.REFRESH_S)
     with pytest.raises(Unauthenticated):
-        await tokens.verify(token())  # it has expired
+        await tokens.verify(token())  # the token has expired
     assert provider.fetched == 3
 
 
 async def test_a_provider_that_is_away() -> None:
-    """Without keys, callers are told to try again; with old keys, tokens are still taken for STALE_S."""
+    """Without keys, callers are asked to try again; with old keys, tokens are still accepted for STALE_S."""
     clock = Clock()
     provider = Provider(clock, away=True)
     tokens = provider.tokens()
@@ -221,7 +223,7 @@ async def test_a_provider_that_is_away() -> None:
 
 
 def test_weak_and_foreign_keys_are_left_out() -> None:
-    """Short RSA keys, shared secrets and keys for encryption check nothing; a set without a usable key is none."""
+    """Short RSA keys, shared secrets and encryption keys are ignored; a key set without a usable key is an error."""
     short = {"kty": "RSA", "kid": "w", "n": base64.urlsafe_b64encode(b"\xff" * 128).decode().rstrip("="), "e": "AQAB"}
     others = [short, {"kty": "oct", "k": "c2VjcmV0", "kid": "s"}, EC.as_dict(private=False, kid="enc", use="enc")]
     for document in (b"", b"[]", b"{}", b'{"keys": 1}', b"\xff", json.dumps({"keys": others}).encode()):
@@ -231,10 +233,10 @@ def test_weak_and_foreign_keys_are_left_out() -> None:
 
 
 async def test_a_token_authenticates_a_client(world: World) -> None:
-    """A token's claim is a client's id; the client can be disabled, and the token ends."""
+    """A token's claim is a client's id; a disabled client's token and an expired token are refused."""
     provider = Provider(world.clock)
     world.auth = world.authenticator(tokens=provider.tokens())
-    await world.refused(Credentials())  # access tokens are wanted, though no client is configured
+    await world.refused(Credentials())  # with OIDC configured, credentials are required even without clients
     client, _ = await world.add(client_id="billing")
     world.auth.forget()
     assert await world.auth.authenticate(bearer(token())) == client
@@ -259,8 +261,9 @@ async def test_a_token_authenticates_a_client(world: World) -> None:
     ],
 )
 async def test_confined_tokens(world: World, scope: str, claims: dict[str, Any], confined: bool) -> None:
-    """A token that names a device, lacks the scope that is wanted, or has CAMARA's where none is, is taken only by who
-    says that it looks at the grant: also when it is remembered, and in whatever order both ask."""
+    """A token that names a device, lacks the required scope, or has a CAMARA scope where none is expected, is accepted
+    only by callers that check the grant themselves. This holds for remembered tokens too, and in either order of the
+    two kinds of callers."""
     client, _ = await world.add(client_id="billing")
     shown = bearer(token(**claims))
     for order in ((False, True, False), (True, False, True)):
@@ -277,7 +280,7 @@ async def test_confined_tokens(world: World, scope: str, claims: dict[str, Any],
 
 
 async def test_fetching_keys() -> None:
-    """The provider's document is fetched as it is; errors, redirects and endless answers are OSError."""
+    """The provider's document is fetched unchanged; errors, redirects and endless answers raise OSError."""
     async with serving(lambda: web.Response(body=key_set())) as url:
         assert await jwks.fetch_keys(url) == key_set()
     for answer in (

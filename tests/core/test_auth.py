@@ -1,4 +1,4 @@
-"""Who calls: credentials over a real store, and the making of clients."""
+"""Authentication: credentials over a real store, and the making of clients."""
 
 import asyncio
 import base64
@@ -38,8 +38,8 @@ from tests.support.authentication import World, basic, bearer
 
 
 async def test_without_clients_everybody_is_anonymous(world: World) -> None:
-    """While no client is configured, callers need no credentials, and are no operators; with the first client they do.
-    What is open to whom is a warning."""
+    """While no client is configured, callers need no credentials and are not operators; once there is a client,
+    credentials are needed. A warning says what is open to whom."""
     with structlog.testing.capture_logs() as logs:
         assert await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
     (line,) = logs
@@ -53,8 +53,8 @@ async def test_without_clients_everybody_is_anonymous(world: World) -> None:
 
 @pytest.mark.parametrize("exposed", [False, True])
 async def test_a_gateway_that_takes_nobody(world: World, exposed: bool) -> None:
-    """Where anonymous callers are never taken, a gateway without clients starts on any address and refuses each call,
-    which it says at its start; a client that is added then is taken."""
+    """Where anonymous callers are never allowed, a gateway without clients starts on any address and refuses each call.
+    It logs so at its start, and accepts a client that is added later."""
     closed = world.authenticator(open_allowed=False)
     listens = {"TS_GRPC_LISTEN": "127.0.0.1:1", **({"TS_HTTP_LISTEN": "0.0.0.0:8080"} if exposed else {})}
     with structlog.testing.capture_logs() as logs:
@@ -69,9 +69,9 @@ async def test_a_gateway_that_takes_nobody(world: World, exposed: bool) -> None:
     assert logs == []
 
 
-async def test_a_lost_database_opens_no_door(world: World) -> None:
-    """Once a client was seen, credentials are needed until the gateway ends, though no client is left; credentials
-    that were good are so no longer."""
+async def test_a_lost_database_still_requires_credentials(world: World) -> None:
+    """Once a client was seen, credentials stay required until the gateway ends, even if no client is left; credentials
+    of deleted clients are refused."""
     client, key = await world.add()
     await world.auth.start({"TS_GRPC_LISTEN": "127.0.0.1:1"})
     await world.auth.authenticate(bearer(key))
@@ -81,8 +81,8 @@ async def test_a_lost_database_opens_no_door(world: World) -> None:
         await world.refused(credentials)
 
 
-async def test_another_process_closes_the_door(world: World) -> None:
-    """A client that another process adds is noticed within CACHE_S."""
+async def test_a_first_client_of_another_process_is_noticed(world: World) -> None:
+    """A first client that another process adds is noticed within CACHE_S."""
     await world.auth.authenticate(Credentials())
     await ClientRegistry(world.store, contracts=SINK_CONTRACTS, clock=world.clock).add("billing", who="cli")
     assert (await world.auth.authenticate(Credentials())).id == ANONYMOUS
@@ -91,7 +91,7 @@ async def test_another_process_closes_the_door(world: World) -> None:
 
 
 async def test_open_to_all_is_refused(world: World) -> None:
-    """Without clients the gateway does not start on an address that others reach, and says what to do."""
+    """Without clients the gateway refuses to start on an address that others can reach, and says what to do."""
     listens = {"TS_GRPC_LISTEN": "127.0.0.1:1", "TS_HTTP_LISTEN": "0.0.0.0:8080"}
     closed = world.authenticator(open_allowed=False)
     with pytest.raises(OpenToAll, match=r"TS_HTTP_LISTEN \(0\.0\.0\.0:8080\).*clients add"):
@@ -103,7 +103,8 @@ async def test_open_to_all_is_refused(world: World) -> None:
 
 
 async def test_an_api_key_names_its_client(world: World) -> None:
-    """A key is taken as bearer token, and with the client's id by HTTP Basic; then it is known without the store."""
+    """A key is accepted as bearer token, and with the client's id by HTTP Basic; after that it is checked without the
+    store."""
     client, key = await world.add()
     for credentials in (bearer(key), Credentials(authorization=f"bearer  {key} "), basic(client.id, key)):
         assert world.auth.known(credentials.authorization) is None
@@ -112,7 +113,7 @@ async def test_an_api_key_names_its_client(world: World) -> None:
 
 
 async def test_nothing_else_is_taken(world: World) -> None:
-    """Every other key, scheme and spelling is refused, with one message."""
+    """Every other key, scheme and spelling is refused with the same message."""
     client, key = await world.add()
     other, other_key = await world.add("other")
     _, key_id, secret = key.split("_", 2)
@@ -125,20 +126,20 @@ async def test_nothing_else_is_taken(world: World) -> None:
     ]
     messages = set()
     for authorization in shown:
-        world.auth = world.authenticator()  # each with a fresh count of failures
+        world.auth = world.authenticator()  # each case with its own count of failures
         messages.add(await world.refused(Credentials(authorization=authorization)))
     assert messages == {"The credentials are not accepted."}
 
 
 def test_keys_are_long_and_random() -> None:
-    """What is no key is not read as one."""
+    """Text in another form than a key is not read as a key."""
     assert parse_key("tsk_a_b_c") == ("a", "b_c")
     for text in ("", "tsk_", "tsk_a", "tsk_a_", "tsk__b", "xxx_a_b", "tsk_a_" + "b" * 300, "tsk_ü_b"):
         assert parse_key(text) is None
 
 
 async def test_secrets_are_not_kept(world: World, tmp_path: Path) -> None:
-    """Neither the database, the cache, the audit log nor the log of failures has a secret or a part of one."""
+    """Neither the database, the cache, the audit log nor the log of failures has a secret or part of a secret."""
     with structlog.testing.capture_logs() as logs:
         _, key = await world.add()
         await world.auth.authenticate(bearer(key))
@@ -152,7 +153,7 @@ async def test_secrets_are_not_kept(world: World, tmp_path: Path) -> None:
 
 
 async def test_rotation_overlaps(world: World) -> None:
-    """After a rotation both keys hold, the old one until the overlap is over, even where it is remembered."""
+    """After a rotation both keys are valid; the old key until the overlap is over, even where it is remembered."""
     client, old = await world.add()
     _, new = await world.registry.rotate(client.id, who="test", overlap_s=5)
     assert (await world.auth.authenticate(bearer(old))).id == client.id
@@ -162,7 +163,7 @@ async def test_rotation_overlaps(world: World) -> None:
 
 
 async def test_rotation_without_overlap(world: World) -> None:
-    """An overlap of 0 ends the keys before at once; a negative or endless one is refused."""
+    """An overlap of 0 ends the earlier keys at once; a negative or endless overlap is refused."""
     client, old = await world.add()
     await world.auth.authenticate(bearer(old))
     _, new = await world.registry.rotate(client.id, who="test", overlap_s=0)
@@ -174,7 +175,7 @@ async def test_rotation_without_overlap(world: World) -> None:
 
 
 async def test_keys_are_bounded(world: World) -> None:
-    """A client that rotates on and on has MAX_KEYS keys, and an earlier end is never put off."""
+    """A client that keeps rotating has at most MAX_KEYS keys, and a key's end is never put off."""
     client, _ = await world.add()
     for overlap_s in (60, *[86_400] * (MAX_KEYS + 3)):
         await world.registry.rotate(client.id, who="test", overlap_s=overlap_s)
@@ -184,7 +185,7 @@ async def test_keys_are_bounded(world: World) -> None:
 
 
 async def test_disabled_and_deleted_clients_are_refused(world: World) -> None:
-    """Disabling refuses at once and can be taken back; deleting is for good."""
+    """A disabled client is refused at once, until it is enabled; a deleted one for good."""
     client, key = await world.add()
     await world.auth.authenticate(bearer(key))
     await world.registry.set_disabled(client.id, True, who="test")
@@ -199,8 +200,8 @@ async def test_disabled_and_deleted_clients_are_refused(world: World) -> None:
         await world.registry.delete(client.id, who="test")
 
 
-async def test_the_last_client_gone_opens_no_closed_door(world: World) -> None:
-    """A gateway that others reach stays closed when its last client is deleted."""
+async def test_a_deleted_last_client_opens_nothing(world: World) -> None:
+    """A gateway that others can reach still requires credentials after its last client was deleted."""
     closed = world.authenticator(open_allowed=False)
     client, key = await world.add()
     await closed.start({"TS_GRPC_LISTEN": "0.0.0.0:1"})
@@ -213,7 +214,8 @@ async def test_the_last_client_gone_opens_no_closed_door(world: World) -> None:
 
 
 async def test_a_client_certificate_names_its_client(world: World) -> None:
-    """The first name in a verified certificate that is a client's id decides; a header goes before it."""
+    """The first name in a verified certificate that is a client's id names the caller; an Authorization header has
+    precedence."""
     client, _ = await world.add(client_id="billing.example")
     _, other_key = await world.add("other")
     names = ("CN of nobody", "billing.example")
@@ -226,7 +228,7 @@ async def test_a_client_certificate_names_its_client(world: World) -> None:
 
 
 def test_names_of_a_certificate() -> None:
-    """Common name, DNS names and URIs are read from what Python's ssl returns; nothing from nothing."""
+    """Common name, DNS names and URIs are read from what Python's ssl returns; an empty certificate has no names."""
     certificate = {
         "subject": ((("countryName", "SE"),), (("commonName", "billing"),)),
         "subjectAltName": (("DNS", "b.example"), ("URI", "urn:b"), ("IP Address", "192.0.2.1")),
@@ -236,7 +238,7 @@ def test_names_of_a_certificate() -> None:
 
 
 def test_credentials_of_a_request() -> None:
-    """Header, peer and certificate are found in an ASGI scope, and their absence too."""
+    """Header, peer and certificate are read from an ASGI scope; each may be missing."""
     scope = {
         "headers": [(b"host", b"x"), (b"authorization", b"Bearer \xff")],
         "client": ("192.0.2.1", 5),
@@ -255,12 +257,13 @@ def test_credentials_of_a_request() -> None:
     ],
 )
 def test_loopback(listen: str, loopback: bool) -> None:
-    """What only this machine reaches."""
+    """Which addresses only this machine can reach."""
     assert listens_on_loopback(listen) is loopback
 
 
 async def test_failures_of_a_peer_are_limited(world: World) -> None:
-    """A peer that guesses is told to wait and is logged no more; a good key passes from there all the same."""
+    """A peer that guesses keys is asked to wait, and its failures are no longer logged; a good key from the same peer
+    is still accepted."""
     client, key = await world.add()
     with structlog.testing.capture_logs() as logs:
         for number in range(failures.FAILURE_BURST):
@@ -281,8 +284,8 @@ async def test_failures_of_a_peer_are_limited(world: World) -> None:
 
 
 async def test_a_trusted_proxy_is_not_limited(world: World) -> None:
-    """Failures that come from a proxy itself lock out nobody behind it, and the log stays bounded; of IPv6 a network
-    counts as one."""
+    """Failures that come from a proxy itself lock out nobody behind it, and the log stays bounded. An IPv6 network
+    counts as one peer."""
     proxied = Authenticator(
         world.store,
         clock=world.clock,
@@ -304,7 +307,7 @@ async def test_a_trusted_proxy_is_not_limited(world: World) -> None:
 
 
 async def test_one_bad_key_locks_out_nobody(world: World) -> None:
-    """A client that shows the same bad key over and over fails each time, and others of its address still get in."""
+    """A client that repeats the same bad key fails each time, and other callers at its address are still accepted."""
     _, key = await world.add()
     for _ in range(failures.FAILURE_BURST * 10):
         await world.refused(bearer("tsk_a_b"))
@@ -313,7 +316,7 @@ async def test_one_bad_key_locks_out_nobody(world: World) -> None:
 
 
 async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remembered credentials and peers are bounded; the oldest go first."""
+    """Remembered credentials and peers are bounded; the oldest are forgotten first."""
     monkeypatch.setattr(auth, "MAX_CACHED", 3)
     monkeypatch.setattr(failures, "MAX_PEERS", 2)
     world.auth = world.authenticator()
@@ -326,7 +329,7 @@ async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.M
 
 @contextmanager
 def reads(world: World) -> Iterator[list[str]]:
-    """The ids of keys and clients that are looked up, in order."""
+    """The ids of keys and clients that were looked up, in order."""
     asked: list[str] = []
 
     def counted(look_up: Callable[[str], Awaitable[Any]]) -> Callable[[str], Awaitable[Any]]:
@@ -343,9 +346,9 @@ def reads(world: World) -> Iterator[list[str]]:
 
 
 async def test_wrong_credentials_are_limited_before_they_are_looked_up(world: World) -> None:
-    """Who guesses costs the store LOOK_UP_BURST look-ups and a few a second, by keys as by passwords, and keeps nobody
-    out who was found good before, whatever changed since; who is new behind that address gets in between the guesses.
-    """
+    """A peer that guesses keys or passwords costs the store LOOK_UP_BURST look-ups and a few more each second.
+    Credentials that were accepted before stay accepted, whatever changed since; new credentials from the same
+    address are accepted between the guesses."""
     client, key = await world.add()
     other, unseen = await world.add("other")
     good = Credentials(authorization=f"Bearer {key}", peer="192.0.2.1")
@@ -379,7 +382,7 @@ async def test_wrong_credentials_are_limited_before_they_are_looked_up(world: Wo
 
 
 async def test_wrong_passwords_of_a_client_are_compared_without_a_look_up(world: World) -> None:
-    """Its keys are remembered for CACHE_S, and no longer than until they change."""
+    """A client's keys are remembered for CACHE_S, and no longer than until they change."""
     client, key = await world.add()
     with reads(world) as looked_up:
         for _ in range(50):
@@ -393,8 +396,8 @@ async def test_wrong_passwords_of_a_client_are_compared_without_a_look_up(world:
         await world.auth.authenticate_with(client.id, lambda password: password == old)
 
 
-async def test_who_was_good_is_not_taken_for_it_once_something_has_changed(world: World) -> None:
-    """After a change that this process knows of, nobody gets in unseen, be the store away."""
+async def test_after_a_change_every_caller_is_looked_up_again(world: World) -> None:
+    """After a change that this process knows of, every caller is looked up again, even while the store is away."""
     client, key = await world.add()
     await world.auth.authenticate(bearer(key))
     await world.registry.set_disabled(client.id, disabled=True, who="test")
@@ -419,7 +422,8 @@ class Away(SqlStore):
 
 
 async def test_known_clients_get_in_while_the_store_is_away(world: World) -> None:
-    """Who was known a while ago stays known while the store cannot be asked, for STALE_S; others are told to wait."""
+    """While the store cannot be read, clients that were accepted recently stay accepted for STALE_S; others are asked
+    to wait."""
     client, key = await world.add()
     _, fresh = await world.add("fresh")
     await world.auth.authenticate(bearer(key))
@@ -433,8 +437,8 @@ async def test_known_clients_get_in_while_the_store_is_away(world: World) -> Non
         await world.auth.authenticate(bearer(key))
 
 
-async def test_credentials_that_have_ended_are_not_taken_for_their_past(world: World) -> None:
-    """A key that has ended is good for nobody, neither while the store is away nor while another asks it anew."""
+async def test_expired_keys_are_refused(world: World) -> None:
+    """An expired key is never accepted: not while the store is away, and not while other calls look it up."""
     client, key = await world.add()
     await world.registry.rotate(client.id, who="test", overlap_s=15)
     for _ in range(2):
@@ -449,7 +453,7 @@ async def test_credentials_that_have_ended_are_not_taken_for_their_past(world: W
 
 
 async def test_transports_that_compare_by_themselves(world: World) -> None:
-    """A digest is compared with each key that holds now, by a password equivalent that is no key."""
+    """A digest is compared with each valid key by a password equivalent, which is not itself a key."""
     client, old = await world.add()
     _, new = await world.registry.rotate(client.id, who="test", overlap_s=5)
     asked: list[str] = []

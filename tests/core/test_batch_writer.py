@@ -11,7 +11,7 @@ LIMIT_S = 10.0
 
 
 class Owner:
-    """Gathers numbers; `failures` are raised first, one for each batch."""
+    """Collects numbers; each of `failures` is raised by one batch first."""
 
     def __init__(self, *, most: int = 3, gather_s: float = 0.0, failures: tuple[Exception, ...] = ()) -> None:
         self.items: list[int] = []
@@ -62,7 +62,7 @@ async def test_items_are_written_in_their_order_and_in_bounded_batches() -> None
 
 
 async def test_the_first_item_waits_for_others_and_a_full_batch_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full batch is written at once; what is left waits for `gather_s`, and an end does not write it."""
+    """A full batch is written at once. A partial batch waits for `gather_s`; a stop does not write it."""
     waits, waiting, sleep = list[float](), asyncio.Event(), asyncio.sleep
 
     async def observed_sleep(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""How clients are added, changed and followed."""
+"""How clients are added and changed, and how changes by other processes are noticed."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def test_names_are_checked(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("client_id", [ANONYMOUS, "-a", "a b", "a" * 65, "é", "a_b"])
 async def test_ids_are_checked(world: World, client_id: str) -> None:
-    """An id that is chosen is short, plain, and not the anonymous one."""
+    """A chosen id is short and plain, and is not the id of anonymous callers."""
     if client_id == "a_b":
         client, _ = await world.add(client_id=client_id)
         assert client.id == client_id
@@ -45,7 +45,7 @@ async def test_ids_are_checked(world: World, client_id: str) -> None:
 
 
 async def test_clients_are_unique(world: World) -> None:
-    """Two clients share neither name nor id, and are found by either; unknown limits are refused."""
+    """Two clients share neither name nor id, and each is found by both; unknown limits are refused."""
     client, _ = await world.add(client_id="one")
     for name, client_id in (("billing", ""), ("other", "one")):
         with pytest.raises(ClientExists):
@@ -58,7 +58,7 @@ async def test_clients_are_unique(world: World) -> None:
 
 
 async def test_changes_are_audited(world: World) -> None:
-    """Who made which change of which client stands in the audit log."""
+    """The audit log says who made which change of which client."""
     await world.add(client_id="one")
     await world.registry.rotate("one", who="test")
     await world.registry.set_disabled("one", True, who="test")
@@ -71,7 +71,7 @@ async def test_changes_are_audited(world: World) -> None:
 
 
 async def test_what_other_processes_do_is_followed(world: World) -> None:
-    """A client that another process deletes or disables is told of once, at the next look."""
+    """A client that another process deletes or disables is reported once, at the next look."""
     reported: list[str] = []
 
     async def gone(client_id: str) -> None:
@@ -92,7 +92,7 @@ async def test_what_other_processes_do_is_followed(world: World) -> None:
 
 
 async def test_following_clients_goes_on_after_a_defect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose end could not be followed is followed at the next look, and what went wrong is logged."""
+    """Where following a client's end fails, the failure is logged and the next look tries again."""
     monkeypatch.setattr(client_registry, "FOLLOW_S", 0.001)
     done, reported = asyncio.Event(), list[str]()
 
@@ -123,7 +123,7 @@ def run_clients(database: Path, *arguments: str) -> "subprocess.CompletedProcess
 
 
 async def test_clients_by_command(tmp_path: Path) -> None:
-    """Clients are added, listed, rotated, disabled and deleted by command; the key is all of standard output."""
+    """Commands add, list, rotate, disable and delete clients; standard output is the key alone."""
     database = tmp_path / "store.sqlite3"
     added = run_clients(
         database, "add", "billing", "--id", "b", "--limit", "max_targets=5", "--limit", "busy_available=no"
@@ -156,7 +156,7 @@ async def test_clients_by_command(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use_of_the_commands(tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
-    """What fails is exit code 1, wrong use 2; standard output stays empty."""
+    """A failed command has exit code 1, wrong use 2; standard output stays empty."""
     done = run_clients(tmp_path / "store.sqlite3", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr

@@ -1,4 +1,4 @@
-"""Tests of `deliverer.py`, `retry.py` and `hosts.py`: what is owed arrives, in order, and is accounted for."""
+"""Tests of `deliverer.py`, `retry.py` and `hosts.py`: notifications arrive, in order, and are accounted for."""
 
 import asyncio
 import threading
@@ -50,7 +50,7 @@ __all__ = ["store"]  # fixtures
 
 
 async def test_notifications_arrive_in_order_and_are_accounted_for(store: SqlStore) -> None:
-    """Each once, in order, one at a time; with its attempt and usage records."""
+    """Each notification is sent once, in order, one at a time, with its attempt and usage records."""
     ids = await owe(store, 5)
     sender = ScriptedSender(always(DELIVERED))
     async with delivering(store, sender):
@@ -73,7 +73,8 @@ async def test_notifications_arrive_in_order_and_are_accounted_for(store: SqlSto
 
 
 async def test_what_fails_is_tried_again_and_holds_up_what_follows(store: SqlStore) -> None:
-    """A failed one is sent again under its id, with a row for each attempt; the next waits for it."""
+    """A failed notification is sent again under its id, with a row for each attempt; the next notification waits for
+    it."""
     ids = await owe(store, 2)
     sender = ScriptedSender(first(FAILED, replace(SILENT, answer=b"?"), FAILED))
     async with delivering(store, sender):
@@ -90,7 +91,7 @@ async def test_what_fails_is_tried_again_and_holds_up_what_follows(store: SqlSto
 
 
 async def test_a_hint_is_not_waited_for(store: SqlStore) -> None:
-    """What was written without any hint is found by looking."""
+    """Notifications that were written without a hint are found by polling."""
     sender = ScriptedSender(always(DELIVERED))
     async with delivering(store, sender):
         await owe(store)
@@ -98,7 +99,7 @@ async def test_a_hint_is_not_waited_for(store: SqlStore) -> None:
 
 
 async def test_many_subscriptions_are_served_at_once(store: SqlStore) -> None:
-    """Different subscriptions do not wait for each other, and one never has two in flight."""
+    """Subscriptions do not wait for each other, and one subscription never has two notifications in flight."""
     subscriptions = [make_subscription(subscription_id=f"s{number}") for number in range(40)]
     for subscription in subscriptions:
         await owe(store, 3, subscription=subscription)
@@ -114,7 +115,8 @@ async def test_many_subscriptions_are_served_at_once(store: SqlStore) -> None:
 
 
 async def test_410_ends_the_subscription(store: SqlStore) -> None:
-    """It ends with SINK_GONE, its owner's use case is told, and what else it was owed is dead without an attempt."""
+    """The subscription ends with SINK_GONE, which is reported to the use cases; its other notifications are dead
+    without an attempt."""
     ids = await owe(store, 3)
     sender = ScriptedSender(always(GONE))
     ended: list[tuple[str, EndReason]] = []
@@ -129,7 +131,7 @@ async def test_410_ends_the_subscription(store: SqlStore) -> None:
 
 
 async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
-    """It ends with TOKEN_EXPIRED, nothing is sent and nothing billed."""
+    """The subscription ends with TOKEN_EXPIRED; nothing is sent or billed."""
     parameters = {"token": "t", "token_expires_at": "2020-01-01T00:00:00Z"}
     async with receiver() as there, sending() as webhooks:
         await owe(store, 2, subscription=make_subscription(there.url, parameters=parameters))
@@ -143,7 +145,7 @@ async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
 
 
 async def test_an_endpoint_that_fails_for_long_is_suspended(store: SqlStore) -> None:
-    """Its owner sees since when; the first success clears it."""
+    """The subscription shows since when it is suspended; the first success ends the suspension."""
     await owe(store)
     working = asyncio.Event()
 
@@ -163,7 +165,7 @@ async def test_an_endpoint_that_fails_for_long_is_suspended(store: SqlStore) -> 
 
 
 async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
-    """What is too old is dead after its attempt, is listed as such, and goes out again when told to."""
+    """A notification that is too old is dead after its attempt. It is listed as dead, and is sent again on request."""
     ids = await owe(store, 2, at=datetime.now(UTC) - timedelta(days=4))
     sender = ScriptedSender(first(FAILED, FAILED))
     async with delivering(store, sender) as deliverer:
@@ -180,7 +182,7 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
 
 
 async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:
-    """A client above its rate is refused, whatever it asks of its notifications."""
+    """A client above its rate is refused in each call about its notifications."""
     ids = await owe(store, 2)
     deliveries = Deliveries(store, Clock(), Policies(Policy(rate_per_s=1), lambda: 0.0), SINK_CONTRACTS)
     assert await deliveries.send_again(OWNER, ids) == 0
@@ -195,7 +197,8 @@ async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:
 
 
 async def test_what_is_anothers_is_unknown(store: SqlStore) -> None:
-    """Another client sees, and may do, nothing; an admin sees all; too many at a time are refused."""
+    """Another client sees nothing and may do nothing; an admin sees everything; too many ids in one call are
+    refused."""
     ids = await owe(store)
     deliveries = Deliveries(store, Clock(), FREE, SINK_CONTRACTS)
     assert await deliveries.list(STRANGER, Page()) == ([], "")
@@ -216,7 +219,7 @@ async def test_what_is_anothers_is_unknown(store: SqlStore) -> None:
 
 
 async def test_a_lookup_that_hangs_does_not_hold_up_the_end(store: SqlStore) -> None:
-    """A name server that never answers costs an attempt its time, and a stop no more than its limit."""
+    """A name server that never answers costs an attempt its time limit, and a stop at most its own limit."""
     asked, release = threading.Event(), threading.Event()
 
     async def lookup(host: str, port: int) -> Sequence[str]:
@@ -238,7 +241,7 @@ async def test_a_lookup_that_hangs_does_not_hold_up_the_end(store: SqlStore) -> 
 
 
 async def test_two_nodes_share_the_work(store: SqlStore) -> None:
-    """Several deliverers on one store send each notification once between them."""
+    """Several deliverers on one store together send each notification once."""
     for number in range(60):
         await owe(store, 2, subscription=make_subscription(subscription_id=f"s{number}"))
     sender = ScriptedSender(always(DELIVERED))
@@ -249,7 +252,7 @@ async def test_two_nodes_share_the_work(store: SqlStore) -> None:
 
 
 async def test_stopping_lets_what_is_in_flight_end(store: SqlStore) -> None:
-    """Told to stop, it waits for what is being sent, records it, and gives back the rest at once."""
+    """A stop waits for attempts in flight, records them, and releases the other leases at once."""
     for number in range(30):
         await owe(store, subscription=make_subscription(subscription_id=f"s{number}"))
     go = asyncio.Event()
@@ -276,8 +279,8 @@ async def test_stopping_lets_what_is_in_flight_end(store: SqlStore) -> None:
 
 
 async def test_many_hosts_of_one_client_leave_places_to_others(store: SqlStore) -> None:
-    """A client whose hosts all hang, and share one with another client, takes half of the places; what waits for them
-    goes on when they answer."""
+    """A client whose hosts all hang, one of them shared with another client, gets half of the places. Its waiting
+    notifications continue when the hosts answer."""
     hanging = [
         make_subscription(f"https://h{number % 20}.example/", subscription_id=f"h{number}", client_id="many")
         for number in range(40)
@@ -306,7 +309,8 @@ async def test_many_hosts_of_one_client_leave_places_to_others(store: SqlStore) 
 
 
 async def test_stopping_does_not_wait_for_ever(store: SqlStore) -> None:
-    """What does not end within the limit is given back, and another node sends it again under its id."""
+    """Attempts that do not end within the limit are released; another node sends their notifications again under the
+    same ids."""
     ids = await owe(store)
 
     async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
@@ -323,7 +327,7 @@ async def test_stopping_does_not_wait_for_ever(store: SqlStore) -> None:
 
 
 async def test_a_database_that_is_away_for_a_while(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts are recorded when it is back; nothing is sent twice meanwhile, nothing lost."""
+    """Attempts are recorded when the database is back; nothing is sent twice meanwhile, and nothing is lost."""
     ids = await owe(store, 3)
     away = {"claim": 2, "subscriptions_by_id": 1, "record_attempts": 3, "release_leases": 1}
 
@@ -348,7 +352,8 @@ async def test_a_database_that_is_away_for_a_while(store: SqlStore, monkeypatch:
 async def test_one_attempt_that_cannot_be_written_does_not_hold_up_the_others(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A defect in one attempt's records leaves it to its lease; those of its group are written."""
+    """An attempt whose records cannot be written keeps its lease until that expires; the other attempts of its group
+    are written."""
     for number in range(6):
         await owe(store, subscription=make_subscription(subscription_id=f"s{number}"))
     write = store.record_attempts
@@ -365,7 +370,7 @@ async def test_one_attempt_that_cannot_be_written_does_not_hold_up_the_others(
 
 
 async def test_a_sender_that_breaks_is_a_failed_attempt(store: SqlStore) -> None:
-    """A defect in a sender ends nothing: it is an attempt that failed, and is tried again."""
+    """An unexpected exception in a sender is a failed attempt, which is tried again; the deliverer goes on."""
     (notification_id,) = await owe(store)
     left = [RuntimeError("a defect")]
 
@@ -380,7 +385,7 @@ async def test_a_sender_that_breaks_is_a_failed_attempt(store: SqlStore) -> None
 
 
 async def test_a_sender_that_hangs_is_cut_off(store: SqlStore) -> None:
-    """Whatever a sender does, an attempt ends at the limit."""
+    """An attempt ends at its time limit, even where the sender hangs."""
     (notification_id,) = await owe(store)
     left = [True]
 
@@ -396,7 +401,7 @@ async def test_a_sender_that_hangs_is_cut_off(store: SqlStore) -> None:
 
 
 async def test_streams_are_listed_and_not_sent(store: SqlStore) -> None:
-    """What is owed to a stream has nowhere to go: it is settled, and not billed."""
+    """A notification of a subscription without an endpoint is settled without sending, and is not billed."""
     await owe(store, subscription=make_subscription("", kind=SinkKind.STREAM))
     sender = ScriptedSender(always(DELIVERED))
     async with delivering(store, sender):
@@ -406,7 +411,7 @@ async def test_streams_are_listed_and_not_sent(store: SqlStore) -> None:
 
 
 async def test_a_hanging_host_keeps_its_share(store: SqlStore) -> None:
-    """However much is owed to an endpoint that hangs, others get theirs, and it has one place in the end."""
+    """An endpoint that hangs, however much it is owed, is reduced to one place; other endpoints get theirs."""
     for number in range(80):
         await owe(store, subscription=make_subscription("https://hangs.example/", subscription_id=f"h{number}"))
     for number in range(40):

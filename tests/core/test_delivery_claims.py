@@ -1,4 +1,4 @@
-"""Deliveries that several gateways share, and deliveries that are withdrawn while they are claimed."""
+"""Deliveries that several gateways share, and deliveries that are withdrawn while claimed."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ __all__ = ["store"]  # fixtures
 
 
 async def test_what_waits_for_its_host_is_withdrawn(store: SqlStore) -> None:
-    """A notification that is claimed and waits for a place is not sent after its subscription's end."""
+    """A claimed notification that waits for its host's place is not sent after its subscription's end."""
     kept, ended = (make_subscription(subscription_id=name) for name in ("kept", "ended"))
     await owe(store, subscription=kept)
     await owe(store, subscription=ended)
@@ -59,7 +59,7 @@ async def test_what_waits_for_its_host_is_withdrawn(store: SqlStore) -> None:
 
 
 async def test_what_is_being_claimed_is_withdrawn(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim that was written before the subscription's end, and is heard of after it, sends nothing."""
+    """A claim that was written before the subscription's end, and is returned after it, sends nothing."""
     await owe(store)
     claim, claimed, go_on = store.claim, asyncio.Event(), asyncio.Event()
 
@@ -85,7 +85,7 @@ async def test_what_is_being_claimed_is_withdrawn(store: SqlStore, monkeypatch: 
 
 
 async def test_an_attempt_of_another_node_is_waited_for(store: SqlStore) -> None:
-    """Who ends a subscription waits for the node that has its notification in flight."""
+    """Ending a subscription waits for the node that has its notification in flight."""
     await owe(store)
     answered, happened = asyncio.Event(), list[str]()
     there = ScriptedSender(gate(answered, FAILED))
@@ -95,7 +95,7 @@ async def test_an_attempt_of_another_node_is_waited_for(store: SqlStore) -> None
             await withdraw(store, SUBSCRIPTION)
             waiting = asyncio.ensure_future(here.withdrawn(SUBSCRIPTION)())
             waiting.add_done_callback(lambda _: happened.append("returned"))
-            await owe(store, subscription=make_subscription(subscription_id="later"))  # which `here` delivers meanwhile
+            await owe(store, subscription=make_subscription(subscription_id="later"))  # `here` delivers it meanwhile
             here.hint()
             await until_owed(store, settled)
             happened.append("answered")
@@ -106,7 +106,8 @@ async def test_an_attempt_of_another_node_is_waited_for(store: SqlStore) -> None
 
 
 async def test_what_a_killed_node_had_claimed_is_sent_by_another(store: SqlStore) -> None:
-    """While its lease lasts nobody else sends it; then it is sent under the same id, before what follows."""
+    """While a killed node's lease lasts no other node sends the notification; then one sends it under the same id,
+    before later ones."""
     ids = await owe(store, 2, at=datetime.now(UTC) - timedelta(minutes=5))
     now = datetime.now(UTC)
     (claimed,) = await store.claim(now, now + timedelta(seconds=60), 10, "killed")
@@ -122,7 +123,7 @@ async def test_what_a_killed_node_had_claimed_is_sent_by_another(store: SqlStore
 
 
 async def test_a_late_failure_does_not_undo_a_delivery(store: SqlStore) -> None:
-    """A node that was thought dead reports a failure after another has delivered: it stays delivered."""
+    """A slow node reports a failure after another node has delivered: the notification stays delivered."""
     (notification_id,) = await owe(store)
     stuck = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Deliveries by the real webhook sender, to receivers that fail and a gateway that is killed."""
+"""Deliveries by the real webhook sender, to receivers that fail, and from a gateway that is killed."""
 
 import asyncio
 import random
@@ -23,7 +23,8 @@ __all__ = ["store"]  # fixtures
 
 
 async def test_a_receiver_that_was_away_gets_everything_once_in_order(store: SqlStore) -> None:
-    """Killed and back at the same port: each event arrives, once by id, in order within its subscription."""
+    """A receiver is killed and comes back at the same port: each event arrives once by id, in order within its
+    subscription."""
     async with receiver() as there:
         port = there.port
     for number in range(5):
@@ -39,7 +40,7 @@ async def test_a_receiver_that_was_away_gets_everything_once_in_order(store: Sql
 
 
 async def test_a_receiver_that_answers_429_is_left_alone(store: SqlStore) -> None:
-    """429 with Retry-After puts the next attempt off by what it says."""
+    """429 with Retry-After delays the next attempt by that time."""
     async with receiver(in_turn(answer(429, {"Retry-After": "3600"}), answer())) as there, sending() as webhooks:
         await owe(store, subscription=make_subscription(there.url))
         async with delivering(store, webhooks):
@@ -49,7 +50,7 @@ async def test_a_receiver_that_answers_429_is_left_alone(store: SqlStore) -> Non
 
 
 async def test_a_receiver_that_answers_too_late_has_failed(store: SqlStore) -> None:
-    """200 after the time limit is a failed attempt; the same event comes again."""
+    """200 after the time limit is a failed attempt; the same event is sent again."""
     async with receiver(in_turn(hang, answer())) as there, sending(total_s=0.3) as webhooks:
         (notification_id,) = await owe(store, subscription=make_subscription(there.url))
         async with delivering(store, webhooks):
@@ -60,8 +61,8 @@ async def test_a_receiver_that_answers_too_late_has_failed(store: SqlStore) -> N
 
 
 async def test_killed_again_and_again_nothing_is_lost(store: SqlStore, database_url: str) -> None:
-    """Deliverers killed (SIGKILL) at any moment: every event arrives, under its id; an event may come twice, but none
-    comes before the one that it follows has arrived."""
+    """Deliverers are killed (SIGKILL) at any moment: every event arrives under its id, perhaps twice, and never before
+    its predecessor."""
     chance = random.Random(4)
     async with receiver() as there:
         subscriptions = [make_subscription(there.url, subscription_id=f"s{number}") for number in range(15)]

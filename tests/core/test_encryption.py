@@ -1,4 +1,4 @@
-"""Secrets of sinks at rest: what the database holds with a key file, over rotations, and with a wrong key."""
+"""Encryption of sinks' secrets in the database: with a key file, during rotations, and with a wrong key."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ WEBHOOK = Sink(kind=SinkKind.WEBHOOK, url="https://app.example/hook", profile="v
 
 
 class KeyFile:
-    """A key file with keys of the test's, whose ids are `ids`."""
+    """A key file with the test's keys; `ids` are the ids of these keys."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,12 +58,12 @@ def key_file(tmp_path: Path) -> KeyFile:
 
 
 async def column(store: SqlStore, *which: Any) -> list[Any]:
-    """Columns of all subscriptions, as they are stored."""
+    """One column of all subscriptions, as stored."""
     return [tuple(row) for row in await store._all(select(*which).order_by(t.subscriptions.c.seq))]  # noqa: SLF001
 
 
 async def in_clear(store: SqlStore) -> list[str]:
-    """Where in the whole database the secrets of these tests stand in clear."""
+    """The places in the database where the secrets of these tests are in clear."""
     found = []
     for table in t.METADATA.tables.values():
         for row in await store._all(select(table)):  # noqa: SLF001
@@ -73,14 +73,14 @@ async def in_clear(store: SqlStore) -> list[str]:
 
 
 async def change_row(store: SqlStore, which: Any = None, **values: Any) -> None:
-    """As somebody would who may write the database."""
+    """Changes a row, as an attacker with access to the database could."""
     statement = update(t.subscriptions).values(**values)
     statement = statement if which is None else statement.where(which)
     await store._write(lambda c: c.execute(statement))  # noqa: SLF001
 
 
 async def test_secrets_are_encrypted_and_read_again(database_url: str, key_file: KeyFile) -> None:
-    """With a key file the database holds no secret in clear; after a restart all is as it was written."""
+    """With a key file the database has no secret in clear; after a restart the secrets are read unchanged."""
     async with await open_store(database_url, secret_key_file=key_file.has(b"a")) as store:
         await make(store, "s1", sink=WEBHOOK)
         await make(store, "s2", sink=Sink(kind=SinkKind.STREAM))
@@ -95,12 +95,12 @@ async def test_secrets_are_encrypted_and_read_again(database_url: str, key_file:
 
 
 def contents(folder: Path) -> bytes:
-    """All that stands in the database's files."""
+    """All bytes of the database's files."""
     return b"".join([file.read_bytes() for file in folder.glob("x*")])
 
 
 async def test_no_secret_stands_in_the_file(tmp_path: Path, key_file: KeyFile) -> None:
-    """Neither in the SQLite file nor in its log."""
+    """No secret is in the SQLite file or in its log."""
     async with await open_store(f"sqlite:///{tmp_path}/x", secret_key_file=key_file.has(b"a")) as store:
         await make(store, "s1", sink=WEBHOOK)
         data = contents(tmp_path)
@@ -109,7 +109,8 @@ async def test_no_secret_stands_in_the_file(tmp_path: Path, key_file: KeyFile) -
 
 
 async def test_rows_in_clear_are_encrypted_when_they_are_written(database_url: str, key_file: KeyFile) -> None:
-    """A database of before goes on; what changes is encrypted, and the rest by the first pass after the start."""
+    """An older database works: changed rows are encrypted at their change, the others by the first pass after the
+    start."""
     async with await open_store(database_url) as store:
         await make(store, "s1", "s2", sink=WEBHOOK)
         assert len(await in_clear(store)) == 4
@@ -127,7 +128,7 @@ async def test_rows_in_clear_are_encrypted_when_they_are_written(database_url: s
 async def test_every_portion_is_encrypted(
     database_url: str, key_file: KeyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is deleted between them, and while the database is away now and then."""
+    """All portions are encrypted, even where rows are deleted between portions and the database is away at times."""
     monkeypatch.setattr("app.store.subscriptions.ENCRYPTED_AT_ONCE", 2)
     monkeypatch.setattr("app.core.encryption.RETRY_S", 0.01)
     async with await open_store(database_url) as store:
@@ -150,7 +151,8 @@ async def test_every_portion_is_encrypted(
 
 
 async def test_rotation(database_url: str, key_file: KeyFile) -> None:
-    """The new key first, the old one second: both read. Once all is encrypted by the new one the old one may go."""
+    """With the new key first and the old key second, rows of both are read. Once all rows use the new key, the old key
+    may be removed."""
     old, new = key_file.ids(b"o", b"n")
     async with await open_store(database_url, secret_key_file=key_file.has(b"o")) as store:
         await make(store, "s1", "s2", sink=WEBHOOK)
@@ -171,7 +173,7 @@ async def test_rotation(database_url: str, key_file: KeyFile) -> None:
 
 @pytest.mark.parametrize("has", [(), (b"b",), (b"b", b"c")])
 async def test_wrong_key_is_refused_by_name(database_url: str, key_file: KeyFile, has: tuple[bytes, ...]) -> None:
-    """A start without the key, or with another, names the setting and the key that is missing."""
+    """A start without the key, or with another key, names the setting and the missing key."""
     (wanted,) = key_file.ids(b"a")
     async with await open_store(database_url, secret_key_file=key_file.path) as store:
         await make(store, "s1", sink=WEBHOOK)
@@ -184,7 +186,7 @@ async def test_wrong_key_is_refused_by_name(database_url: str, key_file: KeyFile
 
 
 async def test_gateway_does_not_start_with_a_wrong_key(tmp_path: Path, key_file: KeyFile) -> None:
-    """Nor the command line, which says so in one line."""
+    """The gateway and the command line refuse a wrong key; the command's message is one line."""
     settings = settings_for(
         "sip:127.0.0.1:9", database_url=f"sqlite:///{tmp_path}/x", secret_key_file=key_file.has(b"a")
     )
@@ -203,7 +205,8 @@ BOUND_TO = [{"id": "s9"}, {"sink_url": "https://attacker.example/"}, {"sink_kind
 async def test_secrets_go_to_their_own_endpoint_only(
     database_url: str, key_file: KeyFile, moved: dict[str, str]
 ) -> None:
-    """In another row, or beside another URL, they cannot be read, nor can what is no ciphertext; others can."""
+    """Secrets that were moved to another row or URL, and text that is not ciphertext, cannot be read; other rows
+    can."""
     async with await open_store(database_url, secret_key_file=key_file.has(b"a")) as store:
         await make(store, "s1", sink=WEBHOOK)
         await change_row(store, **moved)
@@ -219,7 +222,7 @@ async def test_secrets_go_to_their_own_endpoint_only(
 
 
 class Sending(FakeSender):
-    """A sender that remembers to whom it sent what."""
+    """A sender that keeps the endpoint and the secrets of each attempt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,8 +234,8 @@ class Sending(FakeSender):
 
 
 async def test_nothing_is_sent_without_its_secrets(database_url: str, key_file: KeyFile) -> None:
-    """A notification for an endpoint whose secrets cannot be read waits, unsent and unbilled; others are delivered,
-    and so is this one when its row is as it was. Meanwhile its secrets cannot be changed."""
+    """A notification whose endpoint's secrets cannot be read waits, unsent and unbilled, while others are delivered. It
+    is delivered once its row is restored. Meanwhile its secrets cannot be changed."""
     sender = Sending()
     async with run_core(database_url, secret_key_file=key_file.has(b"a")) as core:
         moved, other = [await core.subscribe(ALICE, sink=WEBHOOK, request_id=one) for one in ("m", "o")]
@@ -265,7 +268,7 @@ async def test_nothing_is_sent_without_its_secrets(database_url: str, key_file: 
 
 
 async def test_no_secret_stands_anywhere(tmp_path: Path, key_file: KeyFile) -> None:
-    """After making with a request id, delivering and rotating no table and no log line has a secret."""
+    """After a subscription with a request id, a delivery and a rotation, no table and no log line has a secret."""
     with capture_logs() as logs:
         async with signed(await new_database(tmp_path), secret_key_file=key_file.has(b"a")) as gateway:
             sink = replace(WEBHOOK, url=gateway.there.url)
@@ -282,12 +285,12 @@ async def test_no_secret_stands_anywhere(tmp_path: Path, key_file: KeyFile) -> N
 
 
 async def echo(request: Request, writer: asyncio.StreamWriter) -> None:
-    """An endpoint that answers what it was sent."""
+    """An endpoint that answers with the request that it got."""
     await answer(200, body=repr(sorted(request.headers.items())).encode())(request, writer)
 
 
 async def test_a_failed_statement_is_reported_without_its_values(database_url: str) -> None:
-    """A traceback in the log has the statement, and no secret of the row that could not be written."""
+    """A logged traceback has the failed statement, and no secret of its row."""
     async with await open_store(database_url) as store:
         await store._write(  # noqa: SLF001
             lambda c: c.execute(text("alter table subscription rename column correlator to another"))
@@ -312,7 +315,7 @@ BAD_FILES: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("content", "why"), BAD_FILES)
 def test_key_file_that_is_none(key_file: KeyFile, content: bytes, why: str) -> None:
-    """The message names setting, file and line, and nothing of what stands there."""
+    """The message names setting, file and line, and quotes nothing of the file."""
     key_file.path.write_bytes(content)
     with pytest.raises(DatabaseUnavailable, match=why) as refused:
         read_keys(key_file.path)
@@ -321,14 +324,14 @@ def test_key_file_that_is_none(key_file: KeyFile, content: bytes, why: str) -> N
 
 
 def test_key_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """Nor is there one where none is."""
+    """A key file that does not exist or cannot be read is refused."""
     with pytest.raises(DatabaseUnavailable, match=r"TS_SECRET_KEY_FILE: .*No such file"):
         read_keys(tmp_path / "none")
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o644])
 def test_key_file_that_others_may_use(key_file: KeyFile, mode: int) -> None:
-    """It is refused with the command that mends it; the group may read it."""
+    """A key file that others may read or write is refused, with the command that corrects it; the group may read it."""
     key_file.has(b"a").chmod(mode)
     with pytest.raises(DatabaseUnavailable, match="other accounts") as refused:
         read_keys(key_file.path)
@@ -338,7 +341,7 @@ def test_key_file_that_others_may_use(key_file: KeyFile, mode: int) -> None:
 
 
 def test_the_command_that_makes_a_key_file(tmp_path: Path) -> None:
-    """docs/security.md has the command of the messages; run twice, it makes the file of a rotation."""
+    """docs/security.md and the messages have the same command; run twice, it makes the file of a rotation."""
     security = (Path(__file__).parent.parent.parent / "docs" / "security.md").read_text("utf-8")
     assert MAKE_ONE in security
     for name, number in (("one", 1), ("two", 2)):

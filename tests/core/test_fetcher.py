@@ -1,4 +1,4 @@
-"""Tests of `app/core/fetcher.py`: how questions about terminals share fetches, end, and fail."""
+"""Tests of `app/core/fetcher.py`: how queries share fetches, how fetches end, and how they fail."""
 
 import asyncio
 import gc
@@ -56,7 +56,7 @@ class WaitingWatcher(FakeWatcher):
 
 @pytest.fixture(autouse=True)
 async def _no_leftover_tasks() -> AsyncIterator[None]:
-    """After each test, every task that it or the service started has ended."""
+    """After each test, every task that the test or the service started has ended."""
     yield
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -77,7 +77,7 @@ async def leave(caller: asyncio.Task[TerminalStatus]) -> None:
     ids=["open", "on the phone", "empty"],
 )
 async def test_status_is_what_the_presence_server_says(body: bytes, status: Status) -> None:
-    """A question is put to the presence server, and its answer comes back with its time and source."""
+    """A query is sent to the presence server; the answer has its time and source."""
     watcher, meter = FakeWatcher(lambda _: body), FakeMeter()
     answer = await make_service(watcher, meter).fetch(ALICE)
     assert answer == TerminalStatus(address=ALICE, status=status, observed_at=OBSERVED_AT, source=Source.FETCH)
@@ -87,7 +87,7 @@ async def test_status_is_what_the_presence_server_says(body: bytes, status: Stat
 
 @pytest.mark.parametrize("ready", [True, False])
 async def test_ready_is_the_watchers(ready: bool) -> None:
-    """The service is ready when its watcher is."""
+    """The service is ready exactly when its watcher is."""
     assert make_service(FakeWatcher(ready=ready)).ready is ready
 
 
@@ -107,7 +107,7 @@ async def test_concurrent_questions_share_one_fetch() -> None:
 
 
 async def test_different_terminals_do_not_share() -> None:
-    """Questions about different terminals are fetched apart, and the answers are not mixed up."""
+    """Different terminals are fetched separately, each with its own answer."""
     watcher = WaitingWatcher()
     service = make_service(watcher)
     alice, bob = ask(service, ALICE), ask(service, BOB)
@@ -119,8 +119,8 @@ async def test_different_terminals_do_not_share() -> None:
     assert sorted(watcher.asked) == [ALICE, BOB]
 
 
-async def test_each_new_question_is_asked_anew() -> None:
-    """Nothing is cached: a question after the answer is a new SUBSCRIBE."""
+async def test_each_new_query_is_a_new_fetch() -> None:
+    """Answers are not cached: each later query is a new SUBSCRIBE."""
     watcher, meter = FakeWatcher(), FakeMeter()
     service = make_service(watcher, meter)
     for _ in range(3):
@@ -129,13 +129,13 @@ async def test_each_new_question_is_asked_anew() -> None:
     assert meter.outcomes == ["REACHABLE"] * 3
 
 
-async def test_question_after_the_answer_but_before_its_delivery_is_asked_anew() -> None:
-    """A question never gets an answer that the presence server gave before it, not even by a moment."""
+async def test_query_after_the_answer_but_before_its_delivery_is_a_new_fetch() -> None:
+    """A query never gets an answer from before the query, even where the earlier fetch has just ended."""
     watcher = WaitingWatcher()
     service = make_service(watcher)
     first = ask(service, ALICE)
     (await watcher.next_fetch()).answer.set_result(OPEN)
-    await asyncio.sleep(0)  # the fetch has ended; its caller has not run yet
+    await asyncio.sleep(0)  # the fetch has ended; the task of its caller has not run yet
     second = ask(service, ALICE)
     (await watcher.next_fetch()).answer.set_result(ON_THE_PHONE)
     assert (await first).status is Status.REACHABLE
@@ -143,7 +143,7 @@ async def test_question_after_the_answer_but_before_its_delivery_is_asked_anew()
 
 
 async def test_caller_that_leaves_disturbs_nobody() -> None:
-    """When a caller leaves, even the one who asked first, the others still get their answer."""
+    """When a caller leaves, even the first one, the other callers still get their answer."""
     watcher = WaitingWatcher()
     service = make_service(watcher)
     first, second, third = (ask(service, ALICE) for _ in range(3))
@@ -156,7 +156,7 @@ async def test_caller_that_leaves_disturbs_nobody() -> None:
 
 
 async def test_last_caller_leaving_gives_the_fetch_up() -> None:
-    """When the last caller leaves, the fetch is cancelled, not counted, and the next question starts a new one."""
+    """When the last caller leaves, the fetch is cancelled and not counted; the next query starts a new fetch."""
     watcher, meter = WaitingWatcher(), FakeMeter()
     service = make_service(watcher, meter)
     first, second = ask(service, ALICE), ask(service, ALICE)
@@ -172,7 +172,7 @@ async def test_last_caller_leaving_gives_the_fetch_up() -> None:
 
 
 async def test_new_question_while_the_old_fetch_is_being_given_up() -> None:
-    """A question that comes as the last caller leaves gets a fetch of its own, which the old one cannot harm."""
+    """A query that comes while the last caller leaves gets its own fetch; the cancelled one does not affect it."""
     watcher = WaitingWatcher()
     service = make_service(watcher)
     first = ask(service, ALICE)
@@ -187,7 +187,7 @@ async def test_new_question_while_the_old_fetch_is_being_given_up() -> None:
 
 
 async def test_time_limit() -> None:
-    """A fetch that is not answered in time ends with FetchTimedOut, and the SIP side is told to give up."""
+    """A fetch without a timely answer ends with FetchTimedOut, and the watcher gives it up."""
     watcher, meter = FakeWatcher(lambda _: None), FakeMeter()
     service = make_service(watcher, meter, fetch_timeout_s=0)
     results = await asyncio.gather(*(service.fetch(ALICE) for _ in range(3)), return_exceptions=True)
@@ -197,7 +197,7 @@ async def test_time_limit() -> None:
 
 
 async def test_error_reaches_everyone_who_shares() -> None:
-    """An error of the watcher reaches all who share the fetch, with the address, and is counted once."""
+    """An error of the watcher reaches all callers of the fetch, with the address, and is counted once."""
     error = PresenceUnavailable("Down.", retry_after_s=7, sip_code="503")
     watcher, meter = FakeWatcher(lambda _: error), FakeMeter()
     service = make_service(watcher, meter)
@@ -208,7 +208,7 @@ async def test_error_reaches_everyone_who_shares() -> None:
     assert meter.outcomes == ["PRESENCE_UNAVAILABLE"]
 
 
-async def test_question_after_an_error_is_asked_anew() -> None:
+async def test_query_after_an_error_is_a_new_fetch() -> None:
     """An error is not remembered."""
     answers: list[bytes | TerminalStatusError] = [TerminalUnknown("No such terminal."), OPEN]
     service = make_service(FakeWatcher(lambda _: answers.pop(0)))
@@ -218,20 +218,20 @@ async def test_question_after_an_error_is_asked_anew() -> None:
 
 
 async def test_error_nobody_waits_for_is_swallowed() -> None:
-    """A fetch that fails as its last caller leaves is nobody's error; the event loop does not complain of it."""
+    """Where a fetch fails while its last caller leaves, the event loop reports no unretrieved exception."""
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     watcher = WaitingWatcher()
     caller = ask(make_service(watcher), ALICE)
     (await watcher.next_fetch()).answer.set_exception(TerminalUnknown("No such terminal."))
-    await asyncio.sleep(0)  # the fetch has failed; its caller has not run yet
+    await asyncio.sleep(0)  # the fetch has failed; the task of its caller has not run yet
     await leave(caller)
-    gc.collect()  # an error that nobody took is complained of when its task is collected
+    gc.collect()  # asyncio reports an unretrieved exception when its task is collected
     assert complaints == []
 
 
 async def test_unreadable_document() -> None:
-    """A document that cannot be read is an error about that terminal, with its reason, counted once."""
+    """A document that cannot be read is an error about that terminal, with the reason, and is counted once."""
     meter = FakeMeter()
     service = make_service(FakeWatcher(lambda _: b"<presence"), meter)
     with pytest.raises(DocumentUnreadable) as caught:
@@ -259,7 +259,8 @@ async def test_headers_reach_the_reader(content_type: str, content_encoding: str
 
 
 async def test_overload() -> None:
-    """With as many fetches in flight as allowed, a new terminal is refused, a shared one is not, and it passes."""
+    """At the limit of fetches, a query for a new terminal is refused; a query that shares a fetch is not. The limit
+    frees up again."""
     watcher, meter = WaitingWatcher(), FakeMeter()
     service = FetchService(watcher, meter, busy_activities=set(), fetch_timeout_s=5, max_fetches=2)
     callers = [ask(service, ALICE), ask(service, BOB, "other")]
@@ -280,7 +281,7 @@ async def test_overload() -> None:
 
 
 async def test_fetch_given_up_makes_room() -> None:
-    """A fetch that its caller has left no longer counts against the bound."""
+    """A fetch whose caller has left no longer counts towards the limit."""
     watcher = WaitingWatcher()
     service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=1)
     first = ask(service, ALICE)
@@ -292,7 +293,8 @@ async def test_fetch_given_up_makes_room() -> None:
 
 
 async def test_no_client_begins_more_fetches_than_are_left_to_the_others() -> None:
-    """One alone gets half of them, a second half of the rest, and so on; what ends makes room for each."""
+    """One client may have half of the fetches, a second client half of the rest, and so on; each fetch that ends makes
+    room."""
     watcher = WaitingWatcher()
     service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=16)
     callers, begun = list[asyncio.Task[TerminalStatus]](), dict[str, int]()
@@ -317,7 +319,7 @@ async def test_no_client_begins_more_fetches_than_are_left_to_the_others() -> No
 
 
 async def test_two_clients_do_not_share_a_fetch() -> None:
-    """One would wait in the other's turn, and end by the other's time limit."""
+    """Clients do not share a fetch: one would wait for the other's turn and end at the other's time limit."""
     watcher = WaitingWatcher()
     service = make_service(watcher)
     callers = [ask(service, ALICE, "a"), ask(service, ALICE, "b"), ask(service, ALICE, "b")]

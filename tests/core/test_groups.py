@@ -1,4 +1,4 @@
-"""Tests of `app/core/groups.py`: groups are made, changed and expanded, within bounds."""
+"""Tests of `app/core/groups.py`: making, changing and expanding groups, and the limits."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ async def expand(core: Core, *addresses: str, policy: Policy | None = None, most
 
 
 async def test_group_is_made_changed_and_deleted(core: Core) -> None:
-    """Members are canonical, each once; each change is a new version and stands in the audit log's order."""
+    """Members are canonical and distinct; each change is a new version, and the audit log has them in order."""
     made = await core.groups.create(APP, "SIP:team@GROUPS.example.com", [ALICE, "sip:alice@EXAMPLE.com", "tel:+1-555"])
     assert (made.address, made.members, made.version) == (TEAM, (ALICE, "tel:+1555"), 1)
     assert await core.groups.get(APP, TEAM) == made
@@ -64,7 +64,8 @@ async def test_group_is_made_changed_and_deleted(core: Core) -> None:
 
 
 async def test_group_is_its_clients_own(core: Core) -> None:
-    """Another client cannot see or change a group; an operator's client sees all, and changes what is one's alone."""
+    """Another client can neither see nor change a group; an operator's client sees all groups, and may change those
+    whose address only one client uses."""
     await core.groups.create(APP, TEAM, [ALICE])
     for call in (
         core.groups.get(OTHER, TEAM),
@@ -88,7 +89,7 @@ async def test_group_is_its_clients_own(core: Core) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_address_is_a_group_for_its_client_only(url: str, restarted: bool) -> None:
-    """Whatever groups another client makes, an address means to a client what that client made of it."""
+    """An address means the group that the client itself made of it, whatever groups other clients make."""
     async with run_core(url) as core:
         await core.groups.create(APP, ALICE, [BOB])
         await core.groups.create(APP, TEAM, [ALICE])
@@ -128,7 +129,7 @@ async def _each_has_its_own(core: Core) -> None:
 async def test_group_that_the_policy_refuses(
     url: str, error: type[TerminalStatusError], policy: Policy, address: str, members: list[str]
 ) -> None:
-    """Each violation has its own error."""
+    """Each violation of the policy has its own error."""
     async with run_core(url) as core:
         await core.groups.create(APP, TEAM, [ALICE])
     async with run_core(url, policy=policy) as core:
@@ -140,7 +141,7 @@ async def test_group_that_the_policy_refuses(
 
 
 async def test_limit_holds_for_groups_made_at_once(url: str) -> None:
-    """However many are made at the same time, there are as many as allowed, and a deleted one makes room."""
+    """Groups that are made at the same time keep to the limit; a deleted group makes room."""
     async with run_core(url, policy=Policy(max_groups=2)) as core:
         made = await asyncio.gather(
             *(core.groups.create(APP, f"sip:g{i}@example.com", []) for i in range(8)), return_exceptions=True
@@ -154,7 +155,7 @@ async def test_limit_holds_for_groups_made_at_once(url: str) -> None:
 
 
 async def test_expansion_names_each_terminal_once(core: Core) -> None:
-    """Groups stand for their members, nested ones and cycles too, each terminal once."""
+    """Groups are expanded to their members, nested groups and cycles too; each terminal is named once."""
     await core.groups.create(APP, TEAM, [ALICE, BOB, ALL])
     await core.groups.create(APP, ALL, [TEAM, BOB, CAROL, ALL])
     assert await expand(core, CAROL, TEAM, "sip:carol@EXAMPLE.com") == (CAROL, ALICE, BOB)
@@ -163,7 +164,7 @@ async def test_expansion_names_each_terminal_once(core: Core) -> None:
 
 
 async def test_expansion_within_the_policy(core: Core) -> None:
-    """Groups, nested groups, too many terminals, none at all and what is no address have their own errors."""
+    """Groups, nested groups, too many terminals, no terminal, and an invalid address each have their own error."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     await core.groups.create(APP, ALL, [TEAM])
     await core.groups.create(APP, "sip:empty@example.com", [])
@@ -186,7 +187,7 @@ async def test_expansion_within_the_policy(core: Core) -> None:
 
 
 async def test_groups_of_another_node_are_learnt(url: str) -> None:
-    """Groups are known after a restart, and those that another node made, changed or deleted after `reload`."""
+    """Groups are known after a restart; `reload` learns of groups that another node made, changed or deleted."""
     async with run_core(url) as core:
         await core.groups.create(APP, TEAM, [ALICE])
         async with run_core(url) as other:
@@ -203,7 +204,7 @@ async def test_groups_of_another_node_are_learnt(url: str) -> None:
 
 
 async def test_group_that_another_process_deleted_is_unknown(core: Core) -> None:
-    """A group that is asked for and gone, before that is learnt, is GROUP_UNKNOWN and not a group of nobody."""
+    """A group that another process has just deleted is GROUP_UNKNOWN in a query, not a group without members."""
     await core.groups.create(APP, TEAM, [ALICE])
     await core.store.delete_group(APP.id, TEAM, None)
     with pytest.raises(GroupUnknown) as refused:
@@ -212,6 +213,6 @@ async def test_group_that_another_process_deleted_is_unknown(core: Core) -> None
 
 
 async def test_page_token_from_elsewhere_is_refused(core: Core) -> None:
-    """A token that is none of this list's is an invalid request."""
+    """A page token of another list is an invalid request."""
     with pytest.raises(InvalidRequest):
         await core.groups.list(APP, Page(token="x"))

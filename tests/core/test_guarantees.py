@@ -1,9 +1,9 @@
-"""What streams guarantee, judged over a recorded history with crashes, restored backups, lost hints and slow readers,
-as etcd does it.
+"""What streams guarantee, checked on a recorded history with crashes, restored backups, lost hints and slow readers, in
+the way that etcd tests its watches.
 
-Two nodes share a database. One watches the terminals, is killed and comes back; the other learns by hints, of which
-half are lost, and by reading again. Now and then both end, and come back with an older copy of the database. Readers of
-both come and go with their resume tokens.
+Two nodes share a database. One watches the terminals, is killed and comes back. The other learns of changes by hints,
+half of which are lost, and by reading the store again. Sometimes both end, and start with an older copy of the
+database. Readers of both come and go with their resume tokens.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ those that a kill cut off perhaps several."""
 
 @dataclass
 class Session:
-    """One stream of a reader, from open to close."""
+    """One stream of a reader, from opening to closing."""
 
     resumed_with: str
     stored_before: State
@@ -54,17 +54,17 @@ class Session:
 
     @property
     def reset(self) -> bool:
-        """Whether it was told to forget all that it knew."""
+        """Whether the stream said that the client must forget its state."""
         return any(isinstance(event, SnapshotComplete) and event.reset for event in self.events)
 
     def tokens(self) -> Iterator[tuple[int, str]]:
-        """Where a resume token was given, and which."""
+        """The positions of resume tokens among the events, and the tokens."""
         for place, event in enumerate(self.events):
             if isinstance(event, Bookmark | SnapshotComplete | End):
                 yield place, event.resume_token
 
     def statuses(self, most: int | None = None) -> Iterator[TerminalStatus]:
-        """Each status that was told, in order, of the first `most` events."""
+        """Each status that was sent, in order, among the first `most` events."""
         for event in self.events[:most]:
             if isinstance(event, Change):
                 yield event.status
@@ -74,7 +74,7 @@ class Session:
 
 @dataclass
 class Recorded:
-    """All that happened."""
+    """The whole recorded history."""
 
     readers: list[list[Session]]
     written: list[Written]
@@ -88,7 +88,7 @@ class Recorded:
 
 
 class Reader:
-    """Reads streams one after the other, resuming each time with the last token it has."""
+    """Reads one stream after another, resuming each time with the latest token."""
 
     def __init__(self, *, slow: bool) -> None:
         self.sessions: list[Session] = []
@@ -125,7 +125,7 @@ class Reader:
 
 @contextlib.asynccontextmanager
 async def writing(url: str, clocks: Clocks, written: Written) -> AsyncIterator[Core]:
-    """The node that watches; what it writes is remembered, and at the end it is killed."""
+    """The node that watches; its writes are recorded, and it is killed at the end."""
     async with run_core(url, clocks=clocks, crash=True) as core:
         write = core.store._store.write  # noqa: SLF001
 
@@ -142,7 +142,7 @@ async def writing(url: str, clocks: Clocks, written: Written) -> AsyncIterator[C
 
 
 def copied(source: Path, target: Path) -> None:
-    """Copies a database, as it is now, over another, as an operator does it."""
+    """Copies the current database over another one, as an operator restores a backup."""
     with contextlib.closing(sqlite3.connect(source)) as one, contextlib.closing(sqlite3.connect(target)) as other:
         one.backup(other)
 
@@ -164,7 +164,7 @@ class History:
         self._life, self._other_life = AsyncExitStack(), AsyncExitStack()
 
     async def begin(self) -> None:
-        """Both nodes start, and the readers come."""
+        """Starts both nodes and the readers."""
         self.other = await self._other_life.enter_async_context(
             run_core(self._url, clocks=self._clocks, reread_s=REREAD_S, policy=Policy())
         )
@@ -172,7 +172,7 @@ class History:
         await self.connect(self.readers[2])
 
     async def begin_writing(self) -> None:
-        """The node that watches starts; the presence server says how its terminals are."""
+        """Starts the node that watches; the presence server reports the statuses of its terminals."""
         self.core = await self._life.enter_async_context(writing(self._url, self._clocks, self.written[-1]))
         await self.connect(self.readers[0])
         await self.connect(self.readers[1])
@@ -194,7 +194,7 @@ class History:
         await self._other_life.aclose()
 
     async def step(self) -> None:
-        """Something happens."""
+        """Does one random thing."""
         common = ["play"] * 12 + ["reconnect"] * 3 + ["settle", "bookmark", "kill", "hint", "hint", "backup", "restore"]
         match self._chance.choice(common):
             case "play":
@@ -223,7 +223,7 @@ class History:
                 await self.restore()
 
     async def restore(self) -> None:
-        """Both nodes end, and begin again with the backup; other things have happened since."""
+        """Ends both nodes and starts them again with the backup; other changes have happened since."""
         await self.aclose()
         copied(self._backup, self._path)
         async with await open_store(self._url) as store:
@@ -234,7 +234,7 @@ class History:
         await self.begin()
 
     async def end(self) -> State:
-        """Changes end, and each reader learns the last of them; what is stored."""
+        """Stops the changes, waits until each reader has the last one, and returns the stored statuses."""
         await self.core.settled()
         await self.core.advance(1)
         for _ in range(3):
@@ -251,7 +251,7 @@ class History:
 
 
 async def record(directory: Path, seed: int) -> Recorded:
-    """Lets a random history happen."""
+    """Records a random history."""
     history = History(await new_database(directory), random.Random(seed))
     await history.begin()
     try:
@@ -264,10 +264,11 @@ async def record(directory: Path, seed: int) -> Recorded:
 
 
 def replayed(sessions: Sequence[Session]) -> list[tuple[State | None, State]]:
-    """What a client of these sessions knows when each one's snapshot is complete (None: it never was), and at its end.
+    """What a client of these sessions knows when each session's snapshot is complete (None: never), and at the
+    session's end.
 
-    It keeps what it is told. When it comes again with a token it knows what it knew when it got that token, and after
-    a reset only what the snapshot has.
+    The client keeps everything that it is sent. When it resumes with a token it goes back to what it knew at that
+    token; after a reset it knows only the snapshot.
     """
     at_token: State = {}
     found = []
@@ -291,7 +292,8 @@ def replayed(sessions: Sequence[Session]) -> list[tuple[State | None, State]]:
 
 
 def is_written(status: TerminalStatus, written: Written) -> bool:
-    """Whether it was, since the last restored backup or before the backup; confirmed perhaps later."""
+    """Whether this status was stored, either since the last restored backup or before the backup, and perhaps confirmed
+    later."""
     return any(
         one.status is status.status and one.observed_at <= status.observed_at
         for one in written.get((status.address, status.revision), ())
@@ -299,7 +301,7 @@ def is_written(status: TerminalStatus, written: Written) -> bool:
 
 
 def named_by(token: str) -> dict[TerminalAddress, tuple[int, bytes]]:
-    """The revision and the mark that a token has for each terminal; nothing for no token."""
+    """The revision and the mark of each terminal in a token; empty for no token."""
     body = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))[9:]
     found: dict[TerminalAddress, tuple[int, bytes]] = {}
     for address in sorted(TERMINALS) if token else ():
@@ -318,8 +320,7 @@ async def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 
 def test_history_is_worth_judging(recorded: Recorded) -> None:
-    """The history has crashes, restored backups, streams that resume and that are reset, bookmarks, and enough
-    changes."""
+    """The history has crashes, restored backups, resumed streams, resets, bookmarks, and enough changes."""
     assert sum(map(len, recorded.written)) > 50
     assert sum(bool(session.resumed_with) and not session.reset for session in recorded.sessions) >= 3
     assert len(recorded.written) > 1
@@ -328,7 +329,7 @@ def test_history_is_worth_judging(recorded: Recorded) -> None:
 
 
 def test_ordered(recorded: Recorded) -> None:
-    """On each stream a terminal's revisions only grow, and each is the status that was stored under it."""
+    """On each stream a terminal's revisions only grow, and each revision has the status that was stored with it."""
     for session in recorded.sessions:
         newest: dict[TerminalAddress, int] = {}
         for status in session.statuses():
@@ -338,7 +339,7 @@ def test_ordered(recorded: Recorded) -> None:
 
 
 def test_unique(recorded: Recorded) -> None:
-    """No change is told twice, neither on one stream nor on the one that resumes it; a reset begins again."""
+    """No change is sent twice, neither on one stream nor on the stream that resumes it; a reset starts over."""
     for session in recorded.sessions:
         known = {} if session.reset else named_by(session.resumed_with)
         changes = [event.status for event in session.events if isinstance(event, Change)]
@@ -347,7 +348,7 @@ def test_unique(recorded: Recorded) -> None:
 
 
 def test_snapshots_have_only_what_differs(recorded: Recorded) -> None:
-    """A stream that resumes leaves out the terminals that are as they were told, and are LIVE, as they were then."""
+    """A stream that resumes leaves out those terminals that were sent as LIVE and have not changed since."""
     left_out = 0
     for reader in recorded.readers:
         for session, before in zip(reader[1:], reader, strict=False):
@@ -368,7 +369,8 @@ def test_snapshots_have_only_what_differs(recorded: Recorded) -> None:
 
 
 def doubted(session: Session) -> set[TerminalAddress]:
-    """Terminals that the session told last, before its last token, not to be LIVE; all where it had no token."""
+    """Terminals that the session last reported, before its last token, as not LIVE; all terminals if it had no
+    token."""
     places = [place for place, _ in session.tokens()]
     doubtful = set() if places else set(TERMINALS)
     for event in session.events[: places[-1] if places else 0]:
@@ -380,8 +382,8 @@ def doubted(session: Session) -> set[TerminalAddress]:
 
 
 def test_resumable(recorded: Recorded) -> None:
-    """When a snapshot is complete its client knows what was stored when the stream was opened, or what came since, and
-    nothing of a history that a restored backup has ended."""
+    """When a snapshot is complete, its client knows what was stored when the stream was opened, or later statuses, and
+    nothing of a history that a restored backup has removed."""
     for reader in recorded.readers:
         for session, (known, _) in zip(reader, replayed(reader), strict=True):
             if known is None:
@@ -392,7 +394,7 @@ def test_resumable(recorded: Recorded) -> None:
 
 
 def test_bookmarkable(recorded: Recorded) -> None:
-    """Each token stands for exactly what the client was told until it got it, and never goes back on a stream."""
+    """Each token stands for exactly what the client was sent before it; tokens never go back on one stream."""
     for reader in recorded.readers:
         for number, session in enumerate(reader):
             before: dict[TerminalAddress, int] = {}
@@ -409,7 +411,8 @@ def test_bookmarkable(recorded: Recorded) -> None:
 
 
 def test_converges(recorded: Recorded) -> None:
-    """When changes end each reader, the slow one and the one that lost hints too, knows the last state of each."""
+    """When changes end, each reader knows the last status of each terminal; so do the slow reader and the one whose
+    hints were lost."""
     for sessions in recorded.readers:
         _, state = replayed(sessions)[-1]
         assert {a: (s.status, s.revision) for a, s in state.items()} == {

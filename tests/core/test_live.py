@@ -1,4 +1,4 @@
-"""Tests of `app/live/engine.py` and its parts: observations become stored statuses, and streams tell them."""
+"""Tests of `app/live/engine.py` and its parts: observations become stored statuses, and streams report them."""
 
 import asyncio
 from collections import Counter
@@ -50,8 +50,8 @@ from tests.support.core import (
 from tests.support.waiting import until
 
 
-async def test_stream_tells_snapshot_then_changes(core: Core) -> None:
-    """A stream begins with how each terminal stands, says when that is complete, and tells each change."""
+async def test_stream_sends_snapshot_then_changes(core: Core) -> None:
+    """A stream begins with the status of each terminal, marks the snapshot as complete, and sends each change."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -67,7 +67,7 @@ async def test_stream_tells_snapshot_then_changes(core: Core) -> None:
 
 
 async def test_same_observation_again_writes_nothing(core: Core) -> None:
-    """What the presence server repeats renews the time of observation in memory, and costs no transaction."""
+    """A repeated observation renews the time of observation in memory only, without a transaction."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -83,7 +83,8 @@ async def test_same_observation_again_writes_nothing(core: Core) -> None:
 
 
 async def test_changes_that_come_together_share_a_transaction(core: Core) -> None:
-    """Observations of many terminals at once are written in groups, each terminal's in its order."""
+    """Simultaneous observations of many terminals are written in groups; each terminal's observations keep their
+    order."""
     addresses = [f"sip:t{i}@example.com" for i in range(50)]
     async with reading(core, *addresses) as stream:
         await stream.some(SnapshotComplete)
@@ -100,13 +101,14 @@ async def test_changes_that_come_together_share_a_transaction(core: Core) -> Non
 
 
 async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:
-    """After a document that cannot be read the last status is STALE and no answer, until a readable one is written."""
+    """After an unreadable document the last status is STALE, and does not answer queries until a readable document is
+    written."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, BUSY)
         await stream.some(LivenessChange)
         core.watcher.send(ALICE, b"<presence")
-        core.watcher.say(ALICE, Liveness.LIVE, None)  # as the SIP side does, which does not read
+        core.watcher.say(ALICE, Liveness.LIVE, None)  # like the real SIP side, which does not parse documents
         _, stale = await stream.some(LivenessChange, 2)
         assert (stale.terminal.liveness, stale.terminal.reason) == (Liveness.STALE, "document unreadable: malformed")
         assert (stale.error.code, stale.terminal.status.status) == ("DOCUMENT_UNREADABLE", BUSY)
@@ -121,7 +123,7 @@ async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:
         last = (await stream.some(LivenessChange, 4))[-1]
         assert (last.terminal.liveness, last.terminal.status.status) == (Liveness.LIVE, REACHABLE)
         core.watcher.play(ALICE, BUSY)
-        core.watcher.send(ALICE, b"<presence")  # before the other is written
+        core.watcher.send(ALICE, b"<presence")  # before the other observation is written
         await core.settled()
         assert core.live.registry.live(ALICE) is None
         changes = await stream.some(Change, 3)
@@ -130,7 +132,8 @@ async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:
 
 
 async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> None:
-    """Where nothing was ever observed an unreadable document is why; operators see that in the list of watches."""
+    """Where no status was ever observed, the reason is the unreadable document; the list of watches shows that reason
+    to operators."""
 
     async def watches() -> list[WatchView]:
         view = WatchView(
@@ -170,7 +173,8 @@ async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> 
 
 
 async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
-    """However many want it there is one watch; it ends a while after the last has left, and not if one comes back."""
+    """There is one watch of a terminal for all its listeners. The watch ends a while after the last listener left,
+    unless another comes."""
     async with reading(core, ALICE) as first, reading(core, ALICE, client=OTHER) as second:
         await first.some(SnapshotComplete)
         await second.some(SnapshotComplete)
@@ -189,7 +193,8 @@ async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
 
 
 async def test_streams_that_come_and_go_leave_nothing(core: Core) -> None:
-    """However often a terminal is wanted and left, one entry waits to let it go, and it is let go in the end."""
+    """However often a terminal is wanted and left, one entry waits for its release, and in the end the terminal is
+    released."""
     for _ in range(50):
         async with reading(core, ALICE) as stream:
             await stream.some(SnapshotComplete)
@@ -201,7 +206,7 @@ async def test_streams_that_come_and_go_leave_nothing(core: Core) -> None:
 
 
 async def test_lost_contact_is_stale_and_never_unreachable(core: Core) -> None:
-    """When the presence server cannot be asked the last status stays, and says that it is stale, and why."""
+    """When contact to the presence server is lost, the last status stays, is STALE, and has the reason."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -219,7 +224,7 @@ async def test_lost_contact_is_stale_and_never_unreachable(core: Core) -> None:
 
 
 async def test_status_from_before_the_start_is_stale_until_confirmed(url: str) -> None:
-    """After a restart the stored status is shown as stale; the first observation makes it live, or tells a change."""
+    """After a restart the stored status is STALE; the first observation makes it live, or is reported as a change."""
     async with run_core(url) as core, reading(core, ALICE, BOB) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -240,7 +245,8 @@ async def test_status_from_before_the_start_is_stale_until_confirmed(url: str) -
 
 
 async def test_store_that_is_away_loses_nothing(core: Core) -> None:
-    """While the database is away the newest observation of each terminal waits; streams hear what is stored only."""
+    """While the database is away the newest observation of each terminal waits; streams are sent stored statuses
+    only."""
     async with reading(core, ALICE, BOB) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -265,7 +271,7 @@ async def test_store_that_is_away_loses_nothing(core: Core) -> None:
 
 
 async def test_status_written_by_another_is_taken_for_true(core: Core) -> None:
-    """On a conflict of revisions the stored status is adopted, and what was observed is decided anew against it."""
+    """On a conflict of revisions the stored status is adopted, and the observation is decided again against it."""
     async with reading(core, ALICE, BOB) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -281,7 +287,7 @@ async def test_status_written_by_another_is_taken_for_true(core: Core) -> None:
             for change, status in zip(await stream.some(Change, 2), (BUSY, UNREACHABLE), strict=True)
         ]
         await core.store.write(Changes(statuses=other))
-        core.watcher.play(ALICE, BUSY)  # the other node has seen it, too
+        core.watcher.play(ALICE, BUSY)  # the other node has observed this status too
         core.watcher.play(BOB, BUSY)
         await core.settled()
         await stream.some(Change, 4)
@@ -293,7 +299,7 @@ async def test_status_written_by_another_is_taken_for_true(core: Core) -> None:
 
 
 async def test_lost_hint_is_made_up_for_by_reading_again(url: str) -> None:
-    """What another node wrote reaches streams by a hint, and without one when everything is read again."""
+    """Streams learn of another node's writes by a hint, or else when all statuses are read again."""
     clocks = Clocks()
     async with (
         run_core(url, clocks=clocks, reread_s=5) as core,
@@ -314,7 +320,7 @@ async def test_lost_hint_is_made_up_for_by_reading_again(url: str) -> None:
 
 
 async def test_terminal_that_cannot_be_watched_ends_the_stream_with_the_last(core: Core) -> None:
-    """An error about a terminal is told; when none is left to watch the stream ends and says so."""
+    """A failed terminal is sent as an error; when all terminals have failed, the stream ends with the reason."""
     async with reading(core, ALICE, BOB) as stream:
         await stream.some(SnapshotComplete)
         core.watcher.fail(ALICE, TerminalUnknown("The presence server answered 404."))
@@ -331,7 +337,7 @@ async def test_terminal_that_cannot_be_watched_ends_the_stream_with_the_last(cor
 
 
 async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
-    """When nothing is told a bookmark comes, and another after each interval, all with the same token."""
+    """Without changes a bookmark is sent at each interval, always with the same token."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, BUSY)
@@ -347,7 +353,7 @@ async def test_quiet_stream_gets_bookmarks(core: Core) -> None:
 
 
 async def test_streams_make_their_tokens_in_turn(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many streams only some make a token before others are served."""
+    """Of many streams only a few make a token before other tasks run."""
     monkeypatch.setattr("app.live.open_streams.BOOKMARKS_AT_ONCE", 2)
     monkeypatch.setattr("app.live.open_streams.BOOKMARKS_EVERY_S", 0)
     turns, made_in = 0, Counter[int]()
@@ -379,7 +385,7 @@ async def test_streams_make_their_tokens_in_turn(core: Core, monkeypatch: pytest
 
 
 async def test_resume_token_brings_only_what_differs(core: Core) -> None:
-    """A resumed stream begins with the terminals that changed since the token was given."""
+    """A resumed stream begins with the terminals that changed since the token."""
     async with reading(core, ALICE, BOB) as keeping, reading(core, ALICE, BOB) as stream:
         await keeping.some(SnapshotComplete)
         await stream.some(SnapshotComplete)
@@ -406,8 +412,8 @@ async def test_resume_token_brings_only_what_differs(core: Core) -> None:
 
 
 async def test_database_that_lost_its_last_transactions(core: Core) -> None:
-    """Where the store has an older revision than memory (a backup was restored, a replica took over), the next change
-    is written and told all the same, and so are those of other terminals."""
+    """Where the store has an older revision than memory (a restored backup, a replica that took over), the next change
+    is still written and sent, and so are changes of other terminals."""
     async with reading(core, ALICE, BOB) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -424,7 +430,7 @@ async def test_database_that_lost_its_last_transactions(core: Core) -> None:
 
 
 async def test_criteria_choose_the_changes(core: Core) -> None:
-    """Only changes to one of the criteria are told; the snapshot has every terminal all the same."""
+    """Only changes to one of the criteria are sent; the snapshot still has every terminal."""
     async with reading(core, ALICE, criteria=frozenset({BUSY})) as stream:
         await stream.some(SnapshotComplete)
         for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE, BUSY):
@@ -433,8 +439,9 @@ async def test_criteria_choose_the_changes(core: Core) -> None:
     assert [(one.status.status, one.status.revision) for one in changes] == [(BUSY, 2), (BUSY, 5)]
 
 
-async def test_least_interval_holds_changes_and_tells_the_newest(core: Core) -> None:
-    """Two changes of one terminal are never told closer together than the interval; another terminal's are not held."""
+async def test_least_interval_holds_changes_and_sends_the_newest(core: Core) -> None:
+    """Two changes of one terminal are never sent closer together than the interval; changes of other terminals do not
+    wait."""
     async with reading(core, ALICE, BOB, min_interval_ms=5000) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, REACHABLE)
@@ -449,7 +456,7 @@ async def test_least_interval_holds_changes_and_tells_the_newest(core: Core) -> 
 
 
 async def test_reader_that_does_not_read_costs_bounded_memory(core: Core) -> None:
-    """A slow reader skips intermediate states and is told the newest one."""
+    """A slow reader misses intermediate statuses and is sent the newest one."""
     stream = core.streams.stream(APP, [ALICE, BOB])
     try:
         while not isinstance(await anext(stream), SnapshotComplete):
@@ -467,7 +474,7 @@ async def test_reader_that_does_not_read_costs_bounded_memory(core: Core) -> Non
 
 
 async def test_streams_end_with_a_reason(core: Core) -> None:
-    """The gateway's stop and the end of a client's credentials are told, the first with a resume token."""
+    """A stream says why it ends: the gateway's stop (with a resume token), or the end of the client's credentials."""
     async with reading(core, ALICE) as ours, reading(core, ALICE, client=OTHER) as others:
         await ours.some(SnapshotComplete)
         await others.some(SnapshotComplete)
@@ -484,7 +491,7 @@ async def test_streams_end_with_a_reason(core: Core) -> None:
 
 
 async def test_group_members_come_and_go_in_a_running_stream(core: Core) -> None:
-    """A terminal that joins a watched group is shown, one that leaves is removed."""
+    """A terminal that joins a watched group is sent; a terminal that leaves is sent as removed."""
     await core.groups.create(APP, TEAM, [ALICE])
     async with reading(core, TEAM) as stream:
         await stream.some(SnapshotComplete)
@@ -503,8 +510,8 @@ async def test_group_members_come_and_go_in_a_running_stream(core: Core) -> None
 
 
 async def test_group_of_another_client_changes_no_stream(core: Core) -> None:
-    """A stream of a terminal, or of a group with it, stays that after another client makes groups of the same
-    addresses."""
+    """A stream of a terminal, or of a group with that terminal, does not change when another client makes groups with
+    the same addresses."""
     await core.groups.create(OTHER, TEAM, [ALICE])
     async with reading(core, TEAM, client=OTHER) as group, reading(core, ALICE, client=OTHER) as one:
         await group.some(SnapshotComplete)
@@ -524,7 +531,7 @@ async def test_group_of_another_client_changes_no_stream(core: Core) -> None:
 
 
 async def test_member_that_cannot_be_watched_is_reported_once_to_a_stream(core: Core) -> None:
-    """A group's unknown member is asked and told once, however the group changes."""
+    """An unknown member of a group is asked about once and reported once, however the group changes."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     async with reading(core, TEAM) as stream:
         await stream.some(SnapshotComplete)
@@ -541,7 +548,7 @@ async def test_member_that_cannot_be_watched_is_reported_once_to_a_stream(core: 
 
 
 async def test_limits_of_streams(url: str) -> None:
-    """As many terminals, streams and watches as allowed; one more is refused, and nothing of it stays."""
+    """At each limit (terminals of a stream, streams, watches) one more is refused and leaves nothing behind."""
     policy = Policy(max_notification_addresses=2, max_streams=1, busy_available=False)
     async with run_core(url, policy=policy, tuning=Tuning(max_terminals=2)) as core:
         cases: list[tuple[type, tuple[str, ...], dict[str, Any]]] = [
@@ -568,7 +575,7 @@ async def test_limits_of_streams(url: str) -> None:
 
 
 async def test_limit_holds_for_streams_opened_at_once(url: str) -> None:
-    """However many are opened at the same time, as many run as allowed."""
+    """Streams that are opened at the same time keep to the limit."""
     async with run_core(url, policy=Policy(max_streams=2)) as core, AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(reading(core, ALICE)) for _ in range(8)]
         await until(lambda: all(stream.error or stream.events for stream in streams))
@@ -576,8 +583,8 @@ async def test_limit_holds_for_streams_opened_at_once(url: str) -> None:
 
 
 async def test_limit_of_watched_terminals(url: str) -> None:
-    """Each terminal of a client counts once, however many streams and subscriptions want it; one more is refused, while
-    another client has its own; what nobody of the client wants any more makes room."""
+    """Each terminal of a client counts once, however many streams and subscriptions want it. One more is refused, while
+    another client has its own limit. A terminal that the client no longer wants makes room."""
     dan = TerminalAddress("sip:dan@example.com")
     async with run_core(url, policy=Policy(max_watched_terminals=3)) as core:
         async with reading(core, ALICE, BOB) as one, reading(core, BOB, ALICE) as two:
@@ -612,7 +619,7 @@ async def test_limit_of_watched_terminals(url: str) -> None:
 
 
 async def test_group_that_grows_beyond_the_watched_terminals_is_not_followed(url: str) -> None:
-    """The stream goes on with what it has."""
+    """The stream goes on with its present members."""
     async with run_core(url, policy=Policy(max_watched_terminals=2)) as core:
         await core.groups.create(APP, TEAM, [ALICE, BOB])
         async with reading(core, TEAM) as stream:
@@ -628,14 +635,14 @@ async def test_group_that_grows_beyond_the_watched_terminals_is_not_followed(url
 
 
 def test_defaults_leave_room_for_others() -> None:
-    """No client's own limit is the gateway's."""
+    """Every default limit of a client is at most half of the gateway's own."""
     policy, tuning = Policy(), Tuning()
     assert 2 * policy.max_streams <= tuning.max_streams
     assert 2 * policy.max_watched_terminals <= tuning.max_terminals
 
 
 async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
-    """A client to whom BUSY is not told sees REACHABLE, and no change where only that changed."""
+    """A client that may not see BUSY sees REACHABLE, and no change between the two."""
     async with run_core(url, policy=Policy(busy_available=False)) as core, reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         for status in (BUSY, REACHABLE, UNREACHABLE, REACHABLE, BUSY):
@@ -651,7 +658,7 @@ async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
 
 
 async def test_observations_left_at_the_end_are_written(url: str) -> None:
-    """A gateway that stops writes what it has observed."""
+    """A gateway that stops writes all its observations."""
     async with run_core(url) as core, reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         core.watcher.play(ALICE, BUSY)
@@ -661,7 +668,7 @@ async def test_observations_left_at_the_end_are_written(url: str) -> None:
 
 
 async def test_defect_in_one_write_does_not_stop_the_others(core: Core) -> None:
-    """What cannot be written by any means is given up alone, and logged."""
+    """An observation that can never be written is dropped alone, and logged."""
 
     async def poisoned(changes: Changes) -> None:
         if any(status.address == ALICE for status in changes.statuses):

@@ -1,4 +1,5 @@
-"""Groups of many members keep nobody else waiting: what is read is counted first, bounded, and read in portions."""
+"""Groups of many members do not delay other clients: members are counted before they are read, bounded, and read in
+portions."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ SIZE = 1000
 
 
 def members(number: int, size: int = SIZE) -> tuple[TerminalAddress, ...]:
-    """Members that no other number has."""
+    """Members that are distinct for each number."""
     return tuple([TerminalAddress(f"sip:{number}-{i}@example.com") for i in range(size)])
 
 
@@ -32,7 +33,7 @@ def address(number: int) -> TerminalAddress:
 
 
 async def make_groups(store: Any, count: int, size: int = SIZE, client_id: str = APP.id) -> list[TerminalAddress]:
-    """That many groups of the client's, and their addresses."""
+    """Makes this number of groups of the client; returns their addresses."""
     for number in range(count):
         its = members(number, size)
         made = Group(address=address(number), client_id=client_id, members=its, created_at=BEGAN)
@@ -41,7 +42,8 @@ async def make_groups(store: Any, count: int, size: int = SIZE, client_id: str =
 
 
 async def test_a_start_reads_no_members(tmp_path: Path) -> None:
-    """A start costs the same statements and rows, however many members groups have; so does learning of them again."""
+    """A start reads the same number of rows by the same statements, however many members groups have; so does a later
+    `reload`."""
     seen: list[Any] = []
     for size in (0, SIZE):
         (tmp_path / str(size)).mkdir()
@@ -58,7 +60,7 @@ async def test_a_start_reads_no_members(tmp_path: Path) -> None:
 
 
 async def test_a_start_reads_the_members_of_a_subscribed_group_once(url: str) -> None:
-    """However many subscriptions are to the same groups."""
+    """A start reads a group's members once, however many subscriptions use the group."""
     async with run_core(url) as core:
         groups = await make_groups(core.store, 2, 100)
         await core.directory.reload()
@@ -70,7 +72,7 @@ async def test_a_start_reads_the_members_of_a_subscribed_group_once(url: str) ->
 
 
 async def test_a_page_is_bounded_by_members(store: SqlStore) -> None:
-    """A page ends where its members would be more than 10,000; a group that is larger has a page of its own."""
+    """A page ends before its groups would have more than 10,000 members; a larger group has a page of its own."""
     for number, size in enumerate([4000, 4000, 2000, 1, 12_000, 1, 9_999, 1]):
         await store.create_group(group(address(number), members=members(number, size), client_id="c1"))
     for client_id in ("c1", None):
@@ -86,7 +88,7 @@ async def test_a_page_is_bounded_by_members(store: SqlStore) -> None:
 
 
 async def test_a_page_is_bounded_by_characters(store: SqlStore) -> None:
-    """A page ends where its members' addresses would be longer than two million characters together."""
+    """A page ends before its members' addresses would have more than two million characters."""
     for number in range(5):
         its = tuple([TerminalAddress(f"sip:{number}-{i}-{'x' * 200}@example.com") for i in range(3000)])
         await store.create_group(group(address(number), members=its))
@@ -95,7 +97,7 @@ async def test_a_page_is_bounded_by_characters(store: SqlStore) -> None:
 
 
 async def test_subscriptions_of_many_addresses_are_read_in_portions(store: SqlStore) -> None:
-    """A page of subscriptions, and a portion at a start, ends where their addresses would be more than 50,000."""
+    """A page of subscriptions, or a portion at a start, ends before it would have more than 50,000 addresses."""
     for number, size in enumerate([20_000, 20_000, 10_000, 1, 60_000]):
         await make(store, f"s{number}", addresses=members(number, size))
     wanted = [["s0", "s1", "s2"], ["s3"], ["s4"]]
@@ -109,7 +111,7 @@ async def test_subscriptions_of_many_addresses_are_read_in_portions(store: SqlSt
 
 
 async def test_sizes_follow_the_members(store: SqlStore) -> None:
-    """How many members a group has is known without reading them, after each change."""
+    """The number of a group's members is known without reading them, after each change."""
     await store.create_group(group(members=members(1, 3)))
     await store.create_group(group(address(1), members=()))
     await store.create_group(group(client_id="c2", members=members(1, 9)))
@@ -122,7 +124,7 @@ async def test_sizes_follow_the_members(store: SqlStore) -> None:
 
 
 async def test_groups_are_learnt_in_portions(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every client, each once."""
+    """A start learns each group of every client once, in portions."""
     monkeypatch.setattr("app.store.groups.PORTION", 2)
     for client_id in ("c2", "c1"):
         for number in range(3):
@@ -135,7 +137,7 @@ async def test_groups_are_learnt_in_portions(store: SqlStore, monkeypatch: pytes
 
 
 async def refused_unread(core: Core, database: Asked, asked_for: Sequence[str], most: int) -> list[str]:
-    """The list is refused; the reads of members before."""
+    """Asserts that the list is refused; returns the statements that read members before the refusal."""
     database.forget()
     with pytest.raises(TooManyAddresses) as refused:
         await core.directory.expand(APP, asked_for, Policy(), most=most)
@@ -144,8 +146,8 @@ async def refused_unread(core: Core, database: Asked, asked_for: Sequence[str], 
 
 
 async def test_members_are_counted_before_they_are_read(url: str) -> None:
-    """A list whose groups have ten times as many members as terminals are allowed is refused, and none is read; of
-    groups in a group those that are named are read, and not their members."""
+    """A list whose groups have ten times as many members as terminals are allowed is refused without reading a member.
+    Of a group of groups only its own members are read, not those of the inner groups."""
     with asked() as database:
         async with run_core(url) as core:
             groups = await make_groups(core.store, 11, 100)
@@ -160,7 +162,7 @@ async def test_members_are_counted_before_they_are_read(url: str) -> None:
 
 
 async def test_terminals_that_several_groups_name_are_counted_once(core: Core) -> None:
-    """Up to ten times."""
+    """A terminal in several groups counts once, for up to ten times the limit."""
     for number in range(10):
         await core.groups.create(APP, address(number), members(0, 100))
     found = await core.directory.expand(APP, [address(number) for number in range(10)], Policy(), most=100)
@@ -168,7 +170,7 @@ async def test_terminals_that_several_groups_name_are_counted_once(core: Core) -
 
 
 async def test_members_are_read_in_portions(url: str) -> None:
-    """No statement reads more than 5,000 of them, and each is there in order."""
+    """No statement reads more than 5,000 members; all members are returned in order."""
     with asked() as database:
         async with run_core(url) as core:
             groups = await make_groups(core.store, 12)
@@ -177,11 +179,11 @@ async def test_members_are_read_in_portions(url: str) -> None:
             found = await core.directory.expand(APP, groups, Policy(), most=12_000)
             assert found.terminals == tuple([one for number in range(12) for one in members(number)])
             assert len(database.reads_of("group_member")) == 3
-            assert max(database.rows) == 12  # of their sizes; members are no rows
+            assert max(database.rows) == 12  # rows with the groups' sizes; members are not rows
 
 
 async def test_a_subscription_to_groups_that_grew_reads_no_more_than_it_may(url: str) -> None:
-    """What is beyond is counted as left out."""
+    """Members beyond the limit are counted as left out."""
     async with run_core(url) as core:
         groups = await make_groups(core.store, 11, 100)
         await core.directory.reload()
@@ -191,7 +193,7 @@ async def test_a_subscription_to_groups_that_grew_reads_no_more_than_it_may(url:
 
 
 async def test_a_deletion_of_many_groups_lets_others_write(store: SqlStore) -> None:
-    """A client's groups go in portions, and what others write meanwhile is stored between them."""
+    """A client's groups are deleted in portions, and other writes are stored in between."""
     await store.put_client(Client(id="c1", name="c1", created_at=BEGAN))
     await make_groups(store, 20, client_id="c1")
     deletion = asyncio.create_task(store.delete_client("c1", lambda _: pytest.fail("it has no subscription")))
@@ -205,7 +207,7 @@ async def test_a_deletion_of_many_groups_lets_others_write(store: SqlStore) -> N
 
 
 async def test_a_client_that_is_not_there_loses_no_groups(store: SqlStore) -> None:
-    """Those of anonymous callers, who are no client."""
+    """Deleting an unknown client keeps the groups of anonymous callers."""
     await make_groups(store, 1, 1, client_id="anonymous")
     with pytest.raises(ClientUnknown):
         await store.delete_client("anonymous", lambda _: pytest.fail("it has no subscription"))
@@ -213,7 +215,7 @@ async def test_a_client_that_is_not_there_loses_no_groups(store: SqlStore) -> No
 
 
 async def test_a_deletion_holds_no_lock_while_groups_go(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is observed meanwhile is stored and sent."""
+    """Observations that arrive during the deletion are stored and sent."""
     await core.subscribe(ALICE)
     await make_groups(core.store, 1, client_id="other")
     delete_groups, go_on = core.store.delete_groups, asyncio.Event()
@@ -233,7 +235,7 @@ async def test_a_deletion_holds_no_lock_while_groups_go(core: Core, monkeypatch:
 
 
 async def test_subscriptions_follow_their_group_in_portions(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two portions others have their turn: who subscribes meanwhile waits for one portion only."""
+    """Between two portions other tasks run: a new subscription waits for one portion only."""
     monkeypatch.setattr("app.live.group_follower._TOGETHER", 1)
     await core.groups.create(APP, TEAM, [ALICE])
     for _ in range(3):
@@ -246,7 +248,7 @@ async def test_subscriptions_follow_their_group_in_portions(core: Core, monkeypa
         if not subscribing:
             subscribing.append(asyncio.create_task(core.subscribe(CAROL)))
             subscribing[0].add_done_callback(lambda _: happened.append("subscribed"))
-            for _ in range(100):  # until it waits for the lock
+            for _ in range(100):  # until the new subscription waits for the lock
                 await asyncio.sleep(0)
         happened.append("followed")
         return await members_now(*arguments)

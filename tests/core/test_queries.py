@@ -1,4 +1,4 @@
-"""Tests of `app/core/queries.py`: questions about one terminal and about many."""
+"""Tests of `app/core/queries.py`: queries of one terminal and of many."""
 
 import asyncio
 from contextlib import aclosing
@@ -45,7 +45,7 @@ from tests.support.waiting import until
 
 
 async def results(core: Core, *addresses: str, client: Client = APP, **options: Any) -> dict[str, TerminalResult]:
-    """A whole query by address."""
+    """The results of a whole query, by address."""
     async with aclosing(core.queries.query(client, addresses, face="grpc", **options)) as query:
         found = [result async for result in query]
     by_address: dict[str, TerminalResult] = {result.address: result for result in found}
@@ -54,7 +54,7 @@ async def results(core: Core, *addresses: str, client: Client = APP, **options: 
 
 
 async def test_question_without_age_asks_the_presence_server(core: Core) -> None:
-    """An age of 0 is answered by a fetch, even while the terminal is watched."""
+    """An age of 0 is always answered by a fetch, even while the terminal is watched."""
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
@@ -63,7 +63,7 @@ async def test_question_without_age_asks_the_presence_server(core: Core) -> None
 
 
 async def test_question_with_age_is_answered_from_a_live_watch(core: Core) -> None:
-    """A live watch answers without SIP, however the address is written, and without suspending the caller."""
+    """A live watch answers without SIP and without suspending the caller, whatever the spelling of the address."""
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
@@ -79,7 +79,7 @@ async def test_question_with_age_is_answered_from_a_live_watch(core: Core) -> No
 
 
 async def test_stale_watch_answers_as_long_as_it_is_young(core: Core) -> None:
-    """What is no longer live is an answer for as long as its age is accepted; then the presence server is asked."""
+    """A status that is no longer live answers as long as its age is accepted; then the presence server is asked."""
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
@@ -92,7 +92,7 @@ async def test_stale_watch_answers_as_long_as_it_is_young(core: Core) -> None:
 
 
 async def test_recent_fetch_answers_again(core: Core) -> None:
-    """A fetched status is an answer for as long as its age is accepted."""
+    """A fetched status answers again as long as its age is accepted."""
     await core.queries.get_status(APP, ALICE, face="grpc")
     core.clocks.advance(5)
     again = await core.queries.get_status(APP, "sip:alice@EXAMPLE.com", max_age_s=6, face="grpc")
@@ -103,7 +103,7 @@ async def test_recent_fetch_answers_again(core: Core) -> None:
 
 
 async def test_the_newest_that_is_known_answers(core: Core) -> None:
-    """What a watch said after a fetch counts, while it is stale and when nobody wants it any more."""
+    """A watch's observation that is newer than a fetch answers, while the watch is stale and after it has ended."""
     await core.queries.get_status(APP, ALICE, face="grpc")
     core.clocks.advance(1)
     async with reading(core, ALICE):
@@ -124,7 +124,7 @@ async def test_the_newest_that_is_known_answers(core: Core) -> None:
 
 
 async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core: Core) -> None:
-    """After a document that nobody can read, what was said before it is no answer."""
+    """After an unreadable document, earlier statuses no longer answer, even after the watch has ended."""
     await core.queries.get_status(APP, ALICE, face="grpc")
     core.clocks.advance(1)
     async with reading(core, ALICE):
@@ -133,14 +133,14 @@ async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core:
     await until(lambda: not core.live.engine.figures()["streams"])
     await core.advance(31)
     assert ALICE not in core.watcher.wanted
-    async with reading(core, ALICE):  # it is watched again, and silent
+    async with reading(core, ALICE):  # the terminal is watched again, and the server is silent
         await until(lambda: ALICE in core.watcher.wanted)
         await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
     assert len(core.watcher.fetched) == 2
 
 
 async def test_terminals_that_left_are_remembered_within_a_bound(core: Core) -> None:
-    """Of those that are not watched any more, the oldest are forgotten."""
+    """The oldest of the terminals that are no longer watched are forgotten."""
     core.live.last_statuses._past.capacity = 1  # noqa: SLF001
     for address in (ALICE, BOB):
         async with reading(core, address):
@@ -152,8 +152,8 @@ async def test_terminals_that_left_are_remembered_within_a_bound(core: Core) -> 
     assert core.live.last_statuses.newest(BOB, core.clocks.now, 1e9) is not None
 
 
-async def test_a_clock_that_is_set_back_tells_no_age(core: Core) -> None:
-    """What was observed later than now has no age that could be accepted."""
+async def test_a_status_from_the_future_has_no_age(core: Core) -> None:
+    """A status whose time is in the future has no acceptable age."""
     await core.queries.get_status(APP, ALICE, face="grpc")
     core.clocks.advance(-3600)
     await core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
@@ -161,7 +161,7 @@ async def test_a_clock_that_is_set_back_tells_no_age(core: Core) -> None:
 
 
 async def test_live_watch_that_a_fetch_contradicts_is_refreshed(core: Core) -> None:
-    """Where a fetch is newer than what the watch was told, and says otherwise; once for the callers who shared it."""
+    """A live watch is refreshed where a newer fetch has another status; once for all callers that shared the fetch."""
     refresh = f"refresh {ALICE}"
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
@@ -181,7 +181,7 @@ async def test_live_watch_that_a_fetch_contradicts_is_refreshed(core: Core) -> N
 
 
 async def test_question_that_is_refused(core: Core) -> None:
-    """Groups, wrong ages and wrong addresses have their own errors."""
+    """Groups, wrong ages and wrong addresses each have their own error."""
     await core.groups.create(APP, TEAM, [ALICE])
     for max_age_s in (0, 5):
         with pytest.raises(GroupNotAllowed):
@@ -194,7 +194,8 @@ async def test_question_that_is_refused(core: Core) -> None:
 
 
 async def test_query_gives_each_terminal_its_own_result(core: Core) -> None:
-    """Terminals and members of groups have one result each: retrieved, not retrieved, or an error with its reason."""
+    """Each terminal and each member of a group has one result: retrieved, not retrieved, or an error with its
+    reason."""
     failures: dict[str, Status | TerminalStatusError | None] = {
         "sip:unknown@example.com": TerminalUnknown("404"),
         "sip:private@example.com": WatcherRefused("403"),
@@ -217,7 +218,8 @@ async def test_query_gives_each_terminal_its_own_result(core: Core) -> None:
 
 
 async def test_query_is_bounded_and_comes_as_it_is_answered(core: Core) -> None:
-    """A query has MAX_AT_ONCE questions in flight; answers do not wait for slower ones; leaving gives up the rest."""
+    """A query has at most MAX_AT_ONCE fetches in flight; a result does not wait for slower ones; a caller that leaves
+    gives up the rest."""
     addresses = [TerminalAddress(f"sip:t{i}@example.com") for i in range(1000)]
     assert len(await results(core, *addresses)) == 1000
     assert core.watcher.most_in_flight == MAX_AT_ONCE
@@ -231,7 +233,7 @@ async def test_query_is_bounded_and_comes_as_it_is_answered(core: Core) -> None:
 
 
 async def test_query_takes_from_watches_what_is_live(core: Core) -> None:
-    """With an age only the terminals without a live watch are asked."""
+    """With an age, only terminals without a live watch are fetched."""
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
@@ -244,7 +246,8 @@ async def test_query_takes_from_watches_what_is_live(core: Core) -> None:
 
 
 async def test_query_above_the_limit(url: str) -> None:
-    """Above the limit a query is refused, or answered up to it with the rest not retrieved, as the policy says."""
+    """A query above the limit is refused, or answered up to the limit with the other terminals not retrieved, as the
+    policy says."""
     async with run_core(url, policy=Policy(max_targets=2)) as core:
         with pytest.raises(TooManyAddresses):
             await results(core, ALICE, BOB, CAROL)
@@ -259,7 +262,7 @@ async def test_query_above_the_limit(url: str) -> None:
 
 
 async def test_long_lists_hold_up_nobody(url: str) -> None:
-    """A list far above the limit is refused unread, and others run while one within is read."""
+    """A list far above the limit is refused unread; while a list within the limit is read, other tasks run."""
     async with run_core(url, policy=Policy(max_targets=2)) as core:
         with pytest.raises(TooManyAddresses):
             await results(core, *["nobody"] * 5)
@@ -280,14 +283,15 @@ async def test_long_lists_hold_up_nobody(url: str) -> None:
 
 
 async def test_overload_is_not_retrieved(core: Core) -> None:
-    """A terminal that was not asked for want of room may be asked again later."""
+    """Terminals that could not be asked because of overload are marked not retrieved, so that the caller may ask
+    again."""
     core.watcher.answer = lambda address: GatewayOverloaded("full") if address == BOB else BUSY
     found = await results(core, ALICE, BOB)
     assert found[BOB].retrieval is RetrievalStatus.NOT_RETRIEVED
 
 
 async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
-    """A client to whom BUSY is not told sees REACHABLE."""
+    """A client that may not see BUSY sees REACHABLE."""
     async with run_core(url, policy=Policy(busy_available=False)) as core:
         core.watcher.answer = lambda _: BUSY
         assert (await core.queries.get_status(APP, ALICE, face="grpc")).status is REACHABLE
@@ -298,7 +302,8 @@ async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
 
 @pytest.mark.parametrize("max_age_s", [0, 60])
 async def test_group_of_another_client_is_a_terminal(core: Core, max_age_s: float) -> None:
-    """To its client a group is refused as one terminal, watched or not; to others it is a terminal like any."""
+    """To the group's own client, the address is refused as one terminal, watched or not; to other clients it is an
+    ordinary terminal."""
     await core.groups.create(APP, ALICE, [BOB])
     async with reading(core, ALICE, client=OTHER) as stream:
         await stream.some(SnapshotComplete)
@@ -315,7 +320,7 @@ async def test_group_of_another_client_is_a_terminal(core: Core, max_age_s: floa
 
 
 async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> None:
-    """Whatever age is accepted, the presence server is asked where the terminal's last document was unreadable."""
+    """Where the terminal's last document was unreadable the presence server is asked, whatever age is accepted."""
     await core.queries.get_status(APP, ALICE, face="grpc")
     async with reading(core, ALICE, client=OTHER) as stream:
         await stream.some(SnapshotComplete)
@@ -324,14 +329,14 @@ async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> 
         core.watcher.send(ALICE, b"<presence")
         core.clocks.advance(1)
         core.watcher.answer = lambda _: UNREACHABLE
-        for _ in range(2):  # the second is answered with what the first has learnt
+        for _ in range(2):  # the second query is answered by the first one's fetch
             status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
             assert status.status is UNREACHABLE
     assert len(core.watcher.fetched) == 2
 
 
 async def test_unreadable_document_counts_after_the_clock_was_set_back(core: Core) -> None:
-    """The document came later, though its time is earlier than that of the status before it."""
+    """A document that came later counts as later, even where its time is before that of the status."""
     async with reading(core, ALICE, client=OTHER) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, BUSY)
@@ -344,7 +349,7 @@ async def test_unreadable_document_counts_after_the_clock_was_set_back(core: Cor
 
 
 async def test_age_is_judged_when_each_result_is_read(core: Core) -> None:
-    """A reader that takes its time gets no status that is older than it accepts."""
+    """A slow reader gets no status that is older than it accepts when it reads."""
     await results(core, ALICE, BOB)
     async with aclosing(core.queries.query(APP, [ALICE, BOB], max_age_s=60, face="grpc")) as query:
         assert (await anext(query)).address == ALICE
@@ -354,7 +359,7 @@ async def test_age_is_judged_when_each_result_is_read(core: Core) -> None:
 
 
 async def test_questions_leave_usage_records(core: Core) -> None:
-    """Each question is recorded by the contract's names, with what was asked, expanded and came of it."""
+    """Each query is recorded under the contract's name, with the request, the expanded terminals and the result."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     core.watcher.answer = lambda _: TerminalUnknown("The presence server answered 404.")
     with pytest.raises(TerminalUnknown):
@@ -382,7 +387,7 @@ async def test_questions_leave_usage_records(core: Core) -> None:
 
 
 async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:
-    """A caller who leaves has asked all the same."""
+    """A query whose caller left is recorded too."""
     core.watcher.answer = lambda _: None
     asking = asyncio.ensure_future(core.queries.get_status(APP, ALICE, face="grpc"))
     await until(lambda: core.watcher.in_flight)
@@ -393,7 +398,7 @@ async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:
 
 
 async def test_questions_count_against_the_rate(url: str) -> None:
-    """More calls than the policy allows are refused, and not recorded."""
+    """Calls above the rate are refused and not recorded."""
     async with run_core(url, policy=Policy(rate_per_s=1)) as core:
         await core.queries.get_status(APP, ALICE, face="grpc")
         with pytest.raises(RateLimited):
@@ -404,7 +409,7 @@ async def test_questions_count_against_the_rate(url: str) -> None:
 
 
 async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> None:
-    """Terminals asked by name or by a group, each once; one client's query costs another nothing."""
+    """Each terminal, named or from a group, counts once; one client's query does not affect another client."""
     async with run_core(url, policy=Policy(rate_per_s=1, rate_burst=4)) as core:
         assert set(await results(core, ALICE, BOB, CAROL, "SIP:alice@example.com")) == {ALICE, BOB, CAROL}
         await core.queries.get_status(APP, ALICE, face="grpc")
@@ -418,7 +423,7 @@ async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> Non
 
 
 async def test_memory_of_fetched_statuses_is_bounded(core: Core) -> None:
-    """No more fetched statuses are remembered than the bound; the oldest is forgotten."""
+    """At most the bound of fetched statuses is remembered; the oldest is forgotten."""
     core.live.last_statuses._past.capacity = 2  # noqa: SLF001
     for address in (ALICE, BOB, CAROL, ALICE):
         await core.queries.get_status(APP, address, face="grpc")

@@ -1,5 +1,5 @@
-"""Tests of `app/live/resume_tokens.py`: a resume token identifies what was observed, and no text that comes as one is
-an error."""
+"""Tests of `app/live/resume_tokens.py`: a resume token identifies observations, and no text in its place is an
+error."""
 
 import base64
 import shutil
@@ -34,14 +34,14 @@ MICROSECONDS = timedelta(microseconds=123_457)
 
 
 async def play(core: Core, *statuses: Status, address: TerminalAddress = ALICE) -> None:
-    """The presence server states them one after the other, each some time after the one before."""
+    """The presence server reports these statuses one after the other, each some time after the previous one."""
     for status in statuses:
         core.clocks.advance(7 + MICROSECONDS.total_seconds())
         await core.play(address, status)
 
 
 async def token_after(core: Core, *statuses: Status, addresses: Sequence[str] = (ALICE,)) -> str:
-    """A token of a stream that has told the last of these, and that it is LIVE."""
+    """The token of a stream that has sent the last of these statuses as LIVE."""
     async with reading(core, *addresses) as stream:
         await stream.some(SnapshotComplete)
         await play(core, *statuses)
@@ -51,7 +51,7 @@ async def token_after(core: Core, *statuses: Status, addresses: Sequence[str] = 
 
 
 async def resume(core: Core, token: str, *addresses: str) -> tuple[list[str], bool]:
-    """The terminals of the snapshot that a stream with the token begins with, and whether it is a reset."""
+    """The terminals in the first snapshot of a stream with this token, and whether the stream is a reset."""
     async with reading(core, *addresses, resume_token=token) as stream:
         (complete,) = await stream.some(SnapshotComplete)
         shown = [event for event in stream.events if isinstance(event, Snapshot)]
@@ -61,7 +61,7 @@ async def resume(core: Core, token: str, *addresses: str) -> tuple[list[str], bo
 
 
 async def resumed_live(core: Core, token: str, status: Status) -> tuple[list[str], bool]:
-    """As `resume`, of ALICE who is watched and stated that status."""
+    """Like `resume`, for ALICE, who is watched and has this status."""
     async with reading(core, ALICE) as keeping:
         await keeping.some(SnapshotComplete)
         await play(core, status)
@@ -69,8 +69,7 @@ async def resumed_live(core: Core, token: str, status: Status) -> tuple[list[str
 
 
 async def test_restored_backup(url: str) -> None:
-    """After a backup was restored an equal revision of another status is sent, and the stream says that it begins
-    again."""
+    """After a restored backup, the same revision with another status is sent, and the stream is a reset."""
     path = Path(url.removeprefix("sqlite:///"))
     async with run_core(url) as core:
         await token_after(core, REACHABLE)
@@ -84,7 +83,8 @@ async def test_restored_backup(url: str) -> None:
 
 
 async def test_backup_that_is_older_than_the_token(url: str) -> None:
-    """A token of greater revisions than the database's is a reset: the client must take smaller revisions again."""
+    """A token with greater revisions than the database's is a reset, so that the client accepts smaller revisions
+    again."""
     async with run_core(url) as core:
         token = await token_after(core, REACHABLE, BUSY, UNREACHABLE)
     async with run_core(await new_database(Path(url.removeprefix("sqlite:///")).parent)) as core:
@@ -93,7 +93,7 @@ async def test_backup_that_is_older_than_the_token(url: str) -> None:
 
 @pytest.mark.parametrize("status", [UNREACHABLE, BUSY])
 async def test_another_gateway(url: str, tmp_path: Path, status: Status) -> None:
-    """At a gateway with another database an equal revision is another observation, with the same status too."""
+    """At a gateway with another database the same revision is another observation, even with the same status."""
     async with run_core(url) as core:
         token = await token_after(core, REACHABLE, BUSY)
     (tmp_path / "other").mkdir()
@@ -106,8 +106,8 @@ async def test_another_gateway(url: str, tmp_path: Path, status: Status) -> None
 
 
 async def test_token_is_good_after_a_restart(database_url: str) -> None:
-    """In both databases a status has the same identity after a restart, to the microsecond, however often it was
-    confirmed before and since."""
+    """In both databases a status keeps its identity over a restart, to the microsecond, however often it was confirmed
+    before and since."""
     async with run_core(database_url) as core:
         token = await token_after(core, REACHABLE, BUSY, BUSY, BUSY)
     async with run_core(database_url, clocks=core.clocks) as core:
@@ -116,7 +116,7 @@ async def test_token_is_good_after_a_restart(database_url: str) -> None:
 
 
 async def test_liveness_that_was_reported_last_counts(core: Core) -> None:
-    """A reader that was told STALE before its token is told that the status is LIVE again."""
+    """A reader that was sent STALE before its token is sent the status again when it is LIVE."""
     async with reading(core, ALICE) as keeping, reading(core, ALICE) as stream:
         await keeping.some(SnapshotComplete)
         await stream.some(SnapshotComplete)
@@ -132,7 +132,7 @@ async def test_liveness_that_was_reported_last_counts(core: Core) -> None:
 
 
 async def test_what_was_shown_counts(url: str) -> None:
-    """A reader to whom BUSY was shown as REACHABLE is sent BUSY once the policy shows it."""
+    """A reader that was sent REACHABLE in place of BUSY is sent BUSY once the policy allows it."""
     async with run_core(url, policy=Policy(busy_available=False)) as core:
         token = await token_after(core, BUSY)
         assert await resumed_live(core, token, BUSY) == ([], False)
@@ -141,7 +141,8 @@ async def test_what_was_shown_counts(url: str) -> None:
 
 
 async def test_other_terminals_are_a_reset(core: Core) -> None:
-    """A token of more, fewer or other terminals brings every terminal, and the client forgets the others."""
+    """A token for more, fewer or other terminals is a reset: every terminal is sent, and the client forgets the
+    others."""
     async with reading(core, ALICE, BOB) as keeping:
         await keeping.some(SnapshotComplete)
         token = await token_after(core, BUSY)
@@ -161,8 +162,8 @@ REVISIONS_ONLY = base64.urlsafe_b64encode(b"\x01" + bytes(8) + b"\x02").decode()
     ids=range(11),
 )
 async def test_any_text_is_a_reset(core: Core, token: str) -> None:
-    """A text that is no token of today is no error, and the stream begins again; a gateway that stops does not send
-    the text back."""
+    """A text that is not a current token is not an error: the stream is a reset. A gateway that stops does not send the
+    text back."""
     async with reading(core, ALICE) as keeping:
         await keeping.some(SnapshotComplete)
         await play(core, BUSY)
@@ -176,7 +177,7 @@ async def test_any_text_is_a_reset(core: Core, token: str) -> None:
 
 
 async def test_busy_stream_gets_tokens(core: Core) -> None:
-    """A stream that is told changes all the time gets a token in each bookmark interval."""
+    """A stream with changes all the time still gets a token in each bookmark interval."""
     async with reading(core, ALICE) as stream:
         await stream.some(SnapshotComplete)
         for number in range(1, 13):
@@ -184,7 +185,7 @@ async def test_busy_stream_gets_tokens(core: Core) -> None:
             await stream.until(lambda events, number=number: revisions(events)[-1:] == [number])  # type: ignore[misc]
             await core.advance(2.5)
         bookmarks = await stream.some(Bookmark, 2)
-        assert len(bookmarks) <= 4  # in thirty seconds
+        assert len(bookmarks) <= 4  # events within thirty seconds
         between = [type(event) for event in stream.events if isinstance(event, Bookmark | Change)]
         assert Change in between[between.index(Bookmark) :]
         await stream.aclose()
@@ -195,7 +196,7 @@ async def test_busy_stream_gets_tokens(core: Core) -> None:
 
 
 def revisions(events: Sequence[StreamEvent]) -> list[int]:
-    """Of the changes."""
+    """The revisions of these changes."""
     return [event.status.revision for event in events if isinstance(event, Change)]
 
 
@@ -203,7 +204,8 @@ MANY = [TerminalAddress(f"sip:t{number}@example.com") for number in range(MAX_NA
 
 
 async def test_stream_of_many_terminals(url: str) -> None:
-    """Above 4,096 terminals one change sends its bucket again, a two hundred and fifty-sixth, and not the rest."""
+    """Above 4,096 terminals a token names 256 buckets of terminals: a change sends the terminals of its bucket again,
+    and no others."""
     async with (
         run_core(url, policy=Policy(max_notification_addresses=5000)) as core,
         reading(core, *MANY) as keeping,
@@ -224,12 +226,12 @@ async def test_stream_of_many_terminals(url: str) -> None:
 
 
 def now(addresses: Sequence[TerminalAddress]) -> list[tuple[TerminalAddress, str]]:
-    """How they are at the end of the test above."""
+    """The statuses at the end of the test above."""
     return [(one, "REACHABLE" if one == MANY[7] else "BUSY") for one in addresses]
 
 
 def reported(number: int, revision: int, status: Status = BUSY, *, live: bool = True) -> Seen:
-    """A status of terminal `number` as a stream told it."""
+    """A status of terminal `number`, as a stream reported it."""
     stated = TerminalStatus(
         address=MANY[number],
         status=status,
@@ -247,8 +249,8 @@ _one = st.tuples(st.integers(0, 1 << 62), st.sampled_from(list(Status)), st.bool
 def test_token_says_what_was_reported(
     before: list[tuple[int, Status, bool]], after: list[tuple[int, Status, bool]]
 ) -> None:
-    """Known are exactly those that are as they were told LIVE; revisions that go back, or stand for another status, are
-    a reset."""
+    """A terminal is known exactly if it has not changed since it was reported LIVE. A smaller revision, or one with
+    another status, is a reset."""
     was, now_ = (
         {
             MANY[n]: reported(n, revision, status, live=live) if revision else NOTHING_SEEN
@@ -270,7 +272,7 @@ def test_token_says_what_was_reported(
 
 @given(st.binary(max_size=400), st.integers(0, 40))
 def test_no_bytes_fail(body: bytes, terminals: int) -> None:
-    """Whatever bytes come, with the right head or not, reading them fails in no way."""
+    """Reading a token of any bytes, with or without the right head, raises nothing."""
     addresses = {MANY[number]: reported(number, 1) for number in range(terminals)}
     head = base64.urlsafe_b64decode(token_of(addresses)[:12])
     for each in (body, head + body):
@@ -279,8 +281,8 @@ def test_no_bytes_fail(body: bytes, terminals: int) -> None:
 
 
 def test_tokens_are_bounded() -> None:
-    """The longest token is one of 4,096 terminals with the greatest revisions; the usual one has eight characters a
-    terminal."""
+    """The longest token is that of 4,096 terminals with the greatest revisions; a usual token has eight characters for
+    each terminal."""
     longest = token_of({MANY[number]: reported(number, (1 << 63) - 1) for number in range(MAX_NAMED)})
     assert len(longest) <= MAX_TOKEN
     usual = token_of({MANY[number]: reported(number, number) for number in range(1000)})

@@ -1,4 +1,4 @@
-"""What is old leaves the store, and what is not old stays."""
+"""Old records are deleted from the store, and others are kept."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 async def test_a_defect_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A purge that fails in any way is logged and tried again."""
+    """A purge that fails for any reason is logged and tried again."""
     monkeypatch.setattr(retention, "EVERY_S", 0.001)
     again = asyncio.Event()
 
@@ -40,7 +40,7 @@ async def test_a_defect_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_old_usage_goes(store: SqlStore) -> None:
-    """Usage records older than they are kept for are purged at start, in portions, and others are not."""
+    """A start deletes, in portions, usage records older than their retention, and no others."""
     ages = [1, 399, 401, 1000]
     await store.write_usage(
         [

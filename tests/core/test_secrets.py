@@ -1,4 +1,4 @@
-"""Changing the secret that signs a webhook: what the next attempts carry, who may do it, and what it leaves behind."""
+"""Rotation of a webhook's signing secret: how later attempts are signed, who may rotate, and what is logged."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Signed]:
 
 
 def signers(request: Request, *of: str) -> list[str]:
-    """Which of the secrets the reference library verifies the request with."""
+    """Those of the secrets with which the reference library verifies the request."""
     found = []
     for secret in of:
         try:
@@ -44,32 +44,33 @@ def signers(request: Request, *of: str) -> list[str]:
 
 
 async def test_the_next_delivery_is_signed_with_both(database_url: str) -> None:
-    """After a rotation the new secret and the one before sign; after a second one the third has fallen out."""
+    """After a rotation the new and the previous secret sign; a second rotation drops the oldest."""
     async with signed(database_url) as gateway:
         subscription = await gateway.subscribe()
-        assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
+        assert signers(await gateway.change(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
         changed, made = await gateway.rotate(subscription, OTHER_SECRET)
         assert (changed, made) == (await gateway.core.stored(subscription), "")
-        assert signers(await gateway.tell(BUSY), SECRET, OTHER_SECRET) == [SECRET, OTHER_SECRET]
+        assert signers(await gateway.change(BUSY), SECRET, OTHER_SECRET) == [SECRET, OTHER_SECRET]
         changed, made = await gateway.rotate(subscription)
         assert (made, read_secret(made)) == (signing_secret(b"e" * 32), b"e" * 32)
-        assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET, made) == [OTHER_SECRET, made]
+        assert signers(await gateway.change(REACHABLE), SECRET, OTHER_SECRET, made) == [OTHER_SECRET, made]
         assert changed.sink.parameters == {SINK_SECRETS: f"{made} {OTHER_SECRET}", "handshake": "none", "token": "t"}
         _, nothing = await gateway.rotate(subscription, drop_old=True)
         assert nothing == ""
-        assert signers(await gateway.tell(BUSY), SECRET, OTHER_SECRET, made) == [made]
+        assert signers(await gateway.change(BUSY), SECRET, OTHER_SECRET, made) == [made]
 
 
 async def test_a_secret_that_leaked_is_replaced_at_once(gateway: Signed) -> None:
-    """With a new secret and drop_old, the old one signs no more."""
+    """With `drop_old`, only the new secret signs."""
     subscription = await gateway.subscribe(f"{SECRET} {OTHER_SECRET}")
     await gateway.rotate(subscription, THIRD_SECRET, drop_old=True)
-    last = await gateway.tell(REACHABLE)
+    last = await gateway.change(REACHABLE)
     assert signers(last, SECRET, OTHER_SECRET, THIRD_SECRET) == [THIRD_SECRET]
 
 
 async def test_naming_a_secret_is_safe_to_repeat(gateway: Signed) -> None:
-    """The newest secret, given again in whichever spelling, pushes none out; the one before becomes the newest."""
+    """Rotating to the newest secret again, in any spelling, drops none; rotating to the previous secret makes it the
+    newest."""
     subscription = await gateway.subscribe()
     await gateway.rotate(subscription, OTHER_SECRET)
     bare = OTHER_SECRET.removeprefix("whsec_")
@@ -80,17 +81,17 @@ async def test_naming_a_secret_is_safe_to_repeat(gateway: Signed) -> None:
 
 
 async def test_a_secret_that_was_made_with_the_subscription(gateway: Signed) -> None:
-    """One that named no secret has one, which is not dropped as long as it is the only one."""
+    """A subscription without a named secret got one, which `drop_old` keeps as long as it is the only one."""
     subscription = await gateway.subscribe("")
     (first,) = await gateway.secrets(subscription)
     await gateway.rotate(subscription, drop_old=True)
     assert await gateway.secrets(subscription) == [first]
     _, made = await gateway.rotate(subscription)
-    assert signers(await gateway.tell(REACHABLE), made) == [made]
+    assert signers(await gateway.change(REACHABLE), made) == [made]
 
 
-async def test_what_waits_for_its_endpoint_is_signed_anew(tmp_path: Path) -> None:
-    """A notification that was claimed before the rotation, and waits for its turn, has the new secret's signature."""
+async def test_waiting_notifications_are_signed_with_the_new_secret(tmp_path: Path) -> None:
+    """A notification that was claimed before the rotation, and still waits, is signed with the new secret."""
     places = Places(per_host=1, unproven_host=1)
     async with signed(await new_database(tmp_path), places=places) as gateway:
         subscription = await gateway.subscribe()
@@ -102,7 +103,7 @@ async def test_what_waits_for_its_endpoint_is_signed_anew(tmp_path: Path) -> Non
             await answer()(request, writer)
 
         gateway.there.behave = wait
-        await gateway.tell(REACHABLE)  # of the two that are owed one is being sent
+        await gateway.change(REACHABLE)  # one of the two owed notifications is being sent
         async with asyncio.timeout(10):
             while gateway.deliverer.held < 2:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.002)
@@ -117,7 +118,7 @@ async def test_what_waits_for_its_endpoint_is_signed_anew(tmp_path: Path) -> Non
 
 
 async def test_a_rotation_while_deliveries_are_claimed(gateway: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the subscription was read for a claim just before the rotation, the attempt is signed with both, too."""
+    """Where a claim read the subscription just before the rotation, the attempt is still signed with both secrets."""
     subscription = await gateway.subscribe()
     store = gateway.core.store._store  # noqa: SLF001
     read, has_read, go_on = store.subscriptions_by_id, asyncio.Event(), asyncio.Event()
@@ -142,7 +143,7 @@ async def test_a_rotation_while_deliveries_are_claimed(gateway: Signed, monkeypa
 
 @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_" + "A" * 28, "whsec_" + "A" * 88, SECRET + "\n", "ü" * 32])
 async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
-    """What is no secret of 24 to 64 bytes is refused, and nothing is changed."""
+    """A value that is not a secret of 24 to 64 bytes is refused, and nothing changes."""
     subscription = await gateway.subscribe()
     with pytest.raises(SinkRefused) as refused:
         await gateway.rotate(subscription, secret)
@@ -152,13 +153,14 @@ async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
 
 
 async def audit_entries(core: Core) -> list[tuple[str, str, dict[str, str]]]:
-    """What the audit log has about secrets."""
+    """The audit entries about secrets."""
     entries, _ = await core.store.audit_entries(BEGAN - timedelta(days=1), Page())
     return [(entry.who, entry.what, dict(entry.details)) for entry in entries if "secret" in entry.what]
 
 
 async def test_who_may(gateway: Signed) -> None:
-    """A subscription of another client, or one that has ended or is none, is unknown; an operator may."""
+    """Another client's subscription, one that has ended, and one that does not exist are unknown; an operator may
+    rotate any."""
     subscription = await gateway.subscribe()
     for client, name in ((OTHER, subscription.id), (APP, "nothing"), (APP, ""), (APP, "x" * 5000)):
         with pytest.raises(SubscriptionUnknown):
@@ -172,7 +174,7 @@ async def test_who_may(gateway: Signed) -> None:
 
 
 async def test_an_end_in_the_middle(gateway: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subscription that its endpoint ends while the rotation waits for its turn is unknown, and stays as it is."""
+    """A subscription that ends while its rotation waits for the lock is unknown, and does not change."""
     subscription = await gateway.subscribe()
     own = gateway.service._own  # noqa: SLF001
 
@@ -192,7 +194,7 @@ async def test_an_end_in_the_middle(gateway: Signed, monkeypatch: pytest.MonkeyP
     "sink", [Sink(kind=SinkKind.STREAM), SOAP, Sink(kind=SinkKind.WEBHOOK, url="https://a.example/", profile="camara")]
 )
 async def test_only_webhooks_of_v1_are_signed(tmp_path: Path, sink: Sink) -> None:
-    """Streams, callbacks and other profiles' webhooks have no secret to change."""
+    """Streams, SOAP callbacks and webhooks of other profiles have no signing secret."""
     async with run_core(await new_database(tmp_path)) as core:
         subscription = await core.subscribe(ALICE, sink=sink)
         with pytest.raises(SinkRefused) as refused:
@@ -202,7 +204,7 @@ async def test_only_webhooks_of_v1_are_signed(tmp_path: Path, sink: Sink) -> Non
 
 
 async def test_rotations_are_audited(gateway: Signed) -> None:
-    """Who changed the secret of what stands in the audit log, without any secret."""
+    """The audit log says who rotated the secret of which subscription, and has no secret."""
     subscription = await gateway.subscribe()
     await gateway.rotate(subscription, requester="tel:+1")
     await gateway.rotate(subscription, drop_old=True)
@@ -216,8 +218,8 @@ async def test_rotations_are_audited(gateway: Signed) -> None:
 
 
 async def test_while_the_store_is_away(gateway: Signed) -> None:
-    """Nothing changes, in the audit log neither, where the database fails in the middle; the next attempt has the
-    old signature."""
+    """Where the database fails in the middle nothing changes, in the audit log neither; the next attempt has the old
+    signature."""
     subscription = await gateway.subscribe()
 
     async def fail(_changes: Any) -> None:
@@ -228,18 +230,18 @@ async def test_while_the_store_is_away(gateway: Signed) -> None:
         await gateway.rotate(subscription, OTHER_SECRET)
     gateway.core.store.before_write = None
     assert await audit_entries(gateway.core) == []
-    assert signers(await gateway.tell(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
+    assert signers(await gateway.change(REACHABLE), SECRET, OTHER_SECRET) == [SECRET]
 
 
 async def test_two_at_once(gateway: Signed) -> None:
-    """Rotations at the same time follow each other: both their secrets sign."""
+    """Two rotations at the same time are both done: both new secrets sign."""
     subscription = await gateway.subscribe()
     await asyncio.gather(gateway.rotate(subscription, OTHER_SECRET), gateway.rotate(subscription, THIRD_SECRET))
     assert set(await gateway.secrets(subscription)) == {OTHER_SECRET, THIRD_SECRET}
 
 
 async def test_it_lasts_over_a_restart(tmp_path: Path) -> None:
-    """What was rotated is what a new process signs with."""
+    """After a restart the rotated secret still signs."""
     url = await new_database(tmp_path)
     async with signed(url) as gateway:
         subscription = await gateway.subscribe()

@@ -1,4 +1,4 @@
-"""What `ports.store.Store` promises of statuses, subscriptions, clients, groups and lists, on both databases."""
+"""What `ports.store.Store` promises about statuses, subscriptions, clients, groups and lists, on both databases."""
 
 import asyncio
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ from tests.support.records import (
 
 
 async def test_statuses_are_read_as_written(store: SqlStore) -> None:
-    """A status comes back equal, with an aware UTC time; a terminal that has none is left out."""
+    """A status is read back equal, with an aware UTC time; a terminal without a status is left out."""
     written = [status(ALICE), status(BOB, value=Status.BUSY)]
     assert await store.write(Changes(statuses=written)) == ()
     found = await store.statuses([ALICE, BOB, CAROL])
@@ -69,14 +69,15 @@ async def test_statuses_are_read_as_written(store: SqlStore) -> None:
 
 
 async def test_ten_thousand_addresses_are_one_question(store: SqlStore) -> None:
-    """No limit on parameters is in the way of a long list."""
+    """A long list is one call; the database's limit of parameters does not show."""
     addresses = [TerminalAddress(f"sip:u{number}@example.com") for number in range(10_000)]
     await store.write(Changes(statuses=[status(address) for address in addresses]))
     assert len(await store.statuses(addresses)) == 10_000
 
 
 async def test_revision_that_was_passed_writes_nothing_at_all(store: SqlStore) -> None:
-    """One status of a wrong revision keeps the others, updates, owed notifications and usage records out too."""
+    """One status with a wrong revision prevents the whole write: statuses, updates, owed notifications and usage
+    records."""
     await make(store, "s1")
     await store.write(Changes(statuses=[status(ALICE, 1), status(BOB, 1)]))
     await store.write(Changes(statuses=[status(ALICE, 2, Status.BUSY)]))
@@ -96,7 +97,7 @@ async def test_revision_that_was_passed_writes_nothing_at_all(store: SqlStore) -
 
 
 async def test_revisions_of_one_terminal_that_follow_each_other_are_one_write(store: SqlStore) -> None:
-    """A group of changes may hold several of one terminal; the last one stays, the first one is compared."""
+    """One write may have several changes of a terminal; the first is compared, the last is stored."""
     await store.write(Changes(statuses=[status(ALICE, 1), status(BOB, 1), status(ALICE, 2), status(ALICE, 3)]))
     assert (await store.statuses([ALICE]))[ALICE] == status(ALICE, 3)
     assert await store.write(Changes(statuses=[status(ALICE, 3), status(ALICE, 4)])) == [status(ALICE, 3)]
@@ -107,7 +108,7 @@ async def test_revisions_of_one_terminal_that_follow_each_other_are_one_write(st
 
 
 async def test_of_writers_of_one_revision_one_wins(store: SqlStore) -> None:
-    """Concurrent writers of the same next revision: one writes, each other learns what was written."""
+    """Of concurrent writers of the same next revision one writes; each other one gets the stored status."""
     for revision in (1, 2):
         texts = [Status.REACHABLE, Status.BUSY] * 4
         answers = await asyncio.gather(
@@ -132,7 +133,7 @@ async def test_of_writers_of_one_revision_one_wins(store: SqlStore) -> None:
     )
 )
 async def test_compare_and_set_is_a_dictionary(store: SqlStore, groups: list[dict[TerminalAddress, Any]]) -> None:
-    """Whatever groups of revisions come, the store does what a dictionary with the same rule would."""
+    """For any groups of revisions the store does the same as a dictionary with the same rule."""
     model = await store.statuses([ALICE, BOB, CAROL])
     base = {address: one.revision for address, one in model.items()}
     for batch in groups:
@@ -150,11 +151,12 @@ async def test_compare_and_set_is_a_dictionary(store: SqlStore, groups: list[dic
         assert await store.statuses([ALICE, BOB, CAROL]) == model
 
 
-# What is owed
+# Owed notifications
 
 
 async def test_sequence_has_no_gaps(store: SqlStore) -> None:
-    """Numbers go up by one within each subscription, in the order given, whatever fails or is refused in between."""
+    """Numbers grow by one within each subscription, in the given order, even where writes in between fail or are
+    refused."""
     await make(store, "s1", "s2")
     await store.write(Changes(owed=[owed("a1"), owed("b1", "s2"), owed("a2")]))
     await store.write(Changes(statuses=[status(ALICE, 1)]))
@@ -167,9 +169,9 @@ async def test_sequence_has_no_gaps(store: SqlStore) -> None:
 
 
 async def test_sequence_has_no_gaps_under_concurrency(database_url: str) -> None:
-    """Many writers to the same subscriptions, named in different orders, neither collide nor wait in a circle."""
+    """Many writers to the same subscriptions, named in different orders, cause no conflict and no deadlock."""
     names = [f"s{number}" for number in range(5)]
-    async with await open_store(database_url, busy_timeout_ms=10_000) as store:  # a busy machine makes no writer wrong
+    async with await open_store(database_url, busy_timeout_ms=10_000) as store:  # a writer that is slow on a busy machine is not wrong
         await make(store, *names)
         await asyncio.gather(
             *(
@@ -182,7 +184,7 @@ async def test_sequence_has_no_gaps_under_concurrency(database_url: str) -> None
 
 
 async def test_owed_notification_is_read_as_written(store: SqlStore) -> None:
-    """Every part of it comes back, and only its sequence is new."""
+    """Every part is read back equal; only the sequence is new."""
     await make(store, "s1")
     reported = owed("n1", changes=(status(ALICE, 3), status(BOB, 1, Status.BUSY)))
     failed = owed(
@@ -195,7 +197,7 @@ async def test_owed_notification_is_read_as_written(store: SqlStore) -> None:
 
 
 async def test_write_that_is_repeated_owes_nothing_twice(store: SqlStore) -> None:
-    """A caller who never learned that its write was done may repeat it."""
+    """A caller that did not learn whether its write was done may repeat the write."""
     await make(store, "s1")
     changes = Changes(owed=[owed("n1"), owed("n2")], usage=[usage("u1")])
     await store.write(changes)
@@ -208,7 +210,7 @@ async def test_write_that_is_repeated_owes_nothing_twice(store: SqlStore) -> Non
 
 
 async def test_subscription_is_read_as_written(store: SqlStore) -> None:
-    """Every part of it comes back, addresses in their order."""
+    """Every part is read back equal, with the addresses in their order."""
     full = subscription(
         "s1",
         addresses=(BOB, CAROL, ALICE),
@@ -231,7 +233,7 @@ async def test_subscription_is_read_as_written(store: SqlStore) -> None:
 
 
 async def test_times_that_are_not_utc_are_refused(store: SqlStore) -> None:
-    """A time of another zone never gets as far as a table."""
+    """A time in another zone is refused before it is written."""
     zone = timezone(timedelta(hours=2))
     with pytest.raises(ValueError, match="not an aware UTC"):
         subscription("s1", created_at=AT.astimezone(zone))
@@ -240,7 +242,8 @@ async def test_times_that_are_not_utc_are_refused(store: SqlStore) -> None:
 
 
 async def test_same_request_id_is_the_same_subscription(store: SqlStore) -> None:
-    """Of many that create with one request id at once one does, and all get its subscription; not another client."""
+    """Of many simultaneous calls with one request id one makes the subscription, and all get it; another client with
+    this id gets its own."""
     made = await asyncio.gather(
         *(
             store.create_subscription(
@@ -257,14 +260,14 @@ async def test_same_request_id_is_the_same_subscription(store: SqlStore) -> None
 
 
 async def test_ended_subscription_still_answers_its_request_id(store: SqlStore) -> None:
-    """A late repetition of the request gets the subscription it made, ended or not."""
+    """A late repetition of the request gets the subscription of the first request, active or ended."""
     await make(store, "s1", request_id="r")
     await end(store, "s1")
     assert (await store.create_subscription(subscription("s2", request_id="r"), (), ())).id == "s1"
 
 
 async def test_correlator_is_unique_among_the_active(store: SqlStore) -> None:
-    """Of many that create with one correlator at once, one does; when it has ended the name is free."""
+    """Of many simultaneous calls with one correlator one makes a subscription; after its end the correlator is free."""
     made = await asyncio.gather(
         *(
             store.create_subscription(subscription(f"s{number}", correlator="c", request_id=f"r{number}"), (), ())
@@ -285,13 +288,13 @@ async def test_correlator_is_unique_among_the_active(store: SqlStore) -> None:
 
 
 async def test_no_correlator_is_not_a_correlator(store: SqlStore) -> None:
-    """Any number of subscriptions may have none, and none is found by it."""
+    """Any number of subscriptions may have no correlator; an empty correlator finds none of them."""
     await make(store, "s1", "s2")
     assert await store.subscription_by_correlator("c1", "") is None
 
 
 async def test_update_changes_what_it_names(store: SqlStore) -> None:
-    """None leaves a value as it is, and a second end does not replace the first."""
+    """None leaves a value unchanged; a second end does not replace the first."""
     await make(store, "s1", "s2")
     sink = replace(WEBHOOK, url="https://other.example/hook")
     first = SubscriptionUpdate(subscription_id="s1", notified=2, last_notified_at=after(5), sink=sink)
@@ -307,7 +310,7 @@ async def test_update_changes_what_it_names(store: SqlStore) -> None:
 
 
 async def test_active_subscriptions_are_all_of_them(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come in portions, oldest first; ended ones do not come."""
+    """Active subscriptions are read in portions, oldest first, without ended ones."""
     monkeypatch.setattr("app.store.subscriptions.PORTION", 2)
     names = [f"s{number}" for number in range(7)]
     await make(store, *names)
@@ -326,7 +329,7 @@ def client(id_: str = "c1", **changes: Any) -> Client:
 
 
 async def test_client_is_read_as_written_and_replaced(store: SqlStore) -> None:
-    """Every part of it comes back; a name is one client's only."""
+    """Every part is read back equal; a name belongs to one client only."""
     full = client("c2", name="a", admin=True, limits={"max_count": 5, "group_support": False}, disabled=True)
     await store.put_client(client("c1"))
     await store.put_client(full)
@@ -342,7 +345,7 @@ async def test_client_is_read_as_written_and_replaced(store: SqlStore) -> None:
 
 
 async def test_keys(store: SqlStore) -> None:
-    """A key leads to its client; it can be replaced by its client and deleted."""
+    """A key leads to its client; a key can be replaced for its client, and deleted."""
     await store.put_client(client("c1"))
     await store.put_client(client("c2"))
     await store.put_key("c1", "k1", b"\x00hash", None)
@@ -361,7 +364,8 @@ async def test_keys(store: SqlStore) -> None:
 
 
 async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None:
-    """Its keys and groups go, its active subscriptions are ended and returned; others' stay."""
+    """A deletion removes the client's keys and groups, and ends and returns its active subscriptions; other clients
+    keep theirs."""
     for name in ("c1", "c2"):
         await store.put_client(client(name))
         await store.put_key(name, f"k-{name}", b"", None)
@@ -377,7 +381,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
     ]
     assert ended == expected
     assert [await store.subscription(one.id) for one in ended] == expected
-    await store.write(Changes(owed=[owed("late", "s1-c1"), owed("late too", "s2-c1")]))  # by one who has not noticed
+    await store.write(Changes(owed=[owed("late", "s1-c1"), owed("late too", "s2-c1")]))  # by a caller that has not noticed the deletion
     pending = DeliveryState.PENDING
     found, _ = await store.notifications("c1", Page())
     assert [(one.subscription_id, one.kind, one.code, one.state) for one in found] == [
@@ -395,7 +399,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
 
 
 async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:
-    """Lines come back as they were written, page by page, from a time on."""
+    """Entries are read back in the order of writing, page by page, from a given time."""
     for number in range(4):
         await store.audit(after(number), "operator", "client.create", {"client": f"c{number}\0"})
     first, token = await store.audit_entries(after(1), Page(size=2))
@@ -411,7 +415,7 @@ async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:
 
 
 async def test_group_is_read_as_written(store: SqlStore) -> None:
-    """Members keep their order; an empty group is a group."""
+    """Members keep their order; an empty group exists."""
     empty = group(TerminalAddress("sip:empty@example.com"), members=())
     await store.create_group(group())
     await store.create_group(empty)
@@ -427,7 +431,7 @@ async def test_group_is_read_as_written(store: SqlStore) -> None:
 
 
 async def test_address_is_a_group_of_each_client_by_itself(store: SqlStore) -> None:
-    """Two clients' groups of one address share nothing, and the list of all tells both on whatever page."""
+    """Two clients' groups with one address share nothing; the list of all groups has both, on every page size."""
     theirs = group(client_id="c2", members=(CAROL,))
     await store.create_group(group())
     await store.create_group(theirs)
@@ -442,7 +446,7 @@ async def test_address_is_a_group_of_each_client_by_itself(store: SqlStore) -> N
 
 
 async def test_group_of_another_version_is_not_changed(store: SqlStore) -> None:
-    """Of many changers of one version one changes it, the others are told."""
+    """Of many writers of one version one changes the group; the others get an error."""
     await store.create_group(group())
     changed = await asyncio.gather(
         *(store.change_group("c1", FRIENDS, (ALICE,) * (number > 0), 1) for number in range(6)), return_exceptions=True
@@ -461,7 +465,7 @@ async def test_group_of_another_version_is_not_changed(store: SqlStore) -> None:
 
 
 async def test_lists_are_read_page_by_page(store: SqlStore) -> None:
-    """Each item is on one page, in order; a full last page has no token; filters hold."""
+    """Each item is on exactly one page, in order; a full last page has no token; filters hold."""
     await make(store, *(f"s{number}" for number in range(6)))
     await make(store, "foreign", client_id="c2")
     await end(store, "s1")
@@ -482,7 +486,7 @@ async def test_lists_are_read_page_by_page(store: SqlStore) -> None:
 
 
 async def test_page_token_from_elsewhere_is_refused(store: SqlStore) -> None:
-    """A token of another list, of another client, changed or invented is an InvalidRequest that names the field."""
+    """A token of another list, of another client, changed or invented is an InvalidRequest with the field's name."""
     await make(store, "s0", "s1", "s2")
     await store.write_usage([usage("u1"), usage("u2")])
     _, good = await store.subscriptions("c1", Page(size=1))

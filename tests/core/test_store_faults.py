@@ -1,4 +1,4 @@
-"""The store when its database is locked, full, gone and back, and when processes die or start at once."""
+"""The store while its database is locked, full or gone, and when processes die or start at once."""
 
 import asyncio
 import contextlib
@@ -42,14 +42,14 @@ EVERYTHING = Changes(statuses=[status(BOB)], owed=[owed("n1")], usage=[usage("u1
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where an SQLite database may be made, in a directory of its own."""
+    """A path for an SQLite database, in a directory of its own."""
     (tmp_path / "data").mkdir()
     return tmp_path / "data" / "ts.sqlite3"
 
 
 @pytest_asyncio.fixture
 async def sqlite(path: Path) -> AsyncIterator[SqlStore]:
-    """A store in that file that waits 50 ms for locks."""
+    """A store in that file; statements wait 50 ms for locks."""
     async with await open_store(f"sqlite:///{path}", busy_timeout_ms=50) as store:
         await make(store, "s1")
         await store.write(Changes(statuses=[status(ALICE)]))
@@ -58,7 +58,7 @@ async def sqlite(path: Path) -> AsyncIterator[SqlStore]:
 
 @pytest_asyncio.fixture
 async def postgresql(postgres: Postgres) -> AsyncIterator[tuple[SqlStore, str]]:
-    """A store in PostgreSQL that waits 50 ms for locks, and its database's name."""
+    """A store in PostgreSQL whose statements wait 50 ms for locks, and the name of its database."""
     name = await postgres.new_database()
     async with await open_store(postgres.url(name), busy_timeout_ms=50) as store:
         await make(store, "s1")
@@ -68,7 +68,7 @@ async def postgresql(postgres: Postgres) -> AsyncIterator[tuple[SqlStore, str]]:
 
 
 async def fails(store: SqlStore, reason: str) -> None:
-    """Every kind of write is StoreUnavailable now, for this reason."""
+    """Asserts that every kind of write raises StoreUnavailable with this reason."""
     for write in (
         store.write(EVERYTHING),
         store.create_subscription(subscription("s2", request_id="r"), [owed("n2", "s2")], ()),
@@ -82,7 +82,7 @@ async def fails(store: SqlStore, reason: str) -> None:
 
 
 async def works_and_has_nothing_of_what_failed(store: SqlStore) -> None:
-    """What failed left nothing behind, and can be done now."""
+    """Asserts that failed writes left nothing behind, and succeed now."""
     assert await store.statuses([ALICE, BOB]) == {ALICE: status(ALICE)}
     assert await sequences(store, "s1") == []
     assert await store.subscription("s2") is None
@@ -98,7 +98,7 @@ def move(old: Path, new: Path) -> None:
 
 
 async def test_sqlite_locked(sqlite: SqlStore, path: Path) -> None:
-    """While another process writes, writes fail after the busy timeout and reads go on; then all works."""
+    """While another process writes, writes fail after the busy timeout and reads work; afterwards everything works."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin immediate")
         with capture_logs() as logs:
@@ -111,7 +111,7 @@ async def test_sqlite_locked(sqlite: SqlStore, path: Path) -> None:
 
 
 def all_connections(store: SqlStore) -> Iterator[Connection]:
-    """Each connection to SQLite, all held at a time."""
+    """All connections of the SQLite store, held at once."""
     assert isinstance(store.engine, Engine)
     with contextlib.ExitStack() as stack:
         yield from [stack.enter_context(store.engine.connect()) for _ in range(5)]
@@ -123,7 +123,8 @@ SLOW = text("with recursive n(x) as (select 1 union all select x + 1 from n wher
 async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
     sqlite: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is given up in the middle: no statement follows, nothing of it is written, and the next one has its turn."""
+    """A transaction that takes too long is rolled back in the middle: no further statement runs, and the next
+    transaction proceeds."""
     begun = 0
 
     async def too_much(c: AsyncConnection) -> None:
@@ -147,7 +148,7 @@ async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
 
 
 async def test_sqlite_that_is_too_busy_says_so(sqlite: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that does not get its turn in time is told so, while those before it are answered."""
+    """A call that does not get its turn in time fails, while the calls before it are answered."""
     monkeypatch.setattr("app.store.database.TURN_TIMEOUT_S", 0.05)
     many = [asyncio.create_task(sqlite._all(SLOW)) for _ in range(5)]  # type: ignore[arg-type]  # noqa: SLF001
     await asyncio.sleep(0)
@@ -158,13 +159,13 @@ async def test_sqlite_that_is_too_busy_says_so(sqlite: SqlStore, monkeypatch: py
 
 
 async def test_sqlite_full(sqlite: SqlStore) -> None:
-    """When the disk has no room a large write fails as a whole; with room again all works."""
+    """Where the disk is full a large write fails as a whole; with space again everything works."""
 
     def limit(pages: int) -> None:
         for connection in all_connections(sqlite):
             connection.execute(text(f"pragma max_page_count = {pages}"))
 
-    limit(1)  # SQLite takes the present size then
+    limit(1)  # SQLite takes the present size if that is larger
     many = [usage(f"u{number}") for number in range(2000)]
     with pytest.raises(StoreUnavailable) as caught:
         await sqlite.write(Changes(statuses=[status(BOB)], owed=[owed("n1")], usage=many))
@@ -175,18 +176,18 @@ async def test_sqlite_full(sqlite: SqlStore) -> None:
 
 
 async def test_sqlite_gone_and_back(sqlite: SqlStore, path: Path) -> None:
-    """A file that is moved away is not written any more, nor made anew; when it is back all works."""
+    """A database file that was moved away is neither written nor created again; when it is back everything works."""
     away = path.parent.with_name("away")
     move(path.parent, away)
     await fails(sqlite, "gone")
     with pytest.raises(StoreUnavailable):
         await sqlite.statuses([ALICE])
-    move(away, path.parent)  # fails if something was made there
+    move(away, path.parent)  # fails if a file was created there
     await works_and_has_nothing_of_what_failed(sqlite)
 
 
 async def test_sqlite_replaced(sqlite: SqlStore, path: Path) -> None:
-    """Where another file takes the place of the database, such as a backup, the store goes on in that one."""
+    """Where another file, such as a backup, replaces the database, the store continues with that file."""
     with (
         contextlib.closing(sqlite3.connect(path)) as source,
         contextlib.closing(sqlite3.connect(f"{path}.new")) as copy,
@@ -200,13 +201,13 @@ async def test_sqlite_replaced(sqlite: SqlStore, path: Path) -> None:
 
 
 async def test_sqlite_writers_wait_their_turn(sqlite: SqlStore) -> None:
-    """Many writers of one process at once do not lock each other out."""
+    """Many writers in one process at once do not lock each other out."""
     await asyncio.gather(*(sqlite.audit(AT, f"{number}", "x", {}) for number in range(30)))
     assert len((await sqlite.audit_entries(AT, Page()))[0]) == 30
 
 
 async def test_sqlite_is_on_disk_when_it_is_acknowledged(sqlite: SqlStore) -> None:
-    """Every connection writes ahead, syncs at each commit, and holds foreign keys."""
+    """Every connection uses the write-ahead log, syncs at each commit, and enforces foreign keys."""
     for connection in all_connections(sqlite):
         values = [
             connection.execute(text(f"pragma {name}")).scalar_one()
@@ -216,7 +217,7 @@ async def test_sqlite_is_on_disk_when_it_is_acknowledged(sqlite: SqlStore) -> No
 
 
 async def test_postgresql_locked(postgresql: tuple[SqlStore, str], postgres: Postgres) -> None:
-    """While another transaction holds the tables, writes fail after the lock timeout; then all works."""
+    """While another transaction locks the tables, writes fail after the lock timeout; afterwards everything works."""
     store, name = postgresql
     with postgres.connect(name) as other, other.transaction():
         for table in reversed(METADATA.sorted_tables):
@@ -227,7 +228,7 @@ async def test_postgresql_locked(postgresql: tuple[SqlStore, str], postgres: Pos
 
 
 async def test_postgresql_full(postgresql: tuple[SqlStore, str], postgres: Postgres) -> None:
-    """What PostgreSQL says when its disk is full (SQLSTATE 53100, here by a trigger) is StoreUnavailable."""
+    """PostgreSQL's error for a full disk (SQLSTATE 53100, raised here by a trigger) is StoreUnavailable."""
     store, name = postgresql
     with postgres.connect(name) as other:
         other.execute(
@@ -246,7 +247,7 @@ async def test_postgresql_full(postgresql: tuple[SqlStore, str], postgres: Postg
 async def test_postgresql_gone_and_back(
     postgresql: tuple[SqlStore, str], postgres: Postgres, how: signal.Signals
 ) -> None:
-    """While the server is down, or starting, calls fail; when it is back all works, over new connections."""
+    """While the server is down or starting, calls fail; when it is back everything works, over new connections."""
     store, _ = postgresql
     await asyncio.gather(*(store.statuses([ALICE]) for _ in range(8)))  # several connections
     postgres.stop(how)
@@ -262,7 +263,7 @@ async def test_postgresql_gone_and_back(
 async def test_postgresql_connections_that_were_cut_are_replaced(
     postgresql: tuple[SqlStore, str], postgres: Postgres
 ) -> None:
-    """A server that was restarted, or an administrator who ends sessions, is not even noticed by the next call."""
+    """After a server restart, or after an administrator ended sessions, the next call succeeds."""
     store, name = postgresql
     await asyncio.gather(*(store.statuses([ALICE]) for _ in range(8)))
     with postgres.connect() as other:
@@ -271,7 +272,7 @@ async def test_postgresql_connections_that_were_cut_are_replaced(
 
 
 async def test_caller_who_leaves_disturbs_nothing(store: SqlStore) -> None:
-    """A cancelled call is done as a whole or not at all, and its connection is as good as before."""
+    """A cancelled call is done as a whole or not at all, and its connection stays usable."""
     await make(store, "s1")
     chance = random.Random(4)
     for number in range(25):
@@ -292,7 +293,7 @@ async def test_caller_who_leaves_disturbs_nothing(store: SqlStore) -> None:
 
 @pytest_asyncio.fixture(params=["sqlite", "postgresql"])
 async def empty_url(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[str]:
-    """A database without any table, of each kind."""
+    """The URL of a database without tables, of each kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{path}"
         return
@@ -310,7 +311,7 @@ def run_migrate(url: str) -> "subprocess.Popen[bytes]":
 
 
 async def test_migrations_make_the_tables_of_the_code(empty_url: str) -> None:
-    """The schema that migrations make is the one of `app/store/tables.py`, column by column and index by index."""
+    """The migrated schema equals `app/store/tables.py`, column by column and index by index."""
     await migrate(empty_url)
     engine = make_engine(empty_url)
     different = await on_connection(engine, differences)
@@ -319,8 +320,8 @@ async def test_migrations_make_the_tables_of_the_code(empty_url: str) -> None:
 
 
 async def test_migration_finds_groups_and_what_was_held_back(empty_url: str) -> None:
-    """Of active subscriptions of the first schema, addresses that are their client's groups are groups from then on,
-    and what was observed after the last notification waits for the interval. Groups' members are counted."""
+    """In active subscriptions of the first schema, addresses that are groups of their client become groups. Statuses
+    that were observed after the last notification wait for the interval. Groups get their number of members."""
     engine = make_engine(empty_url, create=True)
     await on_connection(engine, first_schema, writes=True)
     await dispose(engine)
@@ -337,7 +338,7 @@ async def test_migration_finds_groups_and_what_was_held_back(empty_url: str) -> 
 
 
 def first_schema(connection: Connection) -> None:
-    """Makes the first schema, with subscriptions to the address of a group and to terminals."""
+    """Makes the first schema, with subscriptions to a group's address and to terminals."""
     migrations._upgrade(connection, "0001")  # noqa: SLF001
 
     def add(statement: str, **values: Any) -> Any:
@@ -373,7 +374,7 @@ def first_schema(connection: Connection) -> None:
 
 
 def differences(connection: Connection) -> list[Any]:
-    """What Alembic would change to make the database what the code says; types as they are written in SQL."""
+    """The changes by which Alembic would turn the database into the schema of the code; types as written in SQL."""
 
     def is_another_type(_context: object, _column: object, _meta: object, found: Any, wanted: Any) -> bool:
         sql = [kind.compile(connection.dialect).replace("VARCHAR", "TEXT") for kind in (found, wanted)]
@@ -384,7 +385,7 @@ def differences(connection: Connection) -> list[Any]:
 
 
 async def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
-    """Of several that start together one migrates; the others wait and find it done."""
+    """Of several processes that start at once one migrates; the others wait, and find the schema migrated."""
     processes = [run_migrate(empty_url) for _ in range(3)]
     done = await asyncio.gather(*(asyncio.to_thread(process.communicate, timeout=60) for process in processes))
     assert [process.returncode for process in processes] == [0, 0, 0], done
@@ -392,7 +393,7 @@ async def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None
 
 
 async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: str) -> None:
-    """Killed in the middle of its transaction it leaves no table behind, and the next start does it all."""
+    """A migration that is killed in its transaction leaves no table behind; the next start does the whole migration."""
     script = (
         "import asyncio, os, signal, sys, app.store.migrations as m\n"
         "from sqlalchemy import event\n"
@@ -416,7 +417,8 @@ async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: s
 
 
 async def test_killed_writer_leaves_whole_transactions(database_url: str) -> None:
-    """`kill -9` at random moments of writing: a change and what is owed for it are both there or neither."""
+    """After `kill -9` at random moments, a change and the notifications owed for it are either both stored or
+    neither."""
     async with await open_store(database_url) as store:
         await make(store, "s1")
         chance = random.Random(7)
@@ -439,11 +441,11 @@ async def test_killed_writer_leaves_whole_transactions(database_url: str) -> Non
 
 
 async def settled_revision(store: SqlStore) -> int:
-    """The revision when nobody writes any more: a killed client's backend may still be ending its last transaction."""
+    """The revision once no process writes: the backend of a killed client may still be ending its last transaction."""
     async with asyncio.timeout(10):
         while True:
             try:
-                # Waits for the row's lock if a backend still has it; writes nothing, since the revision is no next one.
+                # Waits if a backend still has the row's lock; writes nothing, since this is not the next revision.
                 (stored,) = await store.write(Changes(statuses=[status(ALICE, 1)]))
             except StoreUnavailable:
                 continue
@@ -451,7 +453,7 @@ async def settled_revision(store: SqlStore) -> int:
 
 
 async def test_schema_of_a_newer_version_is_left_alone(empty_url: str) -> None:
-    """A gateway that was rolled back does not run on tables that it does not know."""
+    """An older gateway refuses to run on the tables of a newer one."""
     await migrate(empty_url)
     engine = make_engine(empty_url)
     newer = text("update alembic_version set version_num = '9999'")
@@ -473,14 +475,14 @@ async def test_schema_of_a_newer_version_is_left_alone(empty_url: str) -> None:
     ],
 )
 async def test_database_that_cannot_be_used_says_why(url: str, reason: str) -> None:
-    """Opening, migrating and checking it raise DatabaseUnavailable."""
+    """Opening, migrating and checking an unusable database raise DatabaseUnavailable."""
     for use in (open_store, migrate, check_database):
         with pytest.raises(DatabaseUnavailable, match=reason):
             await use(url)
 
 
 def test_file_that_is_no_database_says_so(path: Path) -> None:
-    """It is not overwritten."""
+    """A file that is not a database is refused, and not overwritten."""
     path.write_text("This is a letter to my aunt, and rather long, so that it is more than one header." * 20)
     before = path.read_bytes()
     with pytest.raises(DatabaseUnavailable, match="not a database"):
@@ -489,7 +491,7 @@ def test_file_that_is_no_database_says_so(path: Path) -> None:
 
 
 async def test_wrong_password_says_so(postgres: Postgres) -> None:
-    """And the message does not repeat it."""
+    """A wrong password is refused; the message does not contain it."""
     url = f"postgresql+psycopg://postgres:sesame@127.0.0.1:{postgres.port}/postgres"
     with pytest.raises(DatabaseUnavailable, match="password authentication failed") as caught:
         await open_store(url)
@@ -497,7 +499,7 @@ async def test_wrong_password_says_so(postgres: Postgres) -> None:
 
 
 def test_leak_check_finds_a_leak(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that a test leaves open is found when its database is dropped."""
+    """Dropping a test's database finds a connection that was left open."""
     with postgres.connect() as admin:
         admin.execute("create database leaky")
     leak: psycopg.Connection[Any] = postgres.connect("leaky")
@@ -508,7 +510,7 @@ def test_leak_check_finds_a_leak(postgres: Postgres, monkeypatch: pytest.MonkeyP
 
 
 async def test_postgresql_that_hangs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that no longer answers is away: calls end, and so does the store."""
+    """A server that no longer answers counts as away: calls end, and so does closing the store."""
     monkeypatch.setattr("app.store.database.TRANSACTION_S", 0.5)
     monkeypatch.setattr("app.store.database.CLOSE_S", 0.5)
     name = await postgres.new_database()
@@ -535,7 +537,8 @@ async def test_postgresql_that_hangs(postgres: Postgres, monkeypatch: pytest.Mon
 async def test_start_waits_for_a_locked_sqlite(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another process locks the file just when it was opened, the start says so, waits, and goes on."""
+    """Where another process locks the file just after it was opened, the start logs that it waits, and goes on
+    afterwards."""
     path = tmp_path / "ts.sqlite3"
     settings = settings_for(sandbox.uri, database_url=f"sqlite:///{path}")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
@@ -550,7 +553,7 @@ async def test_start_waits_for_a_locked_sqlite(
 
 
 async def test_start_waits_for_a_locked_postgresql(sandbox: Sandbox, postgres: Postgres) -> None:
-    """So it does where a table is locked, be it by a backup or somebody's session."""
+    """A start also waits while a table is locked, by a backup or by a session."""
     name = await postgres.new_database()
     with postgres.connect(name) as other:
         other.execute("begin")
@@ -561,7 +564,7 @@ async def test_start_waits_for_a_locked_postgresql(sandbox: Sandbox, postgres: P
 
 
 async def test_start_waits_for_a_postgresql_that_is_down(sandbox: Sandbox) -> None:
-    """As it does where both are started at once."""
+    """A start also waits for a server that is still starting."""
     with Postgres.running() as postgres:
         name = await postgres.new_database()
         postgres.stop()
@@ -569,7 +572,7 @@ async def test_start_waits_for_a_postgresql_that_is_down(sandbox: Sandbox) -> No
 
 
 async def test_start_does_not_wait_for_what_stays_wrong(sandbox: Sandbox, postgres: Postgres) -> None:
-    """A wrong password, a database that is not there, and a file that cannot be made end the start at once."""
+    """A wrong password, a missing database, and a file that cannot be created end the start at once."""
     wrong = f"postgresql+psycopg://postgres:sesame@127.0.0.1:{postgres.port}/postgres"
     for url in (wrong, postgres.url("not_there"), "sqlite:////no/such/folder/x"):
         with capture_logs() as logs, pytest.raises(CannotStart, match="TS_DATABASE_URL: "):
@@ -579,7 +582,7 @@ async def test_start_does_not_wait_for_what_stays_wrong(sandbox: Sandbox, postgr
 
 
 async def starts_once(settings: Settings, release: Callable[[], object], *, reason: str = "locked") -> None:
-    """The gateway serves once the database is free or there, and said before that it waits for it."""
+    """Asserts that the gateway logs that it waits, and serves once the database is unlocked or up."""
     with capture_logs() as logs:
 
         async def released_when_waited_for() -> None:
@@ -597,7 +600,7 @@ async def starts_once(settings: Settings, release: Callable[[], object], *, reas
 async def test_start_does_not_wait_for_ever(
     sandbox: Sandbox, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its time it ends with one line that names the setting and what is wrong, and waits no more then."""
+    """After its time limit the start ends, with one line that names the setting and the problem."""
     monkeypatch.setattr("app.store.database.PATIENCE_S", 0.2)
     name = await postgres.new_database()
     with postgres.connect(name) as other, other.transaction():

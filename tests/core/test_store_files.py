@@ -1,4 +1,4 @@
-"""Who may read the files that the gateway writes: its own account, and the group where an operator let it."""
+"""Permissions of the files that the gateway writes: its own account, and the group where the operator allowed it."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ SUFFIXES = ("", "-wal", "-shm", ".lock")
 
 @pytest.fixture(autouse=True)
 def open_umask() -> Iterator[None]:
-    """Nothing but the gateway keeps others out."""
+    """Sets a umask that protects no file, so that only the gateway can."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def modes(path: Path) -> dict[str, str]:
-    """The modes of the database's files, by what follows its name."""
+    """The modes of the database's files, by file-name suffix."""
     return {one.name.removeprefix(path.name): f"{stat.S_IMODE(one.stat().st_mode):o}" for one in path.parent.iterdir()}
 
 
@@ -47,28 +47,28 @@ def close(path: Path) -> None:
 
 
 async def written(path: Path) -> SqlStore:
-    """A store over the file, with something in its log."""
+    """A store over the file, with a write in its log."""
     store = await open_store(f"sqlite:///{path}")
     await store.write(Changes(statuses=[status(ALICE)]))
     return store
 
 
 async def test_new_files_are_the_accounts_own(path: Path) -> None:
-    """The database, its log and index, and the lock are made with mode 0600."""
+    """The database, its log and index, and the lock are created with mode 0600."""
     with only_gateway(f"sqlite:///{path}"):
         async with await written(path):
             assert modes(path) == dict.fromkeys(SUFFIXES, "600")
 
 
 @pytest.mark.parametrize("use", [migrate, check_database])
-async def test_whoever_makes_the_file_keeps_it_private(path: Path, use: object) -> None:
-    """So do `migrate` and `doctor`."""
+async def test_commands_keep_the_file_private(path: Path, use: object) -> None:
+    """`migrate` and `doctor` create the file with mode 0600 too."""
     await use(f"sqlite:///{path}")  # type: ignore[operator]
     assert modes(path)[""] == "600"
 
 
 def test_commands_make_private_files(tmp_path: Path, path: Path) -> None:
-    """So does the command line as a process."""
+    """The command line, run as a process, creates private files."""
     subprocess.run(
         [sys.executable, "-m", "app.cli", "migrate"],
         env={**os.environ, "TS_DATABASE_URL": f"sqlite:///{path}"},
@@ -79,7 +79,7 @@ def test_commands_make_private_files(tmp_path: Path, path: Path) -> None:
 
 
 async def test_existing_files_are_closed_to_others(path: Path) -> None:
-    """Files of before lose what others may, with a log line each; what the group may stays."""
+    """Existing files lose the permissions of others, with a log line each; the group keeps its permissions."""
     with only_gateway(f"sqlite:///{path}"):
         store = await written(path)
         for suffix in SUFFIXES:
@@ -99,7 +99,8 @@ async def test_existing_files_are_closed_to_others(path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 async def test_anothers_file_that_others_may_read_is_refused(path: Path, suffix: str) -> None:
-    """It is named with the command that mends it, and opens once that was run."""
+    """A file of another account that others may read is refused, with the command that corrects it; after that command
+    the file opens."""
     url = f"sqlite:///{path}"
     with only_gateway(url):
         store = await written(path)
@@ -123,7 +124,7 @@ async def test_anothers_file_that_others_may_read_is_refused(path: Path, suffix:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
 async def test_a_file_that_is_replaced_by_an_open_one(path: Path) -> None:
-    """A running gateway does not go on in a file that others may read: calls fail until it is mended."""
+    """A running gateway does not use a new file that others may read: calls fail until its mode is corrected."""
     async with await written(path) as store:
         await make(store, "s1")
         other = path.with_name("other.sqlite3")
@@ -131,7 +132,7 @@ async def test_a_file_that_is_replaced_by_an_open_one(path: Path) -> None:
             await make(opened, "s2")
         os.chown(other, 65534, -1)
         other.chmod(0o644)
-        for suffix in ("-wal", "-shm"):  # they belong to the file of before
+        for suffix in ("-wal", "-shm"):  # they belong to the earlier file
             path.with_name(path.name + suffix).unlink()
         other.rename(path)
         with pytest.raises(StoreUnavailable):
@@ -141,7 +142,7 @@ async def test_a_file_that_is_replaced_by_an_open_one(path: Path) -> None:
 
 
 def test_a_link_to_the_database_has_no_lock_of_its_own(path: Path) -> None:
-    """Two gateways that call one file by two names are two gateways at one file."""
+    """Two names of one file share one lock, so a second gateway is refused."""
     path.touch(0o600)
     link = path.with_name("link")
     link.symlink_to(path)
@@ -155,7 +156,7 @@ def test_a_link_to_the_database_has_no_lock_of_its_own(path: Path) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(None, "600"), (0o664, "660")])
 def test_exports_are_private(tmp_path: Path, before: int | None, after: str) -> None:
-    """A file of usage records says who asked about whom."""
+    """An export of usage records, which say who asked about whom, has mode 0600."""
     output = tmp_path / "usage.csv"
     if before is not None:
         output.touch()

@@ -1,4 +1,4 @@
-"""What `ports.store.Store` promises of deliveries, usage records and retention, over SQLite and PostgreSQL."""
+"""What `ports.store.Store` promises about deliveries, usage records and retention, on SQLite and PostgreSQL."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ WITHDRAWN = DeliveryState.WITHDRAWN
 
 
 async def claimed(store: Store, at_s: float = 0, most: int = 100, owner: str = "me") -> list[str]:
-    """Ids that a claim at this time leases."""
+    """Ids of the notifications that a claim at this time leases."""
     return [one.id for one in await store.claim(after(at_s), after(at_s + LEASE_S), most, owner)]
 
 
@@ -34,12 +34,12 @@ def attempt(name: str, number: int = 1, at_s: float = 1, **changes: Any) -> Deli
 
 
 def attempted(name: str, state: DeliveryState = DELIVERED, *, owner: str = "me", **changes: Any) -> Attempted:
-    """What comes of the attempt of the owner `owner`."""
+    """The outcome of an attempt by this owner."""
     return Attempted(**{"attempt": attempt(name), "owner": owner, "state": state, **changes})
 
 
 async def store_with(store: Store, **owing: Sequence[str]) -> None:
-    """Subscriptions by name and the ids of what they owe."""
+    """Creates subscriptions by name, with notifications of these ids."""
     await make(store, *owing)
     await store.write(Changes(owed=[owed(name, of) for of, names in owing.items() for name in names]))
 
@@ -48,7 +48,7 @@ async def store_with(store: Store, **owing: Sequence[str]) -> None:
 
 
 async def test_only_the_first_of_each_subscription_is_claimed(store: SqlStore) -> None:
-    """Of a subscription one is in flight; the next follows when it is settled, in order."""
+    """Each subscription has one notification in flight; the next one follows when it is settled, in order."""
     await store_with(store, s1=["a1", "a2", "a3"], s2=["b1"], s3=[])
     first = await store.claim(after(0), after(LEASE_S), 100, "me")
     assert first == [
@@ -65,7 +65,7 @@ async def test_only_the_first_of_each_subscription_is_claimed(store: SqlStore) -
 
 
 async def test_claim_takes_the_oldest_that_are_due(store: SqlStore) -> None:
-    """What is due later is left, and no more than asked for are taken, those due for longest first."""
+    """A claim takes at most the requested number, those due for the longest time first, and none that are due later."""
     await make(store, "s1", "s2", "s3")
     times = {"s1": 20, "s2": 5, "s3": 10}
     for name, at_s in times.items():
@@ -77,7 +77,7 @@ async def test_claim_takes_the_oldest_that_are_due(store: SqlStore) -> None:
 
 
 async def test_failed_one_holds_back_those_behind_it(store: SqlStore) -> None:
-    """A notification that is put off is next, however long it takes, and keeps count of its attempts."""
+    """A notification that is retried later stays first, however long it takes, and its attempts are counted."""
     await store_with(store, s1=["a1", "a2"])
     assert await claimed(store) == ["a1"]
     failed = attempt("a1", code=503, outcome="http-503")
@@ -89,7 +89,7 @@ async def test_failed_one_holds_back_those_behind_it(store: SqlStore) -> None:
 
 
 async def test_lease_that_ran_out_is_claimed_by_another(store: SqlStore) -> None:
-    """Not before its end, and then by one only."""
+    """A notification is claimed again only after its lease has expired, and then by one owner."""
     await store_with(store, s1=["a1", "a2"])
     assert await claimed(store, 0, owner="dead") == ["a1"]
     assert await claimed(store, LEASE_S - 0.001) == []
@@ -98,7 +98,7 @@ async def test_lease_that_ran_out_is_claimed_by_another(store: SqlStore) -> None
 
 
 async def test_two_stores_never_claim_the_same(store: SqlStore, database_url: str) -> None:
-    """Claimers in two stores at once share out what is due: each is claimed once, none is left."""
+    """Claims in two stores at once share the due notifications: each is claimed once, and none is left."""
     await store_with(store, **{f"s{number}": [f"n{number}", f"later{number}"] for number in range(60)})
     async with await open_store(database_url) as other:
 
@@ -110,12 +110,12 @@ async def test_two_stores_never_claim_the_same(store: SqlStore, database_url: st
 
         found = await asyncio.gather(*(claimer(by, f"{i}") for i, by in enumerate((store, other) * 4)))
     taken = sorted(name for some in found for name in some)
-    left = await claimed(store)  # a claimer passes over rows that another is just taking
+    left = await claimed(store)  # a claim skips rows that another claim is just taking
     assert sorted(taken + left) == sorted(f"n{number}" for number in range(60))
 
 
 async def test_notification_that_is_made_settled_is_not_claimed(store: SqlStore) -> None:
-    """A subscription whose application reads a stream may list what happened without any delivery."""
+    """A notification that is created as settled, for a subscription without an endpoint, is never claimed."""
     await make(store, "s1")
     reported = owed("a1", state=DELIVERED, settled_at=AT)
     await store.write(Changes(owed=[reported, owed("a2")]))
@@ -127,7 +127,7 @@ async def test_notification_that_is_made_settled_is_not_claimed(store: SqlStore)
 
 
 async def test_attempt_writes_everything_it_leads_to(store: SqlStore) -> None:
-    """The attempt, the state, the subscription's progress and usage records are one transaction."""
+    """The attempt, the notification's state, the subscription's progress and the usage records are one transaction."""
     await store_with(store, s1=["a1"])
     await claimed(store)
     update = SubscriptionUpdate(subscription_id="s1", ended_at=after(2), end_reason=EndReason.SINK_GONE)
@@ -145,7 +145,7 @@ async def test_attempt_writes_everything_it_leads_to(store: SqlStore) -> None:
 
 
 async def test_suspension_ends_with_the_attempt_that_works(store: SqlStore) -> None:
-    """`suspended_at` is always the subscription's new one."""
+    """Each recorded attempt sets the subscription's `suspended_at`."""
     await store_with(store, s1=["a1"])
     await claimed(store)
     await store.record_attempts([attempted("a1", PENDING, next_attempt_at=after(2), suspended_at=after(1))])
@@ -156,7 +156,8 @@ async def test_suspension_ends_with_the_attempt_that_works(store: SqlStore) -> N
 
 
 async def test_attempt_for_what_is_gone_is_left_out(store: SqlStore) -> None:
-    """The others are recorded; one that stays pending without a time is a defect."""
+    """An attempt for a deleted notification is skipped, and the others are recorded. An attempt that stays pending
+    without a time is an error."""
     await store_with(store, s1=["a1", "a2"])
     await claimed(store)
     with pytest.raises(ValueError, match="needs `next_attempt_at`"):
@@ -174,8 +175,8 @@ async def states(store: Store) -> dict[str, DeliveryState]:
 
 
 async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
-    """What is not settled is withdrawn with its subscription's end, listed so, and never claimed or sent again; others
-    are left alone."""
+    """Unsettled notifications are withdrawn with their subscription's end, listed as withdrawn, and never claimed or
+    sent again; other subscriptions' notifications do not change."""
     await store_with(store, s1=["a1", "a2", "a3"], s2=["b1"])
     await claimed(store)
     await store.record_attempts([attempted("a1"), attempted("b1", PENDING, next_attempt_at=after(5))])
@@ -190,7 +191,7 @@ async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
 
 @pytest.mark.parametrize(("kind", "again"), [(SinkKind.SOAP, 0), (SinkKind.WEBHOOK, 1)])
 async def test_dead_ones_of_an_ended_soap_subscription_stay_dead(store: SqlStore, kind: SinkKind, again: int) -> None:
-    """Sending again begins no callback after endNotification; a webhook still gets what was given up."""
+    """After endNotification, dead callbacks cannot be sent again; dead notifications of a webhook can."""
     await make(store, "s1", sink=Sink(kind=kind, url="https://example.com"))
     await store.write(Changes(owed=[owed("a1", "s1")]))
     await claimed(store)
@@ -201,7 +202,7 @@ async def test_dead_ones_of_an_ended_soap_subscription_stay_dead(store: SqlStore
 
 
 def withdrawal(name: str) -> SubscriptionUpdate:
-    """The client ends a SOAP subscription two seconds after the start."""
+    """The client ends a SOAP subscription two seconds after its start."""
     return SubscriptionUpdate(
         subscription_id=name, ended_at=after(2), end_reason=EndReason.CANCELLED, end_detail="", withdraws=True
     )
@@ -209,8 +210,8 @@ def withdrawal(name: str) -> SubscriptionUpdate:
 
 @pytest.mark.parametrize(("came", "becomes"), [(DELIVERED, "DELIVERED"), (PENDING, "WITHDRAWN"), (DEAD, "WITHDRAWN")])
 async def test_attempt_in_flight_while_it_is_withdrawn(store: SqlStore, came: DeliveryState, becomes: str) -> None:
-    """Its lease is seen until the attempt is recorded. A delivery counts, a failure changes nothing; nothing is claimed
-    then, nor when a lease that nobody gives back has run out."""
+    """The lease of an attempt in flight is visible until the attempt is recorded. Its delivery counts; its failure
+    changes nothing. Nothing is claimed meanwhile, nor after the lease has expired."""
     await store_with(store, s1=["a1", "a2"], s2=["b1"])
     await claimed(store)
     await store.write(Changes(updates=[withdrawal("s1"), withdrawal("s2")]))
@@ -223,7 +224,7 @@ async def test_attempt_in_flight_while_it_is_withdrawn(store: SqlStore, came: De
 
 
 async def test_late_failure_of_a_lost_lease_changes_nothing(store: SqlStore) -> None:
-    """It is listed as an attempt, under a number of its own; the lease of the other one stays."""
+    """A late failure is listed as an attempt, with its own number; the lease of the other owner stays."""
     await store_with(store, s1=["a1", "a2"])
     assert await claimed(store, 0, owner="slow") == ["a1"]
     assert await claimed(store, 30, owner="quick") == ["a1"]
@@ -239,7 +240,8 @@ async def test_late_failure_of_a_lost_lease_changes_nothing(store: SqlStore) -> 
 
 
 async def test_late_delivery_of_a_lost_lease_counts(store: SqlStore) -> None:
-    """The receiver has it, so it is delivered; the next one waits until the other's lease is given back."""
+    """A late delivery counts, since the receiver has the notification; the next one waits until the other owner's lease
+    is released."""
     await store_with(store, s1=["a1", "a2"])
     await claimed(store, 0, owner="slow")
     await claimed(store, 30, owner="quick")
@@ -252,7 +254,8 @@ async def test_late_delivery_of_a_lost_lease_counts(store: SqlStore) -> None:
 
 
 async def test_given_back_lease_is_due_when_reported(store: SqlStore) -> None:
-    """Without an attempt; a lease that is another's by now stays his."""
+    """A released lease makes its notification due at the given time, without an attempt; the lease of another owner
+    stays."""
     await store_with(store, s1=["a1"], s2=["b1"])
     await claimed(store, 0, owner="me")
     await store.release_leases("other", {"a1": after(1)})
@@ -264,7 +267,7 @@ async def test_given_back_lease_is_due_when_reported(store: SqlStore) -> None:
 
 
 async def test_dead_ones_are_sent_again_in_their_order(store: SqlStore) -> None:
-    """Only dead ones; they come before later ones that wait, but not beside one that is in flight."""
+    """Only dead notifications are sent again: before later ones that wait, but not beside one in flight."""
     await store_with(store, s1=["a1", "a2", "a3"])
     for name in ("a1", "a2"):
         assert await claimed(store) == [name]
@@ -287,7 +290,7 @@ async def test_dead_ones_are_sent_again_in_their_order(store: SqlStore) -> None:
 
 
 async def test_notifications_are_listed_by_what_is_asked(store: SqlStore) -> None:
-    """By client, by state and by subscription, page by page."""
+    """Notifications are listed by client, state and subscription, page by page."""
     await store_with(store, s1=["a1", "a2"], s2=["b1", "b2"])
     await claimed(store)
     await store.record_attempts([attempted("a1", DEAD), attempted("b1")])
@@ -304,7 +307,7 @@ async def test_notifications_are_listed_by_what_is_asked(store: SqlStore) -> Non
 
 
 async def test_work_goes_on_under_load(store: SqlStore) -> None:
-    """While changes are written and others deliver, each notification is delivered once and in order."""
+    """While changes are written and several owners deliver, each notification is delivered once and in order."""
     names = [f"s{number}" for number in range(8)]
     await make(store, *names)
     delivered: dict[str, list[int]] = {name: [] for name in names}
@@ -340,7 +343,8 @@ async def test_work_goes_on_under_load(store: SqlStore) -> None:
 
 
 async def test_usage_is_read_in_the_order_written(store: SqlStore) -> None:
-    """Of one client or of all, from a time on; a token goes on where it ended, however late."""
+    """Usage records of one client or of all are read from a given time; a page token continues where its page ended,
+    however late."""
     assert await store.usage(None, AT, Page()) == ([], "")
     records = [
         usage(f"u{n}", at=after(at_s), client_id=c)
@@ -363,7 +367,7 @@ async def test_usage_is_read_in_the_order_written(store: SqlStore) -> None:
 
 
 async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) -> None:
-    """Reading on from page to page while many write finds every record once."""
+    """Reading page by page while many writers write finds every record once."""
     found: list[str] = []
     written = asyncio.Event()
 
@@ -376,7 +380,7 @@ async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) 
         while True:
             finished = written.is_set()
             records, following = await store.usage(None, AT, Page(size=7, token=token))
-            if following:  # a full page is final; what comes after it is read again
+            if following:  # a full page does not change any more; a partial page is read again
                 found.extend(one.id for one in records)
                 token = following
             elif finished:
@@ -393,7 +397,7 @@ async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) 
 
 
 async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
-    """NUL, lone surrogates and any other text in a record do not make a group of records fail."""
+    """NUL, lone surrogates and any other text in a record can be written, and do not fail the group of records."""
     ugly = "a\0b\ud800c😀é"
     record = msgspec.structs.replace(
         usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, subscription_id=ugly, root_cause=ugly
@@ -412,7 +416,7 @@ async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 64, 2100])
 async def test_usage_records_are_added_once_and_in_order(store: SqlStore, count: int) -> None:
-    """Whatever their number, and also where some are there already."""
+    """Any number of records is added once and in order, even where some are stored already."""
     records = [usage(f"u{number:04}") for number in range(count)]
     await store.write_usage(records[: count // 2])
     await store.write_usage(records)
@@ -424,7 +428,7 @@ async def test_usage_records_are_added_once_and_in_order(store: SqlStore, count:
 
 
 async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:
-    """Pending notifications, active subscriptions and those of which something is kept stay."""
+    """A purge keeps pending notifications, active subscriptions, and subscriptions with other records."""
     await store_with(store, s1=["a1", "a2"], s2=["b1"], s3=["d1"], s4=[])
     for name in ("s1", "s2", "s4"):
         await end(store, name, at=after(10))
@@ -434,7 +438,7 @@ async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:
     )
     await store.write_usage([usage("u1", after(1)), usage("u2", after(50))])
     await store.audit(after(1), "operator", "client.create", {})
-    # a1, d1, u1, the audit line and s4; of s1 and s2 something is kept
+    # a1, d1, u1, the audit line and s4; s1 and s2 have records that are kept
     assert await purged(store, after(20), most=2) == [2, 2, 1]
     assert await states(store) == {"a2": PENDING, "b1": DEAD}
     assert await store.attempts("a1") == []
@@ -446,7 +450,7 @@ async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:
 
 
 async def test_usage_is_kept_for_its_own_time(store: SqlStore) -> None:
-    """What is billed may be kept for longer than deliveries, or shorter."""
+    """Usage records have a retention of their own, longer or shorter than that of deliveries."""
     await store_with(store, s1=["a1"])
     await claimed(store)
     await store.record_attempts([attempted("a1", usage=[usage("u1")])])
@@ -455,7 +459,7 @@ async def test_usage_is_kept_for_its_own_time(store: SqlStore) -> None:
 
 
 async def purged(store: Store, before: datetime, most: int) -> list[int]:
-    """What each call of a purge to its end deletes."""
+    """The numbers that each call of a complete purge deletes."""
     counts: list[int] = []
     while not counts or counts[-1] == most:
         counts.append(await store.purge(before, most))
@@ -463,7 +467,7 @@ async def purged(store: Store, before: datetime, most: int) -> list[int]:
 
 
 async def left(store: Store) -> set[str]:
-    """The subscriptions that are there."""
+    """The ids of the subscriptions that are left."""
     found: list[Subscription]
     found, _ = await store.subscriptions(None, Page(), active_only=False)
     return {one.id for one in found}

@@ -1,4 +1,4 @@
-"""Tests of `app/core/usage.py`: records are written in groups, soon, and survive a database that is away a while."""
+"""Tests of `app/core/usage.py`: records are written soon, in groups, and wait while the database is away."""
 
 import asyncio
 from datetime import timedelta
@@ -26,7 +26,7 @@ async def exported(core: Core, *args: Any, **options: Any) -> list[str]:
 
 
 async def test_records_are_written_in_groups_in_their_order(core: Core) -> None:
-    """Many records of a moment are few transactions, and are read as they were made."""
+    """Many simultaneous records are few transactions, and are read in the order in which they were made."""
     for number in range(5000):
         record(core, number)
     await until(lambda: not core.usage.buffered)
@@ -35,7 +35,7 @@ async def test_records_are_written_in_groups_in_their_order(core: Core) -> None:
 
 
 async def test_records_left_at_the_end_are_written(url: str) -> None:
-    """A gateway that stops writes what it still has."""
+    """A gateway that stops writes its remaining records."""
     async with run_core(url) as core:
         record(core)
     async with run_core(url) as core:
@@ -43,7 +43,7 @@ async def test_records_left_at_the_end_are_written(url: str) -> None:
 
 
 async def test_client_reads_its_own(core: Core) -> None:
-    """A client exports its own records from a time on, an operator's client everybody's."""
+    """A client exports its own records from a given time; an operator's client exports all."""
     record(core, 1)
     core.clocks.advance(60)
     record(core, 2)
@@ -55,7 +55,7 @@ async def test_client_reads_its_own(core: Core) -> None:
 
 
 async def test_reading_counts_against_the_rate(url: str) -> None:
-    """A page is one call, and so is an export of many pages."""
+    """A page counts as one call, and so does an export of many pages."""
     async with run_core(url, policy=Policy(rate_per_s=2)) as core:
         for number in range(5):
             record(core, number)
@@ -69,7 +69,7 @@ async def test_reading_counts_against_the_rate(url: str) -> None:
 
 
 async def test_a_defect_does_not_end_the_log(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records wait for what no database says of itself, too; the log line has the traceback."""
+    """Records also wait where the database fails with an unexpected exception; the log line has the traceback."""
     monkeypatch.setattr(usage, "RETRY_S", 0.01)
     kept, broken = core.store._store, asyncio.Event()  # noqa: SLF001
 
@@ -88,7 +88,8 @@ async def test_a_defect_does_not_end_the_log(core: Core, monkeypatch: pytest.Mon
 
 
 async def test_what_callers_wrote_is_bounded(core: Core) -> None:
-    """Targets, requester and correlator of any length make a record of bounded length, with the true count."""
+    """A record is bounded, however long its targets, requester and correlator are; it has the true number of
+    targets."""
     made = core.usage.make(
         GET_STATUS,
         Caller(client=APP, face="soap", requester="r" * 10_000),

@@ -1,4 +1,4 @@
-"""The dictionary with a capacity (`app/domain/bounded.py`), against a list that does the same slowly."""
+"""The dictionary with a capacity (`app/domain/bounded.py`), compared with a slow model: a list."""
 
 from hypothesis import given
 from hypothesis import strategies as st

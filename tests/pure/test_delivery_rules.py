@@ -1,4 +1,4 @@
-"""The rules of deliveries: waits between attempts, suspension, usage, and places by host."""
+"""The rules of deliveries: waits between attempts, suspension, usage records, and how many attempts a host may have."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -18,13 +18,14 @@ from tests.support.outbox import ALICE, BOB, NOW, OWNER, change, make_owed
 
 
 def judged(sent: Sent, *, attempts: int = 0, age: timedelta = timedelta(), jitter: float = 0.5, **fields: Any) -> Any:
-    """The verdict on an attempt of a notification of that age."""
+    """The verdict on an attempt of a notification of this age."""
     notification = make_owed(SUBSCRIPTION, at=NOW - age, attempts=attempts)
     return judge(notification, replace(SUBSCRIPTION, **fields), sent, NOW, jitter=jitter, policy=POLICY)
 
 
 def test_waits_grow_and_end_after_three_days() -> None:
-    """Seconds at first, half an hour at most, a last try after exactly three days, then dead."""
+    """Waits grow from seconds to half an hour; the last attempt is after exactly three days, then the notification is
+    dead."""
     notification, now, waits = make_owed(SUBSCRIPTION), NOW, []
     subscription = SUBSCRIPTION
     while True:
@@ -44,7 +45,7 @@ def test_waits_grow_and_end_after_three_days() -> None:
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 10_000))
 def test_jitter_spreads_waits_by_a_quarter(jitter: float, attempts: int) -> None:
-    """Waits are between 3/4 and 5/4 of what they would be, whatever the number of attempts."""
+    """Jitter changes a wait by at most a quarter up or down, whatever the number of attempts."""
     plain = (judged(FAILED, attempts=attempts).next_attempt_at - NOW).total_seconds()
     wait = (judged(FAILED, attempts=attempts, jitter=jitter).next_attempt_at - NOW).total_seconds()
     assert 0.74 * plain <= wait <= 1.26 * plain
@@ -53,28 +54,28 @@ def test_jitter_spreads_waits_by_a_quarter(jitter: float, attempts: int) -> None
 
 @pytest.mark.parametrize(("said_s", "wait_s"), [(None, 2), (0, 2), (1, 2), (60, 60), (10**9, 6 * 3600)])
 def test_retry_after_is_honoured_and_bounded(said_s: float | None, wait_s: float) -> None:
-    """An endpoint may ask for a longer wait, up to six hours; not for a shorter one."""
+    """An endpoint may ask for a longer wait, up to six hours, but not for a shorter one."""
     verdict = judged(replace(FAILED, code=429, retry_after_s=said_s))
     assert verdict.next_attempt_at == NOW + timedelta(seconds=wait_s)
 
 
 def test_a_last_attempt_stands_at_the_end() -> None:
-    """No wait reaches beyond the age at which it is given up; at that age a failure is the last."""
+    """No wait goes beyond the age limit of a notification; a failed attempt at that age is the last one."""
     verdict = judged(FAILED, attempts=5, age=timedelta(days=3, seconds=-1))
     assert verdict.next_attempt_at == NOW + timedelta(seconds=1)
     assert judged(FAILED, attempts=0, age=timedelta(days=3)).state is DeliveryState.DEAD
 
 
 def test_410_and_an_expired_token_end_the_subscription() -> None:
-    """The notification is dead at once, and so is the subscription, with its reason."""
+    """The notification is dead at once, and the subscription ends with the reason."""
     assert (judged(GONE).state, judged(GONE).ends) == (DeliveryState.DEAD, EndReason.SINK_GONE)
     expired = judged(Sent(delivered=False, outcome="token-expired", ends=EndReason.TOKEN_EXPIRED))
     assert (expired.state, expired.ends) == (DeliveryState.DEAD, EndReason.TOKEN_EXPIRED)
 
 
 def test_suspension() -> None:
-    """After ten failures in a row the subscription is suspended, stays so with its first time, is probed at the
-    longest wait, and the first success clears it."""
+    """Ten failures in a row suspend the subscription. It keeps the time of its suspension, is tried at the longest
+    wait, and the first success ends the suspension."""
     assert judged(FAILED, attempts=8).suspended_at is None
     assert judged(FAILED, attempts=9).suspended_at == NOW
     later = judged(FAILED, attempts=0, suspended_at=OLD)
@@ -95,7 +96,8 @@ def billed(notification: OwedNotification, state: DeliveryState, outcome: str) -
 
 
 def test_usage_of_a_status_notification() -> None:
-    """Attempted with the first attempt, result when settled; once for the message and once for each change in it."""
+    """The attempt is recorded with the first attempt, the result when the notification is settled; each once for the
+    message and once for each change in it."""
     two = make_owed(SUBSCRIPTION, changes=[change(), change(BOB)])
     attempted = [
         ("statusNotification_DeliveryAttempted", "OK", f"{ALICE} {BOB}"),
@@ -113,7 +115,8 @@ def test_usage_of_a_status_notification() -> None:
 
 
 def test_usage_of_other_notifications() -> None:
-    """Errors and ends have their names; what the contract does not name, and what was not sent, is not billed."""
+    """Errors and ends have their own operation names. Notifications that the contract does not name, or that were not
+    sent, are not billed."""
     error = make_owed(SUBSCRIPTION, kind=NotificationKind.ERROR, address=BOB)
     assert billed(error, DeliveryState.DELIVERED, "delivered") == [
         ("statusError_DeliveryAttempted", "OK", BOB),
@@ -131,7 +134,8 @@ def test_usage_of_other_notifications() -> None:
 
 
 def test_a_hosts_places() -> None:
-    """Few until it answers, all then, one while it is silent; what does not fit waits accordingly."""
+    """A host has few places until it answers, then all, and one while it is silent; further attempts wait
+    accordingly."""
     places, host = Places(), Host(known_since_s=0)
     assert host.share(places) == places.unproven_host
     for _ in range(50):

@@ -62,7 +62,7 @@ CODES = {
     ],
 )
 def test_good_addresses(text: str, canonical: str) -> None:
-    """An address is returned in its canonical form, which is its own canonical form."""
+    """An address is returned in its canonical form; the canonical form of that form is itself."""
     assert parse_address(text) == canonical
     assert parse_address(canonical) == canonical
 
@@ -146,14 +146,14 @@ def test_good_addresses(text: str, canonical: str) -> None:
     ],
 )
 def test_bad_addresses(text: str, hint: str) -> None:
-    """A bad address is refused with a message that helps to mend it."""
+    """A bad address is refused with a message that helps to correct it."""
     with pytest.raises(InvalidAddress) as caught:
         parse_address(text)
     assert hint in str(caught.value)
 
 
 def test_longest_address() -> None:
-    """An address of exactly the greatest length is taken."""
+    """An address of exactly the maximum length is accepted."""
     text = f"sip:{'a' * (MAX_ADDRESS_LENGTH - 16)}@example.com"
     assert len(text) == MAX_ADDRESS_LENGTH
     assert parse_address(text) == text
@@ -173,7 +173,7 @@ def test_longest_address() -> None:
     ],
 )
 def test_different_addresses_stay_different(one: str, other: str) -> None:
-    """Addresses that RFC 3261 section 19.1.4 distinguishes do not become equal."""
+    """Addresses that RFC 3261 section 19.1.4 distinguishes have different canonical forms."""
     assert parse_address(one) != parse_address(other)
 
 
@@ -186,7 +186,7 @@ def test_different_addresses_stay_different(one: str, other: str) -> None:
     ],
 )
 def test_equal_addresses_become_equal(one: str, other: str) -> None:
-    """Addresses that differ in visual separators (RFC 3966 section 4), case and order only become equal."""
+    """Addresses that differ only in visual separators (RFC 3966 section 4), case and order have one canonical form."""
     assert parse_address(one) == parse_address(other)
 
 
@@ -194,7 +194,7 @@ LABEL = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9-]{0,4}[A-Za-z0-9])?", fullmatch=T
 
 
 def chars(plain: str, *, never_escaped: str) -> st.SearchStrategy[str]:
-    """A text of these characters, and of escapes of all but some."""
+    """A text of these characters, and of escapes of all characters but some."""
     escapes = [f"%{byte:02X}" for byte in range(256) if chr(byte) not in never_escaped]
     each = st.sampled_from([*plain, *escapes, *(escape.lower() for escape in escapes)])
     return st.lists(each, min_size=1, max_size=12).map("".join)
@@ -225,7 +225,7 @@ TEL = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(SIP | TEL)
 def test_any_well_formed_uri(text: str) -> None:
-    """Any URI of the grammar is taken; its canonical form is no longer and is its own canonical form."""
+    """Any URI of the grammar is accepted. Its canonical form is not longer, and is its own canonical form."""
     canonical = parse_address(text)
     assert parse_address(canonical) == canonical
     assert canonical.isascii()
@@ -235,7 +235,7 @@ def test_any_well_formed_uri(text: str) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=250) | st.text("sipteladx:@.;=%[]+-019 ", max_size=250).map(lambda text: f"sip:{text}"))
 def test_any_text(text: str) -> None:
-    """Whatever the text, it is a canonical address or InvalidAddress, never another exception."""
+    """Any text is either accepted or refused with InvalidAddress; no other exception is raised."""
     try:
         canonical = parse_address(text)
     except InvalidAddress:
@@ -264,14 +264,14 @@ def errors(base: type[TerminalStatusError] = TerminalStatusError) -> list[type[T
 
 
 def test_error_codes_are_unique_and_stable() -> None:
-    """Each error has a code of its own, and the codes that applications know stay as they are."""
+    """Each error has its own code, and codes that applications know do not change."""
     codes = {error.code: error.retryable for error in errors()}
     assert len(codes) == len(errors())
     assert codes.items() >= CODES.items()
 
 
 def test_errors_carry_what_is_needed() -> None:
-    """An error carries its message, how long to wait, and its details."""
+    """An error has its message, how long to wait, and its details."""
     error = PresenceUnavailable("Later.", retry_after_s=2.5, sip_code="503")
     assert (str(error), error.retry_after_s, error.details) == ("Later.", 2.5, {"sip_code": "503"})
     assert TerminalUnknown("No.").retry_after_s is None
@@ -293,7 +293,7 @@ def test_terminal_status_wants_utc(observed_at: datetime) -> None:
 
 
 def test_terminal_status_is_a_value() -> None:
-    """Equal terminal statuses are equal, and none can be changed."""
+    """Equal terminal statuses compare equal, and cannot be changed."""
     one, other = (
         TerminalStatus(
             address=parse_address("sip:a@b"),

@@ -1,4 +1,4 @@
-"""Tests of `app/sip/worker/fair_queue.py`: whose turn it is."""
+"""Tests of `app/sip/worker/fair_queue.py`: the order in which clients are served."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,13 +19,14 @@ CLIENTS = st.lists(st.integers(1, 5), max_size=3, unique=True).map(tuple)
 
 
 def taken(turns: FairQueue[Entry]) -> list[Entry]:
-    """All that waits, in order."""
+    """All waiting entries, in order."""
     return [turns.pop() for _ in range(len(turns))]
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=200))
 def test_clients_take_turns(wanted: list[tuple[int, bool]]) -> None:
-    """At any time two clients that both wait were served equally often, but for one; each in its own order."""
+    """Two clients that both wait have been served equally often, give or take one; each client's entries keep their
+    order."""
     turns, own = FairQueue[Entry](), dict[int, list[int]]()
     for number, (client, first) in enumerate(wanted):
         turns.add(Entry(number, (client,)), first=first)
@@ -44,7 +45,8 @@ def test_clients_take_turns(wanted: list[tuple[int, bool]]) -> None:
 
 @given(st.lists(CLIENTS, max_size=60), st.integers(1, 5))
 def test_an_entry_waits_for_the_client_that_is_served_least(wanted: list[tuple[int, ...]], client: int) -> None:
-    """Whatever else waits, and whoever else wants it: the first of a client leaves within one turn of each other."""
+    """A client's first entry leaves within one round, whatever else waits, even where other clients want the same
+    entry."""
     turns = FairQueue[Entry]()
     for number, clients in enumerate(wanted):
         turns.add(Entry(number, clients))
@@ -57,7 +59,7 @@ def test_an_entry_waits_for_the_client_that_is_served_least(wanted: list[tuple[i
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "first", "pop", "discard"]), st.integers(0, 9)), max_size=200))
 def test_nothing_is_lost_or_served_twice(steps: list[tuple[str, int]]) -> None:
-    """Entries come, leave, and come again; what waits is what was added and has not left."""
+    """Entries are added, removed and added again; the queue holds exactly those that were added and not removed."""
     entries = [Entry(number, tuple(range(1, 1 + number % 4))) for number in range(10)]
     turns, waiting = FairQueue[Entry](), set[Entry]()
     for step, number in steps:
@@ -76,7 +78,7 @@ def test_nothing_is_lost_or_served_twice(steps: list[tuple[str, int]]) -> None:
 
 
 def test_who_comes_back_waits_for_a_round() -> None:
-    """A client with one entry at a time has every second turn beside one with many, and no more."""
+    """A client that adds one entry at a time alternates with a client that has many."""
     turns = FairQueue[Entry]()
     for number in range(10):
         turns.add(Entry(number, (1,)))

@@ -1,4 +1,4 @@
-"""Large messages through a stream: of whatever size and however the stream is cut, all arrive whole and in order."""
+"""Large messages over a stream: they arrive whole and in order, whatever their size and however the stream is cut."""
 
 import re
 
@@ -12,14 +12,15 @@ BUFFER_BYTES = 4000
 
 
 def message(number: int, size: int, name: str = "Content-Length") -> bytes:
-    """A NOTIFY whose body says which it is."""
+    """A NOTIFY whose body identifies it."""
     head = f"NOTIFY sip:w SIP/2.0\r\nCall-ID: {number}@x\r\nCSeq: {number} NOTIFY\r\n{name}: {size}\r\n\r\n"
     return head.encode() + (b"%d." % number * size)[:size]
 
 
 class ModelOfPjsip:
-    """PJSIP's side as measured: it shows the callback its buffer, again after each change and each message it handled,
-    takes what was shortened as discarded from the front, and keeps a part of a message for the next read."""
+    """A model of PJSIP's side, as measured: it shows the callback its buffer, and again after each change and each
+    handled message. It discards from the front the bytes that the callback removed, and keeps part of a message for
+    the next read."""
 
     def __init__(self) -> None:
         self.bodies = LargeBodies()
@@ -71,7 +72,7 @@ def test_all_arrive_whole_and_in_order(sizes: list[int], cuts: list[int], name: 
 
 @given(st.binary(max_size=6000), st.binary(max_size=3000))
 def test_any_bytes_do_no_harm(first: bytes, second: bytes) -> None:
-    """Whatever a stream brings, it is answered, with no more than was shown."""
+    """Whatever a stream brings, the callback answers, and never with more bytes than it was shown."""
     stream = ConnectionBuffer(LargeBodies())
     for shown in (first, second, first + second):
         instead = stream.replace(shown)
@@ -79,7 +80,7 @@ def test_any_bytes_do_no_harm(first: bytes, second: bytes) -> None:
 
 
 def test_too_large_a_body() -> None:
-    """A body above the bound is passed over, its message arrives without it and says what was declared."""
+    """A body above the bound is skipped; its message arrives without the body, with the declared length."""
     bodies = LargeBodies()
     stream = ConnectionBuffer(bodies)
     raw = message(1, MAX_BODY_BYTES + 1)
@@ -95,7 +96,7 @@ def test_too_large_a_body() -> None:
 
 
 def test_bodies_are_bounded() -> None:
-    """LargeBodies that nobody asks for make room for new ones."""
+    """Bodies that are never collected make room for new ones."""
     bodies = LargeBodies()
     for number in range(MOST_BODIES + 1):
         bodies.keep(message(number, 0), 1, b"x")
@@ -104,7 +105,7 @@ def test_bodies_are_bounded() -> None:
 
 
 def test_another_connection_at_the_same_place() -> None:
-    """What a closed connection left is dropped when the bytes are not its."""
+    """State that a closed connection left is dropped where the new connection's bytes do not continue it."""
     stream = ConnectionBuffer(LargeBodies())
     assert stream.replace(message(1, 9000)[:3000]) is not None
     assert stream.replace(message(2, 10)) is None

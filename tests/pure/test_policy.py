@@ -1,4 +1,4 @@
-"""Tests of `app/domain/policy.py`: limits, the stricter of two, and rates."""
+"""Tests of `app/domain/policy.py`: limits of operator and client, and rates."""
 
 from dataclasses import fields
 from typing import Any
@@ -39,7 +39,7 @@ def client(**limits: int | bool) -> Client:
     ],
 )
 def test_client_can_only_be_stricter(name: str, common: Any, own: Any, expected: Any) -> None:
-    """Of the operator's and the client's value the stricter holds; 0 is no limit where the policy says so."""
+    """The stricter of the operator's and the client's value holds; 0 means unlimited where the policy says so."""
     operator = Policy(**{name: common})
     assert getattr(effective(operator, client(**{name: own})), name) == expected
 
@@ -61,7 +61,8 @@ def test_client_can_only_be_stricter(name: str, common: Any, own: Any, expected:
     ],
 )
 def test_clients_burst_can_only_be_stricter(rate: int, burst: int, own: dict[str, int], expected: int) -> None:
-    """A burst of 0 is one second's worth on either side, and no way around the other's."""
+    """A burst of 0 means one second's worth of calls, for operator and client; a client cannot exceed the operator's
+    burst by it."""
     policies = Policies(Policy(rate_per_s=rate, rate_burst=burst), lambda: 0.0)
     for _ in range(expected):
         policies.admit(client(**own))
@@ -70,7 +71,7 @@ def test_clients_burst_can_only_be_stricter(rate: int, burst: int, own: dict[str
 
 
 def test_client_without_limits_has_the_operators_policy() -> None:
-    """Nothing is computed for a client without limits of its own; unknown ones are ignored."""
+    """A client without limits has the operator's policy object itself; unknown limits are ignored."""
     operator = Policy(max_targets=5)
     assert effective(operator, APP) is operator
     assert effective(operator, client(left_from_an_old_version=1)) == operator
@@ -81,18 +82,18 @@ def test_client_without_limits_has_the_operators_policy() -> None:
     [{"max_terminals": 1}, {"max_targets": -1}, {"max_targets": True}, {"busy_available": 1}, {"rate_per_s": 1 << 60}],
 )
 def test_limits_that_are_none_are_refused(limits: dict[str, Any]) -> None:
-    """A client's limits are policies by name, whole numbers from 0 or true and false."""
+    """A client's limits are named after policies; values are whole numbers from 0, or true and false."""
     with pytest.raises(InvalidRequest):
         check_limits(limits)
 
 
 def test_every_policy_can_be_a_limit() -> None:
-    """Each policy's own default is a limit that is taken."""
+    """Each policy's default is a valid limit."""
     check_limits({field.name: field.default for field in fields(Policy)})
 
 
 def test_interval_and_duration_fall_back_to_the_policy() -> None:
-    """What is not asked for is the policy's; for ever only where nothing says otherwise."""
+    """A request without interval or duration gets the policy's; it lasts for ever only where the policy allows that."""
     policy = Policy(min_interval_ms=5, default_duration_ms=100, max_duration_ms=50)
     assert (interval_allowed(policy, 0), interval_allowed(policy, 7)) == (5, 7)
     assert (interval_allowed(policy, 5, named=True), interval_allowed(Policy(), 0, named=True)) == (5, 0)
@@ -114,8 +115,8 @@ def test_busy_is_seen_as_reachable_where_the_policy_hides_it() -> None:
     calls=st.lists(st.tuples(st.floats(-1, 3, allow_nan=False), st.integers(1, 1000)), min_size=1, max_size=200),
 )
 def test_no_more_calls_than_burst_and_rate_allow(rate: int, burst: int, calls: list[tuple[float, int]]) -> None:
-    """In any time at most the burst and the rate's worth is let through, but for the last query, which owes the rest;
-    who waits as long as the answer says is let through; clocks may go back."""
+    """In any time at most the burst and the rate's worth of calls passes. Only the last query may exceed this; later
+    calls wait for its debt. A caller that waits as long as it was asked to passes. Clocks may go back."""
     bucket: Bucket | None = None
     now_s = elapsed_s = 0.0
     taken = last = 0
@@ -146,7 +147,7 @@ def test_rate_is_each_clients_own() -> None:
 
 
 def test_a_query_counts_as_many_calls_as_it_is_worth() -> None:
-    """One above the burst takes what is there and owes the rest; what it turns out to be worth is put right."""
+    """A query above the burst uses what is left and owes the rest; its count is corrected when its size is known."""
     now_s = [0.0]
     policies = Policies(Policy(rate_per_s=10, rate_burst=20), lambda: now_s[0])
     policies.admit(APP, 1000)
@@ -154,7 +155,7 @@ def test_a_query_counts_as_many_calls_as_it_is_worth() -> None:
         policies.admit(APP)
     assert refused.value.retry_after_s == pytest.approx(98.1)
     policies.charge(APP, 500 - 1000)
-    policies.charge(OTHER, 500)  # of whom nothing is known, and who owes nothing
+    policies.charge(OTHER, 500)  # an unknown client, which owes nothing
     with pytest.raises(RateLimited) as refused:
         policies.admit(APP)
     assert refused.value.retry_after_s == pytest.approx(48.1)
@@ -164,7 +165,7 @@ def test_a_query_counts_as_many_calls_as_it_is_worth() -> None:
 
 
 def test_rates_of_many_clients_are_bounded() -> None:
-    """No more clients are remembered than MAX_BUCKETS; those that rested longest are forgotten."""
+    """At most MAX_BUCKETS clients are remembered; those that have been idle the longest are forgotten."""
     policies = Policies(Policy(rate_per_s=1), lambda: 0.0)
     for number in range(MAX_BUCKETS + 10):
         policies.admit(Client(id=str(number), name="", created_at=BEGAN))

@@ -1,4 +1,4 @@
-"""Tests of `app/domain/presence.py`: one for each row of the status rule, one for each way a document can be bad."""
+"""Tests of `app/domain/presence.py`: each row of the status rule, and each way in which a document can be bad."""
 
 import contextlib
 import gc
@@ -191,7 +191,7 @@ def test_status_rule(document: str, expected: Status) -> None:
     ],
 )
 def test_what_is_really_sent(document: str, activities: set[str]) -> None:
-    """Documents as real servers and phones write them are read: open, with their activities."""
+    """Documents in the form that real servers and phones write are read: open, with their activities."""
     assert Presence(open=True, activities=frozenset(activities)) == read(document)
 
 
@@ -209,7 +209,7 @@ def test_what_is_really_sent(document: str, activities: set[str]) -> None:
     ],
 )
 def test_open_however_it_is_written(document: str) -> None:
-    """An open tuple is open however its XML is written and whatever stands beside it."""
+    """An open tuple is open in every XML notation, and with any other elements beside it."""
     assert Presence(open=True, activities=frozenset()) == read(pidf(document))
 
 
@@ -235,7 +235,7 @@ def test_open_however_it_is_written(document: str) -> None:
     ],
 )
 def test_not_open(document: str) -> None:
-    """Only an open `basic` of a tuple's status opens it."""
+    """A tuple is open only by `basic` with the value `open` in its own `status`."""
     assert status(pidf(document)) == Status.UNREACHABLE
 
 
@@ -259,19 +259,19 @@ def test_not_open(document: str) -> None:
     ],
 )
 def test_not_busy(element: str) -> None:
-    """What only looks like a busy activity is none."""
+    """Elements that only resemble a busy activity do not make a terminal busy."""
     assert status(pidf(OPEN, element)) == Status.REACHABLE
 
 
 def test_prefix_meaning_ends_with_its_element() -> None:
-    """A prefix redeclared inside an element has its earlier meaning after that element."""
+    """A prefix that an element redeclares has its earlier namespace again after that element."""
     stranger = "<rpid:x xmlns:rpid='urn:x' xmlns='urn:y' xmlns:new='urn:z'><rpid:y/><new:y/></rpid:x>"
     assert status(pidf(stranger, OPEN, stranger, person(stranger + PHONE))) == Status.BUSY
     assert reason(pidf(stranger, "<new:x/>").encode()) == "malformed"
 
 
 def test_busy_set_is_the_callers() -> None:
-    """Which activities make a terminal busy is the operator's to say."""
+    """The operator chooses which activities make a terminal busy."""
     presence = Presence(open=True, activities=frozenset({"meeting"}))
     assert status_of(presence, BUSY) == Status.REACHABLE
     assert status_of(presence, {"meeting"}) == Status.BUSY
@@ -297,7 +297,7 @@ def test_busy_set_is_the_callers() -> None:
     ],
 )
 def test_encodings(body: bytes) -> None:
-    """Each encoding that is read gives the same result."""
+    """Each supported encoding gives the same result."""
     assert Presence(open=True, activities=frozenset({"on-the-phone"})) == read(body)
 
 
@@ -312,7 +312,7 @@ def test_encodings(body: bytes) -> None:
     ],
 )
 def test_content_type_of_pidf(content_type: str) -> None:
-    """PIDF's media type counts in any case and with any parameters; an absent one is taken as PIDF."""
+    """PIDF's media type is accepted in any case and with any parameters; a missing one is taken as PIDF."""
     assert read_presence(pidf(OPEN).encode(), content_type, "identity").open
 
 
@@ -329,12 +329,12 @@ def test_content_type_of_pidf(content_type: str) -> None:
     ],
 )
 def test_other_content_types_are_refused(content_type: str) -> None:
-    """A NOTIFY with another media type, a resource list's among them, is unreadable, not unreachable."""
+    """A NOTIFY with another media type, such as a resource list, is unreadable, not unreachable."""
     assert reason(pidf(OPEN).encode(), content_type) == "content-type"
 
 
 def test_compressed_documents_are_refused() -> None:
-    """A compressed body is named as such, even when its header is missing."""
+    """The error for a compressed body says that it is compressed, even where its header is missing."""
     body = gzip.compress(pidf(OPEN).encode())
     assert reason(body) == "content-encoding"
     assert reason(body, content_encoding="GZIP") == "content-encoding"
@@ -342,7 +342,7 @@ def test_compressed_documents_are_refused() -> None:
 
 
 def test_empty_body_needs_no_headers() -> None:
-    """An empty body is no document, whatever the headers say of it."""
+    """An empty body means that there is no document, whatever the headers say."""
     assert Presence(open=False, activities=frozenset()) == read_presence(b"", "multipart/related", "gzip")
 
 
@@ -368,13 +368,13 @@ def test_empty_body_needs_no_headers() -> None:
     ],
 )
 def test_malformed_documents(body: bytes) -> None:
-    """What is not well-formed is unreadable, not unreachable."""
+    """A document that is not well-formed is unreadable, not unreachable."""
     assert reason(body) == "malformed"
 
 
 @pytest.mark.parametrize("document", [IMS, CISCO, ASTERISK], ids=["IMS", "Cisco", "Asterisk"])
 def test_cut_short_anywhere(document: str) -> None:
-    """A document cut short at any byte is unreadable: it never passes for a shorter one."""
+    """A document that is cut at any byte is unreadable, and never read as a shorter document."""
     body = document.strip().encode()
     assert {"malformed"} == {reason(body[:length]) for length in range(1, len(body))}
 
@@ -406,7 +406,7 @@ DTDS = {
     "laughs": "<!DOCTYPE presence [<!ENTITY e0 'ha'>"
     + "".join(f"<!ENTITY e{i} '{f'&e{i - 1};' * 10}'>" for i in range(1, 20))
     + "<!ENTITY e '&e19;'>]>",
-    # Unbounded recursion in Expat 2.5: without the refusal this one ends the process.
+    # Unbounded recursion in Expat 2.5: if DTDs were read, this document would end the process.
     "chain": "<!DOCTYPE presence [<!ENTITY e0 'ha'>"
     + "".join(f"<!ENTITY e{i} '&e{i - 1};'>" for i in range(1, 30_000))
     + "<!ENTITY e '&e29999;'>]>",
@@ -416,18 +416,18 @@ DTDS = {
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("dtd", DTDS.values(), ids=DTDS.keys())
 def test_dtds_are_refused(dtd: str, encoding: str) -> None:
-    """Any DTD is refused before it is read, in any encoding, also behind a comment."""
+    """Any DTD is refused before it is read, in any encoding, even behind a comment."""
     body = f"<!-- x -->{dtd}{pidf('<note>&e;</note>', OPEN)}".encode(encoding)
     assert reason(body[:MAX_DOCUMENT_BYTES]) == "dtd"
 
 
 def test_dtd_in_a_comment_is_no_dtd() -> None:
-    """A document that only mentions a DTD is read."""
+    """A document that mentions a DTD only in a comment is read."""
     assert status(pidf("<!-- <!DOCTYPE x> --><note><![CDATA[<!DOCTYPE x>]]></note>", OPEN)) == Status.REACHABLE
 
 
 def test_size_is_bounded() -> None:
-    """A document of exactly the limit is read; one byte more is refused unread."""
+    """A document of exactly the limit is read; one byte more is refused without reading the document."""
     document = pidf(OPEN).encode()
     assert read(document.ljust(MAX_DOCUMENT_BYTES)).open
     assert reason(document.ljust(MAX_DOCUMENT_BYTES + 1)) == "too-large"
@@ -435,7 +435,7 @@ def test_size_is_bounded() -> None:
 
 
 def test_depth_is_bounded() -> None:
-    """A document of exactly the deepest nesting is read; one deeper is refused."""
+    """A document of exactly the maximum nesting is read; one level more is refused."""
 
     def nested(depth: int) -> str:
         return pidf(OPEN, "<x>" * (depth - 1), "</x>" * (depth - 1))
@@ -459,8 +459,8 @@ def test_depth_is_bounded() -> None:
     ],
 )
 def test_hostile_shapes_are_refused(filling: str) -> None:
-    """Documents that would keep everybody waiting are refused by their number of elements and attributes, or by the
-    length of one tag."""
+    """Documents that would block the process are refused by their number of elements and attributes, or by the length
+    of one tag."""
     assert reason(pidf(filling, OPEN).encode()) == "too-large"
 
 
@@ -475,12 +475,12 @@ def test_hostile_shapes_are_refused(filling: str) -> None:
     ],
 )
 def test_large_documents_are_read(filling: str) -> None:
-    """The bounds leave room for what is ignored."""
+    """The bounds leave room for elements that are ignored."""
     assert read(pidf(filling, OPEN)).open
 
 
 def test_nothing_is_left_behind() -> None:
-    """Reading leaves no reference cycles, whether it succeeds or not: memory is free again at once."""
+    """Reading leaves no reference cycles, whether it succeeds or not, so the memory is free again at once."""
     gc.collect()
     gc.disable()
     try:
@@ -494,7 +494,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_message_is_bounded() -> None:
-    """What a stranger wrote is quoted, and cut, in the message."""
+    """An error message quotes text of the document, cut to a bound."""
     with pytest.raises(DocumentUnreadable) as caught:
         read_presence(b"<" + b"x" * 10_000 + b"/>", "", "")
     assert len(str(caught.value)) < 200
@@ -505,7 +505,7 @@ RPID_TUPLE = "xmlns='urn:ietf:params:xml:ns:pidf:rpid-tuple'"
 
 
 def of_tuple(element: str, *, in_status: str = "") -> str:
-    """A tuple that is open and on the phone, with an element that says whose or what it is."""
+    """A tuple that is open and on the phone, with an element that names its person or its service."""
     return f"<tuple id='t'><status><basic>open</basic>{in_status}</status>{element}{PHONE}</tuple>"
 
 
@@ -526,8 +526,8 @@ def of_tuple(element: str, *, in_status: str = "") -> str:
     ],
 )
 def test_tuples_of_others_count_for_nothing(other: str) -> None:
-    """RFC 4480 sections 3.9 and 3.12: the tuple of another person, or of a service that is not electronic, opens no
-    terminal and makes none busy, wherever it stands."""
+    """RFC 4480 sections 3.9 and 3.12: a tuple of another person, or of a service that is not electronic, makes a
+    terminal neither open nor busy, wherever the tuple is in the document."""
     assert Presence(open=False, activities=frozenset()) == read(pidf(other))
     for document in (pidf(other, OPEN), pidf(OPEN, other), pidf(CLOSED, other, OPEN)):
         assert Presence(open=True, activities=frozenset()) == read(document)
@@ -564,10 +564,10 @@ ACTIVITIES = st.sets(st.sampled_from(["on-the-phone", "busy", "away", "meeting",
 
 @dataclass(frozen=True)
 class Part:
-    """A tuple, person or device, as a document states it."""
+    """A tuple, person or device of a document."""
 
     kind: str
-    basic: str  # of a tuple
+    basic: str  # for tuples only
     activities: frozenset[str]
 
 
@@ -599,7 +599,7 @@ PREFIXES = st.lists(
 
 
 def meaning(parts: list[Part]) -> Presence:
-    """The status rule said again, over parts instead of XML."""
+    """The status rule a second time, on parts instead of XML."""
     counting = [part for part in parts if part.kind != "tuple" or part.basic == "open"]
     return Presence(
         open=any(part.kind == "tuple" for part in counting),
@@ -608,9 +608,9 @@ def meaning(parts: list[Part]) -> Presence:
 
 
 def written(parts: list[Part], prefixes: list[str], marks: str = "", strangers: str = "") -> str:
-    """A document that states the parts, with these prefixes for PIDF, data model and RPID.
+    """A document with these parts, and these prefixes for PIDF, data model and RPID.
 
-    Each gap is filled with marks (comments and the like), and with elements of strangers where these mean nothing.
+    Each gap contains marks (comments and the like), and unknown elements where these have no meaning.
     """
     p, dm, rpid = (f"{prefix}:" if prefix else "" for prefix in prefixes)
     gap = marks + strangers
@@ -633,7 +633,7 @@ def written(parts: list[Part], prefixes: list[str], marks: str = "", strangers: 
 @settings(max_examples=100, deadline=None)
 @given(parts=PARTS, data=st.data())
 def test_order_never_matters(parts: list[Part], data: st.DataObject) -> None:
-    """A document means the same in whatever order its tuples, persons and devices stand."""
+    """A document means the same for every order of its tuples, persons and devices."""
     shuffled = data.draw(st.permutations(parts))
     prefixes = ["", "dm", "rpid"]
     assert meaning(parts) == read(written(parts, prefixes)) == read(written(shuffled, prefixes))
@@ -656,7 +656,7 @@ def survives(body: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary() | st.text().map(str.encode) | st.text("<>/&;!?[]-=:'\" axpn\n").map(str.encode))
 def test_arbitrary_bytes(body: bytes) -> None:
-    """Whatever the bytes, nothing but DocumentUnreadable is raised."""
+    """Arbitrary bytes raise no exception but DocumentUnreadable."""
     survives(body)
 
 
@@ -684,7 +684,7 @@ def test_arbitrary_bytes(body: bytes) -> None:
     ),
 )
 def test_mutated_documents(document: bytes, edits: list[tuple[float, int, bytes]]) -> None:
-    """Whatever bytes of a document are lost, changed or put in, nothing but DocumentUnreadable is raised."""
+    """A document with lost, changed or inserted bytes raises no exception but DocumentUnreadable."""
     for where, lost, put_in in edits:
         at = int(where * len(document))
         document = document[:at] + put_in + document[at + lost :]

@@ -1,4 +1,4 @@
-"""Whose word is taken about where a request comes from."""
+"""Which proxy headers are trusted, and which address a request is counted for."""
 
 import pytest
 from hypothesis import given
@@ -77,7 +77,7 @@ def test_lines_of_a_list_are_one_list() -> None:
 
 
 def test_two_lists_must_agree() -> None:
-    """A proxy that writes one kind of list may pass on the other, with which a stranger would name anybody."""
+    """A proxy may write one list and pass on the other; a caller could name any address in the one passed on."""
     written = ("x-forwarded-for", "192.0.2.9")
     assert PROXIES.origin(PROXY, [written, ("forwarded", "for=192.0.2.9")]).address == "192.0.2.9"
     for forged in ("for=198.51.100.1", "for=unknown", "proto=https", "for=10.0.0.7", 'for="'):

@@ -1,4 +1,4 @@
-"""Tests of `app/live/rules.py`: the rule of what a subscription is told and when, over histories of Hypothesis."""
+"""Tests of `app/live/rules.py`, over histories that Hypothesis draws: what a subscription is sent, and when."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -29,7 +29,7 @@ def contract(subscription: Subscription) -> SinkContract:
 
 @dataclass
 class History:
-    """One subscription through time, with the rows that a store would have."""
+    """One subscription over time, with the rows that a store would have."""
 
     subscription: Subscription
     busy: bool = True
@@ -57,7 +57,7 @@ class History:
         return BEGAN + timedelta(seconds=self.now_s)
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass, looking whenever something is due."""
+        """Lets time pass, and calls the rule whenever something is due."""
         end_s = self.now_s + seconds
         while not self.live.ended and self.live.due_s <= end_s:
             self.now_s = max(self.now_s, self.live.due_s)
@@ -65,7 +65,7 @@ class History:
         self.now_s = end_s
 
     def observe(self, changes: dict[TerminalAddress, Status]) -> None:
-        """Observations that are written together."""
+        """These observations are written together."""
         self.now_s += 0.001
         news = []
         for address, status in changes.items():
@@ -100,7 +100,7 @@ class History:
             self.subscription = replace(self.subscription, **changed)
 
     def restart(self) -> None:
-        """Forgets what is not stored. The monotonic clock goes on, which harms nothing."""
+        """Drops everything that is not stored. The monotonic clock goes on, which makes no difference."""
         if self.live.ended:
             return
         self.live = restored(
@@ -115,11 +115,11 @@ class History:
         )
 
     @property
-    def told(self) -> list[tuple[float, OwedNotification]]:
+    def sent(self) -> list[tuple[float, OwedNotification]]:
         return [(at_s, one) for at_s, one in self.owed if one.kind is NotificationKind.STATUS]
 
-    def last_told(self) -> dict[TerminalAddress, TerminalStatus]:
-        return {change.address: change for _, one in self.told for change in one.changes}
+    def last_sent(self) -> dict[TerminalAddress, TerminalStatus]:
+        return {change.address: change for _, one in self.sent for change in one.changes}
 
 
 statuses = st.sampled_from(list(Status))
@@ -157,15 +157,15 @@ def play(history: History, script: list[tuple[str, object]]) -> None:
 def test_never_closer_together_than_the_interval(
     subscription: Subscription, script: list[tuple[str, object]], busy: bool
 ) -> None:
-    """Two status notifications are at least the interval apart, restarts or not; with each, one terminal is told once,
-    and only of statuses among the criteria."""
+    """Two status notifications are at least the interval apart, over restarts too. One notification has a terminal
+    once, and only statuses among the criteria."""
     history = History(subscription, busy)
     play(history, script)
     history.advance(60)
     interval_s = subscription.min_interval_ms / 1000
-    for (before_s, _), (after_s, _) in pairwise(history.told):
+    for (before_s, _), (after_s, _) in pairwise(history.sent):
         assert after_s - before_s >= interval_s - 1e-5
-    for _, one in history.told:
+    for _, one in history.sent:
         assert one.changes
         assert len({change.address for change in one.changes}) == len(one.changes)
         for change in one.changes:
@@ -174,32 +174,32 @@ def test_never_closer_together_than_the_interval(
 
 
 @given(subscription=requests, script=st.lists(with_restarts, max_size=40), busy=st.booleans())
-def test_last_state_is_always_told_in_the_end(
+def test_last_state_is_always_sent_in_the_end(
     subscription: Subscription, script: list[tuple[str, object]], busy: bool
 ) -> None:
-    """Once the interval has passed, the newest state of a terminal that changed and meets the criteria has been told,
-    and no older state after a newer one."""
+    """Once the interval has passed, the newest status of a terminal that changed and meets the criteria has been sent,
+    and no older status after a newer one."""
     history = History(replace(subscription, max_notifications=0), busy)
     play(history, script)
     history.advance(60)
-    last = history.last_told()
+    last = history.last_sent()
     for address, status in history.stored.items():
         shown = visible_status(busy, status.status)
         changed = subscription.check_immediate or shown is not visible_status(busy, history.first[address])
         if changed and history.live.meets_criteria(shown):
             assert last[address].status is shown
     seen: dict[TerminalAddress, int] = {}
-    for _, one in history.told:
+    for _, one in history.sent:
         for change in one.changes:
             assert change.revision >= seen.get(change.address, 0)
             seen[change.address] = change.revision
 
 
 @given(subscription=requests, script=st.lists(steps, max_size=40))
-def test_without_an_interval_each_change_is_told_once(
+def test_without_an_interval_each_change_is_sent_once(
     subscription: Subscription, script: list[tuple[str, object]]
 ) -> None:
-    """With no interval and no count exactly the changes that meet the criteria are told, each once, in order."""
+    """Without interval and count, exactly the changes that meet the criteria are sent, each once, in order."""
     history = History(replace(subscription, min_interval_ms=0, max_notifications=0))
     expected: list[tuple[TerminalAddress, int]] = []
     known: dict[TerminalAddress, Status] = {}
@@ -213,21 +213,22 @@ def test_without_an_interval_each_change_is_told_once(
                     before = history.stored.get(address)
                     expected.append((address, before.revision + 1 if before else 1))
         play(history, [(step, value)])
-    told = [(change.address, change.revision) for _, one in history.told for change in one.changes]
-    assert told == expected
+    sent = [(change.address, change.revision) for _, one in history.sent for change in one.changes]
+    assert sent == expected
 
 
 @given(subscription=requests, script=st.lists(with_restarts, max_size=60), most=st.integers(1, 4))
 def test_count_is_never_exceeded_and_ends_it(
     subscription: Subscription, script: list[tuple[str, object]], most: int
 ) -> None:
-    """At most as many status notifications as asked for; with the last comes the end, once, and nothing after it."""
+    """At most the requested number of status notifications is sent. The last one is followed by the end, once, and by
+    nothing after it."""
     history = History(replace(subscription, max_notifications=most))
     play(history, script)
     history.advance(60)
-    assert len(history.told) == history.subscription.notified <= most
+    assert len(history.sent) == history.subscription.notified <= most
     ended = [one for _, one in history.owed if one.kind is NotificationKind.ENDED]
-    assert len(ended) == (len(history.told) == most)
+    assert len(ended) == (len(history.sent) == most)
     if ended:
         assert history.owed[-1][1].code == EndReason.COUNT_REACHED.name
         assert history.subscription.end_reason is EndReason.COUNT_REACHED
@@ -250,7 +251,7 @@ def live_subscription(number: int, expires_s: float) -> LiveSubscription:
 
 
 def test_heap_of_ends_does_not_grow_with_what_is_over() -> None:
-    """Subscriptions that come and go, or are prolonged again and again, leave nothing behind."""
+    """Subscriptions that come and go, or are renewed again and again, leave no entries behind."""
     index = SubscriptionIndex()
     kept = live_subscription(0, 1e6)
     index.add(kept)
@@ -267,7 +268,7 @@ def test_heap_of_ends_does_not_grow_with_what_is_over() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 100)), max_size=50))
 def test_due_ones_are_found_in_time_however_they_were_prolonged(moves: list[tuple[int, float]]) -> None:
-    """What is due is found, and nothing that was prolonged beyond it."""
+    """Subscriptions that are due are found; those that were renewed beyond that time are not."""
     index = SubscriptionIndex()
     all_ = [live_subscription(number, 50.0) for number in range(10)]
     for one in all_:
@@ -281,8 +282,8 @@ def test_due_ones_are_found_in_time_however_they_were_prolonged(moves: list[tupl
             index.remove(one)
 
 
-def test_status_that_is_told_is_the_one_observed() -> None:
-    """A told change has the revision and the time of its observation."""
+def test_status_that_is_sent_is_the_one_observed() -> None:
+    """A change that is sent has the revision and the time of its observation."""
     history = History(
         Subscription(
             id="s",
@@ -298,6 +299,6 @@ def test_status_that_is_told_is_the_one_observed() -> None:
         )
     )
     history.observe({ALICE: REACHABLE})
-    ((_, one),) = history.told
+    ((_, one),) = history.sent
     assert one.changes == (history.stored[ALICE],)
     assert one.created_at == history.subscription.last_notified_at == history.now

@@ -1,4 +1,4 @@
-"""How fast SUBSCRIBEs leave, and to which presence server: the pure parts."""
+"""The pure rules of how fast SUBSCRIBEs leave, and to which presence server."""
 
 import math
 import socket
@@ -21,7 +21,8 @@ class Asked:
 
 
 def test_burst_is_bounded_and_silence_holds_nobody_up() -> None:
-    """So many unanswered SUBSCRIBEs leave at once and no more, until answers come or their time is over."""
+    """At most the burst of unanswered SUBSCRIBEs leaves at once; more follow when answers arrive or their wait is
+    over."""
     rate = SendRate(0)
     asked = [Asked() for _ in range(BURST)]
     for each in asked:
@@ -36,7 +37,7 @@ def test_burst_is_bounded_and_silence_holds_nobody_up() -> None:
 
 
 def test_silent_questions_leave_room_for_set_ups() -> None:
-    """Where set-ups wait, no number of unanswered questions takes their part of the burst."""
+    """Where set-ups of watches wait, unanswered fetches cannot use the set-ups' part of the burst."""
     rate, questions = SendRate(0), 0
     while rate.allows(1.0, reserved=RESERVED_FOR_SETUPS):
         rate.on_sent(Asked(), 1.0)
@@ -50,7 +51,7 @@ def test_silent_questions_leave_room_for_set_ups() -> None:
 
 @given(st.floats(1, 10_000), st.lists(st.floats(0, 0.5), min_size=1, max_size=200))
 def test_setups_keep_to_their_rate(per_s: float, waits_s: list[float]) -> None:
-    """In any time no more set-ups leave than the rate allows, beside the burst of a twentieth of a second."""
+    """In any time no more set-ups leave than the rate allows, plus a burst of one twentieth of a second."""
     rate, now_s, sent = SendRate(per_s), 100.0, 0
     rate.setup_delay_s(now_s)
     for wait_s in waits_s:
@@ -65,7 +66,7 @@ def test_setups_keep_to_their_rate(per_s: float, waits_s: list[float]) -> None:
 
 @given(st.floats(0.5, 10_000))
 def test_the_delay_given_is_enough(per_s: float) -> None:
-    """After the delay that was given, one more set-up may leave."""
+    """After the returned delay, one more set-up may leave."""
     rate, now_s = SendRate(per_s), 5.0
     while not (delay_s := rate.setup_delay_s(now_s)):
         rate.on_sent(Asked(), now_s, setup=True)
@@ -73,7 +74,8 @@ def test_the_delay_given_is_enough(per_s: float) -> None:
 
 
 def test_the_first_route_that_is_up_is_asked() -> None:
-    """The preferred one, the next while that is down, and the preferred one as soon as it answers again."""
+    """The preferred server is asked; while it is down, the next one; and the preferred one again as soon as it
+    answers."""
     routes = Routes(3, 5)
     assert routes.choose() == 0
     routes.on_failed(0, 503, 10.0)
@@ -85,7 +87,7 @@ def test_the_first_route_that_is_up_is_asked() -> None:
 
 
 def test_each_failure_in_a_row_moves_on() -> None:
-    """A server that answers, but not well, is left for the next one; with all down each is tried in turn."""
+    """A server that answers with failures is left for the next one; where all are down, each is tried in turn."""
     routes = Routes(2, 0)
     assert [routes.choose(attempt) for attempt in range(4)] == [0, 1, 0, 1]
     for route in (0, 1):
@@ -94,7 +96,8 @@ def test_each_failure_in_a_row_moves_on() -> None:
 
 
 def test_silence_about_one_terminal_is_no_dead_server() -> None:
-    """PJSIP's own 408 makes it suspect: a probe follows soon, and only that takes it out of service."""
+    """PJSIP's own 408 only makes a server suspect: a probe follows soon, and only a failed probe takes the server out
+    of service."""
     routes = Routes(1, 60)
     assert routes.due(0.0) == [0]
     routes.on_answered(0, options=True)
@@ -112,7 +115,8 @@ def test_silence_about_one_terminal_is_no_dead_server() -> None:
 
 
 def test_a_pause_of_our_own_is_no_silence_of_a_server() -> None:
-    """Where nobody looked for longer than an answer may take, it may lie there unread: it has its time again."""
+    """After the gateway itself was paused, an answer may have arrived unread; so the server gets the whole wait
+    again."""
     routes = Routes(1, 60)
     routes.due(0.0)
     routes.on_answered(0, options=True)
@@ -127,7 +131,8 @@ def test_a_pause_of_our_own_is_no_silence_of_a_server() -> None:
 
 
 def test_a_server_that_never_answered_a_probe_is_tried_by_a_fetch() -> None:
-    """Some do not answer OPTIONS at all: after each silence one fetch says whether it is up, unless more was heard."""
+    """Some servers never answer OPTIONS: after each silence, one fetch shows whether the server is up, unless the
+    server has sent something meanwhile."""
     routes, tried_s = Routes(1, 5), list[float]()
     for now_s in range(60):
         routes.due(float(now_s))
@@ -149,7 +154,7 @@ def test_a_server_that_never_answered_a_probe_is_tried_by_a_fetch() -> None:
 
 
 def test_what_is_known_of_routes_outlives_a_worker() -> None:
-    """A worker that begins takes over what the one before it found out."""
+    """A new worker starts with what its predecessor knew about the servers."""
     routes = Routes(2, 5, [False, True])
     assert (routes.up, routes.choose(), routes.changes) == ([False, True], 1, [])
     routes.on_answered(0)
@@ -157,13 +162,14 @@ def test_what_is_known_of_routes_outlives_a_worker() -> None:
 
 
 def test_without_probes_nothing_is_due() -> None:
-    """Switched off, it never wakes anybody."""
+    """With probes switched off, no timer is set."""
     routes = Routes(2, 0)
     assert (routes.due(100.0), routes.wake_s()) == ([], math.inf)
 
 
 def test_one_request_attempts_and_the_others_wait_for_its_result() -> None:
-    """While a server may refuse connections, the others leave once it accepts one, or fail with the first."""
+    """While a server may refuse connections, one request tries to connect. The others leave once that connection is
+    accepted, or fail with it."""
     queue: ConnectionQueue[str] = ConnectionQueue()
     assert queue.may_send("tcp", "first", 10.0)
     assert not any(queue.may_send("tcp", who, 10.0) for who in ("second", "third"))
@@ -183,7 +189,7 @@ def test_one_request_attempts_and_the_others_wait_for_its_result() -> None:
 
 
 def test_attempts_are_few() -> None:
-    """A silent server gets an attempt now and then, and attempts at several servers are spread."""
+    """A silent server gets rare connection attempts, and attempts at several servers are spread out."""
     queue: ConnectionQueue[int] = ConnectionQueue()
     attempts = 0
     for milliseconds in range(2000):
@@ -194,7 +200,7 @@ def test_attempts_are_few() -> None:
 
 
 def test_few_connections_are_accepted_at_once() -> None:
-    """While many were accepted lately or are open, further connections wait in the kernel."""
+    """While many connections were accepted lately or are open, further ones wait in the kernel."""
     with socket.socket() as listening, ExitStack() as callers:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)

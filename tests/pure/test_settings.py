@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what is said when they are wrong."""
+"""The sources of settings, and the messages about wrong ones."""
 
 import re
 from dataclasses import fields
@@ -15,7 +15,7 @@ SETTINGS = Path(__file__).parent.parent.parent / "docs" / "settings.md"
 
 
 def test_defaults() -> None:
-    """Only the presence server must be named."""
+    """Only the presence server must be set."""
     settings = load_settings(SERVER)
     assert settings.presence_server == "sip:127.0.0.1:5060;transport=tcp"
     assert (settings.grpc_listen, settings.http_listen) == ("127.0.0.1:50051", "127.0.0.1:8080")
@@ -24,7 +24,7 @@ def test_defaults() -> None:
 
 
 def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
-    """A command's option is the nearest, then the environment, then the file."""
+    """A command's option wins over the environment, which wins over the file."""
     file = tmp_path / "gateway.toml"
     file.write_text(
         'presence_server = "sip:file"\nfetch_timeout_ms = 100\nbusy_activities = ["meeting"]\ngrpc_listen = "h:1"\n'
@@ -78,7 +78,7 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings_are_named(environ: dict[str, str], said: str) -> None:
-    """What is wrong stops the start with the setting's name, what was given and what is allowed."""
+    """A wrong setting stops the start; the message has the setting's name, the given value and the allowed values."""
     with pytest.raises(ConfigurationError) as caught:
         load_settings(environ)
     assert re.search(said, str(caught.value))
@@ -96,18 +96,19 @@ def test_wrong_settings_are_named(environ: dict[str, str], said: str) -> None:
     ],
 )
 def test_settings_that_go_together(environ: dict[str, str]) -> None:
-    """Loopback with loopback, or an address that others can reach; either kind of identity where it may stand."""
+    """Loopback addresses go with loopback, public ones with public; either kind of identity is allowed where it
+    fits."""
     load_settings(environ)
 
 
 def test_an_option_is_called_as_it_was_given() -> None:
-    """Where a command's option is not called as the setting is, the problem has the option's name."""
+    """Where an option and its setting differ in name, the message has the option's name."""
     with pytest.raises(ConfigurationError, match="--grpc-server = 'x': not HOST:PORT"):
         load_settings(SERVER, called={"grpc_listen": "--grpc-server"}, grpc_listen="x")
 
 
 def test_wrong_file(tmp_path: Path) -> None:
-    """A file that is not TOML, and an unknown key, are reported with the name of the file."""
+    """Errors about a file that is not TOML, and about an unknown key, have the file's name."""
     file = tmp_path / "gateway.toml"
     file.write_text("presence_server = ")
     with pytest.raises(ConfigurationError, match=r"gateway\.toml: is not a TOML file"):
@@ -125,18 +126,18 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_table_is_fresh() -> None:
-    """The table in docs/settings.md is the one that the code generates; where it differs, copy this one."""
+    """The table in docs/settings.md agrees with the generated one; if not, copy the table from this test's output."""
     assert settings_table() in SETTINGS.read_text("utf-8"), settings_table()
 
 
 def test_policies_default_to_their_own() -> None:
-    """The default of each policy is written in two places, which agree."""
+    """Each policy's default is written in two places; both agree."""
     settings = load_settings(SERVER)
     assert Policy() == Policy(**{each.name: getattr(settings, each.name) for each in fields(Policy)})
 
 
 def test_password_that_sip_cannot_carry_is_refused_and_not_shown() -> None:
-    """A password beyond printable ASCII stops the start like any wrong setting, and no message contains it."""
+    """A password beyond printable ASCII stops the start, and no message contains it."""
     with pytest.raises(ConfigurationError) as refused:
         load_settings({**SERVER, "TS_SIP_PASSWORD": "geheim-\u00fc"})
     assert refused.value.problems == [

@@ -1,6 +1,6 @@
-"""The life of a standing subscription: each row of RFC 6665 by name, and what holds whatever the server does.
+"""The life of a watch: each row of docs/sip.md's table, by RFC 6665.
 
-`LIFE_CYCLE` in `tests/support/life_cycle.py` has the rows. A `Play` is one machine with driver and clock.
+`LIFE_CYCLE` in `tests/support/life_cycle.py` has the rows. A `Play` is one machine with its driver and clock.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_established() -> None:
 
 
 def test_accepted_202() -> None:
-    """202 is a 2xx like any other (RFC 6665 section 8.3.1): only the NOTIFY says more."""
+    """202 is treated like any other 2xx (RFC 6665 section 8.3.1): only the NOTIFY says whether the watch is allowed."""
     play = Play()
     play.handle(WatchRequested())
     play.accept(600, code=202)
@@ -172,7 +172,7 @@ def test_terminated_comes_back_at_once(reason: str) -> None:
 
 
 def test_terminated_again_and_again() -> None:
-    """Only the first termination in a row is followed at once; later ones meet the back-off."""
+    """Only the first termination in a row is followed by a SUBSCRIBE at once; later ones meet the back-off."""
     play = active()
     waits = []
     for _ in range(12):
@@ -196,7 +196,7 @@ def test_terminated_for_a_while(reason: str) -> None:
 
 
 def test_terminated_rejected() -> None:
-    """Rejected is a long stop; retry-after has no meaning for it."""
+    """Rejected is a long stop; retry-after is ignored."""
     play = active(jitter=0.0)
     actions = play.notify("terminated", "rejected", retry_after_s=1, body=b"no observation")
     assert not of(ReportObservation, actions)
@@ -223,7 +223,7 @@ def test_terminated_invariant() -> None:
 
 
 def test_terminated_invariant_of_nothing() -> None:
-    """An invariant state that was never observed is subscribed to again."""
+    """An invariant status that was never observed is subscribed to again."""
     play = Play(observed=True)
     play.handle(WatchRequested())
     play.accept()
@@ -264,7 +264,7 @@ def test_challenge_is_answered_once(code: int) -> None:
 
 
 def test_challenge_is_answered_as_the_pace_allows() -> None:
-    """A digest retry counts as a SUBSCRIBE; a NOTIFY during its wait does not cancel it."""
+    """A digest retry counts as a SUBSCRIBE of the pace; a NOTIFY during its wait does not cancel it."""
     play = active()
     for _ in range(life.BURST - 1):
         play.accept()
@@ -338,7 +338,8 @@ def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
     [(408, False), (480, False), (500, False), (503, False), (504, False), (302, False), (503, True), (408, True)],
 )
 def test_back_off(code: int, local: bool) -> None:
-    """The wait doubles, with jitter, to its bound; each try has the number of failures, for the choice of a route."""
+    """The wait doubles, with jitter, up to its bound; each SUBSCRIBE has the number of failures, by which the route is
+    chosen."""
     play = Play()
     play.handle(WatchRequested())
     waits = []
@@ -360,8 +361,9 @@ def test_retry_after() -> None:
     assert waits == [1, 7, life.MAX_RETRY_AFTER_S]
 
 
-def test_back_off_begins_anew() -> None:
-    """A subscription that has lasted for a while clears the count of failures; one that ended at once does not."""
+def test_back_off_starts_again() -> None:
+    """A SIP subscription that has lasted for a while clears the count of failures; a subscription that ended at once
+    does not."""
     for held_s, attempt in ((1, 6), (life.STEADY_S, 1)):
         play = Play()
         play.handle(WatchRequested())
@@ -376,7 +378,7 @@ def test_back_off_begins_anew() -> None:
 
 
 def test_bad_address_ends() -> None:
-    """An address that PJSIP cannot take ends the watch."""
+    """An address that PJSIP refuses ends the watch."""
     play = Play()
     play.handle(WatchRequested())
     play.refuse(BAD_ADDRESS, local=True)
@@ -406,7 +408,8 @@ def test_transport_lost_while_active() -> None:
 
 @pytest.mark.parametrize("answer", ["2xx", "NOTIFY"])
 def test_server_known_to_be_away(answer: str) -> None:
-    """The subscription is kept, and STALE at once, until a message of the server comes; new SUBSCRIBEs wait for it."""
+    """The SIP subscription is kept, and the status is STALE at once until the server sends a message; new SUBSCRIBEs
+    wait for that message."""
     play = active(jitter=0.25)
     armed_s = play.armed_s
     assert reported(play.handle(TransportLost(certain=True))) == [(Liveness.STALE, "contact lost")]
@@ -420,7 +423,7 @@ def test_server_known_to_be_away(answer: str) -> None:
 
 @pytest.mark.parametrize("where", ["2xx", "NOTIFY", "both"])
 def test_expires_zero(where: str) -> None:
-    """Each NOTIFY is an observation, and none makes the status LIVE; the tries become rare."""
+    """Each NOTIFY is an observation, and none makes the status LIVE; further SUBSCRIBEs become rare."""
     play = Play()
     play.handle(WatchRequested())
     observed = 0
@@ -489,7 +492,7 @@ def test_stop_without_help_of_the_server() -> None:
 
 
 def test_stop_when_the_pace_is_used_up() -> None:
-    """The unsubscribe waits until the pace allows it; the watch ends no later than without that wait."""
+    """The unsubscribe waits until the pace allows it; the wait does not delay the end of the watch."""
     play = active()
     for _ in range(life.BURST - 1):
         play.handle(RefreshRequested())
@@ -545,7 +548,7 @@ def test_refused_notify() -> None:
 
 
 def test_refused_notify_again_and_again() -> None:
-    """Only the first in a row is followed at once; later ones meet the back-off."""
+    """Only the first refused NOTIFY in a row is followed by a SUBSCRIBE at once; later ones meet the back-off."""
     play, waits_s = active(), list[float]()
     for _ in range(4):
         before_s = play.now_s
@@ -561,7 +564,7 @@ def test_refused_notify_again_and_again() -> None:
 
 
 def test_refresh_by_hand() -> None:
-    """The next try moves to now: a refresh, or the end of a long stop; the pace is kept."""
+    """The next SUBSCRIBE is due now, also during a long stop; the pace is kept."""
     play, stopped = active(), Play()
     assert of(SendSubscribe, play.handle(RefreshRequested()))[0].fresh is False
     assert play.handle(RefreshRequested()) == []
@@ -574,7 +577,7 @@ def test_refresh_by_hand() -> None:
 
 
 def test_fresh_dialog_by_hand() -> None:
-    """The old dialog is dropped for a new one, which may take another transport or the best route."""
+    """A new dialog replaces the old one, and may use another transport or the best route."""
     play = refreshing(600)
     play.refuse(503, local=True)
     again = of(SendSubscribe, play.handle(RefreshRequested(fresh=True)))
@@ -586,7 +589,8 @@ def test_fresh_dialog_by_hand() -> None:
 
 
 def test_who_is_worth_asking_again_when_the_server_is_back() -> None:
-    """A server that could not answer, and not one that has refused."""
+    """When the server is back, a watch whose server could not answer is tried again; a watch that was refused is
+    not."""
     away, refused, well = Play(), Play(), active()
     away.handle(WatchRequested())
     refused.handle(WatchRequested())
@@ -603,7 +607,7 @@ def test_timer_that_fires_early() -> None:
 
 
 def test_snapshot() -> None:
-    """The admin view says where a machine stands, why, and what comes next when."""
+    """The list of watches says which state a machine is in, why, and what comes next and when."""
     play = Play(jitter=0)
     assert play.machine.snapshot().next_action == ""
     seen = []

@@ -1,4 +1,4 @@
-"""The life of one watch: what holds whatever the presence server does, over histories that Hypothesis draws."""
+"""The life of one watch: rules that hold whatever the presence server does, over histories that Hypothesis draws."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,8 @@ from tests.support.sip_machine import HOUR, Play, notify, of, renewing, unusable
 
 
 def pace_holds(sent_s: list[float]) -> bool:
-    """At most BURST + W / GAP_S in any W seconds: a bucket of BURST that loses one every GAP_S never overflows."""
+    """Whether at most BURST + W / GAP_S SUBSCRIBEs leave in any W seconds, by a leaky bucket: it holds BURST, loses one
+    every GAP_S, and never overflows."""
     level, before_s = 0.0, 0.0
     for at_s in sent_s:
         level = max(0.0, level - (at_s - before_s) / life.GAP_S) + 1
@@ -156,7 +157,7 @@ def play_story(play: Play, story: list[tuple[Move, float]], check: Callable[[], 
 @settings(deadline=None)
 @given(STORY)
 def test_pace_holds_whatever_the_server_does(story: list[tuple[Move, float]]) -> None:
-    """No more SUBSCRIBEs leave than the stated rate, digest retries, forced ones and the last one among them."""
+    """No more SUBSCRIBEs leave than the pace allows, including digest retries, forced ones and the last one."""
     play = Play()
     play_story(play, story, lambda: None)
     play.handle(WatchCancelled())
@@ -167,7 +168,7 @@ def test_pace_holds_whatever_the_server_does(story: list[tuple[Move, float]]) ->
 @settings(deadline=None)
 @given(STORY)
 def test_always_a_next_step_or_a_stated_end(story: list[tuple[Move, float]]) -> None:
-    """After any event a timer is armed within bounds, or the end has been stated and nothing follows it."""
+    """After any event either a timer is armed within bounds, or the end was reported and no action follows."""
     play = Play()
 
     def check() -> None:
@@ -186,8 +187,8 @@ def test_always_a_next_step_or_a_stated_end(story: list[tuple[Move, float]]) -> 
 @settings(deadline=None)
 @given(STORY)
 def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
-    """LIVE is said only while a NOTIFY has made a dialog active and its duration, as last stated, is not over, and no
-    longer than Timer N after the first accepted refresh that no NOTIFY has followed."""
+    """LIVE is reported only while a NOTIFY has made a dialog active and the last stated duration is not over, and for
+    at most Timer N after the first accepted refresh that no NOTIFY has followed."""
     play = Play()
     active_until: dict[int, tuple[bool, float]] = {}
     sent_s = due_s = math.inf
@@ -195,7 +196,7 @@ def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
     plain = play.machine.handle
 
     class Watched:
-        """Sees the same events as the machine, with a simpler mind."""
+        """A simpler model that sees the same events as the machine."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(machine, name)
@@ -241,7 +242,8 @@ def test_live_only_with_a_subscription(story: list[tuple[Move, float]]) -> None:
     st.sampled_from([6, 60, HOUR]),
 )
 def test_renewal_never_flaps(renewals: list[tuple[float, float, bool]], expires_s: int) -> None:
-    """Whenever within Timer N and before the expiry an omitting server sends the NOTIFY, it is LIVE throughout."""
+    """The status stays LIVE where a server that omits NOTIFYs sends the new dialog's NOTIFY within Timer N and before
+    the expiry."""
     play = renewing(expires_s)
     for after_s, jitter, notify_first in renewals:
         play.jitter = jitter
@@ -259,7 +261,7 @@ def test_renewal_never_flaps(renewals: list[tuple[float, float, bool]], expires_
 @settings(deadline=None)
 @given(STORY, STORY)
 def test_stop_ends_in_bounded_time(story: list[tuple[Move, float]], epilogue: list[tuple[Move, float]]) -> None:
-    """Wherever a story has led and whatever follows, a stop forgets the dialog and ends, and nothing is asked again."""
+    """After any history, a stop forgets the dialog and ends the watch, and no SUBSCRIBE follows."""
     play = Play()
     play_story(play, story, lambda: None)
     had_subscription = play.state in {State.ACCEPTED, State.ACTIVE, State.PENDING, State.REFRESHING} or (
@@ -284,7 +286,8 @@ def test_stop_ends_in_bounded_time(story: list[tuple[Move, float]], epilogue: li
 @settings(deadline=None)
 @given(st.lists(st.tuples(WORLD, JITTER, st.floats(-100, 0)), max_size=30))
 def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]) -> None:
-    """A clock that jumps back is held at the latest time seen: no timer is armed before it, and the pace holds."""
+    """Where the clock jumps back, the machine uses the latest time that it has seen: no timer is armed before that
+    time, and the pace holds."""
     play = Play()
     latest_s = play.now_s
 
@@ -311,7 +314,8 @@ def test_time_that_goes_back_does_no_harm(story: list[tuple[Move, float, float]]
     finals=st.lists(st.builds(Final, st.sampled_from([400, 403, 408, 423, 500, 503, 600, 603]), st.just("x"), SECONDS)),
 )
 def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[float], finals: list[Final]) -> None:
-    """However the refreshes fail, it is kept until its own expiry, LIVE unless an answer stayed away."""
+    """However refreshes fail, the SIP subscription is kept until its own expiry; it is LIVE unless an answer is
+    missing."""
     play = Play(jitter=jitters[0], expires_s=2 * HOUR)
     play.handle(WatchRequested())
     play.accept(expires_s)
@@ -338,7 +342,8 @@ def test_failed_refresh_keeps_the_subscription(expires_s: int, jitters: list[flo
 
 @given(st.floats(0.001, life.LONGEST_EXPIRES_S), JITTER)
 def test_refresh_comes_before_expiry(expires_s: float, jitter: float) -> None:
-    """For any duration and any jitter the refresh is before the expiry, and at most a tenth before its latest time."""
+    """For any duration and jitter the refresh is before the expiry, and at most a tenth of the duration before its
+    latest time."""
     delay_s = life.refresh_delay_s(expires_s, jitter)
     assert 0 < delay_s < expires_s
     if expires_s >= 2:
@@ -348,7 +353,7 @@ def test_refresh_comes_before_expiry(expires_s: float, jitter: float) -> None:
 
 @given(st.integers(0, 10**9), JITTER)
 def test_back_off_is_bounded(failures: int, jitter: float) -> None:
-    """It grows to its bound, whatever the count of failures."""
+    """The back-off grows to its bound, whatever the count of failures."""
     assert 0.5 <= life.backoff_s(failures, jitter) <= life.MAX_BACKOFF_S
     assert life.backoff_s(failures, jitter) <= life.backoff_s(failures + 1, jitter)
 
@@ -380,7 +385,7 @@ HOSTILE: dict[str, tuple[Move, int]] = {
 
 @pytest.mark.parametrize("server", HOSTILE)
 def test_hostile_server_for_an_hour(server: str) -> None:
-    """Each hostile server gets few SUBSCRIBEs in an hour, and never more than the stated rate."""
+    """Each hostile server gets few SUBSCRIBEs in an hour, and never more than the pace allows."""
     answer, most = HOSTILE[server]
     play = Play()
     play.handle(WatchRequested())

@@ -1,4 +1,4 @@
-"""The life of one watch: how it is refreshed, and renewed in another dialog (RFC 6665 section 4.1.2)."""
+"""The life of one watch: its refreshes, and its renewal by another dialog (RFC 6665 section 4.1.2)."""
 
 import pytest
 
@@ -28,9 +28,8 @@ from tests.support.sip_machine import HOUR, Play, active, notify, of, refreshing
 
 
 def test_refresh_481() -> None:
-    """The server has lost the subscription: a SUBSCRIBE in a new dialog leaves at once, and the next such failure
-    waits.
-    """
+    """The server has lost the SIP subscription: a SUBSCRIBE in a new dialog leaves at once; after the next such failure
+    it waits."""
     play = refreshing()
     actions = play.refuse(481)
     assert actions[:2] == [DropDialog(generation=1), SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1)]
@@ -54,9 +53,8 @@ def test_refresh_ends_the_subscription(code: int) -> None:
 
 @pytest.mark.parametrize(("code", "local"), [(500, False), (503, False), (408, False), (408, True), (503, True)])
 def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
-    """The subscription is kept and refreshed again in its dialog; the status is LIVE until its expiry, unless the
-    refresh was lost on its way.
-    """
+    """The SIP subscription is kept and refreshed again in its dialog. The status is LIVE until its expiry; it is STALE
+    at once where the refresh was lost on its way."""
     play = refreshing(60)
     assert bool(of(ReportLiveness, play.refuse(code, local=local))) is local
     assert play.liveness is (Liveness.STALE if local else Liveness.LIVE)
@@ -75,7 +73,7 @@ def test_refresh_failure_keeps_the_subscription(code: int, local: bool) -> None:
 
 
 def test_notify_does_not_put_off_a_retry() -> None:
-    """A NOTIFY with expires moves the expiry, and not the next try."""
+    """A NOTIFY with expires moves the expiry, but not the next SUBSCRIBE."""
     play = refreshing(60)
     play.refuse(503)
     play.notify(expires_s=1000)
@@ -85,9 +83,7 @@ def test_notify_does_not_put_off_a_retry() -> None:
 
 @pytest.mark.parametrize("code", [400, 401, 403, 406, 407, 415, 420, 603])
 def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
-    """The granted duration is used to its end; then the rest of the long stop that began with the refusal is waited
-    out.
-    """
+    """The granted duration is used to its end. The long stop counts from the refusal; its rest is waited out."""
     play = refreshing(60, jitter=0.0)
     refused_at_s = play.now_s
     assert not of(ReportLiveness, play.refuse(code))
@@ -105,7 +101,7 @@ def test_refresh_failure_with_the_dialog_gone() -> None:
 
 
 def test_refresh() -> None:
-    """A refresh that is answered 2xx sets the next one; the NOTIFY that follows is an observation, no more."""
+    """A refresh that is answered 2xx sets the next one; the NOTIFY that follows is only an observation."""
     play = refreshing(600, jitter=0.0)
     assert play.now_s == 1570
     assert play.accept(300) == [SetTimer(at_s=1570 + life.TIMER_N_S)]
@@ -119,9 +115,8 @@ def test_refresh() -> None:
 
 @pytest.mark.parametrize("expires_s", [6, 60, HOUR])
 def test_refresh_without_a_notify(expires_s: int) -> None:
-    """Timer N runs from the first such refresh; later ones do not restart it. Then the status is STALE, and a SUBSCRIBE
-    leaves in a new dialog.
-    """
+    """Timer N runs from the first such refresh; later ones do not restart it. When it fires, the status is STALE, and a
+    SUBSCRIBE leaves in a new dialog."""
     play = refreshing(expires_s, jitter=0.0)
     first_s, refreshes = play.now_s, 0
     while play.liveness is Liveness.LIVE and play.now_s < first_s + 2 * life.TIMER_N_S:
@@ -141,7 +136,7 @@ def test_refresh_without_a_notify(expires_s: int) -> None:
 
 @pytest.mark.parametrize("order", ["before the 2xx", "at the last moment", "of a change"])
 def test_refresh_with_a_notify_in_time(order: str) -> None:
-    """Any NOTIFY in the dialog stops Timer N; one that was late for one refresh does not serve the next."""
+    """Any NOTIFY in the dialog stops Timer N; a NOTIFY that was late for one refresh does not count for the next."""
     play = refreshing(600)
     if order == "before the 2xx":
         play.notify()
@@ -158,7 +153,7 @@ def test_refresh_with_a_notify_in_time(order: str) -> None:
 
 
 def test_refresh_that_is_refused_needs_no_notify() -> None:
-    """Timer N is of refreshes that the server accepted: from the first of these on, whatever comes between."""
+    """Timer N counts from the first refresh that the server accepted, whatever refused refreshes come in between."""
     play = refreshing(600)
     play.refuse(503)
     play.run(play.wait_s())
@@ -175,7 +170,7 @@ def test_refresh_that_is_refused_needs_no_notify() -> None:
 
 
 def test_refresh_204() -> None:
-    """204 says that no NOTIFY follows (RFC 5839), so none is awaited; to a first SUBSCRIBE it says nothing."""
+    """204 says that no NOTIFY follows (RFC 5839), so the machine awaits none; to a first SUBSCRIBE 204 says nothing."""
     play, first = refreshing(600), Play()
     play.accept(600, code=204)
     play.run(100)
@@ -188,7 +183,8 @@ def test_refresh_204() -> None:
 @pytest.mark.parametrize("order", ["2xx first", "NOTIFY first"])
 @pytest.mark.parametrize("expires_s", [6, 60, HOUR])
 def test_renewal_by_another_dialog(expires_s: int, order: str) -> None:
-    """A new dialog is made, and the old one serves until the first NOTIFY of the new one: the status stays LIVE."""
+    """The machine makes a new dialog and uses the old one until the first NOTIFY of the new one: the status stays
+    LIVE."""
     play = renewing(expires_s)
     for number in range(2, 30):
         assert play.dialogs == [number - 1, number]
@@ -208,7 +204,8 @@ def test_renewal_by_another_dialog(expires_s: int, order: str) -> None:
 
 
 def test_renewal_that_fails() -> None:
-    """A refusal keeps the older dialog, as after any failed refresh; silence after a 2xx gives both up."""
+    """A refusal keeps the older dialog, as after any failed refresh; where no NOTIFY follows a 2xx, both dialogs are
+    given up."""
     for code, local, liveness, dialogs in (
         (503, False, Liveness.LIVE, [1]),
         (403, False, Liveness.LIVE, [1]),
@@ -238,7 +235,8 @@ def test_renewal_that_fails() -> None:
 
 @pytest.mark.parametrize("other", ["accepted", "refused", "NOTIFY in the older one"])
 def test_renewal_keeps_timer_n(other: str) -> None:
-    """A refresh that no NOTIFY followed counts from its own sending, also where a new dialog is under way since."""
+    """Timer N of a refresh that no NOTIFY followed counts from that refresh, even where a new dialog was begun
+    since."""
     play = refreshing(HOUR)
     sent_s = play.now_s
     play.accept(HOUR)
@@ -264,7 +262,7 @@ def test_renewal_keeps_timer_n(other: str) -> None:
 
 @pytest.mark.parametrize("how", ["terminated", "gone", "expired"])
 def test_older_dialog_ends_first(how: str) -> None:
-    """The status is STALE until the first NOTIFY of the newer dialog, whose SUBSCRIBE has left already."""
+    """The status is STALE until the first NOTIFY of the newer dialog, whose SUBSCRIBE was sent before."""
     play = renewing(60)
     if how == "terminated":
         actions = play.handle(NotifyReceived(generation=1, notify=notify("terminated", "deactivated", body=b"x")))

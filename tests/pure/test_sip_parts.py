@@ -1,4 +1,5 @@
-"""The pure parts of the watcher: header fields, the meaning of answers, and the frames between the two processes."""
+"""The pure parts of the watcher: header fields, the meaning of SIP answers, and the frames between gateway and
+worker."""
 
 import re
 import socket
@@ -65,12 +66,12 @@ RESPONSES = {
 
 
 def test_notify_is_read() -> None:
-    """State and reason come in lower case, the body as it was."""
+    """State and reason are read in lower case, the body unchanged."""
     assert read_notify(NOTIFY) == Notify("terminated", "timeout", -1, "application/pidf+xml", "", 4, b"body")
 
 
 def test_notify_with_compact_and_folded_fields() -> None:
-    """Compact field names and folded lines (RFC 3261 sections 7.3.1 and 7.3.3) are understood."""
+    """Compact field names and folded lines (RFC 3261 sections 7.3.1 and 7.3.3) are read."""
     text = (
         "NOTIFY sip:w SIP/2.0\r\nsubscription-state: active;\r\n expires=60;retry-after=5\r\n"
         "c: text/plain\r\ne : gzip\r\nl:0\r\n\r\n"
@@ -79,20 +80,20 @@ def test_notify_with_compact_and_folded_fields() -> None:
 
 
 def test_notify_body_keeps_its_bytes() -> None:
-    """A body that is no UTF-8 arrives byte for byte."""
+    """A body that is not UTF-8 arrives byte for byte."""
     raw = b"\xff\xfe\x00caf\xe9"
     assert read_notify("NOTIFY x SIP/2.0\r\n\r\n" + raw.decode("utf-8", "surrogateescape")).body == raw
 
 
 @given(st.text())
 def test_any_text_is_read(text: str) -> None:
-    """Whatever the text, reading it gives an answer."""
+    """Reading any text gives a result and raises nothing."""
     assert read_notify(text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")).declared_bytes >= -1
     assert read_response(text).code >= 0
 
 
 def test_response_is_read() -> None:
-    """Status, phrase, Retry-After without its comment, and Min-Expires."""
+    """A response gives its status, phrase, Retry-After without the comment, and Min-Expires."""
     text = "SIP/2.0 503 Too busy\r\nRetry-After: 7 (in a while)\r\nMin-Expires: 60\r\n\r\n"
     assert read_response(text) == Final(503, "Too busy", 7, 60)
 
@@ -107,7 +108,7 @@ def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
 
 @given(st.integers(0, 999), st.text(max_size=20), st.integers(-1, 10**6))
 def test_every_response_means_something(code: int, phrase: str, retry_after_s: int) -> None:
-    """There is no response without a meaning."""
+    """Every response has a meaning."""
     assert isinstance(error_of_response(code, phrase, retry_after_s), TerminalStatusError)
 
 
@@ -121,7 +122,7 @@ def test_every_response_means_something(code: int, phrase: str, retry_after_s: i
     ],
 )
 def test_local_failure_means(code: int, error: type[TerminalStatusError]) -> None:
-    """What PJSIP says itself is not put into the presence server's mouth."""
+    """The message of PJSIP's own failure does not blame the presence server."""
     found = error_of_local_failure(code, "Connection refused")
     assert type(found) is error
     assert "answered" not in str(found)
@@ -129,12 +130,12 @@ def test_local_failure_means(code: int, error: type[TerminalStatusError]) -> Non
 
 @given(st.text())
 def test_plain_text(text: str) -> None:
-    """Text of a peer comes out printable, ASCII and short, whatever it was."""
+    """Text from a peer is made printable, ASCII and short."""
     assert re.fullmatch(r"[ -~]{0,100}", plain(text))
 
 
 def test_retry_after_is_passed_on() -> None:
-    """The presence server's Retry-After reaches the application."""
+    """The presence server's Retry-After is passed on to the application."""
     assert error_of_response(503, "", 7).retry_after_s == 7
 
 
@@ -157,7 +158,7 @@ def test_retry_after_is_passed_on() -> None:
     ],
 )
 def test_notify_means(state: str, reason: str, length: int, error: type[TerminalStatusError] | None) -> None:
-    """Each state and reason of RFC 6665 section 4.1.3."""
+    """Each state and reason of RFC 6665 section 4.1.3 has its meaning."""
     found = error_of_notify(state, reason, -1, length, length)
     assert (found and type(found)) is error
 
@@ -166,7 +167,7 @@ def test_notify_means(state: str, reason: str, length: int, error: type[Terminal
     ("declared", "received", "cut"), [(10, 9, True), (9, 10, True), (10, 10, False), (-1, 5, False)]
 )
 def test_cut_body(declared: int, received: int, cut: bool) -> None:
-    """A body whose length is not Content-Length was cut on the way."""
+    """A body that is shorter than its Content-Length was cut on the way."""
     found = error_of_notify("active", "", -1, declared, received)
     assert isinstance(found, DocumentUnreadable) is cut
 
@@ -183,7 +184,7 @@ def test_cut_body(declared: int, received: int, cut: bool) -> None:
     ],
 )
 def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> None:
-    """423 is followed once, within a bound."""
+    """423 is followed once, if its Min-Expires is within the bound."""
     assert retry_expires_s(final, asked_s) == again_s
 
 
@@ -196,7 +197,7 @@ def decoder() -> Decoder[object]:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
 def test_frames_survive_any_cut(cuts: list[int]) -> None:
-    """Messages come out whole and in order however the stream is cut."""
+    """Messages are decoded whole and in order, however the stream is cut."""
     stream, reader = encode(COMMANDS) * 3, decoder()
     found: list[object] = []
     while stream:
@@ -210,12 +211,12 @@ def test_frames_survive_any_cut(cuts: list[int]) -> None:
     "nonsense", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", encode([FetchFailed(1, 2, "", 3, local=False)])]
 )
 def test_nonsense_is_refused(nonsense: bytes) -> None:
-    """What is no frame of ours ends the conversation by FrameError."""
+    """Bytes that are not a frame raise FrameError."""
     with pytest.raises(FrameError):
         list(decoder().feed(nonsense))
 
 
-def test_reports_are_told_apart() -> None:
+def test_each_report_decodes_to_its_class() -> None:
     """Each report decodes to its own class."""
     reader: Decoder[object] = Decoder(Report)  # type: ignore[arg-type]  # a union is no class to mypy
     assert list(reader.feed(encode([FetchFailed(1, 404, "Not Found", -1, local=True)]))) == [
@@ -223,8 +224,8 @@ def test_reports_are_told_apart() -> None:
     ]
 
 
-async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
-    """Each one makes its terminal's status doubtful; however many come there is one line in a second."""
+async def test_cut_documents_are_all_reported_and_logged_seldom() -> None:
+    """Each cut document makes its terminal's status doubtful; the log has at most one line a second about them."""
     watcher, observer = SipWatcher(configuration("sip:127.0.0.1:5060")), Observer()
     watcher.set_observer(observer)
     watcher.watch(ALICE)
@@ -256,8 +257,8 @@ async def test_documents_that_were_cut_are_told_and_logged_seldom() -> None:
     ],
 )
 def test_which_answers_count(source: str, came: str, sent: str, counts: bool) -> None:
-    """Over the request's transport alone: from where it went, over a stream from any port there, and from the networks
-    that are named."""
+    """An answer counts only over the request's transport: over UDP from the address and port that the request was sent
+    to, over a stream from any port of that host, and from the networks that the operator names."""
 
     def address(text: str) -> bytes:
         host, _, port = text.partition(":")

@@ -1,1 +1,1 @@
-"""What holds for the repository: layers, generated files, documentation, the package, the bench."""
+"""Tests of the repository as a whole: layers, generated files, documentation, the package, the bench."""

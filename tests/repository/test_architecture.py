@@ -1,4 +1,4 @@
-"""What holds for the code as a whole and no linter checks."""
+"""Rules of the code as a whole that no linter checks."""
 
 import ast
 import json
@@ -62,7 +62,8 @@ print(json.dumps(seen))
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, str]:
-    """What importing each module printed, or how it failed: each in a process that has those before it loaded."""
+    """The output of importing each module, or its failure. Each import runs in a process that has loaded the modules
+    before it."""
     command = [sys.executable, "-c", NO_EFFECT, *MODULES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -72,7 +73,7 @@ def seen() -> dict[str, str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_import_has_no_effect(module: str, seen: dict[str, str]) -> None:
-    """Importing a module opens nothing, starts nothing, prints nothing and warns of nothing."""
+    """Importing a module opens nothing, starts nothing, prints nothing and gives no warning."""
     assert seen[module] == ""
 
 
@@ -86,14 +87,14 @@ def test_module_says_what_it_is_for(module: str) -> None:
 
 
 def test_commit_and_begin_stand_only_in_the_store() -> None:
-    """Transactions have one home."""
+    """Only the store begins and commits transactions."""
     for path in (*ROOT.glob("app/**/*.py"), *ROOT.glob("soap_compat/**/*.py")):
         if not {"store", "pb"} & set(path.parts):
             assert ".commit(" not in path.read_text("utf-8"), path
 
 
 def test_files_that_docstrings_and_comments_name_are_there() -> None:
-    """A name without a path is a file beside the one that names it, or the only file of that name."""
+    """A name without a path means a file in the same folder, or the only file of that name."""
     folders = [ROOT / name for name in ("app", "soap_compat", "bench", "tests")]
     sources = [path for folder in folders for path in folder.rglob("*.py")]
     there = [f"/{path.relative_to(ROOT)}" for path in (*sources, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
@@ -109,7 +110,7 @@ def test_files_that_docstrings_and_comments_name_are_there() -> None:
 
 
 def test_tests_share_by_support_alone() -> None:
-    """No test file imports another: what several use is in `tests/support`."""
+    """No test file imports another; shared code is in `tests/support`."""
     shared = re.compile(r"^\s*(?:from|import) (tests(?:\.\w+)*)(?: import (\w+))?", re.MULTILINE)
     wrong = [
         f"{path.relative_to(ROOT)}: {module}"
@@ -122,7 +123,7 @@ def test_tests_share_by_support_alone() -> None:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """The docstrings and comments of a module, each with the line it begins on."""
+    """The docstrings and comments of a module, each with its first line's number."""
     with tokenize.open(path) as source:
         for token in tokenize.generate_tokens(source.readline):
             if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
@@ -130,12 +131,12 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_no_circle_of_imports() -> None:
-    """No modules import each other in a circle, imports in functions and under TYPE_CHECKING included."""
+    """No modules import each other in a circle; imports in functions and under TYPE_CHECKING count too."""
     assert circles({name: imports_of(name) for name in MODULES}) == []
 
 
 def test_circles_are_found() -> None:
-    """A circle of several modules is found whole; a module that two circles share joins them."""
+    """A circle of several modules is found whole; two circles that share a module are one."""
     imports = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a", "f"}, "g": set()}
     assert circles(imports) == [{"a", "b", "c"}, {"d", "e"}]
     assert circles(imports | {"e": {"d", "a"}}) == [{"a", "b", "c", "d", "e"}]
@@ -156,7 +157,7 @@ def test_the_import_contract_names_folders_only() -> None:
 
 def imports_of(module: str) -> set[str]:
     """The gateway's modules that a module imports, anywhere in its text. Its own package, which Python imports first,
-    counts only where the module names it."""
+    counts only where the module names the package."""
     path = (ROOT / module.replace(".", "/")).with_suffix(".py")
     path = path if path.exists() else path.with_suffix("") / "__init__.py"
     found: set[str] = set()
@@ -172,7 +173,7 @@ def imports_of(module: str) -> set[str]:
 
 
 def circles(imports: Mapping[str, Set[str]]) -> list[set[str]]:
-    """The strongly connected components of more than one module, by their first name."""
+    """The strongly connected components of more than one module, sorted by their first name."""
     reached = {name: reachable(name, imports) for name in imports}
     found = {frozenset({name} | {other for other in reached[name] if name in reached[other]}) for name in imports}
     return sorted([set(circle) for circle in found if len(circle) > 1], key=min)

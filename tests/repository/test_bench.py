@@ -1,4 +1,4 @@
-"""The bench runs, and its report has every row that was promised. No figure is judged here: machines differ."""
+"""The bench runs, and its report has every row. Figures are not judged here: machines differ."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         try:
             out, err = process.communicate(timeout=420)
         finally:
-            process.terminate()  # unwinds, so that no SIPp and no gateway is left
+            process.terminate()  # unwinds, so that no SIPp and no gateway stays running
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -79,7 +79,7 @@ SOME = ("bare", "grpc", "start", "burst", "watch", "live.rest", "stored.start_me
 
 
 def test_report(tmp_path: Path) -> None:
-    """One tiny round: the table and the report have every row that was wanted, and the judged ones their reach."""
+    """One tiny round: the table and the report have every requested row, and every judged row has its reach."""
     needs_sipp()
     report = tmp_path / "out" / "report.json"
     wanted = tuple(row for row in ROWS if row.startswith(SOME))
@@ -105,7 +105,7 @@ def test_report(tmp_path: Path) -> None:
 
 
 def test_part(tmp_path: Path) -> None:
-    """A row's first letters measure that row, and what it is compared with, only."""
+    """The first letters of a row's name select that row and its baselines only."""
     needs_sipp()
     report = tmp_path / "report.json"
     finished = run_bench("rest.cpu", *TINY, "--report", str(report))
@@ -114,7 +114,8 @@ def test_part(tmp_path: Path) -> None:
 
 
 def test_median_and_range() -> None:
-    """Of several rounds a row has medians and the range of what is judged; one that must hold each time, the worst."""
+    """Over several rounds a row has the medians, and the range of the judged figure; a row that must hold in every
+    round has the worst figure."""
     rounds = [
         [
             compared("a", value, 10, "ms", most=1.0),
@@ -131,7 +132,7 @@ def test_median_and_range() -> None:
 
 
 def test_unknown_row() -> None:
-    """A row that is none is wrong use, and the rows are listed."""
+    """An unknown row is wrong use; the message lists the rows."""
     finished = run_bench("grcp")
     assert finished.returncode == 2
     assert "grcp" in finished.stderr

@@ -1,8 +1,8 @@
-"""README.md, docs/, CONTRIBUTING.md, SECURITY.md: their examples run, their commands exist, their tables fit the code.
+"""README.md, docs/, CONTRIBUTING.md, SECURITY.md: examples run, commands exist, tables agree with the code.
 
-An `sh` block is run by bash in the root of the repository, while `terminal-status demo` runs; a `text` block after it
-is its output. A `bash` block subscribes a webhook, and is run with the receivers of its document. Elsewhere commands,
-`make` targets, settings and metrics are checked by name.
+An `sh` block is run by bash in the root of the repository while `terminal-status demo` runs; the `text` block after it
+is its output. A `bash` block subscribes a webhook, and is run with each receiver of its document. Commands, `make`
+targets, settings and metrics in the prose are checked by name.
 """
 
 import ast
@@ -65,7 +65,7 @@ STOPPING = "GATEWAY_STOPPING"
 
 
 def settled(text: str) -> str:
-    """The text without what differs from run to run."""
+    """The text without the parts that differ from run to run."""
     for pattern, word in VARYING:
         text = pattern.sub(word, text)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
@@ -78,7 +78,7 @@ def prose(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, str]]:
-    """The addresses of a demo on free ports, by those that the documents name."""
+    """For each address of a demo in the documents: the address on a free port."""
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
     with running("demo", *listen, deadline_s=300) as demo:
         where = re.search(r"sip:(\S+), gateway on gRPC (\S+)", demo.line_with("gateway on gRPC"))
@@ -101,7 +101,7 @@ def run(command: str, ports: dict[str, str]) -> str:
 
 
 def test_readme_is_short() -> None:
-    """A newcomer reads the README to its end; details belong into docs/."""
+    """A newcomer reads the README to its end; details belong in docs/."""
     assert len(README.splitlines()) <= MAX_README_LINES
 
 
@@ -114,7 +114,7 @@ def test_readme_has_an_example_for_each_face() -> None:
 
 
 def test_output_of_make_run() -> None:
-    """The lines that README.md shows of `make run` are printed, in this order; of a change, a line of the same form."""
+    """`make run` prints the lines that README.md shows, in this order; for a change, a line of the same form."""
 
     def lines(text: str) -> list[str]:
         for pattern, word in (
@@ -168,7 +168,7 @@ def commands_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_exist(name: str) -> None:
-    """Each command that is named has these subcommands and options."""
+    """Each command that a document names exists with these subcommands and options."""
     for line in commands_of(DOCUMENTS[name]):
         command: Any = typer.main.get_command(app)
         words = shlex.split(line, comments=True)
@@ -184,7 +184,7 @@ def test_commands_exist(name: str) -> None:
 
 
 def test_commands_run(ports: dict[str, str], tmp_path: Path) -> None:
-    """Each command that ends by itself and has its arguments succeeds at the demo, or on a database of its own."""
+    """Each command that ends by itself and has its arguments succeeds, at the demo or on a database of its own."""
     environ = os.environ | {
         "TS_GRPC_LISTEN": ports["127.0.0.1:50051"],
         "TS_HTTP_LISTEN": ports["127.0.0.1:8080"],
@@ -219,7 +219,7 @@ def test_commands_run(ports: dict[str, str], tmp_path: Path) -> None:
 
 
 def has_its_arguments(line: str) -> bool:
-    """Whether the command has what it requires; else a document only names it."""
+    """Whether the command has its required arguments; without them a document only names the command."""
     command: Any = typer.main.get_command(app)
     words = shlex.split(line)
     while words and words[0] in getattr(command, "commands", ()):
@@ -229,7 +229,7 @@ def has_its_arguments(line: str) -> bool:
 
 
 def test_start_against_a_presence_server(ports: dict[str, str], tmp_path: Path) -> None:
-    """The start of docs/operating.md, against the demo's presence server in place of the one it names."""
+    """The start in docs/operating.md works, with the demo's presence server in place of the documented one."""
     (block,) = (
         block for _, block in FENCED.findall(DOCUMENTS["docs/operating.md"]) if "terminal-status serve" in block
     )
@@ -262,7 +262,7 @@ def test_settings_exist(name: str) -> None:
 
 
 def test_metrics_are_those_of_the_gateway(ports: dict[str, str]) -> None:
-    """docs/operating.md has each metric that a gateway shows, and names no other."""
+    """docs/operating.md has each metric of a gateway, and names no other."""
     with urllib.request.urlopen(f"http://{ports['127.0.0.1:8080']}/metrics", timeout=30) as answer:
         shown = set(re.findall(r"^# TYPE (terminal_status_\w+)", answer.read().decode(), re.MULTILINE))
     shown = {name for name in shown if not name.endswith("_created")}
@@ -271,7 +271,7 @@ def test_metrics_are_those_of_the_gateway(ports: dict[str, str]) -> None:
 
 
 def test_error_table() -> None:
-    """docs/api.md has a row for each domain error, with the code of each face."""
+    """docs/api.md has a row for each domain error, with its code on each face."""
     rows = re.findall(r"^\|[^|]*\| `([A-Z_]+)` \| (\w+) \| (\d+) \| (\w+) \|$", API, re.MULTILINE)
     kinds = {error.code: error for error in STATUSES}
     assert sorted(code for code, *_ in rows) == sorted([*kinds, STOPPING])
@@ -281,7 +281,7 @@ def test_error_table() -> None:
 
 
 def test_life_of_a_watch() -> None:
-    """docs/sip.md has each row of the life of a watch, with what its test says and the test's name."""
+    """docs/sip.md has each row of the life of a watch, with the docstring of its test and the test's name."""
     sentences = {
         node.name: " ".join((ast.get_docstring(node) or "").split()).rstrip(".")
         for path in (ROOT / "tests" / "pure").glob("test_sip_machine*.py")
@@ -296,7 +296,7 @@ def test_life_of_a_watch() -> None:
 
 
 def test_named_tests_exist() -> None:
-    """Every test that docs/testing.md and docs/architecture.md name is there."""
+    """Every test that docs/testing.md and docs/architecture.md name exists."""
     named = re.findall(r"`(test_\w+)::(test_\w+)`", DOCUMENTS["docs/testing.md"] + DOCUMENTS["docs/architecture.md"])
     assert len(named) > 50
     for module, name in named:
@@ -306,7 +306,7 @@ def test_named_tests_exist() -> None:
 
 
 def test_table_of_test_files() -> None:
-    """docs/testing.md says for each test file which source it tests, and both exist."""
+    """docs/testing.md names for each test file the source that it tests, and both exist."""
     text = DOCUMENTS["docs/testing.md"]
     named = set(re.findall(r"`(\w+/test_\w+\.py)`", text))
     assert named == {str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").glob("*/test_*.py")}
@@ -316,7 +316,7 @@ def test_table_of_test_files() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_files_exist(name: str) -> None:
-    """Each file and folder of the repository that a document names is there."""
+    """Each file and folder of the repository that a document names exists."""
     folders = "app|soap_compat|tests|bench|docs|proto|openapi"
     named = set(re.findall(rf"\b((?:{folders})/[\w/.-]*\w)(?![\w*])", DOCUMENTS[name]))
     assert not {path for path in named - WRITTEN if not (ROOT / path).exists()}
@@ -341,8 +341,8 @@ def test_map_of_the_tree() -> None:
 def test_webhook(
     name: str, language: str, suffix: str, program: list[str], ports: dict[str, str], tmp_path: Path
 ) -> None:
-    """Each document's receiver accepts the events of its subscription: a test where the caller names the secret, the
-    start, and the statuses now."""
+    """Each document's receiver accepts the events of its subscription: the test event where the caller names the
+    secret, the start, and the current statuses."""
     if shutil.which(program[0]) is None:
         assert not os.environ.get("CI"), f"{program[0]} must be there in CI"
         pytest.skip(f"{program[0]} is not installed")

@@ -1,4 +1,4 @@
-"""Tests of the wheel: it holds all that it names, and what users build against."""
+"""The wheel is complete: code, metadata, and the contracts that users build against."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SOURCES = ("app", "soap_compat", "proto", "openapi", "pyproject.toml", "README.m
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built from a copy, since a build leaves its folders behind."""
+    """The wheel, built from a copy, since a build leaves folders in the source tree."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_code_is_complete(wheel: zipfile.ZipFile) -> None:
-    """Each module, the migrations too, the error examples, and the marks that the packages are typed."""
+    """The wheel has each module, the migrations, the error examples, and the markers of typed packages."""
     names = set(wheel.namelist())
     for package in ("app", "soap_compat"):
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
@@ -39,7 +39,7 @@ def test_code_is_complete(wheel: zipfile.ZipFile) -> None:
 
 
 def test_contracts_are_in_it(wheel: zipfile.ZipFile) -> None:
-    """`.proto`, OpenAPI and WSDL files are as in the source."""
+    """The `.proto`, OpenAPI and WSDL files are the same as in the source."""
     for path in [*(ROOT / "proto").rglob("*.proto"), *(ROOT / "openapi").glob("*.json")]:
         (name,) = [
             name
@@ -53,7 +53,7 @@ def test_contracts_are_in_it(wheel: zipfile.ZipFile) -> None:
 
 
 def test_metadata(wheel: zipfile.ZipFile) -> None:
-    """The licence, its texts, and the versions of Python."""
+    """The wheel names the licence, with its texts, and the versions of Python."""
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = wheel.read(name).decode()
     for line in (

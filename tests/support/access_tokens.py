@@ -1,4 +1,4 @@
-"""Access tokens of an identity provider that a test plays: well formed, malformed, and the keys that sign them."""
+"""Access tokens of a played identity provider, well formed and malformed, and the keys that sign them."""
 
 import base64
 import json
@@ -49,13 +49,13 @@ def token(algorithm: str = "ES256", key: Any = None, header: Any = None, **claim
 
 
 def part(value: object) -> str:
-    """A part of a token: bytes as they are, else JSON."""
+    """One part of a token: bytes unchanged, anything else as JSON."""
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def signed(header: object, claims: object) -> str:
-    """A token of these parts, whatever they are, that is truly signed."""
+    """A token of any parts, with a valid signature."""
     content = f"{part(header)}.{part(claims)}"
     return f"{content}.{part(default_registry.algorithms['ES256'].sign(content.encode(), EC))}"
 

@@ -32,7 +32,7 @@ class Signed:
 def sign(
     directory: Path, name: str, issuer: Signed | None = None, names: Sequence[x509.GeneralName] | None = None
 ) -> Signed:
-    """A certificate of that common name; of an authority where nobody issues it."""
+    """A certificate with this common name, signed by the issuer; without an issuer, an authority's own certificate."""
     if names is None:
         names = [x509.DNSName("localhost"), x509.DNSName(name)]
     key = ec.generate_private_key(ec.SECP256R1())
@@ -59,7 +59,7 @@ def sign(
 
 @dataclass
 class Party:
-    """An authority, the server's certificate, a client's, and a stranger's of another authority."""
+    """An authority, certificates of the server and of a client, and a certificate from another authority."""
 
     authority: Signed
     server: Signed

@@ -19,7 +19,7 @@ _DATABASES = tempfile.TemporaryDirectory(prefix="terminal-status-")
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command: ours, a database of its own, and these."""
+    """The environment of a command: that of the tests, with a database of its own and the given variables."""
     database = f"sqlite:///{_DATABASES.name}/{secrets.token_hex(8)}.sqlite3"
     return {"TS_DATABASE_URL": database, **os.environ, **changes}
 

@@ -1,4 +1,4 @@
-"""The use cases over a real SQLite store, with a presence server that the test plays and clocks that it moves."""
+"""The use cases over a real SQLite store, with a played presence server and clocks that the test moves."""
 
 import asyncio
 import secrets
@@ -70,7 +70,7 @@ class Clocks:
 
 @dataclass
 class PlayedWatcher:
-    """A SIP side whose observations the test plays. What is not watched cannot be observed, as in the real one."""
+    """A watcher whose observations the test plays. As with the real one, only watched terminals are observed."""
 
     clocks: Clocks
     ready: bool = True
@@ -119,14 +119,14 @@ class PlayedWatcher:
             self.in_flight -= 1
 
     def play(self, address: TerminalAddress, status: Status, at: datetime | None = None) -> None:
-        """The presence server states the status; from then on the watch is live."""
+        """The presence server reports the status; from then on the watch is live."""
         assert self._observer is not None
         if address in self.wanted:
             self._observer.on_notify_received(address, self._notify(status, at or self.clocks.now))
             self._observer.on_liveness_changed(address, Liveness.LIVE, "", None)
 
     def send(self, address: TerminalAddress, body: bytes) -> None:
-        """A NOTIFY with that body."""
+        """The presence server sends a NOTIFY with this body."""
         assert self._observer is not None
         self._observer.on_notify_received(
             address,
@@ -139,12 +139,12 @@ class PlayedWatcher:
         )
 
     def lose(self, address: TerminalAddress, reason: str = "the presence server does not answer") -> None:
-        """Contact is lost."""
+        """The watch loses contact with the presence server."""
         assert self._observer is not None
         self._observer.on_liveness_changed(address, Liveness.STALE, reason, None)
 
     def say(self, address: TerminalAddress, liveness: Liveness, error: TerminalStatusError | None) -> None:
-        """The watch is worth this now, for that reason."""
+        """The watch has this liveness from now on, for this reason."""
         assert self._observer is not None
         self._observer.on_liveness_changed(address, liveness, "said" if error else "", error)
 
@@ -161,7 +161,7 @@ class PlayedWatcher:
 
 
 class FaultyStore:
-    """The store, but for faults that the test asks for. Implements `Store` by passing on."""
+    """A store with faults that the test asks for. All other calls go to the real store."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
@@ -188,7 +188,7 @@ class FaultyStore:
 
 @dataclass
 class FakeSender:
-    """A sender whose checks the test decides."""
+    """A sender whose endpoint checks have the result that the test sets."""
 
     error: TerminalStatusError | None = None
     checked: list[Subscription] = field(default_factory=list)
@@ -219,7 +219,7 @@ class Core:
     use_cases: UseCases = field(init=False)
 
     def authenticator(self, **options: Any) -> Authenticator:
-        """An authenticator by this core's clocks."""
+        """An authenticator that uses this core's clocks."""
         options.setdefault("monotonic", lambda: self.clocks.now_s)
         return Authenticator(cast("Store", self.store), clock=lambda: self.clocks.now, **options)
 
@@ -262,13 +262,13 @@ class Core:
         return self.use_cases.queries
 
     async def settled(self) -> None:
-        """Waits until nothing waits to be written."""
+        """Waits until all observations are written."""
         await until(lambda: not self.live.engine.figures()["waiting"])
 
     async def advance(self, seconds: float) -> None:
-        """Lets time pass, and what is due be done."""
+        """Moves the clocks, and waits until everything that is due is done."""
         self.clocks.advance(seconds)
-        for _ in range(2):  # one round may have looked at the clock already
+        for _ in range(2):  # the round that was running may have read the clock before
             rounds = self.live.engine.rounds
             self.live.engine.wake()
             for stream in self.live.streams:
@@ -280,7 +280,7 @@ class Core:
         return self.live.engine.rounds > rounds
 
     async def play(self, address: TerminalAddress, status: Status) -> None:
-        """The presence server states the status, and all that follows is written."""
+        """The presence server reports the status, and everything that follows is written."""
         self.watcher.play(address, status)
         await self.settled()
 
@@ -288,13 +288,13 @@ class Core:
         return await self.subscriptions.create(client, SubscriptionRequest(addresses=addresses, **request), face="grpc")
 
     async def owed(self, subscription: Subscription) -> list[OwedNotification]:
-        """What it was owed, in order."""
+        """The subscription's notifications, in order."""
         found, token = await self.store.notifications(None, Page(size=1000), subscription_id=subscription.id)
         assert not token
         return cast("list[OwedNotification]", found)
 
     async def owed_in_short(self, subscription: Subscription) -> list[str]:
-        """What it was owed, in short: `alice BUSY`, `ENDED EXPIRED`, `ERROR bob TERMINAL_UNKNOWN`."""
+        """The subscription's notifications, in short: `alice BUSY`, `ENDED EXPIRED`, `ERROR bob TERMINAL_UNKNOWN`."""
         return [short(one) for one in await self.owed(subscription)]
 
     async def stored(self, subscription: Subscription) -> Subscription:
@@ -317,7 +317,7 @@ def short(one: OwedNotification) -> str:
 
 
 def name(address: str) -> str:
-    """The user part."""
+    """The user part of an address."""
     return address.partition(":")[2].partition("@")[0]
 
 
@@ -325,7 +325,7 @@ _TEMPLATE: dict[str, Path] = {}
 
 
 async def new_database(directory: Path) -> str:
-    """The URL of a new database in the directory; migrated once per run, and then copied."""
+    """The URL of a new database in the directory: a copy of a database that is migrated once per run."""
     target = directory / "core.sqlite3"
     template = _TEMPLATE.get("path")
     if template is None or not template.exists():
@@ -337,7 +337,7 @@ async def new_database(directory: Path) -> str:
 
 
 def nobody_waits(subscription: Subscription) -> Callable[[], Awaitable[None]]:
-    """Nothing delivers, so nothing is in flight."""
+    """Stands for the deliverer: nothing is delivered here, so nothing is in flight."""
 
     async def waited() -> None:
         pass
@@ -360,7 +360,7 @@ async def run_core(
     crash: bool = False,
     secret_key_file: Path | None = None,
 ) -> AsyncIterator[Core]:
-    """The use cases over the database at `url`. With `crash` they are cut off at the end, as `kill -9` would."""
+    """The use cases over the database at `url`. With `crash` they are cancelled at the end, as `kill -9` would do."""
     clocks = clocks or Clocks()
     async with await open_store(url, secret_key_file=secret_key_file) as sql:
         faulty = FaultyStore(sql)
@@ -414,7 +414,7 @@ async def run_core(
 
 
 class Reading:
-    """Reads a stream in the background and remembers everything."""
+    """Reads a stream in the background and keeps all of its events."""
 
     def __init__(self, events: Any) -> None:
         self.events: list[StreamEvent] = []
@@ -430,14 +430,14 @@ class Reading:
             self.error = error
 
     async def until(self, true: Callable[[list[StreamEvent]], object]) -> list[StreamEvent]:
-        """Waits until it is true of what was read."""
+        """Waits until the condition holds for the events that were read."""
         await until(lambda: true(self.events) or self.error)
         if self.error is not None:
             raise self.error
         return self.events
 
     async def some(self, kind: type, number: int = 1) -> list[Any]:
-        """Waits for so many events of that kind, and returns those of it."""
+        """Waits for this number of events of one kind, and returns all events of that kind."""
         await self.until(lambda events: sum(isinstance(event, kind) for event in events) >= number)
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -449,7 +449,7 @@ class Reading:
 
 @asynccontextmanager
 async def reading(core: Core, *addresses: str, client: Client = APP, **options: Any) -> AsyncIterator[Reading]:
-    """A stream that is read from its start."""
+    """Opens a stream and reads it from its start."""
     reader = Reading(core.streams.stream(client, addresses, **options))
     try:
         yield reader

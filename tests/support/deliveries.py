@@ -62,7 +62,7 @@ Answer = Callable[[Subscription, OwedNotification], Awaitable[Sent]]
 
 @dataclass
 class ScriptedSender:
-    """Answers each attempt by a function, and remembers what was sent."""
+    """Answers each attempt by a function, and keeps what was sent."""
 
     answer: Answer
     sent: list[OwedNotification] = field(default_factory=list)
@@ -71,7 +71,7 @@ class ScriptedSender:
     most_of_one: int = 0
 
     async def check(self, subscription: Subscription) -> None:
-        """Not asked here."""
+        """Not used by these tests."""
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
         self.sent.append(notification)
@@ -84,16 +84,16 @@ class ScriptedSender:
             self.now[subscription.id] -= 1
 
     async def has_sent(self, count: int = 1) -> bool:
-        """Whether so many attempts were made."""
+        """Whether this number of attempts was made."""
         return len(self.sent) >= count
 
     def ids(self) -> list[str]:
-        """Ids in the order of attempts."""
+        """The notifications' ids in the order of the attempts."""
         return [notification.id for notification in self.sent]
 
 
 def always(sent: Sent) -> Answer:
-    """The same answer to all."""
+    """A script that gives every attempt the same outcome."""
 
     async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
         await asyncio.sleep(0)
@@ -103,7 +103,7 @@ def always(sent: Sent) -> Answer:
 
 
 def first(*sents: Sent) -> Answer:
-    """These in turn, then delivered."""
+    """A script with these outcomes in turn; later attempts are delivered."""
     left = list(sents)
 
     async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
@@ -147,7 +147,7 @@ async def delivering(store: SqlStore, sender: Sender, **options: Any) -> AsyncIt
 async def owe(
     store: SqlStore, count: int = 1, *, subscription: Subscription = SUBSCRIPTION, **fields: Any
 ) -> list[str]:
-    """Stores the subscription and notifications owed to it; their ids."""
+    """Stores the subscription and notifications owed to it; returns their ids."""
     fields.setdefault("at", datetime.now(UTC))
     owed = [make_owed(subscription, f"{subscription.id}/{number}", **fields) for number in range(count)]
     await store.create_subscription(subscription, owed, ())
@@ -174,12 +174,12 @@ async def until_owed(
 
 
 def settled(found: Sequence[OwedNotification]) -> bool:
-    """Whether none is pending."""
+    """Whether no notification is pending."""
     return all(notification.state is not DeliveryState.PENDING for notification in found)
 
 
 async def withdraw(store: SqlStore, subscription: Subscription) -> None:
-    """Ends it in the store as endNotification does."""
+    """Ends the subscription in the store as endNotification does."""
     now = datetime.now(UTC)
     update = SubscriptionUpdate(
         subscription_id=subscription.id, ended_at=now, end_reason=EndReason.CANCELLED, end_detail="", withdraws=True
@@ -188,7 +188,7 @@ async def withdraw(store: SqlStore, subscription: Subscription) -> None:
 
 
 def gate(event: asyncio.Event, sent: Sent) -> Answer:
-    """That answer, once the event is set."""
+    """A script that gives this outcome once the event is set."""
 
     async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
         await event.wait()
@@ -199,7 +199,7 @@ def gate(event: asyncio.Event, sent: Sent) -> Answer:
 
 @asynccontextmanager
 async def sending(**options: Any) -> AsyncIterator[WebhookSender]:
-    """The real sender, to loopback."""
+    """The real sender, allowed to send to loopback."""
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), **options)
     try:
         yield WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})

@@ -1,7 +1,8 @@
 """Provokes each error over HTTP, for the error examples of the OpenAPI documents.
 
-`python -m tests.support.error_examples` (in `make generate`) writes the answers to the files that `recorded` names.
-So each example is an answer of the gateway: REST API v1's by domain error, CAMARA's by CAMARA's code.
+`python -m tests.support.error_examples` (in `make generate`) writes the answers to the files that `recorded` names. So
+each example is a real answer of the gateway. REST API v1's examples are named by domain error, CAMARA's by CAMARA's
+code.
 """
 
 import asyncio
@@ -83,7 +84,7 @@ def group(address: str, *members: str) -> Provoke:
 
 
 def then(*steps: Provoke) -> Provoke:
-    """Calls one after the other; returns the last answer."""
+    """Sends the calls one after the other; returns the last answer."""
 
     async def call(face: HttpFace) -> Answer:
         *before, last = steps
@@ -95,7 +96,7 @@ def then(*steps: Provoke) -> Provoke:
 
 
 def presence_answers(error: TerminalStatusError | None) -> Provoke:
-    """A query for a terminal about which the presence server answers so; None: not at all."""
+    """A query for a terminal that the presence server answers in this way (None: not at all)."""
 
     async def call(face: HttpFace) -> Answer:
         face.core.watcher.answer = lambda _: error
@@ -149,7 +150,8 @@ def webhook(url: str, **more: Any) -> dict[str, Any]:
 
 
 def provocations(directory: Path) -> Provocations:
-    """A call of REST API v1 for each domain error by its code, under the policy that it needs."""
+    """For each domain error, by its code: the call of REST API v1 that provokes it, and the policy that the call needs.
+    """
 
     async def remove_database(face: HttpFace) -> Answer:
         for file in [*directory.rglob("core.sqlite3*")]:  # noqa: ASYNC240  # a directory of a few files
@@ -166,7 +168,7 @@ def provocations(directory: Path) -> Provocations:
         "PRESENCE_MISCONFIGURED": presence_answers(error_of_response(489, "Bad Event", -1)),
         "DOCUMENT_UNREADABLE": presence_answers(error_of_notify("active", "", -1, 4500, 3000)),
         "GATEWAY_OVERLOADED": too_many_fetches,
-        "WATCHER_RESTARTING": without_workers,  # the watcher stays so
+        "WATCHER_RESTARTING": without_workers,  # the watcher stays away until the test ends
         "INVALID_REQUEST": get(STATUS + "?max_age_s=-1"),
         "NO_VALID_ADDRESSES": then(group(TEAM), post("/v1/terminals:query", {"addresses": [TEAM]})),
         "GROUP_UNKNOWN": get("/v1/groups/sip:nobody@example.com"),
@@ -241,7 +243,8 @@ async def provoked(directory: Path, provocations: Provocations) -> dict[str, Any
 
 
 class Tokens:
-    """Access tokens that are the scopes they grant, separated by `+`; `device+` in front identifies alice."""
+    """An authenticator whose access tokens list their scopes, separated by `+`; the prefix `device+` identifies alice.
+    """
 
     async def verify(self, token: str) -> tuple[str, datetime]:
         return APP.id, datetime.now(UTC) + timedelta(days=1)
@@ -256,7 +259,7 @@ def granted(token: str) -> Grant:
 
 
 def camara_provocations() -> Provocations:
-    """A call of a CAMARA API for each code that the documents show; INTERNAL has no call."""
+    """A call of a CAMARA API for each code that the documents show, except INTERNAL."""
     status, scope = "/device-reachability-status/v1/retrieve", "device-reachability-status-subscriptions"
     alice = {"device": {"networkAccessIdentifier": "alice@example.com"}}
 

@@ -1,4 +1,4 @@
-"""Fakes of ports, for tests of one layer. Nothing here speaks SIP: the real thing is tested in `test_system.py`."""
+"""Fakes of ports, for tests of one layer. They use no SIP; `test_system.py` tests the real watcher."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,11 +1,13 @@
 """A hostile presence server: mutated responses and NOTIFYs over UDP and TCP against SIP workers, for a given time.
 
-`python -m tests.support.fuzz SECONDS [SEED]`, or `make fuzz SECONDS=600`. Two workers, over UDP and over TCP, hold
-watches and fetches that come and go; what they send is answered, and more sent into their dialogs and to their ports.
-It fails where a worker died or hung, its memory grew, or a normal terminal is no longer answered. The seed decides what
-is sent, timing decides to which dialog: so the last packets before a death are kept in a file.
+Run it by `python -m tests.support.fuzz SECONDS [SEED]` or `make fuzz SECONDS=600`. Two workers, one over UDP and one
+over TCP, start and end watches and fetches. The server answers their messages, and sends more messages into their
+dialogs and to their ports.
 
-Invariants: everything stays on loopback. Bounded: dialogs and connections remembered, packets kept.
+The run fails where a worker died or hung, its memory grew, or a normal terminal was no longer answered. The seed
+determines the messages; timing determines their dialogs. So the last packets before a death are kept in a file.
+
+Invariants: everything stays on loopback. Dialogs, connections and kept packets are bounded.
 
 Deliberately absent: TLS, and a hostile parent.
 """
@@ -100,7 +102,7 @@ _CHALLENGES = [
 
 @dataclass(eq=False)
 class Dialog:
-    """One SUBSCRIBE that came: what its NOTIFYs need, and how they are sent."""
+    """One received SUBSCRIBE: what its NOTIFYs need, and the connection that they are sent over."""
 
     subscribe: SipMessage
     tag: str
@@ -110,7 +112,7 @@ class Dialog:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
     seconds: float
     seed: int
@@ -136,13 +138,13 @@ class Outcome:
 
 
 class Mutator:
-    """Makes messages, and spoils them."""
+    """Makes messages and mutates them."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
 
     def response(self, request: SipMessage, tag: str) -> bytes:
-        """A response to a SUBSCRIBE or OPTIONS, good or not."""
+        """A response to a SUBSCRIBE or OPTIONS, valid or not."""
         rng = self.rng
         code = rng.choice(_CODES)
         lines = [
@@ -161,7 +163,7 @@ class Mutator:
         return self._spoiled(lines, rng.choice(_BODIES) if rng.random() < 0.1 else b"")
 
     def notify(self, dialog: Dialog, host: str) -> bytes:
-        """A NOTIFY in the dialog, good or not."""
+        """A NOTIFY in the dialog, valid or not."""
         rng, subscribe = self.rng, dialog.subscribe
         dialog.cseq += 1
         contact = subscribe.contact_uri
@@ -181,7 +183,7 @@ class Mutator:
         return self._spoiled(lines, rng.choice(_BODIES))
 
     def garbage(self) -> bytes:
-        """Bytes that are hardly SIP."""
+        """Bytes that are almost never SIP."""
         rng = self.rng
         kind = rng.randrange(4)
         if kind == 0:
@@ -255,7 +257,7 @@ class Mutator:
 
 
 class HostileServer(asyncio.Protocol, asyncio.DatagramProtocol):
-    """Answers terminals called `honest` as RFC 6665 says, and all others as it likes."""
+    """Answers terminals whose name says `honest` as RFC 6665 requires, and all others at random."""
 
     def __init__(self, mutator: Mutator, outcome: Outcome) -> None:
         self.mutator, self.outcome = mutator, outcome
@@ -292,10 +294,10 @@ class HostileServer(asyncio.Protocol, asyncio.DatagramProtocol):
             self._received(data, lambda answer: self.datagram(answer, addr))
 
     def error_received(self, _: Exception) -> None:
-        """A message of ours was too long."""
+        """The operating system refused a datagram that was too long."""
 
     def datagram(self, data: bytes, addr: tuple[str, int]) -> None:
-        """Sends one."""
+        """Sends one datagram."""
         if self._udp is not None and len(data) < 65_000:
             self._keep("UDP", data)
             self._udp.sendto(data, addr)
@@ -323,7 +325,7 @@ class HostileServer(asyncio.Protocol, asyncio.DatagramProtocol):
         writer.close()
 
     def stream(self, writer: asyncio.StreamWriter, data: bytes) -> None:
-        """Writes a message in some pieces, now and then with something between."""
+        """Writes a message in several pieces, sometimes with other bytes in between."""
         if writer.transport.is_closing() or writer.transport.get_write_buffer_size() > 1_000_000:
             return
         self._keep("TCP", data)
@@ -373,7 +375,7 @@ class HostileServer(asyncio.Protocol, asyncio.DatagramProtocol):
         return f"127.0.0.1:{self.port}"
 
     def trouble(self, ports: dict[str, int]) -> None:
-        """One more packet out of the blue: into a dialog, or to a port of the worker."""
+        """Sends one packet that answers nothing: into a dialog, or to a port of the worker."""
         rng = self.mutator.rng
         if self.dialogs and rng.random() < 0.9:
             dialog = rng.choice(self.dialogs)
@@ -386,7 +388,7 @@ class HostileServer(asyncio.Protocol, asyncio.DatagramProtocol):
         return self.mutator.response(dialog.subscribe, dialog.tag)
 
     async def knock(self, port: int) -> None:
-        """A connection of a stranger, who may know a dialog."""
+        """Connects to a worker's port as a stranger, who may know a dialog."""
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for _ in range(5):
@@ -418,7 +420,7 @@ class _Observer:
 
 
 async def fuzz(seconds: float, seed: int, transports: Sequence[str] = ("udp", "tcp")) -> Outcome:
-    """Runs for so long; what was wrong stands in `faults`."""
+    """Runs for this many seconds; `faults` of the result lists what went wrong."""
     outcome = Outcome(seconds=seconds, seed=seed)
     await asyncio.gather(*(_fuzz_one(transport, seconds, seed, outcome) for transport in transports))
     return outcome
@@ -461,7 +463,7 @@ async def _fuzz_one(transport: str, seconds: float, seed: int, outcome: Outcome)
 
 
 async def _play(watcher: SipWatcher, server: HostileServer, outcome: Outcome) -> None:
-    """Watches and fetches that come and go."""
+    """Starts and ends watches and fetches."""
     rng, watched, number = server.mutator.rng, deque[TerminalAddress](), 0
     limit = asyncio.Semaphore(FETCHING)
 
@@ -482,7 +484,7 @@ async def _play(watcher: SipWatcher, server: HostileServer, outcome: Outcome) ->
             watcher.watch(watched[-1])
             if len(watched) > WATCHED:
                 watcher.unwatch(watched.popleft())
-            with suppress(TerminalStatusError):  # it has ended
+            with suppress(TerminalStatusError):  # the watch has ended
                 watcher.refresh(rng.choice(watched))
             if not limit.locked():
                 user = "honest" if number % 10 == 0 else "fetched"
@@ -495,7 +497,7 @@ async def _play(watcher: SipWatcher, server: HostileServer, outcome: Outcome) ->
 async def _judge(
     transport: str, watcher: SipWatcher, server: HostileServer, pid: int | None, samples: list[float], outcome: Outcome
 ) -> None:
-    """Whether it lived, answers and stayed small."""
+    """Checks that the worker lives, answers, and has not grown."""
     answered = False
     deadline_s = time.monotonic() + 15
     while not answered and time.monotonic() < deadline_s:

@@ -32,7 +32,7 @@ LIMIT_S = 10.0
 
 @dataclass
 class Answer:
-    """What came back."""
+    """An HTTP answer: status, headers and body."""
 
     status: int
     headers: Any
@@ -57,7 +57,7 @@ class HttpFace:
     async def call(
         self, method: str, path: str, body: Any = None, *, client: str = APP.id, raw: bytes | None = None, **more: Any
     ) -> Answer:
-        """One request with the client's key ("" for none); `body` goes as JSON, `raw` as it is."""
+        """Sends one request with the client's key ("" for none); `body` is sent as JSON, `raw` unchanged."""
         headers = {**({"authorization": f"Bearer {self.keys[client]}"} if client else {}), **more.pop("headers", {})}
         if body is not None:
             raw = json.dumps(body).encode()
@@ -68,14 +68,14 @@ class HttpFace:
 
     @asynccontextmanager
     async def events(self, path: str, *, client: str = APP.id, **headers: str) -> AsyncIterator["EventSource"]:
-        """A stream of server-sent events, which is read as the test asks."""
+        """Opens a stream of server-sent events; the test decides when to read."""
         headers = {"authorization": f"Bearer {self.keys[client]}", **headers}
         async with self.http.stream("GET", self.url + path, headers=headers) as response:
             yield EventSource(response)
 
 
 class EventSource:
-    """Reads server-sent events as the HTML standard says, so far as the gateway sends them."""
+    """Reads those server-sent events that the gateway sends, by the rules of the HTML standard."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self.response = response
@@ -104,7 +104,7 @@ class EventSource:
         raise EOFError
 
     async def until(self, name: str) -> tuple[str, Any]:
-        """Id and data of the next event of that name; the others before it are passed over."""
+        """Id and data of the next event of this name; skips other events."""
         while True:
             found, token, data = await self.next()
             if found == name:
@@ -155,7 +155,7 @@ async def face(tmp_path: Path) -> AsyncIterator[HttpFace]:
 
 
 def problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    """The problem that an answer carries, which is that one."""
+    """The problem document of an answer, which must have this status and code."""
     assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json"), answer.body
     found: dict[str, Any] = answer.json
     assert (found["status"], found["code"]) == (status, code), found

@@ -1,10 +1,10 @@
 """Starts a real Kamailio (Debian package) as registrar and presence server on a free loopback port, and stops it.
 
-Invariants: it is reached by nobody but this machine, needs no network, keeps everything in its own temporary
-directory, and takes UDP and TCP on one port. `Kamailio.running` yields when it answers OPTIONS over both, or raises
-KamailioFailed with the end of its log. It ends with the test process even if that is killed.
+Invariants: only this machine can reach it. It needs no network, keeps all files in a temporary directory of its own,
+and takes UDP and TCP on one port. `Kamailio.running` yields when Kamailio answers OPTIONS over both, or raises
+KamailioFailed with the end of its log. Kamailio ends with the test process, even if that is killed.
 
-Deliberately absent: TLS, clusters, a real database. What its configuration does stands in `kamailio/kamailio.cfg`.
+Deliberately absent: TLS, clusters, a real database. Its configuration is explained in `kamailio_config/kamailio.cfg`.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ _SCRIPTS = Path("/usr/share/kamailio/db_sqlite")
 
 
 class KamailioFailed(Exception):
-    """Kamailio didn't start; the message ends with what it logged last."""
+    """Kamailio did not start; the message ends with the last lines of its log."""
 
 
 def missing() -> str:
-    """Why Kamailio cannot be started here, "" if it can."""
+    """The reason why Kamailio cannot be started here; "" if it can."""
     modules = _modules()
     if _binary() is None:
         return "kamailio isn't installed (Debian package kamailio)"
@@ -55,7 +55,7 @@ def missing() -> str:
 
 
 def require() -> None:
-    """Skips the test where Kamailio cannot be started, and says why; in CI that is a failure."""
+    """Skips the test, with the reason, where Kamailio cannot be started; in CI the test fails instead."""
     if reason := missing():
         if os.environ.get("CI"):
             pytest.fail(reason)
@@ -72,7 +72,8 @@ def _modules() -> Path | None:
 
 
 class Kamailio:
-    """A running Kamailio: `async with Kamailio.running() as kamailio: …`. Not tied to the event loop it began in."""
+    """A running Kamailio: `async with Kamailio.running() as kamailio: …`. It does not depend on the event loop that
+    started it."""
 
     def __init__(self, directory: Path, port: int, children: int) -> None:
         self.directory = directory
@@ -84,7 +85,7 @@ class Kamailio:
 
     @property
     def uri(self) -> str:
-        """Where SUBSCRIBEs go; add `;transport=tcp` for TCP."""
+        """The URI that SUBSCRIBEs are sent to; add `;transport=tcp` for TCP."""
         return f"sip:{self.host}:{self.port}"
 
     @property
@@ -95,9 +96,9 @@ class Kamailio:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, port: int = 0, *, children: int = 1) -> AsyncIterator["Kamailio"]:
-        """Starts one, port 0 meaning a free one, and stops it at the end. Raises KamailioFailed.
+        """Starts a Kamailio (port 0: a free port), and stops it at the end. Raises KamailioFailed.
 
-        `children` processes read the UDP socket: one keeps the order of what came (see `Terminal`), more are faster.
+        `children` processes read the UDP socket: one keeps messages in order (see `Terminal`), more are faster.
         """
         if reason := missing():
             raise KamailioFailed(reason)
@@ -117,7 +118,7 @@ class Kamailio:
             except KamailioFailed:
                 await kamailio.stop()
                 if port or not attempts_left or "Address already in use" not in kamailio.log:
-                    raise  # else somebody took the free port in between
+                    raise  # else another process took the free port in between
             except BaseException:
                 await kamailio.stop()
                 raise
@@ -139,7 +140,7 @@ class Kamailio:
         command = [
             *(
                 ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
-            ),  # ends with the thread that starts it
+            ),  # Kamailio ends with the thread that starts it
             _binary() or "kamailio",
             *("-f", str(self.directory / "kamailio.cfg")),
             *("-P", str(self.directory / "kamailio.pid")),
@@ -166,7 +167,7 @@ class Kamailio:
         self.started_in_s = time.monotonic() - started
 
     async def _asked(self, tcp: bool) -> bool:
-        """Whether OPTIONS is answered in 50 ms, which is also the pause between two questions."""
+        """Whether OPTIONS is answered within 50 ms, which is also the pause between two attempts."""
         with contextlib.suppress(OSError, TimeoutError):
             async with SipClient(self.host, self.port, tcp=tcp) as client:
                 client.send(client.request("OPTIONS", self.uri))
@@ -178,12 +179,12 @@ class Kamailio:
         return f"Its log ends:\n{self.log[-4000:]}"
 
     async def start_again(self) -> None:
-        """After `stop`: another one on the same port, that remembers nothing. Raises KamailioFailed."""
+        """After `stop`: starts a new Kamailio, without any state, on the same port. Raises KamailioFailed."""
         self._process = self._spawn()
         await self._answering()
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL to its process group if that isn't enough in time."""
+        """Sends SIGTERM, and SIGKILL to the process group if Kamailio does not end in time."""
         self._process.terminate()
         try:
             await asyncio.to_thread(self._process.wait, STOP_DEADLINE_S)

@@ -1,4 +1,4 @@
-"""The life of one watch as the documents tabulate it: each row, and the test in `tests/pure` that holds it."""
+"""The rows of the table "Life of a watch" in docs/sip.md: each event, and its test in `tests/pure`."""
 
 LIFE_CYCLE = {
     "the first SUBSCRIBE": "test_start",
@@ -40,7 +40,7 @@ LIFE_CYCLE = {
     "403, 603, 404, 604, 489, 405, 406, 415, 420": "test_long_stop",
     "408, 480, 5xx, transport failure": "test_back_off",
     "Retry-After": "test_retry_after",
-    "success after failures": "test_back_off_begins_anew",
+    "success after failures": "test_back_off_starts_again",
     "an address that PJSIP refuses": "test_bad_address_ends",
     "transport lost with a request in flight": "test_transport_lost_in_flight",
     "transport lost under a subscription": "test_transport_lost_while_active",

@@ -26,7 +26,7 @@ def make_subscription(
     parameters: Mapping[str, str] | None = None,
     client_id: str = OWNER.id,
 ) -> Subscription:
-    """An active subscription to ALICE and BOB, with a check of its address alone unless the test says otherwise."""
+    """An active subscription to ALICE and BOB; its sink's check is a connection only, unless the test sets another."""
     return Subscription(
         id=subscription_id,
         client_id=client_id,
@@ -60,7 +60,7 @@ def make_owed(
     attempts: int = 0,
     sequence: int = 1,
 ) -> OwedNotification:
-    """A notification that is due; of one change, if it is of kind STATUS and nothing else is said."""
+    """A notification that is due now; of kind STATUS, with one change, unless the test sets otherwise."""
     if changes is None:
         changes = (change(),) if kind is NotificationKind.STATUS else ()
     return OwedNotification(

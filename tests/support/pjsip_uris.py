@@ -1,6 +1,7 @@
-"""Prints how the real PJSIP writes each address of standard input, a JSON list: a list with null where it refuses one.
+"""Reads addresses from standard input (a JSON list) and prints how the real PJSIP writes each; null where PJSIP refuses
+one.
 
-A process of its own, since PJSIP can only be left by ending the process.
+A separate process, since PJSIP can only be shut down by ending its process.
 """
 
 import json
@@ -14,7 +15,7 @@ from tests.support.settings import settings_for
 
 
 def written(uris: UriCheck, address: str) -> str | None:
-    """What the check lets pass."""
+    """PJSIP's form of an address, if the gateway's check accepts it."""
     try:
         uris.check(address)
     except AddressRefused:

@@ -1,7 +1,7 @@
-"""A real PostgreSQL (`bench/postgres.py`) for tests: a database for each, and none of its connections left open.
+"""A real PostgreSQL (`bench/postgres.py`) for tests: a database for each test, with a check for connections left open.
 
 Invariants: `new_database` copies a template that has the schema; `drop_database` fails where a connection was left
-open. It writes nothing through to the disk (`fsync=off`): no test here cuts the power.
+open. The server does not flush to disk (`fsync=off`): no test here cuts the power.
 """
 
 import os
@@ -19,7 +19,7 @@ _TEMPLATE = "template_of_tests"
 
 
 def require() -> None:
-    """Skips the test where PostgreSQL cannot be started, and says why; in CI that is a failure."""
+    """Skips the test, with the reason, where PostgreSQL cannot be started; in CI the test fails instead."""
     if reason := postgres.missing():
         if os.environ.get("CI"):
             pytest.fail(reason)
@@ -27,13 +27,13 @@ def require() -> None:
 
 
 class Postgres(postgres.Postgres):
-    """A running PostgreSQL: `with Postgres.running() as postgres: …`. Not tied to an event loop."""
+    """A running PostgreSQL: `with Postgres.running() as postgres: …`. It does not depend on an event loop."""
 
     _migrated = False
     _made = 0
 
     async def new_database(self, *, empty: bool = False) -> str:
-        """A database of its own for a test, with the schema unless `empty`; its name."""
+        """Makes a database for one test, with the schema unless `empty`; returns its name."""
         if not self._migrated and not empty:
             self.create_database(_TEMPLATE)
             await migrate(self.url(_TEMPLATE))
@@ -44,7 +44,8 @@ class Postgres(postgres.Postgres):
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drops it. Fails the test where one of its connections is still open, and says what it was doing."""
+        """Drops the database. Fails the test where a connection is still open, with that connection's last
+        statement."""
         with self.connect() as connection:
             deadline = time.monotonic() + LEAK_DEADLINE_S
             question = "select pid, state, query from pg_stat_activity where datname = %s and pid <> pg_backend_pid()"
@@ -52,5 +53,5 @@ class Postgres(postgres.Postgres):
                 if time.monotonic() > deadline:
                     connection.execute(f'drop database "{name}" with (force)'.encode())
                     pytest.fail(f"connections are left open: {left}")
-                time.sleep(0.01)  # a backend ends a moment after its connection; the pause between two questions
+                time.sleep(0.01)  # a backend ends a moment after its connection: the pause before the next look
             connection.execute(f'drop database "{name}"'.encode())

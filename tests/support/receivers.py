@@ -27,7 +27,7 @@ Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
 
 
 def answer(code: int = 204, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behaviour:
-    """Answers with this, at once."""
+    """Answers at once with this status, headers and body."""
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {code} X", *(f"{name}: {value}" for name, value in (headers or {}).items())]
@@ -40,7 +40,7 @@ def answer(code: int = 204, headers: Mapping[str, str] | None = None, body: byte
 
 
 def raw(data: bytes, *, close: bool = True) -> Behaviour:
-    """Writes these bytes, whatever they are, and closes."""
+    """Writes exactly these bytes and closes."""
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -57,7 +57,7 @@ async def hang(request: Request, writer: asyncio.StreamWriter) -> None:
 
 
 async def reset(request: Request, writer: asyncio.StreamWriter) -> None:
-    """Resets the connection in place of an answer."""
+    """Resets the connection instead of answering."""
     raise ConnectionAbortedError
 
 
@@ -75,7 +75,7 @@ def drip(first: bytes, endless: bytes, *, every_s: float = 0.01) -> Behaviour:
 
 
 def gigabyte() -> Behaviour:
-    """Answers 200 with a gigabyte, or as much of it as is taken; `sent` counts the bytes."""
+    """Answers 200 with a gigabyte, or as much of it as the client reads; `sent` counts the bytes."""
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 1073741824\r\n\r\n")
@@ -87,7 +87,7 @@ def gigabyte() -> Behaviour:
 
 
 def flood(first: bytes, endless: bytes) -> Behaviour:
-    """Sends `first`, then `endless` again and again, as fast as it is taken."""
+    """Sends `first`, then `endless` again and again, as fast as the client reads."""
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(first)
@@ -99,7 +99,7 @@ def flood(first: bytes, endless: bytes) -> Behaviour:
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Each once, then the last one for ever."""
+    """Each behaviour once, then the last one for ever."""
     left = list(behaviours)
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -128,12 +128,12 @@ class Receiver:
         return f"{self.scheme}://127.0.0.1:{self.port}/events"
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Waits until the condition holds; it is looked at with each request that arrives or ends."""
+        """Waits until the condition holds; checks it whenever a request arrives or ends."""
         async with asyncio.timeout(WAIT_S), self._changed:
             await self._changed.wait_for(condition)
 
     async def wait_for_requests(self, count: int) -> None:
-        """Waits until so many requests came."""
+        """Waits until this number of requests has come."""
         await self.wait_for(lambda: len(self.requests) >= count)
 
     async def _tell(self) -> None:
@@ -177,7 +177,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
 async def receiver(
     behave: Behaviour | None = None, *, port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Receiver]:
-    """A receiver on 127.0.0.1 while the context is open; 204 to everything unless the test says otherwise."""
+    """A receiver on 127.0.0.1 while the context is open; it answers 204 unless the test sets a behaviour."""
     running = Receiver(behave or answer(), "https" if tls else "http")
     tasks: set[asyncio.Task[None]] = set()
 
@@ -201,7 +201,8 @@ async def receiver(
 
 
 def make_certificate(folder: Path, host: str = "127.0.0.1") -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS context for the host, an address or a name, and the file of the authority that vouches for it."""
+    """A server's TLS context for the host (an address or a name), and the file of the authority that signed its
+    certificate."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     name = f"IP:{host}" if host[0].isdigit() else f"DNS:{host}"
     subprocess.run(

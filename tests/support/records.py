@@ -1,4 +1,4 @@
-"""Records for tests of the store: each function returns one that is valid, with the changes that the test names."""
+"""Records for tests of the store: each function returns a valid record, with the changes that the test names."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ WEBHOOK = Sink(kind=SinkKind.WEBHOOK, url="https://app.example/hook", profile="v
 
 
 def after(seconds: float) -> datetime:
-    """That long after AT."""
+    """AT plus this many seconds."""
     return AT + timedelta(seconds=seconds)
 
 
@@ -92,7 +92,7 @@ async def make(store: Store, *names: str, **changes: Any) -> None:
 
 
 async def sequences(store: Store, subscription_id: str) -> list[tuple[str, int]]:
-    """What is owed to it: ids and sequence numbers, in the order of the list."""
+    """Ids and sequence numbers of a subscription's notifications, in the order of the list."""
     found, _ = await store.notifications(None, Page(size=1000), subscription_id=subscription_id)
     return [(one.id, one.sequence) for one in found]
 
@@ -110,12 +110,12 @@ FRIENDS = TerminalAddress("sip:friends@example.com")
 
 
 def group(address: TerminalAddress = FRIENDS, **changes: Any) -> Group:
-    """A group of two."""
+    """A group with two members."""
     return Group(**{"address": address, "client_id": "c1", "members": (BOB, ALICE), "created_at": AT, **changes})
 
 
 async def paged(read: Any, size: int) -> list[list[Any]]:
-    """All pages of a list."""
+    """The items of all pages of a list."""
     pages, token = [], ""
     while True:
         items, token = await read(Page(size=size, token=token))

@@ -1,4 +1,4 @@
-"""The REST application in process, over a fetcher with a fake watcher: one question is open to all callers."""
+"""The REST application in process, over a fetcher with a fake watcher: all callers may query one terminal."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from app.rest.application import create_app
 def app_over(
     service: FetchService, stopping: asyncio.Event | None = None, *, ready_needs_presence: bool = False
 ) -> FastAPI:
-    """The app in which everybody may ask for one terminal's status, and there is nothing else."""
+    """The application, in which every caller may query one terminal's status and call nothing else."""
     anonymous = Client(id=ANONYMOUS, name=ANONYMOUS, created_at=datetime(1970, 1, 1, tzinfo=UTC))
 
     class Open:

@@ -119,7 +119,7 @@ async def finished(call: Any) -> None:
 
 
 async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, str]:
-    """Code, ErrorInfo's reason, and the field at fault; "" where there is none."""
+    """Code, ErrorInfo's reason, and the field at fault; "" for what the error does not have."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await finished(call)
     reason = field = ""
@@ -133,7 +133,7 @@ async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, str]:
 
 
 async def read(call: Any, kind: str) -> Any:
-    """The next event of a stream, which must be of that kind."""
+    """The next event of a stream, which must be of this kind."""
     async with asyncio.timeout(LIMIT_S):
         event = await call.read()
     assert isinstance(event, pb.WatchStatusesResponse), event
@@ -142,7 +142,7 @@ async def read(call: Any, kind: str) -> Any:
 
 
 async def quiet(face: Face) -> None:
-    """So much time passes that a stream gets a bookmark, if nothing happens."""
+    """Lets enough time pass for a stream to get a bookmark if nothing happens."""
     for _ in range(5):
         await face.core.advance(2.5)
 

@@ -23,7 +23,7 @@ ALICE = "sip:alice@example.com"
 
 
 def use_cases_of(service: FetchService) -> UseCases:
-    """GetStatus for everybody; the other use cases are for `test_rpc_services.py`."""
+    """GetStatus for every caller; `test_rpc_services.py` covers the other use cases."""
 
     class Open:
         def known(self, authorization: str, *, confined: bool = False) -> Client:
@@ -31,7 +31,7 @@ def use_cases_of(service: FetchService) -> UseCases:
 
     class Questions:
         def answer_from_watch(self, client: Client, address: str, **how: Any) -> None:
-            """Nothing is watched."""
+            """Answers None: no terminal is watched."""
 
         async def ask(self, client: Client, address: str, **how: Any) -> TerminalStatus:
             return await service.fetch(parse_address(address))

@@ -1,4 +1,4 @@
-"""What a watcher sends to the sandbox: fetches, and watches with their dialog."""
+"""A watcher's messages to the sandbox: fetches, and watches with their dialog."""
 
 from collections.abc import AsyncIterator
 
@@ -33,7 +33,7 @@ async def udp(sandbox: Sandbox) -> AsyncIterator[SipClient]:
 
 
 class Watch:
-    """A lasting subscription of a test's."""
+    """A watch of a test, with its dialog."""
 
     def __init__(self, client: SipClient, uri: str, *headers: str) -> None:
         self.client, self.uri, self.headers = client, uri, headers
@@ -41,7 +41,7 @@ class Watch:
         self.target = uri
 
     async def subscribe(self, expires: int, *headers: str) -> SipMessage:
-        """SUBSCRIBE, the first one or one in the dialog; returns the response."""
+        """Sends a SUBSCRIBE, the first one or one in the dialog; returns the response."""
         self.cseq += 1
         response = await self.client.ask(
             "SUBSCRIBE",
@@ -58,12 +58,12 @@ class Watch:
         return response
 
     async def notify(self) -> SipMessage:
-        """The next NOTIFY, answered."""
+        """Receives the next NOTIFY and answers it."""
         return await self.client.notify_for(self.call_id)
 
 
 async def fetch(client: SipClient, user: str, domain: str = "example.com") -> SipMessage:
-    """The NOTIFY of a fetch that succeeds."""
+    """Sends a fetch, which must succeed; returns its NOTIFY."""
     response, notify = await client.fetch(f"sip:{user}@{domain}")
     assert response.code == 200
     assert notify is not None

@@ -31,7 +31,7 @@ class Signed:
     there: Receiver
 
     async def subscribe(self, secrets: str = SECRET) -> Subscription:
-        """A webhook subscription of APP, whose start has been told."""
+        """Makes a webhook subscription of APP, and waits until its start has been sent."""
         parameters = {SINK_SECRETS: secrets, "handshake": "none", "token": "t"}
         sink = Sink(kind=SinkKind.WEBHOOK, url=self.there.url, profile="v1", parameters=parameters)
         came = len(self.events())
@@ -40,8 +40,8 @@ class Signed:
         await self.there.wait_for(lambda: len(self.events()) == came + 1)
         return made
 
-    async def tell(self, status: Status) -> Request:
-        """Has the terminal change, and returns the request that tells it."""
+    async def change(self, status: Status) -> Request:
+        """Changes the terminal's status, and returns the request that reports the change."""
         came = len(self.events())
         await self.core.play(ALICE, status)
         self.deliverer.hint()
@@ -52,7 +52,7 @@ class Signed:
         return await self.service.rotate_secret(APP, subscription.id, secret=secret, face="rest", **more)
 
     async def secrets(self, subscription: Subscription) -> list[str]:
-        """What is stored."""
+        """The subscription's signing secrets, as stored."""
         return (await self.core.stored(subscription)).sink.parameters.get(SINK_SECRETS, "").split()
 
     def events(self) -> list[Request]:
@@ -61,7 +61,7 @@ class Signed:
 
 @asynccontextmanager
 async def signed(url: str, *, secret_key_file: Path | None = None, **options: Any) -> AsyncIterator[Signed]:
-    """The use cases with real deliveries, wired as the gateway has them."""
+    """The use cases with real deliveries, wired as in the gateway."""
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
     sender = WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
     async with (

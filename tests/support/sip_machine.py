@@ -60,11 +60,11 @@ class Play:
 
     @property
     def held(self) -> int | None:
-        """The newest dialog that there is."""
+        """The newest dialog."""
         return self.dialogs[-1] if self.dialogs else None
 
     def handle(self, event: Event) -> list[Action]:
-        """Hands one event over, and checks what holds of any answer."""
+        """Passes one event to the machine, and checks the rules that hold for every answer."""
         ended = self.ended
         self.last = self.machine.handle(event, self.now_s, self.jitter, omits_notify=self.omits)
         assert not (ended and self.last), "nothing follows ReportEnd"
@@ -100,7 +100,7 @@ class Play:
                 pass
 
     def run(self, for_s: float) -> list[Action]:
-        """Lets time pass, and gives what the timers led to."""
+        """Advances the clock, and returns the actions that the timers caused."""
         until_s, actions, fired = self.now_s + for_s, list[Action](), 0
         while self.armed_s is not None and self.armed_s <= until_s:
             fired += 1
@@ -130,14 +130,14 @@ class Play:
         return self.handle(NotifyReceived(generation=self.machine.generation, notify=what, expires_s=expires_s))
 
     def wait_s(self) -> float:
-        """How long until the next step."""
+        """Seconds until the next step."""
         at_s = self.machine.snapshot().next_at_s
         assert at_s is not None
         return at_s - self.now_s
 
 
 def active(expires_s: int = HOUR, **more: float) -> Play:
-    """A machine with an active subscription of so many seconds, fresh."""
+    """A machine with a new active subscription of this many seconds."""
     play = Play(**more)  # type: ignore[arg-type]  # its own arguments
     play.handle(WatchRequested())
     play.accept(expires_s)
@@ -163,7 +163,7 @@ def reported(actions: Iterable[Action]) -> list[tuple[Liveness, str]]:
 
 
 def renewing(expires_s: int = 600, **more: float) -> Play:
-    """A machine at a server that omits NOTIFYs after refreshes, with the SUBSCRIBE of its second dialog in flight."""
+    """A machine whose server omits NOTIFYs after refreshes; the SUBSCRIBE of its second dialog is in flight."""
     play = active(expires_s, **more)
     play.omits = True
     assert [each.fresh for each in of(SendSubscribe, play.run(play.wait_s()))] == [True]

@@ -1,8 +1,9 @@
-"""A presence server played by a test, over UDP and TCP on one port: what comes is kept, what is sent is the test's.
+"""A presence server played by a test, over UDP and TCP on one port: it keeps what arrives, and the test decides what to
+send.
 
-Invariants: nothing is answered by itself, but for OPTIONS not at all. Every wait has a deadline.
+Invariants: it answers nothing by itself. Every wait has a deadline.
 
-Deliberately absent: retransmission and every rule of RFC 6665. For servers that follow some there is the sandbox.
+Deliberately absent: retransmission and every rule of RFC 6665; the sandbox plays servers that follow rules.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ BUSY = pidf("sip:x@example.com", "t1", "on-the-phone")
 
 
 class Asked:
-    """One SUBSCRIBE of a dialog, and what a server may send because of it."""
+    """One SUBSCRIBE of a dialog, and the messages that a server may send because of it."""
 
     def __init__(self, request: SipMessage, send: Callable[[bytes], None], server: str, transport: str) -> None:
         self.request, self.send, self.server, self.transport = request, send, server, transport
@@ -25,7 +26,7 @@ class Asked:
     def answer(
         self, status: str = "200 OK", *lines: str, tag: str = "a", send: Callable[[bytes], None] | None = None
     ) -> None:
-        """A response with that tag; a 2xx grants what was asked."""
+        """A response with this tag; a 2xx grants the requested duration."""
         to = self.request["to"] if ";tag=" in self.request["to"] else f"{self.request['to']};tag={tag}"
         same = [
             f"{name}: {value}" for name, value in self.request.headers if name in {"via", "from", "call-id", "cseq"}
@@ -49,7 +50,7 @@ class Asked:
         event: str = "presence",
         send: Callable[[bytes], None] | None = None,
     ) -> None:
-        """A NOTIFY with that tag; an empty `state` or `event` leaves the header field out."""
+        """A NOTIFY with this tag; an empty `state` or `event` omits the header field."""
         request = self.request
         head = [
             f"NOTIFY {uri or request.contact_uri} SIP/2.0",
@@ -103,7 +104,7 @@ class ScriptedNotifier(asyncio.DatagramProtocol):
 
     @property
     def uri(self) -> str:
-        """As a presence server is configured."""
+        """The URI of this server, as the setting names it."""
         return f"sip:{self.host};transport={self.transport}"
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
@@ -126,7 +127,8 @@ class ScriptedNotifier(asyncio.DatagramProtocol):
     async def receive(
         self, wanted: Callable[[SipMessage], bool], deadline_s: float = DEADLINE_S
     ) -> tuple[SipMessage, Callable[[bytes], None]]:
-        """The next message that is wanted, and how to send something back; others are held. Raises TimeoutError."""
+        """The next message that is wanted, and a function that sends to its sender; other messages are kept for later
+        calls. Raises TimeoutError."""
         for each in self._held:
             if wanted(each[0]):
                 self._held.remove(each)
@@ -139,7 +141,7 @@ class ScriptedNotifier(asyncio.DatagramProtocol):
                 self._held.append(come)
 
     async def asked(self, *, cseq_after: int = 0, but: str = "") -> Asked:
-        """The next SUBSCRIBE, with a CSeq above that one and another Call-ID than that one."""
+        """The next SUBSCRIBE whose CSeq is above the given one and whose Call-ID is not the given one."""
         request, send = await self.receive(
             lambda message: (
                 message.method == "SUBSCRIBE"
@@ -150,6 +152,6 @@ class ScriptedNotifier(asyncio.DatagramProtocol):
         return Asked(request, send, self.host, self.transport.upper())
 
     async def notify_answer(self, cseq: int) -> int:
-        """The code by which the NOTIFY with this CSeq was answered."""
+        """The status code with which the NOTIFY of this CSeq was answered."""
         message, _ = await self.receive(lambda message: message.code > 0 and message["cseq"] == f"{cseq} NOTIFY")
         return message.code

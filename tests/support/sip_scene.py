@@ -1,4 +1,4 @@
-"""A watch whose presence server is a script of the test."""
+"""A watch whose presence server is played by the test."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ from tests.support.waiting import until
 async def scene(
     transport: str, **settings: Any
 ) -> AsyncIterator[tuple[ScriptedNotifier, SipWatcher, Observer, TerminalAddress, Asked]]:
-    """A watch whose first SUBSCRIBE has come and is not answered."""
+    """A watch whose first SUBSCRIBE has arrived and is not yet answered."""
     async with ScriptedNotifier(transport) as server, watching(server.uri, **settings) as (watcher, observer):
         address = terminal()
         watcher.watch(address)
@@ -27,6 +27,6 @@ async def until_refused(watcher: SipWatcher, reason: str, count: int = 1) -> Non
 
 
 async def refresh(watcher: SipWatcher, address: TerminalAddress) -> None:
-    """As an operator asks for it, once the last SUBSCRIBE has its answer."""
+    """Forces a refresh, as an operator can, once the last SUBSCRIBE has been answered."""
     await until_seen(watcher, address, lambda seen: seen.next_action == "refresh")
     watcher.refresh(address)

@@ -1,9 +1,10 @@
-"""A SIP client of the tests' own: raw sockets, no PJSIP, nothing shared with `app/`. And `Terminal`, which registers.
+"""A SIP client for tests: raw sockets, no PJSIP, no code shared with `app/`. `Terminal` is such a client that
+registers.
 
-Invariants: every wait has a deadline. What is received is read by the few lines here, so that a test can look at the
-bytes as they came (`SipMessage.raw`).
+Invariants: every wait has a deadline. Received messages are parsed by the few lines here, so that a test can look at
+the bytes as they came (`SipMessage.raw`).
 
-Deliberately absent: retransmission, authentication, TLS. On loopback nothing is lost.
+Deliberately absent: retransmission, authentication, TLS. On loopback no message is lost.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ _numbers = itertools.count(1)
 
 
 def unique() -> str:
-    """A text for tags, branches and Call-IDs."""
+    """A unique text for tags, branches and Call-IDs."""
     return f"{secrets.token_hex(4)}{next(_numbers)}"
 
 
@@ -63,7 +64,7 @@ class SipMessage:
 
 
 def read(raw: bytes) -> SipMessage:
-    """Reads a message as it stands."""
+    """Parses a message; keeps its bytes unchanged."""
     head, _, body = raw.partition(b"\r\n\r\n")
     start, *lines = head.decode().split("\r\n")
     parts = (line.partition(":") for line in lines)
@@ -143,7 +144,7 @@ class SipClient:
         return f"SIP/2.0/{'TCP' if self.tcp else 'UDP'} {host}:{port};rport;branch=z9hG4bK{unique()}"
 
     def send(self, data: bytes | str) -> None:
-        """Sends bytes as they stand."""
+        """Sends the bytes unchanged."""
         data = data.encode() if isinstance(data, str) else data
         if self._writer is not None:
             self._writer.write(data)
@@ -153,7 +154,7 @@ class SipClient:
     async def receive(
         self, wanted: Callable[[SipMessage], bool] = lambda _: True, deadline_s: float = DEADLINE_S
     ) -> SipMessage:
-        """The next message that is wanted; others are held for later calls. Raises TimeoutError."""
+        """The next message that is wanted; others are kept for later calls. Raises TimeoutError."""
         for message in self._held:
             if wanted(message):
                 self._held.remove(message)
@@ -171,7 +172,7 @@ class SipClient:
 
     @property
     def waiting(self) -> int:
-        """How many messages have come that nobody has taken."""
+        """The number of messages that arrived and were not received yet."""
         return len(self._held) + self._messages.qsize()
 
     def request(
@@ -188,7 +189,7 @@ class SipClient:
         contact: str = "",
         via: str = "",
     ) -> bytes:
-        """A request's bytes; what isn't given is made up."""
+        """A request's bytes; parts that are not given have default values."""
         lines = [
             f"{method} {uri} SIP/2.0",
             f"Via: {via or self.via}",
@@ -215,7 +216,7 @@ class SipClient:
         self.send("\r\n".join([f"SIP/2.0 {code} {reason}", *copied, "Content-Length: 0\r\n\r\n"]))
 
     async def notify_for(self, call_id: str, deadline_s: float = DEADLINE_S) -> SipMessage:
-        """The next NOTIFY of that dialog, answered with 200."""
+        """The next NOTIFY of this dialog, answered with 200."""
         notify = await self.receive(
             lambda message: message.method == "NOTIFY" and message["call-id"] == call_id, deadline_s
         )
@@ -223,7 +224,7 @@ class SipClient:
         return notify
 
     async def fetch(self, uri: str) -> tuple[SipMessage, SipMessage | None]:
-        """A presence fetch: the final response, and after a 2xx the NOTIFY."""
+        """Sends a fetch: returns the final response and, after a 2xx, the NOTIFY."""
         call_id = unique()
         response = await self.ask("SUBSCRIBE", uri, *EVENT, "Expires: 0", call_id=call_id)
         return response, await self.notify_for(call_id) if response.code < 300 else None
@@ -232,13 +233,13 @@ class SipClient:
 class Terminal(SipClient):
     """A terminal that registers and publishes over its own socket, as the user of `address`; without authentication.
 
-    A registration says the terminal can be reached; a publication adds what its user does. Kamailio keeps the two as
-    two documents and joins their tuples and persons: an unregistered terminal whose publication still has an open
-    tuple stays open. Real terminals withdraw the publication when they unregister, and so does this one.
+    A registration says that the terminal can be reached; a publication adds its user's activity. Kamailio keeps two
+    documents and joins their tuples and persons: an unregistered terminal whose publication still has an open tuple
+    stays open. Real terminals withdraw the publication when they unregister, and so does this one.
 
-    Kamailio answers a REGISTER before it has published it: it sends itself a PUBLISH, and learns the publication's
-    name from the 200. Whoever unregisters before that leaves an open document behind. So `register` returns when both
-    messages have gone through Kamailio's queue (`_settle`); then a fetch shows it.
+    Kamailio answers a REGISTER before it has published the registration: it sends itself a PUBLISH, and learns the
+    publication's name from the 200. A terminal that unregisters earlier leaves an open document behind. So `register`
+    returns when both messages have gone through Kamailio's queue (`_settle`); then a fetch shows the registration.
     """
 
     def __init__(self, host: str, port: int, address: str, *, tcp: bool = False) -> None:
@@ -251,7 +252,7 @@ class Terminal(SipClient):
         self._cseq = 0
 
     async def register(self, expires_s: int = 600) -> None:
-        """REGISTERs, or renews that; 0 unregisters."""
+        """Registers, or refreshes the registration; 0 unregisters."""
         self._cseq += 1
         response = await self.ask(
             "REGISTER",
@@ -266,24 +267,25 @@ class Terminal(SipClient):
         await self._settle()
 
     async def _settle(self) -> None:
-        """Waits for the PUBLISH and its 200 to be read, by two questions that stand behind them in the one UDP queue.
+        """Waits until Kamailio has read its PUBLISH and the 200, by two requests that queue behind them on the UDP
+        socket.
 
-        This is exact where one process reads that queue (`children=1`), which is what the fixture starts with.
+        This is exact where one process reads that queue (`children=1`, the default of the fixture).
         """
         async with SipClient(self.host, self.port) as probe:
             for _ in range(2):
                 _expect(await probe.ask("OPTIONS", f"sip:{self.host}:{self.port}"), 200)
 
     async def unregister(self, *, withdraw: bool = True) -> None:
-        """Ends the registration, and the publication before it unless `withdraw` is False: then that lives on."""
+        """Ends the registration. Withdraws the publication first, unless `withdraw` is False."""
         if self.etag and withdraw:
             await self.unpublish()
         await self.register(0)
 
     async def publish(self, activity: str = "", *, body: bytes = b"", expires_s: int = 600) -> None:
-        """PUBLISHes an open tuple and, if given, an RPID activity such as `on-the-phone`; or the body as it stands.
+        """Publishes an open tuple and, if given, an RPID activity such as `on-the-phone`; or the given body unchanged.
 
-        Takes the place of what this terminal published before (SIP-If-Match, RFC 3903).
+        Replaces this terminal's earlier publication (SIP-If-Match, RFC 3903).
         """
         await self._publish(body or pidf(self.address, self._tuple_id, activity), expires_s)
 
@@ -305,7 +307,7 @@ class Terminal(SipClient):
 
 
 def pidf(address: str, tuple_id: str, activity: str = "") -> bytes:
-    """A document as terminals publish it: an open tuple, and a person with an activity."""
+    """A document in the form that terminals publish: an open tuple, and a person with an activity."""
     person = f'<dm:person id="p{tuple_id}"><rpid:activities><rpid:{activity}/></rpid:activities></dm:person>'
     return (
         '<?xml version="1.0" encoding="UTF-8"?><presence xmlns="urn:ietf:params:xml:ns:pidf" '

@@ -1,4 +1,4 @@
-"""A running watcher for tests, and an observer that keeps what it is told, in order."""
+"""A running watcher for tests, and an observer that keeps every report in order."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 
 class Observer:
-    """Keeps everything by address."""
+    """Keeps every report, by address."""
 
     def __init__(self) -> None:
         self.reported: dict[TerminalAddress, list[Report]] = {}
@@ -52,16 +52,16 @@ class Observer:
         self.reasons[address], self.errors[address] = reason, error
 
     def liveness(self, address: TerminalAddress) -> Liveness | None:
-        """What was told last; None before that and after the end."""
+        """The liveness that was reported last; None before the first report and after the end."""
         last = next((each for each in reversed(self.reported.get(address, [])) if not isinstance(each, bytes)), None)
         return last if isinstance(last, Liveness) else None
 
     def bodies(self, address: TerminalAddress) -> list[bytes]:
-        """Every observation."""
+        """The bodies of all observations."""
         return [each for each in self.reported.get(address, []) if isinstance(each, bytes)]
 
     def live(self, addresses: Iterable[TerminalAddress]) -> bool:
-        """Whether all of them are LIVE."""
+        """Whether all of these terminals are LIVE."""
         return all(self.liveness(address) is Liveness.LIVE for address in addresses)
 
 
@@ -69,7 +69,7 @@ class Observer:
 async def watching(
     presence_server: str, *, workers: int = 1, configure: dict[str, object] | None = None, **settings: object
 ) -> AsyncIterator[tuple[SipWatcher, Observer]]:
-    """A watcher; `configure` replaces what settings do not allow."""
+    """A running watcher; `configure` changes the configuration beyond what settings allow."""
     what = msgspec.structs.replace(configuration(presence_server, **settings), **(configure or {}))
     watcher, observer = SipWatcher(what, workers=workers), Observer()
     watcher.set_observer(observer)
@@ -81,25 +81,25 @@ async def watching(
 
 
 def terminal(user: str = "") -> TerminalAddress:
-    """An address that no other test uses; without a user part that is one's own, and honest."""
+    """An address that no other test uses; without a given user part the sandbox serves it honestly."""
     number = next(_numbers)
     return parse_address(f"sip:{user or f'terminal-{number}'}@n{number}.example.com")
 
 
 def user_of(address: TerminalAddress) -> str:
-    """By what the sandbox knows it."""
+    """The name of the terminal in the sandbox: its user part."""
     return address.removeprefix("sip:").partition("@")[0]
 
 
 async def view(watcher: SipWatcher, address: TerminalAddress) -> WatchView:
-    """One line of the list of watches."""
+    """The watch's line in the list of watches."""
     return next(each for each in await watcher.watches() if each.address == address)
 
 
 async def until_seen(
     watcher: SipWatcher, address: TerminalAddress, condition: Callable[[WatchView], bool]
 ) -> WatchView:
-    """Waits until the watch's line in the list of watches fulfils the condition, and returns that line."""
+    """Waits until the watch's line in the list of watches meets the condition, and returns that line."""
 
     async def seen() -> WatchView | None:
         line = await view(watcher, address)
@@ -110,14 +110,15 @@ async def until_seen(
 
 
 async def started(watcher: SipWatcher, observer: Observer, *addresses: TerminalAddress) -> None:
-    """Watches them, and waits until they are LIVE."""
+    """Watches these terminals, and waits until they are LIVE."""
     for address in addresses:
         watcher.watch(address)
     await until(lambda: observer.live(addresses))
 
 
 def configuration(presence_server: str, **changes: object) -> Configure:
-    """Over UDP unless the test says otherwise, without OPTIONS in between, and with counts that come at once."""
+    """A watcher's configuration: UDP unless the test sets another transport, no OPTIONS probes, and counts reported at
+    once."""
     if ";transport=" not in presence_server:
         presence_server += ";transport=udp"
     settings: Settings = settings_for(presence_server, **{"probe_every_s": 0, **changes})

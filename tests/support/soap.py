@@ -1,4 +1,4 @@
-"""What tests of the SOAP face share: envelopes, one call in process, and the schemas that answers are valid by."""
+"""Helpers of the SOAP tests: envelopes, one call in process, and the schemas by which answers are validated."""
 
 import socket
 import threading
@@ -45,12 +45,12 @@ OWNER = Client(id="owner", name="Owner", created_at=datetime(2026, 1, 2, tzinfo=
 
 
 def payload(address: str = f"<l:address>{ALICE}</l:address>", local: str = LOCAL) -> str:
-    """A getStatus."""
+    """The body of a getStatus."""
     return f'<l:getStatus xmlns:l="{local}">{address}</l:getStatus>'
 
 
 def wrapped(name: str, content: str, namespace: str) -> str:
-    """A wrapper whose parts have the prefix `l`."""
+    """A wrapper element whose parts have the prefix `l`."""
     return f'<l:{name} xmlns:l="{namespace}">{content}</l:{name}>'
 
 
@@ -73,7 +73,8 @@ _SERVED_VERSION = {namespace.rsplit("/v", 1)[0]: namespace for namespace in SCHE
 
 
 def valid(element: etree._Element) -> None:
-    """Asserts that a wrapper is valid by the served WSDL's schema; one of another version, but for its namespace."""
+    """Asserts that a wrapper is valid by the served WSDL's schema. A wrapper of another version is checked as if it had
+    the namespace of the WSDL's version."""
     namespace = str(etree.QName(element).namespace)
     served = _SERVED_VERSION[namespace.rsplit("/v", 1)[0]]
     text = etree.tostring(element, encoding="unicode").replace(f'"{namespace}"', f'"{served}"')
@@ -90,7 +91,7 @@ def content_of(body: bytes) -> etree._Element:
 
 @dataclass
 class Reply:
-    """An HTTP answer, with what a test looks for in an envelope."""
+    """An HTTP answer, with the parts of its envelope that tests look at."""
 
     status: int
     headers: dict[str, str]
@@ -118,7 +119,7 @@ class Reply:
 
     @property
     def declared(self) -> tuple[str, ...]:
-        """The detail's element, messageId and variables, once the published schema has accepted it."""
+        """The fault detail's element, messageId and variables, after validation by the published schema."""
         assert (self.status, self.faultcode) in ((500, "Server"), (401, "Server")), self.body
         (exception,) = self.content.iterfind("detail/*")
         COMMON_SCHEMA.assertValid(etree.fromstring(etree.tostring(exception).replace(b"common/v3_1", b"common/v2_1")))
@@ -131,7 +132,7 @@ class Reply:
 
     @property
     def fault(self) -> str:
-        """messageId and variables, with blanks between."""
+        """The fault's messageId and variables, joined by blanks."""
         return " ".join(self.declared[1:])
 
 
@@ -145,8 +146,8 @@ async def call(
     certificate: Sequence[str] = (),
     **headers: str,
 ) -> Reply:
-    """One request to the application mounted at /parlayx. Underscores in header names stand for hyphens. What is
-    answered with 200 to a POST is validated."""
+    """Sends one request to the application mounted at /parlayx. Underscores in header names stand for hyphens.
+    Validates every answer 200 to a POST."""
     given_headers = {"host": "gateway.example", "content_type": "text/xml; charset=utf-8", "soapaction": '""'} | headers
     messages = iter(chunks or (b"",))
     left = [len(chunks) or 1]
@@ -185,8 +186,8 @@ async def call(
 
 @dataclass
 class FakeUseCases:
-    """Use cases that a test decides: `get_status` is one, `results` are the answer of the other question, and what
-    `raises` is raised by whatever else is called. Remembers requests."""
+    """Use cases with results that the test sets: `get_status_of` answers a query of one terminal, `results` answers a
+    query of several, and other calls raise `raises` where it is set. Remembers requests."""
 
     get_status_of: Callable[[str], Awaitable[TerminalStatus]] | None = None
     results: Sequence[TerminalResult] = ()
@@ -224,7 +225,7 @@ class FakeUseCases:
 
 
 class FakeUsage(UsageLog):
-    """A usage log that writes nothing, so that a test can look."""
+    """A usage log that only remembers its records."""
 
     def __init__(self) -> None:
         super().__init__(cast("Any", None), lambda: datetime.now(UTC), cast("Any", None))
@@ -235,7 +236,7 @@ class FakeUsage(UsageLog):
 
 
 class Everybody:
-    """An authenticator for which all callers are OWNER."""
+    """An authenticator that takes every caller for OWNER."""
 
     def known(self, authorization: str, *, confined: bool = False) -> Client:
         return OWNER
@@ -247,7 +248,7 @@ class Everybody:
 def face(
     use_cases: FakeUseCases | Callable[[str], Awaitable[TerminalStatus]], auth: object | None = None, **options: Any
 ) -> ASGIApp:
-    """The SOAP face of use cases that a test decides; a function is getStatus."""
+    """The SOAP face over use cases that a test sets; a function serves as getStatus."""
     fakes = use_cases if isinstance(use_cases, FakeUseCases) else FakeUseCases(get_status_of=use_cases)
     defaults: dict[str, Any] = {"clock": lambda: datetime.now(UTC), "usage": FakeUsage()}
     return create_app(
@@ -273,7 +274,7 @@ def app_for(answer: bytes | TerminalStatusError | None = OPEN, **options: Any) -
 
 @pytest.fixture
 def served() -> Iterator[str]:
-    """The face, mounted and served on a free port by a thread of its own: alice is on the phone, others are private."""
+    """The face on a free port, served by a thread of its own: alice is on the phone, other terminals are private."""
     watcher = FakeWatcher(
         answer=lambda terminal: ON_THE_PHONE if "alice" in terminal else WatcherRefused("It is private.")
     )

@@ -1,4 +1,4 @@
-"""SOAP requests, and results that use cases answer with."""
+"""SOAP requests, and results that the played use cases answer with."""
 
 from datetime import UTC, datetime
 
@@ -36,7 +36,7 @@ START = {
 
 
 def start(namespace: str = MANAGER, **parts: str) -> bytes:
-    """A startNotification, with other text in place of some parts."""
+    """A startNotification in which some parts have other text."""
     return envelope(wrapped("startNotification", "".join((START | parts).values()), namespace)).encode()
 
 

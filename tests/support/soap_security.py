@@ -6,7 +6,7 @@ PROFILE = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-toke
 
 
 def token(user: str, password: str, kind: str = "", nonce: str = "", created: str = "", extra: str = "") -> str:
-    """A Security header, as toolkits write it."""
+    """A Security header in the form that SOAP toolkits write."""
     of_type = f' Type="{PROFILE}#Password{kind}"' if kind else ""
     return (
         f'<e:Header><w:Security xmlns:w="{WSSE}" xmlns:u="{WSU}" e:mustUnderstand="1">'

@@ -1,4 +1,4 @@
-"""What a database is asked: statements, and how many rows each brings."""
+"""Records the statements that a database is asked, and how many rows each returns."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event
 
 @dataclass
 class Asked:
-    """Statements in their order, and the rows that each cursor of SQLite brought."""
+    """Statements in order, and the number of rows that each SQLite cursor returned."""
 
     statements: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Asked:
 
 @contextmanager
 def asked() -> Iterator[Asked]:
-    """What every engine of this process is asked, those made meanwhile."""
+    """Records the statements of every database engine in this process, including engines made meanwhile."""
     seen = Asked()
     listeners = (("before_cursor_execute", seen.executed), ("connect", seen.connected))
     for name, listener in listeners:

@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere: in another task, process or socket."""
+"""Waits for conditions that another task, process or socket makes true."""
 
 import asyncio
 import inspect
@@ -13,7 +13,7 @@ _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.02
 
 
 async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> Any:
-    """Asks the condition, which may be a coroutine function, until its answer is true, and returns that answer.
+    """Calls the condition (a function or a coroutine function) until it returns a true value; returns that value.
 
     Raises TimeoutError at the deadline.
     """
@@ -30,7 +30,7 @@ async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S)
 
 
 def until_blocking(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
-    """As `until`, for tests without an event loop."""
+    """Like `until`, for tests without an event loop."""
     end_s = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > end_s:
