@@ -171,7 +171,7 @@ async def test_sequence_has_no_gaps(store: SqlStore) -> None:
 async def test_sequence_has_no_gaps_under_concurrency(database_url: str) -> None:
     """Many writers to the same subscriptions, named in different orders, cause no conflict and no deadlock."""
     names = [f"s{number}" for number in range(5)]
-    async with await open_store(database_url, busy_timeout_ms=10_000) as store:  # a writer that is slow on a busy machine is not wrong
+    async with await open_store(database_url, busy_timeout_ms=10_000) as store:  # a slow writer is not wrong
         await make(store, *names)
         await asyncio.gather(
             *(
@@ -381,7 +381,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
     ]
     assert ended == expected
     assert [await store.subscription(one.id) for one in ended] == expected
-    await store.write(Changes(owed=[owed("late", "s1-c1"), owed("late too", "s2-c1")]))  # by a caller that has not noticed the deletion
+    await store.write(Changes(owed=[owed("late", "s1-c1"), owed("late too", "s2-c1")]))  # unaware of the deletion
     pending = DeliveryState.PENDING
     found, _ = await store.notifications("c1", Page())
     assert [(one.subscription_id, one.kind, one.code, one.state) for one in found] == [

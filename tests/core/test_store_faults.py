@@ -564,7 +564,7 @@ async def test_start_waits_for_a_locked_postgresql(sandbox: Sandbox, postgres: P
 
 
 async def test_start_waits_for_a_postgresql_that_is_down(sandbox: Sandbox) -> None:
-    """A start also waits for a server that is still starting."""
+    """A start also waits for a server that is down, as where both are started at once."""
     with Postgres.running() as postgres:
         name = await postgres.new_database()
         postgres.stop()

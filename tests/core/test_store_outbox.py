@@ -145,7 +145,7 @@ async def test_attempt_writes_everything_it_leads_to(store: SqlStore) -> None:
 
 
 async def test_suspension_ends_with_the_attempt_that_works(store: SqlStore) -> None:
-    """Each recorded attempt sets the subscription's `suspended_at`."""
+    """Each recorded attempt sets the subscription's `suspended_at`; a successful one clears it."""
     await store_with(store, s1=["a1"])
     await claimed(store)
     await store.record_attempts([attempted("a1", PENDING, next_attempt_at=after(2), suspended_at=after(1))])

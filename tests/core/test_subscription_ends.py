@@ -1,4 +1,4 @@
-"""How subscriptions end: by failure, cancellation, renewal that is missed, and with their client."""
+"""How subscriptions end: by failures, cancellation, a missed renewal, and the deletion of their client."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -56,7 +56,8 @@ from tests.support.waiting import until
     ],
 )
 async def test_terminal_that_cannot_be_watched_is_an_error(core: Core, sink: Sink, expected: list[str]) -> None:
-    """A terminal that is unknown or refuses is told once; with the last one the subscription ends (FAILED)."""
+    """A terminal that is unknown or refuses is reported once as an error; after the last terminal the subscription ends
+    (FAILED)."""
     subscription = await core.subscribe(ALICE, BOB, sink=sink)
     core.watcher.fail(ALICE, UNKNOWN)
     await core.settled()
@@ -70,7 +71,7 @@ async def test_terminal_that_cannot_be_watched_is_an_error(core: Core, sink: Sin
 
 
 async def test_terminal_that_the_presence_server_does_not_know_is_an_error(core: Core) -> None:
-    """A 404 or 403 to the first SUBSCRIBE is told as an error, and not waited out in silence; a pending one is."""
+    """A 404 or 403 to the first SUBSCRIBE is reported as an error at once, and so is a pending SIP subscription."""
     subscription = await core.subscribe(ALICE, BOB, sink=SOAP)
     pending = WatcherRefused("Not yet.", reason="pending")
     core.watcher.say(BOB, Liveness.UNKNOWN, pending)
@@ -82,8 +83,8 @@ async def test_terminal_that_the_presence_server_does_not_know_is_an_error(core:
 
 @pytest.mark.parametrize("sink", [SOAP, WEBHOOK])
 async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: Sink) -> None:
-    """A group's member that is unknown is told and asked once, however the group changes, until it leaves and comes
-    again; a group without another member does not end the subscription, for some may join."""
+    """An unknown member of a group is asked about and reported once, however the group changes, until it leaves and
+    joins again. A group without other members keeps its subscription, since members may join."""
     await core.groups.create(APP, TEAM, [ALICE])
     subscription = await core.subscribe(TEAM, sink=sink)
     core.watcher.fail(ALICE, UNKNOWN)
@@ -108,7 +109,7 @@ async def test_member_that_cannot_be_watched_is_an_error_once(core: Core, sink: 
 
 
 async def test_group_that_grows_too_large_is_reported_once(database_url: str) -> None:
-    """Members beyond the policy's limit are not watched; that is told once, until the group fits again."""
+    """Members beyond the policy's limit are not watched; this is reported once, until the group fits again."""
     policy = Policy(max_notification_addresses=2)
     async with run_core(database_url, policy=policy, crash=True) as core:
         await core.groups.create(APP, TEAM, [ALICE])
@@ -125,8 +126,8 @@ async def test_group_that_grows_too_large_is_reported_once(database_url: str) ->
 
 
 async def test_unreadable_document_is_reported_once_to_who_waits(core: Core) -> None:
-    """A subscription that waits to be told at once hears once that the document cannot be read, an early or a late one;
-    the status follows when one can be. Others are told changes only."""
+    """A subscription that waits for an immediate status is sent one error about an unreadable document, whenever it
+    arrives; the status follows once a document can be read. Other subscriptions are sent changes only."""
     early = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True)
     quiet = await core.subscribe(ALICE, sink=SOAP)
     for _ in range(3):
@@ -148,7 +149,7 @@ async def test_unreadable_document_is_reported_once_to_who_waits(core: Core) -> 
 
 
 async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(core: Core) -> None:
-    """A presence server that answers faster than the database loses nothing."""
+    """A failure that arrives before the subscription is stored is not lost."""
     create = core.store.create_subscription
 
     async def slow(*args: Any) -> Any:
@@ -172,7 +173,8 @@ async def test_terminal_that_fails_while_the_subscription_is_stored_is_an_error(
     ],
 )
 async def test_cancelled_subscription_is_reported_nothing_more(core: Core, sink: Sink, expected: list[str]) -> None:
-    """The client's own end is not told where the sink's contract has no message for it; changes no longer are."""
+    """After the client's own end no change is sent; the end itself is not sent where the sink's contract has no message
+    for it."""
     subscription = await core.subscribe(ALICE, sink=sink)
     await core.play(ALICE, REACHABLE)
     await core.subscriptions.cancel(APP, subscription.id, face="grpc")
@@ -193,7 +195,8 @@ async def test_cancelled_subscription_is_reported_nothing_more(core: Core, sink:
     ],
 )
 async def test_what_is_owed_when_a_subscription_is_cancelled(core: Core, sink: Sink, state: DeliveryState) -> None:
-    """It stays owed to webhooks, and is withdrawn from a SOAP endpoint; where the duration ends it, it stays owed."""
+    """At a cancellation, notifications stay owed to webhooks and are withdrawn from SOAP endpoints; at the end of the
+    duration they stay owed to both."""
     cancelled = await core.subscribe(ALICE, sink=sink, check_immediate=True)
     expired = await core.subscribe(ALICE, sink=sink, check_immediate=True, duration_ms=60_000)
     await core.play(ALICE, UNREACHABLE)
@@ -206,7 +209,7 @@ async def test_what_is_owed_when_a_subscription_is_cancelled(core: Core, sink: S
 
 
 async def test_caller_that_leaves_ends_callbacks_too(tmp_path: Path) -> None:
-    """Where the caller of an end leaves while it is written, what is claimed already is withdrawn all the same."""
+    """Where the caller leaves while its end is written, claimed notifications are still withdrawn."""
     withdrawn, written, go_on = list[str](), asyncio.Event(), asyncio.Event()
 
     def withdraw(subscription: Subscription) -> Callable[[], Awaitable[None]]:
@@ -230,7 +233,8 @@ async def test_caller_that_leaves_ends_callbacks_too(tmp_path: Path) -> None:
 
 
 async def test_cancelled_by_correlator(core: Core) -> None:
-    """A client ends a subscription by its own name for it, which is free again then; others have other names."""
+    """A client ends a subscription by its correlator, which is free again afterwards; subscriptions with other
+    correlators stay."""
     first = await core.subscribe(ALICE, correlator="c", sink=SOAP)
     with pytest.raises(DuplicateCorrelator):
         await core.subscribe(BOB, correlator="c", sink=SOAP)
@@ -246,7 +250,8 @@ async def test_cancelled_by_correlator(core: Core) -> None:
 
 
 async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: Core) -> None:
-    """With a client go its subscriptions (told as their sinks' contract says), its groups and its streams."""
+    """The deletion of a client ends its subscriptions (reported as their sinks' contract says), its groups and its
+    streams."""
     soap = await core.subscribe(ALICE, sink=SOAP)
     hook = await core.subscribe(ALICE, sink=WEBHOOK)
     kept = await core.subscribe(ALICE, sink=SOAP, client=OTHER)
@@ -267,7 +272,7 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
 
 
 async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
-    """Who made, prolonged and ended which subscription stands in the audit log; what changed nothing does not."""
+    """The audit log says who made, renewed and ended which subscription; calls that changed nothing are not in it."""
     made = await core.subscribe(ALICE, request_id="once")
     await core.subscribe(ALICE, request_id="once")
     await core.subscriptions.renew(ADMIN, made.id, 60_000)
@@ -284,12 +289,13 @@ async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
 
 
 async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) -> None:
-    """Whoever deletes a client, its sinks' ends are owed at once, by the same transaction: no gateway need follow."""
+    """The ends for the sinks are written in the transaction that deletes the client, whichever process deletes it; no
+    gateway needs to notice."""
     soap, hook = [await core.subscribe(ALICE, sink=sink) for sink in (SOAP, WEBHOOK)]
     assert (
         await ClientRegistry(core.store, contracts=SINK_CONTRACTS, clock=lambda: BEGAN).delete(APP.id, who="cli") == 2
     )
-    await core.play(ALICE, BUSY)  # a gateway that has not noticed
+    await core.play(ALICE, BUSY)  # a gateway that has not noticed the deletion
     for _ in range(2):
         assert await core.owed_in_short(soap) == ["ERROR CLIENT_UNKNOWN"]
         assert await core.owed_in_short(hook) == ["STARTED", "ENDED CLIENT_DELETED"]
@@ -301,7 +307,7 @@ async def test_ends_are_written_with_the_deletion_of_their_client(core: Core) ->
 
 
 async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> None:
-    """After delivery has ended a subscription nothing more is owed to it."""
+    """After delivery has ended a subscription, no further notification is owed to it."""
     subscription = await core.subscribe(ALICE, sink=SOAP)
     await core.play(ALICE, REACHABLE)
     core.live.lifecycle.on_ended_in_store(subscription.id)
@@ -311,7 +317,7 @@ async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> No
 
 
 async def test_renewed_subscription_lasts_from_now(core: Core) -> None:
-    """Renewal counts from now, longer or shorter; an ended or foreign subscription cannot be renewed."""
+    """A renewal counts from now, longer or shorter; an ended or another client's subscription cannot be renewed."""
     subscription = await core.subscribe(ALICE, duration_ms=60_000)
     await core.advance(50)
     renewed = await core.subscriptions.renew(APP, subscription.id, 120_000)
@@ -327,7 +333,7 @@ async def test_renewed_subscription_lasts_from_now(core: Core) -> None:
 
 
 async def test_limit_holds_for_subscriptions_made_at_once(url: str) -> None:
-    """However many pass the first check while endpoints are asked, there are as many as allowed."""
+    """Calls that all pass the first check while endpoints are checked still keep to the limit."""
     async with run_core(url, policy=Policy(max_subscriptions=2)) as core:
         gate = asyncio.Event()
 

@@ -34,7 +34,8 @@ from tests.support.waiting import until
 
 
 async def test_group_subscription_follows_its_members(core: Core) -> None:
-    """Notifications are about members; who joins is watched, who leaves is told no more, in nested groups too."""
+    """Notifications are about members: a terminal that joins is watched, and a terminal that leaves is no longer
+    reported, in nested groups too."""
     await core.groups.create(APP, TEAM, [ALICE])
     await core.groups.create(APP, ALL, [TEAM, ALL])
     subscription = await core.subscribe(ALL, sink=SOAP, check_immediate=True)
@@ -55,7 +56,7 @@ async def test_group_subscription_follows_its_members(core: Core) -> None:
 
 
 async def test_live_terminal_that_joins_is_reported_at_once(core: Core) -> None:
-    """With checkImmediate a terminal that joins a watched group and is live already is told without an observation."""
+    """With checkImmediate, a live terminal that joins a watched group is reported without a new observation."""
     await core.groups.create(APP, TEAM, [ALICE])
     async with reading(core, BOB):
         await until(lambda: BOB in core.watcher.wanted)
@@ -69,8 +70,8 @@ async def test_live_terminal_that_joins_is_reported_at_once(core: Core) -> None:
         assert await core.owed_in_short(later) == ["bob REACHABLE"]
 
 
-async def test_restart_expands_groups_anew(url: str) -> None:
-    """After a restart a group's members of now are watched, and changes of the group still reach the subscription."""
+async def test_restart_expands_groups_again(url: str) -> None:
+    """After a restart the group's current members are watched, and later changes of the group still have an effect."""
     async with run_core(url) as core:
         await core.groups.create(APP, TEAM, [ALICE])
         subscription = await core.subscribe(TEAM, sink=SOAP)
@@ -86,8 +87,8 @@ async def test_restart_expands_groups_anew(url: str) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, restarted: bool) -> None:
-    """A group that is deleted while subscribed stands for nobody, one in a group too, also after a crash; made anew it
-    is followed again."""
+    """A subscribed group that is deleted, directly or inside a group, has no members, after a crash too; once it is
+    made again the subscription follows it."""
     async with AsyncExitStack() as gateways:
         core = await gateways.enter_async_context(run_core(database_url, crash=True))
         await core.groups.create(APP, TEAM, [ALICE])
@@ -110,8 +111,8 @@ async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, rest
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted: bool) -> None:
-    """What was asked for as a terminal stays one, whatever group is made of its address; a member of a group becomes
-    the group. Both also over a crash, and for streams."""
+    """An address that was subscribed to as a terminal stays a terminal, whatever group is made of it. A member of a
+    group becomes the group. Both hold over a crash, and for streams."""
     async with AsyncExitStack() as gateways:
         core = await gateways.enter_async_context(run_core(database_url, crash=True))
         await core.groups.create(APP, TEAM, [ALICE])
@@ -132,8 +133,8 @@ async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted:
 
 
 async def test_restart_awaits_only_whom_it_must(database_url: str) -> None:
-    """While one of several terminals was never observed, a restart tells the others nothing anew, and finds what
-    changed meanwhile."""
+    """Where one of several terminals was never observed, a restart reports nothing about the others again, and finds
+    what changed meanwhile."""
     async with run_core(database_url, crash=True) as core, reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, REACHABLE)
@@ -151,8 +152,8 @@ async def test_restart_awaits_only_whom_it_must(database_url: str) -> None:
 
 @pytest.mark.parametrize("first", [REACHABLE, BUSY])
 async def test_restart_still_awaits_who_joined(database_url: str, first: Status) -> None:
-    """Who joined a group and was not observed before a crash is told at once with checkImmediate, and without it is no
-    change; others are told nothing anew."""
+    """A terminal that joined a group and was not observed before a crash is reported at once with checkImmediate, and
+    is not a change without it; other terminals are not reported again."""
     async with run_core(database_url) as core, reading(core, BOB):
         await until(lambda: BOB in core.watcher.wanted)
         await core.play(BOB, REACHABLE)
@@ -173,8 +174,8 @@ async def test_restart_still_awaits_who_joined(database_url: str, first: Status)
 
 
 async def test_restart_holds_back_no_first_observation(database_url: str) -> None:
-    """With an interval, who was observed for the first time after the last notification is told nothing after a crash,
-    nor is who left a group while a change was held back, and came again."""
+    """With an interval, these are not reported after a crash: a terminal that was first observed after the last
+    notification, and one that left the group while its change was held back, and joined again."""
     clocks = Clocks()
     async with run_core(database_url, clocks=clocks, crash=True) as core:
         await core.groups.create(APP, TEAM, [ALICE, CAROL])
@@ -183,7 +184,7 @@ async def test_restart_holds_back_no_first_observation(database_url: str) -> Non
             clocks.advance(0.1)
             await core.play(address, status)
         assert await core.owed_in_short(subscription) == ["alice BUSY"]
-        await core.play(CAROL, BUSY)  # held back
+        await core.play(CAROL, BUSY)  # the interval holds this change back
         await core.groups.set_members(APP, TEAM, [ALICE, BOB])
         await until(lambda: not core.live.registry.wanted_by(CAROL))
         await core.groups.add_members(APP, TEAM, [CAROL])
@@ -199,8 +200,8 @@ async def test_restart_holds_back_no_first_observation(database_url: str) -> Non
 
 
 async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
-    """With a stricter limit after a restart, a group that is deleted while others are left out is followed, and tells
-    nothing that was told."""
+    """With a stricter limit after a restart, a group that is deleted while members are left out is followed, and no
+    status is reported twice."""
     async with run_core(database_url) as core:
         await core.groups.create(APP, TEAM, [ALICE])
         subscription = await core.subscribe(TEAM, BOB, CAROL, sink=SOAP)
@@ -215,7 +216,7 @@ async def test_group_deleted_while_too_many_are_left(database_url: str) -> None:
 
 
 async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second change of a group, while the first one is being followed, is followed too."""
+    """A second change of a group, while the first is being followed, has its effect too."""
     await core.groups.create(APP, TEAM, [ALICE])
     await core.subscribe(TEAM)
     members_now = core.directory.members_now
@@ -233,12 +234,12 @@ async def test_group_that_changes_while_it_is_followed(core: Core, monkeypatch: 
 
 
 async def test_group_that_changes_while_the_endpoint_is_tested(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subscription begins with the members that its group has then."""
+    """A subscription begins with the group's members after the check of its endpoint."""
     await core.groups.create(APP, TEAM, [ALICE])
 
     async def check(subscription: Subscription) -> None:
         await core.groups.add_members(APP, TEAM, [BOB])
-        await core.advance(1)  # nobody followed it yet
+        await core.advance(1)  # no subscription follows the group yet
 
     monkeypatch.setattr(core.sender, "check", check)
     await core.subscribe(TEAM, sink=WEBHOOK)
@@ -246,7 +247,7 @@ async def test_group_that_changes_while_the_endpoint_is_tested(core: Core, monke
 
 
 async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one subscription or stream cannot follow its group, those of others follow theirs."""
+    """Where following a group fails for one subscription or stream, the others still follow theirs."""
     await core.groups.create(APP, TEAM, [ALICE])
     await core.groups.create(APP, ALL, [ALICE])
     await core.subscribe(TEAM, sink=SOAP)

@@ -1,4 +1,4 @@
-"""What a subscription is sent: statuses by criteria, interval and count."""
+"""What a subscription is sent, by its criteria, interval and count."""
 
 from datetime import timedelta
 
@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 
 async def test_first_observation_is_what_later_ones_are_compared_with(core: Core) -> None:
-    """Without checkImmediate the status at the start is not told, and each later change is."""
+    """Without checkImmediate the first status is not sent; each later change is."""
     subscription = await core.subscribe(ALICE, sink=SOAP)
     assert subscription.awaiting
     await core.play(ALICE, REACHABLE)
@@ -35,8 +35,8 @@ async def test_first_observation_is_what_later_ones_are_compared_with(core: Core
     assert core.hints == ["owed", "owed"]
 
 
-async def test_check_immediate_tells_a_live_status_at_once(core: Core) -> None:
-    """With checkImmediate what is known now is owed in the transaction that makes the subscription, and counts."""
+async def test_check_immediate_sends_a_live_status_at_once(core: Core) -> None:
+    """With checkImmediate, known live statuses are owed in the transaction that makes the subscription, and count."""
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
@@ -51,7 +51,7 @@ async def test_check_immediate_tells_a_live_status_at_once(core: Core) -> None:
 
 
 async def test_check_immediate_waits_for_the_first_observation(core: Core) -> None:
-    """A terminal whose status is not live is told as soon as it is observed, even if that says nothing new."""
+    """A terminal without a live status is reported at its first observation, even if the status has not changed."""
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, REACHABLE)
@@ -63,7 +63,7 @@ async def test_check_immediate_waits_for_the_first_observation(core: Core) -> No
 
 
 async def test_criteria_trigger(core: Core) -> None:
-    """Only statuses among the criteria are told, at the start as later."""
+    """Only statuses among the criteria are sent, at the start and later."""
     subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True, criteria=frozenset({BUSY, UNREACHABLE}))
     for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE):
         await core.play(ALICE, status)
@@ -71,7 +71,7 @@ async def test_criteria_trigger(core: Core) -> None:
 
 
 async def test_what_changes_together_is_reported_together(core: Core) -> None:
-    """Several terminals that change in one transaction are one notification, which counts once."""
+    """Terminals that change in one transaction are one notification, which counts once."""
     subscription = await core.subscribe(ALICE, BOB, sink=SOAP, count=1, check_immediate=True)
     core.watcher.play(ALICE, BUSY)
     core.watcher.play(BOB, REACHABLE)
@@ -80,7 +80,7 @@ async def test_what_changes_together_is_reported_together(core: Core) -> None:
 
 
 async def test_interval_holds_back_and_the_newest_wins(core: Core) -> None:
-    """Notifications are never closer together than the interval; the newest of what was held comes when it is over."""
+    """Notifications are never closer together than the interval; afterwards the newest held status is sent."""
     subscription = await core.subscribe(ALICE, BOB, sink=SOAP, check_immediate=True, min_interval_ms=10_000)
     await core.play(ALICE, REACHABLE)
     await core.play(ALICE, BUSY)
@@ -96,7 +96,8 @@ async def test_interval_holds_back_and_the_newest_wins(core: Core) -> None:
 
 
 async def test_held_change_that_is_over_is_not_reported(core: Core) -> None:
-    """Where the newest state is none of the criteria, what was held before it is not told: it is no longer true."""
+    """Where the newest status is not among the criteria, the status held before it is not sent, since it is no longer
+    true."""
     subscription = await core.subscribe(
         ALICE, sink=SOAP, criteria=frozenset({BUSY}), check_immediate=True, min_interval_ms=10_000
     )
@@ -107,7 +108,7 @@ async def test_held_change_that_is_over_is_not_reported(core: Core) -> None:
 
 
 async def test_count_ends_the_subscription(core: Core) -> None:
-    """After as many notifications as asked for comes the end, in the same transaction, and nothing more."""
+    """The last notification of the count and the end are one transaction; nothing follows."""
     subscription = await core.subscribe(ALICE, sink=SOAP, count=2)
     for status in (REACHABLE, BUSY, REACHABLE, BUSY):
         await core.play(ALICE, status)
@@ -129,7 +130,7 @@ async def test_count_of_one_may_be_over_at_once(core: Core) -> None:
 
 
 async def test_duration_ends_the_subscription(core: Core) -> None:
-    """When its duration is over it ends, is told so, and its watch is let go."""
+    """At the end of its duration the subscription ends, its sink is sent the end, and its watch is released."""
     subscription = await core.subscribe(ALICE, sink=SOAP, duration_ms=60_000)
     await core.play(ALICE, REACHABLE)
     await core.advance(59.9)
@@ -142,8 +143,8 @@ async def test_duration_ends_the_subscription(core: Core) -> None:
 
 
 async def test_end_is_found_after_the_wall_clock_jumps(core: Core) -> None:
-    """Forward, as where the machine was suspended: what should have ended meanwhile ends, and only that. Backward: the
-    duration is not longer for it, nor that of a subscription that was prolonged or made before anybody noticed."""
+    """Forward (a suspended machine): subscriptions that should have ended meanwhile end, and no others. Backward: no
+    duration gets longer, nor that of a subscription that was renewed or made before the jump was noticed."""
     brief, long = [
         await core.subscribe(who, sink=SOAP, duration_ms=each) for who, each in ((ALICE, 60_000), (BOB, 10**7))
     ]
@@ -162,7 +163,7 @@ async def test_end_is_found_after_the_wall_clock_jumps(core: Core) -> None:
 
 
 async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
-    """Intervals are measured by a clock that does not jump, and durations where it is set back."""
+    """Intervals are measured by the monotonic clock; so are durations where the wall clock is set back."""
     subscription = await core.subscribe(
         ALICE, sink=SOAP, check_immediate=True, min_interval_ms=10_000, duration_ms=60_000
     )
@@ -179,7 +180,7 @@ async def test_clock_that_jumps_neither_ends_nor_floods(core: Core) -> None:
 
 
 async def test_busy_is_reported_as_reachable_where_the_policy_says_so(url: str) -> None:
-    """To whom BUSY is not told a busy terminal is reachable, and becoming busy is no change."""
+    """A client that may not see BUSY is sent REACHABLE; becoming busy is not a change for it."""
     async with run_core(url, policy=Policy(busy_available=False)) as core:
         subscription = await core.subscribe(ALICE, sink=SOAP)
         for status in (REACHABLE, BUSY, UNREACHABLE, BUSY, REACHABLE):

@@ -26,7 +26,8 @@ from tests.support.waiting import until
 
 
 async def test_restart_finds_the_change_that_happened_meanwhile(database_url: str) -> None:
-    """After a crash subscriptions are watched again; what changed meanwhile is told, what did not is not."""
+    """After a crash subscriptions are watched again; statuses that changed meanwhile are sent, unchanged ones are
+    not."""
     async with run_core(database_url, crash=True) as core:
         changed = await core.subscribe(ALICE, sink=SOAP)
         same = await core.subscribe(BOB, sink=SOAP)
@@ -42,8 +43,8 @@ async def test_restart_finds_the_change_that_happened_meanwhile(database_url: st
 
 
 async def test_restart_before_the_first_observation(database_url: str) -> None:
-    """A terminal not observed since the subscription was made is, after a crash, still awaited: its old status is no
-    change, and an immediate check is still owed."""
+    """A terminal that was not observed since the subscription was made is still awaited after a crash: its old status
+    is not a change, and the immediate status is still owed."""
     async with run_core(database_url) as core, reading(core, ALICE, BOB):
         await until(lambda: BOB in core.watcher.wanted)
         await core.play(ALICE, REACHABLE)
@@ -64,8 +65,8 @@ async def test_restart_before_the_first_observation(database_url: str) -> None:
 
 
 async def test_group_of_another_client_changes_no_subscription(database_url: str) -> None:
-    """A subscription to a terminal, or to a group with it, stays that after another client makes a group of its
-    address, now, when that group changes, and after a restart."""
+    """A subscription to a terminal, or to a group with that terminal, does not change when another client makes or
+    changes a group with the terminal's address, nor after a restart."""
     async with run_core(database_url, crash=True) as core:
         await core.groups.create(OTHER, TEAM, [ALICE])
         one = await core.subscribe(ALICE, sink=SOAP, client=OTHER)
@@ -87,7 +88,7 @@ async def test_group_of_another_client_changes_no_subscription(database_url: str
 
 
 async def test_restart_keeps_what_was_held_back(database_url: str) -> None:
-    """A change that waited for the interval is told after a crash, when the interval has passed."""
+    """A change that the interval held back is sent after a crash, once the interval has passed."""
     clocks = Clocks()
     async with run_core(database_url, clocks=clocks, crash=True) as core:
         subscription = await core.subscribe(ALICE, sink=SOAP, check_immediate=True, min_interval_ms=60_000)
@@ -108,7 +109,7 @@ async def test_restart_keeps_what_was_held_back(database_url: str) -> None:
 
 
 async def test_restart_ends_what_expired_meanwhile(database_url: str) -> None:
-    """A subscription whose duration ended while the gateway was down ends when it is up again."""
+    """A subscription whose duration ended while the gateway was down ends at the next start."""
     clocks = Clocks()
     async with run_core(database_url, clocks=clocks) as core:
         subscription = await core.subscribe(ALICE, sink=SOAP, duration_ms=60_000)
@@ -121,7 +122,7 @@ async def test_restart_ends_what_expired_meanwhile(database_url: str) -> None:
 
 
 async def test_crash_in_the_middle_of_a_write_loses_nothing(database_url: str) -> None:
-    """Whether the transaction of a change was done or not when the gateway was killed, the change is told once."""
+    """Whether the transaction of a change was committed or not at the crash, the change is sent once."""
     for done in (False, True):
         async with run_core(database_url, crash=True) as core:
             subscription = await core.subscribe(ALICE, sink=SOAP)
@@ -144,7 +145,7 @@ async def test_crash_in_the_middle_of_a_write_loses_nothing(database_url: str) -
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_killed_at_any_moment_each_stored_change_is_reported_once_in_order(database_url: str, seed: int) -> None:
-    """However often the gateway is killed, what is owed is exactly the changes that are stored, in their order."""
+    """However often the gateway is killed, exactly the stored changes are owed, in order."""
     chance, clocks, now = random.Random(seed), Clocks(), dict.fromkeys((ALICE, BOB), REACHABLE)
     async with run_core(database_url, clocks=clocks) as core:
         subscription = await core.subscribe(ALICE, BOB, sink=SOAP)

@@ -1,4 +1,4 @@
-"""Tests of `app/core/subscriptions.py` and `lifecycle.py`: what subscriptions are told, when, and how they end."""
+"""Tests of `app/core/subscriptions.py` and `lifecycle.py`: making, renewing, listing and ending subscriptions."""
 
 import asyncio
 from dataclasses import replace
@@ -55,7 +55,7 @@ from tests.support.waiting import until
 
 
 async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
-    """The same request again returns the first one's subscription; another request with that id is refused."""
+    """A repeated request returns the first request's subscription; another request with the same id is refused."""
     first = await core.subscribe(ALICE, sink=WEBHOOK, request_id="r1", duration_ms=1000)
     again = await core.subscribe("SIP:alice@EXAMPLE.com", sink=WEBHOOK, request_id="r1", duration_ms=1000)
     assert again.id == first.id
@@ -71,7 +71,7 @@ async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
 
 
 async def test_a_repeated_creation_looks_at_nothing_again(tmp_path: Path) -> None:
-    """The same request again checks no endpoint and no limit; one that differs in anything is refused."""
+    """A repeated request checks no endpoint and no limit; a request that differs in any part is refused."""
     async with run_core(await new_database(tmp_path), policy=Policy(max_subscriptions=1)) as core:
         sink = replace(WEBHOOK, parameters={"token": "t", "handshake": "test"})
         first = await core.subscribe(ALICE, sink=sink, request_id="r1")
@@ -95,7 +95,7 @@ async def test_a_repeated_creation_looks_at_nothing_again(tmp_path: Path) -> Non
 
 
 async def test_every_webhook_of_v1_is_signed(core: Core) -> None:
-    """A webhook without a signing secret gets one, which is known as made here; other sinks get none."""
+    """A webhook without a signing secret gets one, which is marked as made by the gateway; other sinks get none."""
     made = await core.subscribe(ALICE, sink=WEBHOOK)
     assert len(read_secret(made_secret(made))) == SECRET_BYTES
     own = await core.subscribe(ALICE, sink=replace(WEBHOOK, parameters={"secrets": "whsec_" + "A" * 32}))
@@ -105,8 +105,8 @@ async def test_every_webhook_of_v1_is_signed(core: Core) -> None:
 
 
 async def test_a_subscription_ends_with_its_token(core: Core) -> None:
-    """It ends in time to say so with the access token; renewing does not prolong it past that; CAMARA's are not
-    renewed at all; a token that is about to end is refused."""
+    """It ends early enough to send its end with the access token. A renewal does not go beyond the token; CAMARA's
+    subscriptions cannot be renewed; a token that is about to expire is refused."""
     ends_at = BEGAN + timedelta(seconds=60)
     sink = replace(WEBHOOK, parameters={"token": "t", "token_expires_at": ends_at.isoformat()})
     made = await core.subscribe(ALICE, sink=sink)
@@ -147,7 +147,7 @@ async def test_a_subscription_ends_with_its_token(core: Core) -> None:
 async def test_request_that_the_policy_refuses(
     url: str, error: type[TerminalStatusError], policy: dict[str, Any], request_: dict[str, Any]
 ) -> None:
-    """Each violation has its own error, leaves a usage record, and nothing else."""
+    """Each violation of the policy has its own error and leaves a usage record, and nothing else."""
     async with run_core(url, policy=Policy(**policy)) as core:
         with pytest.raises(error):
             await core.subscribe(*request_.pop("addresses", [ALICE]), **request_)
@@ -157,7 +157,7 @@ async def test_request_that_the_policy_refuses(
 
 
 async def test_defaults_of_the_policy_fill_what_is_not_asked(url: str) -> None:
-    """The policy's least interval and default duration are taken where a request names none."""
+    """A request without interval or duration gets the policy's minimum interval and default duration."""
     policy = Policy(min_interval_ms=500, default_duration_ms=0, max_duration_ms=7000)
     async with run_core(url, policy=policy) as core:
         made = await core.subscribe(ALICE)
@@ -168,7 +168,7 @@ async def test_defaults_of_the_policy_fill_what_is_not_asked(url: str) -> None:
 
 
 async def test_sink_is_checked_when_the_subscription_is_made(core: Core) -> None:
-    """An endpoint that may not or cannot be used is refused at once; a kind without a sender, too."""
+    """An endpoint that is not allowed or cannot be used is refused at once; so is a kind of sink without a sender."""
     core.sender.error = SinkUnreachable("The endpoint refuses the connection.")
     with pytest.raises(SinkUnreachable):
         await core.subscribe(ALICE, sink=WEBHOOK)
@@ -190,7 +190,7 @@ async def test_sink_is_checked_when_the_subscription_is_made(core: Core) -> None
     ],
 )
 async def test_nothing_of_a_sink_is_dropped_in_silence(core: Core, sink: Sink, why: str) -> None:
-    """What would have no meaning, or is the gateway's own, is refused, and nothing is made."""
+    """Parameters that would have no effect, or that the gateway itself sets, are refused, and nothing is made."""
     with pytest.raises(SinkRefused) as caught:
         await core.subscribe(ALICE, sink=sink)
     assert caught.value.details == {"field": "sink", "reason": why}
@@ -215,7 +215,8 @@ async def test_client_sees_its_own_only(core: Core) -> None:
 
 
 async def test_all_pages_are_one_call(url: str) -> None:
-    """A rate that is limited counts all pages of a client's subscriptions once, and refuses before the first."""
+    """All pages of a client's subscriptions count as one call of its rate, which may be refused before the first
+    page."""
     async with run_core(url, policy=Policy(rate_per_s=1, rate_burst=1)) as core:
         made = []
         for _ in range(3):
@@ -229,7 +230,7 @@ async def test_all_pages_are_one_call(url: str) -> None:
 
 
 async def test_stream_sink_is_delivered_by_being_listed(core: Core) -> None:
-    """What goes to no endpoint stands in the list as delivered, and wakes no delivery."""
+    """Notifications without an endpoint are listed as delivered, and do not wake the deliverer."""
     subscription = await core.subscribe(ALICE, check_immediate=True)
     await core.play(ALICE, BUSY)
     assert [one.state for one in await core.owed(subscription)] == [DeliveryState.DELIVERED]
@@ -237,7 +238,7 @@ async def test_stream_sink_is_delivered_by_being_listed(core: Core) -> None:
 
 
 async def test_starts_and_ends_leave_usage_records(core: Core) -> None:
-    """Each start and end is recorded by the contract's names, in the transaction that makes it where it succeeds."""
+    """Each start and end is recorded under the contract's name, in its own transaction where it succeeds."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     made = await core.subscribe(TEAM, correlator="c")
     await core.subscriptions.cancel(APP, made.id, face="rest", requester="tel:+1")
@@ -256,7 +257,7 @@ async def test_starts_and_ends_leave_usage_records(core: Core) -> None:
 
 
 async def test_creation_fails_clearly_while_the_store_is_away(core: Core) -> None:
-    """Nothing is made, and nothing stays in memory; the same request succeeds when the store is back."""
+    """Nothing is made and nothing stays in memory; the same request succeeds once the store is back."""
     core.store.away = True
     with pytest.raises(StoreUnavailable):
         await core.subscribe(ALICE)
@@ -266,7 +267,7 @@ async def test_creation_fails_clearly_while_the_store_is_away(core: Core) -> Non
 
 
 async def test_caller_that_leaves_does_not_tear_creation(core: Core) -> None:
-    """A creation whose caller is cancelled is done whole: what is stored stands in memory, too."""
+    """A creation whose caller is cancelled completes: the stored subscription is in memory too."""
     creating = asyncio.ensure_future(core.subscribe(ALICE, request_id="r"))
     await until(lambda: ALICE in core.watcher.wanted)
     creating.cancel()

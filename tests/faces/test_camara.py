@@ -1,4 +1,5 @@
-"""CAMARA's APIs over real use cases: the token rule, CAMARA's form of failures, events and their ends."""
+"""CAMARA's APIs over real use cases: the rules for tokens, CAMARA's form of failures, events, and ends of
+subscriptions."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -57,7 +58,7 @@ TOKEN = {"authorization": "Bearer a.b.c"}
 
 
 class Tokens:
-    """Access tokens of which the test says what they grant; every one is APP's."""
+    """Access tokens with grants that the test sets; every token is APP's."""
 
     def __init__(self) -> None:
         self.granted = Grant(scopes=ALL, device="")
@@ -93,7 +94,7 @@ async def face(core: Core, tokens: Tokens) -> AsyncIterator[HttpFace]:
 def asked(
     kind: str = event_types.REACHABILITY_DATA, device: dict[str, Any] | None = BY_NAME, **more: Any
 ) -> dict[str, Any]:
-    """A subscription's request; what is in `more` goes into its config, or replaces a member of it."""
+    """The request for a subscription; `more` is added to its config, or replaces its members."""
     body = {"protocol": "HTTP", "sink": SINK, "types": [kind], "config": {"subscriptionDetail": device or {}}}
     for name, value in more.items():
         (body["config"] if name in ("subscriptionExpireTime", "subscriptionMaxEvents", "initialEvent") else body)[  # type: ignore[index]
@@ -103,7 +104,7 @@ def asked(
 
 
 def failure(answer: Answer, status: int, code: str) -> str:
-    """The message of an answer that is that failure, in CAMARA's form."""
+    """Asserts that the answer is this failure in CAMARA's form; returns the message."""
     assert (answer.status, answer.headers["content-type"]) == (status, "application/json"), answer.body
     assert set(answer.json) == {"status", "code", "message"}
     assert (answer.json["status"], answer.json["code"]) == (status, code), answer.body
@@ -111,7 +112,7 @@ def failure(answer: Answer, status: int, code: str) -> str:
 
 
 async def events(core: Core, subscription_id: str) -> list[dict[str, Any]]:
-    """The CloudEvents that a subscription's sink is owed, without those that are not sent."""
+    """The CloudEvents owed to a subscription's sink, except those that are never sent."""
     stored = await core.store.subscription(subscription_id)
     made = [cloud_events.event(stored, one, "https://gateway") for one in await core.owed(stored)]
     return [dict(one) for one in made if one is not None]
@@ -126,7 +127,7 @@ async def kinds(core: Core, subscription_id: str) -> list[str]:
 
 @pytest.mark.parametrize(("status", "reachable"), [(REACHABLE, True), (BUSY, True), (UNREACHABLE, False)])
 async def test_retrieve(face: HttpFace, core: Core, status: Status, reachable: bool) -> None:
-    """REACHABLE and BUSY are reachable with DATA; the device comes back as it was named."""
+    """REACHABLE and BUSY are reachable with DATA; the answer names the device as the request did."""
     core.watcher.answer = lambda _: status
     answer = await face.call("POST", RETRIEVE, BY_NUMBER)
     assert answer.json == {
@@ -140,8 +141,8 @@ async def test_retrieve(face: HttpFace, core: Core, status: Status, reachable: b
 
 
 async def test_identifiers(face: HttpFace, core: Core, tmp_path: Path) -> None:
-    """A number is a tel: URI, or what the operator says; a network access identifier is a SIP URI; of several the first
-    that is served is used, and it alone comes back."""
+    """A phone number is a tel: URI, or the URI that the operator configures; a network access identifier is a SIP URI.
+    Of several identifiers the first supported one is used, and it alone is in the answer."""
     assert (await face.call("POST", RETRIEVE, BY_NAME)).json["device"] == BY_NAME["device"]
     both = {"device": {"ipv6Address": "2001:db8::1", **BY_NAME["device"], **BY_NUMBER["device"]}}
     assert (await face.call("POST", RETRIEVE, both)).json["device"] == BY_NUMBER["device"]
@@ -183,13 +184,14 @@ async def test_identifiers(face: HttpFace, core: Core, tmp_path: Path) -> None:
     ids=str,
 )
 async def test_refused_queries(face: HttpFace, core: Core, body: Any, status: int, code: str) -> None:
-    """What names no device, or one that cannot be served, is refused with CAMARA's code, and nobody is asked."""
+    """A request without a device, or with an unsupported one, is refused with CAMARA's code, and the presence server is
+    not asked."""
     failure(await face.call("POST", RETRIEVE, body), status, code)
     assert core.watcher.fetched == []
 
 
 async def test_what_is_refused_at_once_is_recorded(face: HttpFace, core: Core) -> None:
-    """A question, a start and an end that are refused before they are looked at leave their usage record."""
+    """A query, a start and an end that are refused before they reach a use case leave a usage record."""
     await face.call("POST", RETRIEVE, {"device": {"ipv6Address": "2001:db8::1"}})
     await face.call("POST", SUBSCRIPTIONS, asked(device=None))
     await face.call("DELETE", f"{SUBSCRIPTIONS}/none")
@@ -201,7 +203,7 @@ async def test_what_is_refused_at_once_is_recorded(face: HttpFace, core: Core) -
 
 
 def test_the_error_table_is_total() -> None:
-    """Every domain error, and nothing else, has CAMARA's code."""
+    """The table has CAMARA's code for every domain error, and nothing else."""
     assert set(CODES) == set(all_errors())
 
 
@@ -217,7 +219,7 @@ def test_the_error_table_is_total() -> None:
     ],
 )
 async def test_failed_questions(face: HttpFace, core: Core, error: type[TerminalStatusError]) -> None:
-    """What the presence server refuses has CAMARA's code, and Retry-After where known."""
+    """A refusal by the presence server has CAMARA's code, and Retry-After where known."""
     core.watcher.answer = lambda _: error("No.", retry_after_s=1.5)
     answer = await face.call("POST", RETRIEVE, BY_NUMBER)
     assert failure(answer, *CODES[error]) == "No."
@@ -225,7 +227,7 @@ async def test_failed_questions(face: HttpFace, core: Core, error: type[Terminal
 
 
 async def test_every_failure_has_camaras_form(face: HttpFace) -> None:
-    """What the framework, the credentials or the gateway itself refuse has CAMARA's form too."""
+    """Failures of the framework, of the credentials and of the gateway itself have CAMARA's form too."""
     failure(await face.call("POST", RETRIEVE, client=""), 401, "UNAUTHENTICATED")
     assert (await face.call("POST", RETRIEVE, client="")).headers["www-authenticate"] == "Bearer"
     failure(await face.call("GET", RETRIEVE), 405, "METHOD_NOT_ALLOWED")
@@ -244,7 +246,7 @@ async def test_every_failure_has_camaras_form(face: HttpFace) -> None:
 
 
 async def test_the_rate_of_calls(tmp_path: Path) -> None:
-    """More calls than the policy allows are TOO_MANY_REQUESTS."""
+    """Calls above the policy's rate are TOO_MANY_REQUESTS."""
     policy = Policy(rate_per_s=1, rate_burst=1)
     async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
         await face.call("POST", RETRIEVE, BY_NUMBER)
@@ -255,7 +257,7 @@ async def test_the_rate_of_calls(tmp_path: Path) -> None:
 
 
 async def test_a_two_legged_token_names_no_device(face: HttpFace, tokens: Tokens) -> None:
-    """With an access token without a device, the request must name it, as with an API key."""
+    """With an access token without a device, as with an API key, the request must name the device."""
     assert (await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)).json["device"] == BY_NUMBER["device"]
     failure(await face.call("POST", RETRIEVE, {}, headers=TOKEN), 422, "MISSING_IDENTIFIER")
 
@@ -267,7 +269,7 @@ async def test_a_two_legged_token_names_no_device(face: HttpFace, tokens: Tokens
 async def test_a_three_legged_token_names_the_device(
     face: HttpFace, core: Core, tokens: Tokens, device: str, address: str
 ) -> None:
-    """With an access token that names the device, the request must not; the device does not come back."""
+    """With an access token that names the device, the request must not name one; nor does the answer."""
     tokens.granted = Grant(scopes=ALL, device=device)
     answer = await face.call("POST", RETRIEVE, {}, headers=TOKEN)
     assert (answer.status, "device" in answer.json, core.watcher.fetched) == (200, False, [address])
@@ -275,7 +277,7 @@ async def test_a_three_legged_token_names_the_device(
 
 
 async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
-    """An access token needs the operation's scope, or its API's whole; to subscribe, that of the event type."""
+    """An access token needs the operation's scope or the whole API's; to subscribe, the scope of the event type."""
     created = f"device-reachability-status-subscriptions:{event_types.REACHABILITY_DATA}:create"
     for scopes, status in (({READ}, 200), ({"device-reachability-status"}, 200), ({"openid"}, 403), (set(), 403)):
         tokens.granted = Grant(scopes=frozenset(scopes), device="")
@@ -295,7 +297,7 @@ async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
 
 
 async def test_a_three_legged_token_sees_its_device_only(face: HttpFace, tokens: Tokens) -> None:
-    """With an access token that names a device, only that device's subscriptions are there."""
+    """With an access token that names a device, only that device's subscriptions exist."""
     others = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
     tokens.granted = Grant(scopes=ALL, device=NUMBER)
     made = (await face.call("POST", SUBSCRIPTIONS, asked(device=None), headers=TOKEN)).json
@@ -307,8 +309,8 @@ async def test_a_three_legged_token_sees_its_device_only(face: HttpFace, tokens:
 
 
 async def test_a_three_legged_token_is_shown_no_identifier(face: HttpFace, tokens: Tokens) -> None:
-    """Of a subscription that a two-legged token made for its device, a three-legged one sees all but the identifier by
-    which the device was named; who named it still sees that."""
+    """Of a subscription that a two-legged token made for its device, a three-legged token sees everything but the
+    device's identifier; the two-legged token still sees that."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked(device=BY_NUMBER), headers=TOKEN)).json
     path = f"{SUBSCRIPTIONS}/{made['id']}"
     assert made["config"]["subscriptionDetail"] == BY_NUMBER
@@ -323,7 +325,7 @@ async def test_a_three_legged_token_is_shown_no_identifier(face: HttpFace, token
 
 
 async def test_failures_quote_no_device_of_a_token(face: HttpFace, core: Core, tokens: Tokens) -> None:
-    """An access token whose device is a group, or no address, is refused in words that do not name the device."""
+    """Where an access token's device is a group or not an address, the refusal does not name the device."""
     await core.groups.create(APP, TEAM, [ALICE])
     for device, status, code in ((TEAM, 422, "SERVICE_NOT_APPLICABLE"), ("tel:no-number", 400, "INVALID_ARGUMENT")):
         tokens.granted = Grant(scopes=ALL, device=device)
@@ -335,7 +337,7 @@ async def test_failures_quote_no_device_of_a_token(face: HttpFace, core: Core, t
 
 
 async def test_a_three_legged_token_is_good_nowhere_else(face: HttpFace, core: Core, tokens: Tokens) -> None:
-    """With an access token that names a device nothing is asked or subscribed by REST API v1."""
+    """An access token that names a device cannot query or subscribe by REST API v1."""
     tokens.granted = Grant(scopes=ALL, device=NUMBER)
     assert (await face.call("POST", RETRIEVE, {}, headers=TOKEN)).status == 200
     for method, path, body in (
@@ -358,7 +360,7 @@ async def test_a_three_legged_token_is_good_nowhere_else(face: HttpFace, core: C
     ],
 )
 def test_what_a_token_grants(claims: dict[str, Any], granted: Grant) -> None:
-    """An access token grants its scopes, and names a device in the claim that is configured, as text."""
+    """An access token grants its scopes, and names a device in the configured claim, as text."""
     reader: dict[str, Any] = {"issuer": "", "audience": "", "scope": "", "client_claim": "", "fetch_keys": None}
     reader |= {"clock": lambda: BEGAN, "monotonic": lambda: 0.0}
     assert AccessTokens(**reader, device_claim="phone_number").grant(token(**claims)) == granted
@@ -373,7 +375,7 @@ def test_what_a_token_grants(claims: dict[str, Any], granted: Grant) -> None:
 
 
 async def test_subscription(face: HttpFace, core: Core) -> None:
-    """A subscription is made, shown, listed and deleted as CAMARA says; its credential is never returned."""
+    """A subscription is made, shown, listed and deleted as CAMARA specifies; its credential is never returned."""
     credential = {
         "credentialType": "ACCESSTOKEN",
         "accessToken": "the-token",
@@ -421,14 +423,14 @@ async def test_subscription(face: HttpFace, core: Core) -> None:
 
 
 async def test_other_apis_subscriptions_are_not_camaras(face: HttpFace) -> None:
-    """A subscription of REST API v1 is not there on CAMARA's paths."""
+    """A subscription of REST API v1 does not exist on CAMARA's paths."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json["id"]
     assert (await face.call("GET", SUBSCRIPTIONS)).json == []
     failure(await face.call("GET", f"{SUBSCRIPTIONS}/{made}"), 404, "NOT_FOUND")
 
 
 async def test_a_long_list_is_whole(face: HttpFace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of several portions is one JSON array with every subscription once."""
+    """A list that is read in several portions is one JSON array with every subscription once."""
     monkeypatch.setattr("app.rest.camara.subscriptions.PAGE", 2)
     made = set()
     for _ in range(3):
@@ -439,7 +441,7 @@ async def test_a_long_list_is_whole(face: HttpFace, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_long_list_is_one_call(tmp_path: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many portions a list has, it counts as one call of a client whose rate is limited, and is whole."""
+    """A list in several portions counts as one call of the client's rate, and is complete."""
     monkeypatch.setattr("app.rest.camara.subscriptions.PAGE", 1)
     policy = Policy(rate_per_s=1, rate_burst=1)
     async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
@@ -467,7 +469,7 @@ async def test_a_long_list_is_one_call(tmp_path: Path, tokens: Tokens, monkeypat
 async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
     face: HttpFace, core: Core, parameters: dict[str, str]
 ) -> None:
-    """One that another API has made with CAMARA's profile is no subscription of CAMARA's, and hides no other."""
+    """A subscription that another API made with CAMARA's profile is not listed here, and hides no other."""
     sink = Sink(kind=SinkKind.WEBHOOK, url=SINK, profile=PROFILE_CAMARA, parameters=parameters)
     broken = await core.subscribe(ALICE, sink=sink)
     made = (await face.call("POST", SUBSCRIPTIONS, asked())).json
@@ -478,7 +480,8 @@ async def test_a_subscription_that_lacks_what_camara_needs_is_not_there(
 
 @pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "2027-03-05T05:06:08Z"])
 async def test_an_end_that_is_too_far_ahead(face: HttpFace, time: str) -> None:
-    """It is out of range as a past one is, and the message names the member; the farthest end there is will do."""
+    """An end too far in the future is out of range like one in the past, and the message names the member; the last
+    possible end is accepted."""
     answer = await face.call("POST", SUBSCRIPTIONS, asked(subscriptionExpireTime=time))
     assert "subscriptionExpireTime" in failure(answer, 400, "OUT_OF_RANGE")
     farthest = asked(subscriptionExpireTime="2027-03-05T05:06:07Z")
@@ -486,7 +489,7 @@ async def test_an_end_that_is_too_far_ahead(face: HttpFace, time: str) -> None:
 
 
 async def test_a_token_may_outlive_every_duration(tmp_path: Path) -> None:
-    """Where subscriptions last for ever, one ends with its token, however long that lasts."""
+    """Where the policy sets no maximum duration, a subscription ends with its token, however late."""
     policy = Policy(default_duration_ms=0, max_duration_ms=0)
     async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
         credential = {**TOKEN_CREDENTIAL, "accessTokenExpiresUtc": "2036-04-04T05:06:07Z"}
@@ -538,7 +541,7 @@ TOKEN_CREDENTIAL = {
 async def test_what_cannot_be_subscribed(
     face: HttpFace, core: Core, change: dict[str, Any], status: int, code: str
 ) -> None:
-    """Each request that is wrong has the code that CAMARA has for it, and nothing is made."""
+    """Each wrong request has CAMARA's code for it, and nothing is made."""
     failure(await face.call("POST", SUBSCRIPTIONS, asked(**change)), status, code)
     assert core.sender.checked == []
 
@@ -553,13 +556,13 @@ async def test_what_cannot_be_subscribed(
     ids=lambda value: str(value),
 )
 async def test_refused_sinks(face: HttpFace, core: Core, error: TerminalStatusError, code: str) -> None:
-    """A sink that may not or cannot be used is INVALID_SINK; a token that has expired is INVALID_TOKEN."""
+    """A sink that is not allowed or cannot be used is INVALID_SINK; an expired token is INVALID_TOKEN."""
     core.sender.error = error
     failure(await face.call("POST", SUBSCRIPTIONS, asked()), 400, code)
 
 
 async def test_a_group_is_no_device(face: HttpFace) -> None:
-    """What is a group of terminals elsewhere is no device."""
+    """The address of a group is not a device."""
     await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
     name = {"device": {"networkAccessIdentifier": TEAM.removeprefix("sip:")}}
     failure(await face.call("POST", SUBSCRIPTIONS, asked(device=name)), 422, "SERVICE_NOT_APPLICABLE")
@@ -567,7 +570,7 @@ async def test_a_group_is_no_device(face: HttpFace) -> None:
 
 
 async def test_too_many_subscriptions(tmp_path: Path) -> None:
-    """A client's quota of subscriptions is QUOTA_EXCEEDED."""
+    """A client at its limit of subscriptions gets QUOTA_EXCEEDED."""
     policy = Policy(max_subscriptions=1, busy_available=False)
     async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
         assert (await face.call("POST", SUBSCRIPTIONS, asked())).status == 201
@@ -578,7 +581,8 @@ async def test_too_many_subscriptions(tmp_path: Path) -> None:
 
 
 async def test_events_are_changes_of_reachability(face: HttpFace, core: Core) -> None:
-    """Only becoming reachable (REACHABLE or BUSY) is an event; a change between the two is not, and does not count."""
+    """Only becoming reachable (REACHABLE or BUSY) is an event; a change between these two is not, and does not
+    count."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked(subscriptionMaxEvents=2))).json["id"]
     for status in (REACHABLE, BUSY, REACHABLE, UNREACHABLE, BUSY, REACHABLE, UNREACHABLE):
         core.clocks.advance(1)
@@ -626,7 +630,8 @@ async def test_events_of_disconnection(face: HttpFace, core: Core) -> None:
 )
 @pytest.mark.parametrize("known", [True, False])
 async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Status, sent: bool, known: bool) -> None:
-    """With `initialEvent` an event is sent at once if the device is as the type says, and it counts."""
+    """With `initialEvent` an event is sent at once where the device already has the status of the event type, and it
+    counts."""
     if known:
         await core.subscribe(ALICE)
         await core.play(ALICE, status)
@@ -641,7 +646,7 @@ async def test_initial_event(face: HttpFace, core: Core, kind: str, status: Stat
 
 
 async def test_busy_is_not_reported_after_a_restart(tmp_path: Path) -> None:
-    """A subscription that was read from the store knows no BUSY either."""
+    """After a restart a subscription still reports BUSY as reachable."""
     url = await new_database(tmp_path)
     async with run_core(url) as core, http_face(core) as face:
         made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
@@ -654,7 +659,7 @@ async def test_busy_is_not_reported_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_the_end_by_time(face: HttpFace, core: Core) -> None:
-    """At `subscriptionExpireTime` it ends with SUBSCRIPTION_EXPIRED, and is shown as EXPIRED."""
+    """At `subscriptionExpireTime` a subscription ends with SUBSCRIPTION_EXPIRED, and is shown as EXPIRED."""
     body = asked(subscriptionExpireTime="2026-03-04T05:07:07Z")
     made = (await face.call("POST", SUBSCRIPTIONS, body)).json["id"]
     await core.advance(61)
@@ -680,7 +685,8 @@ async def test_the_end_by_deletion(face: HttpFace, core: Core) -> None:
 
 
 async def test_the_end_of_a_device(face: HttpFace, core: Core) -> None:
-    """A device that the network does not know ends its subscription with NETWORK_TERMINATED, and no error before."""
+    """A device that the network does not know ends its subscription with NETWORK_TERMINATED, without an error event
+    before."""
     made = (await face.call("POST", SUBSCRIPTIONS, asked())).json["id"]
     core.watcher.fail(ALICE, TerminalUnknown("No such terminal."))
     await core.settled()
@@ -689,12 +695,12 @@ async def test_the_end_of_a_device(face: HttpFace, core: Core) -> None:
 
 
 def test_every_end_has_a_termination_reason() -> None:
-    """Each reason why a subscription ends has CAMARA's word."""
+    """Each reason for the end of a subscription has a termination reason of CAMARA."""
     assert set(cloud_events.TERMINATION_REASONS) == set(EndReason)
 
 
 def test_durations() -> None:
-    """A subscription lasts as asked, else as the policy has it, and ends before its access token does."""
+    """A subscription lasts as requested, else as the policy says, and ends before its access token expires."""
     hour = timedelta(hours=1)
     assert lifetime.duration(BEGAN, None, None, None) == (None, False)
     assert lifetime.duration(BEGAN, None, None, 5000) == (5000, False)

@@ -1,4 +1,4 @@
-"""The `terminal-status` command as a user runs it: real processes, their output and exit codes."""
+"""The `terminal-status` command as a user runs it: processes, their output and exit codes."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def gateway(sandbox_uri: str) -> Iterator[tuple[Running, list[str]]]:
 
 @pytest.mark.parametrize("command", ["", "serve", "get", "sandbox", "openapi", "doctor", "demo"])
 def test_help(command: str) -> None:
-    """Every command explains itself."""
+    """The help of every command explains the command."""
     done = run(*command.split(), "--help")
     assert done.returncode == 0
     assert "Usage:" in done.stdout
@@ -47,7 +47,7 @@ def test_help(command: str) -> None:
 
 @pytest.mark.parametrize("via", ["grpc", "rest", "soap"])
 def test_get(gateway: tuple[Running, list[str]], via: str) -> None:
-    """`get` prints each terminal's status through any face; if one has no answer, the exit code is 1."""
+    """`get` prints each terminal's status through any face; where a terminal has no answer, the exit code is 1."""
     _, server = gateway
     done = run("get", "sip:alice@example.com", "sip:bob@example.com", "--via", via, *server, "--json")
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def test_get(gateway: tuple[Running, list[str]], via: str) -> None:
 
 @pytest.mark.parametrize("via", ["grpc", "rest", "soap"])
 def test_get_without_gateway(via: str) -> None:
-    """Without a gateway, `get` says that none answers and what to do."""
+    """Without a gateway, `get` says that no gateway answers and what to do."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         done = run(
@@ -82,7 +82,7 @@ def test_get_from_a_server_that_is_no_gateway(gateway: tuple[Running, list[str]]
 
 
 def test_get_shows_no_control_characters() -> None:
-    """Control characters and markup in a server's answer do not reach the terminal."""
+    """Control characters and markup in a server's answer are not printed as such."""
     said = {"status": "\x1b[2J[blink]x", "observed_at": "\u202e\x07\x9b"}
     body = json.dumps(said, ensure_ascii=False).encode()
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as threads:
@@ -136,7 +136,7 @@ def test_ctrl_c_while_waiting() -> None:
 
 
 def test_ctrl_c_before_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C before typer handles signals ends with exit code 130 too."""
+    """Ctrl-C before typer handles signals also ends with exit code 130."""
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_a_second_signal_ends_at_once(sandbox_uri: str) -> None:
 
 
 def test_a_start_that_waits_for_the_database(sandbox_uri: str, tmp_path: Path) -> None:
-    """While another process holds the database's lock, the log says so, and SIGTERM ends the gateway."""
+    """While another process has the database locked, the start logs that it waits, and SIGTERM ends it."""
     listen = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
     database = tmp_path / "status.sqlite3"
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
@@ -188,7 +188,7 @@ def query_in_flight(http: str) -> Iterator[socket.socket]:
     host, _, port = http.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
         connection.sendall(b"GET /v1/terminals/sip:silent@example.com/status HTTP/1.1\r\nHost: h\r\n\r\n")
-        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as second:  # the first was read by then
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as second:  # the query was read by then
             second.sendall(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
             while second.recv(65536):
                 pass
@@ -226,7 +226,7 @@ def test_queries_in_flight_at_a_stop(sandbox_uri: str) -> None:
 
 @pytest.mark.parametrize(("setting", "kind"), [("TS_HTTP_LISTEN", "http"), ("TS_GRPC_LISTEN", "grpc")])
 def test_taken_port(sandbox_uri: str, setting: str, kind: str) -> None:
-    """A taken port is one clear line that names the setting, and exit code 1."""
+    """A port that is in use causes one line with the name of the setting, and exit code 1."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -236,7 +236,7 @@ def test_taken_port(sandbox_uri: str, setting: str, kind: str) -> None:
     assert done.returncode == 1
     assert f"{setting}: cannot listen on {listen[setting]}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "add_port" not in done.stderr  # the message of gRPC's core
+    assert "add_port" not in done.stderr  # gRPC's core prints this message
 
 
 def test_wrong_setting() -> None:
@@ -248,7 +248,7 @@ def test_wrong_setting() -> None:
 
 
 def test_doctor_passes(sandbox_uri: str, tmp_path: Path) -> None:
-    """`doctor` passes for configuration, PJSIP with its limits, presence server, database and secret key."""
+    """`doctor` passes for the settings, PJSIP with its limits, the presence server, the database and the secret key."""
     database = f"sqlite:///{tmp_path}/ts.sqlite3"
     key_file = tmp_path / "keys"
     key_file.touch(0o600)
@@ -265,7 +265,7 @@ def test_doctor_passes(sandbox_uri: str, tmp_path: Path) -> None:
 
 
 def test_doctor_warns_of_tls_towards_sip(tmp_path: Path) -> None:
-    """With `transport=tls` doctor warns of the OpenSSL in PJSIP's wheel, and says what to do."""
+    """With `transport=tls` `doctor` warns about the OpenSSL in PJSIP's wheel, and says what to do."""
     environ = {"TS_DATABASE_URL": f"sqlite:///{tmp_path}/x", "TS_FETCH_TIMEOUT_MS": "50"}
     done = run("doctor", "--json", TS_PRESENCE_SERVER="sip:127.0.0.1:9;transport=tls", **environ)
     (check,) = [check for check in json.loads(done.stdout) if check["check"] == "SIP over TLS"]
@@ -300,7 +300,7 @@ def test_doctor_without_settings() -> None:
 
 
 def test_openapi_to_a_file(tmp_path: Path) -> None:
-    """`openapi` writes the REST face's description."""
+    """`openapi` writes the OpenAPI document of REST API v1."""
     file = tmp_path / "api.json"
     assert run("openapi", "--output", str(file)).returncode == 0
     assert json.loads(file.read_text())["openapi"].startswith("3.")
@@ -308,7 +308,7 @@ def test_openapi_to_a_file(tmp_path: Path) -> None:
 
 
 def test_openapi_to_a_folder(tmp_path: Path) -> None:
-    """Into a folder, `openapi` writes a file for each HTTP API; one of them can be named."""
+    """For a folder, `openapi` writes one file for each HTTP API; a name selects one of them."""
     assert run("openapi", "--output", str(tmp_path)).returncode == 0
     names = sorted(file.stem for file in tmp_path.iterdir())
     assert names == [
@@ -340,7 +340,7 @@ def test_sandbox_stays_on_loopback(listen: str) -> None:
 
 
 def test_demo() -> None:
-    """`make run`: the printed command queries all three faces, then changes follow until Ctrl-C. Callers on this
+    """`make run`: the printed command queries all three faces; then changes are printed until Ctrl-C. Callers on this
     machine are operators, whatever TS_ANONYMOUS_ACCESS says."""
     listen = ("--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
     with running("demo", *listen, TS_ANONYMOUS_ACCESS="never") as demo:
@@ -358,7 +358,7 @@ FOREIGN_MODULES = ("app", "soap_compat", "cffi", "json", "socket", "sitecustomiz
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_nothing_is_imported_from_the_working_directory(sandbox_uri: str, tmp_path: Path, command: str) -> None:
-    """In a folder with packages of the same names, neither the gateway nor a process that it starts imports them."""
+    """In a folder with packages of the same names, neither the gateway nor its child processes import them."""
     for name in FOREIGN_MODULES:
         package = tmp_path / name
         package.mkdir()
@@ -375,7 +375,8 @@ def test_nothing_is_imported_from_the_working_directory(sandbox_uri: str, tmp_pa
 
 
 def test_failures_are_logged_once_in_a_while() -> None:
-    """Each kind of failure that the operator must mend is logged once per second, with the number of omitted ones."""
+    """Each kind of failure that the operator must mend is logged at most once per second, with the number of omitted
+    lines."""
     now_s = [100.0]
     metrics = Metrics(clock=lambda: now_s[0])
 

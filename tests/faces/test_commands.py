@@ -38,10 +38,10 @@ NO_KEY = "tsk_none_of_this_gateway"
 
 @pytest.fixture(scope="module")
 def sandbox_uri() -> Iterator[str]:
-    """A sandbox whose scripted terminals change several times a second."""
+    """The address of a sandbox whose scripted terminals change several times a second."""
     with running("sandbox", "--listen", "127.0.0.1:0", "--every-s", "0.2", deadline_s=600) as sandbox:
         uri = sandbox.line_with("Sandbox notifier on ").split()[3].rstrip(",")
-        threading.Thread(target=sandbox.end, daemon=True).start()  # reads on, so that it can print
+        threading.Thread(target=sandbox.end, daemon=True).start()  # keeps reading, so that the sandbox can print
         yield uri
         sandbox.process.terminate()
 
@@ -50,7 +50,7 @@ def sandbox_uri() -> Iterator[str]:
 def serving(
     sandbox_uri: str, directory: Path, grpc: str = "127.0.0.1:0", **environ: str
 ) -> Iterator[tuple[Running, str]]:
-    """A gateway as a process, and its gRPC address. Webhooks may go to this machine."""
+    """A gateway as a process; yields its gRPC address. Webhooks may go to this machine."""
     settings = {
         "TS_PRESENCE_SERVER": sandbox_uri,
         "TS_GRPC_LISTEN": grpc,
@@ -60,7 +60,7 @@ def serving(
         "TS_SINK_ALLOW_HTTP": "true",
         "TS_BOOKMARK_S": "0.5",
         "TS_LOG_LEVEL": "error",
-        "TS_API_KEY": NO_KEY,  # no setting, and no matter to one who serves
+        "TS_API_KEY": NO_KEY,  # not a setting, and no obstacle to `serve`
     }
     with running("serve", "--json", deadline_s=600, **settings | environ) as command:
         yield command, json.loads(command.line_with('{"grpc"'))["grpc"]
@@ -68,7 +68,7 @@ def serving(
 
 @pytest.fixture(scope="module")
 def server(sandbox_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway's gRPC address; commands have the key of its operator."""
+    """A gateway's gRPC address; commands use the API key of its operator."""
     folder = tmp_path_factory.mktemp("gateway")
     added = run("clients", "add", "ops", "--id", "ops", "--admin", TS_DATABASE_URL=f"sqlite:///{folder}/ts.sqlite3")
     with pytest.MonkeyPatch.context() as patch, serving(sandbox_uri, folder) as (_, address):
@@ -77,7 +77,7 @@ def server(sandbox_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def done(*arguments: str, server: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the command against the gateway; its exit code is as expected."""
+    """Runs the command against the gateway, and checks its exit code."""
     finished = run(*arguments, "--server", server)
     assert finished.returncode == code, (arguments, finished.stdout, finished.stderr)
     assert "Traceback" not in finished.stderr
@@ -90,7 +90,7 @@ def answer(*arguments: str, server: str, code: int = 0) -> Any:
 
 
 def one_line(*arguments: str, server: str, code: int = 1) -> str:
-    """The one line on standard error of a command that fails."""
+    """The single line on standard error of a command that fails."""
     finished = done(*arguments, server=server, code=code)
     assert finished.stderr.count("\n") == 1, finished.stderr
     return finished.stderr
@@ -120,7 +120,7 @@ def test_help(command: str) -> None:
 
 
 def test_help_is_quick() -> None:
-    """`--help` imports nothing that only a running command needs."""
+    """`--help` imports no module that only running the command needs."""
     heavy = "{'grpc', 'pydantic', 'structlog', 'sqlalchemy', 'fastapi', 'google.protobuf'}"
     code = f"import sys, app.cli.main; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=DEADLINE_S).returncode == 0
@@ -166,7 +166,7 @@ def test_query(server: str) -> None:
 
 
 def test_max_age(server: str) -> None:
-    """With `--max-age` a stored status answers; SOAP refuses the option."""
+    """With `--max-age` a stored status answers; with SOAP the option is refused."""
     first = answer("get", CAROL, server=server)[0]["observed_at"]
     assert answer("get", CAROL, "--max-age", "1h", server=server)[0]["observed_at"] == first
     assert answer("query", CAROL, "--max-age", "1h", server=server)[0]["status"]["observed_at"] == first
@@ -175,8 +175,8 @@ def test_max_age(server: str) -> None:
 
 
 def test_watch_json(server: str) -> None:
-    """`watch --json` prints the snapshot, its end with a resume token, and each change; the token resumes
-    with later changes; after Ctrl-C and SIGTERM the exit code is 0."""
+    """`watch --json` prints the snapshot, its end with a resume token, and each change; with the token a second `watch`
+    resumes with later changes. Ctrl-C and SIGTERM end it with exit code 0."""
     with running("watch", ALICE, *SCRIPTED, "--json", "--server", server) as command:
         command.line_with('"snapshot_complete"')
         change = json.loads(command.line_with('"change"'))
@@ -191,7 +191,7 @@ def test_watch_json(server: str) -> None:
     ) as command:
         command.line_with('"snapshot_complete"')
         assert command.stop(signal.SIGTERM) == 0
-    assert f'"snapshot_item", "address": "{ALICE}"' not in "".join(command.seen)  # it has not changed
+    assert f'"snapshot_item", "address": "{ALICE}"' not in "".join(command.seen)  # the terminal has not changed
     assert "Traceback" not in "".join(command.seen)
 
 
@@ -204,7 +204,7 @@ def test_watch_lines(server: str) -> None:
 
 
 def test_watch_table(server: str) -> None:
-    """On a terminal `watch` is a live table that fits, and it restores the cursor."""
+    """On a terminal `watch` is a live table that fits the width, and restores the cursor at its end."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 100, 0, 0))
     process = subprocess.Popen(
@@ -233,7 +233,7 @@ def test_watch_table(server: str) -> None:
 def _read(terminal: int) -> str:
     try:
         return os.read(terminal, 65536).decode("utf-8", "replace")
-    except OSError:  # the last process has closed it
+    except OSError:  # the last process has closed the terminal
         return ""
 
 
@@ -257,7 +257,7 @@ def test_watch_goes_on_after_a_crash(sandbox_uri: str, tmp_path: Path) -> None:
 
 
 def test_subscriptions(server: str) -> None:
-    """A subscription is created, shown, renewed and cancelled; a second one with its correlator is refused."""
+    """A subscription is created, shown, renewed and cancelled; a second one with the same correlator is refused."""
     create = ("subscriptions", "create", *SCRIPTED, "--criteria", "BUSY", "--duration", "2h", "--correlator", "door 7")
     made = done(*create, server=server)
     found = answer("subscriptions", "show", made.stdout.strip(), server=server)
@@ -292,7 +292,8 @@ class Accepting(BaseHTTPRequestHandler):
 
 
 def test_rotate_secret(server: str, tmp_path: Path) -> None:
-    """A generated secret is printed alone on standard output, one from a file is not; a malformed one is refused."""
+    """A generated secret is printed alone on standard output; a secret from a file is not printed; a malformed one is
+    refused."""
     own = tmp_path / "secret.txt"
     own.write_text("whsec_" + "QUJD" * 8 + "\n")
     with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as endpoint:
@@ -317,7 +318,7 @@ def test_rotate_secret(server: str, tmp_path: Path) -> None:
 
 
 def test_watches(server: str) -> None:
-    """`watches` lists the watched terminals and for which listeners; `refresh` fails for a terminal without a watch."""
+    """`watches` lists the watched terminals with their listeners; `refresh` fails for a terminal without a watch."""
     subscription = done("subscriptions", "create", *SCRIPTED, server=server).stdout.strip()
     watches = {watch["address"]: watch for watch in answer("watches", server=server)}
     assert set(SCRIPTED) <= set(watches)
@@ -371,7 +372,7 @@ def test_deliveries(server: str, tmp_path: Path) -> None:
 
 
 def test_clients_name_the_setting_of_a_database_that_does_not_open(tmp_path: Path) -> None:
-    """A file that is not a database causes one line that names the setting, without a traceback."""
+    """A file that is not a database causes one line with the name of the setting, without a traceback."""
     (file := tmp_path / "text").write_text("This is no database, though it is as long as the head of one. " * 4)
     file.chmod(0o600)
     finished = run("clients", "list", TS_DATABASE_URL=f"sqlite:///{file}", TS_API_KEY="")
@@ -429,7 +430,7 @@ def test_usage(
 
 
 def test_no_gateway() -> None:
-    """Without a gateway, every kind of call says that none answers and what to check."""
+    """Without a gateway, every kind of call says that no gateway answers and what to check."""
     for command in (["watches"], ["watch", ALICE], ["query", ALICE], ["usage", "export"]):
         line = one_line(*command, server="127.0.0.1:1")
         assert line.startswith("error: NO_ANSWER: No answer from 127.0.0.1:1")
@@ -437,7 +438,8 @@ def test_no_gateway() -> None:
 
 
 def test_credentials_and_tls(sandbox_uri: str, tmp_path: Path) -> None:
-    """Over TLS, with or without a key, as an operator or not: each failure says what to do, and none prints the key."""
+    """Calls over TLS, with and without a key, as operator and not: each failure says what to do, and none prints the
+    key."""
     authority = sign(tmp_path, "authority")
     certificate = sign(tmp_path, "server", authority)
     tls = {"TS_TLS_CERT_FILE": str(certificate.cert_file), "TS_TLS_KEY_FILE": str(certificate.key_file)}
@@ -495,13 +497,13 @@ def test_messages_as_json() -> None:
 
 
 def test_tables_escape_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    """Text from elsewhere is printed without markup and control characters, and is not cut."""
+    """Text from servers is printed without markup and control characters, and is not cut."""
     print_table(("a", "b"), [["[red]x", "\x1b[2J\n" + "y" * 200]])
     assert capsys.readouterr().out == f"a       b\n[red]x  \\x1b[2J\\n{'y' * 200}\n"
 
 
 def test_times() -> None:
-    """Durations and times are parsed as people write them; other text is refused."""
+    """Durations and times are parsed in everyday notation; other text is refused."""
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
     assert [span_ms(text) for text in ("90", "1.5s", "500ms", "2h", "7d")] == [
         90_000,
@@ -562,7 +564,7 @@ def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
 
 
 def test_clients_in_another_folder(tmp_path: Path) -> None:
-    """Unless something names the gateway's database, none is created; messages have its absolute path."""
+    """Unless an option or setting names the gateway's database, none is created; messages have the absolute path."""
     refused = in_folder(tmp_path, "add", "app")
     assert (refused.returncode, refused.stdout, list(tmp_path.iterdir())) == (2, "", [])
     assert "(--database sqlite:///terminal-status.sqlite3 creates it here" in refused.stderr
@@ -580,8 +582,8 @@ def test_clients_in_another_folder(tmp_path: Path) -> None:
 
 
 def test_clients_where_the_gateway_was_started(tmp_path: Path) -> None:
-    """In a folder with the default database `clients` needs no option. If there is an API key but no gateway answers, a
-    message says so, and the database is changed."""
+    """In a folder with the default database `clients` needs no option. Where an API key is set but no gateway answers,
+    a message says so, and the database is changed."""
     (tmp_path / "terminal-status.sqlite3").touch(0o644)  # logged as file_closed_to_others on standard error
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

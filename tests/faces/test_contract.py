@@ -1,5 +1,6 @@
-"""Contract tests: schemathesis asks the running server what each OpenAPI document allows, and what it forbids, with all
-of its checks; CAMARA's answers are held to CAMARA's own documents too, where those are there."""
+"""Contract tests: schemathesis sends the running server requests that each OpenAPI document allows, and requests that
+it forbids, with all of its checks. CAMARA's answers are checked against CAMARA's own documents too, where these are
+installed."""
 
 import asyncio
 import itertools
@@ -35,7 +36,7 @@ expected-statuses = ["2xx", "3xx", "400", "401", "403", "404", "409", "412", "42
 
 @dataclass
 class RealClocks:
-    """The clocks of a core, which go by themselves."""
+    """The clocks of a core, running in real time."""
 
     @property
     def now(self) -> datetime:
@@ -51,7 +52,7 @@ class RealClocks:
 
 @pytest_asyncio.fixture
 async def face(tmp_path: Path) -> AsyncIterator[HttpFace]:
-    """The server, whose streams end soon by themselves, and which takes any number of wrong credentials."""
+    """The server, whose streams end soon by themselves, and which does not limit wrong credentials."""
     clocks: Any = RealClocks()
     tuning = Tuning(bookmark_s=0.02)
     ticks = itertools.count()
@@ -63,7 +64,7 @@ async def face(tmp_path: Path) -> AsyncIterator[HttpFace]:
 
 
 async def ask_all(face: HttpFace, document: Path, base: str, folder: Path, *more: str, client: str = APP.id) -> None:
-    """Runs schemathesis over a document; fails with what it says."""
+    """Runs schemathesis on a document; fails with its report."""
     configuration = folder / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
     process = await asyncio.create_subprocess_exec(
@@ -87,7 +88,7 @@ async def ask_all(face: HttpFace, document: Path, base: str, folder: Path, *more
 
 @pytest.mark.parametrize(("name", "examples"), [(V1, 1), (STATUS, 5), (SUBSCRIPTIONS, 2)])
 async def test_the_server_keeps_its_documents(face: HttpFace, tmp_path: Path, name: str, examples: int) -> None:
-    """Whatever a document allows or forbids, the server answers as the document says."""
+    """The server answers allowed and forbidden requests as the document says."""
     client = ADMIN.id if name == V1 else APP.id
     document = ROOT / "openapi" / f"{name}.json"
     await ask_all(face, document, PREFIXES.get(name, ""), tmp_path, "-n", str(examples), client=client)
@@ -95,7 +96,7 @@ async def test_the_server_keeps_its_documents(face: HttpFace, tmp_path: Path, na
 
 @pytest.mark.parametrize("name", [STATUS, SUBSCRIPTIONS])
 async def test_the_server_keeps_camaras_documents(face: HttpFace, tmp_path: Path, name: str) -> None:
-    """CAMARA's own documents, of release r1.2, are kept too."""
+    """The server also answers as CAMARA's own documents of release r1.2 say."""
     document = REFERENCE / f"{name.rpartition('-')[0]}.yaml"
     if not document.exists():
         pytest.skip(f"CAMARA's documents are not in {REFERENCE}; CAMARA_REFERENCE names the folder.")

@@ -1,5 +1,5 @@
-"""Nobody becomes another: every kind of credentials tried as every other kind, on every face of a real gateway with
-client certificates and access tokens."""
+"""Credentials of one kind are never accepted as another kind: every kind is tried as every other, on every face of a
+real gateway with client certificates and access tokens."""
 
 import base64
 import hashlib
@@ -45,7 +45,7 @@ LIST = "/device-reachability-status-subscriptions/v0.8/subscriptions"
 
 @dataclass
 class Caller:
-    """Somebody with a certificate, who calls every face."""
+    """A caller with a certificate, who calls every face."""
 
     gateway: Gateway
     http: httpx.AsyncClient
@@ -82,7 +82,7 @@ class Caller:
         return f"https://localhost:{self.gateway.http_address.rpartition(':')[2]}"
 
     async def call(self, face: str, authorization: str) -> object:
-        """`good`, or with what the face refused."""
+        """Calls the face; returns `good`, or the reason of the refusal."""
         calls: dict[str, Callable[[str], Awaitable[object]]] = {
             "grpc": self.grpc,
             "rest": self.rest,
@@ -105,7 +105,7 @@ class Place:
 
     @asynccontextmanager
     async def caller(self, *names: x509.GeneralName, common_name: str = "intruder") -> AsyncIterator[Caller]:
-        """Somebody whose certificate has these names."""
+        """A caller whose certificate has these names."""
         shown = sign(self.folder, common_name, self.party.authority, names)
         options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.enable_http_proxy", 0)]
         context, trusted = http_context(self.party, shown), grpc_credentials(self.party, shown)
@@ -146,7 +146,7 @@ async def place(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who fails as often as these tests is else refused as too often."""
+    """Raises the limits of failed log-ins, which these tests would exceed."""
     monkeypatch.setattr(failures, "FAILURE_BURST", 100_000)
     monkeypatch.setattr(failures, "LOOK_UP_BURST", 100_000)
 
@@ -156,7 +156,7 @@ def basic(user: str, password: str) -> str:
 
 
 def presentations(value: str) -> dict[str, str]:
-    """What somebody who has a value may put into the Authorization header."""
+    """The Authorization headers in which a person who has this value may send it."""
     encoded = base64.b64encode(value.encode()).decode()
     return {
         "bare": value,
@@ -171,7 +171,7 @@ def presentations(value: str) -> dict[str, str]:
 
 
 async def good_ones(place: Place, caller: Caller, face: str) -> None:
-    """Every kind of credentials of OPS is used as it should be, and so is remembered."""
+    """Every kind of credentials of OPS, used correctly, so that each is remembered."""
     assert await caller.call(face, "") == "good"
     shown = [f"Bearer {place.key}", basic(OPS, place.key)]
     if face == "camara":
@@ -184,8 +184,8 @@ async def good_ones(place: Place, caller: Caller, face: str) -> None:
 
 @pytest.mark.parametrize("face", FACES)
 async def test_no_kind_of_credentials_passes_for_another(place: Place, face: str) -> None:
-    """What a client shows is good as what it is alone: while everything of OPS is remembered, nothing of it, nor what
-    is known of it, is taken in another place of a header, whatever certificate comes with it."""
+    """Credentials are good only as their own kind: while all credentials of OPS are remembered, none of them, nor a
+    value derived from them, is accepted in another place of a header, with any certificate."""
     parsed = parse_key(place.key)
     assert parsed is not None
     key_id, secret = parsed
@@ -213,7 +213,8 @@ async def test_no_kind_of_credentials_passes_for_another(place: Place, face: str
 
 
 async def test_no_kind_of_credentials_passes_for_a_username_token(place: Place) -> None:
-    """A UsernameToken takes the key as text, and its password equivalent in a digest, and nothing else of OPS."""
+    """A UsernameToken accepts the key as text, or its password equivalent in a digest, and no other credentials of
+    OPS."""
     parsed = parse_key(place.key)
     assert parsed is not None
     equivalent = password_equivalent(hash_secret(parsed[1]))
@@ -252,7 +253,8 @@ async def test_no_kind_of_credentials_passes_for_a_username_token(place: Place) 
 async def test_names_in_certificates(
     place: Place, face: str, common_name: str, names: Sequence[x509.GeneralName], counts: bool
 ) -> None:
-    """A client's id is the common name, a DNS name or a URI, and no other name of a certificate, on each face alike."""
+    """A client's id may be the common name, a DNS name or a URI of a certificate, and no other name, on each face
+    alike."""
     async with await open_store(place.database_url) as store:
         registry = ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: NOW)
         for client_id in ("ops@example.com", "192.0.2.7"):
@@ -263,7 +265,7 @@ async def test_names_in_certificates(
 
 
 async def test_two_lists_of_names_are_two(place: Place) -> None:
-    """A name with a NUL in it is not taken for the two names around it, which were good a moment ago."""
+    """A name that contains a NUL is not taken for the two names around the NUL, which were good a moment ago."""
     async with place.caller(x509.DNSName("second.example"), common_name=OPS) as ops:
         assert await ops.rest("") == "good"
     async with place.caller(common_name=f"{OPS}\0second.example") as intruder:
@@ -297,7 +299,7 @@ AUTHORIZATIONS = (
 @hypothesis.given(AUTHORIZATIONS)
 @hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 async def test_malformed_credentials_are_refused_on_each_face(place: Place, authorization: str) -> None:
-    """Whatever stands in the header, each face answers that the caller is not known, and counts it."""
+    """For any malformed header each face answers UNAUTHENTICATED, and counts the failure."""
     counts = place.gateway.use_cases.auth.failures.counts
     async with place.caller() as caller:
         before = sum(counts.values())
@@ -310,7 +312,7 @@ async def test_malformed_credentials_are_refused_on_each_face(place: Place, auth
     "created", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "x", "2026-13-01", "\u0661"]
 )
 async def test_malformed_username_tokens_are_refused(place: Place, created: str) -> None:
-    """A Created that is no time, or none of our calendar, is refused as any bad token."""
+    """A Created that is not a time, or not in our calendar, is refused like any bad token."""
     counts = place.gateway.use_cases.auth.failures.counts
     async with place.caller() as caller:
         before = counts["malformed"]
@@ -319,7 +321,7 @@ async def test_malformed_username_tokens_are_refused(place: Place, created: str)
 
 
 async def test_failures_are_measured(place: Place) -> None:
-    """How credentials failed is scraped by reason."""
+    """Failed credentials are counted by reason in the metrics."""
     async with place.caller() as caller, place.caller(common_name=OPS) as ops:
         assert await caller.call("rest", "Bearer 1") == REFUSED["rest"]
         text = (await ops.http.get(f"{ops.url}/metrics")).text

@@ -28,7 +28,7 @@ ADDRESSES = [f"sip:{user}@example.com" for user in ("alice", "document-big-6000"
 
 
 async def scrape(gateway: Gateway) -> dict[str, float]:
-    """Every sample, by its name with labels."""
+    """Every sample, by name with labels."""
 
     def get() -> str:
         with urllib.request.urlopen(f"http://{gateway.http_address}/metrics", timeout=LIMIT_S) as answer:
@@ -39,7 +39,7 @@ async def scrape(gateway: Gateway) -> dict[str, float]:
 
 
 async def reach(gateway: Gateway, least: dict[str, float]) -> dict[str, float]:
-    """Scrapes until each of the metrics is at least so much."""
+    """Scrapes until each of the metrics has at least this value."""
     seen: dict[str, float] = {}
     try:
         async with asyncio.timeout(LIMIT_S):
@@ -51,8 +51,8 @@ async def reach(gateway: Gateway, least: dict[str, float]) -> dict[str, float]:
 
 
 async def test_watches_are_measured() -> None:
-    """Watches by state, SUBSCRIBEs, NOTIFYs, failures by reason, cut and unreadable documents, worker restarts and the
-    lag of events are counted, and go on counting after a worker was replaced."""
+    """These are counted, and still are after a worker was replaced: watches by state, SUBSCRIBEs, NOTIFYs, failures by
+    reason, cut and unreadable documents, worker restarts, and the lag of events."""
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox:
         settings = settings_for(f"{sandbox.uri};transport=udp")
         async with run_gateway(settings) as gateway, grpc.aio.insecure_channel(gateway.grpc_address) as channel:
@@ -63,7 +63,7 @@ async def test_watches_are_measured() -> None:
                 gateway,
                 {
                     'sip_subscriptions{state="active"}': 3,
-                    'sip_messages_total{kind="subscribe"}': 5,  # one again, over TCP
+                    'sip_messages_total{kind="subscribe"}': 5,  # one document is fetched again, over TCP
                     'sip_messages_total{kind="notify"}': 4,
                     'sip_messages_total{kind="cut"}': 1,
                     'sip_failures_total{code="503"}': 1,
@@ -89,8 +89,8 @@ async def test_watches_are_measured() -> None:
 
 
 async def test_a_watch_that_a_fetch_contradicts() -> None:
-    """A wrong NOTIFY makes a live watch say UNREACHABLE; the first fetch that says otherwise has it refreshed, and it
-    is right again. A fetch that agrees does nothing."""
+    """A wrong NOTIFY makes a live watch UNREACHABLE; the first fetch with another status has the watch refreshed, which
+    corrects it. A fetch that agrees refreshes nothing."""
     address = "sip:notify-wrong@example.com"
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox:
         settings = settings_for(f"{sandbox.uri};transport=udp")
@@ -121,8 +121,8 @@ PROBES = ("/healthz", "/readyz")
 
 @pytest.mark.parametrize("own_address", [False, True])
 async def test_who_may_read_what(sandbox: Sandbox, own_address: bool) -> None:
-    """Contract and probes are for everybody. Metrics are for operators' clients, and for callers who need no
-    credentials; on an address of their own for everybody, as the probes are there too, and nothing else."""
+    """Contracts and probes are for everybody. Metrics are for operators' clients and for callers who need no
+    credentials. On their own address, metrics and probes are for everybody, and nothing else is there."""
     settings = settings_for(f"{sandbox.uri};transport=udp", metrics_listen="127.0.0.1:0" if own_address else None)
     absent = {"/metrics": 404} if own_address else {}
     async with run_gateway(settings) as gateway, await open_store(settings.database_url) as store:

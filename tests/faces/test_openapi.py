@@ -1,4 +1,4 @@
-"""The OpenAPI documents: complete, readable, and shown by pages that need no internet."""
+"""The OpenAPI documents are complete and readable; their pages need no internet."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def resolved(document: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
-    """What a reference means."""
+    """The target of a reference."""
     for part in of.get("$ref", "").split("/")[1:]:
         document = document[part]
     return document if "$ref" in of else of
@@ -44,8 +44,8 @@ def resolved(document: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_serves_the_documents(name: str) -> None:
-    """What /openapi/NAME.json serves is what the command exports, with the server that the reader names; and
-    /openapi.json is REST API v1's."""
+    """/openapi/NAME.json serves the document that the command exports, with the server's address as the reader named
+    it; /openapi.json is REST API v1's."""
     async with client_of(app_over(make_service(FakeWatcher()))) as client:
         named = (await client.get(f"/openapi/{name}.json", headers={"host": "api.example:8443"})).json()
         (server,) = named.pop("servers")
@@ -71,21 +71,21 @@ def test_there_is_a_document_for_each_api() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_references_lead_somewhere(name: str) -> None:
-    """No reference leads nowhere, and no schema is unused."""
+    """Every reference has a target, and every schema is used."""
     text = json.dumps(DOCUMENTS[name])
     schemas = DOCUMENTS[name]["components"]["schemas"]
     used = set(re.findall(r'"#/components/schemas/(\w+)"', text))
     assert used <= set(schemas)
     examples = DOCUMENTS[name]["components"].get("examples", {})
     assert set(re.findall(r'"#/components/examples/(\w+)"', text)) == set(examples)
-    if name != V1:  # which describes the data of server-sent events too
+    if name != V1:  # this schema describes the data of server-sent events too
         assert set(schemas) <= used
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_operations_are_readable(name: str) -> None:
-    """Each operation has a distinct id fit for a generated client's method, a summary, a tag that is described, and
-    says what every answer is."""
+    """Each operation has a distinct id that is usable as a method name, a summary, a described tag, and a description
+    of every answer."""
     document = DOCUMENTS[name]
     ids = [operation["operationId"] for _, operation in operations(document)]
     assert len(ids) == len(set(ids))
@@ -102,7 +102,7 @@ def test_operations_are_readable(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_failures_are_documented_with_examples(name: str) -> None:
-    """Each operation with credentials documents 401, and each failure by a code has an example of its form."""
+    """Each operation with credentials documents 401, and each failure with a code has an example of its form."""
     for where, operation in operations(DOCUMENTS[name]):
         if operation.get("security") == [] or operation["operationId"].startswith("receive"):
             continue
@@ -117,7 +117,7 @@ def test_failures_are_documented_with_examples(name: str) -> None:
 
 
 def test_every_error_has_an_example() -> None:
-    """REST API v1's document shows each domain error under its status, with its message."""
+    """REST API v1's document shows each domain error with its status and its message."""
     shown = {
         (status, code): resolved(DOCUMENTS[V1], example)["value"]["detail"]
         for _, operation in operations(DOCUMENTS[V1])
@@ -135,7 +135,7 @@ def test_every_status_has_an_example() -> None:
 
 
 def test_the_webhooks_are_what_is_sent() -> None:
-    """The document's `webhooks` have exactly the types of events that the sender sends."""
+    """The document's `webhooks` are exactly the types of events that the sender sends."""
     documented = {
         model.model_json_schema()["properties"]["type"]["const"] for model, _ in webhook_events.EVENTS.values()
     }
@@ -145,7 +145,7 @@ def test_the_webhooks_are_what_is_sent() -> None:
 
 @pytest.mark.parametrize("kind", NotificationKind)
 def test_events_are_as_documented(kind: NotificationKind) -> None:
-    """Each event that is sent fits its documentation, and has no member more."""
+    """Each event that is sent fits its documented schema, and has no undocumented member."""
     subscription = make_subscription()
     owed = make_owed(subscription, kind=kind, code="EXPIRED" if kind is NotificationKind.ENDED else "X", text="words")
     sent = v1_event(subscription, owed, "https://gateway")
@@ -166,7 +166,7 @@ def test_camara_events_are_what_is_sent() -> None:
 
 
 class Page(HTMLParser):
-    """What a page is made of."""
+    """The elements of a page that the tests look at."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -191,8 +191,8 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("path", ["/docs", *(f"/docs/{name}" for name in DOCUMENTS)])
 async def test_the_page_needs_nothing_else(path: str) -> None:
-    """The API page has no script, loads nothing, links only within the gateway, and its policy allows its one style and
-    nothing else."""
+    """The API page has no script, loads nothing, and links only within the gateway; its content security policy allows
+    its one style sheet and nothing else."""
     async with client_of(app_over(make_service(FakeWatcher()))) as client:
         response = await client.get(path)
     assert response.status_code == 200

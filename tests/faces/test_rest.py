@@ -1,4 +1,4 @@
-"""The REST face in process: the ASGI app over the real service over a fake watcher."""
+"""The REST face in process: the ASGI application over the real service and a fake watcher."""
 
 import asyncio
 from urllib.parse import quote
@@ -42,7 +42,7 @@ async def ask(watcher: FakeWatcher, path: str = ALICE_STATUS, method: str = "GET
 
 
 def problem_in(response: httpx2.Response) -> dict[str, object]:
-    """The problem that a response carries, its form checked."""
+    """The problem document of a response, after a check of its form."""
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.headers["cache-control"] == "no-store"
     problem: dict[str, object] = response.json()
@@ -84,7 +84,7 @@ async def test_answers_each_status(document: bytes, status: str) -> None:
     ],
 )
 async def test_takes_every_address_in_the_path(address: str, safe: str) -> None:
-    """An address arrives as it was, however much of it is percent-encoded; a plus stays a plus."""
+    """An address arrives unchanged, however much of it is percent-encoded; a plus stays a plus."""
     watcher = FakeWatcher()
     response = await ask(watcher, f"/v1/terminals/{quote(address, safe=safe)}/status")
     assert response.status_code == 200
@@ -92,14 +92,15 @@ async def test_takes_every_address_in_the_path(address: str, safe: str) -> None:
 
 
 async def test_ignores_query_and_body() -> None:
-    """Query parameters that nobody knows and a body change nothing."""
+    """Unknown query parameters and a body have no effect."""
     async with client_of(app_over(make_service(FakeWatcher()))) as client:
         response = await client.request("GET", f"{ALICE_STATUS}?colour=blue", content=b"{" * 100_000)
     assert response.status_code == 200
 
 
 def test_the_error_table_is_total() -> None:
-    """Every domain error, and nothing else, has an HTTP status and stands in the OpenAPI document as an example."""
+    """The table has an HTTP status for every domain error, and nothing else, with an example in the OpenAPI
+    document."""
     assert set(STATUSES) == set(all_errors())
     assert {each.code for each in EXAMPLES.values()} == {each.code for each in STATUSES}
 
@@ -119,7 +120,7 @@ def test_the_error_table_is_total() -> None:
     ],
 )
 async def test_maps_each_domain_error(error: type[TerminalStatusError], status: int) -> None:
-    """A domain error arrives as a problem with its status, message, code and details."""
+    """A domain error becomes a problem with its status, message, code and details."""
     raised = error("It went wrong.", sip_code="499")
     response = await ask(FakeWatcher(lambda _: raised))
     problem = problem_in(response)
@@ -142,7 +143,7 @@ async def test_grpc_and_rest_answer_alike(error: type[TerminalStatusError]) -> N
 
 
 async def test_grpc_and_rest_report_bugs_alike() -> None:
-    """Both faces give the same code for an exception that nobody expected."""
+    """Both faces give the same code for an unexpected exception."""
 
     def fail(_: TerminalAddress) -> bytes:
         raise RuntimeError("the secret")
@@ -154,7 +155,7 @@ async def test_grpc_and_rest_report_bugs_alike() -> None:
 
 
 async def test_says_when_to_retry() -> None:
-    """A known wait arrives as Retry-After in whole seconds, rounded up."""
+    """A known wait becomes Retry-After in whole seconds, rounded up."""
     raised = PresenceUnavailable("Later.", retry_after_s=2.1)
     response = await ask(FakeWatcher(lambda _: raised))
     assert response.headers["retry-after"] == "3"
@@ -174,7 +175,7 @@ async def test_says_when_to_retry() -> None:
     ],
 )
 async def test_refuses_an_invalid_address(address: str) -> None:
-    """An address that is none is a 400, and nobody is asked."""
+    """An invalid address is a 400, and the presence server is not asked."""
     watcher = FakeWatcher()
     problem = problem_in(await ask(watcher, f"/v1/terminals/{address}/status"))
     assert (problem["status"], problem["code"]) == (400, "INVALID_ADDRESS")
@@ -182,7 +183,7 @@ async def test_refuses_an_invalid_address(address: str) -> None:
 
 
 async def test_an_unexpected_exception_becomes_a_reference() -> None:
-    """The caller of a failing gateway gets a reference that the log has too, and nothing of the exception."""
+    """The caller gets a reference that is also in the log, and no detail of the exception."""
 
     def fail(_: TerminalAddress) -> bytes:
         raise RuntimeError("the secret")
@@ -200,7 +201,7 @@ async def test_an_unexpected_exception_becomes_a_reference() -> None:
 
 
 async def test_an_exception_after_the_answer_began_is_the_servers() -> None:
-    """What fails once the answer has begun cannot be answered, and goes on to the server, which ends the connection."""
+    """An exception after the answer has begun goes on to the server, which ends the connection."""
 
     async def half_an_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -217,14 +218,14 @@ async def test_an_exception_after_the_answer_began_is_the_servers() -> None:
     "path", ["/", "/v1", "/v1/terminals", f"/v1/terminals/{ALICE}", f"{ALICE_STATUS}/", "/docs/v2"]
 )
 async def test_an_unknown_path_is_a_problem(path: str) -> None:
-    """A path that is not there is a 404 problem, and never a redirect."""
+    """An unknown path is a 404 problem, and never a redirect."""
     problem = problem_in(await ask(FakeWatcher(), path))
     assert (problem["status"], problem["code"]) == (404, "NOT_FOUND")
 
 
 @pytest.mark.parametrize("path", [ALICE_STATUS, "/healthz", "/readyz"])
 async def test_a_wrong_method_is_a_problem(path: str) -> None:
-    """A method that the path does not have is a 405 problem that names those it has."""
+    """A method that the path does not support is a 405 problem that names the supported ones."""
     response = await ask(FakeWatcher(), path, "POST")
     problem = problem_in(response)
     assert (problem["status"], problem["code"]) == (405, "METHOD_NOT_ALLOWED")
@@ -232,7 +233,7 @@ async def test_a_wrong_method_is_a_problem(path: str) -> None:
 
 
 async def test_an_invalid_request_is_a_problem() -> None:
-    """What the framework finds wrong with a request is a 400 problem that names each fault."""
+    """A request that the framework refuses is a 400 problem that names each fault."""
     app = app_over(make_service(FakeWatcher()))
 
     @app.get("/typed")
@@ -248,7 +249,7 @@ async def test_an_invalid_request_is_a_problem() -> None:
 
 
 async def test_readiness_is_whether_the_presence_server_could_be_queried() -> None:
-    """Readiness follows the watcher's; liveness does not."""
+    """Readiness follows the watcher's readiness; liveness does not."""
     ready = await ask(FakeWatcher(), "/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "presence": "up"})
     problem = problem_in(await ask(FakeWatcher(ready=False), "/readyz"))
@@ -259,7 +260,8 @@ async def test_readiness_is_whether_the_presence_server_could_be_queried() -> No
 
 @pytest.mark.parametrize("needs_presence", [False, True])
 async def test_readiness_says_whether_a_presence_server_answers(needs_presence: bool) -> None:
-    """One that is away stands in the body, and makes the gateway not ready where the operator wants that."""
+    """The body says whether a presence server answers; where the operator wants that, an absent one makes the gateway
+    not ready."""
     watcher = FakeWatcher(presence_up=False)
     async with client_of(app_over(make_service(watcher), ready_needs_presence=needs_presence)) as client:
         away = await client.get("/readyz")
@@ -273,12 +275,12 @@ async def test_readiness_says_whether_a_presence_server_answers(needs_presence: 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 async def test_probes_take_head(path: str) -> None:
-    """A probe may be a HEAD, as it may for the metrics."""
+    """Probes and metrics answer HEAD too."""
     assert (await ask(FakeWatcher(), path, "HEAD")).status_code == 200
 
 
 async def test_a_stopping_gateway_is_not_ready() -> None:
-    """After a stop signal the gateway is not ready at once, but still live."""
+    """After a stop signal the gateway is not ready at once, but still alive."""
     stopping = asyncio.Event()
     async with client_of(app_over(make_service(FakeWatcher()), stopping=stopping)) as client:
         assert (await client.get("/readyz")).status_code == 200
@@ -288,7 +290,7 @@ async def test_a_stopping_gateway_is_not_ready() -> None:
 
 
 async def test_a_question_that_the_server_gives_up_is_a_problem() -> None:
-    """A request cancelled by a server that stops is a 503 that may be asked again, not a bare 500."""
+    """A query that the stopping server cancels is a 503 that may be retried, not a bare 500."""
 
     def cancelled(_: TerminalAddress) -> bytes:
         raise asyncio.CancelledError
@@ -300,7 +302,7 @@ async def test_a_question_that_the_server_gives_up_is_a_problem() -> None:
 
 
 async def test_a_client_that_leaves_is_no_failure() -> None:
-    """Where the client left while its request was read, nothing is logged and nothing sent."""
+    """Where the client leaves while its request is read, nothing is logged and nothing sent."""
     sent: list[Message] = []
 
     async def leaves(_scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -44,7 +44,7 @@ async def test_watch(face: HttpFace) -> None:
 
 
 async def test_watch_resumes(face: HttpFace) -> None:
-    """With the last event id only what differs is sent; Last-Event-ID takes precedence over the query's token."""
+    """With the last event id only differences are sent; Last-Event-ID takes precedence over the query's token."""
     path = f"/v1/terminals:watch?address={ALICE}&address={BOB}"
     async with face.events(path) as stream:
         await stream.until("snapshot-complete")
@@ -62,7 +62,7 @@ async def test_watch_resumes(face: HttpFace) -> None:
 
 @pytest.mark.parametrize("token", ["%21", "%0A%0Aevent:%20end%0A%0A", "%00", "AQAA", "x" * 40_000], ids=range(5))
 async def test_token_that_cannot_be_used_is_a_reset(face: HttpFace, token: str) -> None:
-    """A token or last event id that cannot be used is no error: the snapshot is whole, and is marked as a reset."""
+    """An unusable token or last event id is not an error: the whole snapshot is sent, marked as a reset."""
     path = f"/v1/terminals:watch?address={ALICE}"
     async with face.events(path) as keeping:
         await keeping.until("snapshot-complete")
@@ -87,7 +87,7 @@ async def test_watch_filters(face: HttpFace) -> None:
 
 
 async def test_what_is_withdrawn_is_listed(face: HttpFace) -> None:
-    """What was owed to a SOAP subscription that its client has ended is listed as withdrawn."""
+    """A notification to a SOAP subscription that its client has ended is listed as withdrawn."""
     made = await face.core.subscribe(ALICE, sink=SOAP, check_immediate=True)
     await face.core.play(ALICE, BUSY)
     assert (await face.call("DELETE", f"/v1/subscriptions/{made.id}")).status == 204
@@ -106,12 +106,12 @@ async def test_what_is_withdrawn_is_listed(face: HttpFace) -> None:
     ],
 )
 async def test_watch_refuses(face: HttpFace, query: str, code: str) -> None:
-    """What is wrong with the request is a problem, and no stream."""
+    """A wrong request is a problem, not a stream."""
     problem(await face.call("GET", f"/v1/terminals:watch?{query}"), 400, code)
 
 
 async def test_watch_ends_when_the_gateway_stops(face: HttpFace) -> None:
-    """A stream that the gateway ends says why, with the token to come again with."""
+    """A stream that the gateway ends says why, with the token for resuming."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
         face.core.streams.end_all()
@@ -122,7 +122,7 @@ async def test_watch_ends_when_the_gateway_stops(face: HttpFace) -> None:
 
 
 async def test_watch_ends_with_the_credentials(face: HttpFace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the credentials are no longer good, the stream ends with that reason; until then comments keep it alive."""
+    """When the credentials are no longer valid the stream ends with that reason; until then comments keep it open."""
     monkeypatch.setattr(streams, "HEARTBEAT_S", 0.02)
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
@@ -137,7 +137,7 @@ async def test_watch_ends_with_the_credentials(face: HttpFace, monkeypatch: pyte
 
 
 async def test_an_old_watch_ends(tmp_path: Path) -> None:
-    """A stream that reaches the maximum age ends with that reason, and the token of the last event."""
+    """A stream that reaches the maximum age ends with that reason and a token for resuming."""
     async with (
         run_core(await new_database(tmp_path)) as core,
         http_face(core, max_stream_age_s=0.05) as face,
@@ -150,7 +150,7 @@ async def test_an_old_watch_ends(tmp_path: Path) -> None:
 
 
 async def test_watch_of_a_client_that_is_disabled(face: HttpFace) -> None:
-    """A client that is disabled loses its streams at once."""
+    """A disabled client's streams end at once."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
         assert (await face.call("POST", f"/v1/clients/{APP.id}:disable", client=ADMIN.id)).json["disabled"] is True
@@ -161,7 +161,7 @@ async def test_watch_of_a_client_that_is_disabled(face: HttpFace) -> None:
 
 
 async def test_a_reader_that_leaves_costs_nothing(face: HttpFace) -> None:
-    """When the client leaves, its stream is closed, and what nobody else wants is no longer watched."""
+    """When the client leaves, its stream is closed, and terminals without other listeners are no longer watched."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
         assert face.core.live.engine.figures()["streams"] == 1
@@ -169,7 +169,7 @@ async def test_a_reader_that_leaves_costs_nothing(face: HttpFace) -> None:
 
 
 async def test_a_slow_reader_gets_the_newest(face: HttpFace) -> None:
-    """A reader that stops reading misses changes in between, and gets the newest when it reads on."""
+    """A reader that pauses misses the changes in between, and gets the newest when it reads on."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
         for number in range(200):

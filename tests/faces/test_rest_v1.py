@@ -36,7 +36,7 @@ WEBHOOK = {"kind": "WEBHOOK", "url": "https://example.com/hook"}
 
 
 async def test_credentials_are_needed(face: HttpFace) -> None:
-    """Without credentials, and with bad ones, every operation is 401 with a challenge, before its body is looked at."""
+    """Every operation without credentials, or with bad ones, is 401 with a challenge, before its body is read."""
     for method, path in (("GET", STATUS), ("POST", "/v1/terminals:query"), ("GET", "/v1/watches"), ("GET", "/v1/x")):
         answer = await face.call(method, path, client="", raw=b"{" if method == "POST" else None)
         if path == "/v1/x":
@@ -50,7 +50,7 @@ async def test_credentials_are_needed(face: HttpFace) -> None:
 
 
 async def test_rate(tmp_path: Path) -> None:
-    """More calls than the policy allows are 429 with Retry-After."""
+    """Calls above the policy's rate are 429 with Retry-After."""
     policy = Policy(rate_per_s=1, rate_burst=1)
     async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
         assert (await face.call("GET", STATUS)).status == 200
@@ -60,7 +60,7 @@ async def test_rate(tmp_path: Path) -> None:
 
 
 async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
-    """Another client's subscriptions, notifications and groups are 404, as if they were not there, and in no list."""
+    """Another client's subscriptions, notifications and groups are 404, and are in no list."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
     await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
     (owed, *_) = (await face.call("GET", "/v1/notifications")).json["notifications"]
@@ -82,13 +82,12 @@ async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
         assert (await face.call("GET", f"/v1/{noun}", client=ADMIN.id)).json[noun] != []
 
 
-# What surrounds a request.
+# Headers and bodies of any request.
 
 
 @pytest.mark.parametrize("path", [STATUS, "/healthz", "/nowhere", "/v1/terminals/x/status", "/metrics"])
 async def test_correlation_comes_back(face: HttpFace, path: str) -> None:
-    """x-correlator and traceparent stand in every answer as they stood in the request; a traceparent that is none does
-    not."""
+    """x-correlator and traceparent are in every answer as in the request; an invalid traceparent is left out."""
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     sent = {"x-correlator": "b4333c46:49c0", "traceparent": trace}
     answer = await face.call("GET", path, headers=sent)
@@ -136,7 +135,7 @@ async def test_a_correlator_is_bounded(face: HttpFace, value: str) -> None:
     ids=lambda value: str(value)[:40],
 )
 async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -> None:
-    """Each body that is none is refused with a clear and small answer, and the next request is answered."""
+    """Each invalid body is refused with a clear and short answer, and the next request is answered."""
     answer = await face.call("POST", "/v1/terminals:query", raw=body)
     problem(answer, status, code)
     assert len(answer.body) < 20_000
@@ -161,7 +160,7 @@ async def test_bad_bodies(face: HttpFace, body: bytes, status: int, code: str) -
     ids=["members", "inner members", "lists", "objects", "faults"],
 )
 async def test_expensive_bodies(face: HttpFace, body: bytes, said: str) -> None:
-    """What Python would take long to make, or to find fault with, is refused before it is looked at one by one."""
+    """Bodies that would cost Python much time to parse or to validate are refused before that."""
     refused = problem(await face.call("POST", "/v1/terminals:query", raw=body), 400, "INVALID_REQUEST")
     assert said in str(refused)
     assert len(refused["details"]) <= 1
@@ -170,7 +169,7 @@ async def test_expensive_bodies(face: HttpFace, body: bytes, said: str) -> None:
 
 
 async def test_a_body_without_a_length_is_bounded(face: HttpFace) -> None:
-    """A body that comes in pieces without end is cut off at the bound."""
+    """An endless body in pieces is cut off at the bound."""
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(middleware.MAX_BODY_BYTES // 65536 + 1):
@@ -181,11 +180,11 @@ async def test_a_body_without_a_length_is_bounded(face: HttpFace) -> None:
     assert (response.status_code, response.json()["code"]) == (413, "BODY_TOO_LARGE")
 
 
-# Questions.
+# Queries.
 
 
 async def test_status(face: HttpFace) -> None:
-    """A question is answered by the presence server; one that accepts an age, from a live streams."""
+    """A query is answered by the presence server; a query that accepts an age, by a live stream's watch."""
     assert (await face.call("GET", STATUS)).json["source"] == "FETCH"
     async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
         await stream.until("snapshot-complete")
@@ -201,12 +200,12 @@ async def test_status(face: HttpFace) -> None:
     ["max_age_s=-1", "max_age_s=86401", "max_age_s=nan", "max_age_s=", "max_age_s=1_0", "requester=" + "a" * 201],
 )
 async def test_status_refuses(face: HttpFace, query: str) -> None:
-    """A query parameter that cannot be used is 400."""
+    """An unusable query parameter is 400."""
     problem(await face.call("GET", f"{STATUS}?{query}"), 400, "INVALID_REQUEST")
 
 
 async def test_query(face: HttpFace) -> None:
-    """A query of groups and terminals has one result for each terminal, failed ones too."""
+    """A query of groups and terminals has one result for each terminal, failed ones included."""
     from app.domain.addresses import TerminalAddress
     from app.domain.errors import FetchTimedOut, TerminalStatusError, TerminalUnknown
     from app.domain.statuses import Status
@@ -240,7 +239,7 @@ async def test_query(face: HttpFace) -> None:
 
 
 async def test_subscription(face: HttpFace) -> None:
-    """A subscription is made, shown, listed, prolonged and ended; its secret is shown once, its token never."""
+    """A subscription is made, shown, listed, renewed and ended; its secret is shown once, its token never."""
     body = {
         "addresses": [ALICE],
         "criteria": ["BUSY"],
@@ -264,7 +263,7 @@ async def test_subscription(face: HttpFace) -> None:
         "signed": True,
         "with_access_token": True,
         "access_token_expires_at": "2026-12-31T23:00:00+00:00",
-        "handshake": "none",  # a test event would be signed with a secret that nobody knows yet
+        "handshake": "none",  # a test event would be signed with a secret that the receiver does not know yet
     }
     (checked,) = face.core.sender.checked
     assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (
@@ -282,7 +281,8 @@ async def test_subscription(face: HttpFace) -> None:
 
 
 async def test_creating_is_idempotent(face: HttpFace) -> None:
-    """The same Idempotency-Key, quoted or not, returns what was made first, its secret too; another request is 422."""
+    """A repeated Idempotency-Key, quoted or not, returns the first answer with its secret; with another request it is
+    422."""
     body = {"addresses": [ALICE], "sink": WEBHOOK}
     first = await face.call("POST", "/v1/subscriptions", body, headers={"idempotency-key": "k-1"})
     again = await face.call("POST", "/v1/subscriptions", body, headers={"idempotency-key": '"k-1"'})
@@ -301,7 +301,7 @@ async def test_creating_is_idempotent(face: HttpFace) -> None:
     "more", [{"url": WEBHOOK["url"]}, {"secrets": ["whsec_" + "A" * 32]}, {"access_token": "t"}, {"handshake": "none"}]
 )
 async def test_a_stream_goes_nowhere(face: HttpFace, more: dict[str, Any]) -> None:
-    """What a webhook has is refused where STREAM is asked for."""
+    """A sink of kind STREAM with a webhook's parameters is refused."""
     body = {"addresses": [ALICE], "sink": {"kind": "STREAM", **more}}
     problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
     assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
@@ -309,14 +309,14 @@ async def test_a_stream_goes_nowhere(face: HttpFace, more: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("secrets", [[""], ["A" * 32 + " " + "A" * 32], ["A" * 32, ""], ["whsec_"], ["x"]])
 async def test_what_is_no_secret(face: HttpFace, secrets: list[str]) -> None:
-    """Each signing secret must be one, or nothing is made: no webhook is unsigned."""
+    """Where one signing secret is invalid, nothing is made: every webhook is signed."""
     body = {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": secrets}}
     problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
     assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
 
 
 async def test_own_secrets_are_not_echoed_to_who_repeats(face: HttpFace) -> None:
-    """A creation with the key of another that named its own secrets does not return them."""
+    """A repeated creation does not return secrets that the first request named itself."""
     own = "whsec_" + "A" * 32
     body = {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": [own]}}
     key = {"idempotency-key": "k"}
@@ -328,7 +328,7 @@ async def test_own_secrets_are_not_echoed_to_who_repeats(face: HttpFace) -> None
 
 
 async def test_own_secrets_and_streams(face: HttpFace) -> None:
-    """A client's own secrets are taken and not shown; a subscription without a sink has none."""
+    """A client's own secrets are accepted and not shown; a subscription without a sink has none."""
     own = "whsec_" + "A" * 32
     made = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": [own]}})
     assert (made.json["secret"], own in made.body.decode()) == (None, False)
@@ -344,7 +344,8 @@ async def test_own_secrets_and_streams(face: HttpFace) -> None:
 
 
 async def test_rotating_a_secret(face: HttpFace) -> None:
-    """A webhook gets a new secret, shown only once; the client's own is not shown; `drop_old` ends the old one."""
+    """A webhook gets a new secret, shown only once; a secret that the client names is not shown; `drop_old` ends the
+    previous one."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
     path, own = f"/v1/subscriptions/{made['id']}:rotate-secret", "whsec_" + "A" * 32
 
@@ -379,20 +380,20 @@ async def test_rotating_a_secret(face: HttpFace) -> None:
     ],
 )
 async def test_bad_sinks(face: HttpFace, sink: dict[str, Any]) -> None:
-    """A sink that REST does not take is 400, and nothing is made."""
+    """A sink that REST does not accept is 400, and nothing is made."""
     problem(await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": sink}), 400, "INVALID_REQUEST")
     assert face.core.sender.checked == []
 
 
 async def test_faults_name_the_fields_of_rest(face: HttpFace) -> None:
-    """What gRPC calls otherwise has its REST name."""
+    """Faults use REST's names of fields where gRPC's differ."""
     for field in ("duration_ms", "min_interval_ms"):
         refused = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], field: 2**40})
         assert refused.json["details"]["field"] == field
 
 
 async def test_pages(face: HttpFace) -> None:
-    """A list comes in pages, each thing once; a token of another list, or one that is none, is 400."""
+    """Lists come in pages, with each item once; a token of another list, or an invalid one, is 400."""
     made = [(await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json["id"] for _ in range(5)]
     seen, token = [], ""
     while True:
@@ -467,7 +468,7 @@ async def test_groups(face: HttpFace) -> None:
 
 
 async def test_usage(face: HttpFace) -> None:
-    """Usage records are listed, and exported as JSON Lines and CSV, in which no cell is a formula."""
+    """Usage records are listed, and exported as JSON Lines and CSV, where no cell is a formula."""
     await face.call("GET", f"{STATUS}?requester==cmd()")
     await face.call("GET", f"{STATUS}?requester=a,%22b")
     await face.core.usage_records()
@@ -492,7 +493,7 @@ async def test_usage(face: HttpFace) -> None:
 
 
 async def test_only_operators_administer(face: HttpFace) -> None:
-    """What is the operator's is 403 for others."""
+    """Operations of operators are 403 for others."""
     for method, path, body in (
         ("GET", "/v1/watches", None),
         ("POST", f"/v1/watches/{ALICE}:refresh", None),
@@ -506,7 +507,7 @@ async def test_only_operators_administer(face: HttpFace) -> None:
 
 
 async def test_clients(face: HttpFace) -> None:
-    """A client is made with a key, listed, given another key, and deleted with what is its."""
+    """A client is made with a key, listed, given another key, and deleted with everything that belongs to it."""
     body = {"name": "Call centre", "limits": {"max_subscriptions": 1, "busy_available": False}}
     made = await face.call("POST", "/v1/clients", body, client=ADMIN.id)
     assert (made.status, made.json["client"]["limits"]) == (201, body["limits"])
@@ -536,7 +537,7 @@ async def test_clients(face: HttpFace) -> None:
 
 
 async def test_watches(face: HttpFace) -> None:
-    """An operator sees the watches, and has one asked about now."""
+    """An operator sees the watches, and can refresh one."""
     answer = await face.call("GET", "/v1/watches", client=ADMIN.id)
     assert answer.json == {"watches": [], "next_page_token": "", "total": 0}
     assert (await face.call("POST", f"/v1/watches/{ALICE}:refresh", client=ADMIN.id)).status == 204
@@ -544,15 +545,15 @@ async def test_watches(face: HttpFace) -> None:
 
 
 async def test_a_store_that_is_away(face: HttpFace) -> None:
-    """While the database is away, what needs it is 503 and retryable."""
-    assert (await face.call("GET", STATUS)).status == 200  # the credentials are known now
+    """While the database is away, calls that need it are 503 and retryable."""
+    assert (await face.call("GET", STATUS)).status == 200  # the credentials are remembered now
     face.core.store.away = True
     found = problem(await face.call("GET", "/v1/subscriptions"), 503, "STORE_UNAVAILABLE")
     assert found["retryable"] is True
 
 
 def test_the_face_is_http() -> None:
-    """Nothing of a webhook's kind is taken over REST but WEBHOOK and STREAM."""
+    """REST accepts no kind of sink but WEBHOOK and STREAM."""
     from app.rest.subscription_schemas import SinkRequest
 
     kinds = SinkRequest.model_json_schema()["properties"]["kind"]["enum"]

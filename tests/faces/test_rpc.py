@@ -1,4 +1,4 @@
-"""The gRPC face in process: a real server and channel on loopback, the real service over a fake watcher."""
+"""The gRPC face in process: a real server and channel on loopback, the real service and a fake watcher."""
 
 import asyncio
 import re
@@ -42,7 +42,7 @@ PROTOS = sorted((Path(__file__).parent.parent.parent / "proto").rglob("*.proto")
 
 
 class SilentWatcher(FakeWatcher):
-    """Never answers, and says when it was asked and when the question was given up."""
+    """Never answers; says when it was asked and when the fetch was given up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ async def test_answers_each_status(document: bytes, status: pb.Status.ValueType)
 
 
 def test_every_status_and_source_of_the_domain_has_a_wire_value() -> None:
-    """Each domain status and source stands in the contract under its own name."""
+    """The contract has each domain status and source under the same name."""
     assert {"UNSPECIFIED", *(status.name for status in Status)} == {
         name.removeprefix("STATUS_")
         for name in pb.Status.keys()  # noqa: SIM118 - no mapping
@@ -98,12 +98,12 @@ def test_every_status_and_source_of_the_domain_has_a_wire_value() -> None:
 
 
 def test_the_error_table_is_total() -> None:
-    """Every domain error, and nothing else, has a gRPC code."""
+    """The table has a gRPC code for every domain error, and nothing else."""
     assert set(CODES) == set(all_errors())
 
 
 def test_the_contract_has_the_error_table() -> None:
-    """Each domain error stands in the comments of the contract with its gRPC code, and with no other."""
+    """The contract's comments name each domain error with its gRPC code, and with no other."""
     table = {error.code: code.name for error, code in CODES.items()}
     table |= {"GATEWAY_STOPPING": "UNAVAILABLE", "INTERNAL_ERROR": "INTERNAL"}
     text = " ".join([proto.read_text("utf-8").replace("//", " ") for proto in PROTOS])
@@ -127,7 +127,7 @@ def test_the_contract_has_the_error_table() -> None:
     ],
 )
 async def test_maps_each_domain_error(error: type[TerminalStatusError], code: grpc.StatusCode) -> None:
-    """A domain error arrives as its gRPC code, with the error's message, code and details in ErrorInfo."""
+    """A domain error becomes its gRPC code, with the error's message, code and details in ErrorInfo."""
     raised = error("It went wrong.", sip_code="499")
     actual_code, message, details = await failed_get_status(FakeWatcher(lambda _: raised))
     assert code == actual_code
@@ -137,7 +137,7 @@ async def test_maps_each_domain_error(error: type[TerminalStatusError], code: gr
 
 
 async def test_says_when_to_retry() -> None:
-    """A known wait arrives as RetryInfo."""
+    """A known wait becomes RetryInfo."""
     raised = PresenceUnavailable("Later.", retry_after_s=2.5)
     _, _, details = await failed_get_status(FakeWatcher(lambda _: raised))
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
@@ -145,7 +145,7 @@ async def test_says_when_to_retry() -> None:
 
 @pytest.mark.parametrize("address", ["", "alice", "sip:" + "a" * 10_000 + "@example.com", "sip:älice@example.com"])
 async def test_refuses_an_invalid_address(address: str) -> None:
-    """An address that is none is INVALID_ARGUMENT naming the field, and nobody is asked."""
+    """An invalid address is INVALID_ARGUMENT with the field's name, and the presence server is not asked."""
     watcher = FakeWatcher()
     code, message, details = await failed_get_status(watcher, address)
     assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -156,7 +156,7 @@ async def test_refuses_an_invalid_address(address: str) -> None:
 
 
 async def test_an_unexpected_exception_becomes_a_reference() -> None:
-    """The caller of a failing gateway gets a reference that the log has too, and nothing of the exception."""
+    """The caller gets a reference that is also in the log, and no detail of the exception."""
 
     def fail(_: TerminalAddress) -> bytes:
         raise RuntimeError("the secret")
@@ -176,7 +176,7 @@ async def test_an_unexpected_exception_becomes_a_reference() -> None:
 
 
 async def test_a_cancelled_call_gives_up_its_fetch() -> None:
-    """When the only caller cancels, the question to the presence server is given up."""
+    """When the only caller cancels, its fetch is given up."""
     watcher = SilentWatcher()
     async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
         call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
@@ -188,7 +188,7 @@ async def test_a_cancelled_call_gives_up_its_fetch() -> None:
 
 
 async def test_a_vanished_client_gives_up_its_fetch() -> None:
-    """When the only caller's connection goes, the question to the presence server is given up."""
+    """When the only caller's connection breaks, its fetch is given up."""
     watcher = SilentWatcher()
     async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
         call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE))
@@ -200,7 +200,7 @@ async def test_a_vanished_client_gives_up_its_fetch() -> None:
 
 
 async def test_the_callers_deadline_ends_the_call() -> None:
-    """A deadline of the caller's ends the call and gives up its fetch."""
+    """The caller's deadline ends the call and gives up its fetch."""
     watcher = SilentWatcher()
     async with channel_to(make_service(watcher)) as channel, asyncio.timeout(LIMIT_S):
         call = TerminalStatusServiceStub(channel).GetStatus(pb.GetStatusRequest(address=ALICE), timeout=0.5)
@@ -210,7 +210,7 @@ async def test_the_callers_deadline_ends_the_call() -> None:
 
 
 async def test_a_call_given_up_when_stopping_says_so() -> None:
-    """A question that is still open when its time to end is over is UNAVAILABLE, with a reason of its own."""
+    """A query that is still open at the end of a stop's time limit is UNAVAILABLE, with its own reason."""
     watcher, stopping = SilentWatcher(), asyncio.Event()
     calls: set[asyncio.Task[Any]] = set()
     async with (
@@ -232,7 +232,7 @@ async def test_a_call_given_up_when_stopping_says_so() -> None:
 
 
 async def test_a_client_that_leaves_a_stopping_gateway() -> None:
-    """A caller that cancels while the gateway stops is let go without a word in the log."""
+    """A caller that cancels while the gateway stops causes no log line."""
     watcher, stopping = SilentWatcher(), asyncio.Event()
     stopping.set()
     calls: set[asyncio.Task[Any]] = set()
@@ -253,7 +253,7 @@ async def test_a_client_that_leaves_a_stopping_gateway() -> None:
 
 @pytest.mark.parametrize("size", [MAX_REQUEST_BYTES, 10_000_000])
 async def test_refuses_an_oversized_request(size: int) -> None:
-    """A request over the bound is refused before it is read, and the next one on the connection is answered."""
+    """A request over the bound is refused unread, and the next one on the connection is answered."""
     async with channel_to(make_service(FakeWatcher())) as channel:
         stub = TerminalStatusServiceStub(channel)
         code, _, _ = await failure_of(stub.GetStatus(pb.GetStatusRequest(address="a" * size)))
@@ -271,7 +271,7 @@ async def test_refuses_bytes_that_are_no_request() -> None:
 
 @pytest.mark.parametrize("method", [f"/{SERVICE_NAME}/Nothing", "/terminalstatus.v9.TerminalStatusService/GetStatus"])
 async def test_refuses_an_unknown_method(method: str) -> None:
-    """A method or service that is not there is UNIMPLEMENTED."""
+    """An unknown method or service is UNIMPLEMENTED."""
     async with channel_to(make_service(FakeWatcher())) as channel:
         code, _, _ = await failure_of(call_raw(channel, method, b""))
     assert code == grpc.StatusCode.UNIMPLEMENTED
@@ -279,7 +279,7 @@ async def test_refuses_an_unknown_method(method: str) -> None:
 
 @pytest.mark.parametrize("name", ["", *SERVICE_NAMES])
 async def test_health_is_whether_the_presence_server_could_be_queried(name: str) -> None:
-    """Health of the server and of the service follows the watcher's readiness."""
+    """The health of the server and of the service follows the watcher's readiness."""
     watcher = FakeWatcher()
     async with channel_to(make_service(watcher)) as channel:
         question = HealthCheckRequest(service=name)
@@ -289,7 +289,7 @@ async def test_health_is_whether_the_presence_server_could_be_queried(name: str)
 
 
 async def test_health_of_the_service_follows_the_presence_server() -> None:
-    """One that is away makes TerminalStatusService not serve; the process and the other services do."""
+    """Without a presence server TerminalStatusService is not serving; the process and the other services are."""
     watcher = FakeWatcher(presence_up=False)
     async with channel_to(make_service(watcher)) as channel:
         for up in (False, True):
@@ -303,14 +303,15 @@ async def test_health_of_the_service_follows_the_presence_server() -> None:
 
 
 async def test_health_of_an_unknown_service_is_not_found() -> None:
-    """A health check of a service that is not there is NOT_FOUND, as grpc.health.v1 wants."""
+    """A health check of an unknown service is NOT_FOUND, as grpc.health.v1 requires."""
     async with channel_to(make_service(FakeWatcher())) as channel:
         code, _, _ = await failure_of(health_of(channel).Check(HealthCheckRequest(service="nothing")))
     assert code == grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_health_watch_reports_changes_and_ends_with_the_server() -> None:
-    """A health watch reports the health now, then each change; stopping is the last one, and waits for no watch."""
+    """A health watch reports the current health, then each change. The stop is its last report, and the stop does not
+    wait for the watch."""
     watcher, stopping = FakeWatcher(), asyncio.Event()
     async with (
         asyncio.timeout(LIMIT_S),
@@ -328,7 +329,8 @@ async def test_a_health_watch_reports_changes_and_ends_with_the_server() -> None
 
 
 async def test_health_watches_share_one_look() -> None:
-    """One task looks for a hundred health watches, each of which gets each change; it ends with the last watch."""
+    """One task checks the health for a hundred health watches, each of which gets each change; the task ends with the
+    last watch."""
 
     def looking() -> int:
         return len([task for task in asyncio.all_tasks() if task.get_name() == "health"])
@@ -357,13 +359,13 @@ async def test_a_health_watch_of_an_unknown_service_stays_open() -> None:
 
 
 async def test_reflection_lists_the_services() -> None:
-    """Tools find the services, and the contract of ours, by reflection."""
+    """Tools find the services and our contract by reflection."""
     async with channel_to(make_service(FakeWatcher())) as channel:
         requests = [
             ServerReflectionRequest(list_services=""),
             ServerReflectionRequest(file_containing_symbol=SERVICE_NAME),
         ]
-        stub: Any = ServerReflectionStub(cast("grpc.Channel", channel))  # its published types know no grpc.aio
+        stub: Any = ServerReflectionStub(cast("grpc.Channel", channel))  # its published types lack grpc.aio
         answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
     names = {service.name for service in answers[0].list_services_response.service}
     assert names == {*SERVICE_NAMES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
@@ -371,7 +373,7 @@ async def test_reflection_lists_the_services() -> None:
 
 
 async def test_a_taken_port_is_an_error() -> None:
-    """Two servers cannot share a port without noticing."""
+    """A second server on the same port fails to start."""
     service = make_service(FakeWatcher())
     first = create_server(service, use_cases_of(service))
     port = first.add_insecure_port("127.0.0.1:0")

@@ -52,7 +52,7 @@ def view(number: int) -> WatchView:
 
 
 async def test_watches_are_listed_with_who_wants_them(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watches come by address in pages, with their state and who wants them."""
+    """Watches are listed by address in pages, with their state and listeners."""
 
     async def watches() -> list[WatchView]:
         return [view(number) for number in (3, 1, 2)]
@@ -80,7 +80,7 @@ async def test_watches_are_listed_with_who_wants_them(face: Face, monkeypatch: p
 
 
 async def test_a_watch_is_refreshed(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RefreshWatch asks the presence server now and stands in the audit log; what is not watched is NOT_FOUND."""
+    """RefreshWatch asks the presence server now and is in the audit log; an unwatched terminal is NOT_FOUND."""
     request = admin_pb2.RefreshWatchRequest(address="SIP:alice@EXAMPLE.com")
     await face.operators.RefreshWatch(request, metadata=face.admin)
     assert face.core.watcher.asked == [f"refresh {ALICE}"]
@@ -136,16 +136,16 @@ async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
 
 
 async def test_the_audit_log_is_read_by_operators(face: Face) -> None:
-    """ListAuditEntries shows who changed what from a time on, page by page, to an operator's client alone."""
+    """ListAuditEntries shows to operators' clients only who changed what, from a given time, page by page."""
     create = admin_pb2.CreateClientRequest(name="billing", client_id="b")
     await face.operators.CreateClient(create, metadata=face.admin)
     await face.operators.DeleteClient(admin_pb2.DeleteClientRequest(client_id="b"), metadata=face.admin)
-    request, told = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, str]]()
-    while not told or request.page_token:
+    request, found = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, str]]()
+    while not found or request.page_token:
         answer = await face.operators.ListAuditEntries(request, metadata=face.admin)
-        told += [(one.who, one.what) for one in answer.audit_entries if one.details.get("client") == "b"]
+        found += [(one.who, one.what) for one in answer.audit_entries if one.details.get("client") == "b"]
         request.page_token = answer.next_page_token
-    assert told == [(ADMIN.id, "client added"), (ADMIN.id, "client deleted")]
+    assert found == [(ADMIN.id, "client added"), (ADMIN.id, "client deleted")]
     later = admin_pb2.ListAuditEntriesRequest(since=Timestamp(seconds=1 << 36))
     assert not (await face.operators.ListAuditEntries(later, metadata=face.admin)).audit_entries
     for bad, code in ((NEVER, "INVALID_REQUEST"), (None, "NOT_PERMITTED")):
@@ -156,7 +156,7 @@ async def test_the_audit_log_is_read_by_operators(face: Face) -> None:
 
 
 async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> None:
-    """Streams of a client that the command line has deleted end, and its sinks are told, once."""
+    """After the command line has deleted a client its streams end, and its sinks are sent the end once."""
     sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
     made = await face.subscribe(ALICE, sink=sink)
     stream = face.watch(ALICE)
@@ -173,7 +173,7 @@ async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> No
 
 
 async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Face) -> None:
-    """A call that began with good credentials makes nothing once the client is deleted, here or by another process."""
+    """A call that began with valid credentials makes nothing once the client is deleted, by this or another process."""
     elsewhere = ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
     sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
     for client, metadata, delete in ((APP, face.app, face.registry.delete), (OTHER, face.other, elsewhere.delete)):
@@ -189,7 +189,8 @@ async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Fac
 
 
 async def test_what_a_deleted_client_left_is_ended(tmp_path: Path) -> None:
-    """A subscription that another process's deletion has missed ends when that is followed, or at the next start."""
+    """A subscription that was made while another process deleted its client ends when the deletion is noticed, or at
+    the next start."""
     database = await new_database(tmp_path)
     late = {}
     async with run_core(database) as core:

@@ -73,7 +73,7 @@ def call_method(face: Face, path: str, method: Any, metadata: Metadata | None) -
 
 @pytest.mark.parametrize(("path", "method"), METHODS, ids=[path for path, _ in METHODS])
 async def test_every_method_wants_credentials(face: Face, path: str, method: Any) -> None:
-    """Without credentials, or with bad ones, no method of any service does anything."""
+    """No method of any service does anything without valid credentials."""
     refused = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "")
     bad = (None, (("authorization", "Bearer tsk_a_b"),), (("authorization", "Basic Og=="),))
     assert [await failure_of(call_method(face, path, method, metadata)) for metadata in bad] == [refused] * 3
@@ -83,13 +83,13 @@ async def test_every_method_wants_credentials(face: Face, path: str, method: Any
     ("path", "method"), [each for each in METHODS if "/terminalstatus.v1.AdminService/" in each[0]]
 )
 async def test_administration_is_for_operators(face: Face, path: str, method: Any) -> None:
-    """No method of AdminService is for an application."""
+    """Every method of AdminService refuses a client that is not an operator's."""
     refused = (grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED", "")
     assert await failure_of(call_method(face, path, method, face.app)) == refused
 
 
 async def test_what_is_anothers_is_not_found(face: Face) -> None:
-    """Another client's subscription, correlator, group and notification are as if they were not there."""
+    """Another client's subscription, correlator, group and notification are NOT_FOUND."""
     made = await face.subscribe(ALICE, correlator="mine", check_immediate=True)
     await face.core.play(ALICE, REACHABLE)
     (owed,) = await face.core.owed(cast("Any", made))
@@ -158,7 +158,7 @@ async def lists(face: Face, metadata: Metadata) -> tuple[list[str], list[str], l
 
 
 async def test_without_clients_everybody_may(tmp_path: Path) -> None:
-    """While no client is configured, calls need no credentials; an operator's calls do."""
+    """While no client is configured, calls need no credentials, except an operator's calls."""
     async with run_core(await new_database(tmp_path)) as core, face_over(core) as face:
         for client in (APP, OTHER, ADMIN):
             await face.registry.delete(client.id, who="test")
@@ -168,11 +168,11 @@ async def test_without_clients_everybody_may(tmp_path: Path) -> None:
         assert refused == (grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED", "")
 
 
-# Questions.
+# Queries.
 
 
 async def test_an_accepted_age_is_answered_from_a_watch(face: Face) -> None:
-    """With `max_age` a live watch answers, without it the presence server."""
+    """With `max_age` a live watch answers; without it the presence server does."""
     await face.subscribe(ALICE)
     await face.core.play(ALICE, BUSY)
     for max_age, source in (
@@ -185,22 +185,22 @@ async def test_an_accepted_age_is_answered_from_a_watch(face: Face) -> None:
     assert face.core.watcher.fetched == [ALICE] * 2
 
 
-async def test_the_same_question_tells_each_change(face: Face) -> None:
-    """One request, asked again and again: each answer is what the watch says then, to each client as it may see it."""
+async def test_the_same_query_shows_each_change(face: Face) -> None:
+    """One request is repeated: each answer is the watch's current status, as the client may see it."""
     await face.subscribe(ALICE)
     _, key = await face.registry.add("Sees no BUSY", who="test", limits={"busy_available": False})
     confined = (("authorization", f"Bearer {key}"),)
     request = pb.GetStatusRequest(address=ALICE, max_age=Duration(seconds=60))
-    for document, told in ((BUSY, pb.STATUS_BUSY), (REACHABLE, pb.STATUS_REACHABLE), (BUSY, pb.STATUS_BUSY)):
+    for document, shown in ((BUSY, pb.STATUS_BUSY), (REACHABLE, pb.STATUS_REACHABLE), (BUSY, pb.STATUS_BUSY)):
         await face.core.play(ALICE, document)
-        for metadata, expected in ((face.app, told), (confined, pb.STATUS_REACHABLE), (face.app, told)):
+        for metadata, expected in ((face.app, shown), (confined, pb.STATUS_REACHABLE), (face.app, shown)):
             answer = await face.terminals.GetStatus(request, metadata=metadata)
             assert (answer.status.status, answer.status.source) == (expected, pb.SOURCE_WATCH)
     assert not face.core.watcher.fetched
 
 
 def test_the_cache_of_requests_is_bounded() -> None:
-    """The cache holds MAX_CACHED_REQUESTS requests, and no long ones."""
+    """The cache holds at most MAX_CACHED_REQUESTS requests, and no long ones."""
     cache = BoundedDict[bytes, CachedRequest](MAX_CACHED_REQUESTS)
 
     def ask(address: str) -> CachedRequest:
@@ -217,7 +217,7 @@ def test_the_cache_of_requests_is_bounded() -> None:
 
 
 async def test_a_query_gives_each_terminal_its_result(face: Face) -> None:
-    """Terminals and members of groups, each once: a status, or why there is none."""
+    """Terminals and members of groups each have one result: a status, or the reason for its absence."""
     await face.groups.CreateGroup(group_pb2.CreateGroupRequest(address=TEAM, members=[ALICE, BOB]), metadata=face.app)
     errors = {
         BOB: PresenceUnavailable("Later.", retry_after_s=2.5),
@@ -244,7 +244,7 @@ async def test_a_query_gives_each_terminal_its_result(face: Face) -> None:
 
 
 async def test_a_query_that_is_left_is_given_up(face: Face) -> None:
-    """A caller who cancels, or whose deadline passes, keeps what came; the rest is given up."""
+    """A caller that cancels, or whose deadline passes, keeps the results so far; the rest is given up."""
     face.core.watcher.answer = lambda address: None if address == BOB else REACHABLE
     request = pb.QueryStatusesRequest(addresses=[ALICE, BOB])
     for end in ("cancel", "deadline"):
@@ -263,7 +263,7 @@ async def test_a_query_that_is_left_is_given_up(face: Face) -> None:
 
 
 async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> None:
-    """What was asked for is what is shown; secrets of the sink are not."""
+    """A subscription is shown as it was requested, without the secrets of its sink."""
     request = subscription_pb2.CreateSubscriptionRequest(
         addresses=[ALICE, "SIP:bob@EXAMPLE.com"],
         criteria=[pb.STATUS_BUSY, pb.STATUS_REACHABLE],
@@ -291,7 +291,7 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     assert (made.sink.url, made.sink.profile, dict(made.sink.parameters)) == (
         "https://example.com/hook",
         "v1",
-        {"token": "", "secrets": ""},  # one is made where none is named
+        {"token": "", "secrets": ""},  # the gateway makes a secret where the request names none
     )
     assert (made.correlator, made.request_id) == ("mine", "once")
     assert (made.created_at.ToDatetime(UTC), made.expires_at.ToDatetime(UTC)) == (BEGAN, BEGAN + timedelta(seconds=60))
@@ -309,7 +309,8 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
 
 
 async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
-    """A new secret is returned this once, one's own is not; the one before stays until it is dropped."""
+    """A secret that the gateway makes is returned once; a secret that the client names is not returned. The previous
+    secret stays until it is dropped."""
     own = "whsec_" + "A" * 32
     sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/", profile="v1")
     sink.parameters["secrets"] = own
@@ -332,7 +333,7 @@ async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
 
 
 async def test_lists_come_in_pages(face: Face) -> None:
-    """Each item of a list is on exactly one page; a token of elsewhere is refused."""
+    """Each item of a list is on exactly one page; a token of another list is refused."""
     made = [(await face.subscribe(ALICE)).id for _ in range(5)]
     found: list[str] = []
     token = ""
@@ -351,7 +352,7 @@ async def test_lists_come_in_pages(face: Face) -> None:
 
 
 async def test_groups_are_changed_by_version(face: Face) -> None:
-    """Members are added, removed and replaced, and a change of an old version is refused."""
+    """Members are added, removed and replaced; a change that names an old version is refused."""
     create = group_pb2.CreateGroupRequest(address=TEAM, members=[ALICE])
     made = (await face.groups.CreateGroup(create, metadata=face.app)).group
     assert (made.address, made.client_id, list(made.members), made.version) == (TEAM, APP.id, [ALICE], 1)
@@ -375,7 +376,7 @@ async def test_groups_are_changed_by_version(face: Face) -> None:
 
 
 async def test_deliveries_are_shown_and_sent_again(face: Face) -> None:
-    """A notification is shown with its attempts, filtered by state and subscription, and a dead one sent again."""
+    """A notification is shown with its attempts, filtered by state and subscription; a dead one can be sent again."""
     made = await face.subscribe(
         ALICE, BOB, sink=subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
     )
@@ -418,7 +419,7 @@ async def test_deliveries_are_shown_and_sent_again(face: Face) -> None:
 
 
 async def test_what_is_withdrawn_is_listed(face: Face) -> None:
-    """What was owed to a SOAP subscription that its client has ended is listed as withdrawn, and not sent again."""
+    """A notification to a SOAP subscription that its client has ended is listed as withdrawn, and not sent again."""
     made = await face.core.subscribe(ALICE, sink=SOAP, check_immediate=True)
     await face.core.play(ALICE, BUSY)
     ended = subscription_pb2.CancelSubscriptionRequest(subscription_id=made.id)
@@ -432,7 +433,7 @@ async def test_what_is_withdrawn_is_listed(face: Face) -> None:
 
 
 async def test_usage_is_listed_and_exported(face: Face) -> None:
-    """A client sees its own usage, an operator everybody's; an export is all of it in portions."""
+    """A client sees its own usage records, an operator all; an export returns all of them in portions."""
     for metadata in (face.app, face.app, face.other):
         await face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE, requester="boss"), metadata=metadata)
     await face.core.usage_records()
@@ -471,7 +472,7 @@ SINK = subscription_pb2.Sink
 
 @pytest.mark.parametrize("max_age", [MINUS, DAYS, ODD])
 async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) -> None:
-    """A call that is refused for its age counts like any other."""
+    """A query that is refused for its age is recorded like any other."""
     request = pb.GetStatusRequest(address=ALICE, max_age=max_age)
     await failure_of(face.terminals.GetStatus(request, metadata=face.app))
     (record,) = await face.core.usage_records()
@@ -567,7 +568,7 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
     ],
 )
 async def test_what_cannot_be_used_is_named(face: Face, service: str, method: str, request_: Any, field: str) -> None:
-    """A part of a request that cannot be used is INVALID_ARGUMENT with its name."""
+    """An unusable part of a request is INVALID_ARGUMENT with its name."""
     metadata = face.admin if service == "operators" else face.app
     code, _, named = await failure_of(getattr(getattr(face, service), method)(request_, metadata=metadata))
     assert (code, named) == (grpc.StatusCode.INVALID_ARGUMENT, field)
@@ -575,7 +576,8 @@ async def test_what_cannot_be_used_is_named(face: Face, service: str, method: st
 
 @pytest.mark.parametrize("profile", ["camara", "v2", "v2_2"])
 async def test_only_profile_v1_of_webhooks_is_made(face: Face, profile: str) -> None:
-    """CAMARA's profile needs what only its own API takes, and others are none; SOAP's are left to its sender."""
+    """gRPC makes webhooks of profile v1 only: CAMARA's profile needs parameters of its own API, and other profiles do
+    not exist. A SOAP sink's profile is checked by its sender."""
     sink = SINK(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/", profile=profile)
     call = face.subscriptions.CreateSubscription(CREATE(addresses=[ALICE], sink=sink), metadata=face.app)
     assert await failure_of(call) == (grpc.StatusCode.INVALID_ARGUMENT, "SINK_REFUSED", "sink.profile")
@@ -589,14 +591,15 @@ async def test_only_profile_v1_of_webhooks_is_made(face: Face, profile: str) -> 
 
 
 async def test_a_long_overlap_is_refused(face: Face) -> None:
-    """An overlap of keys that would last for ever is refused."""
+    """An endless overlap of keys is refused."""
     request = admin_pb2.RotateClientKeyRequest(client_id=APP.id, overlap=Duration(seconds=91 * 86_400))
     failure = await failure_of(face.operators.RotateClientKey(request, metadata=face.admin))
     assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "overlap")
 
 
-async def test_a_store_that_is_away_is_told(face: Face) -> None:
-    """While the database is away, what needs it is UNAVAILABLE, and clients known a moment ago still ask."""
+async def test_a_store_that_is_away_is_unavailable(face: Face) -> None:
+    """While the database is away, calls that need it are UNAVAILABLE, and queries of recently accepted clients still
+    work."""
     await face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=face.app)
     face.core.store.away = True
     expected = (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "")
@@ -625,7 +628,8 @@ async def test_a_store_that_is_away_is_told(face: Face) -> None:
 def test_every_value_has_its_wire_value(
     table: Mapping[Any, int], ours: Any, theirs: EnumTypeWrapper, prefix: str
 ) -> None:
-    """Each enum's values stand in the contract under their own names, and no others but those the face itself makes."""
+    """The contract has each enum's values under the same names, and otherwise only values that the face itself
+    makes."""
     assert {f"{prefix}{each.name}": value for each, value in table.items()} == {
         name: value for name, value in theirs.items() if value and name != "STREAM_END_REASON_MAX_AGE"
     }

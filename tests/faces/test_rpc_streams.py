@@ -41,8 +41,9 @@ from tests.support.waiting import until
 __all__ = ["face"]  # fixtures
 
 
-async def test_a_stream_tells_snapshot_changes_and_bookmarks(face: Face) -> None:
-    """Snapshot, its end, each change, what becomes of the watch, and a bookmark when nothing happens."""
+async def test_a_stream_sends_snapshot_changes_and_bookmarks(face: Face) -> None:
+    """A stream sends the snapshot, its end, each change, each change of liveness, and a bookmark when nothing
+    happens."""
     call = face.watch(ALICE)
     item = await read(call, "snapshot_item")
     assert (item.address, item.HasField("status"), item.liveness) == (ALICE, False, pb.LIVENESS_UNKNOWN)
@@ -68,7 +69,7 @@ async def test_a_stream_tells_snapshot_changes_and_bookmarks(face: Face) -> None
 
 @pytest.mark.parametrize("token", ["x", "AQAA", "é\n\0", "A" * 1_000_000], ids=range(4))
 async def test_token_that_cannot_be_used_is_a_reset(face: Face, token: str) -> None:
-    """A resume token that cannot be used is no error: the snapshot is whole, and says that the client begins again."""
+    """An unusable resume token is not an error: the whole snapshot is sent, marked as a reset."""
     keeping = face.watch(ALICE)
     await read(keeping, "snapshot_item")
     await read(keeping, "snapshot_complete")
@@ -81,7 +82,8 @@ async def test_token_that_cannot_be_used_is_a_reset(face: Face, token: str) -> N
 
 
 async def test_a_stream_follows_its_group_and_failures(face: Face) -> None:
-    """Members that join come as snapshot, those that leave as removed, and an error of a terminal with its reason."""
+    """Members that join are sent as snapshot items, members that leave as removed, and an error of a terminal with its
+    reason."""
     await face.groups.CreateGroup(group_pb2.CreateGroupRequest(address=TEAM, members=[ALICE]), metadata=face.app)
     call = face.watch(TEAM)
     await read(call, "snapshot_item")
@@ -95,7 +97,7 @@ async def test_a_stream_follows_its_group_and_failures(face: Face) -> None:
     failed = await read(call, "liveness_change")
     assert (failed.address, failed.failure.reason, failed.failure.message) == (BOB, "WATCHER_REFUSED", "Not for you.")
     face.core.watcher.fail(CAROL, TerminalUnknown("No such."))
-    while (event := await call.read()).WhichOneof("event") != "end":  # what is said of Carol may be overtaken
+    while (event := await call.read()).WhichOneof("event") != "end":  # a newer event about Carol may replace this one
         pass
     assert event.end.reason == pb.STREAM_END_REASON_NOTHING_TO_WATCH
     assert await call.read() == grpc.aio.EOF
@@ -103,7 +105,7 @@ async def test_a_stream_follows_its_group_and_failures(face: Face) -> None:
 
 
 async def test_streams_end_with_a_reason_before_the_server(face: Face) -> None:
-    """Told to stop, each stream says so and resumes elsewhere, and the server does not wait for it."""
+    """At a stop each stream says so, with a token for resuming elsewhere, and the server does not wait for it."""
     calls = [face.watch(ALICE), face.watch(BOB, metadata=face.other)]
     for call in calls:
         await read(call, "snapshot_item")
@@ -119,7 +121,8 @@ async def test_streams_end_with_a_reason_before_the_server(face: Face) -> None:
 
 
 async def test_a_reader_that_is_stuck_holds_up_nobody(tmp_path: Path) -> None:
-    """A client that does not read any more costs others nothing, gets the newest when it reads, and can be cut off."""
+    """A client that stops reading does not delay others, gets the newest status when it reads on, and can be
+    disconnected."""
     url = await new_database(tmp_path)
     terminals = [TerminalAddress(f"sip:{'x' * 150}{number}@example.com") for number in range(600)]
     async with run_core(url) as core, face_over(core) as face, stuck_channel(face) as channel:
@@ -147,21 +150,22 @@ async def test_a_reader_that_is_stuck_holds_up_nobody(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def stuck_channel(face: Face) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel with the smallest windows, so that a reader that stops is noticed soon."""
+    """A channel with the smallest windows, so that the server soon notices a reader that stops."""
     options = [("grpc.enable_http_proxy", 0), ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{face.port}", options=options) as channel:
         yield channel
 
 
 async def test_a_streams_deadline_is_honoured(face: Face) -> None:
-    """A stream ends at its caller's deadline, and nothing of it is left."""
+    """A stream ends at its caller's deadline and leaves nothing behind."""
     call = face.watch(ALICE, timeout_s=0.2)
     assert (await failure_of(call))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: not face.core.live.engine.figures()["streams"] and not face.calls)
 
 
 async def test_a_stream_ends_with_its_credentials(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream of a client that is disabled here ends at once; by another process, when the stream next looks."""
+    """When its client is disabled here a stream ends at once; when another process disables it, at the stream's next
+    check."""
     monkeypatch.setattr(terminal_status, "RECHECK_S", 0)
     here, elsewhere = face.watch(ALICE), face.watch(ALICE, metadata=face.other)
     for call in (here, elsewhere):
@@ -180,7 +184,7 @@ async def test_a_stream_ends_with_its_credentials(face: Face, monkeypatch: pytes
 
 
 async def test_an_old_stream_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream as old as connections may get is ended with a token to resume, before its connection is."""
+    """A stream of the maximum age of connections ends with a token for resuming, before its connection ends."""
     monkeypatch.setattr(terminal_status, "RECHECK_S", 0)
     async with run_core(await new_database(tmp_path)) as core, face_over(core, max_connection_age_s=1) as face:
         call = face.watch(ALICE)

@@ -1,4 +1,4 @@
-"""The Parlay X face: exact answers, every fault, hostile requests, and a stub generator's view of the WSDL."""
+"""The Parlay X face: exact answers, every fault, hostile requests, and a client stub made from the WSDL."""
 
 import asyncio
 import gc
@@ -70,7 +70,7 @@ GET_STATUS = envelope(payload()).encode()
     ("document", "word"), [(OPEN, "Reachable"), (b"", "Unreachable"), (ON_THE_PHONE, "Busy")], ids=STATUS_WORDS.values()
 )
 async def test_result(document: bytes, word: str) -> None:
-    """A status is answered in a wrapper and a `result` that are both qualified, valid against the published schema."""
+    """A status is answered in a wrapper and a `result`, both namespace-qualified, and valid by the published schema."""
     valid(etree.fromstring(payload()))
     reply = await call(app_for(document), GET_STATUS)
     valid(reply.content)
@@ -86,7 +86,7 @@ async def test_result(document: bytes, word: str) -> None:
 
 @pytest.mark.parametrize("version", ["v2_0", "v2_2", "v2_3", "v2_10", "v3_0", "v3_1"])
 async def test_dialect(version: str) -> None:
-    """Any 2.x or 3.x is answered in the version it was asked in, results and faults alike."""
+    """Any 2.x or 3.x request is answered in its own version, results and faults alike."""
     local, common = LOCAL.replace("v2_2", version), COMMON.replace("v2_1", f"v{version[1]}_1")
     body = envelope(payload(local=local)).encode()
     reply = await call(app_for(), body)
@@ -110,7 +110,7 @@ async def test_dialect(version: str) -> None:
     ],
 )
 async def test_lenient(address: str) -> None:
-    """Requests with other qualifications of parts, or with elements unknown to the contract, are accepted."""
+    """Requests with other qualification of parts, or with elements unknown to the contract, are accepted."""
     watcher = FakeWatcher()
     reply = await call(make_app(watcher), envelope(payload(address)).encode())
     assert (reply.result, watcher.asked) == ("getStatusResponse:Reachable", [ALICE])
@@ -118,7 +118,7 @@ async def test_lenient(address: str) -> None:
 
 @pytest.mark.parametrize("action", ["", '""', '"getStatus"', "http://www.csapi.org/anything"])
 async def test_soap_action(action: str) -> None:
-    """SOAPAction carries nothing and may hold anything."""
+    """The SOAPAction header is ignored."""
     assert (await call(app_for(), GET_STATUS, soapaction=action)).status == 200
 
 
@@ -148,7 +148,8 @@ async def test_soap_action(action: str) -> None:
     ],
 )
 async def test_encoding(text: str, encoding: str, content_type: str) -> None:
-    """A byte order mark wins over the charset parameter, which wins over the XML declaration (RFC 7303)."""
+    """A byte order mark takes precedence over the charset parameter, which takes precedence over the XML declaration
+    (RFC 7303)."""
     asked = []
 
     async def get_status(address: str, client_id: str = "") -> TerminalStatus:
@@ -161,7 +162,7 @@ async def test_encoding(text: str, encoding: str, content_type: str) -> None:
 
 
 async def test_calls_overlap() -> None:
-    """A call that waits for the presence server holds up no other call."""
+    """A call that waits for the presence server does not delay other calls."""
     barrier = asyncio.Barrier(3)
 
     async def get_status(address: str, client_id: str = "") -> TerminalStatus:
@@ -190,7 +191,7 @@ def domain_errors(error: type[TerminalStatusError] = TerminalStatusError) -> Ite
 
 
 def test_tables_are_total() -> None:
-    """Every domain error has a fault whose text is known, and every status has a word."""
+    """Every domain error has a fault with a known text, and every status has a word."""
     assert set(FAULTS) == set(domain_errors())
     assert {message_id for message_id, _ in FAULTS.values()} <= set(TEXTS)
     assert set(STATUS_WORDS) == set(Status)
@@ -212,19 +213,19 @@ GET_STATUS_ERRORS = (
 
 @pytest.mark.parametrize("error", GET_STATUS_ERRORS, ids=lambda error: error.code)
 async def test_domain_error(error: type[TerminalStatusError]) -> None:
-    """A domain error is a declared fault: the template keeps its placeholder, the variable stands beside it."""
+    """A domain error is a declared fault: the text keeps its placeholder, and the variable is a separate element."""
     expected = {
         "INVALID_ADDRESS": ("ServiceException", "SVC0002", "address"),
         "TERMINAL_UNKNOWN": ("ServiceException", "SVC0004", "address"),
         "WATCHER_REFUSED": ("PolicyException", "POL0002", ALICE),
         "WATCHER_UNAUTHENTICATED": ("PolicyException", "POL0002", ALICE),
     }.get(error.code, ("ServiceException", "SVC0001", error.code))
-    reply = await call(app_for(error("Told \x00 plainly.")), GET_STATUS)
+    reply = await call(app_for(error("Said \x00 plainly.")), GET_STATUS)
     assert reply.declared == (f"{{{COMMON}}}{expected[0]}", *expected[1:])
     assert reply.reason.startswith(f"{expected[1]}: ")
     assert "%1" not in reply.reason
     assert (
-        reply.reason.endswith(f"{expected[2]}. Told \ufffd plainly.")
+        reply.reason.endswith(f"{expected[2]}. Said \ufffd plainly.")
         or error is WatcherRefused
         or "POL" in (expected[1])
     )
@@ -240,7 +241,7 @@ async def test_retry_after(retry_after_s: float, header: str) -> None:
 
 
 async def test_unexpected_error() -> None:
-    """A bug is reported as SVC0001 with a reference that is also in the log, and nothing else."""
+    """An unexpected exception is SVC0001 with a reference that is also in the log, and no other detail."""
 
     async def get_status(address: str, client_id: str = "") -> TerminalStatus:
         raise RuntimeError("a secret")
@@ -273,7 +274,7 @@ async def test_unexpected_error() -> None:
     ids=lambda address: address[:60],
 )
 async def test_invalid_address(address: str) -> None:
-    """An address that is missing, repeated, nested, empty or none at all is SVC0002 and names the part."""
+    """An address that is missing, repeated, nested, empty or invalid is SVC0002 with the name of the part."""
     watcher = FakeWatcher()
     reply = await call(make_app(watcher), envelope(payload(address)).encode())
     assert reply.declared == (f"{{{COMMON}}}ServiceException", "SVC0002", "address")
@@ -281,11 +282,11 @@ async def test_invalid_address(address: str) -> None:
     assert len(reply.body) < 2000
 
 
-# --- requests that are none
+# --- malformed requests
 
 
 def numbered(name: str, count: int) -> str:
-    """Attributes of these names."""
+    """Attributes with these names."""
     return "".join(f'{name}{number}="u"' for number in range(count))
 
 
@@ -330,7 +331,8 @@ NOT_UNDERSTOOD = {
 
 @pytest.mark.parametrize("body", NOT_UNDERSTOOD.values(), ids=NOT_UNDERSTOOD.keys())
 async def test_not_understood(body: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no request is a short soap:Client fault without detail, logged by nobody; the next is answered."""
+    """A malformed request gets a short soap:Client fault without detail and without a log line; the next request is
+    answered."""
     watcher = FakeWatcher()
     app = make_app(watcher)
     with structlog.testing.capture_logs() as logs, caplog.at_level(logging.INFO):
@@ -342,7 +344,8 @@ async def test_not_understood(body: bytes, caplog: pytest.LogCaptureFixture) -> 
 
 
 async def read_of(body: bytes) -> tuple[int, str]:
-    """How much of an envelope is read, in pieces of 4,096 bytes, and the fault that ends it ("": none does)."""
+    """How many bytes of an envelope are read, in pieces of 4,096 bytes, and the fault that ends the reading ("" without
+    a fault)."""
     pieces = 0
 
     async def more_of() -> tuple[bytes, bool]:
@@ -372,7 +375,7 @@ EXPENSIVE = {
 
 @pytest.mark.parametrize("body", EXPENSIVE.values(), ids=EXPENSIVE.keys())
 async def test_expensive_envelopes(body: str) -> None:
-    """Expat's work on one tag, and what it writes for each name, are bounded: what would make either large is refused
+    """Expat's work for one tag, and its output for each name, are bounded: an envelope that exceeds a bound is refused
     before the next tag is read."""
     pieces, fault = await read_of(body.encode())
     assert "longer than" in fault
@@ -380,14 +383,14 @@ async def test_expensive_envelopes(body: str) -> None:
 
 
 async def test_text_has_no_bound_but_the_body() -> None:
-    """The bound of tags is none of text, CDATA or many small tags."""
+    """The bound of tags does not apply to text, CDATA or many small tags."""
     for content in (LONG, f"<![CDATA[{LONG}]]>", "<a>&lt;</a>" * 10_000, "<!-- -->" * 10_000):
         for encoding in ("utf-8", "utf-16"):
             assert (await read_of(envelope(f"<a>{content}</a>").encode(encoding)))[1] == ""
 
 
 async def test_others_run_while_an_envelope_is_read() -> None:
-    """The loop is given back every few thousand bytes."""
+    """While an envelope is read, other tasks run every few thousand bytes."""
     turns = 0
 
     async def other() -> None:
@@ -415,7 +418,7 @@ def _at_once(body: bytes) -> Callable[[], Awaitable[tuple[bytes, bool]]]:
     [("idna", "text/xml"), ("undefined", "text/xml"), ("utf-8", "text/xml; charset=utf-7"), ("", "text/xml; charset=")],
 )
 async def test_unknown_encoding(encoding: str, content_type: str) -> None:
-    """Encodings are those of a short list: the codecs of Python are not for strangers to choose from."""
+    """Only the encodings of a short list are read, so that a caller cannot choose among all of Python's codecs."""
     body = f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + GET_STATUS
     reply = await call(app_for(), body, content_type=content_type)
     assert (reply.status, reply.faultcode) == (500, "Client")
@@ -423,7 +426,7 @@ async def test_unknown_encoding(encoding: str, content_type: str) -> None:
 
 @pytest.mark.parametrize(("body", "shown"), [(b'<y xmlns="u"/>', " {u}y."), (b"<html/>", " html.")])
 async def test_root_is_named(body: bytes, shown: str) -> None:
-    """A request without an envelope is answered with the full name of the element found instead."""
+    """A request without an envelope is answered with the full name of its root element."""
     assert (await call(app_for(), body)).reason.endswith(shown)
 
 
@@ -454,7 +457,7 @@ async def test_soap_1_2(content_type: str) -> None:
     ],
 )
 async def test_must_understand(attributes: str, code: str | None) -> None:
-    """A header is ignored unless it is for this node and must be understood (SOAP 1.1 section 4.2.3)."""
+    """A header is ignored unless it addresses this node and has mustUnderstand (SOAP 1.1 section 4.2.3)."""
     header = f'<e:Header><x:Session xmlns:x="urn:x" {attributes}><x:id e:mustUnderstand="1"/></x:Session></e:Header>'
     reply = await call(app_for(), envelope(payload(), header).encode())
     if code is None:
@@ -465,7 +468,7 @@ async def test_must_understand(attributes: str, code: str | None) -> None:
 
 
 async def test_strangers_names_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name that a client made up reaches libxml2, which would keep it for good."""
+    """No name from a request reaches libxml2, which would keep it until the process ends."""
     app = app_for()
     body = envelope(payload(f"<mine a='1'/><l:address>{ALICE}</l:address><other b='2'/>")).encode()
     with monkeypatch.context() as patched:
@@ -486,7 +489,7 @@ async def test_strangers_names_stay_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_depth_is_bounded_not_below_need() -> None:
-    """The bounds leave room for what is ignored."""
+    """The bounds leave room for elements that are ignored."""
     filler = "<a>" * (MAX_DEPTH - 3) + "</a>" * (MAX_DEPTH - 3)
     body = envelope(payload(f"{filler}<address>{ALICE}</address>" + "<b/>" * (MAX_ELEMENTS - 50))).encode()
     assert (await call(app_for(), body)).result == "getStatusResponse:Reachable"
@@ -496,7 +499,7 @@ async def test_depth_is_bounded_not_below_need() -> None:
     body=st.binary(max_size=200) | st.binary(max_size=40).map(lambda noise: GET_STATUS[:150] + noise + GET_STATUS[150:])
 )
 def test_any_bytes(body: bytes) -> None:
-    """Whatever the bytes, the answer is a result or a fault, and never a bug."""
+    """Any bytes get a result or a fault, and never an unexpected exception."""
     with structlog.testing.capture_logs() as logs:
         reply = asyncio.run(call(app_for(), body))
     assert reply.status in (200, 500)
@@ -506,7 +509,7 @@ def test_any_bytes(body: bytes) -> None:
 
 @given(address=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=80))
 def test_any_text(address: str) -> None:
-    """Whatever the address, it is asked about or SVC0002."""
+    """Any text as address is either asked about or SVC0002."""
     element = etree.Element("address")
     element.text = address
     body = envelope(payload(etree.tostring(element, encoding="unicode"))).encode()
@@ -515,7 +518,7 @@ def test_any_text(address: str) -> None:
 
 
 async def test_calls_leave_no_garbage() -> None:
-    """Calls are freed when they end, faults included, so that none wait for the cycle collector with their bodies."""
+    """Calls, faults included, are freed when they end, without waiting for the cycle collector."""
     app, bodies = app_for(), [GET_STATUS, envelope(payload("")).encode(), b"<a/>"]
     for body in bodies:
         await call(app, body)
@@ -544,7 +547,7 @@ async def test_calls_leave_no_garbage() -> None:
     ],
 )
 async def test_refused_unread(headers: dict[str, str], status: int, word: str) -> None:
-    """What cannot be a request by its headers is refused with a soap:Client fault and without reading the body."""
+    """A request whose headers rule it out is refused with a soap:Client fault, without reading its body."""
 
     async def receive() -> Message:
         raise AssertionError("the body was read")
@@ -555,7 +558,8 @@ async def test_refused_unread(headers: dict[str, str], status: int, word: str) -
 
 
 async def test_large_body_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body of unknown length is kept up to the bound, dropped up to another, and the connection is given up."""
+    """Of a body without a length, bytes up to a bound are kept, bytes up to another bound are dropped; then the
+    connection is closed."""
     monkeypatch.setattr("soap_compat.server.LINGER_BYTES", 600)
     read = []
 
@@ -568,7 +572,7 @@ async def test_large_body_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_rest_of_a_large_body_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that announces too much and then says nothing does not hold its connection for long."""
+    """A client that announces too large a body and then sends nothing does not keep its connection for long."""
     monkeypatch.setattr("soap_compat.server.LINGER_S", 0.01)
 
     async def receive() -> Message:
@@ -578,7 +582,7 @@ async def test_rest_of_a_large_body_is_not_awaited(monkeypatch: pytest.MonkeyPat
 
 
 async def test_call_that_the_server_gives_up() -> None:
-    """A call cancelled by a server that stops is a fault that says so, and no bare 500."""
+    """A call that the stopping server cancels is a fault that says so, not a bare 500."""
 
     async def cancelled(_: str) -> TerminalStatus:
         raise asyncio.CancelledError
@@ -588,7 +592,7 @@ async def test_call_that_the_server_gives_up() -> None:
 
 
 async def test_body_in_pieces() -> None:
-    """A body may come in any pieces, up to the bound exactly."""
+    """A body may come in pieces, up to exactly the bound."""
     pieces = [GET_STATUS[n : n + 1] for n in range(len(GET_STATUS))]
     app = app_for(max_body_bytes=len(GET_STATUS))
     assert (await call(app, *pieces)).result == "getStatusResponse:Reachable"
@@ -596,7 +600,7 @@ async def test_body_in_pieces() -> None:
 
 
 async def test_slow_body() -> None:
-    """A body that does not arrive in time is refused, and the connection is given up."""
+    """A body that does not arrive in time is refused, and the connection is closed."""
 
     async def receive() -> Message:
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never has one
@@ -606,7 +610,7 @@ async def test_slow_body() -> None:
 
 
 async def test_client_leaves() -> None:
-    """A client that leaves while it sends gets no answer, and nobody is asked."""
+    """A client that leaves while it sends gets no answer, and the presence server is not asked."""
 
     async def receive() -> Message:
         return {"type": "http.disconnect"}
@@ -637,7 +641,7 @@ async def test_client_leaves() -> None:
     ],
 )
 async def test_other_requests(method: str, path: str, status: int, allow: str | None) -> None:
-    """Only the service and its own files are there, each with its methods."""
+    """Only the service and its own files exist, each with its methods."""
     path, _, query = path.partition("?")
     reply = await call(app_for(), method=method, path=path, query=query.encode())
     assert (reply.status, reply.headers.get("allow")) == (status, allow)
@@ -657,7 +661,7 @@ def test_large_body_over_tcp(served: str) -> None:
 
 
 def test_large_body_of_a_client_that_sends_first(served: str) -> None:
-    """A client that sends 10 MB before it reads finds the refusal, not a reset connection."""
+    """A client that sends 10 MB before it reads gets the refusal, not a reset connection."""
     host, _, port = served.split("/")[2].partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(

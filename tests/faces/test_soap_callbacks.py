@@ -1,4 +1,5 @@
-"""Callbacks to applications: exact envelopes, every version, what is a delivery, and how endpoints are checked."""
+"""Callbacks to applications: exact envelopes, every version, when a callback counts as delivered, and how endpoints are
+checked."""
 
 import asyncio
 import socket
@@ -40,7 +41,7 @@ QUOTED = b"<s:Fault><faultcode>s:Server</faultcode></s:Fault>"
 
 
 def called(subscription: Subscription, notification: OwedNotification) -> etree._Element:
-    """The callback's wrapper, valid by the served WSDL."""
+    """The callback's wrapper, after validation by the served WSDL."""
     body = callback(subscription, notification)
     assert body is not None
     content = content_of(body)
@@ -49,7 +50,7 @@ def called(subscription: Subscription, notification: OwedNotification) -> etree.
 
 
 def parts_of(element: etree._Element) -> list[tuple[str, str]]:
-    """Names and texts of the leaves; qualified ones in Clark notation."""
+    """Names and texts of the leaf elements; qualified names in Clark notation."""
     return [(str(leaf.tag), leaf.text or "") for leaf in element.iter() if not len(leaf)]
 
 
@@ -66,7 +67,7 @@ async def sender(rules: Rules = LOOPBACK, *, total_s: float = 5.0) -> AsyncItera
 
 
 def test_status_notification() -> None:
-    """Several terminals that changed together are in one message, with the application's correlator."""
+    """Terminals that changed together are in one message, with the application's correlator."""
     subscription = subscribed()
     content = called(
         subscription,
@@ -85,7 +86,7 @@ def test_status_notification() -> None:
 
 @pytest.mark.parametrize("address", [ALICE, None])
 def test_status_error(address: TerminalAddress | None) -> None:
-    """An error is about one terminal, or without an address about all that was started; its children are
+    """An error is about one terminal or, without an address, about the whole subscription; its child elements are
     unqualified."""
     subscription = subscribed()
     owed = make_owed(subscription, kind=NotificationKind.ERROR, address=address, code="TERMINAL_UNKNOWN")
@@ -102,16 +103,16 @@ def test_status_error(address: TerminalAddress | None) -> None:
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: error.code)
 def test_every_error_has_a_reason(error: type[TerminalStatusError]) -> None:
-    """Each domain error's code is a message of the contract, with as many variables as its text has places."""
+    """Each domain error's code has a message of the contract, with as many variables as the text has placeholders."""
     subscription = subscribed()
     content = called(subscription, make_owed(subscription, kind=NotificationKind.ERROR, address=ALICE, code=error.code))
-    general = error in (GroupUnknown, DuplicateCorrelator)  # they would have to name what is not known
+    general = error in (GroupUnknown, DuplicateCorrelator)  # their variables would not be known
     assert content.findtext("*/messageId") == ("SVC0001" if general else FAULTS[error][0])
     assert (content.findtext("*/text") or "").count("%") == len(content.findall("*/variables"))
 
 
 def test_refusal_names_the_terminal() -> None:
-    """POL0002 has the terminal as its variable, also where the error ends the whole notification for one terminal."""
+    """POL0002 has the terminal as its variable, even where the error ends the whole subscription to one terminal."""
     subscription = replace(subscribed(), addresses=(BOB,))
     owed = make_owed(subscription, kind=NotificationKind.ERROR, code="WATCHER_REFUSED")
     assert parts_of(called(subscription, owed))[1:] == [
@@ -122,7 +123,7 @@ def test_refusal_names_the_terminal() -> None:
 
 
 def test_unknown_code() -> None:
-    """A code of another release is SVC0001 with the code."""
+    """A code of another release is SVC0001 with that code."""
     subscription = subscribed()
     owed = make_owed(subscription, kind=NotificationKind.ERROR, code="FROM_THE_FUTURE")
     assert ("variables", "FROM_THE_FUTURE") in parts_of(called(subscription, owed))
@@ -130,7 +131,7 @@ def test_unknown_code() -> None:
 
 @pytest.mark.parametrize("reason", EndReason)
 def test_status_end(reason: EndReason) -> None:
-    """statusEnd is for what is complete, and for nothing else."""
+    """statusEnd is sent only where the notification is complete."""
     subscription = subscribed()
     owed = make_owed(subscription, kind=NotificationKind.ENDED, code=reason.name)
     if reason in (EndReason.EXPIRED, EndReason.COUNT_REACHED):
@@ -154,7 +155,7 @@ def test_status_end(reason: EndReason) -> None:
     ],
 )
 def test_version(profile: str, version: str) -> None:
-    """A callback is in the version that belongs to the manager's by which it was started."""
+    """A callback has the version that belongs to that of the startNotification."""
     subscription = subscribed(profile=profile)
     expected = NOTIFICATION.replace("v2_2", version)
     for kind, code in (
@@ -167,7 +168,7 @@ def test_version(profile: str, version: str) -> None:
 
 @given(correlator=st.text(), address=st.text("aA1&'()=+$,;?/%20-_.!~*"))
 def test_any_text(correlator: str, address: str) -> None:
-    """Whatever the correlator and the address are, the envelope is valid, and both arrive if XML can carry them."""
+    """For any correlator and address the envelope is valid; both arrive if XML can represent them."""
     subscription = replace(subscribed(), correlator=correlator)
     shown = TerminalAddress(f"sip:{address.replace('%', '%25')}@example.com")
     content = called(subscription, make_owed(subscription, changes=[change(shown)]))
@@ -239,7 +240,7 @@ async def test_request() -> None:
     ],
 )
 async def test_failed_attempt(behave: Behaviour, outcome: str, code: int) -> None:
-    """A SOAP fault, an HTTP error or no answer is a failed attempt, and never the end of the subscription."""
+    """A SOAP fault, an HTTP error or a missing answer is a failed attempt, and never ends the subscription."""
     async with sender() as callbacks, receiver(behave) as there:
         subscription = subscribed(there.url)
         sent = await callbacks.send(subscription, make_owed(subscription))
@@ -266,14 +267,14 @@ async def test_failed_attempt(behave: Behaviour, outcome: str, code: int) -> Non
 )
 @pytest.mark.parametrize("code", [200, 202])
 async def test_delivered(body: bytes, code: int) -> None:
-    """Any 2xx without a fault is delivered, whatever the application says in it."""
+    """Any 2xx without a fault counts as delivered, whatever its content."""
     async with sender() as callbacks, receiver(answer(code, body=body)) as there:
         subscription = subscribed(there.url)
         assert (await callbacks.send(subscription, make_owed(subscription))).delivered
 
 
 async def test_slow_and_large_answers() -> None:
-    """An application that never answers is given up in time, and one that answers a gigabyte is not read."""
+    """An application that never answers is given up in time; an answer of a gigabyte is not read."""
     async with sender(total_s=0.3) as callbacks, receiver(in_turn(hang, gigabyte())) as there:
         subscription = subscribed(there.url)
         assert (await callbacks.send(subscription, make_owed(subscription))).outcome == "timed-out"
@@ -282,7 +283,7 @@ async def test_slow_and_large_answers() -> None:
 
 
 async def test_what_has_no_message_is_not_sent() -> None:
-    """The application is not notified that its subscription started, or that it ended the subscription itself."""
+    """The application is not notified of its subscription's start, nor of an end that it asked for itself."""
     async with sender() as callbacks, receiver() as there:
         subscription = subscribed(there.url)
         for kind, code in ((NotificationKind.STARTED, ""), (NotificationKind.ENDED, "CANCELLED")):
@@ -292,7 +293,7 @@ async def test_what_has_no_message_is_not_sent() -> None:
 
 
 async def test_endpoint_that_is_no_longer_allowed() -> None:
-    """An endpoint that the operator forbids later is a failed attempt."""
+    """Where the operator forbids an endpoint later, its attempts fail."""
     async with sender(Rules()) as callbacks:
         subscription = subscribed("http://127.0.0.1:8080/")
         assert (await callbacks.send(subscription, make_owed(subscription))).outcome == "refused-scheme"
@@ -302,7 +303,7 @@ async def test_endpoint_that_is_no_longer_allowed() -> None:
 
 @given(noise=st.binary(max_size=40), encoding=st.sampled_from(["utf-16", "base64", "nonsense", "idna", "shift_jis"]))
 def test_any_answer(noise: bytes, encoding: str) -> None:
-    """Whatever an application answers, it is a fault or none, and never a bug."""
+    """Any answer of an application is read as a fault or not, and never raises."""
     assert has_fault(f'<?xml version="1.0" encoding="{encoding}"?>{FAULT}'.encode() + noise)
     assert not has_fault(noise)
 
@@ -311,7 +312,7 @@ def test_any_answer(noise: bytes, encoding: str) -> None:
 
 
 async def test_check() -> None:
-    """An endpoint that accepts a connection is good; nothing is sent to it."""
+    """An endpoint that accepts a connection passes; nothing is sent to it."""
     async with sender() as callbacks, receiver() as there:
         await callbacks.check(subscribed(there.url))
         await there.wait_for(lambda: there.connections == 1 and there.open_connections == 0)
@@ -340,7 +341,7 @@ def unused_port() -> int:
     ],
 )
 async def test_endpoint_that_is_refused(url: str, reason: str) -> None:
-    """What is no URL, or leads where it may not, is refused before anything is connected to."""
+    """An endpoint that is not a URL, or leads to a forbidden address, is refused without connecting."""
     async with sender() as callbacks:
         with pytest.raises(SinkRefused) as refused:
             await callbacks.check(subscribed(url))
@@ -348,7 +349,7 @@ async def test_endpoint_that_is_refused(url: str, reason: str) -> None:
 
 
 async def test_endpoint_that_cannot_be_reached() -> None:
-    """An endpoint that refuses the connection, has no name, or speaks no TLS, is unreachable."""
+    """An endpoint that refuses the connection, does not resolve, or does not speak TLS, is unreachable."""
 
     async def no_tls(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example.com\r\n")

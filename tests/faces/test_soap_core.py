@@ -1,4 +1,4 @@
-"""The SOAP face over the real use cases and SQLite: policies, groups, usage, and callbacks by the outbox."""
+"""The SOAP face over the real use cases and SQLite: policies, groups, usage records, and delivered callbacks."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -36,14 +36,14 @@ FAULT = b'<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"><e:Bod
 
 
 class Known:
-    """An authenticator that knows who calls by the Authorization header's text."""
+    """An authenticator that identifies callers by the text of the Authorization header."""
 
     def known(self, authorization: str) -> Any:
         return OTHER if authorization == "other" else APP
 
 
 class World:
-    """A gateway whose applications listen at `there`; the store decides what is due by the test's clock."""
+    """A gateway whose applications listen at `there`; notifications are due by the test's clock."""
 
     def __init__(self, core: Core, app: ASGIApp, deliverer: Deliverer, there: Receiver) -> None:
         self.core = core
@@ -67,7 +67,7 @@ class World:
         return await self.ask(start(namespace, **values))
 
     async def calls(self, count: int) -> list[str]:
-        """What the application was called with, in short, once there are so many calls."""
+        """The callbacks that the application received, in short, once this number has come."""
         self.deliverer.hint()
         await self.there.wait_for_requests(count)
         return [in_short(request.body) for request in self.there.requests]
@@ -78,14 +78,14 @@ def zero_frequency() -> str:
 
 
 def in_short(body: bytes) -> str:
-    """`statusNotification c-1 alice Busy`, once it is found valid."""
+    """For example `statusNotification c-1 alice Busy`, after validation."""
     content = content_of(body)
     valid(content)
     return " ".join([etree.QName(content).localname, *leaves(content)])
 
 
 def leaves(element: etree._Element) -> list[str]:
-    """The values in it, but for texts of messages."""
+    """The values in the callback, except texts of messages."""
     return [leaf.text or "" for leaf in element.iter() if not len(leaf) and leaf.tag != "text"]
 
 
@@ -121,12 +121,12 @@ async def world_of(
             await egress.aclose()
 
 
-# --- questions
+# --- queries
 
 
 async def test_questions(tmp_path: Path) -> None:
-    """Terminals and groups are asked, each member once; a group for getStatus is POL0006; what is private, unknown or
-    late says so for its terminal alone."""
+    """Terminals and members of groups are asked once each; a group in getStatus is POL0006; a private, unknown or late
+    terminal is an error for that terminal alone."""
     async with world_of(tmp_path) as world:
         await world.core.groups.create(APP, TEAM, [BOB, CAROL])
         answers: dict[str, Any] = {
@@ -148,7 +148,7 @@ async def test_questions(tmp_path: Path) -> None:
 
 
 async def test_a_live_watch_answers(tmp_path: Path) -> None:
-    """Where the operator allows an age, a watched terminal costs no question."""
+    """Where the operator allows an age, a watched terminal is answered without a fetch."""
     async with world_of(tmp_path) as world:
         await world.start(ALICE)
         await world.core.play(ALICE, BUSY)
@@ -157,7 +157,7 @@ async def test_a_live_watch_answers(tmp_path: Path) -> None:
 
 
 async def test_policies(tmp_path: Path) -> None:
-    """Each policy has the contract's fault, in the operation that it limits."""
+    """Each policy has the contract's fault, in the operation that the policy limits."""
     policy = Policy(
         busy_available=False,
         max_notification_addresses=2,
@@ -196,7 +196,7 @@ async def test_policies(tmp_path: Path) -> None:
 
 
 async def test_nested_groups(tmp_path: Path) -> None:
-    """A group in a group that was allowed once and is no more is POL0007."""
+    """A nested group that was allowed once and is no longer is POL0007."""
     clocks, url = Clocks(), await new_database(tmp_path)
     async with world_of(tmp_path, clocks=clocks, url=url) as world:
         await world.core.groups.create(APP, TEAM, [BOB])
@@ -207,7 +207,7 @@ async def test_nested_groups(tmp_path: Path) -> None:
 
 
 async def test_endpoint_is_checked_at_the_start(tmp_path: Path) -> None:
-    """An endpoint that is not allowed, has no name or refuses the connection is SVC0002 of startNotification, and
+    """An endpoint that is not allowed, does not resolve or refuses the connection is SVC0002 in startNotification, and
     nothing is started."""
     async with world_of(tmp_path) as world:
         for endpoint in (
@@ -237,8 +237,8 @@ async def test_correlators(tmp_path: Path) -> None:
 
 
 async def test_faults_over_http(tmp_path: Path) -> None:
-    """Over HTTP too: a group in a group where that is not allowed, and a defect, which has the reference that is in the
-    log. A group of another client is no group here, and so no SVC0006, which a group is that was just deleted."""
+    """Over HTTP too: a forbidden nested group, and an unexpected exception with the reference that is in the log.
+    Another client's group is not a group here, so it is not SVC0006; a group that was just deleted is."""
     clocks, url = Clocks(), await new_database(tmp_path)
     async with world_of(tmp_path, clocks=clocks, url=url) as world:
         await world.core.groups.create(APP, TEAM, [BOB])
@@ -264,7 +264,7 @@ async def test_faults_over_http(tmp_path: Path) -> None:
                 assert await ask("TerminalStatusNotificationManager", started) == "POL0007 addresses"
                 gone = TerminalAddress("sip:gone@groups.example.com")
                 await world.core.groups.create(APP, gone, [BOB])
-                await world.core.store.delete_group(APP.id, gone, None)  # as another process does
+                await world.core.store.delete_group(APP.id, gone, None)  # as if another process did it
                 assert await ask("TerminalStatus", group(gone)) == f"SVC0006 {gone} addresses"
                 world.core.watcher.answer = lambda _: TerminalUnknown("Who?")
                 asked = envelope(payload(f"<address>{nobody}</address>")).encode()
@@ -284,7 +284,8 @@ def defective(_: TerminalAddress) -> Status:
 
 
 async def test_callbacks(tmp_path: Path) -> None:
-    """From start to end: what is so at once, several changes in one, and the end; in order, in the start's version."""
+    """A whole subscription: the immediate statuses, several changes in one callback, and the end; in order, in the
+    version of the start."""
     async with world_of(tmp_path) as world:
         manager = MANAGER.replace("v2_3", "v3_1")
         frequency = zero_frequency().replace("0", "5")
@@ -306,8 +307,8 @@ async def test_callbacks(tmp_path: Path) -> None:
 
 
 async def test_no_callback_begins_after_end_notification(tmp_path: Path) -> None:
-    """What is owed when endNotification returns is withdrawn, listed so, and never sent; its first attempt is billed to
-    the end."""
+    """Callbacks that are owed when endNotification returns are withdrawn, listed as such, and never sent; the first
+    attempt of one is billed to the end."""
     async with world_of(tmp_path, behave=answer(500)) as world:
         await world.start(ALICE)
         await world.core.play(ALICE, BUSY)
@@ -319,7 +320,7 @@ async def test_no_callback_begins_after_end_notification(tmp_path: Path) -> None
         world.there.behave = answer(200, body=FAULT)
         await world.start(BOB, correlator="c-2")
         await world.core.play(BOB, BUSY)
-        assert (await world.calls(2))[1:] == [f"statusNotification c-2 {BOB} Busy"]  # after all that was due
+        assert (await world.calls(2))[1:] == [f"statusNotification c-2 {BOB} Busy"]  # after everything that was due
         ended = await listed(world, DeliveryState.WITHDRAWN)
         assert [(one.sequence, one.attempts) for one in ended] == [(1, 1), (2, 0)]
         about = [one for one in await world.core.usage_records() if one.operation.startswith("statusNotification_")]
@@ -332,7 +333,7 @@ async def test_no_callback_begins_after_end_notification(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("code", "state"), [(200, "DELIVERED"), (500, "WITHDRAWN")])
 async def test_end_notification_waits_for_the_callback_in_flight(tmp_path: Path, code: int, state: str) -> None:
-    """endNotification returns when the callback that is in flight has ended; what came of it counts."""
+    """endNotification returns after the callback in flight has ended; its result counts."""
     happened, answered = list[str](), asyncio.Event()
 
     async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -348,7 +349,7 @@ async def test_end_notification_waits_for_the_callback_in_flight(tmp_path: Path,
         ending = asyncio.create_task(world.ask(end()))
         ending.add_done_callback(lambda _: happened.append("endNotification returned"))
         await until(lambda: not world.core.live.engine.figures()["subscriptions"])
-        await world.core.play(ALICE, REACHABLE)  # others are served meanwhile
+        await world.core.play(ALICE, REACHABLE)  # other calls are answered meanwhile
         answered.set()
         assert (await ending).status == 200
         assert happened == ["callback answered", "endNotification returned"]
@@ -358,7 +359,8 @@ async def test_end_notification_waits_for_the_callback_in_flight(tmp_path: Path,
 
 
 async def test_end_notification_waits_no_longer_than_an_attempt(tmp_path: Path) -> None:
-    """An application that never answers its callback is not waited for beyond the attempt's own time."""
+    """For an application that never answers its callback, endNotification waits no longer than the attempt's time
+    limit."""
     async with world_of(tmp_path, behave=hang, total_s=0.3) as world:
         await world.start(ALICE)
         await world.core.play(ALICE, BUSY)
@@ -370,7 +372,7 @@ async def test_end_notification_waits_no_longer_than_an_attempt(tmp_path: Path) 
 
 
 async def listed(world: World, state: DeliveryState | None = None) -> list[OwedNotification]:
-    """The notifications that are in this state."""
+    """The notifications in this state."""
     found, _ = await world.core.store.notifications(None, Page(), state=state)
     return list(found)
 
@@ -397,7 +399,7 @@ async def test_errors(tmp_path: Path) -> None:
 
 
 async def test_failed_attempts_are_repeated_in_order(tmp_path: Path) -> None:
-    """A fault, an HTTP error or a lost connection delays what follows and loses nothing."""
+    """A fault, an HTTP error or a lost connection delays the later callbacks and loses none."""
     behave = in_turn(answer(500, body=FAULT), answer(200, body=FAULT), reset, answer(200))
     async with world_of(tmp_path, behave=behave) as world:
         await world.start(ALICE)
@@ -412,7 +414,7 @@ async def test_failed_attempts_are_repeated_in_order(tmp_path: Path) -> None:
 
 
 async def test_usage(tmp_path: Path) -> None:
-    """Every operation and every callback leaves its records, under the contract's names, with face and requester."""
+    """Every operation and every callback leaves usage records under the contract's names, with face and requester."""
     async with world_of(tmp_path) as world:
         await world.start(
             ALICE, requester="<l:requester>sip:app@example.com</l:requester>", count="<l:count>1</l:count>"
@@ -443,7 +445,7 @@ async def test_usage(tmp_path: Path) -> None:
 
 
 async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
-    """A request that is refused before any use case leaves its record too, once, with what could be read of it."""
+    """A request that is refused before a use case leaves one usage record, with those parts that could be read."""
     async with world_of(tmp_path) as world:
         for body, fault in [
             (start(frequency="", requester="<l:requester>sip:r@example.com</l:requester>"), "SVC0002 frequency"),
@@ -479,7 +481,7 @@ async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["sip:alice@EXAMPLE.com", "SIP:alice@example.com", "sip:%61lice@example.com"])
 async def test_own_spelling(tmp_path: Path, address: str) -> None:
-    """Applications find terminals in callbacks by the text that they wrote."""
+    """In callbacks, terminals have the spelling that the application used."""
     async with world_of(tmp_path) as world:
         await world.start(address)
         await world.core.play(TerminalAddress(ALICE), BUSY)

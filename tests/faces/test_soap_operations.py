@@ -1,4 +1,4 @@
-"""The four operations of the SOAP face: what the use cases are asked, what is answered, and every fault."""
+"""The four operations of the SOAP face: the calls of the use cases, the answers, and every fault."""
 
 import asyncio
 from dataclasses import replace
@@ -82,23 +82,23 @@ STARTED = SubscriptionRequest(
 
 
 async def ask(use_cases: FakeUseCases, body: bytes) -> Reply:
-    """Calls the interface that the body is for."""
+    """Calls the interface that the body belongs to."""
     manager = b"startNotification" in body or b"endNotification" in body
     path = "/TerminalStatusNotificationManager" if manager else "/TerminalStatus"
     return await call(face(use_cases), body, path=path)
 
 
-# --- what is asked and answered
+# --- calls and answers
 
 
 @pytest.mark.parametrize("body", REQUESTS.values(), ids=REQUESTS.keys())
 def test_requests_of_these_tests_are_valid(body: bytes) -> None:
-    """What these tests send is valid by the served WSDL."""
+    """The requests of these tests are valid by the served WSDL."""
     valid(etree.fromstring(body)[0][0])
 
 
 async def test_get_status_for_group() -> None:
-    """Each terminal has a result of its own: retrieved, not retrieved, or an error with its information."""
+    """Each terminal has its own result: retrieved, not retrieved, or an error with its information."""
     refused = WatcherRefused("No.", address=CAROL)
     use_cases = FakeUseCases(
         results=[
@@ -135,13 +135,13 @@ async def test_get_status_for_group() -> None:
 
 
 async def test_get_status_for_group_of_nobody() -> None:
-    """No result at all is an empty response."""
+    """Without results the response is empty."""
     reply = await ask(FakeUseCases(), group("sip:empty@example.com"))
     assert (reply.content.tag, len(reply.content)) == (f"{{{LOCAL}}}getStatusForGroupResponse", 0)
 
 
 async def test_start_notification() -> None:
-    """Every part of the request reaches the use case, in its words; the response is empty."""
+    """Every part of the request reaches the use case; the response is empty."""
     use_cases = FakeUseCases()
     reply = await ask(use_cases, start())
     assert (reply.content.tag, len(reply.content), reply.content.text) == (
@@ -153,7 +153,8 @@ async def test_start_notification() -> None:
 
 
 async def test_start_notification_with_defaults() -> None:
-    """What may be left out is: no criteria is any change, no duration the policy's default, no count unlimited."""
+    """Optional parts may be missing: without criteria any change counts, without duration the policy's default holds,
+    without count the number is unlimited."""
     use_cases = FakeUseCases()
     await ask(use_cases, start(criteria="", duration="", count=""))
     (_, request, *_) = use_cases.created[0]
@@ -161,7 +162,7 @@ async def test_start_notification_with_defaults() -> None:
 
 
 async def test_own_spelling() -> None:
-    """Addresses that are written otherwise here are kept with the sink as the application wrote them, up to a bound."""
+    """Addresses whose canonical form differs are kept with the sink as the application wrote them, up to a bound."""
     use_cases = FakeUseCases()
     spellings = ["sip:a@Example.com", "tel:+1-555", *[f"sip:{n}@Example.com" for n in range(MAX_SPELLINGS - 2)]]
     for extra in ([], ["sip:x@Example.com"]):
@@ -174,7 +175,7 @@ async def test_own_spelling() -> None:
 
 
 async def test_end_notification() -> None:
-    """The correlator reaches the use case as it was written, blanks too; the response is empty."""
+    """The correlator reaches the use case unchanged, with its blanks; the response is empty."""
     use_cases = FakeUseCases()
     reply = await ask(use_cases, end("<l:correlator> c &lt;1&gt;\n</l:correlator>"))
     assert (reply.content.tag, len(reply.content)) == (f"{{{MANAGER}}}endNotificationResponse", 0)
@@ -183,7 +184,7 @@ async def test_end_notification() -> None:
 
 @pytest.mark.parametrize("version", ["v2_0", "v2_2", "v2_3", "v2_10", "v3_0", "v3_1"])
 async def test_version(version: str) -> None:
-    """Any 2.x and 3.x is answered in its own namespace, faults too, and kept for the callbacks."""
+    """Any 2.x and 3.x is answered in its own namespace, faults too; the version is kept for the callbacks."""
     manager, local = MANAGER.replace("v2_3", version), LOCAL.replace("v2_2", version)
     use_cases = FakeUseCases(results=[result(ALICE, Status.BUSY)])
     assert (await ask(use_cases, start(manager))).content.tag == f"{{{manager}}}startNotificationResponse"
@@ -197,7 +198,7 @@ async def test_version(version: str) -> None:
 
 @pytest.mark.parametrize("operation", REQUESTS)
 async def test_requester(operation: str) -> None:
-    """The requester of 3.x reaches the use case, in each operation; one that is too long is named."""
+    """The requester of 3.x reaches the use case in each operation; a requester that is too long is refused by name."""
     use_cases = FakeUseCases(get_status_of=lambda address: asyncio.sleep(0, status_of(address)))
     body = REQUESTS[operation].replace(b"<l:add", b"<l:requester>%s</l:requester><l:add", 1)
     body = body.replace(b"<l:correlator>", b"<l:requester>%s</l:requester><l:correlator>", 1)
@@ -209,7 +210,7 @@ async def test_requester(operation: str) -> None:
 
 
 async def test_age() -> None:
-    """Questions accept the age that the operator has set."""
+    """Queries accept statuses of the age that the operator has set."""
     use_cases = FakeUseCases(get_status_of=lambda address: asyncio.sleep(0, status_of(address)))
     app = face(use_cases, max_age_s=60)
     await call(app, REQUESTS["getStatus"])
@@ -245,7 +246,7 @@ LENIENT = {
 
 @pytest.mark.parametrize("body", LENIENT.values(), ids=LENIENT.keys())
 async def test_lenient(body: bytes) -> None:
-    """Requests that qualify otherwise, or order or space otherwise, mean the same."""
+    """Requests with other qualification, order or spacing mean the same."""
     use_cases = FakeUseCases()
     reply = await ask(use_cases, body)
     assert reply.status == 200, reply.reason
@@ -255,7 +256,7 @@ async def test_lenient(body: bytes) -> None:
 
 
 async def test_nil() -> None:
-    """Optional parts that are nil are not there; so do clients with nullable types leave them out."""
+    """Optional parts that are nil count as missing; clients with nullable types send them so."""
     nil = 'xmlns:i="http://www.w3.org/2001/XMLSchema-instance" i:nil="true"'
     use_cases = FakeUseCases()
     parts = {name: f"<l:{name} {nil}/>" for name in ("requester", "criteria", "duration", "count")}
@@ -267,7 +268,7 @@ async def test_nil() -> None:
 
 @pytest.mark.parametrize(("metric", "milliseconds"), MILLISECONDS.items())
 async def test_time_metrics(metric: str, milliseconds: int) -> None:
-    """Every TimeMetrics is milliseconds; a month is 30 days and a year 365."""
+    """Every TimeMetrics unit is converted to milliseconds; a month is 30 days and a year 365."""
     use_cases = FakeUseCases()
     await ask(use_cases, start(frequency=FREQUENCY.replace("Second", metric)))
     assert use_cases.created[0][1].min_interval_ms == 5 * milliseconds
@@ -341,8 +342,8 @@ BAD = {
 
 @pytest.mark.parametrize(("body", "fault"), BAD.values(), ids=BAD.keys())
 async def test_bad_input(body: bytes, fault: str) -> None:
-    """A part that is missing, repeated or of the wrong form is SVC0002 and named; nobody is asked; the next is
-    answered."""
+    """A part that is missing, repeated or of the wrong form is SVC0002 with its name; no use case is called; the next
+    request is answered."""
     use_cases = FakeUseCases(results=[result(ALICE, Status.BUSY)])
     reply = await ask(use_cases, body)
     assert reply.fault == fault
@@ -352,8 +353,8 @@ async def test_bad_input(body: bytes, fault: str) -> None:
 
 
 async def test_a_million_addresses() -> None:
-    """More addresses than a request may have elements is POL0003, where the operation takes several; what is larger
-    than a request may be is a client fault, unread."""
+    """More addresses than a request may have elements are POL0003 in operations for several terminals; a larger request
+    than allowed is a client fault, unread."""
     use_cases = FakeUseCases()
     many = "<l:addresses>a</l:addresses>" * 25_000
     assert (await ask(use_cases, group(*["a"] * 25_000))).fault == "POL0003 addresses"
@@ -367,7 +368,7 @@ async def test_a_million_addresses() -> None:
 
 
 async def test_longest_correlator() -> None:
-    """The bound itself is allowed."""
+    """A correlator of exactly the maximum length is accepted."""
     use_cases = FakeUseCases()
     assert (await ask(use_cases, end(f"<l:correlator>{'c' * MAX_CORRELATOR}</l:correlator>"))).status == 200
 
@@ -380,9 +381,9 @@ ERRORS = [(operation, error) for operation in REQUESTS for error in FAULTS]
 
 @pytest.mark.parametrize(("operation", "error"), ERRORS, ids=lambda value: getattr(value, "code", str(value)))
 async def test_operation_raises_its_own_faults(operation: str, error: type[TerminalStatusError]) -> None:
-    """Whatever goes wrong, an operation raises a message of its own list; what is not in it is the general one with the
-    error's code, of the same kind."""
-    raised = error("Told plainly.", address=ALICE, group="sip:team@example.com", correlator="c-1")
+    """An operation raises only faults of its own list in the contract; any other error is the general fault of the same
+    kind, with the error's code."""
+    raised = error("Said plainly.", address=ALICE, group="sip:team@example.com", correlator="c-1")
 
     async def get_status(_: str, client_id: str = "") -> TerminalStatus:
         raise raised
@@ -397,7 +398,7 @@ async def test_operation_raises_its_own_faults(operation: str, error: type[Termi
         assert (message_id, variables) == (f"{meant[:3]}0001", [error.code])
     assert TEXTS[message_id].count("%") == len(variables)
     assert reply.reason.startswith(f"{message_id}: ")
-    assert reply.reason.endswith(" Told plainly.")
+    assert reply.reason.endswith(" Said plainly.")
 
 
 VARIABLES = {
@@ -440,7 +441,7 @@ VARIABLES = {
 
 @pytest.mark.parametrize(("operation", "error", "fault"), VARIABLES.values(), ids=VARIABLES.keys())
 async def test_variables(operation: str, error: TerminalStatusError, fault: str) -> None:
-    """Variables are those of the contract, and parts are named in its words."""
+    """Variables are those of the contract, and parts have the contract's names."""
 
     async def get_status(_: str, client_id: str = "") -> TerminalStatus:
         raise error
@@ -451,7 +452,7 @@ async def test_variables(operation: str, error: TerminalStatusError, fault: str)
 
 @pytest.mark.parametrize("operation", [name for name in REQUESTS if name != "getStatus"])
 async def test_unexpected_error(operation: str) -> None:
-    """A bug in any operation is SVC0001 with a reference that the log has too."""
+    """An unexpected exception in any operation is SVC0001 with a reference that is also in the log."""
     with structlog.testing.capture_logs() as logs:
         reply = await ask(FakeUseCases(raises=RuntimeError("a secret")), REQUESTS[operation])
     (entry,) = logs

@@ -1,5 +1,5 @@
-"""Who calls over SOAP: HTTP Basic, UsernameToken in text and digest with its nonce, and certificates, over the real
-Authenticator and store."""
+"""Authentication over SOAP: HTTP Basic, UsernameToken as text and as digest with its nonce, and certificates, over the
+real Authenticator and store."""
 
 import base64
 import hashlib
@@ -47,18 +47,18 @@ class World:
 
     @property
     def caller(self) -> str:
-        """Who the last call was by."""
+        """The client of the last call."""
         return self.use_cases.asked[-1][0].id
 
     @property
     def password(self) -> str:
-        """What a client with digests is configured with."""
+        """The password that a client with digests is configured with."""
         parsed = parse_key(self.key)
         assert parsed
         return password_equivalent(hash_secret(parsed[1]))
 
     def digest(self, *, nonce: bytes = b"nonce", created: str = "", password: str = "", user: str = "") -> str:
-        """A header with a digest; the values that are not given are good."""
+        """A header with a digest; values that are not given are valid."""
         created = created or self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
         secret = password or self.password
         digest = base64.b64encode(hashlib.sha1(nonce + created.encode() + secret.encode()).digest()).decode()
@@ -93,21 +93,22 @@ def basic(user: str, password: str) -> str:
 
 
 async def test_http_basic(world: World) -> None:
-    """HTTP Basic is the client's id and an API key; so is a bearer token of the key."""
+    """HTTP Basic takes the client's id and an API key; a bearer token takes the key."""
     for authorization in (basic(world.client_id, world.key), f"Bearer {world.key}"):
         assert (await world.ask(authorization=authorization)).status == 200
         assert world.caller == world.client_id
 
 
 async def test_no_credentials(world: World) -> None:
-    """Who shows nothing is challenged, with the contract's fault in the body."""
+    """A caller without credentials gets a challenge, with the contract's fault in the body."""
     reply = await world.ask()
     assert (reply.status, reply.fault) == (401, REFUSED)
     assert reply.headers["www-authenticate"].startswith("Basic realm=")
 
 
 async def test_wrong_credentials(world: World) -> None:
-    """Who shows HTTP something wrong is challenged too, with the fault in the body; who shows a wrong token, not."""
+    """Wrong HTTP credentials get a challenge too, with the fault in the body; a wrong UsernameToken gets the fault
+    only."""
     for authorization in (basic(world.client_id, "x"), basic("other", world.key), "Bearer x", "Digest x"):
         reply = await world.ask(authorization=authorization)
         assert (reply.status, reply.fault) == (401, REFUSED)
@@ -127,7 +128,7 @@ async def test_certificate(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["", "Text"])
 async def test_username_token_with_text(world: World, kind: str) -> None:
-    """UsernameToken with the key itself."""
+    """A UsernameToken may have the key itself."""
     assert (await world.ask(token(world.client_id, world.key, kind))).status == 200
     assert world.caller == world.client_id
     assert (await world.ask(token(world.client_id, world.key + "x", kind))).fault == REFUSED
@@ -135,7 +136,7 @@ async def test_username_token_with_text(world: World, kind: str) -> None:
 
 
 async def test_text_with_a_nonce_is_taken_once(world: World) -> None:
-    """A nonce is checked with a plain password too."""
+    """A nonce is checked beside a plain-text password too."""
     header = token(world.client_id, world.key, "Text", "bm9uY2U=", "2026-03-04T05:06:07Z")
     assert (await world.ask(header)).status == 200
     assert (await world.ask(header)).fault == REFUSED
@@ -143,7 +144,7 @@ async def test_text_with_a_nonce_is_taken_once(world: World) -> None:
 
 
 async def test_username_token_with_digest(world: World) -> None:
-    """The digest is over nonce, created and the key's password equivalent; any key of the client does."""
+    """The digest is made of nonce, created and the key's password equivalent; any key of the client is accepted."""
     assert (await world.ask(world.digest(nonce=b"1"))).status == 200
     assert world.caller == world.client_id
     _, world.key = await world.registry.rotate(world.client_id, who="test")
@@ -155,7 +156,7 @@ async def test_username_token_with_digest(world: World) -> None:
 
 
 async def test_replay(world: World) -> None:
-    """A token is taken once, also where its nonce is written in another way; another nonce is another token."""
+    """A token is accepted once, even where its nonce is written differently; another nonce makes another token."""
     header = world.digest(nonce=b"a")
     assert "YQ==" in header
     assert (await world.ask(header)).status == 200
@@ -165,7 +166,7 @@ async def test_replay(world: World) -> None:
 
 
 async def test_refused_tokens_are_not_remembered(world: World) -> None:
-    """What was refused does not use up a nonce."""
+    """A refused token does not use up its nonce."""
     assert (await world.ask(world.digest(nonce=b"1", password="wrong"))).fault == REFUSED
     assert (await world.ask(world.digest(nonce=b"1"))).status == 200
 
@@ -175,7 +176,7 @@ async def test_refused_tokens_are_not_remembered(world: World) -> None:
     [(0, True), (MAX_AGE_S, True), (MAX_AGE_S + 1, False), (-MAX_AHEAD_S, True), (-MAX_AHEAD_S - 1, False)],
 )
 async def test_created(world: World, age_s: float, taken: bool) -> None:
-    """Created is neither old nor ahead, in whichever zone it is written."""
+    """A Created time that is too old or in the future is refused, in any time zone."""
     created = NOW - timedelta(seconds=age_s)
     texts = [
         created.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -189,7 +190,7 @@ async def test_created(world: World, age_s: float, taken: bool) -> None:
 
 
 async def test_bad_tokens(world: World) -> None:
-    """Tokens that cannot be checked are refused, whatever is in them."""
+    """Tokens that cannot be checked are refused, whatever their content."""
     good = world.digest()
     at = "2026-03-04T05:06:07Z"
     for header in (
@@ -213,7 +214,7 @@ async def test_bad_tokens(world: World) -> None:
 
 
 async def test_other_tokens_of_ws_security(world: World) -> None:
-    """A token that is not understood is a fault where it must be, and ignored where it need not."""
+    """An unknown kind of token is a fault with mustUnderstand, and ignored otherwise."""
     signature = '<s:Signature xmlns:s="http://www.w3.org/2000/09/xmldsig#"/>'
     header = token(world.client_id, world.key, extra=signature)
     assert (await world.ask(header)).faultcode == "MustUnderstand"
@@ -222,7 +223,7 @@ async def test_other_tokens_of_ws_security(world: World) -> None:
 
 
 async def test_http_decides(world: World) -> None:
-    """Where HTTP shows credentials, those in the envelope are not looked at."""
+    """Where HTTP has credentials, those in the envelope are ignored."""
     reply = await world.ask(token("nobody", "nothing"), authorization=basic(world.client_id, world.key))
     assert reply.status == 200
 
@@ -232,7 +233,7 @@ async def unread() -> Message:
 
 
 async def test_bad_http_credentials_are_refused_unread(world: World) -> None:
-    """Nothing of a body is read of who shows HTTP something wrong; the failure counts as any other."""
+    """With wrong HTTP credentials the body is not read; the failure counts like any other."""
     for number in range(FAILURE_BURST):
         reply = await call(world.app, receive=unread, authorization=f"Bearer {number}")
         assert (reply.status, reply.fault) == (401, REFUSED)
@@ -242,7 +243,7 @@ async def test_bad_http_credentials_are_refused_unread(world: World) -> None:
 
 @pytest.mark.parametrize("header", ["", "<e:Header/>", "<e:Header><a>1</a><b/></e:Header>", "token"])
 async def test_bodies_of_strangers_are_not_read(world: World, header: str) -> None:
-    """Who shows HTTP nothing is refused after the soap:Header: what follows is not waited for, nor read."""
+    """Without HTTP credentials a caller is refused after the soap:Header; the rest is neither awaited nor read."""
     header = token(world.client_id, "x") if header == "token" else header
     start, rest = envelope(payload(), header).encode().split(b"<e:Body>")
     pieces = [start + b"<e:Body>"]
@@ -257,7 +258,7 @@ async def test_bodies_of_strangers_are_not_read(world: World, header: str) -> No
 
 
 async def test_head_of_strangers_is_bounded(world: World) -> None:
-    """A soap:Header that does not end is read only so far, unless HTTP says who calls."""
+    """A soap:Header is read up to a bound only, unless HTTP credentials identify the caller."""
     header = f"<e:Header>{'<a>x</a>' * 10_000}</e:Header>"
     reply = await world.ask(header)
     assert (reply.status, reply.faultcode) == (500, "Client")
@@ -275,7 +276,8 @@ async def test_failures_are_limited(world: World) -> None:
 
 
 async def test_full_memory_opens_nothing(world: World) -> None:
-    """Where no more nonces fit, the oldest is forgotten, and its client's tokens that old are taken no more."""
+    """Where no more nonces fit, the oldest is forgotten, and tokens of its client that are as old are no longer
+    accepted."""
     authenticator = SoapAuthenticator(world.auth, clock=lambda: world.now, max_nonces=2)
     app = world.app
     app._interfaces["TerminalStatus"]._authenticator = authenticator  # type: ignore[attr-defined]  # noqa: SLF001
@@ -296,7 +298,7 @@ async def test_full_memory_opens_nothing(world: World) -> None:
 
 
 async def test_without_clients(world: World) -> None:
-    """While no client is configured, callers on this machine need no credentials, and any are taken."""
+    """While no client is configured, callers on this machine need no credentials, and any credentials are accepted."""
     await world.registry.delete(world.client_id, who="test")
     assert (await world.ask()).status == 200
     assert world.caller == "anonymous"

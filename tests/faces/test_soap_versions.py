@@ -1,4 +1,5 @@
-"""Every version of the contract, held to schemas of its own: those of `wsdl/` with other digits in their namespaces."""
+"""Every version of the contract, checked against its own schemas: those of `wsdl/` with its digits in their
+namespaces."""
 
 import asyncio
 import re
@@ -49,7 +50,7 @@ class Schemas:
             self._by_namespace[schema.get("targetNamespace")] = etree.XMLSchema(parsed)
 
     def valid(self, element: etree._Element) -> None:
-        """Asserts that it is, in a document of its own."""
+        """Asserts that the element is valid, in a document of its own."""
         schema = self._by_namespace[str(etree.QName(element).namespace)]
         schema.assertValid(etree.fromstring(etree.tostring(element)))
 
@@ -76,7 +77,7 @@ async def answered(use_cases: FakeUseCases, operation: str, version: str) -> Rep
 
 
 async def test_answers(version: str, schemas: Schemas) -> None:
-    """Requests and answers of all operations are valid in the version asked in, errors in results too."""
+    """Requests and answers of all operations, with errors in results, are valid in the version of the request."""
     use_cases = FakeUseCases(
         get_status_of=lambda address: asyncio.sleep(0, status_of(address)),
         results=[result(ALICE, Status.BUSY), result(BOB, error=WatcherRefused("No.", address=BOB))],
@@ -97,7 +98,7 @@ async def test_answers(version: str, schemas: Schemas) -> None:
     ],
 )
 async def test_faults(version: str, schemas: Schemas, error: TerminalStatusError, element: str, variables: int) -> None:
-    """The details of faults are valid in the common types of the version asked in."""
+    """Fault details are valid by the common types of the version of the request."""
     reply = await answered(FakeUseCases(raises=error), "startNotification", version)
     (exception,) = reply.content.iterfind("detail/*")
     assert exception.tag == f"{{{schemas.common}}}{element}"
@@ -114,7 +115,7 @@ async def test_faults(version: str, schemas: Schemas, error: TerminalStatusError
     ],
 )
 def test_callbacks(version: str, schemas: Schemas, kind: NotificationKind, code: str) -> None:
-    """Callbacks are valid in the version that belongs to the manager's."""
+    """Callbacks are valid in the version that belongs to that of startNotification."""
     subscription = subscribed(profile=version)
     changes = [change(ALICE, Status.BUSY)] if kind is NotificationKind.STATUS else []
     body = callback(subscription, make_owed(subscription, kind=kind, address=ALICE, code=code, changes=changes))

@@ -1,4 +1,4 @@
-"""The WSDL documents as the SOAP face serves them, and stubs made from them."""
+"""The WSDL documents as the SOAP face serves them, and client stubs made from them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +36,7 @@ def location(reply: Reply) -> str:
     ],
 )
 async def test_wsdl_address(host: str, public_url: str | None, expected: str) -> None:
-    """The WSDL has the configured address, or else the one its reader used."""
+    """The WSDL has the configured address, or else the address that its reader used."""
     reply = await call(app_for(public_url=public_url), method="GET", query=b"WSDL", host=host)
     assert (reply.status, reply.headers["content-type"]) == (200, "text/xml; charset=utf-8")
     assert location(reply) == expected
@@ -44,12 +44,12 @@ async def test_wsdl_address(host: str, public_url: str | None, expected: str) ->
 
 @pytest.mark.parametrize("host", ['x"/><evil', "a b", "a/b", "user@host", "a\u00e9", "host:port", "[::1", "-"])
 async def test_wsdl_host_is_checked(host: str) -> None:
-    """What is no host does not get into the WSDL."""
+    """An invalid Host header is not copied into the WSDL."""
     assert (await call(app_for(), method="GET", query=b"wsdl", host=host)).status == 400
 
 
 def test_files_hang_together() -> None:
-    """Each file is well-formed, and each imports only files beside it, by relative address."""
+    """Each file is well-formed, and imports only files beside it, by relative address."""
     names = {path.name for path in WSDL.iterdir()}
     imported = set()
     for name in names:
@@ -60,8 +60,8 @@ def test_files_hang_together() -> None:
 
 @pytest.mark.parametrize("name", INTERFACES)
 def test_wsdl_declares_what_is_served(name: str) -> None:
-    """The operations and parts of the WSDL are those of the Spyne model, shared types too, with both faults. Only
-    `requester`, which is of 3.x, is not in the 2.x WSDL."""
+    """The operations and parts of the WSDL are those of the Spyne model, with shared types and both faults; only
+    `requester`, a part of 3.x, is missing from the 2.x WSDL."""
     operations, dialect = INTERFACES[name]
     interface = etree.parse(WSDL / SERVICES[name].replace("_service_", "_interface_"))
     served = {}
@@ -77,8 +77,8 @@ def test_wsdl_declares_what_is_served(name: str) -> None:
 
 
 def test_shared_types_are_declared_as_they_are_read() -> None:
-    """The members and the enumerations of the types that are read are those of the XSD files."""
-    from spyne.model.enum import EnumBase  # not before soap_compat, which keeps its imports from warning
+    """The members and enumerations of the shared Spyne types are those of the XSD files."""
+    from spyne.model.enum import EnumBase  # after soap_compat, which suppresses the warnings of Spyne's imports
 
     files = [
         etree.parse(WSDL / f"parlayx_{name}.xsd").getroot()
@@ -96,7 +96,7 @@ def test_shared_types_are_declared_as_they_are_read() -> None:
 
 
 def declared(schema: etree._Element) -> dict[str, dict[str, tuple[str, str, str]]]:
-    """Type, least and most occurrence of each member of each complex type of a schema, in order."""
+    """Type, minOccurs and maxOccurs of each member of each complex type of a schema, in order."""
     return {
         kind.get("name", ""): {
             member.get("name", ""): (
@@ -111,7 +111,7 @@ def declared(schema: etree._Element) -> dict[str, dict[str, tuple[str, str, str]
 
 
 def members(model: Any) -> dict[str, tuple[str, str, str]]:
-    """The same of a Spyne model."""
+    """The same facts about a Spyne model."""
     found = {}
     for name, member in model.get_flat_type_info(model).items():
         if member.get_type_name() is None:
@@ -137,7 +137,7 @@ def models(*tops: Any) -> Iterator[tuple[str, Any]]:
 
 
 def test_stub_generator(served: str) -> None:
-    """A client generated from the WSDL gets the status, and reads a fault's fields through the schema."""
+    """A client generated from the WSDL gets the status, and reads a fault's fields."""
     with zeep.Client(f"{served}?wsdl") as client:  # type: ignore[no-untyped-call]  # zeep has few types
         assert client.service.getStatus("sip:alice@example.com") == "Busy"
         assert client.service.getStatus(address="sip:alice@example.com") == "Busy"
