@@ -105,7 +105,7 @@ async def test_waiting_notifications_are_signed_with_the_new_secret(tmp_path: Pa
         gateway.there.behave = wait
         await gateway.change(REACHABLE)  # one of the two owed notifications is being sent
         async with asyncio.timeout(10):
-            while gateway.deliverer.held < 2:  # noqa: ASYNC110  # nobody tells
+            while gateway.deliverer.held < 2:  # noqa: ASYNC110  # no event to await
                 await asyncio.sleep(0.002)
         in_flight = gateway.events()[-1]
         waits = other if subscription.id.encode() in in_flight.body else subscription

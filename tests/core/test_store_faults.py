@@ -140,7 +140,7 @@ async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
     assert caught.value.details["reason"] == "hangs"
     monkeypatch.undo()
     async with asyncio.timeout(20):
-        while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # nobody tells
+        while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # no event to await
             await asyncio.sleep(0.01)
     assert begun < 100
     assert (await sqlite.audit_entries(AT, Page()))[0] == []

@@ -1,1 +1,1 @@
-"""Whole gateways: real presence servers, kills, signals, other people's clients."""
+"""Whole gateways, with real presence servers, kills, signals, and clients of other makers."""

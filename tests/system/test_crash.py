@@ -1,6 +1,7 @@
-"""The gateway killed at any moment: what it owed is delivered by the next one, in order, and nothing is lost.
+"""The gateway is killed at any moment: the next one delivers everything that was owed, in order.
 
-The real thing: `terminal-status serve` as a process over SQLite, the sandbox as presence server and a real receiver.
+Everything is real: `terminal-status serve` as a process over SQLite, the sandbox as presence server, and an HTTP
+receiver.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ USERS = ("frank", "grace", "heidi")
 
 @dataclass
 class Process:
-    """One gateway process and where it answers."""
+    """A gateway process and its addresses."""
 
     process: asyncio.subprocess.Process
     grpc_address: str
@@ -54,7 +55,7 @@ class Process:
 
 @asynccontextmanager
 async def serving(folder: Path, sandbox: Sandbox, port: int) -> AsyncIterator[Process]:
-    """A gateway on that gRPC port (0: any); killed in the end if it is still there."""
+    """A gateway on this gRPC port (0: any); killed at the end if it still runs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
     environment |= {
         "TS_PRESENCE_SERVER": sandbox.uri,
@@ -94,26 +95,26 @@ async def subscribe(grpc_address: str, url: str) -> str:
 
 
 async def flip(sandbox: Sandbox, rng: random.Random, each_s: float = FLIP_S) -> None:
-    """Changes statuses without rest."""
+    """Changes statuses without pause."""
     while True:
         sandbox.set_status(rng.choice(USERS), rng.choice(list(Status)))
         await asyncio.sleep(each_s)
 
 
 def events_of(endpoint: Receiver) -> list[dict[str, object]]:
-    """The events as they first arrived."""
+    """The events, each at its first arrival."""
     seen: dict[str, dict[str, object]] = {}
     for request in endpoint.requests:
         if len(request.body) != int(request.headers.get("content-length", "-1")):
-            continue  # its sender was killed in the middle
+            continue  # its sender was killed while sending
         event = json.loads(request.body)
         seen.setdefault(event["id"], event)
     return list(seen.values())
 
 
 async def test_kill_at_any_moment(tmp_path: Path) -> None:
-    """Killed again and again amid changes and deliveries: every owed event arrives, in order, each by one id, and the
-    last thing told about each terminal is what it is."""
+    """The gateway is killed again and again amid changes and deliveries: every owed event arrives in order under one
+    id, and the last event of each terminal has its current status."""
     rng = random.Random(SEED)
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, receiver(answer(200)) as endpoint:
         for user in USERS:
@@ -154,7 +155,7 @@ async def test_kill_at_any_moment(tmp_path: Path) -> None:
 
 
 async def test_a_receiver_killed_for_a_while(tmp_path: Path) -> None:
-    """A receiver that is away for AWAY_S gets everything when it returns: once by id, in order, each change."""
+    """A receiver that is away for AWAY_S gets every change when it returns: once by id, in order."""
     rng = random.Random(SEED)
     reported = {f"sip:{user}@example.com": "REACHABLE" for user in USERS}
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0) as gateway:
@@ -177,7 +178,7 @@ async def test_a_receiver_killed_for_a_while(tmp_path: Path) -> None:
                 return len(all_of_it) == len(ids) and all(last(events) == reported for events in all_of_it.values())
 
             async with asyncio.timeout(30 + 2 * AWAY_S):
-                while not settled():  # noqa: ASYNC110  # nobody tells
+                while not settled():  # noqa: ASYNC110  # no event to await
                     await asyncio.sleep(0.05)
             took_s = time.monotonic() - came_back
             requests = [*before.requests, *after.requests]
@@ -194,7 +195,7 @@ async def test_a_receiver_killed_for_a_while(tmp_path: Path) -> None:
 
 
 def by_subscription(requests: Sequence[Request]) -> dict[str, list[dict[str, Any]]]:
-    """The events in the order in which they came."""
+    """The events of each subscription, in the order of their arrival."""
     found: dict[str, list[dict[str, Any]]] = {}
     for request in requests:
         event = json.loads(request.body)
@@ -208,14 +209,15 @@ def changes(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def last(events: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What was told last of each terminal."""
+    """The last status of each terminal in these events."""
     return {change["address"]: change["status"] for change in changes(events)}
 
 
 @pytest.mark.parametrize("with_workers", [False, True], ids=["gateway", "gateway and workers"])
 async def test_a_pause_ends_nothing(tmp_path: Path, with_workers: bool) -> None:
-    """Stopped for longer than a SIP worker may be silent, alone or as a whole machine is, and then continued: the same
-    worker serves on, the stream lives, and a change is told, one of meanwhile too."""
+    """The gateway is stopped for longer than a SIP worker may be silent, alone or like a suspended machine with all its
+    processes, and continued. The same worker serves on, the stream lives, and changes are sent, one from during the
+    pause too."""
     address = "sip:frank@example.com"
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0) as gateway:
         sandbox.set_status("frank", Status.UNREACHABLE)
@@ -227,19 +229,19 @@ async def test_a_pause_ends_nothing(tmp_path: Path, with_workers: bool) -> None:
             paused = [gateway.process.pid, *(workers if with_workers else [])]
             for pid in paused:
                 os.kill(pid, signal.SIGSTOP)
-            if with_workers:  # else the worker's report would be heard at once
+            if with_workers:  # otherwise the worker's report would arrive at once
                 sandbox.set_status("frank", Status.BUSY)
             async with asyncio.timeout(LIMIT_S):
-                while not all(state(pid) == "T" for pid in paused):  # noqa: ASYNC110  # nobody tells
+                while not all(state(pid) == "T" for pid in paused):  # noqa: ASYNC110  # no event to await
                     await asyncio.sleep(0.01)
             resume_s = time.monotonic() + PAUSE_S
-            while time.monotonic() < resume_s:  # what a pause is
+            while time.monotonic() < resume_s:  # the pause
                 assert all(state(pid) == "T" for pid in paused)
                 await asyncio.sleep(0.1)
             for pid in reversed(paused):
                 os.kill(pid, signal.SIGCONT)
             judged_s = time.monotonic() + 3 * PING_EVERY_S
-            while time.monotonic() < judged_s:  # the supervisor has looked by then
+            while time.monotonic() < judged_s:  # the supervisor has checked the worker by then
                 assert children(gateway.process.pid) == workers
                 await asyncio.sleep(0.1)
             sandbox.set_status("frank", Status.BUSY)
@@ -255,7 +257,7 @@ def state(pid: int) -> str:
 
 
 async def test_one_gateway_for_one_sqlite_file(tmp_path: Path) -> None:
-    """A second gateway on the same SQLite database does not start, and says what to do."""
+    """A second gateway on the same SQLite database refuses to start, and says what to do."""
     async with Sandbox("127.0.0.1", 0, scripted=False) as sandbox, serving(tmp_path, sandbox, 0):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
         environment |= {

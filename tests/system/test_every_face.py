@@ -1,5 +1,5 @@
-"""Every face tells the same story: gRPC, REST and SOAP are asked by a real client about each terminal of the sandbox,
-the well-behaved and the hostile, and the next question is answered each time."""
+"""Every face gives the same answer: a real client asks gRPC, REST and SOAP about each terminal of the sandbox, honest
+and hostile, and each next query is answered too."""
 
 import asyncio
 
@@ -98,7 +98,7 @@ async def test_status(gateway: Gateway, face: str, address: str, status: str) ->
 @pytest.mark.parametrize(("address", "codes"), ERRORS.items(), ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("face", FACES)
 async def test_error(gateway: Gateway, face: str, address: str, codes: tuple[str, str]) -> None:
-    """What cannot be answered has the failure table's code on every face, and the next question is answered."""
+    """A query that cannot be answered has the code of the error table on every face, and the next query is answered."""
     if face == "soap" and not address.isprintable():
         address = address.replace("\x01", "\t\u00a0")  # XML has no way to write most control characters
     answer = await ask_through(gateway, face, address)
@@ -108,11 +108,12 @@ async def test_error(gateway: Gateway, face: str, address: str, codes: tuple[str
 
 
 async def test_large_document(gateway: Gateway) -> None:
-    """A document beyond PJSIP's buffer is read, also where UDP cuts it first: it is asked for again over TCP."""
+    """A document beyond PJSIP's buffer is read, even where UDP cuts it first: it is fetched again over TCP."""
     answer = await ask_through(gateway, "rest", "sip:document-big-20000@example.com")
     assert answer["status"] == "REACHABLE"
 
 
 async def test_cut_document(gateway: Gateway) -> None:
-    """Over UDP, a NOTIFY that was longer than what arrived is no truth about the terminal: it is asked over TCP."""
+    """Over UDP, a NOTIFY with a longer Content-Length than its body is not read; the terminal is fetched again over
+    TCP."""
     assert (await ask_through(gateway, "rest", "sip:length-lies@example.com"))["status"] == "REACHABLE"

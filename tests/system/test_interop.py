@@ -1,9 +1,9 @@
-"""Parlay X clients that were not written here, against a real gateway and a notifier.
+"""Parlay X clients of other makers, against a real gateway and a notifier.
 
-Each program of `interop/` is generated or configured from the served WSDL, does the same in its own way, and prints
-what it saw as lines of JSON: all four operations, a fault of each with its fields, and the three callbacks. Arguments:
-the URL of /parlayx, client id, secret, and a name for its correlators. zeep and node's `soap` show a WS-Security
-digest, PHP and gSOAP HTTP Basic. Their results are the table in `docs/testing.md`.
+Each program of `interop/` is generated or configured from the served WSDL. It uses all four operations, reads a fault
+of each with its fields, receives the three callbacks, and prints what it saw as lines of JSON. Arguments: the URL of
+/parlayx, client id, secret, and a prefix for its correlators. zeep and node's `soap` authenticate by WS-Security
+digest, PHP and gSOAP by HTTP Basic. The results are the table in `docs/testing.md`.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ OPERATIONS = ("getStatus", "getStatusForGroup", "startNotification", "endNotific
 
 
 def seen_by(name: str) -> dict[str, Any]:
-    """What every client must see, by what it is."""
+    """What every client must see; kinds of clients differ in some details."""
 
     def fault(element: str, message_id: str, *variables: str) -> list[object]:
         return [element, message_id, TEXTS[message_id], list(variables)]
@@ -80,7 +80,7 @@ class World:
 
     @property
     def password(self) -> str:
-        """What digests are made of."""
+        """The password from which digests are made."""
         parsed = parse_key(self.key)
         assert parsed is not None
         return password_equivalent(hash_secret(parsed[1]))
@@ -88,7 +88,7 @@ class World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """The gateway as it is served, against the sandbox; callbacks may go to this machine."""
+    """The gateway as `serve` runs it, against the sandbox; callbacks may go to this machine."""
     database = tmp_path_factory.mktemp("interop") / "ts.sqlite3"
     settings = settings_for(
         f"{sandbox.uri};transport=tcp",
@@ -106,7 +106,7 @@ async def world(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[dict[str, dict[str, Any]]]:
-    """What each client saw; at the end it becomes the table."""
+    """What each client saw; made into the table at the end."""
     everything: dict[str, dict[str, Any]] = {}
     yield everything
     TABLE.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,8 @@ def seen() -> Iterator[dict[str, dict[str, Any]]]:
 
 
 def table(everything: dict[str, dict[str, Any]]) -> str:
-    """Client x operation with its fault x callback, in Markdown."""
+    """The table in Markdown: a row for each client, a column for each operation with its fault and for each
+    callback."""
     columns = [*OPERATIONS, *CALLBACKS]
     lines = [f"| client | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for client, found in everything.items():
@@ -133,7 +134,7 @@ def prefix(client: str) -> str:
 
 
 async def run(*command: str | Path, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
-    """Runs a program to its end. Returns its output; fails with what it complained of."""
+    """Runs a program to its end. Returns its output; fails with its error output."""
     process = await asyncio.create_subprocess_exec(
         *map(str, command),
         cwd=cwd,
@@ -151,7 +152,7 @@ async def run(*command: str | Path, environ: dict[str, str] | None = None, cwd: 
 
 
 def require(there: object, what: str) -> None:
-    """In CI what is missing is a failure, elsewhere a skip."""
+    """Skips the test where a program is missing; in CI the test fails instead."""
     if not there:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed; `make test` does it")
 
@@ -199,7 +200,7 @@ async def node(world: World, _: Path) -> str:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_client(client: str, world: World, seen: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    """The client does all four operations, reads a fault of each, and is called back in all three ways."""
+    """The client uses all four operations, reads a fault of each, and receives all three callbacks."""
     program = dict(zip(CLIENTS, (zeep, php, gsoap, node), strict=True))[client]
     lines = (await program(world, tmp_path)).splitlines()
     seen[client] = dict(json.loads(line) for line in lines)
@@ -208,7 +209,7 @@ async def test_client(client: str, world: World, seen: dict[str, dict[str, Any]]
 
 
 def test_table() -> None:
-    """The table has a cell for each operation and callback, and says so where something was not seen."""
+    """The table has a cell for each operation and callback, and says where something was not seen."""
     good = {client: seen_by(prefix(client)) for client in CLIENTS}
     text = table(good)
     assert text.count("answer, fault") == 4 * len(CLIENTS)

@@ -1,4 +1,5 @@
-"""The real presence server the system tests use, proved by raw SIP: what its documents look like, when, and why."""
+"""The real presence server of the system tests, checked by raw SIP: the form of its documents, and when it sends
+them."""
 
 import asyncio
 import hashlib
@@ -23,7 +24,7 @@ RPID = "{urn:ietf:params:xml:ns:pidf:rpid}"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kamailio() -> AsyncIterator[Kamailio]:
-    """One Kamailio for all tests here; each uses an address of its own."""
+    """One Kamailio for all tests here; each test uses its own addresses."""
     require()
     async with Kamailio.running() as running:
         yield running
@@ -31,20 +32,20 @@ async def kamailio() -> AsyncIterator[Kamailio]:
 
 @pytest_asyncio.fixture(loop_scope="module", params=["udp", "tcp"])
 async def client(kamailio: Kamailio, request: pytest.FixtureRequest) -> AsyncIterator[SipClient]:
-    """A watcher."""
+    """A SIP client as watcher."""
     async with SipClient(kamailio.host, kamailio.port, tcp=request.param == "tcp") as connected:
         yield connected
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def terminal(kamailio: Kamailio, request: pytest.FixtureRequest) -> AsyncIterator[Terminal]:
-    """A terminal nobody else uses, over UDP."""
+    """A terminal that no other test uses, over UDP."""
     async with Terminal(kamailio.host, kamailio.port, f"sip:t{unique()}@example.com") as connected:
         yield connected
 
 
 def basics(notify: SipMessage) -> list[str]:
-    """What the document's tuples say; [] for an empty body."""
+    """The `basic` values of the document's tuples; [] for an empty body."""
     if not notify.body:
         return []
     return [element.text or "" for element in etree.fromstring(notify.body).iter(f"{PIDF}basic")]
@@ -57,7 +58,7 @@ def activities(notify: SipMessage) -> set[str]:
 
 
 async def fetched(client: SipClient, address: str, expected: list[str], deadline_s: float = 5) -> SipMessage:
-    """Fetches until the tuples say what is expected: what expires takes a while."""
+    """Fetches until the tuples have these values, since expiries take a while."""
     deadline = time.monotonic() + deadline_s
     while True:
         response, notify = await client.fetch(address)
@@ -66,11 +67,11 @@ async def fetched(client: SipClient, address: str, expected: list[str], deadline
         if basics(notify) == expected:
             return notify
         assert time.monotonic() < deadline, f"still {basics(notify)} after {deadline_s} s"
-        await asyncio.sleep(0.02)  # between two questions: Kamailio keeps each transaction for 5 s
+        await asyncio.sleep(0.02)  # between two fetches: Kamailio keeps each transaction for 5 s
 
 
 async def test_nothing_published_is_an_empty_body(client: SipClient) -> None:
-    """A terminal that never registered is answered 200 and a terminated NOTIFY without body."""
+    """A fetch of a terminal that never registered is answered 200 and a terminated NOTIFY without body."""
     response, notify = await client.fetch("sip:never@example.com")
     assert notify is not None
     assert (response.code, response["expires"]) == (200, "0")
@@ -79,7 +80,7 @@ async def test_nothing_published_is_an_empty_body(client: SipClient) -> None:
 
 
 async def test_register_opens_and_unregister_closes(client: SipClient, terminal: Terminal) -> None:
-    """REGISTER makes one open tuple, with an entity that lacks `sip:`; its end leaves an empty body."""
+    """REGISTER makes one open tuple, whose entity lacks `sip:`; unregistering leaves an empty body."""
     await terminal.register()
     notify = await fetched(client, terminal.address, ["open"])
     assert notify["content-type"] == "application/pidf+xml"
@@ -89,7 +90,7 @@ async def test_register_opens_and_unregister_closes(client: SipClient, terminal:
 
 
 async def test_publication_joins_the_registration(client: SipClient, terminal: Terminal) -> None:
-    """A PUBLISH adds its tuple and person to the registration's; the next one takes its place."""
+    """A PUBLISH adds its tuple and person to those of the registration; the next PUBLISH replaces them."""
     await terminal.register()
     await fetched(client, terminal.address, ["open"])
     await terminal.publish("on-the-phone")
@@ -102,7 +103,7 @@ async def test_publication_joins_the_registration(client: SipClient, terminal: T
 
 
 async def test_unregister_withdraws_the_publication(client: SipClient, terminal: Terminal) -> None:
-    """A terminal that leaves on the phone leaves nothing."""
+    """A terminal that unregisters while on the phone leaves an empty body."""
     await terminal.register()
     await terminal.publish("on-the-phone")
     await fetched(client, terminal.address, ["open", "open"])
@@ -111,7 +112,7 @@ async def test_unregister_withdraws_the_publication(client: SipClient, terminal:
 
 
 async def test_publication_outlives_the_registration(client: SipClient, terminal: Terminal) -> None:
-    """A publication that isn't withdrawn stays open and busy after unregistering, until it expires."""
+    """A publication that is not withdrawn stays open and busy after unregistering, until it expires."""
     await terminal.register()
     await terminal.publish("on-the-phone", expires_s=2)
     await fetched(client, terminal.address, ["open", "open"])
@@ -121,7 +122,7 @@ async def test_publication_outlives_the_registration(client: SipClient, terminal
 
 
 async def test_publication_without_a_tuple_opens_nothing(client: SipClient, terminal: Terminal) -> None:
-    """A publication of a person alone leaves the registration to say whether the terminal is open."""
+    """With a publication that has only a person, the registration alone decides whether the terminal is open."""
     body = (
         b'<presence xmlns="urn:ietf:params:xml:ns:pidf" xmlns:dm="urn:ietf:params:xml:ns:pidf:data-model" '
         b'xmlns:rpid="urn:ietf:params:xml:ns:pidf:rpid" entity="sip:x@example.com"><dm:person id="p">'
@@ -135,17 +136,17 @@ async def test_publication_without_a_tuple_opens_nothing(client: SipClient, term
 
 
 async def test_registration_expires(client: SipClient, terminal: Terminal) -> None:
-    """A terminal that falls silent is gone within about a second of its registration's expiry."""
+    """A terminal that falls silent is closed within about a second of its registration's expiry."""
     await terminal.register(1)
     await fetched(client, terminal.address, ["open"])
     await fetched(client, terminal.address, [])
 
 
 async def test_two_terminals_of_one_address(client: SipClient, kamailio: Kamailio, terminal: Terminal) -> None:
-    """The address is open until the last registration ends.
+    """The address is open until its last registration ends.
 
-    How many tuples that makes is left open: `pua` names a tuple by a memory address, so that two registrations often
-    share one, and are told as one. A live subscription then even hears "closed" when the first of them ends.
+    The number of tuples is not checked: `pua` names a tuple by a memory address, so that two registrations often share
+    one tuple. A live subscription then even gets "closed" when the first of them ends.
     """
     async with Terminal(kamailio.host, kamailio.port, terminal.address) as second:
         await terminal.register()
@@ -157,7 +158,7 @@ async def test_two_terminals_of_one_address(client: SipClient, kamailio: Kamaili
 
 
 async def test_subscription_is_reported_of_each_change(client: SipClient, terminal: Terminal) -> None:
-    """A lasting subscription gets a NOTIFY at once and at each change, where what has ended is told as closed."""
+    """A subscription gets a NOTIFY at once and at each change, in which an ended registration is closed."""
     call_id, tag = unique(), unique()
     response = await client.ask(
         "SUBSCRIBE", terminal.address, *EVENT, "Expires: 60", call_id=call_id, from_tag=tag, cseq=1
@@ -200,7 +201,7 @@ async def test_subscription_is_reported_of_each_change(client: SipClient, termin
     ],
 )
 async def test_refusals(client: SipClient, uri: str, code: int) -> None:
-    """Terminals not provisioned, forbidden and private are refused by their name."""
+    """Terminals that are not provisioned, forbidden or private are refused, by their names."""
     response, _ = await client.fetch(uri)
     assert response.code == code
 
@@ -233,7 +234,7 @@ async def test_other_methods_and_events(client: SipClient) -> None:
 
 
 async def test_a_registration_shows_at_once(kamailio: Kamailio, client: SipClient) -> None:
-    """When `register` returns, over UDP or TCP, the next fetch shows it; so it is with `unregister`, each time."""
+    """When `register` or `unregister` returns, over UDP or TCP, the next fetch shows the result, each time."""
     for _ in range(10):
         address = f"sip:t{unique()}@example.com"
         async with Terminal(kamailio.host, kamailio.port, address, tcp=client.tcp) as terminal:
@@ -244,12 +245,12 @@ async def test_a_registration_shows_at_once(kamailio: Kamailio, client: SipClien
 
 
 async def test_it_starts_in_time(kamailio: Kamailio) -> None:
-    """It says how long it took to start."""
+    """Kamailio starts within its time limit, and its start time is known."""
     assert 0 < kamailio.started_in_s < kamailio_module.START_DEADLINE_S
 
 
 async def test_it_leaves_nothing_behind() -> None:
-    """After its end the port is free and its directory gone."""
+    """After Kamailio's end the port is free and its directory is deleted."""
     require()
     async with Kamailio.running() as kamailio:
         directory, port = kamailio.directory, kamailio.port
@@ -260,8 +261,8 @@ async def test_it_leaves_nothing_behind() -> None:
         udp.bind(("127.0.0.1", port))
 
 
-async def test_a_failed_start_tells_the_log() -> None:
-    """Where it cannot listen, the error ends with its own words."""
+async def test_a_failed_start_shows_the_log() -> None:
+    """Where Kamailio cannot listen, the error ends with the last lines of its log."""
     require()
     with socket.socket(type=socket.SOCK_DGRAM) as holder:
         holder.bind(("127.0.0.1", 0))
@@ -271,7 +272,7 @@ async def test_a_failed_start_tells_the_log() -> None:
 
 
 async def test_missing_kamailio_is_a_skip_and_in_ci_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the packages a laptop skips, saying which one is missing, and CI fails."""
+    """Without the packages the test is skipped and names the missing one; in CI it fails."""
     monkeypatch.setattr(kamailio_module, "_binary", lambda: None)
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="Debian package kamailio"):

@@ -1,6 +1,6 @@
-"""Kamailio stopped and started again under watches: no watch is lost, and no change is invented.
+"""Kamailio is stopped and restarted under watches: no watch is lost, and no change is invented.
 
-`make outage WATCHES=2000 STOP_S=120` does the same at length.
+`make outage WATCHES=2000 STOP_S=120` does the same for longer.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ DEADLINE_S = 30 + WATCHES / 50
 
 
 async def until(condition: Callable[[], bool]) -> float:
-    """Waits for the condition; how long that took, in seconds."""
+    """Waits for the condition; returns the seconds that it took."""
     started_s = time.monotonic()
     async with asyncio.timeout(DEADLINE_S):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in other processes
@@ -35,7 +35,7 @@ async def until(condition: Callable[[], bool]) -> float:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def kamailio() -> AsyncIterator[Kamailio]:
-    """One that is stopped and started again."""
+    """A Kamailio that the test stops and restarts."""
     require()
     async with Kamailio.running() as running:
         yield running
@@ -43,7 +43,8 @@ async def kamailio() -> AsyncIterator[Kamailio]:
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 async def test_outage(kamailio: Kamailio, transport: str) -> None:
-    """While it is away all watches are STALE, then LIVE again without anybody asking, and told of what changes then."""
+    """While Kamailio is away all watches are STALE; afterwards they are LIVE by themselves, and later changes are
+    reported."""
     server = f"{kamailio.uri};transport={transport}"
     async with (
         watching(server, probe_every_s=1, setups_per_s=500) as (watcher, observer),
@@ -70,14 +71,14 @@ async def test_outage(kamailio: Kamailio, transport: str) -> None:
         before = len(observer.bodies(changing))
         await terminal.register()
         await until(lambda: len(observer.bodies(changing)) > before and b"open" in observer.bodies(changing)[-1])
-        print(  # noqa: T201  # for whoever runs it by hand
+        print(  # noqa: T201  # for a run by hand
             f"{transport}: {WATCHES} watches set up in {set_up_s:.1f} s; STALE {stale_s:.1f} s after the stop, "
             f"LIVE {live_s:.1f} s after the start {STOP_S:.0f} s later; {watcher.counts().subscribes_sent} SUBSCRIBEs"
         )
 
 
 async def test_registration_at_kamailio(kamailio: Kamailio) -> None:
-    """The watcher registers there where it is told to, and watches as before."""
+    """The watcher registers at Kamailio where settings say so, and watches as before."""
     server = f"{kamailio.uri};transport=udp"
     registrar, identity = kamailio.uri, "sip:gateway@example.com"
     async with watching(server, sip_registrar=registrar, watcher_identity=identity) as (watcher, observer):
@@ -86,7 +87,7 @@ async def test_registration_at_kamailio(kamailio: Kamailio) -> None:
 
 
 async def test_credentials_at_kamailio(kamailio: Kamailio) -> None:
-    """Digest is answered to a server that is not ours."""
+    """The watcher answers the digest challenge of a real server."""
     settings = {"sip_username": "watcher", "sip_password": "secret"}
     async with watching(f"{kamailio.uri};transport=tcp", **settings) as (watcher, observer):  # type: ignore[arg-type]
         address = parse_address("sip:private@example.com")

@@ -1,5 +1,5 @@
-"""Shares of clients: what one of them asks for in plenty leaves the others theirs. A gateway, its workers, and the
-sandbox notifier, which says in which order it was asked."""
+"""Clients share the gateway fairly: one client's many requests leave the others their share. A gateway with its
+workers; the sandbox notifier records the order in which terminals were asked about."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ SLACK = 20
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def gateway(sandbox: Sandbox) -> AsyncIterator[Gateway]:
-    """One that sets watches up slowly, and has no room for more than a storm of fetches."""
+    """A gateway that sets up watches slowly, and has no room for more than a storm of fetches."""
     settings = settings_for(
         f"{sandbox.uri};transport=udp", setups_per_s=RATE, max_fetches=3000, fetch_timeout_ms=3000, probe_every_s=0
     )
@@ -44,7 +44,7 @@ async def gateway(sandbox: Sandbox) -> AsyncIterator[Gateway]:
 
 @asynccontextmanager
 async def streaming(gateway: Gateway, client: Client, addresses: Sequence[TerminalAddress]) -> AsyncIterator[None]:
-    """A stream of the client over the terminals, that somebody reads."""
+    """A stream of the client over the terminals, with a reader."""
 
     async def read() -> None:
         async for _ in gateway.use_cases.streams.stream(client, addresses):
@@ -59,7 +59,7 @@ async def streaming(gateway: Gateway, client: Client, addresses: Sequence[Termin
 
 
 def asked(sandbox: Sandbox, *groups: Sequence[TerminalAddress]) -> list[int]:
-    """Of which group (by number) each terminal is, in the order in which they were first asked for."""
+    """For each terminal, in the order of its first SUBSCRIBE: the number of its group."""
     whose = {address: number for number, group in enumerate(groups) for address in group}
     return [whose[TerminalAddress(address)] for address in sandbox.counters.subscribes if address in whose]
 
@@ -71,7 +71,7 @@ def before_the_last(order: list[int], few: int, many: int) -> int:
 
 
 async def test_new_terminals_of_one_client_leave_another_its_set_ups(sandbox: Sandbox, gateway: Gateway) -> None:
-    """While one wants ever more, another's 200 are set up in turn with them, one to one."""
+    """While one client wants ever more terminals, another's 200 are set up alternately with them."""
     few, many = [terminal() for _ in range(200)], list[TerminalAddress]()
 
     def enough(number: int) -> bool:
@@ -92,7 +92,7 @@ async def test_new_terminals_of_one_client_leave_another_its_set_ups(sandbox: Sa
 async def test_terminal_of_two_clients_waits_for_the_one_that_was_served_least(
     sandbox: Sandbox, gateway: Gateway
 ) -> None:
-    """It stands at the end of a long queue; another client wants it too, and has it at once."""
+    """A terminal at the end of one client's long queue is set up at once when another client wants it too."""
     many = [terminal() for _ in range(300)]
     async with streaming(gateway, OTHER, many):
         await until(lambda: asked(sandbox, many))
@@ -105,7 +105,7 @@ async def test_terminal_of_two_clients_waits_for_the_one_that_was_served_least(
 
 
 async def test_worker_that_is_replaced_sets_up_in_turn(sandbox: Sandbox, gateway: Gateway) -> None:
-    """After its end the few of one client do not wait for the many of another."""
+    """After a worker's replacement, one client's few terminals do not wait for another's many."""
     few, many = [terminal() for _ in range(20)], [terminal() for _ in range(200)]
     async with streaming(gateway, APP, few), streaming(gateway, OTHER, many):
         await until(lambda: len(asked(sandbox, few, many)) == 220)
@@ -118,7 +118,7 @@ async def test_worker_that_is_replaced_sets_up_in_turn(sandbox: Sandbox, gateway
 
 
 async def test_gateway_that_is_started_again_sets_up_in_turn(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Of stored subscriptions too, whichever are older."""
+    """After a restart, stored subscriptions of clients are set up alternately too, whichever are older."""
     few, many = [terminal() for _ in range(20)], [terminal() for _ in range(200)]
     url = f"sqlite:///{tmp_path}/shares.sqlite3"
     async with await open_store(url) as store:
@@ -137,7 +137,7 @@ async def test_gateway_that_is_started_again_sets_up_in_turn(sandbox: Sandbox, t
 
 
 async def test_storm_of_silent_fetches_leaves_another_client_its_answers(sandbox: Sandbox, gateway: Gateway) -> None:
-    """However many one client has waiting, six questions of another are answered, and new watches are set up."""
+    """However many fetches of one client wait, six queries of another are answered, and new watches are set up."""
     stop, outcomes = asyncio.Event(), list[str]()
 
     async def ask_for_ever() -> None:

@@ -1,4 +1,4 @@
-"""Signals to a gateway that serves, as a process: SIGHUP reads TLS files again, SIGTERM may wait before it drains."""
+"""Signals to a serving gateway process: SIGHUP reads TLS files again, SIGTERM may wait before it drains."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def replace(old: Signed, new: Signed) -> None:
 
 
 def shown(address: str) -> str:
-    """The certificate that a server shows."""
+    """The certificate that a server presents."""
     host, _, port = address.rpartition(":")
     return ssl.get_server_certificate((host, int(port)), timeout=DEADLINE_S).strip()
 

@@ -1,4 +1,4 @@
-"""The whole: a real terminal registers at a real Kamailio, and the gateway is asked by clients on every face."""
+"""The whole system: a real terminal registers at a real Kamailio, and clients query the gateway on every face."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,7 +30,7 @@ async def kamailio() -> AsyncIterator[Kamailio]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["udp", "tcp"])
 async def gateway(request: pytest.FixtureRequest, kamailio: Kamailio) -> AsyncIterator[Gateway]:
-    """A gateway that watches by Kamailio."""
+    """A gateway that watches at Kamailio."""
     server = f"sip:{kamailio.host}:{kamailio.port};transport={request.param}"
     async with run_gateway(settings_for(server)) as running:
         yield running
@@ -44,7 +44,7 @@ async def terminal(kamailio: Kamailio) -> AsyncIterator[Terminal]:
 
 
 def through(face: str) -> Ask:
-    """Asks through one face; the answer is a status or an error's code."""
+    """Queries through one face; returns the status or the error's code."""
 
     async def question(gateway: Gateway, address: str) -> str:
         server = gateway.grpc_address if face == "grpc" else gateway.http_address
@@ -55,7 +55,7 @@ def through(face: str) -> Ask:
 
 
 async def through_zeep(gateway: Gateway, address: str) -> str:
-    """Asks with a client that zeep makes from the WSDL the gateway serves."""
+    """Queries with a client that zeep makes from the gateway's WSDL."""
 
     def call() -> str:
         wsdl = f"http://{gateway.http_address}/parlayx/TerminalStatus?wsdl"
@@ -77,16 +77,18 @@ FACES: dict[str, Ask] = {
 
 
 async def becomes(gateway: Gateway, address: str, status: str) -> None:
-    """Waits until the first face says so (a REGISTER becomes presence after its 200), then asks every other one."""
+    """Waits until the first face has this answer (a REGISTER becomes presence after its 200), then queries every other
+    face."""
     async with asyncio.timeout(DEADLINE_S):
         while (reported := await FACES["grpc"](gateway, address)) != status:
             assert reported in {"REACHABLE", "BUSY", "UNREACHABLE"}
-            await asyncio.sleep(0.02)  # between two questions, lest Kamailio hold hundreds of transactions
+            await asyncio.sleep(0.02)  # between two queries, so that Kamailio does not hold hundreds of transactions
     assert {name: await face(gateway, address) for name, face in FACES.items()} == dict.fromkeys(FACES, status)
 
 
 async def test_life_of_a_terminal(gateway: Gateway, terminal: Terminal) -> None:
-    """Never registered it is Unreachable; registered, Reachable; on the phone, Busy; then Reachable; then gone."""
+    """A terminal is unreachable before it registers, then reachable, busy on the phone, reachable, and unreachable
+    after it unregisters."""
     await becomes(gateway, terminal.address, "UNREACHABLE")
     await terminal.register()
     await becomes(gateway, terminal.address, "REACHABLE")
@@ -109,13 +111,14 @@ async def test_life_of_a_terminal(gateway: Gateway, terminal: Terminal) -> None:
     ],
 )
 async def test_refusals(gateway: Gateway, address: str, code: str, parlayx: str) -> None:
-    """One that is not provisioned is unknown, one that refuses is refused, on every face by its own code."""
+    """A terminal that is not provisioned is unknown, and one that refuses is refused, with the right code on every
+    face."""
     reported = {name: await face(gateway, address) for name, face in FACES.items()}
     assert reported == {"grpc": code, "rest": code, "soap": parlayx, "zeep": parlayx}
 
 
 async def test_presence_server_goes_and_returns() -> None:
-    """While Kamailio is away the gateway says it has no answer, never Unreachable; when it returns, so do answers."""
+    """While Kamailio is away queries fail, and never answer unreachable; when it returns, so do answers."""
     require()
     async with Kamailio.running() as first:
         port = first.port

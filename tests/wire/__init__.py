@@ -1,1 +1,1 @@
-"""Transports: SIP, HTTP, TLS and webhooks over real sockets."""
+"""Transports over real sockets: SIP, HTTP, TLS and webhooks."""

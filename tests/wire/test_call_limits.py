@@ -1,4 +1,4 @@
-"""Limits on open gRPC calls and connections: half-open calls, health, reflection, floods; and bursts lose nothing."""
+"""Limits on open gRPC calls and connections: half-open calls, health, reflection, floods; and bursts without loss."""
 
 import asyncio
 import contextlib
@@ -50,12 +50,12 @@ async def face_behind(
 
 
 def half_open(face: Face, path: str = GET_STATUS, metadata: Metadata | None = None) -> Any:
-    """A call of which the server gets the metadata and never a message."""
+    """A call whose metadata reach the server and whose message never does."""
     return face.channel.stream_stream(path)(metadata=metadata, timeout=LIMIT_S)
 
 
 def behind(address: str, metadata: Metadata = ()) -> Metadata:
-    """As a proxy sends what comes from that address."""
+    """The metadata of a proxy that forwards a call from this address."""
     return (("x-forwarded-for", address), *metadata)
 
 
@@ -69,7 +69,7 @@ async def health_of(face: Face, metadata: Metadata | None = None) -> Any:
     return (await stub.Check(HealthCheckRequest(), metadata=metadata)).status
 
 
-# The limits alone.
+# The limits as units.
 
 
 def refusal(enter: Callable[[], object]) -> type[TerminalStatusError] | None:
@@ -81,7 +81,7 @@ def refusal(enter: Callable[[], object]) -> type[TerminalStatusError] | None:
 
 
 def test_a_limit_holds_for_each_key_and_in_total() -> None:
-    """One key has `per_key` calls at most, all together `total`, and a call that leaves makes room."""
+    """One key has at most `per_key` calls, all keys together `total`; a call that ends makes room."""
     limit = CallLimit(2, 5, "here")
     assert [refusal(lambda: limit.enter("a")) for _ in range(3)] == [None, None, RateLimited]
     assert [refusal(lambda: limit.enter("")) for _ in range(3)] == [None, None, None]
@@ -95,7 +95,8 @@ def test_a_limit_holds_for_each_key_and_in_total() -> None:
 
 
 def test_pending_calls_are_cancelled_when_overdue() -> None:
-    """Within the limit of its address a call has PENDING_LIMIT_S, beyond it less; a proxy has no limit of its own."""
+    """A pending call has PENDING_LIMIT_S within its address's limit, and less beyond it; a proxy has no limit of its
+    own."""
     limits = CallLimits(max_streams=10, unauthenticated_calls=2)
     cancelled: list[str] = []
 
@@ -132,7 +133,7 @@ def test_pending_calls_are_cancelled_when_overdue() -> None:
     ],
 )
 def test_addresses_of_peers(peer: str, address: str) -> None:
-    """The address without port and brackets."""
+    """The address without its port and brackets."""
     assert callers.address_of_peer(peer) == address
 
 
@@ -141,7 +142,7 @@ def test_addresses_of_peers(peer: str, address: str) -> None:
 
 @pytest.mark.parametrize("credentials", [(), (("authorization", "Bearer tsk_a_b"),)], ids=["none", "bad"])
 async def test_bad_credentials_are_refused_before_the_message(tmp_path: Path, credentials: Metadata) -> None:
-    """A call without valid credentials is refused before its message is read, and leaves nothing behind."""
+    """A call without valid credentials is refused before its message is read, and is not counted afterwards."""
     limits = CallLimits(max_streams=10)
     async with face_behind(limits, tmp_path) as face:
         for path in (GET_STATUS, WATCH_STATUSES):
@@ -152,8 +153,8 @@ async def test_bad_credentials_are_refused_before_the_message(tmp_path: Path, cr
 
 
 async def test_half_open_calls_do_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-open calls of one address are refused soon beyond its limit, and later within it; calls from the same and
-    from another address are answered meanwhile."""
+    """Half-open calls of one address are refused soon beyond its limit, and later within it. Meanwhile calls from this
+    and other addresses are answered."""
     monkeypatch.setattr("app.rpc.call_limits.EXCESS_PENDING_LIMIT_S", 0.1)
     monkeypatch.setattr(call_admission, "CHECK_PENDING_S", 0.05)
     limits = CallLimits(max_streams=10, unauthenticated_calls=5)
@@ -186,7 +187,7 @@ async def test_half_open_calls_of_connections_that_end_are_forgotten(tmp_path: P
 
 
 async def test_a_call_without_a_message(tmp_path: Path) -> None:
-    """A call that ends before it has sent a message is answered, and not left open."""
+    """A call that ends before its message is answered, and not left open."""
     async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         call = half_open(face, metadata=face.app)
         await call.done_writing()
@@ -194,7 +195,7 @@ async def test_a_call_without_a_message(tmp_path: Path) -> None:
 
 
 async def test_bytes_that_are_no_request(tmp_path: Path) -> None:
-    """Bytes that do not parse are INVALID_ARGUMENT with details, on each method."""
+    """Bytes that do not parse are INVALID_ARGUMENT with details, in each method."""
     async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         for path in (
             GET_STATUS,
@@ -208,7 +209,8 @@ async def test_bytes_that_are_no_request(tmp_path: Path) -> None:
 
 
 async def test_a_client_has_its_own_limit(tmp_path: Path) -> None:
-    """Calls count for their client, half-open ones too: one beyond its limit is refused, another client's answered."""
+    """Calls count for their client, half-open ones too: a client beyond its limit is refused, another client is
+    answered."""
     limits = CallLimits(max_streams=10)
     limits.clients = CallLimit(3, 6, "by this client")
     async with face_behind(limits, tmp_path) as face:
@@ -223,8 +225,8 @@ async def test_a_client_has_its_own_limit(tmp_path: Path) -> None:
 
 
 async def test_a_proxy_is_exempt_and_its_clients_are_not(tmp_path: Path) -> None:
-    """Behind a trusted proxy the address that it names is counted, and the proxy's own calls are not. The header of
-    other peers is ignored."""
+    """Behind a trusted proxy the forwarded address is counted, and the proxy's own calls are not. The header of other
+    peers is ignored."""
     limits = CallLimits(max_streams=10, unauthenticated_calls=1)
     limits.unauthenticated = CallLimit(1, 100, "from this address")
     async with face_behind(limits, tmp_path, open_to_all=True, proxies=PROXY) as face:
@@ -245,7 +247,8 @@ async def test_a_proxy_is_exempt_and_its_clients_are_not(tmp_path: Path) -> None
 
 
 async def test_health_and_reflection_have_limits_of_their_own(tmp_path: Path) -> None:
-    """Idle health and reflection streams of one address block no other calls, nor health calls of another address."""
+    """Idle health and reflection streams of one address block neither its other calls nor another address's health
+    calls."""
     limits = CallLimits(max_streams=10)
     limits.health, limits.reflection = CallLimit(3, 100, "to health"), CallLimit(2, 100, "to reflection")
     async with face_behind(limits, tmp_path, proxies=PROXY) as face:
@@ -282,7 +285,7 @@ async def test_an_idle_reflection_stream_is_ended(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_burst_of_new_credentials_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls at once with the same credentials, never seen before, share one look-up, its failure and its success."""
+    """Simultaneous calls with the same new credentials share one look-up, whether it fails or succeeds."""
     async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         store: Any = face.core.store
         real, looks, failing = store.key, 0, True
@@ -308,7 +311,7 @@ async def test_a_burst_of_new_credentials_is_looked_up_once(tmp_path: Path, monk
 async def test_a_cancelled_call_does_not_cancel_a_shared_look_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the call that looks up credentials is cancelled, the next call with the same credentials looks up."""
+    """If the call that looks up credentials is cancelled, the next call with these credentials looks them up."""
     async with face_behind(CallLimits(max_streams=10), tmp_path) as face:
         store: Any = face.core.store
         real, looked, go = store.key, asyncio.Event(), asyncio.Event()
@@ -335,7 +338,7 @@ async def test_a_cancelled_call_does_not_cancel_a_shared_look_up(
 @pytest.mark.parametrize("open_to_all", [False, True], ids=["credentials", "open"])
 @pytest.mark.parametrize(("number", "connections"), [(2000, 1), (2000, 20), (8000, 8)])
 async def test_no_call_of_a_burst_is_lost(tmp_path: Path, number: int, connections: int, open_to_all: bool) -> None:
-    """Thousands of calls at once, over one connection or several, are all answered."""
+    """Thousands of simultaneous calls, over one connection or several, are all answered."""
     async with face_behind(CallLimits(max_streams=10), tmp_path, open_to_all=open_to_all) as face:
         request = pb.GetStatusRequest(address=ALICE).SerializeToString()
         async with raw_connections(face, connections, () if open_to_all else face.app) as opened:
@@ -346,7 +349,7 @@ async def test_no_call_of_a_burst_is_lost(tmp_path: Path, number: int, connectio
 
 
 async def test_no_stream_of_a_burst_is_lost(tmp_path: Path) -> None:
-    """Two thousand streams begun at once over one connection all get their snapshot."""
+    """Two thousand streams that are begun at once over one connection all get their snapshot."""
     begun: Counter[str] = Counter()
     async with face_behind(CallLimits(max_streams=10_000), tmp_path) as face:
         request = pb.WatchStatusesRequest(addresses=[ALICE]).SerializeToString()
@@ -365,7 +368,8 @@ async def test_no_stream_of_a_burst_is_lost(tmp_path: Path) -> None:
 
 
 async def test_a_connection_takes_more_streams_than_a_client_may_have(tmp_path: Path) -> None:
-    """SETTINGS_MAX_CONCURRENT_STREAMS is above a client's own limit; below it, excess calls would hang."""
+    """SETTINGS_MAX_CONCURRENT_STREAMS is above a client's own limit: at a lower value, excess calls would hang and not
+    be refused."""
     limits = CallLimits(max_streams=123_456)
     async with face_behind(limits, tmp_path) as face:
         reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
@@ -382,7 +386,7 @@ async def test_a_connection_takes_more_streams_than_a_client_may_have(tmp_path: 
 async def raw_connections(
     face: Face, number: int, metadata: Metadata, source: str = "127.0.0.1"
 ) -> AsyncIterator[list[h2.Connection]]:
-    """Connections without a stub, which costs more than the server."""
+    """Connections without generated stubs, which would cost more CPU than the server."""
     async with contextlib.AsyncExitStack() as stack:
         opened = []
         for _ in range(number):
@@ -397,7 +401,7 @@ async def raw_connections(
 
 @asynccontextmanager
 async def idle_connections(port: int, address: str, number: int) -> AsyncIterator[list[asyncio.StreamReader]]:
-    """Connections that speak HTTP/2 and call nothing."""
+    """Connections that speak HTTP/2 and make no call."""
     opened = [await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0)) for _ in range(number)]
     for _, writer in opened:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
@@ -409,7 +413,7 @@ async def idle_connections(port: int, address: str, number: int) -> AsyncIterato
 
 
 async def ended(readers: list[asyncio.StreamReader]) -> int:
-    """How many of them the gateway has closed."""
+    """The number of these connections that the gateway has closed."""
     for reader in readers:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(reader.read(65_536), 0.001)
@@ -417,7 +421,7 @@ async def ended(readers: list[asyncio.StreamReader]) -> int:
 
 
 class Counted:
-    """A function that counts its calls."""
+    """Wraps a function and counts its calls."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.times = 0
@@ -429,8 +433,8 @@ class Counted:
 
 
 async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address keeps 5 connections without a client's call; those with one stay beside them, and so do connections of
-    another address and of a trusted proxy."""
+    """An address keeps 5 connections without a client's call. Its connections with such a call stay too, and so do
+    those of another address and of a trusted proxy."""
     monkeypatch.setattr(connection_limits, "CHECK_S", 0.05)
     limits = CallLimits(max_streams=10, unauthenticated_connections=5)
     proxies = TrustedProxies.of(["127.0.0.4/32"])
@@ -467,7 +471,7 @@ async def test_idle_connections_of_one_address_are_bounded(tmp_path: Path, monke
 
 
 async def connects(host: str, port: int, source: str) -> bool:
-    """Whether a connection from there is taken before the kernel asks a second time, after a second."""
+    """Whether a connection from this address is accepted within a second, before the kernel sends a second SYN."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.3):
             _, writer = await asyncio.open_connection(host, port, local_addr=(source, 0))
@@ -478,7 +482,7 @@ async def connects(host: str, port: int, source: str) -> bool:
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 async def test_the_kernel_blocks_an_address(family: socket.AddressFamily) -> None:
-    """A blocked address cannot connect, others can, and established connections go on; until the block ends."""
+    """During a block its address cannot connect, other addresses can, and established connections go on."""
     with socket.socket(family) as listening:
         listening.bind(("" if family == socket.AF_INET6 else "127.0.0.1", 0))
         listening.listen()
@@ -502,7 +506,7 @@ async def test_the_kernel_blocks_an_address(family: socket.AddressFamily) -> Non
 
 
 def test_how_long_an_address_is_blocked() -> None:
-    """Each flood blocks for twice as long as the one before, up to a limit; later the address is forgotten."""
+    """Each flood blocks twice as long as the one before, up to a limit; later the address is forgotten."""
     out = connection_limits.BlockedAddresses()
     lasts, now_s = [], 0.0
     for _ in range(7):
@@ -522,7 +526,7 @@ def test_how_long_an_address_is_blocked() -> None:
 
 
 def test_a_flood_is_seen_once() -> None:
-    """`on_flooded` is called once, at the call that reaches FLOOD_WEIGHT; a trusted proxy's own calls do not count."""
+    """`on_flooded` is called once, by the call that reaches FLOOD_WEIGHT; a trusted proxy's own calls do not count."""
     limits, woken = CallLimits(max_streams=1), list[int]()
     limits.on_flooded = lambda: woken.append(round(limits.bad_calls["a"]))
     for _ in range(300):
@@ -538,12 +542,12 @@ def test_a_flood_is_seen_once() -> None:
     [("2001:db8::/64", True), ("2001:db8:1::/64", False), ("10.1.0.3", True), ("10.1.0.9", False), ("behind x", False)],
 )
 def test_trusted_proxies_among_what_counts_as_one_address(key: str, expected: bool) -> None:
-    """Another host in the /64 network of a trusted proxy must not get the proxy blocked."""
+    """A flood from another host in a trusted proxy's /64 network does not block the proxy."""
     assert TrustedProxies.of(["2001:db8::5/128", "10.1.0.0/29"]).overlap(key) is expected
 
 
 async def test_a_flood_beside_a_trusted_proxy_blocks_nobody(tmp_path: Path) -> None:
-    """If a trusted proxy may be among the flooding addresses, none of their connections is shut down or refused."""
+    """Where a trusted proxy may be among the flooding addresses, none of their connections is shut down or refused."""
     limits, looks = CallLimits(max_streams=10), Counted(tcp_connections.accepted_connections)
     async with face_behind(limits, tmp_path) as face, idle_connections(face.port, "127.0.0.2", 2) as idle:
         with pytest.MonkeyPatch.context() as patch:
@@ -560,8 +564,8 @@ async def test_a_flood_beside_a_trusted_proxy_blocks_nobody(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["wrong-key", "no-key", "health", "no-message"])
 async def test_a_flooding_address_is_blocked(tmp_path: Path, kind: str) -> None:
-    """Its connections without a client's call end, and new ones are refused; a client at the same address is still
-    served on its connection, and so is everybody elsewhere."""
+    """The address's connections without a client's call end, and new ones are refused. A client at the same address is
+    still served on its connection; so are all other addresses."""
     limits = CallLimits(max_streams=10, unauthenticated_calls=50)
     request = pb.GetStatusRequest(address=ALICE).SerializeToString()
     path = HEALTH_CHECK if kind == "health" else GET_STATUS
@@ -589,5 +593,5 @@ async def test_a_flooding_address_is_blocked(tmp_path: Path, kind: str) -> None:
     ],
 )
 def test_peers_are_named_as_grpc_names_them(text: str, peer: str) -> None:
-    """The rows of the kernel's table give the names that gRPC gives to peers."""
+    """The rows of the kernel's table give the same peer names as gRPC."""
     assert tcp_connections.peer_of(text) == peer

@@ -1,4 +1,5 @@
-"""Tests of `app/egress/client.py`: which endpoints may be connected to, and what hostile ones can do to a request."""
+"""Tests of `app/egress/client.py`: which endpoints may be connected to, and what hostile endpoints can do to a
+request."""
 
 import asyncio
 import errno
@@ -51,18 +52,19 @@ ALLOWED = ["1.1.1.1", "8.8.8.8", "172.15.0.1", "100.63.0.1", "100.128.0.1", "260
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_only_public_addresses_are_permitted(address: str) -> None:
-    """Loopback, private, link-local, shared, multicast, documentation and reserved addresses are not, in any dress."""
+    """Loopback, private, link-local, shared, multicast, documentation and reserved addresses are refused in every
+    notation."""
     assert not PUBLIC.permits(address)
 
 
 @pytest.mark.parametrize("address", [*ALLOWED, "64:ff9b::808:808"])
 def test_public_addresses_are_permitted(address: str) -> None:
-    """What is on the public internet is, by way of a NAT64 too."""
+    """Addresses on the public internet are permitted, through a NAT64 too."""
     assert PUBLIC.permits(address)
 
 
 def test_named_networks_are_permitted_beside_the_public_ones() -> None:
-    """A network that the operator names is allowed, in its IPv6-mapped form too, and nothing around it."""
+    """A network that the operator names is permitted, in its IPv6-mapped form too, and no address around it."""
     rules = Rules.of(["10.1.0.0/16", "fd12::/16"], allow_http=False)
     assert [rules.permits(a) for a in ("10.1.2.3", "::ffff:10.1.2.3", "fd12::1", "8.8.8.8")] == [True] * 4
     assert [rules.permits(a) for a in ("10.2.0.1", "127.0.0.1", "fd13::1", "::1", "localhost")] == [False] * 5
@@ -129,7 +131,7 @@ def test_what_is_permitted_is_global(address: ipaddress.IPv4Address | ipaddress.
     ],
 )
 def test_urls_that_are_refused(url: str, reason: str) -> None:
-    """Another scheme, credentials, a fragment, an odd port or host: each is refused with its word."""
+    """Another scheme, credentials, a fragment, an unusual port or host: each is refused with its reason."""
     with pytest.raises(SinkRefused) as caught:
         read_endpoint(url, allow_http=False)
     assert caught.value.details["reason"] == reason
@@ -149,13 +151,13 @@ def test_urls_that_are_refused(url: str, reason: str) -> None:
     ],
 )
 def test_urls_are_read_into_one_form(url: str, canonical: str) -> None:
-    """A URL that may be used is sent on in canonical ASCII."""
+    """An allowed URL is used in canonical ASCII."""
     assert read_endpoint(url, allow_http=False).url == canonical
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    """Whatever is given for a URL, it is refused or read into a form that reads the same again."""
+    """Any text is either refused or read into a canonical form, which reads as itself."""
     try:
         endpoint = read_endpoint("https://" + text, allow_http=False)
     except SinkRefused:
@@ -182,12 +184,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_retry_after(text: str | None, seconds: float | None) -> None:
-    """Seconds or a date; anything else says nothing."""
+    """Retry-After has seconds or a date; other values are ignored."""
     assert read_retry_after(text, NOW) == seconds
 
 
 class Opened(list[str]):
-    """Records what it was asked to open, and opens nothing."""
+    """Records the connections that it is asked to open, and opens none."""
 
     def __call__(self, info: tuple[Any, ...]) -> socket.socket:
         self.append(str(info[4][0]))
@@ -206,7 +208,7 @@ def resolving(*answers: Sequence[str]) -> Callable[[str, int], Any]:
 
 @asynccontextmanager
 async def egress(rules: Rules = LOOPBACK, **options: Any) -> AsyncIterator[Egress]:
-    """A client with short limits."""
+    """A client with short time limits."""
     client = Egress(rules, **{"total_s": 5.0, **options})
     try:
         yield client
@@ -218,7 +220,7 @@ async def egress(rules: Rules = LOOPBACK, **options: Any) -> AsyncIterator[Egres
     "host", ["127.0.0.1", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "[fe80::1]", "0.0.0.0"]
 )
 async def test_addresses_in_the_url_are_judged(host: str) -> None:
-    """An address that stands in the URL is refused when it is checked and when it is sent to, and no socket is made."""
+    """A forbidden address in the URL is refused at the check and at each request, without making a socket."""
     opened = Opened()
     async with egress(PUBLIC, open_socket=opened) as client:
         with pytest.raises(SinkRefused, match="not allowed"):
@@ -229,7 +231,7 @@ async def test_addresses_in_the_url_are_judged(host: str) -> None:
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 async def test_names_that_resolve_to_forbidden_addresses(address: str) -> None:
-    """A name at a forbidden address is refused, even where another of its addresses is public; nothing is opened."""
+    """A name with a forbidden address is refused, even where it also has a public one; no connection is opened."""
     opened = Opened()
     async with egress(PUBLIC, open_socket=opened, lookup=resolving(["8.8.8.8", address])) as client:
         with pytest.raises(SinkRefused) as caught:
@@ -240,7 +242,7 @@ async def test_names_that_resolve_to_forbidden_addresses(address: str) -> None:
 
 
 async def test_what_is_opened_is_what_was_judged() -> None:
-    """The name is resolved once for a connection, and the socket is opened to that very address."""
+    """The name is resolved once per connection, and the socket is opened to the address that was judged."""
     opened = Opened()
     lookup = resolving(["8.8.8.8"], ["1.1.1.1"], ["127.0.0.1"])
     async with egress(PUBLIC, open_socket=opened, lookup=lookup) as client:
@@ -250,7 +252,7 @@ async def test_what_is_opened_is_what_was_judged() -> None:
 
 
 async def test_rebinding_between_check_and_connection_gains_nothing() -> None:
-    """A name that was public when it was checked and is loopback when it is connected to is refused then."""
+    """A name that is public at the check and loopback at the connection is refused at the connection."""
     opened = Opened()
     async with egress(PUBLIC, open_socket=opened, lookup=resolving(["8.8.8.8"], ["127.0.0.1"])) as client:
         await client.check("https://rebind.example/")
@@ -259,14 +261,14 @@ async def test_rebinding_between_check_and_connection_gains_nothing() -> None:
 
 
 async def test_the_socket_is_judged_by_itself() -> None:
-    """Whatever the resolver let through, no socket is made for a forbidden address."""
+    """Even if the resolver lets a forbidden address through, no socket is made for it."""
     async with egress(PUBLIC) as client:
         with pytest.raises(OSError, match="may not be connected"):
             client._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80)))  # noqa: SLF001
 
 
 async def test_localhost_needs_its_network_allowed() -> None:
-    """The system's resolver is judged like any other: localhost is refused unless loopback is allowed."""
+    """Answers of the system's resolver are judged too: localhost is refused unless loopback is allowed."""
     async with egress(PUBLIC) as client:
         with pytest.raises(SinkRefused):
             await client.check("https://localhost/")
@@ -275,7 +277,8 @@ async def test_localhost_needs_its_network_allowed() -> None:
 
 
 async def test_names_that_do_not_resolve() -> None:
-    """No such name, no address, and a resolver that never answers: unreachable, and an attempt fails with its word."""
+    """An unknown name, a name without addresses, and a resolver that never answers are unreachable; an attempt fails
+    with the reason."""
 
     async def fails(host: str, port: int) -> Sequence[str]:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
@@ -292,7 +295,7 @@ async def test_names_that_do_not_resolve() -> None:
 
 
 async def test_a_request_arrives_as_it_was_given() -> None:
-    """Method, target, headers and body arrive; connections are used again; no compressed answer is asked for."""
+    """Method, target, headers and body arrive unchanged; connections are reused; no compressed answer is requested."""
     async with egress() as client, receiver(answer(200, {"X-Y": "z"}, b"thanks")) as there:
         for _ in range(3):
             reply = await client.request("POST", there.url + "?a=%2F", {"Content-Type": "text/x"}, b"body")
@@ -330,8 +333,8 @@ OK_HEAD = b"HTTP/1.1 200 X\r\nContent-Length: 1000000\r\n\r\n"
     ],
 )
 async def test_answers_that_are_no_delivery(behaviour: Behaviour, code: int, outcome: str) -> None:
-    """A redirect, a status of failure, silence, dripping, a reset and garbage: each fails with its word, and no
-    redirect is followed."""
+    """A redirect, an error status, silence, dripping, a reset and garbage each fail with their reason; redirects are
+    not followed."""
     async with egress(total_s=0.6) as client, receiver(behaviour) as there:
         sent = (await client.request("POST", there.url, {}, b"x")).as_sent()
         assert (sent.delivered, sent.code, sent.outcome, sent.gone) == (False, code, outcome, code == 410)
@@ -356,7 +359,7 @@ NO_CONTENT = b"HTTP/1.1 204 X\r\n\r\n"
     ids=["hints", "large-hints", "endless-hint", "hints-behind", "answers"],
 )
 async def test_floods_of_answers(*, first: bytes, endless: bytes, outcome: str, https: bool, tmp_path: Path) -> None:
-    """Answers without end are cut at once, before a status and behind it; the event loop goes on meanwhile."""
+    """Endless answers are cut at once, before and after the status; the event loop goes on meanwhile."""
     server, authority = make_certificate(tmp_path) if https else (None, None)
     tls = ssl.create_default_context(cafile=authority) if https else None
     async with egress(tls=tls, total_s=20.0) as client, receiver(flood(first, endless), tls=server) as there:
@@ -371,7 +374,7 @@ async def test_floods_of_answers(*, first: bytes, endless: bytes, outcome: str, 
 
 @pytest.mark.parametrize("first", [b"", NO_CONTENT])
 async def test_few_answers_are_queued_of_a_flood(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many come at once, no more are queued than may be taken."""
+    """However many answers come at once, no more are queued than the client may read."""
     made = 0
     feed = DataQueue.feed_data
 
@@ -388,7 +391,7 @@ async def test_few_answers_are_queued_of_a_flood(first: bytes, monkeypatch: pyte
 
 @pytest.mark.parametrize("count", [1, MAX_INFORMATIONAL, MAX_INFORMATIONAL + 1])
 async def test_informational_answers_before_the_status(count: int) -> None:
-    """Some are taken with each request of a connection, and the status behind them counts."""
+    """A few informational answers are accepted for each request of a connection; the status after them counts."""
     hints = b"HTTP/1.1 100 Continue\r\n\r\n" + HINT * (count - 1)
     taken = count <= MAX_INFORMATIONAL
     async with egress() as client, receiver(raw(hints + NO_CONTENT, close=False)) as there:
@@ -399,7 +402,7 @@ async def test_informational_answers_before_the_status(count: int) -> None:
 
 
 async def test_an_answer_that_nobody_asked_for() -> None:
-    """An answer that comes before its request is not taken for the request's."""
+    """An answer that comes before its request does not count as the request's answer."""
 
     async def behave(request: Any, writer: asyncio.StreamWriter) -> None:
         writer.write(NO_CONTENT)
@@ -413,7 +416,7 @@ async def test_an_answer_that_nobody_asked_for() -> None:
 
 
 async def test_the_answer_is_cut() -> None:
-    """Of a gigabyte little is read and less is kept, and the connection is closed on the rest."""
+    """Of a gigabyte little is read and less is kept; then the connection is closed."""
     async with egress() as client, receiver(gigabyte()) as there:
         reply = await client.request("POST", there.url, {}, b"x")
         assert (reply.code, len(reply.body), reply.complete) == (200, 2048, False)
@@ -438,14 +441,15 @@ async def test_a_compressed_bomb_stays_compressed() -> None:
 
 @pytest.mark.parametrize("behaviour", [drip(OK_HEAD, b"."), raw(OK_HEAD + b"half")])
 async def test_a_status_in_time_counts(behaviour: Behaviour) -> None:
-    """A receiver that said 200 has taken it, though its answer's body drips beyond the limit or is cut."""
+    """A receiver that answered 200 in time has accepted the event, even where the answer's body drips beyond the limit
+    or is cut."""
     async with egress(total_s=0.6) as client, receiver(behaviour) as there:
         reply = await client.request("POST", there.url, {}, b"x")
         assert (reply.as_sent().delivered, reply.complete) == (True, False)
 
 
 async def test_an_answer_after_the_limit_is_none() -> None:
-    """200 that comes too late is a time-out, and the connection is not used again."""
+    """200 after the time limit is a time-out, and the connection is not reused."""
     late = asyncio.Event()
 
     async def behave(request: Any, writer: asyncio.StreamWriter) -> None:
@@ -460,14 +464,14 @@ async def test_an_answer_after_the_limit_is_none() -> None:
 
 
 async def test_retry_after_is_reported() -> None:
-    """429 with Retry-After is a failure that says how long to wait."""
+    """429 with Retry-After is a failure with the time to wait."""
     async with egress() as client, receiver(answer(429, {"Retry-After": "17"})) as there:
         sent = (await client.request("POST", there.url, {}, b"x")).as_sent()
         assert (sent.delivered, sent.outcome, sent.retry_after_s) == (False, "http-429", 17.0)
 
 
 async def test_nobody_listens() -> None:
-    """A refused connection has its word."""
+    """A refused connection has its own reason."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     async with egress() as client:
@@ -475,7 +479,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_https_is_verified(tmp_path: Path) -> None:
-    """A certificate of an authority that is trusted serves; of any other, or for another name, none."""
+    """Only a certificate of a trusted authority for the right name is accepted."""
     server, authority = make_certificate(tmp_path)
     trusting = ssl.create_default_context(cafile=str(authority))
     async with receiver(tls=server) as there:
@@ -494,7 +498,7 @@ async def test_https_is_verified(tmp_path: Path) -> None:
 
 
 async def test_http_needs_to_be_allowed() -> None:
-    """http: is refused at each request too, where it is not allowed."""
+    """Where http: is not allowed, each request refuses it too."""
     async with egress(Rules.of(["127.0.0.0/8"], allow_http=False)) as client:
         with pytest.raises(SinkRefused):
             await client.request("POST", "http://127.0.0.1:1/", {}, b"")

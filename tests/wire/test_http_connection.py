@@ -1,5 +1,4 @@
-"""What an HTTP client may not do to the gateway: heads without end, heads and bodies that drip, and connections that
-say nothing."""
+"""Limits of HTTP connections: endless heads, heads and bodies that drip, and connections that send nothing."""
 
 import asyncio
 
@@ -14,7 +13,7 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 async def talk(gateway: Gateway, *chunks: bytes) -> bytes:
-    """Sends the chunks and returns all that comes until the connection ends."""
+    """Sends the chunks and returns all bytes that come until the connection ends."""
     host, _, port = gateway.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     received = b""
@@ -48,14 +47,14 @@ async def test_endless_head(gateway: Gateway, head: bytes) -> None:
 
 @pytest.mark.parametrize("start", [b"", REQUEST[:20], REQUEST + REQUEST[:20]], ids=["silent", "first", "second"])
 async def test_slow_head(gateway: Gateway, start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that does not come to an end in time ends the connection; requests before it were answered."""
+    """A head that is not complete in time ends the connection; earlier requests on it were answered."""
     monkeypatch.setattr("app.rest.connection.HEAD_LIMIT_S", 0.1)
     received = await talk(gateway, start)
     assert received.count(b"200 OK") == start.count(REQUEST)
 
 
 async def test_large_body_of_a_get(gateway: Gateway) -> None:
-    """A GET with a body of 10 MB is answered, and the next request on the connection too."""
+    """A GET with a body of 10 MB is answered, and so is the next request on the connection."""
     body = b"Content-Length: 10000000\r\n\r\n" + b"a" * 10_000_000
     last = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     received = await talk(gateway, REQUEST.removesuffix(b"\r\n") + body, last)
@@ -63,14 +62,14 @@ async def test_large_body_of_a_get(gateway: Gateway) -> None:
 
 
 async def test_upgrade_is_not_taken(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
-    """Who asks for a WebSocket is answered over HTTP, and the log does not hear of it."""
+    """A request for a WebSocket is answered over HTTP, without a log line."""
     upgrade = b"\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n"
     assert b"200 OK" in await talk(gateway, REQUEST.replace(b"\r\n\r\n", upgrade))
     assert caplog.messages == []
 
 
 async def test_log_of_what_is_no_http(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
-    """Each is answered, and few are logged: strangers can send as many as they like."""
+    """Each invalid request is answered, and few are logged, since any stranger can send many."""
     for _ in range(5):
         assert b" 400 " in await talk(gateway, b"\0\0\0\0\r\n\r\n")
     assert len(caplog.messages) <= 1
@@ -90,7 +89,7 @@ SIZED = POST + b"Content-Length: 20\r\n\r\n"
 @pytest.mark.parametrize("path", [b"/v1/groups", b"/parlayx/TerminalStatus", b"/nowhere"])
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip, Chunked", b"identity, chunked"])
 async def test_transfer_coding_that_is_not_understood(gateway: Gateway, path: bytes, coding: bytes) -> None:
-    """RFC 9112 section 6.1: a body in another coding than chunked is 501, not a wrong body; the connection ends."""
+    """RFC 9112 section 6.1: a body in another coding than chunked is 501 and not read wrongly; the connection ends."""
     head = POST.replace(b"/v1/groups", path) + b"Transfer-Encoding: " + coding + b"\r\n\r\n"
     received = await talk(gateway, REQUEST + head + b"2\r\n{}\r\n0\r\n\r\n")
     assert received.count(b"200 OK") == 1
@@ -105,7 +104,7 @@ async def test_chunked_in_any_case(gateway: Gateway) -> None:
 
 
 async def pieces(gateway: Gateway, *chunks: bytes, every_s: float, until: bytes = b"") -> bytes:
-    """As `talk`, a chunk at a time; returns what came until the connection ends, or until this."""
+    """Like `talk`, one chunk at a time; returns the bytes that came until the connection ended, or until this text."""
     host, _, port = gateway.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
 
@@ -136,7 +135,7 @@ async def pieces(gateway: Gateway, *chunks: bytes, every_s: float, until: bytes 
 async def test_body_that_never_comes(
     gateway: Gateway, start: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is waited for so long and no longer; that is answered, and the connection ends."""
+    """The wait for a body is bounded; then the request is answered, and the connection ends."""
     monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.1)
     received = await talk(gateway, start)
     assert received.count(b"200 OK") == start.count(REQUEST)
@@ -146,14 +145,14 @@ async def test_body_that_never_comes(
 
 
 async def test_body_that_drips(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body of which some comes again and again has a limit as a whole."""
+    """A body that arrives in small pieces has a time limit as a whole."""
     monkeypatch.setattr("app.rest.connection.BODY_LIMIT_S", 0.3)
     received = await pieces(gateway, CHUNKED, *[b"1\r\n \r\n"] * 400, every_s=0.01)
     assert b" 408 " in received
 
 
 async def test_body_that_is_slow_but_steady(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that takes longer than the longest wait for more of it is taken, and nothing is waited for behind it."""
+    """A body that takes longer than the maximum wait for its next piece is accepted; nothing is waited for after it."""
     monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.4)
     body = [b"Content-Length: 20\r\nConnection: close\r\n\r\n", *[b"{"] * 20]
     received = await pieces(gateway, POST, *body, every_s=0.05)
@@ -162,7 +161,7 @@ async def test_body_that_is_slow_but_steady(gateway: Gateway, monkeypatch: pytes
 
 
 async def test_body_of_an_answered_request(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the answer came before the body, nothing is added to it, and the connection ends."""
+    """Where the answer comes before the body, no second answer is sent, and the connection ends."""
     monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.1)
     received = await talk(gateway, REQUEST.replace(b"\r\n\r\n", b"\r\nContent-Length: 20\r\n\r\n{"))
     assert received.count(b"HTTP/1.1") == received.count(b"200 OK") == 1
@@ -176,7 +175,7 @@ async def test_body_of_an_answered_request(gateway: Gateway, monkeypatch: pytest
 async def test_connections_that_fall_silent(
     gateway: Gateway, first: bytes, late: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection on which nothing follows is closed after a while, also after what was no request."""
+    """A connection without a further request is closed after a while, also after an invalid request."""
     begin = BoundedConnection.connection_made
 
     def connection_made(connection: BoundedConnection, transport: asyncio.Transport) -> None:
@@ -189,7 +188,7 @@ async def test_connections_that_fall_silent(
 
 
 async def test_idle_connections_outlast_the_limits_of_bodies(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No body is waited for between requests."""
+    """The time limits of bodies do not apply between requests."""
     monkeypatch.setattr("app.rest.connection.BODY_PAUSE_S", 0.05)
     monkeypatch.setattr("app.rest.connection.BODY_LIMIT_S", 0.05)
     whole = SIZED + b"{" * 20

@@ -1,4 +1,4 @@
-"""Proxies in front of the HTTP address: what a trusted one says counts, and what others say does not."""
+"""Proxies in front of the HTTP address: headers of a trusted proxy count, headers of others do not."""
 
 import asyncio
 import secrets
@@ -31,7 +31,7 @@ async def proxied(sandbox: Sandbox) -> AsyncIterator[Gateway]:
 
 
 async def ask(gateway: Gateway, path: str, headers: str = "", *, by: str = STRANGER, body: str = "") -> str:
-    """One request from that address; all that comes back."""
+    """Sends one request from this address; returns all bytes that come back."""
     host, _, port = gateway.http_address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port), local_addr=(by, 0))
     method = "POST" if body else "GET"
@@ -43,7 +43,7 @@ async def ask(gateway: Gateway, path: str, headers: str = "", *, by: str = STRAN
 
 
 async def guess(gateway: Gateway, headers: str = "", *, by: str) -> int:
-    """The status of a request with a wrong key, another one each time."""
+    """The status of a request with a wrong key, a new one each time."""
     key = f"Authorization: Bearer tsk_a_{secrets.token_hex(8)}\r\n"
     answer = await ask(gateway, "/v1/terminals/sip:a@h/status", key + headers, by=by)
     return int(answer.split()[1])
@@ -51,7 +51,8 @@ async def guess(gateway: Gateway, headers: str = "", *, by: str) -> int:
 
 @pytest.mark.parametrize("claims", [CLAIMS, FORWARDED], ids=["x-forwarded", "forwarded"])
 async def test_addresses_in_documents(proxied: Gateway, claims: str) -> None:
-    """WSDL and OpenAPI name the server as the trusted proxy's clients know it; a stranger's word is not taken."""
+    """WSDL and OpenAPI have the server's address as the trusted proxy's clients know it; a stranger's headers are
+    ignored."""
     for path in ("/parlayx/TerminalStatus?wsdl", "/openapi.json", "/openapi/device-reachability-status-v1.json"):
         behind = await ask(proxied, path, claims.format(1), by=PROXY)
         assert "https://api.example" in behind
@@ -63,7 +64,7 @@ async def test_addresses_in_documents(proxied: Gateway, claims: str) -> None:
 
 @pytest.mark.parametrize("claims", [CLAIMS, FORWARDED], ids=["x-forwarded", "forwarded"])
 async def test_wrong_keys_count_for_the_client_behind_the_proxy(proxied: Gateway, claims: str) -> None:
-    """One client's wrong keys stop neither another behind the same proxy nor the proxy itself."""
+    """One client's wrong keys limit neither another client behind the same proxy nor the proxy itself."""
     number = len(claims)
     said = [await guess(proxied, claims.format(number), by=PROXY) for _ in range(FAILURE_BURST + 1)]
     assert said == [401] * FAILURE_BURST + [429]
@@ -72,6 +73,6 @@ async def test_wrong_keys_count_for_the_client_behind_the_proxy(proxied: Gateway
 
 
 async def test_a_stranger_is_nobody_else(proxied: Gateway) -> None:
-    """A stranger that names another address with each guess is limited by its own."""
+    """A stranger that claims another address with each guess is limited by its own address."""
     said = [await guess(proxied, CLAIMS.format(n), by=STRANGER) for n in range(FAILURE_BURST + 1)]
     assert said[-1] == 429

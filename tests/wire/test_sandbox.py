@@ -1,4 +1,4 @@
-"""The sandbox notifier, driven over raw sockets: each row of its table by its essential bytes, and RFC 6665."""
+"""The sandbox notifier over raw sockets: the essential bytes of its behaviour, and RFC 6665."""
 
 import asyncio
 import itertools
@@ -34,7 +34,8 @@ __all__ = ["client", "sandbox", "udp"]  # fixtures
     ],
 )
 async def test_fetch_states_the_terminals_status(client: SipClient, uri: str, holds: bytes, lacks: bytes) -> None:
-    """A fetch is answered 200 and one terminated NOTIFY whose PIDF says what the terminal's name promises."""
+    """A fetch is answered 200, with one terminated NOTIFY whose PIDF has the status that the terminal's name
+    promises."""
     response, notify = await client.fetch(uri)
     assert notify is not None
     assert (response.code, response["expires"]) == (200, "0")
@@ -50,7 +51,7 @@ async def test_fetch_states_the_terminals_status(client: SipClient, uri: str, ho
 
 @pytest.mark.parametrize("uri", ["sip:dave@example.com", "sip:nobody-at-all@example.com", "tel:+15550004"])
 async def test_unknown_terminal_is_404(client: SipClient, sandbox: Sandbox, uri: str) -> None:
-    """A terminal in no table is answered 404 with a tag, and no NOTIFY."""
+    """An unknown terminal is answered 404 with a tag, and no NOTIFY."""
     response, _ = await client.fetch(uri)
     assert response.code == 404
     assert response.to_tag
@@ -58,7 +59,7 @@ async def test_unknown_terminal_is_404(client: SipClient, sandbox: Sandbox, uri:
 
 
 async def test_subscription_lives_through_change_refresh_and_end(client: SipClient, sandbox: Sandbox) -> None:
-    """A lasting subscription gets a NOTIFY at once, at each change, at a refresh, and a last one at its end."""
+    """A subscription gets a NOTIFY at once, at each change and at a refresh, and a last one at its end."""
     watch = Watch(client, ALICE)
     response = await watch.subscribe(600)
     first = await watch.notify()
@@ -86,7 +87,7 @@ async def test_subscription_lives_through_change_refresh_and_end(client: SipClie
 
 
 async def test_subscription_expires(udp: SipClient, sandbox: Sandbox) -> None:
-    """A subscription nobody refreshes ends with a terminated NOTIFY."""
+    """A subscription without a refresh ends with a terminated NOTIFY."""
     watch = Watch(udp, ALICE)
     await watch.subscribe(1)
     await watch.notify()
@@ -95,7 +96,7 @@ async def test_subscription_expires(udp: SipClient, sandbox: Sandbox) -> None:
 
 
 async def test_only_the_latest_change_follows_an_unanswered_notify(udp: SipClient, sandbox: Sandbox) -> None:
-    """Changes during a NOTIFY under way are sent as one, the latest."""
+    """Changes while a NOTIFY is unanswered are sent as one NOTIFY with the latest status."""
     watch = Watch(udp, ALICE)
     await watch.subscribe(60)
     first = await udp.receive(lambda message: message.method == "NOTIFY")
@@ -117,7 +118,7 @@ async def test_notify_refused_ends_the_subscription(udp: SipClient, sandbox: San
 
 
 async def test_notify_is_retransmitted_over_udp(udp: SipClient, sandbox: Sandbox) -> None:
-    """An unanswered NOTIFY comes again byte for byte, and no more once it is answered."""
+    """An unanswered NOTIFY is repeated byte for byte until it is answered."""
     call_id = unique()
     udp.send(udp.request("SUBSCRIBE", ALICE, *EVENT, "Expires: 0", call_id=call_id))
     notifies = [await udp.receive(lambda message: message.method == "NOTIFY") for _ in range(3)]
@@ -130,7 +131,7 @@ async def test_notify_is_retransmitted_over_udp(udp: SipClient, sandbox: Sandbox
 
 @pytest.mark.parametrize("user", ["alice", "dave"])
 async def test_retransmitted_subscribe_gets_the_same_answer(udp: SipClient, sandbox: Sandbox, user: str) -> None:
-    """A SUBSCRIBE that comes twice is answered twice alike, and makes one NOTIFY at most."""
+    """A repeated SUBSCRIBE gets the same answer again, and causes at most one NOTIFY."""
     request = udp.request("SUBSCRIBE", f"sip:{user}@example.com", *EVENT, "Expires: 0")
     udp.send(request)
     udp.send(request)
@@ -153,13 +154,13 @@ async def test_retransmitted_subscribe_gets_the_same_answer(udp: SipClient, sand
 async def test_subscribe_that_cannot_be_served(
     client: SipClient, headers: tuple[str, ...], code: int, expected: tuple[str, str]
 ) -> None:
-    """What the notifier doesn't serve is refused with the header that says why."""
+    """A SUBSCRIBE that the notifier does not support is refused with the header that says why."""
     response = await client.ask("SUBSCRIBE", ALICE, *headers)
     assert (response.code, response[expected[0]]) == (code, expected[1])
 
 
 async def test_other_methods(client: SipClient, sandbox: Sandbox) -> None:
-    """OPTIONS is answered 200, every other method 405 with what is allowed."""
+    """OPTIONS is answered 200, every other method 405 with the allowed methods."""
     options = await client.ask("OPTIONS", "sip:sandbox")
     assert (options.code, options["allow-events"]) == (200, "presence")
     for method in ("REGISTER", "PUBLISH", "MESSAGE", "INVITE"):
@@ -169,7 +170,7 @@ async def test_other_methods(client: SipClient, sandbox: Sandbox) -> None:
 
 
 async def test_refresh_of_an_unknown_dialog_is_481(client: SipClient) -> None:
-    """A SUBSCRIBE with a tag in To that nobody gave is answered 481."""
+    """A SUBSCRIBE with an unknown tag in To is answered 481."""
     response = await client.ask("SUBSCRIBE", ALICE, *EVENT, "Expires: 60", to=f"<{ALICE}>;tag=nobody")
     assert response.code == 481
 
@@ -192,7 +193,7 @@ async def test_subscriptions_are_bounded() -> None:
 
 
 async def test_event_id_and_routes_come_back(udp: SipClient, sandbox: Sandbox) -> None:
-    """NOTIFY echoes Event's id, and goes along the recorded route, which the 200 repeats."""
+    """A NOTIFY has the id of Event, and takes the recorded route, which the 200 repeats."""
     route = f"<sip:127.0.0.1:{udp.local[1]};lr>"
     watch = Watch(udp, ALICE)
     udp.send(
@@ -215,7 +216,7 @@ async def test_event_id_and_routes_come_back(udp: SipClient, sandbox: Sandbox) -
 
 
 async def test_rport_is_honoured(udp: SipClient) -> None:
-    """With rport the answer goes to where the request came from, whatever Via says; without, to the port in Via."""
+    """With rport the answer goes to the source of the request, whatever Via says; without rport, to the port in Via."""
     udp.send(udp.request("OPTIONS", "sip:sandbox", via="SIP/2.0/UDP 192.0.2.1:9;rport;branch=z9hG4bK1"))
     answer = await udp.receive()
     assert answer["via"] == f"SIP/2.0/UDP 192.0.2.1:9;rport={udp.local[1]};branch=z9hG4bK1;received=127.0.0.1"
@@ -225,7 +226,7 @@ async def test_rport_is_honoured(udp: SipClient) -> None:
 
 
 async def test_compact_and_folded_headers_are_read(udp: SipClient) -> None:
-    """A SUBSCRIBE in compact form, with folded lines and odd case, is served."""
+    """A SUBSCRIBE in compact form, with folded lines and unusual case, is served."""
     host, port = udp.local
     udp.send(
         f"SUBSCRIBE {ALICE} sip/2.0\r\nv: SIP/2.0/UDP {host}:{port}\r\n ;rport\r\n\t;branch=z9hG4bKfold\r\n"
@@ -238,7 +239,7 @@ async def test_compact_and_folded_headers_are_read(udp: SipClient) -> None:
 
 
 async def test_contact_may_ask_for_tcp(udp: SipClient, sandbox: Sandbox) -> None:
-    """A SUBSCRIBE over UDP whose Contact says transport=tcp is notified over TCP, by a connection of ours."""
+    """A SUBSCRIBE over UDP whose Contact has transport=tcp is notified over a TCP connection that the sandbox opens."""
     arrived: asyncio.Queue[bytes] = asyncio.Queue()
     done = asyncio.Event()
 
@@ -269,11 +270,11 @@ async def test_contact_may_ask_for_tcp(udp: SipClient, sandbox: Sandbox) -> None
     await server.wait_closed()
 
 
-# What tests may ask of it
+# Calls for tests
 
 
 async def test_set_document_is_sent_as_it_stands(udp: SipClient, sandbox: Sandbox) -> None:
-    """`set_document` reaches live subscriptions and fetches, until the next `set_status`."""
+    """`set_document` is sent unchanged to live subscriptions and fetches, until the next `set_status`."""
     watch = Watch(udp, "sip:zoe@example.com")
     sandbox.set_document("zoe", b"<x/>", "application/x", "y")
     await watch.subscribe(60)
@@ -284,7 +285,7 @@ async def test_set_document_is_sent_as_it_stands(udp: SipClient, sandbox: Sandbo
 
 
 async def test_act_like_another(udp: SipClient, sandbox: Sandbox) -> None:
-    """`act_like` makes a terminal misbehave in mid-subscription, and stop it."""
+    """`act_like` makes a terminal misbehave in the middle of a subscription, and ends that."""
     watch = Watch(udp, ALICE)
     await watch.subscribe(60)
     sandbox.act_like("alice", "answer-503")
@@ -294,7 +295,7 @@ async def test_act_like_another(udp: SipClient, sandbox: Sandbox) -> None:
 
 
 async def test_terminate(udp: SipClient, sandbox: Sandbox) -> None:
-    """`terminate` ends live subscriptions with its reason, or without a word."""
+    """`terminate` ends live subscriptions with its reason, or without one."""
     watch, other = Watch(udp, ALICE), Watch(udp, "sip:bob@example.com")
     for each in (watch, other):
         await each.subscribe(60)
@@ -308,7 +309,7 @@ async def test_terminate(udp: SipClient, sandbox: Sandbox) -> None:
 
 
 def test_script_follows_from_its_seed() -> None:
-    """The script is the same for the same seed, differs for another, and always changes a scripted terminal."""
+    """One seed always gives one script, another seed another; each step changes a scripted terminal."""
     changes = list(itertools.islice(script(42), 500))
     assert changes == list(itertools.islice(script(42), 500))
     assert changes != list(itertools.islice(script(43), 500))
@@ -324,12 +325,12 @@ def test_script_follows_from_its_seed() -> None:
 
 
 def test_script_of_a_seed_stays_what_it_was() -> None:
-    """A seed named in somebody's notes gives the same script in the next version."""
+    """A seed gives the same script in every version, so that noted seeds stay useful."""
     assert next(script(1)) == Change(at_s=2.559, user="ivan", old=Status.REACHABLE, new=Status.UNREACHABLE)
 
 
 async def test_scripted_changes_happen_and_are_reported() -> None:
-    """A running sandbox goes by the script: statuses, `on_change` and NOTIFYs follow it."""
+    """A running sandbox follows the script with its statuses, `on_change` and NOTIFYs."""
     reported: list[tuple[str, Status, Status]] = []
     expected = list(itertools.islice(script(5, 0.02), 6))
     sandbox = Sandbox(seed=5, every_s=0.02, domain="lab.example.com", on_change=lambda *change: reported.append(change))
@@ -348,7 +349,7 @@ async def test_scripted_changes_happen_and_are_reported() -> None:
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
 async def test_port_taken(kind: socket.SocketKind) -> None:
-    """A port taken on UDP or TCP is an OSError that names it, and nothing stays open."""
+    """A port that is in use on UDP or TCP is an OSError with the port's number, and no socket stays open."""
     async with Sandbox() as sandbox:
         port = sandbox.port
     with socket.socket(socket.AF_INET, kind) as holder:
@@ -362,7 +363,8 @@ async def test_port_taken(kind: socket.SocketKind) -> None:
 
 
 async def test_a_new_sandbox_does_not_know_the_old_ones_dialogs() -> None:
-    """A sandbox stopped and started anew on its port answers 481 to a refresh, as a restarted presence server does."""
+    """A sandbox that is stopped and started again on its port answers 481 to a refresh, like a restarted presence
+    server."""
     async with Sandbox() as sandbox, SipClient(sandbox.host, sandbox.port) as client:
         watch = Watch(client, ALICE)
         await watch.subscribe(60)
@@ -384,7 +386,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 async def test_garbage_is_dropped(client: SipClient, garbage: bytes) -> None:
-    """What isn't SIP is dropped, and the next request is served."""
+    """Bytes that are not SIP are dropped, and the next request is served."""
     client.send(garbage)
     assert OPEN in (await fetch(client, "alice")).body
 
@@ -402,7 +404,7 @@ async def test_garbage_is_dropped(client: SipClient, garbage: bytes) -> None:
     ],
 )
 async def test_malformed_request_is_400(udp: SipClient, old: str, new: str) -> None:
-    """A request that can be answered but not understood gets 400."""
+    """A malformed request that can be answered gets 400."""
     request = udp.request("SUBSCRIBE", ALICE, *EVENT, from_tag="mine").decode()
     udp.send(request.replace(old, new))
     assert (await udp.receive()).code == 400
@@ -414,7 +416,7 @@ async def test_uri_of_another_scheme_is_416(udp: SipClient) -> None:
 
 
 async def test_stream_in_pieces_and_together(sandbox: Sandbox) -> None:
-    """Over TCP messages may come byte by byte or several at once, between pings, which get their pong."""
+    """Over TCP messages may come byte by byte or several at once, with pings between them, which are answered."""
     async with SipClient(sandbox.host, sandbox.port, tcp=True) as client:
         requests = [client.request("OPTIONS", "sip:sandbox", call_id=f"{n}", body=b"x" * n) for n in range(20)]
         client.send(b"\r\n\r\n".join(requests[:10]))
@@ -432,7 +434,7 @@ async def test_stream_in_pieces_and_together(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("flood", [b"x" * 70_000, b"OPTIONS sip:a SIP/2.0\r\nContent-Length: 999999\r\n\r\n"])
 async def test_stream_without_end_is_closed(sandbox: Sandbox, flood: bytes) -> None:
-    """A connection whose message is larger than allowed is closed."""
+    """A connection is closed when its message exceeds the maximum size."""
     async with SipClient(sandbox.host, sandbox.port, tcp=True) as client:
         client.send(flood)
         async with asyncio.timeout(10):
@@ -440,7 +442,7 @@ async def test_stream_without_end_is_closed(sandbox: Sandbox, flood: bytes) -> N
 
 
 async def test_connections_are_bounded(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection above the bound is closed at once; those before it go on."""
+    """A connection above the bound is closed at once; earlier ones stay open."""
     monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
     async with (
         SipClient(sandbox.host, sandbox.port, tcp=True) as first,
@@ -453,7 +455,7 @@ async def test_connections_are_bounded(sandbox: Sandbox, monkeypatch: pytest.Mon
 
 @given(st.binary(max_size=400) | st.text('\r\n :;<>",=@SIP/2.0viaftmeolx', max_size=300).map(str.encode))
 def test_no_bytes_break_the_reader(data: bytes) -> None:
-    """Whatever comes, reading it returns or raises Malformed."""
+    """Reading any bytes returns or raises Malformed."""
     try:
         message = messages.parse(data)
         messages.fault(message)
@@ -465,7 +467,7 @@ def test_no_bytes_break_the_reader(data: bytes) -> None:
 
 @given(st.data())
 def test_no_mutation_breaks_the_reader(data: st.DataObject) -> None:
-    """A good SUBSCRIBE with a few bytes changed is read, refused or malformed, never an error of another kind."""
+    """A SUBSCRIBE with a few changed bytes is read, refused or malformed, and raises no other error."""
     good = bytearray(
         b"SUBSCRIBE sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:1;rport;branch=z9hG4bK1\r\nFrom: <sip:w@b>;tag=1\r\n"
         b"To: <sip:a@b>\r\nCall-ID: 1\r\nCSeq: 1 SUBSCRIBE\r\nContact: <sip:w@127.0.0.1:1>\r\nEvent: presence\r\n"

@@ -1,4 +1,4 @@
-"""Each row of the sandbox's table of behaviours, by its essential bytes."""
+"""Each row of the sandbox's table of behaviours, with the essential bytes."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ __all__ = ["client", "sandbox", "udp"]  # fixtures
 
 
 def test_every_row_of_the_table_is_tried_here() -> None:
-    """Each pattern matches a user part that a test below uses, and none of the honest terminals."""
+    """Each pattern matches a user part that a test below uses, and no honest terminal's."""
     tried = {user for user, *_ in DOCUMENTS} | {*STATES, *FINAL} | OTHERWISE_TRIED
     missing = [pattern for pattern in BEHAVIOURS if not any(_row(user) == pattern for user in tried)]
     assert missing == []
@@ -81,7 +81,7 @@ FINAL = {
 
 @pytest.mark.parametrize("user", FINAL)
 async def test_answer_with_a_status(client: SipClient, sandbox: Sandbox, user: str) -> None:
-    """`answer-NNN` gives that status with its header, each time, and no NOTIFY."""
+    """`answer-NNN` answers each SUBSCRIBE with this status and its header, without a NOTIFY."""
     name, start = FINAL[user]
     for _ in range(2):
         response, _notify = await client.fetch(f"sip:{user}@example.com")
@@ -93,7 +93,7 @@ async def test_answer_with_a_status(client: SipClient, sandbox: Sandbox, user: s
 
 
 async def test_423_is_honest_from_its_minimum_on(client: SipClient, sandbox: Sandbox) -> None:
-    """`answer-423` takes a SUBSCRIBE of 60 seconds, and is unsubscribed from as usual."""
+    """`answer-423` accepts a SUBSCRIBE of 60 seconds, and its unsubscribe."""
     watch = Watch(client, "sip:answer-423@example.com")
     assert (await watch.subscribe(59)).code == 423
     assert (await watch.subscribe(60)).code == 200
@@ -106,20 +106,20 @@ async def test_423_is_honest_from_its_minimum_on(client: SipClient, sandbox: San
 
 @pytest.mark.parametrize("user", ["accept-202", "answer-202"])
 async def test_accept_with_202(client: SipClient, user: str) -> None:
-    """`accept-202` is honest but for its code."""
+    """`accept-202` behaves normally except for its code."""
     response, notify = await client.fetch(f"sip:{user}@example.com")
     assert notify is not None
     assert (response.code, OPEN in notify.body) == (202, True)
 
 
 async def test_provisional_answer_only(udp: SipClient) -> None:
-    """`answer-1NN` gives the provisional response and nothing after it."""
+    """`answer-1NN` sends the provisional response and nothing after it."""
     udp.send(udp.request("SUBSCRIBE", "sip:answer-100@example.com", *EVENT, "Expires: 0"))
     assert (await udp.receive()).start == "SIP/2.0 100 Trying"
 
 
 async def test_silent(client: SipClient, sandbox: Sandbox) -> None:
-    """`silent` answers nothing, though a question after it is answered."""
+    """`silent` answers nothing, while a later request about another terminal is answered."""
     client.send(client.request("SUBSCRIBE", "sip:silent@example.com", *EVENT, "Expires: 0", call_id="silent"))
     await fetch(client, "alice")
     assert client.waiting == 0
@@ -143,7 +143,7 @@ async def test_notify_twice(client: SipClient) -> None:
 
 
 async def test_notify_never(client: SipClient, sandbox: Sandbox) -> None:
-    """`notify-never` answers 200 and leaves it at that."""
+    """`notify-never` answers 200 and sends no NOTIFY."""
     response = await client.ask("SUBSCRIBE", "sip:notify-never@example.com", *EVENT, "Expires: 0")
     await fetch(client, "alice")
     assert (response.code, client.waiting) == (200, 0)
@@ -151,10 +151,10 @@ async def test_notify_never(client: SipClient, sandbox: Sandbox) -> None:
 
 
 async def test_notify_late(client: SipClient) -> None:
-    """`notify-late-MS` answers 200 at once and sends the NOTIFY when the time is over."""
+    """`notify-late-MS` answers 200 at once and sends the NOTIFY after this time."""
     started = time.monotonic()
     notify = await fetch(client, "notify-late-50")
-    assert time.monotonic() - started > 0.045  # timers count in milliseconds, some of them whole ones
+    assert time.monotonic() - started > 0.045  # timers are rounded to milliseconds
     assert OPEN in notify.body
 
 
@@ -173,7 +173,7 @@ STATES = {
 
 @pytest.mark.parametrize("user", [user for user in STATES if user != "accept-202"])
 async def test_notify_with_a_state_and_no_body(client: SipClient, user: str) -> None:
-    """`pending` and `terminated-REASON` send that state without a body."""
+    """`pending` and `terminated-REASON` send this state without a body."""
     notify = await fetch(client, user)
     assert notify["subscription-state"] == STATES[user]
     assert (notify.body, notify["content-type"], notify["content-length"]) == (b"", "", "0")
@@ -193,7 +193,7 @@ async def test_notify_with_a_state_and_no_body(client: SipClient, user: str) -> 
     ],
 )
 async def test_notifiers_that_bend_the_rules(client: SipClient, user: str, expires: str, states: list[str]) -> None:
-    """Each grants and tells what its row says."""
+    """Each behaviour grants and sends what its row says."""
     call_id = unique()
     answer = await client.ask("SUBSCRIBE", f"sip:{user}@example.com", *EVENT, "Expires: 60", call_id=call_id)
     notifies = [await client.notify_for(call_id) for _ in states]
@@ -205,7 +205,7 @@ async def test_notifiers_that_bend_the_rules(client: SipClient, user: str, expir
 
 
 async def test_notify_of_a_dead_dialog(client: SipClient) -> None:
-    """`dead-dialog` sends a second NOTIFY with a Call-ID that nobody gave it."""
+    """`dead-dialog` sends a second NOTIFY with an unknown Call-ID."""
     call_id = unique()
     await client.ask("SUBSCRIBE", "sip:dead-dialog@example.com", *EVENT, "Expires: 60", call_id=call_id)
     await client.notify_for(call_id)
@@ -223,7 +223,7 @@ async def test_notify_of_a_dead_dialog(client: SipClient) -> None:
 async def test_digest_is_checked(
     client: SipClient, user: str, algorithms: list[str], hashed: Callable[[bytes], "hashlib._Hash"]
 ) -> None:
-    """`digest-…` lets in whoever answers its nonce with the right password, once."""
+    """`digest-…` accepts the right password for its nonce, once."""
     uri, call_id = f"sip:{user}@example.com", unique()
 
     async def ask(cseq: int, nonce: str, password: str) -> SipMessage:
@@ -248,7 +248,7 @@ async def test_digest_is_checked(
 
 
 async def test_terminated_leaves_no_subscription(client: SipClient, sandbox: Sandbox) -> None:
-    """A lasting SUBSCRIBE to `terminated-REASON` is accepted and then over; to `pending` it stays."""
+    """A SUBSCRIBE to `terminated-REASON` is accepted and its subscription is over at once; at `pending` it stays."""
     watch = Watch(client, "sip:terminated-deactivated@example.com")
     assert (await watch.subscribe(60)).code == 200
     await watch.notify()
@@ -291,7 +291,7 @@ def _parses(body: bytes) -> bool:
 
 @pytest.mark.parametrize(("user", "holds"), DOCUMENTS, ids=[user for user, _ in DOCUMENTS])
 async def test_bad_document(client: SipClient, user: str, holds: Callable[[SipMessage], bool]) -> None:
-    """Each `document-…` carries what its row says, with a true Content-Length."""
+    """Each `document-…` sends the document of its row, with a true Content-Length."""
     notify = await fetch(client, user)
     assert holds(notify)
     assert notify["content-length"] == str(len(notify.body))

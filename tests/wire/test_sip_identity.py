@@ -1,5 +1,5 @@
-"""Whose messages count: NOTIFYs to the dialog's own Contact, answers from where the request went; and which dialog the
-first NOTIFY makes (RFC 6665 section 4.4.1). A scripted presence server over UDP and TCP."""
+"""Which messages count: NOTIFYs to their dialog's own Contact, and answers from the address of their request. And which
+dialog the first NOTIFY makes (RFC 6665 section 4.4.1). A scripted presence server over UDP and TCP."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ LIVE, STALE = Liveness.LIVE, Liveness.STALE
 
 
 def datagrams(watcher: SipWatcher, sock: socket.socket) -> Callable[[bytes], None]:
-    """Sends to the watcher's UDP port from another one."""
+    """Sends datagrams to the watcher's UDP port from another port."""
 
     def send(data: bytes) -> None:
         sock.sendto(data, ("127.0.0.1", watcher.ports["udp"]))
@@ -30,11 +30,11 @@ def datagrams(watcher: SipWatcher, sock: socket.socket) -> Callable[[bytes], Non
     return send
 
 
-# Number 3: the Contact of each dialog
+# The Contact of each dialog
 
 
 async def test_each_dialog_has_a_contact_of_its_own(transport: str) -> None:
-    """Standing and one-shot dialogs alike, with 128 random bits; a refresh keeps its dialog's."""
+    """Dialogs of watches and of fetches each have a Contact with 128 random bits; a refresh keeps its dialog's."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         users = [asked.request.contact_uri.partition("@")[0]]
         asked.answer()
@@ -80,7 +80,8 @@ async def test_contact_as_proxies_write_it(transport: str, written: str) -> None
 
 
 async def test_notify_to_another_dialogs_contact(transport: str) -> None:
-    """Who knows one dialog's Contact, and the other's tags and Call-ID, changes neither: swallowed and counted."""
+    """A NOTIFY to one dialog's Contact with another dialog's tags and Call-ID changes neither: it is ignored and
+    counted."""
     async with scene(transport) as (server, watcher, observer, one, asked):
         asked.answer()
         asked.notify(1)
@@ -106,7 +107,8 @@ async def test_notify_to_another_dialogs_contact(transport: str) -> None:
 
 
 async def test_contact_of_a_dialog_that_is_over(transport: str) -> None:
-    """It opens no dialog in use; a NOTIFY of its own is late, and gets the 481 that ends it at the server."""
+    """The Contact of an ended dialog reaches no dialog in use; a late NOTIFY of its own dialog is answered 481, which
+    ends the subscription at the server."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer()
         asked.notify(1)
@@ -126,7 +128,7 @@ async def test_contact_of_a_dialog_that_is_over(transport: str) -> None:
 
 
 async def test_late_notify_that_names_another_host_for_its_answer(transport: str) -> None:
-    """However the name of Via's `maddr` is written, nothing is sent or looked up for it."""
+    """However Via's `maddr` is written, nothing is sent to it or looked up for it."""
     async with scene(transport) as (server, watcher, _, _, asked):
         asked.answer()
         asked.notify(1, state="terminated;reason=noresource")
@@ -150,7 +152,7 @@ async def test_late_notify_that_names_another_host_for_its_answer(transport: str
 
 
 async def test_maddr_in_a_name(transport: str) -> None:
-    """Of the terminal, or of a Contact that means it so."""
+    """A terminal with `maddr` in its name, and a server with `maddr` in its Contact, are watched as usual."""
     async with scene(transport) as (server, watcher, observer, _, watched):
         address = parse_address(f"sip:maddrox-{transport}@example.com")
         watcher.watch(address)
@@ -163,7 +165,8 @@ async def test_maddr_in_a_name(transport: str) -> None:
 
 @pytest.mark.parametrize("seal", ["", "0" * 48, "kept"])
 async def test_contact_that_was_made_up(transport: str, seal: str) -> None:
-    """Who has seen one SUBSCRIBE cannot make up a Contact: no answer, no change, and the watch stays as it is."""
+    """Who has seen one SUBSCRIBE cannot construct a valid Contact: a NOTIFY to it gets no answer, and the watch does
+    not change."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer()
         asked.notify(1)
@@ -184,7 +187,7 @@ async def test_contact_that_was_made_up(transport: str, seal: str) -> None:
 
 
 async def test_large_body_of_a_stranger() -> None:
-    """What a stranger sends under the Call-ID and CSeq of a NOTIFY to come does not become that one's document."""
+    """A stranger's body with the Call-ID and CSeq of an expected NOTIFY does not become that NOTIFY's document."""
     async with scene("tcp") as (_, watcher, observer, address, asked):
         asked.answer()
         asked.notify(1)
@@ -192,7 +195,7 @@ async def test_large_body_of_a_stranger() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", watcher.ports["tcp"])
         forged = BUSY.replace(b"?>", b"?><!--" + b"x" * 6000 + b"-->", 1)
         asked.notify(2, forged, uri=asked.request.contact_uri.replace("sip:", "sip:x"), send=writer.write)
-        asked.notify(3, call_id="strange", send=writer.write)  # is counted, and was read after the one before it
+        asked.notify(3, call_id="strange", send=writer.write)  # is counted; the stray NOTIFY was read before
         await until_refused(watcher, "another-dialog")
         asked.notify(2)
         await until(lambda: len(observer.bodies(address)) == 2)
@@ -200,12 +203,13 @@ async def test_large_body_of_a_stranger() -> None:
         writer.close()
 
 
-# Number 3: where answers come from
+# The source of answers
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "401 Unauthorized", "183 Session Progress"])
 async def test_answer_from_elsewhere(status: str) -> None:
-    """Another address, with the right branch, tags and Call-ID, ends no transaction; the server's own answer does."""
+    """An answer from another address, with the right branch, tags and Call-ID, ends no transaction; the server's own
+    answer does."""
     async with scene("udp") as (_, watcher, observer, address, asked):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             stranger.bind(("127.0.0.1", 0))
@@ -220,8 +224,8 @@ async def test_answer_from_elsewhere(status: str) -> None:
 
 @pytest.mark.parametrize("networks", ["", "127.0.0.0/8"])
 async def test_answer_over_another_transport(transport: str, networks: str) -> None:
-    """To a request that left over UDP nobody answers over TCP, nor the other way round: who can write the server's
-    address into a datagram cannot speak over a connection of the server's."""
+    """A request over UDP is not answered over TCP, nor the other way round: a party that can forge the server's address
+    in a datagram cannot send on a connection of the server."""
     async with scene(transport, sip_answers_from=networks) as (_, watcher, observer, address, asked):
         _, writer = await asyncio.open_connection("127.0.0.1", watcher.ports["tcp"])
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -237,7 +241,7 @@ async def test_answer_over_another_transport(transport: str, networks: str) -> N
 
 @pytest.mark.parametrize(("networks", "counts"), [("127.0.0.0/8,10.0.0.0/8", True), ("10.0.0.0/8", False)])
 async def test_answers_from_named_networks(networks: str, counts: bool) -> None:
-    """Where the operator names them, their answers count too."""
+    """Answers from networks that the operator names count too."""
     async with scene("udp", sip_answers_from=networks) as (_, watcher, observer, address, asked):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
             other.bind(("127.0.0.2", 0))
@@ -250,7 +254,7 @@ async def test_answers_from_named_networks(networks: str, counts: bool) -> None:
 
 
 async def test_late_and_repeated_answers_are_not_counted() -> None:
-    """A copy of an answer, and one that nobody awaits any more, are no attack."""
+    """A repeated answer, and an answer that is no longer awaited, do not count as refused."""
     async with scene("udp") as (server, watcher, observer, address, asked):
         for _ in range(3):
             asked.answer()
@@ -265,7 +269,7 @@ async def test_late_and_repeated_answers_are_not_counted() -> None:
 
 
 async def test_registration_and_public_host(transport: str) -> None:
-    """Where the watcher registers, and has a public host, NOTIFYs reach the dialogs' own Contacts there."""
+    """Where the watcher registers and has a public host, NOTIFYs still reach the dialogs' own Contacts."""
     async with ScriptedNotifier(transport) as server:
         settings: dict[str, Any] = {
             "sip_registrar": f"sip:{server.host};transport={transport}",
@@ -286,7 +290,7 @@ async def test_registration_and_public_host(transport: str) -> None:
             await until(lambda: observer.live([address]))
 
 
-# Number 18: the dialog comes from the NOTIFY
+# The NOTIFY makes the dialog
 
 
 def routed(message: Any) -> list[str]:
@@ -294,7 +298,7 @@ def routed(message: Any) -> list[str]:
 
 
 async def refreshed(server: ScriptedNotifier, watcher: SipWatcher, address: TerminalAddress, before: Asked) -> Asked:
-    """A refresh, which is answered in its dialog."""
+    """Forces a refresh, and answers it in its dialog."""
     await refresh(watcher, address)
     again = await server.asked(cseq_after=int(before.request["cseq"].split()[0]))
     assert again.request["call-id"] == before.request["call-id"]
@@ -304,8 +308,8 @@ async def refreshed(server: ScriptedNotifier, watcher: SipWatcher, address: Term
 
 @pytest.mark.parametrize("first", ["200", "NOTIFY"])
 async def test_notify_with_another_tag_than_the_200(transport: str, first: str) -> None:
-    """Behind a forking proxy or a B2BUA the NOTIFY's tag makes the dialog, whichever comes first; changes and refreshes
-    are in it, and refreshes go to the NOTIFY's Contact."""
+    """Behind a forking proxy or a B2BUA the NOTIFY's tag makes the dialog, whichever message comes first. Changes and
+    refreshes belong to this dialog, and refreshes go to the NOTIFY's Contact."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         if first == "200":
             asked.answer(tag="b")
@@ -331,7 +335,8 @@ async def test_notify_with_another_tag_than_the_200(transport: str, first: str) 
 
 @pytest.mark.parametrize("first", ["200", "NOTIFY"])
 async def test_third_tag(transport: str, first: str) -> None:
-    """Once a NOTIFY has made the dialog, another tag is a fork's: 481, counted, and the watch stays as it is."""
+    """Once a NOTIFY has made the dialog, a NOTIFY with another tag is from a fork: it is answered 481 and counted, and
+    the watch does not change."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         if first == "200":
             asked.answer(tag="b")
@@ -352,7 +357,7 @@ async def test_third_tag(transport: str, first: str) -> None:
 @pytest.mark.parametrize("first", ["200", "NOTIFY"])
 @pytest.mark.parametrize("tag", ["a", "b"])
 async def test_record_route_only_in_the_notify(transport: str, first: str, tag: str) -> None:
-    """The route set is the NOTIFY's Record-Route in its order; refreshes and the unsubscribe go through it."""
+    """The route set is the NOTIFY's Record-Route in its order; refreshes and the unsubscribe use it."""
     async with scene(transport) as (_, watcher, observer, address, asked), ScriptedNotifier(transport) as proxy:
         one, two = f"<{proxy.uri};lr>", "<sip:inner.example;lr>"
         contact = "Contact: <sip:a@192.0.2.1:9>"
@@ -378,7 +383,8 @@ async def test_record_route_only_in_the_notify(transport: str, first: str, tag: 
 
 
 async def test_record_route_only_in_the_200(transport: str) -> None:
-    """It holds where the NOTIFY has none, be it before the 200 or after it, in reverse order."""
+    """Where the NOTIFY has no Record-Route, the 200's is used in reverse order, whether it comes before or after the
+    NOTIFY."""
     for first in ("200", "NOTIFY"):
         async with scene(transport) as (server, watcher, observer, address, asked):
             record = f"Record-Route: <sip:inner.example;lr>, <{server.uri};lr>"
@@ -395,7 +401,7 @@ async def test_record_route_only_in_the_200(transport: str) -> None:
 
 
 async def test_record_route_in_both(transport: str) -> None:
-    """The NOTIFY's counts."""
+    """The NOTIFY's Record-Route is used."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.notify(1, OPEN, f"Record-Route: <{server.uri};lr>", "Record-Route: <sip:notify.example;lr>")
         await until(lambda: len(observer.bodies(address)) == 1)
@@ -408,7 +414,7 @@ async def test_record_route_in_both(transport: str) -> None:
 
 @pytest.mark.parametrize("first", ["200", "NOTIFY", "183"])
 async def test_fetch_behind_a_fork(transport: str, first: str) -> None:
-    """A one-shot question is answered by the NOTIFY, whatever tag an answer before it has."""
+    """A fetch is answered by the NOTIFY, whatever tag an earlier response had."""
     async with ScriptedNotifier(transport) as server, watching(server.uri) as (watcher, _):
         fetch = asyncio.create_task(watcher.fetch(terminal()))
         asked = await server.asked()
@@ -421,7 +427,7 @@ async def test_fetch_behind_a_fork(transport: str, first: str) -> None:
 
 
 async def test_notify_without_a_2xx_then_refresh(transport: str) -> None:
-    """A 2xx that first comes to a refresh, with a third tag, changes nothing of the dialog that the NOTIFY has made."""
+    """Where the first 2xx answers a refresh, with a third tag, it does not change the dialog that the NOTIFY made."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer("183 Session Progress", tag="c")
         asked.notify(1, OPEN, f"Record-Route: <{server.uri};lr>", tag="a")

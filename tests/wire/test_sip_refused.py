@@ -1,4 +1,4 @@
-"""NOTIFYs that PJSIP refuses: the watch is STALE with the reason, and is asked afresh."""
+"""NOTIFYs that PJSIP refuses: the watch becomes STALE with the reason, and the gateway subscribes again."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Sends = Callable[[Asked], None]
 
 REFUSED: dict[str, tuple[str, Sends]] = {
     "CSeq going back": ("cseq", lambda asked: asked.notify(3, BUSY)),
-    "CSeq standing still": ("cseq", lambda asked: asked.notify(5, BUSY)),
+    "CSeq not rising": ("cseq", lambda asked: asked.notify(5, BUSY)),
     "no Event": ("no-event", lambda asked: asked.notify(6, BUSY, event="")),
     "no Subscription-State": ("no-state", lambda asked: asked.notify(6, BUSY, state="")),
     "CSeq of 2^31": ("unreadable", lambda asked: asked.notify(2**31, BUSY)),
@@ -34,7 +34,8 @@ REFUSED: dict[str, tuple[str, Sends]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_notify_that_is_refused(transport: str, case: str) -> None:
-    """STALE with the reason, counted and logged; a SUBSCRIBE in a new dialog finds out, and the old one is over."""
+    """The watch is STALE with the reason, which is counted and logged; a SUBSCRIBE in a new dialog replaces the old
+    one."""
     reason, send = REFUSED[case]
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer()
@@ -59,7 +60,7 @@ async def test_notify_that_is_refused(transport: str, case: str) -> None:
 
 @pytest.mark.parametrize("state", ["active;expires=600", "pending"])
 async def test_copies_are_no_loss(transport: str, state: str) -> None:
-    """A NOTIFY that comes again, the last one or one before it, at once or later, changes nothing."""
+    """A repeated NOTIFY, the last one or an earlier one, at once or later, changes nothing."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer()
         for cseq in (1, 2, 3):
@@ -80,7 +81,7 @@ async def test_copies_are_no_loss(transport: str, state: str) -> None:
 
 
 async def test_before_anything_was_observed(transport: str) -> None:
-    """A watch whose first NOTIFY is refused, before the 2xx or after it, is UNKNOWN, and tried again."""
+    """A watch whose first NOTIFY is refused, before or after the 2xx, is UNKNOWN, and is tried again."""
     async with scene(transport) as (server, _, observer, address, asked):
         asked.notify(1, state="")
         again = await server.asked(but=asked.request["call-id"])
@@ -94,7 +95,8 @@ async def test_before_anything_was_observed(transport: str) -> None:
 
 
 async def test_a_server_that_goes_on_so_meets_the_back_off(transport: str) -> None:
-    """Only the first of a row is followed at once; then the waits grow, as after other failures."""
+    """Only the first refused NOTIFY in a row is followed by a SUBSCRIBE at once; then the waits grow, as after other
+    failures."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         waits_s, loop = [], asyncio.get_running_loop()
         for _ in range(3):
@@ -113,7 +115,7 @@ async def test_a_server_that_goes_on_so_meets_the_back_off(transport: str) -> No
 
 
 async def test_refused_while_a_refresh_is_on_its_way(transport: str) -> None:
-    """The refresh is given up with its dialog."""
+    """The refresh in flight is given up with its dialog."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer()
         asked.notify(5)
@@ -129,7 +131,7 @@ async def test_refused_while_a_refresh_is_on_its_way(transport: str) -> None:
 
 
 async def test_refused_while_it_ends(transport: str) -> None:
-    """A watch that nobody wants any more ends all the same."""
+    """A watch that is ending still ends."""
     async with scene(transport) as (server, watcher, observer, address, asked):
         asked.answer()
         asked.notify(5)
@@ -147,7 +149,7 @@ async def test_refused_while_it_ends(transport: str) -> None:
 
 
 async def test_fetch_whose_notify_is_refused(transport: str) -> None:
-    """It is counted, and one that can be used may still follow."""
+    """The refused NOTIFY is counted, and a usable one may still follow."""
     async with scene(transport) as (server, watcher, _, _, watched):
         fetch: asyncio.Task[Any] = asyncio.create_task(watcher.fetch(terminal()))
         asked = await server.asked(but=watched.request["call-id"])

@@ -1,4 +1,4 @@
-"""The way to the presence servers: several of them, found by SRV, over TLS, with credentials, and the registration."""
+"""The routes to the presence servers: several servers, SRV records, TLS, credentials, and the registration."""
 
 import asyncio
 import datetime
@@ -42,7 +42,7 @@ FAILOVER_S = 15.0
 
 
 async def until_then(condition: Callable[[], bool]) -> None:
-    """Waits as long as a failover may take."""
+    """Waits, for as long as a failover may take."""
     async with asyncio.timeout(FAILOVER_S):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in another process or socket
             await asyncio.sleep(0.01)
@@ -57,9 +57,10 @@ def two() -> tuple[Sandbox, Sandbox]:
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 async def test_failover_and_return(transport: str) -> None:
-    """When the first server goes, fetches and watches go to the second, and return when it is back; no change is told.
+    """When the first server fails, fetches and watches move to the second, and back when the first returns; no change
+    is reported.
 
-    TCP tells by the connection that breaks, UDP by probes that are not answered.
+    Over TCP the failure shows by the broken connection, over UDP by unanswered probes.
     """
     first, second = two()
     await first.start()
@@ -90,7 +91,8 @@ async def test_failover_and_return(transport: str) -> None:
 
 
 async def test_only_server_comes_back(sandbox: Sandbox) -> None:
-    """Without a second one watches are STALE until the only one answers again, and then LIVE without being asked."""
+    """Where the only server is down, watches are STALE until it answers again, and then LIVE without any request from
+    outside."""
     only = Sandbox(scripted=False)
     await only.start()
     async with watching(f"{only.uri};transport=tcp", probe_every_s=1) as (watcher, observer):
@@ -108,8 +110,8 @@ async def test_only_server_comes_back(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 async def test_server_that_is_away_is_reported(transport: str) -> None:
-    """Also one that nobody asked yet, and that never answered: one log line when it goes or comes, and a count; a
-    worker that is replaced meanwhile reports nothing again."""
+    """A server that goes down or comes up causes one log line and is counted, even where it was never asked and never
+    answered. A replaced worker does not report it again."""
     with socket.socket(type=socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM) as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -134,7 +136,8 @@ async def test_server_that_is_away_is_reported(transport: str) -> None:
 
 @pytest.mark.parametrize("status", ["405 Method Not Allowed", "481 Subscription Does Not Exist", "200 OK"])
 async def test_server_that_ignores_options_is_tried_by_a_fetch(status: str) -> None:
-    """Whatever it answers, it is up; without any answer it is down, and up again with the next."""
+    """Any answer to the fetch means that the server is up; without an answer it is down, and up again at its next
+    message."""
 
     class Server(asyncio.DatagramProtocol):
         def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
@@ -164,7 +167,7 @@ async def test_server_that_ignores_options_is_tried_by_a_fetch(status: str) -> N
 
 
 async def test_connection_that_breaks(sandbox: Sandbox) -> None:
-    """A server that closes its connections and keeps its subscriptions is asked again; they stay LIVE and go on."""
+    """Where a server closes its connections and keeps its subscriptions, it is asked again; the watches stay LIVE."""
     async with watching(f"{sandbox.uri};transport=tcp", probe_every_s=0) as (watcher, observer):
         addresses = [terminal() for _ in range(10)]
         await started(watcher, observer, *addresses)
@@ -179,7 +182,7 @@ async def test_connection_that_breaks(sandbox: Sandbox) -> None:
 
 
 async def test_server_that_answers_503_is_left() -> None:
-    """Where the first server refuses for its own sake, a watch and a fetch are tried at the next one."""
+    """Where the first server is overloaded, a watch and a fetch are tried at the next one."""
     first, second = two()
     async with first, second:
         servers = ",".join(f"{server.uri};transport=udp" for server in (first, second))
@@ -194,8 +197,9 @@ async def test_server_that_answers_503_is_left() -> None:
 
 
 async def test_route_of_the_older_dialog_goes_down() -> None:
-    """While a second dialog at the next server is to replace one at the first, the first server's end makes the status
-    STALE as soon as it is noticed, not only when the second dialog has waited for its NOTIFY in vain (32 s)."""
+    """A second dialog at the next server is to replace one at the first server. If the first server fails meanwhile,
+    the status is STALE as soon as that is noticed, and not only after the second dialog's vain wait for its NOTIFY
+    (32 s)."""
     first, second = two()
     await first.start()
     async with second:
@@ -203,7 +207,7 @@ async def test_route_of_the_older_dialog_goes_down() -> None:
         async with watching(servers, probe_every_s=1) as (watcher, observer):
             omitting, address = terminal("refresh-200-3600"), terminal()
             await started(watcher, observer, omitting, address)
-            watcher.refresh(omitting)  # so the first server is known to omit the NOTIFY
+            watcher.refresh(omitting)  # so the gateway learns that the first server omits the NOTIFY
             await until(lambda: watcher.counts().omitted == [1, 0], 40)
             first.act_like(user_of(address), "answer-500")
             second.act_like(user_of(address), "notify-never")
@@ -216,11 +220,11 @@ async def test_route_of_the_older_dialog_goes_down() -> None:
             assert isinstance(observer.errors[address], PresenceUnavailable)
 
 
-# Places for sockets, of which PJSIP has 64
+# PJSIP's 64 sockets
 
 
 async def test_many_questions_to_a_dead_server(sandbox: Sandbox) -> None:
-    """Hundreds of fetches and watches at a server that refuses connections fail soon, and end no worker."""
+    """Hundreds of fetches and watches at a server that refuses connections fail soon, and the worker lives."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         server = f"sip:127.0.0.1:{closed.getsockname()[1]};transport=tcp"
@@ -241,7 +245,8 @@ async def test_many_questions_to_a_dead_server(sandbox: Sandbox) -> None:
 
 
 async def test_strangers_that_connect(sandbox: Sandbox) -> None:
-    """However many connect to the SIP port, and stay or leave, the worker lives, and the server comes through later."""
+    """However many strangers connect to the SIP port and stay or leave, the worker lives, and the server's connections
+    are accepted later."""
     async with watching(f"{sandbox.uri};transport=tcp") as (watcher, observer):
         address, pid, port = terminal(), watcher.worker_pid, watcher.ports["tcp"]
         await started(watcher, observer, address)
@@ -272,7 +277,7 @@ async def test_strangers_that_connect(sandbox: Sandbox) -> None:
 
 
 class Names(asyncio.DatagramProtocol):
-    """A name server for SRV and A records; every other question has no answer."""
+    """A name server for SRV and A records; it answers every other query with an empty answer."""
 
     def __init__(self, records: dict[tuple[str, int], list[bytes]]) -> None:
         self.records, self.asked = records, list[tuple[str, int]]()
@@ -303,7 +308,7 @@ def srv(priority: int, port: int, target: str) -> bytes:
 
 @asynccontextmanager
 async def looking_up(names: Names, routes: list[Route]) -> AsyncIterator[tuple[SipWatcher, Observer]]:
-    """A watcher of servers with names; settings want such a watcher to listen beyond loopback."""
+    """A watcher that looks up its servers' names; the settings require such a watcher to listen beyond loopback."""
     closer, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: names, ("127.0.0.1", 0))
     nameserver = f"127.0.0.1:{closer.get_extra_info('sockname')[1]}"
     try:
@@ -315,7 +320,7 @@ async def looking_up(names: Names, routes: list[Route]) -> AsyncIterator[tuple[S
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 async def test_srv_record_leads_to_the_server(sandbox: Sandbox, transport: str) -> None:
-    """A server named without a port is looked up at the configured name server, by SRV and then A."""
+    """A server without a port is looked up at the configured name server, by SRV and then A."""
     names = Names(
         {
             (f"_sip._{transport}.presence.test", SRV): [srv(1, sandbox.port, "node.presence.test")],
@@ -332,7 +337,7 @@ async def test_srv_record_leads_to_the_server(sandbox: Sandbox, transport: str) 
 
 
 async def test_name_that_is_unknown(sandbox: Sandbox) -> None:
-    """A name without an address is a server that is away: the next one is asked."""
+    """A server whose name has no address counts as down: the next one is asked."""
     routes = [Route(f"{uri};transport=tcp;lr", "tcp") for uri in ("sip:nobody.test", sandbox.uri)]
     async with looking_up(Names({}), routes) as (watcher, observer):
         address = terminal()
@@ -372,7 +377,7 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
     def server(self, host: str) -> ssl.SSLContext:
-        """A server's side with a certificate for this host."""
+        """A TLS server context with a certificate for this host."""
         key = ec.generate_private_key(ec.SECP256R1())
         general: x509.GeneralName = x509.DNSName(host)
         with suppress(ValueError):
@@ -390,13 +395,13 @@ class Authority:
 
 @asynccontextmanager
 async def tls_edge(sandbox: Sandbox, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Ends TLS in front of the sandbox's TCP port, and stays in the dialogs by Record-Route; gives its port."""
+    """Ends TLS in front of the sandbox's TCP port, and stays in the dialogs by Record-Route; yields its port."""
     pumps = set[asyncio.Task[None]]()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inserted: bytes) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
-                if inserted:  # nothing that comes from the watcher has a body
+                if inserted:  # messages from the watcher have no body
                     data = await reader.readuntil(b"\r\n\r\n")
                     if data.startswith(b"SUBSCRIBE"):
                         data = data.replace(b"\r\n", inserted, 1)
@@ -425,7 +430,7 @@ async def tls_edge(sandbox: Sandbox, context: ssl.SSLContext) -> AsyncIterator[i
 
 
 async def test_tls(sandbox: Sandbox, tmp_path: Path) -> None:
-    """With the right CA file fetches and watches go over TLS: set-up, change, refresh, a large document, the end."""
+    """With the right CA file fetches and watches work over TLS: set-up, change, refresh, a large document, the end."""
     authority = Authority(tmp_path, "ours")
     async with tls_edge(sandbox, authority.server("127.0.0.1")) as port:
         server = f"sip:127.0.0.1:{port};transport=tls"
@@ -444,7 +449,7 @@ async def test_tls(sandbox: Sandbox, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["no CA file", "another authority", "another name"])
 async def test_tls_verifies(sandbox: Sandbox, tmp_path: Path, wrong: str) -> None:
-    """By default a server of an unknown authority or another name is not talked to; nothing reaches it."""
+    """By default nothing is sent to a server with an unknown authority or another name."""
     ours, theirs = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
     name = "presence.test" if wrong == "another name" else "127.0.0.1"
     async with tls_edge(sandbox, ours.server(name)) as port:
@@ -466,7 +471,7 @@ async def test_tls_verifies(sandbox: Sandbox, tmp_path: Path, wrong: str) -> Non
 
 
 async def test_nobody_connects_over_tls(sandbox: Sandbox) -> None:
-    """Without a certificate of ours nobody could speak to us, so nobody is let in, nor ends the worker by trying."""
+    """The worker has no TLS certificate, so it accepts no TLS connection; attempts do not end it."""
     async with watching("sip:127.0.0.1:1;transport=tls") as (watcher, _):
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", watcher.ports["tls"])
@@ -478,7 +483,7 @@ async def test_nobody_connects_over_tls(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 async def test_digest(sandbox: Sandbox, transport: str) -> None:
-    """A challenge is answered in the first SUBSCRIBE, in a refresh, in the last one, and in a fetch."""
+    """A challenge to the first SUBSCRIBE, a refresh, the unsubscribe and a fetch is answered."""
     credentials: dict[str, Any] = {"sip_username": DIGEST_USER, "sip_password": DIGEST_PASSWORD}
     async with watching(f"{sandbox.uri};transport={transport}", **credentials) as (watcher, observer):
         addresses = [terminal(user) for user in ("digest-md5", "digest-sha256", "digest-both")]
@@ -496,7 +501,8 @@ async def test_digest(sandbox: Sandbox, transport: str) -> None:
 
 @pytest.mark.parametrize("password", ["", "wrong"])
 async def test_digest_that_is_not_accepted(sandbox: Sandbox, password: str) -> None:
-    """Without the right password, or at a server that challenges for ever, few SUBSCRIBEs leave, and it is said why."""
+    """With a wrong password, or at a server that challenges for ever, few SUBSCRIBEs leave, and the reason is
+    reported."""
     credentials: dict[str, Any] = {"sip_username": DIGEST_USER, "sip_password": password} if password else {}
     async with watching(f"{sandbox.uri};transport=udp", **credentials) as (watcher, observer):
         addresses = [terminal(user) for user in ("digest-md5", "digest-sha256", "answer-401", "answer-407")]
@@ -517,7 +523,7 @@ async def test_digest_that_is_not_accepted(sandbox: Sandbox, password: str) -> N
 
 @pytest.mark.parametrize("user", ["", DIGEST_USER], ids=["without credentials", "with credentials"])
 async def test_refresh_that_is_challenged_for_ever(sandbox: Sandbox, user: str) -> None:
-    """The subscription that was granted is used to its end; few SUBSCRIBEs leave."""
+    """The granted subscription is used to its end; few SUBSCRIBEs leave."""
     credentials: dict[str, Any] = {"sip_username": user, "sip_password": "wrong"} if user else {}
     async with watching(f"{sandbox.uri};transport=tcp", **credentials) as (watcher, observer):
         address = terminal()
@@ -532,7 +538,7 @@ async def test_refresh_that_is_challenged_for_ever(sandbox: Sandbox, user: str) 
 
 
 async def test_answer_to_a_challenge_that_is_given_up() -> None:
-    """A fetch that is given up after its challenge was answered leaves nothing behind that a later end could touch."""
+    """A fetch that is given up after its answer to a challenge leaves nothing in the worker."""
     loop = asyncio.get_running_loop()
 
     class Server(asyncio.DatagramProtocol):
@@ -567,7 +573,7 @@ async def test_answer_to_a_challenge_that_is_given_up() -> None:
 
 
 def answered(request: bytes, status: str, *lines: str) -> bytes:
-    """A response to a request's bytes."""
+    """A response to the request in these bytes."""
     message = read(request)
     same = [f"{name}: {value}" for name, value in message.headers if name in {"via", "from", "call-id", "cseq"}]
     to = message["to"] if ";tag=" in message["to"] else f"{message['to']};tag=server"
@@ -575,9 +581,10 @@ def answered(request: bytes, status: str, *lines: str) -> bytes:
 
 
 async def test_operators_headers(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P-Asserted-Identity, Privacy, and P-Charging-Vector with an icid for each dialog, which its refreshes keep."""
+    """The worker sends P-Asserted-Identity, Privacy, and P-Charging-Vector with an icid for each dialog; refreshes keep
+    the icid."""
     seen: list[Message] = []
-    decide = sandbox._notifier._decide  # noqa: SLF001  # to see what no behaviour tells
+    decide = sandbox._notifier._decide  # noqa: SLF001  # to see requests that no behaviour reports
 
     def recorded(exchange: Exchange) -> None:
         seen.append(exchange.request)
@@ -612,7 +619,7 @@ async def test_operators_headers(sandbox: Sandbox, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("password", ["secret", "wrong"])
 async def test_registration_of_the_watcher(password: str) -> None:
-    """The watcher registers its own identity with its credentials, and says whether the registrar took it."""
+    """The watcher registers its identity with its credentials, and reports whether the registrar accepted it."""
     refused = asyncio.Event()
 
     class Registrar(asyncio.DatagramProtocol):
@@ -665,7 +672,7 @@ async def test_registration_of_the_watcher(password: str) -> None:
 
 
 async def test_presence_server_that_is_named_twice() -> None:
-    """The same dead server twice is no way round: the error is told, and nothing hangs."""
+    """Naming a dead server twice gives no second route: the error is reported, and nothing hangs."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"sip:127.0.0.1:{closed.getsockname()[1]};transport=tcp"

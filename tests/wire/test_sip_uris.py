@@ -1,5 +1,5 @@
-"""Tests of `app/sip/pjsip/uri_check.py` and of the address rule against the real PJSIP: what is asked about is what was
-named."""
+"""Tests of `app/sip/pjsip/uri_check.py` and of the address rule, against the real PJSIP: the gateway asks about exactly
+the address that was named."""
 
 import json
 import random
@@ -22,7 +22,7 @@ NAMES = ["user", "transport", "ttl", "maddr", "lr", "method", "gr", "phone-conte
 
 
 def written(addresses: list[TerminalAddress]) -> list[str | None]:
-    """How PJSIP writes each; None where the gateway refuses to ask."""
+    """How PJSIP writes each address; None where the gateway refuses it."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.support.pjsip_uris"],
         cwd=ROOT,
@@ -37,7 +37,7 @@ def written(addresses: list[TerminalAddress]) -> list[str | None]:
 
 
 def random_text(choice: random.Random) -> str:
-    """A URI with many escapes, of any byte, and with parameters that PJSIP knows."""
+    """A URI with many escapes of any byte, and with parameters that PJSIP knows."""
 
     def some(characters: str, most: int) -> str:
         chosen = (choice.choice(characters) for _ in range(choice.randint(1, most)))
@@ -60,7 +60,7 @@ def random_text(choice: random.Random) -> str:
 
 
 def accepted() -> set[TerminalAddress]:
-    """The canonical addresses of many texts."""
+    """The canonical addresses of those texts that are accepted."""
     choice = random.Random(SEED)
     found = set()
     for _ in range(TEXTS):
@@ -72,8 +72,8 @@ def accepted() -> set[TerminalAddress]:
 
 
 def test_each_address_is_asked_about_as_it_is() -> None:
-    """PJSIP writes each accepted address as an equal one, so no two addresses are one at the presence server, and none
-    breaks a line; the few that PJSIP would change all the same are refused by the worker."""
+    """PJSIP writes each accepted address as an equal one, so the presence server sees different addresses as different,
+    and no address breaks a line. The worker refuses the few that PJSIP would change."""
     addresses = sorted(accepted())
     addresses_of = defaultdict(list)
     refused = []

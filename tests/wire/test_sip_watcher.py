@@ -1,4 +1,4 @@
-"""The watcher with a real PJSIP worker against the sandbox notifier: what goes over the wire, and what it survives."""
+"""The watcher with a real PJSIP worker against the sandbox notifier: what it sends, and what it survives."""
 
 import asyncio
 import errno
@@ -46,14 +46,14 @@ async def watcher(sandbox: Sandbox) -> AsyncIterator[SipWatcher]:
 
 
 async def test_build_is_checked(watcher: SipWatcher) -> None:
-    """The worker reports the PJSIP it found and its limits, read off the library itself."""
+    """The worker reports the version of PJSIP and its limits, as read from the library."""
     assert watcher.build is not None
     assert (watcher.build.version, watcher.build.ipv6, watcher.build.tls) == ("2.15.1", False, "1.2")
     assert (watcher.build.max_message_bytes, watcher.build.max_uri_bytes, watcher.build.max_sockets) == (4000, 256, 64)
 
 
 async def test_fetch_is_one_subscribe_and_an_answered_notify(sandbox: Sandbox, watcher: SipWatcher) -> None:
-    """A fetch is one SUBSCRIBE with Expires 0, whose NOTIFY is answered 200, and leaves no subscription behind."""
+    """A fetch is one SUBSCRIBE with Expires 0; its NOTIFY is answered 200, and no subscription stays."""
     address = parse_address("sip:terminal-1@example.com")
     answered = sandbox.counters.notify_answers[200]
     notification = await watcher.fetch(address)
@@ -66,7 +66,7 @@ async def test_fetch_is_one_subscribe_and_an_answered_notify(sandbox: Sandbox, w
 
 
 async def test_interval_too_brief(sandbox: Sandbox, watcher: SipWatcher) -> None:
-    """423 is asked again once with Min-Expires, and the subscription so made is ended."""
+    """After a 423 the fetch is sent once more with Min-Expires, and the resulting subscription is ended."""
     address = parse_address("sip:answer-423@example.com")
     before = sandbox.counters.subscribes[address]
     await watcher.fetch(address)
@@ -75,7 +75,7 @@ async def test_interval_too_brief(sandbox: Sandbox, watcher: SipWatcher) -> None
 
 
 async def test_longest_address(sandbox: Sandbox, watcher: SipWatcher) -> None:
-    """An address of the greatest length allowed is carried to the presence server whole."""
+    """An address of the maximum length reaches the presence server whole."""
     address = parse_address(f"sip:terminal-7@{'a' * 60}.{'b' * 60}.{'c' * 61}.d")
     assert len(address) == 200
     await watcher.fetch(address)
@@ -84,7 +84,8 @@ async def test_longest_address(sandbox: Sandbox, watcher: SipWatcher) -> None:
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 async def test_headers_on_the_wire(transport: str) -> None:
-    """SUBSCRIBE names the presentity, the watcher, the Route, the asserted identity and a Contact we listen on."""
+    """A SUBSCRIBE has the presentity, the watcher, the Route, the asserted identity, and a Contact that the worker
+    listens on."""
     loop = asyncio.get_running_loop()
     received: asyncio.Future[str] = loop.create_future()
 
@@ -131,7 +132,7 @@ async def test_headers_on_the_wire(transport: str) -> None:
 
 
 async def test_giving_up_is_silent(watcher: SipWatcher) -> None:
-    """A cancelled fetch stops retransmitting: nothing of it is left in the worker."""
+    """A cancelled fetch is not retransmitted, and leaves nothing in the worker."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
         mute.bind(("127.0.0.1", 0))
         lonely = SipWatcher(configuration(f"sip:127.0.0.1:{mute.getsockname()[1]}"))
@@ -139,7 +140,7 @@ async def test_giving_up_is_silent(watcher: SipWatcher) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await lonely.fetch(ALICE)
-        mute.settimeout(1.2)  # T1 is 500 ms: a transaction still alive sends again within that
+        mute.settimeout(1.2)  # T1 is 500 ms: a live transaction would send again within that time
         assert mute.recv(65536).startswith(b"SUBSCRIBE sip:alice@example.com")
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(mute.recv, 65536)
@@ -177,7 +178,8 @@ async def test_stopped_worker(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_worker_has_its_time_after_a_pause_of_ours(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the gateway itself was stopped for longer than a worker may be silent, it asks before it judges."""
+    """After a pause of the gateway that is longer than a worker may be silent, the gateway asks its worker before it
+    replaces it."""
     monkeypatch.setattr("app.sip.supervisor.PING_EVERY_S", 0.05)
     monkeypatch.setattr("app.sip.supervisor.HANG_LIMIT_S", 0.2)
     watcher, restarts = (
@@ -208,7 +210,7 @@ async def test_thousand_at_once(sandbox: Sandbox, watcher: SipWatcher) -> None:
     "method", ["OPTIONS", "MESSAGE", "SUBSCRIBE", "INVITE", "REGISTER", "PUBLISH", "NOTIFY", "NONSENSE"]
 )
 async def test_strangers_are_swallowed(watcher: SipWatcher, method: str, via: str, to: str) -> None:
-    """A request that is no NOTIFY to our Contact gets no answer, at no address, and does no harm."""
+    """A request that is not a NOTIFY to our Contact gets no answer and has no effect."""
     request = (
         f"{method} sip:watcher@127.0.0.1 SIP/2.0\r\n"
         f"Via: SIP/2.0/UDP {via};branch=z9hG4bK{method}\r\n"
@@ -221,13 +223,13 @@ async def test_strangers_are_swallowed(watcher: SipWatcher, method: str, via: st
         stranger.settimeout(0.1)
         message = request.replace("{port}", str(stranger.getsockname()[1])).encode()
         stranger.sendto(message, ("127.0.0.1", watcher.ports["udp"]))
-        assert (await watcher.fetch(ALICE)).body  # it was read before this answer came
+        assert (await watcher.fetch(ALICE)).body  # the stranger's request was read before this answer came
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(stranger.recv, 65536)
 
 
 async def test_slow_name_in_a_strangers_via(sandbox: Sandbox, watcher: SipWatcher) -> None:
-    """Nobody makes the worker look up a name, which would block it, by writing that into a NOTIFY's Via."""
+    """A name in a NOTIFY's Via is never looked up: a slow look-up would block the worker."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(
             b"NOTIFY sip:watcher@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP x;maddr=slow.invalid;branch=z9hG4bK1\r\n"
@@ -240,7 +242,7 @@ async def test_slow_name_in_a_strangers_via(sandbox: Sandbox, watcher: SipWatche
 
 
 class HostileServer(asyncio.DatagramProtocol):
-    """Answers each SUBSCRIBE with these bytes, `@` standing for the header fields a response repeats."""
+    """Answers each SUBSCRIBE with these bytes; `@` stands for the header fields that a response repeats."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
@@ -266,7 +268,7 @@ class HostileServer(asyncio.DatagramProtocol):
     ids=["latin-1", "escape", "long"],
 )
 async def test_hostile_phrase(answer: bytes, reported: str) -> None:
-    """Whatever bytes a reason phrase holds, the worker lives and the caller is sent printable ASCII."""
+    """Whatever bytes a reason phrase has, the worker lives and the caller gets printable ASCII."""
     server, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: HostileServer(answer), ("127.0.0.1", 0)
     )
@@ -285,7 +287,7 @@ async def test_hostile_phrase(answer: bytes, reported: str) -> None:
 
 @pytest.mark.parametrize("field", ["content_type", "content_encoding"])
 async def test_hostile_header_fields(sandbox: Sandbox, watcher: SipWatcher, field: str) -> None:
-    """Bytes that are no UTF-8 in a NOTIFY's header fields arrive as question marks, and the worker lives."""
+    """Bytes that are not UTF-8 in a NOTIFY's header fields arrive as question marks, and the worker lives."""
     pid = watcher.worker_pid
     sandbox.set_document("hostile", b"<x/>", **{field: 'application/x;p="\xff"'})
     notification = await watcher.fetch(parse_address("sip:hostile@example.com"))
@@ -310,7 +312,7 @@ async def test_large_documents_over_tcp(sandbox: Sandbox) -> None:
 
 
 async def test_active_answer_to_a_fetch(sandbox: Sandbox) -> None:
-    """A server that calls a fetched subscription active leaves nothing behind in the worker."""
+    """Where the server calls a fetched subscription active, nothing stays in the worker."""
     keeping = SipWatcher(configuration(sandbox.uri))
     await keeping.start()
     for _ in range(3):
@@ -320,7 +322,7 @@ async def test_active_answer_to_a_fetch(sandbox: Sandbox) -> None:
 
 
 async def test_no_descriptors_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A supervisor that cannot start a worker for want of descriptors tries again until it can."""
+    """A supervisor that cannot start a worker for lack of file descriptors tries again until it can."""
     poor = SipWatcher(configuration(sandbox.uri))
     await poor.start()
     pid = poor.worker_pid
@@ -344,7 +346,7 @@ async def test_no_descriptors_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyP
 
 
 async def test_sigterm_leaves_the_worker(watcher: SipWatcher) -> None:
-    """A signal to the whole process group, as service managers send it, does not take the worker from its gateway."""
+    """A signal to the whole process group, as service managers send it, does not end the worker before its gateway."""
     pid = watcher.worker_pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
@@ -361,7 +363,7 @@ async def test_sigterm_leaves_the_worker(watcher: SipWatcher) -> None:
     ],
 )
 async def test_other_builds_are_refused(patch: str, said: str) -> None:
-    """A PJSIP of another version, or one that lacks a function, is refused with what is wrong."""
+    """A PJSIP of another version, or without a required function, is refused with the reason."""
     code = f"from app.sip.pjsip import library; {patch}; library.load_library()"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
     _, error = await process.communicate()
@@ -370,7 +372,7 @@ async def test_other_builds_are_refused(patch: str, said: str) -> None:
 
 
 async def test_presence_server_away() -> None:
-    """Where nothing listens, TCP says so at once and the error is retryable."""
+    """Where no server listens, TCP fails at once with a retryable error."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = SipWatcher(configuration(f"sip:127.0.0.1:{closed.getsockname()[1]};transport=tcp"))
@@ -383,7 +385,7 @@ async def test_presence_server_away() -> None:
 
 
 async def test_taken_sip_port() -> None:
-    """A SIP port that is taken stops the start, and the message names it."""
+    """A SIP port that is in use stops the start, with the port in the message."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -392,7 +394,7 @@ async def test_taken_sip_port() -> None:
 
 
 async def test_orphaned_worker_leaves() -> None:
-    """A worker whose gateway is gone ends by itself."""
+    """A worker whose gateway has died ends by itself."""
     ours, theirs = socket.socketpair()
     number = theirs.fileno()
     worker = await asyncio.create_subprocess_exec(
@@ -405,7 +407,7 @@ async def test_orphaned_worker_leaves() -> None:
 
 
 async def test_high_descriptor(sandbox: Sandbox) -> None:
-    """A gateway with thousands of open files still starts a worker, whose select takes descriptors below 1024 only."""
+    """A gateway with thousands of open files can still start a worker, whose select needs descriptors below 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     ours, theirs = socket.socketpair()
@@ -434,7 +436,7 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
     [
         "sip:%%%@@",
         "sip:a@h;ttl=phone",
-        # Those that `parse_address` refuses too, should one be in an old database.
+        # `parse_address` refuses these too, but an old database may have one.
         "sip:%2562ob@example.com",
         "sip:alice%2Fx@example.com",
         "sip:alice@example.com;method=invite",
@@ -445,7 +447,8 @@ async def test_high_descriptor(sandbox: Sandbox) -> None:
     ],
 )
 async def test_address_that_pjsip_refuses(watcher: SipWatcher, address: str) -> None:
-    """An address that PJSIP cannot read, or would write as another one, is the caller's error, not the worker's end."""
+    """An address that PJSIP cannot read, or would write differently, is an error for its caller, and the worker
+    lives."""
     pid = watcher.worker_pid
     with pytest.raises(InvalidAddress):
         await watcher.fetch(TerminalAddress(address))

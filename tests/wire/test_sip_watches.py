@@ -35,13 +35,13 @@ Running = tuple[SipWatcher, Observer]
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=["udp", "tcp"])
 async def running(sandbox: Sandbox, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    """One watcher for all tests, each of which has terminals of its own."""
+    """One watcher for all tests; each test uses its own terminals."""
     async with watching(f"{sandbox.uri};transport={request.param}") as both:
         yield both
 
 
 async def everything_heard(running: Running) -> None:
-    """Returns when whatever the worker and the presence server had to say before has been heard."""
+    """Returns when every earlier message of the worker and of the presence server has arrived."""
     watcher, observer = running
     for _ in range(2):
         await started(watcher, observer, terminal())
@@ -49,7 +49,8 @@ async def everything_heard(running: Running) -> None:
 
 
 async def test_set_up_change_and_end(sandbox: Sandbox, running: Running) -> None:
-    """One SUBSCRIBE; its NOTIFY is an observation, then it is LIVE, and each change is reported, the end too."""
+    """One SUBSCRIBE; its NOTIFY is an observation and makes the watch LIVE. Each change is reported, and so is the
+    end."""
     watcher, observer = running
     address = terminal()
     watcher.watch(address)
@@ -75,7 +76,7 @@ async def test_set_up_change_and_end(sandbox: Sandbox, running: Running) -> None
 
 
 async def test_refresh_comes_before_expiry(sandbox: Sandbox, running: Running) -> None:
-    """A subscription of two seconds is refreshed in its dialog again and again, and never stops being LIVE."""
+    """A subscription of two seconds is refreshed in its dialog again and again, and stays LIVE."""
     watcher, observer = running
     address = terminal("granted-2")
     await started(watcher, observer, address)
@@ -87,8 +88,8 @@ async def test_refresh_comes_before_expiry(sandbox: Sandbox, running: Running) -
 
 
 async def test_refresh_without_a_notify(sandbox: Sandbox) -> None:
-    """After Timer N it is STALE, and LIVE again by a new dialog. From then on watches at this server are renewed by new
-    dialogs, and LIVE throughout. A 204 is followed by no NOTIFY, and is no fault."""
+    """After Timer N the watch is STALE, and LIVE again by a new dialog. From then on, watches at this server are
+    renewed by new dialogs and stay LIVE. After a 204 no NOTIFY is awaited."""
     async with watching(f"{sandbox.uri};transport=udp") as (watcher, observer):
         brief, *others = (terminal(f"refresh-{what}") for what in ("200-6", "200-60", "202-3600", "204-3600"))
         await started(watcher, observer, *others)
@@ -110,7 +111,7 @@ async def test_refresh_without_a_notify(sandbox: Sandbox) -> None:
             await until(lambda: len(observer.bodies(address)) > before)  # noqa: B023  # awaited here
             sandbox.set_status(user_of(address), Status.BUSY)
             await until(lambda: b"phone" in observer.bodies(address)[-1])  # noqa: B023
-        await until(lambda: sandbox.counters.subscribes[brief] >= 3)  # the last by itself
+        await until(lambda: sandbox.counters.subscribes[brief] >= 3)  # the last one by itself
         assert [each for each in observer.reported[brief] if isinstance(each, Liveness)] == [LIVE]
         assert [each for each in observer.reported[well] if isinstance(each, Liveness)] == [LIVE]
         for address in (brief, *others):
@@ -121,7 +122,7 @@ async def test_refresh_without_a_notify(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("answer", ["answer-500", "answer-408", "answer-503", "answer-403", "answer-603"])
 async def test_failed_refresh_keeps_the_subscription(sandbox: Sandbox, running: Running, answer: str) -> None:
-    """A refusal of a refresh leaves the old dialog, in which changes still arrive; it stays LIVE."""
+    """A refused refresh keeps the old dialog, in which changes still arrive; the watch stays LIVE."""
     watcher, observer = running
     address = terminal()
     await started(watcher, observer, address)
@@ -141,7 +142,7 @@ async def test_failed_refresh_keeps_the_subscription(sandbox: Sandbox, running: 
 
 
 async def test_silent_refresh_keeps_the_subscription(sandbox: Sandbox, running: Running) -> None:
-    """While a refresh has no answer, changes still arrive in the dialog."""
+    """While a refresh is unanswered, changes still arrive in the dialog."""
     watcher, observer = running
     address = terminal()
     await started(watcher, observer, address)
@@ -155,7 +156,7 @@ async def test_silent_refresh_keeps_the_subscription(sandbox: Sandbox, running: 
 
 
 async def test_refresh_481(sandbox: Sandbox, running: Running) -> None:
-    """Where the server has lost the subscription, a new dialog is made at once: STALE, and LIVE again."""
+    """Where the server has lost the subscription, a new dialog is made at once: the watch is STALE, then LIVE again."""
     watcher, observer = running
     address = terminal()
     await started(watcher, observer, address)
@@ -165,13 +166,14 @@ async def test_refresh_481(sandbox: Sandbox, running: Running) -> None:
     await until(lambda: observer.reported[address][-1] is LIVE and len(observer.reported[address]) > 2)
     first, *rest = observer.reported[address]
     assert [each if isinstance(each, Liveness) else b"phone" in each for each in rest] == [LIVE, STALE, True, LIVE]
-    assert (sandbox.counters.subscribes[address], sandbox.subscriptions[address]) == (2, 1)  # and one that met the 481
+    assert (sandbox.counters.subscribes[address], sandbox.subscriptions[address]) == (2, 1)  # and one that got the 481
     assert first != rest[2]
 
 
 @pytest.mark.parametrize("reason", ["deactivated", "timeout", "odd"])
 async def test_terminated_comes_back_at_once(sandbox: Sandbox, running: Running, reason: str) -> None:
-    """A subscription that the server ends for its own reasons is made again; nothing is invented in between."""
+    """A subscription that the server ends for its own reasons is made again at once; no status is reported in
+    between."""
     watcher, observer = running
     address = terminal()
     await started(watcher, observer, address)
@@ -186,7 +188,7 @@ async def test_terminated_comes_back_at_once(sandbox: Sandbox, running: Running,
 
 
 async def test_terminated_for_a_while(sandbox: Sandbox, running: Running) -> None:
-    """Probation and giveup are STALE until the back-off is over, and then made again."""
+    """After probation or giveup the watch is STALE until the back-off is over; then the gateway subscribes again."""
     watcher, observer = running
     addresses = {reason: terminal() for reason in ("probation", "giveup")}
     await started(watcher, observer, *addresses.values())
@@ -202,7 +204,7 @@ async def test_terminated_for_a_while(sandbox: Sandbox, running: Running) -> Non
 
 
 async def test_terminated_with_retry_after(running: Running) -> None:
-    """Probation of twenty seconds is waited out."""
+    """Probation with a retry-after of twenty seconds is waited out."""
     watcher, observer = running
     address = terminal("terminated-probation-20")
     watcher.watch(address)
@@ -215,7 +217,7 @@ async def test_terminated_with_retry_after(running: Running) -> None:
 
 
 async def test_terminated_rejected(sandbox: Sandbox, running: Running) -> None:
-    """Rejected is STALE, asked again in an hour, or when an operator says so."""
+    """After rejected the watch is STALE, and asked again in an hour or when an operator refreshes it."""
     watcher, observer = running
     address = terminal()
     await started(watcher, observer, address)
@@ -230,7 +232,7 @@ async def test_terminated_rejected(sandbox: Sandbox, running: Running) -> None:
 
 
 async def test_terminated_noresource_and_invariant(sandbox: Sandbox, running: Running) -> None:
-    """Both are stated ends, the first with an error; whoever wants the terminal again begins anew."""
+    """Both end the watch, noresource with an error; a later listener starts a new one."""
     watcher, observer = running
     gone, fixed = terminal(), terminal()
     await started(watcher, observer, gone, fixed)
@@ -259,7 +261,7 @@ async def test_terminated_noresource_and_invariant(sandbox: Sandbox, running: Ru
     ],
 )
 async def test_what_is_never_live(running: Running, user: str, error: type[Exception]) -> None:
-    """A terminal that nothing is told about is UNKNOWN, and why is told; no status is made up."""
+    """A terminal about which nothing was observed is UNKNOWN, with the reason; no status is reported."""
     watcher, observer = running
     address = terminal(user)
     watcher.watch(address)
@@ -274,7 +276,7 @@ async def test_what_is_never_live(running: Running, user: str, error: type[Excep
 
 @pytest.mark.parametrize("code", [405, 406, 415, 420, 484, 501, 604])
 async def test_long_stop_and_back_off(running: Running, code: int) -> None:
-    """What time does not mend is asked again in an hour, the rest soon."""
+    """Refusals that time does not mend are tried again in an hour, other failures soon."""
     watcher, _ = running
     address = terminal(f"answer-{code}")
     watcher.watch(address)
@@ -298,7 +300,7 @@ async def test_long_stop_and_back_off(running: Running, code: int) -> None:
     ],
 )
 async def test_servers_that_bend_the_rules(sandbox: Sandbox, running: Running, user: str) -> None:
-    """Each makes one live subscription all the same, and what is in no dialog of ours is answered 481."""
+    """Each server gets one live subscription all the same; a NOTIFY outside our dialogs is answered 481."""
     watcher, observer = running
     address = terminal(user)
     strays = sandbox.counters.notify_answers[481]
@@ -315,7 +317,7 @@ async def test_servers_that_bend_the_rules(sandbox: Sandbox, running: Running, u
 
 
 async def test_interval_too_brief(sandbox: Sandbox) -> None:
-    """423 is asked again at once with Min-Expires."""
+    """After a 423 the SUBSCRIBE is sent again at once with Min-Expires."""
     async with watching(f"{sandbox.uri};transport=udp", configure={"watch_expires_s": 30}) as (watcher, observer):
         address = terminal("answer-423")
         await started(watcher, observer, address)
@@ -333,7 +335,7 @@ async def test_interval_too_brief(sandbox: Sandbox) -> None:
 async def test_notifies_that_are_refused(
     sandbox: Sandbox, running: Running, user: str, liveness: Liveness, reason: str
 ) -> None:
-    """What they said is unknown: the watch is not LIVE, and is asked afresh by its back-off."""
+    """The content of a refused NOTIFY is unknown: the watch is not LIVE, and is tried again by its back-off."""
     watcher, observer = running
     address = terminal(user)
     watcher.watch(address)
@@ -345,7 +347,7 @@ async def test_notifies_that_are_refused(
 
 
 async def test_no_notify(running: Running) -> None:
-    """A subscription without a NOTIFY is UNKNOWN, and given up after Timer N."""
+    """A subscription without a NOTIFY is UNKNOWN, and is given up after Timer N."""
     watcher, observer = running
     address = terminal("notify-never")
     watcher.watch(address)
@@ -359,7 +361,8 @@ async def test_no_notify(running: Running) -> None:
 
 
 async def test_servers_that_grant_nothing(sandbox: Sandbox, running: Running) -> None:
-    """Whatever they do, no more SUBSCRIBEs leave than the stated rate; what they tell is an observation, not LIVE."""
+    """Whatever these servers do, no more SUBSCRIBEs leave than the pace allows; their NOTIFYs are observations, and
+    never make the watch LIVE."""
     watcher, observer = running
     addresses = [terminal(user) for user in ("expires-zero-answer", "expires-zero-notify", "granted-0")]
     addresses.append(terminal("terminated-deactivated"))
@@ -379,7 +382,7 @@ async def test_servers_that_grant_nothing(sandbox: Sandbox, running: Running) ->
 
 
 async def test_document_that_udp_cuts(sandbox: Sandbox) -> None:
-    """It is asked for again over TCP, and the terminal's further documents come that way."""
+    """A cut document is fetched again over TCP, and the terminal's later documents come over TCP too."""
     async with watching(f"{sandbox.uri};transport=udp") as (watcher, observer):
         address = terminal("document-big-6000")
         await started(watcher, observer, address)
@@ -392,7 +395,7 @@ async def test_document_that_udp_cuts(sandbox: Sandbox) -> None:
 
 
 async def test_documents_of_a_megabyte(sandbox: Sandbox) -> None:
-    """Over TCP they arrive whole, among others, at each refresh."""
+    """Over TCP documents of a megabyte arrive whole, among others, at each refresh."""
     async with watching(f"{sandbox.uri};transport=tcp") as (watcher, observer):
         large, small = [terminal(f"document-big-{size}") for size in (1_000_000, 400_000, 4100)], terminal()
         await started(watcher, observer, *large, small)
@@ -408,7 +411,8 @@ async def test_documents_of_a_megabyte(sandbox: Sandbox) -> None:
 
 
 async def test_unwatch_and_watch_race(sandbox: Sandbox, running: Running) -> None:
-    """However wishes follow each other, the last one holds, and the server is left with one subscription or none."""
+    """However watching and unwatching alternate, the last request holds, and the server has at most one
+    subscription."""
     watcher, observer = running
     wanted, unwanted = terminal(), terminal()
     for _ in range(5):
@@ -420,7 +424,7 @@ async def test_unwatch_and_watch_race(sandbox: Sandbox, running: Running) -> Non
         watcher.unwatch(unwanted)
         await everything_heard(running)
     await until(lambda: observer.liveness(wanted) is LIVE)
-    sandbox.set_status(user_of(wanted), Status.BUSY)  # who is not there any more says 481
+    sandbox.set_status(user_of(wanted), Status.BUSY)  # a subscription that has ended is answered 481
     sandbox.set_status(user_of(unwanted), Status.BUSY)
     await until(lambda: sandbox.subscriptions.get(wanted) == 1 and unwanted not in sandbox.subscriptions)
     await until(lambda: b"phone" in observer.bodies(wanted)[-1])
@@ -428,7 +432,8 @@ async def test_unwatch_and_watch_race(sandbox: Sandbox, running: Running) -> Non
 
 
 async def test_killed_worker(sandbox: Sandbox) -> None:
-    """Its watches are STALE at once, and LIVE again without anybody asking; wishes meanwhile are not lost."""
+    """The watches of a killed worker are STALE at once, and LIVE again by themselves; requests meanwhile are not
+    lost."""
     async with watching(f"{sandbox.uri};transport=tcp", workers=2) as (watcher, observer):
         addresses = [terminal() for _ in range(40)]
         await started(watcher, observer, *addresses)
@@ -445,7 +450,7 @@ async def test_killed_worker(sandbox: Sandbox) -> None:
         assert {each.state for each in await watcher.watches()} <= {"waiting", "initial", "accepted", "active"}
         await until(lambda: observer.live([*addresses[1:], late]))
         assert set(pids).isdisjoint(watcher.worker_pids)
-        assert observer.liveness(addresses[0]) is STALE, "nothing is told of what nobody wants"
+        assert observer.liveness(addresses[0]) is STALE, "a terminal that is not wanted gets no report"
         for address in addresses[2:]:
             assert len(set(observer.bodies(address))) == 1, "no change is invented"
         assert b"phone" in observer.bodies(addresses[1])[-1]
@@ -454,7 +459,7 @@ async def test_killed_worker(sandbox: Sandbox) -> None:
 
 
 async def test_workers_share_the_terminals(sandbox: Sandbox) -> None:
-    """Each terminal is at one worker, and each worker has some; what they count is one sum."""
+    """Each terminal belongs to one worker, and each worker has some; the counters of all workers are summed."""
     async with watching(f"{sandbox.uri};transport=udp", workers=3) as (watcher, observer):
         addresses = [terminal() for _ in range(60)]
         await started(watcher, observer, *addresses)
@@ -474,7 +479,7 @@ async def test_workers_share_the_terminals(sandbox: Sandbox) -> None:
 
 
 async def test_set_ups_keep_to_their_pace_and_the_newest_is_first(sandbox: Sandbox) -> None:
-    """No more leave than a second allows, the last wish before those that wait, after a restart too."""
+    """No more set-ups leave than a second allows; the newest request goes first, after a restart too."""
     rate = 60
     async with watching(f"{sandbox.uri};transport=udp", setups_per_s=rate) as (watcher, observer):
         addresses = [terminal() for _ in range(50)]
@@ -501,7 +506,8 @@ async def test_set_ups_keep_to_their_pace_and_the_newest_is_first(sandbox: Sandb
 
 
 async def test_list_of_watches(sandbox: Sandbox, running: Running) -> None:
-    """Operators see each watch by address: state, since, expiry, last code and reason, next action, and the route."""
+    """Operators see each watch by address: state, since when, expiry, last code and reason, next action, and the
+    route."""
     watcher, observer = running
     live, refused = terminal(), terminal("answer-603")
     begun = datetime.now(UTC)
@@ -527,7 +533,7 @@ async def test_list_of_watches(sandbox: Sandbox, running: Running) -> None:
 
 
 async def test_failures_are_counted(sandbox: Sandbox, running: Running) -> None:
-    """By SIP status."""
+    """Failures are counted by SIP status."""
     watcher, observer = running
     before = watcher.counts().failures.get("410", 0)
     for address in (terminal("answer-410"), terminal("answer-410")):
@@ -537,7 +543,7 @@ async def test_failures_are_counted(sandbox: Sandbox, running: Running) -> None:
 
 
 async def test_address_that_pjsip_refuses(running: Running) -> None:
-    """Such a watch ends with that caller's error, and harms nobody."""
+    """A watch of an address that PJSIP refuses ends with an error about the address; other watches go on."""
     watcher, observer = running
     address, pid = TerminalAddress("sip:%%%@@"), watcher.worker_pid
     watcher.watch(address)
@@ -548,7 +554,8 @@ async def test_address_that_pjsip_refuses(running: Running) -> None:
 
 
 async def test_thousand_at_once(sandbox: Sandbox, running: Running) -> None:
-    """A thousand watches are set up, told of a change each, and ended, by one SUBSCRIBE at each end."""
+    """A thousand watches are set up, each reports a change, and all are ended, with one SUBSCRIBE at the start and one
+    at the end of each."""
     watcher, observer = running
     addresses = [terminal() for _ in range(1000)]
     await started(watcher, observer, *addresses)

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS of both addresses, with certificates made here."""
+"""TLS and mutual TLS of both addresses, with certificates that the tests make."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def party(tmp_path: Path) -> Party:
 
 
 async def add_client(database_url: str, client_id: str) -> tuple[Client, str]:
-    """As `terminal-status clients add` does."""
+    """Adds a client as `terminal-status clients add` does."""
     async with await open_store(database_url) as store:
         return await ClientRegistry(store, contracts=SINK_CONTRACTS, clock=lambda: NOW).add(
             client_id, who="test", client_id=client_id
@@ -63,7 +63,7 @@ async def status_of(address: str, credentials: grpc.ChannelCredentials, metadata
 
 
 async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Party, tmp_path: Path) -> None:
-    """With mutual TLS a certificate of the authority names its client, and an API key beside it another one."""
+    """With mutual TLS a certificate names its client; an API key beside it names another one."""
     from app.main import run_gateway
 
     settings = settings_for(
@@ -79,7 +79,7 @@ async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Part
         with_certificate = grpc_credentials(party, party.client)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await status_of(gateway.grpc_address, with_certificate)
-        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # no client of that id yet
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # no client with this id yet
         await status_of(gateway.grpc_address, with_certificate, (("authorization", f"Bearer {key}"),))
         await add_client(settings.database_url, "billing")
         gateway.use_cases.auth.forget()
@@ -91,7 +91,8 @@ async def test_a_certificate_is_a_client_over_grpc(sandbox: Sandbox, party: Part
 
 
 async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Party, tmp_path: Path) -> None:
-    """getStatus with a client certificate over real TLS: the certificate names the client, whose usage record it is."""
+    """A getStatus with a client certificate over real TLS: the certificate names the client, and the usage record is
+    that client's."""
     from app.main import run_gateway
 
     settings = settings_for(
@@ -112,7 +113,7 @@ async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Part
                 answer = await client.post(url, content=body, headers={"Content-Type": "text/xml"})
                 return soap.Reply(answer.status_code, dict(answer.headers), answer.content)
 
-            assert (await ask()).fault.startswith("POL0001")  # no client of that id yet
+            assert (await ask()).fault.startswith("POL0001")  # no client with this id yet
             billing, _ = await add_client(settings.database_url, "billing")
             gateway.use_cases.auth.forget()
             assert (await ask()).result == "getStatusResponse:Reachable"
@@ -138,7 +139,7 @@ async def echo(secured: Tls) -> AsyncIterator[str]:
 
 
 async def test_http_speaks_tls(party: Party) -> None:
-    """With a certificate the HTTP address speaks TLS only, of 1.2 at least."""
+    """With a certificate the HTTP address speaks only TLS, version 1.2 at least."""
     async with echo(party.tls(mutual=False)) as url:
         async with httpx.AsyncClient(verify=http_context(party, None), trust_env=False) as client:
             assert (await client.get(url)).json() == []
@@ -151,8 +152,8 @@ async def test_http_speaks_tls(party: Party) -> None:
             assert (await client.get(url)).status_code == 200
 
 
-async def test_http_tells_the_names_of_a_verified_certificate(party: Party) -> None:
-    """With mutual TLS the names of the caller's certificate reach the face; others get no connection."""
+async def test_http_passes_on_the_names_of_a_verified_certificate(party: Party) -> None:
+    """With mutual TLS the names of the caller's certificate reach the face; callers without one get no connection."""
     async with echo(party.tls(mutual=True)) as url:
         async with httpx.AsyncClient(verify=http_context(party, party.client), trust_env=False) as client:
             for _ in range(2):  # on one connection
@@ -164,7 +165,8 @@ async def test_http_tells_the_names_of_a_verified_certificate(party: Party) -> N
 
 
 def renew(party: Party, directory: Path, *, half: bool = False) -> None:
-    """The server's files are others now, of another authority, which its clients are of, too; or half of them are."""
+    """Replaces the server's files, or half of them, by files of another authority, which also signs its clients'
+    certificates."""
     authority = sign(directory, "new-authority")
     server = sign(directory, "new-server", authority)
     party.server.cert_file.write_bytes(server.cert_file.read_bytes())
@@ -176,7 +178,7 @@ def renew(party: Party, directory: Path, *, half: bool = False) -> None:
 
 
 async def test_renewed_files_over_http(party: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renewed files count for new connections; while they do not fit each other, those before do."""
+    """Renewed files apply to new connections; while they do not fit each other, the earlier ones stay in use."""
     monkeypatch.setattr(tls, "RELOAD_S", 0.01)
     async with echo(party.tls(mutual=True)) as url:
 
@@ -188,7 +190,7 @@ async def test_renewed_files_over_http(party: Party, tmp_path: Path, monkeypatch
         with structlog.testing.capture_logs() as logs:
             renew(party, tmp_path, half=True)
             async with asyncio.timeout(10):
-                while not logs:  # noqa: ASYNC110  # nothing tells
+                while not logs:  # noqa: ASYNC110  # no event to await
                     await asyncio.sleep(0.01)
             assert "billing" in await names()
             renew(party, tmp_path)
@@ -203,7 +205,7 @@ async def test_renewed_files_over_http(party: Party, tmp_path: Path, monkeypatch
 async def test_renewed_files_over_grpc(
     sandbox: Sandbox, party: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As over HTTP; authorities that are no longer in the file are no longer trusted."""
+    """As over HTTP; an authority that was removed from the file is no longer trusted."""
     from app.main import run_gateway
 
     monkeypatch.setattr(tls, "RELOAD_S", 0)
@@ -231,7 +233,8 @@ async def test_renewed_files_over_grpc(
 
 
 async def test_files_that_cannot_be_used_are_named(party: Party, tmp_path: Path) -> None:
-    """Files that are missing, no PEM, or do not fit each other are named with their setting before a port is opened."""
+    """Files that are missing, not PEM, or do not fit each other are named with their setting before a port is
+    opened."""
     nothing, text = tmp_path / "nothing.pem", tmp_path / "text.pem"
     text.write_text("no PEM")
     cert, key = party.server.cert_file, party.server.key_file
@@ -250,7 +253,8 @@ async def test_files_that_cannot_be_used_are_named(party: Party, tmp_path: Path)
 
 
 async def test_no_start_for_everybody(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Without clients the gateway does not start where others reach it, unless a proxy in front authenticates."""
+    """Without clients the gateway does not start on an address that others can reach, unless a proxy in front
+    authenticates."""
     from app.main import run_gateway
 
     values = {"database_url": f"sqlite:///{tmp_path}/store.sqlite3", "http_listen": "0.0.0.0:0"}
@@ -274,7 +278,7 @@ async def test_no_start_for_everybody(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 async def test_a_client_that_another_process_disables(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its key is refused as soon as the gateway has noticed, though it was good a moment ago."""
+    """A disabled client's key is refused as soon as the gateway has noticed, though it was accepted a moment before."""
     from app.main import run_gateway
 
     monkeypatch.setattr("app.auth.clients.FOLLOW_S", 0.05)
@@ -284,10 +288,10 @@ async def test_a_client_that_another_process_disables(sandbox: Sandbox, monkeypa
         client, key = await elsewhere.add("one", who="cli")
         shown = f"Bearer {key}"
         assert await auth.authenticate(Credentials(authorization=shown)) == client
-        await asyncio.sleep(0.2)  # it is seen to be there
+        await asyncio.sleep(0.2)  # the key is accepted and remembered
         await elsewhere.set_disabled(client.id, True, who="cli")
         async with asyncio.timeout(2):
-            while auth.known(shown) is not None:  # noqa: ASYNC110  # nothing tells
+            while auth.known(shown) is not None:  # noqa: ASYNC110  # no event to await
                 await asyncio.sleep(0.01)
         with pytest.raises(Unauthenticated):
             await auth.authenticate(Credentials(authorization=shown))

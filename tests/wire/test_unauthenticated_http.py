@@ -1,4 +1,4 @@
-"""HTTP connections that bring no authenticated request: bounded per address, whoever else is there."""
+"""HTTP connections without an authenticated request: bounded per address, without delay for other clients."""
 
 import asyncio
 import socket
@@ -45,7 +45,7 @@ ENVELOPE += f"\r\n\r\n{HEAD}"
 
 
 def noting(method: Callable[..., Any], note: Callable[[], object]) -> Callable[..., Any]:
-    """The method, which calls `note` before."""
+    """Wraps the method: calls `note` first."""
 
     def noted(*args: Any, **named: Any) -> Any:
         note()
@@ -78,7 +78,7 @@ class Talk:
     writer: asyncio.StreamWriter
 
     async def ask(self, request: str = PROBE) -> str:
-        """The head of the answer; "" where the connection has ended."""
+        """Sends a request; returns the head of the answer, "" where the connection has ended."""
         try:
             self.writer.write(request.encode())
             async with asyncio.timeout(DEADLINE_S):
@@ -90,7 +90,7 @@ class Talk:
         return head.decode()
 
     async def ends(self) -> bool:
-        """Whether it ends, for which it is waited."""
+        """Waits for the end of the connection; whether it came."""
         try:
             async with asyncio.timeout(DEADLINE_S):
                 return await self.reader.read() == b""
@@ -100,7 +100,7 @@ class Talk:
 
 @dataclass
 class World:
-    """A gateway that takes MOST strangers of an address, and trusts PROXY."""
+    """A gateway that allows MOST unauthenticated connections of an address, and trusts PROXY."""
 
     gateway: Gateway
     key: str
@@ -136,7 +136,7 @@ def world(gateway: World) -> Iterator[World]:
 
 
 async def test_one_more_closes_the_oldest(world: World) -> None:
-    """Of one address MOST connections may be silent; each further one is served, in place of the oldest. Those of
+    """One address may have MOST silent connections; each further one is served and closes the oldest. Connections of
     another address stay."""
     (bystander,) = await world.open(OTHER)
     silent = await world.open(STRANGER, MOST)
@@ -149,7 +149,7 @@ async def test_one_more_closes_the_oldest(world: World) -> None:
 
 async def test_authenticated_connections_do_not_count(world: World) -> None:
     """Connections that brought a good key stay, however many there are and whatever else comes from their address; a
-    bad key does not make one stay."""
+    bad key does not protect its connection."""
     known = []
     for _ in range(2 * MOST):
         known += await world.open(STRANGER)
@@ -165,7 +165,7 @@ async def test_authenticated_connections_do_not_count(world: World) -> None:
 
 
 async def test_a_known_caller_over_soap_does_not_count(world: World) -> None:
-    """The same over SOAP."""
+    """Authenticated connections over SOAP stay too."""
     head = f"POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {world.key}\r\n"
     (known,) = await world.open(STRANGER)
     assert " 500 " in await known.ask(f"{head}Content-Type: text/xml\r\nContent-Length: 4\r\n\r\n<a/>")
@@ -175,7 +175,8 @@ async def test_a_known_caller_over_soap_does_not_count(world: World) -> None:
 
 
 async def test_strangers_behind_a_proxy(world: World) -> None:
-    """A proxy's silent connections do not count, and its requests count for the client that it names while they run."""
+    """A proxy's silent connections do not count. Its requests count, while they run, for the client that the proxy
+    names."""
     idle = await world.open(PROXY, 2 * MOST)
     other, *slow = await world.open(PROXY, 1 + MOST)
     for talk in (other, *slow):
@@ -184,7 +185,7 @@ async def test_strangers_behind_a_proxy(world: World) -> None:
         async with asyncio.timeout(DEADLINE_S):
             assert b" 100 " in await talk.reader.readuntil(b"\r\n\r\n")
     named = PROBE.replace("\r\n\r\n", "\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
-    for _ in range(3):  # one after the other they are one
+    for _ in range(3):  # one after the other they count as one
         assert " 200 " in await idle[0].ask(named)
     assert await slow[0].ends()
     for talk in (other, *slow[1:]):
@@ -194,7 +195,7 @@ async def test_strangers_behind_a_proxy(world: World) -> None:
 
 
 async def test_probes_are_always_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are as many connections as may be, probes are answered and others are not."""
+    """At the limit of connections probes are still answered, and other requests are not."""
     monkeypatch.setattr("app.servers.MAX_HTTP_CONNECTIONS", MOST)
     async with run_core(await new_database(tmp_path)) as core, http_face(core) as face:
         host, _, port = face.url.removeprefix("http://").rpartition(":")
@@ -207,7 +208,7 @@ async def test_probes_are_always_answered(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_pipelined_requests_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many requests in one packet are answered, and too many end the connection before all are read."""
+    """Many requests in one packet are answered; too many end the connection before all are read."""
     (talk,) = await world.open(STRANGER)
     talk.writer.write(PROBE.encode() * MAX_PIPELINED)
     for _ in range(MAX_PIPELINED):
@@ -222,8 +223,8 @@ async def test_pipelined_requests_are_bounded(world: World, monkeypatch: pytest.
 
 
 async def test_strangers_take_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever many connections bring at once, the event loop does not begin their requests, or read slices of their
-    envelopes, in one pass."""
+    """Requests on many connections are not all begun in one pass of the event loop, nor are slices of their envelopes
+    all read in one."""
     pieces = list[int]()
     with passes() as now:
         for owner, name in ((HttpToolsProtocol, "_start_asgi_task"), (RequestEnvelope, "_feed")):
@@ -236,7 +237,7 @@ async def test_strangers_take_turns(world: World, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_long_envelopes_of_clients_take_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no client holds up the others by many large requests at once."""
+    """Long envelopes are read in rotation, so that one client's large requests do not delay the others."""
     body = envelope(f"<a>{'<b/>' * 18_000}</a>")
     request = f"{world.question.replace('GET /v1/groups', 'POST /parlayx/TerminalStatus').strip()}\r\n"
     request += f"Content-Type: text/xml\r\nContent-Length: {len(body)}\r\n\r\n{body}"
@@ -253,13 +254,14 @@ async def test_long_envelopes_of_clients_take_turns(world: World, monkeypatch: p
             talks += await world.open(OTHER)
             assert " 200 " in await talks[-1].ask(world.question)
         answers = await asyncio.gather(*[talk.ask(request) for talk in talks])
-    assert [" 500 " in answer for answer in answers] == [True] * 4 * MOST  # there is no such operation
+    assert [" 500 " in answer for answer in answers] == [True] * 4 * MOST  # an unknown operation
     assert len(slices) > 4 * MOST * (len(body) // SLICE_BYTES - 2)
     assert max(Counter(slices).values()) <= 2
 
 
 async def test_turns_go_by_address() -> None:
-    """One that comes last waits for one piece of an address that has many, and the order of an address is kept."""
+    """A new connection waits for at most one piece of each other address, however many that has; the order within an
+    address is kept."""
     turns, done = WorkQueue(), list[str]()
     for address, name in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("a", "a4"), ("c", "c1"), ("b", "b2")):
         turns.add(address, partial(done.append, name))
@@ -269,7 +271,7 @@ async def test_turns_go_by_address() -> None:
 
 
 async def test_many_connections_are_accepted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that comes behind many of others does not wait for a pass of the event loop for each of them."""
+    """A connection that arrives behind many others does not wait one pass of the event loop for each of them."""
     made = list[int]()
 
     async def accept() -> None:
@@ -285,7 +287,7 @@ async def test_many_connections_are_accepted_at_once(monkeypatch: pytest.MonkeyP
     def run() -> None:
         with asyncio.Runner(
             loop_factory=uvloop.new_event_loop
-        ) as runner:  # the loop of `serve`; asyncio's has no limit
+        ) as runner:  # uvloop, as in `serve`; asyncio's own loop has no limit
             runner.run(accept())
 
     await asyncio.to_thread(run)

@@ -1,4 +1,4 @@
-"""Tests of `app/egress/webhook.py`: what receivers get, that they can verify it, and how an endpoint is checked."""
+"""Tests of `app/egress/webhook.py`: what receivers are sent, how they verify it, and how an endpoint is checked."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -30,7 +30,7 @@ TOKEN = "secret-token.abc~123=="
 
 
 def camara_like(subscription: Subscription, notification: OwedNotification, source: str) -> Mapping[str, object] | None:
-    """Another profile's events: it has none for errors."""
+    """The events of another profile, which has none for errors."""
     if notification.kind is NotificationKind.ERROR:
         return None
     return {"specversion": "1.0", "id": notification.id, "source": source or "/", "type": "org.example.other"}
@@ -40,7 +40,7 @@ def camara_like(subscription: Subscription, notification: OwedNotification, sour
 async def sender(
     rules: Rules = LOOPBACK, *, now: datetime | None = None, total_s: float = 5.0, **options: Any
 ) -> AsyncIterator[WebhookSender]:
-    """A sender whose clock stands at `now`, or goes."""
+    """A sender whose clock stops at `now`, or runs."""
     egress = Egress(rules, total_s=total_s)
     try:
         yield WebhookSender(
@@ -55,19 +55,19 @@ async def sender(
 
 
 def verified(request: Request, secret: str = SECRET) -> Any:
-    """The event, as a receiver with the reference library reads it."""
+    """The event, as a receiver reads it with the reference library."""
     return Webhook(secret).verify(request.body, dict(request.headers))
 
 
 def test_the_signature_is_that_of_the_specification() -> None:
-    """The vector that Standard Webhooks' libraries share."""
+    """The signature equals the test vector of Standard Webhooks' libraries."""
     signature = sign(read_secret(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 @given(st.binary(min_size=24, max_size=64), st.text("abc-_.0123", min_size=1), st.text())
 def test_signatures_are_the_reference_librarys(entropy: bytes, message_id: str, body: str) -> None:
-    """Whatever is signed, with whichever secret, the reference library signs alike."""
+    """For any content and secret the signature equals the reference library's."""
     secret = signing_secret(entropy)
     theirs = Webhook(secret).sign(message_id, NOW, body)
     assert sign(read_secret(secret), message_id, int(NOW.timestamp()), body.encode()) == theirs
@@ -110,7 +110,7 @@ async def test_a_receiver_can_verify_what_it_gets() -> None:
 
 
 async def test_what_is_altered_does_not_verify() -> None:
-    """A changed body, id or time, and another secret, are found out."""
+    """A changed body, id or time, or another secret, does not verify."""
     async with sender() as webhooks, receiver() as there:
         subscription = make_subscription(there.url, parameters={"secrets": SECRET})
         await webhooks.send(subscription, make_owed(subscription))
@@ -128,7 +128,7 @@ async def test_what_is_altered_does_not_verify() -> None:
 
 
 async def test_two_secrets_during_rotation() -> None:
-    """While two secrets are set, a receiver that knows either can verify."""
+    """While two secrets are set, a receiver with either can verify."""
     async with sender() as webhooks, receiver() as there:
         subscription = make_subscription(there.url, parameters={"secrets": f"{SECRET} {OTHER_SECRET}"})
         await webhooks.send(subscription, make_owed(subscription))
@@ -138,7 +138,7 @@ async def test_two_secrets_during_rotation() -> None:
 
 
 async def test_an_attempt_is_signed_when_it_is_made() -> None:
-    """A later attempt has the same id and body, and its own time, so that receivers may refuse old ones."""
+    """A later attempt has the same id and body and its own time, so that receivers may refuse old timestamps."""
     async with receiver() as there:
         subscription = make_subscription(there.url, parameters={"secrets": SECRET})
         for now in (NOW, NOW + timedelta(days=2)):
@@ -169,7 +169,7 @@ EVENTS: Mapping[NotificationKind, tuple[str, dict[str, object]]] = {
 
 @pytest.mark.parametrize("kind", EVENTS)
 def test_lifecycle_events(kind: NotificationKind) -> None:
-    """Start, error, end and test each have their type and what belongs to it."""
+    """Start, error, end and test each have their type and their data."""
     subscription = make_subscription()
     said = {
         NotificationKind.ERROR: {"address": BOB, "code": "TERMINAL_UNKNOWN", "text": "No such terminal."},
@@ -184,7 +184,7 @@ def test_lifecycle_events(kind: NotificationKind) -> None:
 
 
 def test_several_changes_are_one_event_without_subject() -> None:
-    """Changes of several terminals that are told together."""
+    """Changes of several terminals in one notification are one event without `subject`."""
     subscription = make_subscription()
     event = v1_event(subscription, make_owed(subscription, changes=[change(), change(BOB)]), "")
     assert "subject" not in event
@@ -192,7 +192,8 @@ def test_several_changes_are_one_event_without_subject() -> None:
 
 
 async def test_profiles_have_their_own_events() -> None:
-    """An event is made by the subscription's profile; what a profile has no event for is delivered unsent."""
+    """The subscription's profile makes the event; a notification for which the profile has no event counts as delivered
+    without sending."""
     async with sender() as webhooks, receiver() as there:
         subscription = make_subscription(there.url, profile="other")
         assert (await webhooks.send(subscription, make_owed(subscription))).delivered
@@ -203,7 +204,7 @@ async def test_profiles_have_their_own_events() -> None:
 
 
 async def test_the_token_is_sent_and_never_echoed() -> None:
-    """The bearer token goes to the endpoint, and is not in what is kept of an answer that repeats it."""
+    """The access token is sent to the endpoint, and is removed from the stored answer if the endpoint repeats it."""
 
     async def echo(request: Request, writer: Any) -> None:
         text = request.headers["authorization"].encode()
@@ -220,7 +221,7 @@ async def test_the_token_is_sent_and_never_echoed() -> None:
 
 @pytest.mark.parametrize("expires_at", ["2026-01-02T03:04:05Z", "2026-01-02T05:04:05+02:00"])
 async def test_an_expired_token_is_not_used(expires_at: str) -> None:
-    """With a token that has expired nothing is sent, and the subscription is to end with TOKEN_EXPIRED."""
+    """With an expired token nothing is sent, and the subscription is to end with TOKEN_EXPIRED."""
     async with sender(now=NOW) as webhooks, receiver() as there:
         subscription = make_subscription(there.url, parameters={"token": TOKEN, "token_expires_at": expires_at})
         sent = await webhooks.send(subscription, make_owed(subscription))
@@ -246,8 +247,8 @@ async def test_an_expired_token_is_not_used(expires_at: str) -> None:
     ],
 )
 async def test_receivers_that_do_not_take_it(behaviour: Behaviour, outcome: str) -> None:
-    """A redirect, 429, 410, 500, silence, dripping, a reset and garbage are failures, each with its word, and the
-    endpoint fails its check with the same one."""
+    """A redirect, 429, 410, 500, silence, dripping, a reset and garbage are failures with their reason; the endpoint's
+    check fails with the same reason."""
     async with sender(total_s=0.6) as webhooks, receiver(behaviour) as there:
         subscription = make_subscription(there.url, parameters={"handshake": "test"})
         sent = await webhooks.send(subscription, make_owed(subscription))
@@ -259,7 +260,7 @@ async def test_receivers_that_do_not_take_it(behaviour: Behaviour, outcome: str)
 
 
 async def test_a_gigabyte_in_answer_is_cut() -> None:
-    """A receiver that says 200 and then a gigabyte has taken it; 2 KiB are kept."""
+    """A receiver that answers 200 and then a gigabyte has accepted the event; 2 KiB of the answer are kept."""
     async with sender() as webhooks, receiver(gigabyte()) as there:
         subscription = make_subscription(there.url)
         sent = await webhooks.send(subscription, make_owed(subscription))
@@ -267,7 +268,7 @@ async def test_a_gigabyte_in_answer_is_cut() -> None:
 
 
 async def test_an_endpoint_that_is_no_longer_allowed() -> None:
-    """Where the operator's rules have become stricter, an attempt fails and nothing is connected to."""
+    """Where the operator's rules became stricter, an attempt fails without connecting."""
     async with receiver() as there:
         subscription = make_subscription(there.url)
         for rules, outcome in (
@@ -281,7 +282,7 @@ async def test_an_endpoint_that_is_no_longer_allowed() -> None:
 
 
 async def check_with(there: Receiver, handshake: str, **parameters: str) -> TerminalStatusError | None:
-    """What checking that endpoint raises."""
+    """The error of this endpoint's check."""
     async with sender(total_s=1) as webhooks:
         try:
             await webhooks.check(make_subscription(there.url, parameters={"handshake": handshake, **parameters}))
@@ -291,8 +292,7 @@ async def check_with(there: Receiver, handshake: str, **parameters: str) -> Term
 
 
 async def test_the_check_by_a_signed_test_event() -> None:
-    """The default where secrets are named: the endpoint must answer 2xx to an event of type sink-test, signed as all
-    others are."""
+    """The default where secrets are named: the endpoint must answer 2xx to a test event, signed like all others."""
     async with receiver(answer(200)) as there:
         assert await check_with(there, "test", secrets=SECRET) is None
         assert verified(there.requests[0])["type"] == "org.terminalstatus.v1.sink-test"
@@ -301,8 +301,8 @@ async def test_the_check_by_a_signed_test_event() -> None:
 
 
 async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> None:
-    """A receiver that verifies signatures knows no secret yet that is made with its subscription: unless a handshake is
-    named, it is checked by a connection alone; where `test` is, its refusal comes with what to do."""
+    """Where the gateway makes the secret, the receiver does not know it yet: the endpoint is checked by a connection,
+    unless a handshake is named. With the handshake `test`, a refusal says what to do."""
     database = await new_database(tmp_path)
     async with (
         sender() as webhooks,
@@ -325,7 +325,7 @@ async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> N
 
 
 def test_the_handshake_that_rest_takes_where_none_is_named() -> None:
-    """It is `test` only where secrets are named."""
+    """REST's default handshake is `test` only where secrets are named."""
     for asked, handshake in (
         ({}, Handshake.NONE),
         ({"secrets": []}, Handshake.NONE),
@@ -349,7 +349,7 @@ def test_the_handshake_that_rest_takes_where_none_is_named() -> None:
     ],
 )
 async def test_the_check_by_cloudevents_handshake(behaviour: Behaviour, error: type[Exception] | None) -> None:
-    """OPTIONS with WebHook-Request-Origin must be answered 2xx with that origin, or any, allowed."""
+    """OPTIONS with WebHook-Request-Origin must be answered 2xx, with that origin or any origin allowed."""
     async with receiver(behaviour) as there:
         raised = await check_with(there, "options", token=TOKEN)
         assert type(raised) is (type(None) if error is None else error)
@@ -360,7 +360,7 @@ async def test_the_check_by_cloudevents_handshake(behaviour: Behaviour, error: t
 
 
 async def test_the_check_of_the_address_alone() -> None:
-    """Without a handshake a connection will do, over which nothing is sent, no access token either."""
+    """Without a handshake a connection is enough; nothing is sent over it, not even an access token."""
     async with receiver(answer(405)) as there:
         assert await check_with(there, "none", token=TOKEN) is None
         await there.wait_for(lambda: there.connections == 1)
@@ -384,7 +384,7 @@ async def test_the_check_of_the_address_alone() -> None:
     ],
 )
 async def test_endpoints_that_no_subscription_may_have(url: str, reason: str) -> None:
-    """Loopback, link-local, private, odd forms, credentials and other schemes are refused when it is made."""
+    """Loopback, link-local, private, unusual notations, credentials and other schemes are refused at the creation."""
     async with sender(Rules()) as webhooks:
         with pytest.raises(SinkRefused) as caught:
             await webhooks.check(make_subscription(url))
@@ -409,8 +409,8 @@ async def test_endpoints_that_no_subscription_may_have(url: str, reason: str) ->
     ],
 )
 async def test_parameters_that_are_wrong(parameters: Mapping[str, str], reason: str) -> None:
-    """A secret, token, time or handshake that cannot be used is refused when the subscription is made, and what was
-    wrong with a secret or token is not repeated."""
+    """An unusable secret, token, time or handshake is refused at the creation; the message does not repeat a secret or
+    token."""
     async with sender() as webhooks, receiver() as there:
         with pytest.raises(SinkRefused) as caught:
             await webhooks.check(make_subscription(there.url, parameters=parameters))
@@ -424,8 +424,8 @@ async def test_parameters_that_are_wrong(parameters: Mapping[str, str], reason: 
 
 
 async def test_parameters_that_are_misspelt_are_named() -> None:
-    """Those that profile v1 has not are refused with their names and what it has; what the gateway itself keeps there,
-    and what another profile has, are left alone."""
+    """Parameters that profile v1 does not have are refused, with their names and the valid ones. Parameters of the
+    gateway itself and of other profiles are left alone."""
     async with sender() as webhooks, receiver(answer(200)) as there:
         wrong = make_subscription(there.url, parameters={"handshake": "none", "secret": "a", "access_token": "b"})
         with pytest.raises(SinkRefused) as caught:
@@ -440,7 +440,7 @@ async def test_parameters_that_are_misspelt_are_named() -> None:
 
 
 async def test_a_profile_that_is_none() -> None:
-    """A profile without events is refused."""
+    """An unknown profile is refused."""
     async with sender() as webhooks:
         with pytest.raises(SinkRefused):
             await webhooks.check(make_subscription(profile="unheard"))

@@ -126,7 +126,7 @@ int main(int argc, char **argv) {
     socklen_t size = sizeof bound;
     getsockname(application.soap->master, reinterpret_cast<sockaddr *>(&bound), &size);
     std::thread([&application] {
-        // A connection without a request, by which the gateway looks whether anybody is there, is one more turn.
+        // The gateway checks the endpoint by a connection without a request: that takes one more turn of the loop.
         while (soap_valid_socket(soap_accept(application.soap))) {
             application.serve();
             application.destroy();

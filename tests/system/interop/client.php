@@ -49,16 +49,16 @@ for ($until = microtime(true) + WAIT_S; !($connection = @fsockopen("tcp://$where
 }
 fclose($connection);
 
-$told = 0;
+$printed = 0;
 function next_call(): void
 {
-    global $heard, $told;
-    for ($until = microtime(true) + WAIT_S; count($lines = file($heard)) <= $told; usleep(10000)) {
+    global $heard, $printed;
+    for ($until = microtime(true) + WAIT_S; count($lines = file($heard)) <= $printed; usleep(10000)) {
         if (microtime(true) > $until) {
             exit('no callback came');
         }
     }
-    echo $lines[$told++];
+    echo $lines[$printed++];
 }
 
 $options = ['login' => $user, 'password' => $secret, 'cache_wsdl' => WSDL_CACHE_NONE];

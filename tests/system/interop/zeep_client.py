@@ -1,4 +1,5 @@
-"""zeep as a Parlay X client and as the application that is called back. Arguments and output: see `test_interop.py`."""
+"""zeep as a Parlay X client, and as the application that receives callbacks. Arguments and output: see
+`test_interop.py`."""
 
 import json
 import queue
@@ -43,7 +44,7 @@ def read_callback(body: bytes) -> tuple[str, Any]:
 class Application(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:  # the name that http.server wants
+    def do_POST(self) -> None:  # http.server requires this name
         name, value = read_callback(self.rfile.read(int(self.headers["Content-Length"])))
         binding = next(iter(callback.wsdl.services.values())).ports["TerminalStatusNotification"].binding
         response = etree.tostring(binding.get(name).output.serialize().content)
@@ -55,7 +56,7 @@ class Application(BaseHTTPRequestHandler):
         calls.put((name, value))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
-        """Nothing on standard error."""
+        """Suppresses http.server's log on standard error."""
 
 
 def fault_of(client: Any, what: str, call: Any) -> None:
