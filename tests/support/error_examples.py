@@ -150,7 +150,7 @@ def webhook(url: str, **more: Any) -> dict[str, Any]:
 
 
 def provocations(directory: Path) -> Provocations:
-    """For each domain error, by its code: the call of REST API v1 that provokes it, and the policy that the call needs."""
+    """For each domain error, by its code: the call of REST API v1 that provokes it, and the policy that it needs."""
 
     async def remove_database(face: HttpFace) -> Answer:
         for file in [*directory.rglob("core.sqlite3*")]:  # noqa: ASYNC240  # a directory of a few files
@@ -242,7 +242,7 @@ async def provoked(directory: Path, provocations: Provocations) -> dict[str, Any
 
 
 class Tokens:
-    """An authenticator whose access tokens list their scopes, separated by `+`; the prefix `device+` identifies alice."""
+    """An authenticator whose access tokens list their scopes, separated by `+`; the prefix `device+` means alice."""
 
     async def verify(self, token: str) -> tuple[str, datetime]:
         return APP.id, datetime.now(UTC) + timedelta(days=1)
