@@ -306,7 +306,7 @@ def test_rotate_secret(server: str, tmp_path: Path) -> None:
     assert printed.stdout.startswith("whsec_")
     assert (printed.stdout.count("\n"), "shown only now" in printed.stderr) == (1, True)
     mine = done(*rotate, "--secret-file", str(own), server=server)
-    assert (mine.stdout, "the one before" in mine.stderr) == ("", True)
+    assert (mine.stdout, "the previous one" in mine.stderr) == ("", True)
     dropped = answer(*rotate, "--drop-old", server=server)
     assert (dropped["id"], dropped["secret"], dropped["sink"]["parameters"]["secrets"]) == (made["id"], None, "")
     assert answer(*rotate, server=server)["secret"].startswith("whsec_")
