@@ -48,12 +48,7 @@ check: $(VENV)/dev.stamp $(BUF)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
-	$(BUF) lint proto
-	@# The last two commits that changed proto/: the one before, and what is not committed yet, against what was said.
-	@for commit in $$(git log -2 --format=%H -- proto 2>/dev/null); do \
-		echo "$(BUF) breaking proto --against '.git#ref=$$commit,subdir=proto'"; \
-		$(BUF) breaking proto --against ".git#ref=$$commit,subdir=proto" || exit 1; \
-	done
+	.ci/check-contract $(BIN)/python $(BUF)
 	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/repository/test_generated.py
 	@echo "check: all good"
 

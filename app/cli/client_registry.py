@@ -147,8 +147,9 @@ class _GatewayRegistry:
     def add(self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]) -> "tuple[Client, str]":
         from app.pb.terminalstatus.v1 import admin_pb2
 
-        numbers = {limit: int(value) for limit, value in limits.items()}
-        request = admin_pb2.CreateClientRequest(name=name, client_id=client_id, admin=admin, limits=numbers)
+        request = admin_pb2.CreateClientRequest(
+            name=name, client_id=client_id, admin=admin, limits=_limits(limits) if limits else None
+        )
         created = self._gateway.call(self._stub.CreateClient, request)
         return _client(created.client), created.api_key
 
@@ -170,15 +171,19 @@ class _GatewayRegistry:
     def set_disabled(self, named: str, disabled: bool) -> "Client":
         from app.pb.terminalstatus.v1 import admin_pb2
 
-        request = admin_pb2.SetClientDisabledRequest(client_id=self._find(named).id, disabled=disabled)
-        return _client(self._gateway.call(self._stub.SetClientDisabled, request).client)
+        client_id = self._find(named).id
+        if disabled:
+            answer = self._gateway.call(self._stub.DisableClient, admin_pb2.DisableClientRequest(client_id=client_id))
+        else:
+            answer = self._gateway.call(self._stub.EnableClient, admin_pb2.EnableClientRequest(client_id=client_id))
+        return _client(answer.client)
 
     def delete(self, named: str) -> "tuple[Client, int]":
         from app.pb.terminalstatus.v1 import admin_pb2
 
         client = self._find(named)
         answer = self._gateway.call(self._stub.DeleteClient, admin_pb2.DeleteClientRequest(client_id=client.id))
-        return client, int(answer.ended_subscriptions)
+        return client, int(answer.ended_subscription_count)
 
     def _find(self, named: str) -> "Client":
         clients = [client for client, _ in self.clients()]
@@ -254,18 +259,31 @@ def _client(message: "admin_pb2.Client") -> "Client":
     return Client(
         id=message.id,
         name=message.name,
-        created_at=message.created_at.ToDatetime(UTC),
+        created_at=message.create_time.ToDatetime(UTC),
         admin=message.admin,
         limits=limits(message.limits),
         disabled=message.disabled,
     )
 
 
+def _limits(limits: Mapping[str, int | bool]) -> "admin_pb2.ClientLimits":
+    from app.pb.terminalstatus.v1 import admin_pb2
+
+    names = admin_pb2.ClientLimits.DESCRIPTOR.fields_by_name
+    for name in limits:
+        if name not in names:
+            wrong_use(f"{name[:40]!r} is not a limit; the limits are {', '.join(names)}.")
+    try:
+        return admin_pb2.ClientLimits(**limits)  # type: ignore[arg-type]  # each limit has its own type
+    except (TypeError, ValueError):
+        wrong_use("A limit has the wrong type: write NAME=NUMBER, NAME=yes or NAME=no, as --help says.")
+
+
 def _keys(message: "admin_pb2.Client") -> "list[ClientKey]":
     from app.auth.clients import ClientKey
 
     return [
-        ClientKey(id=key.id, expires_at=key.expires_at.ToDatetime(UTC) if key.HasField("expires_at") else None)
+        ClientKey(id=key.id, expires_at=key.expire_time.ToDatetime(UTC) if key.HasField("expire_time") else None)
         for key in message.keys
     ]
 

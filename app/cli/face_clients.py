@@ -1,7 +1,7 @@
 """Small clients of the gateway's three faces, gRPC, REST and SOAP: each queries the status of one terminal.
 
 They know only the public APIs, as any application. An answer is a dict that prints as JSON: `address`, `via` and
-`elapsed_ms`, then `status` (and `observed_at`, which SOAP does not report), or `code` and `error`. Control characters
+`elapsed_ms`, then `status` (and `observe_time`, which SOAP does not report), or `code` and `error`. Control characters
 in a server's answer are replaced, because a terminal would obey them.
 """
 
@@ -85,7 +85,7 @@ def _grpc(query: _Query) -> Answer:
             failed = call_failed(error, query.server, tls=credentials.tls)
             return {"code": failed.code, "error": str(failed)}
     name = terminal_status_pb2.Status.Name(status.status).removeprefix("STATUS_")
-    return {"status": name, "observed_at": status.observed_at.ToJsonString()}
+    return {"status": name, "observe_time": status.observe_time.ToJsonString()}
 
 
 def _rest(query: _Query) -> Answer:
@@ -98,7 +98,7 @@ def _rest(query: _Query) -> Answer:
     try:
         found = json.loads(body)
         if code == 200:
-            return {"status": found["status"], "observed_at": found["observed_at"]}
+            return {"status": found["status"], "observe_time": found["observed_at"]}
         return {"code": found["code"], "error": found["detail"]}
     except (ValueError, KeyError, TypeError):
         return {"code": f"HTTP_{code}", "error": _NOT_THE_GATEWAY}

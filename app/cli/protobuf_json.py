@@ -1,13 +1,15 @@
 """Protobuf messages as JSON for programs.
 
 Every field is present (null where unset), named as in the proto. Enum values lose their prefix (UNSPECIFIED is null),
-times are RFC 3339, durations milliseconds with `_ms` added to the name, bytes text.
+times are RFC 3339, durations milliseconds with `_ms` added to the name, bytes text. A google.rpc.Status has the reason,
+message and metadata of its error.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from google.rpc.status_pb2 import Status  # type: ignore[import-untyped, unused-ignore]
 
 
 def plain(message: "Message") -> dict[str, Any]:
@@ -23,6 +25,28 @@ def enum_name(message: "Message", field: str) -> str:
 def enum_names(message: "Message", field: str) -> list[str]:
     """As `enum_name`, for a repeated field."""
     return [_enum(message.DESCRIPTOR.fields_by_name[field], value) or "" for value in getattr(message, field)]
+
+
+def reason_of(status: "Status") -> str:
+    """The `ErrorInfo.reason` of a google.rpc.Status; "" without one."""
+    info = _error_info(status)
+    return "" if info is None else str(info.reason)
+
+
+def _error_info(status: "Status") -> Any:
+    from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
+
+    for detail in status.details:
+        info = ErrorInfo()
+        if detail.Unpack(info):
+            return info
+    return None
+
+
+def _status(status: "Status") -> dict[str, Any]:
+    info = _error_info(status)
+    metadata = {} if info is None else dict(info.metadata)
+    return {"reason": reason_of(status), "message": status.message, "metadata": metadata}
 
 
 def _field(message: "Message", field: Any) -> tuple[str, Any]:
@@ -43,6 +67,8 @@ def _value(field: Any, value: Any) -> Any:
             return value.ToJsonString()
         if of.full_name == "google.protobuf.Duration":
             return value.seconds * 1000 + value.nanos // 1_000_000
+        if of.full_name == "google.rpc.Status":
+            return _status(value)
         return plain(value)
     if field.enum_type:
         return _enum(field, value)

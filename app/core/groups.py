@@ -7,7 +7,7 @@ Deliberately absent: which terminals a group means (`live/group_directory.py`), 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from app.auth.policies import Policies
@@ -94,6 +94,16 @@ class GroupService:
         """
         self._policies.admit(client)
         return await self._store.groups(None if client.admin else client.id, page)
+
+    async def expected_version(self, client: Client, address: str, etags: Collection[str]) -> int:
+        """The version of the group, for a change of just this version. Raises GroupChanged if `etags` does not contain
+        the group's etag; also as `get`."""
+        group = await self.get(client, address)
+        if group.etag not in etags:
+            raise GroupChanged(
+                f"The group {group.address} has changed since that version; read it again.", group=group.address
+            )
+        return group.version
 
     async def set_members(
         self, client: Client, address: str, members: Sequence[str], *, expected_version: int | None = None

@@ -54,7 +54,12 @@ class Group:
     members: tuple[TerminalAddress, ...]
     created_at: datetime
     version: int = 1
-    """Grows by one with each change of the members; REST's ETag is made of it."""
+    """Grows by one with each change of the members."""
+
+    @property
+    def etag(self) -> str:
+        """Changes with each change of the members. A group that is deleted and created again gets another."""
+        return f"{self.version}-{self.created_at.timestamp():.6f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ from app.core.use_cases import UseCases
 from app.domain import errors, records
 from app.domain.addresses import MAX_ADDRESS_LENGTH
 from app.domain.errors import (
-    GroupChanged,
     GroupExists,
     GroupNotAllowed,
     GroupTooLarge,
@@ -218,8 +217,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         ] = "",
     ) -> Response:
         group = await groups.get(client, address)
-        if if_none_match and (etag(group) in if_none_match or if_none_match.strip() == "*"):
-            return Response(status_code=304, headers={**NO_STORE, "etag": etag(group)})
+        if if_none_match and (f'"{group.etag}"' in if_none_match or if_none_match.strip() == "*"):
+            return Response(status_code=304, headers={**NO_STORE, "etag": f'"{group.etag}"'})
         return _returned(group)
 
     @router.delete(
@@ -239,16 +238,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def expected_version(client: Client, address: str, if_match: str) -> int | None:
         if if_match.strip() == "*":
             return None
-        group = await groups.get(client, address)
-        if etag(group) not in [tag.strip() for tag in if_match.split(",")]:
-            raise GroupChanged(f"The group {address} has changed since that version; read it again.")
-        return group.version
-
-
-def etag(group: records.Group) -> str:
-    """Returns a group's ETag. A group that is deleted and created again gets another."""
-    return f'"{group.version}-{group.created_at.timestamp():.6f}"'
+        return await groups.expected_version(client, address, [tag.strip().strip('"') for tag in if_match.split(",")])
 
 
 def _returned(group: records.Group, status: int = 200) -> Response:
-    return json_response(to_json.group(group), status, {"etag": etag(group)})
+    return json_response(to_json.group(group), status, {"etag": f'"{group.etag}"'})

@@ -28,8 +28,8 @@ SCHEMA = "Problem"
 STATUSES: Mapping[type[errors.TerminalStatusError], int] = {
     errors.InvalidAddress: 400,
     errors.TerminalUnknown: 404,
-    errors.WatcherRefused: 403,
-    errors.WatcherUnauthenticated: 403,
+    errors.WatcherRefused: 424,
+    errors.WatcherUnauthenticated: 502,
     errors.FetchTimedOut: 504,
     errors.PresenceUnavailable: 503,
     errors.WatcherRestarting: 503,

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from app.core.queries import RetrievalStatus
-from app.domain.records import DeliveryState, NotificationKind
-from app.domain.sinks import EndReason, SinkKind
+from app.domain.records import DeliveryState
+from app.domain.sinks import EndReason, Handshake
 from app.domain.statuses import Liveness, Source, Status
 from app.live import events
-from app.pb.terminalstatus.v1 import delivery_pb2, subscription_pb2
+from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 
 STATUS: Mapping[Status, pb.Status.ValueType] = {
@@ -34,10 +34,10 @@ STREAM_END: Mapping[events.StreamEnd, pb.StreamEndReason.ValueType] = {
     events.StreamEnd.NOTHING_TO_WATCH: pb.STREAM_END_REASON_NOTHING_TO_WATCH,
     events.StreamEnd.CREDENTIALS_EXPIRED: pb.STREAM_END_REASON_CREDENTIALS_EXPIRED,
 }
-SINK_KIND: Mapping[SinkKind, subscription_pb2.SinkKind.ValueType] = {
-    SinkKind.STREAM: subscription_pb2.SINK_KIND_STREAM,
-    SinkKind.WEBHOOK: subscription_pb2.SINK_KIND_WEBHOOK,
-    SinkKind.SOAP: subscription_pb2.SINK_KIND_SOAP,
+HANDSHAKE: Mapping[Handshake, subscription_pb2.SinkHandshake.ValueType] = {
+    Handshake.TEST: subscription_pb2.SINK_HANDSHAKE_TEST,
+    Handshake.OPTIONS: subscription_pb2.SINK_HANDSHAKE_OPTIONS,
+    Handshake.NONE: subscription_pb2.SINK_HANDSHAKE_NONE,
 }
 END_REASON: Mapping[EndReason, subscription_pb2.EndReason.ValueType] = {
     EndReason.EXPIRED: subscription_pb2.END_REASON_EXPIRED,
@@ -48,16 +48,84 @@ END_REASON: Mapping[EndReason, subscription_pb2.EndReason.ValueType] = {
     EndReason.SINK_GONE: subscription_pb2.END_REASON_SINK_GONE,
     EndReason.TOKEN_EXPIRED: subscription_pb2.END_REASON_TOKEN_EXPIRED,
 }
-NOTIFICATION_KIND: Mapping[NotificationKind, delivery_pb2.NotificationKind.ValueType] = {
-    NotificationKind.STATUS: delivery_pb2.NOTIFICATION_KIND_STATUS,
-    NotificationKind.STARTED: delivery_pb2.NOTIFICATION_KIND_STARTED,
-    NotificationKind.ERROR: delivery_pb2.NOTIFICATION_KIND_ERROR,
-    NotificationKind.ENDED: delivery_pb2.NOTIFICATION_KIND_ENDED,
-    NotificationKind.TEST: delivery_pb2.NOTIFICATION_KIND_TEST,
-}
 DELIVERY_STATE: Mapping[DeliveryState, delivery_pb2.DeliveryState.ValueType] = {
     DeliveryState.PENDING: delivery_pb2.DELIVERY_STATE_PENDING,
     DeliveryState.DELIVERED: delivery_pb2.DELIVERY_STATE_DELIVERED,
     DeliveryState.DEAD: delivery_pb2.DELIVERY_STATE_DEAD,
     DeliveryState.WITHDRAWN: delivery_pb2.DELIVERY_STATE_WITHDRAWN,
 }
+WATCH_STATE: Mapping[str, admin_pb2.WatchState.ValueType] = {
+    "initial": admin_pb2.WATCH_STATE_INITIAL,
+    "accepted": admin_pb2.WATCH_STATE_ACCEPTED,
+    "active": admin_pb2.WATCH_STATE_ACTIVE,
+    "pending": admin_pb2.WATCH_STATE_PENDING,
+    "refreshing": admin_pb2.WATCH_STATE_REFRESHING,
+    "waiting": admin_pb2.WATCH_STATE_WAITING,
+    "ending": admin_pb2.WATCH_STATE_ENDING,
+    "terminated": admin_pb2.WATCH_STATE_TERMINATED,
+}
+FACE: Mapping[str, usage_pb2.Face.ValueType] = {
+    "grpc": usage_pb2.FACE_GRPC,
+    "rest": usage_pb2.FACE_REST,
+    "camara": usage_pb2.FACE_CAMARA,
+    "soap": usage_pb2.FACE_SOAP,
+    "gateway": usage_pb2.FACE_GATEWAY,
+}
+USAGE_OPERATION: Mapping[str, usage_pb2.UsageOperation.ValueType] = {
+    "getStatus": usage_pb2.USAGE_OPERATION_GET_STATUS,
+    "getStatusForGroup": usage_pb2.USAGE_OPERATION_GET_STATUS_FOR_GROUP,
+    "startNotification": usage_pb2.USAGE_OPERATION_START_NOTIFICATION,
+    "endNotification": usage_pb2.USAGE_OPERATION_END_NOTIFICATION,
+    "statusNotification_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_ATTEMPTED,
+    "statusNotification_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_RESULT,
+    "statusChanged_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_ATTEMPTED,
+    "statusChanged_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_RESULT,
+    "statusError_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_ERROR_DELIVERY_ATTEMPTED,
+    "statusError_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_ERROR_DELIVERY_RESULT,
+    "statusEnd_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_END_DELIVERY_ATTEMPTED,
+    "statusEnd_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_END_DELIVERY_RESULT,
+}
+AUDIT_ACTION: Mapping[str, admin_pb2.AuditAction.ValueType] = {
+    "client added": admin_pb2.AUDIT_ACTION_CLIENT_ADDED,
+    "client key rotated": admin_pb2.AUDIT_ACTION_CLIENT_KEY_ROTATED,
+    "client disabled": admin_pb2.AUDIT_ACTION_CLIENT_DISABLED,
+    "client enabled": admin_pb2.AUDIT_ACTION_CLIENT_ENABLED,
+    "client deleted": admin_pb2.AUDIT_ACTION_CLIENT_DELETED,
+    "group created": admin_pb2.AUDIT_ACTION_GROUP_CREATED,
+    "group changed": admin_pb2.AUDIT_ACTION_GROUP_CHANGED,
+    "group deleted": admin_pb2.AUDIT_ACTION_GROUP_DELETED,
+    "subscription created": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CREATED,
+    "subscription changed": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CHANGED,
+    "subscription cancelled": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CANCELLED,
+    "subscription secret rotated": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_SECRET_ROTATED,
+    "old subscription secret dropped": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_OLD_SECRET_DROPPED,
+    "watch refreshed": admin_pb2.AUDIT_ACTION_WATCH_REFRESHED,
+    "subscription renewed": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_RENEWED,
+}
+_DELIVERY_OUTCOME: Mapping[str, delivery_pb2.DeliveryOutcome.ValueType] = {
+    "delivered": delivery_pb2.DELIVERY_OUTCOME_DELIVERED,
+    "listed": delivery_pb2.DELIVERY_OUTCOME_LISTED,
+    "not-sent": delivery_pb2.DELIVERY_OUTCOME_NOT_SENT,
+    "timed-out": delivery_pb2.DELIVERY_OUTCOME_TIMED_OUT,
+    "refused": delivery_pb2.DELIVERY_OUTCOME_CONNECTION_REFUSED,
+    "unreachable": delivery_pb2.DELIVERY_OUTCOME_UNREACHABLE,
+    "reset": delivery_pb2.DELIVERY_OUTCOME_CONNECTION_RESET,
+    "dns": delivery_pb2.DELIVERY_OUTCOME_NAME_NOT_RESOLVED,
+    "tls": delivery_pb2.DELIVERY_OUTCOME_TLS_FAILED,
+    "malformed": delivery_pb2.DELIVERY_OUTCOME_MALFORMED_RESPONSE,
+    "forbidden-address": delivery_pb2.DELIVERY_OUTCOME_ADDRESS_FORBIDDEN,
+    "gone": delivery_pb2.DELIVERY_OUTCOME_SUBSCRIPTION_ENDED,
+    "token-expired": delivery_pb2.DELIVERY_OUTCOME_TOKEN_EXPIRED,
+    "secret-unreadable": delivery_pb2.DELIVERY_OUTCOME_SECRET_UNREADABLE,
+    "no-sender": delivery_pb2.DELIVERY_OUTCOME_NO_SENDER,
+    "defect": delivery_pb2.DELIVERY_OUTCOME_DEFECT,
+}
+
+
+def delivery_outcome(stored: str) -> delivery_pb2.DeliveryOutcome.ValueType:
+    """The outcome for the stored word; DELIVERY_OUTCOME_UNSPECIFIED for a word of another version."""
+    if stored.startswith("http-"):
+        return delivery_pb2.DELIVERY_OUTCOME_HTTP_ERROR
+    if stored.startswith("refused-"):
+        return delivery_pb2.DELIVERY_OUTCOME_SINK_REFUSED
+    return _DELIVERY_OUTCOME.get(stored, delivery_pb2.DELIVERY_OUTCOME_UNSPECIFIED)

@@ -7,37 +7,46 @@ Deliberately absent: the rules about terminals, and building responses (`respons
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from app.domain.errors import InvalidRequest, SinkRefused
-from app.domain.policy import MAX_INTERVAL_MS, Policy
+from app.domain.errors import InvalidRequest
+from app.domain.policy import MAX_INTERVAL_MS
 from app.domain.records import DeliveryState
-from app.domain.sinks import MAX_URL, SIGNED_PROFILES, Sink, SinkKind
+from app.domain.sinks import (
+    MAX_SECRETS,
+    MAX_SINK_TOKEN,
+    MAX_URL,
+    PROFILE_V1,
+    SINK_HANDSHAKE,
+    SINK_SECRETS,
+    SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
+    Handshake,
+    Sink,
+    SinkKind,
+    read_secret,
+)
 from app.domain.statuses import Status
-from app.pb.terminalstatus.v1 import admin_pb2, subscription_pb2, usage_pb2
+from app.pb.terminalstatus.v1 import admin_pb2, subscription_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports.store import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
-from app.rpc.enum_values import DELIVERY_STATE, SINK_KIND, STATUS
+from app.rpc.enum_values import DELIVERY_STATE, HANDSHAKE, STATUS
 
-MAX_PARAMETERS = 20
-MAX_PARAMETER_NAME = 64
-MAX_PARAMETER = 8000
+MAX_VERSION = 64
+"""Longest version of Parlay X, in characters."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_SECRET = 200
+"""Longest signing secret, in characters."""
+
 _NS_PER_S = 1_000_000_000
 
 _FROM_STATUS: Mapping[int, Status] = {value: status for status, value in STATUS.items()}
-_FROM_SINK_KIND: Mapping[int, SinkKind] = {
-    subscription_pb2.SINK_KIND_UNSPECIFIED: SinkKind.STREAM,
-    **{value: kind for kind, value in SINK_KIND.items()},
-}
+_FROM_HANDSHAKE: Mapping[int, Handshake] = {value: handshake for handshake, value in HANDSHAKE.items()}
 _FROM_DELIVERY_STATE: Mapping[int, DeliveryState] = {value: state for state, value in DELIVERY_STATE.items()}
-_SWITCHES = frozenset(field.name for field in fields(Policy) if field.type in (bool, "bool"))
 
 
 def max_age_s(request: pb.GetStatusRequest | pb.QueryStatusesRequest) -> float:
@@ -50,23 +59,27 @@ def duration_ms(request: Message, field: str) -> int:
     return -(-_ns(getattr(request, field), field) // 1_000_000) if request.HasField(field) else 0
 
 
-def since(
-    request: usage_pb2.ListUsageRecordsRequest
-    | usage_pb2.ExportUsageRecordsRequest
-    | admin_pb2.ListAuditEntriesRequest,
-) -> datetime:
-    """1970 if absent. Raises InvalidRequest."""
+def time(request: Message, field: str) -> datetime | None:
+    """The Timestamp in this field of the request; None if absent. Raises InvalidRequest."""
+    if not request.HasField(field):
+        return None
     try:
-        return request.since.ToDatetime(UTC) if request.HasField("since") else EPOCH
+        found: datetime = getattr(request, field).ToDatetime(UTC)
     except (ValueError, OverflowError):
-        raise InvalidRequest("`since` is not a valid Timestamp; send one from year 1 to 9999.", field="since") from None
+        raise InvalidRequest(
+            f"`{field}` is not a valid Timestamp; send one from year 1 to 9999.", field=field
+        ) from None
+    return found
 
 
 def page(request: Any) -> Page:
-    """The `page_size` and `page_token` of a list request. Raises InvalidRequest."""
-    if not 0 <= request.page_size <= MAX_PAGE:
-        raise InvalidRequest(f"`page_size` must be 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}.", field="page_size")
-    return Page(size=request.page_size or DEFAULT_PAGE, token=bounded(request.page_token, MAX_PAGE_TOKEN, "page_token"))
+    """The `page_size`, at most MAX_PAGE (AIP-158), and `page_token` of a list request. Raises InvalidRequest."""
+    if request.page_size < 0:
+        raise InvalidRequest(
+            f"`page_size` is below 0; send 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}.", field="page_size"
+        )
+    size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+    return Page(size=size, token=bounded(request.page_token, MAX_PAGE_TOKEN, "page_token"))
 
 
 def bounded(text: str, most: int, field: str) -> str:
@@ -88,36 +101,61 @@ def criteria(values: Iterable[int]) -> frozenset[Status]:
 
 
 def sink(message: subscription_pb2.Sink) -> Sink:
-    """The requested sink. A webhook's profile must be v1: CAMARA's profile needs values that only its own API takes.
+    """The requested sink. Raises InvalidRequest, SinkRefused."""
+    match kind := message.WhichOneof("kind"):
+        case "listed":
+            return Sink(kind=SinkKind.STREAM)
+        case "webhook":
+            return _webhook(message.webhook)
+        case "soap":
+            return Sink(
+                kind=SinkKind.SOAP,
+                url=bounded(message.soap.uri, MAX_URL, "sink.soap.uri"),
+                profile=bounded(message.soap.version, MAX_VERSION, "sink.soap.version"),
+            )
+        case "camara":
+            raise InvalidRequest(
+                "`sink.camara` cannot be requested: only the CAMARA API creates such subscriptions. Use `webhook`.",
+                field="sink.camara",
+            )
+    raise InvalidRequest(
+        f"`sink` has no known kind ({kind}); set one of `listed`, `webhook` and `soap`, or leave `sink` out.",
+        field="sink",
+    )
 
-    Raises InvalidRequest, SinkRefused.
-    """
-    if (kind := _FROM_SINK_KIND.get(message.kind)) is None:
+
+def _webhook(message: subscription_pb2.WebhookSink) -> Sink:
+    parameters: dict[str, str] = {}
+    if len(message.secrets) > MAX_SECRETS:
         raise InvalidRequest(
-            f"`sink.kind` {message.kind} is unknown; allowed are SINK_KIND_STREAM, SINK_KIND_WEBHOOK and "
-            "SINK_KIND_SOAP.",
-            field="sink.kind",
+            f"`sink.webhook.secrets` has {len(message.secrets)} entries; at most {MAX_SECRETS} are allowed.",
+            field="sink.webhook.secrets",
         )
-    if len(message.parameters) > MAX_PARAMETERS:
-        raise InvalidRequest(
-            f"`sink.parameters` has {len(message.parameters)} entries; at most {MAX_PARAMETERS} are allowed.",
-            field="sink.parameters",
-        )
-    if kind is SinkKind.WEBHOOK and message.profile not in SIGNED_PROFILES:
-        raise SinkRefused(
-            'A webhook\'s `sink.profile` must be "v1", or empty for the newest. Only the CAMARA API creates '
-            'subscriptions of profile "camara".',
-            field="sink.profile",
-            reason="profile",
-        )
+    if message.secrets:
+        for each in message.secrets:
+            read_secret(each)
+        parameters[SINK_SECRETS] = " ".join(message.secrets)
+    if message.HasField("access_token"):
+        token = message.access_token
+        if not token.token:
+            raise InvalidRequest(
+                "`sink.webhook.access_token.token` is empty; send the token, or leave `access_token` out.",
+                field="sink.webhook.access_token.token",
+            )
+        parameters[SINK_TOKEN] = bounded(token.token, MAX_SINK_TOKEN, "sink.webhook.access_token.token")
+        if (expires_at := time(token, "expire_time")) is not None:
+            parameters[SINK_TOKEN_EXPIRES_AT] = expires_at.isoformat()
+    if message.handshake:
+        if (handshake := _FROM_HANDSHAKE.get(message.handshake)) is None:
+            raise InvalidRequest(
+                f"`sink.webhook.handshake` {message.handshake} is not a SinkHandshake.", field="sink.webhook.handshake"
+            )
+        parameters[SINK_HANDSHAKE] = handshake.value
     return Sink(
-        kind=kind,
-        url=bounded(message.url, MAX_URL, "sink.url"),
-        profile=bounded(message.profile, MAX_PARAMETER_NAME, "sink.profile"),
-        parameters={
-            bounded(name, MAX_PARAMETER_NAME, "sink.parameters"): bounded(value, MAX_PARAMETER, "sink.parameters")
-            for name, value in message.parameters.items()
-        },
+        kind=SinkKind.WEBHOOK,
+        url=bounded(message.uri, MAX_URL, "sink.webhook.uri"),
+        profile=PROFILE_V1,
+        parameters=parameters,
     )
 
 
@@ -128,10 +166,9 @@ def delivery_state(value: int) -> DeliveryState | None:
     return _FROM_DELIVERY_STATE.get(value)
 
 
-def limits(values: Mapping[str, int]) -> dict[str, int | bool]:
-    """A client's limits. For policies that are switches, 0 and 1 become False and True. The use case checks the
-    rest."""
-    return {name: bool(value) if name in _SWITCHES and value in (0, 1) else value for name, value in values.items()}
+def limits(message: admin_pb2.ClientLimits) -> dict[str, int | bool]:
+    """A client's limits that are set. The use case checks their range."""
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def _ns(duration: Duration, field: str) -> int:

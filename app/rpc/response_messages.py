@@ -3,8 +3,9 @@
 Deliberately absent: reading requests (`request_fields.py`), and the status of a failed call (`errors.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,28 +18,45 @@ from app.domain.records import (
     DeliveryAttempt,
     DeliveryState,
     Group,
+    NotificationKind,
     OwedNotification,
     Subscription,
     UsageRecord,
 )
-from app.domain.sinks import HIDDEN_PARAMETERS
+from app.domain.sinks import (
+    PROFILE_CAMARA,
+    SINK_HANDSHAKE,
+    SINK_TOKEN,
+    SINK_TOKEN_EXPIRES_AT,
+    EndReason,
+    Handshake,
+    Sink,
+    SinkKind,
+    token_ends_at,
+)
 from app.domain.statuses import TerminalStatus
 from app.live import events
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports.sip import WatchView
 from app.rpc.enum_values import (
+    AUDIT_ACTION,
     DELIVERY_STATE,
     END_REASON,
+    FACE,
+    HANDSHAKE,
     LIVENESS,
-    NOTIFICATION_KIND,
     RETRIEVAL,
-    SINK_KIND,
     SOURCE,
     STATUS,
     STREAM_END,
+    USAGE_OPERATION,
+    WATCH_STATE,
+    delivery_outcome,
 )
-from app.rpc.errors import failure
+from app.rpc.errors import status_of, status_of_code
+
+_STREAM = "stream:"
 
 
 def timestamp(at: datetime) -> Timestamp:
@@ -58,7 +76,7 @@ def terminal_status(status: TerminalStatus) -> pb.TerminalStatus:
     return pb.TerminalStatus(
         address=status.address,
         status=STATUS[status.status],
-        observed_at=Timestamp(seconds=int(at.timestamp()), nanos=at.microsecond * 1000),
+        observe_time=Timestamp(seconds=int(at.timestamp()), nanos=at.microsecond * 1000),
         source=SOURCE[status.source],
         revision=status.revision,
     )
@@ -69,7 +87,7 @@ def terminal_result(result: TerminalResult) -> pb.TerminalResult:
         address=result.address,
         retrieval_status=RETRIEVAL[result.retrieval],
         status=None if result.status is None else terminal_status(result.status),
-        failure=None if result.error is None else failure(result.error),
+        error=None if result.error is None else status_of(result.error),
     )
 
 
@@ -84,7 +102,7 @@ def stream_event(event: events.StreamEvent) -> pb.WatchStatusesResponse:
                     status=None if terminal.status is None else terminal_status(terminal.status),
                     liveness=LIVENESS[terminal.liveness],
                     liveness_reason=terminal.reason,
-                    liveness_since=timestamp(terminal.since),
+                    liveness_time=timestamp(terminal.since),
                 )
             )
         case events.SnapshotComplete():
@@ -95,9 +113,9 @@ def stream_event(event: events.StreamEvent) -> pb.WatchStatusesResponse:
                 liveness_change=pb.LivenessChange(
                     address=terminal.address,
                     liveness=LIVENESS[terminal.liveness],
-                    reason=terminal.reason,
-                    since=timestamp(terminal.since),
-                    failure=None if event.error is None else failure(event.error),
+                    liveness_reason=terminal.reason,
+                    liveness_time=timestamp(terminal.since),
+                    error=None if event.error is None else status_of(event.error),
                 )
             )
         case events.Removed():
@@ -113,7 +131,7 @@ def stream_end(reason: pb.StreamEndReason.ValueType, message: str, resume_token:
 
 
 def subscription(stored: Subscription) -> subscription_pb2.Subscription:
-    """The message hides the values of the sink's parameters."""
+    """The message has no secret and no access token."""
     return subscription_pb2.Subscription(
         id=stored.id,
         client_id=stored.client_id,
@@ -121,21 +139,16 @@ def subscription(stored: Subscription) -> subscription_pb2.Subscription:
         criteria=[value for status, value in STATUS.items() if status in stored.criteria],
         check_immediate=stored.check_immediate,
         min_interval=duration(stored.min_interval_ms),
-        max_notifications=stored.max_notifications,
-        sink=subscription_pb2.Sink(
-            kind=SINK_KIND[stored.sink.kind],
-            url=stored.sink.url,
-            profile=stored.sink.profile,
-            parameters={name: "" for name in stored.sink.parameters if name not in HIDDEN_PARAMETERS},
-        ),
+        max_notification_count=stored.max_notifications,
+        sink=sink(stored.sink),
         correlator=stored.correlator,
         request_id=stored.request_id,
-        created_at=timestamp(stored.created_at),
-        expires_at=timestamp_or_none(stored.expires_at),
-        notified=stored.notified,
-        last_notified_at=timestamp_or_none(stored.last_notified_at),
-        suspended_at=timestamp_or_none(stored.suspended_at),
-        ended_at=timestamp_or_none(stored.ended_at),
+        create_time=timestamp(stored.created_at),
+        expire_time=timestamp_or_none(stored.expires_at),
+        notification_count=stored.notified,
+        last_notification_time=timestamp_or_none(stored.last_notified_at),
+        suspend_time=timestamp_or_none(stored.suspended_at),
+        end_time=timestamp_or_none(stored.ended_at),
         end_reason=subscription_pb2.END_REASON_UNSPECIFIED
         if stored.end_reason is None
         else END_REASON[stored.end_reason],
@@ -143,13 +156,40 @@ def subscription(stored: Subscription) -> subscription_pb2.Subscription:
     )
 
 
+def sink(stored: Sink) -> subscription_pb2.Sink:
+    match stored.kind:
+        case SinkKind.STREAM:
+            return subscription_pb2.Sink(listed=subscription_pb2.ListedSink())
+        case SinkKind.SOAP:
+            return subscription_pb2.Sink(soap=subscription_pb2.SoapSink(uri=stored.url, version=stored.profile))
+        case SinkKind.WEBHOOK if stored.profile == PROFILE_CAMARA:
+            camara = subscription_pb2.CamaraSink(uri=stored.url, access_token=_access_token(stored))
+            return subscription_pb2.Sink(camara=camara)
+        case SinkKind.WEBHOOK:
+            handshake = stored.parameters.get(SINK_HANDSHAKE)
+            webhook = subscription_pb2.WebhookSink(
+                uri=stored.url,
+                access_token=_access_token(stored),
+                handshake=HANDSHAKE[Handshake(handshake)] if handshake else subscription_pb2.SINK_HANDSHAKE_UNSPECIFIED,
+            )
+            return subscription_pb2.Sink(webhook=webhook)
+
+
+def _access_token(stored: Sink) -> subscription_pb2.AccessToken | None:
+    """When the sink's token expires, without the token; None if the sink has no token."""
+    if SINK_TOKEN not in stored.parameters:
+        return None
+    expires_at = token_ends_at(stored) if SINK_TOKEN_EXPIRES_AT in stored.parameters else None
+    return subscription_pb2.AccessToken(expire_time=timestamp_or_none(expires_at))
+
+
 def group(stored: Group) -> group_pb2.Group:
     return group_pb2.Group(
         address=stored.address,
         client_id=stored.client_id,
         members=stored.members,
-        version=stored.version,
-        created_at=timestamp(stored.created_at),
+        etag=stored.etag,
+        create_time=timestamp(stored.created_at),
     )
 
 
@@ -160,41 +200,55 @@ def notification(owed: OwedNotification) -> delivery_pb2.Notification:
         subscription_id=owed.subscription_id,
         client_id=owed.client_id,
         sequence=owed.sequence,
-        kind=NOTIFICATION_KIND[owed.kind],
-        changes=map(terminal_status, owed.changes),
-        address=owed.address or "",
-        code=owed.code,
-        text=owed.text,
-        created_at=timestamp(owed.created_at),
-        next_attempt_at=timestamp(owed.next_attempt_at) if pending else None,
-        attempts=owed.attempts,
+        create_time=timestamp(owed.created_at),
+        next_attempt_time=timestamp(owed.next_attempt_at) if pending else None,
+        attempt_count=owed.attempts,
         state=DELIVERY_STATE[owed.state],
-        settled_at=timestamp_or_none(owed.settled_at),
+        settle_time=timestamp_or_none(owed.settled_at),
+        **_content(owed),
     )
+
+
+def _content(owed: OwedNotification) -> dict[str, Any]:
+    """The field of the oneof `content` that the notification has."""
+    match owed.kind:
+        case NotificationKind.STATUS:
+            return {"status_changes": delivery_pb2.StatusChanges(statuses=map(terminal_status, owed.changes))}
+        case NotificationKind.STARTED:
+            return {"subscription_started": delivery_pb2.SubscriptionStarted()}
+        case NotificationKind.ERROR:
+            error = status_of_code(owed.code, owed.text)
+            failed = delivery_pb2.SubscriptionFailed(address=owed.address or "", error=error)
+            return {"subscription_failed": failed}
+        case NotificationKind.ENDED:
+            reason = END_REASON[EndReason[owed.code]]
+            return {"subscription_ended": delivery_pb2.SubscriptionEnded(reason=reason, detail=owed.text)}
+        case NotificationKind.TEST:
+            return {"sink_test": delivery_pb2.SinkTest()}
 
 
 def delivery_attempt(attempt: DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:
     return delivery_pb2.DeliveryAttempt(
         number=attempt.number,
-        at=timestamp(attempt.at),
-        code=attempt.code,
+        start_time=timestamp(attempt.at),
+        http_code=attempt.code,
         duration=duration(attempt.duration_ms),
-        outcome=attempt.outcome,
-        answer=attempt.answer,
+        outcome=delivery_outcome(attempt.outcome),
+        response_body=attempt.answer,
     )
 
 
 def usage_record(record: UsageRecord) -> usage_pb2.UsageRecord:
     return usage_pb2.UsageRecord(
         id=record.id,
-        at=timestamp(record.at),
-        operation=record.operation,
+        create_time=timestamp(record.at),
+        operation=USAGE_OPERATION[record.operation],
         client_id=record.client_id,
-        face=record.face,
+        face=FACE[record.face],
         requester=record.requester,
         targets=record.targets,
         target_count=record.target_count,
-        expanded_count=record.expanded_count,
+        expanded_target_count=record.expanded_count,
         correlator=record.correlator,
         subscription_id=record.subscription_id,
         result=record.result,
@@ -202,19 +256,20 @@ def usage_record(record: UsageRecord) -> usage_pb2.UsageRecord:
     )
 
 
-def watch(view: WatchView, wanted_by: Iterable[str]) -> admin_pb2.Watch:
+def watch(view: WatchView, wanted_by: Sequence[str]) -> admin_pb2.Watch:
     return admin_pb2.Watch(
         address=view.address,
-        state=view.state,
+        state=WATCH_STATE[view.state],
         liveness=LIVENESS[view.liveness],
-        since=timestamp(view.since),
-        expires_at=timestamp_or_none(view.expires_at),
+        state_time=timestamp(view.since),
+        expire_time=timestamp_or_none(view.expires_at),
         sip_code=view.code,
         reason=view.reason,
         next_action=view.next_action,
-        next_at=timestamp_or_none(view.next_at),
+        next_action_time=timestamp_or_none(view.next_at),
         route=view.route,
-        wanted_by=wanted_by,
+        subscription_ids=[one for one in wanted_by if not one.startswith(_STREAM)],
+        stream_client_ids=dict.fromkeys([one.removeprefix(_STREAM) for one in wanted_by if one.startswith(_STREAM)]),
     )
 
 
@@ -223,12 +278,17 @@ def client(stored: Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
         id=stored.id,
         name=stored.name,
         admin=stored.admin,
-        limits={name: int(value) for name, value in stored.limits.items()},
+        limits=admin_pb2.ClientLimits(**stored.limits) if stored.limits else None,  # type: ignore[arg-type]
         disabled=stored.disabled,
-        created_at=timestamp(stored.created_at),
-        keys=[admin_pb2.ClientKey(id=key.id, expires_at=timestamp_or_none(key.expires_at)) for key in keys],
+        create_time=timestamp(stored.created_at),
+        keys=[admin_pb2.ClientKey(id=key.id, expire_time=timestamp_or_none(key.expires_at)) for key in keys],
     )
 
 
 def audit_entry(entry: AuditEntry) -> admin_pb2.AuditEntry:
-    return admin_pb2.AuditEntry(at=timestamp(entry.at), who=entry.who, what=entry.what, details=entry.details)
+    return admin_pb2.AuditEntry(
+        create_time=timestamp(entry.at),
+        actor=entry.who,
+        action=AUDIT_ACTION.get(entry.what, admin_pb2.AUDIT_ACTION_UNSPECIFIED),
+        details=entry.details,
+    )

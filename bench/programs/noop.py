@@ -54,7 +54,7 @@ ENVELOPE = (
 def a_status(revision: int = 1) -> pb.TerminalStatus:
     """A terminal status as the gateway sends it."""
     status = pb.TerminalStatus(address=ADDRESS, status=pb.STATUS_REACHABLE, source=pb.SOURCE_WATCH, revision=revision)
-    status.observed_at.FromNanoseconds(1_767_323_045_678_901_000)
+    status.observe_time.FromNanoseconds(1_767_323_045_678_901_000)
     return status
 
 
@@ -78,6 +78,9 @@ class NoopServicer(pb_grpc.TerminalStatusServiceServicer):
             await context.write(await mailbox.get())
 
     async def QueryStatuses(self, request: pb.QueryStatusesRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        return None
+
+    async def FollowStatuses(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         return None
 
     async def publish(self, request: bytes, context: Any) -> bytes:

@@ -109,8 +109,8 @@ def test_the_error_table_is_total() -> None:
     ("error", "status"),
     [
         (TerminalUnknown, 404),
-        (WatcherRefused, 403),
-        (WatcherUnauthenticated, 403),
+        (WatcherRefused, 424),
+        (WatcherUnauthenticated, 502),
         (FetchTimedOut, 504),
         (PresenceUnavailable, 503),
         (WatcherRestarting, 503),

@@ -81,7 +81,7 @@ async def test_answers_each_status(document: bytes, status: pb.Status.ValueType)
     answer = await get_status(FakeWatcher(lambda _: document), "SIP:alice@EXAMPLE.com")
     assert status == answer.status
     assert answer.address == ALICE
-    assert answer.observed_at.ToDatetime(OBSERVED_AT.tzinfo) == OBSERVED_AT
+    assert answer.observe_time.ToDatetime(OBSERVED_AT.tzinfo) == OBSERVED_AT
     assert answer.source == pb.SOURCE_FETCH
 
 
@@ -116,14 +116,14 @@ def test_the_contract_has_the_error_table() -> None:
     ("error", "code"),
     [
         (TerminalUnknown, grpc.StatusCode.NOT_FOUND),
-        (WatcherRefused, grpc.StatusCode.PERMISSION_DENIED),
-        (WatcherUnauthenticated, grpc.StatusCode.PERMISSION_DENIED),
-        (FetchTimedOut, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (WatcherRefused, grpc.StatusCode.FAILED_PRECONDITION),
+        (WatcherUnauthenticated, grpc.StatusCode.FAILED_PRECONDITION),
+        (FetchTimedOut, grpc.StatusCode.UNAVAILABLE),
         (PresenceUnavailable, grpc.StatusCode.UNAVAILABLE),
         (WatcherRestarting, grpc.StatusCode.UNAVAILABLE),
         (GatewayOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (PresenceMisconfigured, grpc.StatusCode.INTERNAL),
-        (DocumentUnreadable, grpc.StatusCode.INTERNAL),
+        (PresenceMisconfigured, grpc.StatusCode.FAILED_PRECONDITION),
+        (DocumentUnreadable, grpc.StatusCode.FAILED_PRECONDITION),
     ],
 )
 async def test_maps_each_domain_error(error: type[TerminalStatusError], code: grpc.StatusCode) -> None:

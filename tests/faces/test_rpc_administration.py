@@ -66,12 +66,12 @@ async def test_watches_are_listed_with_who_wants_them(face: Face, monkeypatch: p
     )
     shown = first.watches[0]
     assert (shown.state, shown.liveness, shown.sip_code, shown.route) == (
-        "active",
+        admin_pb2.WATCH_STATE_ACTIVE,
         pb.LIVENESS_LIVE,
         200,
         "sip:127.0.0.1",
     )
-    assert (list(shown.wanted_by), shown.HasField("next_at")) == ([made.id], False)
+    assert (list(shown.subscription_ids), shown.HasField("next_action_time")) == ([made.id], False)
     rest = admin_pb2.ListWatchesRequest(page_size=2, page_token=first.next_page_token)
     second = await face.operators.ListWatches(rest, metadata=face.admin)
     assert ([each.address for each in second.watches], second.next_page_token) == (["sip:t3@example.com"], "")
@@ -98,11 +98,10 @@ async def test_a_watch_is_refreshed(face: Face, monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     """A client is made, calls, is rotated, disabled, enabled, deleted; its streams and subscriptions end with it."""
-    create = admin_pb2.CreateClientRequest(
-        name="billing", client_id="b", limits={"max_targets": 5, "busy_available": 0}
-    )
+    limits = admin_pb2.ClientLimits(max_targets=5, busy_available=False)
+    create = admin_pb2.CreateClientRequest(name="billing", client_id="b", limits=limits)
     made = await face.operators.CreateClient(create, metadata=face.admin)
-    assert (made.client.id, dict(made.client.limits)) == ("b", {"max_targets": 5, "busy_available": 0})
+    assert (made.client.id, made.client.limits) == ("b", limits)
     own: Metadata = (("authorization", f"Bearer {made.api_key}"),)
     too_many = pb.QueryStatusesRequest(addresses=[f"sip:{number}@example.com" for number in range(6)])
     failure = await failure_of(face.terminals.QueryStatuses(too_many, metadata=own))
@@ -112,9 +111,12 @@ async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     refused = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "")
     assert await failure_of(face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=own)) == refused
     own = (("authorization", f"Bearer {rotated.api_key}"),)
-    for disabled in (True, False):
-        change = admin_pb2.SetClientDisabledRequest(client_id="b", disabled=disabled)
-        assert (await face.operators.SetClientDisabled(change, metadata=face.admin)).client.disabled is disabled
+    changes: list[tuple[bool, Any, Any]] = [
+        (True, face.operators.DisableClient, admin_pb2.DisableClientRequest),
+        (False, face.operators.EnableClient, admin_pb2.EnableClientRequest),
+    ]
+    for disabled, change, request in changes:
+        assert (await change(request(client_id="b"), metadata=face.admin)).client.disabled is disabled
         call = face.terminals.GetStatus(pb.GetStatusRequest(address=ALICE), metadata=own)
         if disabled:
             assert await failure_of(call) == refused
@@ -129,7 +131,7 @@ async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     await read(stream, "snapshot_item")
     await read(stream, "snapshot_complete")
     delete = admin_pb2.DeleteClientRequest(client_id="b")
-    assert (await face.operators.DeleteClient(delete, metadata=face.admin)).ended_subscriptions == 1
+    assert (await face.operators.DeleteClient(delete, metadata=face.admin)).ended_subscription_count == 1
     assert (await read(stream, "end")).reason == pb.STREAM_END_REASON_CREDENTIALS_EXPIRED
     failure = await failure_of(face.operators.DeleteClient(delete, metadata=face.admin))
     assert failure[:2] == (grpc.StatusCode.NOT_FOUND, "CLIENT_UNKNOWN")
@@ -140,24 +142,27 @@ async def test_the_audit_log_is_read_by_operators(face: Face) -> None:
     create = admin_pb2.CreateClientRequest(name="billing", client_id="b")
     await face.operators.CreateClient(create, metadata=face.admin)
     await face.operators.DeleteClient(admin_pb2.DeleteClientRequest(client_id="b"), metadata=face.admin)
-    request, found = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, str]]()
+    request, found = admin_pb2.ListAuditEntriesRequest(page_size=1), list[tuple[str, int]]()
     while not found or request.page_token:
         answer = await face.operators.ListAuditEntries(request, metadata=face.admin)
-        found += [(one.who, one.what) for one in answer.audit_entries if one.details.get("client") == "b"]
+        found += [(one.actor, one.action) for one in answer.audit_entries if one.details.get("client") == "b"]
         request.page_token = answer.next_page_token
-    assert found == [(ADMIN.id, "client added"), (ADMIN.id, "client deleted")]
-    later = admin_pb2.ListAuditEntriesRequest(since=Timestamp(seconds=1 << 36))
+    assert found == [
+        (ADMIN.id, admin_pb2.AUDIT_ACTION_CLIENT_ADDED),
+        (ADMIN.id, admin_pb2.AUDIT_ACTION_CLIENT_DELETED),
+    ]
+    later = admin_pb2.ListAuditEntriesRequest(start_time=Timestamp(seconds=1 << 36))
     assert not (await face.operators.ListAuditEntries(later, metadata=face.admin)).audit_entries
     for bad, code in ((NEVER, "INVALID_REQUEST"), (None, "NOT_PERMITTED")):
         call = face.operators.ListAuditEntries(
-            admin_pb2.ListAuditEntriesRequest(since=bad), metadata=face.admin if bad else face.app
+            admin_pb2.ListAuditEntriesRequest(start_time=bad), metadata=face.admin if bad else face.app
         )
         assert (await failure_of(call))[1] == code
 
 
 async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> None:
     """After the command line has deleted a client its streams end, and its sinks are sent the end once."""
-    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
+    sink = subscription_pb2.Sink(webhook=subscription_pb2.WebhookSink(uri="https://example.com/hook"))
     made = await face.subscribe(ALICE, sink=sink)
     stream = face.watch(ALICE)
     await read(stream, "snapshot_item")
@@ -175,7 +180,7 @@ async def test_a_client_that_another_process_deletes_is_let_go(face: Face) -> No
 async def test_a_client_that_is_deleted_meanwhile_gets_no_subscription(face: Face) -> None:
     """A call that began with valid credentials makes nothing once the client is deleted, by this or another process."""
     elsewhere = ClientRegistry(cast("Any", face.core.store), contracts=SINK_CONTRACTS, clock=lambda: BEGAN)
-    sink = subscription_pb2.Sink(kind=subscription_pb2.SINK_KIND_WEBHOOK, url="https://example.com/hook")
+    sink = subscription_pb2.Sink(webhook=subscription_pb2.WebhookSink(uri="https://example.com/hook"))
     for client, metadata, delete in ((APP, face.app, face.registry.delete), (OTHER, face.other, elsewhere.delete)):
 
         async def check(_: Any, client: Any = client, delete: Any = delete) -> None:

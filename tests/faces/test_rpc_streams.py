@@ -35,7 +35,7 @@ from tests.support.core import (
     new_database,
     run_core,
 )
-from tests.support.rpc_face import LIMIT_S, Face, face, face_over, failure_of, quiet, read
+from tests.support.rpc_face import LIMIT_S, Face, details_of, face, face_over, failure_of, quiet, read
 from tests.support.waiting import until
 
 __all__ = ["face"]  # fixtures
@@ -53,10 +53,10 @@ async def test_a_stream_sends_snapshot_changes_and_bookmarks(face: Face) -> None
     assert (change.status.address, change.status.status, change.status.revision) == (ALICE, pb.STATUS_BUSY, 1)
     assert change.status.source == pb.SOURCE_WATCH
     live = await read(call, "liveness_change")
-    assert (live.address, live.liveness, live.since.ToDatetime(UTC)) == (ALICE, pb.LIVENESS_LIVE, BEGAN)
+    assert (live.address, live.liveness, live.liveness_time.ToDatetime(UTC)) == (ALICE, pb.LIVENESS_LIVE, BEGAN)
     face.core.watcher.lose(ALICE, "it is gone")
     stale = await read(call, "liveness_change")
-    assert (stale.liveness, stale.reason, stale.HasField("failure")) == (pb.LIVENESS_STALE, "it is gone", False)
+    assert (stale.liveness, stale.liveness_reason, stale.HasField("error")) == (pb.LIVENESS_STALE, "it is gone", False)
     face.core.watcher.play(ALICE, BUSY)
     assert (await read(call, "liveness_change")).liveness == pb.LIVENESS_LIVE
     await quiet(face)
@@ -95,7 +95,11 @@ async def test_a_stream_follows_its_group_and_failures(face: Face) -> None:
     assert [event.terminal_removed.address for event in events if event.HasField("terminal_removed")] == [ALICE]
     face.core.watcher.fail(BOB, WatcherRefused("Not for you."))
     failed = await read(call, "liveness_change")
-    assert (failed.address, failed.failure.reason, failed.failure.message) == (BOB, "WATCHER_REFUSED", "Not for you.")
+    assert (failed.address, details_of(failed.error)[0], failed.error.message) == (
+        BOB,
+        "WATCHER_REFUSED",
+        "Not for you.",
+    )
     face.core.watcher.fail(CAROL, TerminalUnknown("No such."))
     while (event := await call.read()).WhichOneof("event") != "end":  # a newer event about Carol may replace this one
         pass

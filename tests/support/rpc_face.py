@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo  # type: ignore[import-untyped, unused-ignore]
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status
 
 from app.auth.authenticator import Authenticator
@@ -130,6 +130,18 @@ async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, str]:
         if packed.Unpack(bad):
             field = bad.field_violations[0].field
     return caught.value.code(), reason, field
+
+
+def details_of(status: Any) -> tuple[str, int]:
+    """The reason of a google.rpc.Status in a message, and its retry delay in ms; 0 without one."""
+    reason, delay_ms = "", 0
+    for packed in status.details:
+        info, retry = ErrorInfo(), RetryInfo()
+        if packed.Unpack(info):
+            reason = info.reason
+        if packed.Unpack(retry):
+            delay_ms = retry.retry_delay.ToMilliseconds()
+    return reason, delay_ms
 
 
 async def read(call: Any, kind: str) -> Any:

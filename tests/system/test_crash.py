@@ -86,7 +86,7 @@ async def subscribe(grpc_address: str, url: str) -> str:
             subscription_pb2.CreateSubscriptionRequest(
                 addresses=[f"sip:{user}@example.com" for user in USERS],
                 sink=subscription_pb2.Sink(
-                    kind=subscription_pb2.SINK_KIND_WEBHOOK, url=url, parameters={"handshake": "none"}
+                    webhook=subscription_pb2.WebhookSink(uri=url, handshake=subscription_pb2.SINK_HANDSHAKE_NONE)
                 ),
             ),
             timeout=LIMIT_S,

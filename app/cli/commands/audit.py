@@ -7,6 +7,7 @@ import typer
 
 from app.cli.gateway_connection import GatewayConnection, gateway_command
 from app.cli.options import LimitOption, SinceOption
+from app.cli.protobuf_json import enum_name
 from app.cli.tables import Cell, print_list
 from app.cli.times import clock, since_or_none
 
@@ -35,11 +36,11 @@ def list_audit(
     from app.pb.terminalstatus.v1.admin_pb2 import ListAuditEntriesRequest
     from app.pb.terminalstatus.v1.admin_pb2_grpc import AdminServiceStub
 
-    request = ListAuditEntriesRequest(since=since_or_none(from_time, datetime.now(UTC)))
+    request = ListAuditEntriesRequest(start_time=since_or_none(from_time, datetime.now(UTC)))
     pages = gateway.pages(AdminServiceStub(gateway.channel).ListAuditEntries, request, "audit_entries", limit)
-    print_list(pages, ("at", "who", "what", "details"), _row, as_json=gateway.as_json, nothing="No entries.")
+    print_list(pages, ("at", "actor", "action", "details"), _row, as_json=gateway.as_json, nothing="No entries.")
 
 
 def _row(entry: "AuditEntry") -> list[Cell]:
     details = " ".join([f"{name}={value}" for name, value in sorted(entry.details.items()) if value])
-    return [clock(entry.at), entry.who, entry.what, details]
+    return [clock(entry.create_time), entry.actor, enum_name(entry, "action"), details]

@@ -9,7 +9,7 @@ import typer
 from app.cli.console import err, wrong_use
 from app.cli.gateway_connection import PAGE_SIZE, GatewayConnection, gateway_command
 from app.cli.options import LimitOption
-from app.cli.protobuf_json import enum_name
+from app.cli.protobuf_json import enum_name, reason_of
 from app.cli.tables import Cell, print_json, print_list, styled
 from app.cli.times import clock, until
 
@@ -21,6 +21,7 @@ deliveries = typer.Typer(
 )
 
 _MAX_ANSWER_CHARS = 60
+_GOOD = ("DELIVERED", "LISTED", "NOT_SENT")
 
 
 class State(StrEnum):
@@ -102,9 +103,9 @@ def send_again(
     sent = 0
     for start in range(0, len(ids), PAGE_SIZE):
         request = SendNotificationsAgainRequest(notification_ids=ids[start : start + PAGE_SIZE])
-        sent += gateway.call(stub.SendNotificationsAgain, request).sent_again
+        sent += gateway.call(stub.SendNotificationsAgain, request).sent_again_count
     if gateway.as_json:
-        print_json({"sent_again": sent})
+        print_json({"sent_again_count": sent})
     else:
         err.print(f"{sent} of {len(ids)} notifications were dead and are sent again now.")
 
@@ -123,23 +124,43 @@ def _list_request(state: State | None, subscription: str) -> Any:
 
 
 def _row(of: "Notification", now: datetime) -> list[Cell]:
-    changes = [f"{change.address} {enum_name(change, 'status')}" for change in of.changes]
-    what = changes[0] + (f" and {len(changes) - 1} more" if len(changes) > 1 else "") if changes else ""
+    kind = of.WhichOneof("content") or ""
     return [
         of.id,
         of.subscription_id,
         str(of.sequence),
-        enum_name(of, "kind"),
-        what or " ".join(filter(None, [of.address, of.code])),
-        clock(of.created_at),
+        kind.removeprefix("subscription_").replace("_", " "),
+        _content(of),
+        clock(of.create_time),
         styled(enum_name(of, "state")),
-        str(of.attempts),
-        until(of.next_attempt_at, now) if of.HasField("next_attempt_at") else "",
+        str(of.attempt_count),
+        until(of.next_attempt_time, now) if of.HasField("next_attempt_time") else "",
     ]
 
 
+def _content(of: "Notification") -> str:
+    match of.WhichOneof("content"):
+        case "status_changes":
+            changes = [f"{change.address} {enum_name(change, 'status')}" for change in of.status_changes.statuses]
+            return changes[0] + (f" and {len(changes) - 1} more" if len(changes) > 1 else "") if changes else ""
+        case "subscription_failed":
+            failed = of.subscription_failed
+            return " ".join(filter(None, [failed.address, reason_of(failed.error)]))
+        case "subscription_ended":
+            return enum_name(of.subscription_ended, "reason")
+    return ""
+
+
 def _attempt(of: "DeliveryAttempt") -> list[Cell]:
-    answer = of.answer.decode("utf-8", "replace")
+    answer = of.response_body.decode("utf-8", "replace")
+    name = enum_name(of, "outcome")
     cut = f"{answer[:_MAX_ANSWER_CHARS]}…" if len(answer) > _MAX_ANSWER_CHARS else answer
-    outcome = styled(of.outcome, "green" if of.outcome == "delivered" else "red")
-    return [str(of.number), clock(of.at), outcome, str(of.code or ""), str(of.duration.ToMilliseconds()), cut]
+    outcome = styled(name, "green" if name in _GOOD else "red")
+    return [
+        str(of.number),
+        clock(of.start_time),
+        outcome,
+        str(of.http_code or ""),
+        str(of.duration.ToMilliseconds()),
+        cut,
+    ]

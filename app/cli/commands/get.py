@@ -114,7 +114,7 @@ def get(
                     answer["address"],
                     answer["via"],
                     styled(answer["status"]) if "status" in answer else styled(answer["code"], "red"),
-                    answer.get("observed_at", ""),
+                    answer.get("observe_time", ""),
                     str(answer["elapsed_ms"]),
                     *([answer.get("error", "")] if any_failed else []),
                 ]

@@ -56,8 +56,8 @@ def show(gateway: GatewayConnection, group: GroupArgument) -> None:
         [
             ("group", found.address),
             ("client", found.client_id),
-            ("created", clock(found.created_at)),
-            ("version", str(found.version)),
+            ("created", clock(found.create_time)),
+            ("etag", found.etag),
             *[("member", member) for member in found.members],
         ]
     )
@@ -108,18 +108,20 @@ def set_members(
     gateway: GatewayConnection,
     group: GroupArgument,
     members: MembersArgument = None,
-    expected_version: Annotated[
-        int,
-        typer.Option(min=0, help="Change the group only if it has this version, as groups show prints; 0 accepts any."),
-    ] = 0,
+    etag: Annotated[
+        str,
+        typer.Option(
+            help="Change the group only if it still has this etag, as groups list prints.", show_default=False
+        ),
+    ] = "",
 ) -> None:
     """Replace all members of a group; without members, the group becomes empty.
 
-    Example: terminal-status groups set sip:sales@example.com sip:alice@example.com --expected-version 3
+    Example: terminal-status groups set sip:sales@example.com sip:alice@example.com --etag 3-1790000000.000000
     """
     from app.pb.terminalstatus.v1.group_pb2 import SetGroupMembersRequest
 
-    request = SetGroupMembersRequest(address=group, members=members, expected_version=expected_version)
+    request = SetGroupMembersRequest(address=group, members=members, etag=etag)
     _print_group(gateway, gateway.call(_stub(gateway).SetGroupMembers, request).group)
 
 
@@ -157,8 +159,8 @@ def _print_group(gateway: GatewayConnection, group: "Group") -> None:
     if gateway.as_json:
         print_json(plain(group))
     else:
-        err.print(f"{shown(group.address)} has {len(group.members)} members; version {group.version}.")
+        err.print(f"{shown(group.address)} has {len(group.members)} members; etag {group.etag}.")
 
 
 def _row(group: "Group") -> list[Cell]:
-    return [group.address, str(len(group.members)), str(group.version), clock(group.created_at), group.client_id]
+    return [group.address, str(len(group.members)), group.etag, clock(group.create_time), group.client_id]

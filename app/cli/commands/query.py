@@ -8,7 +8,7 @@ from rich.text import Text
 from app.cli.console import FAILED, OK, err, printable
 from app.cli.gateway_connection import GatewayConnection, gateway_command
 from app.cli.options import AddressesArgument, MaxAgeOption, RequesterOption
-from app.cli.protobuf_json import enum_name
+from app.cli.protobuf_json import enum_name, reason_of
 from app.cli.tables import Cell, print_list, styled
 from app.cli.times import clock, duration, span_ms
 
@@ -72,9 +72,9 @@ def _row(result: "TerminalResult") -> list[Cell]:
         return [
             result.address,
             styled(enum_name(status, "status")),
-            clock(status.observed_at),
+            clock(status.observe_time),
             enum_name(status, "source"),
             "",
         ]
-    why = ": ".join(filter(None, [result.failure.reason, result.failure.message]))
+    why = ": ".join(filter(None, [reason_of(result.error), result.error.message]))
     return [result.address, Text(printable(enum_name(result, "retrieval_status")), "red"), "", "", why]

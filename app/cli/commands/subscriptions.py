@@ -1,6 +1,7 @@
 """`terminal-status subscriptions …`: stored requests to send notifications of changes to a sink."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,21 @@ from app.cli.tables import Cell, print_fields, print_json, print_list, styled
 from app.cli.times import SPAN_HELP, clock, duration, short, span_ms, until
 
 if TYPE_CHECKING:
-    from app.pb.terminalstatus.v1.subscription_pb2 import Subscription
+    from app.pb.terminalstatus.v1.subscription_pb2 import AccessToken, Subscription
 
 subscriptions = typer.Typer(
     no_args_is_help=True,
     help="Manage subscriptions: the gateway notifies a webhook or SOAP endpoint when terminals change.",
 )
+
+
+class Handshake(StrEnum):
+    """How a webhook's endpoint is checked, as in the proto's SinkHandshake."""
+
+    TEST = "test"
+    OPTIONS = "options"
+    NONE = "none"
+
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.", show_default=False)]
 _COLUMNS = ("id", "addresses", "criteria", "sink", "notified", "expires in", "correlator", "state")
@@ -84,20 +94,31 @@ def create(
         str,
         typer.Option(metavar="URL", help="Send notifications as Parlay X callbacks to this URL.", show_default=False),
     ] = "",
-    profile: Annotated[
-        str,
+    secret_file: Annotated[
+        list[Path] | None,
         typer.Option(
-            help="Version of the notifications: v1 for webhooks; v2_2 and others for SOAP.", show_default=False
-        ),
-    ] = "",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="A parameter of the webhook or SOAP endpoint, such as secrets=@FILE; @ reads the value from a file. "
-            "Repeatable.",
+            metavar="FILE",
+            help="File with a signing secret of the webhook, whsec_…; twice: the newest first. Default: generated.",
+            show_default=False,
         ),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File with the access token that the webhook's endpoint expects.", show_default=False
+        ),
+    ] = None,
+    token_expires: Annotated[
+        str,
+        typer.Option(metavar="DURATION", help=f"Time after which that token expires, {SPAN_HELP}.", show_default=False),
+    ] = "",
+    handshake: Annotated[
+        Handshake | None, typer.Option(help="How the webhook's endpoint is checked now.", show_default=False)
+    ] = None,
+    soap_version: Annotated[
+        str,
+        typer.Option(help="Version of the Parlay X callbacks, such as v2_2. Default: the newest.", show_default=False),
+    ] = "",
     correlator: Annotated[
         str, typer.Option(help="Your own name for the subscription; unique among active ones.", show_default=False)
     ] = "",
@@ -115,26 +136,32 @@ def create(
     Without --webhook and --soap, notifications are only stored; terminal-status deliveries list shows them.
 
     Example: terminal-status subscriptions create sip:alice@example.com --criteria BUSY --duration 2h
-    --webhook https://app.example.com/events --parameter secrets=@secret.txt
+    --webhook https://app.example.com/events --secret-file secret.txt
     """
     from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 
     if webhook and soap:
         wrong_use("--webhook and --soap exclude each other: a subscription has one endpoint.")
-    kind = pb.SINK_KIND_WEBHOOK if webhook else pb.SINK_KIND_SOAP if soap else pb.SINK_KIND_STREAM
+    if not webhook and (secret_file or token_file or handshake):
+        wrong_use("--secret-file, --token-file and --handshake need --webhook.")
+    if soap_version and not soap:
+        wrong_use("--soap-version needs --soap.")
+    sink = pb.Sink(listed=pb.ListedSink())
+    if soap:
+        sink = pb.Sink(soap=pb.SoapSink(uri=soap, version=soap_version))
+    elif webhook:
+        secrets = [_read(path, "--secret-file") for path in secret_file or []]
+        token = _access_token(token_file, token_expires)
+        check = pb.SinkHandshake.Value(f"SINK_HANDSHAKE_{handshake.name if handshake else 'UNSPECIFIED'}")
+        sink = pb.Sink(webhook=pb.WebhookSink(uri=webhook, secrets=secrets, access_token=token, handshake=check))
     request = pb.CreateSubscriptionRequest(
         addresses=addresses,
         criteria=criteria_statuses(criteria),
         check_immediate=immediate,
         min_interval=duration(span_ms(min_interval)),
         duration=duration(span_ms(lasts)),
-        max_notifications=count,
-        sink=pb.Sink(
-            kind=kind,
-            url=webhook or soap,
-            profile=profile,
-            parameters=dict([_parameter(text) for text in parameter or []]),
-        ),
+        max_notification_count=count,
+        sink=sink,
         correlator=correlator,
         request_id=request_id,
         requester=requester,
@@ -146,7 +173,7 @@ def create(
         return
     if answer.secret:
         err.print(f"Notifications are signed with this secret, which is shown only now: {answer.secret}")
-    expires = f"expires {clock(created.expires_at)}" if created.HasField("expires_at") else "does not expire"
+    expires = f"expires {clock(created.expire_time)}" if created.HasField("expire_time") else "does not expire"
     err.print(f"The subscription to {_addresses(created)} {expires}. Its id:")
     print(created.id)  # noqa: T201  # standard output is this command's answer
 
@@ -200,10 +227,16 @@ def renew(
 
     Example: terminal-status subscriptions renew 0f3a… --duration 7d
     """
-    from app.pb.terminalstatus.v1.subscription_pb2 import RenewSubscriptionRequest
+    from google.protobuf.field_mask_pb2 import FieldMask
 
-    request = RenewSubscriptionRequest(subscription_id=subscription_id, duration=duration(span_ms(lasts)))
-    _print_subscription(gateway, gateway.call(_stub(gateway).RenewSubscription, request).subscription)
+    from app.pb.terminalstatus.v1.subscription_pb2 import SubscriptionChange, UpdateSubscriptionRequest
+
+    request = UpdateSubscriptionRequest(
+        subscription_id=subscription_id,
+        change=SubscriptionChange(duration=duration(span_ms(lasts))),
+        update_mask=FieldMask(paths=["duration"]),
+    )
+    _print_subscription(gateway, gateway.call(_stub(gateway).UpdateSubscription, request).subscription)
 
 
 @subscriptions.command("rotate-secret")
@@ -228,9 +261,7 @@ def rotate_secret(
     """
     from app.pb.terminalstatus.v1.subscription_pb2 import RotateSecretRequest
 
-    secret = "" if secret_file is None else _read(str(secret_file), "--secret-file")
-    if secret_file is not None and not secret:
-        wrong_use(f"--secret-file: {secret_file} is empty.")
+    secret = "" if secret_file is None else _read(secret_file, "--secret-file")
     request = RotateSecretRequest(
         subscription_id=subscription_id, secret=secret, drop_old=drop_old, requester=requester
     )
@@ -255,20 +286,27 @@ def _stub(gateway: GatewayConnection) -> Any:
     return SubscriptionServiceStub(gateway.channel)
 
 
-def _parameter(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        wrong_use(f"--parameter {name}: write NAME=VALUE.")
-    if value.startswith("@"):
-        return name, _read(value[1:], f"--parameter {name}")
-    return name, value
+def _access_token(file: Path | None, expires: str) -> "AccessToken | None":
+    from app.pb.terminalstatus.v1.subscription_pb2 import AccessToken
+
+    if file is None:
+        if expires:
+            wrong_use("--token-expires needs --token-file.")
+        return None
+    token = AccessToken(token=_read(file, "--token-file"))
+    if expires:
+        token.expire_time.FromDatetime(datetime.now(UTC) + timedelta(milliseconds=span_ms(expires)))
+    return token
 
 
-def _read(path: str, option: str) -> str:
+def _read(path: Path, option: str) -> str:
     try:
-        return Path(path).read_text("utf-8").strip()
+        text = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         wrong_use(f"{option}: {path} cannot be read: {getattr(error, 'strerror', None) or error}.")
+    if not text:
+        wrong_use(f"{option}: {path} is empty.")
+    return text
 
 
 def _print_subscription(gateway: GatewayConnection, subscription: "Subscription") -> None:
@@ -277,8 +315,8 @@ def _print_subscription(gateway: GatewayConnection, subscription: "Subscription"
         return
     of, now = subscription, datetime.now(UTC)
     interval_ms = of.min_interval.ToMilliseconds()
-    expires = f"{clock(of.expires_at)}, in {until(of.expires_at, now)}" if of.HasField("expires_at") else "never"
-    notified = f"{of.notified}{f' of {of.max_notifications}' if of.max_notifications else ''}"
+    expires = f"{clock(of.expire_time)}, in {until(of.expire_time, now)}" if of.HasField("expire_time") else "never"
+    notified = f"{of.notification_count}{f' of {of.max_notification_count}' if of.max_notification_count else ''}"
     print_fields(
         [
             ("id", of.id),
@@ -286,22 +324,22 @@ def _print_subscription(gateway: GatewayConnection, subscription: "Subscription"
             ("addresses", ", ".join(of.addresses)),
             ("criteria", ", ".join(enum_names(of, "criteria")) or "every change"),
             ("sink", _sink(of)),
-            ("profile", of.sink.profile),
+            ("version", of.sink.soap.version),
             ("correlator", of.correlator),
             ("client", of.client_id),
-            ("created", clock(of.created_at)),
-            ("expires", "" if of.HasField("ended_at") else expires),
+            ("created", clock(of.create_time)),
+            ("expires", "" if of.HasField("end_time") else expires),
             (
                 "min interval",
                 (f"{interval_ms} ms" if interval_ms < 1000 else short(interval_ms / 1000)) * bool(interval_ms),
             ),
             ("notified", notified),
-            ("last notified", clock(of.last_notified_at) if of.HasField("last_notified_at") else ""),
+            ("last notified", clock(of.last_notification_time) if of.HasField("last_notification_time") else ""),
             (
                 "suspended",
-                f"deliveries have failed since {clock(of.suspended_at)}" if of.HasField("suspended_at") else "",
+                f"deliveries have failed since {clock(of.suspend_time)}" if of.HasField("suspend_time") else "",
             ),
-            ("ended", f"{clock(of.ended_at)} {of.end_detail}".strip() if of.HasField("ended_at") else ""),
+            ("ended", f"{clock(of.end_time)} {of.end_detail}".strip() if of.HasField("end_time") else ""),
             ("request id", of.request_id),
         ]
     )
@@ -313,21 +351,22 @@ def _row(of: "Subscription", now: datetime) -> list[Cell]:
         _addresses(of),
         ", ".join(enum_names(of, "criteria")),
         _sink(of),
-        str(of.notified),
-        until(of.expires_at, now) if of.HasField("expires_at") else "never",
+        str(of.notification_count),
+        until(of.expire_time, now) if of.HasField("expire_time") else "never",
         of.correlator,
         _state(of),
     ]
 
 
 def _state(of: "Subscription") -> Cell:
-    if of.HasField("ended_at"):
+    if of.HasField("end_time"):
         return styled(enum_name(of, "end_reason") or "ended", "bright_black")
-    return styled("suspended", "yellow") if of.HasField("suspended_at") else styled("active")
+    return styled("suspended", "yellow") if of.HasField("suspend_time") else styled("active")
 
 
 def _sink(of: "Subscription") -> str:
-    return f"{enum_name(of.sink, 'kind')} {of.sink.url}".strip()
+    kind = of.sink.WhichOneof("kind") or "unknown"
+    return f"{kind} {getattr(getattr(of.sink, kind, None), 'uri', '')}".strip()
 
 
 def _addresses(of: "Subscription") -> str:

@@ -23,7 +23,7 @@ import typer
 from app.cli.console import err, fail, shown, wrong_use
 from app.cli.gateway_connection import GatewayConnection, gateway_command
 from app.cli.options import LimitOption, SinceOption
-from app.cli.protobuf_json import plain
+from app.cli.protobuf_json import enum_name, plain
 from app.cli.tables import Cell, print_list, styled
 from app.cli.times import clock, since_or_none
 
@@ -59,7 +59,7 @@ def list_usage(
     from app.pb.terminalstatus.v1.usage_pb2 import ListUsageRecordsRequest
     from app.pb.terminalstatus.v1.usage_pb2_grpc import UsageServiceStub
 
-    request = ListUsageRecordsRequest(since=since_or_none(from_time, datetime.now(UTC)))
+    request = ListUsageRecordsRequest(start_time=since_or_none(from_time, datetime.now(UTC)))
     pages = gateway.pages(UsageServiceStub(gateway.channel).ListUsageRecords, request, "usage_records", limit)
     columns = ("at", "operation", "client", "face", "targets", "result", "subscription")
     print_list(pages, columns, _row, as_json=gateway.as_json, nothing="No usage records.")
@@ -89,7 +89,7 @@ def export(
 
     if gateway.as_json and form is Format.CSV:
         wrong_use("--json and --format csv exclude each other; give one of them.")
-    request = ExportUsageRecordsRequest(since=since_or_none(from_time, datetime.now(UTC)))
+    request = ExportUsageRecordsRequest(start_time=since_or_none(from_time, datetime.now(UTC)))
     batches = gateway.stream(UsageServiceStub(gateway.channel).ExportUsageRecords, request)
     count, progress = 0, _Progress()
     try:
@@ -174,10 +174,10 @@ class _Progress:
 def _row(record: "UsageRecord") -> list[Cell]:
     more = f" and {record.target_count - 1} more" if record.target_count > 1 else ""
     return [
-        clock(record.at),
-        record.operation,
+        clock(record.create_time),
+        enum_name(record, "operation"),
         record.client_id,
-        record.face,
+        enum_name(record, "face"),
         (record.targets[0] if record.targets else "") + more,
         styled(record.result, "green" if record.result == "OK" else "red"),
         record.subscription_id,

@@ -140,16 +140,16 @@ def _print_line(kind: str, event: Any) -> None:
     at, words = _now(), [_KINDS[kind]]
     match kind:
         case "snapshot_item":
-            at = clock(event.liveness_since)
+            at = clock(event.liveness_time)
             words += [event.address, enum_name(event.status, "status") or "-", *_liveness(event, event.liveness_reason)]
             if event.HasField("status"):
-                at = clock(event.status.observed_at)
+                at = clock(event.status.observe_time)
         case "change":
-            at = clock(event.status.observed_at)
+            at = clock(event.status.observe_time)
             words += [event.status.address, enum_name(event.status, "status")]
         case "liveness_change":
-            at = clock(event.since)
-            words += [event.address, *_liveness(event, event.reason)]
+            at = clock(event.liveness_time)
+            words += [event.address, *_liveness(event, event.liveness_reason)]
         case "terminal_removed":
             words.append(event.address)
         case "snapshot_complete" if event.reset:
@@ -208,7 +208,7 @@ class _Terminals:
                 self._changes += 1
                 self._set(event.status.address, status=enum_name(event.status, "status"), at=_at(event))
             case "liveness_change":
-                self._set(event.address, liveness=enum_name(event, "liveness"), why=event.reason)
+                self._set(event.address, liveness=enum_name(event, "liveness"), why=event.liveness_reason)
             case "terminal_removed":
                 self._rows.pop(event.address, None)
         if kind == "lost":
@@ -239,7 +239,7 @@ class _Terminals:
 def _at(event: Any) -> str:
     if not event.HasField("status"):
         return ""
-    at: datetime = event.status.observed_at.ToDatetime(UTC)
+    at: datetime = event.status.observe_time.ToDatetime(UTC)
     return f"{at:%Y-%m-%d %H:%M:%S}"
 
 

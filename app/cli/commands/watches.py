@@ -88,14 +88,15 @@ def refresh(
 
 def _row(watch: "Watch", now: datetime) -> list[Cell]:
     last = " ".join([str(watch.sip_code or ""), watch.reason]).strip()
-    next_in = f" in {until(watch.next_at, now)}" if watch.HasField("next_at") else ""
-    wanted = ", ".join(watch.wanted_by[:3]) + (f" +{len(watch.wanted_by) - 3}" if len(watch.wanted_by) > 3 else "")
+    next_in = f" in {until(watch.next_action_time, now)}" if watch.HasField("next_action_time") else ""
+    names = [*watch.subscription_ids, *[f"stream:{client}" for client in watch.stream_client_ids]]
+    wanted = ", ".join(names[:3]) + (f" +{len(names) - 3}" if len(names) > 3 else "")
     return [
         watch.address,
-        watch.state,
+        enum_name(watch, "state"),
         styled(enum_name(watch, "liveness")),
-        f"{ago(watch.since, now)} ago",
-        until(watch.expires_at, now) if watch.HasField("expires_at") else "",
+        f"{ago(watch.state_time, now)} ago",
+        until(watch.expire_time, now) if watch.HasField("expire_time") else "",
         last,
         f"{watch.next_action}{next_in}",
         wanted,

@@ -1,12 +1,17 @@
 """AdminService: watches, clients and the audit log, for operators."""
 
+from datetime import UTC, datetime
+
 from app.auth.clients import DEFAULT_OVERLAP_S
 from app.core.administration import Administration
+from app.domain.records import Client
 from app.pb.terminalstatus.v1 import admin_pb2 as pb
 from app.pb.terminalstatus.v1 import admin_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AdminServicer(pb_grpc.AdminServiceServicer):
@@ -57,25 +62,29 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             keys = await self._administration.keys(client, rotated.id)
             return pb.RotateClientKeyResponse(client=response_messages.client(rotated, keys), api_key=key)
 
-    async def SetClientDisabled(  # noqa: N802
-        self, request: pb.SetClientDisabledRequest, context: Context
-    ) -> pb.SetClientDisabledResponse:
-        async with self._calls.answer(context, "SetClientDisabled") as client:
-            changed = await self._administration.set_disabled(client, request.client_id, request.disabled)
-            keys = await self._administration.keys(client, changed.id)
-            return pb.SetClientDisabledResponse(client=response_messages.client(changed, keys))
+    async def DisableClient(self, request: pb.DisableClientRequest, context: Context) -> pb.DisableClientResponse:  # noqa: N802
+        async with self._calls.answer(context, "DisableClient") as client:
+            return pb.DisableClientResponse(client=await self._set_disabled(client, request.client_id, disabled=True))
+
+    async def EnableClient(self, request: pb.EnableClientRequest, context: Context) -> pb.EnableClientResponse:  # noqa: N802
+        async with self._calls.answer(context, "EnableClient") as client:
+            return pb.EnableClientResponse(client=await self._set_disabled(client, request.client_id, disabled=False))
+
+    async def _set_disabled(self, client: Client, client_id: str, *, disabled: bool) -> pb.Client:
+        changed = await self._administration.set_disabled(client, client_id, disabled)
+        return response_messages.client(changed, await self._administration.keys(client, changed.id))
 
     async def DeleteClient(self, request: pb.DeleteClientRequest, context: Context) -> pb.DeleteClientResponse:  # noqa: N802
         async with self._calls.answer(context, "DeleteClient") as client:
             ended = await self._administration.delete_client(client, request.client_id)
-            return pb.DeleteClientResponse(ended_subscriptions=ended)
+            return pb.DeleteClientResponse(ended_subscription_count=ended)
 
     async def ListAuditEntries(  # noqa: N802
         self, request: pb.ListAuditEntriesRequest, context: Context
     ) -> pb.ListAuditEntriesResponse:
         async with self._calls.answer(context, "ListAuditEntries") as client:
             found, token = await self._administration.audit_log(
-                client, request_fields.since(request), request_fields.page(request)
+                client, request_fields.time(request, "start_time") or EPOCH, request_fields.page(request)
             )
             return pb.ListAuditEntriesResponse(
                 audit_entries=map(response_messages.audit_entry, found), next_page_token=token

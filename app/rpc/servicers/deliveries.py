@@ -44,4 +44,4 @@ class DeliveryServicer(pb_grpc.DeliveryServiceServicer):
                     "`notification_ids` is empty; name at least one notification.", field="notification_ids"
                 )
             sent = await self._deliveries.send_again(client, request.notification_ids)
-            return pb.SendNotificationsAgainResponse(sent_again=sent)
+            return pb.SendNotificationsAgainResponse(sent_again_count=sent)

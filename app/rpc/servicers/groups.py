@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from app.core.groups import GroupService
 from app.domain.errors import InvalidRequest
+from app.domain.records import MAX_ID, Client
 from app.pb.terminalstatus.v1 import group_pb2 as pb
 from app.pb.terminalstatus.v1 import group_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
+
+_Change = pb.SetGroupMembersRequest | pb.AddGroupMembersRequest | pb.RemoveGroupMembersRequest | pb.DeleteGroupRequest
 
 
 class GroupServicer(pb_grpc.GroupServiceServicer):
@@ -34,29 +37,36 @@ class GroupServicer(pb_grpc.GroupServiceServicer):
         self, request: pb.SetGroupMembersRequest, context: Context
     ) -> pb.SetGroupMembersResponse:
         async with self._calls.answer(context, "SetGroupMembers") as client:
-            changed = await self._groups.set_members(
-                client, request.address, request.members, expected_version=request.expected_version or None
-            )
+            version = await self._version(client, request)
+            changed = await self._groups.set_members(client, request.address, request.members, expected_version=version)
             return pb.SetGroupMembersResponse(group=response_messages.group(changed))
 
     async def AddGroupMembers(  # noqa: N802
         self, request: pb.AddGroupMembersRequest, context: Context
     ) -> pb.AddGroupMembersResponse:
         async with self._calls.answer(context, "AddGroupMembers") as client:
-            changed = await self._groups.add_members(client, request.address, _at_least_one(request.members))
+            members, version = _at_least_one(request.members), await self._version(client, request)
+            changed = await self._groups.add_members(client, request.address, members, expected_version=version)
             return pb.AddGroupMembersResponse(group=response_messages.group(changed))
 
     async def RemoveGroupMembers(  # noqa: N802
         self, request: pb.RemoveGroupMembersRequest, context: Context
     ) -> pb.RemoveGroupMembersResponse:
         async with self._calls.answer(context, "RemoveGroupMembers") as client:
-            changed = await self._groups.remove_members(client, request.address, _at_least_one(request.members))
+            members, version = _at_least_one(request.members), await self._version(client, request)
+            changed = await self._groups.remove_members(client, request.address, members, expected_version=version)
             return pb.RemoveGroupMembersResponse(group=response_messages.group(changed))
 
     async def DeleteGroup(self, request: pb.DeleteGroupRequest, context: Context) -> pb.DeleteGroupResponse:  # noqa: N802
         async with self._calls.answer(context, "DeleteGroup") as client:
-            await self._groups.delete(client, request.address)
+            version = await self._version(client, request)
+            await self._groups.delete(client, request.address, expected_version=version)
             return pb.DeleteGroupResponse()
+
+    async def _version(self, client: Client, request: _Change) -> int | None:
+        """The only version to change; None: any. Raises GroupChanged."""
+        etag = request_fields.bounded(request.etag, MAX_ID, "etag")
+        return await self._groups.expected_version(client, request.address, [etag]) if etag else None
 
 
 def _at_least_one(members: Sequence[str]) -> Sequence[str]:

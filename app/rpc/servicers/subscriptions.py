@@ -5,6 +5,7 @@ from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
+from app.domain.sinks import Sink, SinkKind
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
@@ -29,9 +30,9 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                     check_immediate=request.check_immediate,
                     min_interval_ms=request_fields.duration_ms(request, "min_interval"),
                     duration_ms=request_fields.duration_ms(request, "duration") or None,
-                    count=request.max_notifications,
+                    count=request.max_notification_count,
                     correlator=request_fields.bounded(request.correlator, MAX_CORRELATOR, "correlator"),
-                    sink=request_fields.sink(request.sink),
+                    sink=request_fields.sink(request.sink) if request.HasField("sink") else Sink(kind=SinkKind.STREAM),
                     request_id=request_fields.bounded(request.request_id, MAX_ID, "request_id"),
                 ),
                 face=FACE,
@@ -74,14 +75,15 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 )
             return pb.CancelSubscriptionResponse()
 
-    async def RenewSubscription(  # noqa: N802
-        self, request: pb.RenewSubscriptionRequest, context: Context
-    ) -> pb.RenewSubscriptionResponse:
-        async with self._calls.answer(context, "RenewSubscription") as client:
-            if not (duration_ms := request_fields.duration_ms(request, "duration")):
-                raise InvalidRequest("`duration` is missing or 0; it must be above 0.", field="duration")
-            renewed = await self._subscriptions.renew(client, request.subscription_id, duration_ms)
-            return pb.RenewSubscriptionResponse(subscription=response_messages.subscription(renewed))
+    async def UpdateSubscription(  # noqa: N802
+        self, request: pb.UpdateSubscriptionRequest, context: Context
+    ) -> pb.UpdateSubscriptionResponse:
+        async with self._calls.answer(context, "UpdateSubscription") as client:
+            if list(request.update_mask.paths) != ["duration"]:
+                raise InvalidRequest("`update_mask` can name only `duration`.", field="update_mask")
+            duration_ms = request_fields.duration_ms(request.change, "duration")
+            changed = await self._subscriptions.renew(client, request.subscription_id, duration_ms)
+            return pb.UpdateSubscriptionResponse(subscription=response_messages.subscription(changed))
 
     async def RotateSecret(  # noqa: N802
         self, request: pb.RotateSecretRequest, context: Context
@@ -90,7 +92,7 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
             changed, made = await self._subscriptions.rotate_secret(
                 client,
                 request.subscription_id,
-                secret=request_fields.bounded(request.secret, request_fields.MAX_PARAMETER, "secret"),
+                secret=request_fields.bounded(request.secret, request_fields.MAX_SECRET, "secret"),
                 drop_old=request.drop_old,
                 face=FACE,
                 requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),

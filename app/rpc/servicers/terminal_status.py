@@ -11,6 +11,8 @@ Deliberately absent: snapshots, order and bookmarks of a stream (`app/live/`).
 import asyncio
 from contextlib import aclosing
 
+import grpc
+
 from app.core.queries import QueryService
 from app.core.streams import StreamService
 from app.domain.bounded import BoundedDict
@@ -102,6 +104,9 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                         if end := await self._end(context, client, now - began_at, token):
                             await context.write(end)
                             return
+
+    async def FollowStatuses(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This gateway does not offer FollowStatuses yet.")
 
     def _message(self, event: events.StreamEvent) -> pb.WatchStatusesResponse:
         """The event as a message. The same event goes to many streams one after the other, so the last one is kept."""

@@ -1,11 +1,15 @@
 """UsageService: usage records for billing."""
 
+from datetime import UTC, datetime
+
 from app.core.usage import UsageLog
 from app.pb.terminalstatus.v1 import usage_pb2 as pb
 from app.pb.terminalstatus.v1 import usage_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UsageServicer(pb_grpc.UsageServiceServicer):
@@ -17,14 +21,16 @@ class UsageServicer(pb_grpc.UsageServiceServicer):
         self, request: pb.ListUsageRecordsRequest, context: Context
     ) -> pb.ListUsageRecordsResponse:
         async with self._calls.answer(context, "ListUsageRecords") as client:
-            found, token = await self._usage.page(client, request_fields.since(request), request_fields.page(request))
+            found, token = await self._usage.page(
+                client, request_fields.time(request, "start_time") or EPOCH, request_fields.page(request)
+            )
             return pb.ListUsageRecordsResponse(
                 usage_records=map(response_messages.usage_record, found), next_page_token=token
             )
 
     async def ExportUsageRecords(self, request: pb.ExportUsageRecordsRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "ExportUsageRecords") as client:
-            async for found in self._usage.export(client, request_fields.since(request)):
+            async for found in self._usage.export(client, request_fields.time(request, "start_time") or EPOCH):
                 if found:
                     await context.write(
                         pb.ExportUsageRecordsResponse(usage_records=map(response_messages.usage_record, found))

@@ -11,6 +11,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as _terminal_status_pb2
 import builtins as _builtins
 import sys
@@ -23,6 +24,130 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WatchState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_STATE_UNSPECIFIED: _WatchState.ValueType  # 0
+    """Never sent. In a filter it means every state."""
+    WATCH_STATE_INITIAL: _WatchState.ValueType  # 1
+    """The first SUBSCRIBE has no answer yet."""
+    WATCH_STATE_ACCEPTED: _WatchState.ValueType  # 2
+    """The presence server has accepted the SUBSCRIBE; its first NOTIFY is awaited."""
+    WATCH_STATE_ACTIVE: _WatchState.ValueType  # 3
+    """The presence server reports changes."""
+    WATCH_STATE_PENDING: _WatchState.ValueType  # 4
+    """The presence server has not decided yet whether this gateway may watch the terminal."""
+    WATCH_STATE_REFRESHING: _WatchState.ValueType  # 5
+    """A refresh has no answer yet."""
+    WATCH_STATE_WAITING: _WatchState.ValueType  # 6
+    """There is no SIP subscription; the gateway subscribes again at `next_action_time`."""
+    WATCH_STATE_ENDING: _WatchState.ValueType  # 7
+    """The gateway has sent SUBSCRIBE with `Expires: 0`."""
+    WATCH_STATE_TERMINATED: _WatchState.ValueType  # 8
+    """The SIP subscription is over."""
+
+class WatchState(_WatchState, metaclass=_WatchStateEnumTypeWrapper):
+    """The state of a watch's SIP subscription."""
+
+WATCH_STATE_UNSPECIFIED: WatchState.ValueType  # 0
+"""Never sent. In a filter it means every state."""
+WATCH_STATE_INITIAL: WatchState.ValueType  # 1
+"""The first SUBSCRIBE has no answer yet."""
+WATCH_STATE_ACCEPTED: WatchState.ValueType  # 2
+"""The presence server has accepted the SUBSCRIBE; its first NOTIFY is awaited."""
+WATCH_STATE_ACTIVE: WatchState.ValueType  # 3
+"""The presence server reports changes."""
+WATCH_STATE_PENDING: WatchState.ValueType  # 4
+"""The presence server has not decided yet whether this gateway may watch the terminal."""
+WATCH_STATE_REFRESHING: WatchState.ValueType  # 5
+"""A refresh has no answer yet."""
+WATCH_STATE_WAITING: WatchState.ValueType  # 6
+"""There is no SIP subscription; the gateway subscribes again at `next_action_time`."""
+WATCH_STATE_ENDING: WatchState.ValueType  # 7
+"""The gateway has sent SUBSCRIBE with `Expires: 0`."""
+WATCH_STATE_TERMINATED: WatchState.ValueType  # 8
+"""The SIP subscription is over."""
+Global___WatchState: _TypeAlias = WatchState  # noqa: Y015
+
+class _AuditAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AuditActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUDIT_ACTION_UNSPECIFIED: _AuditAction.ValueType  # 0
+    """An action of another version of the gateway. In a filter it means every action."""
+    AUDIT_ACTION_CLIENT_ADDED: _AuditAction.ValueType  # 1
+    """A client was created."""
+    AUDIT_ACTION_CLIENT_KEY_ROTATED: _AuditAction.ValueType  # 2
+    """A client was given a new API key."""
+    AUDIT_ACTION_CLIENT_DISABLED: _AuditAction.ValueType  # 3
+    """A client was disabled."""
+    AUDIT_ACTION_CLIENT_ENABLED: _AuditAction.ValueType  # 4
+    """A client was enabled again."""
+    AUDIT_ACTION_CLIENT_DELETED: _AuditAction.ValueType  # 5
+    """A client was deleted."""
+    AUDIT_ACTION_GROUP_CREATED: _AuditAction.ValueType  # 6
+    """A group was created."""
+    AUDIT_ACTION_GROUP_CHANGED: _AuditAction.ValueType  # 7
+    """A group's members were changed."""
+    AUDIT_ACTION_GROUP_DELETED: _AuditAction.ValueType  # 8
+    """A group was deleted."""
+    AUDIT_ACTION_SUBSCRIPTION_CREATED: _AuditAction.ValueType  # 9
+    """A subscription was created."""
+    AUDIT_ACTION_SUBSCRIPTION_CHANGED: _AuditAction.ValueType  # 10
+    """A subscription was changed."""
+    AUDIT_ACTION_SUBSCRIPTION_CANCELLED: _AuditAction.ValueType  # 11
+    """A subscription was ended by a client."""
+    AUDIT_ACTION_SUBSCRIPTION_SECRET_ROTATED: _AuditAction.ValueType  # 12
+    """A webhook was given a new signing secret."""
+    AUDIT_ACTION_SUBSCRIPTION_OLD_SECRET_DROPPED: _AuditAction.ValueType  # 13
+    """A webhook's previous signing secret was dropped."""
+    AUDIT_ACTION_WATCH_REFRESHED: _AuditAction.ValueType  # 14
+    """A watch was refreshed by an operator."""
+    AUDIT_ACTION_SUBSCRIPTION_RENEWED: _AuditAction.ValueType  # 15
+    """A subscription was given another duration, by a version of the gateway before UpdateSubscription."""
+
+class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
+    """A kind of change in the audit log."""
+
+AUDIT_ACTION_UNSPECIFIED: AuditAction.ValueType  # 0
+"""An action of another version of the gateway. In a filter it means every action."""
+AUDIT_ACTION_CLIENT_ADDED: AuditAction.ValueType  # 1
+"""A client was created."""
+AUDIT_ACTION_CLIENT_KEY_ROTATED: AuditAction.ValueType  # 2
+"""A client was given a new API key."""
+AUDIT_ACTION_CLIENT_DISABLED: AuditAction.ValueType  # 3
+"""A client was disabled."""
+AUDIT_ACTION_CLIENT_ENABLED: AuditAction.ValueType  # 4
+"""A client was enabled again."""
+AUDIT_ACTION_CLIENT_DELETED: AuditAction.ValueType  # 5
+"""A client was deleted."""
+AUDIT_ACTION_GROUP_CREATED: AuditAction.ValueType  # 6
+"""A group was created."""
+AUDIT_ACTION_GROUP_CHANGED: AuditAction.ValueType  # 7
+"""A group's members were changed."""
+AUDIT_ACTION_GROUP_DELETED: AuditAction.ValueType  # 8
+"""A group was deleted."""
+AUDIT_ACTION_SUBSCRIPTION_CREATED: AuditAction.ValueType  # 9
+"""A subscription was created."""
+AUDIT_ACTION_SUBSCRIPTION_CHANGED: AuditAction.ValueType  # 10
+"""A subscription was changed."""
+AUDIT_ACTION_SUBSCRIPTION_CANCELLED: AuditAction.ValueType  # 11
+"""A subscription was ended by a client."""
+AUDIT_ACTION_SUBSCRIPTION_SECRET_ROTATED: AuditAction.ValueType  # 12
+"""A webhook was given a new signing secret."""
+AUDIT_ACTION_SUBSCRIPTION_OLD_SECRET_DROPPED: AuditAction.ValueType  # 13
+"""A webhook's previous signing secret was dropped."""
+AUDIT_ACTION_WATCH_REFRESHED: AuditAction.ValueType  # 14
+"""A watch was refreshed by an operator."""
+AUDIT_ACTION_SUBSCRIPTION_RENEWED: AuditAction.ValueType  # 15
+"""A subscription was given another duration, by a version of the gateway before UpdateSubscription."""
+Global___AuditAction: _TypeAlias = AuditAction  # noqa: Y015
+
 @_typing.final
 class Watch(_message.Message):
     """A watch: the gateway's long-lived SIP subscription (RFC 6665) to one terminal."""
@@ -32,20 +157,19 @@ class Watch(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     LIVENESS_FIELD_NUMBER: _builtins.int
-    SINCE_FIELD_NUMBER: _builtins.int
-    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    STATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     SIP_CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     NEXT_ACTION_FIELD_NUMBER: _builtins.int
-    NEXT_AT_FIELD_NUMBER: _builtins.int
+    NEXT_ACTION_TIME_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
-    WANTED_BY_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_IDS_FIELD_NUMBER: _builtins.int
+    STREAM_CLIENT_IDS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal in canonical form."""
-    state: _builtins.str
-    """The state of the SIP subscription: `initial`, `accepted`, `active`, `pending`, `refreshing`, `waiting`, `ending` or
-    `terminated`. Later versions may add states.
-    """
+    state: Global___WatchState.ValueType
+    """The state of the SIP subscription. Never WATCH_STATE_UNSPECIFIED."""
     liveness: _terminal_status_pb2.Liveness.ValueType
     """Whether the last observation is up to date. Never LIVENESS_UNSPECIFIED."""
     sip_code: _builtins.int
@@ -57,39 +181,44 @@ class Watch(_message.Message):
     route: _builtins.str
     """The presence server of this watch, as configured; may be empty."""
     @_builtins.property
-    def since(self) -> _timestamp_pb2.Timestamp:
+    def state_time(self) -> _timestamp_pb2.Timestamp:
         """When `state` took its present value. Always present."""
 
     @_builtins.property
-    def expires_at(self) -> _timestamp_pb2.Timestamp:
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the SIP subscription expires unless it is refreshed. Absent if the presence server has none."""
 
     @_builtins.property
-    def next_at(self) -> _timestamp_pb2.Timestamp:
+    def next_action_time(self) -> _timestamp_pb2.Timestamp:
         """When the next action is due. Absent if it waits for an event."""
 
     @_builtins.property
-    def wanted_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Who needs this watch: the ids of subscriptions, and `stream:` with the client's id for each stream. At most 20."""
+    def subscription_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of subscriptions that need this watch; at most 20."""
+
+    @_builtins.property
+    def stream_client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of clients whose open streams need this watch, each once; at most 20."""
 
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
-        state: _builtins.str = ...,
+        state: Global___WatchState.ValueType = ...,
         liveness: _terminal_status_pb2.Liveness.ValueType = ...,
-        since: _timestamp_pb2.Timestamp | None = ...,
-        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        state_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
         sip_code: _builtins.int = ...,
         reason: _builtins.str = ...,
         next_action: _builtins.str = ...,
-        next_at: _timestamp_pb2.Timestamp | None = ...,
+        next_action_time: _timestamp_pb2.Timestamp | None = ...,
         route: _builtins.str = ...,
-        wanted_by: _abc.Iterable[_builtins.str] | None = ...,
+        subscription_ids: _abc.Iterable[_builtins.str] | None = ...,
+        stream_client_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "next_at", b"next_at", "since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "next_action_time", b"next_action_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expires_at", b"expires_at", "liveness", b"liveness", "next_action", b"next_action", "next_at", b"next_at", "reason", b"reason", "route", b"route", "since", b"since", "sip_code", b"sip_code", "state", b"state", "wanted_by", b"wanted_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expire_time", b"expire_time", "liveness", b"liveness", "next_action", b"next_action", "next_action_time", b"next_action_time", "reason", b"reason", "route", b"route", "sip_code", b"sip_code", "state", b"state", "state_time", b"state_time", "stream_client_ids", b"stream_client_ids", "subscription_ids", b"subscription_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -103,19 +232,31 @@ class ListWatchesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of watches to return: 1 to 1000; 0 means 100."""
+    """Greatest number of watches to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
+    state: Global___WatchState.ValueType
+    """Return only watches in this state; WATCH_STATE_UNSPECIFIED: in every state."""
+    liveness: _terminal_status_pb2.Liveness.ValueType
+    """Return only watches of this liveness; LIVENESS_UNSPECIFIED: of every liveness."""
+    address: _builtins.str
+    """Return only the watch of this terminal; empty: of every terminal."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        state: Global___WatchState.ValueType = ...,
+        liveness: _terminal_status_pb2.Liveness.ValueType = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "liveness", b"liveness", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,7 +274,7 @@ class ListWatchesResponse(_message.Message):
     next_page_token: _builtins.str
     """Requests the next page; empty on the last."""
     total_size: _builtins.int
-    """The number of watches on all pages."""
+    """The number of watches on all pages that match the filters."""
     @_builtins.property
     def watches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Watch]:
         """Ordered by address."""
@@ -198,32 +339,12 @@ class Client(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class LimitsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADMIN_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     DISABLED_FIELD_NUMBER: _builtins.int
-    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The client's id, at most 64 characters. A client certificate names it as common name, DNS name or URI; an access
@@ -236,13 +357,11 @@ class Client(_message.Message):
     disabled: _builtins.bool
     """Whether the client's credentials are refused."""
     @_builtins.property
-    def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """The client's own limits, by the name of the policy. A limit has an effect only if it is stricter than the
-        operator's. Policies that are switches have the values 0 (no) and 1 (yes).
-        """
+    def limits(self) -> Global___ClientLimits:
+        """The client's own limits. Absent: none."""
 
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp:
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the client was created. Always present."""
 
     @_builtins.property
@@ -255,18 +374,181 @@ class Client(_message.Message):
         id: _builtins.str = ...,
         name: _builtins.str = ...,
         admin: _builtins.bool = ...,
-        limits: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        limits: Global___ClientLimits | None = ...,
         disabled: _builtins.bool = ...,
-        created_at: _timestamp_pb2.Timestamp | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
         keys: _abc.Iterable[Global___ClientKey] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "created_at", b"created_at", "disabled", b"disabled", "id", b"id", "keys", b"keys", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "create_time", b"create_time", "disabled", b"disabled", "id", b"id", "keys", b"keys", "limits", b"limits", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Client: _TypeAlias = Client  # noqa: Y015
+
+@_typing.final
+class ClientLimits(_message.Message):
+    """A client's own limits, each optional. A limit has an effect only if it is stricter than the operator's. Numbers are
+    at least 0.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUSY_AVAILABLE_FIELD_NUMBER: _builtins.int
+    MAX_NOTIFICATION_ADDRESSES_FIELD_NUMBER: _builtins.int
+    MIN_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_MS_FIELD_NUMBER: _builtins.int
+    DEFAULT_DURATION_MS_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
+    UNLIMITED_COUNT_ALLOWED_FIELD_NUMBER: _builtins.int
+    GROUP_SUPPORT_FIELD_NUMBER: _builtins.int
+    NESTED_GROUP_SUPPORT_FIELD_NUMBER: _builtins.int
+    MAX_TARGETS_FIELD_NUMBER: _builtins.int
+    PROCESS_UP_TO_LIMIT_FIELD_NUMBER: _builtins.int
+    MAX_GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_GROUPS_FIELD_NUMBER: _builtins.int
+    MAX_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_STREAMS_FIELD_NUMBER: _builtins.int
+    MAX_WATCHED_TERMINALS_FIELD_NUMBER: _builtins.int
+    RATE_PER_S_FIELD_NUMBER: _builtins.int
+    RATE_BURST_FIELD_NUMBER: _builtins.int
+    busy_available: _builtins.bool
+    """Whether STATUS_BUSY is reported; otherwise a busy terminal is STATUS_REACHABLE."""
+    max_notification_addresses: _builtins.int
+    """Terminals of one subscription or stream; members of groups count."""
+    min_interval_ms: _builtins.int
+    """Shortest `min_interval` of a subscription or stream, in milliseconds."""
+    max_duration_ms: _builtins.int
+    """Longest duration of a subscription, in milliseconds; 0: no limit."""
+    default_duration_ms: _builtins.int
+    """Duration of a subscription that requests none, in milliseconds; 0: the longest allowed."""
+    max_count: _builtins.int
+    """Greatest `max_notification_count` of a subscription; 0: no limit."""
+    unlimited_count_allowed: _builtins.bool
+    """Whether a subscription may leave its number of notifications unlimited."""
+    group_support: _builtins.bool
+    """Whether groups may be created and queried."""
+    nested_group_support: _builtins.bool
+    """Whether a group may contain groups."""
+    max_targets: _builtins.int
+    """Terminals of one query; members of groups count."""
+    process_up_to_limit: _builtins.bool
+    """Whether a query above `max_targets` is answered for that many terminals, instead of refused."""
+    max_group_size: _builtins.int
+    """Members of one group."""
+    max_groups: _builtins.int
+    """Groups of the client."""
+    max_subscriptions: _builtins.int
+    """Active subscriptions of the client."""
+    max_streams: _builtins.int
+    """Open streams of the client."""
+    max_watched_terminals: _builtins.int
+    """Terminals watched for the client's subscriptions and streams, each once."""
+    rate_per_s: _builtins.int
+    """Calls per second on average; a query counts once for each terminal. 0: no limit."""
+    rate_burst: _builtins.int
+    """Calls at once after a pause; 0: as many as in one second."""
+    def __init__(
+        self,
+        *,
+        busy_available: _builtins.bool | None = ...,
+        max_notification_addresses: _builtins.int | None = ...,
+        min_interval_ms: _builtins.int | None = ...,
+        max_duration_ms: _builtins.int | None = ...,
+        default_duration_ms: _builtins.int | None = ...,
+        max_count: _builtins.int | None = ...,
+        unlimited_count_allowed: _builtins.bool | None = ...,
+        group_support: _builtins.bool | None = ...,
+        nested_group_support: _builtins.bool | None = ...,
+        max_targets: _builtins.int | None = ...,
+        process_up_to_limit: _builtins.bool | None = ...,
+        max_group_size: _builtins.int | None = ...,
+        max_groups: _builtins.int | None = ...,
+        max_subscriptions: _builtins.int | None = ...,
+        max_streams: _builtins.int | None = ...,
+        max_watched_terminals: _builtins.int | None = ...,
+        rate_per_s: _builtins.int | None = ...,
+        rate_burst: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_busy_available", b"_busy_available", "_default_duration_ms", b"_default_duration_ms", "_group_support", b"_group_support", "_max_count", b"_max_count", "_max_duration_ms", b"_max_duration_ms", "_max_group_size", b"_max_group_size", "_max_groups", b"_max_groups", "_max_notification_addresses", b"_max_notification_addresses", "_max_streams", b"_max_streams", "_max_subscriptions", b"_max_subscriptions", "_max_targets", b"_max_targets", "_max_watched_terminals", b"_max_watched_terminals", "_min_interval_ms", b"_min_interval_ms", "_nested_group_support", b"_nested_group_support", "_process_up_to_limit", b"_process_up_to_limit", "_rate_burst", b"_rate_burst", "_rate_per_s", b"_rate_per_s", "_unlimited_count_allowed", b"_unlimited_count_allowed", "busy_available", b"busy_available", "default_duration_ms", b"default_duration_ms", "group_support", b"group_support", "max_count", b"max_count", "max_duration_ms", b"max_duration_ms", "max_group_size", b"max_group_size", "max_groups", b"max_groups", "max_notification_addresses", b"max_notification_addresses", "max_streams", b"max_streams", "max_subscriptions", b"max_subscriptions", "max_targets", b"max_targets", "max_watched_terminals", b"max_watched_terminals", "min_interval_ms", b"min_interval_ms", "nested_group_support", b"nested_group_support", "process_up_to_limit", b"process_up_to_limit", "rate_burst", b"rate_burst", "rate_per_s", b"rate_per_s", "unlimited_count_allowed", b"unlimited_count_allowed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_busy_available", b"_busy_available", "_default_duration_ms", b"_default_duration_ms", "_group_support", b"_group_support", "_max_count", b"_max_count", "_max_duration_ms", b"_max_duration_ms", "_max_group_size", b"_max_group_size", "_max_groups", b"_max_groups", "_max_notification_addresses", b"_max_notification_addresses", "_max_streams", b"_max_streams", "_max_subscriptions", b"_max_subscriptions", "_max_targets", b"_max_targets", "_max_watched_terminals", b"_max_watched_terminals", "_min_interval_ms", b"_min_interval_ms", "_nested_group_support", b"_nested_group_support", "_process_up_to_limit", b"_process_up_to_limit", "_rate_burst", b"_rate_burst", "_rate_per_s", b"_rate_per_s", "_unlimited_count_allowed", b"_unlimited_count_allowed", "busy_available", b"busy_available", "default_duration_ms", b"default_duration_ms", "group_support", b"group_support", "max_count", b"max_count", "max_duration_ms", b"max_duration_ms", "max_group_size", b"max_group_size", "max_groups", b"max_groups", "max_notification_addresses", b"max_notification_addresses", "max_streams", b"max_streams", "max_subscriptions", b"max_subscriptions", "max_targets", b"max_targets", "max_watched_terminals", b"max_watched_terminals", "min_interval_ms", b"min_interval_ms", "nested_group_support", b"nested_group_support", "process_up_to_limit", b"process_up_to_limit", "rate_burst", b"rate_burst", "rate_per_s", b"rate_per_s", "unlimited_count_allowed", b"unlimited_count_allowed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__busy_available: _TypeAlias = _typing.Literal["busy_available"]  # noqa: Y015
+    _WhichOneofArgType__busy_available: _TypeAlias = _typing.Literal["_busy_available", b"_busy_available"]  # noqa: Y015
+    _WhichOneofReturnType__default_duration_ms: _TypeAlias = _typing.Literal["default_duration_ms"]  # noqa: Y015
+    _WhichOneofArgType__default_duration_ms: _TypeAlias = _typing.Literal["_default_duration_ms", b"_default_duration_ms"]  # noqa: Y015
+    _WhichOneofReturnType__group_support: _TypeAlias = _typing.Literal["group_support"]  # noqa: Y015
+    _WhichOneofArgType__group_support: _TypeAlias = _typing.Literal["_group_support", b"_group_support"]  # noqa: Y015
+    _WhichOneofReturnType__max_count: _TypeAlias = _typing.Literal["max_count"]  # noqa: Y015
+    _WhichOneofArgType__max_count: _TypeAlias = _typing.Literal["_max_count", b"_max_count"]  # noqa: Y015
+    _WhichOneofReturnType__max_duration_ms: _TypeAlias = _typing.Literal["max_duration_ms"]  # noqa: Y015
+    _WhichOneofArgType__max_duration_ms: _TypeAlias = _typing.Literal["_max_duration_ms", b"_max_duration_ms"]  # noqa: Y015
+    _WhichOneofReturnType__max_group_size: _TypeAlias = _typing.Literal["max_group_size"]  # noqa: Y015
+    _WhichOneofArgType__max_group_size: _TypeAlias = _typing.Literal["_max_group_size", b"_max_group_size"]  # noqa: Y015
+    _WhichOneofReturnType__max_groups: _TypeAlias = _typing.Literal["max_groups"]  # noqa: Y015
+    _WhichOneofArgType__max_groups: _TypeAlias = _typing.Literal["_max_groups", b"_max_groups"]  # noqa: Y015
+    _WhichOneofReturnType__max_notification_addresses: _TypeAlias = _typing.Literal["max_notification_addresses"]  # noqa: Y015
+    _WhichOneofArgType__max_notification_addresses: _TypeAlias = _typing.Literal["_max_notification_addresses", b"_max_notification_addresses"]  # noqa: Y015
+    _WhichOneofReturnType__max_streams: _TypeAlias = _typing.Literal["max_streams"]  # noqa: Y015
+    _WhichOneofArgType__max_streams: _TypeAlias = _typing.Literal["_max_streams", b"_max_streams"]  # noqa: Y015
+    _WhichOneofReturnType__max_subscriptions: _TypeAlias = _typing.Literal["max_subscriptions"]  # noqa: Y015
+    _WhichOneofArgType__max_subscriptions: _TypeAlias = _typing.Literal["_max_subscriptions", b"_max_subscriptions"]  # noqa: Y015
+    _WhichOneofReturnType__max_targets: _TypeAlias = _typing.Literal["max_targets"]  # noqa: Y015
+    _WhichOneofArgType__max_targets: _TypeAlias = _typing.Literal["_max_targets", b"_max_targets"]  # noqa: Y015
+    _WhichOneofReturnType__max_watched_terminals: _TypeAlias = _typing.Literal["max_watched_terminals"]  # noqa: Y015
+    _WhichOneofArgType__max_watched_terminals: _TypeAlias = _typing.Literal["_max_watched_terminals", b"_max_watched_terminals"]  # noqa: Y015
+    _WhichOneofReturnType__min_interval_ms: _TypeAlias = _typing.Literal["min_interval_ms"]  # noqa: Y015
+    _WhichOneofArgType__min_interval_ms: _TypeAlias = _typing.Literal["_min_interval_ms", b"_min_interval_ms"]  # noqa: Y015
+    _WhichOneofReturnType__nested_group_support: _TypeAlias = _typing.Literal["nested_group_support"]  # noqa: Y015
+    _WhichOneofArgType__nested_group_support: _TypeAlias = _typing.Literal["_nested_group_support", b"_nested_group_support"]  # noqa: Y015
+    _WhichOneofReturnType__process_up_to_limit: _TypeAlias = _typing.Literal["process_up_to_limit"]  # noqa: Y015
+    _WhichOneofArgType__process_up_to_limit: _TypeAlias = _typing.Literal["_process_up_to_limit", b"_process_up_to_limit"]  # noqa: Y015
+    _WhichOneofReturnType__rate_burst: _TypeAlias = _typing.Literal["rate_burst"]  # noqa: Y015
+    _WhichOneofArgType__rate_burst: _TypeAlias = _typing.Literal["_rate_burst", b"_rate_burst"]  # noqa: Y015
+    _WhichOneofReturnType__rate_per_s: _TypeAlias = _typing.Literal["rate_per_s"]  # noqa: Y015
+    _WhichOneofArgType__rate_per_s: _TypeAlias = _typing.Literal["_rate_per_s", b"_rate_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__unlimited_count_allowed: _TypeAlias = _typing.Literal["unlimited_count_allowed"]  # noqa: Y015
+    _WhichOneofArgType__unlimited_count_allowed: _TypeAlias = _typing.Literal["_unlimited_count_allowed", b"_unlimited_count_allowed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__busy_available) -> _WhichOneofReturnType__busy_available | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_duration_ms) -> _WhichOneofReturnType__default_duration_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_support) -> _WhichOneofReturnType__group_support | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_count) -> _WhichOneofReturnType__max_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_duration_ms) -> _WhichOneofReturnType__max_duration_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_group_size) -> _WhichOneofReturnType__max_group_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_groups) -> _WhichOneofReturnType__max_groups | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_notification_addresses) -> _WhichOneofReturnType__max_notification_addresses | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_streams) -> _WhichOneofReturnType__max_streams | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_subscriptions) -> _WhichOneofReturnType__max_subscriptions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_targets) -> _WhichOneofReturnType__max_targets | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_watched_terminals) -> _WhichOneofReturnType__max_watched_terminals | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_interval_ms) -> _WhichOneofReturnType__min_interval_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nested_group_support) -> _WhichOneofReturnType__nested_group_support | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__process_up_to_limit) -> _WhichOneofReturnType__process_up_to_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_burst) -> _WhichOneofReturnType__rate_burst | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_per_s) -> _WhichOneofReturnType__rate_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unlimited_count_allowed) -> _WhichOneofReturnType__unlimited_count_allowed | None: ...
+
+Global___ClientLimits: _TypeAlias = ClientLimits  # noqa: Y015
 
 @_typing.final
 class ClientKey(_message.Message):
@@ -275,22 +557,22 @@ class ClientKey(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
-    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The public part of the key, between `tsk_` and the next `_`."""
     @_builtins.property
-    def expires_at(self) -> _timestamp_pb2.Timestamp:
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the key expires. Absent if it does not expire."""
 
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
-        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,26 +583,6 @@ class CreateClientRequest(_message.Message):
     """The request of CreateClient."""
 
     DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LimitsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     ADMIN_FIELD_NUMBER: _builtins.int
@@ -336,18 +598,18 @@ class CreateClientRequest(_message.Message):
     would see the records of the old one.
     """
     @_builtins.property
-    def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """As `Client.limits`. An unknown name is INVALID_ARGUMENT."""
+    def limits(self) -> Global___ClientLimits:
+        """The client's own limits. Absent: none."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         admin: _builtins.bool = ...,
-        limits: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        limits: Global___ClientLimits | None = ...,
         client_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "client_id", b"client_id", "limits", b"limits", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -392,7 +654,7 @@ class ListClientsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of clients to return: 1 to 1000; 0 means 100."""
+    """Greatest number of clients to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
     def __init__(
@@ -496,41 +758,37 @@ class RotateClientKeyResponse(_message.Message):
 Global___RotateClientKeyResponse: _TypeAlias = RotateClientKeyResponse  # noqa: Y015
 
 @_typing.final
-class SetClientDisabledRequest(_message.Message):
-    """The request of SetClientDisabled."""
+class DisableClientRequest(_message.Message):
+    """The request of DisableClient."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CLIENT_ID_FIELD_NUMBER: _builtins.int
-    DISABLED_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """`Client.id`."""
-    disabled: _builtins.bool
-    """True: refuse the client's credentials. False: accept them again."""
     def __init__(
         self,
         *,
         client_id: _builtins.str = ...,
-        disabled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "disabled", b"disabled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SetClientDisabledRequest: _TypeAlias = SetClientDisabledRequest  # noqa: Y015
+Global___DisableClientRequest: _TypeAlias = DisableClientRequest  # noqa: Y015
 
 @_typing.final
-class SetClientDisabledResponse(_message.Message):
-    """The response of SetClientDisabled."""
+class DisableClientResponse(_message.Message):
+    """The response of DisableClient."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CLIENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def client(self) -> Global___Client:
-        """The changed client. Always present."""
+        """The disabled client. Always present."""
 
     def __init__(
         self,
@@ -543,7 +801,53 @@ class SetClientDisabledResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SetClientDisabledResponse: _TypeAlias = SetClientDisabledResponse  # noqa: Y015
+Global___DisableClientResponse: _TypeAlias = DisableClientResponse  # noqa: Y015
+
+@_typing.final
+class EnableClientRequest(_message.Message):
+    """The request of EnableClient."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """`Client.id`."""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableClientRequest: _TypeAlias = EnableClientRequest  # noqa: Y015
+
+@_typing.final
+class EnableClientResponse(_message.Message):
+    """The response of EnableClient."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def client(self) -> Global___Client:
+        """The enabled client. Always present."""
+
+    def __init__(
+        self,
+        *,
+        client: Global___Client | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableClientResponse: _TypeAlias = EnableClientResponse  # noqa: Y015
 
 @_typing.final
 class DeleteClientRequest(_message.Message):
@@ -573,17 +877,17 @@ class DeleteClientResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ENDED_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
-    ended_subscriptions: _builtins.int
+    ENDED_SUBSCRIPTION_COUNT_FIELD_NUMBER: _builtins.int
+    ended_subscription_count: _builtins.int
     """The number of active subscriptions that ended with the client."""
     def __init__(
         self,
         *,
-        ended_subscriptions: _builtins.int = ...,
+        ended_subscription_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_subscriptions", b"ended_subscriptions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_subscription_count", b"ended_subscription_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -615,33 +919,33 @@ class AuditEntry(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    AT_FIELD_NUMBER: _builtins.int
-    WHO_FIELD_NUMBER: _builtins.int
-    WHAT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
-    who: _builtins.str
+    actor: _builtins.str
     """Who made the change: a client's id, or `cli:` and the user's name for the command line."""
-    what: _builtins.str
-    """The kind of change, for people, such as `client disabled`."""
+    action: Global___AuditAction.ValueType
+    """The kind of change. AUDIT_ACTION_UNSPECIFIED for an entry of another version of the gateway."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp:
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the change was made. Always present."""
 
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What was changed, by name, such as `client` with the client's id. The names depend on `what`."""
+        """What was changed, by name, such as `client` with the client's id. The names depend on `action`."""
 
     def __init__(
         self,
         *,
-        at: _timestamp_pb2.Timestamp | None = ...,
-        who: _builtins.str = ...,
-        what: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        action: Global___AuditAction.ValueType = ...,
         details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "details", b"details", "what", b"what", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "create_time", b"create_time", "details", b"details"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,25 +959,39 @@ class ListAuditEntriesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    SINCE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of entries to return: 1 to 1000; 0 means 100."""
+    """Greatest number of entries to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
+    actor: _builtins.str
+    """Return only changes by this actor; empty: by anybody."""
+    action: Global___AuditAction.ValueType
+    """Return only changes of this kind; AUDIT_ACTION_UNSPECIFIED: of every kind."""
     @_builtins.property
-    def since(self) -> _timestamp_pb2.Timestamp:
-        """Return only entries from this time on. Absent: all stored entries."""
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only entries of this time or later. Absent: any."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only entries of before this time. Absent: any. Not later than `start_time` is INVALID_ARGUMENT."""
 
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        since: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        action: Global___AuditAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,10 +61,15 @@ class AdminServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_admin__pb2.RotateClientKeyRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.RotateClientKeyResponse.FromString,
                 _registered_method=True)
-        self.SetClientDisabled = channel.unary_unary(
-                '/terminalstatus.v1.AdminService/SetClientDisabled',
-                request_serializer=terminalstatus_dot_v1_dot_admin__pb2.SetClientDisabledRequest.SerializeToString,
-                response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.SetClientDisabledResponse.FromString,
+        self.DisableClient = channel.unary_unary(
+                '/terminalstatus.v1.AdminService/DisableClient',
+                request_serializer=terminalstatus_dot_v1_dot_admin__pb2.DisableClientRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.DisableClientResponse.FromString,
+                _registered_method=True)
+        self.EnableClient = channel.unary_unary(
+                '/terminalstatus.v1.AdminService/EnableClient',
+                request_serializer=terminalstatus_dot_v1_dot_admin__pb2.EnableClientRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.EnableClientResponse.FromString,
                 _registered_method=True)
         self.DeleteClient = channel.unary_unary(
                 '/terminalstatus.v1.AdminService/DeleteClient',
@@ -130,8 +135,17 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SetClientDisabled(self, request, context):
-        """Disables a client, so that its credentials are refused, or enables it again. Its subscriptions continue.
+    def DisableClient(self, request, context):
+        """Disables a client: its credentials are refused, its subscriptions continue. No effect on a disabled client.
+
+        Errors: NOT_FOUND CLIENT_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableClient(self, request, context):
+        """Enables a disabled client: its credentials are accepted again. No effect on an enabled client.
 
         Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
@@ -151,7 +165,7 @@ class AdminServiceServicer:
     def ListAuditEntries(self, request, context):
         """Returns the audit log in the order in which it was written.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,10 +199,15 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.RotateClientKeyRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_admin__pb2.RotateClientKeyResponse.SerializeToString,
             ),
-            'SetClientDisabled': grpc.unary_unary_rpc_method_handler(
-                    servicer.SetClientDisabled,
-                    request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.SetClientDisabledRequest.FromString,
-                    response_serializer=terminalstatus_dot_v1_dot_admin__pb2.SetClientDisabledResponse.SerializeToString,
+            'DisableClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableClient,
+                    request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.DisableClientRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_admin__pb2.DisableClientResponse.SerializeToString,
+            ),
+            'EnableClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableClient,
+                    request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.EnableClientRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_admin__pb2.EnableClientResponse.SerializeToString,
             ),
             'DeleteClient': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteClient,
@@ -349,7 +368,7 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
-    def SetClientDisabled(request,
+    def DisableClient(request,
             target,
             options=(),
             channel_credentials=None,
@@ -362,9 +381,36 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/terminalstatus.v1.AdminService/SetClientDisabled',
-            terminalstatus_dot_v1_dot_admin__pb2.SetClientDisabledRequest.SerializeToString,
-            terminalstatus_dot_v1_dot_admin__pb2.SetClientDisabledResponse.FromString,
+            '/terminalstatus.v1.AdminService/DisableClient',
+            terminalstatus_dot_v1_dot_admin__pb2.DisableClientRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_admin__pb2.DisableClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.AdminService/EnableClient',
+            terminalstatus_dot_v1_dot_admin__pb2.EnableClientRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_admin__pb2.EnableClientResponse.FromString,
             options,
             channel_credentials,
             insecure,

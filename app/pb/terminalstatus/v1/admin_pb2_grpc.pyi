@@ -64,8 +64,13 @@ class AdminServiceStub:
 
     Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
-    SetClientDisabled: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetClientDisabledRequest, _admin_pb2.SetClientDisabledResponse]
-    """Disables a client, so that its credentials are refused, or enables it again. Its subscriptions continue.
+    DisableClient: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DisableClientRequest, _admin_pb2.DisableClientResponse]
+    """Disables a client: its credentials are refused, its subscriptions continue. No effect on a disabled client.
+
+    Errors: NOT_FOUND CLIENT_UNKNOWN.
+    """
+    EnableClient: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EnableClientRequest, _admin_pb2.EnableClientResponse]
+    """Enables a disabled client: its credentials are accepted again. No effect on an enabled client.
 
     Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
@@ -77,7 +82,7 @@ class AdminServiceStub:
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEntriesRequest, _admin_pb2.ListAuditEntriesResponse]
     """Returns the audit log in the order in which it was written.
 
-    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
     """
 
 @_typing.type_check_only
@@ -114,8 +119,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
-    SetClientDisabled: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetClientDisabledRequest, _admin_pb2.SetClientDisabledResponse]  # type: ignore[assignment]
-    """Disables a client, so that its credentials are refused, or enables it again. Its subscriptions continue.
+    DisableClient: _aio.UnaryUnaryMultiCallable[_admin_pb2.DisableClientRequest, _admin_pb2.DisableClientResponse]  # type: ignore[assignment]
+    """Disables a client: its credentials are refused, its subscriptions continue. No effect on a disabled client.
+
+    Errors: NOT_FOUND CLIENT_UNKNOWN.
+    """
+    EnableClient: _aio.UnaryUnaryMultiCallable[_admin_pb2.EnableClientRequest, _admin_pb2.EnableClientResponse]  # type: ignore[assignment]
+    """Enables a disabled client: its credentials are accepted again. No effect on an enabled client.
 
     Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
@@ -127,7 +137,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEntriesRequest, _admin_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Returns the audit log in the order in which it was written.
 
-    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -193,12 +203,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def SetClientDisabled(
+    def DisableClient(
         self,
-        request: _admin_pb2.SetClientDisabledRequest,
+        request: _admin_pb2.DisableClientRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_pb2.SetClientDisabledResponse, _abc.Awaitable[_admin_pb2.SetClientDisabledResponse]]:
-        """Disables a client, so that its credentials are refused, or enables it again. Its subscriptions continue.
+    ) -> _typing.Union[_admin_pb2.DisableClientResponse, _abc.Awaitable[_admin_pb2.DisableClientResponse]]:
+        """Disables a client: its credentials are refused, its subscriptions continue. No effect on a disabled client.
+
+        Errors: NOT_FOUND CLIENT_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def EnableClient(
+        self,
+        request: _admin_pb2.EnableClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.EnableClientResponse, _abc.Awaitable[_admin_pb2.EnableClientResponse]]:
+        """Enables a disabled client: its credentials are accepted again. No effect on an enabled client.
 
         Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
@@ -222,7 +243,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ListAuditEntriesResponse, _abc.Awaitable[_admin_pb2.ListAuditEntriesResponse]]:
         """Returns the audit log in the order in which it was written.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,36 +24,49 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from app.pb.terminalstatus.v1 import subscription_pb2 as terminalstatus_dot_v1_dot_subscription__pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n terminalstatus/v1/delivery.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xc4\x03\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fsubscription_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x31\n\x04kind\x18\x05 \x01(\x0e\x32#.terminalstatus.v1.NotificationKind\x12\x32\n\x07\x63hanges\x18\x06 \x03(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x0c\n\x04\x63ode\x18\x08 \x01(\t\x12\x0c\n\x04text\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\x05\x12/\n\x05state\x18\r \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12.\n\nsettled_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa5\x01\n\x0f\x44\x65liveryAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x06 \x01(\x0c\"\x8b\x01\n\x18ListNotificationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12\x17\n\x0fsubscription_id\x18\x04 \x01(\t\"l\n\x19ListNotificationsResponse\x12\x36\n\rnotifications\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Notification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x1bListDeliveryAttemptsRequest\x12\x17\n\x0fnotification_id\x18\x01 \x01(\t\"T\n\x1cListDeliveryAttemptsResponse\x12\x34\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\".terminalstatus.v1.DeliveryAttempt\"9\n\x1dSendNotificationsAgainRequest\x12\x18\n\x10notification_ids\x18\x01 \x03(\t\"4\n\x1eSendNotificationsAgainResponse\x12\x12\n\nsent_again\x18\x01 \x01(\x05*\xc8\x01\n\x10NotificationKind\x12!\n\x1dNOTIFICATION_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18NOTIFICATION_KIND_STATUS\x10\x01\x12\x1d\n\x19NOTIFICATION_KIND_STARTED\x10\x02\x12\x1b\n\x17NOTIFICATION_KIND_ERROR\x10\x03\x12\x1b\n\x17NOTIFICATION_KIND_ENDED\x10\x04\x12\x1a\n\x16NOTIFICATION_KIND_TEST\x10\x05*\xa0\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_DELIVERED\x10\x02\x12\x17\n\x13\x44\x45LIVERY_STATE_DEAD\x10\x03\x12\x1c\n\x18\x44\x45LIVERY_STATE_WITHDRAWN\x10\x04\x32\xf9\x02\n\x0f\x44\x65liveryService\x12n\n\x11ListNotifications\x12+.terminalstatus.v1.ListNotificationsRequest\x1a,.terminalstatus.v1.ListNotificationsResponse\x12w\n\x14ListDeliveryAttempts\x12..terminalstatus.v1.ListDeliveryAttemptsRequest\x1a/.terminalstatus.v1.ListDeliveryAttemptsResponse\x12}\n\x16SendNotificationsAgain\x12\x30.terminalstatus.v1.SendNotificationsAgainRequest\x1a\x31.terminalstatus.v1.SendNotificationsAgainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n terminalstatus/v1/delivery.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a$terminalstatus/v1/subscription.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\x84\x05\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fsubscription_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12:\n\x0estatus_changes\x18\x05 \x01(\x0b\x32 .terminalstatus.v1.StatusChangesH\x00\x12\x46\n\x14subscription_started\x18\x06 \x01(\x0b\x32&.terminalstatus.v1.SubscriptionStartedH\x00\x12\x44\n\x13subscription_failed\x18\x07 \x01(\x0b\x32%.terminalstatus.v1.SubscriptionFailedH\x00\x12\x42\n\x12subscription_ended\x18\x08 \x01(\x0b\x32$.terminalstatus.v1.SubscriptionEndedH\x00\x12\x30\n\tsink_test\x18\t \x01(\x0b\x32\x1b.terminalstatus.v1.SinkTestH\x00\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rattempt_count\x18\x0c \x01(\x05\x12/\n\x05state\x18\r \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12/\n\x0bsettle_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07\x63ontent\"D\n\rStatusChanges\x12\x33\n\x08statuses\x18\x01 \x03(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\x15\n\x13SubscriptionStarted\"H\n\x12SubscriptionFailed\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"Q\n\x11SubscriptionEnded\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\n\n\x08SinkTest\"\xdd\x01\n\x0f\x44\x65liveryAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\thttp_code\x18\x03 \x01(\x05\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x07outcome\x18\x05 \x01(\x0e\x32\".terminalstatus.v1.DeliveryOutcome\x12\x15\n\rresponse_body\x18\x06 \x01(\x0c\"\xfc\x01\n\x18ListNotificationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12\x17\n\x0fsubscription_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x19ListNotificationsResponse\x12\x36\n\rnotifications\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Notification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x1bListDeliveryAttemptsRequest\x12\x17\n\x0fnotification_id\x18\x01 \x01(\t\"T\n\x1cListDeliveryAttemptsResponse\x12\x34\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\".terminalstatus.v1.DeliveryAttempt\"9\n\x1dSendNotificationsAgainRequest\x12\x18\n\x10notification_ids\x18\x01 \x03(\t\":\n\x1eSendNotificationsAgainResponse\x12\x18\n\x10sent_again_count\x18\x01 \x01(\x05*\xa0\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_DELIVERED\x10\x02\x12\x17\n\x13\x44\x45LIVERY_STATE_DEAD\x10\x03\x12\x1c\n\x18\x44\x45LIVERY_STATE_WITHDRAWN\x10\x04*\xb1\x05\n\x0f\x44\x65liveryOutcome\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_DELIVERED\x10\x01\x12\x1b\n\x17\x44\x45LIVERY_OUTCOME_LISTED\x10\x02\x12\x1d\n\x19\x44\x45LIVERY_OUTCOME_NOT_SENT\x10\x03\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_HTTP_ERROR\x10\x04\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_TIMED_OUT\x10\x05\x12\'\n#DELIVERY_OUTCOME_CONNECTION_REFUSED\x10\x06\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNREACHABLE\x10\x07\x12%\n!DELIVERY_OUTCOME_CONNECTION_RESET\x10\x08\x12&\n\"DELIVERY_OUTCOME_NAME_NOT_RESOLVED\x10\t\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_TLS_FAILED\x10\n\x12\'\n#DELIVERY_OUTCOME_MALFORMED_RESPONSE\x10\x0b\x12&\n\"DELIVERY_OUTCOME_ADDRESS_FORBIDDEN\x10\x0c\x12!\n\x1d\x44\x45LIVERY_OUTCOME_SINK_REFUSED\x10\r\x12\'\n#DELIVERY_OUTCOME_SUBSCRIPTION_ENDED\x10\x0e\x12\"\n\x1e\x44\x45LIVERY_OUTCOME_TOKEN_EXPIRED\x10\x0f\x12&\n\"DELIVERY_OUTCOME_SECRET_UNREADABLE\x10\x10\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_NO_SENDER\x10\x11\x12\x1b\n\x17\x44\x45LIVERY_OUTCOME_DEFECT\x10\x12\x32\xf9\x02\n\x0f\x44\x65liveryService\x12n\n\x11ListNotifications\x12+.terminalstatus.v1.ListNotificationsRequest\x1a,.terminalstatus.v1.ListNotificationsResponse\x12w\n\x14ListDeliveryAttempts\x12..terminalstatus.v1.ListDeliveryAttemptsRequest\x1a/.terminalstatus.v1.ListDeliveryAttemptsResponse\x12}\n\x16SendNotificationsAgain\x12\x30.terminalstatus.v1.SendNotificationsAgainRequest\x1a\x31.terminalstatus.v1.SendNotificationsAgainResponseB`\n\x15\x63om.terminalstatus.v1B\rDeliveryProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x11TerminalStatus.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.delivery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_NOTIFICATIONKIND']._serialized_start=1292
-  _globals['_NOTIFICATIONKIND']._serialized_end=1492
-  _globals['_DELIVERYSTATE']._serialized_start=1495
-  _globals['_DELIVERYSTATE']._serialized_end=1655
-  _globals['_NOTIFICATION']._serialized_start=162
-  _globals['_NOTIFICATION']._serialized_end=614
-  _globals['_DELIVERYATTEMPT']._serialized_start=617
-  _globals['_DELIVERYATTEMPT']._serialized_end=782
-  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_start=785
-  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_end=924
-  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_start=926
-  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_end=1034
-  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_start=1036
-  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_end=1090
-  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_start=1092
-  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_end=1176
-  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_start=1178
-  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_end=1235
-  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_start=1237
-  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_end=1289
-  _globals['_DELIVERYSERVICE']._serialized_start=1658
-  _globals['_DELIVERYSERVICE']._serialized_end=2035
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\rDeliveryProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\021TerminalStatus.V1'
+  _globals['_DELIVERYSTATE']._serialized_start=1984
+  _globals['_DELIVERYSTATE']._serialized_end=2144
+  _globals['_DELIVERYOUTCOME']._serialized_start=2147
+  _globals['_DELIVERYOUTCOME']._serialized_end=2836
+  _globals['_NOTIFICATION']._serialized_start=225
+  _globals['_NOTIFICATION']._serialized_end=869
+  _globals['_STATUSCHANGES']._serialized_start=871
+  _globals['_STATUSCHANGES']._serialized_end=939
+  _globals['_SUBSCRIPTIONSTARTED']._serialized_start=941
+  _globals['_SUBSCRIPTIONSTARTED']._serialized_end=962
+  _globals['_SUBSCRIPTIONFAILED']._serialized_start=964
+  _globals['_SUBSCRIPTIONFAILED']._serialized_end=1036
+  _globals['_SUBSCRIPTIONENDED']._serialized_start=1038
+  _globals['_SUBSCRIPTIONENDED']._serialized_end=1119
+  _globals['_SINKTEST']._serialized_start=1121
+  _globals['_SINKTEST']._serialized_end=1131
+  _globals['_DELIVERYATTEMPT']._serialized_start=1134
+  _globals['_DELIVERYATTEMPT']._serialized_end=1355
+  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_start=1358
+  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_end=1610
+  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_start=1612
+  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_end=1720
+  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_start=1722
+  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_end=1776
+  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_start=1778
+  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_end=1862
+  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_start=1864
+  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_end=1921
+  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_start=1923
+  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_end=1981
+  _globals['_DELIVERYSERVICE']._serialized_start=2839
+  _globals['_DELIVERYSERVICE']._serialized_end=3216
 # @@protoc_insertion_point(module_scope)

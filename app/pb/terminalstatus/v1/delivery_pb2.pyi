@@ -12,6 +12,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
+from app.pb.terminalstatus.v1 import subscription_pb2 as _subscription_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as _terminal_status_pb2
 import builtins as _builtins
 import sys
@@ -24,42 +26,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _NotificationKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _NotificationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotificationKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    NOTIFICATION_KIND_UNSPECIFIED: _NotificationKind.ValueType  # 0
-    """Never sent."""
-    NOTIFICATION_KIND_STATUS: _NotificationKind.ValueType  # 1
-    """Terminals have changed (Parlay X statusNotification)."""
-    NOTIFICATION_KIND_STARTED: _NotificationKind.ValueType  # 2
-    """The subscription has started."""
-    NOTIFICATION_KIND_ERROR: _NotificationKind.ValueType  # 3
-    """One terminal, or the whole subscription, has failed (Parlay X statusError)."""
-    NOTIFICATION_KIND_ENDED: _NotificationKind.ValueType  # 4
-    """The subscription has ended, and nothing follows (Parlay X statusEnd)."""
-    NOTIFICATION_KIND_TEST: _NotificationKind.ValueType  # 5
-    """A test of the endpoint."""
-
-class NotificationKind(_NotificationKind, metaclass=_NotificationKindEnumTypeWrapper):
-    """What a notification reports."""
-
-NOTIFICATION_KIND_UNSPECIFIED: NotificationKind.ValueType  # 0
-"""Never sent."""
-NOTIFICATION_KIND_STATUS: NotificationKind.ValueType  # 1
-"""Terminals have changed (Parlay X statusNotification)."""
-NOTIFICATION_KIND_STARTED: NotificationKind.ValueType  # 2
-"""The subscription has started."""
-NOTIFICATION_KIND_ERROR: NotificationKind.ValueType  # 3
-"""One terminal, or the whole subscription, has failed (Parlay X statusError)."""
-NOTIFICATION_KIND_ENDED: NotificationKind.ValueType  # 4
-"""The subscription has ended, and nothing follows (Parlay X statusEnd)."""
-NOTIFICATION_KIND_TEST: NotificationKind.ValueType  # 5
-"""A test of the endpoint."""
-Global___NotificationKind: _TypeAlias = NotificationKind  # noqa: Y015
-
 class _DeliveryState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -71,7 +37,7 @@ class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deliver
     DELIVERY_STATE_PENDING: _DeliveryState.ValueType  # 1
     """Not delivered yet; attempts follow."""
     DELIVERY_STATE_DELIVERED: _DeliveryState.ValueType  # 2
-    """The endpoint accepted the notification. With SINK_KIND_STREAM: the notification can be listed."""
+    """The endpoint accepted the notification. With a `listed` sink: the notification can be listed."""
     DELIVERY_STATE_DEAD: _DeliveryState.ValueType  # 3
     """The gateway has given up. SendNotificationsAgain can send the notification again, unless its subscription had a
     SOAP sink and was ended by its client.
@@ -89,7 +55,7 @@ DELIVERY_STATE_UNSPECIFIED: DeliveryState.ValueType  # 0
 DELIVERY_STATE_PENDING: DeliveryState.ValueType  # 1
 """Not delivered yet; attempts follow."""
 DELIVERY_STATE_DELIVERED: DeliveryState.ValueType  # 2
-"""The endpoint accepted the notification. With SINK_KIND_STREAM: the notification can be listed."""
+"""The endpoint accepted the notification. With a `listed` sink: the notification can be listed."""
 DELIVERY_STATE_DEAD: DeliveryState.ValueType  # 3
 """The gateway has given up. SendNotificationsAgain can send the notification again, unless its subscription had a
 SOAP sink and was ended by its client.
@@ -99,6 +65,94 @@ DELIVERY_STATE_WITHDRAWN: DeliveryState.ValueType  # 4
 notification cannot be sent again.
 """
 Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
+
+class _DeliveryOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_OUTCOME_UNSPECIFIED: _DeliveryOutcome.ValueType  # 0
+    """Never sent. A client treats an unknown value as a failure."""
+    DELIVERY_OUTCOME_DELIVERED: _DeliveryOutcome.ValueType  # 1
+    """The endpoint answered 2xx."""
+    DELIVERY_OUTCOME_LISTED: _DeliveryOutcome.ValueType  # 2
+    """Nothing is sent to a `listed` sink: the notification can be listed."""
+    DELIVERY_OUTCOME_NOT_SENT: _DeliveryOutcome.ValueType  # 3
+    """Nothing was sent, because the format of the sink has no word for this notification. It counts as delivered."""
+    DELIVERY_OUTCOME_HTTP_ERROR: _DeliveryOutcome.ValueType  # 4
+    """The endpoint answered with another HTTP status, which is in `http_code`."""
+    DELIVERY_OUTCOME_TIMED_OUT: _DeliveryOutcome.ValueType  # 5
+    """The endpoint did not answer in time."""
+    DELIVERY_OUTCOME_CONNECTION_REFUSED: _DeliveryOutcome.ValueType  # 6
+    """The endpoint's host refused the connection."""
+    DELIVERY_OUTCOME_UNREACHABLE: _DeliveryOutcome.ValueType  # 7
+    """The endpoint's host cannot be reached."""
+    DELIVERY_OUTCOME_CONNECTION_RESET: _DeliveryOutcome.ValueType  # 8
+    """The connection broke before the answer was complete."""
+    DELIVERY_OUTCOME_NAME_NOT_RESOLVED: _DeliveryOutcome.ValueType  # 9
+    """The endpoint's host name cannot be resolved."""
+    DELIVERY_OUTCOME_TLS_FAILED: _DeliveryOutcome.ValueType  # 10
+    """The TLS handshake failed, such as for an invalid certificate."""
+    DELIVERY_OUTCOME_MALFORMED_RESPONSE: _DeliveryOutcome.ValueType  # 11
+    """The answer is not HTTP."""
+    DELIVERY_OUTCOME_ADDRESS_FORBIDDEN: _DeliveryOutcome.ValueType  # 12
+    """The endpoint's host is at an address that the operator does not allow."""
+    DELIVERY_OUTCOME_SINK_REFUSED: _DeliveryOutcome.ValueType  # 13
+    """The operator's rules no longer allow the endpoint."""
+    DELIVERY_OUTCOME_SUBSCRIPTION_ENDED: _DeliveryOutcome.ValueType  # 14
+    """Nothing was sent, because the sink has ended the subscription before."""
+    DELIVERY_OUTCOME_TOKEN_EXPIRED: _DeliveryOutcome.ValueType  # 15
+    """Nothing was sent, because the access token for the endpoint has expired."""
+    DELIVERY_OUTCOME_SECRET_UNREADABLE: _DeliveryOutcome.ValueType  # 16
+    """Nothing was sent, because the sink's secrets cannot be decrypted. The operator must add the key."""
+    DELIVERY_OUTCOME_NO_SENDER: _DeliveryOutcome.ValueType  # 17
+    """Nothing was sent, because this gateway does not send to this kind of sink."""
+    DELIVERY_OUTCOME_DEFECT: _DeliveryOutcome.ValueType  # 18
+    """A defect of the gateway; its log has the cause."""
+
+class DeliveryOutcome(_DeliveryOutcome, metaclass=_DeliveryOutcomeEnumTypeWrapper):
+    """How a delivery attempt ended."""
+
+DELIVERY_OUTCOME_UNSPECIFIED: DeliveryOutcome.ValueType  # 0
+"""Never sent. A client treats an unknown value as a failure."""
+DELIVERY_OUTCOME_DELIVERED: DeliveryOutcome.ValueType  # 1
+"""The endpoint answered 2xx."""
+DELIVERY_OUTCOME_LISTED: DeliveryOutcome.ValueType  # 2
+"""Nothing is sent to a `listed` sink: the notification can be listed."""
+DELIVERY_OUTCOME_NOT_SENT: DeliveryOutcome.ValueType  # 3
+"""Nothing was sent, because the format of the sink has no word for this notification. It counts as delivered."""
+DELIVERY_OUTCOME_HTTP_ERROR: DeliveryOutcome.ValueType  # 4
+"""The endpoint answered with another HTTP status, which is in `http_code`."""
+DELIVERY_OUTCOME_TIMED_OUT: DeliveryOutcome.ValueType  # 5
+"""The endpoint did not answer in time."""
+DELIVERY_OUTCOME_CONNECTION_REFUSED: DeliveryOutcome.ValueType  # 6
+"""The endpoint's host refused the connection."""
+DELIVERY_OUTCOME_UNREACHABLE: DeliveryOutcome.ValueType  # 7
+"""The endpoint's host cannot be reached."""
+DELIVERY_OUTCOME_CONNECTION_RESET: DeliveryOutcome.ValueType  # 8
+"""The connection broke before the answer was complete."""
+DELIVERY_OUTCOME_NAME_NOT_RESOLVED: DeliveryOutcome.ValueType  # 9
+"""The endpoint's host name cannot be resolved."""
+DELIVERY_OUTCOME_TLS_FAILED: DeliveryOutcome.ValueType  # 10
+"""The TLS handshake failed, such as for an invalid certificate."""
+DELIVERY_OUTCOME_MALFORMED_RESPONSE: DeliveryOutcome.ValueType  # 11
+"""The answer is not HTTP."""
+DELIVERY_OUTCOME_ADDRESS_FORBIDDEN: DeliveryOutcome.ValueType  # 12
+"""The endpoint's host is at an address that the operator does not allow."""
+DELIVERY_OUTCOME_SINK_REFUSED: DeliveryOutcome.ValueType  # 13
+"""The operator's rules no longer allow the endpoint."""
+DELIVERY_OUTCOME_SUBSCRIPTION_ENDED: DeliveryOutcome.ValueType  # 14
+"""Nothing was sent, because the sink has ended the subscription before."""
+DELIVERY_OUTCOME_TOKEN_EXPIRED: DeliveryOutcome.ValueType  # 15
+"""Nothing was sent, because the access token for the endpoint has expired."""
+DELIVERY_OUTCOME_SECRET_UNREADABLE: DeliveryOutcome.ValueType  # 16
+"""Nothing was sent, because the sink's secrets cannot be decrypted. The operator must add the key."""
+DELIVERY_OUTCOME_NO_SENDER: DeliveryOutcome.ValueType  # 17
+"""Nothing was sent, because this gateway does not send to this kind of sink."""
+DELIVERY_OUTCOME_DEFECT: DeliveryOutcome.ValueType  # 18
+"""A defect of the gateway; its log has the cause."""
+Global___DeliveryOutcome: _TypeAlias = DeliveryOutcome  # noqa: Y015
 
 @_typing.final
 class Notification(_message.Message):
@@ -110,16 +164,16 @@ class Notification(_message.Message):
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    CHANGES_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    CODE_FIELD_NUMBER: _builtins.int
-    TEXT_FIELD_NUMBER: _builtins.int
-    CREATED_AT_FIELD_NUMBER: _builtins.int
-    NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
-    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STATUS_CHANGES_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_STARTED_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_FAILED_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ENDED_FIELD_NUMBER: _builtins.int
+    SINK_TEST_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
-    SETTLED_AT_FIELD_NUMBER: _builtins.int
+    SETTLE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The notification's id, the same in every attempt, so that the receiver can recognise repetitions: opaque, at most
     64 characters.
@@ -130,34 +184,40 @@ class Notification(_message.Message):
     """The id of the client that owns the subscription."""
     sequence: _builtins.int
     """The notification's number within the subscription, from 1, without gaps."""
-    kind: Global___NotificationKind.ValueType
-    """What the notification reports. Never NOTIFICATION_KIND_UNSPECIFIED."""
-    address: _builtins.str
-    """NOTIFICATION_KIND_ERROR: the terminal concerned; empty: the whole subscription. Empty otherwise."""
-    code: _builtins.str
-    """NOTIFICATION_KIND_ERROR: a stable code as in `ErrorInfo.reason`. NOTIFICATION_KIND_ENDED: the EndReason without its
-    prefix, such as "EXPIRED". Empty otherwise.
-    """
-    text: _builtins.str
-    """A human-readable description; may be empty."""
-    attempts: _builtins.int
+    attempt_count: _builtins.int
     """The number of attempts so far."""
     state: Global___DeliveryState.ValueType
     """The state of the delivery. Never DELIVERY_STATE_UNSPECIFIED."""
     @_builtins.property
-    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_terminal_status_pb2.TerminalStatus]:
-        """NOTIFICATION_KIND_STATUS: the statuses of the changed terminals, each terminal once. Empty otherwise."""
+    def status_changes(self) -> Global___StatusChanges:
+        """Terminals have changed (Parlay X statusNotification)."""
 
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp:
+    def subscription_started(self) -> Global___SubscriptionStarted:
+        """The subscription has started."""
+
+    @_builtins.property
+    def subscription_failed(self) -> Global___SubscriptionFailed:
+        """One terminal, or the whole subscription, has failed (Parlay X statusError)."""
+
+    @_builtins.property
+    def subscription_ended(self) -> Global___SubscriptionEnded:
+        """The subscription has ended, and nothing follows (Parlay X statusEnd)."""
+
+    @_builtins.property
+    def sink_test(self) -> Global___SinkTest:
+        """A test of the endpoint."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the notification was created. Always present."""
 
     @_builtins.property
-    def next_attempt_at(self) -> _timestamp_pb2.Timestamp:
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
         """When the next attempt is due. Absent if there is no next attempt."""
 
     @_builtins.property
-    def settled_at(self) -> _timestamp_pb2.Timestamp:
+    def settle_time(self) -> _timestamp_pb2.Timestamp:
         """When the notification was delivered, given up or withdrawn. Absent while it is pending."""
 
     def __init__(
@@ -167,24 +227,138 @@ class Notification(_message.Message):
         subscription_id: _builtins.str = ...,
         client_id: _builtins.str = ...,
         sequence: _builtins.int = ...,
-        kind: Global___NotificationKind.ValueType = ...,
-        changes: _abc.Iterable[_terminal_status_pb2.TerminalStatus] | None = ...,
-        address: _builtins.str = ...,
-        code: _builtins.str = ...,
-        text: _builtins.str = ...,
-        created_at: _timestamp_pb2.Timestamp | None = ...,
-        next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
-        attempts: _builtins.int = ...,
+        status_changes: Global___StatusChanges | None = ...,
+        subscription_started: Global___SubscriptionStarted | None = ...,
+        subscription_failed: Global___SubscriptionFailed | None = ...,
+        subscription_ended: Global___SubscriptionEnded | None = ...,
+        sink_test: Global___SinkTest | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        attempt_count: _builtins.int = ...,
         state: Global___DeliveryState.ValueType = ...,
-        settled_at: _timestamp_pb2.Timestamp | None = ...,
+        settle_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_attempt_at", b"next_attempt_at", "settled_at", b"settled_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "settle_time", b"settle_time", "sink_test", b"sink_test", "status_changes", b"status_changes", "subscription_ended", b"subscription_ended", "subscription_failed", b"subscription_failed", "subscription_started", b"subscription_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "changes", b"changes", "client_id", b"client_id", "code", b"code", "created_at", b"created_at", "id", b"id", "kind", b"kind", "next_attempt_at", b"next_attempt_at", "sequence", b"sequence", "settled_at", b"settled_at", "state", b"state", "subscription_id", b"subscription_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "client_id", b"client_id", "content", b"content", "create_time", b"create_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "settle_time", b"settle_time", "sink_test", b"sink_test", "state", b"state", "status_changes", b"status_changes", "subscription_ended", b"subscription_ended", "subscription_failed", b"subscription_failed", "subscription_id", b"subscription_id", "subscription_started", b"subscription_started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["status_changes", "subscription_started", "subscription_failed", "subscription_ended", "sink_test"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___Notification: _TypeAlias = Notification  # noqa: Y015
+
+@_typing.final
+class StatusChanges(_message.Message):
+    """The statuses of terminals that have changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_terminal_status_pb2.TerminalStatus]:
+        """Each terminal once."""
+
+    def __init__(
+        self,
+        *,
+        statuses: _abc.Iterable[_terminal_status_pb2.TerminalStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Notification: _TypeAlias = Notification  # noqa: Y015
+Global___StatusChanges: _TypeAlias = StatusChanges  # noqa: Y015
+
+@_typing.final
+class SubscriptionStarted(_message.Message):
+    """The start of a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionStarted: _TypeAlias = SubscriptionStarted  # noqa: Y015
+
+@_typing.final
+class SubscriptionFailed(_message.Message):
+    """A failure of one terminal, or of a whole subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The terminal; empty: the whole subscription."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The status that GetStatus would fail with, with its reason in google.rpc.ErrorInfo. Always present."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionFailed: _TypeAlias = SubscriptionFailed  # noqa: Y015
+
+@_typing.final
+class SubscriptionEnded(_message.Message):
+    """The end of a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    reason: _subscription_pb2.EndReason.ValueType
+    """Why it ended. Never END_REASON_UNSPECIFIED."""
+    detail: _builtins.str
+    """A human-readable description; may be empty."""
+    def __init__(
+        self,
+        *,
+        reason: _subscription_pb2.EndReason.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionEnded: _TypeAlias = SubscriptionEnded  # noqa: Y015
+
+@_typing.final
+class SinkTest(_message.Message):
+    """A test of an endpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SinkTest: _TypeAlias = SinkTest  # noqa: Y015
 
 @_typing.final
 class DeliveryAttempt(_message.Message):
@@ -193,21 +367,21 @@ class DeliveryAttempt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
-    AT_FIELD_NUMBER: _builtins.int
-    CODE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    HTTP_CODE_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
-    ANSWER_FIELD_NUMBER: _builtins.int
+    RESPONSE_BODY_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The attempt's number, from 1."""
-    code: _builtins.int
+    http_code: _builtins.int
     """The HTTP status of the endpoint's answer; 0 without an answer."""
-    outcome: _builtins.str
-    """`delivered`, or a short word for the failure, such as `refused`, `timed-out`, `dns`, `http-500`."""
-    answer: _builtins.bytes
+    outcome: Global___DeliveryOutcome.ValueType
+    """How the attempt ended. Never DELIVERY_OUTCOME_UNSPECIFIED."""
+    response_body: _builtins.bytes
     """The first kilobytes of the answer's body, with asterisks in place of the endpoint's bearer token."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp:
+    def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the attempt began. Always present."""
 
     @_builtins.property
@@ -218,15 +392,15 @@ class DeliveryAttempt(_message.Message):
         self,
         *,
         number: _builtins.int = ...,
-        at: _timestamp_pb2.Timestamp | None = ...,
-        code: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        http_code: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
-        outcome: _builtins.str = ...,
-        answer: _builtins.bytes = ...,
+        outcome: Global___DeliveryOutcome.ValueType = ...,
+        response_body: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "at", b"at", "code", b"code", "duration", b"duration", "number", b"number", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "http_code", b"http_code", "number", b"number", "outcome", b"outcome", "response_body", b"response_body", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -242,14 +416,27 @@ class ListNotificationsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of notifications to return: 1 to 1000; 0 means 100."""
+    """Greatest number of notifications to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
     state: Global___DeliveryState.ValueType
     """Return only notifications in this state; DELIVERY_STATE_UNSPECIFIED: in every state."""
     subscription_id: _builtins.str
     """Return only notifications of this subscription; empty: of every subscription."""
+    client_id: _builtins.str
+    """Return only notifications of this client; empty: of every client that the caller may see."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only notifications created at this time or later. Absent: any."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only notifications created before this time. Absent: any. Not later than `start_time` is INVALID_ARGUMENT."""
+
     def __init__(
         self,
         *,
@@ -257,10 +444,13 @@ class ListNotificationsRequest(_message.Message):
         page_token: _builtins.str = ...,
         state: Global___DeliveryState.ValueType = ...,
         subscription_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "state", b"state", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,17 +560,17 @@ class SendNotificationsAgainResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SENT_AGAIN_FIELD_NUMBER: _builtins.int
-    sent_again: _builtins.int
+    SENT_AGAIN_COUNT_FIELD_NUMBER: _builtins.int
+    sent_again_count: _builtins.int
     """How many of them were dead and are now due."""
     def __init__(
         self,
         *,
-        sent_again: _builtins.int = ...,
+        sent_again_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent_again", b"sent_again"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent_again_count", b"sent_again_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,43 +25,44 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dterminalstatus/v1/group.proto\x12\x11terminalstatus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x05Group\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x12\x43reateGroupRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\">\n\x13\x43reateGroupResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"\"\n\x0fGetGroupRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\";\n\x10GetGroupResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\":\n\x11ListGroupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListGroupsResponse\x12(\n\x06groups\x18\x01 \x03(\x0b\x32\x18.terminalstatus.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x16SetGroupMembersRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x18\n\x10\x65xpected_version\x18\x03 \x01(\x03\"B\n\x17SetGroupMembersResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\":\n\x16\x41\x64\x64GroupMembersRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\"B\n\x17\x41\x64\x64GroupMembersResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"=\n\x19RemoveGroupMembersRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\"E\n\x1aRemoveGroupMembersResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"%\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse2\xc1\x05\n\x0cGroupService\x12\\\n\x0b\x43reateGroup\x12%.terminalstatus.v1.CreateGroupRequest\x1a&.terminalstatus.v1.CreateGroupResponse\x12S\n\x08GetGroup\x12\".terminalstatus.v1.GetGroupRequest\x1a#.terminalstatus.v1.GetGroupResponse\x12Y\n\nListGroups\x12$.terminalstatus.v1.ListGroupsRequest\x1a%.terminalstatus.v1.ListGroupsResponse\x12h\n\x0fSetGroupMembers\x12).terminalstatus.v1.SetGroupMembersRequest\x1a*.terminalstatus.v1.SetGroupMembersResponse\x12h\n\x0f\x41\x64\x64GroupMembers\x12).terminalstatus.v1.AddGroupMembersRequest\x1a*.terminalstatus.v1.AddGroupMembersResponse\x12q\n\x12RemoveGroupMembers\x12,.terminalstatus.v1.RemoveGroupMembersRequest\x1a-.terminalstatus.v1.RemoveGroupMembersResponse\x12\\\n\x0b\x44\x65leteGroup\x12%.terminalstatus.v1.DeleteGroupRequest\x1a&.terminalstatus.v1.DeleteGroupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dterminalstatus/v1/group.proto\x12\x11terminalstatus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x05Group\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x12\x43reateGroupRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\">\n\x13\x43reateGroupResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"\"\n\x0fGetGroupRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\";\n\x10GetGroupResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"]\n\x11ListGroupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0e\n\x06member\x18\x04 \x01(\t\"W\n\x12ListGroupsResponse\x12(\n\x06groups\x18\x01 \x03(\x0b\x32\x18.terminalstatus.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x16SetGroupMembersRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"B\n\x17SetGroupMembersResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"H\n\x16\x41\x64\x64GroupMembersRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"B\n\x17\x41\x64\x64GroupMembersResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"K\n\x19RemoveGroupMembersRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"E\n\x1aRemoveGroupMembersResponse\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.terminalstatus.v1.Group\"3\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse2\xc1\x05\n\x0cGroupService\x12\\\n\x0b\x43reateGroup\x12%.terminalstatus.v1.CreateGroupRequest\x1a&.terminalstatus.v1.CreateGroupResponse\x12S\n\x08GetGroup\x12\".terminalstatus.v1.GetGroupRequest\x1a#.terminalstatus.v1.GetGroupResponse\x12Y\n\nListGroups\x12$.terminalstatus.v1.ListGroupsRequest\x1a%.terminalstatus.v1.ListGroupsResponse\x12h\n\x0fSetGroupMembers\x12).terminalstatus.v1.SetGroupMembersRequest\x1a*.terminalstatus.v1.SetGroupMembersResponse\x12h\n\x0f\x41\x64\x64GroupMembers\x12).terminalstatus.v1.AddGroupMembersRequest\x1a*.terminalstatus.v1.AddGroupMembersResponse\x12q\n\x12RemoveGroupMembers\x12,.terminalstatus.v1.RemoveGroupMembersRequest\x1a-.terminalstatus.v1.RemoveGroupMembersResponse\x12\\\n\x0b\x44\x65leteGroup\x12%.terminalstatus.v1.DeleteGroupRequest\x1a&.terminalstatus.v1.DeleteGroupResponseB]\n\x15\x63om.terminalstatus.v1B\nGroupProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x11TerminalStatus.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.group_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\nGroupProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\021TerminalStatus.V1'
   _globals['_GROUP']._serialized_start=85
-  _globals['_GROUP']._serialized_end=210
-  _globals['_CREATEGROUPREQUEST']._serialized_start=212
-  _globals['_CREATEGROUPREQUEST']._serialized_end=266
-  _globals['_CREATEGROUPRESPONSE']._serialized_start=268
-  _globals['_CREATEGROUPRESPONSE']._serialized_end=330
-  _globals['_GETGROUPREQUEST']._serialized_start=332
-  _globals['_GETGROUPREQUEST']._serialized_end=366
-  _globals['_GETGROUPRESPONSE']._serialized_start=368
-  _globals['_GETGROUPRESPONSE']._serialized_end=427
-  _globals['_LISTGROUPSREQUEST']._serialized_start=429
-  _globals['_LISTGROUPSREQUEST']._serialized_end=487
-  _globals['_LISTGROUPSRESPONSE']._serialized_start=489
-  _globals['_LISTGROUPSRESPONSE']._serialized_end=576
-  _globals['_SETGROUPMEMBERSREQUEST']._serialized_start=578
-  _globals['_SETGROUPMEMBERSREQUEST']._serialized_end=662
-  _globals['_SETGROUPMEMBERSRESPONSE']._serialized_start=664
-  _globals['_SETGROUPMEMBERSRESPONSE']._serialized_end=730
-  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_start=732
-  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_end=790
-  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_start=792
-  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_end=858
-  _globals['_REMOVEGROUPMEMBERSREQUEST']._serialized_start=860
-  _globals['_REMOVEGROUPMEMBERSREQUEST']._serialized_end=921
-  _globals['_REMOVEGROUPMEMBERSRESPONSE']._serialized_start=923
-  _globals['_REMOVEGROUPMEMBERSRESPONSE']._serialized_end=992
-  _globals['_DELETEGROUPREQUEST']._serialized_start=994
-  _globals['_DELETEGROUPREQUEST']._serialized_end=1031
-  _globals['_DELETEGROUPRESPONSE']._serialized_start=1033
-  _globals['_DELETEGROUPRESPONSE']._serialized_end=1054
-  _globals['_GROUPSERVICE']._serialized_start=1057
-  _globals['_GROUPSERVICE']._serialized_end=1762
+  _globals['_GROUP']._serialized_end=208
+  _globals['_CREATEGROUPREQUEST']._serialized_start=210
+  _globals['_CREATEGROUPREQUEST']._serialized_end=264
+  _globals['_CREATEGROUPRESPONSE']._serialized_start=266
+  _globals['_CREATEGROUPRESPONSE']._serialized_end=328
+  _globals['_GETGROUPREQUEST']._serialized_start=330
+  _globals['_GETGROUPREQUEST']._serialized_end=364
+  _globals['_GETGROUPRESPONSE']._serialized_start=366
+  _globals['_GETGROUPRESPONSE']._serialized_end=425
+  _globals['_LISTGROUPSREQUEST']._serialized_start=427
+  _globals['_LISTGROUPSREQUEST']._serialized_end=520
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=522
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=609
+  _globals['_SETGROUPMEMBERSREQUEST']._serialized_start=611
+  _globals['_SETGROUPMEMBERSREQUEST']._serialized_end=683
+  _globals['_SETGROUPMEMBERSRESPONSE']._serialized_start=685
+  _globals['_SETGROUPMEMBERSRESPONSE']._serialized_end=751
+  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_start=753
+  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_end=825
+  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_start=827
+  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_end=893
+  _globals['_REMOVEGROUPMEMBERSREQUEST']._serialized_start=895
+  _globals['_REMOVEGROUPMEMBERSREQUEST']._serialized_end=970
+  _globals['_REMOVEGROUPMEMBERSRESPONSE']._serialized_start=972
+  _globals['_REMOVEGROUPMEMBERSRESPONSE']._serialized_end=1041
+  _globals['_DELETEGROUPREQUEST']._serialized_start=1043
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1094
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=1096
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=1117
+  _globals['_GROUPSERVICE']._serialized_start=1120
+  _globals['_GROUPSERVICE']._serialized_end=1825
 # @@protoc_insertion_point(module_scope)

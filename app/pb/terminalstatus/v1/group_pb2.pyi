@@ -30,14 +30,14 @@ class Group(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
-    VERSION_FIELD_NUMBER: _builtins.int
-    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The group's own address, a `sip:` or `sips:` URI in canonical form."""
     client_id: _builtins.str
     """The id of the client that owns the group."""
-    version: _builtins.int
-    """1 for a new group, increased by 1 with each change of the members."""
+    etag: _builtins.str
+    """Changes with each change of the members; opaque, at most 64 characters."""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members in canonical form, without duplicates: terminals, and other groups where the policy allows nesting. May
@@ -45,7 +45,7 @@ class Group(_message.Message):
         """
 
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp:
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the group was created. Always present."""
 
     def __init__(
@@ -54,12 +54,12 @@ class Group(_message.Message):
         address: _builtins.str = ...,
         client_id: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
-        version: _builtins.int = ...,
-        created_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "client_id", b"client_id", "created_at", b"created_at", "members", b"members", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "client_id", b"client_id", "create_time", b"create_time", "etag", b"etag", "members", b"members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,19 +171,29 @@ class ListGroupsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of groups to return: 1 to 1000; 0 means 100. A page has fewer groups if they have many members."""
+    """Greatest number of groups to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT. A page
+    has fewer groups if they have many members.
+    """
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
+    client_id: _builtins.str
+    """Return only groups of this client; empty: of every client that the caller may see."""
+    member: _builtins.str
+    """Return only groups that have this address as a direct member; empty: any."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        member: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "member", b"member", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,11 +235,11 @@ class SetGroupMembersRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
-    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The group's address."""
-    expected_version: _builtins.int
-    """Change the group only if it has this version; 0: any version. Below 0 is INVALID_ARGUMENT."""
+    etag: _builtins.str
+    """`Group.etag`: change the group only if it still has this etag. Empty: in any case."""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The new members, each as `GetStatusRequest.address`. May be empty; the policy limits how many."""
@@ -239,11 +249,11 @@ class SetGroupMembersRequest(_message.Message):
         *,
         address: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
-        expected_version: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expected_version", b"expected_version", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "etag", b"etag", "members", b"members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,8 +291,11 @@ class AddGroupMembersRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The group's address."""
+    etag: _builtins.str
+    """`Group.etag`: change the group only if it still has this etag. Empty: in any case."""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members to add, at least one, each as `GetStatusRequest.address`."""
@@ -292,10 +305,11 @@ class AddGroupMembersRequest(_message.Message):
         *,
         address: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "etag", b"etag", "members", b"members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,8 +347,11 @@ class RemoveGroupMembersRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The group's address."""
+    etag: _builtins.str
+    """`Group.etag`: change the group only if it still has this etag. Empty: in any case."""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members to remove, at least one, each as `GetStatusRequest.address`."""
@@ -344,10 +361,11 @@ class RemoveGroupMembersRequest(_message.Message):
         *,
         address: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "etag", b"etag", "members", b"members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,16 +402,20 @@ class DeleteGroupRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The group's address."""
+    etag: _builtins.str
+    """`Group.etag`: delete the group only if it still has this etag. Empty: in any case."""
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "etag", b"etag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -125,8 +125,8 @@ class GroupServiceServicer:
         INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI.
         INVALID_ARGUMENT    GROUP_TOO_LARGE           More members than the policy allows.
         NOT_FOUND           GROUP_UNKNOWN             The client has no such group.
-        ABORTED             GROUP_CHANGED             The group's version is not `expected_version`. Read the group
-        again before deciding on the change.
+        ABORTED             GROUP_CHANGED             `etag` is not the group's. Read the group again before deciding on
+        the change.
         FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A member is a group; the policy does not allow nesting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -136,7 +136,7 @@ class GroupServiceServicer:
     def AddGroupMembers(self, request, context):
         """Adds members. An address that is a member already has no effect.
 
-        Errors: as SetGroupMembers. ABORTED GROUP_CHANGED if other callers change the group at the same time: retry.
+        Errors: as SetGroupMembers. ABORTED GROUP_CHANGED also if other callers change the group at the same time: retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,8 +145,8 @@ class GroupServiceServicer:
     def RemoveGroupMembers(self, request, context):
         """Removes members. An address that is not a member has no effect.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if other callers change
-        the group at the same time: retry.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+        group's, or other callers change the group at the same time: retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +155,7 @@ class GroupServiceServicer:
     def DeleteGroup(self, request, context):
         """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

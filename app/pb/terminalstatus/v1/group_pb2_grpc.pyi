@@ -69,25 +69,25 @@ class GroupServiceStub:
       INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI.
       INVALID_ARGUMENT    GROUP_TOO_LARGE           More members than the policy allows.
       NOT_FOUND           GROUP_UNKNOWN             The client has no such group.
-      ABORTED             GROUP_CHANGED             The group's version is not `expected_version`. Read the group
-                                                    again before deciding on the change.
+      ABORTED             GROUP_CHANGED             `etag` is not the group's. Read the group again before deciding on
+                                                    the change.
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A member is a group; the policy does not allow nesting.
     """
     AddGroupMembers: _grpc.UnaryUnaryMultiCallable[_group_pb2.AddGroupMembersRequest, _group_pb2.AddGroupMembersResponse]
     """Adds members. An address that is a member already has no effect.
 
-    Errors: as SetGroupMembers. ABORTED GROUP_CHANGED if other callers change the group at the same time: retry.
+    Errors: as SetGroupMembers. ABORTED GROUP_CHANGED also if other callers change the group at the same time: retry.
     """
     RemoveGroupMembers: _grpc.UnaryUnaryMultiCallable[_group_pb2.RemoveGroupMembersRequest, _group_pb2.RemoveGroupMembersResponse]
     """Removes members. An address that is not a member has no effect.
 
-    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if other callers change
-    the group at the same time: retry.
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+    group's, or other callers change the group at the same time: retry.
     """
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]
     """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN.
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
     """
 
 @_typing.type_check_only
@@ -129,25 +129,25 @@ class GroupServiceAsyncStub(GroupServiceStub):
       INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI.
       INVALID_ARGUMENT    GROUP_TOO_LARGE           More members than the policy allows.
       NOT_FOUND           GROUP_UNKNOWN             The client has no such group.
-      ABORTED             GROUP_CHANGED             The group's version is not `expected_version`. Read the group
-                                                    again before deciding on the change.
+      ABORTED             GROUP_CHANGED             `etag` is not the group's. Read the group again before deciding on
+                                                    the change.
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A member is a group; the policy does not allow nesting.
     """
     AddGroupMembers: _aio.UnaryUnaryMultiCallable[_group_pb2.AddGroupMembersRequest, _group_pb2.AddGroupMembersResponse]  # type: ignore[assignment]
     """Adds members. An address that is a member already has no effect.
 
-    Errors: as SetGroupMembers. ABORTED GROUP_CHANGED if other callers change the group at the same time: retry.
+    Errors: as SetGroupMembers. ABORTED GROUP_CHANGED also if other callers change the group at the same time: retry.
     """
     RemoveGroupMembers: _aio.UnaryUnaryMultiCallable[_group_pb2.RemoveGroupMembersRequest, _group_pb2.RemoveGroupMembersResponse]  # type: ignore[assignment]
     """Removes members. An address that is not a member has no effect.
 
-    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if other callers change
-    the group at the same time: retry.
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+    group's, or other callers change the group at the same time: retry.
     """
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN.
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
     """
 
 class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -210,8 +210,8 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_ADDRESS           An address is not a valid sip:, sips: or tel: URI.
           INVALID_ARGUMENT    GROUP_TOO_LARGE           More members than the policy allows.
           NOT_FOUND           GROUP_UNKNOWN             The client has no such group.
-          ABORTED             GROUP_CHANGED             The group's version is not `expected_version`. Read the group
-                                                        again before deciding on the change.
+          ABORTED             GROUP_CHANGED             `etag` is not the group's. Read the group again before deciding on
+                                                        the change.
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED  A member is a group; the policy does not allow nesting.
         """
 
@@ -223,7 +223,7 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_group_pb2.AddGroupMembersResponse, _abc.Awaitable[_group_pb2.AddGroupMembersResponse]]:
         """Adds members. An address that is a member already has no effect.
 
-        Errors: as SetGroupMembers. ABORTED GROUP_CHANGED if other callers change the group at the same time: retry.
+        Errors: as SetGroupMembers. ABORTED GROUP_CHANGED also if other callers change the group at the same time: retry.
         """
 
     @_abc_1.abstractmethod
@@ -234,8 +234,8 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_group_pb2.RemoveGroupMembersResponse, _abc.Awaitable[_group_pb2.RemoveGroupMembersResponse]]:
         """Removes members. An address that is not a member has no effect.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if other callers change
-        the group at the same time: retry.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+        group's, or other callers change the group at the same time: retry.
         """
 
     @_abc_1.abstractmethod
@@ -246,7 +246,7 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_group_pb2.DeleteGroupResponse, _abc.Awaitable[_group_pb2.DeleteGroupResponse]]:
         """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
         """
 
 def add_GroupServiceServicer_to_server(servicer: GroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,53 +23,65 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$terminalstatus/v1/subscription.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xef\x04\n\x0cSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12+\n\x08\x63riteria\x18\x04 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x05 \x01(\x08\x12/\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_notifications\x18\x07 \x01(\x05\x12%\n\x04sink\x18\x08 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08notified\x18\r \x01(\x05\x12\x34\n\x10last_notified_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspended_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nend_reason\x18\x11 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x12\n\nend_detail\x18\x12 \x01(\t\"\xbf\x01\n\x04Sink\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.terminalstatus.v1.SinkKind\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12;\n\nparameters\x18\x04 \x03(\x0b\x32\'.terminalstatus.v1.Sink.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcf\x02\n\x19\x43reateSubscriptionRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x03 \x01(\x08\x12/\n\x0cmin_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_notifications\x18\x06 \x01(\x05\x12%\n\x04sink\x18\x07 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x11\n\trequester\x18\n \x01(\t\"c\n\x1a\x43reateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t\"1\n\x16GetSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\"P\n\x17GetSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"A\n\x18ListSubscriptionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x19ListSubscriptionsResponse\x12\x36\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x19\x43\x61ncelSubscriptionRequest\x12\x19\n\x0fsubscription_id\x18\x01 \x01(\tH\x00\x12\x14\n\ncorrelator\x18\x02 \x01(\tH\x00\x12\x11\n\trequester\x18\x03 \x01(\tB\x0e\n\x0csubscription\"\x1c\n\x1a\x43\x61ncelSubscriptionResponse\"`\n\x18RenewSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x19RenewSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"c\n\x13RotateSecretRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08\x64rop_old\x18\x03 \x01(\x08\x12\x11\n\trequester\x18\x04 \x01(\t\"]\n\x14RotateSecretResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t*f\n\x08SinkKind\x12\x19\n\x15SINK_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10SINK_KIND_STREAM\x10\x01\x12\x15\n\x11SINK_KIND_WEBHOOK\x10\x02\x12\x12\n\x0eSINK_KIND_SOAP\x10\x03*\xe5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45ND_REASON_EXPIRED\x10\x01\x12\x1c\n\x18\x45ND_REASON_COUNT_REACHED\x10\x02\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x03\x12\x1d\n\x19\x45ND_REASON_CLIENT_DELETED\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x18\n\x14\x45ND_REASON_SINK_GONE\x10\x06\x12\x1c\n\x18\x45ND_REASON_TOKEN_EXPIRED\x10\x07\x32\xa6\x05\n\x13SubscriptionService\x12q\n\x12\x43reateSubscription\x12,.terminalstatus.v1.CreateSubscriptionRequest\x1a-.terminalstatus.v1.CreateSubscriptionResponse\x12h\n\x0fGetSubscription\x12).terminalstatus.v1.GetSubscriptionRequest\x1a*.terminalstatus.v1.GetSubscriptionResponse\x12n\n\x11ListSubscriptions\x12+.terminalstatus.v1.ListSubscriptionsRequest\x1a,.terminalstatus.v1.ListSubscriptionsResponse\x12q\n\x12\x43\x61ncelSubscription\x12,.terminalstatus.v1.CancelSubscriptionRequest\x1a-.terminalstatus.v1.CancelSubscriptionResponse\x12n\n\x11RenewSubscription\x12+.terminalstatus.v1.RenewSubscriptionRequest\x1a,.terminalstatus.v1.RenewSubscriptionResponse\x12_\n\x0cRotateSecret\x12&.terminalstatus.v1.RotateSecretRequest\x1a\'.terminalstatus.v1.RotateSecretResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$terminalstatus/v1/subscription.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\x94\x05\n\x0cSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12+\n\x08\x63riteria\x18\x04 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x05 \x01(\x08\x12/\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_notification_count\x18\x07 \x01(\x05\x12%\n\x04sink\x18\x08 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12notification_count\x18\r \x01(\x05\x12:\n\x16last_notification_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspend_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nend_reason\x18\x11 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x12\n\nend_detail\x18\x12 \x01(\t\x12\x0c\n\x04\x65tag\x18\x13 \x01(\t\"\xd0\x01\n\x04Sink\x12/\n\x06listed\x18\x01 \x01(\x0b\x32\x1d.terminalstatus.v1.ListedSinkH\x00\x12\x31\n\x07webhook\x18\x02 \x01(\x0b\x32\x1e.terminalstatus.v1.WebhookSinkH\x00\x12/\n\x06\x63\x61mara\x18\x03 \x01(\x0b\x32\x1d.terminalstatus.v1.CamaraSinkH\x00\x12+\n\x04soap\x18\x04 \x01(\x0b\x32\x1b.terminalstatus.v1.SoapSinkH\x00\x42\x06\n\x04kind\"\x0c\n\nListedSink\"\x96\x01\n\x0bWebhookSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0f\n\x07secrets\x18\x02 \x03(\t\x12\x34\n\x0c\x61\x63\x63\x65ss_token\x18\x03 \x01(\x0b\x32\x1e.terminalstatus.v1.AccessToken\x12\x33\n\thandshake\x18\x04 \x01(\x0e\x32 .terminalstatus.v1.SinkHandshake\"M\n\x0b\x41\x63\x63\x65ssToken\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\nCamaraSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x34\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\x0b\x32\x1e.terminalstatus.v1.AccessToken\"(\n\x08SoapSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xd4\x02\n\x19\x43reateSubscriptionRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x03 \x01(\x08\x12/\n\x0cmin_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_notification_count\x18\x06 \x01(\x05\x12%\n\x04sink\x18\x07 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x11\n\trequester\x18\n \x01(\t\"c\n\x1a\x43reateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t\"1\n\x16GetSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\"P\n\x17GetSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"\xf8\x01\n\x18ListSubscriptionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.terminalstatus.v1.SubscriptionState\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x19ListSubscriptionsResponse\x12\x36\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x19\x43\x61ncelSubscriptionRequest\x12\x19\n\x0fsubscription_id\x18\x01 \x01(\tH\x00\x12\x14\n\ncorrelator\x18\x02 \x01(\tH\x00\x12\x11\n\trequester\x18\x03 \x01(\tB\x0e\n\x0csubscription\"\x1c\n\x1a\x43\x61ncelSubscriptionResponse\"\xbd\x01\n\x19UpdateSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x35\n\x06\x63hange\x18\x02 \x01(\x0b\x32%.terminalstatus.v1.SubscriptionChange\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x11\n\trequester\x18\x05 \x01(\t\"\xa8\x01\n\x12SubscriptionChange\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x04sink\x18\x04 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\"S\n\x1aUpdateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"c\n\x13RotateSecretRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08\x64rop_old\x18\x03 \x01(\x08\x12\x11\n\trequester\x18\x04 \x01(\t\"]\n\x14RotateSecretResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t*}\n\rSinkHandshake\x12\x1e\n\x1aSINK_HANDSHAKE_UNSPECIFIED\x10\x00\x12\x17\n\x13SINK_HANDSHAKE_TEST\x10\x01\x12\x1a\n\x16SINK_HANDSHAKE_OPTIONS\x10\x02\x12\x17\n\x13SINK_HANDSHAKE_NONE\x10\x03*t\n\x11SubscriptionState\x12\"\n\x1eSUBSCRIPTION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19SUBSCRIPTION_STATE_ACTIVE\x10\x01\x12\x1c\n\x18SUBSCRIPTION_STATE_ENDED\x10\x02*\xe5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45ND_REASON_EXPIRED\x10\x01\x12\x1c\n\x18\x45ND_REASON_COUNT_REACHED\x10\x02\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x03\x12\x1d\n\x19\x45ND_REASON_CLIENT_DELETED\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x18\n\x14\x45ND_REASON_SINK_GONE\x10\x06\x12\x1c\n\x18\x45ND_REASON_TOKEN_EXPIRED\x10\x07\x32\xa9\x05\n\x13SubscriptionService\x12q\n\x12\x43reateSubscription\x12,.terminalstatus.v1.CreateSubscriptionRequest\x1a-.terminalstatus.v1.CreateSubscriptionResponse\x12h\n\x0fGetSubscription\x12).terminalstatus.v1.GetSubscriptionRequest\x1a*.terminalstatus.v1.GetSubscriptionResponse\x12n\n\x11ListSubscriptions\x12+.terminalstatus.v1.ListSubscriptionsRequest\x1a,.terminalstatus.v1.ListSubscriptionsResponse\x12q\n\x12\x43\x61ncelSubscription\x12,.terminalstatus.v1.CancelSubscriptionRequest\x1a-.terminalstatus.v1.CancelSubscriptionResponse\x12q\n\x12UpdateSubscription\x12,.terminalstatus.v1.UpdateSubscriptionRequest\x1a-.terminalstatus.v1.UpdateSubscriptionResponse\x12_\n\x0cRotateSecret\x12&.terminalstatus.v1.RotateSecretRequest\x1a\'.terminalstatus.v1.RotateSecretResponseBd\n\x15\x63om.terminalstatus.v1B\x11SubscriptionProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x11TerminalStatus.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.subscription_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_SINK_PARAMETERSENTRY']._loaded_options = None
-  _globals['_SINK_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_SINKKIND']._serialized_start=2255
-  _globals['_SINKKIND']._serialized_end=2357
-  _globals['_ENDREASON']._serialized_start=2360
-  _globals['_ENDREASON']._serialized_end=2589
-  _globals['_SUBSCRIPTION']._serialized_start=166
-  _globals['_SUBSCRIPTION']._serialized_end=789
-  _globals['_SINK']._serialized_start=792
-  _globals['_SINK']._serialized_end=983
-  _globals['_SINK_PARAMETERSENTRY']._serialized_start=934
-  _globals['_SINK_PARAMETERSENTRY']._serialized_end=983
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=986
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=1321
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=1323
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1422
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1424
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1473
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1475
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=1555
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=1557
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=1622
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=1624
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1732
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=1734
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=1845
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=1847
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=1875
-  _globals['_RENEWSUBSCRIPTIONREQUEST']._serialized_start=1877
-  _globals['_RENEWSUBSCRIPTIONREQUEST']._serialized_end=1973
-  _globals['_RENEWSUBSCRIPTIONRESPONSE']._serialized_start=1975
-  _globals['_RENEWSUBSCRIPTIONRESPONSE']._serialized_end=2057
-  _globals['_ROTATESECRETREQUEST']._serialized_start=2059
-  _globals['_ROTATESECRETREQUEST']._serialized_end=2158
-  _globals['_ROTATESECRETRESPONSE']._serialized_start=2160
-  _globals['_ROTATESECRETRESPONSE']._serialized_end=2253
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=2592
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3270
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\021SubscriptionProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\021TerminalStatus.V1'
+  _globals['_SINKHANDSHAKE']._serialized_start=3167
+  _globals['_SINKHANDSHAKE']._serialized_end=3292
+  _globals['_SUBSCRIPTIONSTATE']._serialized_start=3294
+  _globals['_SUBSCRIPTIONSTATE']._serialized_end=3410
+  _globals['_ENDREASON']._serialized_start=3413
+  _globals['_ENDREASON']._serialized_end=3642
+  _globals['_SUBSCRIPTION']._serialized_start=200
+  _globals['_SUBSCRIPTION']._serialized_end=860
+  _globals['_SINK']._serialized_start=863
+  _globals['_SINK']._serialized_end=1071
+  _globals['_LISTEDSINK']._serialized_start=1073
+  _globals['_LISTEDSINK']._serialized_end=1085
+  _globals['_WEBHOOKSINK']._serialized_start=1088
+  _globals['_WEBHOOKSINK']._serialized_end=1238
+  _globals['_ACCESSTOKEN']._serialized_start=1240
+  _globals['_ACCESSTOKEN']._serialized_end=1317
+  _globals['_CAMARASINK']._serialized_start=1319
+  _globals['_CAMARASINK']._serialized_end=1398
+  _globals['_SOAPSINK']._serialized_start=1400
+  _globals['_SOAPSINK']._serialized_end=1440
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=1443
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=1783
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=1785
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1884
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1886
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1935
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1937
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=2017
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=2020
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=2268
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=2270
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=2378
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=2380
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=2491
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=2493
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=2521
+  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_start=2524
+  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_end=2713
+  _globals['_SUBSCRIPTIONCHANGE']._serialized_start=2716
+  _globals['_SUBSCRIPTIONCHANGE']._serialized_end=2884
+  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_start=2886
+  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_end=2969
+  _globals['_ROTATESECRETREQUEST']._serialized_start=2971
+  _globals['_ROTATESECRETREQUEST']._serialized_end=3070
+  _globals['_ROTATESECRETRESPONSE']._serialized_start=3072
+  _globals['_ROTATESECRETRESPONSE']._serialized_end=3165
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=3645
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=4326
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ changes. Errors of every method, credentials and lists: see `terminal_status.pro
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -24,37 +25,57 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _SinkKind:
+class _SinkHandshake:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _SinkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SinkKind.ValueType], _builtins.type):
+class _SinkHandshakeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SinkHandshake.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    SINK_KIND_UNSPECIFIED: _SinkKind.ValueType  # 0
-    """Never sent. In a request it means SINK_KIND_STREAM."""
-    SINK_KIND_STREAM: _SinkKind.ValueType  # 1
-    """Notifications are stored and not sent. The application lists them with DeliveryService, or reads a WatchStatuses
-    stream.
-    """
-    SINK_KIND_WEBHOOK: _SinkKind.ValueType  # 2
-    """CloudEvents by HTTP POST."""
-    SINK_KIND_SOAP: _SinkKind.ValueType  # 3
-    """Parlay X callbacks (3GPP TS 29.199-8)."""
+    SINK_HANDSHAKE_UNSPECIFIED: _SinkHandshake.ValueType  # 0
+    """The default; see `WebhookSink.handshake`."""
+    SINK_HANDSHAKE_TEST: _SinkHandshake.ValueType  # 1
+    """The endpoint must answer 2xx to a signed event, which carries the access token."""
+    SINK_HANDSHAKE_OPTIONS: _SinkHandshake.ValueType  # 2
+    """The endpoint must answer OPTIONS with WebHook-Allowed-Origin (CloudEvents)."""
+    SINK_HANDSHAKE_NONE: _SinkHandshake.ValueType  # 3
+    """The endpoint must accept a connection; nothing is sent over it."""
 
-class SinkKind(_SinkKind, metaclass=_SinkKindEnumTypeWrapper):
-    """How a subscription's notifications are sent to the application."""
+class SinkHandshake(_SinkHandshake, metaclass=_SinkHandshakeEnumTypeWrapper):
+    """How a webhook's endpoint is checked."""
 
-SINK_KIND_UNSPECIFIED: SinkKind.ValueType  # 0
-"""Never sent. In a request it means SINK_KIND_STREAM."""
-SINK_KIND_STREAM: SinkKind.ValueType  # 1
-"""Notifications are stored and not sent. The application lists them with DeliveryService, or reads a WatchStatuses
-stream.
-"""
-SINK_KIND_WEBHOOK: SinkKind.ValueType  # 2
-"""CloudEvents by HTTP POST."""
-SINK_KIND_SOAP: SinkKind.ValueType  # 3
-"""Parlay X callbacks (3GPP TS 29.199-8)."""
-Global___SinkKind: _TypeAlias = SinkKind  # noqa: Y015
+SINK_HANDSHAKE_UNSPECIFIED: SinkHandshake.ValueType  # 0
+"""The default; see `WebhookSink.handshake`."""
+SINK_HANDSHAKE_TEST: SinkHandshake.ValueType  # 1
+"""The endpoint must answer 2xx to a signed event, which carries the access token."""
+SINK_HANDSHAKE_OPTIONS: SinkHandshake.ValueType  # 2
+"""The endpoint must answer OPTIONS with WebHook-Allowed-Origin (CloudEvents)."""
+SINK_HANDSHAKE_NONE: SinkHandshake.ValueType  # 3
+"""The endpoint must accept a connection; nothing is sent over it."""
+Global___SinkHandshake: _TypeAlias = SinkHandshake  # noqa: Y015
+
+class _SubscriptionState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SubscriptionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SubscriptionState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SUBSCRIPTION_STATE_UNSPECIFIED: _SubscriptionState.ValueType  # 0
+    """Never sent. In a filter it means SUBSCRIPTION_STATE_ACTIVE."""
+    SUBSCRIPTION_STATE_ACTIVE: _SubscriptionState.ValueType  # 1
+    """It has not ended."""
+    SUBSCRIPTION_STATE_ENDED: _SubscriptionState.ValueType  # 2
+    """It has ended. The gateway keeps ended subscriptions for some days."""
+
+class SubscriptionState(_SubscriptionState, metaclass=_SubscriptionStateEnumTypeWrapper):
+    """Whether a subscription is active."""
+
+SUBSCRIPTION_STATE_UNSPECIFIED: SubscriptionState.ValueType  # 0
+"""Never sent. In a filter it means SUBSCRIPTION_STATE_ACTIVE."""
+SUBSCRIPTION_STATE_ACTIVE: SubscriptionState.ValueType  # 1
+"""It has not ended."""
+SUBSCRIPTION_STATE_ENDED: SubscriptionState.ValueType  # 2
+"""It has ended. The gateway keeps ended subscriptions for some days."""
+Global___SubscriptionState: _TypeAlias = SubscriptionState  # noqa: Y015
 
 class _EndReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -67,7 +88,7 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     END_REASON_EXPIRED: _EndReason.ValueType  # 1
     """Its duration has passed."""
     END_REASON_COUNT_REACHED: _EndReason.ValueType  # 2
-    """It has sent `max_notifications` status notifications."""
+    """It has sent `max_notification_count` status notifications."""
     END_REASON_CANCELLED: _EndReason.ValueType  # 3
     """Its client ended it."""
     END_REASON_CLIENT_DELETED: _EndReason.ValueType  # 4
@@ -87,7 +108,7 @@ END_REASON_UNSPECIFIED: EndReason.ValueType  # 0
 END_REASON_EXPIRED: EndReason.ValueType  # 1
 """Its duration has passed."""
 END_REASON_COUNT_REACHED: EndReason.ValueType  # 2
-"""It has sent `max_notifications` status notifications."""
+"""It has sent `max_notification_count` status notifications."""
 END_REASON_CANCELLED: EndReason.ValueType  # 3
 """Its client ended it."""
 END_REASON_CLIENT_DELETED: EndReason.ValueType  # 4
@@ -112,36 +133,39 @@ class Subscription(_message.Message):
     CRITERIA_FIELD_NUMBER: _builtins.int
     CHECK_IMMEDIATE_FIELD_NUMBER: _builtins.int
     MIN_INTERVAL_FIELD_NUMBER: _builtins.int
-    MAX_NOTIFICATIONS_FIELD_NUMBER: _builtins.int
+    MAX_NOTIFICATION_COUNT_FIELD_NUMBER: _builtins.int
     SINK_FIELD_NUMBER: _builtins.int
     CORRELATOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    CREATED_AT_FIELD_NUMBER: _builtins.int
-    EXPIRES_AT_FIELD_NUMBER: _builtins.int
-    NOTIFIED_FIELD_NUMBER: _builtins.int
-    LAST_NOTIFIED_AT_FIELD_NUMBER: _builtins.int
-    SUSPENDED_AT_FIELD_NUMBER: _builtins.int
-    ENDED_AT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NOTIFICATION_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_NOTIFICATION_TIME_FIELD_NUMBER: _builtins.int
+    SUSPEND_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     END_DETAIL_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The subscription's id, assigned by the gateway: opaque, at most 64 characters."""
     client_id: _builtins.str
     """The id of the client that owns the subscription."""
     check_immediate: _builtins.bool
     """Whether terminals that met the criteria at the start were notified at once."""
-    max_notifications: _builtins.int
+    max_notification_count: _builtins.int
     """The number of status notifications after which the subscription ends; 0: unlimited."""
     correlator: _builtins.str
     """The application's own name for the subscription; may be empty."""
     request_id: _builtins.str
     """The `request_id` with which the subscription was created; may be empty."""
-    notified: _builtins.int
+    notification_count: _builtins.int
     """The number of status notifications so far."""
     end_reason: Global___EndReason.ValueType
     """Why the subscription ended. END_REASON_UNSPECIFIED while it is active."""
     end_detail: _builtins.str
     """A human-readable description of the end; may be empty."""
+    etag: _builtins.str
+    """Changes with each UpdateSubscription and RotateSecret; opaque, at most 64 characters."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The requested terminals and groups in canonical form, without duplicates."""
@@ -161,23 +185,23 @@ class Subscription(_message.Message):
         """Where notifications are sent. Always present."""
 
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp:
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the subscription was created. Always present."""
 
     @_builtins.property
-    def expires_at(self) -> _timestamp_pb2.Timestamp:
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the subscription expires. Absent if it does not expire."""
 
     @_builtins.property
-    def last_notified_at(self) -> _timestamp_pb2.Timestamp:
+    def last_notification_time(self) -> _timestamp_pb2.Timestamp:
         """When the last status notification was created. Absent before the first."""
 
     @_builtins.property
-    def suspended_at(self) -> _timestamp_pb2.Timestamp:
+    def suspend_time(self) -> _timestamp_pb2.Timestamp:
         """When delivery slowed down because the sink kept failing; attempts are then rare. Absent while the sink works."""
 
     @_builtins.property
-    def ended_at(self) -> _timestamp_pb2.Timestamp:
+    def end_time(self) -> _timestamp_pb2.Timestamp:
         """When the subscription ended. Absent while it is active."""
 
     def __init__(
@@ -189,22 +213,23 @@ class Subscription(_message.Message):
         criteria: _abc.Iterable[_terminal_status_pb2.Status.ValueType] | None = ...,
         check_immediate: _builtins.bool = ...,
         min_interval: _duration_pb2.Duration | None = ...,
-        max_notifications: _builtins.int = ...,
+        max_notification_count: _builtins.int = ...,
         sink: Global___Sink | None = ...,
         correlator: _builtins.str = ...,
         request_id: _builtins.str = ...,
-        created_at: _timestamp_pb2.Timestamp | None = ...,
-        expires_at: _timestamp_pb2.Timestamp | None = ...,
-        notified: _builtins.int = ...,
-        last_notified_at: _timestamp_pb2.Timestamp | None = ...,
-        suspended_at: _timestamp_pb2.Timestamp | None = ...,
-        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        notification_count: _builtins.int = ...,
+        last_notification_time: _timestamp_pb2.Timestamp | None = ...,
+        suspend_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
         end_reason: Global___EndReason.ValueType = ...,
         end_detail: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "expires_at", b"expires_at", "last_notified_at", b"last_notified_at", "min_interval", b"min_interval", "sink", b"sink", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "last_notification_time", b"last_notification_time", "min_interval", b"min_interval", "sink", b"sink", "suspend_time", b"suspend_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "client_id", b"client_id", "correlator", b"correlator", "created_at", b"created_at", "criteria", b"criteria", "end_detail", b"end_detail", "end_reason", b"end_reason", "ended_at", b"ended_at", "expires_at", b"expires_at", "id", b"id", "last_notified_at", b"last_notified_at", "max_notifications", b"max_notifications", "min_interval", b"min_interval", "notified", b"notified", "request_id", b"request_id", "sink", b"sink", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "criteria", b"criteria", "end_detail", b"end_detail", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "last_notification_time", b"last_notification_time", "max_notification_count", b"max_notification_count", "min_interval", b"min_interval", "notification_count", b"notification_count", "request_id", b"request_id", "sink", b"sink", "suspend_time", b"suspend_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,69 +241,185 @@ class Sink(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class ParametersEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    KIND_FIELD_NUMBER: _builtins.int
-    URL_FIELD_NUMBER: _builtins.int
-    PROFILE_FIELD_NUMBER: _builtins.int
-    PARAMETERS_FIELD_NUMBER: _builtins.int
-    kind: Global___SinkKind.ValueType
-    """How notifications are sent. In a request, SINK_KIND_UNSPECIFIED means SINK_KIND_STREAM."""
-    url: _builtins.str
-    """The endpoint: an http or https URL of at most 2000 characters. Empty for SINK_KIND_STREAM."""
-    profile: _builtins.str
-    """The format of notifications: "v1" for webhooks, a version such as "v2_2" for SOAP. Empty: the newest. Subscriptions
-    created with the CAMARA API show "camara", which a request cannot name.
-    """
+    LISTED_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    CAMARA_FIELD_NUMBER: _builtins.int
+    SOAP_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The profile's own parameters: at most 20, names of at most 64 and values of at most 8000 characters. Responses show
-        the names with empty values: secrets are never shown again.
+    def listed(self) -> Global___ListedSink:
+        """Notifications are stored and not sent. The application lists them with DeliveryService, or reads a stream."""
 
-        A webhook accepts these, all optional, and no others:
-          secrets           One or two signing keys (Standard Webhooks): "whsec_" and base64 of 24 to 64 bytes, the newest
-                            first, separated by a space. Absent: the gateway generates one.
-          token             The bearer token that the gateway sends to the endpoint.
-          token_expires_at  When that token expires (RFC 3339). The subscription ends five seconds earlier.
-          handshake         How the endpoint is checked when the subscription is created. "test": it must answer 2xx to a
-                            signed event. "options": it must answer OPTIONS with WebHook-Allowed-Origin (CloudEvents).
-                            "none": it must accept a connection. Absent: "test" if `secrets` is given; otherwise "none",
-                            because the endpoint cannot know the generated secret before CreateSubscription returns.
-        """
+    @_builtins.property
+    def webhook(self) -> Global___WebhookSink:
+        """Signed CloudEvents by HTTP POST."""
+
+    @_builtins.property
+    def camara(self) -> Global___CamaraSink:
+        """Events in CAMARA's form. Only the CAMARA API creates such subscriptions: in a request it is INVALID_ARGUMENT."""
+
+    @_builtins.property
+    def soap(self) -> Global___SoapSink:
+        """Parlay X callbacks (3GPP TS 29.199-8)."""
 
     def __init__(
         self,
         *,
-        kind: Global___SinkKind.ValueType = ...,
-        url: _builtins.str = ...,
-        profile: _builtins.str = ...,
-        parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        listed: Global___ListedSink | None = ...,
+        webhook: Global___WebhookSink | None = ...,
+        camara: Global___CamaraSink | None = ...,
+        soap: Global___SoapSink | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["camara", b"camara", "kind", b"kind", "listed", b"listed", "soap", b"soap", "webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camara", b"camara", "kind", b"kind", "listed", b"listed", "soap", b"soap", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["listed", "webhook", "camara", "soap"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Sink: _TypeAlias = Sink  # noqa: Y015
+
+@_typing.final
+class ListedSink(_message.Message):
+    """A sink without an endpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "parameters", b"parameters", "profile", b"profile", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Sink: _TypeAlias = Sink  # noqa: Y015
+Global___ListedSink: _TypeAlias = ListedSink  # noqa: Y015
+
+@_typing.final
+class WebhookSink(_message.Message):
+    """A webhook: CloudEvents by HTTP POST, signed as Standard Webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
+    HANDSHAKE_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The endpoint: an http or https URL of at most 2000 characters. Required."""
+    handshake: Global___SinkHandshake.ValueType
+    """How the endpoint is checked when the subscription gets this sink. SINK_HANDSHAKE_UNSPECIFIED:
+    SINK_HANDSHAKE_TEST if `secrets` is given; otherwise SINK_HANDSHAKE_NONE, because the endpoint cannot know the
+    generated secret before CreateSubscription returns.
+    """
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Input only. One or two signing secrets (Standard Webhooks): "whsec_" and base64 of 24 to 64 bytes, the newest
+        first. Empty: the gateway generates one. UpdateSubscription does not change them: use RotateSecret.
+        """
+
+    @_builtins.property
+    def access_token(self) -> Global___AccessToken:
+        """The access token that the gateway sends to the endpoint. Absent: none."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
+        access_token: Global___AccessToken | None = ...,
+        handshake: Global___SinkHandshake.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "handshake", b"handshake", "secrets", b"secrets", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookSink: _TypeAlias = WebhookSink  # noqa: Y015
+
+@_typing.final
+class AccessToken(_message.Message):
+    """A bearer token (RFC 6750) that the gateway sends to an endpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """Input only: responses have no token. At most 4096 characters. Required in a request."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the token expires; the subscription ends five seconds earlier. Absent: never."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessToken: _TypeAlias = AccessToken  # noqa: Y015
+
+@_typing.final
+class CamaraSink(_message.Message):
+    """A sink that was created with the CAMARA API."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The endpoint: an https URL."""
+    @_builtins.property
+    def access_token(self) -> Global___AccessToken:
+        """The access token that the gateway sends to the endpoint, without the token itself. Absent: none."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        access_token: Global___AccessToken | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CamaraSink: _TypeAlias = CamaraSink  # noqa: Y015
+
+@_typing.final
+class SoapSink(_message.Message):
+    """The endpoint of a Parlay X application."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The endpoint: an http or https URL of at most 2000 characters. Required."""
+    version: _builtins.str
+    """The version of the callbacks' namespaces, such as "v2_2". Empty: the newest."""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uri", b"uri", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SoapSink: _TypeAlias = SoapSink  # noqa: Y015
 
 @_typing.final
 class CreateSubscriptionRequest(_message.Message):
@@ -291,14 +432,14 @@ class CreateSubscriptionRequest(_message.Message):
     CHECK_IMMEDIATE_FIELD_NUMBER: _builtins.int
     MIN_INTERVAL_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
-    MAX_NOTIFICATIONS_FIELD_NUMBER: _builtins.int
+    MAX_NOTIFICATION_COUNT_FIELD_NUMBER: _builtins.int
     SINK_FIELD_NUMBER: _builtins.int
     CORRELATOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
     check_immediate: _builtins.bool
     """Whether to notify at once about terminals that meet the criteria now. Such a notification counts."""
-    max_notifications: _builtins.int
+    max_notification_count: _builtins.int
     """The number of status notifications after which the subscription ends. 0: unlimited, where the policy allows it.
     Below 0 is INVALID_ARGUMENT.
     """
@@ -334,7 +475,7 @@ class CreateSubscriptionRequest(_message.Message):
 
     @_builtins.property
     def sink(self) -> Global___Sink:
-        """Where to send notifications. Absent: SINK_KIND_STREAM."""
+        """Where to send notifications. Absent: `listed`."""
 
     def __init__(
         self,
@@ -344,7 +485,7 @@ class CreateSubscriptionRequest(_message.Message):
         check_immediate: _builtins.bool = ...,
         min_interval: _duration_pb2.Duration | None = ...,
         duration: _duration_pb2.Duration | None = ...,
-        max_notifications: _builtins.int = ...,
+        max_notification_count: _builtins.int = ...,
         sink: Global___Sink | None = ...,
         correlator: _builtins.str = ...,
         request_id: _builtins.str = ...,
@@ -352,7 +493,7 @@ class CreateSubscriptionRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "min_interval", b"min_interval", "sink", b"sink"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "correlator", b"correlator", "criteria", b"criteria", "duration", b"duration", "max_notifications", b"max_notifications", "min_interval", b"min_interval", "request_id", b"request_id", "requester", b"requester", "sink", b"sink"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "correlator", b"correlator", "criteria", b"criteria", "duration", b"duration", "max_notification_count", b"max_notification_count", "min_interval", b"min_interval", "request_id", b"request_id", "requester", b"requester", "sink", b"sink"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,19 +583,45 @@ class ListSubscriptionsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of subscriptions to return: 1 to 1000; 0 means 100."""
+    """Greatest number of subscriptions to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
+    state: Global___SubscriptionState.ValueType
+    """Return only subscriptions in this state; SUBSCRIPTION_STATE_UNSPECIFIED: the active ones."""
+    client_id: _builtins.str
+    """Return only subscriptions of this client; empty: of every client that the caller may see."""
+    address: _builtins.str
+    """Return only subscriptions whose `addresses` name this terminal or group; empty: any. Members of groups do not
+    count.
+    """
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only subscriptions created at this time or later. Absent: any."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only subscriptions created before this time. Absent: any. Not later than `start_time` is INVALID_ARGUMENT."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        state: Global___SubscriptionState.ValueType = ...,
+        client_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "client_id", b"client_id", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,45 +705,105 @@ class CancelSubscriptionResponse(_message.Message):
 Global___CancelSubscriptionResponse: _TypeAlias = CancelSubscriptionResponse  # noqa: Y015
 
 @_typing.final
-class RenewSubscriptionRequest(_message.Message):
-    """The request of RenewSubscription."""
+class UpdateSubscriptionRequest(_message.Message):
+    """The request of UpdateSubscription."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
-    DURATION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """`Subscription.id`."""
+    etag: _builtins.str
+    """`Subscription.etag`: change the subscription only if it still has this etag. Empty: in any case."""
+    requester: _builtins.str
+    """As `GetStatusRequest.requester`."""
     @_builtins.property
-    def duration(self) -> _duration_pb2.Duration:
-        """How long the subscription lasts from now. Required, above 0, up to the policy's maximum, at most 366 days, with a
-        resolution of 1 ms.
+    def change(self) -> Global___SubscriptionChange:
+        """The new values. Fields that `update_mask` does not name are ignored."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields to change: the names of fields of `change`. Paths into a field, such as `sink.webhook`, and "*" are
+        INVALID_ARGUMENT. Required.
         """
 
     def __init__(
         self,
         *,
         subscription_id: _builtins.str = ...,
-        duration: _duration_pb2.Duration | None = ...,
+        change: Global___SubscriptionChange | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+        requester: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "etag", b"etag", "requester", b"requester", "subscription_id", b"subscription_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RenewSubscriptionRequest: _TypeAlias = RenewSubscriptionRequest  # noqa: Y015
+Global___UpdateSubscriptionRequest: _TypeAlias = UpdateSubscriptionRequest  # noqa: Y015
 
 @_typing.final
-class RenewSubscriptionResponse(_message.Message):
-    """The response of RenewSubscription."""
+class SubscriptionChange(_message.Message):
+    """New values of a subscription, each as in CreateSubscriptionRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    CRITERIA_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    SINK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All terminals and groups of the subscription, not only new ones."""
+
+    @_builtins.property
+    def criteria(self) -> _containers.RepeatedScalarFieldContainer[_terminal_status_pb2.Status.ValueType]:
+        """The statuses to notify; empty: every change."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long the subscription lasts from now, up to the policy's maximum, at most 366 days, with a resolution of 1 ms.
+        Absent or 0: the policy's default. The subscription still ends before the access token of its sink does.
+        """
+
+    @_builtins.property
+    def sink(self) -> Global___Sink:
+        """Where to send notifications: a sink of the same kind. A `webhook` keeps its signing secrets; `secrets` must be
+        empty. A `webhook` without `access_token` has none afterwards.
+        """
+
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        criteria: _abc.Iterable[_terminal_status_pb2.Status.ValueType] | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        sink: Global___Sink | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "sink", b"sink"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "criteria", b"criteria", "duration", b"duration", "sink", b"sink"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionChange: _TypeAlias = SubscriptionChange  # noqa: Y015
+
+@_typing.final
+class UpdateSubscriptionResponse(_message.Message):
+    """The response of UpdateSubscription."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBSCRIPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscription(self) -> Global___Subscription:
-        """The subscription with its new `expires_at`. Always present."""
+        """The changed subscription, without its secrets. Always present."""
 
     def __init__(
         self,
@@ -589,7 +816,7 @@ class RenewSubscriptionResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RenewSubscriptionResponse: _TypeAlias = RenewSubscriptionResponse  # noqa: Y015
+Global___UpdateSubscriptionResponse: _TypeAlias = UpdateSubscriptionResponse  # noqa: Y015
 
 @_typing.final
 class RotateSecretRequest(_message.Message):

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SubscriptionServiceStub:
-    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    """Creates, shows, changes and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
     gateway.
     """
 
@@ -56,10 +56,10 @@ class SubscriptionServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_subscription__pb2.CancelSubscriptionRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.CancelSubscriptionResponse.FromString,
                 _registered_method=True)
-        self.RenewSubscription = channel.unary_unary(
-                '/terminalstatus.v1.SubscriptionService/RenewSubscription',
-                request_serializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionRequest.SerializeToString,
-                response_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionResponse.FromString,
+        self.UpdateSubscription = channel.unary_unary(
+                '/terminalstatus.v1.SubscriptionService/UpdateSubscription',
+                request_serializer=terminalstatus_dot_v1_dot_subscription__pb2.UpdateSubscriptionRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.UpdateSubscriptionResponse.FromString,
                 _registered_method=True)
         self.RotateSecret = channel.unary_unary(
                 '/terminalstatus.v1.SubscriptionService/RotateSecret',
@@ -69,7 +69,7 @@ class SubscriptionServiceStub:
 
 
 class SubscriptionServiceServicer:
-    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    """Creates, shows, changes and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
     gateway.
     """
 
@@ -81,7 +81,7 @@ class SubscriptionServiceServicer:
         INVALID_ARGUMENT    INVALID_ADDRESS              An address is not a valid sip:, sips: or tel: URI.
         INVALID_ARGUMENT    NO_VALID_ADDRESSES           The request names no terminal: no address, or only empty groups.
         INVALID_ARGUMENT    TOO_MANY_ADDRESSES           More terminals, after expanding groups, than the policy allows.
-        INVALID_ARGUMENT    SINK_REFUSED                 The sink's URL, profile or a parameter is not allowed.
+        INVALID_ARGUMENT    SINK_REFUSED                 The sink's URI, version or a credential is not allowed.
         NOT_FOUND           GROUP_UNKNOWN                A group of the client was deleted during the call.
         ALREADY_EXISTS      DUPLICATE_CORRELATOR         The client has an active subscription with this correlator.
         ALREADY_EXISTS      REQUEST_ID_REUSED            `request_id` was used before, for a different request.
@@ -89,8 +89,8 @@ class SubscriptionServiceServicer:
         failed the handshake.
         FAILED_PRECONDITION GROUP_NOT_ALLOWED            An address is a group; the policy does not allow groups.
         FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED     A group contains a group; the policy does not allow nesting.
-        FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notifications` is 0; the policy requires a limit.
-        FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notifications` is above the policy's maximum.
+        FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notification_count` is 0; the policy requires a limit.
+        FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notification_count` is above the policy's maximum.
         FAILED_PRECONDITION INTERVAL_TOO_SHORT           `min_interval` is below the policy's minimum.
         FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's maximum.
         FAILED_PRECONDITION BUSY_NOT_SUPPORTED           `criteria` has STATUS_BUSY; this operator does not report it.
@@ -113,7 +113,7 @@ class SubscriptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSubscriptions(self, request, context):
-        """Returns the client's active subscriptions, oldest first.
+        """Returns the client's subscriptions, oldest first; without a filter the active ones.
 
         Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
@@ -131,28 +131,31 @@ class SubscriptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RenewSubscription(self, request, context):
-        """Sets a new duration of an active subscription, counted from now. The subscription still ends before the access
-        token of its endpoint does.
+    def UpdateSubscription(self, request, context):
+        """Changes the fields of an active subscription that `update_mask` names; the others keep their values. A new sink is
+        checked as in CreateSubscription. Notifications that are owed already go to the new sink. Terminals that a change
+        of `addresses` adds are treated as at the start of a subscription; what was reported of the others stays known.
 
-        Errors (gRPC code, ErrorInfo reason):
-        INVALID_ARGUMENT    SINK_REFUSED          The access token of the subscription's endpoint expires now.
+        Errors: as CreateSubscription, and (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_REQUEST       `update_mask` is empty, or names a field that does not exist or cannot
+        be changed.
         NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
-        PERMISSION_DENIED   NOT_PERMITTED         The subscription was created with the CAMARA API, which has no renewal.
-        FAILED_PRECONDITION DURATION_TOO_LONG     `duration` is above the policy's maximum.
+        ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
+        FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The API with which the subscription was created (CAMARA, Parlay X) has
+        no such change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateSecret(self, request, context):
-        """Gives the webhook (profile v1) of an active subscription a new signing secret. From now on each notification is
+        """Gives the webhook of an active subscription a new signing secret. From now on each notification is
         signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
         A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
         sign.
 
         Errors (gRPC code, ErrorInfo reason):
-        INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a webhook of profile v1.
+        INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
         NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -182,10 +185,10 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
                     request_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.CancelSubscriptionRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_subscription__pb2.CancelSubscriptionResponse.SerializeToString,
             ),
-            'RenewSubscription': grpc.unary_unary_rpc_method_handler(
-                    servicer.RenewSubscription,
-                    request_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionRequest.FromString,
-                    response_serializer=terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionResponse.SerializeToString,
+            'UpdateSubscription': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSubscription,
+                    request_deserializer=terminalstatus_dot_v1_dot_subscription__pb2.UpdateSubscriptionRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_subscription__pb2.UpdateSubscriptionResponse.SerializeToString,
             ),
             'RotateSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateSecret,
@@ -201,7 +204,7 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SubscriptionService:
-    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    """Creates, shows, changes and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
     gateway.
     """
 
@@ -314,7 +317,7 @@ class SubscriptionService:
             _registered_method=True)
 
     @staticmethod
-    def RenewSubscription(request,
+    def UpdateSubscription(request,
             target,
             options=(),
             channel_credentials=None,
@@ -327,9 +330,9 @@ class SubscriptionService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/terminalstatus.v1.SubscriptionService/RenewSubscription',
-            terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionRequest.SerializeToString,
-            terminalstatus_dot_v1_dot_subscription__pb2.RenewSubscriptionResponse.FromString,
+            '/terminalstatus.v1.SubscriptionService/UpdateSubscription',
+            terminalstatus_dot_v1_dot_subscription__pb2.UpdateSubscriptionRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_subscription__pb2.UpdateSubscriptionResponse.FromString,
             options,
             channel_credentials,
             insecure,

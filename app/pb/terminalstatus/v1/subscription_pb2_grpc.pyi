@@ -29,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SubscriptionServiceStub:
-    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    """Creates, shows, changes and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
     gateway.
     """
 
@@ -45,7 +45,7 @@ class SubscriptionServiceStub:
       INVALID_ARGUMENT    INVALID_ADDRESS              An address is not a valid sip:, sips: or tel: URI.
       INVALID_ARGUMENT    NO_VALID_ADDRESSES           The request names no terminal: no address, or only empty groups.
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES           More terminals, after expanding groups, than the policy allows.
-      INVALID_ARGUMENT    SINK_REFUSED                 The sink's URL, profile or a parameter is not allowed.
+      INVALID_ARGUMENT    SINK_REFUSED                 The sink's URI, version or a credential is not allowed.
       NOT_FOUND           GROUP_UNKNOWN                A group of the client was deleted during the call.
       ALREADY_EXISTS      DUPLICATE_CORRELATOR         The client has an active subscription with this correlator.
       ALREADY_EXISTS      REQUEST_ID_REUSED            `request_id` was used before, for a different request.
@@ -53,8 +53,8 @@ class SubscriptionServiceStub:
                                                        failed the handshake.
       FAILED_PRECONDITION GROUP_NOT_ALLOWED            An address is a group; the policy does not allow groups.
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED     A group contains a group; the policy does not allow nesting.
-      FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notifications` is 0; the policy requires a limit.
-      FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notifications` is above the policy's maximum.
+      FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notification_count` is 0; the policy requires a limit.
+      FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notification_count` is above the policy's maximum.
       FAILED_PRECONDITION INTERVAL_TOO_SHORT           `min_interval` is below the policy's minimum.
       FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's maximum.
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED           `criteria` has STATUS_BUSY; this operator does not report it.
@@ -69,7 +69,7 @@ class SubscriptionServiceStub:
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN.
     """
     ListSubscriptions: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ListSubscriptionsRequest, _subscription_pb2.ListSubscriptionsResponse]
-    """Returns the client's active subscriptions, oldest first.
+    """Returns the client's subscriptions, oldest first; without a filter the active ones.
 
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
@@ -79,30 +79,33 @@ class SubscriptionServiceStub:
 
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also if the subscription has ended already.
     """
-    RenewSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.RenewSubscriptionRequest, _subscription_pb2.RenewSubscriptionResponse]
-    """Sets a new duration of an active subscription, counted from now. The subscription still ends before the access
-    token of its endpoint does.
+    UpdateSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.UpdateSubscriptionRequest, _subscription_pb2.UpdateSubscriptionResponse]
+    """Changes the fields of an active subscription that `update_mask` names; the others keep their values. A new sink is
+    checked as in CreateSubscription. Notifications that are owed already go to the new sink. Terminals that a change
+    of `addresses` adds are treated as at the start of a subscription; what was reported of the others stays known.
 
-    Errors (gRPC code, ErrorInfo reason):
-      INVALID_ARGUMENT    SINK_REFUSED          The access token of the subscription's endpoint expires now.
+    Errors: as CreateSubscription, and (gRPC code, ErrorInfo reason):
+      INVALID_ARGUMENT    INVALID_REQUEST       `update_mask` is empty, or names a field that does not exist or cannot
+                                                be changed.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
-      PERMISSION_DENIED   NOT_PERMITTED         The subscription was created with the CAMARA API, which has no renewal.
-      FAILED_PRECONDITION DURATION_TOO_LONG     `duration` is above the policy's maximum.
+      ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The API with which the subscription was created (CAMARA, Parlay X) has
+                                                no such change.
     """
     RotateSecret: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]
-    """Gives the webhook (profile v1) of an active subscription a new signing secret. From now on each notification is
+    """Gives the webhook of an active subscription a new signing secret. From now on each notification is
     signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
     A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
     sign.
 
     Errors (gRPC code, ErrorInfo reason):
-      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a webhook of profile v1.
+      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
     """
 
 @_typing.type_check_only
 class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
-    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    """Creates, shows, changes and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
     gateway.
     """
 
@@ -115,7 +118,7 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
       INVALID_ARGUMENT    INVALID_ADDRESS              An address is not a valid sip:, sips: or tel: URI.
       INVALID_ARGUMENT    NO_VALID_ADDRESSES           The request names no terminal: no address, or only empty groups.
       INVALID_ARGUMENT    TOO_MANY_ADDRESSES           More terminals, after expanding groups, than the policy allows.
-      INVALID_ARGUMENT    SINK_REFUSED                 The sink's URL, profile or a parameter is not allowed.
+      INVALID_ARGUMENT    SINK_REFUSED                 The sink's URI, version or a credential is not allowed.
       NOT_FOUND           GROUP_UNKNOWN                A group of the client was deleted during the call.
       ALREADY_EXISTS      DUPLICATE_CORRELATOR         The client has an active subscription with this correlator.
       ALREADY_EXISTS      REQUEST_ID_REUSED            `request_id` was used before, for a different request.
@@ -123,8 +126,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
                                                        failed the handshake.
       FAILED_PRECONDITION GROUP_NOT_ALLOWED            An address is a group; the policy does not allow groups.
       FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED     A group contains a group; the policy does not allow nesting.
-      FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notifications` is 0; the policy requires a limit.
-      FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notifications` is above the policy's maximum.
+      FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notification_count` is 0; the policy requires a limit.
+      FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notification_count` is above the policy's maximum.
       FAILED_PRECONDITION INTERVAL_TOO_SHORT           `min_interval` is below the policy's minimum.
       FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's maximum.
       FAILED_PRECONDITION BUSY_NOT_SUPPORTED           `criteria` has STATUS_BUSY; this operator does not report it.
@@ -139,7 +142,7 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN.
     """
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ListSubscriptionsRequest, _subscription_pb2.ListSubscriptionsResponse]  # type: ignore[assignment]
-    """Returns the client's active subscriptions, oldest first.
+    """Returns the client's subscriptions, oldest first; without a filter the active ones.
 
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
@@ -149,29 +152,32 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
 
     Errors: NOT_FOUND SUBSCRIPTION_UNKNOWN, also if the subscription has ended already.
     """
-    RenewSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.RenewSubscriptionRequest, _subscription_pb2.RenewSubscriptionResponse]  # type: ignore[assignment]
-    """Sets a new duration of an active subscription, counted from now. The subscription still ends before the access
-    token of its endpoint does.
+    UpdateSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.UpdateSubscriptionRequest, _subscription_pb2.UpdateSubscriptionResponse]  # type: ignore[assignment]
+    """Changes the fields of an active subscription that `update_mask` names; the others keep their values. A new sink is
+    checked as in CreateSubscription. Notifications that are owed already go to the new sink. Terminals that a change
+    of `addresses` adds are treated as at the start of a subscription; what was reported of the others stays known.
 
-    Errors (gRPC code, ErrorInfo reason):
-      INVALID_ARGUMENT    SINK_REFUSED          The access token of the subscription's endpoint expires now.
+    Errors: as CreateSubscription, and (gRPC code, ErrorInfo reason):
+      INVALID_ARGUMENT    INVALID_REQUEST       `update_mask` is empty, or names a field that does not exist or cannot
+                                                be changed.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
-      PERMISSION_DENIED   NOT_PERMITTED         The subscription was created with the CAMARA API, which has no renewal.
-      FAILED_PRECONDITION DURATION_TOO_LONG     `duration` is above the policy's maximum.
+      ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The API with which the subscription was created (CAMARA, Parlay X) has
+                                                no such change.
     """
     RotateSecret: _aio.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]  # type: ignore[assignment]
-    """Gives the webhook (profile v1) of an active subscription a new signing secret. From now on each notification is
+    """Gives the webhook of an active subscription a new signing secret. From now on each notification is
     signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
     A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
     sign.
 
     Errors (gRPC code, ErrorInfo reason):
-      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a webhook of profile v1.
+      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
     """
 
 class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Creates, shows, renews and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
+    """Creates, shows, changes and ends a client's subscriptions. Subscriptions outlive connections and restarts of the
     gateway.
     """
 
@@ -188,7 +194,7 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_ADDRESS              An address is not a valid sip:, sips: or tel: URI.
           INVALID_ARGUMENT    NO_VALID_ADDRESSES           The request names no terminal: no address, or only empty groups.
           INVALID_ARGUMENT    TOO_MANY_ADDRESSES           More terminals, after expanding groups, than the policy allows.
-          INVALID_ARGUMENT    SINK_REFUSED                 The sink's URL, profile or a parameter is not allowed.
+          INVALID_ARGUMENT    SINK_REFUSED                 The sink's URI, version or a credential is not allowed.
           NOT_FOUND           GROUP_UNKNOWN                A group of the client was deleted during the call.
           ALREADY_EXISTS      DUPLICATE_CORRELATOR         The client has an active subscription with this correlator.
           ALREADY_EXISTS      REQUEST_ID_REUSED            `request_id` was used before, for a different request.
@@ -196,8 +202,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
                                                            failed the handshake.
           FAILED_PRECONDITION GROUP_NOT_ALLOWED            An address is a group; the policy does not allow groups.
           FAILED_PRECONDITION NESTED_GROUP_NOT_ALLOWED     A group contains a group; the policy does not allow nesting.
-          FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notifications` is 0; the policy requires a limit.
-          FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notifications` is above the policy's maximum.
+          FAILED_PRECONDITION UNLIMITED_COUNT_NOT_ALLOWED  `max_notification_count` is 0; the policy requires a limit.
+          FAILED_PRECONDITION COUNT_TOO_LARGE              `max_notification_count` is above the policy's maximum.
           FAILED_PRECONDITION INTERVAL_TOO_SHORT           `min_interval` is below the policy's minimum.
           FAILED_PRECONDITION DURATION_TOO_LONG            `duration` is above the policy's maximum.
           FAILED_PRECONDITION BUSY_NOT_SUPPORTED           `criteria` has STATUS_BUSY; this operator does not report it.
@@ -224,7 +230,7 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_pb2.ListSubscriptionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.ListSubscriptionsResponse, _abc.Awaitable[_subscription_pb2.ListSubscriptionsResponse]]:
-        """Returns the client's active subscriptions, oldest first.
+        """Returns the client's subscriptions, oldest first; without a filter the active ones.
 
         Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
@@ -242,19 +248,22 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def RenewSubscription(
+    def UpdateSubscription(
         self,
-        request: _subscription_pb2.RenewSubscriptionRequest,
+        request: _subscription_pb2.UpdateSubscriptionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_subscription_pb2.RenewSubscriptionResponse, _abc.Awaitable[_subscription_pb2.RenewSubscriptionResponse]]:
-        """Sets a new duration of an active subscription, counted from now. The subscription still ends before the access
-        token of its endpoint does.
+    ) -> _typing.Union[_subscription_pb2.UpdateSubscriptionResponse, _abc.Awaitable[_subscription_pb2.UpdateSubscriptionResponse]]:
+        """Changes the fields of an active subscription that `update_mask` names; the others keep their values. A new sink is
+        checked as in CreateSubscription. Notifications that are owed already go to the new sink. Terminals that a change
+        of `addresses` adds are treated as at the start of a subscription; what was reported of the others stays known.
 
-        Errors (gRPC code, ErrorInfo reason):
-          INVALID_ARGUMENT    SINK_REFUSED          The access token of the subscription's endpoint expires now.
+        Errors: as CreateSubscription, and (gRPC code, ErrorInfo reason):
+          INVALID_ARGUMENT    INVALID_REQUEST       `update_mask` is empty, or names a field that does not exist or cannot
+                                                    be changed.
           NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
-          PERMISSION_DENIED   NOT_PERMITTED         The subscription was created with the CAMARA API, which has no renewal.
-          FAILED_PRECONDITION DURATION_TOO_LONG     `duration` is above the policy's maximum.
+          ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
+          FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The API with which the subscription was created (CAMARA, Parlay X) has
+                                                    no such change.
         """
 
     @_abc_1.abstractmethod
@@ -263,13 +272,13 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_pb2.RotateSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.RotateSecretResponse, _abc.Awaitable[_subscription_pb2.RotateSecretResponse]]:
-        """Gives the webhook (profile v1) of an active subscription a new signing secret. From now on each notification is
+        """Gives the webhook of an active subscription a new signing secret. From now on each notification is
         signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
         A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
         sign.
 
         Errors (gRPC code, ErrorInfo reason):
-          INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a webhook of profile v1.
+          INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
           NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """
 

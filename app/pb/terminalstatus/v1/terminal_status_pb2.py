@@ -24,61 +24,65 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'terminalstatus/v1/terminal_status.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x10GetStatusRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"F\n\x11GetStatusResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xba\x01\n\x0eTerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0bobserved_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06source\x18\x04 \x01(\x0e\x32\x19.terminalstatus.v1.Source\x12\x10\n\x08revision\x18\x05 \x01(\x03\"h\n\x14QueryStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"J\n\x15QueryStatusesResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalResult\"\xbf\x01\n\x0eTerminalResult\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12<\n\x10retrieval_status\x18\x02 \x01(\x0e\x32\".terminalstatus.v1.RetrievalStatus\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12+\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.terminalstatus.v1.Failure\"\xc7\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12:\n\x08metadata\x18\x03 \x03(\x0b\x32(.terminalstatus.v1.Failure.MetadataEntry\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\x14WatchStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xae\x03\n\x15WatchStatusesResponse\x12;\n\rsnapshot_item\x18\x01 \x01(\x0b\x32\".terminalstatus.v1.WatchedTerminalH\x00\x12@\n\x11snapshot_complete\x18\x02 \x01(\x0b\x32#.terminalstatus.v1.SnapshotCompleteH\x00\x12\x31\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x1f.terminalstatus.v1.StatusChangeH\x00\x12<\n\x0fliveness_change\x18\x04 \x01(\x0b\x32!.terminalstatus.v1.LivenessChangeH\x00\x12/\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x1b.terminalstatus.v1.BookmarkH\x00\x12+\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1c.terminalstatus.v1.StreamEndH\x00\x12>\n\x10terminal_removed\x18\x07 \x01(\x0b\x32\".terminalstatus.v1.TerminalRemovedH\x00\x42\x07\n\x05\x65vent\"\xd1\x01\n\x0fWatchedTerminal\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12-\n\x08liveness\x18\x03 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x17\n\x0fliveness_reason\x18\x04 \x01(\t\x12\x32\n\x0eliveness_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"7\n\x10SnapshotComplete\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\r\n\x05reset\x18\x02 \x01(\x08\"A\n\x0cStatusChange\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xb8\x01\n\x0eLivenessChange\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12-\n\x08liveness\x18\x02 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1a.terminalstatus.v1.Failure\"\"\n\x0fTerminalRemoved\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\" \n\x08\x42ookmark\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"f\n\tStreamEnd\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".terminalstatus.v1.StreamEndReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t*_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10STATUS_REACHABLE\x10\x01\x12\x16\n\x12STATUS_UNREACHABLE\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03*D\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_FETCH\x10\x01\x12\x10\n\x0cSOURCE_WATCH\x10\x02*\x93\x01\n\x0fRetrievalStatus\x12 \n\x1cRETRIEVAL_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aRETRIEVAL_STATUS_RETRIEVED\x10\x01\x12\"\n\x1eRETRIEVAL_STATUS_NOT_RETRIEVED\x10\x02\x12\x1a\n\x16RETRIEVAL_STATUS_ERROR\x10\x03*a\n\x08Liveness\x12\x18\n\x14LIVENESS_UNSPECIFIED\x10\x00\x12\x11\n\rLIVENESS_LIVE\x10\x01\x12\x12\n\x0eLIVENESS_STALE\x10\x02\x12\x14\n\x10LIVENESS_UNKNOWN\x10\x03*\xce\x01\n\x0fStreamEndReason\x12!\n\x1dSTREAM_END_REASON_UNSPECIFIED\x10\x00\x12&\n\"STREAM_END_REASON_GATEWAY_STOPPING\x10\x01\x12&\n\"STREAM_END_REASON_NOTHING_TO_WATCH\x10\x02\x12)\n%STREAM_END_REASON_CREDENTIALS_EXPIRED\x10\x03\x12\x1d\n\x19STREAM_END_REASON_MAX_AGE\x10\x04\x32\xbb\x02\n\x15TerminalStatusService\x12V\n\tGetStatus\x12#.terminalstatus.v1.GetStatusRequest\x1a$.terminalstatus.v1.GetStatusResponse\x12\x64\n\rQueryStatuses\x12\'.terminalstatus.v1.QueryStatusesRequest\x1a(.terminalstatus.v1.QueryStatusesResponse0\x01\x12\x64\n\rWatchStatuses\x12\'.terminalstatus.v1.WatchStatusesRequest\x1a(.terminalstatus.v1.WatchStatusesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'terminalstatus/v1/terminal_status.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"b\n\x10GetStatusRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"F\n\x11GetStatusResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xbb\x01\n\x0eTerminalStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.terminalstatus.v1.Status\x12\x30\n\x0cobserve_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06source\x18\x04 \x01(\x0e\x32\x19.terminalstatus.v1.Source\x12\x10\n\x08revision\x18\x05 \x01(\x03\"h\n\x14QueryStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\trequester\x18\x03 \x01(\t\"J\n\x15QueryStatusesResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalResult\"\xb5\x01\n\x0eTerminalResult\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12<\n\x10retrieval_status\x18\x02 \x01(\x0e\x32\".terminalstatus.v1.RetrievalStatus\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"\x9d\x01\n\x14WatchStatusesRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xae\x03\n\x15WatchStatusesResponse\x12;\n\rsnapshot_item\x18\x01 \x01(\x0b\x32\".terminalstatus.v1.WatchedTerminalH\x00\x12@\n\x11snapshot_complete\x18\x02 \x01(\x0b\x32#.terminalstatus.v1.SnapshotCompleteH\x00\x12\x31\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x1f.terminalstatus.v1.StatusChangeH\x00\x12<\n\x0fliveness_change\x18\x04 \x01(\x0b\x32!.terminalstatus.v1.LivenessChangeH\x00\x12/\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x1b.terminalstatus.v1.BookmarkH\x00\x12+\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1c.terminalstatus.v1.StreamEndH\x00\x12>\n\x10terminal_removed\x18\x07 \x01(\x0b\x32\".terminalstatus.v1.TerminalRemovedH\x00\x42\x07\n\x05\x65vent\"\x8f\x01\n\x15\x46ollowStatusesRequest\x12\x37\n\x04open\x18\x01 \x01(\x0b\x32\'.terminalstatus.v1.WatchStatusesRequestH\x00\x12\x32\n\x06\x63hange\x18\x02 \x01(\x0b\x32 .terminalstatus.v1.AddressChangeH\x00\x42\t\n\x07request\"S\n\rAddressChange\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x15\n\radd_addresses\x18\x02 \x03(\t\x12\x18\n\x10remove_addresses\x18\x03 \x03(\t\"\x9f\x01\n\x16\x46ollowStatusesResponse\x12@\n\x0cstatus_event\x18\x01 \x01(\x0b\x32(.terminalstatus.v1.WatchStatusesResponseH\x00\x12:\n\x0e\x63hange_applied\x18\x02 \x01(\x0b\x32 .terminalstatus.v1.ChangeAppliedH\x00\x42\x07\n\x05\x65vent\"[\n\rChangeApplied\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\xd0\x01\n\x0fWatchedTerminal\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\x12-\n\x08liveness\x18\x03 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x17\n\x0fliveness_reason\x18\x04 \x01(\t\x12\x31\n\rliveness_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x10SnapshotComplete\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x34\n\x11\x62ookmark_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x0cStatusChange\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\xbf\x01\n\x0eLivenessChange\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12-\n\x08liveness\x18\x02 \x01(\x0e\x32\x1b.terminalstatus.v1.Liveness\x12\x17\n\x0fliveness_reason\x18\x03 \x01(\t\x12\x31\n\rliveness_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"\"\n\x0fTerminalRemoved\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\" \n\x08\x42ookmark\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"f\n\tStreamEnd\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".terminalstatus.v1.StreamEndReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t*_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10STATUS_REACHABLE\x10\x01\x12\x16\n\x12STATUS_UNREACHABLE\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03*D\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_FETCH\x10\x01\x12\x10\n\x0cSOURCE_WATCH\x10\x02*\x93\x01\n\x0fRetrievalStatus\x12 \n\x1cRETRIEVAL_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aRETRIEVAL_STATUS_RETRIEVED\x10\x01\x12\"\n\x1eRETRIEVAL_STATUS_NOT_RETRIEVED\x10\x02\x12\x1a\n\x16RETRIEVAL_STATUS_ERROR\x10\x03*a\n\x08Liveness\x12\x18\n\x14LIVENESS_UNSPECIFIED\x10\x00\x12\x11\n\rLIVENESS_LIVE\x10\x01\x12\x12\n\x0eLIVENESS_STALE\x10\x02\x12\x14\n\x10LIVENESS_UNKNOWN\x10\x03*\xce\x01\n\x0fStreamEndReason\x12!\n\x1dSTREAM_END_REASON_UNSPECIFIED\x10\x00\x12&\n\"STREAM_END_REASON_GATEWAY_STOPPING\x10\x01\x12&\n\"STREAM_END_REASON_NOTHING_TO_WATCH\x10\x02\x12)\n%STREAM_END_REASON_CREDENTIALS_EXPIRED\x10\x03\x12\x1d\n\x19STREAM_END_REASON_MAX_AGE\x10\x04\x32\xa6\x03\n\x15TerminalStatusService\x12V\n\tGetStatus\x12#.terminalstatus.v1.GetStatusRequest\x1a$.terminalstatus.v1.GetStatusResponse\x12\x64\n\rQueryStatuses\x12\'.terminalstatus.v1.QueryStatusesRequest\x1a(.terminalstatus.v1.QueryStatusesResponse0\x01\x12\x64\n\rWatchStatuses\x12\'.terminalstatus.v1.WatchStatusesRequest\x1a(.terminalstatus.v1.WatchStatusesResponse0\x01\x12i\n\x0e\x46ollowStatuses\x12(.terminalstatus.v1.FollowStatusesRequest\x1a).terminalstatus.v1.FollowStatusesResponse(\x01\x30\x01\x42\x66\n\x15\x63om.terminalstatus.v1B\x13TerminalStatusProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x11TerminalStatus.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.terminal_status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_FAILURE_METADATAENTRY']._loaded_options = None
-  _globals['_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=2356
-  _globals['_STATUS']._serialized_end=2451
-  _globals['_SOURCE']._serialized_start=2453
-  _globals['_SOURCE']._serialized_end=2521
-  _globals['_RETRIEVALSTATUS']._serialized_start=2524
-  _globals['_RETRIEVALSTATUS']._serialized_end=2671
-  _globals['_LIVENESS']._serialized_start=2673
-  _globals['_LIVENESS']._serialized_end=2770
-  _globals['_STREAMENDREASON']._serialized_start=2773
-  _globals['_STREAMENDREASON']._serialized_end=2979
-  _globals['_GETSTATUSREQUEST']._serialized_start=127
-  _globals['_GETSTATUSREQUEST']._serialized_end=225
-  _globals['_GETSTATUSRESPONSE']._serialized_start=227
-  _globals['_GETSTATUSRESPONSE']._serialized_end=297
-  _globals['_TERMINALSTATUS']._serialized_start=300
-  _globals['_TERMINALSTATUS']._serialized_end=486
-  _globals['_QUERYSTATUSESREQUEST']._serialized_start=488
-  _globals['_QUERYSTATUSESREQUEST']._serialized_end=592
-  _globals['_QUERYSTATUSESRESPONSE']._serialized_start=594
-  _globals['_QUERYSTATUSESRESPONSE']._serialized_end=668
-  _globals['_TERMINALRESULT']._serialized_start=671
-  _globals['_TERMINALRESULT']._serialized_end=862
-  _globals['_FAILURE']._serialized_start=865
-  _globals['_FAILURE']._serialized_end=1064
-  _globals['_FAILURE_METADATAENTRY']._serialized_start=1017
-  _globals['_FAILURE_METADATAENTRY']._serialized_end=1064
-  _globals['_WATCHSTATUSESREQUEST']._serialized_start=1067
-  _globals['_WATCHSTATUSESREQUEST']._serialized_end=1224
-  _globals['_WATCHSTATUSESRESPONSE']._serialized_start=1227
-  _globals['_WATCHSTATUSESRESPONSE']._serialized_end=1657
-  _globals['_WATCHEDTERMINAL']._serialized_start=1660
-  _globals['_WATCHEDTERMINAL']._serialized_end=1869
-  _globals['_SNAPSHOTCOMPLETE']._serialized_start=1871
-  _globals['_SNAPSHOTCOMPLETE']._serialized_end=1926
-  _globals['_STATUSCHANGE']._serialized_start=1928
-  _globals['_STATUSCHANGE']._serialized_end=1993
-  _globals['_LIVENESSCHANGE']._serialized_start=1996
-  _globals['_LIVENESSCHANGE']._serialized_end=2180
-  _globals['_TERMINALREMOVED']._serialized_start=2182
-  _globals['_TERMINALREMOVED']._serialized_end=2216
-  _globals['_BOOKMARK']._serialized_start=2218
-  _globals['_BOOKMARK']._serialized_end=2250
-  _globals['_STREAMEND']._serialized_start=2252
-  _globals['_STREAMEND']._serialized_end=2354
-  _globals['_TERMINALSTATUSSERVICE']._serialized_start=2982
-  _globals['_TERMINALSTATUSSERVICE']._serialized_end=3297
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\023TerminalStatusProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\021TerminalStatus.V1'
+  _globals['_STATUS']._serialized_start=2716
+  _globals['_STATUS']._serialized_end=2811
+  _globals['_SOURCE']._serialized_start=2813
+  _globals['_SOURCE']._serialized_end=2881
+  _globals['_RETRIEVALSTATUS']._serialized_start=2884
+  _globals['_RETRIEVALSTATUS']._serialized_end=3031
+  _globals['_LIVENESS']._serialized_start=3033
+  _globals['_LIVENESS']._serialized_end=3130
+  _globals['_STREAMENDREASON']._serialized_start=3133
+  _globals['_STREAMENDREASON']._serialized_end=3339
+  _globals['_GETSTATUSREQUEST']._serialized_start=152
+  _globals['_GETSTATUSREQUEST']._serialized_end=250
+  _globals['_GETSTATUSRESPONSE']._serialized_start=252
+  _globals['_GETSTATUSRESPONSE']._serialized_end=322
+  _globals['_TERMINALSTATUS']._serialized_start=325
+  _globals['_TERMINALSTATUS']._serialized_end=512
+  _globals['_QUERYSTATUSESREQUEST']._serialized_start=514
+  _globals['_QUERYSTATUSESREQUEST']._serialized_end=618
+  _globals['_QUERYSTATUSESRESPONSE']._serialized_start=620
+  _globals['_QUERYSTATUSESRESPONSE']._serialized_end=694
+  _globals['_TERMINALRESULT']._serialized_start=697
+  _globals['_TERMINALRESULT']._serialized_end=878
+  _globals['_WATCHSTATUSESREQUEST']._serialized_start=881
+  _globals['_WATCHSTATUSESREQUEST']._serialized_end=1038
+  _globals['_WATCHSTATUSESRESPONSE']._serialized_start=1041
+  _globals['_WATCHSTATUSESRESPONSE']._serialized_end=1471
+  _globals['_FOLLOWSTATUSESREQUEST']._serialized_start=1474
+  _globals['_FOLLOWSTATUSESREQUEST']._serialized_end=1617
+  _globals['_ADDRESSCHANGE']._serialized_start=1619
+  _globals['_ADDRESSCHANGE']._serialized_end=1702
+  _globals['_FOLLOWSTATUSESRESPONSE']._serialized_start=1705
+  _globals['_FOLLOWSTATUSESRESPONSE']._serialized_end=1864
+  _globals['_CHANGEAPPLIED']._serialized_start=1866
+  _globals['_CHANGEAPPLIED']._serialized_end=1957
+  _globals['_WATCHEDTERMINAL']._serialized_start=1960
+  _globals['_WATCHEDTERMINAL']._serialized_end=2168
+  _globals['_SNAPSHOTCOMPLETE']._serialized_start=2170
+  _globals['_SNAPSHOTCOMPLETE']._serialized_end=2279
+  _globals['_STATUSCHANGE']._serialized_start=2281
+  _globals['_STATUSCHANGE']._serialized_end=2346
+  _globals['_LIVENESSCHANGE']._serialized_start=2349
+  _globals['_LIVENESSCHANGE']._serialized_end=2540
+  _globals['_TERMINALREMOVED']._serialized_start=2542
+  _globals['_TERMINALREMOVED']._serialized_end=2576
+  _globals['_BOOKMARK']._serialized_start=2578
+  _globals['_BOOKMARK']._serialized_end=2610
+  _globals['_STREAMEND']._serialized_start=2612
+  _globals['_STREAMEND']._serialized_end=2714
+  _globals['_TERMINALSTATUSSERVICE']._serialized_start=3342
+  _globals['_TERMINALSTATUSSERVICE']._serialized_end=3764
 # @@protoc_insertion_point(module_scope)

@@ -8,10 +8,14 @@ ignores fields that it does not know, and treats an unknown enum value as the en
 enum says otherwise.
 
 Errors: each failed call carries a google.rpc.Status in its trailing metadata (`grpc-status-details-bin`) with
-  google.rpc.ErrorInfo   always. `reason` is a stable code, `domain` is "terminalstatus.v1", and `metadata` holds
-                         short machine-readable strings such as the `address` or the presence server's SIP code.
-  google.rpc.RetryInfo   where the presence server or the gateway states how long to wait.
-  google.rpc.BadRequest  where one field of the request caused the error.
+  google.rpc.ErrorInfo     always. `reason` is a stable code, `domain` is "terminalstatus.v1", and `metadata` holds
+                           short machine-readable strings such as the `address` or the presence server's SIP code.
+  google.rpc.BadRequest    with INVALID_ARGUMENT, where one field caused the error; `field` is the field's path in
+                           the request, such as `sink.webhook.uri` or `addresses[1]`.
+  google.rpc.ResourceInfo  with NOT_FOUND and ALREADY_EXISTS: the type and name of the resource.
+  google.rpc.PreconditionFailure  with FAILED_PRECONDITION; a violation's `type` is the reason.
+  google.rpc.QuotaFailure  with RESOURCE_EXHAUSTED where a limit is reached: the limit and whose it is.
+  google.rpc.RetryInfo     where the presence server or the gateway states how long to wait.
 Four errors come from gRPC itself and carry no such details: RESOURCE_EXHAUSTED for a request over 1 MiB,
 UNIMPLEMENTED for an unknown method, and DEADLINE_EXCEEDED and CANCELLED after the caller's own deadline or
 cancellation.
@@ -33,8 +37,13 @@ Credentials: `authorization: Bearer API-KEY` in the call's metadata (or an acces
 them), or a client certificate. A client sees only its own subscriptions, groups, notifications and usage records;
 those of other clients are NOT_FOUND. The operator's clients (`Client.admin`) see those of all clients.
 
-Lists: `page_size` 0 means 100; below 0 or above 1000 is INVALID_ARGUMENT. `next_page_token` is empty on the last
-page. A page token is valid for the method that returned it, for the same client and the same filters.
+Lists: `page_size` 0 means 100, above 1000 means 1000; below 0 is INVALID_ARGUMENT. `next_page_token` is empty on the
+last page. A page token is valid for the method that returned it, for the same client and the same filters; elsewhere
+it is INVALID_ARGUMENT. Filters that are given are combined with "and".
+
+Connections: a client may send an HTTP/2 PING every 10 seconds, with or without open calls. The gateway closes the
+connection of a client that sends them more often (GOAWAY ENHANCE_YOUR_CALM, `too_many_pings`). The gateway itself
+sends a PING after 60 seconds without traffic, and closes the connection if no answer comes within 20 seconds.
 """
 
 from collections import abc as _abc
@@ -44,6 +53,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -277,7 +287,7 @@ class TerminalStatus(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
-    OBSERVED_AT_FIELD_NUMBER: _builtins.int
+    OBSERVE_TIME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     address: _builtins.str
@@ -293,7 +303,7 @@ class TerminalStatus(_message.Message):
     not stored: the result of a fetch, or an observation made while the database is unavailable.
     """
     @_builtins.property
-    def observed_at(self) -> _timestamp_pb2.Timestamp:
+    def observe_time(self) -> _timestamp_pb2.Timestamp:
         """When the presence server stated this status, by the gateway's clock. Always present."""
 
     def __init__(
@@ -301,13 +311,13 @@ class TerminalStatus(_message.Message):
         *,
         address: _builtins.str = ...,
         status: Global___Status.ValueType = ...,
-        observed_at: _timestamp_pb2.Timestamp | None = ...,
+        observe_time: _timestamp_pb2.Timestamp | None = ...,
         source: Global___Source.ValueType = ...,
         revision: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["observed_at", b"observed_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "observed_at", b"observed_at", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "observe_time", b"observe_time", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,7 +390,7 @@ class TerminalResult(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     RETRIEVAL_STATUS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
-    FAILURE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal in canonical form; never a group."""
     retrieval_status: Global___RetrievalStatus.ValueType
@@ -390,9 +400,9 @@ class TerminalResult(_message.Message):
         """The status. Present if and only if `retrieval_status` is RETRIEVAL_STATUS_RETRIEVED."""
 
     @_builtins.property
-    def failure(self) -> Global___Failure:
-        """Why there is no status. Present with RETRIEVAL_STATUS_ERROR, and with RETRIEVAL_STATUS_NOT_RETRIEVED where the
-        reason is known.
+    def error(self) -> _status_pb2.Status:
+        """Why there is no status: the status that GetStatus would fail with for this terminal, with its details. Present with
+        RETRIEVAL_STATUS_ERROR, and with RETRIEVAL_STATUS_NOT_RETRIEVED where the reason is known.
         """
 
     def __init__(
@@ -401,73 +411,15 @@ class TerminalResult(_message.Message):
         address: _builtins.str = ...,
         retrieval_status: Global___RetrievalStatus.ValueType = ...,
         status: Global___TerminalStatus | None = ...,
-        failure: Global___Failure | None = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "failure", b"failure", "retrieval_status", b"retrieval_status", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "retrieval_status", b"retrieval_status", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TerminalResult: _TypeAlias = TerminalResult  # noqa: Y015
-
-@_typing.final
-class Failure(_message.Message):
-    """An error about one part of a request or stream, in the form of google.rpc.ErrorInfo."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class MetadataEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    REASON_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    METADATA_FIELD_NUMBER: _builtins.int
-    RETRY_DELAY_FIELD_NUMBER: _builtins.int
-    reason: _builtins.str
-    """A stable code as in `ErrorInfo.reason`, such as TERMINAL_UNKNOWN."""
-    message: _builtins.str
-    """A human-readable description. Not stable."""
-    @_builtins.property
-    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Short machine-readable strings, as `ErrorInfo.metadata`."""
-
-    @_builtins.property
-    def retry_delay(self) -> _duration_pb2.Duration:
-        """How long to wait before a retry. Absent if not known, or if a retry would not help."""
-
-    def __init__(
-        self,
-        *,
-        reason: _builtins.str = ...,
-        message: _builtins.str = ...,
-        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        retry_delay: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
 class WatchStatusesRequest(_message.Message):
@@ -561,7 +513,7 @@ class WatchStatusesResponse(_message.Message):
 
     @_builtins.property
     def terminal_removed(self) -> Global___TerminalRemoved:
-        """A terminal has left the watched group."""
+        """A terminal is no longer watched: it has left the watched group, or the client removed it."""
 
     def __init__(
         self,
@@ -585,6 +537,138 @@ class WatchStatusesResponse(_message.Message):
 Global___WatchStatusesResponse: _TypeAlias = WatchStatusesResponse  # noqa: Y015
 
 @_typing.final
+class FollowStatusesRequest(_message.Message):
+    """One request of FollowStatuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open(self) -> Global___WatchStatusesRequest:
+        """The first request of the call."""
+
+    @_builtins.property
+    def change(self) -> Global___AddressChange:
+        """Every later request."""
+
+    def __init__(
+        self,
+        *,
+        open: Global___WatchStatusesRequest | None = ...,
+        change: Global___AddressChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "open", b"open", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "open", b"open", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["open", "change"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___FollowStatusesRequest: _TypeAlias = FollowStatusesRequest  # noqa: Y015
+
+@_typing.final
+class AddressChange(_message.Message):
+    """Addresses to add to an open stream, and to remove from it. At least one in all; an address in both lists is
+    INVALID_ARGUMENT. Adding an address that the stream has, and removing one that it does not have, has no effect.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    ADD_ADDRESSES_FIELD_NUMBER: _builtins.int
+    REMOVE_ADDRESSES_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.str
+    """The client's own name for the change, returned in `ChangeApplied.change_id`; may be empty. At most 64 characters."""
+    @_builtins.property
+    def add_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Terminals and groups to add, each as `GetStatusRequest.address`. The policy limits the number of terminals."""
+
+    @_builtins.property
+    def remove_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses to remove, each as in `open` or in an earlier change. A terminal that a watched group contains stays."""
+
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.str = ...,
+        add_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        remove_addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_addresses", b"add_addresses", "change_id", b"change_id", "remove_addresses", b"remove_addresses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddressChange: _TypeAlias = AddressChange  # noqa: Y015
+
+@_typing.final
+class FollowStatusesResponse(_message.Message):
+    """One message of FollowStatuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_EVENT_FIELD_NUMBER: _builtins.int
+    CHANGE_APPLIED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status_event(self) -> Global___WatchStatusesResponse:
+        """An event as WatchStatuses sends it."""
+
+    @_builtins.property
+    def change_applied(self) -> Global___ChangeApplied:
+        """The answer to one `change`."""
+
+    def __init__(
+        self,
+        *,
+        status_event: Global___WatchStatusesResponse | None = ...,
+        change_applied: Global___ChangeApplied | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_applied", b"change_applied", "event", b"event", "status_event", b"status_event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_applied", b"change_applied", "event", b"event", "status_event", b"status_event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["status_event", "change_applied"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___FollowStatusesResponse: _TypeAlias = FollowStatusesResponse  # noqa: Y015
+
+@_typing.final
+class ChangeApplied(_message.Message):
+    """The answer to one AddressChange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.str
+    """`AddressChange.change_id`."""
+    resume_token: _builtins.str
+    """Resumes the stream with the addresses that it has now. Empty if the change was refused."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the change was refused: the status that WatchStatuses would fail with. Absent if the change was made."""
+
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.str = ...,
+        error: _status_pb2.Status | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "error", b"error", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeApplied: _TypeAlias = ChangeApplied  # noqa: Y015
+
+@_typing.final
 class WatchedTerminal(_message.Message):
     """The current state of a watched terminal."""
 
@@ -594,7 +678,7 @@ class WatchedTerminal(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     LIVENESS_FIELD_NUMBER: _builtins.int
     LIVENESS_REASON_FIELD_NUMBER: _builtins.int
-    LIVENESS_SINCE_FIELD_NUMBER: _builtins.int
+    LIVENESS_TIME_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal in canonical form."""
     liveness: Global___Liveness.ValueType
@@ -606,7 +690,7 @@ class WatchedTerminal(_message.Message):
         """The last known status. Absent if nothing was observed yet; a `change` then reports the first status."""
 
     @_builtins.property
-    def liveness_since(self) -> _timestamp_pb2.Timestamp:
+    def liveness_time(self) -> _timestamp_pb2.Timestamp:
         """When `liveness` took its present value. Always present."""
 
     def __init__(
@@ -616,11 +700,11 @@ class WatchedTerminal(_message.Message):
         status: Global___TerminalStatus | None = ...,
         liveness: Global___Liveness.ValueType = ...,
         liveness_reason: _builtins.str = ...,
-        liveness_since: _timestamp_pb2.Timestamp | None = ...,
+        liveness_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["liveness_since", b"liveness_since", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["liveness_time", b"liveness_time", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "liveness", b"liveness", "liveness_reason", b"liveness_reason", "liveness_since", b"liveness_since", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "liveness", b"liveness", "liveness_reason", b"liveness_reason", "liveness_time", b"liveness_time", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,21 +718,27 @@ class SnapshotComplete(_message.Message):
 
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
+    BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Resumes the stream from here."""
     reset: _builtins.bool
     """True if the request's resume token could not be used. The snapshot then has every terminal: the client discards
     the terminals that are not in it, and accepts its statuses even with smaller revisions than earlier streams had.
     """
+    @_builtins.property
+    def bookmark_interval(self) -> _duration_pb2.Duration:
+        """The longest time until the gateway sends the next message, an event or a `bookmark`. Always present."""
+
     def __init__(
         self,
         *,
         resume_token: _builtins.str = ...,
         reset: _builtins.bool = ...,
+        bookmark_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reset", b"reset", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "reset", b"reset", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,23 +778,23 @@ class LivenessChange(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     LIVENESS_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    SINCE_FIELD_NUMBER: _builtins.int
-    FAILURE_FIELD_NUMBER: _builtins.int
+    LIVENESS_REASON_FIELD_NUMBER: _builtins.int
+    LIVENESS_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The terminal in canonical form."""
     liveness: Global___Liveness.ValueType
     """Whether the last known status is up to date. Never LIVENESS_UNSPECIFIED."""
-    reason: _builtins.str
+    liveness_reason: _builtins.str
     """Why the liveness is not LIVENESS_LIVE, in a few human-readable words. Empty for LIVENESS_LIVE."""
     @_builtins.property
-    def since(self) -> _timestamp_pb2.Timestamp:
+    def liveness_time(self) -> _timestamp_pb2.Timestamp:
         """When `liveness` took this value. Always present."""
 
     @_builtins.property
-    def failure(self) -> Global___Failure:
-        """The error, if the presence server does not know the terminal, refuses the gateway, or sent a document that cannot
-        be parsed. Absent otherwise.
+    def error(self) -> _status_pb2.Status:
+        """The status that GetStatus would fail with, if the presence server does not know the terminal, refuses the gateway,
+        or sent a document that cannot be parsed. Absent otherwise.
         """
 
     def __init__(
@@ -712,13 +802,13 @@ class LivenessChange(_message.Message):
         *,
         address: _builtins.str = ...,
         liveness: Global___Liveness.ValueType = ...,
-        reason: _builtins.str = ...,
-        since: _timestamp_pb2.Timestamp | None = ...,
-        failure: Global___Failure | None = ...,
+        liveness_reason: _builtins.str = ...,
+        liveness_time: _timestamp_pb2.Timestamp | None = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "liveness_time", b"liveness_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "failure", b"failure", "liveness", b"liveness", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "liveness", b"liveness", "liveness_reason", b"liveness_reason", "liveness_time", b"liveness_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -726,13 +816,13 @@ Global___LivenessChange: _TypeAlias = LivenessChange  # noqa: Y015
 
 @_typing.final
 class TerminalRemoved(_message.Message):
-    """A terminal has left the watched group."""
+    """A terminal is no longer watched on this stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """The terminal in canonical form. The stream sends nothing more about it, unless it joins a watched group again."""
+    """The terminal in canonical form. The stream sends nothing more about it, unless it is added or joins a group again."""
     def __init__(
         self,
         *,

@@ -50,6 +50,11 @@ class TerminalStatusServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesResponse.FromString,
                 _registered_method=True)
+        self.FollowStatuses = channel.stream_stream(
+                '/terminalstatus.v1.TerminalStatusService/FollowStatuses',
+                request_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.FollowStatusesRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.FollowStatusesResponse.FromString,
+                _registered_method=True)
 
 
 class TerminalStatusServiceServicer:
@@ -67,15 +72,17 @@ class TerminalStatusServiceServicer:
         INVALID_ARGUMENT    INVALID_ADDRESS          The address is not a valid sip:, sips: or tel: URI.
         FAILED_PRECONDITION GROUP_NOT_ALLOWED        The address is a group; use QueryStatuses.
         NOT_FOUND           TERMINAL_UNKNOWN         The presence server does not know the terminal.
-        PERMISSION_DENIED   WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
-        PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
-        DEADLINE_EXCEEDED   FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
+        FAILED_PRECONDITION WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
+        FAILED_PRECONDITION WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
+        UNAVAILABLE         FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
         UNAVAILABLE         PRESENCE_UNAVAILABLE     The presence server cannot answer now, or cannot be reached.
         UNAVAILABLE         WATCHER_RESTARTING       The gateway's SIP process is restarting.
         RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED       The gateway has reached its limit of queries in progress.
-        INTERNAL            PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
-        INTERNAL            DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
-        After DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED a later retry may succeed.
+        FAILED_PRECONDITION PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
+        FAILED_PRECONDITION DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
+        A later retry may succeed after UNAVAILABLE and RESOURCE_EXHAUSTED; it fails again after the other codes, until
+        somebody changes what the message describes. DEADLINE_EXCEEDED and PERMISSION_DENIED are never about the presence
+        server: they mean the caller's own deadline and rights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +114,11 @@ class TerminalStatusServiceServicer:
         The stream begins with the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes
         follow, in the order of each terminal's revisions, and a `bookmark` with a resume token every few seconds. A client
         that reads slower than terminals change skips intermediate changes and always receives the newest. When the gateway
-        ends the stream, its last message is `end`, and the call's status is OK.
+        ends the stream, its last message is `end`, and the call's status is OK: resume it, unless the reason says
+        otherwise.
+
+        `SnapshotComplete.bookmark_interval` is the longest time without a message. A client that receives nothing for
+        twice that time takes the connection for dead, opens another one and resumes.
 
         Errors of the whole call, before the first message (gRPC code, ErrorInfo reason):
         INVALID_ARGUMENT    INVALID_ADDRESS            An address is not a valid sip:, sips: or tel: URI.
@@ -121,6 +132,22 @@ class TerminalStatusServiceServicer:
         RESOURCE_EXHAUSTED  TOO_MANY_STREAMS           The gateway or the client has reached its limit of open streams.
         RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS The client would exceed its limit of watched terminals.
         RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED         The gateway has reached its limit of watched terminals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowStatuses(self, request_iterator, context):
+        """As WatchStatuses, and the client can add and remove addresses while the stream is open.
+
+        The first request is `open`, every later one is `change`. Each change is answered by one `change_applied`, in the
+        order of the requests. Terminals that a change adds follow as `snapshot_item`, terminals that it removes as
+        `terminal_removed`, before its `change_applied`. A change that the gateway refuses has no effect, and the stream
+        goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
+        the addresses of the stream at that time, which a client that resumes sends in `open`.
+
+        Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
+        first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +170,11 @@ def add_TerminalStatusServiceServicer_to_server(servicer, server):
                     servicer.WatchStatuses,
                     request_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesResponse.SerializeToString,
+            ),
+            'FollowStatuses': grpc.stream_stream_rpc_method_handler(
+                    servicer.FollowStatuses,
+                    request_deserializer=terminalstatus_dot_v1_dot_terminal__status__pb2.FollowStatusesRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_terminal__status__pb2.FollowStatusesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +259,33 @@ class TerminalStatusService:
             '/terminalstatus.v1.TerminalStatusService/WatchStatuses',
             terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesRequest.SerializeToString,
             terminalstatus_dot_v1_dot_terminal__status__pb2.WatchStatusesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowStatuses(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/terminalstatus.v1.TerminalStatusService/FollowStatuses',
+            terminalstatus_dot_v1_dot_terminal__status__pb2.FollowStatusesRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_terminal__status__pb2.FollowStatusesResponse.FromString,
             options,
             channel_credentials,
             insecure,

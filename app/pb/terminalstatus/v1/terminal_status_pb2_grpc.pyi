@@ -8,10 +8,14 @@ ignores fields that it does not know, and treats an unknown enum value as the en
 enum says otherwise.
 
 Errors: each failed call carries a google.rpc.Status in its trailing metadata (`grpc-status-details-bin`) with
-  google.rpc.ErrorInfo   always. `reason` is a stable code, `domain` is "terminalstatus.v1", and `metadata` holds
-                         short machine-readable strings such as the `address` or the presence server's SIP code.
-  google.rpc.RetryInfo   where the presence server or the gateway states how long to wait.
-  google.rpc.BadRequest  where one field of the request caused the error.
+  google.rpc.ErrorInfo     always. `reason` is a stable code, `domain` is "terminalstatus.v1", and `metadata` holds
+                           short machine-readable strings such as the `address` or the presence server's SIP code.
+  google.rpc.BadRequest    with INVALID_ARGUMENT, where one field caused the error; `field` is the field's path in
+                           the request, such as `sink.webhook.uri` or `addresses[1]`.
+  google.rpc.ResourceInfo  with NOT_FOUND and ALREADY_EXISTS: the type and name of the resource.
+  google.rpc.PreconditionFailure  with FAILED_PRECONDITION; a violation's `type` is the reason.
+  google.rpc.QuotaFailure  with RESOURCE_EXHAUSTED where a limit is reached: the limit and whose it is.
+  google.rpc.RetryInfo     where the presence server or the gateway states how long to wait.
 Four errors come from gRPC itself and carry no such details: RESOURCE_EXHAUSTED for a request over 1 MiB,
 UNIMPLEMENTED for an unknown method, and DEADLINE_EXCEEDED and CANCELLED after the caller's own deadline or
 cancellation.
@@ -33,8 +37,13 @@ Credentials: `authorization: Bearer API-KEY` in the call's metadata (or an acces
 them), or a client certificate. A client sees only its own subscriptions, groups, notifications and usage records;
 those of other clients are NOT_FOUND. The operator's clients (`Client.admin`) see those of all clients.
 
-Lists: `page_size` 0 means 100; below 0 or above 1000 is INVALID_ARGUMENT. `next_page_token` is empty on the last
-page. A page token is valid for the method that returned it, for the same client and the same filters.
+Lists: `page_size` 0 means 100, above 1000 means 1000; below 0 is INVALID_ARGUMENT. `next_page_token` is empty on the
+last page. A page token is valid for the method that returned it, for the same client and the same filters; elsewhere
+it is INVALID_ARGUMENT. Filters that are given are combined with "and".
+
+Connections: a client may send an HTTP/2 PING every 10 seconds, with or without open calls. The gateway closes the
+connection of a client that sends them more often (GOAWAY ENHANCE_YOUR_CALM, `too_many_pings`). The gateway itself
+sends a PING after 60 seconds without traffic, and closes the connection if no answer comes within 20 seconds.
 """
 
 from collections import abc as _abc
@@ -78,15 +87,17 @@ class TerminalStatusServiceStub:
       INVALID_ARGUMENT    INVALID_ADDRESS          The address is not a valid sip:, sips: or tel: URI.
       FAILED_PRECONDITION GROUP_NOT_ALLOWED        The address is a group; use QueryStatuses.
       NOT_FOUND           TERMINAL_UNKNOWN         The presence server does not know the terminal.
-      PERMISSION_DENIED   WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
-      PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
-      DEADLINE_EXCEEDED   FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
+      FAILED_PRECONDITION WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
+      FAILED_PRECONDITION WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
+      UNAVAILABLE         FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
       UNAVAILABLE         PRESENCE_UNAVAILABLE     The presence server cannot answer now, or cannot be reached.
       UNAVAILABLE         WATCHER_RESTARTING       The gateway's SIP process is restarting.
       RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED       The gateway has reached its limit of queries in progress.
-      INTERNAL            PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
-      INTERNAL            DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
-    After DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED a later retry may succeed.
+      FAILED_PRECONDITION PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
+      FAILED_PRECONDITION DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
+    A later retry may succeed after UNAVAILABLE and RESOURCE_EXHAUSTED; it fails again after the other codes, until
+    somebody changes what the message describes. DEADLINE_EXCEEDED and PERMISSION_DENIED are never about the presence
+    server: they mean the caller's own deadline and rights.
     """
     QueryStatuses: _grpc.UnaryStreamMultiCallable[_terminal_status_pb2.QueryStatusesRequest, _terminal_status_pb2.QueryStatusesResponse]
     """Returns the status of many terminals, and of the members of groups. Each result is sent as soon as it is known.
@@ -110,7 +121,11 @@ class TerminalStatusServiceStub:
     The stream begins with the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes
     follow, in the order of each terminal's revisions, and a `bookmark` with a resume token every few seconds. A client
     that reads slower than terminals change skips intermediate changes and always receives the newest. When the gateway
-    ends the stream, its last message is `end`, and the call's status is OK.
+    ends the stream, its last message is `end`, and the call's status is OK: resume it, unless the reason says
+    otherwise.
+
+    `SnapshotComplete.bookmark_interval` is the longest time without a message. A client that receives nothing for
+    twice that time takes the connection for dead, opens another one and resumes.
 
     Errors of the whole call, before the first message (gRPC code, ErrorInfo reason):
       INVALID_ARGUMENT    INVALID_ADDRESS            An address is not a valid sip:, sips: or tel: URI.
@@ -124,6 +139,18 @@ class TerminalStatusServiceStub:
       RESOURCE_EXHAUSTED  TOO_MANY_STREAMS           The gateway or the client has reached its limit of open streams.
       RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS The client would exceed its limit of watched terminals.
       RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED         The gateway has reached its limit of watched terminals.
+    """
+    FollowStatuses: _grpc.StreamStreamMultiCallable[_terminal_status_pb2.FollowStatusesRequest, _terminal_status_pb2.FollowStatusesResponse]
+    """As WatchStatuses, and the client can add and remove addresses while the stream is open.
+
+    The first request is `open`, every later one is `change`. Each change is answered by one `change_applied`, in the
+    order of the requests. Terminals that a change adds follow as `snapshot_item`, terminals that it removes as
+    `terminal_removed`, before its `change_applied`. A change that the gateway refuses has no effect, and the stream
+    goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
+    the addresses of the stream at that time, which a client that resumes sends in `open`.
+
+    Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
+    first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
     """
 
 @_typing.type_check_only
@@ -142,15 +169,17 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       INVALID_ARGUMENT    INVALID_ADDRESS          The address is not a valid sip:, sips: or tel: URI.
       FAILED_PRECONDITION GROUP_NOT_ALLOWED        The address is a group; use QueryStatuses.
       NOT_FOUND           TERMINAL_UNKNOWN         The presence server does not know the terminal.
-      PERMISSION_DENIED   WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
-      PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
-      DEADLINE_EXCEEDED   FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
+      FAILED_PRECONDITION WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
+      FAILED_PRECONDITION WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
+      UNAVAILABLE         FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
       UNAVAILABLE         PRESENCE_UNAVAILABLE     The presence server cannot answer now, or cannot be reached.
       UNAVAILABLE         WATCHER_RESTARTING       The gateway's SIP process is restarting.
       RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED       The gateway has reached its limit of queries in progress.
-      INTERNAL            PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
-      INTERNAL            DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
-    After DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED a later retry may succeed.
+      FAILED_PRECONDITION PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
+      FAILED_PRECONDITION DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
+    A later retry may succeed after UNAVAILABLE and RESOURCE_EXHAUSTED; it fails again after the other codes, until
+    somebody changes what the message describes. DEADLINE_EXCEEDED and PERMISSION_DENIED are never about the presence
+    server: they mean the caller's own deadline and rights.
     """
     QueryStatuses: _aio.UnaryStreamMultiCallable[_terminal_status_pb2.QueryStatusesRequest, _terminal_status_pb2.QueryStatusesResponse]  # type: ignore[assignment]
     """Returns the status of many terminals, and of the members of groups. Each result is sent as soon as it is known.
@@ -174,7 +203,11 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
     The stream begins with the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes
     follow, in the order of each terminal's revisions, and a `bookmark` with a resume token every few seconds. A client
     that reads slower than terminals change skips intermediate changes and always receives the newest. When the gateway
-    ends the stream, its last message is `end`, and the call's status is OK.
+    ends the stream, its last message is `end`, and the call's status is OK: resume it, unless the reason says
+    otherwise.
+
+    `SnapshotComplete.bookmark_interval` is the longest time without a message. A client that receives nothing for
+    twice that time takes the connection for dead, opens another one and resumes.
 
     Errors of the whole call, before the first message (gRPC code, ErrorInfo reason):
       INVALID_ARGUMENT    INVALID_ADDRESS            An address is not a valid sip:, sips: or tel: URI.
@@ -188,6 +221,18 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
       RESOURCE_EXHAUSTED  TOO_MANY_STREAMS           The gateway or the client has reached its limit of open streams.
       RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS The client would exceed its limit of watched terminals.
       RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED         The gateway has reached its limit of watched terminals.
+    """
+    FollowStatuses: _aio.StreamStreamMultiCallable[_terminal_status_pb2.FollowStatusesRequest, _terminal_status_pb2.FollowStatusesResponse]  # type: ignore[assignment]
+    """As WatchStatuses, and the client can add and remove addresses while the stream is open.
+
+    The first request is `open`, every later one is `change`. Each change is answered by one `change_applied`, in the
+    order of the requests. Terminals that a change adds follow as `snapshot_item`, terminals that it removes as
+    `terminal_removed`, before its `change_applied`. A change that the gateway refuses has no effect, and the stream
+    goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
+    the addresses of the stream at that time, which a client that resumes sends in `open`.
+
+    Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
+    first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
     """
 
 class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -209,15 +254,17 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_ADDRESS          The address is not a valid sip:, sips: or tel: URI.
           FAILED_PRECONDITION GROUP_NOT_ALLOWED        The address is a group; use QueryStatuses.
           NOT_FOUND           TERMINAL_UNKNOWN         The presence server does not know the terminal.
-          PERMISSION_DENIED   WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
-          PERMISSION_DENIED   WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
-          DEADLINE_EXCEEDED   FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
+          FAILED_PRECONDITION WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
+          FAILED_PRECONDITION WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
+          UNAVAILABLE         FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
           UNAVAILABLE         PRESENCE_UNAVAILABLE     The presence server cannot answer now, or cannot be reached.
           UNAVAILABLE         WATCHER_RESTARTING       The gateway's SIP process is restarting.
           RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED       The gateway has reached its limit of queries in progress.
-          INTERNAL            PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
-          INTERNAL            DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
-        After DEADLINE_EXCEEDED, UNAVAILABLE and RESOURCE_EXHAUSTED a later retry may succeed.
+          FAILED_PRECONDITION PRESENCE_MISCONFIGURED   The presence server does not support presence for this gateway.
+          FAILED_PRECONDITION DOCUMENT_UNREADABLE      The presence server's document cannot be parsed.
+        A later retry may succeed after UNAVAILABLE and RESOURCE_EXHAUSTED; it fails again after the other codes, until
+        somebody changes what the message describes. DEADLINE_EXCEEDED and PERMISSION_DENIED are never about the presence
+        server: they mean the caller's own deadline and rights.
         """
 
     @_abc_1.abstractmethod
@@ -253,7 +300,11 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         The stream begins with the snapshot: one `snapshot_item` for each terminal, then `snapshot_complete`. Changes
         follow, in the order of each terminal's revisions, and a `bookmark` with a resume token every few seconds. A client
         that reads slower than terminals change skips intermediate changes and always receives the newest. When the gateway
-        ends the stream, its last message is `end`, and the call's status is OK.
+        ends the stream, its last message is `end`, and the call's status is OK: resume it, unless the reason says
+        otherwise.
+
+        `SnapshotComplete.bookmark_interval` is the longest time without a message. A client that receives nothing for
+        twice that time takes the connection for dead, opens another one and resumes.
 
         Errors of the whole call, before the first message (gRPC code, ErrorInfo reason):
           INVALID_ARGUMENT    INVALID_ADDRESS            An address is not a valid sip:, sips: or tel: URI.
@@ -267,6 +318,24 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
           RESOURCE_EXHAUSTED  TOO_MANY_STREAMS           The gateway or the client has reached its limit of open streams.
           RESOURCE_EXHAUSTED  TOO_MANY_WATCHED_TERMINALS The client would exceed its limit of watched terminals.
           RESOURCE_EXHAUSTED  GATEWAY_OVERLOADED         The gateway has reached its limit of watched terminals.
+        """
+
+    @_abc_1.abstractmethod
+    def FollowStatuses(
+        self,
+        request_iterator: _MaybeAsyncIterator[_terminal_status_pb2.FollowStatusesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_terminal_status_pb2.FollowStatusesResponse], _abc.AsyncIterator[_terminal_status_pb2.FollowStatusesResponse]]:
+        """As WatchStatuses, and the client can add and remove addresses while the stream is open.
+
+        The first request is `open`, every later one is `change`. Each change is answered by one `change_applied`, in the
+        order of the requests. Terminals that a change adds follow as `snapshot_item`, terminals that it removes as
+        `terminal_removed`, before its `change_applied`. A change that the gateway refuses has no effect, and the stream
+        goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
+        the addresses of the stream at that time, which a client that resumes sends in `open`.
+
+        Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
+        first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
         """
 
 def add_TerminalStatusServiceServicer_to_server(servicer: TerminalStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,23 +25,28 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dterminalstatus/v1/usage.proto\x12\x11terminalstatus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n\x0bUsageRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x0c\n\x04\x66\x61\x63\x65\x18\x05 \x01(\t\x12\x11\n\trequester\x18\x06 \x01(\t\x12\x0f\n\x07targets\x18\x07 \x03(\t\x12\x14\n\x0ctarget_count\x18\x08 \x01(\x05\x12\x16\n\x0e\x65xpanded_count\x18\t \x01(\x05\x12\x12\n\ncorrelator\x18\n \x01(\t\x12\x17\n\x0fsubscription_id\x18\x0b \x01(\t\x12\x0e\n\x06result\x18\x0c \x01(\t\x12\x12\n\nroot_cause\x18\r \x01(\t\"k\n\x17ListUsageRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x18ListUsageRecordsResponse\x12\x35\n\rusage_records\x18\x01 \x03(\x0b\x32\x1e.terminalstatus.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x19\x45xportUsageRecordsRequest\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x1a\x45xportUsageRecordsResponse\x12\x35\n\rusage_records\x18\x01 \x03(\x0b\x32\x1e.terminalstatus.v1.UsageRecord2\xf0\x01\n\x0cUsageService\x12k\n\x10ListUsageRecords\x12*.terminalstatus.v1.ListUsageRecordsRequest\x1a+.terminalstatus.v1.ListUsageRecordsResponse\x12s\n\x12\x45xportUsageRecords\x12,.terminalstatus.v1.ExportUsageRecordsRequest\x1a-.terminalstatus.v1.ExportUsageRecordsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dterminalstatus/v1/usage.proto\x12\x11terminalstatus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x02\n\x0bUsageRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\toperation\x18\x03 \x01(\x0e\x32!.terminalstatus.v1.UsageOperation\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12%\n\x04\x66\x61\x63\x65\x18\x05 \x01(\x0e\x32\x17.terminalstatus.v1.Face\x12\x11\n\trequester\x18\x06 \x01(\t\x12\x0f\n\x07targets\x18\x07 \x03(\t\x12\x14\n\x0ctarget_count\x18\x08 \x01(\x05\x12\x1d\n\x15\x65xpanded_target_count\x18\t \x01(\x05\x12\x12\n\ncorrelator\x18\n \x01(\t\x12\x17\n\x0fsubscription_id\x18\x0b \x01(\t\x12\x0e\n\x06result\x18\x0c \x01(\t\x12\x12\n\nroot_cause\x18\r \x01(\t\"\x8e\x02\n\x17ListUsageRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x34\n\toperation\x18\x06 \x01(\x0e\x32!.terminalstatus.v1.UsageOperation\x12%\n\x04\x66\x61\x63\x65\x18\x07 \x01(\x0e\x32\x17.terminalstatus.v1.Face\"j\n\x18ListUsageRecordsResponse\x12\x35\n\rusage_records\x18\x01 \x03(\x0b\x32\x1e.terminalstatus.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe9\x01\n\x19\x45xportUsageRecordsRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x34\n\toperation\x18\x04 \x01(\x0e\x32!.terminalstatus.v1.UsageOperation\x12%\n\x04\x66\x61\x63\x65\x18\x05 \x01(\x0e\x32\x17.terminalstatus.v1.Face\"S\n\x1a\x45xportUsageRecordsResponse\x12\x35\n\rusage_records\x18\x01 \x03(\x0b\x32\x1e.terminalstatus.v1.UsageRecord*\xf3\x04\n\x0eUsageOperation\x12\x1f\n\x1bUSAGE_OPERATION_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUSAGE_OPERATION_GET_STATUS\x10\x01\x12(\n$USAGE_OPERATION_GET_STATUS_FOR_GROUP\x10\x02\x12&\n\"USAGE_OPERATION_START_NOTIFICATION\x10\x03\x12$\n USAGE_OPERATION_END_NOTIFICATION\x10\x04\x12:\n6USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_ATTEMPTED\x10\x05\x12\x37\n3USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_RESULT\x10\x06\x12\x35\n1USAGE_OPERATION_STATUS_CHANGED_DELIVERY_ATTEMPTED\x10\x07\x12\x32\n.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_RESULT\x10\x08\x12\x33\n/USAGE_OPERATION_STATUS_ERROR_DELIVERY_ATTEMPTED\x10\t\x12\x30\n,USAGE_OPERATION_STATUS_ERROR_DELIVERY_RESULT\x10\n\x12\x31\n-USAGE_OPERATION_STATUS_END_DELIVERY_ATTEMPTED\x10\x0b\x12.\n*USAGE_OPERATION_STATUS_END_DELIVERY_RESULT\x10\x0c*l\n\x04\x46\x61\x63\x65\x12\x14\n\x10\x46\x41\x43\x45_UNSPECIFIED\x10\x00\x12\r\n\tFACE_GRPC\x10\x01\x12\r\n\tFACE_REST\x10\x02\x12\x0f\n\x0b\x46\x41\x43\x45_CAMARA\x10\x03\x12\r\n\tFACE_SOAP\x10\x04\x12\x10\n\x0c\x46\x41\x43\x45_GATEWAY\x10\x05\x32\xf0\x01\n\x0cUsageService\x12k\n\x10ListUsageRecords\x12*.terminalstatus.v1.ListUsageRecordsRequest\x1a+.terminalstatus.v1.ListUsageRecordsResponse\x12s\n\x12\x45xportUsageRecords\x12,.terminalstatus.v1.ExportUsageRecordsRequest\x1a-.terminalstatus.v1.ExportUsageRecordsResponse0\x01\x42]\n\x15\x63om.terminalstatus.v1B\nUsageProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x11TerminalStatus.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\nUsageProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\021TerminalStatus.V1'
+  _globals['_USAGEOPERATION']._serialized_start=1147
+  _globals['_USAGEOPERATION']._serialized_end=1774
+  _globals['_FACE']._serialized_start=1776
+  _globals['_FACE']._serialized_end=1884
   _globals['_USAGERECORD']._serialized_start=86
-  _globals['_USAGERECORD']._serialized_end=366
-  _globals['_LISTUSAGERECORDSREQUEST']._serialized_start=368
-  _globals['_LISTUSAGERECORDSREQUEST']._serialized_end=475
-  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_start=477
-  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_end=583
-  _globals['_EXPORTUSAGERECORDSREQUEST']._serialized_start=585
-  _globals['_EXPORTUSAGERECORDSREQUEST']._serialized_end=655
-  _globals['_EXPORTUSAGERECORDSRESPONSE']._serialized_start=657
-  _globals['_EXPORTUSAGERECORDSRESPONSE']._serialized_end=740
-  _globals['_USAGESERVICE']._serialized_start=743
-  _globals['_USAGESERVICE']._serialized_end=983
+  _globals['_USAGERECORD']._serialized_end=442
+  _globals['_LISTUSAGERECORDSREQUEST']._serialized_start=445
+  _globals['_LISTUSAGERECORDSREQUEST']._serialized_end=715
+  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_start=717
+  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_end=823
+  _globals['_EXPORTUSAGERECORDSREQUEST']._serialized_start=826
+  _globals['_EXPORTUSAGERECORDSREQUEST']._serialized_end=1059
+  _globals['_EXPORTUSAGERECORDSRESPONSE']._serialized_start=1061
+  _globals['_EXPORTUSAGERECORDSRESPONSE']._serialized_end=1144
+  _globals['_USAGESERVICE']._serialized_start=1887
+  _globals['_USAGESERVICE']._serialized_end=2127
 # @@protoc_insertion_point(module_scope)

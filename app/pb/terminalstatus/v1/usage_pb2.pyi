@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,6 +22,106 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UsageOperation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageOperation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_OPERATION_UNSPECIFIED: _UsageOperation.ValueType  # 0
+    """Never sent. In a filter it means every operation."""
+    USAGE_OPERATION_GET_STATUS: _UsageOperation.ValueType  # 1
+    """A query for one terminal (Parlay X getStatus)."""
+    USAGE_OPERATION_GET_STATUS_FOR_GROUP: _UsageOperation.ValueType  # 2
+    """A query for several terminals or a group (getStatusForGroup)."""
+    USAGE_OPERATION_START_NOTIFICATION: _UsageOperation.ValueType  # 3
+    """A subscription was created (startNotification)."""
+    USAGE_OPERATION_END_NOTIFICATION: _UsageOperation.ValueType  # 4
+    """A subscription was ended by its client (endNotification)."""
+    USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_ATTEMPTED: _UsageOperation.ValueType  # 5
+    """A delivery attempt of a status notification (statusNotification)."""
+    USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_RESULT: _UsageOperation.ValueType  # 6
+    """The result of delivering a status notification."""
+    USAGE_OPERATION_STATUS_CHANGED_DELIVERY_ATTEMPTED: _UsageOperation.ValueType  # 7
+    """A delivery attempt of a changed status within a status notification (statusChanged)."""
+    USAGE_OPERATION_STATUS_CHANGED_DELIVERY_RESULT: _UsageOperation.ValueType  # 8
+    """The result of delivering a changed status."""
+    USAGE_OPERATION_STATUS_ERROR_DELIVERY_ATTEMPTED: _UsageOperation.ValueType  # 9
+    """A delivery attempt of an error (statusError)."""
+    USAGE_OPERATION_STATUS_ERROR_DELIVERY_RESULT: _UsageOperation.ValueType  # 10
+    """The result of delivering an error."""
+    USAGE_OPERATION_STATUS_END_DELIVERY_ATTEMPTED: _UsageOperation.ValueType  # 11
+    """A delivery attempt of a subscription's end (statusEnd)."""
+    USAGE_OPERATION_STATUS_END_DELIVERY_RESULT: _UsageOperation.ValueType  # 12
+    """The result of delivering a subscription's end."""
+
+class UsageOperation(_UsageOperation, metaclass=_UsageOperationEnumTypeWrapper):
+    """A billable operation."""
+
+USAGE_OPERATION_UNSPECIFIED: UsageOperation.ValueType  # 0
+"""Never sent. In a filter it means every operation."""
+USAGE_OPERATION_GET_STATUS: UsageOperation.ValueType  # 1
+"""A query for one terminal (Parlay X getStatus)."""
+USAGE_OPERATION_GET_STATUS_FOR_GROUP: UsageOperation.ValueType  # 2
+"""A query for several terminals or a group (getStatusForGroup)."""
+USAGE_OPERATION_START_NOTIFICATION: UsageOperation.ValueType  # 3
+"""A subscription was created (startNotification)."""
+USAGE_OPERATION_END_NOTIFICATION: UsageOperation.ValueType  # 4
+"""A subscription was ended by its client (endNotification)."""
+USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_ATTEMPTED: UsageOperation.ValueType  # 5
+"""A delivery attempt of a status notification (statusNotification)."""
+USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_RESULT: UsageOperation.ValueType  # 6
+"""The result of delivering a status notification."""
+USAGE_OPERATION_STATUS_CHANGED_DELIVERY_ATTEMPTED: UsageOperation.ValueType  # 7
+"""A delivery attempt of a changed status within a status notification (statusChanged)."""
+USAGE_OPERATION_STATUS_CHANGED_DELIVERY_RESULT: UsageOperation.ValueType  # 8
+"""The result of delivering a changed status."""
+USAGE_OPERATION_STATUS_ERROR_DELIVERY_ATTEMPTED: UsageOperation.ValueType  # 9
+"""A delivery attempt of an error (statusError)."""
+USAGE_OPERATION_STATUS_ERROR_DELIVERY_RESULT: UsageOperation.ValueType  # 10
+"""The result of delivering an error."""
+USAGE_OPERATION_STATUS_END_DELIVERY_ATTEMPTED: UsageOperation.ValueType  # 11
+"""A delivery attempt of a subscription's end (statusEnd)."""
+USAGE_OPERATION_STATUS_END_DELIVERY_RESULT: UsageOperation.ValueType  # 12
+"""The result of delivering a subscription's end."""
+Global___UsageOperation: _TypeAlias = UsageOperation  # noqa: Y015
+
+class _Face:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Face.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FACE_UNSPECIFIED: _Face.ValueType  # 0
+    """Never sent. In a filter it means every API."""
+    FACE_GRPC: _Face.ValueType  # 1
+    """gRPC."""
+    FACE_REST: _Face.ValueType  # 2
+    """REST API v1."""
+    FACE_CAMARA: _Face.ValueType  # 3
+    """CAMARA's APIs."""
+    FACE_SOAP: _Face.ValueType  # 4
+    """Parlay X over SOAP."""
+    FACE_GATEWAY: _Face.ValueType  # 5
+    """None: the gateway itself, which delivers notifications."""
+
+class Face(_Face, metaclass=_FaceEnumTypeWrapper):
+    """An API of the gateway."""
+
+FACE_UNSPECIFIED: Face.ValueType  # 0
+"""Never sent. In a filter it means every API."""
+FACE_GRPC: Face.ValueType  # 1
+"""gRPC."""
+FACE_REST: Face.ValueType  # 2
+"""REST API v1."""
+FACE_CAMARA: Face.ValueType  # 3
+"""CAMARA's APIs."""
+FACE_SOAP: Face.ValueType  # 4
+"""Parlay X over SOAP."""
+FACE_GATEWAY: Face.ValueType  # 5
+"""None: the gateway itself, which delivers notifications."""
+Global___Face: _TypeAlias = Face  # noqa: Y015
+
 @_typing.final
 class UsageRecord(_message.Message):
     """One billable operation."""
@@ -28,34 +129,31 @@ class UsageRecord(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
-    AT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     FACE_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     TARGET_COUNT_FIELD_NUMBER: _builtins.int
-    EXPANDED_COUNT_FIELD_NUMBER: _builtins.int
+    EXPANDED_TARGET_COUNT_FIELD_NUMBER: _builtins.int
     CORRELATOR_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ROOT_CAUSE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The record's id, by which repeated exports recognise it: opaque, at most 64 characters."""
-    operation: _builtins.str
-    """The operation, by its Parlay X name: `getStatus`, `getStatusForGroup`, `startNotification`, `endNotification`; and
-    for notifications `statusNotification`, `statusChanged`, `statusError`, `statusEnd`, each with the suffix
-    `_DeliveryAttempted` or `_DeliveryResult`.
-    """
+    operation: Global___UsageOperation.ValueType
+    """The operation. Never USAGE_OPERATION_UNSPECIFIED."""
     client_id: _builtins.str
     """The id of the client that called, or that owns the notified subscription."""
-    face: _builtins.str
-    """The API of the call: `grpc`, `rest`, `camara`, `soap`; `gateway` for deliveries."""
+    face: Global___Face.ValueType
+    """The API of the call. Never FACE_UNSPECIFIED."""
     requester: _builtins.str
     """On whose behalf the client called, as the client said; may be empty."""
     target_count: _builtins.int
     """How many addresses were requested."""
-    expanded_count: _builtins.int
+    expanded_target_count: _builtins.int
     """How many terminals they were after expanding groups."""
     correlator: _builtins.str
     """The subscription's correlator; may be empty."""
@@ -66,7 +164,7 @@ class UsageRecord(_message.Message):
     root_cause: _builtins.str
     """A human-readable description of a failure; may be empty."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp:
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the operation took place. Always present."""
 
     @_builtins.property
@@ -77,22 +175,22 @@ class UsageRecord(_message.Message):
         self,
         *,
         id: _builtins.str = ...,
-        at: _timestamp_pb2.Timestamp | None = ...,
-        operation: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        operation: Global___UsageOperation.ValueType = ...,
         client_id: _builtins.str = ...,
-        face: _builtins.str = ...,
+        face: Global___Face.ValueType = ...,
         requester: _builtins.str = ...,
         targets: _abc.Iterable[_builtins.str] | None = ...,
         target_count: _builtins.int = ...,
-        expanded_count: _builtins.int = ...,
+        expanded_target_count: _builtins.int = ...,
         correlator: _builtins.str = ...,
         subscription_id: _builtins.str = ...,
         result: _builtins.str = ...,
         root_cause: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "client_id", b"client_id", "correlator", b"correlator", "expanded_count", b"expanded_count", "face", b"face", "id", b"id", "operation", b"operation", "requester", b"requester", "result", b"result", "root_cause", b"root_cause", "subscription_id", b"subscription_id", "target_count", b"target_count", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "expanded_target_count", b"expanded_target_count", "face", b"face", "id", b"id", "operation", b"operation", "requester", b"requester", "result", b"result", "root_cause", b"root_cause", "subscription_id", b"subscription_id", "target_count", b"target_count", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,25 +204,43 @@ class ListUsageRecordsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    SINCE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    FACE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Greatest number of records to return: 1 to 1000; 0 means 100."""
+    """Greatest number of records to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """The previous page's `next_page_token`; empty for the first page."""
+    client_id: _builtins.str
+    """Return only records of this client; empty: of every client that the caller may see."""
+    operation: Global___UsageOperation.ValueType
+    """Return only records of this operation; USAGE_OPERATION_UNSPECIFIED: of every operation."""
+    face: Global___Face.ValueType
+    """Return only records of calls over this API; FACE_UNSPECIFIED: over every API."""
     @_builtins.property
-    def since(self) -> _timestamp_pb2.Timestamp:
-        """Return only records from this time on. Absent: all stored records."""
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only records of this time or later. Absent: any."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only records of before this time. Absent: any. Not later than `start_time` is INVALID_ARGUMENT."""
 
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        since: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        client_id: _builtins.str = ...,
+        operation: Global___UsageOperation.ValueType = ...,
+        face: Global___Face.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "face", b"face", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,19 +280,37 @@ class ExportUsageRecordsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SINCE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    FACE_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Return only records of this client; empty: of every client that the caller may see."""
+    operation: Global___UsageOperation.ValueType
+    """Return only records of this operation; USAGE_OPERATION_UNSPECIFIED: of every operation."""
+    face: Global___Face.ValueType
+    """Return only records of calls over this API; FACE_UNSPECIFIED: over every API."""
     @_builtins.property
-    def since(self) -> _timestamp_pb2.Timestamp:
-        """Export only records from this time on. Absent: all stored records."""
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only records of this time or later. Absent: any."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only records of before this time. Absent: any. Not later than `start_time` is INVALID_ARGUMENT."""
 
     def __init__(
         self,
         *,
-        since: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        client_id: _builtins.str = ...,
+        operation: Global___UsageOperation.ValueType = ...,
+        face: Global___Face.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "face", b"face", "operation", b"operation", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

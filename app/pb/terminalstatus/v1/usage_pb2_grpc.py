@@ -54,16 +54,16 @@ class UsageServiceServicer:
     def ListUsageRecords(self, request, context):
         """Returns usage records in the order in which they were written.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportUsageRecords(self, request, context):
-        """Streams all usage records from a given time until now, in the order in which they were written, and ends.
+        """Streams all usage records that match the filters, in the order in which they were written, and ends.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a `since` out of range.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a time out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,12 +38,12 @@ class UsageServiceStub:
     ListUsageRecords: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRecordsRequest, _usage_pb2.ListUsageRecordsResponse]
     """Returns usage records in the order in which they were written.
 
-    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
     """
     ExportUsageRecords: _grpc.UnaryStreamMultiCallable[_usage_pb2.ExportUsageRecordsRequest, _usage_pb2.ExportUsageRecordsResponse]
-    """Streams all usage records from a given time until now, in the order in which they were written, and ends.
+    """Streams all usage records that match the filters, in the order in which they were written, and ends.
 
-    Errors: INVALID_ARGUMENT INVALID_REQUEST for a `since` out of range.
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a time out of range.
     """
 
 @_typing.type_check_only
@@ -54,12 +54,12 @@ class UsageServiceAsyncStub(UsageServiceStub):
     ListUsageRecords: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRecordsRequest, _usage_pb2.ListUsageRecordsResponse]  # type: ignore[assignment]
     """Returns usage records in the order in which they were written.
 
-    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
     """
     ExportUsageRecords: _aio.UnaryStreamMultiCallable[_usage_pb2.ExportUsageRecordsRequest, _usage_pb2.ExportUsageRecordsResponse]  # type: ignore[assignment]
-    """Streams all usage records from a given time until now, in the order in which they were written, and ends.
+    """Streams all usage records that match the filters, in the order in which they were written, and ends.
 
-    Errors: INVALID_ARGUMENT INVALID_REQUEST for a `since` out of range.
+    Errors: INVALID_ARGUMENT INVALID_REQUEST for a time out of range.
     """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,7 +73,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_usage_pb2.ListUsageRecordsResponse, _abc.Awaitable[_usage_pb2.ListUsageRecordsResponse]]:
         """Returns usage records in the order in which they were written.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a `since` out of range.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list, or a time out of range.
         """
 
     @_abc_1.abstractmethod
@@ -82,9 +82,9 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_pb2.ExportUsageRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_usage_pb2.ExportUsageRecordsResponse], _abc.AsyncIterator[_usage_pb2.ExportUsageRecordsResponse]]:
-        """Streams all usage records from a given time until now, in the order in which they were written, and ends.
+        """Streams all usage records that match the filters, in the order in which they were written, and ends.
 
-        Errors: INVALID_ARGUMENT INVALID_REQUEST for a `since` out of range.
+        Errors: INVALID_ARGUMENT INVALID_REQUEST for a time out of range.
         """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
