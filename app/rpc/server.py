@@ -12,7 +12,6 @@ from typing import Any, cast
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from app.auth.proxies import TrustedProxies
 from app.core.fetcher import FetchService
@@ -39,6 +38,7 @@ from app.rpc.servicers.admin import AdminServicer
 from app.rpc.servicers.deliveries import DeliveryServicer
 from app.rpc.servicers.groups import GroupServicer
 from app.rpc.servicers.health import HealthServicer
+from app.rpc.servicers.reflection import add_reflection
 from app.rpc.servicers.subscriptions import SubscriptionServicer
 from app.rpc.servicers.terminal_status import SERVICE_NAME, TerminalStatusServicer
 from app.rpc.servicers.usage import UsageServicer
@@ -140,8 +140,5 @@ def create_server(
     health_pb2_grpc.add_HealthServicer_to_server(
         HealthServicer(service, SERVICE_NAMES, stopping, health_poll_s), admission.for_anyone(limits.health)
     )
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-        reflection.aio.ReflectionServicer((*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME)),
-        admission.for_anyone(limits.reflection),
-    )
+    add_reflection(admission.for_anyone(limits.reflection), (*SERVICE_NAMES, HEALTH_NAME))
     return server

@@ -3,16 +3,12 @@
 import asyncio
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc.aio
 import pytest
 import structlog.testing
 from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
-from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
@@ -31,7 +27,7 @@ from app.domain.statuses import Source, Status
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports.sip import ReceivedNotify
-from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, SERVICE_NAMES, create_server
+from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, create_server
 from tests.support.domain_errors import all_errors
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 from tests.support.rpc_get_status import ALICE, channel_to, failed_get_status, failure_of, get_status, use_cases_of
@@ -65,11 +61,6 @@ async def cancellation_of(call: Any) -> None:
 def call_raw(channel: grpc.aio.Channel, method: str, request: bytes) -> Any:
     call: Any = channel.unary_unary(method)
     return call(request)
-
-
-def health_of(channel: grpc.aio.Channel) -> Any:
-    """The stub of grpc.health.v1, whose published types lack its methods."""
-    return HealthStub(channel)
 
 
 @pytest.mark.parametrize(
@@ -275,101 +266,6 @@ async def test_refuses_an_unknown_method(method: str) -> None:
     async with channel_to(make_service(FakeWatcher())) as channel:
         code, _, _ = await failure_of(call_raw(channel, method, b""))
     assert code == grpc.StatusCode.UNIMPLEMENTED
-
-
-@pytest.mark.parametrize("name", ["", *SERVICE_NAMES])
-async def test_health_is_whether_the_presence_server_could_be_queried(name: str) -> None:
-    """The health of the server and of the service follows the watcher's readiness."""
-    watcher = FakeWatcher()
-    async with channel_to(make_service(watcher)) as channel:
-        question = HealthCheckRequest(service=name)
-        assert (await health_of(channel).Check(question)).status == HealthCheckResponse.SERVING
-        watcher.ready = False
-        assert (await health_of(channel).Check(question)).status == HealthCheckResponse.NOT_SERVING
-
-
-async def test_health_of_the_service_follows_the_presence_server() -> None:
-    """Without a presence server TerminalStatusService is not serving; the process and the other services are."""
-    watcher = FakeWatcher(presence_up=False)
-    async with channel_to(make_service(watcher)) as channel:
-        for up in (False, True):
-            watcher.presence_up = up
-            checks = {
-                name: (await health_of(channel).Check(HealthCheckRequest(service=name))).status
-                for name in ("", *SERVICE_NAMES)
-            }
-            serving = {name for name, status in checks.items() if status == HealthCheckResponse.SERVING}
-            assert set(checks) - serving == (set() if up else {SERVICE_NAME})
-
-
-async def test_health_of_an_unknown_service_is_not_found() -> None:
-    """A health check of an unknown service is NOT_FOUND, as grpc.health.v1 requires."""
-    async with channel_to(make_service(FakeWatcher())) as channel:
-        code, _, _ = await failure_of(health_of(channel).Check(HealthCheckRequest(service="nothing")))
-    assert code == grpc.StatusCode.NOT_FOUND
-
-
-async def test_a_health_watch_reports_changes_and_ends_with_the_server() -> None:
-    """A health watch reports the current health, then each change. The stop is its last report, and the stop does not
-    wait for the watch."""
-    watcher, stopping = FakeWatcher(), asyncio.Event()
-    async with (
-        asyncio.timeout(LIMIT_S),
-        channel_to(make_service(watcher), stopping=stopping, health_poll_s=0.01) as channel,
-    ):
-        watch = health_of(channel).Watch(HealthCheckRequest(service=SERVICE_NAME))
-        assert (await watch.read()).status == HealthCheckResponse.SERVING
-        watcher.ready = False
-        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
-        watcher.ready = True
-        assert (await watch.read()).status == HealthCheckResponse.SERVING
-        stopping.set()
-        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
-        assert await watch.read() == grpc.aio.EOF
-
-
-async def test_health_watches_share_one_look() -> None:
-    """One task checks the health for a hundred health watches, each of which gets each change; the task ends with the
-    last watch."""
-
-    def looking() -> int:
-        return len([task for task in asyncio.all_tasks() if task.get_name() == "health"])
-
-    watcher = FakeWatcher()
-    async with asyncio.timeout(LIMIT_S), channel_to(make_service(watcher), health_poll_s=0.01) as channel:
-        watches = [health_of(channel).Watch(HealthCheckRequest(service=name)) for name in ["", SERVICE_NAME] * 50]
-        for watch in watches:
-            assert (await watch.read()).status == HealthCheckResponse.SERVING
-        assert looking() == 1
-        watcher.ready = False
-        for watch in watches:
-            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
-        for watch in watches:
-            watch.cancel()
-        while looking():  # noqa: ASYNC110 - it ends by itself
-            await asyncio.sleep(0)
-
-
-async def test_a_health_watch_of_an_unknown_service_stays_open() -> None:
-    """A health watch of an unknown service reports SERVICE_UNKNOWN, as grpc.health.v1 requires."""
-    async with asyncio.timeout(LIMIT_S), channel_to(make_service(FakeWatcher())) as channel:
-        watch = health_of(channel).Watch(HealthCheckRequest(service="nothing"))
-        assert (await watch.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
-        assert not watch.done()
-
-
-async def test_reflection_lists_the_services() -> None:
-    """Tools find the services and our contract by reflection."""
-    async with channel_to(make_service(FakeWatcher())) as channel:
-        requests = [
-            ServerReflectionRequest(list_services=""),
-            ServerReflectionRequest(file_containing_symbol=SERVICE_NAME),
-        ]
-        stub: Any = ServerReflectionStub(cast("grpc.Channel", channel))  # its published types lack grpc.aio
-        answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
-    names = {service.name for service in answers[0].list_services_response.service}
-    assert names == {*SERVICE_NAMES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    assert pb.DESCRIPTOR.serialized_pb in answers[1].file_descriptor_response.file_descriptor_proto
 
 
 async def test_a_taken_port_is_an_error() -> None:

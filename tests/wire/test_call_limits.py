@@ -30,7 +30,7 @@ LIMIT_S = 30
 GET_STATUS = f"/{SERVICE_NAME}/GetStatus"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 WATCH_STATUSES = f"/{SERVICE_NAME}/WatchStatuses"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 PROXY = TrustedProxies.of(["127.0.0.1/32"])
 TOO_MANY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "")
 

@@ -13,7 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Collection, Iterator
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import (  # type: ignore[attr-defined]  # its published types lack List
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+    HealthListResponse,
+)
 
 from app.core.fetcher import FetchService
 from app.pb.terminalstatus.v1 import terminal_status_pb2
@@ -43,6 +48,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         if health_now == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"This gateway has no service {request.service!r}.")
         return HealthCheckResponse(status=health_now)
+
+    async def List(  # noqa: N802
+        self,
+        request: HealthListRequest,
+        context: grpc.aio.ServicerContext[HealthListRequest, Awaitable[HealthListResponse]],
+    ) -> HealthListResponse:
+        return HealthListResponse(
+            statuses={name: HealthCheckResponse(status=self._health(name)) for name in self._names}
+        )
 
     async def Watch(  # noqa: N802
         self,
