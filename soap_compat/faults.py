@@ -204,7 +204,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         {
             "address": "addresses",
             "min_interval": "frequency",
-            "max_notifications": "count",
+            "max_notification_count": "count",
             "count": "count",
             "correlator": "reference.correlator",
             **_SINK_PARTS,

@@ -98,7 +98,7 @@ def _rest(query: _Query) -> Answer:
     try:
         found = json.loads(body)
         if code == 200:
-            return {"status": found["status"], "observe_time": found["observed_at"]}
+            return {"status": found["status"], "observe_time": found["observe_time"]}
         return {"code": found["code"], "error": found["detail"]}
     except (ValueError, KeyError, TypeError):
         return {"code": f"HTTP_{code}", "error": _NOT_THE_GATEWAY}

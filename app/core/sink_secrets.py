@@ -41,7 +41,7 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
         )
     if sink.kind is SinkKind.STREAM and (sink.url or sink.profile or sink.parameters):
         raise SinkRefused(
-            "A sink of kind STREAM has no URL, profile or parameters; leave them out.",
+            "A sink of kind LISTED has no URI, version or parameters; leave them out.",
             field="sink",
             reason="kind",
         )

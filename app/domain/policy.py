@@ -142,15 +142,16 @@ def check_count(policy: Policy, count: int) -> None:
     """Raises UnlimitedCountNotAllowed (POL0004), CountTooLarge (POL0005), InvalidRequest."""
     if not 0 <= count < 1 << 31:
         raise InvalidRequest(
-            "The number of notifications must be 0 (unlimited) to 2147483647.", field="max_notifications"
+            "`max_notification_count` must be 0 (unlimited) to 2147483647.", field="max_notification_count"
         )
     if not count and not policy.unlimited_count_allowed:
         raise UnlimitedCountNotAllowed(
-            "The subscription must limit its number of notifications.", field="max_notifications"
+            "The subscription must limit its number of notifications; set `max_notification_count`.",
+            field="max_notification_count",
         )
     if policy.max_count and count > policy.max_count:
         raise CountTooLarge(
-            f"The number of notifications must be at most {policy.max_count}.", field="max_notifications"
+            f"`max_notification_count` must be at most {policy.max_count}.", field="max_notification_count"
         )
 
 

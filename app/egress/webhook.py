@@ -49,7 +49,7 @@ EVENT_PREFIX = "org.terminalstatus.v1."
 EVENT_TYPES: Mapping[NotificationKind, str] = {
     NotificationKind.STATUS: EVENT_PREFIX + "status-changed",
     NotificationKind.STARTED: EVENT_PREFIX + "subscription-started",
-    NotificationKind.ERROR: EVENT_PREFIX + "subscription-error",
+    NotificationKind.ERROR: EVENT_PREFIX + "subscription-failed",
     NotificationKind.ENDED: EVENT_PREFIX + "subscription-ended",
     NotificationKind.TEST: EVENT_PREFIX + "sink-test",
 }
@@ -71,17 +71,16 @@ def v1_event(subscription: Subscription, notification: OwedNotification, source:
     data: dict[str, object] = {"subscription_id": subscription.id, "correlator": subscription.correlator}
     match notification.kind:
         case NotificationKind.STATUS:
-            data["changes"] = [_change(status) for status in notification.changes]
+            data["statuses"] = [_status(status) for status in notification.changes]
         case NotificationKind.STARTED:
             data["addresses"] = subscription.addresses
-            data["expires_at"] = subscription.expires_at and rfc3339(subscription.expires_at)
+            data["expire_time"] = subscription.expires_at and rfc3339(subscription.expires_at)
         case NotificationKind.ERROR:
             data["address"] = notification.address
-            data["code"] = notification.code
-            data["message"] = notification.text
+            data["error"] = {"code": notification.code, "detail": notification.text}
         case NotificationKind.ENDED:
             data["reason"] = notification.code
-            data["message"] = notification.text
+            data["detail"] = notification.text
         case NotificationKind.TEST:
             pass
     event = {
@@ -101,11 +100,11 @@ def v1_event(subscription: Subscription, notification: OwedNotification, source:
     return event
 
 
-def _change(status: TerminalStatus) -> Mapping[str, object]:
+def _status(status: TerminalStatus) -> Mapping[str, object]:
     return {
         "address": status.address,
         "status": status.status.value,
-        "observed_at": rfc3339(status.observed_at),
+        "observe_time": rfc3339(status.observed_at),
         "source": status.source.value,
         "revision": status.revision,
     }
@@ -188,7 +187,7 @@ class WebhookSender:
         if handshake is Handshake.TEST and reply.code in _REFUSALS and SINK_MADE in sink.parameters:
             message += (
                 " It cannot verify the signature yet, because it gets the secret after the subscription is created: "
-                f"send `{SINK_SECRETS}` of your own, or choose the handshake `{Handshake.NONE.value}`."
+                f"send `{SINK_SECRETS}` of your own, or choose the handshake `{Handshake.NONE.name}`."
             )
         raise SinkUnreachable(message, reason=outcome)
 
@@ -264,7 +263,7 @@ class WebhookSender:
             return Handshake(sink.parameters.get(SINK_HANDSHAKE, default.value))
         except ValueError:
             raise SinkRefused(
-                f"The handshake must be one of {', '.join(each.value for each in Handshake)}.", reason="handshake"
+                f"The handshake must be one of {', '.join(each.name for each in Handshake)}.", reason="handshake"
             ) from None
 
     def _token_expired(self, sink: Sink) -> bool:

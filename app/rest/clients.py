@@ -1,6 +1,6 @@
 """REST API v1: clients and their API keys, for operators' clients; other clients get 403."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
@@ -9,6 +9,7 @@ from app.core.use_cases import UseCases
 from app.domain.errors import ClientExists, ClientUnknown, NotPermitted
 from app.domain.records import MAX_ID
 from app.rest import to_json
+from app.rest.client_limits import ClientLimits
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
 from app.rest.responses import json_response
@@ -17,13 +18,6 @@ from app.rest.watches import TAG
 
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The client's id.")]
 _CLIENT = failures(NotPermitted, ClientUnknown)
-
-_Limits = Annotated[
-    dict[str, int | bool],
-    Field(
-        max_length=50, description="Policies of this client by name; the stricter of these and the gateway's applies."
-    ),
-]
 
 
 class ClientRequest(Request):
@@ -42,14 +36,16 @@ class ClientRequest(Request):
         "gateway makes an id.",
     )
     admin: bool = Field(False, description="Whether the client is an operator's.")
-    limits: _Limits = Field({}, json_schema_extra={"examples": [{"max_subscriptions": 1000}]})
+    limits: ClientLimits | None = Field(
+        None, description="The client's own limits; absent: none.", examples=[{"max_subscriptions": 1000}]
+    )
 
 
 class ClientKey(BaseModel):
     """An API key without its secret."""
 
     id: str = Field(description="The key's id, its part between the underscores.")
-    expires_at: At | None = Field(description="When the key expires; null: never.")
+    expire_time: At | None = Field(description="When the key expires; null: never.")
 
 
 class Client(BaseModel):
@@ -58,11 +54,11 @@ class Client(BaseModel):
     id: str = Field(description="The client's id.")
     name: str = Field(description="The client's unique name.")
     admin: bool = Field(description="Whether the client is an operator's.")
-    limits: dict[str, Any] = Field(
-        description="Policies of this client by name; the stricter of these and the gateway's applies."
+    limits: ClientLimits | None = Field(
+        description="The client's own limits, without those that it does not have; null: none."
     )
     disabled: bool = Field(description="Whether the client's credentials are refused.")
-    created_at: At
+    create_time: At
     keys: list[ClientKey] = Field(description="The client's API keys, without secrets.")
 
 
@@ -91,7 +87,7 @@ class RotateRequest(Request):
 class EndedSubscriptions(BaseModel):
     """The number of subscriptions that ended with the client."""
 
-    ended_subscriptions: int = Field(description="Number of subscriptions.")
+    ended_subscription_count: int = Field(description="Number of subscriptions.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -124,8 +120,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(NotPermitted, ClientExists),
     )
     async def create_client(client: Caller, asked: ClientRequest) -> Response:
+        limits = {} if asked.limits is None else asked.limits.model_dump(exclude_none=True)
         made, key = await administration.create_client(
-            client, asked.name, client_id=asked.client_id, admin=asked.admin, limits=asked.limits
+            client, asked.name, client_id=asked.client_id, admin=asked.admin, limits=limits
         )
         keys = await administration.keys(client, made.id)
         return json_response({"client": to_json.client(made, keys), "api_key": key}, 201)
@@ -184,4 +181,4 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=_CLIENT,
     )
     async def delete_client(client: Caller, client_id: IdInPath) -> Response:
-        return json_response({"ended_subscriptions": await administration.delete_client(client, client_id)})
+        return json_response({"ended_subscription_count": await administration.delete_client(client, client_id)})

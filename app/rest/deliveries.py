@@ -1,6 +1,6 @@
 """REST API v1: notifications of subscriptions, delivery attempts, and sending again."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
@@ -8,17 +8,59 @@ from pydantic import BaseModel, Field
 from app.core.deliveries import MAX_SEND_AGAIN
 from app.core.use_cases import UseCases
 from app.domain.errors import NotificationUnknown
-from app.domain.records import MAX_ID, DeliveryState, NotificationKind
+from app.domain.records import MAX_ID, DeliveryState
+from app.domain.sinks import EndReason
 from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
 from app.rest.responses import json_response
 from app.rest.schemas import At, Id, Request
-from app.rest.status_schemas import TerminalStatus
+from app.rest.status_schemas import NotifiedError, TerminalStatus
 
 TAG = "Deliveries"
 
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The notification's id.")]
+
+
+class StatusChanges(BaseModel):
+    """Terminals have a new status."""
+
+    kind: Literal["STATUS_CHANGES"] = Field(description="The kind of content.")
+    statuses: list[TerminalStatus] = Field(description="The new statuses, one for each terminal.")
+
+
+class SubscriptionStarted(BaseModel):
+    """The subscription has started."""
+
+    kind: Literal["SUBSCRIPTION_STARTED"] = Field(description="The kind of content.")
+
+
+class SubscriptionFailed(BaseModel):
+    """A terminal of the subscription, or the whole subscription, has failed."""
+
+    kind: Literal["SUBSCRIPTION_FAILED"] = Field(description="The kind of content.")
+    address: str | None = Field(description="The terminal that failed; null if the whole subscription did.")
+    error: NotifiedError = Field(description="Why it failed.")
+
+
+class SubscriptionEnded(BaseModel):
+    """The subscription has ended; nothing follows."""
+
+    kind: Literal["SUBSCRIPTION_ENDED"] = Field(description="The kind of content.")
+    reason: EndReason = Field(description="Why the subscription ended, as `end_reason` of a Subscription.")
+    detail: str = Field(description="Why the subscription ended, for people; may be empty.")
+
+
+class SinkTest(BaseModel):
+    """A test of the endpoint."""
+
+    kind: Literal["SINK_TEST"] = Field(description="The kind of content.")
+
+
+Content = Annotated[
+    StatusChanges | SubscriptionStarted | SubscriptionFailed | SubscriptionEnded | SinkTest,
+    Field(discriminator="kind", description="What the notification reports. Ignore kinds that you do not know."),
+]
 
 
 class Notification(BaseModel):
@@ -28,22 +70,15 @@ class Notification(BaseModel):
     subscription_id: Id
     client_id: str = Field(description="The subscription's client.")
     sequence: int = Field(description="Position within the subscription, from 1, without gaps.")
-    kind: NotificationKind = Field(
-        description="`STATUS`: terminals have a new status. `STARTED`: the subscription "
-        "has started. `ERROR`: a terminal or the whole subscription failed. `ENDED`: the subscription has ended."
-    )
-    changes: list[TerminalStatus] = Field(description="STATUS only: the changes; else empty.")
-    address: str | None = Field(description="ERROR only: the terminal that failed; null if the whole subscription did.")
-    code: str = Field(description="ERROR: the error's code. ENDED: the reason. Else empty.")
-    text: str = Field(description="More about an ERROR or ENDED, for people; else empty.")
-    created_at: At
-    next_attempt_at: At | None = Field(description="PENDING only: the time of the next attempt; else null.")
-    attempts: int = Field(description="Number of attempts so far.")
+    content: Content
+    create_time: At
+    next_attempt_time: At | None = Field(description="PENDING only: the time of the next attempt; else null.")
+    attempt_count: int = Field(description="Number of attempts so far.")
     state: DeliveryState = Field(
         description="`PENDING`: not delivered yet. `DELIVERED`. `DEAD`: given up; can be sent again. `WITHDRAWN`: not "
         "sent, since the client ended the subscription."
     )
-    settled_at: At | None = Field(description="When the state became other than PENDING; null before.")
+    settle_time: At | None = Field(description="When the state became other than PENDING; null before.")
 
 
 class Notifications(BaseModel):
@@ -81,7 +116,7 @@ class SendAgainRequest(Request):
 class SentAgain(BaseModel):
     """The number of notifications that are tried again: those that were DEAD."""
 
-    sent_again: int = Field(description="Number of notifications.")
+    sent_again_count: int = Field(description="Number of notifications.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -147,4 +182,4 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(NotificationUnknown),
     )
     async def send_notifications_again(client: Caller, asked: SendAgainRequest) -> Response:
-        return json_response({"sent_again": await deliveries.send_again(client, asked.notification_ids)})
+        return json_response({"sent_again_count": await deliveries.send_again(client, asked.notification_ids)})

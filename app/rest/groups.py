@@ -1,4 +1,4 @@
-"""REST API v1: groups. A group's ETag follows from its version, so `If-Match` protects changes and the deletion."""
+"""REST API v1: groups. A group's ETag changes with its members, so `If-Match` protects changes and the deletion."""
 
 from typing import Annotated
 
@@ -100,10 +100,10 @@ class Group(BaseModel):
     address: str = Field(description="The group's own address in canonical form.")
     client_id: str = Field(description="The group's client.")
     members: list[str] = Field(description="The members' addresses in canonical form.")
-    version: int = Field(
-        description="Number of this version; each change of the members adds 1. The ETag follows from it."
+    etag: str = Field(
+        description="Changes with each change of the members; the header `ETag` has the same, in double quotes."
     )
-    created_at: At
+    create_time: At
 
 
 class Groups(BaseModel):

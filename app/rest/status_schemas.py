@@ -23,7 +23,7 @@ class TerminalStatus(BaseModel):
         description="`REACHABLE`: registered, and not known to be busy. `UNREACHABLE`: not registered. `BUSY`: "
         "registered, and the user is busy, as on a call. Treat an unknown value as an unknown status."
     )
-    observed_at: At = Field(
+    observe_time: At = Field(
         description="When the presence server stated the status, by the gateway's clock (RFC 3339, UTC)."
     )
     source: Source = Field(
@@ -35,7 +35,7 @@ class TerminalStatus(BaseModel):
     )
 
 
-class Failure(BaseModel):
+class TerminalError(BaseModel):
     """Why one terminal of a request failed."""
 
     code: str = Field(description="The error's code, as `code` of a Problem.")
@@ -43,6 +43,13 @@ class Failure(BaseModel):
     retryable: bool = Field(description="Whether the same request may succeed later.")
     retry_after_s: float | None = Field(description="Seconds to wait before the next attempt; null if unknown.")
     details: dict[str, str] = Field(description="Short strings for machines, such as the SIP code.")
+
+
+class NotifiedError(BaseModel):
+    """Why a terminal of a subscription, or the whole subscription, failed."""
+
+    code: str = Field(description="The error's code, as `code` of a Problem.")
+    detail: str = Field(description="What happened, for people. The wording may change.")
 
 
 class QueryRequest(Request):
@@ -66,7 +73,7 @@ class TerminalResult(BaseModel):
         "query may succeed. `ERROR`: the terminal is unknown, or the presence server refuses the answer."
     )
     status: TerminalStatus | None = Field(description="Present if RETRIEVED, otherwise null.")
-    failure: Failure | None = Field(description="Why the status is null; null if RETRIEVED.")
+    error: TerminalError | None = Field(description="Why the status is null; null if RETRIEVED.")
 
 
 class QueryResults(BaseModel):
@@ -76,7 +83,7 @@ class QueryResults(BaseModel):
 
 
 class WatchedTerminal(BaseModel):
-    """Data of `snapshot` and `liveness`: the state of a watched terminal."""
+    """Data of `snapshot-item`: the current state of a watched terminal. It replaces all that the client knows of it."""
 
     address: str = Field(description="The terminal's address in canonical form.")
     status: TerminalStatus | None = Field(description="The last known status; null before the first.")
@@ -84,12 +91,20 @@ class WatchedTerminal(BaseModel):
         description="`LIVE`: the presence server reports each change. `STALE`: contact is lost, and the status is the "
         "last known one. `UNKNOWN`: no status was observed yet."
     )
-    reason: str = Field(description="Why the liveness is not LIVE, for people; else empty.")
-    since: At = Field(description="When this liveness began (RFC 3339, UTC).")
-    failure: Failure | None = Field(
-        None,
-        description="Only in `liveness`: the error, if the presence server refuses the watch or does not know the "
-        "terminal, or if its last presence document cannot be read.",
+    liveness_reason: str = Field(description="Why the liveness is not LIVE, for people; else empty.")
+    liveness_time: At = Field(description="When this liveness began (RFC 3339, UTC).")
+
+
+class LivenessChange(BaseModel):
+    """Data of `liveness-change`: a terminal's liveness has changed; its status has not."""
+
+    address: str = Field(description="The terminal's address in canonical form.")
+    liveness: Liveness = Field(description="The new liveness, as in WatchedTerminal.")
+    liveness_reason: str = Field(description="Why the liveness is not LIVE, for people; else empty.")
+    liveness_time: At = Field(description="When this liveness began (RFC 3339, UTC).")
+    error: TerminalError | None = Field(
+        description="The error, if the presence server refuses the watch or does not know the terminal, or if its last "
+        "presence document cannot be read; else null.",
     )
 
 
@@ -126,11 +141,11 @@ class TerminalRemoved(BaseModel):
 
 
 STREAMED: Mapping[str, type[BaseModel]] = {
-    "snapshot": WatchedTerminal,
+    "snapshot-item": WatchedTerminal,
     "snapshot-complete": SnapshotComplete,
     "change": TerminalStatus,
-    "liveness": WatchedTerminal,
-    "removed": TerminalRemoved,
+    "liveness-change": LivenessChange,
+    "terminal-removed": TerminalRemoved,
     "bookmark": ResumeToken,
     "end": StreamEnd,
 }

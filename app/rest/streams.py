@@ -87,12 +87,12 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
         tags=[TAG],
         summary="Watch terminals' statuses",
         description="Streams the state of terminals and of the members of groups, and each later change, as "
-        "server-sent events.\n\nFirst comes a `snapshot` for each terminal (WatchedTerminal), then "
-        "`snapshot-complete` (SnapshotComplete). Then come `change` (TerminalStatus), `liveness` (WatchedTerminal) "
-        "and `removed` (TerminalRemoved), and every few seconds a `bookmark` (ResumeToken). If the gateway ends the "
-        "stream, the last event is `end` (StreamEnd). Ignore unknown events.\n\nA reader that is slower than the "
-        "changes misses intermediate ones, never the newest. To resume, open the stream again with the last event id: "
-        "its snapshot has only the terminals that have changed.",
+        "server-sent events.\n\nFirst comes a `snapshot-item` for each terminal (WatchedTerminal), then "
+        "`snapshot-complete` (SnapshotComplete). Then come `change` (TerminalStatus), `liveness-change` "
+        "(LivenessChange) and `terminal-removed` (TerminalRemoved), and every few seconds a `bookmark` (ResumeToken). "
+        "If the gateway ends the stream, the last event is `end` (StreamEnd). Ignore unknown events.\n\nA reader that "
+        "is slower than the changes misses intermediate ones, never the newest. To resume, open the stream again with "
+        "the last event id: its snapshot has only the terminals that have changed.",
         response_class=Response,
         response_description="Events until the client or the gateway ends the stream.",
         responses={

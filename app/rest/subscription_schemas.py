@@ -1,31 +1,69 @@
 """What REST API v1 takes and returns about subscriptions and their sinks."""
 
+import enum
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from app.domain.records import MAX_CORRELATOR
-from app.domain.sinks import MAX_SECRETS, MAX_SINK_TOKEN, MAX_URL, EndReason, Handshake, SinkKind
+from app.domain.sinks import MAX_SECRETS, MAX_SINK_TOKEN, MAX_URL, EndReason
 from app.domain.statuses import Status
 from app.rest.schemas import MAX_SECRET, Addresses, At, Criteria, Id, Request, Requester, Rfc3339, example
 
-# Subscriptions.
+MAX_VERSION = 64
+"""Longest version of Parlay X, in characters."""
+
+Endpoint = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_URL,
+        description="The endpoint: an https URL, or http where the operator allows it.",
+        examples=["https://app.example.com/events"],
+    ),
+]
 
 
-def _default_handshake(given: Mapping[str, Any]) -> Handshake:
+class SinkHandshake(enum.Enum):
+    """How a webhook's endpoint is checked.
+
+    `TEST`: the endpoint must answer 2xx to a signed `sink-test` event, which carries the access token. `OPTIONS`: the
+    endpoint must answer OPTIONS with WebHook-Allowed-Origin (CloudEvents). `NONE`: the endpoint must accept a
+    connection; nothing is sent over it.
+    """
+
+    TEST = "TEST"
+    OPTIONS = "OPTIONS"
+    NONE = "NONE"
+
+
+def _default_handshake(given: Mapping[str, Any]) -> SinkHandshake:
     """A signed test event only if the receiver can know the secret already."""
-    return Handshake.TEST if given.get("secrets") else Handshake.NONE
+    return SinkHandshake.TEST if given.get("secrets") else SinkHandshake.NONE
 
 
-class SinkRequest(Request):
-    """Where to send notifications."""
+class AccessTokenRequest(Request):
+    """A bearer token (RFC 6750) that the gateway sends to an endpoint."""
 
-    kind: Literal["STREAM", "WEBHOOK"] = Field(
-        description="`WEBHOOK`: the gateway sends CloudEvents by HTTP POST to `url`. `STREAM`: the gateway sends "
-        "nothing; the client reads a stream or lists notifications."
+    token: str = Field(min_length=1, max_length=MAX_SINK_TOKEN, description="The token. Never returned.")
+    expire_time: Rfc3339 | None = Field(
+        None,
+        description="When the token expires (RFC 3339); the subscription ends five seconds earlier. Absent: never.",
     )
-    url: str = Field("", max_length=MAX_URL, description="WEBHOOK only: the endpoint, an https URL.")
+
+
+class ListedSinkRequest(Request):
+    """No endpoint: notifications are stored and not sent. The client lists them, or reads a stream."""
+
+    kind: Literal["LISTED"] = Field(description="The kind of sink.")
+
+
+class WebhookSinkRequest(Request):
+    """A webhook: CloudEvents by HTTP POST, signed as Standard Webhooks."""
+
+    kind: Literal["WEBHOOK"] = Field(description="The kind of sink.")
+    uri: Endpoint
     secrets: list[str] = Field(
         [],
         max_length=MAX_SECRETS,
@@ -34,21 +72,30 @@ class SinkRequest(Request):
         "call's answer: every webhook is signed. The endpoint does not know such a secret yet when it is checked: see "
         "`handshake`.",
     )
-    access_token: str = Field(
-        "",
-        max_length=MAX_SINK_TOKEN,
-        description="Bearer token that the gateway sends to the endpoint. Never returned.",
+    access_token: AccessTokenRequest | None = Field(
+        None, description="The bearer token that the gateway sends to the endpoint. Absent: none."
     )
-    access_token_expires_at: Rfc3339 | None = Field(
-        None, description="When `access_token` expires (RFC 3339). The subscription ends five seconds earlier."
-    )
-    handshake: Annotated[Handshake, Field(strict=False)] = Field(
+    handshake: Annotated[SinkHandshake, Field(strict=False)] = Field(
         default_factory=_default_handshake,
-        description="How this call checks the endpoint. `test`: the endpoint answers 2xx to a signed `sink-test` "
-        "event, which carries the access token. `options`: the endpoint answers OPTIONS with WebHook-Allowed-Origin "
-        "(CloudEvents). `none`: the endpoint accepts a connection; nothing is sent over it. Default: `test` if "
-        "`secrets` are given, otherwise `none`, since the endpoint cannot know the gateway's secret yet.",
+        description="How this call checks the endpoint. Default: `TEST` if `secrets` are given, otherwise `NONE`, "
+        "since the endpoint cannot know the gateway's secret yet.",
     )
+
+
+class SoapSinkRequest(Request):
+    """The endpoint of a Parlay X application, which gets callbacks (3GPP TS 29.199-8)."""
+
+    kind: Literal["SOAP"] = Field(description="The kind of sink.")
+    uri: Endpoint
+    version: str = Field(
+        "",
+        max_length=MAX_VERSION,
+        description="The version of the callbacks' namespaces; empty: the newest.",
+        examples=["v2_2"],
+    )
+
+
+SinkRequest = Annotated[ListedSinkRequest | WebhookSinkRequest | SoapSinkRequest, Field(discriminator="kind")]
 
 
 class SubscriptionRequest(Request):
@@ -60,7 +107,7 @@ class SubscriptionRequest(Request):
             "criteria": ["REACHABLE", "BUSY"],
             "check_immediate": True,
             "duration_ms": 3_600_000,
-            "sink": {"kind": "WEBHOOK", "url": "https://app.example.com/events"},
+            "sink": {"kind": "WEBHOOK", "uri": "https://app.example.com/events"},
             "correlator": "order-4711",
         }
     )
@@ -70,7 +117,7 @@ class SubscriptionRequest(Request):
     check_immediate: bool = Field(
         False,
         description="Whether to report at once the terminals that meet the criteria now. Such a notification counts "
-        "towards `max_notifications`.",
+        "towards `max_notification_count`.",
     )
     min_interval_ms: int = Field(
         0,
@@ -79,12 +126,12 @@ class SubscriptionRequest(Request):
         "has each terminal's newest status. 0: the policy's minimum.",
     )
     duration_ms: int = Field(0, ge=0, description="How long the subscription lasts; 0: the policy's default.")
-    max_notifications: int = Field(
+    max_notification_count: int = Field(
         0,
         ge=0,
         description="The subscription ends after this number of notifications; 0: unlimited, if the policy allows.",
     )
-    sink: SinkRequest | None = Field(None, description="Where to send notifications; STREAM if absent.")
+    sink: SinkRequest | None = Field(None, description="Where to send notifications; LISTED if absent.")
     correlator: str = Field(
         "",
         max_length=MAX_CORRELATOR,
@@ -93,20 +140,47 @@ class SubscriptionRequest(Request):
     requester: Requester = ""
 
 
-class Sink(BaseModel):
-    """Where notifications go. Secrets and tokens are never returned."""
+class AccessToken(BaseModel):
+    """The bearer token that the gateway sends to an endpoint, without the token itself."""
 
-    kind: SinkKind = Field(description="`STREAM`: nothing is sent. `WEBHOOK`: CloudEvents. `SOAP`: Parlay X callbacks.")
-    url: str = Field(description="The endpoint; empty for STREAM.")
-    profile: str = Field(description="Form of the messages to the endpoint: `v1`, `camara`, or a version of Parlay X.")
-    signed: bool = Field(description="Whether webhooks are signed.")
-    with_access_token: bool = Field(description="Whether webhooks carry an access token.")
-    access_token_expires_at: str | None = Field(
-        description="When the access token expires (RFC 3339); null without one."
-    )
-    handshake: str | None = Field(
-        description="How the endpoint was checked: `test`, `options` or `none`; null if it was not."
-    )
+    expire_time: At | None = Field(description="When the token expires; null: never.")
+
+
+class ListedSink(BaseModel):
+    """No endpoint: notifications are stored and not sent."""
+
+    kind: Literal["LISTED"] = Field(description="The kind of sink.")
+
+
+class WebhookSink(BaseModel):
+    """A webhook: CloudEvents by HTTP POST, signed as Standard Webhooks. Secrets are never returned."""
+
+    kind: Literal["WEBHOOK"] = Field(description="The kind of sink.")
+    uri: str = Field(description="The endpoint.")
+    access_token: AccessToken | None = Field(description="The token that the endpoint is sent; null: none.")
+    handshake: SinkHandshake | None = Field(description="How the endpoint was checked; null: as by default.")
+
+
+class CamaraSink(BaseModel):
+    """A sink that was created with the CAMARA API."""
+
+    kind: Literal["CAMARA"] = Field(description="The kind of sink.")
+    uri: str = Field(description="The endpoint.")
+    access_token: AccessToken | None = Field(description="The token that the endpoint is sent; null: none.")
+
+
+class SoapSink(BaseModel):
+    """The endpoint of a Parlay X application."""
+
+    kind: Literal["SOAP"] = Field(description="The kind of sink.")
+    uri: str = Field(description="The endpoint.")
+    version: str = Field(description="The version of the callbacks' namespaces, such as `v2_2`.")
+
+
+Sink = Annotated[
+    ListedSink | WebhookSink | CamaraSink | SoapSink,
+    Field(discriminator="kind", description="Where notifications go. Secrets and tokens are never returned."),
+]
 
 
 class Subscription(BaseModel):
@@ -118,26 +192,26 @@ class Subscription(BaseModel):
     criteria: list[Status] = Field(description="The statuses to report; empty means all.")
     check_immediate: bool = Field(description="As in the request.")
     min_interval_ms: int = Field(description="Minimum time between two notifications; 0: the policy's minimum.")
-    max_notifications: int = Field(
+    max_notification_count: int = Field(
         description="The subscription ends after this number of notifications; 0: unlimited."
     )
-    sink: Sink = Field(description="Where notifications go.")
+    sink: Sink
     correlator: str = Field(description="The client's own name for the subscription; may be empty.")
-    created_at: At
-    expires_at: At | None = Field(description="When the subscription ends; null: it does not expire.")
-    notified: int = Field(description="Number of notifications of changes so far.")
-    last_notified_at: At | None = Field(
+    create_time: At
+    expire_time: At | None = Field(description="When the subscription ends; null: it does not expire.")
+    notification_count: int = Field(description="Number of notifications of changes so far.")
+    last_notification_time: At | None = Field(
         description="When the last notification of changes was made; null before the first."
     )
-    suspended_at: At | None = Field(
+    suspend_time: At | None = Field(
         description="Since when the endpoint fails and is tried less often; null while it works."
     )
-    ended_at: At | None = Field(description="Null while the subscription is active.")
+    end_time: At | None = Field(description="Null while the subscription is active.")
     end_reason: EndReason | None = Field(
-        description="`EXPIRED`: the duration is over. `COUNT_REACHED`: `max_notifications` are made. `CANCELLED`: the "
-        "client ended it. `CLIENT_DELETED`: the client was deleted. `FAILED`: no terminal can be watched any more. "
-        "`SINK_GONE`: the endpoint answered 410. `TOKEN_EXPIRED`: the sink's access token has expired. Null while "
-        "active."
+        description="`EXPIRED`: the duration is over. `COUNT_REACHED`: `max_notification_count` is reached. "
+        "`CANCELLED`: the client ended it. `CLIENT_DELETED`: the client was deleted. `FAILED`: no terminal can be "
+        "watched any more. `SINK_GONE`: the endpoint answered 410. `TOKEN_EXPIRED`: the sink's access token has "
+        "expired. Null while active."
     )
     end_detail: str = Field(description="More about the end, for people; may be empty.")
 

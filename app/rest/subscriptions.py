@@ -33,6 +33,7 @@ from app.domain.sinks import (
     SINK_SECRETS,
     SINK_TOKEN,
     SINK_TOKEN_EXPIRES_AT,
+    Handshake,
     Sink,
     SinkKind,
     read_secret,
@@ -98,8 +99,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
                 check_immediate=asked.check_immediate,
                 min_interval_ms=asked.min_interval_ms,
                 duration_ms=asked.duration_ms or None,
-                count=asked.max_notifications,
-                sink=_sink(asked.sink),
+                count=asked.max_notification_count,
+                sink=sink_of(asked.sink),
                 correlator=asked.correlator,
                 request_id=request_id,
             ),
@@ -189,7 +190,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "one, but not beyond the expiry of its webhook's access token. Subscriptions made over CAMARA's API cannot be "
         "renewed.",
         response_model=subscription_schemas.Subscription,
-        response_description="The subscription with its new `expires_at`.",
+        response_description="The subscription with its new `expire_time`.",
         responses=failures(SubscriptionUnknown, DurationTooLong, NotPermitted, SinkRefused),
     )
     async def renew_subscription(
@@ -200,7 +201,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         )
 
     @router.post(
-        "/v1/subscriptions/{subscription_id:id}:rotate-secret",
+        "/v1/subscriptions/{subscription_id:id}:rotateSecret",
         operation_id="rotateSubscriptionSecret",
         tags=[TAG],
         summary="Change a webhook's signing secret",
@@ -227,24 +228,25 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return json_response({**to_json.subscription(changed), "secret": made or None})
 
 
-def _sink(asked: subscription_schemas.SinkRequest | None) -> Sink:
-    if asked is None:
-        return Sink(kind=SinkKind.STREAM)
+def sink_of(asked: subscription_schemas.SinkRequest | None) -> Sink:
+    """Returns the requested sink. Raises SinkRefused."""
+    match asked:
+        case subscription_schemas.WebhookSinkRequest():
+            return _webhook(asked)
+        case subscription_schemas.SoapSinkRequest():
+            return Sink(kind=SinkKind.SOAP, url=asked.uri, profile=asked.version)
+        case _:
+            return Sink(kind=SinkKind.STREAM)
+
+
+def _webhook(asked: subscription_schemas.WebhookSinkRequest) -> Sink:
+    parameters = {SINK_HANDSHAKE: Handshake[asked.handshake.name].value}
     for each in asked.secrets:
         read_secret(each)
-    webhook = asked.kind == "WEBHOOK"
-    parameters = {}
-    if webhook or "handshake" in asked.model_fields_set:
-        parameters[SINK_HANDSHAKE] = asked.handshake.value
     if asked.secrets:
         parameters[SINK_SECRETS] = " ".join(asked.secrets)
-    if asked.access_token:
-        parameters[SINK_TOKEN] = asked.access_token
-    if asked.access_token_expires_at is not None:
-        parameters[SINK_TOKEN_EXPIRES_AT] = asked.access_token_expires_at.isoformat()
-    return Sink(
-        kind=SinkKind(asked.kind),
-        url=asked.url,
-        profile=PROFILE_V1 if webhook else "",
-        parameters=parameters,
-    )
+    if asked.access_token is not None:
+        parameters[SINK_TOKEN] = asked.access_token.token
+        if asked.access_token.expire_time is not None:
+            parameters[SINK_TOKEN_EXPIRES_AT] = asked.access_token.expire_time.isoformat()
+    return Sink(kind=SinkKind.WEBHOOK, url=asked.uri, profile=PROFILE_V1, parameters=parameters)

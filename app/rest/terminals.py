@@ -212,7 +212,7 @@ _EXAMPLE_STATUSES: dict[str, Any] = {
         "value": {
             "address": ALICE,
             "status": status,
-            "observed_at": "2026-01-02T03:04:05.678Z",
+            "observe_time": "2026-01-02T03:04:05.678Z",
             "source": "FETCH",
             "revision": 0,
         },

@@ -1,10 +1,10 @@
 """Converts the domain's values to the JSON objects of REST API v1, which `schemas.py` describes.
 
-Invariants: every answer has every member, null if without a value. No answer has secrets or tokens. The contract tests
-compare answers with `schemas.py`.
+Invariants: every answer has every member, null if without a value; of a client's limits it has only those that are set.
+No answer has secrets or tokens. The contract tests compare answers with the documents.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from app.auth.clients import ClientKey
@@ -15,29 +15,33 @@ from app.domain.records import (
     DeliveryAttempt,
     DeliveryState,
     Group,
+    NotificationKind,
     OwedNotification,
     Subscription,
     UsageRecord,
 )
-from app.domain.sinks import SINK_HANDSHAKE, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, Sink
+from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, Handshake, Sink, SinkKind, token_ends_at
 from app.domain.statuses import Status, TerminalStatus, WatchedTerminal
 from app.live import events
 from app.ports.sip import WatchView
 
 Json = Mapping[str, Any]
 
+_STREAM = "stream:"
+"""The beginning of what needs a watch, where that is a stream; the client's id follows."""
+
 
 def terminal_status(of: TerminalStatus) -> Json:
     return {
         "address": of.address,
         "status": of.status,
-        "observed_at": of.observed_at,
+        "observe_time": of.observed_at,
         "source": of.source,
         "revision": of.revision,
     }
 
 
-def failure(of: TerminalStatusError) -> Json:
+def terminal_error(of: TerminalStatusError) -> Json:
     """Converts the error of one terminal, as part of a larger answer. `problem.py` has the errors of whole requests."""
     return {
         "code": of.code,
@@ -53,7 +57,7 @@ def terminal_result(of: TerminalResult) -> Json:
         "address": of.address,
         "retrieval_status": of.retrieval,
         "status": of.status and terminal_status(of.status),
-        "failure": of.error and failure(of.error),
+        "error": of.error and terminal_error(of.error),
     }
 
 
@@ -63,26 +67,28 @@ def stream_event(of: events.StreamEvent) -> tuple[str, Json]:
         case events.Change():
             return "change", terminal_status(of.status)
         case events.Snapshot():
-            return "snapshot", _watched(of.terminal)
+            return "snapshot-item", {
+                **_liveness(of.terminal),
+                "status": of.terminal.status and terminal_status(of.terminal.status),
+            }
         case events.SnapshotComplete():
             return "snapshot-complete", {"resume_token": of.resume_token, "reset": of.reset}
         case events.LivenessChange():
-            return "liveness", {**_watched(of.terminal), "failure": of.error and failure(of.error)}
+            return "liveness-change", {**_liveness(of.terminal), "error": of.error and terminal_error(of.error)}
         case events.Removed():
-            return "removed", {"address": of.address}
+            return "terminal-removed", {"address": of.address}
         case events.Bookmark():
             return "bookmark", {"resume_token": of.resume_token}
         case events.End():
             return "end", {"reason": of.reason, "message": of.message, "resume_token": of.resume_token}
 
 
-def _watched(of: WatchedTerminal) -> Json:
+def _liveness(of: WatchedTerminal) -> Json:
     return {
         "address": of.address,
-        "status": of.status and terminal_status(of.status),
         "liveness": of.liveness,
-        "reason": of.reason,
-        "since": of.since,
+        "liveness_reason": of.reason,
+        "liveness_time": of.since,
     }
 
 
@@ -94,31 +100,43 @@ def subscription(of: Subscription) -> Json:
         "criteria": [status for status in Status if status in of.criteria],
         "check_immediate": of.check_immediate,
         "min_interval_ms": of.min_interval_ms,
-        "max_notifications": of.max_notifications,
-        "sink": _sink(of.sink),
+        "max_notification_count": of.max_notifications,
+        "sink": sink(of.sink),
         "correlator": of.correlator,
-        "created_at": of.created_at,
-        "expires_at": of.expires_at,
-        "notified": of.notified,
-        "last_notified_at": of.last_notified_at,
-        "suspended_at": of.suspended_at,
-        "ended_at": of.ended_at,
+        "create_time": of.created_at,
+        "expire_time": of.expires_at,
+        "notification_count": of.notified,
+        "last_notification_time": of.last_notified_at,
+        "suspend_time": of.suspended_at,
+        "end_time": of.ended_at,
         "end_reason": of.end_reason,
         "end_detail": of.end_detail,
     }
 
 
-def _sink(of: Sink) -> Json:
-    parameters = of.parameters
-    return {
-        "kind": of.kind,
-        "url": of.url,
-        "profile": of.profile,
-        "signed": bool(parameters.get(SINK_SECRETS)),
-        "with_access_token": bool(parameters.get(SINK_TOKEN)),
-        "access_token_expires_at": parameters.get(SINK_TOKEN_EXPIRES_AT) or None,
-        "handshake": parameters.get(SINK_HANDSHAKE) or None,
-    }
+def sink(of: Sink) -> Json:
+    match of.kind:
+        case SinkKind.STREAM:
+            return {"kind": "LISTED"}
+        case SinkKind.SOAP:
+            return {"kind": "SOAP", "uri": of.url, "version": of.profile}
+        case SinkKind.WEBHOOK if of.profile == PROFILE_CAMARA:
+            return {"kind": "CAMARA", "uri": of.url, "access_token": _access_token(of)}
+        case SinkKind.WEBHOOK:
+            handshake = of.parameters.get(SINK_HANDSHAKE)
+            return {
+                "kind": "WEBHOOK",
+                "uri": of.url,
+                "access_token": _access_token(of),
+                "handshake": Handshake(handshake).name if handshake else None,
+            }
+
+
+def _access_token(of: Sink) -> Json | None:
+    """Returns the expiry of the sink's token; None if the sink has no token."""
+    if SINK_TOKEN not in of.parameters:
+        return None
+    return {"expire_time": token_ends_at(of)}
 
 
 def group(of: Group) -> Json:
@@ -126,8 +144,8 @@ def group(of: Group) -> Json:
         "address": of.address,
         "client_id": of.client_id,
         "members": of.members,
-        "version": of.version,
-        "created_at": of.created_at,
+        "etag": of.etag,
+        "create_time": of.created_at,
     }
 
 
@@ -137,17 +155,31 @@ def notification(of: OwedNotification) -> Json:
         "subscription_id": of.subscription_id,
         "client_id": of.client_id,
         "sequence": of.sequence,
-        "kind": of.kind,
-        "changes": [terminal_status(status) for status in of.changes],
-        "address": of.address,
-        "code": of.code,
-        "text": of.text,
-        "created_at": of.created_at,
-        "next_attempt_at": of.next_attempt_at if of.state is DeliveryState.PENDING else None,
-        "attempts": of.attempts,
+        "content": _content(of),
+        "create_time": of.created_at,
+        "next_attempt_time": of.next_attempt_at if of.state is DeliveryState.PENDING else None,
+        "attempt_count": of.attempts,
         "state": of.state,
-        "settled_at": of.settled_at,
+        "settle_time": of.settled_at,
     }
+
+
+def _content(of: OwedNotification) -> Json:
+    match of.kind:
+        case NotificationKind.STATUS:
+            return {"kind": "STATUS_CHANGES", "statuses": [terminal_status(status) for status in of.changes]}
+        case NotificationKind.STARTED:
+            return {"kind": "SUBSCRIPTION_STARTED"}
+        case NotificationKind.ERROR:
+            return {
+                "kind": "SUBSCRIPTION_FAILED",
+                "address": of.address,
+                "error": {"code": of.code, "detail": of.text},
+            }
+        case NotificationKind.ENDED:
+            return {"kind": "SUBSCRIPTION_ENDED", "reason": of.code, "detail": of.text}
+        case NotificationKind.TEST:
+            return {"kind": "SINK_TEST"}
 
 
 def delivery_attempt(of: DeliveryAttempt) -> Json:
@@ -180,19 +212,22 @@ def usage_record(of: UsageRecord) -> Json:
     }
 
 
-def watch(of: WatchView, wanted_by: Iterable[str]) -> Json:
+def watch(of: WatchView, wanted_by: Collection[str]) -> Json:
     return {
         "address": of.address,
-        "state": of.state,
+        "state": of.state.upper(),
         "liveness": of.liveness,
-        "since": of.since,
-        "expires_at": of.expires_at,
+        "state_time": of.since,
+        "expire_time": of.expires_at,
         "sip_code": of.code,
         "reason": of.reason,
         "next_action": of.next_action,
-        "next_at": of.next_at,
+        "next_action_time": of.next_at,
         "route": of.route,
-        "wanted_by": list(wanted_by),
+        "subscription_ids": [each for each in wanted_by if not each.startswith(_STREAM)],
+        "stream_client_ids": list(
+            dict.fromkeys([each.removeprefix(_STREAM) for each in wanted_by if each.startswith(_STREAM)])
+        ),
     }
 
 
@@ -201,8 +236,8 @@ def client(of: Client, keys: Iterable[ClientKey]) -> Json:
         "id": of.id,
         "name": of.name,
         "admin": of.admin,
-        "limits": of.limits,
+        "limits": of.limits or None,
         "disabled": of.disabled,
-        "created_at": of.created_at,
-        "keys": [{"id": key.id, "expires_at": key.expires_at} for key in keys],
+        "create_time": of.created_at,
+        "keys": [{"id": key.id, "expire_time": key.expires_at} for key in keys],
     }

@@ -1,5 +1,7 @@
 """REST API v1: the gateway's watches, for operators' clients; other clients get 403."""
 
+import enum
+
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
@@ -16,28 +18,44 @@ from app.rest.terminals import AddressInPath
 TAG = "Operators"
 
 
+class WatchState(enum.Enum):
+    """State of a watch's SIP subscription.
+
+    `INITIAL`: the first SUBSCRIBE has no answer yet. `ACCEPTED`: the first NOTIFY is awaited. `ACTIVE`: the presence
+    server reports changes. `PENDING`: the presence server has not decided yet. `REFRESHING`: a refresh has no answer
+    yet. `WAITING`: there is no SIP subscription; the gateway subscribes again at `next_action_time`. `ENDING`: the
+    gateway has sent `Expires: 0`. `TERMINATED`: the SIP subscription is over.
+    """
+
+    INITIAL = "INITIAL"
+    ACCEPTED = "ACCEPTED"
+    ACTIVE = "ACTIVE"
+    PENDING = "PENDING"
+    REFRESHING = "REFRESHING"
+    WAITING = "WAITING"
+    ENDING = "ENDING"
+    TERMINATED = "TERMINATED"
+
+
 class Watch(BaseModel):
     """A watch: the gateway's own SIP subscription (RFC 6665) to one terminal."""
 
     address: str = Field(description="The terminal's address in canonical form.")
-    state: str = Field(
-        description="State of the SIP subscription: `initial`, `accepted`, `active`, `pending`, `refreshing`, "
-        "`waiting`, `ending` or `terminated`."
-    )
+    state: WatchState = Field(description="State of the SIP subscription.")
     liveness: Liveness = Field(
         description="`LIVE`: the presence server reports each change. `STALE`: contact is "
         "lost. `UNKNOWN`: no status was observed yet."
     )
-    since: At = Field(description="When `state` began (RFC 3339, UTC).")
-    expires_at: At | None = Field(description="When the SIP subscription expires unless refreshed; null without one.")
+    state_time: At = Field(description="When `state` began (RFC 3339, UTC).")
+    expire_time: At | None = Field(description="When the SIP subscription expires unless refreshed; null without one.")
     sip_code: int = Field(description="The last SIP status code; 0 before the first answer.")
     reason: str = Field(description="Why the watch is in this state, for people; may be empty.")
     next_action: str = Field(description="What the gateway does next; may be empty.")
-    next_at: At | None = Field(description="When the gateway takes `next_action`; null if nothing is planned.")
+    next_action_time: At | None = Field(description="When the gateway takes `next_action`; null if nothing is planned.")
     route: str = Field(description="The presence server of the watch, as configured.")
-    wanted_by: list[str] = Field(
-        description="Ids of the subscriptions that need the watch, and `stream:` with the client's id for streams; at "
-        "most 20."
+    subscription_ids: list[str] = Field(description="Ids of subscriptions that need the watch; at most 20.")
+    stream_client_ids: list[str] = Field(
+        description="Ids of clients whose open streams need the watch, each once; at most 20."
     )
 
 
@@ -46,7 +64,7 @@ class Watches(BaseModel):
 
     watches: list[Watch] = Field(description="The watches of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
-    total: int = Field(description="Number of all watches.")
+    total_size: int = Field(description="Number of all watches.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -66,7 +84,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def list_watches(client: Caller, page: Paged) -> Response:
         found, token, total = await administration.watches(client, page)
         watches = [to_json.watch(each.watch, each.wanted_by) for each in found]
-        return json_response({"watches": watches, "next_page_token": token, "total": total})
+        return json_response({"watches": watches, "next_page_token": token, "total_size": total})
 
     @router.post(
         "/v1/watches/{address:any_text}:refresh",

@@ -11,20 +11,10 @@ from typing import Annotated, Literal
 from fastapi import Body, FastAPI, Header
 from pydantic import AwareDatetime, BaseModel, Field
 
-from app.domain.statuses import Source, Status
+from app.rest.status_schemas import NotifiedError, TerminalStatus
 
 TAG = "Webhooks"
 _PREFIX = "org.terminalstatus.v1."
-
-
-class Change(BaseModel):
-    """A terminal's new status."""
-
-    address: str = Field(description="The terminal's address in canonical form.")
-    status: Status = Field(description="The new status, as in TerminalStatus.")
-    observed_at: AwareDatetime = Field(description="When the presence server stated the status (RFC 3339, UTC).")
-    source: Source = Field(description="Where the status came from, as in TerminalStatus.")
-    revision: int = Field(description="Number of the terminal's stored status; each change adds 1.")
 
 
 class _Data(BaseModel):
@@ -32,37 +22,36 @@ class _Data(BaseModel):
     correlator: str = Field(description="Your own name for the subscription; may be empty.")
 
 
-class StatusChanged(_Data):
+class StatusChangedData(_Data):
     """Data of `status-changed`: the new statuses of one or several terminals."""
 
-    changes: list[Change] = Field(description="One entry for each terminal.")
+    statuses: list[TerminalStatus] = Field(description="The new statuses, one for each terminal.")
 
 
-class SubscriptionStarted(_Data):
+class SubscriptionStartedData(_Data):
     """Data of `subscription-started`: the subscription's terminals and groups, and its end."""
 
     addresses: list[str] = Field(description="Terminals and groups of the subscription, in canonical form.")
-    expires_at: AwareDatetime | None = Field(description="When the subscription ends; null: it does not expire.")
+    expire_time: AwareDatetime | None = Field(description="When the subscription ends; null: it does not expire.")
 
 
-class SubscriptionError(_Data):
-    """Data of `subscription-error`: a terminal is unknown or refused. The subscription continues with the others."""
+class SubscriptionFailedData(_Data):
+    """Data of `subscription-failed`: a terminal is unknown or refused. The subscription continues with the others."""
 
     address: str | None = Field(description="The terminal that failed; null if the whole subscription did.")
-    code: str = Field(description="The error's code, as `code` of a Problem.")
-    message: str = Field(description="What happened, for people. The wording may change.")
+    error: NotifiedError = Field(description="Why it failed.")
 
 
-class SubscriptionEnded(_Data):
+class SubscriptionEndedData(_Data):
     """Data of `subscription-ended`, the last event. A subscription that its client ends has no such event."""
 
     reason: Literal["EXPIRED", "COUNT_REACHED", "CLIENT_DELETED", "FAILED", "SINK_GONE", "TOKEN_EXPIRED"] = Field(
         description="Why the subscription ended, as `end_reason` of a Subscription."
     )
-    message: str = Field(description="Why the subscription ended, for people. The wording may change.")
+    detail: str = Field(description="Why the subscription ended, for people. The wording may change.")
 
 
-class SinkTest(_Data):
+class SinkTestData(_Data):
     """Data of `sink-test`, which checks the endpoint: answer 2xx to accept the events."""
 
 
@@ -80,41 +69,41 @@ class StatusChangedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): terminals have a new status."""
 
     type: Literal["org.terminalstatus.v1.status-changed"]
-    data: StatusChanged
+    data: StatusChangedData
 
 
 class SubscriptionStartedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a subscription has started."""
 
     type: Literal["org.terminalstatus.v1.subscription-started"]
-    data: SubscriptionStarted
+    data: SubscriptionStartedData
 
 
-class SubscriptionErrorEvent(_Event):
+class SubscriptionFailedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a terminal of a subscription failed."""
 
-    type: Literal["org.terminalstatus.v1.subscription-error"]
-    data: SubscriptionError
+    type: Literal["org.terminalstatus.v1.subscription-failed"]
+    data: SubscriptionFailedData
 
 
 class SubscriptionEndedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a subscription has ended."""
 
     type: Literal["org.terminalstatus.v1.subscription-ended"]
-    data: SubscriptionEnded
+    data: SubscriptionEndedData
 
 
 class SinkTestEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a check of the endpoint."""
 
     type: Literal["org.terminalstatus.v1.sink-test"]
-    data: SinkTest
+    data: SinkTestData
 
 
 EVENTS: dict[str, tuple[type[BaseModel], str]] = {
     "status-changed": (StatusChangedEvent, "Terminals have a new status"),
     "subscription-started": (SubscriptionStartedEvent, "A subscription has started"),
-    "subscription-error": (SubscriptionErrorEvent, "A terminal of a subscription failed"),
+    "subscription-failed": (SubscriptionFailedEvent, "A terminal of a subscription failed"),
     "subscription-ended": (SubscriptionEndedEvent, "A subscription has ended"),
     "sink-test": (SinkTestEvent, "An endpoint is checked"),
 }

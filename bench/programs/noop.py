@@ -37,7 +37,7 @@ from bench.processes import NOOP_PATH, PUBLISH
 ADDRESS = "sip:terminal-1@bench.example.com"
 JSON = (
     b'{"address":"sip:terminal-1@bench.example.com","status":"REACHABLE",'
-    b'"observed_at":"2026-01-02T03:04:05.678901Z","source":"WATCH","revision":1}'
+    b'"observe_time":"2026-01-02T03:04:05.678901Z","source":"WATCH","revision":1}'
 )
 EVENT = b"x" * 500
 """As long as the gateway's webhook for one change."""

@@ -83,7 +83,7 @@ def test_get_from_a_server_that_is_no_gateway(gateway: tuple[Running, list[str]]
 
 def test_get_shows_no_control_characters() -> None:
     """Control characters and markup in a server's answer are not printed as such."""
-    said = {"status": "\x1b[2J[blink]x", "observed_at": "\u202e\x07\x9b"}
+    said = {"status": "\x1b[2J[blink]x", "observe_time": "\u202e\x07\x9b"}
     body = json.dumps(said, ensure_ascii=False).encode()
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as threads:
 

@@ -63,7 +63,7 @@ async def test_answers_each_status(document: bytes, status: str) -> None:
     assert response.json() == {
         "address": ALICE,
         "status": status,
-        "observed_at": "2026-01-02T03:04:05.678000Z",
+        "observe_time": "2026-01-02T03:04:05.678000Z",
         "source": "FETCH",
         "revision": 0,
     }

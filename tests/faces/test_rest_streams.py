@@ -32,14 +32,14 @@ async def test_watch(face: HttpFace) -> None:
         assert stream.response.headers["cache-control"] == "no-store"
         first, second = await stream.next(), await stream.next()
         assert {first[2]["address"], second[2]["address"]} == {ALICE, BOB}
-        assert (first[0], first[2]["status"], first[2]["liveness"]) == ("snapshot", None, "UNKNOWN")
+        assert (first[0], first[2]["status"], first[2]["liveness"]) == ("snapshot-item", None, "UNKNOWN")
         name, token, data = await stream.next()
         assert (name, token) == ("snapshot-complete", data["resume_token"])
         assert token
         await face.core.play(ALICE, BUSY)
         _, change = await stream.until("change")
         assert (change["address"], change["status"], change["revision"]) == (ALICE, "BUSY", 1)
-        _, liveness = await stream.until("liveness")
+        _, liveness = await stream.until("liveness-change")
         assert (liveness["address"], liveness["liveness"]) == (ALICE, "LIVE")
 
 
@@ -55,7 +55,7 @@ async def test_watch_resumes(face: HttpFace) -> None:
         await face.core.play(BOB, UNREACHABLE)
         async with face.events(f"{path}&resume_token=AQ", **{"last-event-id": token}) as resumed:
             name, _, data = await resumed.next()
-            assert (name, data["address"], data["status"]["status"]) == ("snapshot", BOB, "UNREACHABLE")
+            assert (name, data["address"], data["status"]["status"]) == ("snapshot-item", BOB, "UNREACHABLE")
             name, _, data = await resumed.next()
             assert (name, data["reset"]) == ("snapshot-complete", False)
 
@@ -71,7 +71,7 @@ async def test_token_that_cannot_be_used_is_a_reset(face: HttpFace, token: str) 
         for query, headers in zip((f"{path}&resume_token={token}", path), ids, strict=True):
             async with face.events(query, **headers) as stream:
                 name, _, data = await stream.next()
-                assert (name, data["status"]["status"]) == ("snapshot", "BUSY")
+                assert (name, data["status"]["status"]) == ("snapshot-item", "BUSY")
                 name, _, data = await stream.next()
                 assert (name, data["reset"], data["resume_token"] == token) == ("snapshot-complete", True, False)
 
@@ -92,8 +92,8 @@ async def test_what_is_withdrawn_is_listed(face: HttpFace) -> None:
     await face.core.play(ALICE, BUSY)
     assert (await face.call("DELETE", f"/v1/subscriptions/{made.id}")).status == 204
     (shown,) = (await face.call("GET", "/v1/notifications?state=WITHDRAWN")).json["notifications"]
-    assert (shown["subscription_id"], shown["state"], shown["next_attempt_at"]) == (made.id, "WITHDRAWN", None)
-    assert shown["settled_at"]
+    assert (shown["subscription_id"], shown["state"], shown["next_attempt_time"]) == (made.id, "WITHDRAWN", None)
+    assert shown["settle_time"]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,19 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.domain.policy import Policy
-from app.domain.sinks import SINK_SECRETS, SINK_TOKEN, SinkKind
-from app.rest import middleware
+from app.domain.sinks import PROFILE_CAMARA, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, Sink, SinkKind
+from app.rest import middleware, to_json
+from app.rest.client_limits import ClientLimits
+from app.rest.watches import WatchState
+from app.sip.machine.states import State
 from tests.support.core import (
     ADMIN,
     ALICE,
@@ -29,7 +34,7 @@ from tests.support.http_face import STATUS, Answer, HttpFace, face, http_face, p
 __all__ = ["face"]  # fixtures
 
 
-WEBHOOK = {"kind": "WEBHOOK", "url": "https://example.com/hook"}
+WEBHOOK = {"kind": "WEBHOOK", "uri": "https://example.com/hook"}
 
 
 # Who calls.
@@ -68,7 +73,7 @@ async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
         ("GET", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
         ("DELETE", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
         ("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 1000}, "SUBSCRIPTION_UNKNOWN"),
-        ("POST", f"/v1/subscriptions/{made['id']}:rotate-secret", None, "SUBSCRIPTION_UNKNOWN"),
+        ("POST", f"/v1/subscriptions/{made['id']}:rotateSecret", None, "SUBSCRIPTION_UNKNOWN"),
         ("GET", f"/v1/notifications/{owed['id']}", None, "NOTIFICATION_UNKNOWN"),
         ("GET", f"/v1/notifications/{owed['id']}/attempts", None, "NOTIFICATION_UNKNOWN"),
         ("POST", "/v1/notifications:sendAgain", {"notification_ids": [owed["id"]]}, "NOTIFICATION_UNKNOWN"),
@@ -224,7 +229,7 @@ async def test_query(face: HttpFace) -> None:
         "sip:slow@b": "NOT_RETRIEVED",
     }
     assert results[ALICE]["status"]["status"] == "REACHABLE"
-    assert (results[BOB]["status"], results[BOB]["failure"]["code"]) == (None, "TERMINAL_UNKNOWN")
+    assert (results[BOB]["status"], results[BOB]["error"]["code"]) == (None, "TERMINAL_UNKNOWN")
     lines = await face.call("POST", "/v1/terminals:query", body, headers={"accept": "application/jsonl"})
     assert lines.headers["content-type"] == "application/jsonl"
     assert {json.loads(line)["address"] for line in lines.body.splitlines()} == set(results)
@@ -246,9 +251,9 @@ async def test_subscription(face: HttpFace) -> None:
         "check_immediate": True,
         "min_interval_ms": 10,
         "duration_ms": 60_000,
-        "max_notifications": 3,
+        "max_notification_count": 3,
         "correlator": "mine",
-        "sink": {**WEBHOOK, "access_token": "hidden-token", "access_token_expires_at": "2027-01-01T00:00:00+01:00"},
+        "sink": {**WEBHOOK, "access_token": {"token": "hidden-token", "expire_time": "2027-01-01T00:00:00+01:00"}},
     }
     answer = await face.call("POST", "/v1/subscriptions", body)
     made = answer.json
@@ -259,11 +264,8 @@ async def test_subscription(face: HttpFace) -> None:
     assert "hidden-token" not in json.dumps([made, shown])
     assert shown["sink"] == {
         **WEBHOOK,
-        "profile": "v1",
-        "signed": True,
-        "with_access_token": True,
-        "access_token_expires_at": "2026-12-31T23:00:00+00:00",
-        "handshake": "none",  # a test event would be signed with a secret that the receiver does not know yet
+        "access_token": {"expire_time": "2026-12-31T23:00:00Z"},
+        "handshake": "NONE",  # a test event would be signed with a secret that the receiver does not know yet
     }
     (checked,) = face.core.sender.checked
     assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (
@@ -272,12 +274,12 @@ async def test_subscription(face: HttpFace) -> None:
     )
     assert (await face.call("GET", "/v1/subscriptions")).json == {"subscriptions": [shown], "next_page_token": ""}
     renewed = (await face.call("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 120_000})).json
-    assert renewed["expires_at"] > shown["expires_at"]
+    assert renewed["expire_time"] > shown["expire_time"]
     assert (await face.call("DELETE", f"/v1/subscriptions/{made['id']}")).status == 204
     problem(await face.call("DELETE", f"/v1/subscriptions/{made['id']}"), 404, "SUBSCRIPTION_UNKNOWN")
     assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
     (ended,) = (await face.call("GET", "/v1/subscriptions?ended=true")).json["subscriptions"]
-    assert (ended["end_reason"], ended["ended_at"] is None) == ("CANCELLED", False)
+    assert (ended["end_reason"], ended["end_time"] is None) == ("CANCELLED", False)
 
 
 async def test_creating_is_idempotent(face: HttpFace) -> None:
@@ -298,12 +300,19 @@ async def test_creating_is_idempotent(face: HttpFace) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"url": WEBHOOK["url"]}, {"secrets": ["whsec_" + "A" * 32]}, {"access_token": "t"}, {"handshake": "none"}]
+    "more",
+    [
+        {"uri": WEBHOOK["uri"]},
+        {"secrets": ["whsec_" + "A" * 32]},
+        {"access_token": {"token": "t"}},
+        {"handshake": "NONE"},
+        {"version": "v2_2"},
+    ],
 )
-async def test_a_stream_goes_nowhere(face: HttpFace, more: dict[str, Any]) -> None:
-    """A sink of kind STREAM with a webhook's parameters is refused."""
-    body = {"addresses": [ALICE], "sink": {"kind": "STREAM", **more}}
-    problem(await face.call("POST", "/v1/subscriptions", body), 400, "SINK_REFUSED")
+async def test_a_listed_sink_has_no_endpoint(face: HttpFace, more: dict[str, Any]) -> None:
+    """A sink of kind LISTED with another kind's members is refused."""
+    body = {"addresses": [ALICE], "sink": {"kind": "LISTED", **more}}
+    problem(await face.call("POST", "/v1/subscriptions", body), 400, "INVALID_REQUEST")
     assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
 
 
@@ -333,7 +342,7 @@ async def test_own_secrets_and_streams(face: HttpFace) -> None:
     made = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": {**WEBHOOK, "secrets": [own]}})
     assert (made.json["secret"], own in made.body.decode()) == (None, False)
     made = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "correlator": "c"})
-    assert (made.json["secret"], made.json["sink"]["kind"]) == (None, "STREAM")
+    assert (made.json["secret"], made.json["sink"]["kind"]) == (None, "LISTED")
     problem(
         await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "correlator": "c"}),
         409,
@@ -347,7 +356,7 @@ async def test_rotating_a_secret(face: HttpFace) -> None:
     """A webhook gets a new secret, shown only once; a secret that the client names is not shown; `drop_old` ends the
     previous one."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
-    path, own = f"/v1/subscriptions/{made['id']}:rotate-secret", "whsec_" + "A" * 32
+    path, own = f"/v1/subscriptions/{made['id']}:rotateSecret", "whsec_" + "A" * 32
 
     async def secrets() -> list[str]:
         found = await face.core.store.subscription(made["id"])
@@ -364,25 +373,55 @@ async def test_rotating_a_secret(face: HttpFace) -> None:
     for bad in ({"secret": "x" * 101}, {"drop_old": 1}, {"secrets": [own]}):
         problem(await face.call("POST", path, bad), 400, "INVALID_REQUEST")
     stream = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json
-    problem(await face.call("POST", f"/v1/subscriptions/{stream['id']}:rotate-secret"), 400, "SINK_REFUSED")
+    problem(await face.call("POST", f"/v1/subscriptions/{stream['id']}:rotateSecret"), 400, "SINK_REFUSED")
 
 
 @pytest.mark.parametrize(
     "sink",
     [
-        {"kind": "SOAP", "url": "https://example.com"},
-        {"kind": "WEBHOOK", "url": "https://example.com", "profile": "camara"},
-        {"kind": "WEBHOOK", "url": "https://example.com/" + "a" * 2000},
-        {"kind": "WEBHOOK", "url": "https://example.com", "secrets": ["a", "b", "c"]},
-        {"kind": "WEBHOOK", "url": "https://example.com", "access_token_expires_at": 5},
-        {"kind": "WEBHOOK", "url": "https://example.com", "access_token_expires_at": "2027-01-01T00:00:00"},
-        {"kind": "WEBHOOK", "url": "https://example.com", "handshake": "hello"},
+        {},
+        {"uri": "https://example.com"},
+        {"kind": "STREAM"},
+        {"kind": "CAMARA", "uri": "https://example.com"},
+        {"kind": "SOAP"},
+        {"kind": "SOAP", "uri": "https://example.com", "version": "v" * 65},
+        {"kind": "SOAP", "uri": "https://example.com", "secrets": []},
+        {"kind": "WEBHOOK"},
+        {"kind": "WEBHOOK", "uri": ""},
+        {**WEBHOOK, "profile": "camara"},
+        {**WEBHOOK, "uri": "https://example.com/" + "a" * 2000},
+        {**WEBHOOK, "secrets": ["a", "b", "c"]},
+        {**WEBHOOK, "access_token": "t"},
+        {**WEBHOOK, "access_token": {"token": ""}},
+        {**WEBHOOK, "access_token": {"expire_time": "2027-01-01T00:00:00Z"}},
+        {**WEBHOOK, "access_token": {"token": "t", "expire_time": 5}},
+        {**WEBHOOK, "access_token": {"token": "t", "expire_time": "2027-01-01T00:00:00"}},
+        {**WEBHOOK, "handshake": "hello"},
+        {**WEBHOOK, "handshake": "none"},
     ],
 )
 async def test_bad_sinks(face: HttpFace, sink: dict[str, Any]) -> None:
     """A sink that REST does not accept is 400, and nothing is made."""
     problem(await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": sink}), 400, "INVALID_REQUEST")
     assert face.core.sender.checked == []
+
+
+async def test_a_soap_sink(face: HttpFace) -> None:
+    """A subscription can have a Parlay X endpoint as sink."""
+    soap = {"kind": "SOAP", "uri": "https://example.com/callbacks", "version": "v2_2"}
+    made = await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": soap})
+    assert (made.status, made.json["sink"], made.json["secret"]) == (201, soap, None)
+
+
+@pytest.mark.parametrize("token", [None, {"expire_time": "2027-01-01T00:00:00Z"}, {"expire_time": None}])
+def test_a_camara_sink(token: dict[str, Any] | None) -> None:
+    """A sink that the CAMARA API made is shown with the expiry of its token."""
+    parameters = {} if token is None else {SINK_TOKEN: "hidden"}
+    if token is not None and token["expire_time"] is not None:
+        parameters[SINK_TOKEN_EXPIRES_AT] = token["expire_time"]
+    sink = Sink(kind=SinkKind.WEBHOOK, url="https://example.com", profile=PROFILE_CAMARA, parameters=parameters)
+    shown = json.loads(msgspec.json.encode(to_json.sink(sink)))
+    assert shown == {"kind": "CAMARA", "uri": "https://example.com", "access_token": token}
 
 
 async def test_faults_name_the_fields_of_rest(face: HttpFace) -> None:
@@ -412,12 +451,12 @@ async def test_notifications(face: HttpFace) -> None:
     await face.core.play(ALICE, BUSY)
     listed = (await face.call("GET", f"/v1/notifications?subscription_id={made['id']}&state=DELIVERED")).json
     (notification,) = listed["notifications"]
-    assert [(one["address"], one["status"]) for one in notification["changes"]] == [(ALICE, "BUSY")]
+    assert [(one["address"], one["status"]) for one in notification["content"]["statuses"]] == [(ALICE, "BUSY")]
     assert (await face.call("GET", f"/v1/notifications/{notification['id']}")).json == notification
     assert (await face.call("GET", f"/v1/notifications/{notification['id']}/attempts")).json == {"attempts": []}
     assert (await face.call("GET", "/v1/notifications?state=DEAD")).json["notifications"] == []
     again = await face.call("POST", "/v1/notifications:sendAgain", {"notification_ids": [notification["id"]]})
-    assert again.json == {"sent_again": 0}
+    assert again.json == {"sent_again_count": 0}
     problem(await face.call("GET", "/v1/notifications/none"), 404, "NOTIFICATION_UNKNOWN")
 
 
@@ -427,15 +466,15 @@ async def test_notifications(face: HttpFace) -> None:
 async def test_groups(face: HttpFace) -> None:
     """A group is made, shown, listed, changed and deleted; its ETag guards against changes that were not seen."""
     made = await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
-    assert (made.status, made.json["members"], made.json["version"]) == (201, [ALICE], 1)
     path, tag = f"/v1/groups/{TEAM}", made.headers["etag"]
+    assert (made.status, made.json["members"], f'"{made.json["etag"]}"') == (201, [ALICE], tag)
     assert (await face.call("GET", path)).json == made.json
     unchanged = await face.call("GET", path, headers={"if-none-match": tag})
     assert (unchanged.status, unchanged.headers["etag"], unchanged.body) == (304, tag, b"")
     assert (await face.call("GET", path, headers={"if-none-match": "*"})).status == 304
     assert (await face.call("GET", "/v1/groups")).json["groups"] == [made.json]
     changed = await face.call("PUT", f"{path}/members", {"members": [BOB]}, headers={"if-match": f'"x", {tag}'})
-    assert (changed.json["members"], changed.json["version"]) == ([BOB], 2)
+    assert (changed.json["members"], changed.json["etag"] == made.json["etag"]) == ([BOB], False)
     for stale in (tag, f"W/{changed.headers['etag']}", '"2"', "x"):
         problem(
             await face.call("PUT", f"{path}/members", {"members": []}, headers={"if-match": stale}),
@@ -532,14 +571,14 @@ async def test_clients(face: HttpFace) -> None:
         400,
         "INVALID_REQUEST",
     )
-    assert (await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id)).json == {"ended_subscriptions": 1}
+    assert (await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id)).json == {"ended_subscription_count": 1}
     problem(await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id), 404, "CLIENT_UNKNOWN")
 
 
 async def test_watches(face: HttpFace) -> None:
     """An operator sees the watches, and can refresh one."""
     answer = await face.call("GET", "/v1/watches", client=ADMIN.id)
-    assert answer.json == {"watches": [], "next_page_token": "", "total": 0}
+    assert answer.json == {"watches": [], "next_page_token": "", "total_size": 0}
     assert (await face.call("POST", f"/v1/watches/{ALICE}:refresh", client=ADMIN.id)).status == 204
     assert f"refresh {ALICE}" in face.core.watcher.asked
 
@@ -552,9 +591,12 @@ async def test_a_store_that_is_away(face: HttpFace) -> None:
     assert found["retryable"] is True
 
 
-def test_the_face_is_http() -> None:
-    """REST accepts no kind of sink but WEBHOOK and STREAM."""
-    from app.rest.subscription_schemas import SinkRequest
+def test_the_limits_of_a_client() -> None:
+    """REST's limits of a client are those of a policy, with their types."""
+    limits = {name: field.annotation for name, field in ClientLimits.model_fields.items()}
+    assert limits == {field.name: type(field.default) | None for field in fields(Policy)}
 
-    kinds = SinkRequest.model_json_schema()["properties"]["kind"]["enum"]
-    assert set(kinds) == {SinkKind.STREAM.value, SinkKind.WEBHOOK.value}
+
+def test_the_states_of_a_watch() -> None:
+    """Each state of a watch in the SIP worker has its name in REST."""
+    assert {state.value for state in WatchState} == {state.value.upper() for state in State}

@@ -552,7 +552,7 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
             "subscriptions",
             "CreateSubscription",
             CREATE(addresses=[ALICE], max_notification_count=-1),
-            "max_notifications",
+            "max_notification_count",
         ),
         ("subscriptions", "CreateSubscription", CREATE(addresses=[ALICE], duration=MINUS), "duration"),
         ("subscriptions", "CreateSubscription", CREATE(addresses=[ALICE], duration=DAYS), "duration"),

@@ -414,7 +414,7 @@ VARIABLES = {
     ),
     "unreachable endpoint": ("startNotification", SinkUnreachable("No."), "SVC0002 reference.endpoint"),
     "refused endpoint": ("startNotification", SinkRefused("No."), "SVC0002 reference.endpoint"),
-    "negative count": ("startNotification", InvalidRequest("No.", field="max_notifications"), "SVC0002 count"),
+    "negative count": ("startNotification", InvalidRequest("No.", field="max_notification_count"), "SVC0002 count"),
     "negative frequency": (
         "startNotification",
         InvalidRequest("No.", field="min_interval"),

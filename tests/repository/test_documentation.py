@@ -367,7 +367,7 @@ def test_webhook(
             while received.keys() < {"sip:erin@example.com", "sip:bob@example.com"}:
                 data = json.loads(receiver.stdout.readline())
                 assert data["subscription_id"] == subscription_id
-                received |= {change["address"]: change["status"] for change in data.get("changes", [])}
+                received |= {change["address"]: change["status"] for change in data.get("statuses", [])}
             assert received["sip:bob@example.com"] == "BUSY"
         finally:
             watchdog.cancel()

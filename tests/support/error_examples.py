@@ -142,11 +142,11 @@ async def third_stream(face: HttpFace) -> Answer:
 
 async def failing_endpoint(face: HttpFace) -> Answer:
     async with receiver(answer(500)) as endpoint:
-        return await subscribe(sink=webhook(endpoint.url, handshake="test"))(face)
+        return await subscribe(sink=webhook(endpoint.url, handshake="TEST"))(face)
 
 
 def webhook(url: str, **more: Any) -> dict[str, Any]:
-    return {"kind": "WEBHOOK", "url": url, **more}
+    return {"kind": "WEBHOOK", "uri": url, **more}
 
 
 def provocations(directory: Path) -> Provocations:
@@ -197,12 +197,12 @@ def provocations(directory: Path) -> Provocations:
         "NESTED_GROUP_NOT_ALLOWED": then(group(TEAM, ALICE), group(ALL, TEAM)),
         "TOO_MANY_GROUPS": then(group(ALL, BOB), group("sip:third@example.com", CAROL)),
         "UNLIMITED_COUNT_NOT_ALLOWED": subscribe(min_interval_ms=1000),
-        "COUNT_TOO_LARGE": subscribe(max_notifications=101, min_interval_ms=1000),
-        "INTERVAL_TOO_SHORT": subscribe(max_notifications=1, min_interval_ms=1),
-        "DURATION_TOO_LONG": subscribe(max_notifications=1, min_interval_ms=1000, duration_ms=86_400_001),
+        "COUNT_TOO_LARGE": subscribe(max_notification_count=101, min_interval_ms=1000),
+        "INTERVAL_TOO_SHORT": subscribe(max_notification_count=1, min_interval_ms=1),
+        "DURATION_TOO_LONG": subscribe(max_notification_count=1, min_interval_ms=1000, duration_ms=86_400_001),
         "BUSY_NOT_SUPPORTED": subscribe(criteria=["BUSY"]),
         "TOO_MANY_STREAMS": third_stream,
-        "TOO_MANY_SUBSCRIPTIONS": then(*[subscribe(max_notifications=1, min_interval_ms=1000)] * 3),
+        "TOO_MANY_SUBSCRIPTIONS": then(*[subscribe(max_notification_count=1, min_interval_ms=1000)] * 3),
         "TOO_MANY_WATCHED_TERMINALS": get(f"/v1/terminals:watch?address={BOB}&address={CAROL}&min_interval_ms=1000"),
     }
     return [

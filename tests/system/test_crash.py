@@ -139,7 +139,7 @@ async def test_kill_at_any_moment(tmp_path: Path) -> None:
                 def settled() -> bool:
                     last: dict[str, object] = {}
                     for event in events_of(endpoint):
-                        for change in event["data"].get("changes", []):  # type: ignore[attr-defined]
+                        for change in event["data"].get("statuses", []):  # type: ignore[attr-defined]
                             last[change["address"]] = change["status"]
                     return last == {f"sip:{user}@example.com": "REACHABLE" for user in USERS}
 
@@ -148,7 +148,7 @@ async def test_kill_at_any_moment(tmp_path: Path) -> None:
     assert [int(str(event["sequence"])) for event in events] == list(range(1, len(events) + 1))
     revisions: dict[str, list[int]] = {}
     for event in events:
-        for change in event["data"].get("changes", []):  # type: ignore[attr-defined]
+        for change in event["data"].get("statuses", []):  # type: ignore[attr-defined]
             revisions.setdefault(change["address"], []).append(change["revision"])
     assert all(numbers == sorted(set(numbers)) for numbers in revisions.values())
     assert len(events) > KILLS
@@ -205,7 +205,7 @@ def by_subscription(requests: Sequence[Request]) -> dict[str, list[dict[str, Any
 
 def changes(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The changes in these events."""
-    return [change for event in events for change in event["data"].get("changes", [])]
+    return [change for event in events for change in event["data"].get("statuses", [])]
 
 
 def last(events: Sequence[dict[str, Any]]) -> dict[str, str]:

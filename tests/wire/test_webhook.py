@@ -16,11 +16,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from app.core.sink_secrets import made_secret
 from app.domain.errors import SinkRefused, SinkUnreachable, TerminalStatusError
 from app.domain.records import NotificationKind, OwedNotification, Subscription
-from app.domain.sinks import EndReason, Handshake, Sink, SinkKind, read_secret, signing_secret
+from app.domain.sinks import EndReason, Sink, SinkKind, read_secret, signing_secret
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
-from app.rest.subscription_schemas import SinkRequest
+from app.rest.subscription_schemas import SinkHandshake, WebhookSinkRequest
 from tests.support.core import new_database, run_core
 from tests.support.outbox import ALICE, BOB, NOW, OTHER_SECRET, SECRET, change, make_owed, make_subscription
 from tests.support.receivers import Behaviour, Receiver, Request, answer, drip, gigabyte, hang, raw, receiver, reset
@@ -96,11 +96,11 @@ async def test_a_receiver_can_verify_what_it_gets() -> None:
             "data": {
                 "subscription_id": "sub-1",
                 "correlator": "correlator of sub-1",
-                "changes": [
+                "statuses": [
                     {
                         "address": ALICE,
                         "status": "BUSY",
-                        "observed_at": "2026-01-02T03:04:05.678Z",
+                        "observe_time": "2026-01-02T03:04:05.678Z",
                         "source": "WATCH",
                         "revision": 7,
                     }
@@ -153,15 +153,15 @@ async def test_an_attempt_is_signed_when_it_is_made() -> None:
 EVENTS: Mapping[NotificationKind, tuple[str, dict[str, object]]] = {
     NotificationKind.STARTED: (
         "org.terminalstatus.v1.subscription-started",
-        {"addresses": [ALICE, BOB], "expires_at": "2026-02-01T03:04:05.678Z"},
+        {"addresses": [ALICE, BOB], "expire_time": "2026-02-01T03:04:05.678Z"},
     ),
     NotificationKind.ERROR: (
-        "org.terminalstatus.v1.subscription-error",
-        {"address": BOB, "code": "TERMINAL_UNKNOWN", "message": "No such terminal."},
+        "org.terminalstatus.v1.subscription-failed",
+        {"address": BOB, "error": {"code": "TERMINAL_UNKNOWN", "detail": "No such terminal."}},
     ),
     NotificationKind.ENDED: (
         "org.terminalstatus.v1.subscription-ended",
-        {"reason": "EXPIRED", "message": "Its time is over."},
+        {"reason": "EXPIRED", "detail": "Its time is over."},
     ),
     NotificationKind.TEST: ("org.terminalstatus.v1.sink-test", {}),
 }
@@ -188,7 +188,7 @@ def test_several_changes_are_one_event_without_subject() -> None:
     subscription = make_subscription()
     event = v1_event(subscription, make_owed(subscription, changes=[change(), change(BOB)]), "")
     assert "subject" not in event
-    assert [each["address"] for each in event["data"]["changes"]] == [ALICE, BOB]  # type: ignore[index]
+    assert [each["address"] for each in event["data"]["statuses"]] == [ALICE, BOB]  # type: ignore[index]
 
 
 async def test_profiles_have_their_own_events() -> None:
@@ -302,7 +302,7 @@ async def test_the_check_by_a_signed_test_event() -> None:
 
 async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> None:
     """Where the gateway makes the secret, the receiver does not know it yet: the endpoint is checked by a connection,
-    unless a handshake is named. With the handshake `test`, a refusal says what to do."""
+    unless a handshake is named. With the handshake TEST, a refusal says what to do."""
     database = await new_database(tmp_path)
     async with (
         sender() as webhooks,
@@ -314,7 +314,7 @@ async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> N
             assert made_secret(await core.subscribe(ALICE, sink=sink))
             assert there.requests == []
             with pytest.raises(
-                SinkUnreachable, match=r"http-401.*`secrets` of your own, or choose the handshake `none`"
+                SinkUnreachable, match=r"http-401.*`secrets` of your own, or choose the handshake `NONE`"
             ):
                 await core.subscribe(ALICE, sink=replace(sink, parameters={"handshake": "test"}))
             there.requests.clear()
@@ -325,15 +325,16 @@ async def test_the_check_where_the_gateway_makes_the_secret(tmp_path: Path) -> N
 
 
 def test_the_handshake_that_rest_takes_where_none_is_named() -> None:
-    """REST's default handshake is `test` only where secrets are named."""
+    """REST's default handshake is TEST only where secrets are named."""
     for asked, handshake in (
-        ({}, Handshake.NONE),
-        ({"secrets": []}, Handshake.NONE),
-        ({"secrets": [SECRET]}, Handshake.TEST),
-        ({"handshake": "test"}, Handshake.TEST),
-        ({"secrets": [SECRET], "handshake": "options"}, Handshake.OPTIONS),
+        ({}, SinkHandshake.NONE),
+        ({"secrets": []}, SinkHandshake.NONE),
+        ({"secrets": [SECRET]}, SinkHandshake.TEST),
+        ({"handshake": "TEST"}, SinkHandshake.TEST),
+        ({"secrets": [SECRET], "handshake": "OPTIONS"}, SinkHandshake.OPTIONS),
     ):
-        assert SinkRequest.model_validate({"kind": "WEBHOOK", **asked}).handshake is handshake
+        sink = WebhookSinkRequest.model_validate({"kind": "WEBHOOK", "uri": "https://example.com", **asked})
+        assert sink.handshake is handshake
 
 
 @pytest.mark.parametrize(
