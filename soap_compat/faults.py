@@ -226,7 +226,7 @@ _PART_OF: Final[Mapping[type[errors.TerminalStatusError], str]] = {
 def detail_for(error: errors.TerminalStatusError, operation: str) -> Detail:
     """The Parlay X message for a domain error within a result of this operation; may be outside its list."""
     of = OPERATIONS[operation]
-    field = error.details.get("field", "")
+    field = error.details.get("field", "").partition("[")[0]
     part = _PART_OF.get(type(error)) or of.parts.get(field, field) or of.part
     message_id, variables = FAULTS[type(error)]
     return Detail(message_id, variables(error, part))

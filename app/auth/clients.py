@@ -91,7 +91,7 @@ class ClientRegistry:
             )
         check_limits(limits)
         if client_id and await self._store.client(client_id):
-            raise ClientExists("A client of this id exists already.")
+            raise ClientExists(f"A client with the id {client_id!r} exists already.", name=client_id)
         if len(await self._store.clients()) >= MAX_CLIENTS:
             raise NotPermitted(f"Limit reached: {MAX_CLIENTS} clients. Delete one first.")
         now = self._clock()
@@ -122,7 +122,7 @@ class ClientRegistry:
         for client in await self._store.clients():
             if client.name == named:
                 return client
-        raise ClientUnknown(f"There is no client with the id or name {named[:64]!r}.")
+        raise ClientUnknown(f"There is no client with the id or name {named[:64]!r}.", client=named[:64])
 
     async def rotate(self, client_id: str, *, who: str, overlap_s: int = DEFAULT_OVERLAP_S) -> tuple[Client, str]:
         """Returns the client with a new API key. Its other keys expire after `overlap_s` seconds.
@@ -174,7 +174,7 @@ class ClientRegistry:
     async def _client(self, client_id: str) -> Client:
         if client := await self._store.client(client_id):
             return client
-        raise ClientUnknown(f"There is no client {client_id[:64]!r}.")
+        raise ClientUnknown(f"There is no client {client_id[:64]!r}.", client=client_id[:64])
 
     async def _new_key(self, client: Client) -> str:
         key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)

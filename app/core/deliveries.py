@@ -47,7 +47,9 @@ class Deliveries:
     async def _own(self, client: Client, notification_id: str) -> OwedNotification:
         notification = await self._store.notification(notification_id)
         if notification is None or (notification.client_id != client.id and not client.admin):
-            raise NotificationUnknown(f"There is no notification {notification_id[:64]!r}.")
+            raise NotificationUnknown(
+                f"There is no notification {notification_id[:64]!r}.", notification_id=notification_id[:64]
+            )
         return notification
 
     async def attempts(self, client: Client, notification_id: str) -> Sequence[DeliveryAttempt]:

@@ -24,7 +24,7 @@ from app.domain.errors import (
 )
 from app.domain.policy import Policy
 from app.domain.records import Client, Group
-from app.live.group_directory import GroupDirectory, parse_field
+from app.live.group_directory import GroupDirectory, parse_field, parse_list
 from app.ports.store import Page, Store
 
 _TRIES = 5
@@ -66,7 +66,10 @@ class GroupService:
             )
         now = self._clock()
         group = Group(
-            address=own, client_id=client.id, members=self._members(client.id, policy, own, members), created_at=now
+            address=own,
+            client_id=client.id,
+            members=self._members(client.id, policy, own, _read(policy, members)),
+            created_at=now,
         )
         self._making[client.id] += 1  # counted from here on: other calls may come while it is stored
         try:
@@ -115,7 +118,10 @@ class GroupService:
         policy = self._policies.admit(client)
         group = await self._own(client, parse_field(address, "address"))
         return await self._change(
-            client, group, self._members(group.client_id, policy, group.address, members), expected_version
+            client,
+            group,
+            self._members(group.client_id, policy, group.address, _read(policy, members)),
+            expected_version,
         )
 
     async def add_members(
@@ -123,11 +129,11 @@ class GroupService:
     ) -> Group:
         """Adds members; present ones are ignored. Raises as `set_members`."""
         policy = self._policies.admit(client)
-        own = parse_field(address, "address")
+        own, added = parse_field(address, "address"), _read(policy, members)
         return await self._edit(
             client,
             own,
-            lambda group: self._members(group.client_id, policy, own, (*group.members, *members)),
+            lambda group: self._members(group.client_id, policy, own, (*group.members, *added)),
             expected_version,
         )
 
@@ -136,7 +142,7 @@ class GroupService:
     ) -> Group:
         """Removes members; missing ones are ignored. Raises as `set_members`."""
         self._policies.admit(client)
-        gone = {parse_field(member, "members") for member in members}
+        gone = set(parse_list(members, "members"))
         return await self._edit(
             client,
             parse_field(address, "address"),
@@ -154,19 +160,18 @@ class GroupService:
         await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
 
     def _members(
-        self, owner_id: str, policy: Policy, own: TerminalAddress, members: Sequence[str]
+        self, owner_id: str, policy: Policy, own: TerminalAddress, members: Sequence[TerminalAddress]
     ) -> tuple[TerminalAddress, ...]:
-        if len(members) > 2 * policy.max_group_size:  # some may be named twice
+        """The members, each once."""
+        members = tuple(dict.fromkeys(members))
+        if len(members) > policy.max_group_size:
             raise _too_large(policy)
-        parsed = tuple(dict.fromkeys([parse_field(member, "members") for member in members]))
-        if len(parsed) > policy.max_group_size:
-            raise _too_large(policy)
-        for member in parsed:
+        for member in members:
             if not policy.nested_group_support and (member == own or self._directory.is_group(owner_id, member)):
                 raise NestedGroupNotAllowed(
                     f"{member} is a group; this gateway does not allow groups in groups.", field="members"
                 )
-        return parsed
+        return members
 
     async def _own(self, client: Client, address: TerminalAddress) -> Group:
         group = await self._store.group(client.id, address)
@@ -214,6 +219,12 @@ class GroupService:
         return await self._change(
             client, group, edit(group), group.version if expected_version is None else expected_version
         )
+
+
+def _read(policy: Policy, members: Sequence[str]) -> list[TerminalAddress]:
+    if len(members) > 2 * policy.max_group_size:  # some may be named twice
+        raise _too_large(policy)
+    return parse_list(members, "members")
 
 
 def _too_large(policy: Policy) -> GroupTooLarge:

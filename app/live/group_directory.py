@@ -141,7 +141,7 @@ class GroupDirectory:
         for at in range(0, len(addresses), _PARSED_AT_ONCE):
             if at:
                 await asyncio.sleep(0)  # other tasks run: parsing 70,000 addresses takes 300 ms
-            asked.update(dict.fromkeys([parse_field(each, _FIELD) for each in addresses[at : at + _PARSED_AT_ONCE]]))
+            asked.update(dict.fromkeys(parse_list(addresses[at : at + _PARSED_AT_ONCE], _FIELD, at)))
         terminals, groups = await self._expand(client, asked, policy, limit)
         if not terminals:
             raise NoValidAddresses("`addresses` names no terminal, or only empty groups.", field=_FIELD)
@@ -245,6 +245,15 @@ def parse_field(text: str, field: str) -> TerminalAddress:
     except InvalidAddress as error:
         error.details["field"] = field
         raise
+
+
+def parse_list(texts: Sequence[str], field: str, first: int = 0) -> list[TerminalAddress]:
+    """As `parse_address`, for each of them. An error names the text's place in the request, such as `addresses[1]`;
+    `first` is the place of the first text."""
+    try:
+        return [parse_address(each) for each in texts]
+    except InvalidAddress:
+        return [parse_field(each, f"{field}[{place}]") for place, each in enumerate(texts, first)]
 
 
 def _too_many(most: int) -> TooManyAddresses:

@@ -183,7 +183,7 @@ async def test_expansion_within_the_policy(core: Core) -> None:
             await expand(core, *nobody)
     with pytest.raises(InvalidAddress) as invalid:
         await expand(core, ALICE, "bob")
-    assert invalid.value.details["field"] == "addresses"
+    assert invalid.value.details["field"] == "addresses[1]"
 
 
 async def test_groups_of_another_node_are_learnt(url: str) -> None:

@@ -8,7 +8,12 @@ from typing import Any
 import grpc.aio
 import pytest
 import structlog.testing
-from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped, unused-ignore]
+from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped, unused-ignore]
+    ErrorInfo,
+    PreconditionFailure,
+    QuotaFailure,
+    ResourceInfo,
+)
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
@@ -28,6 +33,7 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.ports.sip import ReceivedNotify
 from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, create_server
+from app.rpc.errors import RESOURCES
 from tests.support.domain_errors import all_errors
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
 from tests.support.rpc_get_status import ALICE, channel_to, failed_get_status, failure_of, get_status, use_cases_of
@@ -93,6 +99,12 @@ def test_the_error_table_is_total() -> None:
     assert set(CODES) == set(all_errors())
 
 
+def test_each_missing_or_existing_resource_has_a_type() -> None:
+    """ResourceInfo can be made for each error with NOT_FOUND or ALREADY_EXISTS, and for no other."""
+    codes = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS)
+    assert set(RESOURCES) == {error for error, code in CODES.items() if code in codes}
+
+
 def test_the_contract_has_the_error_table() -> None:
     """The contract's comments name each domain error with its gRPC code, and with no other."""
     table = {error.code: code.name for error, code in CODES.items()}
@@ -124,7 +136,17 @@ async def test_maps_each_domain_error(error: type[TerminalStatusError], code: gr
     assert code == actual_code
     assert message == "It went wrong."
     info = ErrorInfo(reason=error.code, domain=ERROR_DOMAIN, metadata={"sip_code": "499", "address": ALICE})
-    assert details == {"ErrorInfo": info}
+    assert details.pop("ErrorInfo") == info
+    about: dict[str, Any] = {}
+    if code is grpc.StatusCode.NOT_FOUND:
+        about["ResourceInfo"] = ResourceInfo(resource_type="terminal", resource_name=ALICE, description=message)
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        failed = PreconditionFailure.Violation(type=error.code, subject=ALICE, description=message)
+        about["PreconditionFailure"] = PreconditionFailure(violations=[failed])
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        limit = QuotaFailure.Violation(subject="gateway", description=message)
+        about["QuotaFailure"] = QuotaFailure(violations=[limit])
+    assert details == about
 
 
 async def test_says_when_to_retry() -> None:

@@ -519,7 +519,7 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
         ("terminals", "GetStatus", pb.GetStatusRequest(address=ALICE, max_age=ODD), "max_age"),
         ("terminals", "GetStatus", pb.GetStatusRequest(address=ALICE, requester="x" * 201), "requester"),
         ("terminals", "QueryStatuses", pb.QueryStatusesRequest(), "addresses"),
-        ("terminals", "QueryStatuses", pb.QueryStatusesRequest(addresses=[ALICE, "x"]), "addresses"),
+        ("terminals", "QueryStatuses", pb.QueryStatusesRequest(addresses=[ALICE, "x"]), "addresses[1]"),
         (
             "terminals",
             "QueryStatuses",
@@ -589,7 +589,7 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
         ("subscriptions", "RotateSecret", subscription_pb2.RotateSecretRequest(secret="x" * 8001), "secret"),
         ("subscriptions", "RotateSecret", subscription_pb2.RotateSecretRequest(requester="x" * 201), "requester"),
         ("groups", "CreateGroup", group_pb2.CreateGroupRequest(), "address"),
-        ("groups", "CreateGroup", group_pb2.CreateGroupRequest(address=TEAM, members=["x"]), "members"),
+        ("groups", "CreateGroup", group_pb2.CreateGroupRequest(address=TEAM, members=[ALICE, BOB, "x"]), "members[2]"),
         ("groups", "AddGroupMembers", group_pb2.AddGroupMembersRequest(address=TEAM), "members"),
         ("groups", "RemoveGroupMembers", group_pb2.RemoveGroupMembersRequest(address=TEAM), "members"),
         ("deliveries", "ListNotifications", delivery_pb2.ListNotificationsRequest(state=UNKNOWN), "state"),

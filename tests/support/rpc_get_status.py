@@ -7,7 +7,14 @@ from typing import Any, cast
 
 import grpc.aio
 import pytest
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped, unused-ignore]
+from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped, unused-ignore]
+    BadRequest,
+    ErrorInfo,
+    PreconditionFailure,
+    QuotaFailure,
+    ResourceInfo,
+    RetryInfo,
+)
 from grpc_status import rpc_status
 
 from app.core.fetcher import FetchService
@@ -75,7 +82,7 @@ async def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     details = {}
-    for message in (ErrorInfo(), RetryInfo(), BadRequest()):
+    for message in (ErrorInfo(), RetryInfo(), BadRequest(), ResourceInfo(), PreconditionFailure(), QuotaFailure()):
         for packed in getattr(rpc_status.from_call(cast("grpc.Call", caught.value)), "details", ()):
             if packed.Unpack(message):
                 details[message.DESCRIPTOR.name] = message
