@@ -25,6 +25,12 @@ CLIENTS := php-cli php-soap gsoap libgsoap-dev g++
 # The newest that runs on Debian 12's node. Its dependencies are those of that day.
 NODE_SOAP := 1.1.11
 NODE_SOAP_AT := .tools/node-soap/node_modules/soap/package.json
+# gRPC clients over code generated from proto/: plugins and libraries for Go, for Java, and (locked) for TypeScript.
+GO_GRPC := golang-go protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev
+JAVA_GRPC := default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-java libprotobuf-java libguava-java \
+	libnetty-java libperfmark-java libgeronimo-annotation-1.3-spec-java
+NODE_GRPC := tests/system/generated_clients/typescript
+NODE_GRPC_AT := .tools/node-grpc/node_modules/.package-lock.json
 ROWS ?=
 SECONDS ?= 600
 SEED ?=
@@ -79,14 +85,24 @@ lock: $(VENV)/dev.stamp
 servers:
 	@.ci/debian-packages $(SERVERS)
 
-# SOAP clients of others. Without them their tests skip, but in CI.
+# SOAP and gRPC clients of others. Without them their tests skip, but in CI.
 clients:
 	@.ci/debian-packages $(CLIENTS)
+	@.ci/debian-packages $(GO_GRPC) || [ -z "$$CI" ]
+	@.ci/debian-packages $(JAVA_GRPC) || [ -z "$$CI" ]
 	@[ -e $(NODE_SOAP_AT) ] || $(MAKE) --no-print-directory $(NODE_SOAP_AT) || [ -z "$$CI" ]
+	@$(MAKE) --no-print-directory $(NODE_GRPC_AT) || [ -z "$$CI" ]
 
 $(NODE_SOAP_AT):
 	@command -v npm >/dev/null || .ci/debian-packages nodejs npm
 	npm install --prefix .tools/node-soap --no-save --no-package-lock --silent --before 2026-11-01 soap@$(NODE_SOAP)
+
+$(NODE_GRPC_AT): $(NODE_GRPC)/package-lock.json
+	@command -v npm >/dev/null || .ci/debian-packages nodejs npm
+	mkdir -p .tools/node-grpc
+	cp $(NODE_GRPC)/package.json $(NODE_GRPC)/package-lock.json .tools/node-grpc
+	npm ci --prefix .tools/node-grpc --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 clean:
 	rm -rf .venv .venv-3.* .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out

@@ -6,9 +6,7 @@ of each with its fields, receives the three callbacks, and prints what it saw as
 digest, PHP and gSOAP by HTTP Basic. The results are the table in `docs/testing.md`.
 """
 
-import asyncio
 import json
-import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -27,13 +25,13 @@ from app.sandbox import Sandbox
 from app.sinks import SINK_CONTRACTS
 from app.store import open_store
 from soap_compat.faults import TEXTS
+from tests.support.programs import require, run
 from tests.support.settings import settings_for
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = Path(__file__).parent / "interop"
 NODE_MODULES = ROOT / ".tools" / "node-soap" / "node_modules"
 TABLE = ROOT / "bench" / "out" / "interop.md"
-LIMIT_S = 90.0
 REFUSED = "sip:answer-403@example.com"
 SERVICES = ("TerminalStatus", "TerminalStatusNotificationManager", "TerminalStatusNotification")
 CALLBACKS = ("statusNotification", "statusError", "statusEnd")
@@ -131,30 +129,6 @@ def table(everything: dict[str, dict[str, Any]]) -> str:
 
 def prefix(client: str) -> str:
     return client.split()[0].lower()
-
-
-async def run(*command: str | Path, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
-    """Runs a program to its end. Returns its output; fails with its error output."""
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command),
-        cwd=cwd,
-        env=os.environ | (environ or {}),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    timer = asyncio.get_running_loop().call_later(LIMIT_S, process.kill)
-    try:
-        output, complaints = await process.communicate()
-    finally:
-        timer.cancel()
-    assert process.returncode == 0, (command[0], process.returncode, output.decode(), complaints.decode())
-    return output.decode()
-
-
-def require(there: object, what: str) -> None:
-    """Skips the test where a program is missing; in CI the test fails instead."""
-    if not there:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed; `make test` does it")
 
 
 async def zeep(world: World, _: Path) -> str:
