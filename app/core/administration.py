@@ -13,11 +13,16 @@ from typing import TypeVar
 
 from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
 from app.domain.addresses import parse_address
-from app.domain.errors import InvalidRequest, NotPermitted
+from app.domain.errors import NotPermitted
+from app.domain.filters import AuditFilter, WatchFilter
 from app.domain.records import AuditEntry, Client
+from app.live.group_directory import parse_field
 from app.live.registry import TerminalRegistry
+from app.ports.pages import position, token
 from app.ports.sip import Watcher, WatchView
-from app.ports.store import Page, Store
+from app.ports.store import ALL_ENTRIES, Page, Store
+
+ALL_WATCHES = WatchFilter()
 
 _Item = TypeVar("_Item")
 
@@ -48,15 +53,18 @@ class Administration:
         self._terminals = terminals
         self._clock = clock
 
-    async def watches(self, client: Client, page: Page) -> tuple[list[WantedWatch], str, int]:
-        """The watches by address, the next page's token, and how many there are in all. Raises InvalidRequest."""
+    async def watches(
+        self, client: Client, page: Page, only: WatchFilter = ALL_WATCHES
+    ) -> tuple[list[WantedWatch], str, int]:
+        """The watches by address, the next page's token, and how many match in all. Raises InvalidAddress,
+        InvalidRequest."""
         _require_admin(client)
-        found = sorted(await self._watcher.watches(), key=lambda view: view.address)
-        shown, token = _paged(found, page, "w", lambda view: view.address)
-        watches = [
-            WantedWatch(watch=self._with_terminal_liveness(view), wanted_by=self._terminals.wanted_by(view.address))
-            for view in shown
-        ]
+        if only.address:
+            only = replace(only, address=parse_field(only.address, "address"))
+        views = [self._with_terminal_liveness(view) for view in await self._watcher.watches()]
+        found = sorted((view for view in views if _matches(view, only)), key=lambda view: view.address)
+        shown, token = _paged(found, page, ("watches", only), lambda view: view.address)
+        watches = [WantedWatch(watch=view, wanted_by=self._terminals.wanted_by(view.address)) for view in shown]
         return watches, token, len(found)
 
     def _with_terminal_liveness(self, view: WatchView) -> WatchView:
@@ -78,7 +86,7 @@ class Administration:
     async def clients(self, client: Client, page: Page) -> tuple[list[tuple[Client, Sequence[ClientKey]]], str]:
         """Clients by name with their keys, and the next page's token. Raises InvalidRequest, StoreUnavailable."""
         _require_admin(client)
-        shown, token = _paged(await self._clients.clients(), page, "c", lambda each: each.name)
+        shown, token = _paged(await self._clients.clients(), page, ("clients",), lambda each: each.name)
         return [(each, await self._clients.keys(each.id)) for each in shown], token
 
     async def keys(self, client: Client, client_id: str) -> Sequence[ClientKey]:
@@ -110,11 +118,13 @@ class Administration:
         _require_admin(client)
         return await self._clients.delete(client_id, who=client.id)
 
-    async def audit_log(self, client: Client, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
-        """The audit log from `since` on in the order it was written, and the next page's token. Raises InvalidRequest,
+    async def audit_log(
+        self, client: Client, page: Page, only: AuditFilter = ALL_ENTRIES
+    ) -> tuple[list[AuditEntry], str]:
+        """The audit log in the order it was written, and the next page's token. Raises InvalidRequest,
         StoreUnavailable."""
         _require_admin(client)
-        return await self._store.audit_entries(since, page)
+        return await self._store.audit_entries(page, only)
 
 
 def _require_admin(client: Client) -> None:
@@ -122,11 +132,19 @@ def _require_admin(client: Client) -> None:
         raise NotPermitted("Only an operator's client may do this; use its API key or certificate.")
 
 
-def _paged(items: Sequence[_Item], page: Page, kind: str, name: Callable[[_Item], str]) -> tuple[list[_Item], str]:
-    """One page of `items` (sorted by name), and the next page's token (it contains the page's last name)."""
-    of, _, after = page.token.partition(":")
-    if page.token and (of != kind or not after):
-        raise InvalidRequest("`page_token` was not issued for this list; start again without one.", field="page_token")
+def _matches(view: WatchView, only: WatchFilter) -> bool:
+    return (
+        (only.state is None or view.state is only.state)
+        and (only.liveness is None or view.liveness is only.liveness)
+        and (not only.address or view.address == only.address)
+    )
+
+
+def _paged(
+    items: Sequence[_Item], page: Page, names: Sequence[object], name: Callable[[_Item], str]
+) -> tuple[list[_Item], str]:
+    """One page of `items` (sorted by name), and the next page's token. `names` are the list's name and its filter."""
+    after = position(page, *names)
     left = [item for item in items if name(item) > after] if after else items
     shown = list(left[: page.size])
-    return shown, f"{kind}:{name(shown[-1])}" if len(left) > len(shown) else ""
+    return shown, token(name(shown[-1]), *names) if len(left) > len(shown) else ""

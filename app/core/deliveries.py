@@ -11,9 +11,11 @@ from datetime import datetime
 
 from app.auth.policies import Policies
 from app.domain.errors import InvalidRequest, NotificationUnknown
-from app.domain.records import Client, DeliveryAttempt, DeliveryState, OwedNotification
+from app.domain.filters import NotificationFilter, seen_by
+from app.domain.records import Client, DeliveryAttempt, OwedNotification
 from app.domain.sink_contracts import SinkContracts
-from app.ports.store import OutboxStore, Page
+from app.ports.pages import empty
+from app.ports.store import ALL_NOTIFICATIONS, OutboxStore, Page
 
 MAX_SEND_AGAIN = 1000
 
@@ -32,12 +34,12 @@ class Deliveries:
         self._policies = policies
 
     async def list(
-        self, client: Client, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
+        self, client: Client, page: Page, only: NotificationFilter = ALL_NOTIFICATIONS
     ) -> tuple[Sequence[OwedNotification], str]:
         """The client's notifications, oldest first, and the next page's token. Raises InvalidRequest."""
         self._policies.admit(client)
-        client_id = None if client.admin else client.id
-        return await self._store.notifications(client_id, page, state=state, subscription_id=subscription_id)
+        seen = seen_by(client, only)
+        return empty(page) if seen is None else await self._store.notifications(page, seen)
 
     async def get(self, client: Client, notification_id: str) -> OwedNotification:
         """One notification. Raises NotificationUnknown, also for another client's."""

@@ -8,6 +8,7 @@ Deliberately absent: which terminals a group means (`live/group_directory.py`), 
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from app.auth.policies import Policies
@@ -22,10 +23,12 @@ from app.domain.errors import (
     NestedGroupNotAllowed,
     TooManyGroups,
 )
+from app.domain.filters import GroupFilter, seen_by
 from app.domain.policy import Policy
 from app.domain.records import Client, Group
 from app.live.group_directory import GroupDirectory, parse_field, parse_list
-from app.ports.store import Page, Store
+from app.ports.pages import empty
+from app.ports.store import ALL_GROUPS, Page, Store
 
 _TRIES = 5
 """How often a change without `expected_version` is tried while other calls change the same group."""
@@ -90,13 +93,16 @@ class GroupService:
         self._policies.admit(client)
         return await self._own(client, parse_field(address, "address"))
 
-    async def list(self, client: Client, page: Page) -> tuple[list[Group], str]:
+    async def list(self, client: Client, page: Page, only: GroupFilter = ALL_GROUPS) -> tuple[list[Group], str]:
         """The client's groups (an operator's client gets all) by address, and the next page's token ("" at the end).
 
-        Raises InvalidRequest (the token), RateLimited, StoreUnavailable.
+        Raises InvalidAddress, InvalidRequest (the token), RateLimited, StoreUnavailable.
         """
         self._policies.admit(client)
-        return await self._store.groups(None if client.admin else client.id, page)
+        if only.member:
+            only = replace(only, member=parse_field(only.member, "member"))
+        seen = seen_by(client, only)
+        return empty(page) if seen is None else await self._store.groups(page, seen)
 
     async def expected_version(self, client: Client, address: str, etags: Collection[str]) -> int:
         """The version of the group, for a change of just this version. Raises GroupChanged if `etags` does not contain

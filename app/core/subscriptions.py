@@ -11,6 +11,7 @@ Deliberately absent: what a subscriber is sent and when (`live/rules.py`), and s
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from app.auth.policies import Policies
@@ -24,6 +25,7 @@ from app.domain.errors import (
     SubscriptionUnknown,
     TerminalStatusError,
 )
+from app.domain.filters import SubscriptionFilter, seen_by
 from app.domain.policy import Policy, check_count, check_criteria, duration_allowed, interval_allowed
 from app.domain.records import MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
 from app.domain.sink_contracts import SinkContract, SinkContracts
@@ -35,10 +37,11 @@ from app.domain.sinks import (
     read_secret,
     signing_secret,
 )
-from app.live.group_directory import Expansion, GroupDirectory
+from app.live.group_directory import Expansion, GroupDirectory, parse_field
 from app.live.lifecycle import Lifecycle
 from app.ports.delivery import Sender
-from app.ports.store import Page, Store
+from app.ports.pages import empty
+from app.ports.store import ALL_ACTIVE, Page, Store
 
 
 async def _nothing() -> None:
@@ -144,13 +147,17 @@ class SubscriptionService:
         self._policies.admit(client)
         return await self._own(client, subscription_id)
 
-    async def list(self, client: Client, page: Page, *, active_only: bool = True) -> tuple[Sequence[Subscription], str]:
+    async def list(
+        self, client: Client, page: Page, only: SubscriptionFilter = ALL_ACTIVE
+    ) -> tuple[Sequence[Subscription], str]:
         """The client's (an admin: everybody's) subscriptions, oldest first, and the next page's token.
 
-        Raises InvalidRequest (the token), RateLimited, StoreUnavailable.
+        Raises InvalidAddress, InvalidRequest (the token), RateLimited, StoreUnavailable.
         """
         self._policies.admit(client)
-        return await self._page(client, page, active_only=active_only)
+        if only.address:
+            only = replace(only, address=parse_field(only.address, "address"))
+        return await self._page(client, page, only)
 
     async def pages(self, client: Client, page_size: int) -> AsyncIterator[Sequence[Subscription]]:
         """All active subscriptions of `list`, page by page; the first page may be empty. All pages count as one call
@@ -158,7 +165,7 @@ class SubscriptionService:
         self._policies.admit(client)
         token = ""
         while True:
-            found, token = await self._page(client, Page(size=page_size, token=token), active_only=True)
+            found, token = await self._page(client, Page(size=page_size, token=token), ALL_ACTIVE)
             yield found
             if not token:
                 return
@@ -307,8 +314,9 @@ class SubscriptionService:
             raise SinkRefused(f"This gateway does not offer notifications by {kind.name}.", field="sink")
         await sender.check(subscription)
 
-    async def _page(self, client: Client, page: Page, *, active_only: bool) -> tuple[Sequence[Subscription], str]:
-        return await self._store.subscriptions(None if client.admin else client.id, page, active_only=active_only)
+    async def _page(self, client: Client, page: Page, only: SubscriptionFilter) -> tuple[Sequence[Subscription], str]:
+        seen = seen_by(client, only)
+        return empty(page) if seen is None else await self._store.subscriptions(page, seen)
 
     def _contract_of(self, subscription: Subscription) -> SinkContract:
         return self._contracts.of(subscription.sink.kind, subscription.sink.profile)

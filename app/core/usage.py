@@ -21,8 +21,10 @@ import structlog
 from app.auth.policies import Policies
 from app.batch_writer import BatchWriter
 from app.domain.errors import StoreUnavailable
+from app.domain.filters import UsageFilter, seen_by
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
-from app.ports.store import MAX_PAGE, Page, UsageStore
+from app.ports.pages import empty
+from app.ports.store import ALL_USAGE, MAX_PAGE, Page, UsageStore
 
 GET_STATUS = "getStatus"
 GET_STATUS_FOR_GROUP = "getStatusForGroup"
@@ -164,25 +166,26 @@ class UsageLog:
         )
 
     async def export(
-        self, client: Client, since: datetime, page_size: int = MAX_PAGE
+        self, client: Client, only: UsageFilter = ALL_USAGE, page_size: int = MAX_PAGE
     ) -> AsyncIterator[Sequence[UsageRecord]]:
-        """The client's records from `since` on (an operator's client gets all), in the order they were written, page by
-        page; the first page may be empty. All pages count as one call. Raises RateLimited, StoreUnavailable."""
+        """The client's records (an operator's client gets all), in the order they were written, page by page; pages may
+        be empty. All pages count as one call. Raises RateLimited, StoreUnavailable."""
         self._policies.admit(client)
         token = ""
         while True:
-            records, token = await self._page(client, since, Page(size=page_size, token=token))
+            records, token = await self._page(client, Page(size=page_size, token=token), only)
             yield records
             if not token:
                 return
 
-    async def page(self, client: Client, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
+    async def page(self, client: Client, page: Page, only: UsageFilter = ALL_USAGE) -> tuple[list[UsageRecord], str]:
         """One page of `export`, and the next page's token. Raises InvalidRequest, RateLimited, StoreUnavailable."""
         self._policies.admit(client)
-        return await self._page(client, since, page)
+        return await self._page(client, page, only)
 
-    async def _page(self, client: Client, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
-        return await self._store.usage(None if client.admin else client.id, since, page)
+    async def _page(self, client: Client, page: Page, only: UsageFilter) -> tuple[list[UsageRecord], str]:
+        seen = seen_by(client, only)
+        return empty(page) if seen is None else await self._store.usage(page, seen)
 
     async def _write_batch(self) -> None:
         dropped = self.dropped

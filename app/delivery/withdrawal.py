@@ -8,6 +8,7 @@ import structlog
 
 from app.delivery.retry import usage_of
 from app.domain.errors import StoreUnavailable
+from app.domain.filters import NotificationFilter
 from app.domain.records import DeliveryState, Subscription
 from app.ports.store import Page, Store
 
@@ -58,7 +59,7 @@ class Withdrawals:
         """Writes the usage record of the first withdrawn notification, if an attempt was made before the withdrawal.
         (An attempt that was in flight writes its own record.)"""
         withdrawn, _ = await self._store.notifications(
-            None, Page(size=1), state=DeliveryState.WITHDRAWN, subscription_id=subscription.id
+            Page(size=1), NotificationFilter(subscription_id=subscription.id, state=DeliveryState.WITHDRAWN)
         )
         for one in withdrawn:
             if one.attempts:

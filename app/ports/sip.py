@@ -7,6 +7,7 @@ from typing import Protocol
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DocumentUnreadable, TerminalStatusError
 from app.domain.statuses import Liveness
+from app.domain.watches import WatchState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,7 @@ class WatchView:
     """One watch, as operators see it."""
 
     address: TerminalAddress
-    state: str
-    """`initial`, `accepted`, `active`, `pending`, `refreshing`, `waiting`, `ending` or `terminated`."""
+    state: WatchState
     liveness: Liveness
     since: datetime
     """When `state` was entered."""

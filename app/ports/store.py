@@ -10,11 +10,11 @@ from typing import Protocol
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Attempted, Changes, SubscriptionUpdate
+from app.domain.filters import AuditFilter, GroupFilter, NotificationFilter, SubscriptionFilter, UsageFilter
 from app.domain.records import (
     AuditEntry,
     Client,
     DeliveryAttempt,
-    DeliveryState,
     Group,
     OwedNotification,
     Subscription,
@@ -27,13 +27,20 @@ MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 MAX_PAGE_TOKEN = 4096
 
+ALL_ACTIVE = SubscriptionFilter()
+ALL_NOTIFICATIONS = NotificationFilter()
+ALL_GROUPS = GroupFilter()
+ALL_USAGE = UsageFilter()
+ALL_ENTRIES = AuditFilter()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """One page of a list: at most `size` items (1 to MAX_PAGE) after the item that `token` names ("": from the start).
 
-    A method that takes a page returns its items and the token of the next page, "" after the last page. It raises
-    InvalidRequest for a token of another list.
+    A method that takes a page returns its items and the token of the next page, "" after the last page. A page may be
+    shorter than its size, and even empty, before the last: a method stops after a bounded number of rows that the
+    filter leaves out. It raises InvalidRequest for a token of another list or another filter.
     """
 
     size: int = DEFAULT_PAGE
@@ -90,10 +97,8 @@ class SubscriptionStore(Protocol):
     async def subscription_by_correlator(self, client_id: str, correlator: str) -> Subscription | None:
         """The client's active subscription with this correlator; None for ""."""
 
-    async def subscriptions(
-        self, client_id: str | None, page: Page, *, active_only: bool = True
-    ) -> tuple[list[Subscription], str]:
-        """The subscriptions of one client (None: of all), oldest first."""
+    async def subscriptions(self, page: Page, only: SubscriptionFilter = ALL_ACTIVE) -> tuple[list[Subscription], str]:
+        """Subscriptions, oldest first."""
 
     def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
         """All active subscriptions in portions, for the start."""
@@ -154,9 +159,8 @@ class GroupStore(Protocol):
     def group_versions(self) -> AsyncIterator[Sequence[GroupVersion]]:
         """All groups in portions, for the start. Reads no members."""
 
-    async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
-        """The groups of one client (None: of all), by address. A page is shorter than its size where its groups have
-        too many members together."""
+    async def groups(self, page: Page, only: GroupFilter = ALL_GROUPS) -> tuple[list[Group], str]:
+        """Groups by address. A page is shorter than its size also where its groups have too many members together."""
 
     async def change_group(
         self,
@@ -204,9 +208,9 @@ class OutboxStore(Protocol):
     async def notification(self, notification_id: str) -> OwedNotification | None: ...
 
     async def notifications(
-        self, client_id: str | None, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
+        self, page: Page, only: NotificationFilter = ALL_NOTIFICATIONS
     ) -> tuple[list[OwedNotification], str]:
-        """The notifications of one client (None: of all), oldest first."""
+        """Notifications, oldest first."""
 
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
         """The delivery attempts of the notification, oldest first."""
@@ -222,8 +226,8 @@ class UsageStore(Protocol):
     async def write_usage(self, records: Sequence[UsageRecord]) -> None:
         """Adds usage records. Records whose id is stored already are left out."""
 
-    async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
-        """The usage records of one client (None: of all) from `since` on, in the order in which they were written."""
+    async def usage(self, page: Page, only: UsageFilter = ALL_USAGE) -> tuple[list[UsageRecord], str]:
+        """Usage records, in the order in which they were written."""
 
 
 class AuditStore(Protocol):
@@ -232,8 +236,8 @@ class AuditStore(Protocol):
     async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
         """Adds an entry."""
 
-    async def audit_entries(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
-        """The entries from `since` on, in the order in which they were written."""
+    async def audit_entries(self, page: Page, only: AuditFilter = ALL_ENTRIES) -> tuple[list[AuditEntry], str]:
+        """Entries, in the order in which they were written."""
 
 
 class RetentionStore(Protocol):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from app.core.deliveries import MAX_SEND_AGAIN
 from app.core.use_cases import UseCases
 from app.domain.errors import NotificationUnknown
+from app.domain.filters import NotificationFilter
 from app.domain.records import MAX_ID, DeliveryState
 from app.domain.sinks import EndReason
 from app.rest import to_json
@@ -141,7 +142,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             str, Query(max_length=MAX_ID, description="Only notifications of this subscription.")
         ] = "",
     ) -> Response:
-        found, token = await deliveries.list(client, page, state=state, subscription_id=subscription_id)
+        found, token = await deliveries.list(
+            client, page, NotificationFilter(state=state, subscription_id=subscription_id)
+        )
         return json_response(
             {"notifications": [to_json.notification(each) for each in found], "next_page_token": token}
         )

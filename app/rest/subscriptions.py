@@ -26,6 +26,7 @@ from app.domain.errors import (
     TooManyWatchedTerminals,
     UnlimitedCountNotAllowed,
 )
+from app.domain.filters import SubscriptionFilter, SubscriptionState
 from app.domain.records import MAX_ID, MAX_REQUESTER
 from app.domain.sinks import (
     PROFILE_V1,
@@ -129,7 +130,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             bool, Query(description="Whether to include ended subscriptions, while the gateway keeps them.")
         ] = (False),
     ) -> Response:
-        found, token = await subscriptions.list(client, page, active_only=not ended)
+        found, token = await subscriptions.list(
+            client, page, SubscriptionFilter(state=None if ended else SubscriptionState.ACTIVE)
+        )
         return json_response(
             {"subscriptions": [to_json.subscription(each) for each in found], "next_page_token": token}
         )

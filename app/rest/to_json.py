@@ -215,7 +215,7 @@ def usage_record(of: UsageRecord) -> Json:
 def watch(of: WatchView, wanted_by: Collection[str]) -> Json:
     return {
         "address": of.address,
-        "state": of.state.upper(),
+        "state": of.state.name,
         "liveness": of.liveness,
         "state_time": of.since,
         "expire_time": of.expires_at,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from app.core.use_cases import UseCases
 from app.domain import records
+from app.domain.filters import UsageFilter
 from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
@@ -88,7 +89,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         responses=failures(),
     )
     async def list_usage_records(client: Caller, page: Paged, since: Since = _EPOCH) -> Response:
-        found, token = await usage.page(client, since, page)
+        found, token = await usage.page(client, page, UsageFilter(start=since))
         return json_response(
             {"usage_records": [to_json.usage_record(each) for each in found], "next_page_token": token}
         )
@@ -117,7 +118,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         since: Since = _EPOCH,
         form: Annotated[Format, Query(alias="format", description="The format of the answer.")] = Format.JSONL,
     ) -> Response:
-        pages = usage.export(client, since)
+        pages = usage.export(client, UsageFilter(start=since))
         first = await anext(pages)  # raises the errors of the request
         lines: Callable[[Sequence[records.UsageRecord]], bytes] = _csv if form is Format.CSV else _jsonl
         return StreamingResponse(

@@ -6,6 +6,7 @@ from app.core.queries import RetrievalStatus
 from app.domain.records import DeliveryState
 from app.domain.sinks import EndReason, Handshake
 from app.domain.statuses import Liveness, Source, Status
+from app.domain.watches import WatchState
 from app.live import events
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
@@ -54,15 +55,15 @@ DELIVERY_STATE: Mapping[DeliveryState, delivery_pb2.DeliveryState.ValueType] = {
     DeliveryState.DEAD: delivery_pb2.DELIVERY_STATE_DEAD,
     DeliveryState.WITHDRAWN: delivery_pb2.DELIVERY_STATE_WITHDRAWN,
 }
-WATCH_STATE: Mapping[str, admin_pb2.WatchState.ValueType] = {
-    "initial": admin_pb2.WATCH_STATE_INITIAL,
-    "accepted": admin_pb2.WATCH_STATE_ACCEPTED,
-    "active": admin_pb2.WATCH_STATE_ACTIVE,
-    "pending": admin_pb2.WATCH_STATE_PENDING,
-    "refreshing": admin_pb2.WATCH_STATE_REFRESHING,
-    "waiting": admin_pb2.WATCH_STATE_WAITING,
-    "ending": admin_pb2.WATCH_STATE_ENDING,
-    "terminated": admin_pb2.WATCH_STATE_TERMINATED,
+WATCH_STATE: Mapping[WatchState, admin_pb2.WatchState.ValueType] = {
+    WatchState.INITIAL: admin_pb2.WATCH_STATE_INITIAL,
+    WatchState.ACCEPTED: admin_pb2.WATCH_STATE_ACCEPTED,
+    WatchState.ACTIVE: admin_pb2.WATCH_STATE_ACTIVE,
+    WatchState.PENDING: admin_pb2.WATCH_STATE_PENDING,
+    WatchState.REFRESHING: admin_pb2.WATCH_STATE_REFRESHING,
+    WatchState.WAITING: admin_pb2.WATCH_STATE_WAITING,
+    WatchState.ENDING: admin_pb2.WATCH_STATE_ENDING,
+    WatchState.TERMINATED: admin_pb2.WATCH_STATE_TERMINATED,
 }
 FACE: Mapping[str, usage_pb2.Face.ValueType] = {
     "grpc": usage_pb2.FACE_GRPC,

@@ -24,6 +24,7 @@ import structlog
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DocumentUnreadable, PresenceUnavailable, TerminalStatusError, WatchUnknown
 from app.domain.statuses import Liveness
+from app.domain.watches import WatchState
 from app.ports.sip import ReceivedNotify, WatchObserver, WatchView
 from app.sip.answers import error_of_notify
 from app.sip.protocol import (
@@ -189,7 +190,7 @@ class SipWatcher:
                 row = rows.get(watch.id)
                 views[watch.address] = WatchView(
                     address=watch.address,
-                    state=row.state if row else "waiting",
+                    state=WatchState(row.state) if row else WatchState.WAITING,
                     liveness=Liveness[row.liveness] if row else watch.liveness,
                     since=_time(row.since_s if row else 0) or now,
                     expires_at=_time(row.expires_at_s) if row else None,

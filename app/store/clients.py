@@ -11,13 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.changes import SubscriptionUpdate
 from app.domain.errors import ClientExists, ClientUnknown
+from app.domain.filters import AuditFilter
 from app.domain.records import AuditEntry, Client, OwedNotification, Subscription
-from app.ports.store import Page
+from app.ports.store import ALL_ENTRIES, Page
 from app.store import tables as t
 from app.store.changes import audit_line
 from app.store.database import AnyRow
 from app.store.groups import Groups
-from app.store.pages import cut, number, token
+from app.store.scans import scan_period
 from app.store.subscriptions import Subscriptions
 
 
@@ -119,17 +120,23 @@ class Clients(Subscriptions, Groups):
         statement = audit_line(AuditEntry(at=at, who=who, what=what, details=details))
         await self._write(lambda c: c.execute(statement))
 
-    async def audit_entries(self, since: datetime, page: Page) -> tuple[list[AuditEntry], str]:
-        """A page of the audit log from `since` on, in the order of writing, and the next page's token."""
-        names = ("audit", since)
+    async def audit_entries(self, page: Page, only: AuditFilter = ALL_ENTRIES) -> tuple[list[AuditEntry], str]:
+        """A page of the audit log, in the order of writing, and the next page's token."""
+        names = ("audit", only)
         log = t.audit_log.c
-        after = number(page, *names)
-        statement = select(t.audit_log).where(log.at >= since, log.seq > after).order_by(log.seq).limit(page.size + 1)
-        rows, more = cut(await self._all(statement), page)
-        entries = [
+        rest = []
+        if only.actor:
+            rest.append(log.who == only.actor)
+        if only.action is not None:
+            rest.append(log.what == only.action.value)
+
+        async def work(c: AsyncConnection) -> tuple[Sequence[AnyRow], str]:
+            return await scan_period(c, t.audit_log, only, [], rest, page, names)
+
+        rows, following = await self._read(work)
+        return [
             AuditEntry(at=row.at, who=row.who, what=row.what, details=msgspec.json.decode(row.details)) for row in rows
-        ]
-        return entries, token(rows[-1].seq, *names) if more else ""
+        ], following
 
 
 def _client(row: AnyRow) -> Client:

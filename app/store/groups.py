@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import GroupChanged, GroupExists, GroupUnknown
+from app.domain.filters import GroupFilter
 from app.domain.records import Group
-from app.ports.store import GroupVersion, Page
+from app.ports.pages import position, token
+from app.ports.store import ALL_GROUPS, GroupVersion, Page
 from app.store import tables as t
 from app.store.changes import Writing, as_json
 from app.store.database import AnyRow, Work
-from app.store.pages import position, token
 
 PORTION = 5000
 """Groups per read at the start, and members per transaction when a client is deleted."""
@@ -81,15 +82,18 @@ class Groups(Writing):
             last = rows[-1].client_id, rows[-1].address
             yield [(row.client_id, TerminalAddress(row.address), row.version) for row in rows]
 
-    async def groups(self, client_id: str | None, page: Page) -> tuple[list[Group], str]:
-        """A page of a client's (None: all clients') groups, sorted by address, and the next page's token. A page ends
-        early if its groups have too many members."""
-        names = ("groups", client_id)
+    async def groups(self, page: Page, only: GroupFilter = ALL_GROUPS) -> tuple[list[Group], str]:
+        """A page of groups, sorted by address, and the next page's token. A page ends early if its groups have too many
+        members."""
+        names = ("groups", only)
         address, _, owner = position(page, *names).partition(" ")
         key = tuple_(_group.address, _group.client_id)
         of_list = [key > tuple_(address, owner)]
-        if client_id is not None:
-            of_list = [_group.client_id == client_id, _group.address > address]
+        if only.client_id:
+            of_list = [_group.client_id == only.client_id, _group.address > address]
+        if only.member:
+            having = select(_member.client_id, _member.group_address).where(_member.member == only.member)
+            of_list.append(tuple_(_group.client_id, _group.address).in_(having))
         heads = select(_group.address, _group.client_id, _group.members, _group.characters).where(*of_list)
         heads = heads.order_by(_group.address, _group.client_id).limit(page.size + 1)
 

@@ -18,15 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Attempted
+from app.domain.filters import NotificationFilter
 from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification
 from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, SinkKind
 from app.domain.statuses import Source, Status, TerminalStatus
-from app.ports.store import Page
+from app.ports.pages import number, token
+from app.ports.store import ALL_NOTIFICATIONS, Page
 from app.store import tables as t
 from app.store.changes import Writing
-from app.store.database import AnyRow, AnySelect
-from app.store.pages import cut, number, token
+from app.store.database import AnyRow
+from app.store.scans import scan, within
 from app.store.statements import IS, OWED
 
 _box = t.outbox.c
@@ -160,23 +162,24 @@ class Outbox(Writing):
         return None if row is None else _notification(row)
 
     async def notifications(
-        self, client_id: str | None, page: Page, *, state: DeliveryState | None = None, subscription_id: str = ""
+        self, page: Page, only: NotificationFilter = ALL_NOTIFICATIONS
     ) -> tuple[list[OwedNotification], str]:
         """A page of notifications, the oldest first, and the next page's token."""
-        names = ("notifications", client_id, state, subscription_id)
+        names = ("notifications", only)
         # Within one subscription both orders are the same, and `sequence` has an index.
-        order = _owed.sequence if subscription_id else _owed.seq
-        statement: AnySelect = OWED.where(order > number(page, *names))
-        if client_id is not None:
-            statement = statement.where(_owed.client_id == client_id)
-        if state is not None:
-            statement = statement.where(IS[state])
-        if subscription_id:
-            of = select(_sub.seq).where(_sub.id == subscription_id).scalar_subquery()
-            statement = statement.where(_owed.subscription_seq == of)
-        rows, more = cut(await self._all(statement.order_by(order).limit(page.size + 1)), page)
-        last = getattr(rows[-1], order.name) if more else 0
-        return [_notification(row) for row in rows], token(last, *names) if more else ""
+        order = _owed.sequence if only.subscription_id else _owed.seq
+        which = [order > number(page, *names)]
+        rest = within(only, _owed.created_at)
+        if only.client_id:
+            which.append(_owed.client_id == only.client_id)
+        if only.subscription_id:
+            of = select(_sub.seq).where(_sub.id == only.subscription_id).scalar_subquery()
+            which.append(_owed.subscription_seq == of)
+        if only.state is not None:
+            indexed = only.subscription_id or only.state is DeliveryState.DEAD
+            (which if indexed else rest).append(IS[only.state])
+        rows, last = await self._read(lambda c: scan(c, OWED, order, which, rest, page))
+        return [_notification(row) for row in rows], token(last, *names) if last else ""
 
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
         """The attempts of a notification, in their order."""

@@ -5,15 +5,16 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, delete, exists, func, select, text
+from sqlalchemy import Column, ColumnElement, delete, exists, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.filters import UsageFilter
 from app.domain.records import UsageRecord
-from app.ports.store import Page
+from app.ports.store import ALL_USAGE, Page
 from app.store import tables as t
 from app.store.changes import USAGE_LOCK, Writing
 from app.store.database import AnyRow
-from app.store.pages import cut, number, token
+from app.store.scans import scan_period
 
 _usage = t.usage_records.c
 
@@ -21,32 +22,27 @@ _usage = t.usage_records.c
 class Retention(Writing):
     """As `ports.store.Store` says."""
 
-    async def usage(self, client_id: str | None, since: datetime, page: Page) -> tuple[list[UsageRecord], str]:
-        """A page of usage records from `since` on, in the order of writing, and the next page's token.
+    async def usage(self, page: Page, only: UsageFilter = ALL_USAGE) -> tuple[list[UsageRecord], str]:
+        """A page of usage records, in the order of writing, and the next page's token.
 
         A reader who continues from the last token later misses no record: on PostgreSQL, this waits for running writes.
         """
-        names = ("usage", client_id, since)
-        after = number(page, *names)
-        which = [_usage.at >= since]
-        if client_id is not None:
-            which.append(_usage.client_id == client_id)
+        names = ("usage", only)
+        which, rest = [], []
+        if only.client_id:
+            which.append(_usage.client_id == only.client_id)
+        if only.operation is not None:
+            rest.append(_usage.operation == only.operation.value)
+        if only.face is not None:
+            rest.append(_usage.face == only.face.value)
 
-        async def work(c: AsyncConnection) -> Sequence[AnyRow]:
+        async def work(c: AsyncConnection) -> tuple[Sequence[AnyRow], str]:
             if not self.sqlite:
                 await c.execute(text("select pg_advisory_xact_lock(:key)"), {"key": USAGE_LOCK})
-            # Finds the first number of the period by the index on `at`, then reads by number. Without `+ 0`, a database
-            # would go through all older rows in the order of their numbers.
-            first = select(func.min(_usage.seq + 0)).where(_usage.at >= since)
-            start = after if after else (await c.execute(first)).scalar()
-            if start is None:
-                return []
-            beyond = _usage.seq > start if after else _usage.seq >= start
-            statement = select(t.usage_records).where(*which, beyond).order_by(_usage.seq).limit(page.size + 1)
-            return (await c.execute(statement)).all()
+            return await scan_period(c, t.usage_records, only, which, rest, page, names)
 
-        rows, more = cut(await self._read(work), page)
-        return [_usage_record(row) for row in rows], token(rows[-1].seq, *names) if more else ""
+        rows, following = await self._read(work)
+        return [_usage_record(row) for row in rows], following
 
     async def purge(self, before: datetime, most: int, *, usage_before: datetime | None = None) -> int:
         """Deletes up to `most` rows: settled notifications (with their attempts) and ended subscriptions without

@@ -17,15 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import SubscriptionUpdate
 from app.domain.errors import DuplicateCorrelator
+from app.domain.filters import SubscriptionFilter, SubscriptionState
 from app.domain.records import AuditEntry, OwedNotification, Subscription, UsageRecord
 from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
 from app.domain.statuses import Status
-from app.ports.store import Page
+from app.ports.pages import number, token
+from app.ports.store import ALL_ACTIVE, Page
 from app.store import tables as t
 from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line
 from app.store.database import ATTEMPTS, AnyRow, AnySelect
 from app.store.encryption import SecretKeys
-from app.store.pages import number, token
+from app.store.scans import scan, within
 
 PORTION = 2000
 """Subscriptions per read at the start."""
@@ -40,6 +42,7 @@ _log = structlog.get_logger(__name__)
 _sub = t.subscriptions.c
 _address = t.subscription_addresses.c
 _ACTIVE = _sub.ended_at.is_(None)
+_ENDED = _sub.ended_at.is_not(None)
 _ENCRYPTED = _sub.sink_key != literal_column(
     "''"
 )  # a literal: SQLite does not match a parameter with the index's condition
@@ -130,25 +133,28 @@ class Subscriptions(Writing):
         found = await self._subscriptions(self._sql.subscriptions, which=self._listed(subscription_ids))
         return {subscription.id: subscription for _, subscription in found}
 
-    async def subscriptions(
-        self, client_id: str | None, page: Page, *, active_only: bool = True
-    ) -> tuple[list[Subscription], str]:
-        """A page of a client's (None: all clients') subscriptions, the oldest first, and the next page's token."""
-        names = ("subscriptions", client_id, active_only)
-        statement = select(t.subscriptions).where(_sub.seq > number(page, *names))
-        if client_id is not None:
-            statement = statement.where(_sub.client_id == client_id)
-        if active_only:
-            statement = statement.where(_ACTIVE)
-        statement = statement.order_by(_sub.seq).limit(page.size + 1)
+    async def subscriptions(self, page: Page, only: SubscriptionFilter = ALL_ACTIVE) -> tuple[list[Subscription], str]:
+        """A page of subscriptions, the oldest first, and the next page's token."""
+        names = ("subscriptions", only)
+        which = [_sub.seq > number(page, *names)]
+        if only.client_id:
+            which.append(_sub.client_id == only.client_id)
+        if only.address:
+            which.append(_sub.seq.in_(select(_address.subscription_seq).where(_address.address == only.address)))
+        if only.state is SubscriptionState.ACTIVE:
+            which.append(_ACTIVE)
+        elif only.state is SubscriptionState.ENDED:
+            which.append(_ENDED)
 
-        async def work(c: AsyncConnection) -> tuple[list[tuple[int, Subscription]], bool]:
-            rows = (await c.execute(statement)).all()
-            on_page = (await self._portions(c, rows[: page.size]))[0] if rows else rows
-            return await self._addressed(c, on_page, Reader(self._keys)), len(on_page) < len(rows)
+        async def work(c: AsyncConnection) -> tuple[list[tuple[int, Subscription]], int]:
+            rows, last = await scan(c, select(t.subscriptions), _sub.seq, which, within(only, _sub.created_at), page)
+            on_page = (await self._portions(c, rows))[0] if rows else rows
+            if len(on_page) < len(rows):
+                last = on_page[-1].seq
+            return await self._addressed(c, on_page, Reader(self._keys)), last
 
-        found, more = await self._read(work)
-        return [subscription for _, subscription in found], token(found[-1][0], *names) if more else ""
+        found, last = await self._read(work)
+        return [subscription for _, subscription in found], token(last, *names) if last else ""
 
     async def active_subscriptions(self) -> AsyncIterator[Sequence[Subscription]]:
         """All active subscriptions in portions, the oldest first."""

@@ -17,6 +17,7 @@ from app.domain.errors import (
     ClientUnknown,
     InvalidRequest,
 )
+from app.domain.filters import AuditFilter
 from app.domain.records import ANONYMOUS
 from app.ports.store import Page
 from app.store import open_store
@@ -64,7 +65,7 @@ async def test_changes_are_audited(world: World) -> None:
     await world.registry.set_disabled("one", True, who="test")
     await world.registry.set_disabled("one", False, who="test")
     await world.registry.delete("one", who="test")
-    entries, _ = await world.store.audit_entries(START, Page())
+    entries, _ = await world.store.audit_entries(Page(), AuditFilter(start=START))
     reported = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
     done = ("client added", "client key rotated", "client disabled", "client enabled", "client deleted")
     assert reported == [("test", what, "one") for what in done]

@@ -14,6 +14,7 @@ from app.auth.policies import Policies
 from app.core.deliveries import Deliveries
 from app.delivery.hosts import Places
 from app.domain.errors import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
+from app.domain.filters import NotificationFilter, UsageFilter
 from app.domain.policy import Policy
 from app.domain.records import Client, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, SinkKind
@@ -60,7 +61,7 @@ async def test_notifications_arrive_in_order_and_are_accounted_for(store: SqlSto
     assert {notification.state for notification in found} == {DeliveryState.DELIVERED}
     (attempt,) = await store.attempts(ids[0])
     assert (attempt.number, attempt.code, attempt.outcome) == (1, 204, "delivered")
-    usage, _ = await store.usage(OWNER.id, OLD, Page(size=1000))
+    usage, _ = await store.usage(Page(size=1000), UsageFilter(client_id=OWNER.id, start=OLD))
     assert Counter(record.operation for record in usage) == dict.fromkeys(
         [
             "statusNotification_DeliveryAttempted",
@@ -141,7 +142,7 @@ async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
     after = await store.subscription(SUBSCRIPTION.id)
     assert after is not None
     assert after.end_reason is EndReason.TOKEN_EXPIRED
-    assert await store.usage(None, OLD, Page()) == ([], "")
+    assert await store.usage(Page(), UsageFilter(start=OLD)) == ([], "")
 
 
 async def test_an_endpoint_that_fails_for_long_is_suspended(store: SqlStore) -> None:
@@ -172,7 +173,7 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
         await until_owed(store, settled)
         deliveries = Deliveries(store, Clock(), FREE, SINK_CONTRACTS)
         deliveries.on_notifications_owed = deliverer.hint
-        dead, _ = await deliveries.list(OWNER, Page(), state=DeliveryState.DEAD)
+        dead, _ = await deliveries.list(OWNER, Page(), NotificationFilter(state=DeliveryState.DEAD))
         assert [each.id for each in dead] == ids
         assert await deliveries.send_again(OWNER, [*ids, *ids]) == 2
         await until_owed(store, lambda all_: all(each.state is DeliveryState.DELIVERED for each in all_))
@@ -407,7 +408,7 @@ async def test_streams_are_listed_and_not_sent(store: SqlStore) -> None:
     async with delivering(store, sender):
         (found,) = await until_owed(store, settled)
     assert (found.state, sender.sent) == (DeliveryState.DELIVERED, [])
-    assert await store.usage(None, OLD, Page()) == ([], "")
+    assert await store.usage(Page(), UsageFilter(start=OLD)) == ([], "")
 
 
 async def test_a_hanging_host_keeps_its_share(store: SqlStore) -> None:

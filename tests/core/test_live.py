@@ -25,6 +25,7 @@ from app.domain.errors import (
 )
 from app.domain.policy import Policy
 from app.domain.statuses import Liveness, Source
+from app.domain.watches import WatchState
 from app.live.engine import Tuning
 from app.live.events import Bookmark, Change, End, LivenessChange, Removed, Snapshot, SnapshotComplete, StreamEnd
 from app.live.mailbox import Stream
@@ -138,7 +139,7 @@ async def test_terminal_that_was_only_ever_unreadable_is_unknown(core: Core) -> 
     async def watches() -> list[WatchView]:
         view = WatchView(
             address=ALICE,
-            state="active",
+            state=WatchState.ACTIVE,
             liveness=Liveness.LIVE,
             since=core.clocks.now,
             expires_at=None,

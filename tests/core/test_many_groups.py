@@ -11,6 +11,7 @@ import pytest
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes
 from app.domain.errors import ClientUnknown, TooManyAddresses
+from app.domain.filters import GroupFilter, SubscriptionFilter
 from app.domain.policy import Policy
 from app.domain.records import Client, Group
 from app.ports.store import Page
@@ -75,8 +76,8 @@ async def test_a_page_is_bounded_by_members(store: SqlStore) -> None:
     """A page ends before its groups would have more than 10,000 members; a larger group has a page of its own."""
     for number, size in enumerate([4000, 4000, 2000, 1, 12_000, 1, 9_999, 1]):
         await store.create_group(group(address(number), members=members(number, size), client_id="c1"))
-    for client_id in ("c1", None):
-        pages = await paged(lambda page, whose=client_id: store.groups(whose, page), 1000)
+    for client_id in ("c1", ""):
+        pages = await paged(lambda page, whose=client_id: store.groups(page, GroupFilter(client_id=whose)), 1000)
         assert [[len(one.members) for one in page] for page in pages] == [
             [4000, 4000, 2000],
             [1],
@@ -92,7 +93,7 @@ async def test_a_page_is_bounded_by_characters(store: SqlStore) -> None:
     for number in range(5):
         its = tuple([TerminalAddress(f"sip:{number}-{i}-{'x' * 200}@example.com") for i in range(3000)])
         await store.create_group(group(address(number), members=its))
-    pages = await paged(lambda page: store.groups("c1", page), 1000)
+    pages = await paged(lambda page: store.groups(page, GroupFilter(client_id="c1")), 1000)
     assert [len(page) for page in pages] == [2, 2, 1]
 
 
@@ -101,8 +102,10 @@ async def test_subscriptions_of_many_addresses_are_read_in_portions(store: SqlSt
     for number, size in enumerate([20_000, 20_000, 10_000, 1, 60_000]):
         await make(store, f"s{number}", addresses=members(number, size))
     wanted = [["s0", "s1", "s2"], ["s3"], ["s4"]]
-    for client_id in ("c1", None):
-        pages = await paged(lambda page, whose=client_id: store.subscriptions(whose, page), 1000)
+    for client_id in ("c1", ""):
+        pages = await paged(
+            lambda page, whose=client_id: store.subscriptions(page, SubscriptionFilter(client_id=whose)), 1000
+        )
         assert [[one.id for one in page] for page in pages] == wanted
         assert pages[0][1].addresses == members(1, 20_000)
     portions = [portion async for portion in store.active_subscriptions()]
@@ -203,7 +206,7 @@ async def test_a_deletion_of_many_groups_lets_others_write(store: SqlStore) -> N
         assert await store.write(Changes(statuses=[status(ALICE, revision)])) == ()
     await deletion
     assert revision > 3
-    assert await store.groups(None, Page()) == ([], "")
+    assert await store.groups(Page()) == ([], "")
 
 
 async def test_a_client_that_is_not_there_loses_no_groups(store: SqlStore) -> None:
@@ -211,7 +214,7 @@ async def test_a_client_that_is_not_there_loses_no_groups(store: SqlStore) -> No
     await make_groups(store, 1, 1, client_id="anonymous")
     with pytest.raises(ClientUnknown):
         await store.delete_client("anonymous", lambda _: pytest.fail("it has no subscription"))
-    assert len((await store.groups(None, Page()))[0]) == 1
+    assert len((await store.groups(Page()))[0]) == 1
 
 
 async def test_a_deletion_holds_no_lock_while_groups_go(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from app.core import retention
 from app.core.retention import keep_for
+from app.domain.filters import UsageFilter
 from app.domain.records import UsageRecord
 from app.ports.store import Page
 from app.store import SqlStore
@@ -58,10 +59,10 @@ async def test_old_usage_goes(store: SqlStore) -> None:
     purging = asyncio.create_task(keep_for(store, lambda: NOW, deliveries_days=30, usage_days=400))
     try:
         async with asyncio.timeout(10):
-            while len((await store.usage(None, NOW - timedelta(days=5000), Page()))[0]) > 2:  # noqa: ASYNC110
+            while len((await store.usage(Page(), UsageFilter(start=NOW - timedelta(days=5000))))[0]) > 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
     finally:
         purging.cancel()
         await asyncio.gather(purging, return_exceptions=True)
-    left, _ = await store.usage(None, NOW - timedelta(days=5000), Page())
+    left, _ = await store.usage(Page(), UsageFilter(start=NOW - timedelta(days=5000)))
     assert [record.id for record in left] == ["u1", "u399"]

@@ -13,6 +13,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from app.delivery.hosts import Places
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import SinkRefused, StoreUnavailable, SubscriptionUnknown
+from app.domain.filters import AuditFilter
 from app.domain.records import Subscription
 from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
 from app.ports.store import Page
@@ -154,7 +155,7 @@ async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
 
 async def audit_entries(core: Core) -> list[tuple[str, str, dict[str, str]]]:
     """The audit entries about secrets."""
-    entries, _ = await core.store.audit_entries(BEGAN - timedelta(days=1), Page())
+    entries, _ = await core.store.audit_entries(Page(), AuditFilter(start=BEGAN - timedelta(days=1)))
     return [(entry.who, entry.what, dict(entry.details)) for entry in entries if "secret" in entry.what]
 
 

@@ -22,6 +22,14 @@ from app.domain.errors import (
     InvalidRequest,
     SubscriptionUnknown,
 )
+from app.domain.filters import (
+    AuditFilter,
+    GroupFilter,
+    NotificationFilter,
+    SubscriptionFilter,
+    SubscriptionState,
+    UsageFilter,
+)
 from app.domain.owed import ClientDeletion
 from app.domain.records import (
     AuditEntry,
@@ -32,10 +40,10 @@ from app.domain.records import (
 )
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.domain.statuses import Status
+from app.ports.pages import token as make_token
 from app.ports.store import Page
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
-from app.store.pages import token as make_token
 from tests.support.records import (
     ALICE,
     AT,
@@ -93,7 +101,7 @@ async def test_revision_that_was_passed_writes_nothing_at_all(store: SqlStore) -
     assert await store.statuses([ALICE, BOB, CAROL]) == {ALICE: status(ALICE, 2, Status.BUSY), BOB: status(BOB, 1)}
     assert await store.subscription("s1") == subscription("s1")
     assert await sequences(store, "s1") == []
-    assert await store.usage(None, AT, Page()) == ([], "")
+    assert await store.usage(Page(), UsageFilter(start=AT)) == ([], "")
 
 
 async def test_revisions_of_one_terminal_that_follow_each_other_are_one_write(store: SqlStore) -> None:
@@ -203,7 +211,7 @@ async def test_write_that_is_repeated_owes_nothing_twice(store: SqlStore) -> Non
     await store.write(changes)
     await store.write(replace(changes, owed=[*changes.owed, owed("n3")]))
     assert await sequences(store, "s1") == [("n1", 1), ("n2", 2), ("n3", 3)]
-    assert len((await store.usage(None, AT, Page()))[0]) == 1
+    assert len((await store.usage(Page(), UsageFilter(start=AT)))[0]) == 1
 
 
 # Subscriptions
@@ -229,7 +237,7 @@ async def test_subscription_is_read_as_written(store: SqlStore) -> None:
     assert await store.subscription("s3") is None
     assert await store.subscriptions_by_id(["s2", "s3", "s1"]) == {"s1": full, "s2": bare}
     assert await sequences(store, "s1") == [("n1", 1)]
-    assert (await store.usage(None, AT, Page()))[0] == [usage("u1")]
+    assert (await store.usage(Page(), UsageFilter(start=AT)))[0] == [usage("u1")]
 
 
 async def test_times_that_are_not_utc_are_refused(store: SqlStore) -> None:
@@ -253,8 +261,8 @@ async def test_same_request_id_is_the_same_subscription(store: SqlStore) -> None
         )
     )
     assert len({one.id for one in made}) == 1
-    assert len((await store.subscriptions("c1", Page()))[0]) == 1
-    assert len((await store.notifications("c1", Page()))[0]) == 1
+    assert len((await store.subscriptions(Page(), SubscriptionFilter(client_id="c1")))[0]) == 1
+    assert len((await store.notifications(Page(), NotificationFilter(client_id="c1")))[0]) == 1
     other = subscription("other", client_id="c2", request_id="r", correlator="c")
     assert await store.create_subscription(other, (), ()) == other
 
@@ -383,7 +391,7 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
     assert [await store.subscription(one.id) for one in ended] == expected
     await store.write(Changes(owed=[owed("late", "s1-c1"), owed("late too", "s2-c1")]))  # unaware of the deletion
     pending = DeliveryState.PENDING
-    found, _ = await store.notifications("c1", Page())
+    found, _ = await store.notifications(Page(), NotificationFilter(client_id="c1"))
     assert [(one.subscription_id, one.kind, one.code, one.state) for one in found] == [
         (name, NotificationKind.ENDED, "CLIENT_DELETED", pending) for name in ("s1-c1", "s3-c1")
     ]
@@ -391,9 +399,9 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
     assert [one.id for one in claimed] == [one.id for one in found]
     assert await store.client("c1") is None
     assert await store.key("k-c1") is None
-    assert [group.client_id for group in (await store.groups(None, Page()))[0]] == ["c2"]
+    assert [group.client_id for group in (await store.groups(Page()))[0]] == ["c2"]
     assert await store.key("k-c2") is not None
-    assert len((await store.subscriptions("c2", Page()))[0]) == 2
+    assert len((await store.subscriptions(Page(), SubscriptionFilter(client_id="c2")))[0]) == 2
     with pytest.raises(ClientUnknown):
         await store.delete_client("c1", deletion)
 
@@ -402,8 +410,8 @@ async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:
     """Entries are read back in the order of writing, page by page, from a given time."""
     for number in range(4):
         await store.audit(after(number), "operator", "client.create", {"client": f"c{number}\0"})
-    first, token = await store.audit_entries(after(1), Page(size=2))
-    second, end_token = await store.audit_entries(after(1), Page(size=2, token=token))
+    first, token = await store.audit_entries(Page(size=2), AuditFilter(start=after(1)))
+    second, end_token = await store.audit_entries(Page(size=2, token=token), AuditFilter(start=after(1)))
     assert first + second == [
         AuditEntry(at=after(n), who="operator", what="client.create", details={"client": f"c{n}\ufffd"})
         for n in (1, 2, 3)
@@ -437,7 +445,7 @@ async def test_address_is_a_group_of_each_client_by_itself(store: SqlStore) -> N
     await store.create_group(theirs)
     assert (await store.group("c1", FRIENDS), await store.group("c2", FRIENDS)) == (group(), theirs)
     assert await store.groups_of("c3", [FRIENDS]) == {}
-    everybody = [page for (page,) in await paged(lambda page: store.groups(None, page), 1)]
+    everybody = [page for (page,) in await paged(lambda page: store.groups(page), 1)]
     assert everybody == [group(), theirs]
     changed = await store.change_group("c1", FRIENDS, (ALICE,), 1)
     assert (await store.group("c1", FRIENDS), await store.group("c2", FRIENDS)) == (changed, theirs)
@@ -476,12 +484,19 @@ async def test_lists_are_read_page_by_page(store: SqlStore) -> None:
     def ids(pages: Sequence[Sequence[Any]]) -> list[list[str]]:
         return [[one.id for one in page] for page in pages]
 
-    assert ids(await paged(lambda page: store.subscriptions("c1", page), 2)) == [["s0", "s2"], ["s3", "s4"], ["s5"]]
-    everybody = await paged(lambda page: store.subscriptions(None, page, active_only=False), 7)
+    assert ids(await paged(lambda page: store.subscriptions(page, SubscriptionFilter(client_id="c1")), 2)) == [
+        ["s0", "s2"],
+        ["s3", "s4"],
+        ["s5"],
+    ]
+    everybody = await paged(lambda page: store.subscriptions(page, SubscriptionFilter(state=None)), 7)
     assert ids(everybody) == [["s0", "s1", "s2", "s3", "s4", "s5", "foreign"]]
-    assert ids(await paged(lambda page: store.notifications("c1", page), 3)) == [["n0", "n1", "n2"], ["n3"]]
-    assert ids(await paged(lambda page: store.notifications("c2", page), 3)) == [[]]
-    groups = await paged(lambda page: store.groups("c1", page), 3)
+    assert ids(await paged(lambda page: store.notifications(page, NotificationFilter(client_id="c1")), 3)) == [
+        ["n0", "n1", "n2"],
+        ["n3"],
+    ]
+    assert ids(await paged(lambda page: store.notifications(page, NotificationFilter(client_id="c2")), 3)) == [[]]
+    groups = await paged(lambda page: store.groups(page, GroupFilter(client_id="c1")), 3)
     assert [[one.address[4] for one in page] for page in groups] == [["a", "b", "c"], ["d"]]
 
 
@@ -489,10 +504,12 @@ async def test_page_token_from_elsewhere_is_refused(store: SqlStore) -> None:
     """A token of another list, of another client, changed or invented is an InvalidRequest with the field's name."""
     await make(store, "s0", "s1", "s2")
     await store.write_usage([usage("u1"), usage("u2")])
-    _, good = await store.subscriptions("c1", Page(size=1))
-    _, foreign = await store.usage(None, AT, Page(size=1))
-    assert (await store.subscriptions("c1", Page(size=1, token=good)))[0] == [subscription("s1")]
-    forged = [make_token(last, "subscriptions", "c1", True) for last in ("abc", "-1", "9" * 30)]
+    _, good = await store.subscriptions(Page(size=1), SubscriptionFilter(client_id="c1"))
+    _, foreign = await store.usage(Page(size=1), UsageFilter(start=AT))
+    assert (await store.subscriptions(Page(size=1, token=good), SubscriptionFilter(client_id="c1")))[0] == [
+        subscription("s1")
+    ]
+    forged = [make_token(last, "subscriptions", SubscriptionFilter(client_id="c1")) for last in ("abc", "-1", "9" * 30)]
     bad = [
         *forged,
         "x",
@@ -509,11 +526,17 @@ async def test_page_token_from_elsewhere_is_refused(store: SqlStore) -> None:
     ]
     for token in bad:
         with pytest.raises(InvalidRequest) as caught:
-            await store.subscriptions("c1", Page(token=token))
+            await store.subscriptions(Page(token=token), SubscriptionFilter(client_id="c1"))
         assert caught.value.details["field"] == "page_token"
-    for client_id, active_only in (("c2", True), (None, True), ("c1", False)):
+    for other in (
+        SubscriptionFilter(client_id="c2"),
+        SubscriptionFilter(),
+        SubscriptionFilter(client_id="c1", state=SubscriptionState.ENDED),
+        SubscriptionFilter(client_id="c1", address=ALICE),
+        SubscriptionFilter(client_id="c1", start=AT),
+    ):
         with pytest.raises(InvalidRequest):
-            await store.subscriptions(client_id, Page(token=good), active_only=active_only)
+            await store.subscriptions(Page(token=good), other)
     for size in (0, -1, 1001):
         with pytest.raises(InvalidRequest):
-            await store.groups("c1", Page(size=size))
+            await store.groups(Page(size=size), GroupFilter(client_id="c1"))

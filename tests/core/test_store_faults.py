@@ -24,6 +24,7 @@ from structlog.testing import capture_logs
 
 from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable
+from app.domain.filters import AuditFilter, SubscriptionFilter, UsageFilter
 from app.main import CannotStart, run_gateway
 from app.ports.store import Page
 from app.sandbox import Sandbox
@@ -86,8 +87,8 @@ async def works_and_has_nothing_of_what_failed(store: SqlStore) -> None:
     assert await store.statuses([ALICE, BOB]) == {ALICE: status(ALICE)}
     assert await sequences(store, "s1") == []
     assert await store.subscription("s2") is None
-    assert await store.usage(None, AT, Page()) == ([], "")
-    assert await store.audit_entries(AT, Page()) == ([], "")
+    assert await store.usage(Page(), UsageFilter(start=AT)) == ([], "")
+    assert await store.audit_entries(Page(), AuditFilter(start=AT)) == ([], "")
     assert await store.write(EVERYTHING) == ()
     assert await sequences(store, "s1") == [("n1", 1)]
 
@@ -143,7 +144,7 @@ async def test_sqlite_transaction_that_takes_too_long_goes_no_further(
         while sqlite._free_threads._value < 5:  # noqa: SLF001, ASYNC110  # no event to await
             await asyncio.sleep(0.01)
     assert begun < 100
-    assert (await sqlite.audit_entries(AT, Page()))[0] == []
+    assert (await sqlite.audit_entries(Page(), AuditFilter(start=AT)))[0] == []
     await works_and_has_nothing_of_what_failed(sqlite)
 
 
@@ -203,7 +204,7 @@ async def test_sqlite_replaced(sqlite: SqlStore, path: Path) -> None:
 async def test_sqlite_writers_wait_their_turn(sqlite: SqlStore) -> None:
     """Many writers in one process at once do not lock each other out."""
     await asyncio.gather(*(sqlite.audit(AT, f"{number}", "x", {}) for number in range(30)))
-    assert len((await sqlite.audit_entries(AT, Page()))[0]) == 30
+    assert len((await sqlite.audit_entries(Page(), AuditFilter(start=AT)))[0]) == 30
 
 
 async def test_sqlite_is_on_disk_when_it_is_acknowledged(sqlite: SqlStore) -> None:
@@ -284,7 +285,7 @@ async def test_caller_who_leaves_disturbs_nothing(store: SqlStore) -> None:
     await store.write(Changes(owed=[owed("last")]))
     found = await sequences(store, "s1")
     assert [number for _, number in found] == list(range(1, len(found) + 1))
-    written = {one.id for one in (await store.usage(None, AT, Page()))[0]}
+    written = {one.id for one in (await store.usage(Page(), UsageFilter(start=AT)))[0]}
     assert written == {name.replace("n", "u") for name, _ in found if name != "last"}
 
 
@@ -327,7 +328,7 @@ async def test_migration_finds_groups_and_what_was_held_back(empty_url: str) -> 
     await dispose(engine)
     assert (await migrate(empty_url)).before == "0001"
     async with await open_store(empty_url) as store:
-        found, _ = await store.subscriptions(None, Page(), active_only=False)
+        found, _ = await store.subscriptions(Page(), SubscriptionFilter(state=None))
         assert await store.group_sizes("c1", [TEAM]) == {TEAM: 2}
     assert [(one.id, one.groups, one.joined, one.held) for one in found] == [
         ("grouped", (TEAM,), (), (BOB,)),

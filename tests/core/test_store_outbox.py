@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from app.domain.changes import Attempted, Changes, SubscriptionUpdate
+from app.domain.filters import NotificationFilter, SubscriptionFilter, UsageFilter
 from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.ports.store import Page, Store
@@ -138,7 +139,7 @@ async def test_attempt_writes_everything_it_leads_to(store: SqlStore) -> None:
     dead = replace(owed("a1"), sequence=1, attempts=1, state=DEAD, settled_at=after(1.007))
     assert await store.notification("a1") == dead
     assert await store.attempts("a1") == [gone]
-    assert [one.id for one in (await store.usage(None, AT, Page()))[0]] == ["u1", "u2"]
+    assert [one.id for one in (await store.usage(Page(), UsageFilter(start=AT)))[0]] == ["u1", "u2"]
     assert await store.subscription("s1") == subscription(
         suspended_at=after(1), ended_at=after(2), end_reason=EndReason.SINK_GONE
     )
@@ -171,7 +172,7 @@ async def test_attempt_for_what_is_gone_is_left_out(store: SqlStore) -> None:
 
 async def states(store: Store) -> dict[str, DeliveryState]:
     """The state of each notification."""
-    return {one.id: one.state for one in (await store.notifications(None, Page()))[0]}
+    return {one.id: one.state for one in (await store.notifications(Page()))[0]}
 
 
 async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
@@ -184,7 +185,7 @@ async def test_what_is_withdrawn_is_not_claimed(store: SqlStore) -> None:
     assert await states(store) == {"a1": DELIVERED, "a2": WITHDRAWN, "a3": WITHDRAWN, "b1": PENDING}
     assert await store.send_again(["a2", "a3"], after(3), SINK_CONTRACTS) == 0
     assert await claimed(store, 9999) == ["b1"]
-    listed, _ = await store.notifications("c1", Page(), state=WITHDRAWN)
+    listed, _ = await store.notifications(Page(), NotificationFilter(client_id="c1", state=WITHDRAWN))
     assert [(one.id, one.settled_at) for one in listed] == [("a2", after(2)), ("a3", after(2))]
     assert await store.lease_owner("s1") is None
 
@@ -302,7 +303,9 @@ async def test_notifications_are_listed_by_what_is_asked(store: SqlStore) -> Non
         ({"subscription_id": "s2", "state": DELIVERED}, ["b1"]),
         ({"subscription_id": "nobody"}, []),
     ):
-        pages = await paged(lambda page, filters=filters: store.notifications("c1", page, **filters), 1)
+        pages = await paged(
+            lambda page, filters=filters: store.notifications(page, NotificationFilter(client_id="c1", **filters)), 1
+        )
         assert [one.id for page in pages for one in page] == expected
 
 
@@ -336,7 +339,10 @@ async def test_work_goes_on_under_load(store: SqlStore) -> None:
         written.set()
     assert delivered == {name: list(range(1, 19)) for name in names}
     assert set((await states(store)).values()) == {DELIVERED}
-    assert len([one for page in await paged(lambda page: store.usage(None, AT, page), 50) for one in page]) == 144
+    assert (
+        len([one for page in await paged(lambda page: store.usage(page, UsageFilter(start=AT)), 50) for one in page])
+        == 144
+    )
 
 
 # Usage and retention
@@ -345,7 +351,7 @@ async def test_work_goes_on_under_load(store: SqlStore) -> None:
 async def test_usage_is_read_in_the_order_written(store: SqlStore) -> None:
     """Usage records of one client or of all are read from a given time; a page token continues where its page ended,
     however late."""
-    assert await store.usage(None, AT, Page()) == ([], "")
+    assert await store.usage(Page(), UsageFilter(start=AT)) == ([], "")
     records = [
         usage(f"u{n}", at=after(at_s), client_id=c)
         for n, (at_s, c) in enumerate([(5, "c1"), (1, "c2"), (9, "c1"), (7, "c1")])
@@ -354,16 +360,16 @@ async def test_usage_is_read_in_the_order_written(store: SqlStore) -> None:
     await store.write_usage(records[2:])
     await store.write_usage(records)
     await store.write_usage([])
-    assert await store.usage(None, AT, Page()) == (records, "")
-    assert await store.usage(None, after(6), Page()) == (records[2:], "")
-    assert await paged(lambda page: store.usage("c1", after(2), page), 1) == [
+    assert await store.usage(Page(), UsageFilter(start=AT)) == (records, "")
+    assert await store.usage(Page(), UsageFilter(start=after(6))) == (records[2:], "")
+    assert await paged(lambda page: store.usage(page, UsageFilter(client_id="c1", start=after(2))), 1) == [
         [records[0]],
         [records[2]],
         [records[3]],
     ]
-    _, token = await store.usage(None, after(2), Page(size=2))
+    _, token = await store.usage(Page(size=2), UsageFilter(start=after(2)))
     await store.write_usage([usage("late", at=after(3)), usage("older", at=after(0))])
-    assert [one.id for one in (await store.usage(None, after(2), Page(token=token)))[0]] == ["u3", "late"]
+    assert [one.id for one in (await store.usage(Page(token=token), UsageFilter(start=after(2))))[0]] == ["u3", "late"]
 
 
 async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) -> None:
@@ -379,7 +385,7 @@ async def test_usage_page_misses_nothing_that_is_being_written(store: SqlStore) 
         token = ""
         while True:
             finished = written.is_set()
-            records, following = await store.usage(None, AT, Page(size=7, token=token))
+            records, following = await store.usage(Page(size=7, token=token), UsageFilter(start=AT))
             if following:  # a full page does not change any more; a partial page is read again
                 found.extend(one.id for one in records)
                 token = following
@@ -403,7 +409,7 @@ async def test_what_callers_send_can_be_written(store: SqlStore) -> None:
         usage("u1"), requester=ugly, targets=(ugly,), correlator=ugly, subscription_id=ugly, root_cause=ugly
     )
     await store.write_usage([record])
-    (found,), _ = await store.usage(None, AT, Page())
+    (found,), _ = await store.usage(Page(), UsageFilter(start=AT))
     written = {found.requester, *found.targets, found.correlator, found.subscription_id, found.root_cause}
     assert written == {"a\ufffdb\ufffdc😀é"}
     await make(store, "s1", correlator=ugly, request_id=ugly)
@@ -420,9 +426,9 @@ async def test_usage_records_are_added_once_and_in_order(store: SqlStore, count:
     records = [usage(f"u{number:04}") for number in range(count)]
     await store.write_usage(records[: count // 2])
     await store.write_usage(records)
-    found, token = await store.usage(None, AT, Page(size=1000))
+    found, token = await store.usage(Page(size=1000), UsageFilter(start=AT))
     while token:
-        more, token = await store.usage(None, AT, Page(size=1000, token=token))
+        more, token = await store.usage(Page(size=1000, token=token), UsageFilter(start=AT))
         found += more
     assert [record.id for record in found] == [record.id for record in records]
 
@@ -442,7 +448,7 @@ async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:
     assert await purged(store, after(20), most=2) == [2, 2, 1]
     assert await states(store) == {"a2": PENDING, "b1": DEAD}
     assert await store.attempts("a1") == []
-    assert [one.id for one in (await store.usage(None, AT, Page()))[0]] == ["u2"]
+    assert [one.id for one in (await store.usage(Page(), UsageFilter(start=AT)))[0]] == ["u2"]
     assert await left(store) == {"s1", "s2", "s3"}
     assert await purged(store, after(60), most=100) == [3]  # b1, u2, then s2
     assert await left(store) == {"s1", "s3"}
@@ -469,5 +475,5 @@ async def purged(store: Store, before: datetime, most: int) -> list[int]:
 async def left(store: Store) -> set[str]:
     """The ids of the subscriptions that are left."""
     found: list[Subscription]
-    found, _ = await store.subscriptions(None, Page(), active_only=False)
+    found, _ = await store.subscriptions(Page(), SubscriptionFilter(state=None))
     return {one.id for one in found}

@@ -16,6 +16,7 @@ from app.domain.errors import (
     SubscriptionUnknown,
     WatcherRefused,
 )
+from app.domain.filters import AuditFilter, SubscriptionFilter
 from app.domain.policy import Policy
 from app.domain.records import DeliveryState, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
@@ -279,7 +280,7 @@ async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
     await core.subscriptions.cancel(APP, made.id, face="rest", requester="bob")
     with pytest.raises(SubscriptionUnknown):
         await core.subscriptions.cancel(APP, made.id, face="rest")
-    entries, _ = await core.store.audit_entries(BEGAN - timedelta(days=1), Page())
+    entries, _ = await core.store.audit_entries(Page(), AuditFilter(start=BEGAN - timedelta(days=1)))
     assert [(one.who, one.what, one.details["subscription"]) for one in entries] == [
         (APP.id, "subscription created", made.id),
         (ADMIN.id, "subscription renewed", made.id),
@@ -350,6 +351,6 @@ async def test_limit_holds_for_subscriptions_made_at_once(url: str) -> None:
         gate.set()
         made = await asyncio.gather(*making, return_exceptions=True)
         assert sorted(type(one).__name__ for one in made) == ["Subscription"] * 2 + ["TooManySubscriptions"] * 6
-        assert len((await core.store.subscriptions(APP.id, Page()))[0]) == 2
+        assert len((await core.store.subscriptions(Page(), SubscriptionFilter(client_id=APP.id)))[0]) == 2
         ids = [(await one).id for one in repeated]
         assert ids == [ids[0]] * 4 + [ids[4]] * 4

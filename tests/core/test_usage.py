@@ -10,6 +10,7 @@ import structlog
 from app.core import usage
 from app.core.usage import GET_STATUS, Caller, UsageLog
 from app.domain.errors import RateLimited
+from app.domain.filters import UsageFilter
 from app.domain.policy import Policy
 from app.domain.records import MAX_USAGE_TARGETS
 from app.ports.store import Page
@@ -60,12 +61,12 @@ async def test_reading_counts_against_the_rate(url: str) -> None:
         for number in range(5):
             record(core, number)
         await until(lambda: not core.usage.buffered)
-        assert len([page async for page in core.usage.export(APP, BEGAN, page_size=1)]) == 5
-        await core.usage.page(APP, BEGAN, Page())
+        assert len([page async for page in core.usage.export(APP, UsageFilter(start=BEGAN), page_size=1)]) == 5
+        await core.usage.page(APP, Page(), UsageFilter(start=BEGAN))
         with pytest.raises(RateLimited):
-            await core.usage.page(APP, BEGAN, Page())
+            await core.usage.page(APP, Page(), UsageFilter(start=BEGAN))
         with pytest.raises(RateLimited):
-            await anext(core.usage.export(APP, BEGAN))
+            await anext(core.usage.export(APP, UsageFilter(start=BEGAN)))
 
 
 async def test_a_defect_does_not_end_the_log(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.errors import WatchUnknown
 from app.domain.sinks import EndReason
 from app.domain.statuses import Liveness
+from app.domain.watches import WatchState
 from app.pb.terminalstatus.v1 import (
     admin_pb2,
     subscription_pb2,
@@ -39,7 +40,7 @@ __all__ = ["face"]  # fixtures
 def view(number: int) -> WatchView:
     return WatchView(
         address=TerminalAddress(f"sip:t{number}@example.com"),
-        state="active",
+        state=WatchState.ACTIVE,
         liveness=Liveness.LIVE,
         since=BEGAN,
         expires_at=BEGAN + timedelta(seconds=60),

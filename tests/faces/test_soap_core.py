@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from app.delivery.deliverer import Deliverer
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import FetchTimedOut, TerminalUnknown, WatcherRefused
+from app.domain.filters import NotificationFilter, SubscriptionFilter
 from app.domain.policy import Policy
 from app.domain.records import MAX_USAGE_TARGETS, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import SinkKind
@@ -373,7 +374,7 @@ async def test_end_notification_waits_no_longer_than_an_attempt(tmp_path: Path) 
 
 async def listed(world: World, state: DeliveryState | None = None) -> list[OwedNotification]:
     """The notifications in this state."""
-    found, _ = await world.core.store.notifications(None, Page(), state=state)
+    found, _ = await world.core.store.notifications(Page(), NotificationFilter(state=state))
     return list(found)
 
 
@@ -440,7 +441,7 @@ async def test_usage(tmp_path: Path) -> None:
                 ],
             ]
         )
-        kept, _ = await world.core.store.subscriptions(APP.id, Page(), active_only=False)
+        kept, _ = await world.core.store.subscriptions(Page(), SubscriptionFilter(client_id=APP.id, state=None))
         assert [one.sink.profile for one in kept] == ["v2_3"]
 
 

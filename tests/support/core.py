@@ -28,6 +28,7 @@ from app.domain.errors import (
     TerminalUnknown,
     WatcherRefused,
 )
+from app.domain.filters import NotificationFilter, UsageFilter
 from app.domain.policy import Policy
 from app.domain.records import Client, NotificationKind, OwedNotification, Subscription, UsageRecord
 from app.domain.sinks import Sink, SinkKind
@@ -289,7 +290,9 @@ class Core:
 
     async def owed(self, subscription: Subscription) -> list[OwedNotification]:
         """The subscription's notifications, in order."""
-        found, token = await self.store.notifications(None, Page(size=1000), subscription_id=subscription.id)
+        found, token = await self.store.notifications(
+            Page(size=1000), NotificationFilter(subscription_id=subscription.id)
+        )
         assert not token
         return cast("list[OwedNotification]", found)
 
@@ -304,7 +307,7 @@ class Core:
 
     async def usage_records(self) -> list[UsageRecord]:
         await until(lambda: not self.usage.buffered)
-        records, _ = await self.store.usage(None, BEGAN - timedelta(days=1), Page(size=1000))
+        records, _ = await self.store.usage(Page(size=1000), UsageFilter(start=BEGAN - timedelta(days=1)))
         return cast("list[UsageRecord]", records)
 
 

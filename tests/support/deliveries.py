@@ -164,7 +164,7 @@ async def until_owed(
         found.clear()
         token = ""
         while True:
-            page, token = await store.notifications(None, Page(size=1000, token=token))
+            page, token = await store.notifications(Page(size=1000, token=token))
             found.extend(page)
             if not token:
                 return condition(found)

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.filters import NotificationFilter
 from app.domain.records import (
     Group,
     NotificationKind,
@@ -93,7 +94,7 @@ async def make(store: Store, *names: str, **changes: Any) -> None:
 
 async def sequences(store: Store, subscription_id: str) -> list[tuple[str, int]]:
     """Ids and sequence numbers of a subscription's notifications, in the order of the list."""
-    found, _ = await store.notifications(None, Page(size=1000), subscription_id=subscription_id)
+    found, _ = await store.notifications(Page(size=1000), NotificationFilter(subscription_id=subscription_id))
     return [(one.id, one.sequence) for one in found]
 
 

@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from app.domain.errors import PresenceUnavailable, WatcherUnauthenticated
 from app.domain.statuses import Liveness, Status
+from app.domain.watches import WatchState
 from app.sandbox import Sandbox
 from app.sandbox.behaviours import DIGEST_PASSWORD, DIGEST_USER
 from app.sandbox.exchange import Exchange
@@ -212,7 +213,7 @@ async def test_route_of_the_older_dialog_goes_down() -> None:
             first.act_like(user_of(address), "answer-500")
             second.act_like(user_of(address), "notify-never")
             watcher.refresh(address)
-            seen = await until_seen(watcher, address, lambda seen: seen.state == "accepted")
+            seen = await until_seen(watcher, address, lambda seen: seen.state is WatchState.ACCEPTED)
             assert seen.route.startswith(second.uri)
             assert seen.liveness is LIVE, "the dialog at the first server still serves"
             await first.stop()
@@ -531,7 +532,7 @@ async def test_refresh_that_is_challenged_for_ever(sandbox: Sandbox, user: str) 
         sandbox.act_like(user_of(address), "answer-401")
         watcher.refresh(address)
         seen = await until_seen(watcher, address, lambda seen: seen.code == 401)
-        assert (seen.state, seen.liveness) == ("active", LIVE)
+        assert (seen.state, seen.liveness) == (WatchState.ACTIVE, LIVE)
         sandbox.set_status(user_of(address), Status.BUSY)
         await until(lambda: b"phone" in observer.bodies(address)[-1])
         assert sandbox.counters.subscribes[address] <= 3

@@ -21,6 +21,7 @@ from app.domain.errors import (
     WatchUnknown,
 )
 from app.domain.statuses import Liveness, Status
+from app.domain.watches import WatchState
 from app.sandbox import Sandbox
 from app.sip.machine.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
 from app.sip.watcher import SipWatcher
@@ -130,7 +131,7 @@ async def test_failed_refresh_keeps_the_subscription(sandbox: Sandbox, running: 
     watcher.refresh(address)
     code = int(answer.removeprefix("answer-"))
     seen = await until_seen(watcher, address, lambda seen: seen.code == code)
-    assert (seen.state, seen.liveness, seen.next_action) == ("active", LIVE, "refresh")
+    assert (seen.state, seen.liveness, seen.next_action) == (WatchState.ACTIVE, LIVE, "refresh")
     sandbox.set_status(user_of(address), Status.BUSY)
     await until(lambda: len(observer.bodies(address)) == 2)
     sandbox.act_like(user_of(address), None)
@@ -152,7 +153,7 @@ async def test_silent_refresh_keeps_the_subscription(sandbox: Sandbox, running: 
     sandbox.set_status(user_of(address), Status.BUSY)
     await until(lambda: len(observer.bodies(address)) == 2)
     seen = await view(watcher, address)
-    assert (seen.state, seen.liveness, seen.next_action) == ("refreshing", LIVE, "await answer")
+    assert (seen.state, seen.liveness, seen.next_action) == (WatchState.REFRESHING, LIVE, "await answer")
 
 
 async def test_refresh_481(sandbox: Sandbox, running: Running) -> None:
@@ -198,7 +199,7 @@ async def test_terminated_for_a_while(sandbox: Sandbox, running: Running) -> Non
         await until(lambda address=address: STALE in observer.reported[address])  # type: ignore[misc]  # mypy: lambda
         assert isinstance(observer.errors[address], PresenceUnavailable)
         seen = await view(watcher, address)
-        assert (seen.state, seen.reason, seen.next_action) == ("waiting", reason, "subscribe")
+        assert (seen.state, seen.reason, seen.next_action) == (WatchState.WAITING, reason, "subscribe")
     await until(lambda: observer.live(addresses.values()))
     assert {sandbox.subscriptions[address] for address in addresses.values()} == {1}
 
@@ -341,7 +342,7 @@ async def test_notifies_that_are_refused(
     watcher.watch(address)
     await until(lambda: sandbox.counters.subscribes[address] >= 3)
     seen = await until_seen(watcher, address, lambda seen: seen.next_action == "subscribe")
-    assert (seen.state, seen.liveness, seen.reason) == ("waiting", liveness, reason)
+    assert (seen.state, seen.liveness, seen.reason) == (WatchState.WAITING, liveness, reason)
     assert (liveness, reason) == (observer.liveness(address), observer.reasons[address])
     watcher.unwatch(address)
 
@@ -353,7 +354,7 @@ async def test_no_notify(running: Running) -> None:
     watcher.watch(address)
     seen = await until_seen(watcher, address, lambda seen: seen.code == 200)
     await everything_heard(running)
-    assert (seen.state, seen.liveness, seen.next_action) == ("accepted", UNKNOWN, "await NOTIFY")
+    assert (seen.state, seen.liveness, seen.next_action) == (WatchState.ACCEPTED, UNKNOWN, "await NOTIFY")
     assert seen.next_at is not None
     assert TIMER_N_S - 10 < (seen.next_at - datetime.now(UTC)).total_seconds() <= TIMER_N_S
     assert address not in observer.reported
@@ -447,7 +448,7 @@ async def test_killed_worker(sandbox: Sandbox) -> None:
         watcher.watch(late)
         watcher.unwatch(addresses[0])
         sandbox.set_status(user_of(addresses[1]), Status.BUSY)
-        assert {each.state for each in await watcher.watches()} <= {"waiting", "initial", "accepted", "active"}
+        assert {each.state.value for each in await watcher.watches()} <= {"waiting", "initial", "accepted", "active"}
         await until(lambda: observer.live([*addresses[1:], late]))
         assert set(pids).isdisjoint(watcher.worker_pids)
         assert observer.liveness(addresses[0]) is STALE, "a terminal that is not wanted gets no report"
@@ -520,14 +521,14 @@ async def test_list_of_watches(sandbox: Sandbox, running: Running) -> None:
     expires_at = seen[live].expires_at
     assert expires_at is not None
     assert (seen[live].state, seen[live].code, seen[live].reason, seen[live].next_action) == (
-        "active",
+        WatchState.ACTIVE,
         200,
         "",
         "refresh",
     )
     assert 3500 < (expires_at - begun).total_seconds() < 3700
     assert abs((seen[live].since - begun).total_seconds()) < 60
-    assert (seen[refused].state, seen[refused].code, seen[refused].reason) == ("waiting", 603, "603 Decline")
+    assert (seen[refused].state, seen[refused].code, seen[refused].reason) == (WatchState.WAITING, 603, "603 Decline")
     assert (seen[refused].next_action, seen[refused].expires_at) == ("subscribe", None)
     assert {each.route.partition(";")[0] for each in views} == {sandbox.uri}
 

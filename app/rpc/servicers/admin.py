@@ -1,17 +1,14 @@
 """AdminService: watches, clients and the audit log, for operators."""
 
-from datetime import UTC, datetime
-
 from app.auth.clients import DEFAULT_OVERLAP_S
 from app.core.administration import Administration
+from app.domain.filters import AuditFilter
 from app.domain.records import Client
 from app.pb.terminalstatus.v1 import admin_pb2 as pb
 from app.pb.terminalstatus.v1 import admin_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AdminServicer(pb_grpc.AdminServiceServicer):
@@ -84,7 +81,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
     ) -> pb.ListAuditEntriesResponse:
         async with self._calls.answer(context, "ListAuditEntries") as client:
             found, token = await self._administration.audit_log(
-                client, request_fields.time(request, "start_time") or EPOCH, request_fields.page(request)
+                client, request_fields.page(request), AuditFilter(start=request_fields.time(request, "start_time"))
             )
             return pb.ListAuditEntriesResponse(
                 audit_entries=map(response_messages.audit_entry, found), next_page_token=token

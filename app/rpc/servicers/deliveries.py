@@ -2,6 +2,7 @@
 
 from app.core.deliveries import Deliveries
 from app.domain.errors import InvalidRequest
+from app.domain.filters import NotificationFilter
 from app.pb.terminalstatus.v1 import delivery_pb2 as pb
 from app.pb.terminalstatus.v1 import delivery_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
@@ -21,8 +22,9 @@ class DeliveryServicer(pb_grpc.DeliveryServiceServicer):
             found, token = await self._deliveries.list(
                 client,
                 request_fields.page(request),
-                state=request_fields.delivery_state(request.state),
-                subscription_id=request.subscription_id,
+                NotificationFilter(
+                    state=request_fields.delivery_state(request.state), subscription_id=request.subscription_id
+                ),
             )
             return pb.ListNotificationsResponse(
                 notifications=map(response_messages.notification, found), next_page_token=token

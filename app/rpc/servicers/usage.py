@@ -1,15 +1,12 @@
 """UsageService: usage records for billing."""
 
-from datetime import UTC, datetime
-
 from app.core.usage import UsageLog
+from app.domain.filters import UsageFilter
 from app.pb.terminalstatus.v1 import usage_pb2 as pb
 from app.pb.terminalstatus.v1 import usage_pb2_grpc as pb_grpc
 from app.rpc import request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UsageServicer(pb_grpc.UsageServiceServicer):
@@ -22,7 +19,7 @@ class UsageServicer(pb_grpc.UsageServiceServicer):
     ) -> pb.ListUsageRecordsResponse:
         async with self._calls.answer(context, "ListUsageRecords") as client:
             found, token = await self._usage.page(
-                client, request_fields.time(request, "start_time") or EPOCH, request_fields.page(request)
+                client, request_fields.page(request), UsageFilter(start=request_fields.time(request, "start_time"))
             )
             return pb.ListUsageRecordsResponse(
                 usage_records=map(response_messages.usage_record, found), next_page_token=token
@@ -30,7 +27,9 @@ class UsageServicer(pb_grpc.UsageServiceServicer):
 
     async def ExportUsageRecords(self, request: pb.ExportUsageRecordsRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         async with self._calls.answer(context, "ExportUsageRecords") as client:
-            async for found in self._usage.export(client, request_fields.time(request, "start_time") or EPOCH):
+            async for found in self._usage.export(
+                client, UsageFilter(start=request_fields.time(request, "start_time"))
+            ):
                 if found:
                     await context.write(
                         pb.ExportUsageRecordsResponse(usage_records=map(response_messages.usage_record, found))

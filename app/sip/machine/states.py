@@ -5,23 +5,9 @@ import math
 from dataclasses import dataclass
 
 from app.domain.statuses import Liveness
+from app.domain.watches import WatchState
 
-
-class State(enum.Enum):
-    """The state of a watch: a state of RFC 6665 section 4.1.2, or WAITING or ENDING, which are our own."""
-
-    INITIAL = "initial"
-    """Not started, or the first SUBSCRIBE of a dialog has no answer yet."""
-    ACCEPTED = "accepted"
-    """The first SUBSCRIBE has its 2xx; its NOTIFY is still missing."""
-    ACTIVE = "active"
-    PENDING = "pending"
-    REFRESHING = "refreshing"
-    WAITING = "waiting"
-    """Without a subscription until the next attempt."""
-    ENDING = "ending"
-    """Unsubscribing: waiting for the last NOTIFY."""
-    TERMINATED = "terminated"
+State = WatchState
 
 
 class Step(enum.Enum):
