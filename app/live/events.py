@@ -1,5 +1,7 @@
 """The events of a stream: Snapshots, SnapshotComplete, then Changes, LivenessChanges, Removed, Bookmarks; End is last.
 
+A stream whose addresses are changed while it is open also has a ChangeApplied for each such change.
+
 Deliberately absent: when each is sent (`mailbox.py`), resume tokens (`resume_tokens.py`), and any transport.
 """
 
@@ -14,8 +16,8 @@ from app.domain.statuses import TerminalStatus, WatchedTerminal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """One terminal as it is now, whatever the criteria. Sent at the start for each terminal that the reader's resume
-    token does not cover, and after SnapshotComplete for each terminal that joins a group. The first observation of an
-    UNKNOWN terminal is sent as a Change."""
+    token does not cover, and after SnapshotComplete for each terminal that is added or joins a group. The first
+    observation of an UNKNOWN terminal is sent as a Change."""
 
     terminal: WatchedTerminal
 
@@ -28,6 +30,8 @@ class SnapshotComplete:
     reset: bool = False
     """Whether the reader's resume token could not be used. Then the snapshot has every terminal, and replaces
     everything that earlier streams sent, even if its revisions are smaller."""
+    bookmark_interval_s: float
+    """The longest time without an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class LivenessChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """The terminal left the group by which it was watched. Nothing about it follows."""
+    """The client removed the terminal, or it left the group by which it was watched. Nothing about it follows."""
 
     address: TerminalAddress
 
@@ -58,6 +62,18 @@ class Bookmark:
     """All changes up to here were sent. Sent once in each bookmark interval, also without changes."""
 
     resume_token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeApplied:
+    """A change of the stream's addresses was made: the Snapshots and Removed that it causes were sent. Or it was
+    refused, and had no effect."""
+
+    change_id: str
+    resume_token: str
+    """Resumes a stream with the new addresses; empty if the change was refused."""
+    error: TerminalStatusError | None = None
+    """Why the change was refused."""
 
 
 class StreamEnd(enum.Enum):
@@ -81,6 +97,8 @@ class End:
 
 
 StreamEvent = Snapshot | SnapshotComplete | Change | LivenessChange | Removed | Bookmark | End
+OpenStreamEvent = StreamEvent | ChangeApplied
+"""The events of a stream whose addresses can be changed."""
 
 
 _MESSAGES = {

@@ -67,6 +67,8 @@ class GroupDirectory:
     def __init__(self, store: GroupStore) -> None:
         self.on_group_changed: Callable[[GroupKey], None] = lambda key: None
         """Called with each group that was made, changed or deleted, after the store has it; may not block or raise."""
+        self.changes = 0
+        """How often a group was made, changed or deleted. If it grows while members are read, these may be outdated."""
         self._store = store
         self._versions: dict[str, dict[TerminalAddress, int]] = {}  # by client id
         self._meanwhile: set[GroupKey] | None = None  # groups that changed here while the store is read
@@ -121,6 +123,7 @@ class GroupDirectory:
             own[address] = version
         if not own:
             del self._versions[client_id]
+        self.changes += 1
         self.on_group_changed(key)
 
     async def expand(
@@ -132,20 +135,25 @@ class GroupDirectory:
         Raises GroupNotAllowed, GroupUnknown, InvalidAddress,
         NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable, TooManyAddresses.
         """
-        limit = MAX_EXPANDED if most is None else min(most, MAX_EXPANDED)
-        if len(addresses) > MAX_EXPANDED:
-            raise _too_many(MAX_EXPANDED)
-        if most is not None and len(addresses) > 2 * most:  # some may be named twice
-            raise _too_many(most)
-        asked: dict[TerminalAddress, None] = {}
-        for at in range(0, len(addresses), _PARSED_AT_ONCE):
-            if at:
-                await asyncio.sleep(0)  # other tasks run: parsing 70,000 addresses takes 300 ms
-            asked.update(dict.fromkeys(parse_list(addresses[at : at + _PARSED_AT_ONCE], _FIELD, at)))
-        terminals, groups = await self._expand(client, asked, policy, limit)
-        if not terminals:
+        asked = await parse_all(addresses, _FIELD, most=most)
+        expansion = await self.expand_parsed(client, asked, policy, most=most)
+        if not expansion.terminals:
             raise NoValidAddresses("`addresses` names no terminal, or only empty groups.", field=_FIELD)
-        return Expansion(terminals=tuple(terminals), addresses=tuple(asked), groups=tuple(groups))
+        return expansion
+
+    async def expand_parsed(
+        self,
+        client: Client,
+        addresses: Sequence[TerminalAddress],
+        policy: Policy,
+        *,
+        most: int | None,
+        field: str = _FIELD,
+    ) -> Expansion:
+        """As `expand`, of canonical addresses, each once; they may mean no terminal. Errors name the `field`."""
+        limit = MAX_EXPANDED if most is None else min(most, MAX_EXPANDED)
+        terminals, groups = await self._expand(client, addresses, policy, limit, field)
+        return Expansion(terminals=tuple(terminals), addresses=tuple(addresses), groups=tuple(groups))
 
     async def members_now(
         self, client_id: str, addresses: Iterable[TerminalAddress], most: int, known: Collection[TerminalAddress]
@@ -204,7 +212,7 @@ class GroupDirectory:
         return members
 
     async def _expand(
-        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy, limit: int
+        self, client: Client, asked: Iterable[TerminalAddress], policy: Policy, limit: int, field: str
     ) -> tuple[dict[TerminalAddress, None], dict[TerminalAddress, None]]:
         terminals: dict[TerminalAddress, None] = {}
         visited: dict[TerminalAddress, None] = {}
@@ -213,20 +221,20 @@ class GroupDirectory:
             inner = [address for address in level if self.is_group(client.id, address) and address not in visited]
             if inner and not policy.group_support:
                 raise GroupNotAllowed(
-                    f"{inner[0]} is a group; this gateway does not allow groups. Name terminals.", field=_FIELD
+                    f"{inner[0]} is a group; this gateway does not allow groups. Name terminals.", field=field
                 )
             if inner and nested and not policy.nested_group_support:
                 raise NestedGroupNotAllowed(
-                    f"{inner[0]} is a group in a group; this gateway does not allow nested groups.", field=_FIELD
+                    f"{inner[0]} is a group in a group; this gateway does not allow nested groups.", field=field
                 )
             sizes = await self._store.group_sizes(client.id, inner) if inner else {}
             if not nested and (gone := [address for address in inner if address not in sizes]):
-                raise GroupUnknown(f"The group {gone[0]} was deleted a moment ago.", group=gone[0], field=_FIELD)
+                raise GroupUnknown(f"The group {gone[0]} was deleted a moment ago.", group=gone[0], field=field)
             visited.update(dict.fromkeys(inner))
             terminals.update(dict.fromkeys([address for address in level if address not in visited]))
             may_read -= sum(sizes.values())
             if may_read < 0 or len(terminals) > limit:
-                raise _too_many(limit)
+                raise too_many(limit, field)
             members = await self._read_members(client.id, sizes)
             level, nested = list(dict.fromkeys([one for its in members.values() for one in its])), True
         return terminals, visited
@@ -236,6 +244,20 @@ def most_members(most: int) -> int:
     """How many members may be read for a list that may mean `most` terminals. A list with more is refused. The number
     is part of the documentation for operators."""
     return min(NAMED_AGAIN * most, MAX_EXPANDED)
+
+
+async def parse_all(addresses: Sequence[str], field: str, *, most: int | None) -> tuple[TerminalAddress, ...]:
+    """The addresses in canonical form, each once. Raises InvalidAddress, TooManyAddresses."""
+    if len(addresses) > MAX_EXPANDED:
+        raise too_many(MAX_EXPANDED, field)
+    if most is not None and len(addresses) > 2 * most:  # some may be named twice
+        raise too_many(most, field)
+    parsed: dict[TerminalAddress, None] = {}
+    for at in range(0, len(addresses), _PARSED_AT_ONCE):
+        if at:
+            await asyncio.sleep(0)  # other tasks run: parsing 70,000 addresses takes 300 ms
+        parsed.update(dict.fromkeys(parse_list(addresses[at : at + _PARSED_AT_ONCE], field, at)))
+    return tuple(parsed)
 
 
 def parse_field(text: str, field: str) -> TerminalAddress:
@@ -256,7 +278,8 @@ def parse_list(texts: Sequence[str], field: str, first: int = 0) -> list[Termina
         return [parse_field(each, f"{field}[{place}]") for place, each in enumerate(texts, first)]
 
 
-def _too_many(most: int) -> TooManyAddresses:
+def too_many(most: int, field: str) -> TooManyAddresses:
+    """The error for a list that means more terminals than are allowed."""
     return TooManyAddresses(
-        f"`addresses` means more than {most} terminals, groups expanded; ask for fewer.", field=_FIELD, most=str(most)
+        f"`{field}` means more than {most} terminals, groups expanded; ask for fewer.", field=field, most=str(most)
     )

@@ -24,6 +24,7 @@ from app.live.index import SubscriptionIndex
 from app.live.mailbox import Stream
 from app.live.open_streams import OpenStreams
 from app.live.registry import TerminalRegistry
+from app.live.stream_moves import move_stream
 from app.live.subscription import LiveSubscription, Progress
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
@@ -181,13 +182,8 @@ class GroupFollower:
             self._apply_to_stream(move.listener, move)
 
     def _apply_to_stream(self, stream: Stream, move: _Move) -> None:
-        for terminal in set(stream.sent).difference(move.terminals):
-            stream.remove(terminal)
-            self._registry.remove_stream(stream, terminal)
-        for terminal in move.terminals:
-            if terminal not in stream.sent:
-                self._registry.add_stream(stream, terminal)
-                stream.add(terminal)
+        leaving = set(stream.sent).difference(move.terminals)
+        move_stream(self._registry, stream, joining=move.terminals, leaving=leaving)
         stream.groups = move.groups
 
     def _apply_to_subscription(self, subscription: LiveSubscription, move: _Move) -> None:

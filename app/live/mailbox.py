@@ -1,7 +1,8 @@
 """A stream's mailbox: the events that wait for its reader, and the statuses that were sent.
 
 The mailbox keeps the newest change of each terminal, not a queue. So a slow reader skips outdated changes, sees the
-last one, and costs memory in proportion to its terminals.
+last one, and costs memory in proportion to its terminals. It keeps at most one answer to a change of its addresses:
+the next change waits until the reader has taken that answer.
 Invariants: each Change has a greater revision than every status of that terminal that was sent before.
 
 Deliberately absent: where events come from (`writer.py`, `registry.py`).
@@ -14,17 +15,19 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from app.domain.addresses import TerminalAddress
+from app.domain.errors import TerminalStatusError
 from app.domain.policy import visible_status, with_status
 from app.domain.statuses import Liveness, Source, Status, TerminalStatus, WatchedTerminal
 from app.live.events import (
     Bookmark,
     Change,
+    ChangeApplied,
     LivenessChange,
+    OpenStreamEvent,
     Removed,
     Snapshot,
     SnapshotComplete,
     StreamEnd,
-    StreamEvent,
     end_event,
 )
 from app.live.resume_tokens import MAX_NAMED, NOTHING_SEEN, Known, Seen, known_by, mark_of, token_of
@@ -45,6 +48,8 @@ class Stream:
     """One stream. It is posted to from the event loop, and read by one reader."""
 
     __slots__ = (
+        "_answer",
+        "_answer_taken",
         "_bookmark_due",
         "_busy",
         "_changes",
@@ -95,6 +100,8 @@ class Stream:
         self._livenesses: dict[Terminal, None] = {}
         self._joined: dict[Terminal, None] = {}
         self._removed: dict[Terminal, None] = {}
+        self._answer: tuple[str, TerminalStatusError | None] | None = None
+        self._answer_taken: asyncio.Future[None] | None = None
         self._bookmark_due = False
         self._ended: StreamEnd | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -125,7 +132,7 @@ class Stream:
         self.wake()
 
     def add(self, terminal: Terminal) -> None:
-        """The terminal has joined a group of the stream."""
+        """The terminal was added, or has joined a group of the stream."""
         self._removed.pop(terminal, None)
         self.sent[terminal] = None
         self._token = ""
@@ -133,13 +140,37 @@ class Stream:
         self.wake()
 
     def remove(self, terminal: Terminal) -> None:
-        """The terminal has left the groups of the stream."""
+        """The terminal was removed, or has left the groups of the stream."""
         self.sent.pop(terminal, None)
         self._token = ""
         for box in (self._joined, self._changes, self._livenesses, self._visible, self._sent_at_s, self._not_live):
             box.pop(terminal, None)
         self._removed[terminal] = None
         self.wake()
+
+    def answer(self, change_id: str, error: TerminalStatusError | None = None) -> None:
+        """Sends ChangeApplied, after the events of the change. Await `until_answered` before the change."""
+        self._answer = change_id, error
+        self.wake()
+
+    async def until_answered(self) -> None:
+        """Waits until the reader has taken the answer to the last change."""
+        while self._answer is not None:
+            if self._answer_taken is None:
+                self._answer_taken = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._answer_taken)
+
+    def drop_answer(self) -> None:
+        """Ends `until_answered`: the reader has taken the answer, or has left."""
+        self._answer = None
+        if (taken := self._answer_taken) is not None:
+            self._answer_taken = None
+            taken.set_result(None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether End was sent, or is sent soon."""
+        return self._ended is not None
 
     def bookmark(self) -> None:
         """Sends a Bookmark as one of the next events."""
@@ -151,9 +182,11 @@ class Stream:
         self._ended = self._ended or reason
         self.wake()
 
-    async def read(self, resume_token: str, clock_s: Callable[[], float]) -> AsyncGenerator[StreamEvent, None]:
-        """The stream's events, beginning with a snapshot of the terminals that `resume_token` does not cover. Call it
-        once."""
+    async def read(
+        self, resume_token: str, clock_s: Callable[[], float], bookmark_s: float
+    ) -> AsyncGenerator[OpenStreamEvent, None]:
+        """The stream's events, beginning with a snapshot of the terminals that `resume_token` does not cover. There is
+        an event in each `bookmark_s`. Call it once."""
         known = await self._known_by(resume_token) if resume_token else {}
         for terminal in list(self.sent):
             if terminal not in self.sent:  # removed meanwhile
@@ -162,13 +195,17 @@ class Stream:
                 self._mark_sent(terminal, terminal.stored)
             else:
                 yield self._snapshot(terminal)
-        yield SnapshotComplete(resume_token=await self._token_now(), reset=known is None)
+        token = await self._token_now()
+        yield SnapshotComplete(resume_token=token, reset=known is None, bookmark_interval_s=bookmark_s)
+        del known, token
         loop = asyncio.get_running_loop()
         while True:
             wait_s = math.inf
+            answer = self._answer  # it follows the events of its change, which are in the boxes now
             if self._joined:
                 for terminal in self._take("_joined"):
-                    yield self._snapshot(terminal)
+                    if terminal in self.sent:  # not removed while the reader was busy
+                        yield self._snapshot(terminal)
             if self._changes:
                 changes, self._changes = self._changes, {}
                 now_s = clock_s() if self._interval_s else 0.0
@@ -196,13 +233,16 @@ class Stream:
                 terminal = next(iter(self._removed))
                 del self._removed[terminal]
                 yield Removed(address=terminal.address)
+            if answer is not None:
+                yield await self._change_applied(*answer)
             if self._ended is not None:
                 gone = self._ended is StreamEnd.CREDENTIALS_EXPIRED
                 yield end_event(self._ended, "" if gone else await self._token_now())
                 return
             if self._bookmark_due:
                 yield await self._bookmark()
-            if self._joined or self._livenesses or self._removed or (self._changes and wait_s == math.inf):
+            posted = self._joined or self._livenesses or self._removed or self._answer
+            if posted or (self._changes and wait_s == math.inf):
                 continue  # posted while the reader was busy
             self._waiter = loop.create_future()
             timer = loop.call_later(wait_s, self.wake) if wait_s < math.inf else None
@@ -212,6 +252,11 @@ class Stream:
                 self._waiter = None
                 if timer is not None:
                     timer.cancel()
+
+    async def _change_applied(self, change_id: str, error: TerminalStatusError | None) -> ChangeApplied:
+        token = "" if error is not None else await self._token_now()
+        self.drop_answer()
+        return ChangeApplied(change_id=change_id, resume_token=token, error=error)
 
     def _take(self, box: str) -> Iterable[Terminal]:
         taken: dict[Terminal, None] = getattr(self, box)

@@ -25,6 +25,7 @@ class OpenStreams:
     def __init__(self, *, bookmark_s: float, max_streams: int, now_s: float) -> None:
         """`bookmark_s` is the longest time between two resume tokens of a stream; `max_streams` is of all clients."""
         self._max_streams = max_streams
+        self.bookmark_s = bookmark_s
         self._tick_s = bookmark_s / _TICKS
         self._ticked_s = now_s
         self._streams: dict[Stream, None] = {}

@@ -195,15 +195,24 @@ class TerminalRegistry:
             self._logged_s = now_s
             _log.warning("document_unreadable", address=address, message=str(error), reason=reason)
 
-    def want(self, addresses: Sequence[TerminalAddress], client_id: str, max_of_client: int | None) -> list[Terminal]:
+    def want(
+        self,
+        addresses: Sequence[TerminalAddress],
+        client_id: str,
+        max_of_client: int | None,
+        *,
+        leaving: Iterable[Terminal] = (),
+    ) -> list[Terminal]:
         """Watches the terminals for the client, which may have `max_of_client` watched terminals (None: any number, and
         the gateway's own limit is ignored too). The caller then links each to a listener, or calls `release_unwanted`.
+        `leaving` are terminals that the caller unlinks from one of the client's listeners; they make room.
 
         Raises GatewayOverloaded, TooManyWatchedTerminals, having changed nothing.
         """
         known, wanted = self.by_address, self._wanted_of.get(client_id, {})
         if max_of_client is not None:
-            self._require_room(addresses, wanted, max_of_client)
+            left = sum(wanted.get(terminal) == 1 for terminal in leaving)
+            self._require_room(addresses, wanted, left, max_of_client)
         now = self._clock()
         terminals = []
         for address in addresses:
@@ -221,7 +230,7 @@ class TerminalRegistry:
         return terminals
 
     def _require_room(
-        self, addresses: Sequence[TerminalAddress], wanted: Mapping[Terminal, int], max_of_client: int
+        self, addresses: Sequence[TerminalAddress], wanted: Mapping[Terminal, int], left: int, max_of_client: int
     ) -> None:
         known = self.by_address
         new = sum(address not in known for address in addresses)
@@ -231,7 +240,7 @@ class TerminalRegistry:
                 retry_after_s=60,
             )
         more = sum(known.get(address) not in wanted for address in addresses)
-        if more and len(wanted) + more > max_of_client:
+        if more and len(wanted) - left + more > max_of_client:
             raise TooManyWatchedTerminals(
                 f"Limit reached: {max_of_client} watched terminals. End a subscription or a stream, or ask the "
                 "operator to raise `max_watched_terminals`."
@@ -268,9 +277,10 @@ class TerminalRegistry:
                 self.release_unwanted([terminal])
 
     def add_stream(self, stream: StreamOfTerminals, terminal: Terminal) -> None:
-        """Links a stream to a terminal, once."""
-        terminal.streams[stream] = None
-        self._count(stream.client_id, terminal)
+        """Links a stream to a terminal."""
+        if stream not in terminal.streams:
+            terminal.streams[stream] = None
+            self._count(stream.client_id, terminal)
 
     def remove_stream(self, stream: StreamOfTerminals, terminal: Terminal) -> None:
         """Unlinks a stream from a terminal."""

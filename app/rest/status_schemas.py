@@ -122,6 +122,9 @@ class SnapshotComplete(ResumeToken):
         "a stream of other terminals, or from before the database was restored or replaced. The snapshot then has "
         "every terminal: discard what you know and keep the snapshot, even if its revisions are smaller."
     )
+    bookmark_interval_ms: int = Field(
+        description="The longest time until the next event, in milliseconds: a `bookmark` is sent if nothing changes."
+    )
 
 
 class StreamEnd(BaseModel):

@@ -90,6 +90,7 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
         "server-sent events.\n\nFirst comes a `snapshot-item` for each terminal (WatchedTerminal), then "
         "`snapshot-complete` (SnapshotComplete). Then come `change` (TerminalStatus), `liveness-change` "
         "(LivenessChange) and `terminal-removed` (TerminalRemoved), and every few seconds a `bookmark` (ResumeToken). "
+        "A client that receives nothing for twice `bookmark_interval_ms` takes the connection for dead and resumes. "
         "If the gateway ends the stream, the last event is `end` (StreamEnd). Ignore unknown events.\n\nA reader that "
         "is slower than the changes misses intermediate ones, never the newest. To resume, open the stream again with "
         "the last event id: its snapshot has only the terminals that have changed.",
@@ -280,7 +281,7 @@ def _example() -> str:
     encode = EventEncoder()
     shown: tuple[events.StreamEvent, ...] = (
         events.Snapshot(terminal=terminal),
-        events.SnapshotComplete(resume_token=token),
+        events.SnapshotComplete(resume_token=token, bookmark_interval_s=10),
         events.Change(status=busy),
         events.Bookmark(resume_token=later),
         events.end_event(events.StreamEnd.GATEWAY_STOPPING, later),

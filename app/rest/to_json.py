@@ -72,7 +72,11 @@ def stream_event(of: events.StreamEvent) -> tuple[str, Json]:
                 "status": of.terminal.status and terminal_status(of.terminal.status),
             }
         case events.SnapshotComplete():
-            return "snapshot-complete", {"resume_token": of.resume_token, "reset": of.reset}
+            return "snapshot-complete", {
+                "resume_token": of.resume_token,
+                "reset": of.reset,
+                "bookmark_interval_ms": round(of.bookmark_interval_s * 1000),
+            }
         case events.LivenessChange():
             return "liveness-change", {**_liveness(of.terminal), "error": of.error and terminal_error(of.error)}
         case events.Removed():

@@ -106,8 +106,13 @@ def stream_event(event: events.StreamEvent) -> pb.WatchStatusesResponse:
                 )
             )
         case events.SnapshotComplete():
-            complete = pb.SnapshotComplete(resume_token=event.resume_token, reset=event.reset)
-            return pb.WatchStatusesResponse(snapshot_complete=complete)
+            return pb.WatchStatusesResponse(
+                snapshot_complete=pb.SnapshotComplete(
+                    resume_token=event.resume_token,
+                    reset=event.reset,
+                    bookmark_interval=duration(round(event.bookmark_interval_s * 1000)),
+                )
+            )
         case events.LivenessChange(terminal=terminal):
             return pb.WatchStatusesResponse(
                 liveness_change=pb.LivenessChange(

@@ -36,6 +36,7 @@ async def test_watch(face: HttpFace) -> None:
         name, token, data = await stream.next()
         assert (name, token) == ("snapshot-complete", data["resume_token"])
         assert token
+        assert data["bookmark_interval_ms"] == 10_000
         await face.core.play(ALICE, BUSY)
         _, change = await stream.until("change")
         assert (change["address"], change["status"], change["revision"]) == (ALICE, "BUSY", 1)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +47,9 @@ async def test_a_stream_sends_snapshot_changes_and_bookmarks(face: Face) -> None
     call = face.watch(ALICE)
     item = await read(call, "snapshot_item")
     assert (item.address, item.HasField("status"), item.liveness) == (ALICE, False, pb.LIVENESS_UNKNOWN)
-    assert (await read(call, "snapshot_complete")).resume_token
+    complete = await read(call, "snapshot_complete")
+    assert complete.resume_token
+    assert complete.bookmark_interval.ToTimedelta() == timedelta(seconds=10)
     await face.core.play(ALICE, BUSY)
     change = await read(call, "change")
     assert (change.status.address, change.status.status, change.status.revision) == (ALICE, pb.STATUS_BUSY, 1)
