@@ -2,8 +2,9 @@
 
 grpc.aio calls the handler of a unary request only after its message has arrived, but the handler of a request stream
 before any message. Only handlers see the caller's address; generic handlers and interceptors do not. So every method is
-registered as if its request were a stream, which looks the same on the wire. Its one message is read after the call is
-counted; unparsable bytes then become an error with details.
+registered as if its request were a stream, which looks the same on the wire. Its first message is read after the call
+is counted; unparsable bytes then become an error with details. The servicer of a method whose request is a stream reads
+the other messages, and sees the first one among them.
 
 Invariants: a call in progress is in `OpenCalls.tasks`, and counts for exactly one `CallLimit`. The message of a call
 with bad credentials, or without required ones, is not read.
@@ -12,7 +13,7 @@ Deliberately absent: errors that gRPC itself answers: unknown methods, and messa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import grpc.aio
@@ -20,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from app.domain.errors import InvalidRequest, RateLimited, TerminalStatusError, Unauthenticated
 from app.domain.records import ANONYMOUS, Client
-from app.rpc.call_limits import OPEN_METHOD_WEIGHT, CallLimit, CallLimits
+from app.rpc.call_limits import OPEN_METHOD_WEIGHT, PENDING_LIMIT_S, CallLimit, CallLimits, no_message
 from app.rpc.callers import Callers, Context
 from app.rpc.open_calls import OpenCalls
 
@@ -52,7 +53,7 @@ class CallAdmission:
         )
 
     def _client_handler(self, name: str, handler: Any) -> Any:
-        behaviour, parse = _behaviour(handler), handler.request_deserializer
+        behaviour, parse, many = _behaviour(handler), handler.request_deserializer, handler.request_streaming
         callers, calls = self._callers, self._calls
         clients, admitted_peers = self._limits.clients, self._limits.admitted_peers
 
@@ -68,10 +69,12 @@ class CallAdmission:
                     clients.enter(found.id)
                     client = calls.clients[context] = found
                     admitted_peers.add(context.peer())
-                    request = _parsed(name, parse, await context.read() if message is None else message)
+                    if message is None:
+                        message = await (_first_message(context) if many else context.read())
+                    request = _parsed(name, parse, message)
                 except (Exception, asyncio.CancelledError) as error:
                     await calls.fail(context, name, error)
-                return await behaviour(request, context)
+                return await behaviour(_all_messages(name, parse, request, context) if many else request, context)
             finally:
                 calls.tasks.discard(task)
                 if client is not None:
@@ -185,6 +188,26 @@ def _streaming_handler(handler: Any, handle: Any) -> Any:
         grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
     )
     return kind(handle, response_serializer=handler.response_serializer)
+
+
+async def _first_message(context: Context) -> object:
+    """The first message of a stream. A client may hold a stream open for long, but not without its first message.
+
+    Raises InvalidRequest."""
+    try:
+        async with asyncio.timeout(PENDING_LIMIT_S):
+            return await context.read()
+    except TimeoutError:
+        raise no_message() from None
+
+
+async def _all_messages(
+    name: str, parse: Callable[[bytes], Any] | None, first: Any, context: Context
+) -> AsyncGenerator[Any, None]:
+    """The messages of a stream whose first one was read. Raises InvalidRequest."""
+    yield first
+    while (message := await context.read()) is not grpc.aio.EOF:
+        yield _parsed(name, parse, message)
 
 
 def _parsed(name: str, parse: Callable[[bytes], Any] | None, data: object) -> Any:

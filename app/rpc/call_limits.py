@@ -158,10 +158,12 @@ class CallLimits:
             seen[limit, key] += 1
             within = not key or seen[limit, key] <= limit.pending_per_key
             if now_s - call.since_s >= (PENDING_LIMIT_S if within else EXCESS_PENDING_LIMIT_S):
-                late = InvalidRequest(
-                    f"No message arrived within {PENDING_LIMIT_S:.0f} seconds of the call's metadata; send one."
-                )
-                call.refusal = late if within else limit.refusal(limit.pending_per_key)
+                call.refusal = no_message() if within else limit.refusal(limit.pending_per_key)
                 limit.refused += 1
                 del self.pending[call]
                 call.cancel()
+
+
+def no_message() -> InvalidRequest:
+    """The error for a call whose message has not arrived within PENDING_LIMIT_S."""
+    return InvalidRequest(f"No message arrived within {PENDING_LIMIT_S:.0f} seconds of the call's metadata; send one.")

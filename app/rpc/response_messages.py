@@ -131,6 +131,16 @@ def stream_event(event: events.StreamEvent) -> pb.WatchStatusesResponse:
             return stream_end(STREAM_END[event.reason], event.message, event.resume_token)
 
 
+def change_applied(event: events.ChangeApplied) -> pb.FollowStatusesResponse:
+    return pb.FollowStatusesResponse(
+        change_applied=pb.ChangeApplied(
+            change_id=event.change_id,
+            error=None if event.error is None else status_of(event.error),
+            resume_token=event.resume_token,
+        )
+    )
+
+
 def stream_end(reason: pb.StreamEndReason.ValueType, message: str, resume_token: str) -> pb.WatchStatusesResponse:
     return pb.WatchStatusesResponse(end=pb.StreamEnd(reason=reason, message=message, resume_token=resume_token))
 

@@ -1,5 +1,8 @@
 """TerminalStatusService: one terminal's status, many terminals' statuses, and streams of changes.
 
+FollowStatuses has two tasks: one writes the stream's events, the other reads the client's changes. A change is made
+when the answer to the one before is being written, so gRPC's flow control slows down a client that does not read.
+
 Invariants: GetStatus is the most frequent call: it takes and returns bytes, and parses and serialises as little as
 possible (`cached_requests.py`). A stream awaits each write, so a slow client holds up only its own stream; what it has
 not received waits in the stream's mailbox. At most once per RECHECK_S, a stream's next event triggers two checks: are
@@ -9,14 +12,16 @@ Deliberately absent: snapshots, order and bookmarks of a stream (`app/live/`).
 """
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
 from app.core.queries import QueryService
-from app.core.streams import StreamService
+from app.core.streams import OpenStream, StreamService
 from app.domain.bounded import BoundedDict
-from app.domain.errors import TerminalStatusError, Unauthenticated
+from app.domain.errors import InvalidRequest, TerminalStatusError, Unauthenticated
 from app.domain.records import MAX_REQUESTER, Client
 from app.live import events
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
@@ -27,6 +32,9 @@ from app.rpc.open_calls import OpenCalls
 from app.rpc.servicers.cached_requests import MAX_CACHED_REQUESTS, CachedRequest, cached_request
 
 RECHECK_S = 30.0
+MAX_CHANGE_ID = 64
+_RESUMABLE = (events.Bookmark, events.SnapshotComplete, events.ChangeApplied)
+_Event = TypeVar("_Event", bound=events.OpenStreamEvent)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TerminalStatusService"].full_name
 
 
@@ -91,22 +99,87 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                 min_interval_ms=request_fields.duration_ms(request, "min_interval"),
                 resume_token=request.resume_token,
             )
-            clock, token = asyncio.get_running_loop().time, ""
-            check_at = began_at = clock()
-            check_at += RECHECK_S
             async with aclosing(stream):
-                async for event in stream:
-                    await context.write(self._message(event))
-                    if isinstance(event, events.Bookmark | events.SnapshotComplete):
-                        token = event.resume_token
-                    if (now := clock()) >= check_at:
-                        check_at = now + RECHECK_S
-                        if end := await self._end(context, client, now - began_at, token):
-                            await context.write(end)
-                            return
+                await self._send(context, client, stream, self._message, lambda last: last)
 
-    async def FollowStatuses(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This gateway does not offer FollowStatuses yet.")
+    async def FollowStatuses(  # type: ignore[override]  # noqa: N802
+        self, requests: AsyncGenerator[pb.FollowStatusesRequest, None], context: Context
+    ) -> None:
+        async with self._calls.answer(context, "FollowStatuses") as client, AsyncExitStack() as stack:
+            await stack.enter_async_context(aclosing(requests))
+            opening = _opening(await anext(requests))
+            with _fields_within("open"):
+                stream = await stack.enter_async_context(
+                    self._streams.open(
+                        client,
+                        opening.addresses,
+                        criteria=request_fields.criteria(opening.criteria),
+                        min_interval_ms=request_fields.duration_ms(opening, "min_interval"),
+                        resume_token=opening.resume_token,
+                    )
+                )
+            del opening  # an idle stream keeps only what it needs
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    changing = tasks.create_task(self._change(context, client, stream, requests))
+                    await self._send(context, client, stream.events, self._follow_message, _status_event)
+                    changing.cancel()
+            except BaseExceptionGroup as failed:  # a request was not a change
+                raise failed.exceptions[0] from None
+
+    async def _send(
+        self,
+        context: Context,
+        client: Client,
+        stream: AsyncGenerator[_Event, None],
+        message: Callable[[_Event], Message],
+        last_message: Callable[[pb.WatchStatusesResponse], Message],
+    ) -> None:
+        """Writes the events of a stream, until it ends or must end."""
+        clock, token = asyncio.get_running_loop().time, ""
+        check_at = began_at = clock()
+        check_at += RECHECK_S
+        async for event in stream:
+            await context.write(message(event))
+            if isinstance(event, _RESUMABLE):
+                token = event.resume_token or token
+            if (now := clock()) >= check_at:
+                check_at = now + RECHECK_S
+                if end := await self._end(context, client, now - began_at, token):
+                    await context.write(last_message(end))
+                    return
+
+    async def _change(
+        self,
+        context: Context,
+        client: Client,
+        stream: OpenStream,
+        requests: AsyncGenerator[pb.FollowStatusesRequest, None],
+    ) -> None:
+        """Makes the changes that the client sends, until it half-closes. A refused change is answered."""
+        async for request in requests:
+            if request.WhichOneof("request") != "change":
+                raise InvalidRequest("Only the first request has `open`; send `change`.", field="change")
+            change = request.change
+            try:
+                with _fields_within("change"):
+                    request_fields.bounded(change.change_id, MAX_CHANGE_ID, "change_id")
+                    now = self._callers.known(context) or await self._callers.authenticate(context)
+                    if now.id != client.id:
+                        raise Unauthenticated("The call's credentials are no longer valid.")
+                    await stream.change(
+                        now, add=change.add_addresses, remove=change.remove_addresses, change_id=change.change_id
+                    )
+            except Unauthenticated:
+                stream.end(events.StreamEnd.CREDENTIALS_EXPIRED)
+                return
+            except TerminalStatusError as error:
+                await stream.refuse(change.change_id, error)
+
+    def _follow_message(self, event: events.OpenStreamEvent) -> pb.FollowStatusesResponse:
+        if isinstance(event, events.ChangeApplied):
+            return response_messages.change_applied(event)
+        return _status_event(self._message(event))
 
     def _message(self, event: events.StreamEvent) -> pb.WatchStatusesResponse:
         """The event as a message. The same event goes to many streams one after the other, so the last one is kept."""
@@ -131,3 +204,25 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         return response_messages.stream_end(
             pb.STREAM_END_REASON_CREDENTIALS_EXPIRED, "The call's credentials are no longer valid.", ""
         )
+
+
+def _opening(request: pb.FollowStatusesRequest) -> pb.WatchStatusesRequest:
+    """Raises InvalidRequest."""
+    if request.WhichOneof("request") != "open":
+        raise InvalidRequest("The first request must have `open`, with the addresses of the stream.", field="open")
+    return request.open
+
+
+def _status_event(message: pb.WatchStatusesResponse) -> pb.FollowStatusesResponse:
+    return pb.FollowStatusesResponse(status_event=message)
+
+
+@contextmanager
+def _fields_within(part: str) -> Iterator[None]:
+    """Errors name a field with the part of the request that has it, such as `open.addresses[1]`."""
+    try:
+        yield
+    except TerminalStatusError as error:
+        if field := error.details.get("field"):
+            error.details["field"] = f"{part}.{field}"
+        raise

@@ -571,7 +571,8 @@ Global___FollowStatusesRequest: _TypeAlias = FollowStatusesRequest  # noqa: Y015
 @_typing.final
 class AddressChange(_message.Message):
     """Addresses to add to an open stream, and to remove from it. At least one in all; an address in both lists is
-    INVALID_ARGUMENT. Adding an address that the stream has, and removing one that it does not have, has no effect.
+    INVALID_ARGUMENT. Adding an address that the stream has, and removing one that it does not have, has no effect. A
+    change that would leave the stream without a terminal is refused with NO_VALID_ADDRESSES.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

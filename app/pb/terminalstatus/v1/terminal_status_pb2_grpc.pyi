@@ -149,6 +149,9 @@ class TerminalStatusServiceStub:
     goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
     the addresses of the stream at that time, which a client that resumes sends in `open`.
 
+    One change is made at a time, and counts as one call against the client's rate. The next one is read when the
+    answer to the one before is being sent, so a client that sends changes and does not read is held up.
+
     Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
     first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
     """
@@ -230,6 +233,9 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
     `terminal_removed`, before its `change_applied`. A change that the gateway refuses has no effect, and the stream
     goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
     the addresses of the stream at that time, which a client that resumes sends in `open`.
+
+    One change is made at a time, and counts as one call against the client's rate. The next one is read when the
+    answer to the one before is being sent, so a client that sends changes and does not read is held up.
 
     Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
     first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
@@ -333,6 +339,9 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         `terminal_removed`, before its `change_applied`. A change that the gateway refuses has no effect, and the stream
         goes on. A client that half-closes still receives events. Resume tokens are those of WatchStatuses: they belong to
         the addresses of the stream at that time, which a client that resumes sends in `open`.
+
+        One change is made at a time, and counts as one call against the client's rate. The next one is read when the
+        answer to the one before is being sent, so a client that sends changes and does not read is held up.
 
         Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
         first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
