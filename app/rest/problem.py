@@ -9,7 +9,7 @@ an example of each).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -152,7 +152,20 @@ async def _on_domain_error(_request: Request, error: errors.TerminalStatusError)
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
     detail = "The request does not fit this operation; `details` lists each fault by its place."
-    return answer(problem(400, errors.InvalidRequest.code, detail, details=faults(error)))
+    details = {"field": _field(error.errors()[0]["loc"]), **faults(error)}
+    return answer(problem(400, errors.InvalidRequest.code, detail, details=details))
+
+
+def _field(place: Sequence[str | int]) -> str:
+    """The path of a field, such as `sink.secrets[0]`, as other errors name it: without the part of the request that
+    has it, and without the kind of a union, which pydantic adds in capitals."""
+    path = ""
+    for part in place[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.isupper():
+            path += f".{part}" if path else part
+    return printable(path)
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:

@@ -55,9 +55,9 @@ Addresses = Annotated[
     list[Address],
     FailFast(),  # listing a hundred thousand faults takes a second
     Field(
-        min_length=1,
         max_length=MAX_ADDRESSES,
-        description="Addresses of terminals and groups. The policy limits their number.",
+        description="Addresses of terminals and groups, at least one. The policy limits their number.",
+        json_schema_extra={"minItems": 1},  # the use case refuses none, with the code that gRPC has
     ),
 ]
 Criteria = Annotated[

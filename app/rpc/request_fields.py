@@ -91,13 +91,15 @@ def bounded(text: str, most: int, field: str) -> str:
 
 def criteria(values: Iterable[int]) -> frozenset[Status]:
     """Raises InvalidRequest."""
-    try:
-        return frozenset([_FROM_STATUS[value] for value in values])
-    except KeyError as error:
-        names = ", ".join(map(pb.Status.Name, STATUS.values()))
-        raise InvalidRequest(
-            f"`criteria` has the unknown status {error.args[0]}; allowed are {names}.", field="criteria"
-        ) from None
+    found = []
+    for place, value in enumerate(values):
+        if (status := _FROM_STATUS.get(value)) is None:
+            names = ", ".join(map(pb.Status.Name, STATUS.values()))
+            raise InvalidRequest(
+                f"`criteria` has the unknown status {value}; allowed are {names}.", field=f"criteria[{place}]"
+            )
+        found.append(status)
+    return frozenset(found)
 
 
 def sink(message: subscription_pb2.Sink) -> Sink:

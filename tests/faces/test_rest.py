@@ -244,7 +244,8 @@ async def test_an_invalid_request_is_a_problem() -> None:
         problem = problem_in(await client.get("/typed?count=many"))
     assert (problem["status"], problem["code"]) == (400, "INVALID_REQUEST")
     assert problem["details"] == {
-        "query.count": "Input should be a valid integer, unable to parse string as an integer"
+        "field": "count",
+        "query.count": "Input should be a valid integer, unable to parse string as an integer",
     }
 
 

@@ -1,0 +1,202 @@
+"""gRPC and REST refuse the same wrong request with the same code, and name the same field."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
+from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
+from tests.support.core import ADMIN, ALICE, APP, TEAM, new_database, run_core
+from tests.support.http_face import HttpFace, http_face
+from tests.support.rpc_face import Face, face_over, failure_of
+
+UNKNOWN: Any = 99
+LONG = "x" * 10_000
+
+
+@dataclass
+class Both:
+    """Both faces over one core."""
+
+    rpc: Face
+    rest: HttpFace
+
+
+@pytest_asyncio.fixture
+async def both(tmp_path: Path) -> AsyncIterator[Both]:
+    async with run_core(await new_database(tmp_path)) as core, face_over(core) as rpc, http_face(core) as rest:
+        yield Both(rpc, rest)
+
+
+@dataclass
+class Case:
+    """One wrong request, as a gRPC method of a stub with its message, and as an HTTP request."""
+
+    stub: str
+    method: str
+    message: Any
+    http_method: str
+    path: str
+    body: Any
+    code: str
+    field: str = ""
+    http_field: str | None = None
+    """The field's name in REST, where the two differ."""
+
+
+def subscribing(
+    message: dict[str, Any], body: dict[str, Any], field: str, http_field: str | None = None, **more: Any
+) -> Case:
+    """A subscription that cannot be created."""
+    return Case(
+        stub="subscriptions",
+        method="CreateSubscription",
+        message=subscription_pb2.CreateSubscriptionRequest(**{"addresses": [ALICE], **message}),
+        http_method="POST",
+        path="/v1/subscriptions",
+        body={"addresses": [ALICE], **body},
+        code=more.get("code", "INVALID_REQUEST"),
+        field=field,
+        http_field=http_field,
+    )
+
+
+def webhook(**members: Any) -> dict[str, Any]:
+    return {"sink": subscription_pb2.Sink(webhook=subscription_pb2.WebhookSink(**members))}
+
+
+HOOK = "https://example.com/hook"
+CASES = {
+    "an address": subscribing(
+        {"addresses": [ALICE, "x"]}, {"addresses": [ALICE, "x"]}, "addresses[1]", code="INVALID_ADDRESS"
+    ),
+    "no address": subscribing({"addresses": []}, {"addresses": []}, "addresses", code="NO_VALID_ADDRESSES"),
+    "a status": subscribing({"criteria": [UNKNOWN]}, {"criteria": ["AWAY"]}, "criteria[0]"),
+    "a negative count": subscribing(
+        {"max_notification_count": -1}, {"max_notification_count": -1}, "max_notification_count"
+    ),
+    "a long correlator": subscribing({"correlator": LONG}, {"correlator": LONG}, "correlator"),
+    "an interval": subscribing(
+        {"min_interval": Duration(seconds=400 * 86_400)},
+        {"min_interval_ms": 400 * 86_400_000},
+        "min_interval",
+        "min_interval_ms",
+    ),
+    "a sink of no kind": subscribing({"sink": subscription_pb2.Sink()}, {"sink": {}}, "sink"),
+    "a sink of CAMARA": subscribing(
+        {"sink": subscription_pb2.Sink(camara=subscription_pb2.CamaraSink(uri=HOOK))},
+        {"sink": {"kind": "CAMARA", "uri": HOOK}},
+        "sink.camara",
+        "sink",
+    ),
+    "a secret": subscribing(
+        webhook(uri=HOOK, secrets=["x"]),
+        {"sink": {"kind": "WEBHOOK", "uri": HOOK, "secrets": ["x"]}},
+        "",
+        code="SINK_REFUSED",
+    ),
+    "a page token": Case(
+        "subscriptions",
+        "ListSubscriptions",
+        subscription_pb2.ListSubscriptionsRequest(page_token="x"),
+        "GET",
+        "/v1/subscriptions?page_token=x",
+        None,
+        "INVALID_REQUEST",
+        "page_token",
+    ),
+    "a page size": Case(
+        "groups",
+        "ListGroups",
+        group_pb2.ListGroupsRequest(page_size=-1),
+        "GET",
+        "/v1/groups?page_size=-1",
+        None,
+        "INVALID_REQUEST",
+        "page_size",
+    ),
+    "an unknown subscription": Case(
+        "subscriptions",
+        "GetSubscription",
+        subscription_pb2.GetSubscriptionRequest(subscription_id="x"),
+        "GET",
+        "/v1/subscriptions/x",
+        None,
+        "SUBSCRIPTION_UNKNOWN",
+    ),
+    "a member": Case(
+        "groups",
+        "CreateGroup",
+        group_pb2.CreateGroupRequest(address=TEAM, members=["x"]),
+        "POST",
+        "/v1/groups",
+        {"address": TEAM, "members": ["x"]},
+        "INVALID_ADDRESS",
+        "members[0]",
+    ),
+    "a state of deliveries": Case(
+        "deliveries",
+        "ListNotifications",
+        delivery_pb2.ListNotificationsRequest(state=UNKNOWN),
+        "GET",
+        "/v1/notifications?state=LOST",
+        None,
+        "INVALID_REQUEST",
+        "state",
+    ),
+    "an age": Case(
+        "terminals",
+        "GetStatus",
+        pb.GetStatusRequest(address=ALICE, max_age=Duration(seconds=-1)),
+        "GET",
+        f"/v1/terminals/{ALICE}/status?max_age_s=-1",
+        None,
+        "INVALID_REQUEST",
+        "max_age",
+        "max_age_s",
+    ),
+    "a time": Case(
+        "usage",
+        "ListUsageRecords",
+        usage_pb2.ListUsageRecordsRequest(start_time=Timestamp(seconds=1 << 50)),
+        "GET",
+        "/v1/usage-records?since=soon",
+        None,
+        "INVALID_REQUEST",
+        "start_time",
+        "since",
+    ),
+    "a limit": Case(
+        "operators",
+        "CreateClient",
+        admin_pb2.CreateClientRequest(name="a", limits=admin_pb2.ClientLimits(max_targets=-1)),
+        "POST",
+        "/v1/clients",
+        {"name": "a", "limits": {"max_targets": -1}},
+        "INVALID_REQUEST",
+        "limits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_both_faces_refuse_alike(both: Both, name: str) -> None:
+    """The code is that of `ErrorInfo.reason` and of the problem's `code`."""
+    case = CASES[name]
+    operator = case.stub == "operators"
+    call = getattr(getattr(both.rpc, case.stub), case.method)
+    _, reason, field = await failure_of(call(case.message, metadata=both.rpc.admin if operator else both.rpc.app))
+    client = (ADMIN if operator else APP).id
+    answer = await both.rest.call(case.http_method, case.path, case.body, client=client)
+    assert answer.headers["content-type"] == "application/problem+json", answer.body
+    problem = answer.json
+    assert (reason, problem["code"]) == (case.code, case.code)
+    assert field == case.field
+    if case.field:
+        assert problem["details"]["field"] == (case.http_field or case.field)
