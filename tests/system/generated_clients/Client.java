@@ -4,8 +4,11 @@
 import com.google.protobuf.Any;
 import com.google.protobuf.InvalidProtocolBufferException;
 import com.google.rpc.ErrorInfo;
+import com.terminalstatus.v1.AddressChange;
 import com.terminalstatus.v1.CancelSubscriptionRequest;
 import com.terminalstatus.v1.CreateSubscriptionRequest;
+import com.terminalstatus.v1.FollowStatusesRequest;
+import com.terminalstatus.v1.FollowStatusesResponse;
 import com.terminalstatus.v1.GetStatusRequest;
 import com.terminalstatus.v1.ListedSink;
 import com.terminalstatus.v1.QueryStatusesRequest;
@@ -24,10 +27,13 @@ import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.Metadata;
 import io.grpc.StatusRuntimeException;
+import io.grpc.stub.StreamObserver;
 import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 
@@ -52,6 +58,62 @@ final class Client {
     return rows.entrySet().stream()
         .map(row -> String.format("[\"%s\",\"%s\"]", row.getKey(), row.getValue()))
         .collect(Collectors.joining(",", "[", "]"));
+  }
+
+  /** Replaces Alice by Bob on an open stream. */
+  private static Map<String, String> swap(ManagedChannel channel) throws InterruptedException {
+    Map<String, String> followed = new TreeMap<>();
+    BlockingQueue<FollowStatusesResponse> messages = new LinkedBlockingQueue<>();
+    StreamObserver<FollowStatusesRequest> requests =
+        TerminalStatusServiceGrpc.newStub(channel)
+            .withDeadlineAfter(LIMIT_S, TimeUnit.SECONDS)
+            .followStatuses(
+                new StreamObserver<FollowStatusesResponse>() {
+                  @Override
+                  public void onNext(FollowStatusesResponse message) {
+                    messages.add(message);
+                  }
+
+                  @Override
+                  public void onError(Throwable error) {
+                    error.printStackTrace();
+                  }
+
+                  @Override
+                  public void onCompleted() {}
+                });
+    var open = WatchStatusesRequest.newBuilder().addAddresses(ALICE);
+    requests.onNext(FollowStatusesRequest.newBuilder().setOpen(open).build());
+    boolean sent = false;
+    while (true) {
+      FollowStatusesResponse message = messages.poll(LIMIT_S, TimeUnit.SECONDS);
+      if (message == null) {
+        throw new AssertionError("no event");
+      }
+      if (message.hasChangeApplied()) {
+        if (!message.getChangeApplied().hasError()) {
+          followed.put(message.getChangeApplied().getChangeId(), "applied");
+        }
+        requests.onCompleted();
+        return followed;
+      }
+      WatchStatusesResponse event = message.getStatusEvent();
+      switch (event.getEventCase()) {
+        case SNAPSHOT_COMPLETE -> {
+          var change =
+              AddressChange.newBuilder().setChangeId("swap").addAddAddresses(BOB).addRemoveAddresses(ALICE);
+          requests.onNext(FollowStatusesRequest.newBuilder().setChange(change).build());
+          sent = true;
+        }
+        case SNAPSHOT_ITEM -> {
+          if (sent) {
+            followed.put(event.getSnapshotItem().getAddress(), "added");
+          }
+        }
+        case TERMINAL_REMOVED -> followed.put(event.getTerminalRemoved().getAddress(), "removed");
+        default -> {}
+      }
+    }
   }
 
   public static void main(String[] arguments) throws Exception {
@@ -125,6 +187,7 @@ final class Client {
       }
     }
     seen.put("snapshot", json(snapshot));
+    seen.put("follow", json(swap(channel)));
 
     var request =
         CreateSubscriptionRequest.newBuilder()

@@ -43,6 +43,45 @@ func listed(values map[string]string) [][]string {
 	return rows
 }
 
+// swap replaces alice by bob on an open stream.
+func swap(ctx context.Context, terminals pb.TerminalStatusServiceClient) map[string]string {
+	stream, err := terminals.FollowStatuses(ctx)
+	check(err)
+	check(stream.Send(&pb.FollowStatusesRequest{Request: &pb.FollowStatusesRequest_Open{
+		Open: &pb.WatchStatusesRequest{Addresses: []string{"sip:alice@example.com"}},
+	}}))
+	followed, sent := map[string]string{}, false
+	for {
+		message, err := stream.Recv()
+		check(err)
+		switch event := message.Event.(type) {
+		case *pb.FollowStatusesResponse_StatusEvent:
+			switch inner := event.StatusEvent.Event.(type) {
+			case *pb.WatchStatusesResponse_SnapshotComplete:
+				check(stream.Send(&pb.FollowStatusesRequest{Request: &pb.FollowStatusesRequest_Change{
+					Change: &pb.AddressChange{
+						ChangeId:        "swap",
+						AddAddresses:    []string{"sip:bob@example.com"},
+						RemoveAddresses: []string{"sip:alice@example.com"},
+					},
+				}}))
+				sent = true
+			case *pb.WatchStatusesResponse_SnapshotItem:
+				if sent {
+					followed[inner.SnapshotItem.Address] = "added"
+				}
+			case *pb.WatchStatusesResponse_TerminalRemoved:
+				followed[inner.TerminalRemoved.Address] = "removed"
+			}
+		case *pb.FollowStatusesResponse_ChangeApplied:
+			if event.ChangeApplied.Error == nil {
+				followed[event.ChangeApplied.ChangeId] = "applied"
+			}
+			return followed
+		}
+	}
+}
+
 func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -104,8 +143,9 @@ func main() {
 			seen["bookmarks"] = event.SnapshotComplete.BookmarkInterval.AsDuration() > 0
 		}
 	}
-	stop()
 	seen["snapshot"] = listed(snapshot)
+	seen["follow"] = listed(swap(watching, terminals))
+	stop()
 
 	created, err := subscriptions.CreateSubscription(ctx, &pb.CreateSubscriptionRequest{
 		Addresses: []string{"sip:alice@example.com"},

@@ -4,6 +4,7 @@ test_generated_clients.py."""
 # The test generates the modules of `terminalstatus`, without types.
 
 import json
+import queue
 import sys
 
 import grpc
@@ -23,6 +24,29 @@ def info_of(details: list[PackedMessage]) -> ErrorInfo:
     info = ErrorInfo()
     assert any(detail.Unpack(info) for detail in details)
     return info
+
+
+def swap(terminals: TerminalStatusServiceStub) -> dict[str, str]:
+    """Replaces Alice by Bob on an open stream."""
+    requests: queue.SimpleQueue[pb.FollowStatusesRequest | None] = queue.SimpleQueue()
+    requests.put(pb.FollowStatusesRequest(open=pb.WatchStatusesRequest(addresses=[ALICE])))
+    change = pb.AddressChange(change_id="swap", add_addresses=[BOB], remove_addresses=[ALICE])
+    followed, sent = {}, False
+    for message in terminals.FollowStatuses(iter(requests.get, None), timeout=LIMIT_S):
+        if message.WhichOneof("event") == "change_applied":
+            requests.put(None)
+            applied = message.change_applied
+            return followed if applied.HasField("error") else {**followed, applied.change_id: "applied"}
+        event = message.status_event
+        match event.WhichOneof("event"):
+            case "snapshot_complete":
+                requests.put(pb.FollowStatusesRequest(change=change))
+                sent = True
+            case "snapshot_item" if sent:
+                followed[event.snapshot_item.address] = "added"
+            case "terminal_removed":
+                followed[event.terminal_removed.address] = "removed"
+    return followed
 
 
 seen: dict[str, object] = {}
@@ -64,6 +88,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
                 seen["bookmarks"] = message.snapshot_complete.bookmark_interval.ToMilliseconds() > 0
     stream.cancel()
     seen["snapshot"] = sorted(snapshot.items())
+    seen["follow"] = sorted(swap(terminals).items())
 
     request = subscription.CreateSubscriptionRequest(
         addresses=[ALICE], criteria=[pb.STATUS_BUSY], sink=subscription.Sink(listed=subscription.ListedSink())

@@ -1,12 +1,20 @@
 // The gateway's client in TypeScript, over the code that ts-proto makes for @grpc/grpc-js. Arguments and output: see
 // test_generated_clients.py.
-import { type ClientReadableStream, type ClientUnaryCall, credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js";
+import {
+  type ClientReadableStream,
+  type ClientUnaryCall,
+  credentials,
+  Metadata,
+  type ServiceError,
+  status,
+} from "@grpc/grpc-js";
 
 import type { Any } from "./google/protobuf/any";
 import { ErrorInfo } from "./google/rpc/error_details";
 import { Status as RpcStatus } from "./google/rpc/status";
 import { SubscriptionServiceClient } from "./terminalstatus/v1/subscription";
 import {
+  type FollowStatusesResponse,
   GetStatusRequest,
   type GetStatusResponse,
   QueryStatusesRequest,
@@ -46,6 +54,37 @@ function infoOf(details: Any[]): ErrorInfo {
 }
 
 const sorted = (values: Map<string, string>) => [...values].sort();
+
+/** Replaces Alice by Bob on an open stream. */
+async function swap(): Promise<Map<string, string>> {
+  const followed = new Map<string, string>();
+  const stream = terminals.followStatuses(options());
+  const change = { changeId: "swap", addAddresses: [BOB], removeAddresses: [ALICE] };
+  stream.write({ request: { $case: "open", open: WatchStatusesRequest.fromPartial({ addresses: [ALICE] }) } });
+  let sent = false;
+  for await (const message of stream) {
+    const { event } = message as FollowStatusesResponse;
+    if (event?.$case === "changeApplied") {
+      if (!event.changeApplied.error) followed.set(event.changeApplied.changeId, "applied");
+      break;
+    }
+    const inner = event?.statusEvent.event;
+    switch (inner?.$case) {
+      case "snapshotComplete":
+        stream.write({ request: { $case: "change", change } });
+        sent = true;
+        break;
+      case "snapshotItem":
+        if (sent) followed.set(inner.snapshotItem.address, "added");
+        break;
+      case "terminalRemoved":
+        followed.set(inner.terminalRemoved.address, "removed");
+        break;
+    }
+  }
+  stream.end();
+  return followed;
+}
 
 async function main(): Promise<void> {
   const seen: Record<string, unknown> = {};
@@ -114,6 +153,7 @@ async function main(): Promise<void> {
   });
   stream.cancel();
   seen["snapshot"] = sorted(snapshot);
+  seen["follow"] = sorted(await swap());
 
   const { subscription } = await call(subscriptions.createSubscription.bind(subscriptions), {
     addresses: [ALICE],
