@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 
 from app.domain.errors import InvalidRequest
 from app.domain.policy import MAX_INTERVAL_MS
-from app.domain.records import DeliveryState
 from app.domain.sinks import (
     MAX_SECRETS,
     MAX_SINK_TOKEN,
@@ -34,7 +33,7 @@ from app.domain.statuses import Status
 from app.pb.terminalstatus.v1 import admin_pb2, subscription_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports.store import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
-from app.rpc.enum_values import DELIVERY_STATE, HANDSHAKE, STATUS
+from app.rpc.enum_values import HANDSHAKE, STATUS
 
 MAX_VERSION = 64
 """Longest version of Parlay X, in characters."""
@@ -46,7 +45,6 @@ _NS_PER_S = 1_000_000_000
 
 _FROM_STATUS: Mapping[int, Status] = {value: status for status, value in STATUS.items()}
 _FROM_HANDSHAKE: Mapping[int, Handshake] = {value: handshake for handshake, value in HANDSHAKE.items()}
-_FROM_DELIVERY_STATE: Mapping[int, DeliveryState] = {value: state for state, value in DELIVERY_STATE.items()}
 
 
 def max_age_s(request: pb.GetStatusRequest | pb.QueryStatusesRequest) -> float:
@@ -159,13 +157,6 @@ def _webhook(message: subscription_pb2.WebhookSink) -> Sink:
         profile=PROFILE_V1,
         parameters=parameters,
     )
-
-
-def delivery_state(value: int) -> DeliveryState | None:
-    """None means every state. Raises InvalidRequest."""
-    if value and value not in _FROM_DELIVERY_STATE:
-        raise InvalidRequest(f"`state` {value} is not a DeliveryState.", field="state")
-    return _FROM_DELIVERY_STATE.get(value)
 
 
 def limits(message: admin_pb2.ClientLimits) -> dict[str, int | bool]:

@@ -594,6 +594,22 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
         ("groups", "RemoveGroupMembers", group_pb2.RemoveGroupMembersRequest(address=TEAM), "members"),
         ("deliveries", "ListNotifications", delivery_pb2.ListNotificationsRequest(state=UNKNOWN), "state"),
         ("deliveries", "ListNotifications", delivery_pb2.ListNotificationsRequest(page_token="x"), "page_token"),
+        ("deliveries", "ListNotifications", delivery_pb2.ListNotificationsRequest(client_id=LONG), "client_id"),
+        ("deliveries", "ListNotifications", delivery_pb2.ListNotificationsRequest(end_time=NEVER), "end_time"),
+        ("subscriptions", "ListSubscriptions", subscription_pb2.ListSubscriptionsRequest(state=UNKNOWN), "state"),
+        ("subscriptions", "ListSubscriptions", subscription_pb2.ListSubscriptionsRequest(address="x"), "address"),
+        (
+            "subscriptions",
+            "ListSubscriptions",
+            subscription_pb2.ListSubscriptionsRequest(start_time=Timestamp(seconds=2), end_time=Timestamp(seconds=2)),
+            "end_time",
+        ),
+        ("groups", "ListGroups", group_pb2.ListGroupsRequest(member="x"), "member"),
+        ("usage", "ListUsageRecords", usage_pb2.ListUsageRecordsRequest(operation=UNKNOWN), "operation"),
+        ("usage", "ExportUsageRecords", usage_pb2.ExportUsageRecordsRequest(face=UNKNOWN), "face"),
+        ("operators", "ListWatches", admin_pb2.ListWatchesRequest(state=UNKNOWN), "state"),
+        ("operators", "ListWatches", admin_pb2.ListWatchesRequest(liveness=UNKNOWN), "liveness"),
+        ("operators", "ListAuditEntries", admin_pb2.ListAuditEntriesRequest(action=UNKNOWN), "action"),
         ("deliveries", "SendNotificationsAgain", delivery_pb2.SendNotificationsAgainRequest(), "notification_ids"),
         ("usage", "ListUsageRecords", usage_pb2.ListUsageRecordsRequest(start_time=NEVER), "start_time"),
         (
@@ -625,6 +641,38 @@ async def test_a_large_page_is_cut(face: Face) -> None:
     await face.subscribe(ALICE)
     request = subscription_pb2.ListSubscriptionsRequest(page_size=1 << 30)
     assert len((await face.subscriptions.ListSubscriptions(request, metadata=face.app)).subscriptions) == 1
+
+
+async def test_lists_are_filtered(face: Face) -> None:
+    """Each filter of a list is applied; a page token of other filters is refused."""
+    first, second, ended = [(await face.subscribe(address)).id for address in (ALICE, BOB, ALICE)]
+    cancel = subscription_pb2.CancelSubscriptionRequest(subscription_id=ended)
+    await face.subscriptions.CancelSubscription(cancel, metadata=face.app)
+
+    async def listed(metadata: Metadata, **only: Any) -> list[str]:
+        request = subscription_pb2.ListSubscriptionsRequest(**only)
+        answer = await face.subscriptions.ListSubscriptions(request, metadata=metadata)
+        return [one.id for one in answer.subscriptions]
+
+    later = Timestamp()
+    later.FromDatetime(BEGAN + timedelta(seconds=1))
+    assert await listed(face.app, address=ALICE) == [first]
+    assert await listed(face.app, state=subscription_pb2.SUBSCRIPTION_STATE_ENDED) == [ended]
+    assert await listed(face.admin, client_id=APP.id) == [first, second]
+    assert await listed(face.admin, client_id=OTHER.id) == await listed(face.other, client_id=APP.id) == []
+    assert (await listed(face.app, start_time=later), await listed(face.app, end_time=later)) == ([], [first, second])
+    request = subscription_pb2.ListSubscriptionsRequest(page_size=1)
+    token = (await face.subscriptions.ListSubscriptions(request, metadata=face.app)).next_page_token
+    foreign = subscription_pb2.ListSubscriptionsRequest(page_token=token, address=ALICE)
+    failure = await failure_of(face.subscriptions.ListSubscriptions(foreign, metadata=face.app))
+    assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "page_token")
+    records = usage_pb2.ListUsageRecordsRequest(operation=usage_pb2.USAGE_OPERATION_END_NOTIFICATION)
+    await face.core.usage_records()
+    (record,) = (await face.usage.ListUsageRecords(records, metadata=face.app)).usage_records
+    assert record.subscription_id == ended
+    changes = admin_pb2.ListAuditEntriesRequest(actor=APP.id, action=admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CANCELLED)
+    (entry,) = (await face.operators.ListAuditEntries(changes, metadata=face.admin)).audit_entries
+    assert entry.details["subscription"] == ended
 
 
 async def test_each_kind_of_sink_is_shown_as_requested(face: Face) -> None:

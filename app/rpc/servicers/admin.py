@@ -2,11 +2,10 @@
 
 from app.auth.clients import DEFAULT_OVERLAP_S
 from app.core.administration import Administration
-from app.domain.filters import AuditFilter
 from app.domain.records import Client
 from app.pb.terminalstatus.v1 import admin_pb2 as pb
 from app.pb.terminalstatus.v1 import admin_pb2_grpc as pb_grpc
-from app.rpc import request_fields, response_messages
+from app.rpc import list_filters, request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
 
@@ -18,7 +17,9 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     async def ListWatches(self, request: pb.ListWatchesRequest, context: Context) -> pb.ListWatchesResponse:  # noqa: N802
         async with self._calls.answer(context, "ListWatches") as client:
-            found, token, total = await self._administration.watches(client, request_fields.page(request))
+            found, token, total = await self._administration.watches(
+                client, request_fields.page(request), list_filters.of_watches(request)
+            )
             return pb.ListWatchesResponse(
                 watches=[response_messages.watch(each.watch, each.wanted_by) for each in found],
                 next_page_token=token,
@@ -81,7 +82,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
     ) -> pb.ListAuditEntriesResponse:
         async with self._calls.answer(context, "ListAuditEntries") as client:
             found, token = await self._administration.audit_log(
-                client, request_fields.page(request), AuditFilter(start=request_fields.time(request, "start_time"))
+                client, request_fields.page(request), list_filters.of_audit_entries(request)
             )
             return pb.ListAuditEntriesResponse(
                 audit_entries=map(response_messages.audit_entry, found), next_page_token=token

@@ -2,10 +2,9 @@
 
 from app.core.deliveries import Deliveries
 from app.domain.errors import InvalidRequest
-from app.domain.filters import NotificationFilter
 from app.pb.terminalstatus.v1 import delivery_pb2 as pb
 from app.pb.terminalstatus.v1 import delivery_pb2_grpc as pb_grpc
-from app.rpc import request_fields, response_messages
+from app.rpc import list_filters, request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
 
@@ -20,11 +19,7 @@ class DeliveryServicer(pb_grpc.DeliveryServiceServicer):
     ) -> pb.ListNotificationsResponse:
         async with self._calls.answer(context, "ListNotifications") as client:
             found, token = await self._deliveries.list(
-                client,
-                request_fields.page(request),
-                NotificationFilter(
-                    state=request_fields.delivery_state(request.state), subscription_id=request.subscription_id
-                ),
+                client, request_fields.page(request), list_filters.of_notifications(request)
             )
             return pb.ListNotificationsResponse(
                 notifications=map(response_messages.notification, found), next_page_token=token

@@ -7,7 +7,7 @@ from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_ID, Client
 from app.pb.terminalstatus.v1 import group_pb2 as pb
 from app.pb.terminalstatus.v1 import group_pb2_grpc as pb_grpc
-from app.rpc import request_fields, response_messages
+from app.rpc import list_filters, request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
 
@@ -30,7 +30,9 @@ class GroupServicer(pb_grpc.GroupServiceServicer):
 
     async def ListGroups(self, request: pb.ListGroupsRequest, context: Context) -> pb.ListGroupsResponse:  # noqa: N802
         async with self._calls.answer(context, "ListGroups") as client:
-            found, token = await self._groups.list(client, request_fields.page(request))
+            found, token = await self._groups.list(
+                client, request_fields.page(request), list_filters.of_groups(request)
+            )
             return pb.ListGroupsResponse(groups=map(response_messages.group, found), next_page_token=token)
 
     async def SetGroupMembers(  # noqa: N802

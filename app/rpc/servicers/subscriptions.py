@@ -8,7 +8,7 @@ from app.domain.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
 from app.domain.sinks import Sink, SinkKind
 from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 from app.pb.terminalstatus.v1 import subscription_pb2_grpc as pb_grpc
-from app.rpc import request_fields, response_messages
+from app.rpc import list_filters, request_fields, response_messages
 from app.rpc.callers import FACE, Context
 from app.rpc.open_calls import OpenCalls
 
@@ -53,7 +53,9 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
         self, request: pb.ListSubscriptionsRequest, context: Context
     ) -> pb.ListSubscriptionsResponse:
         async with self._calls.answer(context, "ListSubscriptions") as client:
-            found, token = await self._subscriptions.list(client, request_fields.page(request))
+            found, token = await self._subscriptions.list(
+                client, request_fields.page(request), list_filters.of_subscriptions(request)
+            )
             return pb.ListSubscriptionsResponse(
                 subscriptions=map(response_messages.subscription, found), next_page_token=token
             )
