@@ -28,6 +28,7 @@ from app.auth.credentials import Credentials
 from app.core.queries import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
 from app.domain.errors import TerminalStatusError, TooManyAddresses, Unauthenticated
+from app.domain.operations import UsageOperation
 from app.domain.statuses import Status
 from soap_compat import envelope_writer
 from soap_compat.authentication import SoapAuthenticator
@@ -273,7 +274,7 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
         correlators = [text for part in (payload, *references) for text in _texts(part, "correlator")]
         usage.record(
             usage.make(
-                ctx.method_request_string,
+                UsageOperation(ctx.method_request_string),
                 Caller(client=client, face=FACE, requester="".join(_texts(payload, "requester")[:1])),
                 targets=_texts(payload, "address", "addresses"),
                 correlator="".join(correlators[:1]),

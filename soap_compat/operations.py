@@ -19,6 +19,7 @@ from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.addresses import canonical
+from app.domain.operations import Face
 from app.domain.records import MAX_CORRELATOR, MAX_REQUESTER, Client
 from app.domain.sinks import Sink, SinkKind
 from app.domain.statuses import Status
@@ -38,7 +39,7 @@ from soap_compat.contract_types import (
 from soap_compat.faults import invalid_part
 from soap_compat.versions import NOTIFICATION_MANAGER, TERMINAL_STATUS, Dialect, dialect_of_served
 
-FACE: Final = "soap"
+FACE: Final = Face.SOAP
 """The name of this API in usage records."""
 
 _STATUSES: Final = {word: status for status, word in STATUS_WORDS.items()}

@@ -18,6 +18,7 @@ import structlog
 
 from app.auth.credentials import KEY_PREFIX, hash_secret
 from app.domain.errors import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
+from app.domain.operations import AuditAction
 from app.domain.owed import ClientDeletion
 from app.domain.policy import check_limits
 from app.domain.records import ANONYMOUS, Client
@@ -100,7 +101,9 @@ class ClientRegistry:
         )
         await self._store.put_client(client)
         key = await self._new_key(client)
-        await self._store.audit(now, who, "client added", {"client": client.id, "name": name, "admin": str(admin)})
+        await self._store.audit(
+            now, who, AuditAction.CLIENT_ADDED, {"client": client.id, "name": name, "admin": str(admin)}
+        )
         self._on_changed()
         return client, key
 
@@ -141,7 +144,9 @@ class ClientRegistry:
                 await self._store.delete_key(key.id)
             elif (key.expires_at is None or key.expires_at > ends_at) and (found := await self._store.key(key.id)):
                 await self._store.put_key(client_id, key.id, found[1], ends_at)
-        await self._store.audit(now, who, "client key rotated", {"client": client_id, "overlap_s": str(overlap_s)})
+        await self._store.audit(
+            now, who, AuditAction.CLIENT_KEY_ROTATED, {"client": client_id, "overlap_s": str(overlap_s)}
+        )
         self._on_changed()
         return client, new
 
@@ -150,8 +155,8 @@ class ClientRegistry:
         StoreUnavailable."""
         client = replace(await self._client(client_id), disabled=disabled)
         await self._store.put_client(client)
-        what = "client disabled" if disabled else "client enabled"
-        await self._store.audit(self._clock(), who, what, {"client": client_id})
+        action = AuditAction.CLIENT_DISABLED if disabled else AuditAction.CLIENT_ENABLED
+        await self._store.audit(self._clock(), who, action, {"client": client_id})
         self._on_changed()
         if disabled:
             self._on_disabled(client_id)
@@ -167,7 +172,7 @@ class ClientRegistry:
             ended = await self._delete(client_id)
         else:
             ended = len(await self._store.delete_client(client_id, ClientDeletion(self._contracts, now)))
-        await self._store.audit(now, who, "client deleted", {"client": client_id, "name": client.name})
+        await self._store.audit(now, who, AuditAction.CLIENT_DELETED, {"client": client_id, "name": client.name})
         self._on_changed()
         return ended
 

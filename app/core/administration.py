@@ -15,6 +15,7 @@ from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
 from app.domain.addresses import parse_address
 from app.domain.errors import NotPermitted
 from app.domain.filters import AuditFilter, WatchFilter
+from app.domain.operations import AuditAction
 from app.domain.records import AuditEntry, Client
 from app.live.group_directory import parse_field
 from app.live.registry import TerminalRegistry
@@ -81,7 +82,7 @@ class Administration:
         _require_admin(client)
         terminal = parse_address(address)
         self._watcher.refresh(terminal)
-        await self._store.audit(self._clock(), client.id, "watch refreshed", {"address": terminal})
+        await self._store.audit(self._clock(), client.id, AuditAction.WATCH_REFRESHED, {"address": terminal})
 
     async def clients(self, client: Client, page: Page) -> tuple[list[tuple[Client, Sequence[ClientKey]]], str]:
         """Clients by name with their keys, and the next page's token. Raises InvalidRequest, StoreUnavailable."""

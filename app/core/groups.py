@@ -24,6 +24,7 @@ from app.domain.errors import (
     TooManyGroups,
 )
 from app.domain.filters import GroupFilter, seen_by
+from app.domain.operations import AuditAction
 from app.domain.policy import Policy
 from app.domain.records import Client, Group
 from app.live.group_directory import GroupDirectory, parse_field, parse_list
@@ -82,7 +83,9 @@ class GroupService:
             if not self._making[client.id]:
                 del self._making[client.id]
         self._directory.on_group_stored((client.id, own), group.version)
-        await self._store.audit(now, client.id, "group created", {"group": own, "members": str(len(group.members))})
+        await self._store.audit(
+            now, client.id, AuditAction.GROUP_CREATED, {"group": own, "members": str(len(group.members))}
+        )
         return group
 
     async def get(self, client: Client, address: str) -> Group:
@@ -163,7 +166,7 @@ class GroupService:
         group = await self._own(client, parse_field(address, "address"))
         await self._store.delete_group(group.client_id, group.address, expected_version)
         self._directory.on_group_stored((group.client_id, group.address), None)
-        await self._store.audit(self._clock(), client.id, "group deleted", {"group": group.address})
+        await self._store.audit(self._clock(), client.id, AuditAction.GROUP_DELETED, {"group": group.address})
 
     def _members(
         self, owner_id: str, policy: Policy, own: TerminalAddress, members: Sequence[TerminalAddress]
@@ -204,7 +207,7 @@ class GroupService:
         changed = await self._store.change_group(group.client_id, group.address, members, expected_version)
         self._directory.on_group_stored((changed.client_id, changed.address), changed.version)
         await self._store.audit(
-            self._clock(), client.id, "group changed", {"group": group.address, "members": str(len(members))}
+            self._clock(), client.id, AuditAction.GROUP_CHANGED, {"group": group.address, "members": str(len(members))}
         )
         return changed
 

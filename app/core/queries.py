@@ -15,9 +15,10 @@ from datetime import datetime
 
 from app.auth.policies import Policies
 from app.core.fetcher import FetchService
-from app.core.usage import GET_STATUS, GET_STATUS_FOR_GROUP, Caller, UsageLog
+from app.core.usage import Caller, UsageLog
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import GroupNotAllowed, InvalidRequest, TerminalStatusError, TooManyAddresses
+from app.domain.operations import Face, UsageOperation
 from app.domain.policy import Policy, visible_status, with_status
 from app.domain.records import Client
 from app.domain.statuses import TerminalStatus
@@ -73,7 +74,7 @@ class QueryService:
         self._clock = clock
 
     def answer_from_watch(
-        self, client: Client, address: str, *, max_age_s: float, face: str, requester: str = ""
+        self, client: Client, address: str, *, max_age_s: float, face: Face, requester: str = ""
     ) -> TerminalStatus | None:
         """The status of a terminal with a live watch, without waiting: the most frequent query in the fewest steps.
 
@@ -89,7 +90,7 @@ class QueryService:
         return live if policy.busy_available else with_status(live, visible_status(False, live.status))
 
     async def get_status(
-        self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
+        self, client: Client, address: str, *, max_age_s: float = 0, face: Face, requester: str = ""
     ) -> TerminalStatus:
         """The terminal's status, as the presence server states it now, or stated it at most `max_age_s` seconds ago.
 
@@ -103,7 +104,7 @@ class QueryService:
         return await self.ask(client, address, max_age_s=max_age_s, face=face, requester=requester)
 
     async def ask(
-        self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
+        self, client: Client, address: str, *, max_age_s: float = 0, face: Face, requester: str = ""
     ) -> TerminalStatus:
         """As `get_status`, after `answer_from_watch` has returned None."""
         policy = self._policies.admit(client)
@@ -118,18 +119,20 @@ class QueryService:
             if status is None:
                 status = await self._fetch(terminal, client)
         except TerminalStatusError as error:
-            self._record(GET_STATUS, caller, (address,), 1, error)
+            self._record(UsageOperation.GET_STATUS, caller, (address,), 1, error)
             raise
         except asyncio.CancelledError:
             self._usage.record(
-                self._usage.make(GET_STATUS, caller, targets=(address,), expanded_count=1, result="CANCELLED")
+                self._usage.make(
+                    UsageOperation.GET_STATUS, caller, targets=(address,), expanded_count=1, result="CANCELLED"
+                )
             )
             raise
-        self._record(GET_STATUS, caller, (address,), 1, None)
+        self._record(UsageOperation.GET_STATUS, caller, (address,), 1, None)
         return with_status(status, visible_status(policy.busy_available, status.status))
 
     async def query(
-        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
+        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: Face, requester: str = ""
     ) -> AsyncGenerator[TerminalResult, None]:
         """The results for terminals and members of groups, each terminal once, in the order in which they arrive.
 
@@ -146,7 +149,7 @@ class QueryService:
                 client, addresses, policy, most=None if policy.process_up_to_limit else policy.max_targets
             )
         except TerminalStatusError as error:
-            self._record(GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
+            self._record(UsageOperation.GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
             raise
         self._policies.charge(client, min(len(expansion.terminals), policy.max_targets) - calls)
         result = "CANCELLED"
@@ -173,7 +176,7 @@ class QueryService:
         finally:
             self._usage.record(
                 self._usage.make(
-                    GET_STATUS_FOR_GROUP,
+                    UsageOperation.GET_STATUS_FOR_GROUP,
                     caller,
                     targets=addresses,
                     expanded_count=len(expansion.terminals),
@@ -228,7 +231,7 @@ class QueryService:
 
     def _record(
         self,
-        operation: str,
+        operation: UsageOperation,
         caller: Caller,
         targets: Sequence[str],
         expanded_count: int,

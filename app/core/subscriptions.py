@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from app.auth.policies import Policies
 from app.core.sink_secrets import before_token_ends, prepared, rotated
 from app.core.subscription_requests import SubscriptionRequest, check_names, digest_of, repeated
-from app.core.usage import END_NOTIFICATION, START_NOTIFICATION, Caller, UsageLog
+from app.core.usage import Caller, UsageLog
 from app.domain.errors import (
     InvalidRequest,
     NotPermitted,
@@ -26,6 +26,7 @@ from app.domain.errors import (
     TerminalStatusError,
 )
 from app.domain.filters import SubscriptionFilter, seen_by
+from app.domain.operations import AuditAction, Face, UsageOperation
 from app.domain.policy import Policy, check_count, check_criteria, duration_allowed, interval_allowed
 from app.domain.records import MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
 from app.domain.sink_contracts import SinkContract, SinkContracts
@@ -82,7 +83,7 @@ class SubscriptionService:
         self._entropy = entropy
 
     async def create(
-        self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = ""
+        self, client: Client, request: SubscriptionRequest, *, face: Face, requester: str = ""
     ) -> Subscription:
         """Starts a subscription, or returns the subscription that was started with the same `request_id`.
 
@@ -108,7 +109,7 @@ class SubscriptionService:
             self._lifecycle.require_room(client.id, policy.max_subscriptions)
             await self._check_sink(subscription)
             record = self._usage.make(
-                START_NOTIFICATION,
+                UsageOperation.START_NOTIFICATION,
                 caller,
                 targets=request.addresses,
                 expanded_count=len(expansion.terminals),
@@ -127,7 +128,7 @@ class SubscriptionService:
         except TerminalStatusError as error:
             self._usage.record(
                 self._usage.make(
-                    START_NOTIFICATION,
+                    UsageOperation.START_NOTIFICATION,
                     caller,
                     targets=request.addresses,
                     expanded_count=len(expansion.terminals) if expansion else 0,
@@ -170,7 +171,7 @@ class SubscriptionService:
             if not token:
                 return
 
-    async def cancel(self, client: Client, subscription_id: str, *, face: str, requester: str = "") -> None:
+    async def cancel(self, client: Client, subscription_id: str, *, face: Face, requester: str = "") -> None:
         """Ends a subscription. Notifications that are owed already are still sent, unless the sink's contract withdraws
         them (`withdrawn_at`): then this call waits for an attempt in flight, and nothing is sent after it returns.
 
@@ -184,7 +185,7 @@ class SubscriptionService:
             self._record_end(caller, "", subscription_id[:MAX_ID], error)
             raise
 
-    async def cancel_by_correlator(self, client: Client, correlator: str, *, face: str, requester: str = "") -> None:
+    async def cancel_by_correlator(self, client: Client, correlator: str, *, face: Face, requester: str = "") -> None:
         """As `cancel`, for the client's active subscription with this correlator."""
         caller = Caller(client=client, face=face, requester=requester)
         self._policies.admit(client)
@@ -234,7 +235,7 @@ class SubscriptionService:
         *,
         secret: str = "",
         drop_old: bool = False,
-        face: str,
+        face: Face,
         requester: str = "",
     ) -> tuple[Subscription, str]:
         """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated secret. Returns the generated
@@ -257,14 +258,16 @@ class SubscriptionService:
         if secret:
             read_secret(secret)
         made = "" if secret or drop_old else signing_secret(self._entropy(SECRET_BYTES))
-        details = {"subscription": subscription.id, "face": face, "requester": requester}
-        what = "subscription secret rotated" if secret or made else "old subscription secret dropped"
+        details = {"subscription": subscription.id, "face": face.value, "requester": requester}
+        action = (
+            AuditAction.SUBSCRIPTION_SECRET_ROTATED if secret or made else AuditAction.SUBSCRIPTION_OLD_SECRET_DROPPED
+        )
         if drop_old and secret:
             details["old"] = "dropped"
         stored = await self._lifecycle.change_sink(
             subscription,
             lambda sink: rotated(sink, secret or made, drop_old=drop_old),
-            [AuditEntry(at=self._clock(), who=client.id, what=what, details=details)],
+            [AuditEntry(at=self._clock(), actor=client.id, action=action, details=details)],
             self.on_sink_changed,
         )
         return stored, made
@@ -331,7 +334,7 @@ class SubscriptionService:
         if not subscription.active:
             raise _unknown()
         record = self._usage.make(
-            END_NOTIFICATION,
+            UsageOperation.END_NOTIFICATION,
             caller,
             targets=subscription.addresses,
             correlator=subscription.correlator,
@@ -350,7 +353,7 @@ class SubscriptionService:
     def _record_end(self, caller: Caller, correlator: str, subscription_id: str, error: TerminalStatusError) -> None:
         self._usage.record(
             self._usage.make(
-                END_NOTIFICATION,
+                UsageOperation.END_NOTIFICATION,
                 caller,
                 correlator=correlator,
                 subscription_id=subscription_id,

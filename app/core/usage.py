@@ -1,4 +1,4 @@
-"""Usage records: one for each billable call, with its result. Operations have their names of Parlay X.
+"""Usage records: one for each billable call, with its result.
 
 Records of calls are gathered and written together, at the latest FLUSH_S after the first one; a process that is killed
 loses the records of that time. Records of deliveries are written by `delivery/deliverer.py` in the delivery's own
@@ -22,14 +22,10 @@ from app.auth.policies import Policies
 from app.batch_writer import BatchWriter
 from app.domain.errors import StoreUnavailable
 from app.domain.filters import UsageFilter, seen_by
+from app.domain.operations import Face, UsageOperation
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
 from app.ports.pages import empty
 from app.ports.store import ALL_USAGE, MAX_PAGE, Page, UsageStore
-
-GET_STATUS = "getStatus"
-GET_STATUS_FOR_GROUP = "getStatusForGroup"
-START_NOTIFICATION = "startNotification"
-END_NOTIFICATION = "endNotification"
 
 FLUSH_S = 0.05
 """Longest time that a record waits while the database is available, in seconds."""
@@ -45,7 +41,7 @@ CLOSE_S = 5.0
 """Time limit of the last write at shutdown."""
 _MAX_TEXT = 255
 
-_Answered = tuple[int, datetime, str, str, str, str]
+_Answered = tuple[int, datetime, str, Face, str, str]
 """Number, time, client id, face, requester and target."""
 
 _log = structlog.get_logger(__name__)
@@ -53,10 +49,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The client of a call and its face (`grpc`, `rest`, `camara`, `soap`); `requester` is a field of Parlay X 3.x."""
+    """The client of a call and its face; `requester` is a field of Parlay X 3.x."""
 
     client: Client
-    face: str
+    face: Face
     requester: str = ""
 
 
@@ -101,7 +97,7 @@ class UsageLog:
 
     def make(
         self,
-        operation: str,
+        operation: UsageOperation,
         caller: Caller,
         *,
         targets: Sequence[str] = (),
@@ -132,7 +128,7 @@ class UsageLog:
         """Queues the record; it is written within FLUSH_S."""
         self._keep(record)
 
-    def answered(self, client: Client, face: str, requester: str, target: str) -> None:
+    def answered(self, client: Client, face: Face, requester: str, target: str) -> None:
         """As `record`, for a successful getStatus. The record is made when it is written, so the caller waits less."""
         self._keep((next(self._number), self._clock(), client.id, face, requester, target))
 
@@ -151,12 +147,12 @@ class UsageLog:
         return f"{self._run}{number:012x}"
 
     def _of_answer(
-        self, number: int, at: datetime, client_id: str, face: str, requester: str, target: str
+        self, number: int, at: datetime, client_id: str, face: Face, requester: str, target: str
     ) -> UsageRecord:
         return UsageRecord(
             id=self._id(number),
             at=at,
-            operation=GET_STATUS,
+            operation=UsageOperation.GET_STATUS,
             client_id=client_id,
             face=face,
             requester=requester[:_MAX_TEXT],

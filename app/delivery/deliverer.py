@@ -32,6 +32,7 @@ from app.delivery.retry import UNTRIED, RetryPolicy, judge, usage_of
 from app.delivery.withdrawal import Withdrawals
 from app.domain.changes import Attempted, SubscriptionUpdate
 from app.domain.errors import StoreUnavailable
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import DeliveryAttempt, DeliveryState, Subscription
 from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
 from app.ports.delivery import Sender, Sent
@@ -340,7 +341,7 @@ class Deliverer:
             sent = Sent(delivered=False, outcome="defect")
         finally:
             seconds = loop.time() - began_s
-        answered = sent.code > 0 or sent.outcome in UNTRIED
+        answered = sent.code > 0 or DeliveryOutcome(sent.outcome) in UNTRIED
         if seconds > self._send_limit_s + PAUSE_S and not answered:
             host.interrupted()
         else:
@@ -366,7 +367,7 @@ class Deliverer:
             at=now - timedelta(seconds=seconds),
             code=sent.code,
             duration_ms=round(seconds * 1000),
-            outcome=sent.outcome,
+            outcome=DeliveryOutcome(sent.outcome),
             answer=sent.answer,
         )
         usage = usage_of(notification, subscription, verdict.state, sent.outcome, now, self._new_id())

@@ -4,11 +4,13 @@ Invariants: pure; time and jitter are arguments. Waits grow up to `RetryPolicy.m
 about `RetryPolicy.give_up_s`; a sink's Retry-After is honoured up to `RetryPolicy.retry_after_most_s`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.domain.errors import SinkUnreachable
+from app.domain.operations import Face, UsageOperation
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import (
     MAX_USAGE_TARGETS,
     DeliveryState,
@@ -20,13 +22,34 @@ from app.domain.records import (
 from app.domain.sinks import EndReason
 from app.ports.delivery import Sent
 
-_USAGE_NAMES = {
-    NotificationKind.STATUS: "statusNotification",
-    NotificationKind.ERROR: "statusError",
-    NotificationKind.ENDED: "statusEnd",
+_Operations = tuple[UsageOperation, UsageOperation]
+"""The operations of a first attempt, and of the result."""
+
+_OPERATIONS: Mapping[NotificationKind, _Operations] = {
+    NotificationKind.STATUS: (
+        UsageOperation.STATUS_NOTIFICATION_DELIVERY_ATTEMPTED,
+        UsageOperation.STATUS_NOTIFICATION_DELIVERY_RESULT,
+    ),
+    NotificationKind.ERROR: (
+        UsageOperation.STATUS_ERROR_DELIVERY_ATTEMPTED,
+        UsageOperation.STATUS_ERROR_DELIVERY_RESULT,
+    ),
+    NotificationKind.ENDED: (UsageOperation.STATUS_END_DELIVERY_ATTEMPTED, UsageOperation.STATUS_END_DELIVERY_RESULT),
 }
-_STATUS_CHANGED = "statusChanged"
-UNTRIED = {"listed", "gone", "token-expired", "not-sent", "no-sender", "secret-unreadable"}
+_STATUS_CHANGED = (
+    UsageOperation.STATUS_CHANGED_DELIVERY_ATTEMPTED,
+    UsageOperation.STATUS_CHANGED_DELIVERY_RESULT,
+)
+UNTRIED = frozenset(
+    {
+        DeliveryOutcome.LISTED,
+        DeliveryOutcome.SUBSCRIPTION_ENDED,
+        DeliveryOutcome.TOKEN_EXPIRED,
+        DeliveryOutcome.NOT_SENT,
+        DeliveryOutcome.NO_SENDER,
+        DeliveryOutcome.SECRET_UNREADABLE,
+    }
+)
 """Outcomes of attempts that sent nothing; they are not billed."""
 
 
@@ -91,40 +114,40 @@ def usage_of(
     notification: OwedNotification,
     subscription: Subscription,
     state: DeliveryState,
-    outcome: str,
+    cause: str,
     now: datetime,
     new_id: str,
 ) -> list[UsageRecord]:
     """The attempt's usage records: `…_DeliveryAttempted` for the first attempt, `…_DeliveryResult` when the
     notification is settled. Each is written once for the notification, and once more for each changed status in it.
 
-    Their ids begin with `new_id`.
+    Their ids begin with `new_id`. `cause` is the attempt's `Sent.outcome`.
     """
-    name = _USAGE_NAMES.get(notification.kind)
-    if name is None or outcome in UNTRIED:
+    operations = _OPERATIONS.get(notification.kind)
+    if operations is None or DeliveryOutcome(cause) in UNTRIED:
         return []
     addresses = [status.address for status in notification.changes]
     if notification.address is not None:
         addresses.append(notification.address)
-    acts: list[tuple[str, Sequence[str]]] = [(name, addresses)]
+    acts: list[tuple[_Operations, Sequence[str]]] = [(operations, addresses)]
     acts += [(_STATUS_CHANGED, (status.address,)) for status in notification.changes]
-    endings = [("_DeliveryAttempted", True)] if notification.attempts == 0 else []
+    endings = [(0, True)] if notification.attempts == 0 else []
     if state is not DeliveryState.PENDING:
-        endings.append(("_DeliveryResult", state is DeliveryState.DELIVERED))
+        endings.append((1, state is DeliveryState.DELIVERED))
     return [
         UsageRecord(
             id=f"{new_id}-{number}",
             at=now,
-            operation=act + ending,
+            operation=act[ending],
             client_id=notification.client_id,
-            face="gateway",
+            face=Face.GATEWAY,
             targets=tuple(targets[:MAX_USAGE_TARGETS]),
             target_count=len(targets),
             expanded_count=len(targets),
             correlator=subscription.correlator,
             subscription_id=subscription.id,
             result="OK" if good else SinkUnreachable.code,
-            root_cause="" if good else outcome,
+            root_cause="" if good else cause,
         )
         for number, (ending, good, act, targets) in enumerate(
             (ending, good, act, targets) for ending, good in endings for act, targets in acts

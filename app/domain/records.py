@@ -12,6 +12,8 @@ from datetime import datetime
 import msgspec
 
 from app.domain.addresses import TerminalAddress
+from app.domain.operations import AuditAction, Face, UsageOperation
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.sinks import EndReason, Sink
 from app.domain.statuses import Status, TerminalStatus, require_utc
 
@@ -178,23 +180,21 @@ class DeliveryAttempt:
     code: int
     """The sink's HTTP status; 0 if there was no response."""
     duration_ms: int
-    outcome: str
-    """`delivered`, or a word for the failure: `refused`, `timed-out`, `dns`, `forbidden-address`, `http-500`."""
+    outcome: DeliveryOutcome
     answer: bytes = b""
     """The first kilobytes of the response's body."""
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One billable operation, by its Parlay X name (`getStatus`, `statusNotification_DeliveryAttempted`, …).
+    """One billable operation.
 
     A Struct, because one is made for each answer: making a frozen dataclass takes ten times as long."""
 
     id: str
     at: datetime
-    operation: str
+    operation: UsageOperation
     client_id: str
-    face: str
-    """`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries."""
+    face: Face
     requester: str = ""
     targets: tuple[str, ...] = ()
     """The first MAX_USAGE_TARGETS addresses of the request."""
@@ -213,9 +213,10 @@ MAX_USAGE_TARGETS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One administrative change: `who` did `what`, such as `client added`."""
+    """One administrative change."""
 
     at: datetime
-    who: str
-    what: str
+    actor: str
+    """A client's id, or `cli:` and the user's name."""
+    action: AuditAction
     details: Mapping[str, str] = field(default_factory=dict)

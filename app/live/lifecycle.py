@@ -21,6 +21,7 @@ from app.auth.policies import Policies
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import SubscriptionUnknown, TooManySubscriptions, Unauthenticated
+from app.domain.operations import AuditAction
 from app.domain.owed import END_TEXTS, ClientDeletion, OwedWriter
 from app.domain.policy import Policy
 from app.domain.records import (
@@ -137,7 +138,9 @@ class Lifecycle:
             try:
                 await self._writer.load(terminals)
                 live, row, owed, decision = self._first(subscription, terminals, expansion.groups, busy_allowed)
-                stored = await self._store.create_subscription(row, owed, usage, _audit("subscription created", usage))
+                stored = await self._store.create_subscription(
+                    row, owed, usage, _audit(AuditAction.SUBSCRIPTION_CREATED, usage)
+                )
                 if stored.id == subscription.id:
                     if stored.active:
                         if decision is not None:
@@ -234,7 +237,7 @@ class Lifecycle:
                 withdraws=reason in live.contract.withdrawn_at,
             )
             owed = writer.owe_end(live.id, live.client_id, live.contract, reason)
-            audit = _audit(f"subscription {reason.name.lower()}", usage)
+            audit = _audit(AuditAction.SUBSCRIPTION_CANCELLED, usage)
             await self._store.write(Changes(updates=[update], owed=owed, usage=usage, audit=audit))
             self._writer.remove(live)
             on_stored()
@@ -248,7 +251,7 @@ class Lifecycle:
         async with self._writer.lock:
             live = self._active(subscription_id)
             details = {"subscription": live.id, "expires_at": expires_at.isoformat()}
-            entry = AuditEntry(at=self._clock(), who=who, what="subscription renewed", details=details)
+            entry = AuditEntry(at=self._clock(), actor=who, action=AuditAction.SUBSCRIPTION_RENEWED, details=details)
             update = SubscriptionUpdate(subscription_id=live.id, expires_at=expires_at)
             await self._store.write(Changes(updates=[update], audit=[entry]))
             left_s = (expires_at - self._clock()).total_seconds()
@@ -337,14 +340,14 @@ class Lifecycle:
         return await asyncio.shield(task)
 
 
-def _audit(what: str, usage: Sequence[UsageRecord]) -> list[AuditEntry]:
+def _audit(action: AuditAction, usage: Sequence[UsageRecord]) -> list[AuditEntry]:
     """The audit entries of the calls that these usage records are about."""
     return [
         AuditEntry(
             at=one.at,
-            who=one.client_id,
-            what=what,
-            details={"subscription": one.subscription_id, "face": one.face, "requester": one.requester},
+            actor=one.client_id,
+            action=action,
+            details={"subscription": one.subscription_id, "face": one.face.value, "requester": one.requester},
         )
         for one in usage
     ]

@@ -19,7 +19,8 @@ class Sent:
     code: int = 0
     """The sink's HTTP status; 0 without a response."""
     outcome: str = "delivered"
-    """`delivered`, or a short word for the failure, as in `DeliveryAttempt.outcome`."""
+    """A word that `DeliveryOutcome` reads: one of its values, `http-CODE`, or `refused-REASON` for a sink that the
+    operator's rules no longer allow. Usage records, metrics and logs keep this word, with its code or reason."""
     answer: bytes = b""
     """The start of the response's body."""
     retry_after_s: float | None = None

@@ -11,6 +11,7 @@ from typing import Protocol
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Attempted, Changes, SubscriptionUpdate
 from app.domain.filters import AuditFilter, GroupFilter, NotificationFilter, SubscriptionFilter, UsageFilter
+from app.domain.operations import AuditAction
 from app.domain.records import (
     AuditEntry,
     Client,
@@ -233,7 +234,7 @@ class UsageStore(Protocol):
 class AuditStore(Protocol):
     """The audit log."""
 
-    async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
+    async def audit(self, at: datetime, actor: str, action: AuditAction, details: Mapping[str, str]) -> None:
         """Adds an entry."""
 
     async def audit_entries(self, page: Page, only: AuditFilter = ALL_ENTRIES) -> tuple[list[AuditEntry], str]:

@@ -17,9 +17,10 @@ from starlette.types import Scope
 
 from app.auth.authenticator import Authenticator
 from app.auth.credentials import asgi_authorization, asgi_credentials
+from app.domain.operations import Face
 from app.domain.records import Client
 
-FACE = "rest"
+FACE = Face.REST
 CLIENT = "client_that_calls"
 """The scope's key for the authenticated client."""
 

@@ -15,9 +15,10 @@ from app.auth.authenticator import Authenticator
 from app.auth.credentials import Credentials, client_names
 from app.auth.proxies import TrustedProxies, bucket
 from app.domain.errors import TerminalStatusError
+from app.domain.operations import Face
 from app.domain.records import Client
 
-FACE = "grpc"
+FACE = Face.GRPC
 """The name of this API in usage records."""
 
 Context = grpc.aio.ServicerContext[Any, Any]

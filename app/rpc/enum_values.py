@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 
 from app.core.queries import RetrievalStatus
+from app.domain.operations import AuditAction, Face
+from app.domain.operations import UsageOperation as Operation
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import DeliveryState
 from app.domain.sinks import EndReason, Handshake
 from app.domain.statuses import Liveness, Source, Status
@@ -65,68 +68,66 @@ WATCH_STATE: Mapping[WatchState, admin_pb2.WatchState.ValueType] = {
     WatchState.ENDING: admin_pb2.WATCH_STATE_ENDING,
     WatchState.TERMINATED: admin_pb2.WATCH_STATE_TERMINATED,
 }
-FACE: Mapping[str, usage_pb2.Face.ValueType] = {
-    "grpc": usage_pb2.FACE_GRPC,
-    "rest": usage_pb2.FACE_REST,
-    "camara": usage_pb2.FACE_CAMARA,
-    "soap": usage_pb2.FACE_SOAP,
-    "gateway": usage_pb2.FACE_GATEWAY,
+FACE: Mapping[Face, usage_pb2.Face.ValueType] = {
+    Face.UNKNOWN: usage_pb2.FACE_UNSPECIFIED,
+    Face.GRPC: usage_pb2.FACE_GRPC,
+    Face.REST: usage_pb2.FACE_REST,
+    Face.CAMARA: usage_pb2.FACE_CAMARA,
+    Face.SOAP: usage_pb2.FACE_SOAP,
+    Face.GATEWAY: usage_pb2.FACE_GATEWAY,
 }
-USAGE_OPERATION: Mapping[str, usage_pb2.UsageOperation.ValueType] = {
-    "getStatus": usage_pb2.USAGE_OPERATION_GET_STATUS,
-    "getStatusForGroup": usage_pb2.USAGE_OPERATION_GET_STATUS_FOR_GROUP,
-    "startNotification": usage_pb2.USAGE_OPERATION_START_NOTIFICATION,
-    "endNotification": usage_pb2.USAGE_OPERATION_END_NOTIFICATION,
-    "statusNotification_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_ATTEMPTED,
-    "statusNotification_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_RESULT,
-    "statusChanged_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_ATTEMPTED,
-    "statusChanged_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_RESULT,
-    "statusError_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_ERROR_DELIVERY_ATTEMPTED,
-    "statusError_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_ERROR_DELIVERY_RESULT,
-    "statusEnd_DeliveryAttempted": usage_pb2.USAGE_OPERATION_STATUS_END_DELIVERY_ATTEMPTED,
-    "statusEnd_DeliveryResult": usage_pb2.USAGE_OPERATION_STATUS_END_DELIVERY_RESULT,
+USAGE_OPERATION: Mapping[Operation, usage_pb2.UsageOperation.ValueType] = {
+    Operation.UNKNOWN: usage_pb2.USAGE_OPERATION_UNSPECIFIED,
+    Operation.GET_STATUS: usage_pb2.USAGE_OPERATION_GET_STATUS,
+    Operation.GET_STATUS_FOR_GROUP: usage_pb2.USAGE_OPERATION_GET_STATUS_FOR_GROUP,
+    Operation.START_NOTIFICATION: usage_pb2.USAGE_OPERATION_START_NOTIFICATION,
+    Operation.END_NOTIFICATION: usage_pb2.USAGE_OPERATION_END_NOTIFICATION,
+    Operation.STATUS_NOTIFICATION_DELIVERY_ATTEMPTED: usage_pb2.USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_ATTEMPTED,
+    Operation.STATUS_NOTIFICATION_DELIVERY_RESULT: usage_pb2.USAGE_OPERATION_STATUS_NOTIFICATION_DELIVERY_RESULT,
+    Operation.STATUS_CHANGED_DELIVERY_ATTEMPTED: usage_pb2.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_ATTEMPTED,
+    Operation.STATUS_CHANGED_DELIVERY_RESULT: usage_pb2.USAGE_OPERATION_STATUS_CHANGED_DELIVERY_RESULT,
+    Operation.STATUS_ERROR_DELIVERY_ATTEMPTED: usage_pb2.USAGE_OPERATION_STATUS_ERROR_DELIVERY_ATTEMPTED,
+    Operation.STATUS_ERROR_DELIVERY_RESULT: usage_pb2.USAGE_OPERATION_STATUS_ERROR_DELIVERY_RESULT,
+    Operation.STATUS_END_DELIVERY_ATTEMPTED: usage_pb2.USAGE_OPERATION_STATUS_END_DELIVERY_ATTEMPTED,
+    Operation.STATUS_END_DELIVERY_RESULT: usage_pb2.USAGE_OPERATION_STATUS_END_DELIVERY_RESULT,
 }
-AUDIT_ACTION: Mapping[str, admin_pb2.AuditAction.ValueType] = {
-    "client added": admin_pb2.AUDIT_ACTION_CLIENT_ADDED,
-    "client key rotated": admin_pb2.AUDIT_ACTION_CLIENT_KEY_ROTATED,
-    "client disabled": admin_pb2.AUDIT_ACTION_CLIENT_DISABLED,
-    "client enabled": admin_pb2.AUDIT_ACTION_CLIENT_ENABLED,
-    "client deleted": admin_pb2.AUDIT_ACTION_CLIENT_DELETED,
-    "group created": admin_pb2.AUDIT_ACTION_GROUP_CREATED,
-    "group changed": admin_pb2.AUDIT_ACTION_GROUP_CHANGED,
-    "group deleted": admin_pb2.AUDIT_ACTION_GROUP_DELETED,
-    "subscription created": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CREATED,
-    "subscription changed": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CHANGED,
-    "subscription cancelled": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CANCELLED,
-    "subscription secret rotated": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_SECRET_ROTATED,
-    "old subscription secret dropped": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_OLD_SECRET_DROPPED,
-    "watch refreshed": admin_pb2.AUDIT_ACTION_WATCH_REFRESHED,
-    "subscription renewed": admin_pb2.AUDIT_ACTION_SUBSCRIPTION_RENEWED,
+AUDIT_ACTION: Mapping[AuditAction, admin_pb2.AuditAction.ValueType] = {
+    AuditAction.UNKNOWN: admin_pb2.AUDIT_ACTION_UNSPECIFIED,
+    AuditAction.CLIENT_ADDED: admin_pb2.AUDIT_ACTION_CLIENT_ADDED,
+    AuditAction.CLIENT_KEY_ROTATED: admin_pb2.AUDIT_ACTION_CLIENT_KEY_ROTATED,
+    AuditAction.CLIENT_DISABLED: admin_pb2.AUDIT_ACTION_CLIENT_DISABLED,
+    AuditAction.CLIENT_ENABLED: admin_pb2.AUDIT_ACTION_CLIENT_ENABLED,
+    AuditAction.CLIENT_DELETED: admin_pb2.AUDIT_ACTION_CLIENT_DELETED,
+    AuditAction.GROUP_CREATED: admin_pb2.AUDIT_ACTION_GROUP_CREATED,
+    AuditAction.GROUP_CHANGED: admin_pb2.AUDIT_ACTION_GROUP_CHANGED,
+    AuditAction.GROUP_DELETED: admin_pb2.AUDIT_ACTION_GROUP_DELETED,
+    AuditAction.SUBSCRIPTION_CREATED: admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CREATED,
+    AuditAction.SUBSCRIPTION_CHANGED: admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CHANGED,
+    AuditAction.SUBSCRIPTION_CANCELLED: admin_pb2.AUDIT_ACTION_SUBSCRIPTION_CANCELLED,
+    AuditAction.SUBSCRIPTION_SECRET_ROTATED: admin_pb2.AUDIT_ACTION_SUBSCRIPTION_SECRET_ROTATED,
+    AuditAction.SUBSCRIPTION_OLD_SECRET_DROPPED: admin_pb2.AUDIT_ACTION_SUBSCRIPTION_OLD_SECRET_DROPPED,
+    AuditAction.WATCH_REFRESHED: admin_pb2.AUDIT_ACTION_WATCH_REFRESHED,
+    AuditAction.SUBSCRIPTION_RENEWED: admin_pb2.AUDIT_ACTION_SUBSCRIPTION_RENEWED,
 }
-_DELIVERY_OUTCOME: Mapping[str, delivery_pb2.DeliveryOutcome.ValueType] = {
-    "delivered": delivery_pb2.DELIVERY_OUTCOME_DELIVERED,
-    "listed": delivery_pb2.DELIVERY_OUTCOME_LISTED,
-    "not-sent": delivery_pb2.DELIVERY_OUTCOME_NOT_SENT,
-    "timed-out": delivery_pb2.DELIVERY_OUTCOME_TIMED_OUT,
-    "refused": delivery_pb2.DELIVERY_OUTCOME_CONNECTION_REFUSED,
-    "unreachable": delivery_pb2.DELIVERY_OUTCOME_UNREACHABLE,
-    "reset": delivery_pb2.DELIVERY_OUTCOME_CONNECTION_RESET,
-    "dns": delivery_pb2.DELIVERY_OUTCOME_NAME_NOT_RESOLVED,
-    "tls": delivery_pb2.DELIVERY_OUTCOME_TLS_FAILED,
-    "malformed": delivery_pb2.DELIVERY_OUTCOME_MALFORMED_RESPONSE,
-    "forbidden-address": delivery_pb2.DELIVERY_OUTCOME_ADDRESS_FORBIDDEN,
-    "gone": delivery_pb2.DELIVERY_OUTCOME_SUBSCRIPTION_ENDED,
-    "token-expired": delivery_pb2.DELIVERY_OUTCOME_TOKEN_EXPIRED,
-    "secret-unreadable": delivery_pb2.DELIVERY_OUTCOME_SECRET_UNREADABLE,
-    "no-sender": delivery_pb2.DELIVERY_OUTCOME_NO_SENDER,
-    "defect": delivery_pb2.DELIVERY_OUTCOME_DEFECT,
+DELIVERY_OUTCOME: Mapping[DeliveryOutcome, delivery_pb2.DeliveryOutcome.ValueType] = {
+    DeliveryOutcome.UNKNOWN: delivery_pb2.DELIVERY_OUTCOME_UNSPECIFIED,
+    DeliveryOutcome.DELIVERED: delivery_pb2.DELIVERY_OUTCOME_DELIVERED,
+    DeliveryOutcome.LISTED: delivery_pb2.DELIVERY_OUTCOME_LISTED,
+    DeliveryOutcome.NOT_SENT: delivery_pb2.DELIVERY_OUTCOME_NOT_SENT,
+    DeliveryOutcome.HTTP_ERROR: delivery_pb2.DELIVERY_OUTCOME_HTTP_ERROR,
+    DeliveryOutcome.SOAP_FAULT: delivery_pb2.DELIVERY_OUTCOME_SOAP_FAULT,
+    DeliveryOutcome.TIMED_OUT: delivery_pb2.DELIVERY_OUTCOME_TIMED_OUT,
+    DeliveryOutcome.CONNECTION_REFUSED: delivery_pb2.DELIVERY_OUTCOME_CONNECTION_REFUSED,
+    DeliveryOutcome.UNREACHABLE: delivery_pb2.DELIVERY_OUTCOME_UNREACHABLE,
+    DeliveryOutcome.CONNECTION_RESET: delivery_pb2.DELIVERY_OUTCOME_CONNECTION_RESET,
+    DeliveryOutcome.NAME_NOT_RESOLVED: delivery_pb2.DELIVERY_OUTCOME_NAME_NOT_RESOLVED,
+    DeliveryOutcome.TLS_FAILED: delivery_pb2.DELIVERY_OUTCOME_TLS_FAILED,
+    DeliveryOutcome.MALFORMED_RESPONSE: delivery_pb2.DELIVERY_OUTCOME_MALFORMED_RESPONSE,
+    DeliveryOutcome.ADDRESS_FORBIDDEN: delivery_pb2.DELIVERY_OUTCOME_ADDRESS_FORBIDDEN,
+    DeliveryOutcome.SINK_REFUSED: delivery_pb2.DELIVERY_OUTCOME_SINK_REFUSED,
+    DeliveryOutcome.SUBSCRIPTION_ENDED: delivery_pb2.DELIVERY_OUTCOME_SUBSCRIPTION_ENDED,
+    DeliveryOutcome.TOKEN_EXPIRED: delivery_pb2.DELIVERY_OUTCOME_TOKEN_EXPIRED,
+    DeliveryOutcome.SECRET_UNREADABLE: delivery_pb2.DELIVERY_OUTCOME_SECRET_UNREADABLE,
+    DeliveryOutcome.NO_SENDER: delivery_pb2.DELIVERY_OUTCOME_NO_SENDER,
+    DeliveryOutcome.DEFECT: delivery_pb2.DELIVERY_OUTCOME_DEFECT,
 }
-
-
-def delivery_outcome(stored: str) -> delivery_pb2.DeliveryOutcome.ValueType:
-    """The outcome for the stored word; DELIVERY_OUTCOME_UNSPECIFIED for a word of another version."""
-    if stored.startswith("http-"):
-        return delivery_pb2.DELIVERY_OUTCOME_HTTP_ERROR
-    if stored.startswith("refused-"):
-        return delivery_pb2.DELIVERY_OUTCOME_SINK_REFUSED
-    return _DELIVERY_OUTCOME.get(stored, delivery_pb2.DELIVERY_OUTCOME_UNSPECIFIED)

@@ -41,6 +41,7 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports.sip import WatchView
 from app.rpc.enum_values import (
     AUDIT_ACTION,
+    DELIVERY_OUTCOME,
     DELIVERY_STATE,
     END_REASON,
     FACE,
@@ -52,7 +53,6 @@ from app.rpc.enum_values import (
     STREAM_END,
     USAGE_OPERATION,
     WATCH_STATE,
-    delivery_outcome,
 )
 from app.rpc.errors import status_of, status_of_code
 
@@ -248,7 +248,7 @@ def delivery_attempt(attempt: DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:
         start_time=timestamp(attempt.at),
         http_code=attempt.code,
         duration=duration(attempt.duration_ms),
-        outcome=delivery_outcome(attempt.outcome),
+        outcome=DELIVERY_OUTCOME[attempt.outcome],
         response_body=attempt.answer,
     )
 
@@ -303,7 +303,7 @@ def client(stored: Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
 def audit_entry(entry: AuditEntry) -> admin_pb2.AuditEntry:
     return admin_pb2.AuditEntry(
         create_time=timestamp(entry.at),
-        actor=entry.who,
-        action=AUDIT_ACTION.get(entry.what, admin_pb2.AUDIT_ACTION_UNSPECIFIED),
+        actor=entry.actor,
+        action=AUDIT_ACTION[entry.action],
         details=entry.details,
     )

@@ -267,7 +267,7 @@ def _terminal_status(row: AnyRow) -> TerminalStatus:
 def audit_line(entry: AuditEntry) -> Executable:
     """The statement that adds an entry to the audit log."""
     details = as_json({t.clean(name): t.clean(value) for name, value in entry.details.items()})
-    return insert(t.audit_log).values(at=entry.at, who=entry.who, what=entry.what, details=details)
+    return insert(t.audit_log).values(at=entry.at, who=entry.actor, what=entry.action.value, details=details)
 
 
 class SinkRow(NamedTuple):
@@ -320,9 +320,9 @@ def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
     return (
         record.id,
         at,
-        record.operation,
+        record.operation.value,
         record.client_id,
-        record.face,
+        record.face.value,
         t.clean(record.requester),
         as_json([t.clean(target) for target in record.targets]),
         record.target_count,

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.changes import SubscriptionUpdate
 from app.domain.errors import ClientExists, ClientUnknown
 from app.domain.filters import AuditFilter
+from app.domain.operations import AuditAction
 from app.domain.records import AuditEntry, Client, OwedNotification, Subscription
 from app.ports.store import ALL_ENTRIES, Page
 from app.store import tables as t
@@ -115,9 +116,9 @@ class Clients(Subscriptions, Groups):
         statement = delete(t.client_keys).where(t.client_keys.c.id == key_id)
         await self._write(lambda c: c.execute(statement))
 
-    async def audit(self, at: datetime, who: str, what: str, details: Mapping[str, str]) -> None:
+    async def audit(self, at: datetime, actor: str, action: AuditAction, details: Mapping[str, str]) -> None:
         """Adds an entry to the audit log."""
-        statement = audit_line(AuditEntry(at=at, who=who, what=what, details=details))
+        statement = audit_line(AuditEntry(at=at, actor=actor, action=action, details=details))
         await self._write(lambda c: c.execute(statement))
 
     async def audit_entries(self, page: Page, only: AuditFilter = ALL_ENTRIES) -> tuple[list[AuditEntry], str]:
@@ -135,7 +136,13 @@ class Clients(Subscriptions, Groups):
 
         rows, following = await self._read(work)
         return [
-            AuditEntry(at=row.at, who=row.who, what=row.what, details=msgspec.json.decode(row.details)) for row in rows
+            AuditEntry(
+                at=row.at,
+                actor=row.who,
+                action=AuditAction(row.what),
+                details=msgspec.json.decode(row.details),
+            )
+            for row in rows
         ], following
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Attempted
 from app.domain.filters import NotificationFilter
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import DeliveryAttempt, DeliveryState, NotificationKind, OwedNotification
 from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, SinkKind
@@ -192,7 +193,7 @@ class Outbox(Writing):
                 at=row.at,
                 code=row.code,
                 duration_ms=row.duration_ms,
-                outcome=row.outcome,
+                outcome=DeliveryOutcome(row.outcome),
                 answer=row.answer,
             )
             for row in rows
@@ -237,7 +238,7 @@ def _attempt_values(attempt: DeliveryAttempt, notification_seq: int, number: int
         "at": attempt.at,
         "code": attempt.code,
         "duration_ms": attempt.duration_ms,
-        "outcome": attempt.outcome,
+        "outcome": attempt.outcome.value,
         "answer": attempt.answer,
     }
 

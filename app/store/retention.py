@@ -9,6 +9,7 @@ from sqlalchemy import Column, ColumnElement, delete, exists, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.filters import UsageFilter
+from app.domain.operations import Face, UsageOperation
 from app.domain.records import UsageRecord
 from app.ports.store import ALL_USAGE, Page
 from app.store import tables as t
@@ -79,9 +80,9 @@ def _usage_record(row: AnyRow) -> UsageRecord:
     return UsageRecord(
         id=row.id,
         at=row.at,
-        operation=row.operation,
+        operation=UsageOperation(row.operation),
         client_id=row.client_id,
-        face=row.face,
+        face=Face(row.face),
         requester=row.requester,
         targets=tuple(msgspec.json.decode(row.targets)),
         target_count=row.target_count,

@@ -66,7 +66,7 @@ async def test_changes_are_audited(world: World) -> None:
     await world.registry.set_disabled("one", False, who="test")
     await world.registry.delete("one", who="test")
     entries, _ = await world.store.audit_entries(Page(), AuditFilter(start=START))
-    reported = [(entry.who, entry.what, entry.details["client"]) for entry in entries]
+    reported = [(entry.actor, entry.action.value, entry.details["client"]) for entry in entries]
     done = ("client added", "client key rotated", "client disabled", "client enabled", "client deleted")
     assert reported == [("test", what, "one") for what in done]
 

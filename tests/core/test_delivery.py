@@ -60,9 +60,9 @@ async def test_notifications_arrive_in_order_and_are_accounted_for(store: SqlSto
     assert sender.most_of_one == 1
     assert {notification.state for notification in found} == {DeliveryState.DELIVERED}
     (attempt,) = await store.attempts(ids[0])
-    assert (attempt.number, attempt.code, attempt.outcome) == (1, 204, "delivered")
+    assert (attempt.number, attempt.code, attempt.outcome.value) == (1, 204, "delivered")
     usage, _ = await store.usage(Page(size=1000), UsageFilter(client_id=OWNER.id, start=OLD))
-    assert Counter(record.operation for record in usage) == dict.fromkeys(
+    assert Counter(record.operation.value for record in usage) == dict.fromkeys(
         [
             "statusNotification_DeliveryAttempted",
             "statusNotification_DeliveryResult",
@@ -82,7 +82,7 @@ async def test_what_fails_is_tried_again_and_holds_up_what_follows(store: SqlSto
         await until_owed(store, settled)
     assert sender.ids() == [ids[0]] * 4 + [ids[1]]
     attempts = await store.attempts(ids[0])
-    assert [(each.number, each.code, each.outcome) for each in attempts] == [
+    assert [(each.number, each.code, each.outcome.value) for each in attempts] == [
         (1, 500, "http-500"),
         (2, 0, "timed-out"),
         (3, 500, "http-500"),
@@ -125,7 +125,7 @@ async def test_410_ends_the_subscription(store: SqlStore) -> None:
         found = await until_owed(store, settled)
     assert {notification.state for notification in found} == {DeliveryState.DEAD}
     assert sender.ids() == ids[:1]
-    assert [each.outcome for each in await store.attempts(ids[2])] == ["gone"]
+    assert [each.outcome.value for each in await store.attempts(ids[2])] == ["gone"]
     after = await store.subscription(SUBSCRIPTION.id)
     assert after is not None
     assert (after.end_reason, after.active, ended) == (EndReason.SINK_GONE, False, [("sub-1", EndReason.SINK_GONE)])
@@ -382,7 +382,7 @@ async def test_a_sender_that_breaks_is_a_failed_attempt(store: SqlStore) -> None
 
     async with delivering(store, ScriptedSender(reply)):
         await until_owed(store, settled)
-    assert [each.outcome for each in await store.attempts(notification_id)] == ["defect", "delivered"]
+    assert [each.outcome.value for each in await store.attempts(notification_id)] == ["defect", "delivered"]
 
 
 async def test_a_sender_that_hangs_is_cut_off(store: SqlStore) -> None:
@@ -398,7 +398,7 @@ async def test_a_sender_that_hangs_is_cut_off(store: SqlStore) -> None:
 
     async with delivering(store, ScriptedSender(reply), send_limit_s=0.1):
         await until_owed(store, settled)
-    assert [each.outcome for each in await store.attempts(notification_id)] == ["timed-out", "delivered"]
+    assert [each.outcome.value for each in await store.attempts(notification_id)] == ["timed-out", "delivered"]
 
 
 async def test_streams_are_listed_and_not_sent(store: SqlStore) -> None:

@@ -57,7 +57,7 @@ async def test_a_receiver_that_answers_too_late_has_failed(store: SqlStore) -> N
             await until_owed(store, settled)
         first_, second = there.requests
         assert first_.headers["webhook-id"] == second.headers["webhook-id"] == notification_id
-    assert [each.outcome for each in await store.attempts(notification_id)] == ["timed-out", "delivered"]
+    assert [each.outcome.value for each in await store.attempts(notification_id)] == ["timed-out", "delivered"]
 
 
 async def test_killed_again_and_again_nothing_is_lost(store: SqlStore, database_url: str) -> None:

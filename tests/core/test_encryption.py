@@ -17,6 +17,7 @@ from app.core.encryption import encrypt_sinks
 from app.delivery.deliverer import Deliverer
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import StoreUnavailable
+from app.domain.operations import Face
 from app.domain.records import DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import SINK_UNREADABLE, Sink, SinkKind
 from app.main import CannotStart, run_gateway
@@ -251,9 +252,9 @@ async def test_nothing_is_sent_without_its_secrets(database_url: str, key_file: 
             assert [one for one, _ in sender.sent] == [other.id]
             (waiting,) = await core.owed(moved)
             assert (waiting.state, waiting.attempts) == (DeliveryState.PENDING, 1)
-            assert [one.outcome for one in await core.store.attempts(waiting.id)] == ["secret-unreadable"]
+            assert [one.outcome.value for one in await core.store.attempts(waiting.id)] == ["secret-unreadable"]
             for refused in (
-                core.subscriptions.rotate_secret(APP, moved.id, secret=OTHER_SECRET, face="rest"),
+                core.subscriptions.rotate_secret(APP, moved.id, secret=OTHER_SECRET, face=Face.REST),
                 core.subscribe(ALICE, sink=WEBHOOK, request_id="m"),
             ):
                 with pytest.raises(StoreUnavailable):

@@ -105,7 +105,12 @@ async def test_usage_records_are_filtered(store: SqlStore) -> None:
 async def test_audit_entries_are_filtered(store: SqlStore) -> None:
     """Entries are listed by actor, action and time."""
     for number, (actor, action) in enumerate(
-        [("ops", "group created"), ("cli:root", "client added"), ("ops", "client added"), ("ops", "group deleted")]
+        [
+            ("ops", AuditAction.GROUP_CREATED),
+            ("cli:root", AuditAction.CLIENT_ADDED),
+            ("ops", AuditAction.CLIENT_ADDED),
+            ("ops", AuditAction.GROUP_DELETED),
+        ]
     ):
         await store.audit(after(number), actor, action, {"number": str(number)})
     for only, expected in (
@@ -143,7 +148,7 @@ async def test_long_list_with_few_matches_is_read_in_short_steps(
     monkeypatch.setattr(scans, "MAX_SCANNED", 5)
     await store.write_usage([usage(f"u{number}", at=after(number)) for number in range(12)])
     await store.write_usage(
-        [msgspec.structs.replace(usage(f"s{number}", at=after(20)), face="soap") for number in range(3)]
+        [msgspec.structs.replace(usage(f"s{number}", at=after(20)), face=Face.SOAP) for number in range(3)]
     )
     for only in (UsageFilter(face=Face.SOAP), UsageFilter(face=Face.SOAP, start=after(1), end=after(30))):
         pages = await paged(lambda page, only=only: store.usage(page, only), 2)
@@ -162,7 +167,7 @@ async def test_page_token_is_bound_to_the_filter(store: SqlStore) -> None:
     await store.create_subscription(subscription("s2"), [owed("n0", "s2"), owed("n1", "s2")], ())
     await store.write_usage([usage("u0"), usage("u1")])
     for number in range(2):
-        await store.audit(after(number), "ops", "client added", {})
+        await store.audit(after(number), "ops", AuditAction.CLIENT_ADDED, {})
         await store.create_group(group(client_id=f"c{number}"))
     lists: list[tuple[Any, Any, list[dict[str, Any]]]] = [
         (

@@ -23,6 +23,7 @@ from app.domain.errors import (
     TooManyStreams,
     TooManyWatchedTerminals,
 )
+from app.domain.operations import Face
 from app.domain.policy import Policy
 from app.domain.statuses import Liveness, Source
 from app.domain.watches import WatchState
@@ -602,7 +603,7 @@ async def test_limit_of_watched_terminals(url: str) -> None:
             await one.aclose()
             with pytest.raises(TooManyWatchedTerminals):
                 await core.subscribe(dan)
-            await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+            await core.subscriptions.cancel(APP, subscription.id, face=Face.GRPC)
             await core.subscribe(dan)
             with pytest.raises(TooManyWatchedTerminals):
                 await core.subscribe(CAROL)
@@ -614,7 +615,7 @@ async def test_limit_of_watched_terminals(url: str) -> None:
             await core.subscribe(CAROL)
         await core.subscribe(ALICE)
         for active in (await core.subscriptions.list(APP, Page()))[0]:
-            await core.subscriptions.cancel(APP, active.id, face="grpc")
+            await core.subscriptions.cancel(APP, active.id, face=Face.GRPC)
         assert not core.live.registry._wanted_of  # noqa: SLF001  # nothing of a client stays when it wants nothing
         await core.subscribe(CAROL)
 

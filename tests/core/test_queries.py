@@ -22,6 +22,7 @@ from app.domain.errors import (
     TooManyAddresses,
     WatcherRefused,
 )
+from app.domain.operations import Face
 from app.domain.policy import Policy
 from app.domain.records import Client
 from app.domain.statuses import Source, Status
@@ -46,7 +47,7 @@ from tests.support.waiting import until
 
 async def results(core: Core, *addresses: str, client: Client = APP, **options: Any) -> dict[str, TerminalResult]:
     """The results of a whole query, by address."""
-    async with aclosing(core.queries.query(client, addresses, face="grpc", **options)) as query:
+    async with aclosing(core.queries.query(client, addresses, face=Face.GRPC, **options)) as query:
         found = [result async for result in query]
     by_address: dict[str, TerminalResult] = {result.address: result for result in found}
     assert len(by_address) == len(found)
@@ -58,7 +59,7 @@ async def test_question_without_age_asks_the_presence_server(core: Core) -> None
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
-        status = await core.queries.get_status(APP, ALICE, face="grpc")
+        status = await core.queries.get_status(APP, ALICE, face=Face.GRPC)
     assert (status.status, status.source, status.revision) == (REACHABLE, Source.FETCH, 0)
 
 
@@ -68,12 +69,12 @@ async def test_question_with_age_is_answered_from_a_live_watch(core: Core) -> No
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
         core.clocks.advance(3600)
-        question = core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
+        question = core.queries.get_status(APP, ALICE, max_age_s=1, face=Face.GRPC)
         with pytest.raises(StopIteration) as answered:
             question.send(None)
         status = answered.value.value
         assert (status.status, status.source, status.revision) == (BUSY, Source.WATCH, 1)
-        other = await core.queries.get_status(APP, "SIP:alice@EXAMPLE.COM", max_age_s=1, face="grpc")
+        other = await core.queries.get_status(APP, "SIP:alice@EXAMPLE.COM", max_age_s=1, face=Face.GRPC)
         assert other == status
     assert core.watcher.fetched == []
 
@@ -85,47 +86,47 @@ async def test_stale_watch_answers_as_long_as_it_is_young(core: Core) -> None:
         await core.play(ALICE, BUSY)
         core.watcher.lose(ALICE)
         core.clocks.advance(10)
-        young = await core.queries.get_status(APP, ALICE, max_age_s=11, face="grpc")
-        old = await core.queries.get_status(APP, ALICE, max_age_s=9, face="grpc")
+        young = await core.queries.get_status(APP, ALICE, max_age_s=11, face=Face.GRPC)
+        old = await core.queries.get_status(APP, ALICE, max_age_s=9, face=Face.GRPC)
     assert (young.status, young.source) == (BUSY, Source.WATCH)
     assert (old.status, old.source) == (REACHABLE, Source.FETCH)
 
 
 async def test_recent_fetch_answers_again(core: Core) -> None:
     """A fetched status answers again as long as its age is accepted."""
-    await core.queries.get_status(APP, ALICE, face="grpc")
+    await core.queries.get_status(APP, ALICE, face=Face.GRPC)
     core.clocks.advance(5)
-    again = await core.queries.get_status(APP, "sip:alice@EXAMPLE.com", max_age_s=6, face="grpc")
+    again = await core.queries.get_status(APP, "sip:alice@EXAMPLE.com", max_age_s=6, face=Face.GRPC)
     assert again.source is Source.FETCH
     assert len(core.watcher.fetched) == 1
-    await core.queries.get_status(APP, ALICE, max_age_s=4, face="grpc")
+    await core.queries.get_status(APP, ALICE, max_age_s=4, face=Face.GRPC)
     assert len(core.watcher.fetched) == 2
 
 
 async def test_the_newest_that_is_known_answers(core: Core) -> None:
     """A watch's observation that is newer than a fetch answers, while the watch is stale and after it has ended."""
-    await core.queries.get_status(APP, ALICE, face="grpc")
+    await core.queries.get_status(APP, ALICE, face=Face.GRPC)
     core.clocks.advance(1)
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, BUSY)
         core.watcher.lose(ALICE)
-        assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
+        assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face=Face.GRPC)).status is BUSY
     await until(lambda: not core.live.engine.figures()["streams"])
     await core.advance(31)
     assert ALICE not in core.watcher.wanted
-    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is BUSY
+    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face=Face.GRPC)).status is BUSY
     found = (await results(core, ALICE, max_age_s=60))[ALICE].status
     assert found is not None
     assert found.status is BUSY
-    await core.queries.get_status(APP, ALICE, face="grpc")
-    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")).status is REACHABLE
+    await core.queries.get_status(APP, ALICE, face=Face.GRPC)
+    assert (await core.queries.get_status(APP, ALICE, max_age_s=60, face=Face.GRPC)).status is REACHABLE
     assert len(core.watcher.fetched) == 2
 
 
 async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core: Core) -> None:
     """After an unreadable document, earlier statuses no longer answer, even after the watch has ended."""
-    await core.queries.get_status(APP, ALICE, face="grpc")
+    await core.queries.get_status(APP, ALICE, face=Face.GRPC)
     core.clocks.advance(1)
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
@@ -135,7 +136,7 @@ async def test_what_could_not_be_read_counts_when_nobody_wants_it_any_more(core:
     assert ALICE not in core.watcher.wanted
     async with reading(core, ALICE):  # the terminal is watched again, and the server is silent
         await until(lambda: ALICE in core.watcher.wanted)
-        await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+        await core.queries.get_status(APP, ALICE, max_age_s=60, face=Face.GRPC)
     assert len(core.watcher.fetched) == 2
 
 
@@ -154,9 +155,9 @@ async def test_terminals_that_left_are_remembered_within_a_bound(core: Core) -> 
 
 async def test_a_status_from_the_future_has_no_age(core: Core) -> None:
     """A status whose time is in the future has no acceptable age."""
-    await core.queries.get_status(APP, ALICE, face="grpc")
+    await core.queries.get_status(APP, ALICE, face=Face.GRPC)
     core.clocks.advance(-3600)
-    await core.queries.get_status(APP, ALICE, max_age_s=1, face="grpc")
+    await core.queries.get_status(APP, ALICE, max_age_s=1, face=Face.GRPC)
     assert len(core.watcher.fetched) == 2
 
 
@@ -166,17 +167,17 @@ async def test_live_watch_that_a_fetch_contradicts_is_refreshed(core: Core) -> N
     async with reading(core, ALICE):
         await until(lambda: ALICE in core.watcher.wanted)
         await core.play(ALICE, UNREACHABLE)
-        await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         assert refresh not in core.watcher.asked, "not newer"
         await core.advance(1)
-        await asyncio.gather(*(core.queries.get_status(APP, ALICE, face="grpc") for _ in range(5)))
+        await asyncio.gather(*(core.queries.get_status(APP, ALICE, face=Face.GRPC) for _ in range(5)))
         assert core.watcher.asked.count(refresh) == core.live.registry.contradictions == 1
         await core.play(ALICE, REACHABLE)
         await core.advance(1)
-        await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         core.watcher.lose(ALICE)
         core.watcher.answer = lambda _: BUSY
-        await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         assert core.watcher.asked.count(refresh) == 1, "it agrees, or is not live"
 
 
@@ -185,12 +186,12 @@ async def test_question_that_is_refused(core: Core) -> None:
     await core.groups.create(APP, TEAM, [ALICE])
     for max_age_s in (0, 5):
         with pytest.raises(GroupNotAllowed):
-            await core.queries.get_status(APP, TEAM, max_age_s=max_age_s, face="grpc")
+            await core.queries.get_status(APP, TEAM, max_age_s=max_age_s, face=Face.GRPC)
         with pytest.raises(InvalidAddress):
-            await core.queries.get_status(APP, "alice", max_age_s=max_age_s, face="grpc")
+            await core.queries.get_status(APP, "alice", max_age_s=max_age_s, face=Face.GRPC)
     for age in (-1, 86_401, float("nan"), float("inf")):
         with pytest.raises(InvalidRequest):
-            await core.queries.get_status(APP, ALICE, max_age_s=age, face="grpc")
+            await core.queries.get_status(APP, ALICE, max_age_s=age, face=Face.GRPC)
 
 
 async def test_query_gives_each_terminal_its_own_result(core: Core) -> None:
@@ -224,7 +225,7 @@ async def test_query_is_bounded_and_comes_as_it_is_answered(core: Core) -> None:
     assert len(await results(core, *addresses)) == 1000
     assert core.watcher.most_in_flight == MAX_AT_ONCE
     core.watcher.answer = lambda address: None if address == ALICE else BUSY
-    async with aclosing(core.queries.query(APP, [ALICE, BOB], face="grpc")) as query:
+    async with aclosing(core.queries.query(APP, [ALICE, BOB], face=Face.GRPC)) as query:
         first = await anext(query)
         assert first.address == BOB
     await until(lambda: not core.watcher.in_flight)
@@ -294,7 +295,7 @@ async def test_busy_is_hidden_where_the_policy_says_so(url: str) -> None:
     """A client that may not see BUSY sees REACHABLE."""
     async with run_core(url, policy=Policy(busy_available=False)) as core:
         core.watcher.answer = lambda _: BUSY
-        assert (await core.queries.get_status(APP, ALICE, face="grpc")).status is REACHABLE
+        assert (await core.queries.get_status(APP, ALICE, face=Face.GRPC)).status is REACHABLE
         shown = (await results(core, ALICE))[ALICE].status
         assert shown is not None
         assert shown.status is REACHABLE
@@ -310,18 +311,18 @@ async def test_group_of_another_client_is_a_terminal(core: Core, max_age_s: floa
         await core.play(ALICE, BUSY)
         core.watcher.answer = lambda _: BUSY
         for client in (OTHER, ADMIN):
-            status = await core.queries.get_status(client, ALICE, max_age_s=max_age_s, face="grpc")
+            status = await core.queries.get_status(client, ALICE, max_age_s=max_age_s, face=Face.GRPC)
             assert (status.address, status.status) == (ALICE, BUSY)
         for address in (ALICE, "SIP:alice@EXAMPLE.com"):
             with pytest.raises(GroupNotAllowed):
-                await core.queries.get_status(APP, address, max_age_s=max_age_s, face="grpc")
+                await core.queries.get_status(APP, address, max_age_s=max_age_s, face=Face.GRPC)
     assert list(await results(core, ALICE, client=OTHER)) == [ALICE]
     assert list(await results(core, ALICE)) == [BOB]
 
 
 async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> None:
     """Where the terminal's last document was unreadable the presence server is asked, whatever age is accepted."""
-    await core.queries.get_status(APP, ALICE, face="grpc")
+    await core.queries.get_status(APP, ALICE, face=Face.GRPC)
     async with reading(core, ALICE, client=OTHER) as stream:
         await stream.some(SnapshotComplete)
         await core.play(ALICE, BUSY)
@@ -330,7 +331,7 @@ async def test_unreadable_document_makes_what_is_known_no_answer(core: Core) -> 
         core.clocks.advance(1)
         core.watcher.answer = lambda _: UNREACHABLE
         for _ in range(2):  # the second query is answered by the first one's fetch
-            status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+            status = await core.queries.get_status(APP, ALICE, max_age_s=60, face=Face.GRPC)
             assert status.status is UNREACHABLE
     assert len(core.watcher.fetched) == 2
 
@@ -344,14 +345,14 @@ async def test_unreadable_document_counts_after_the_clock_was_set_back(core: Cor
         core.watcher.send(ALICE, b"<presence")
         core.clocks.advance(40)
         core.watcher.answer = lambda _: UNREACHABLE
-        status = await core.queries.get_status(APP, ALICE, max_age_s=60, face="grpc")
+        status = await core.queries.get_status(APP, ALICE, max_age_s=60, face=Face.GRPC)
     assert (status.status, len(core.watcher.fetched)) == (UNREACHABLE, 1)
 
 
 async def test_age_is_judged_when_each_result_is_read(core: Core) -> None:
     """A slow reader gets no status that is older than it accepts when it reads."""
     await results(core, ALICE, BOB)
-    async with aclosing(core.queries.query(APP, [ALICE, BOB], max_age_s=60, face="grpc")) as query:
+    async with aclosing(core.queries.query(APP, [ALICE, BOB], max_age_s=60, face=Face.GRPC)) as query:
         assert (await anext(query)).address == ALICE
         core.clocks.advance(61)
         assert (await anext(query)).address == BOB
@@ -363,12 +364,12 @@ async def test_questions_leave_usage_records(core: Core) -> None:
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     core.watcher.answer = lambda _: TerminalUnknown("The presence server answered 404.")
     with pytest.raises(TerminalUnknown):
-        await core.queries.get_status(APP, ALICE, face="rest", requester="sip:boss@example.com")
+        await core.queries.get_status(APP, ALICE, face=Face.REST, requester="sip:boss@example.com")
     await results(core, TEAM, CAROL)
     with pytest.raises(InvalidAddress):
         await results(core, "team", client=OTHER)
     one, many, refused = await core.usage_records()
-    assert (one.operation, one.targets, one.requester, one.face, one.result, one.root_cause) == (
+    assert (one.operation.value, one.targets, one.requester, one.face.value, one.result, one.root_cause) == (
         "getStatus",
         (ALICE,),
         "sip:boss@example.com",
@@ -376,7 +377,7 @@ async def test_questions_leave_usage_records(core: Core) -> None:
         "TERMINAL_UNKNOWN",
         "The presence server answered 404.",
     )
-    assert (many.operation, many.targets, many.target_count, many.expanded_count, many.result) == (
+    assert (many.operation.value, many.targets, many.target_count, many.expanded_count, many.result) == (
         "getStatusForGroup",
         (TEAM, CAROL),
         2,
@@ -389,7 +390,7 @@ async def test_questions_leave_usage_records(core: Core) -> None:
 async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:
     """A query whose caller left is recorded too."""
     core.watcher.answer = lambda _: None
-    asking = asyncio.ensure_future(core.queries.get_status(APP, ALICE, face="grpc"))
+    asking = asyncio.ensure_future(core.queries.get_status(APP, ALICE, face=Face.GRPC))
     await until(lambda: core.watcher.in_flight)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -400,9 +401,9 @@ async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:
 async def test_questions_count_against_the_rate(url: str) -> None:
     """Calls above the rate are refused and not recorded."""
     async with run_core(url, policy=Policy(rate_per_s=1)) as core:
-        await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         with pytest.raises(RateLimited):
-            await core.queries.get_status(APP, ALICE, face="grpc")
+            await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         with pytest.raises(RateLimited):
             await results(core, ALICE)
         assert len(await core.usage_records()) == 1
@@ -412,9 +413,9 @@ async def test_each_terminal_of_a_query_counts_against_the_rate(url: str) -> Non
     """Each terminal, named or from a group, counts once; one client's query does not affect another client."""
     async with run_core(url, policy=Policy(rate_per_s=1, rate_burst=4)) as core:
         assert set(await results(core, ALICE, BOB, CAROL, "SIP:alice@example.com")) == {ALICE, BOB, CAROL}
-        await core.queries.get_status(APP, ALICE, face="grpc")
+        await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         with pytest.raises(RateLimited):
-            await core.queries.get_status(APP, ALICE, face="grpc")
+            await core.queries.get_status(APP, ALICE, face=Face.GRPC)
         await core.groups.create(OTHER, TEAM, [ALICE, BOB, CAROL])
         assert set(await results(core, TEAM, client=OTHER)) == {ALICE, BOB, CAROL}
         with pytest.raises(RateLimited) as refused:
@@ -426,5 +427,5 @@ async def test_memory_of_fetched_statuses_is_bounded(core: Core) -> None:
     """At most the bound of fetched statuses is remembered; the oldest is forgotten."""
     core.live.last_statuses._past.capacity = 2  # noqa: SLF001
     for address in (ALICE, BOB, CAROL, ALICE):
-        await core.queries.get_status(APP, address, face="grpc")
+        await core.queries.get_status(APP, address, face=Face.GRPC)
     assert [core.live.last_statuses.knows(address) for address in (ALICE, BOB, CAROL)] == [True, False, True]

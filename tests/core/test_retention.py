@@ -10,6 +10,7 @@ import structlog
 from app.core import retention
 from app.core.retention import keep_for
 from app.domain.filters import UsageFilter
+from app.domain.operations import Face, UsageOperation
 from app.domain.records import UsageRecord
 from app.ports.store import Page
 from app.store import SqlStore
@@ -48,9 +49,9 @@ async def test_old_usage_goes(store: SqlStore) -> None:
             UsageRecord(
                 id=f"u{age}",
                 at=NOW - timedelta(days=age),
-                operation="getStatus",
+                operation=UsageOperation.GET_STATUS,
                 client_id="c",
-                face="grpc",
+                face=Face.GRPC,
                 result="OK",
             )
             for age in ages

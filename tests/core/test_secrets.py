@@ -14,6 +14,7 @@ from app.delivery.hosts import Places
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.errors import SinkRefused, StoreUnavailable, SubscriptionUnknown
 from app.domain.filters import AuditFilter
+from app.domain.operations import Face
 from app.domain.records import Subscription
 from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
 from app.ports.store import Page
@@ -156,7 +157,9 @@ async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
 async def audit_entries(core: Core) -> list[tuple[str, str, dict[str, str]]]:
     """The audit entries about secrets."""
     entries, _ = await core.store.audit_entries(Page(), AuditFilter(start=BEGAN - timedelta(days=1)))
-    return [(entry.who, entry.what, dict(entry.details)) for entry in entries if "secret" in entry.what]
+    return [
+        (entry.actor, entry.action.value, dict(entry.details)) for entry in entries if "secret" in entry.action.value
+    ]
 
 
 async def test_who_may(gateway: Signed) -> None:
@@ -165,10 +168,10 @@ async def test_who_may(gateway: Signed) -> None:
     subscription = await gateway.subscribe()
     for client, name in ((OTHER, subscription.id), (APP, "nothing"), (APP, ""), (APP, "x" * 5000)):
         with pytest.raises(SubscriptionUnknown):
-            await gateway.service.rotate_secret(client, name, face="rest")
-    await gateway.service.rotate_secret(ADMIN, subscription.id, secret=OTHER_SECRET, face="rest")
+            await gateway.service.rotate_secret(client, name, face=Face.REST)
+    await gateway.service.rotate_secret(ADMIN, subscription.id, secret=OTHER_SECRET, face=Face.REST)
     assert await gateway.secrets(subscription) == [OTHER_SECRET, SECRET]
-    await gateway.service.cancel(APP, subscription.id, face="rest")
+    await gateway.service.cancel(APP, subscription.id, face=Face.REST)
     with pytest.raises(SubscriptionUnknown):
         await gateway.rotate(subscription)
     assert await gateway.secrets(subscription) == [OTHER_SECRET, SECRET]
@@ -199,7 +202,7 @@ async def test_only_webhooks_of_v1_are_signed(tmp_path: Path, sink: Sink) -> Non
     async with run_core(await new_database(tmp_path)) as core:
         subscription = await core.subscribe(ALICE, sink=sink)
         with pytest.raises(SinkRefused) as refused:
-            await core.subscriptions.rotate_secret(APP, subscription.id, face="rest")
+            await core.subscriptions.rotate_secret(APP, subscription.id, face=Face.REST)
         assert refused.value.details == {"reason": "profile"}
         assert (await core.stored(subscription)).sink == sink
 

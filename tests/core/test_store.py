@@ -30,6 +30,7 @@ from app.domain.filters import (
     SubscriptionState,
     UsageFilter,
 )
+from app.domain.operations import AuditAction
 from app.domain.owed import ClientDeletion
 from app.domain.records import (
     AuditEntry,
@@ -246,7 +247,7 @@ async def test_times_that_are_not_utc_are_refused(store: SqlStore) -> None:
     with pytest.raises(ValueError, match="not an aware UTC"):
         subscription("s1", created_at=AT.astimezone(zone))
     with pytest.raises(Exception, match="not an aware UTC"):
-        await store.audit(AT.astimezone(zone), "me", "client.create", {})
+        await store.audit(AT.astimezone(zone), "me", AuditAction.CLIENT_ADDED, {})
 
 
 async def test_same_request_id_is_the_same_subscription(store: SqlStore) -> None:
@@ -409,11 +410,11 @@ async def test_deleted_client_leaves_nothing_that_works(store: SqlStore) -> None
 async def test_audit_log_is_read_in_the_order_written(store: SqlStore) -> None:
     """Entries are read back in the order of writing, page by page, from a given time."""
     for number in range(4):
-        await store.audit(after(number), "operator", "client.create", {"client": f"c{number}\0"})
+        await store.audit(after(number), "operator", AuditAction.CLIENT_ADDED, {"client": f"c{number}\0"})
     first, token = await store.audit_entries(Page(size=2), AuditFilter(start=after(1)))
     second, end_token = await store.audit_entries(Page(size=2, token=token), AuditFilter(start=after(1)))
     assert first + second == [
-        AuditEntry(at=after(n), who="operator", what="client.create", details={"client": f"c{n}\ufffd"})
+        AuditEntry(at=after(n), actor="operator", action=AuditAction.CLIENT_ADDED, details={"client": f"c{n}\ufffd"})
         for n in (1, 2, 3)
     ]
     assert end_token == ""

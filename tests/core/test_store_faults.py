@@ -25,6 +25,7 @@ from structlog.testing import capture_logs
 from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable
 from app.domain.filters import AuditFilter, SubscriptionFilter, UsageFilter
+from app.domain.operations import AuditAction
 from app.main import CannotStart, run_gateway
 from app.ports.store import Page
 from app.sandbox import Sandbox
@@ -74,7 +75,7 @@ async def fails(store: SqlStore, reason: str) -> None:
         store.write(EVERYTHING),
         store.create_subscription(subscription("s2", request_id="r"), [owed("n2", "s2")], ()),
         store.write_usage([usage("u1")]),
-        store.audit(AT, "operator", "client.create", {}),
+        store.audit(AT, "operator", AuditAction.CLIENT_ADDED, {}),
         store.claim(after(99), after(100), 10, "me"),
     ):
         with pytest.raises(StoreUnavailable) as caught:
@@ -203,7 +204,7 @@ async def test_sqlite_replaced(sqlite: SqlStore, path: Path) -> None:
 
 async def test_sqlite_writers_wait_their_turn(sqlite: SqlStore) -> None:
     """Many writers in one process at once do not lock each other out."""
-    await asyncio.gather(*(sqlite.audit(AT, f"{number}", "x", {}) for number in range(30)))
+    await asyncio.gather(*(sqlite.audit(AT, f"{number}", AuditAction.CLIENT_ADDED, {}) for number in range(30)))
     assert len((await sqlite.audit_entries(Page(), AuditFilter(start=AT)))[0]) == 30
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from app.domain.changes import Attempted, Changes, SubscriptionUpdate
 from app.domain.filters import NotificationFilter, SubscriptionFilter, UsageFilter
+from app.domain.operations import AuditAction
 from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.ports.store import Page, Store
@@ -443,7 +444,7 @@ async def test_purge_deletes_what_is_old_and_settled(store: SqlStore) -> None:
         [attempted("a1"), attempted("b1", DEAD, attempt=attempt("b1", at_s=50)), attempted("d1")]
     )
     await store.write_usage([usage("u1", after(1)), usage("u2", after(50))])
-    await store.audit(after(1), "operator", "client.create", {})
+    await store.audit(after(1), "operator", AuditAction.CLIENT_ADDED, {})
     # a1, d1, u1, the audit line and s4; s1 and s2 have records that are kept
     assert await purged(store, after(20), most=2) == [2, 2, 1]
     assert await states(store) == {"a2": PENDING, "b1": DEAD}

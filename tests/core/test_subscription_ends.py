@@ -17,6 +17,7 @@ from app.domain.errors import (
     WatcherRefused,
 )
 from app.domain.filters import AuditFilter, SubscriptionFilter
+from app.domain.operations import Face
 from app.domain.policy import Policy
 from app.domain.records import DeliveryState, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
@@ -178,12 +179,12 @@ async def test_cancelled_subscription_is_reported_nothing_more(core: Core, sink:
     for it."""
     subscription = await core.subscribe(ALICE, sink=sink)
     await core.play(ALICE, REACHABLE)
-    await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+    await core.subscriptions.cancel(APP, subscription.id, face=Face.GRPC)
     await core.play(ALICE, BUSY)
     assert await core.owed_in_short(subscription) == expected
     assert (await core.stored(subscription)).end_reason is EndReason.CANCELLED
     with pytest.raises(SubscriptionUnknown):
-        await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+        await core.subscriptions.cancel(APP, subscription.id, face=Face.GRPC)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ async def test_what_is_owed_when_a_subscription_is_cancelled(core: Core, sink: S
     cancelled = await core.subscribe(ALICE, sink=sink, check_immediate=True)
     expired = await core.subscribe(ALICE, sink=sink, check_immediate=True, duration_ms=60_000)
     await core.play(ALICE, UNREACHABLE)
-    await core.subscriptions.cancel(APP, cancelled.id, face="soap")
+    await core.subscriptions.cancel(APP, cancelled.id, face=Face.SOAP)
     assert {one.state for one in await core.owed(cancelled)} == {state}
     await core.advance(61)
     kept = DeliveryState.PENDING if sink.kind is not SinkKind.STREAM else DeliveryState.DELIVERED
@@ -224,7 +225,7 @@ async def test_caller_that_leaves_ends_callbacks_too(tmp_path: Path) -> None:
     async with run_core(await new_database(tmp_path), withdrawn=withdraw) as core:
         made = await core.subscribe(ALICE, sink=SOAP)
         core.store.before_write = slow
-        ending = asyncio.ensure_future(core.subscriptions.cancel(APP, made.id, face="soap"))
+        ending = asyncio.ensure_future(core.subscriptions.cancel(APP, made.id, face=Face.SOAP))
         await written.wait()
         ending.cancel()
         await asyncio.gather(ending, return_exceptions=True)
@@ -240,12 +241,12 @@ async def test_cancelled_by_correlator(core: Core) -> None:
     with pytest.raises(DuplicateCorrelator):
         await core.subscribe(BOB, correlator="c", sink=SOAP)
     other = await core.subscribe(ALICE, correlator="c", sink=SOAP, client=OTHER)
-    await core.subscriptions.cancel_by_correlator(APP, "c", face="soap")
+    await core.subscriptions.cancel_by_correlator(APP, "c", face=Face.SOAP)
     assert not (await core.stored(first)).active
     assert (await core.stored(other)).active
     for correlator in ("c", "", "x" * 10_000):
         with pytest.raises(SubscriptionUnknown):
-            await core.subscriptions.cancel_by_correlator(APP, correlator, face="soap")
+            await core.subscriptions.cancel_by_correlator(APP, correlator, face=Face.SOAP)
     await core.subscribe(BOB, correlator="c", sink=SOAP)
     assert core.live.engine.figures()["subscriptions"] == 2
 
@@ -277,11 +278,11 @@ async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
     made = await core.subscribe(ALICE, request_id="once")
     await core.subscribe(ALICE, request_id="once")
     await core.subscriptions.renew(ADMIN, made.id, 60_000)
-    await core.subscriptions.cancel(APP, made.id, face="rest", requester="bob")
+    await core.subscriptions.cancel(APP, made.id, face=Face.REST, requester="bob")
     with pytest.raises(SubscriptionUnknown):
-        await core.subscriptions.cancel(APP, made.id, face="rest")
+        await core.subscriptions.cancel(APP, made.id, face=Face.REST)
     entries, _ = await core.store.audit_entries(Page(), AuditFilter(start=BEGAN - timedelta(days=1)))
-    assert [(one.who, one.what, one.details["subscription"]) for one in entries] == [
+    assert [(one.actor, one.action.value, one.details["subscription"]) for one in entries] == [
         (APP.id, "subscription created", made.id),
         (ADMIN.id, "subscription renewed", made.id),
         (APP.id, "subscription cancelled", made.id),

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from app.domain.changes import Changes
+from app.domain.operations import Face
 from tests.support.core import (
     ALICE,
     APP,
@@ -139,7 +140,7 @@ async def test_crash_in_the_middle_of_a_write_loses_nothing(database_url: str) -
         async with run_core(database_url) as core:
             await core.play(ALICE, BUSY)
             assert await core.owed_in_short(subscription) == ["alice BUSY"]
-            await core.subscriptions.cancel(APP, subscription.id, face="grpc")
+            await core.subscriptions.cancel(APP, subscription.id, face=Face.GRPC)
             await core.play(ALICE, REACHABLE)
 
 

@@ -30,6 +30,7 @@ from app.domain.errors import (
     TooManyWatchedTerminals,
     UnlimitedCountNotAllowed,
 )
+from app.domain.operations import Face
 from app.domain.policy import Policy
 from app.domain.records import DeliveryState
 from app.domain.sinks import SECRET_BYTES, TOKEN_LEAD, EndReason, Sink, SinkKind, read_secret
@@ -152,7 +153,7 @@ async def test_request_that_the_policy_refuses(
         with pytest.raises(error):
             await core.subscribe(*request_.pop("addresses", [ALICE]), **request_)
         (record,) = await core.usage_records()
-        assert (record.operation, record.result) == ("startNotification", error.code)
+        assert (record.operation.value, record.result) == ("startNotification", error.code)
         assert core.live.engine.figures()["terminals"] == 0
 
 
@@ -206,7 +207,7 @@ async def test_client_sees_its_own_only(core: Core) -> None:
         with pytest.raises(SubscriptionUnknown):
             await core.subscriptions.get(APP, unknown)
         with pytest.raises(SubscriptionUnknown):
-            await core.subscriptions.cancel(APP, unknown, face="rest")
+            await core.subscriptions.cancel(APP, unknown, face=Face.REST)
     assert [one.id for one in (await core.subscriptions.list(APP, Page()))[0]] == [mine.id]
     assert len((await core.subscriptions.list(ADMIN, Page()))[0]) == 2
     assert (await core.subscriptions.get(ADMIN, theirs.id)).id == theirs.id
@@ -241,18 +242,23 @@ async def test_starts_and_ends_leave_usage_records(core: Core) -> None:
     """Each start and end is recorded under the contract's name, in its own transaction where it succeeds."""
     await core.groups.create(APP, TEAM, [ALICE, BOB])
     made = await core.subscribe(TEAM, correlator="c")
-    await core.subscriptions.cancel(APP, made.id, face="rest", requester="tel:+1")
+    await core.subscriptions.cancel(APP, made.id, face=Face.REST, requester="tel:+1")
     with pytest.raises(SubscriptionUnknown):
-        await core.subscriptions.cancel(APP, made.id, face="rest")
+        await core.subscriptions.cancel(APP, made.id, face=Face.REST)
     start, end, failed = await core.usage_records()
-    assert (start.operation, start.targets, start.target_count, start.expanded_count) == (
+    assert (start.operation.value, start.targets, start.target_count, start.expanded_count) == (
         "startNotification",
         (TEAM,),
         1,
         2,
     )
-    assert (start.correlator, start.subscription_id, start.face, start.result) == ("c", made.id, "grpc", "OK")
-    assert (end.operation, end.requester, end.correlator, end.face) == ("endNotification", "tel:+1", "c", "rest")
+    assert (start.correlator, start.subscription_id, start.face.value, start.result) == ("c", made.id, "grpc", "OK")
+    assert (end.operation.value, end.requester, end.correlator, end.face.value) == (
+        "endNotification",
+        "tel:+1",
+        "c",
+        "rest",
+    )
     assert failed.result == "SUBSCRIPTION_UNKNOWN"
 
 

@@ -8,9 +8,10 @@ import pytest
 import structlog
 
 from app.core import usage
-from app.core.usage import GET_STATUS, Caller, UsageLog
+from app.core.usage import Caller, UsageLog
 from app.domain.errors import RateLimited
 from app.domain.filters import UsageFilter
+from app.domain.operations import Face, UsageOperation
 from app.domain.policy import Policy
 from app.domain.records import MAX_USAGE_TARGETS
 from app.ports.store import Page
@@ -19,7 +20,9 @@ from tests.support.waiting import until
 
 
 def record(core: Core, number: int = 0, caller: Caller | None = None) -> None:
-    core.usage.record(core.usage.make(GET_STATUS, caller or Caller(client=APP, face="grpc"), correlator=str(number)))
+    core.usage.record(
+        core.usage.make(UsageOperation.GET_STATUS, caller or Caller(client=APP, face=Face.GRPC), correlator=str(number))
+    )
 
 
 async def exported(core: Core, *args: Any, **options: Any) -> list[str]:
@@ -48,7 +51,7 @@ async def test_client_reads_its_own(core: Core) -> None:
     record(core, 1)
     core.clocks.advance(60)
     record(core, 2)
-    record(core, 3, Caller(client=OTHER, face="rest"))
+    record(core, 3, Caller(client=OTHER, face=Face.REST))
     await until(lambda: not core.usage.buffered)
     assert await exported(core, APP, BEGAN) == ["1", "2"]
     assert await exported(core, APP, BEGAN + timedelta(seconds=1)) == ["2"]
@@ -92,8 +95,8 @@ async def test_what_callers_wrote_is_bounded(core: Core) -> None:
     """A record is bounded, however long its targets, requester and correlator are; it has the true number of
     targets."""
     made = core.usage.make(
-        GET_STATUS,
-        Caller(client=APP, face="soap", requester="r" * 10_000),
+        UsageOperation.GET_STATUS,
+        Caller(client=APP, face=Face.SOAP, requester="r" * 10_000),
         targets=["x" * 10_000] * 1000,
         correlator="c" * 10_000,
         root_cause="w" * 10_000,

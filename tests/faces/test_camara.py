@@ -23,6 +23,7 @@ from app.domain.errors import (
     WatcherRefused,
     WatcherUnauthenticated,
 )
+from app.domain.operations import Face
 from app.domain.policy import Policy
 from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, EndReason, Sink, SinkKind
 from app.domain.statuses import Status
@@ -137,7 +138,7 @@ async def test_retrieve(face: HttpFace, core: Core, status: Status, reachable: b
         **({"connectivity": ["DATA"]} if reachable else {}),
     }
     assert core.watcher.fetched == [TEL]
-    assert (await core.usage_records())[0].face == "camara"
+    assert (await core.usage_records())[0].face is Face.CAMARA
 
 
 async def test_identifiers(face: HttpFace, core: Core, tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ async def test_what_is_refused_at_once_is_recorded(face: HttpFace, core: Core) -
     await face.call("POST", RETRIEVE, {"device": {"ipv6Address": "2001:db8::1"}})
     await face.call("POST", SUBSCRIPTIONS, asked(device=None))
     await face.call("DELETE", f"{SUBSCRIPTIONS}/none")
-    assert [(one.operation, one.result) for one in await core.usage_records()] == [
+    assert [(one.operation.value, one.result) for one in await core.usage_records()] == [
         ("getStatus", "UNSUPPORTED_IDENTIFIER"),
         ("startNotification", "MISSING_IDENTIFIER"),
         ("endNotification", "SUBSCRIPTION_UNKNOWN"),

@@ -197,7 +197,7 @@ async def test_status(face: HttpFace) -> None:
         answer = (await face.call("GET", f"{STATUS}?max_age_s=30&requester=me&colour=blue")).json
         assert (answer["status"], answer["source"], answer["revision"]) == ("BUSY", "WATCH", 1)
     records = await face.core.usage_records()
-    assert [(one.operation, one.face, one.requester) for one in records][-1] == ("getStatus", "rest", "me")
+    assert [(one.operation.value, one.face.value, one.requester) for one in records][-1] == ("getStatus", "rest", "me")
 
 
 @pytest.mark.parametrize(

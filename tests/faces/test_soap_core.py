@@ -324,8 +324,10 @@ async def test_no_callback_begins_after_end_notification(tmp_path: Path) -> None
         assert (await world.calls(2))[1:] == [f"statusNotification c-2 {BOB} Busy"]  # after everything that was due
         ended = await listed(world, DeliveryState.WITHDRAWN)
         assert [(one.sequence, one.attempts) for one in ended] == [(1, 1), (2, 0)]
-        about = [one for one in await world.core.usage_records() if one.operation.startswith("statusNotification_")]
-        first = [(one.operation, one.root_cause) for one in about if one.correlator == "c-1"]
+        about = [
+            one for one in await world.core.usage_records() if one.operation.value.startswith("statusNotification_")
+        ]
+        first = [(one.operation.value, one.root_cause) for one in about if one.correlator == "c-1"]
         assert first == [
             ("statusNotification_DeliveryAttempted", ""),
             ("statusNotification_DeliveryResult", "withdrawn"),
@@ -427,7 +429,7 @@ async def test_usage(tmp_path: Path) -> None:
         await world.ask(group(BOB))
         await world.ask(end())
         records = await world.core.usage_records()
-        calls = [(one.operation, one.face, one.requester, one.result, one.correlator) for one in records]
+        calls = [(one.operation.value, one.face.value, one.requester, one.result, one.correlator) for one in records]
         assert sorted(calls) == sorted(
             [
                 ("startNotification", "soap", "sip:app@example.com", "OK", "c-1"),
@@ -461,7 +463,7 @@ async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
             assert (await world.ask(body, authorization="other")).fault == fault
         assert (await world.ask(b"<a/>")).faultcode == "Client"
         records = await world.core.usage_records()
-        assert [(one.operation, one.correlator[:5], list(one.targets), one.requester) for one in records] == [
+        assert [(one.operation.value, one.correlator[:5], list(one.targets), one.requester) for one in records] == [
             ("startNotification", "c-1", [ALICE, "tel:+15550002"], "sip:r@example.com"),
             ("startNotification", "c-1", [ALICE, "tel:+15550002"], ""),
             ("endNotification", "", [], ""),
@@ -473,7 +475,7 @@ async def test_usage_of_what_is_refused(tmp_path: Path) -> None:
         ]
         refused = ["INVALID_REQUEST"] * 5 + ["TOO_MANY_ADDRESSES", "INVALID_REQUEST", "INVALID_ADDRESS"]
         assert [one.result for one in records] == refused
-        assert {(one.client_id, one.face) for one in records} == {(OTHER.id, "soap")}
+        assert {(one.client_id, one.face.value) for one in records} == {(OTHER.id, "soap")}
         assert (
             records[0].root_cause
             == "SVC0002: Invalid input value for message part frequency. The part is missing; send it."

@@ -31,6 +31,7 @@ from app.domain.errors import (
     UnlimitedCountNotAllowed,
     WatcherRefused,
 )
+from app.domain.operations import Face
 from app.domain.records import MAX_CORRELATOR
 from app.domain.sinks import Sink, SinkKind
 from app.domain.statuses import Status, TerminalStatus
@@ -131,7 +132,7 @@ async def test_get_status_for_group() -> None:
         ],
     ]
     assert {one.tag for one in reply.content} == {f"{{{LOCAL}}}result"}
-    assert use_cases.asked == [(OWNER, [ALICE, "tel:+1-555-0002", CAROL, "sip:team@example.com"], 0, "soap", "")]
+    assert use_cases.asked == [(OWNER, [ALICE, "tel:+1-555-0002", CAROL, "sip:team@example.com"], 0, Face.SOAP, "")]
 
 
 async def test_get_status_for_group_of_nobody() -> None:
@@ -149,7 +150,7 @@ async def test_start_notification() -> None:
         0,
         None,
     )
-    assert use_cases.created == [(OWNER, STARTED, "soap", "")]
+    assert use_cases.created == [(OWNER, STARTED, Face.SOAP, "")]
 
 
 async def test_start_notification_with_defaults() -> None:
@@ -179,7 +180,7 @@ async def test_end_notification() -> None:
     use_cases = FakeUseCases()
     reply = await ask(use_cases, end("<l:correlator> c &lt;1&gt;\n</l:correlator>"))
     assert (reply.content.tag, len(reply.content)) == (f"{{{MANAGER}}}endNotificationResponse", 0)
-    assert use_cases.ended == [(OWNER, " c <1>\n", "soap", "")]
+    assert use_cases.ended == [(OWNER, " c <1>\n", Face.SOAP, "")]
 
 
 @pytest.mark.parametrize("version", ["v2_0", "v2_2", "v2_3", "v2_10", "v3_0", "v3_1"])
@@ -252,7 +253,7 @@ async def test_lenient(body: bytes) -> None:
     assert reply.status == 200, reply.reason
     profile = use_cases.created[0][1].sink.profile
     expected = replace(STARTED, sink=replace(STARTED.sink, profile=profile), addresses=[ALICE, BOB])
-    assert use_cases.created == [(OWNER, expected, "soap", "")]
+    assert use_cases.created == [(OWNER, expected, Face.SOAP, "")]
 
 
 async def test_nil() -> None:

@@ -92,7 +92,7 @@ def billed(notification: OwedNotification, state: DeliveryState, outcome: str) -
     assert {(r.client_id, r.face, r.correlator, r.subscription_id) for r in records} <= {
         (OWNER.id, "gateway", SUBSCRIPTION.correlator, SUBSCRIPTION.id)
     }
-    return [(record.operation, record.result, " ".join(record.targets)) for record in records]
+    return [(record.operation.value, record.result, " ".join(record.targets)) for record in records]
 
 
 def test_usage_of_a_status_notification() -> None:

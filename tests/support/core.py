@@ -29,6 +29,7 @@ from app.domain.errors import (
     WatcherRefused,
 )
 from app.domain.filters import NotificationFilter, UsageFilter
+from app.domain.operations import Face
 from app.domain.policy import Policy
 from app.domain.records import Client, NotificationKind, OwedNotification, Subscription, UsageRecord
 from app.domain.sinks import Sink, SinkKind
@@ -286,7 +287,9 @@ class Core:
         await self.settled()
 
     async def subscribe(self, *addresses: str, client: Client = APP, **request: Any) -> Subscription:
-        return await self.subscriptions.create(client, SubscriptionRequest(addresses=addresses, **request), face="grpc")
+        return await self.subscriptions.create(
+            client, SubscriptionRequest(addresses=addresses, **request), face=Face.GRPC
+        )
 
     async def owed(self, subscription: Subscription) -> list[OwedNotification]:
         """The subscription's notifications, in order."""

@@ -6,6 +6,7 @@ from typing import Any
 from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes, SubscriptionUpdate
 from app.domain.filters import NotificationFilter
+from app.domain.operations import Face, UsageOperation
 from app.domain.records import (
     Group,
     NotificationKind,
@@ -73,9 +74,9 @@ def usage(name: str, at: datetime = AT, client_id: str = "c1") -> UsageRecord:
     return UsageRecord(
         id=name,
         at=at,
-        operation="getStatus",
+        operation=UsageOperation.GET_STATUS,
         client_id=client_id,
-        face="rest",
+        face=Face.REST,
         requester="tel:+15551234567",
         targets=(ALICE,),
         target_count=1,

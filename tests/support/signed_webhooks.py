@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from app.core.subscriptions import SubscriptionService
 from app.delivery.deliverer import Deliverer
+from app.domain.operations import Face
 from app.domain.records import Subscription
 from app.domain.sinks import SINK_SECRETS, Sink, SinkKind
 from app.domain.statuses import Status
@@ -49,7 +50,7 @@ class Signed:
         return self.events()[-1]
 
     async def rotate(self, subscription: Subscription, secret: str = "", **more: Any) -> tuple[Subscription, str]:
-        return await self.service.rotate_secret(APP, subscription.id, secret=secret, face="rest", **more)
+        return await self.service.rotate_secret(APP, subscription.id, secret=secret, face=Face.REST, **more)
 
     async def secrets(self, subscription: Subscription) -> list[str]:
         """The subscription's signing secrets, as stored."""

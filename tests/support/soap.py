@@ -26,6 +26,7 @@ from app.domain.errors import (
     TerminalStatusError,
     WatcherRefused,
 )
+from app.domain.operations import Face
 from app.domain.records import Client, UsageRecord
 from app.domain.statuses import TerminalStatus
 from soap_compat.faults import TEXTS
@@ -192,12 +193,12 @@ class FakeUseCases:
     get_status_of: Callable[[str], Awaitable[TerminalStatus]] | None = None
     results: Sequence[TerminalResult] = ()
     raises: Exception | None = None
-    asked: list[tuple[Client, Sequence[str], float, str, str]] = field(default_factory=list)
-    created: list[tuple[Client, SubscriptionRequest, str, str]] = field(default_factory=list)
-    ended: list[tuple[Client, str, str, str]] = field(default_factory=list)
+    asked: list[tuple[Client, Sequence[str], float, Face, str]] = field(default_factory=list)
+    created: list[tuple[Client, SubscriptionRequest, Face, str]] = field(default_factory=list)
+    ended: list[tuple[Client, str, Face, str]] = field(default_factory=list)
 
     async def get_status(
-        self, client: Client, address: str, *, max_age_s: float = 0, face: str, requester: str = ""
+        self, client: Client, address: str, *, max_age_s: float = 0, face: Face, requester: str = ""
     ) -> TerminalStatus:
         self.asked.append((client, [address], max_age_s, face, requester))
         if self.get_status_of is None:
@@ -205,7 +206,7 @@ class FakeUseCases:
         return await self.get_status_of(address)
 
     async def query(
-        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: str, requester: str = ""
+        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: Face, requester: str = ""
     ) -> AsyncIterator[TerminalResult]:
         self.asked.append((client, addresses, max_age_s, face, requester))
         if self.raises is not None:
@@ -213,12 +214,12 @@ class FakeUseCases:
         for result in self.results:
             yield result
 
-    async def create(self, client: Client, request: SubscriptionRequest, *, face: str, requester: str = "") -> None:
+    async def create(self, client: Client, request: SubscriptionRequest, *, face: Face, requester: str = "") -> None:
         self.created.append((client, request, face, requester))
         if self.raises is not None:
             raise self.raises
 
-    async def cancel_by_correlator(self, client: Client, correlator: str, *, face: str, requester: str = "") -> None:
+    async def cancel_by_correlator(self, client: Client, correlator: str, *, face: Face, requester: str = "") -> None:
         self.ended.append((client, correlator, face, requester))
         if self.raises is not None:
             raise self.raises

@@ -15,6 +15,7 @@ import pytest_asyncio
 from app.core.subscription_requests import SubscriptionRequest
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import TerminalStatusError
+from app.domain.operations import Face
 from app.domain.records import Client
 from app.domain.statuses import Status
 from app.main import Gateway, run_gateway
@@ -128,7 +129,7 @@ async def test_gateway_that_is_started_again_sets_up_in_turn(sandbox: Sandbox, t
     async with run_gateway(settings) as before:
         for client, its in ((APP, few), (OTHER, many)):
             for part in (its[: len(its) // 2], its[len(its) // 2 :]):
-                await before.use_cases.subscriptions.create(client, SubscriptionRequest(addresses=part), face="grpc")
+                await before.use_cases.subscriptions.create(client, SubscriptionRequest(addresses=part), face=Face.GRPC)
         await until(lambda: len(asked(sandbox, few, many)) == 220)
     sandbox.counters.subscribes.clear()
     async with run_gateway(settings.model_copy(update={"setups_per_s": RATE})):
@@ -143,7 +144,7 @@ async def test_storm_of_silent_fetches_leaves_another_client_its_answers(sandbox
     async def ask_for_ever() -> None:
         while not stop.is_set():
             try:
-                await gateway.use_cases.queries.get_status(OTHER, terminal("silent"), face="grpc")
+                await gateway.use_cases.queries.get_status(OTHER, terminal("silent"), face=Face.GRPC)
             except TerminalStatusError as error:
                 outcomes.append(error.code)
                 await asyncio.sleep(0.5 if error.code == "GATEWAY_OVERLOADED" else 0)
@@ -152,7 +153,7 @@ async def test_storm_of_silent_fetches_leaves_another_client_its_answers(sandbox
     try:
         await until(lambda: "FETCH_TIMED_OUT" in outcomes)
         answers = await asyncio.gather(
-            *(gateway.use_cases.queries.get_status(APP, terminal(), face="grpc") for _ in range(6))
+            *(gateway.use_cases.queries.get_status(APP, terminal(), face=Face.GRPC) for _ in range(6))
         )
         assert [answer.status for answer in answers] == [Status.REACHABLE] * 6
         watched = [terminal() for _ in range(20)]

@@ -120,7 +120,7 @@ async def test_a_certificate_is_a_client_over_soap(sandbox: Sandbox, party: Part
             while not (await gateway.use_cases.usage.page(billing, Page()))[0]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         records, _ = await gateway.use_cases.usage.page(billing, Page())
-        assert [(record.operation, record.face) for record in records] == [("getStatus", "soap")]
+        assert [(record.operation.value, record.face.value) for record in records] == [("getStatus", "soap")]
 
 
 @asynccontextmanager

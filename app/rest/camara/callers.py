@@ -22,6 +22,7 @@ from app.core.usage import Caller
 from app.core.use_cases import UseCases
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import InvalidAddress, RateLimited, TerminalStatusError
+from app.domain.operations import Face, UsageOperation
 from app.domain.records import Client
 from app.rest.camara import devices
 from app.rest.camara.devices import IdentifiedDevice
@@ -37,7 +38,7 @@ from app.rest.camara.schemas import Device
 from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.operation import CLIENT, Operation
 
-FACE = "camara"
+FACE = Face.CAMARA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ def _grant(api: CamaraDependencies, scope: Scope) -> Grant | None:
 
 
 @contextmanager
-def recorded(api: CamaraDependencies, caller: CamaraCaller, operation: str) -> Iterator[None]:
+def recorded(api: CamaraDependencies, caller: CamaraCaller, operation: UsageOperation) -> Iterator[None]:
     """Writes the usage record of an operation that is refused before its use case runs; the use case writes its own."""
     try:
         yield

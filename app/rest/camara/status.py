@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.core.usage import GET_STATUS
+from app.domain.operations import UsageOperation
 from app.domain.statuses import Status, TerminalStatus
 from app.rest.camara.callers import FACE, CamaraCaller, CamaraDependencies, caller_with, identified, recorded
 from app.rest.camara.errors import (
@@ -40,7 +40,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         asked: RequestReachabilityStatus,
         caller: CamaraCaller = caller_with(api, SCOPE),  # noqa: B008  # FastAPI's way of naming a dependency
     ) -> Response:
-        with recorded(api, caller, GET_STATUS):
+        with recorded(api, caller, UsageOperation.GET_STATUS):
             device = identified(api, caller, asked.device)
         status = await api.use_cases.queries.get_status(caller.client, device.address, face=FACE)
         return json_response({**({"device": device.identifier} if device.identifier else {}), **_reachability(status)})

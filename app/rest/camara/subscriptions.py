@@ -17,8 +17,8 @@ from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import StreamingResponse
 
 from app.core.subscription_requests import SubscriptionRequest
-from app.core.usage import END_NOTIFICATION, START_NOTIFICATION
 from app.domain.errors import SubscriptionUnknown
+from app.domain.operations import UsageOperation
 from app.domain.policy import MAX_INTERVAL_MS
 from app.domain.records import MAX_ID, Client, Subscription
 from app.domain.sinks import (
@@ -111,7 +111,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         caller: CamaraCaller = caller_with(api),  # noqa: B008  # FastAPI's way of naming a dependency
     ) -> Response:
         kind = asked.types[0]
-        with recorded(api, caller, START_NOTIFICATION):
+        with recorded(api, caller, UsageOperation.START_NOTIFICATION):
             _require_create(caller, kind)
             request = _request(api, caller, asked, kind)
         made = await subscriptions.create(caller.client, request, face=FACE)
@@ -167,7 +167,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         subscriptionId: IdInPath,  # noqa: N803
         caller: CamaraCaller = caller_with(api, f"{API}:delete"),  # noqa: B008
     ) -> Response:
-        with recorded(api, caller, END_NOTIFICATION):
+        with recorded(api, caller, UsageOperation.END_NOTIFICATION):
             found = await own(caller, subscriptionId)
         await subscriptions.cancel(caller.client, found.id, face=FACE)
         return no_content()

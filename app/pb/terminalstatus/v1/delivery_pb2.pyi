@@ -110,6 +110,8 @@ class _DeliveryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deliv
     """Nothing was sent, because this gateway does not send to this kind of sink."""
     DELIVERY_OUTCOME_DEFECT: _DeliveryOutcome.ValueType  # 18
     """A defect of the gateway; its log has the cause."""
+    DELIVERY_OUTCOME_SOAP_FAULT: _DeliveryOutcome.ValueType  # 19
+    """The endpoint of a SOAP sink answered 200 with a fault."""
 
 class DeliveryOutcome(_DeliveryOutcome, metaclass=_DeliveryOutcomeEnumTypeWrapper):
     """How a delivery attempt ended."""
@@ -152,6 +154,8 @@ DELIVERY_OUTCOME_NO_SENDER: DeliveryOutcome.ValueType  # 17
 """Nothing was sent, because this gateway does not send to this kind of sink."""
 DELIVERY_OUTCOME_DEFECT: DeliveryOutcome.ValueType  # 18
 """A defect of the gateway; its log has the cause."""
+DELIVERY_OUTCOME_SOAP_FAULT: DeliveryOutcome.ValueType  # 19
+"""The endpoint of a SOAP sink answered 200 with a fault."""
 Global___DeliveryOutcome: _TypeAlias = DeliveryOutcome  # noqa: Y015
 
 @_typing.final
