@@ -18,7 +18,7 @@ from app.domain.filters import AuditFilter, WatchFilter
 from app.domain.operations import AuditAction
 from app.domain.records import AuditEntry, Client
 from app.live.group_directory import parse_field
-from app.live.registry import TerminalRegistry
+from app.live.registry import TerminalRegistry, WantedBy
 from app.ports.pages import position, token
 from app.ports.sip import Watcher, WatchView
 from app.ports.store import ALL_ENTRIES, Page, Store
@@ -30,10 +30,10 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedWatch:
-    """A watch, and the subscriptions and streams that want it (`TerminalRegistry.wanted_by`)."""
+    """A watch, and who wants it."""
 
     watch: WatchView
-    wanted_by: Sequence[str]
+    wanted_by: WantedBy
 
 
 class Administration:

@@ -10,6 +10,7 @@ makes its terminal STALE, never UNREACHABLE.
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from app.ports.sip import ReceivedNotify, Watcher
 
 _LOG_S = 1.0
 _MAX_WANTED_BY = 20
+_MAX_LOOKED_AT = 1000
+"""Streams of one terminal whose clients are looked at; a client may have many."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +47,17 @@ class Failure(NamedTuple):
     address: TerminalAddress
     subscriptions: tuple[LiveSubscription, ...]
     error: TerminalStatusError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedBy:
+    """The subscriptions, and the clients with streams, that want a terminal; false if there is none."""
+
+    subscription_ids: Sequence[str] = ()
+    stream_client_ids: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.subscription_ids or self.stream_client_ids)
 
 
 class TerminalRegistry:
@@ -179,13 +193,18 @@ class TerminalRegistry:
         terminal = self.by_address.get(address)
         return None if terminal is None or terminal.unreadable is None else terminal.view(terminal.status)
 
-    def wanted_by(self, address: TerminalAddress) -> list[str]:
-        """Ids of subscriptions that want the terminal, and `stream:` with the client's id for streams; at most 20."""
+    def wanted_by(self, address: TerminalAddress) -> WantedBy:
+        """Who wants the terminal; at most 20 subscriptions and 20 clients."""
         terminal = self.by_address.get(address)
         if terminal is None:
-            return []
-        names = [one.id for one in islice(terminal.subscriptions, _MAX_WANTED_BY)]
-        return names + [f"stream:{one.client_id}" for one in islice(terminal.streams, _MAX_WANTED_BY - len(names))]
+            return WantedBy()
+        clients: dict[str, None] = {}
+        for stream in islice(terminal.streams, _MAX_LOOKED_AT):
+            clients[stream.client_id] = None
+            if len(clients) == _MAX_WANTED_BY:
+                break
+        subscriptions = islice(terminal.subscriptions, _MAX_WANTED_BY)
+        return WantedBy(subscription_ids=[one.id for one in subscriptions], stream_client_ids=list(clients))
 
     def _count_unreadable(self, address: TerminalAddress, error: DocumentUnreadable) -> None:
         reason = error.details.get("reason", "unknown")

@@ -23,6 +23,7 @@ from app.core.fetcher import FetchService
 from app.core.use_cases import UseCases
 from app.rest import (
     api_page,
+    audit,
     clients,
     deliveries,
     groups,
@@ -84,7 +85,7 @@ def create_app(
     app.router.route_class = Operation
     terminals.add_routes(app.router, use_cases)
     streams.add_routes(app.router, use_cases, max_age_s=max_stream_age_s)
-    for noun in (subscriptions, groups, deliveries, usage, watches, clients):
+    for noun in (subscriptions, groups, deliveries, usage, watches, clients, audit):
         noun.add_routes(app.router, use_cases)
     app.router.route_class = APIRoute
     webhook_events.add_webhooks(app)

@@ -1,5 +1,6 @@
 """REST API v1: notifications of subscriptions, delivery attempts, and sending again."""
 
+import enum
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -13,7 +14,7 @@ from app.domain.records import MAX_ID, DeliveryState
 from app.domain.sinks import EndReason
 from app.rest import to_json
 from app.rest.error_examples import failures
-from app.rest.parameters import Caller, Paged
+from app.rest.parameters import Caller, ClientId, EndTime, Paged, StartTime
 from app.rest.responses import json_response
 from app.rest.schemas import At, Id, Request
 from app.rest.status_schemas import NotifiedError, TerminalStatus
@@ -89,15 +90,51 @@ class Notifications(BaseModel):
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
+class DeliveryOutcome(enum.Enum):
+    """How a delivery attempt ended.
+
+    `DELIVERED`: the endpoint answered 2xx. `LISTED`: nothing is sent to this sink; the notification can be listed.
+    `NOT_SENT`: the sink's format has no word for the notification, which counts as delivered. `HTTP_ERROR`: the
+    endpoint answered with another status, which is in `http_code`. `SOAP_FAULT`: the endpoint of a SOAP sink answered
+    200 with a fault. `TIMED_OUT`, `CONNECTION_REFUSED`, `UNREACHABLE`, `CONNECTION_RESET`, `NAME_NOT_RESOLVED`,
+    `TLS_FAILED`, `MALFORMED_RESPONSE`: there was no answer over HTTP. `ADDRESS_FORBIDDEN`, `SINK_REFUSED`: the operator
+    does not allow the endpoint's address, or its URL. `SUBSCRIPTION_ENDED`, `TOKEN_EXPIRED`, `SECRET_UNREADABLE`,
+    `NO_SENDER`: nothing was sent, since the sink ended the subscription before, its access token has expired, its
+    secrets cannot be decrypted, or this gateway does not send to this kind of sink. `DEFECT`: a defect of the gateway.
+    `UNKNOWN`: written by another version of the gateway.
+    """
+
+    UNKNOWN = "UNKNOWN"
+    DELIVERED = "DELIVERED"
+    LISTED = "LISTED"
+    NOT_SENT = "NOT_SENT"
+    HTTP_ERROR = "HTTP_ERROR"
+    SOAP_FAULT = "SOAP_FAULT"
+    TIMED_OUT = "TIMED_OUT"
+    CONNECTION_REFUSED = "CONNECTION_REFUSED"
+    UNREACHABLE = "UNREACHABLE"
+    CONNECTION_RESET = "CONNECTION_RESET"
+    NAME_NOT_RESOLVED = "NAME_NOT_RESOLVED"
+    TLS_FAILED = "TLS_FAILED"
+    MALFORMED_RESPONSE = "MALFORMED_RESPONSE"
+    ADDRESS_FORBIDDEN = "ADDRESS_FORBIDDEN"
+    SINK_REFUSED = "SINK_REFUSED"
+    SUBSCRIPTION_ENDED = "SUBSCRIPTION_ENDED"
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105  # not a secret
+    SECRET_UNREADABLE = "SECRET_UNREADABLE"  # noqa: S105  # not a secret
+    NO_SENDER = "NO_SENDER"
+    DEFECT = "DEFECT"
+
+
 class DeliveryAttempt(BaseModel):
     """One attempt to deliver a notification."""
 
     number: int = Field(description="The attempt's number, from 1.")
-    at: At
-    code: int = Field(description="The HTTP status of the endpoint's answer; 0 without an answer.")
+    start_time: At = Field(description="When the attempt began (RFC 3339, UTC).")
+    http_code: int = Field(description="The HTTP status of the endpoint's answer; 0 without an answer.")
     duration_ms: int = Field(description="How long the attempt took.")
-    outcome: str = Field(description="`delivered`, or a word for the failure, such as `timed-out` or `http-500`.")
-    answer: str = Field(description="The first 2048 bytes of the endpoint's answer, as text.")
+    outcome: DeliveryOutcome = Field(description="How the attempt ended. Later versions may add values.")
+    response_body: str = Field(description="The first 2048 bytes of the endpoint's answer, as text.")
 
 
 class DeliveryAttempts(BaseModel):
@@ -141,10 +178,14 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         subscription_id: Annotated[
             str, Query(max_length=MAX_ID, description="Only notifications of this subscription.")
         ] = "",
+        client_id: ClientId = "",
+        start_time: StartTime = None,
+        end_time: EndTime = None,
     ) -> Response:
-        found, token = await deliveries.list(
-            client, page, NotificationFilter(state=state, subscription_id=subscription_id)
+        only = NotificationFilter(
+            state=state, subscription_id=subscription_id, client_id=client_id, start=start_time, end=end_time
         )
+        found, token = await deliveries.list(client, page, only)
         return json_response(
             {"notifications": [to_json.notification(each) for each in found], "next_page_token": token}
         )

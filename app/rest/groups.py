@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from app.core.use_cases import UseCases
@@ -17,10 +17,11 @@ from app.domain.errors import (
     NestedGroupNotAllowed,
     TooManyGroups,
 )
+from app.domain.filters import GroupFilter
 from app.domain.records import Client
 from app.rest import to_json
 from app.rest.error_examples import TEAM, failures
-from app.rest.parameters import Caller, Paged
+from app.rest.parameters import Caller, ClientId, Paged
 from app.rest.responses import NO_STORE, json_response, no_content
 from app.rest.schemas import ADDRESS_FORMAT, MAX_ADDRESSES, Address, At, Request
 
@@ -140,10 +141,15 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="List your groups",
         response_model=Groups,
         response_description="Groups in order of their addresses.",
-        responses=failures(),
+        responses=failures(InvalidAddress),
     )
-    async def list_groups(client: Caller, page: Paged) -> Response:
-        found, token = await groups.list(client, page)
+    async def list_groups(
+        client: Caller,
+        page: Paged,
+        client_id: ClientId = "",
+        member: Annotated[str, Query(description="Only groups that have this address as a direct member.")] = "",
+    ) -> Response:
+        found, token = await groups.list(client, page, GroupFilter(client_id=client_id, member=member))
         return json_response({"groups": [to_json.group(each) for each in found], "next_page_token": token})
 
     @router.put(

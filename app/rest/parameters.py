@@ -11,6 +11,7 @@ from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_ID, Client
 from app.ports.store import DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_TOKEN, Page
 from app.rest.operation import CLIENT
+from app.rest.schemas import Rfc3339
 
 
 async def _client(request: Request) -> Client:
@@ -22,23 +23,37 @@ Caller = Annotated[Client, Depends(_client)]
 
 
 async def _page(
-    page_size: Annotated[int, Query(ge=1, le=MAX_PAGE, description="The largest number of items to return.")] = (
-        DEFAULT_PAGE
-    ),
+    page_size: Annotated[
+        int, Query(ge=1, description=f"The largest number of items to return; more than {MAX_PAGE} means {MAX_PAGE}.")
+    ] = DEFAULT_PAGE,
     page_token: Annotated[
         str,
         Query(
             max_length=MAX_PAGE_TOKEN,
             description="The `next_page_token` of the previous page; empty for the first page. A token is valid for "
-            "the operation that returned it, for the same client and the same filters.",
+            "the operation that returned it, for the same client and the same filters. A page may be short, and even "
+            "empty, before the last: read on until `next_page_token` is empty.",
         ),
     ] = "",
 ) -> Page:
-    return Page(size=page_size, token=page_token)
+    return Page(size=min(page_size, MAX_PAGE), token=page_token)
 
 
 Paged = Annotated[Page, Depends(_page)]
 """A handler's parameter: which part of a list to return."""
+
+StartTime = Annotated[Rfc3339 | None, Query(description="Only items of this time or later (RFC 3339).")]
+EndTime = Annotated[
+    Rfc3339 | None, Query(description="Only items of before this time (RFC 3339). Must be later than `start_time`.")
+]
+ClientId = Annotated[
+    str,
+    Query(
+        max_length=MAX_ID,
+        description="Only items of this client. Only an operator's client sees items of others; for the rest such a "
+        "list is empty.",
+    ),
+]
 
 _KEY = re.compile(rf'[!#-~]{{1,{MAX_ID}}}|"[!#-~]{{1,{MAX_ID}}}"')
 

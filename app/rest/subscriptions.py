@@ -17,6 +17,7 @@ from app.domain.errors import (
     DurationTooLong,
     GatewayOverloaded,
     IntervalTooShort,
+    InvalidAddress,
     NotPermitted,
     RequestIdReused,
     SinkRefused,
@@ -42,7 +43,7 @@ from app.domain.sinks import (
 from app.rest import subscription_schemas, to_json
 from app.rest.error_examples import failures
 from app.rest.operation import FACE
-from app.rest.parameters import Caller, Paged, RequestId
+from app.rest.parameters import Caller, ClientId, EndTime, Paged, RequestId, StartTime
 from app.rest.responses import json_response, no_content
 from app.rest.terminals import LIST_ERRORS
 
@@ -121,18 +122,27 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="List your subscriptions",
         response_model=subscription_schemas.Subscriptions,
         response_description="Oldest first.",
-        responses=failures(),
+        responses=failures(InvalidAddress),
     )
     async def list_subscriptions(
         client: Caller,
         page: Paged,
-        ended: Annotated[
-            bool, Query(description="Whether to include ended subscriptions, while the gateway keeps them.")
-        ] = (False),
+        state: Annotated[
+            SubscriptionState,
+            Query(description="`ACTIVE`: those that have not ended. `ENDED`: those that the gateway still keeps."),
+        ] = SubscriptionState.ACTIVE,
+        client_id: ClientId = "",
+        address: Annotated[
+            str,
+            Query(
+                description="Only subscriptions whose `addresses` name this address; members of groups do not count."
+            ),
+        ] = "",
+        start_time: StartTime = None,
+        end_time: EndTime = None,
     ) -> Response:
-        found, token = await subscriptions.list(
-            client, page, SubscriptionFilter(state=None if ended else SubscriptionState.ACTIVE)
-        )
+        only = SubscriptionFilter(state=state, client_id=client_id, address=address, start=start_time, end=end_time)
+        found, token = await subscriptions.list(client, page, only)
         return json_response(
             {"subscriptions": [to_json.subscription(each) for each in found], "next_page_token": token}
         )

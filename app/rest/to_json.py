@@ -4,13 +4,14 @@ Invariants: every answer has every member, null if without a value; of a client'
 No answer has secrets or tokens. The contract tests compare answers with the documents.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.auth.clients import ClientKey
 from app.core.queries import TerminalResult
 from app.domain.errors import TerminalStatusError
 from app.domain.records import (
+    AuditEntry,
     Client,
     DeliveryAttempt,
     DeliveryState,
@@ -23,11 +24,11 @@ from app.domain.records import (
 from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, Handshake, Sink, SinkKind, token_ends_at
 from app.domain.statuses import Status, TerminalStatus, WatchedTerminal
 from app.live import events
+from app.live.registry import WantedBy
 from app.ports.sip import WatchView
 
 Json = Mapping[str, Any]
 
-_STREAM = "stream:"
 """The beginning of what needs a watch, where that is a stream; the client's id follows."""
 
 
@@ -187,28 +188,28 @@ def _content(of: OwedNotification) -> Json:
 
 
 def delivery_attempt(of: DeliveryAttempt) -> Json:
-    """`answer` is decoded as UTF-8, with replacement characters."""
+    """`response_body` is decoded as UTF-8, with replacement characters."""
     return {
         "number": of.number,
-        "at": of.at,
-        "code": of.code,
+        "start_time": of.at,
+        "http_code": of.code,
         "duration_ms": of.duration_ms,
-        "outcome": of.outcome,
-        "answer": of.answer.decode("utf-8", "replace"),
+        "outcome": of.outcome.name,
+        "response_body": of.answer.decode("utf-8", "replace"),
     }
 
 
 def usage_record(of: UsageRecord) -> Json:
     return {
         "id": of.id,
-        "at": of.at,
-        "operation": of.operation,
+        "create_time": of.at,
+        "operation": of.operation.name,
         "client_id": of.client_id,
-        "face": of.face,
+        "face": of.face.name,
         "requester": of.requester,
         "targets": of.targets,
         "target_count": of.target_count,
-        "expanded_count": of.expanded_count,
+        "expanded_target_count": of.expanded_count,
         "correlator": of.correlator,
         "subscription_id": of.subscription_id,
         "result": of.result,
@@ -216,7 +217,11 @@ def usage_record(of: UsageRecord) -> Json:
     }
 
 
-def watch(of: WatchView, wanted_by: Collection[str]) -> Json:
+def audit_entry(of: AuditEntry) -> Json:
+    return {"create_time": of.at, "actor": of.actor, "action": of.action.name, "details": of.details}
+
+
+def watch(of: WatchView, wanted_by: WantedBy) -> Json:
     return {
         "address": of.address,
         "state": of.state.name,
@@ -228,10 +233,8 @@ def watch(of: WatchView, wanted_by: Collection[str]) -> Json:
         "next_action": of.next_action,
         "next_action_time": of.next_at,
         "route": of.route,
-        "subscription_ids": [each for each in wanted_by if not each.startswith(_STREAM)],
-        "stream_client_ids": list(
-            dict.fromkeys([each.removeprefix(_STREAM) for each in wanted_by if each.startswith(_STREAM)])
-        ),
+        "subscription_ids": wanted_by.subscription_ids,
+        "stream_client_ids": wanted_by.stream_client_ids,
     }
 
 

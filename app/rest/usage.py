@@ -7,28 +7,64 @@ import csv
 import enum
 import io
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from app.core.use_cases import UseCases
-from app.domain import records
+from app.domain import operations, records
 from app.domain.filters import UsageFilter
 from app.rest import to_json
 from app.rest.error_examples import failures
-from app.rest.parameters import Caller, Paged
+from app.rest.parameters import Caller, ClientId, EndTime, Paged, StartTime
 from app.rest.responses import NO_STORE, json_response
-from app.rest.schemas import At, Id, Rfc3339
+from app.rest.schemas import At, Id
 
 TAG = "Usage"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-Since = Annotated[Rfc3339, Query(description="Only records since this time (RFC 3339).")]
+
+class UsageOperation(enum.Enum):
+    """A billable operation.
+
+    `GET_STATUS`: a query for one terminal. `GET_STATUS_FOR_GROUP`: a query for several terminals or a group.
+    `START_NOTIFICATION`: a subscription was created. `END_NOTIFICATION`: a subscription was ended by its client.
+    `…_DELIVERY_ATTEMPTED`: the first attempt to deliver a notification, a changed status in it, an error, or a
+    subscription's end; `…_DELIVERY_RESULT`: its result. `UNKNOWN`: written by another version of the gateway.
+    """
+
+    UNKNOWN = "UNKNOWN"
+    GET_STATUS = "GET_STATUS"
+    GET_STATUS_FOR_GROUP = "GET_STATUS_FOR_GROUP"
+    START_NOTIFICATION = "START_NOTIFICATION"
+    END_NOTIFICATION = "END_NOTIFICATION"
+    STATUS_NOTIFICATION_DELIVERY_ATTEMPTED = "STATUS_NOTIFICATION_DELIVERY_ATTEMPTED"
+    STATUS_NOTIFICATION_DELIVERY_RESULT = "STATUS_NOTIFICATION_DELIVERY_RESULT"
+    STATUS_CHANGED_DELIVERY_ATTEMPTED = "STATUS_CHANGED_DELIVERY_ATTEMPTED"
+    STATUS_CHANGED_DELIVERY_RESULT = "STATUS_CHANGED_DELIVERY_RESULT"
+    STATUS_ERROR_DELIVERY_ATTEMPTED = "STATUS_ERROR_DELIVERY_ATTEMPTED"
+    STATUS_ERROR_DELIVERY_RESULT = "STATUS_ERROR_DELIVERY_RESULT"
+    STATUS_END_DELIVERY_ATTEMPTED = "STATUS_END_DELIVERY_ATTEMPTED"
+    STATUS_END_DELIVERY_RESULT = "STATUS_END_DELIVERY_RESULT"
+
+
+class Face(enum.Enum):
+    """An API of the gateway.
+
+    `GATEWAY`: none; the gateway itself, which delivers notifications. `UNKNOWN`: written by another version of the
+    gateway.
+    """
+
+    UNKNOWN = "UNKNOWN"
+    GRPC = "GRPC"
+    REST = "REST"
+    CAMARA = "CAMARA"
+    SOAP = "SOAP"
+    GATEWAY = "GATEWAY"
 
 
 class Format(enum.Enum):
@@ -42,22 +78,17 @@ MEDIA_TYPES = {Format.JSONL: "application/jsonl", Format.CSV: "text/csv; charset
 
 
 class UsageRecord(BaseModel):
-    """One billable operation or delivery, named as in the Parlay X contract."""
+    """One billable operation or delivery."""
 
     id: Id
-    at: At
-    operation: str = Field(
-        description="The operation or delivery, in Parlay X's names.",
-        examples=["getStatus", "statusNotification_DeliverySuccessful"],
-    )
+    create_time: At
+    operation: UsageOperation = Field(description="The operation or delivery. Later versions may add values.")
     client_id: str = Field(description="The client that called, or that the delivery was for.")
-    face: str = Field(
-        description="`grpc`, `rest`, `camara`, `soap`, or `gateway` for deliveries. Later versions may add values."
-    )
+    face: Face = Field(description="The API of the call. Later versions may add values.")
     requester: str = Field(description="On whose behalf the client called; may be empty.")
     targets: list[str] = Field(description="The first twenty addresses of the request.")
     target_count: int = Field(description="Number of addresses in the request.")
-    expanded_count: int = Field(description="Number of terminals, with groups expanded.")
+    expanded_target_count: int = Field(description="Number of terminals, with groups expanded.")
     correlator: str = Field(description="The subscription's correlator; may be empty.")
     subscription_id: str = Field(description="The subscription, if the record is about one; else empty.")
     result: str = Field(description="`OK`, or an error's code.")
@@ -74,6 +105,25 @@ class UsageRecords(BaseModel):
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
+async def _filter(
+    start_time: StartTime = None,
+    end_time: EndTime = None,
+    client_id: ClientId = "",
+    operation: Annotated[UsageOperation | None, Query(description="Only records of this operation.")] = None,
+    face: Annotated[Face | None, Query(description="Only records of calls over this API.")] = None,
+) -> UsageFilter:
+    return UsageFilter(
+        start=start_time,
+        end=end_time,
+        client_id=client_id,
+        operation=operation and operations.UsageOperation[operation.name],
+        face=face and operations.Face[face.name],
+    )
+
+
+Filter = Annotated[UsageFilter, Depends(_filter)]
+
+
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     """Adds the operations to `router`."""
     usage = use_cases.usage
@@ -88,8 +138,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="Usage records, oldest first.",
         responses=failures(),
     )
-    async def list_usage_records(client: Caller, page: Paged, since: Since = _EPOCH) -> Response:
-        found, token = await usage.page(client, page, UsageFilter(start=since))
+    async def list_usage_records(client: Caller, page: Paged, only: Filter) -> Response:
+        found, token = await usage.page(client, page, only)
         return json_response(
             {"usage_records": [to_json.usage_record(each) for each in found], "next_page_token": token}
         )
@@ -99,8 +149,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="exportUsageRecords",
         tags=[TAG],
         summary="Export usage records",
-        description="Returns all records since a time. In CSV, a cell that a spreadsheet would take for a formula gets "
-        "an apostrophe in front; JSON Lines is exact.",
+        description="Returns all records that match the filters. In CSV, a cell that a spreadsheet would take for a "
+        "formula gets an apostrophe in front; JSON Lines is exact.",
         response_class=Response,
         response_description="One UsageRecord per line; in CSV after a line with the members' names.",
         responses={
@@ -115,10 +165,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def export_usage_records(
         client: Caller,
-        since: Since = _EPOCH,
+        only: Filter,
         form: Annotated[Format, Query(alias="format", description="The format of the answer.")] = Format.JSONL,
     ) -> Response:
-        pages = usage.export(client, UsageFilter(start=since))
+        pages = usage.export(client, only)
         first = await anext(pages)  # raises the errors of the request
         lines: Callable[[Sequence[records.UsageRecord]], bytes] = _csv if form is Format.CSV else _jsonl
         return StreamingResponse(

@@ -1,12 +1,15 @@
 """REST API v1: the gateway's watches, for operators' clients; other clients get 403."""
 
 import enum
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.core.use_cases import UseCases
+from app.domain import watches
 from app.domain.errors import InvalidAddress, NotPermitted, WatchUnknown
+from app.domain.filters import WatchFilter
 from app.domain.statuses import Liveness
 from app.rest import to_json
 from app.rest.error_examples import failures
@@ -64,7 +67,7 @@ class Watches(BaseModel):
 
     watches: list[Watch] = Field(description="The watches of this page.")
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
-    total_size: int = Field(description="Number of all watches.")
+    total_size: int = Field(description="Number of watches on all pages that match the filters.")
 
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
@@ -79,12 +82,19 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Lists the gateway's SIP subscriptions at the presence server, and who needs them.",
         response_model=Watches,
         response_description="Watches in order of their addresses.",
-        responses=failures(NotPermitted),
+        responses=failures(InvalidAddress, NotPermitted),
     )
-    async def list_watches(client: Caller, page: Paged) -> Response:
-        found, token, total = await administration.watches(client, page)
-        watches = [to_json.watch(each.watch, each.wanted_by) for each in found]
-        return json_response({"watches": watches, "next_page_token": token, "total_size": total})
+    async def list_watches(
+        client: Caller,
+        page: Paged,
+        state: Annotated[WatchState | None, Query(description="Only watches in this state.")] = None,
+        liveness: Annotated[Liveness | None, Query(description="Only watches of this liveness.")] = None,
+        address: Annotated[str, Query(description="Only the watch of this terminal.")] = "",
+    ) -> Response:
+        only = WatchFilter(state=state and watches.WatchState[state.name], liveness=liveness, address=address)
+        found, token, total = await administration.watches(client, page, only)
+        shown = [to_json.watch(each.watch, each.wanted_by) for each in found]
+        return json_response({"watches": shown, "next_page_token": token, "total_size": total})
 
     @router.post(
         "/v1/watches/{address:any_text}:refresh",

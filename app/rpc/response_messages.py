@@ -3,7 +3,7 @@
 Deliberately absent: reading requests (`request_fields.py`), and the status of a failed call (`errors.py`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +36,7 @@ from app.domain.sinks import (
 )
 from app.domain.statuses import TerminalStatus
 from app.live import events
+from app.live.registry import WantedBy
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.ports.sip import WatchView
@@ -55,8 +56,6 @@ from app.rpc.enum_values import (
     WATCH_STATE,
 )
 from app.rpc.errors import status_of, status_of_code
-
-_STREAM = "stream:"
 
 
 def timestamp(at: datetime) -> Timestamp:
@@ -271,7 +270,7 @@ def usage_record(record: UsageRecord) -> usage_pb2.UsageRecord:
     )
 
 
-def watch(view: WatchView, wanted_by: Sequence[str]) -> admin_pb2.Watch:
+def watch(view: WatchView, wanted_by: WantedBy) -> admin_pb2.Watch:
     return admin_pb2.Watch(
         address=view.address,
         state=WATCH_STATE[view.state],
@@ -283,8 +282,8 @@ def watch(view: WatchView, wanted_by: Sequence[str]) -> admin_pb2.Watch:
         next_action=view.next_action,
         next_action_time=timestamp_or_none(view.next_at),
         route=view.route,
-        subscription_ids=[one for one in wanted_by if not one.startswith(_STREAM)],
-        stream_client_ids=dict.fromkeys([one.removeprefix(_STREAM) for one in wanted_by if one.startswith(_STREAM)]),
+        subscription_ids=wanted_by.subscription_ids,
+        stream_client_ids=wanted_by.stream_client_ids,
     )
 
 

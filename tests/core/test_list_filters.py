@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.administration import Administration
 from app.domain.errors import InvalidAddress, InvalidRequest
@@ -20,6 +22,7 @@ from app.domain.filters import (
     WatchFilter,
 )
 from app.domain.operations import AuditAction, Face, UsageOperation
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import DeliveryState
 from app.domain.statuses import Liveness
 from app.domain.watches import WatchState
@@ -30,6 +33,16 @@ from tests.support.core import ADMIN, APP, BEGAN, TEAM, Core
 from tests.support.records import ALICE, AT, BOB, CAROL, after, end, group, make, owed, paged, subscription, usage
 
 Read = Callable[[Page], Awaitable[tuple[list[Any], str]]]
+
+
+async def execute(store: SqlStore, statement: str, **parameters: Any) -> None:
+    """Executes a statement as another version of the gateway would."""
+    if isinstance(store.engine, AsyncEngine):
+        async with store.engine.begin() as connection:
+            await connection.execute(text(statement), parameters)
+    else:
+        with store.engine.begin() as connection:
+            connection.execute(text(statement), parameters)
 
 
 async def listed(read: Read, size: int = 2) -> list[Any]:
@@ -295,3 +308,54 @@ async def test_watches_are_filtered(core: Core) -> None:
         assert caught.value.details["field"] == "page_token"
     with pytest.raises(InvalidAddress):
         await administration.watches(ADMIN, Page(), WatchFilter(address="alice"))
+
+
+async def test_rows_of_other_versions_are_read(store: SqlStore) -> None:
+    """Outcomes are read as versions before wrote them. A value that this version does not know is shown as UNKNOWN, and
+    is not found by a filter."""
+    words = ["http-500", "refused-scheme", "delivered", "soap-fault", "timed-out", "refused", "http-", "new-word", ""]
+    await store.create_subscription(subscription("s1"), [owed("n1")], ())
+    await store.write_usage([usage("u1"), usage("u2")])
+    for number in range(2):
+        await store.audit(after(number), "ops", AuditAction.CLIENT_ADDED, {})
+    attempt = (
+        "insert into delivery_attempt (notification_seq, number, at, code, duration_ms, outcome, answer) "
+        "select seq, :number, created_at, 500, 1, :word, :answer from owed_notification"
+    )
+    for number, word in enumerate(words):
+        await execute(store, attempt, number=number + 1, word=word, answer=b"")
+    await execute(store, "update usage_record set operation = 'payStatus', face = 'mqtt' where id = 'u1'")
+    await execute(store, "update audit_log set what = 'moon landed' where at > (select min(at) from audit_log)")
+    outcomes = DeliveryOutcome
+    assert [one.outcome for one in await store.attempts("n1")] == [
+        outcomes.HTTP_ERROR,
+        outcomes.SINK_REFUSED,
+        outcomes.DELIVERED,
+        outcomes.SOAP_FAULT,
+        outcomes.TIMED_OUT,
+        outcomes.CONNECTION_REFUSED,
+        *[outcomes.UNKNOWN] * 3,
+    ]
+    records, _ = await store.usage(Page())
+    assert [(one.operation, one.face) for one in records] == [
+        (UsageOperation.UNKNOWN, Face.UNKNOWN),
+        (UsageOperation.GET_STATUS, Face.REST),
+    ]
+    entries, _ = await store.audit_entries(Page())
+    assert [one.action for one in entries] == [AuditAction.CLIENT_ADDED, AuditAction.UNKNOWN]
+    assert len((await store.usage(Page(), UsageFilter(operation=UsageOperation.GET_STATUS)))[0]) == 1
+
+
+def test_stored_values_are_those_of_versions_before() -> None:
+    """No stored value changes, except outcomes that contained a code or a reason: rows of before keep their meaning."""
+    assert UsageOperation("statusNotification_DeliveryAttempted").name == "STATUS_NOTIFICATION_DELIVERY_ATTEMPTED"
+    assert UsageOperation("statusEnd_DeliveryResult").name == "STATUS_END_DELIVERY_RESULT"
+    assert [Face(word).name for word in ("grpc", "rest", "camara", "soap", "gateway")] == [
+        "GRPC",
+        "REST",
+        "CAMARA",
+        "SOAP",
+        "GATEWAY",
+    ]
+    words = ["client key rotated", "old subscription secret dropped", "subscription cancelled", "subscription renewed"]
+    assert [AuditAction(word).value for word in words] == words

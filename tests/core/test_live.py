@@ -30,6 +30,7 @@ from app.domain.watches import WatchState
 from app.live.engine import Tuning
 from app.live.events import Bookmark, Change, End, LivenessChange, Removed, Snapshot, SnapshotComplete, StreamEnd
 from app.live.mailbox import Stream
+from app.live.registry import WantedBy
 from app.ports.sip import WatchView
 from app.ports.store import Page
 from app.store import tables as t
@@ -180,7 +181,7 @@ async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
     async with reading(core, ALICE) as first, reading(core, ALICE, client=OTHER) as second:
         await first.some(SnapshotComplete)
         await second.some(SnapshotComplete)
-        assert core.live.registry.wanted_by(ALICE) == ["stream:app", "stream:other"]
+        assert core.live.registry.wanted_by(ALICE) == WantedBy(subscription_ids=[], stream_client_ids=["app", "other"])
     await core.advance(20)
     async with reading(core, ALICE) as third:
         await third.some(SnapshotComplete)

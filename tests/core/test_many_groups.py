@@ -68,7 +68,7 @@ async def test_a_start_reads_the_members_of_a_subscribed_group_once(url: str) ->
         subscriptions = [await core.subscribe(*groups) for _ in range(5)]
     with asked() as database:
         async with run_core(url) as core:
-            assert len(core.live.registry.wanted_by(members(1)[0])) == len(subscriptions)
+            assert len(core.live.registry.wanted_by(members(1)[0]).subscription_ids) == len(subscriptions)
             assert len(database.reads_of("group_member")) == 1
 
 

@@ -13,6 +13,7 @@ from app.domain.policy import Policy
 from app.domain.records import Subscription
 from app.domain.statuses import Status
 from app.live.group_directory import Expansion
+from app.live.registry import WantedBy
 from tests.support.core import (
     ALICE,
     ALL,
@@ -31,6 +32,12 @@ from tests.support.core import (
     run_core,
 )
 from tests.support.waiting import until
+
+
+def listeners(core: Core, address: TerminalAddress) -> int:
+    """How many subscriptions, and clients with streams, want the terminal."""
+    wanted = core.live.registry.wanted_by(address)
+    return len(wanted.subscription_ids) + len(wanted.stream_client_ids)
 
 
 async def test_group_subscription_follows_its_members(core: Core) -> None:
@@ -95,7 +102,7 @@ async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, rest
         await core.groups.create(APP, ALL, [BOB])
         alone, nested = await core.subscribe(TEAM, sink=SOAP), await core.subscribe(ALL, sink=SOAP)
         await core.groups.add_members(APP, ALL, [TEAM])
-        await until(lambda: core.live.registry.wanted_by(ALICE) == [alone.id, nested.id])
+        await until(lambda: core.live.registry.wanted_by(ALICE).subscription_ids == [alone.id, nested.id])
         await core.groups.delete(APP, TEAM)
         await until(lambda: not core.live.registry.wanted_by(ALICE))
         if restarted:
@@ -103,7 +110,7 @@ async def test_deleted_groups_stay_groups_over_a_restart(database_url: str, rest
             core = await gateways.enter_async_context(run_core(database_url))
             assert set(core.watcher.wanted) == {BOB}
         await core.groups.create(APP, TEAM, [CAROL])
-        await until(lambda: core.live.registry.wanted_by(CAROL) == [alone.id, nested.id])
+        await until(lambda: core.live.registry.wanted_by(CAROL).subscription_ids == [alone.id, nested.id])
         await core.play(CAROL, REACHABLE)
         await core.play(CAROL, BUSY)
         assert await core.owed_in_short(alone) == await core.owed_in_short(nested) == ["carol BUSY"]
@@ -119,16 +126,21 @@ async def test_group_made_of_a_subscribed_terminal(database_url: str, restarted:
         terminal, by_group = await core.subscribe(ALICE, sink=SOAP), await core.subscribe(TEAM, sink=SOAP)
         both = await core.subscribe(TEAM, ALICE, sink=SOAP)
         await gateways.enter_async_context(reading(core, TEAM))
-        await until(lambda: len(core.live.registry.wanted_by(ALICE)) == 4)
+        await until(lambda: listeners(core, ALICE) == 4)
         await core.groups.create(APP, ALICE, [BOB])
-        await until(lambda: core.live.registry.wanted_by(BOB) == [by_group.id, f"stream:{APP.id}"])
+        await until(
+            lambda: (
+                core.live.registry.wanted_by(BOB)
+                == WantedBy(subscription_ids=[by_group.id], stream_client_ids=[APP.id])
+            )
+        )
         await core.groups.set_members(APP, TEAM, [CAROL, ALICE])
-        await until(lambda: len(core.live.registry.wanted_by(CAROL)) == 3)
+        await until(lambda: listeners(core, CAROL) == 3)
         if restarted:
             await gateways.aclose()
             core = await gateways.enter_async_context(run_core(database_url))
         for address, wanting in ((ALICE, [terminal, both]), (BOB, [by_group]), (CAROL, [by_group, both])):
-            found = [one for one in core.live.registry.wanted_by(address) if not one.startswith("stream:")]
+            found = core.live.registry.wanted_by(address).subscription_ids
             assert found == [one.id for one in wanting]
 
 
@@ -163,7 +175,7 @@ async def test_restart_still_awaits_who_joined(database_url: str, first: Status)
         later = await core.subscribe(TEAM, sink=SOAP)
         await core.play(ALICE, REACHABLE)
         await core.groups.add_members(APP, TEAM, [BOB])
-        await until(lambda: core.live.registry.wanted_by(BOB) == [immediate.id, later.id])
+        await until(lambda: core.live.registry.wanted_by(BOB).subscription_ids == [immediate.id, later.id])
     for status in (first, UNREACHABLE):
         async with run_core(database_url, crash=True) as core:
             await core.play(ALICE, REACHABLE)
@@ -264,5 +276,5 @@ async def test_defect_in_one_group_loses_no_others_change(core: Core, monkeypatc
         monkeypatch.setattr(core.directory, "members_now", defective)
         await core.groups.set_members(APP, TEAM, [CAROL])
         await core.groups.set_members(APP, ALL, [BOB])
-        await until(lambda: len(core.live.registry.wanted_by(BOB)) == 2)
+        await until(lambda: listeners(core, BOB) == 2)
     assert not core.live.registry.wanted_by(CAROL)

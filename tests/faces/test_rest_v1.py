@@ -1,6 +1,7 @@
 """REST API v1 over real use cases, a real store and a real server: each noun, and who may see it."""
 
 import csv
+import enum
 import io
 import json
 from collections.abc import AsyncIterator
@@ -11,9 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.domain import operations, outcomes
 from app.domain.policy import Policy
 from app.domain.sinks import PROFILE_CAMARA, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, Sink, SinkKind
-from app.rest import middleware, to_json
+from app.rest import audit, deliveries, middleware, to_json, usage
 from app.rest.client_limits import ClientLimits
 from app.rest.watches import WatchState
 from app.sip.machine.states import State
@@ -278,7 +280,7 @@ async def test_subscription(face: HttpFace) -> None:
     assert (await face.call("DELETE", f"/v1/subscriptions/{made['id']}")).status == 204
     problem(await face.call("DELETE", f"/v1/subscriptions/{made['id']}"), 404, "SUBSCRIPTION_UNKNOWN")
     assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
-    (ended,) = (await face.call("GET", "/v1/subscriptions?ended=true")).json["subscriptions"]
+    (ended,) = (await face.call("GET", "/v1/subscriptions?state=ENDED")).json["subscriptions"]
     assert (ended["end_reason"], ended["end_time"] is None) == ("CANCELLED", False)
 
 
@@ -441,7 +443,7 @@ async def test_pages(face: HttpFace) -> None:
         if not (token := page["next_page_token"]):
             break
     assert sorted(seen) == sorted(made)
-    for query in ("page_token=x", "page_size=0", "page_size=1001", "page_token=" + "a" * 5000):
+    for query in ("page_token=x", "page_size=0", "page_size=-1", "page_token=" + "a" * 5000):
         problem(await face.call("GET", f"/v1/subscriptions?{query}"), 400, "INVALID_REQUEST")
 
 
@@ -503,6 +505,92 @@ async def test_groups(face: HttpFace) -> None:
     problem(await face.call("GET", path), 404, "GROUP_UNKNOWN")
 
 
+# Filters.
+
+
+async def test_lists_are_filtered(face: HttpFace) -> None:
+    """Each list takes the contract's filters; a part of another client's is empty."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "check_immediate": True})).json
+    other = (await face.call("POST", "/v1/subscriptions", {"addresses": [BOB]})).json
+    await face.call("DELETE", f"/v1/subscriptions/{other['id']}")
+    await face.call("POST", "/v1/groups", {"address": TEAM, "members": [ALICE]})
+    await face.core.play(ALICE, BUSY)
+    await face.core.usage_records()
+    mine, later = made["client_id"], "2099-01-01T00:00:00Z"
+    for noun, query, number in (
+        ("subscriptions", "", 1),
+        ("subscriptions", "state=ENDED", 1),
+        ("subscriptions", f"address={BOB}", 0),
+        ("subscriptions", f"state=ENDED&address=sip:bob@EXAMPLE.com&client_id={mine}&end_time={later}", 1),
+        ("subscriptions", f"start_time={later}", 0),
+        ("subscriptions", "client_id=another", 0),
+        ("subscriptions", "page_size=1001", 1),
+        ("notifications", f"end_time={later}&state=DELIVERED", 2),
+        ("notifications", f"start_time={later}", 0),
+        ("notifications", "client_id=another", 0),
+        ("groups", f"member={ALICE}&client_id={mine}", 1),
+        ("groups", f"member={BOB}", 0),
+        ("groups", "client_id=another", 0),
+        ("usage-records", "operation=START_NOTIFICATION&face=REST", 2),
+        ("usage-records", f"operation=END_NOTIFICATION&client_id={mine}&end_time={later}", 1),
+        ("usage-records", "face=SOAP", 0),
+        ("usage-records", "client_id=another", 0),
+    ):
+        answer = await face.call("GET", f"/v1/{noun}?{query}")
+        assert answer.status == 200, answer.json
+        assert len(answer.json[noun.replace("-", "_")]) == number, (noun, query)
+    assert (await face.call("GET", "/v1/usage-records:export?operation=END_NOTIFICATION")).body.count(b"\n") == 1
+    for query, number in (("", 3), ("action=GROUP_CREATED", 1), (f"actor={mine}&end_time={later}", 3), ("actor=x", 0)):
+        log = (await face.call("GET", f"/v1/audit-entries?{query}", client=ADMIN.id)).json["audit_entries"]
+        assert len(log) == number, query
+    (entry,) = (await face.call("GET", "/v1/audit-entries?action=GROUP_CREATED", client=ADMIN.id)).json["audit_entries"]
+    assert (entry["actor"], entry["action"], entry["details"]) == (
+        mine,
+        "GROUP_CREATED",
+        {"group": TEAM, "members": "1"},
+    )
+
+
+async def test_filters_that_cannot_be_read(face: HttpFace) -> None:
+    """A filter with an unknown value, an address that is none, or a period without time is refused by its name."""
+    backwards = "start_time=2026-01-02T00:00:00Z&end_time=2026-01-02T00:00:00Z"
+    for path, code, field in (
+        ("subscriptions?state=NO", "INVALID_REQUEST", "state"),
+        ("subscriptions?address=alice", "INVALID_ADDRESS", "address"),
+        (f"subscriptions?{backwards}", "INVALID_REQUEST", "end_time"),
+        (f"notifications?{backwards}", "INVALID_REQUEST", "end_time"),
+        ("groups?member=alice", "INVALID_ADDRESS", "member"),
+        ("usage-records?operation=getStatus", "INVALID_REQUEST", "operation"),
+        ("usage-records?face=rest", "INVALID_REQUEST", "face"),
+        (f"usage-records:export?{backwards}", "INVALID_REQUEST", "end_time"),
+        ("watches?state=active", "INVALID_REQUEST", "state"),
+        ("watches?address=alice", "INVALID_ADDRESS", "address"),
+        ("audit-entries?action=x", "INVALID_REQUEST", "action"),
+        (f"audit-entries?{backwards}", "INVALID_REQUEST", "end_time"),
+    ):
+        found = problem(await face.call("GET", f"/v1/{path}", client=ADMIN.id), 400, code)
+        assert field in str(found), path
+    first = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json
+    await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})
+    token = (await face.call("GET", "/v1/subscriptions?page_size=1")).json["next_page_token"]
+    query = f"page_token={token}&address={ALICE}&client_id={first['client_id']}"
+    problem(await face.call("GET", f"/v1/subscriptions?{query}"), 400, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("ours", "shown"),
+    [
+        (operations.UsageOperation, usage.UsageOperation),
+        (operations.Face, usage.Face),
+        (operations.AuditAction, audit.AuditAction),
+        (outcomes.DeliveryOutcome, deliveries.DeliveryOutcome),
+    ],
+)
+def test_values_of_enums(ours: type[enum.Enum], shown: type[enum.Enum]) -> None:
+    """REST has the domain's values under the domain's names."""
+    assert [each.value for each in shown] == [each.name for each in ours]
+
+
 # Usage.
 
 
@@ -522,10 +610,10 @@ async def test_usage(face: HttpFace) -> None:
     assert [row["requester"] for row in rows] == ["'=cmd()", 'a,"b']
     assert list(rows[0]) == list(listed[0])
     later = "2099-01-01T00:00:00Z"
-    assert (await face.call("GET", f"/v1/usage-records?since={later}")).json["usage_records"] == []
-    assert (await face.call("GET", f"/v1/usage-records:export?since={later}&format=csv")).body.count(b"\n") == 1
+    assert (await face.call("GET", f"/v1/usage-records?start_time={later}")).json["usage_records"] == []
+    assert (await face.call("GET", f"/v1/usage-records:export?start_time={later}&format=csv")).body.count(b"\n") == 1
     for bad in ("5", "yesterday", "2026-01-01T00:00:00", "0001-01-01T00:00:00%2B14:00"):
-        problem(await face.call("GET", f"/v1/usage-records?since={bad}"), 400, "INVALID_REQUEST")
+        problem(await face.call("GET", f"/v1/usage-records?start_time={bad}"), 400, "INVALID_REQUEST")
 
 
 # Operators.
@@ -535,6 +623,7 @@ async def test_only_operators_administer(face: HttpFace) -> None:
     """Operations of operators are 403 for others."""
     for method, path, body in (
         ("GET", "/v1/watches", None),
+        ("GET", "/v1/audit-entries", None),
         ("POST", f"/v1/watches/{ALICE}:refresh", None),
         ("GET", "/v1/clients", None),
         ("POST", "/v1/clients", {"name": "Mine"}),

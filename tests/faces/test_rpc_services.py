@@ -472,7 +472,7 @@ async def test_usage_is_listed_and_exported(face: Face) -> None:
     (record, _) = (
         await face.usage.ListUsageRecords(usage_pb2.ListUsageRecordsRequest(), metadata=face.app)
     ).usage_records
-    assert (record.operation.value, record.face.value, record.requester, record.result) == (
+    assert (record.operation, record.face, record.requester, record.result) == (
         usage_pb2.USAGE_OPERATION_GET_STATUS,
         usage_pb2.FACE_GRPC,
         "boss",
