@@ -42,6 +42,7 @@ from tests.support.core import (
     REACHABLE,
     TEAM,
     UNREACHABLE,
+    Clocks,
     Core,
     Reading,
     new_database,
@@ -349,6 +350,25 @@ async def test_change_of_an_ended_stream(core: Core) -> None:
         late.end(StreamEnd.CREDENTIALS_EXPIRED)
         events = [event async for event in late.events]
     assert [type(event) for event in events] == [End]
+
+
+async def test_added_terminal_that_another_node_has_written(url: str) -> None:
+    """A terminal that this node watches already is read again when a stream adds it: its reader may have seen a newer
+    status at another node."""
+    clocks = Clocks()
+    async with (
+        run_core(url, clocks=clocks, reread_s=3600) as core,
+        run_core(url, clocks=clocks) as other,
+        reading(core, BOB) as here,
+        reading(other, BOB) as there,
+        following(core, ALICE) as stream,
+    ):
+        for each in (here, there):
+            await each.some(SnapshotComplete)
+        await other.play(BOB, BUSY)
+        await stream.change(add=[BOB])
+        snapshot = (await stream.some(Snapshot, 2))[1].terminal
+        assert (snapshot.address, snapshot.status and snapshot.status.status) == (BOB, BUSY)
 
 
 async def test_stream_that_is_closed_during_a_change(core: Core) -> None:
