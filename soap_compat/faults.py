@@ -160,6 +160,8 @@ FAULTS: Final[Mapping[type[errors.TerminalStatusError], tuple[str, _Variables]]]
     errors.DuplicateCorrelator: ("SVC0005", _correlator),
     errors.RequestIdReused: ("SVC0001", _code),
     errors.SubscriptionUnknown: ("SVC0002", _part),
+    errors.SubscriptionChanged: ("SVC0001", _code),
+    errors.ChangeNotAllowed: ("POL0001", _code),
     errors.NotificationUnknown: ("SVC0001", _code),
     errors.SinkRefused: ("SVC0002", _part),
     errors.SinkUnreachable: ("SVC0002", _part),

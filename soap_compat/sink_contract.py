@@ -16,4 +16,5 @@ SOAP_CONTRACT = SinkContract(
     },
     withdrawn_at=frozenset({EndReason.CANCELLED}),
     last_error_ends=True,
+    changeable=False,
 )

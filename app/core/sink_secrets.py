@@ -33,6 +33,40 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
 
     Raises SinkRefused.
     """
+    _check_own(sink)
+    added = {SINK_REQUEST: digest} if digest else {}
+    if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
+        secret = signing_secret(entropy(SECRET_BYTES))
+        added |= {SINK_SECRETS: secret, SINK_MADE: sha256(secret)}
+    return replace(sink, parameters={**sink.parameters, **added})
+
+
+def moved(sink: Sink, to: Sink) -> Sink:
+    """`to` with the signing secrets of `sink`, which it replaces. Raises SinkRefused."""
+    _check_own(to)
+    signed = sink.profile in SIGNED_PROFILES and to.profile in SIGNED_PROFILES
+    if to.kind is not sink.kind or not (to.profile == sink.profile or signed):
+        raise SinkRefused(
+            "The sink of a subscription can be replaced only by a sink of the same kind; create another subscription.",
+            field="sink",
+            reason="kind",
+        )
+    if SINK_SECRETS in to.parameters:
+        raise SinkRefused(
+            "The webhook keeps its signing secrets; leave `secrets` out. To change them, rotate the secret.",
+            field="sink",
+            reason="secret",
+        )
+    kept = {name: sink.parameters[name] for name in (SINK_SECRETS, SINK_MADE, SINK_REQUEST) if name in sink.parameters}
+    return replace(to, profile=sink.profile, parameters={**to.parameters, **kept})
+
+
+def checked(sink: Sink) -> Sink:
+    """The sink as its new endpoint is checked: the client knows the signing secret already, whoever made it."""
+    return replace(sink, parameters={name: value for name, value in sink.parameters.items() if name != SINK_MADE})
+
+
+def _check_own(sink: Sink) -> None:
     if own := sorted(sink.parameters.keys() & set(HIDDEN_PARAMETERS)):
         raise SinkRefused(
             f"The sink parameter {own[0]} is reserved for the gateway; leave it out.",
@@ -45,11 +79,6 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
             field="sink",
             reason="kind",
         )
-    added = {SINK_REQUEST: digest} if digest else {}
-    if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
-        secret = signing_secret(entropy(SECRET_BYTES))
-        added |= {SINK_SECRETS: secret, SINK_MADE: sha256(secret)}
-    return replace(sink, parameters={**sink.parameters, **added})
 
 
 def rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:

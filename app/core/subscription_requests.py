@@ -1,4 +1,4 @@
-"""A client's request for a subscription, and how a repeated request is recognized.
+"""A client's request for a subscription, or for its change, and how a repeated request is recognized.
 
 Invariants: pure. A request with a `request_id` has a digest, which is stored with the subscription.
 """
@@ -6,7 +6,7 @@ Invariants: pure. A request with a `request_id` has a digest, which is stored wi
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from app.domain.addresses import canonical
 from app.domain.errors import InvalidRequest, RequestIdReused
@@ -36,6 +36,24 @@ class SubscriptionRequest:
     sink: Sink = NO_SINK
     correlator: str = ""
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionChange:
+    """New values of a subscription; None leaves a value unchanged."""
+
+    addresses: Sequence[str] | None = None
+    """All terminals and groups, not only new ones."""
+    criteria: frozenset[Status] | None = None
+    duration_ms: int | None = None
+    """How long the subscription lasts from now; 0: the policy's default."""
+    sink: Sink | None = None
+    """A sink of the same kind and profile, without signing secrets."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names of the values to change."""
+        return tuple([each.name for each in fields(self) if getattr(self, each.name) is not None])
 
 
 def check_names(request: SubscriptionRequest) -> None:

@@ -1,4 +1,4 @@
-"""Subscriptions: clients create, list, renew and end them, within their policies.
+"""Subscriptions: clients create, list, change and end them, within their policies.
 
 Invariants: a client sees and ends only its own; another client's subscription is unknown to it. Creation is idempotent
 by `request_id`: the digest of the first request is kept with the subscription, and a repeated request returns the
@@ -15,12 +15,19 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from app.auth.policies import Policies
-from app.core.sink_secrets import before_token_ends, prepared, rotated
-from app.core.subscription_requests import SubscriptionRequest, check_names, digest_of, repeated
+from app.core.sink_secrets import before_token_ends, checked, prepared, rotated
+from app.core.subscription_changes import require_etag, revised
+from app.core.subscription_requests import (
+    SubscriptionChange,
+    SubscriptionRequest,
+    check_names,
+    digest_of,
+    repeated,
+)
 from app.core.usage import Caller, UsageLog
 from app.domain.errors import (
+    ChangeNotAllowed,
     InvalidRequest,
-    NotPermitted,
     SinkRefused,
     SubscriptionUnknown,
     TerminalStatusError,
@@ -28,7 +35,7 @@ from app.domain.errors import (
 from app.domain.filters import SubscriptionFilter, seen_by
 from app.domain.operations import AuditAction, Face, UsageOperation
 from app.domain.policy import Policy, check_count, check_criteria, duration_allowed, interval_allowed
-from app.domain.records import MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
+from app.domain.records import ANONYMOUS, MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
 from app.domain.sink_contracts import SinkContract, SinkContracts
 from app.domain.sinks import (
     SECRET_BYTES,
@@ -36,8 +43,10 @@ from app.domain.sinks import (
     EndReason,
     SinkKind,
     read_secret,
+    require_readable,
     signing_secret,
 )
+from app.live.changing import Change
 from app.live.group_directory import Expansion, GroupDirectory, parse_field
 from app.live.lifecycle import Lifecycle
 from app.ports.delivery import Sender
@@ -202,31 +211,70 @@ class SubscriptionService:
             self._record_end(caller, correlator, "", error)
             raise
 
-    async def renew(self, client: Client, subscription_id: str, duration_ms: int) -> Subscription:
-        """Renews an active subscription for a duration from now (0: the policy's default), but not beyond the expiry of
-        its sink's access token.
+    async def update(
+        self,
+        client: Client,
+        subscription_id: str,
+        change: SubscriptionChange,
+        *,
+        etag: str = "",
+        face: Face,
+        requester: str = "",
+    ) -> Subscription:
+        """Changes an active subscription within the policy of its owner; with `etag`, only if it still has this etag. A
+        new sink is checked as at the creation. The subscription ends before its sink's access token does.
 
-        Raises DurationTooLong, InvalidRequest (also if the default is unlimited), NotPermitted (its sink's contract),
-        RateLimited, SinkRefused (the token ends now), StoreUnavailable, SubscriptionUnknown.
+        Raises BusyNotSupported, ChangeNotAllowed (its sink's contract), DurationTooLong, GatewayOverloaded,
+        GroupNotAllowed, GroupUnknown, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
+        RateLimited, SinkRefused (also if the token ends now), SinkUnreachable, StoreUnavailable, SubscriptionChanged,
+        SubscriptionUnknown, TooManyAddresses, TooManyWatchedTerminals.
         """
-        policy = self._policies.admit(client)
-        duration = duration_allowed(policy, duration_ms)
-        if duration is None:
+        self._policies.admit(client)
+        if not change.named:
             raise InvalidRequest(
-                "`duration` is missing: subscriptions have no default duration here.", field="duration"
+                "The request changes nothing; name at least one of `addresses`, `criteria`, `duration` and `sink`.",
+                field="update_mask",
             )
-        subscription = await self._own(client, subscription_id)
-        if not subscription.active:
-            raise _unknown()
-        if not self._contract_of(subscription).renewable:
-            raise NotPermitted(
-                f"Subscriptions with the profile {subscription.sink.profile} cannot be renewed; create another."
+        subscription = await self._own_active(client, subscription_id)
+        require_etag(subscription, etag)
+        if not self._contract_of(subscription).changeable:
+            raise ChangeNotAllowed(
+                "The API with which this subscription was created (CAMARA, Parlay X) cannot change subscriptions; "
+                "create another.",
+                field="subscription_id",
             )
-        now = self._clock()
-        expires_at = before_token_ends(now + timedelta(milliseconds=duration), subscription.sink, now)
-        if expires_at is not None:
-            await self._lifecycle.renew(subscription, expires_at, who=client.id)
-        return await self._own(client, subscription_id)
+        owner = client if subscription.client_id == client.id else await self._owner_of(subscription)
+        policy = self._policies.of(owner)
+        check_criteria(policy, change.criteria or frozenset())
+        duration_ms = duration_allowed(policy, change.duration_ms)
+        expansion = None
+        if change.addresses is not None:
+            most = policy.max_notification_addresses
+            expansion = await self._directory.expand(owner, change.addresses, policy, most=most)
+
+        def revise(stored: Subscription) -> Subscription:
+            require_etag(stored, etag)
+            addresses = None if expansion is None else expansion.addresses
+            return revised(stored, change, addresses=addresses, duration_ms=duration_ms, now=self._clock())
+
+        planned = revise(subscription)
+        if change.sink is not None:
+            await self._check_sink(replace(planned, sink=checked(planned.sink)))
+        details = {"subscription": subscription.id, "face": face.value, "requester": requester}
+        details["changed"] = ", ".join(change.named)
+        return await self._lifecycle.change(
+            Change(
+                subscription_id=subscription.id,
+                revise=revise,
+                audit=AuditEntry(
+                    at=self._clock(), actor=client.id, action=AuditAction.SUBSCRIPTION_CHANGED, details=details
+                ),
+                policy=policy,
+                expansion=expansion,
+                resumes=change.sink is not None,
+                on_sink_changed=self.on_sink_changed,
+            )
+        )
 
     async def rotate_secret(
         self,
@@ -247,10 +295,8 @@ class SubscriptionService:
         Raises RateLimited, SinkRefused (a bad secret: reason `secret`; a sink that is not signed: `profile`),
         StoreUnavailable, SubscriptionUnknown (also if it has ended).
         """
-        self._policies.admit(client)
-        subscription = await self._own(client, subscription_id)
-        if not subscription.active:
-            raise _unknown()
+        policy = self._policies.admit(client)
+        subscription = await self._own_active(client, subscription_id)
         if subscription.sink.kind is not SinkKind.WEBHOOK or subscription.sink.profile not in SIGNED_PROFILES:
             raise SinkRefused(
                 "Only webhooks with the profile v1 are signed; this subscription has another sink.", reason="profile"
@@ -264,11 +310,19 @@ class SubscriptionService:
         )
         if drop_old and secret:
             details["old"] = "dropped"
-        stored = await self._lifecycle.change_sink(
-            subscription,
-            lambda sink: rotated(sink, secret or made, drop_old=drop_old),
-            [AuditEntry(at=self._clock(), actor=client.id, action=action, details=details)],
-            self.on_sink_changed,
+
+        def revise(stored: Subscription) -> Subscription:
+            require_readable(stored.sink)
+            return replace(stored, sink=rotated(stored.sink, secret or made, drop_old=drop_old))
+
+        stored = await self._lifecycle.change(
+            Change(
+                subscription_id=subscription.id,
+                revise=revise,
+                audit=AuditEntry(at=self._clock(), actor=client.id, action=action, details=details),
+                policy=policy,
+                on_sink_changed=self.on_sink_changed,
+            )
         )
         return stored, made
 
@@ -329,6 +383,20 @@ class SubscriptionService:
         if found is None or (found.client_id != client.id and not client.admin):
             raise _unknown()
         return found
+
+    async def _own_active(self, client: Client, subscription_id: str) -> Subscription:
+        found = await self._own(client, subscription_id)
+        if not found.active:
+            raise _unknown()
+        return found
+
+    async def _owner_of(self, subscription: Subscription) -> Client:
+        """The client of a subscription that an operator changes."""
+        if owner := await self._store.client(subscription.client_id):
+            return owner
+        if subscription.client_id != ANONYMOUS:  # deleted a moment ago
+            raise _unknown()
+        return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=subscription.created_at)
 
     async def _end(self, caller: Caller, subscription: Subscription) -> None:
         if not subscription.active:

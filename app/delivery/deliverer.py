@@ -28,13 +28,13 @@ import structlog
 
 from app.delivery.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.delivery.recorder import Recorder
-from app.delivery.retry import UNTRIED, RetryPolicy, judge, usage_of
+from app.delivery.retry import UNTRIED, RetryPolicy, Verdict, judge, usage_of
 from app.delivery.withdrawal import Withdrawals
 from app.domain.changes import Attempted, SubscriptionUpdate
 from app.domain.errors import StoreUnavailable
 from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import DeliveryAttempt, DeliveryState, Subscription
-from app.domain.sinks import SINK_UNREADABLE, EndReason, Sink, SinkKind
+from app.domain.sinks import SINK_UNREADABLE, EndReason, SinkKind, same_endpoint
 from app.ports.delivery import Sender, Sent
 from app.ports.store import Store
 
@@ -99,7 +99,7 @@ class Deliverer:
         self._crowded = False  # a queued notification waits because its client has too many in flight
         self._recorder = Recorder(store, owner, on_written=self.hint, on_ended=on_ended)
         # Changes that arrive during a claim, by subscription id; None: no claim is being made.
-        self._changed: dict[str, Sink] | None = None
+        self._changed: dict[str, Subscription] | None = None
         self._withdrawn: set[str] | None = None
         self._wake = asyncio.Event()
         self._closing = False
@@ -123,11 +123,18 @@ class Deliverer:
         """The stored sink of the subscription was changed: attempts that begin from now on use the new sink, also for
         notifications that are claimed already. Another process may use the old sink for MAX_WAIT_S longer."""
         if self._changed is not None:
-            self._changed[subscription.id] = subscription.sink
+            self._changed[subscription.id] = subscription
         for host in self._hosts.values():
-            for job in host.queue:
-                if job.subscription.id == subscription.id:
-                    job.subscription = replace(job.subscription, sink=subscription.sink)
+            for job in [job for job in host.queue if job.subscription.id == subscription.id]:
+                if same_endpoint(job.subscription.sink, subscription.sink):
+                    job.subscription = _with_sink_of(subscription, job.subscription)
+                else:  # it is claimed again, and queued at its new host
+                    host.queue.remove(job)
+                    self._recorder.put_off(job.notification, self._clock())
+        self._recorder.redirect(subscription.id, self._clock())
+        for job in self._in_flight.values():
+            if job.subscription.id == subscription.id:
+                job.redirected = job.redirected or not same_endpoint(job.subscription.sink, subscription.sink)
 
     def withdrawn(self, subscription: Subscription) -> Callable[[], Awaitable[None]]:
         """The subscription's notifications are WITHDRAWN in the store: this process begins no further attempt.
@@ -226,8 +233,8 @@ class Deliverer:
             elif owed.subscription_id in withdrawn:
                 self._recorder.put_off(owed, now)
             else:
-                if (sink := changed.get(subscription.id)) is not None:
-                    subscription = replace(subscription, sink=sink)
+                if (newer := changed.get(subscription.id)) is not None:
+                    subscription = _with_sink_of(newer, subscription)
                 crowded += not self._take(Job(owed, subscription, claimed_s))
         self._start_all()
         return len(claimed), crowded
@@ -352,6 +359,8 @@ class Deliverer:
         """Passes the result of an attempt to the recorder, with the usage records."""
         notification, subscription, now = job.notification, job.subscription, self._clock()
         verdict = judge(notification, subscription, sent, now, jitter=self._jitter(), policy=self._policy)
+        if job.redirected and not sent.delivered:  # the old endpoint's answer says nothing about the new one
+            verdict = Verdict(state=DeliveryState.PENDING, next_attempt_at=now)
         if job.withdrawn and verdict.state is DeliveryState.PENDING:
             verdict = replace(verdict, state=DeliveryState.WITHDRAWN, next_attempt_at=None)
         if verdict.suspended_at is not None and subscription.suspended_at is None:
@@ -382,3 +391,7 @@ class Deliverer:
             update=update,
         )
         self._recorder.attempted(attempted, job)
+
+
+def _with_sink_of(newer: Subscription, subscription: Subscription) -> Subscription:
+    return replace(subscription, sink=newer.sink, suspended_at=newer.suspended_at)

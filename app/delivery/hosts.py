@@ -44,6 +44,8 @@ class Job:
     claimed_s: float
     withdrawn: bool = False
     """Whether the notification was withdrawn: a failed attempt is not repeated."""
+    redirected: bool = False
+    """Whether the sink got another endpoint during the attempt: if it fails, the next attempt follows at once."""
 
 
 @dataclass(eq=False, slots=True)

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -98,6 +99,12 @@ class Recorder:
         """Queues the result of an attempt for the next transaction."""
         self._attempts.append((attempted, job))
         self._writer.wake()
+
+    def redirect(self, subscription_id: str, now: datetime) -> None:
+        """The subscription has another endpoint: failed attempts that are not recorded yet are repeated at once."""
+        for at, (attempted, job) in enumerate(self._attempts):
+            if job.subscription.id == subscription_id and attempted.next_attempt_at is not None:
+                self._attempts[at] = replace(attempted, next_attempt_at=now, suspended_at=None), job
 
     def until_due(self, now: datetime) -> float:
         """Seconds until the next known due time; infinity if there is none."""

@@ -13,7 +13,7 @@ from app.domain.records import (
     UsageRecord,
 )
 from app.domain.sinks import EndReason, Sink
-from app.domain.statuses import TerminalStatus
+from app.domain.statuses import Status, TerminalStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +24,31 @@ class SubscriptionUpdate:
     notified: int | None = None
     last_notified_at: datetime | None = None
     awaiting: bool | None = None
-    expires_at: datetime | None = None
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     end_detail: str | None = None
     groups: tuple[TerminalAddress, ...] | None = None
     joined: tuple[TerminalAddress, ...] | None = None
     held: tuple[TerminalAddress, ...] | None = None
-    sink: Sink | None = None
-    """A new URL, or new secrets."""
     withdraws: bool = False
     """With `ended_at`: notifications that are not settled become WITHDRAWN at that time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionEdit:
+    """A change of a subscription by its client. The store refuses it if the subscription has ended."""
+
+    subscription_id: str
+    version: int
+    criteria: frozenset[Status]
+    expires_at: datetime | None
+    addresses: tuple[TerminalAddress, ...] | None = None
+    """None: unchanged."""
+    sink: Sink | None = None
+    """None: unchanged."""
+    resumes_at: datetime | None = None
+    """With a time, delivery starts again: the subscription is no longer suspended, and its first unsettled notification
+    is due at this time, or when the attempt in flight has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +78,7 @@ class Changes:
     statuses: Sequence[TerminalStatus] = ()
     """Each has its new revision, and is written by compare-and-set: only if the stored revision is one less, or if no
     status of the terminal is stored. Several statuses of one terminal are in the order of their revisions."""
+    edits: Sequence[SubscriptionEdit] = ()
     updates: Sequence[SubscriptionUpdate] = ()
     owed: Sequence[OwedNotification] = ()
     """The store assigns `sequence`."""

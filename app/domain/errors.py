@@ -222,6 +222,19 @@ class SubscriptionUnknown(TerminalStatusError):
     code = "SUBSCRIPTION_UNKNOWN"
 
 
+class SubscriptionChanged(TerminalStatusError):
+    """The subscription was changed since the caller read it: its etag differs from the one in the request."""
+
+    code = "SUBSCRIPTION_CHANGED"
+    retryable = True
+
+
+class ChangeNotAllowed(TerminalStatusError):
+    """The API with which the subscription was created has no such change (CAMARA, Parlay X)."""
+
+    code = "CHANGE_NOT_ALLOWED"
+
+
 class NotificationUnknown(TerminalStatusError):
     """The notification does not exist, or belongs to another client."""
 

@@ -108,6 +108,8 @@ class Subscription:
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     end_detail: str = ""
+    version: int = 1
+    """Grows by one with each change by its client."""
 
     def __post_init__(self) -> None:
         require_utc(self.created_at, self.expires_at, self.last_notified_at, self.suspended_at, self.ended_at)
@@ -116,6 +118,11 @@ class Subscription:
     def active(self) -> bool:
         """Whether it has not ended."""
         return self.ended_at is None
+
+    @property
+    def etag(self) -> str:
+        """The version as clients see it, an opaque text."""
+        return f"v{self.version}"
 
 
 class NotificationKind(enum.Enum):

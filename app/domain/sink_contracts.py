@@ -31,8 +31,8 @@ class SinkContract:
     """Reasons of ends after which nothing more is sent, not even notifications that are owed already."""
     last_error_ends: bool = False
     """Whether the failure of the last terminal is sent as an error of the whole subscription, without an address."""
-    renewable: bool = True
-    """Whether the duration of a running subscription can be changed."""
+    changeable: bool = True
+    """Whether a client can change an active subscription: its addresses, criteria, duration and sink."""
 
 
 class SinkContracts:

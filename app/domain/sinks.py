@@ -141,6 +141,11 @@ class Sink:
     parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+def same_endpoint(one: Sink, other: Sink) -> bool:
+    """Whether both sinks are the same endpoint with the same access token."""
+    return one.url == other.url and one.parameters.get(SINK_TOKEN) == other.parameters.get(SINK_TOKEN)
+
+
 class EndReason(enum.Enum):
     """Why a subscription ended."""
 

@@ -4,28 +4,29 @@ A subscription's groups, and the terminals that joined it, are stored first, sin
 Streams end with a restart, so nothing is stored for them.
 Invariants: the writer's lock is held for each portion. A listener that cannot follow does not delay the others.
 
-Deliberately absent: which terminals a group means (`group_directory.py`).
+Deliberately absent: which terminals a group means (`group_directory.py`), and how a subscription moves
+(`subscription_moves.py`).
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from app.auth.policies import Policies
 from app.domain.addresses import TerminalAddress
-from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.changes import Changes
 from app.domain.errors import GatewayOverloaded, StoreUnavailable, TooManyAddresses, TooManyWatchedTerminals
 from app.domain.records import Client
-from app.domain.statuses import Liveness
 from app.live.group_directory import Asked, Expansion, GroupDirectory, GroupKey
 from app.live.index import SubscriptionIndex
 from app.live.mailbox import Stream
 from app.live.open_streams import OpenStreams
 from app.live.registry import TerminalRegistry
 from app.live.stream_moves import move_stream
-from app.live.subscription import LiveSubscription, Progress
+from app.live.subscription import LiveSubscription
+from app.live.subscription_moves import apply, move_of, update_of
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
 from app.ports.store import Store
@@ -38,17 +39,12 @@ Listener = LiveSubscription | Stream
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class _Move:
+class _Move(NamedTuple):
     """A listener, and the terminals that it will watch."""
 
     listener: Listener
     groups: tuple[TerminalAddress, ...]
     terminals: Sequence[Terminal]
-    progress: Progress | None = None
-    """A subscription's next progress; None for a stream."""
-    awaited: list[Terminal] = field(default_factory=list)
-    """Terminals that join a subscription, and whose next observation counts as their first."""
 
 
 class GroupFollower:
@@ -110,12 +106,20 @@ class GroupFollower:
             for listener in listeners:
                 moves += await self._move_of(listener, clients, same)
             await self._writer.load([terminal for move in moves for terminal in move.terminals])
-            updates = [update for move in moves if (update := _prepare(move)) is not None]
+            of_subscriptions = [
+                move_of(listener, groups, terminals)
+                for listener, groups, terminals in moves
+                if isinstance(listener, LiveSubscription)
+            ]
+            updates = [update for move in of_subscriptions if (update := update_of(move)) is not None]
             if updates:
                 await self._store.write(Changes(updates=updates))
+            for ready in of_subscriptions:
+                if not ready.subscription.ended:  # it may have ended meanwhile
+                    apply(ready, self._index, self._registry)
             for move in moves:
-                if self._active(move.listener):  # it may have ended meanwhile
-                    self._apply(move)
+                if isinstance(move.listener, Stream) and move.listener in self._streams:
+                    self._apply_to_stream(move.listener, move)
         except StoreUnavailable:
             raise
         except Exception:
@@ -175,62 +179,10 @@ class GroupFollower:
         )
         self._registry.report_error(group, [subscription], error)
 
-    def _apply(self, move: _Move) -> None:
-        if isinstance(move.listener, LiveSubscription):
-            self._apply_to_subscription(move.listener, move)
-        else:
-            self._apply_to_stream(move.listener, move)
-
     def _apply_to_stream(self, stream: Stream, move: _Move) -> None:
         leaving = set(stream.sent).difference(move.terminals)
         move_stream(self._registry, stream, joining=move.terminals, leaving=leaving)
         stream.groups = move.groups
-
-    def _apply_to_subscription(self, subscription: LiveSubscription, move: _Move) -> None:
-        assert move.progress is not None  # noqa: S101  # `_prepare` has made it
-        left = set(subscription.progress.terminals).difference(move.progress.terminals)
-        subscription.progress = move.progress
-        self._index.index_groups(subscription, move.groups)
-        self._registry.remove_subscription(subscription, left)
-        for terminal in move.terminals:
-            if subscription not in terminal.subscriptions:
-                self._registry.add_subscription(subscription, terminal)
-        for terminal in move.awaited:
-            terminal.write_next = True
-            live = terminal.liveness is Liveness.LIVE
-            if live and terminal.status is not None and not terminal.pending:
-                terminal.observe(terminal.status.status, terminal.status.observed_at)  # reported as if it had just come
-                self._registry.enqueue(terminal)
-
-
-def _prepare(move: _Move) -> SubscriptionUpdate | None:
-    """Sets `progress` and `awaited` of a subscription's move. Returns what the store must write first, if anything."""
-    subscription = move.listener
-    if not isinstance(subscription, LiveSubscription):
-        return None
-    before, now = subscription.progress, {terminal.address for terminal in move.terminals}
-    for terminal in move.terminals:
-        live = terminal.liveness is Liveness.LIVE and terminal.status is not None
-        if subscription not in terminal.subscriptions and (subscription.check_immediate or not live):
-            move.awaited.append(terminal)
-    joined = before.joined.intersection(now).union([terminal.address for terminal in move.awaited])
-    held = tuple([status for status in before.held if status.address in now])
-    move.progress = msgspec.structs.replace(
-        before,
-        terminals=tuple([terminal.address for terminal in move.terminals]),
-        awaiting=before.awaiting.intersection(now).union(joined),
-        joined=joined,
-        held=held,
-    )
-    regrouped = move.groups != subscription.groups
-    if not regrouped and joined == before.joined and len(held) == len(before.held):
-        return None
-    return SubscriptionUpdate(
-        subscription_id=subscription.id,
-        groups=move.groups if regrouped else None,
-        joined=tuple(sorted(joined)) if joined != before.joined else None,
-        held=move.progress.held_addresses if len(held) != len(before.held) else None,
-    )
 
 
 def _name_of(listener: Listener) -> Mapping[str, str]:

@@ -81,8 +81,8 @@ class SubscriptionIndex:
         elif progress.held:
             self._push(progress.allowed_s, subscription)
 
-    def renew(self, subscription: LiveSubscription, expires_at: datetime, expires_s: float) -> None:
-        """Sets another end of the subscription; `expires_s` is monotonic."""
+    def renew(self, subscription: LiveSubscription, expires_at: datetime | None, expires_s: float) -> None:
+        """Sets another end of the subscription (None, and infinity: none); `expires_s` is monotonic."""
         subscription.expires_at, subscription.expires_s = expires_at, expires_s
         self._push(expires_s, subscription)
 

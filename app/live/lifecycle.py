@@ -1,11 +1,11 @@
-"""Begins, renews and ends active subscriptions, in the store and in memory together.
+"""Begins, changes and ends active subscriptions, in the store and in memory together.
 
 Invariants: every change here holds the writer's lock. So a new subscription misses no change between its first
 notifications and the later ones, and nothing is sent after its end. Memory follows the store, never the reverse. An
 operation that has begun is finished even if its caller leaves: otherwise memory would not follow the store.
 
-Deliberately absent: what clients may ask for (`core/subscriptions.py`), what a subscriber is sent (`rules.py`), and
-changes of groups (`group_follower.py`).
+Deliberately absent: what clients may ask for (`core/subscriptions.py`), what a subscriber is sent (`rules.py`), the
+change of a subscription itself (`changing.py`), and changes of groups (`group_follower.py`).
 """
 
 import asyncio
@@ -33,8 +33,9 @@ from app.domain.records import (
     UsageRecord,
 )
 from app.domain.sink_contracts import SinkContracts
-from app.domain.sinks import EndReason, Sink, require_readable
+from app.domain.sinks import EndReason
 from app.domain.statuses import Liveness
+from app.live.changing import Change, SubscriptionChanger
 from app.live.group_directory import Expansion, GroupDirectory
 from app.live.index import SubscriptionIndex
 from app.live.open_streams import OpenStreams
@@ -50,7 +51,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Lifecycle:
-    """Begins, renews, changes and ends active subscriptions. One per process."""
+    """Begins, changes and ends active subscriptions. One per process."""
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Lifecycle:
         self._contracts = contracts
         self._clock = clock
         self._clock_s = clock_s
+        self._changer = SubscriptionChanger(store, registry, index, writer, directory, clock=clock, clock_s=clock_s)
         self._running: set[asyncio.Task[Any]] = set()
 
     def require_room(self, client_id: str, most: int) -> None:
@@ -243,50 +245,16 @@ class Lifecycle:
             on_stored()
             self._writer.on_written(owed)
 
-    async def renew(self, subscription: Subscription, expires_at: datetime, *, who: str) -> None:
-        """Gives an active subscription another end, for the client id `who`. Raises as `end`."""
-        await self._run_to_completion(self._renew(subscription.id, expires_at, who))
+    async def change(self, change: Change) -> Subscription:
+        """Makes a change of an active subscription, and returns the changed subscription. Raises as
+        `SubscriptionChanger.change`; SubscriptionUnknown if the subscription has ended."""
+        return await self._run_to_completion(self._change(change))
 
-    async def _renew(self, subscription_id: str, expires_at: datetime, who: str) -> None:
+    async def _change(self, change: Change) -> Subscription:
         async with self._writer.lock:
-            live = self._active(subscription_id)
-            details = {"subscription": live.id, "expires_at": expires_at.isoformat()}
-            entry = AuditEntry(at=self._clock(), actor=who, action=AuditAction.SUBSCRIPTION_RENEWED, details=details)
-            update = SubscriptionUpdate(subscription_id=live.id, expires_at=expires_at)
-            await self._store.write(Changes(updates=[update], audit=[entry]))
-            left_s = (expires_at - self._clock()).total_seconds()
-            self._index.renew(live, expires_at, self._clock_s() + left_s)
+            changed = await self._changer.change(self._active(change.subscription_id), change)
         self.on_work()
-
-    async def change_sink(
-        self,
-        subscription: Subscription,
-        change: Callable[[Sink], Sink],
-        audit: Sequence[AuditEntry],
-        on_stored: Callable[[Subscription], None],
-    ) -> Subscription:
-        """Replaces an active subscription's sink by `change(sink)`, of the same kind and profile. Returns the stored
-        subscription, for which `on_stored` is called first. Raises as `end`."""
-        return await self._run_to_completion(self._change_sink(subscription.id, change, audit, on_stored))
-
-    async def _change_sink(
-        self,
-        subscription_id: str,
-        change: Callable[[Sink], Sink],
-        audit: Sequence[AuditEntry],
-        on_stored: Callable[[Subscription], None],
-    ) -> Subscription:
-        async with self._writer.lock:
-            self._active(subscription_id)
-            stored = await self._store.subscription(subscription_id)
-            if stored is None or not stored.active:  # it ended meanwhile: its sink answered 410 Gone
-                raise _unknown()
-            require_readable(stored.sink)
-            stored = replace(stored, sink=change(stored.sink))
-            update = SubscriptionUpdate(subscription_id=stored.id, sink=stored.sink)
-            await self._store.write(Changes(updates=[update], audit=audit))
-            on_stored(stored)
-        return stored
+        return changed
 
     async def delete_client(self, client_id: str) -> list[Subscription]:
         """Deletes a client with its keys and groups; ends its subscriptions, which are returned, and its streams.

@@ -92,7 +92,7 @@ class LiveSubscription:
         self.id = subscription.id
         self.client_id = subscription.client_id
         self.contract = contract
-        self.criteria = _CRITERIA.setdefault(subscription.criteria, subscription.criteria)
+        self.set_criteria(subscription.criteria)
         self.check_immediate = subscription.check_immediate
         self.interval_s = subscription.min_interval_ms / 1000
         self.max_notifications = subscription.max_notifications
@@ -104,6 +104,9 @@ class LiveSubscription:
         """The addresses of the request; kept only if there are groups among them, whose members may change."""
         self.progress = progress
         self.ended = False
+
+    def set_criteria(self, criteria: frozenset[Status]) -> None:
+        self.criteria = _CRITERIA.setdefault(criteria, criteria)
 
     @property
     def due_s(self) -> float:

@@ -102,7 +102,7 @@ class _GroupAddress(_AnyText):
 
 
 class _Id(_AnyText):
-    """An id. Ids contain no colon: in a path, a colon begins a custom method such as `:renew`."""
+    """An id. Ids contain no colon: in a path, a colon begins a custom method such as `:rotateSecret`."""
 
     regex = "[^/:]+"
 

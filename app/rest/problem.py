@@ -58,6 +58,8 @@ STATUSES: Mapping[type[errors.TerminalStatusError], int] = {
     errors.DuplicateCorrelator: 409,
     errors.RequestIdReused: 422,
     errors.SubscriptionUnknown: 404,
+    errors.SubscriptionChanged: 412,
+    errors.ChangeNotAllowed: 409,
     errors.NotificationUnknown: 404,
     errors.SinkRefused: 400,
     errors.SinkUnreachable: 422,
@@ -79,6 +81,8 @@ _FIELDS = {
     "duration": "duration_ms",
     "max_age": "max_age_s",
     "request_id": "Idempotency-Key",
+    "update_mask": "body",
+    "etag": "If-Match",
 }
 """REST's names of fields that have another name in gRPC."""
 CHALLENGE = {"www-authenticate": "Bearer"}

@@ -4,7 +4,8 @@ import enum
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from app.domain.records import MAX_CORRELATOR
 from app.domain.sinks import MAX_SECRETS, MAX_SINK_TOKEN, MAX_URL, EndReason
@@ -214,6 +215,10 @@ class Subscription(BaseModel):
         "expired. Null while active."
     )
     end_detail: str = Field(description="More about the end, for people; may be empty.")
+    etag: str = Field(
+        description="Changes with each change of the subscription by its client; opaque. The header `ETag` has it in "
+        "quotes."
+    )
 
 
 class CreatedSubscription(Subscription):
@@ -231,10 +236,40 @@ class Subscriptions(BaseModel):
     next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
-class RenewRequest(Request):
-    """A new duration for a subscription."""
+def _refuse_null(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("null", "must not be null; leave the member out to keep its value")
+    return value
 
-    duration_ms: int = Field(ge=1, description="How long the subscription lasts from now.", examples=[3_600_000])
+
+def _absent() -> Any:
+    """The value of a member that is not given; no value of it is a default in the document."""
+
+
+_NotNull = BeforeValidator(_refuse_null)
+
+
+class UpdateSubscriptionRequest(Request):
+    """New values of a subscription. Members that are left out keep their values; at least one is required."""
+
+    model_config = example({"addresses": ["sip:alice@example.com", "sip:bob@example.com"], "duration_ms": 3_600_000})
+
+    addresses: Annotated[Addresses, _NotNull] = Field(
+        default_factory=list, description="All terminals and groups of the subscription, not only new ones."
+    )
+    criteria: Annotated[Criteria, _NotNull] = Field(default_factory=list)
+    duration_ms: Annotated[int, _NotNull] = Field(
+        default_factory=int,
+        ge=0,
+        description="How long the subscription lasts from now; 0: the policy's default. It still ends before its "
+        "sink's access token expires.",
+    )
+    sink: Annotated[SinkRequest, _NotNull] = Field(
+        default_factory=_absent,
+        description="Where to send notifications, with all its members: a sink of the same kind. A webhook keeps its "
+        "signing secrets, so `secrets` must be left out. Without `access_token` it has none afterwards.",
+    )
+    requester: Requester = ""
 
 
 class RotateSecretRequest(Request):

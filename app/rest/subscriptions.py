@@ -5,30 +5,32 @@ Invariants: a signing secret that the gateway made is returned only in the answe
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from app.core.sink_secrets import made_secret
-from app.core.subscription_requests import SubscriptionRequest
+from app.core.subscription_requests import SubscriptionChange, SubscriptionRequest
 from app.core.use_cases import UseCases
+from app.domain import records
 from app.domain.errors import (
     BusyNotSupported,
+    ChangeNotAllowed,
     CountTooLarge,
     DuplicateCorrelator,
     DurationTooLong,
     GatewayOverloaded,
     IntervalTooShort,
     InvalidAddress,
-    NotPermitted,
     RequestIdReused,
     SinkRefused,
     SinkUnreachable,
+    SubscriptionChanged,
     SubscriptionUnknown,
     TooManySubscriptions,
     TooManyWatchedTerminals,
     UnlimitedCountNotAllowed,
 )
 from app.domain.filters import SubscriptionFilter, SubscriptionState
-from app.domain.records import MAX_ID, MAX_REQUESTER
+from app.domain.records import MAX_ID, MAX_REQUESTER, Client
 from app.domain.sinks import (
     PROFILE_V1,
     SINK_HANDSHAKE,
@@ -48,6 +50,17 @@ from app.rest.responses import json_response, no_content
 from app.rest.terminals import LIST_ERRORS
 
 TAG = "Subscriptions"
+MAX_ETAG = 100
+
+IfMatch = Annotated[
+    str,
+    Header(
+        max_length=MAX_ETAG,
+        description="The ETag of the version to change; if the subscription has another version, the answer is 412 "
+        "SUBSCRIPTION_CHANGED. Absent or `*`: any version.",
+    ),
+]
+_ETAG = {"ETag": {"description": "The subscription's version, for If-Match.", "schema": {"type": "string"}}}
 
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The subscription's id.")]
 
@@ -83,7 +96,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
                 GatewayOverloaded,
             ),
             201: {
-                "headers": {"Location": {"description": "The subscription's path.", "schema": {"type": "string"}}},
+                "headers": {
+                    "Location": {"description": "The subscription's path.", "schema": {"type": "string"}},
+                    **_ETAG,
+                },
                 "links": {
                     "get": {"operationId": "getSubscription", "parameters": {"subscription_id": "$response.body#/id"}}
                 },
@@ -112,7 +128,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return json_response(
             {**to_json.subscription(made), "secret": made_secret(made) or None},
             201,
-            {"location": f"/v1/subscriptions/{made.id}"},
+            {"location": f"/v1/subscriptions/{made.id}", "etag": f'"{made.etag}"'},
         )
 
     @router.get(
@@ -155,10 +171,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Returns one of your subscriptions; an ended one while the gateway keeps it.",
         response_model=subscription_schemas.Subscription,
         response_description="The subscription.",
-        responses=failures(SubscriptionUnknown),
+        responses={**failures(SubscriptionUnknown), 200: {"headers": _ETAG}},
     )
     async def get_subscription(client: Caller, subscription_id: IdInPath) -> Response:
-        return json_response(to_json.subscription(await subscriptions.get(client, subscription_id)))
+        return _returned(await subscriptions.get(client, subscription_id))
 
     @router.delete(
         "/v1/subscriptions/{subscription_id:id}",
@@ -194,24 +210,65 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         await subscriptions.cancel_by_correlator(client, asked.correlator, face=FACE, requester=asked.requester)
         return no_content()
 
-    @router.post(
-        "/v1/subscriptions/{subscription_id:id}:renew",
-        operation_id="renewSubscription",
+    @router.patch(
+        "/v1/subscriptions/{subscription_id:id}",
+        operation_id="updateSubscription",
         tags=[TAG],
-        summary="Renew a subscription",
-        description="Gives an active subscription a new duration from now, longer or shorter than the rest of the old "
-        "one, but not beyond the expiry of its webhook's access token. Subscriptions made over CAMARA's API cannot be "
-        "renewed.",
+        summary="Change a subscription",
+        description="Changes the members that the body has; the others keep their values. A new sink is checked as in "
+        "`createSubscription`, and gets the notifications that are owed already. Terminals that are added are treated "
+        "as at the start of a subscription; what was reported of the others stays known. Subscriptions made over "
+        "CAMARA's API or SOAP cannot be changed.",
         response_model=subscription_schemas.Subscription,
-        response_description="The subscription with its new `expire_time`.",
-        responses=failures(SubscriptionUnknown, DurationTooLong, NotPermitted, SinkRefused),
+        response_description="The changed subscription.",
+        responses={
+            **failures(
+                *LIST_ERRORS,
+                SubscriptionUnknown,
+                SubscriptionChanged,
+                ChangeNotAllowed,
+                SinkRefused,
+                SinkUnreachable,
+                DurationTooLong,
+                BusyNotSupported,
+                TooManyWatchedTerminals,
+                GatewayOverloaded,
+            ),
+            200: {"headers": _ETAG},
+        },
     )
-    async def renew_subscription(
-        client: Caller, subscription_id: IdInPath, asked: subscription_schemas.RenewRequest
+    async def update_subscription(
+        client: Caller,
+        subscription_id: IdInPath,
+        asked: subscription_schemas.UpdateSubscriptionRequest,
+        if_match: IfMatch = "*",
     ) -> Response:
-        return json_response(
-            to_json.subscription(await subscriptions.renew(client, subscription_id, asked.duration_ms))
+        given = asked.model_fields_set
+        change = SubscriptionChange(
+            addresses=asked.addresses if "addresses" in given else None,
+            criteria=frozenset(asked.criteria) if "criteria" in given else None,
+            duration_ms=asked.duration_ms if "duration_ms" in given else None,
+            sink=sink_of(asked.sink) if "sink" in given else None,
         )
+        etag = await etag_of(client, subscription_id, if_match)
+        return _returned(
+            await subscriptions.update(client, subscription_id, change, etag=etag, face=FACE, requester=asked.requester)
+        )
+
+    async def etag_of(client: Client, subscription_id: str, if_match: str) -> str:
+        """The etag that If-Match names; of several, the subscription's present one if it is among them."""
+        tags = [tag.strip() for tag in if_match.split(",")]
+        if tags == ["*"]:
+            return ""
+        if len(tags) == 1 and len(tags[0]) > 2 and tags[0][0] == tags[0][-1] == '"':
+            return tags[0][1:-1]
+        subscription = await subscriptions.get(client, subscription_id)
+        if f'"{subscription.etag}"' not in tags:
+            raise SubscriptionChanged(
+                "If-Match does not name the subscription's present ETag. Read it again before you change it.",
+                field="etag",
+            )
+        return subscription.etag
 
     @router.post(
         "/v1/subscriptions/{subscription_id:id}:rotateSecret",
@@ -224,7 +281,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "the newest two sign.",
         response_model=subscription_schemas.RotatedSubscription,
         response_description="The subscription, and the secret if the gateway made it.",
-        responses=failures(SubscriptionUnknown, SinkRefused),
+        responses={**failures(SubscriptionUnknown, SinkRefused), 200: {"headers": _ETAG}},
     )
     async def rotate_secret(
         client: Caller, subscription_id: IdInPath, asked: subscription_schemas.RotateSecretRequest | None = None
@@ -238,7 +295,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             face=FACE,
             requester=asked.requester,
         )
-        return json_response({**to_json.subscription(changed), "secret": made or None})
+        return _returned(changed, secret=made or None)
+
+
+def _returned(subscription: records.Subscription, **more: str | None) -> Response:
+    body = {**to_json.subscription(subscription), **more}
+    return json_response(body, 200, {"etag": f'"{subscription.etag}"'})
 
 
 def sink_of(asked: subscription_schemas.SinkRequest | None) -> Sink:

@@ -116,6 +116,7 @@ def subscription(of: Subscription) -> Json:
         "end_time": of.ended_at,
         "end_reason": of.end_reason,
         "end_detail": of.end_detail,
+        "etag": of.etag,
     }
 
 

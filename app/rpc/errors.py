@@ -66,6 +66,8 @@ CODES: Mapping[type[errors.TerminalStatusError], grpc.StatusCode] = {
     errors.DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,
     errors.SubscriptionUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.SubscriptionChanged: grpc.StatusCode.ABORTED,
+    errors.ChangeNotAllowed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotificationUnknown: grpc.StatusCode.NOT_FOUND,
     errors.SinkRefused: grpc.StatusCode.INVALID_ARGUMENT,
     errors.SinkUnreachable: grpc.StatusCode.FAILED_PRECONDITION,

@@ -167,6 +167,7 @@ def subscription(stored: Subscription) -> subscription_pb2.Subscription:
         if stored.end_reason is None
         else END_REASON[stored.end_reason],
         end_detail=stored.end_detail,
+        etag=stored.etag,
     )
 
 

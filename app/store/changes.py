@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import CursorResult, Engine, Executable, case, insert, null, select, text, update
+from sqlalchemy import CursorResult, Engine, Executable, case, delete, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.addresses import TerminalAddress
-from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.changes import Changes, SubscriptionEdit, SubscriptionUpdate
 from app.domain.errors import SubscriptionUnknown
 from app.domain.records import AuditEntry, DeliveryState, OwedNotification, UsageRecord
 from app.domain.sinks import SINK_UNREADABLE, Sink
@@ -61,13 +61,13 @@ class Writing(Database):
         Several statuses of one terminal must have consecutive revisions. If no status of a terminal is stored, any
         revision is accepted. An update never changes the end of a subscription that has ended. Usage records and
         notifications with a stored id are skipped: an earlier call wrote them, and its answer was lost. Raises
-        SubscriptionUnknown if a notification's subscription does not exist.
+        SubscriptionUnknown if a notification's subscription does not exist, or an edited subscription has ended.
         """
         owed = changes.owed
 
         async def work(c: AsyncConnection) -> None:
             await self._put_statuses(c, changes.statuses)
-            await self._owe(c, changes.updates, owed)
+            await self._owe(c, changes.updates, owed, edits=changes.edits)
             for entry in changes.audit:
                 await c.execute(audit_line(entry))
             await self._add_usage(c, changes.usage)
@@ -125,16 +125,23 @@ class Writing(Database):
         updates: Sequence[SubscriptionUpdate],
         owed: Sequence[OwedNotification],
         *,
+        edits: Sequence[SubscriptionEdit] = (),
         ended_too: bool = False,
     ) -> None:
-        """Updates subscriptions and numbers their notifications. Without `ended_too`, subscriptions that have ended
-        meanwhile get no more notifications."""
+        """Edits and updates subscriptions and numbers their notifications. Without `ended_too`, subscriptions that have
+        ended meanwhile get no more notifications."""
         ids = {one.subscription_id for one in updates} | {one.subscription_id for one in owed}
+        ids.update([one.subscription_id for one in edits])
         if not ids:
             return
         boxes = {row.id: _Box(row) for row in await self._run(c, self._sql.lock_boxes, [[one] for one in ids])}
         if missing := ids - boxes.keys():
             raise SubscriptionUnknown(f"There is no subscription {min(missing)!r}.", subscription_id=min(missing))
+        for edit in edits:
+            box = boxes[edit.subscription_id]
+            if box.ended:
+                raise SubscriptionUnknown("The subscription has ended.", subscription_id=edit.subscription_id)
+            await self._edit(c, edit, box.seq)
         await self._update_subscriptions(c, updates)
         for ended in updates:
             if ended.withdraws:
@@ -168,6 +175,37 @@ class Writing(Database):
         }
         await c.execute(update(t.outbox).where(_box.subscription_seq == subscription_seq).values(values))
 
+    async def _edit(self, c: AsyncConnection, edit: SubscriptionEdit, seq: int) -> None:
+        """Writes a client's change of a subscription; the caller has locked its row."""
+        values: dict[str, Any] = {
+            "version": edit.version,
+            "criteria": criteria_text(edit.criteria),
+            "expires_at": edit.expires_at,
+        }
+        if edit.sink is not None:
+            values |= self._sink_values(edit.subscription_id, edit.sink)
+        if edit.resumes_at is not None:
+            values["suspended_at"] = None
+        await c.execute(update(t.subscriptions).where(_sub.seq == seq).values(values))
+        if edit.addresses is not None:
+            await c.execute(delete(t.subscription_addresses).where(t.subscription_addresses.c.subscription_seq == seq))
+            await self._add_addresses(c, seq, edit.addresses)
+        if edit.resumes_at is not None:
+            await self._resume(c, seq, edit.resumes_at)
+
+    async def _add_addresses(self, c: AsyncConnection, seq: int, addresses: Sequence[TerminalAddress]) -> None:
+        if addresses:
+            texts = as_json([t.clean(address) for address in addresses])
+            await c.execute(self._sql.add_addresses, {"subscription_seq": seq, "texts": texts})
+
+    async def _resume(self, c: AsyncConnection, seq: int, at: datetime) -> None:
+        """Makes unsettled notifications due at `at`. A running lease stays with its owner: an attempt is in flight, or
+        will begin."""
+        waits = (_owed.subscription_seq == seq) & IS[DeliveryState.PENDING] & (_owed.next_attempt_at > at)
+        await c.execute(update(t.owed_notifications).where(waits).values(next_attempt_at=at))
+        free = _box.lease_owner.is_(None) & (_box.due_at > at)
+        await c.execute(update(t.outbox).where((_box.subscription_seq == seq) & free).values(due_at=at))
+
     async def _update_subscriptions(self, c: AsyncConnection, updates: Sequence[SubscriptionUpdate]) -> None:
         if not updates:
             return
@@ -178,10 +216,6 @@ class Writing(Database):
             await self._run(c, self._sql.update_subscriptions, rows)
         if lists := _lists(updates):
             await self._run(c, self._sql.update_lists, lists)
-        for one in updates:
-            if one.sink is not None:
-                statement = update(t.subscriptions).where(_sub.id == one.subscription_id)
-                await c.execute(statement.values(self._sink_values(one.subscription_id, one.sink)))
 
     def _sink_values(self, subscription_id: str, sink: Sink) -> dict[str, str]:
         """A sink as columns of `subscription`."""
@@ -228,7 +262,7 @@ class _Box:
 def _merged(before: list[Any] | None, one: SubscriptionUpdate) -> list[Any]:
     """An update as a row of `update_subscriptions`, merged with an earlier update of the same subscription."""
     reason = one.end_reason.value if one.end_reason else None
-    progress: list[Any] = [one.subscription_id, one.notified, one.last_notified_at, one.awaiting, one.expires_at]
+    progress: list[Any] = [one.subscription_id, one.notified, one.last_notified_at, one.awaiting]
     end: list[Any] = [one.ended_at, reason, one.end_detail]
     if before is None:
         return progress + end
@@ -252,6 +286,11 @@ def _lists(updates: Sequence[SubscriptionUpdate]) -> list[list[str | None]]:
         )
         rows[one.subscription_id] = [old if value is None else value for old, value in zip(before, new, strict=True)]
     return list(rows.values())
+
+
+def criteria_text(criteria: Iterable[Status]) -> str:
+    """Criteria as the cell of `subscription`."""
+    return ",".join(sorted(status.value for status in criteria))
 
 
 def _terminal_status(row: AnyRow) -> TerminalStatus:

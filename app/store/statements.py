@@ -305,7 +305,7 @@ class Statements:
 
     def _update_subscriptions(self) -> Executable:
         """`id` of each subscription once, and new values (NULL: unchanged). An end that is stored is not changed."""
-        progress = (_sub.notified, _sub.last_notified_at, _sub.awaiting, _sub.expires_at)
+        progress = (_sub.notified, _sub.last_notified_at, _sub.awaiting)
         end = (_sub.ended_at, _sub.end_reason, _sub.end_detail)
         given = self._named(_sub.id, *progress, *end)
         values: dict[str, Any] = {c.name: func.coalesce(given.c[c.name], c) for c in (*progress, *end)}

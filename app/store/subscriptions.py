@@ -24,7 +24,7 @@ from app.domain.statuses import Status
 from app.ports.pages import number, token
 from app.ports.store import ALL_ACTIVE, Page
 from app.store import tables as t
-from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line
+from app.store.changes import NOTHING, SinkRow, Writing, as_json, audit_line, criteria_text
 from app.store.database import ATTEMPTS, AnyRow, AnySelect
 from app.store.encryption import SecretKeys
 from app.store.scans import scan, within
@@ -71,9 +71,7 @@ class Subscriptions(Writing):
             )
             seq = made.scalar_one()
             await c.execute(insert(t.outbox), {"subscription_seq": seq, "last_sequence": 0})
-            if subscription.addresses:
-                texts = as_json([t.clean(address) for address in subscription.addresses])
-                await c.execute(self._sql.add_addresses, {"subscription_seq": seq, "texts": texts})
+            await self._add_addresses(c, seq, subscription.addresses)
             await self._owe(c, (), owed, ended_too=True)
             for entry in audit:
                 await c.execute(audit_line(entry))
@@ -306,6 +304,7 @@ class Reader:
                 groups,
                 joined,
                 held,
+                version,
             ) = row
             subscription = Subscription(
                 id=id_,
@@ -330,6 +329,7 @@ class Reader:
                 ended_at=ended_at,
                 end_reason=None if end_reason is None else EndReason(end_reason),
                 end_detail=end_detail,
+                version=version,
             )
             found.append((seq, subscription))
         return found
@@ -365,7 +365,7 @@ def _values(subscription: Subscription) -> dict[str, Any]:
     return {
         "id": subscription.id,
         "client_id": subscription.client_id,
-        "criteria": ",".join(sorted(status.value for status in subscription.criteria)),
+        "criteria": criteria_text(subscription.criteria),
         "check_immediate": subscription.check_immediate,
         "min_interval_ms": subscription.min_interval_ms,
         "max_notifications": subscription.max_notifications,
@@ -383,4 +383,5 @@ def _values(subscription: Subscription) -> dict[str, Any]:
         "groups": as_json(subscription.groups),
         "joined": as_json(subscription.joined),
         "held": as_json(subscription.held),
+        "version": subscription.version,
     }

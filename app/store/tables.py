@@ -214,10 +214,11 @@ class SubscriptionRow(SQLModel, table=True):
     groups: str = Field(sa_type=CleanText)
     joined: str = Field(sa_type=CleanText)
     held: str = Field(sa_type=CleanText)
+    version: int = Field(sa_type=BigInteger)
 
 
 class SubscriptionAddressRow(SQLModel, table=True):
-    """A terminal or group of a subscription, in the order of the request; never changed."""
+    """A terminal or group of a subscription, in the order of the request; changed only by replacing all."""
 
     __tablename__ = "subscription_address"
     __table_args__ = (Index("ix_subscription_address", "address"), _BY_KEY)

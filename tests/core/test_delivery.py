@@ -12,7 +12,10 @@ import pytest
 
 from app.auth.policies import Policies
 from app.core.deliveries import Deliveries
+from app.delivery.deliverer import Deliverer
 from app.delivery.hosts import Places
+from app.delivery.retry import RetryPolicy
+from app.domain.changes import Changes
 from app.domain.errors import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
 from app.domain.filters import NotificationFilter, UsageFilter
 from app.domain.policy import Policy
@@ -45,6 +48,7 @@ from tests.support.deliveries import (
 )
 from tests.support.outbox import NOW, OWNER, STRANGER, make_subscription
 from tests.support.receivers import receiver
+from tests.support.records import edit_of
 from tests.support.waiting import DEADLINE_S, until
 
 __all__ = ["store"]  # fixtures
@@ -143,6 +147,91 @@ async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
     assert after is not None
     assert after.end_reason is EndReason.TOKEN_EXPIRED
     assert await store.usage(Page(), UsageFilter(start=OLD)) == ([], "")
+
+
+async def move(store: SqlStore, deliverer: Deliverer, url: str) -> None:
+    """Gives SUBSCRIPTION another endpoint, as a client's change does."""
+    sink = replace(SUBSCRIPTION.sink, url=url)
+    edit = edit_of(SUBSCRIPTION, sink=sink, resumes_at=datetime.now(UTC))
+    await store.write(Changes(edits=[edit]))
+    deliverer.sink_changed(replace(SUBSCRIPTION, sink=sink))
+    deliverer.hint()
+
+
+async def test_another_endpoint_gets_what_waits(store: SqlStore) -> None:
+    """A suspended subscription that gets another endpoint is no longer suspended; what waited is sent there at once, in
+    order."""
+    names = await owe(store, 3)
+    urls: list[str] = []
+
+    async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
+        urls.append(subscription.sink.url)
+        return DELIVERED if subscription.sink.url == "https://other.example/" else FAILED
+
+    policy = RetryPolicy(first_s=3600, most_s=3600, suspend_after=1)
+    sender = ScriptedSender(reply)
+    async with delivering(store, sender, policy=policy) as deliverer:
+
+        async def suspended() -> bool:
+            now = await store.subscription(SUBSCRIPTION.id)
+            return now is not None and now.suspended_at is not None
+
+        await until(suspended)
+        await move(store, deliverer, "https://other.example/")
+        assert not await suspended()
+        await until_owed(store, settled)
+    assert sender.ids() == [names[0], *names]
+    assert urls == [SUBSCRIPTION.sink.url, *["https://other.example/"] * 3]
+    assert not await suspended()
+
+
+@pytest.mark.parametrize("old", [FAILED, GONE, SILENT])
+async def test_another_endpoint_during_an_attempt(store: SqlStore, old: Sent) -> None:
+    """What the old endpoint answers after the change, even 410 Gone, neither delays the next attempt nor ends or
+    suspends the subscription."""
+    (name,) = await owe(store)
+    opened = asyncio.Event()
+
+    async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
+        if subscription.sink.url == "https://other.example/":
+            return DELIVERED
+        await opened.wait()
+        return old
+
+    policy = RetryPolicy(first_s=3600, most_s=3600, suspend_after=1)
+    sender = ScriptedSender(reply)
+    async with delivering(store, sender, policy=policy) as deliverer:
+        await until(sender.has_sent)
+        await move(store, deliverer, "https://other.example/")
+        opened.set()
+        await until_owed(store, settled)
+    assert sender.ids() == [name, name]
+    after = await store.subscription(SUBSCRIPTION.id)
+    assert after is not None
+    assert (after.active, after.suspended_at) == (True, None)
+
+
+async def test_queued_notifications_go_to_the_host_of_the_new_endpoint(store: SqlStore) -> None:
+    """A notification that is queued at a host that hangs is sent to the new endpoint, without waiting for the old
+    host."""
+    await owe(store, subscription=make_subscription(subscription_id="hangs"))
+    never = asyncio.Event()
+
+    async def reply(subscription: Subscription, notification: OwedNotification) -> Sent:
+        if subscription.sink.url == SUBSCRIPTION.sink.url:
+            await never.wait()
+        return DELIVERED
+
+    sender = ScriptedSender(reply)
+    async with delivering(store, sender, places=Places(unproven_host=1, per_host=1)) as deliverer:
+        await until(sender.has_sent)
+        (name,) = await owe(store)
+        deliverer.hint()
+        await until(lambda: deliverer.held == 2)
+        await move(store, deliverer, "https://other.example/")
+        await until(lambda: name in sender.ids())
+        never.set()
+        await until_owed(store, settled)
 
 
 async def test_an_endpoint_that_fails_for_long_is_suspended(store: SqlStore) -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from app.core.encryption import encrypt_sinks
 from app.delivery.deliverer import Deliverer
-from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.changes import Changes
 from app.domain.errors import StoreUnavailable
 from app.domain.operations import Face
 from app.domain.records import DeliveryState, OwedNotification, Subscription
@@ -28,7 +28,7 @@ from app.store.encryption import MAKE_ONE, read_keys
 from tests.support.core import ALICE, APP, FakeSender, new_database, run_core
 from tests.support.outbox import OTHER_SECRET, SECRET
 from tests.support.receivers import Request, answer
-from tests.support.records import make, subscription
+from tests.support.records import edit_of, make, subscription
 from tests.support.settings import settings_for
 from tests.support.signed_webhooks import signed
 from tests.support.waiting import until
@@ -117,7 +117,7 @@ async def test_rows_in_clear_are_encrypted_when_they_are_written(database_url: s
         assert len(await in_clear(store)) == 4
     async with await open_store(database_url, secret_key_file=key_file.has(b"a")) as store:
         assert await store.subscription("s1") == subscription("s1", sink=WEBHOOK)
-        await store.write(Changes(updates=[SubscriptionUpdate(subscription_id="s1", sink=WEBHOOK)]))
+        await store.write(Changes(edits=[edit_of(subscription("s1"), sink=WEBHOOK)]))
         assert len(await in_clear(store)) == 2
         with capture_logs() as logs:
             await encrypt_sinks(store)
@@ -159,7 +159,7 @@ async def test_rotation(database_url: str, key_file: KeyFile) -> None:
         await make(store, "s1", "s2", sink=WEBHOOK)
     async with await open_store(database_url, secret_key_file=key_file.has(b"n", b"o")) as store:
         assert await store.subscription("s1") == subscription("s1", sink=WEBHOOK)
-        await store.write(Changes(updates=[SubscriptionUpdate(subscription_id="s1", sink=WEBHOOK)]))
+        await store.write(Changes(edits=[edit_of(subscription("s1"), sink=WEBHOOK)]))
         assert await column(store, t.subscriptions.c.sink_key) == [(new,), (old,)]
         assert await store.keys_in_use() == sorted([new, old])
     with pytest.raises(DatabaseUnavailable, match=old):
@@ -168,7 +168,8 @@ async def test_rotation(database_url: str, key_file: KeyFile) -> None:
         await encrypt_sinks(store)
     async with await open_store(database_url, secret_key_file=key_file.has(b"n")) as store:
         assert [(await store.subscription(one)) for one in ("s1", "s2")] == [
-            subscription(one, sink=WEBHOOK) for one in ("s1", "s2")
+            subscription("s1", sink=WEBHOOK, version=2),
+            subscription("s2", sink=WEBHOOK),
         ]
 
 
@@ -219,7 +220,7 @@ async def test_secrets_go_to_their_own_endpoint_only(
         assert (found[name].sink.parameters, found["s2"].sink) == ({SINK_UNREADABLE: key}, WEBHOOK)
         assert [(line["event"], line["subscription"], line["key"]) for line in logs] == [("sink_unreadable", name, key)]
         with pytest.raises(ValueError, match="would be lost"):
-            await store.write(Changes(updates=[SubscriptionUpdate(subscription_id=name, sink=found[name].sink)]))
+            await store.write(Changes(edits=[edit_of(found[name], sink=found[name].sink)]))
 
 
 class Sending(FakeSender):

@@ -53,6 +53,7 @@ from tests.support.records import (
     FRIENDS,
     WEBHOOK,
     after,
+    edit_of,
     end,
     group,
     make,
@@ -305,17 +306,38 @@ async def test_no_correlator_is_not_a_correlator(store: SqlStore) -> None:
 async def test_update_changes_what_it_names(store: SqlStore) -> None:
     """None leaves a value unchanged; a second end does not replace the first."""
     await make(store, "s1", "s2")
-    sink = replace(WEBHOOK, url="https://other.example/hook")
-    first = SubscriptionUpdate(subscription_id="s1", notified=2, last_notified_at=after(5), sink=sink)
-    await store.write(Changes(updates=[first, SubscriptionUpdate(subscription_id="s2", expires_at=after(9))]))
-    expected = subscription("s1", notified=2, last_notified_at=after(5), sink=sink)
+    first = SubscriptionUpdate(subscription_id="s1", notified=2, last_notified_at=after(5))
+    await store.write(Changes(updates=[first, SubscriptionUpdate(subscription_id="s2", joined=(ALICE,))]))
+    expected = subscription("s1", notified=2, last_notified_at=after(5))
     assert await store.subscription("s1") == expected
-    assert await store.subscription("s2") == subscription("s2", expires_at=after(9))
+    assert await store.subscription("s2") == subscription("s2", joined=(ALICE,))
     await end(store, "s1", EndReason.CANCELLED, "by its client")
     await end(store, "s1", EndReason.EXPIRED, "too late", at=after(99))
     assert await store.subscription("s1") == replace(
         expected, ended_at=after(10), end_reason=EndReason.CANCELLED, end_detail="by its client"
     )
+
+
+async def test_an_edit_replaces_what_its_client_may_change(store: SqlStore) -> None:
+    """An edit replaces version, criteria and expiry (by none, too), and addresses and sink if it has them; written
+    again, as after a lost answer, it changes nothing. An ended subscription is not edited."""
+    await make(store, "s1", "s2", expires_at=after(60))
+    made = subscription("s1", expires_at=after(60))
+    sink = replace(WEBHOOK, url="https://other.example/hook")
+    changed = replace(made, addresses=(BOB, ALICE), criteria=frozenset({Status.BUSY}), expires_at=None, sink=sink)
+    edit = edit_of(made, addresses=(BOB, ALICE), criteria=changed.criteria, expires_at=None, sink=sink)
+    for _ in range(2):
+        await store.write(Changes(edits=[edit], updates=[SubscriptionUpdate(subscription_id="s1", joined=(BOB,))]))
+        assert await store.subscription("s1") == replace(changed, version=2, joined=(BOB,))
+    await store.write(Changes(edits=[edit_of(replace(made, version=2), addresses=())]))
+    assert await store.subscription("s1") == replace(made, addresses=(), sink=sink, version=3, joined=(BOB,))
+    assert await store.subscription("s2") == replace(made, id="s2")
+    await end(store, "s1")
+    with pytest.raises(SubscriptionUnknown):
+        await store.write(Changes(edits=[edit]))
+    found = await store.subscription("s1")
+    assert found is not None
+    assert (found.version, found.addresses) == (3, ())
 
 
 async def test_active_subscriptions_are_all_of_them(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

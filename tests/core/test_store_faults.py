@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from app.store.engines import dispose, make_engine, on_connection
 from app.store.tables import METADATA, UtcDateTime
 from tests.support.core import TEAM
 from tests.support.postgres import Postgres
-from tests.support.records import ALICE, AT, BOB, after, make, owed, sequences, status, subscription, usage
+from tests.support.records import ALICE, AT, BOB, after, edit_of, make, owed, sequences, status, subscription, usage
 from tests.support.settings import settings_for
 from tests.support.waiting import until
 
@@ -375,6 +376,35 @@ def first_schema(connection: Connection) -> None:
         add(statement, group=TEAM, position=position, address=address)
 
 
+async def test_rows_of_the_schema_before_versions_have_version_1(empty_url: str) -> None:
+    """A subscription that was stored before subscriptions had versions has version 1, and can be edited."""
+    engine = make_engine(empty_url, create=True)
+    await on_connection(engine, unversioned_schema, writes=True)
+    await dispose(engine)
+    assert (await migrate(empty_url)).before == "0004"
+    async with await open_store(empty_url) as store:
+        found = await store.subscription("old")
+        assert found is not None
+        assert (found.version, found.etag, found.addresses) == (1, "v1", (ALICE,))
+        await store.write(Changes(edits=[edit_of(found, addresses=(BOB,))]))
+        assert await store.subscription("old") == replace(found, version=2, addresses=(BOB,))
+
+
+def unversioned_schema(connection: Connection) -> None:
+    """Makes the schema 0004, with one subscription."""
+    migrations._upgrade(connection, "0004")  # noqa: SLF001
+    statement = text(
+        "insert into subscription (id, client_id, criteria, check_immediate, min_interval_ms, max_notifications, "
+        "created_at, sink_kind, sink_url, sink_profile, sink_parameters, sink_key, correlator, request_id, notified, "
+        "awaiting, end_detail, groups, joined, held) values ('old', 'c1', '', false, 0, 0, :at, 'STREAM', '', '', "
+        "'{}', '', '', '', 0, false, '', '[]', '[]', '[]') returning seq"
+    ).bindparams(bindparam("at", type_=UtcDateTime()))
+    seq = connection.execute(statement, {"at": AT}).scalar_one()
+    connection.execute(text("insert into outbox (subscription_seq, last_sequence) values (:seq, 0)"), {"seq": seq})
+    address = text("insert into subscription_address values (:seq, 0, :address)")
+    connection.execute(address, {"seq": seq, "address": ALICE})
+
+
 def differences(connection: Connection) -> list[Any]:
     """The changes by which Alembic would turn the database into the schema of the code; types as written in SQL."""
 
@@ -391,7 +421,7 @@ async def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None
     processes = [run_migrate(empty_url) for _ in range(3)]
     done = await asyncio.gather(*(asyncio.to_thread(process.communicate, timeout=60) for process in processes))
     assert [process.returncode for process in processes] == [0, 0, 0], done
-    assert sorted(json.loads(output)["before"] for output, _ in done) == ["", "0004", "0004"]
+    assert sorted(json.loads(output)["before"] for output, _ in done) == ["", "0005", "0005"]
 
 
 async def test_migration_that_is_killed_leaves_the_schema_as_it_was(empty_url: str) -> None:

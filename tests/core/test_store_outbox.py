@@ -17,7 +17,7 @@ from app.domain.sinks import EndReason, Sink, SinkKind
 from app.ports.store import Page, Store
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore, open_store
-from tests.support.records import AT, after, end, make, owed, paged, sequences, subscription, usage
+from tests.support.records import AT, after, edit_of, end, make, owed, paged, sequences, subscription, usage
 
 LEASE_S = 30
 PENDING, DELIVERED, DEAD = DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD
@@ -44,6 +44,30 @@ async def store_with(store: Store, **owing: Sequence[str]) -> None:
     """Creates subscriptions by name, with notifications of these ids."""
     await make(store, *owing)
     await store.write(Changes(owed=[owed(name, of) for of, names in owing.items() for name in names]))
+
+
+# Resuming
+
+
+async def test_an_edit_resumes_delivery(store: SqlStore) -> None:
+    """With `resumes_at` a subscription is no longer suspended, and its first notification is due at that time, not at
+    its next attempt. A running lease stays with its owner. Without it nothing of this changes."""
+    await store_with(store, s1=["a1", "a2"], s2=["b1"])
+    assert sorted(await claimed(store)) == ["a1", "b1"]
+    await store.record_attempts([attempted("a1", PENDING, next_attempt_at=after(1000), suspended_at=after(1))])
+    before = subscription(suspended_at=after(1))
+    await store.write(Changes(edits=[edit_of(before)]))
+    assert await store.subscription("s1") == replace(before, version=2)
+    assert await claimed(store, 2) == []
+    for each in (replace(before, version=2), subscription("s2")):
+        await store.write(Changes(edits=[edit_of(each, resumes_at=after(2))]))
+    assert await store.subscription("s1") == replace(before, version=3, suspended_at=None)
+    assert await claimed(store, 1) == []
+    (again,) = await store.claim(after(2), after(40), 100, "other")
+    assert (again.id, again.next_attempt_at, again.attempts) == ("a1", after(2), 1)
+    assert await store.lease_owner("s2") == "me"
+    await store.record_attempts([attempted("b1")])
+    assert await sequences(store, "s1") == [("a1", 1), ("a2", 2)]
 
 
 # Claiming

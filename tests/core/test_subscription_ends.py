@@ -1,4 +1,4 @@
-"""How subscriptions end: by failures, cancellation, a missed renewal, and the deletion of their client."""
+"""How subscriptions end: by failures, cancellation, their duration, and the deletion of their client."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.auth.clients import ClientRegistry
+from app.core.subscription_requests import SubscriptionChange
 from app.domain.changes import Changes
 from app.domain.errors import (
     ClientUnknown,
@@ -274,19 +275,20 @@ async def test_deleted_client_takes_its_subscriptions_groups_and_streams(core: C
 
 
 async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
-    """The audit log says who made, renewed and ended which subscription; calls that changed nothing are not in it."""
+    """The audit log says who made, changed and ended which subscription; calls that changed nothing are not in it."""
     made = await core.subscribe(ALICE, request_id="once")
     await core.subscribe(ALICE, request_id="once")
-    await core.subscriptions.renew(ADMIN, made.id, 60_000)
+    await core.subscriptions.update(ADMIN, made.id, SubscriptionChange(duration_ms=60_000), face=Face.GRPC)
     await core.subscriptions.cancel(APP, made.id, face=Face.REST, requester="bob")
     with pytest.raises(SubscriptionUnknown):
         await core.subscriptions.cancel(APP, made.id, face=Face.REST)
     entries, _ = await core.store.audit_entries(Page(), AuditFilter(start=BEGAN - timedelta(days=1)))
     assert [(one.actor, one.action.value, one.details["subscription"]) for one in entries] == [
         (APP.id, "subscription created", made.id),
-        (ADMIN.id, "subscription renewed", made.id),
+        (ADMIN.id, "subscription changed", made.id),
         (APP.id, "subscription cancelled", made.id),
     ]
+    assert entries[1].details["changed"] == "duration_ms"
     assert (entries[2].details["face"], entries[2].details["requester"]) == ("rest", "bob")
 
 
@@ -316,22 +318,6 @@ async def test_subscription_ended_by_its_endpoint_is_forgotten(core: Core) -> No
     core.live.lifecycle.on_ended_in_store("nobody's")
     await core.play(ALICE, BUSY)
     assert await core.owed_in_short(subscription) == []
-
-
-async def test_renewed_subscription_lasts_from_now(core: Core) -> None:
-    """A renewal counts from now, longer or shorter; an ended or another client's subscription cannot be renewed."""
-    subscription = await core.subscribe(ALICE, duration_ms=60_000)
-    await core.advance(50)
-    renewed = await core.subscriptions.renew(APP, subscription.id, 120_000)
-    assert renewed.expires_at == core.clocks.now + timedelta(seconds=120)
-    await core.advance(100)
-    assert (await core.stored(subscription)).active
-    await core.subscriptions.renew(APP, subscription.id, 5_000)
-    await core.advance(5.1)
-    assert (await core.stored(subscription)).end_reason is EndReason.EXPIRED
-    for client in (APP, OTHER):
-        with pytest.raises(SubscriptionUnknown):
-            await core.subscriptions.renew(client, subscription.id, 1000)
 
 
 async def test_limit_holds_for_subscriptions_made_at_once(url: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests of `app/core/subscriptions.py` and `lifecycle.py`: making, renewing, listing and ending subscriptions."""
+"""Tests of `app/core/subscriptions.py` and `lifecycle.py`: making, listing and ending subscriptions."""
 
 import asyncio
 from dataclasses import replace
@@ -16,7 +16,6 @@ from app.domain.errors import (
     IntervalTooShort,
     InvalidAddress,
     InvalidRequest,
-    NotPermitted,
     NoValidAddresses,
     RateLimited,
     RequestIdReused,
@@ -106,19 +105,12 @@ async def test_every_webhook_of_v1_is_signed(core: Core) -> None:
 
 
 async def test_a_subscription_ends_with_its_token(core: Core) -> None:
-    """It ends early enough to send its end with the access token. A renewal does not go beyond the token; CAMARA's
-    subscriptions cannot be renewed; a token that is about to expire is refused."""
+    """It ends early enough to send its end with the access token; a token that is about to expire is refused."""
     ends_at = BEGAN + timedelta(seconds=60)
     sink = replace(WEBHOOK, parameters={"token": "t", "token_expires_at": ends_at.isoformat()})
     made = await core.subscribe(ALICE, sink=sink)
     assert made.expires_at == ends_at - TOKEN_LEAD
     assert (await core.subscribe(ALICE, sink=sink, duration_ms=1000)).expires_at == BEGAN + timedelta(seconds=1)
-    renewed = await core.subscriptions.renew(APP, made.id, 3_600_000)
-    assert renewed.expires_at == ends_at - TOKEN_LEAD
-    camaras = await core.subscribe(ALICE, sink=replace(sink, profile="camara"))
-    with pytest.raises(NotPermitted):
-        await core.subscriptions.renew(APP, camaras.id, 3_600_000)
-    assert (await core.stored(camaras)).expires_at == camaras.expires_at
     soon = replace(sink, parameters={"token": "t", "token_expires_at": (BEGAN + TOKEN_LEAD).isoformat()})
     with pytest.raises(SinkRefused):
         await core.subscribe(ALICE, sink=soon)

@@ -74,7 +74,7 @@ async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
     for method, path, body, code in (
         ("GET", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
         ("DELETE", f"/v1/subscriptions/{made['id']}", None, "SUBSCRIPTION_UNKNOWN"),
-        ("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 1000}, "SUBSCRIPTION_UNKNOWN"),
+        ("PATCH", f"/v1/subscriptions/{made['id']}", {"duration_ms": 1000}, "SUBSCRIPTION_UNKNOWN"),
         ("POST", f"/v1/subscriptions/{made['id']}:rotateSecret", None, "SUBSCRIPTION_UNKNOWN"),
         ("GET", f"/v1/notifications/{owed['id']}", None, "NOTIFICATION_UNKNOWN"),
         ("GET", f"/v1/notifications/{owed['id']}/attempts", None, "NOTIFICATION_UNKNOWN"),
@@ -246,7 +246,7 @@ async def test_query(face: HttpFace) -> None:
 
 
 async def test_subscription(face: HttpFace) -> None:
-    """A subscription is made, shown, listed, renewed and ended; its secret is shown once, its token never."""
+    """A subscription is made, shown, listed and ended; its secret is shown once, its token never."""
     body = {
         "addresses": [ALICE],
         "criteria": ["BUSY"],
@@ -275,13 +275,61 @@ async def test_subscription(face: HttpFace) -> None:
         "hidden-token",
     )
     assert (await face.call("GET", "/v1/subscriptions")).json == {"subscriptions": [shown], "next_page_token": ""}
-    renewed = (await face.call("POST", f"/v1/subscriptions/{made['id']}:renew", {"duration_ms": 120_000})).json
-    assert renewed["expire_time"] > shown["expire_time"]
     assert (await face.call("DELETE", f"/v1/subscriptions/{made['id']}")).status == 204
     problem(await face.call("DELETE", f"/v1/subscriptions/{made['id']}"), 404, "SUBSCRIPTION_UNKNOWN")
     assert (await face.call("GET", "/v1/subscriptions")).json["subscriptions"] == []
     (ended,) = (await face.call("GET", "/v1/subscriptions?state=ENDED")).json["subscriptions"]
     assert (ended["end_reason"], ended["end_time"] is None) == ("CANCELLED", False)
+
+
+async def test_subscription_is_changed(face: HttpFace) -> None:
+    """PATCH changes the members that its body has, and returns the subscription with another ETag; If-Match guards
+    it."""
+    body = {"addresses": [ALICE], "criteria": ["BUSY"], "duration_ms": 60_000, "sink": WEBHOOK}
+    answer = await face.call("POST", "/v1/subscriptions", body)
+    path, etag = answer.headers["location"], answer.headers["etag"]
+    before = (await face.call("GET", path)).json
+    assert etag == f'"{before["etag"]}"'
+    changed = await face.call("PATCH", path, {"addresses": [ALICE, BOB]}, headers={"if-match": etag})
+    assert changed.headers["etag"] == f'"{changed.json["etag"]}"' != etag
+    assert changed.json == {**before, "addresses": [ALICE, BOB], "etag": changed.json["etag"]}
+    for stale in (etag, f"{etag}, W/{changed.headers['etag']}", "", "v2", '"'):
+        answer = await face.call("PATCH", path, {"criteria": []}, headers={"if-match": stale})
+        problem(answer, 412, "SUBSCRIPTION_CHANGED")
+    assert (await face.call("GET", path)).json == changed.json
+    either = f'"v0", {changed.headers["etag"]}'
+    sink = {**WEBHOOK, "uri": "https://example.com/other", "access_token": {"token": "hidden-token"}}
+    everything = {"criteria": [], "duration_ms": 120_000, "sink": sink, "requester": "tel:+15551234567"}
+    last = await face.call("PATCH", path, everything, headers={"if-match": either})
+    assert (last.status, last.json["criteria"], last.json["sink"]["uri"]) == (200, [], sink["uri"])
+    assert last.json["expire_time"] > before["expire_time"]
+    assert last.json["sink"]["access_token"] == {"expire_time": None}
+    assert b"hidden-token" not in last.body
+    rotated = await face.call("POST", f"{path}:rotateSecret", headers={"if-match": "*"})
+    assert rotated.headers["etag"] not in (etag, last.headers["etag"])
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({}, "field"),
+        ({"requester": "me"}, "field"),
+        *[({name: None}, f"body.{name}") for name in ("addresses", "criteria", "duration_ms", "sink")],
+        ({"duration_ms": -1}, "body.duration_ms"),
+        ({"correlator": "mine"}, "body.correlator"),
+        ({"sink": {}}, "body.sink"),
+        ({"sink": {"kind": "CAMARA", "uri": "https://example.com/"}}, "body.sink"),
+    ],
+)
+async def test_what_is_no_change(face: HttpFace, body: dict[str, Any], place: str) -> None:
+    """A change of nothing, null, and members that do not exist or cannot be changed are refused by name."""
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json
+    answer = await face.call("PATCH", f"/v1/subscriptions/{made['id']}", body)
+    problem(answer, 400, "INVALID_REQUEST")
+    assert place in answer.json["details"]
+    if None in body.values():
+        assert "leave the member out" in answer.json["details"][place]
+    assert (await face.call("GET", f"/v1/subscriptions/{made['id']}")).json["etag"] == made["etag"]
 
 
 async def test_creating_is_idempotent(face: HttpFace) -> None:
@@ -366,7 +414,7 @@ async def test_rotating_a_secret(face: HttpFace) -> None:
 
     first = await face.call("POST", path)
     assert (first.status, await secrets()) == (200, [first.json["secret"], made["secret"]])
-    assert first.json == {**made, "secret": first.json["secret"]}
+    assert first.json == {**made, "etag": first.json["etag"], "secret": first.json["secret"]}
     second = (await face.call("POST", path, {"secret": own})).json
     assert (second["secret"], await secrets()) == (None, [own, first.json["secret"]])
     third = (await face.call("POST", path, {"drop_old": True, "requester": "tel:+1"})).json

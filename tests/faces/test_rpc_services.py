@@ -330,6 +330,7 @@ async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
     async def rotate(**more: Any) -> tuple[str, list[str]]:
         request = subscription_pb2.RotateSecretRequest(subscription_id=made.id, requester="boss", **more)
         changed = await face.subscriptions.RotateSecret(request, metadata=face.app)
+        made.etag = changed.subscription.etag
         assert changed.subscription == made
         stored = await face.core.store.subscription(made.id)
         return changed.secret, stored.sink.parameters["secrets"].split()

@@ -23,7 +23,7 @@ from app.core.fetcher import FetchService
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import GatewayOverloaded, TerminalStatusError
 from app.domain.policy import Policy
-from app.domain.sinks import PROFILE_CAMARA, PROFILE_V1, SinkKind
+from app.domain.sinks import PROFILE_CAMARA, PROFILE_V1, Sink, SinkKind
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
@@ -93,6 +93,24 @@ def then(*steps: Provoke) -> Provoke:
         return await last(face)
 
     return call
+
+
+def change(subscription_id: str, **headers: str) -> Provoke:
+    path = f"/v1/subscriptions/{subscription_id}"
+    return lambda face: face.call("PATCH", path, {"criteria": ["BUSY"]}, headers=headers)
+
+
+async def stale_change(face: HttpFace) -> Answer:
+    made = await subscribe()(face)
+    return await change(made.json["id"], **{"if-match": '"v2"'})(face)
+
+
+async def change_of_camaras(face: HttpFace) -> Answer:
+    """A change of a subscription that CAMARA's API made."""
+    async with receiver(answer(204)) as endpoint:
+        sink = Sink(kind=SinkKind.WEBHOOK, url=endpoint.url, profile=PROFILE_CAMARA, parameters={"handshake": "none"})
+        made = await face.core.subscribe(TerminalAddress(ALICE), sink=sink)
+        return await change(made.id)(face)
 
 
 def presence_answers(error: TerminalStatusError | None) -> Provoke:
@@ -179,6 +197,8 @@ def provocations(directory: Path) -> Provocations:
             *[post("/v1/subscriptions", {"addresses": [each]}, **{"idempotency-key": "k-1"}) for each in (ALICE, BOB)]
         ),
         "SUBSCRIPTION_UNKNOWN": get("/v1/subscriptions/s-1"),
+        "SUBSCRIPTION_CHANGED": stale_change,
+        "CHANGE_NOT_ALLOWED": change_of_camaras,
         "NOTIFICATION_UNKNOWN": get("/v1/notifications/n-1"),
         "SINK_REFUSED": subscribe(sink=webhook("https://10.0.0.1/events")),
         "SINK_UNREACHABLE": failing_endpoint,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.domain.addresses import TerminalAddress
-from app.domain.changes import Changes, SubscriptionUpdate
+from app.domain.changes import Changes, SubscriptionEdit, SubscriptionUpdate
 from app.domain.filters import NotificationFilter
 from app.domain.operations import Face, UsageOperation
 from app.domain.records import (
@@ -91,6 +91,12 @@ async def make(store: Store, *names: str, **changes: Any) -> None:
     """Creates subscriptions of these ids that owe nothing."""
     for name in names:
         await store.create_subscription(subscription(name, **changes), (), ())
+
+
+def edit_of(before: Subscription, **changes: Any) -> SubscriptionEdit:
+    """The edit that makes these changes, with the next version."""
+    values: dict[str, Any] = {"criteria": before.criteria, "expires_at": before.expires_at, **changes}
+    return SubscriptionEdit(subscription_id=before.id, version=before.version + 1, **values)
 
 
 async def sequences(store: Store, subscription_id: str) -> list[tuple[str, int]]:

@@ -83,6 +83,8 @@ CODES: Mapping[type[errors.TerminalStatusError], Code] = {
     errors.DuplicateCorrelator: ALREADY_EXISTS,
     errors.RequestIdReused: ABORTED,
     errors.SubscriptionUnknown: NOT_FOUND,
+    errors.SubscriptionChanged: ABORTED,
+    errors.ChangeNotAllowed: SERVICE_NOT_APPLICABLE,
     errors.NotificationUnknown: NOT_FOUND,
     errors.SinkRefused: INVALID_SINK,
     errors.SinkUnreachable: INVALID_SINK,

@@ -6,4 +6,4 @@ Every end is reported, the client's own DELETE too (`subscription-ended` with SU
 
 from app.domain.sink_contracts import ALL_ENDS, SinkContract
 
-CAMARA_CONTRACT = SinkContract(shows_busy=False, announces_start=True, ends=ALL_ENDS, renewable=False)
+CAMARA_CONTRACT = SinkContract(shows_busy=False, announces_start=True, ends=ALL_ENDS, changeable=False)
