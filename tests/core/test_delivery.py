@@ -87,9 +87,9 @@ async def test_what_fails_is_tried_again_and_holds_up_what_follows(store: SqlSto
     assert sender.ids() == [ids[0]] * 4 + [ids[1]]
     attempts = await store.attempts(ids[0])
     assert [(each.number, each.code, each.outcome.value) for each in attempts] == [
-        (1, 500, "http-500"),
+        (1, 500, "http-error"),
         (2, 0, "timed-out"),
-        (3, 500, "http-500"),
+        (3, 500, "http-error"),
         (4, 204, "delivered"),
     ]
     assert attempts[1].answer == b"?"

@@ -142,4 +142,4 @@ async def test_a_late_failure_does_not_undo_a_delivery(store: SqlStore) -> None:
         await until_owed(store, lambda all_: all_[0].attempts == 2)
     (after,) = await until_owed(store, settled)
     assert after.state is DeliveryState.DELIVERED
-    assert [each.outcome.value for each in await store.attempts(notification_id)] == ["delivered", "http-500"]
+    assert [each.outcome.value for each in await store.attempts(notification_id)] == ["delivered", "http-error"]

@@ -13,7 +13,7 @@ from app.domain.errors import RateLimited
 from app.domain.filters import UsageFilter
 from app.domain.operations import Face, UsageOperation
 from app.domain.policy import Policy
-from app.domain.records import MAX_USAGE_TARGETS
+from app.domain.records import MAX_USAGE_TARGETS, Client
 from app.ports.store import Page
 from tests.support.core import ADMIN, APP, BEGAN, OTHER, Core, run_core
 from tests.support.waiting import until
@@ -25,8 +25,8 @@ def record(core: Core, number: int = 0, caller: Caller | None = None) -> None:
     )
 
 
-async def exported(core: Core, *args: Any, **options: Any) -> list[str]:
-    return [one.correlator async for page in core.usage.export(*args, **options) for one in page]
+async def exported(core: Core, client: Client, only: UsageFilter, **options: Any) -> list[str]:
+    return [one.correlator async for page in core.usage.export(client, only, **options) for one in page]
 
 
 async def test_records_are_written_in_groups_in_their_order(core: Core) -> None:
@@ -34,7 +34,7 @@ async def test_records_are_written_in_groups_in_their_order(core: Core) -> None:
     for number in range(5000):
         record(core, number)
     await until(lambda: not core.usage.buffered)
-    written = await exported(core, APP, BEGAN)
+    written = await exported(core, APP, UsageFilter(start=BEGAN))
     assert written == [str(number) for number in range(5000)]
 
 
@@ -53,9 +53,9 @@ async def test_client_reads_its_own(core: Core) -> None:
     record(core, 2)
     record(core, 3, Caller(client=OTHER, face=Face.REST))
     await until(lambda: not core.usage.buffered)
-    assert await exported(core, APP, BEGAN) == ["1", "2"]
-    assert await exported(core, APP, BEGAN + timedelta(seconds=1)) == ["2"]
-    assert await exported(core, ADMIN, BEGAN, page_size=2) == ["1", "2", "3"]
+    assert await exported(core, APP, UsageFilter(start=BEGAN)) == ["1", "2"]
+    assert await exported(core, APP, UsageFilter(start=BEGAN + timedelta(seconds=1))) == ["2"]
+    assert await exported(core, ADMIN, UsageFilter(start=BEGAN), page_size=2) == ["1", "2", "3"]
 
 
 async def test_reading_counts_against_the_rate(url: str) -> None:
@@ -115,7 +115,7 @@ async def test_database_that_is_away_loses_no_record(core: Core, monkeypatch: py
     assert core.usage.dropped == 10
     core.store.away = False
     await until(lambda: not core.usage.buffered)
-    assert await exported(core, APP, BEGAN) == [str(n) for n in range(10, 110)]
+    assert await exported(core, APP, UsageFilter(start=BEGAN)) == [str(n) for n in range(10, 110)]
 
 
 async def test_log_that_was_never_started_closes(core: Core) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from app.delivery.hosts import Host, Places
 from app.delivery.retry import judge, usage_of
+from app.domain.operations import Face
 from app.domain.records import DeliveryState, NotificationKind, OwedNotification
 from app.domain.sinks import EndReason
 from app.ports.delivery import Sent
@@ -90,7 +91,7 @@ def billed(notification: OwedNotification, state: DeliveryState, outcome: str) -
     records = usage_of(notification, SUBSCRIPTION, state, outcome, NOW, "id")
     assert len({record.id for record in records}) == len(records)
     assert {(r.client_id, r.face, r.correlator, r.subscription_id) for r in records} <= {
-        (OWNER.id, "gateway", SUBSCRIPTION.correlator, SUBSCRIPTION.id)
+        (OWNER.id, Face.GATEWAY, SUBSCRIPTION.correlator, SUBSCRIPTION.id)
     }
     return [(record.operation.value, record.result, " ".join(record.targets)) for record in records]
 
