@@ -67,11 +67,11 @@ async def scan_period(
     if times and not after:
         # Finds the numbers of the period by the index on `at`, then reads by number. Without `+ 0`, a database would go
         # through all other rows in the order of their numbers.
-        ends = select(func.min(seq + 0), func.max(seq + 0)).where(*times)
-        first, greatest = (await c.execute(ends)).one()
+        ends = [func.min(seq + 0), *([func.max(seq + 0)] if period.end is not None else [])]
+        first, *greatest = (await c.execute(select(*ends).where(*times))).one()
         if first is None:
             return [], ""
-        after, last = first - 1, greatest if period.end is not None else 0
+        after, last = first - 1, greatest[0] if greatest else 0
     numbered = [seq > after, seq <= last] if last else [seq > after]
     rows, reached = await scan(c, select(table), seq, [*numbered, *which, *times], rest, page)
     return rows, token(f"{reached}.{last}" if last else reached, *names) if reached else ""

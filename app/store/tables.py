@@ -150,6 +150,7 @@ class GroupMemberRow(SQLModel, table=True):
         ForeignKeyConstraint(
             ["client_id", "group_address"], ["terminal_group.client_id", "terminal_group.address"], ondelete="CASCADE"
         ),
+        Index("ix_group_member_member", "member"),
         _BY_KEY,
     )
     client_id: str = Field(sa_type=CleanText, primary_key=True)
