@@ -39,7 +39,8 @@ _ADVICE: Mapping[str, str] = {
     "terminal-status subscriptions cancel --correlator …",
     "GROUP_EXISTS": "To change it, use terminal-status groups set, add or remove.",
     "GROUP_UNKNOWN": "terminal-status groups list shows the groups.",
-    "GROUP_CHANGED": "See the current members with terminal-status groups show, then try again with its version.",
+    "GROUP_CHANGED": "See the current members with terminal-status groups show, then try again with its etag.",
+    "SUBSCRIPTION_CHANGED": "See it with terminal-status subscriptions show, then try again with its etag.",
 }
 _SINK_ADVICE = "See TS_SINK_ALLOWED_NETWORKS and TS_SINK_ALLOW_HTTP."
 _SINK_REASONS_OF_SETTINGS = {"scheme", "forbidden-address"}

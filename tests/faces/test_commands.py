@@ -259,7 +259,7 @@ def test_watch_goes_on_after_a_crash(sandbox_uri: str, tmp_path: Path) -> None:
 
 
 def test_subscriptions(server: str) -> None:
-    """A subscription is created, shown, renewed and cancelled; a second one with the same correlator is refused."""
+    """A subscription is created, shown, changed and cancelled; a second one with the same correlator is refused."""
     create = ("subscriptions", "create", *SCRIPTED, "--criteria", "BUSY", "--duration", "2h", "--correlator", "door 7")
     made = done(*create, server=server)
     found = answer("subscriptions", "show", made.stdout.strip(), server=server)
@@ -268,8 +268,10 @@ def test_subscriptions(server: str) -> None:
     assert "DUPLICATE_CORRELATOR" in (line := one_line(*create, server=server))
     assert "subscriptions cancel" in line
     assert found["id"] in done("subscriptions", "list", server=server).stdout
-    renewed = answer("subscriptions", "renew", found["id"], "--duration", "7d", server=server)
-    assert renewed["expire_time"] > found["expire_time"]
+    update = ("subscriptions", "update", found["id"], "--duration", "7d", "--etag", found["etag"])
+    changed = answer(*update, server=server)
+    assert changed["expire_time"] > found["expire_time"]
+    assert "SUBSCRIPTION_CHANGED" in one_line(*update, server=server)
     assert answer("subscriptions", "cancel", "--correlator", "door 7", server=server) == {"correlator": "door 7"}
     assert "CANCELLED" in done("subscriptions", "show", found["id"], server=server).stdout
     assert answer("subscriptions", "list", server=server) == []

@@ -210,7 +210,7 @@ def cancel(
 
 @subscriptions.command()
 @gateway_command
-def renew(
+def update(
     gateway: GatewayConnection,
     subscription_id: IdArgument,
     lasts: Annotated[
@@ -222,10 +222,15 @@ def renew(
             show_default=False,
         ),
     ],
+    etag: Annotated[
+        str,
+        typer.Option(help="Change it only if it still has this etag, as show --json prints it.", show_default=False),
+    ] = "",
+    requester: RequesterOption = "",
 ) -> None:
-    """Set a new duration for a subscription, counted from now.
+    """Change a subscription: set a new duration, counted from now.
 
-    Example: terminal-status subscriptions renew 0f3a… --duration 7d
+    Example: terminal-status subscriptions update 0f3a… --duration 7d
     """
     from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -235,6 +240,8 @@ def renew(
         subscription_id=subscription_id,
         change=SubscriptionChange(duration=duration(span_ms(lasts))),
         update_mask=FieldMask(paths=["duration"]),
+        etag=etag,
+        requester=requester,
     )
     _print_subscription(gateway, gateway.call(_stub(gateway).UpdateSubscription, request).subscription)
 
