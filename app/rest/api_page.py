@@ -82,9 +82,7 @@ def add_routes(app: FastAPI, documents: Documents, public_url: str | None) -> No
 def _with_server(document: str, url: str | None) -> str:
     if url is None:
         return document
-    if _ANY_SERVER in document:
-        return document.replace(_ANY_SERVER, f'"{url}"')
-    return document.replace('\n  "paths": ', f'\n  "servers": [{{"url": "{url}"}}],\n  "paths": ', 1)
+    return document.replace(_ANY_SERVER, f'"{url}"')
 
 
 def _page(name: str, documents: Documents) -> str:

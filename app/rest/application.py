@@ -37,7 +37,7 @@ from app.rest import (
     watches,
     webhook_events,
 )
-from app.rest.camara.applications import COMMON_PREFIX, PREFIXES, create_apps
+from app.rest.camara.applications import COMMON_PREFIX, PREFIXES, create_apps, server
 from app.rest.camara.callers import CamaraDependencies
 from app.rest.middleware import RequestMiddleware
 from app.rest.operation import Operation
@@ -71,6 +71,9 @@ def create_app(
         summary="Is this SIP/IMS terminal reachable now, and is its user busy?",
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[server("")],
+        root_path_in_servers=False,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,

@@ -80,7 +80,10 @@ class RotateRequest(Request):
     """How to rotate a client's key."""
 
     overlap_s: int = Field(
-        86_400, ge=0, le=90 * 86_400, description="How long the client's other keys remain valid, in seconds."
+        86_400,
+        ge=0,
+        le=90 * 86_400,
+        description="How long the client's other keys remain valid, in seconds; absent: one day.",
     )
 
 
@@ -99,6 +102,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="listClients",
         tags=[TAG],
         summary="List clients",
+        description="Lists all clients with their keys, without secrets.",
         response_model=Clients,
         response_description="Clients in order of their names.",
         responses=failures(NotPermitted),
@@ -115,6 +119,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="createClient",
         tags=[TAG],
         summary="Create a client",
+        description="Creates a client with one API key, which only this answer shows.",
         response_model=ClientWithKey,
         response_description="The new client and its API key.",
         responses=failures(NotPermitted, ClientExists),
@@ -162,6 +167,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="enableClient",
         tags=[TAG],
         summary="Enable a client",
+        description="The client's credentials are accepted again.",
         response_model=Client,
         response_description="The client.",
         responses=_CLIENT,

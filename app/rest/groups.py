@@ -124,6 +124,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="createGroup",
         tags=[TAG],
         summary="Create a group",
+        description="Creates a group. Its address must be a `sip:` or `sips:` URI that none of your groups has.",
         response_model=Group,
         response_description="The new group.",
         responses={
@@ -139,6 +140,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="listGroups",
         tags=[TAG],
         summary="List your groups",
+        description="Lists your groups; an operator's client sees those of all clients.",
         response_model=Groups,
         response_description="Groups in order of their addresses.",
         responses=failures(InvalidAddress),
@@ -157,6 +159,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="setGroupMembers",
         tags=[TAG],
         summary="Replace a group's members",
+        description="Replaces all members. Subscriptions and streams that name the group follow the change.",
         response_model=Group,
         response_description="The changed group.",
         responses={**failures(*_MEMBERS), 200: {"headers": _ETAG}},
@@ -207,6 +210,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="getGroup",
         tags=[TAG],
         summary="Get a group",
+        description="Returns one of your groups with its members.",
         response_model=Group,
         response_description="The group.",
         responses={

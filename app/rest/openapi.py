@@ -10,6 +10,7 @@ from app.rest import (
     groups,
     probes,
     status_schemas,
+    streams,
     subscriptions,
     terminals,
     usage,
@@ -54,6 +55,27 @@ TAGS = [
     {"name": webhook_events.TAG, "description": "The events that the gateway sends to subscriptions' endpoints."},
 ]
 
+_WEBHOOK_SIGNATURE, _ENDPOINT_TOKEN = "webhookSignature", "endpointToken"
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token."},
+    _WEBHOOK_SIGNATURE: {
+        "type": "apiKey",
+        "in": "header",
+        "name": "webhook-signature",
+        "description": "In webhooks: the signature of the event, as Standard Webhooks specifies, with each secret of "
+        "the subscription's sink. The endpoint verifies it.",
+    },
+    _ENDPOINT_TOKEN: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "In webhooks: the access token of the subscription's sink, where the sink has one.",
+    },
+}
+_WEBHOOK_SECURITY: list[dict[str, list[str]]] = [
+    {_WEBHOOK_SIGNATURE: []},
+    {_WEBHOOK_SIGNATURE: [], _ENDPOINT_TOKEN: []},
+]
+
 _UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *status_schemas.STREAMED.values(), usage.UsageRecord)
 """Schemas of bodies whose media type is not `application/json`."""
 _CORRELATOR = {"type": "string", "maxLength": 256, "pattern": CORRELATOR_PATTERN}
@@ -81,11 +103,16 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         known["schemas"].update(schema.pop("$defs", {}))
         known["schemas"][model.__name__] = schema
-    known["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token."}
-    }
+    for schema in known["schemas"].values():
+        for member in schema.get("properties", {}).values():
+            member.pop("default", None)  # openapi-typescript takes a member with a default for a required one
+    known["schemas"][streams.EVENT] = streams.EVENT_SCHEMA
+    known["securitySchemes"] = _SECURITY_SCHEMES
+    for (webhook,) in [operations.values() for operations in document["webhooks"].values()]:
+        webhook["security"] = _WEBHOOK_SECURITY
     for path, operations in document["paths"].items():
         for operation in operations.values():
+            _name_optional_body(operation)
             operation["security"] = [{"bearer": []}] if path.startswith("/v1/") else []
             if path.startswith("/v1/"):
                 operation.setdefault("parameters", []).extend(
@@ -95,6 +122,14 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         refs = {name: {"$ref": f"#/components/headers/{name}"} for name in _TRACING}
         response.setdefault("headers", {}).update(refs)
     return document
+
+
+def _name_optional_body(operation: dict[str, Any]) -> None:
+    """Replaces FastAPI's `SCHEMA or null` of a body that may be absent: null is refused, and the call that
+    openapi-python-client makes for such a schema fails without a body."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        if "anyOf" in content["schema"]:
+            (content["schema"],) = [each for each in content["schema"]["anyOf"] if "$ref" in each]
 
 
 def _responses(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -83,6 +83,8 @@ class _JsonRequest(Request):
         if braces + body.count(b"[") - body.count(b"@[") > MAX_CONTAINERS:
             raise HTTPException(400, f"the body has more than {MAX_CONTAINERS} objects and lists")
         found = _decode(body)
+        if found is None:  # where a body may be absent, FastAPI would take null for that
+            raise HTTPException(400, "the body is null; send an object")
         _check_members(found, braces)
         return found
 

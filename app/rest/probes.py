@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.core.fetcher import FetchService
-from app.rest.error_examples import documented
+from app.rest.error_examples import WRONG_METHOD, documented
 from app.rest.problem import answer, problem
 from app.rest.responses import NO_STORE
 
@@ -45,8 +45,9 @@ def add_routes(app: FastAPI, service: FetchService, *, stopping: asyncio.Event, 
         operation_id="getLiveness",
         tags=[TAG],
         summary="Check that the process answers",
+        description="Answers as soon as the process serves HTTP, without asking the presence server or the database.",
         response_description="The process answers.",
-        responses=documented(),
+        responses=documented(WRONG_METHOD),
     )
     @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)  # this route answers both GET and HEAD
     async def healthz() -> ProcessLiveness:
@@ -57,9 +58,10 @@ def add_routes(app: FastAPI, service: FetchService, *, stopping: asyncio.Event, 
         operation_id="getReadiness",
         tags=[TAG],
         summary="Check that the gateway can query the presence server",
+        description="Answers 503 until the gateway can send queries, and again while it stops.",
         response_description="The gateway sends queries to the presence server.",
         response_model=Readiness,
-        responses=documented(NOT_READY),
+        responses=documented(NOT_READY, WRONG_METHOD),
     )
     @app.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
     async def readyz() -> Response:

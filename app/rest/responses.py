@@ -8,12 +8,25 @@ from fastapi import Response
 NO_STORE = {"cache-control": "no-store"}
 """A status is true at the moment of the answer, so no cache may repeat it."""
 
+LINES = "application/jsonl"
+"""The media type of JSON objects, one a line."""
+
 _encode = msgspec.json.Encoder().encode
 
 
 def json_response(data: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Returns the answer that carries `data` as JSON."""
     return Response(_encode(data), status, {**NO_STORE, **(headers or {})}, "application/json")
+
+
+def lines_of(schema: str) -> Mapping[str, object]:
+    """Returns the schema of a body of the media type LINES, with an object of `schema` on each line."""
+    return {
+        "type": "string",
+        "description": f"One {schema} a line, as JSON.",
+        "contentMediaType": LINES,
+        "contentSchema": {"$ref": f"#/components/schemas/{schema}"},
+    }
 
 
 def no_content() -> Response:

@@ -55,17 +55,21 @@ MAX_AGE = "MAX_AGE"
 _BEGIN = f"retry: {RETRY_MS}\n\n".encode()
 _HEARTBEAT = b":\n\n"
 
+EVENT = "StreamEvent"
+"""The name of the events' schema in the OpenAPI document."""
 EVENT_SCHEMA: dict[str, Any] = {
-    "description": "One event.",
+    "description": "One server-sent event.",
     "oneOf": [
         {
+            "title": "".join(word.capitalize() for word in name.split("-")) + "Event",
             "type": "object",
             "required": ["event", "data"],
             "properties": {
-                "event": {"const": name},
+                "event": {"type": "string", "const": name, "description": "The name of the event."},
                 "id": {"type": "string", "description": "Resume token: resumes the stream after this event."},
                 "data": {
                     "type": "string",
+                    "description": f"A {model.__name__} as JSON.",
                     "contentMediaType": "application/json",
                     "contentSchema": {"$ref": f"#/components/schemas/{model.__name__}"},
                 },
@@ -105,7 +109,11 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
                 TooManyWatchedTerminals,
                 GatewayOverloaded,
             ),
-            200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": _example()}}},
+            200: {
+                "content": {
+                    "text/event-stream": {"schema": {"$ref": f"#/components/schemas/{EVENT}"}, "examples": _examples()}
+                }
+            },
         },
     )
     async def watch_terminal_statuses(
@@ -264,7 +272,8 @@ async def _disconnected(receive: Receive) -> None:
             pass
 
 
-def _example() -> str:
+def _examples() -> dict[str, Any]:
+    """Returns an example of each common event, as a client parses it."""
     token, later = "AfGrP8oZ1MhZBw", "AfGrP8oZ1MhZCA"
     began = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
     reachable = TerminalStatus(
@@ -278,7 +287,6 @@ def _example() -> str:
     terminal = WatchedTerminal(
         address=reachable.address, status=reachable, liveness=Liveness.LIVE, reason="", since=began
     )
-    encode = EventEncoder()
     shown: tuple[events.StreamEvent, ...] = (
         events.Snapshot(terminal=terminal),
         events.SnapshotComplete(resume_token=token, bookmark_interval_s=10),
@@ -286,4 +294,8 @@ def _example() -> str:
         events.Bookmark(resume_token=later),
         events.end_event(events.StreamEnd.GATEWAY_STOPPING, later),
     )
-    return (_BEGIN + b"".join(encode(each) for each in shown)).decode()
+    examples = {}
+    for name, data in map(to_json.stream_event, shown):
+        parsed = {"event": name, "data": msgspec.json.encode(data).decode()}
+        examples[name] = {"value": {**parsed, "id": data["resume_token"]} if "resume_token" in data else parsed}
+    return examples

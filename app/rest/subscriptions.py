@@ -136,6 +136,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="listSubscriptions",
         tags=[TAG],
         summary="List your subscriptions",
+        description="Lists your subscriptions; an operator's client sees those of all clients.",
         response_model=subscription_schemas.Subscriptions,
         response_description="Oldest first.",
         responses=failures(InvalidAddress),
@@ -203,6 +204,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="cancelSubscriptionByCorrelator",
         tags=[TAG],
         summary="End the subscription with a correlator",
+        description="Ends the active subscription that has the correlator, as `cancelSubscription` does.",
         response_description="The subscription has ended.",
         responses=failures(SubscriptionUnknown),
     )

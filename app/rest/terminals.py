@@ -40,10 +40,9 @@ from app.rest import schemas, status_schemas, to_json
 from app.rest.error_examples import ALICE, failures
 from app.rest.operation import FACE, Operation, client_of
 from app.rest.parameters import Caller
-from app.rest.responses import NO_STORE, json_response
+from app.rest.responses import LINES, NO_STORE, json_response, lines_of
 
 TAG = "Terminal status"
-LINES = "application/jsonl"
 
 _FETCH_ERRORS = (
     InvalidAddress,
@@ -144,7 +143,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="One result for each terminal.",
         responses={
             **failures(*LIST_ERRORS),
-            200: {"content": {LINES: {"schema": {"$ref": "#/components/schemas/TerminalResult"}}}},
+            200: {"content": {LINES: {"schema": lines_of("TerminalResult")}}},
         },
     )
     async def query_terminal_statuses(

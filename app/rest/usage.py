@@ -21,7 +21,7 @@ from app.domain.filters import UsageFilter
 from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, ClientId, EndTime, Paged, StartTime
-from app.rest.responses import NO_STORE, json_response
+from app.rest.responses import LINES, NO_STORE, json_response, lines_of
 from app.rest.schemas import At, Id
 
 TAG = "Usage"
@@ -74,7 +74,7 @@ class Format(enum.Enum):
     CSV = "csv"
 
 
-MEDIA_TYPES = {Format.JSONL: "application/jsonl", Format.CSV: "text/csv; charset=utf-8"}
+MEDIA_TYPES = {Format.JSONL: LINES, Format.CSV: "text/csv; charset=utf-8"}
 
 
 class UsageRecord(BaseModel):
@@ -157,8 +157,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             **failures(),
             200: {
                 "content": {
-                    "application/jsonl": {"schema": {"type": "string"}},
-                    "text/csv": {"schema": {"type": "string"}},
+                    LINES: {"schema": lines_of("UsageRecord")},
+                    "text/csv": {"schema": {"type": "string", "description": "A table (RFC 4180)."}},
                 }
             },
         },

@@ -68,35 +68,35 @@ class _Event(BaseModel):
 class StatusChangedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): terminals have a new status."""
 
-    type: Literal["org.terminalstatus.v1.status-changed"]
+    type: Literal["org.terminalstatus.v1.status-changed"] = Field(description="The type of the event.")
     data: StatusChangedData
 
 
 class SubscriptionStartedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a subscription has started."""
 
-    type: Literal["org.terminalstatus.v1.subscription-started"]
+    type: Literal["org.terminalstatus.v1.subscription-started"] = Field(description="The type of the event.")
     data: SubscriptionStartedData
 
 
 class SubscriptionFailedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a terminal of a subscription failed."""
 
-    type: Literal["org.terminalstatus.v1.subscription-failed"]
+    type: Literal["org.terminalstatus.v1.subscription-failed"] = Field(description="The type of the event.")
     data: SubscriptionFailedData
 
 
 class SubscriptionEndedEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a subscription has ended."""
 
-    type: Literal["org.terminalstatus.v1.subscription-ended"]
+    type: Literal["org.terminalstatus.v1.subscription-ended"] = Field(description="The type of the event.")
     data: SubscriptionEndedData
 
 
 class SinkTestEvent(_Event):
     """A CloudEvent (1.0, structured JSON): a check of the endpoint."""
 
-    type: Literal["org.terminalstatus.v1.sink-test"]
+    type: Literal["org.terminalstatus.v1.sink-test"] = Field(description="The type of the event.")
     data: SinkTestData
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import jsonschema_rs
 import msgspec
 import pytest
 
@@ -49,14 +50,11 @@ async def test_serves_the_documents(name: str) -> None:
     async with client_of(app_over(make_service(FakeWatcher()))) as client:
         named = (await client.get(f"/openapi/{name}.json", headers={"host": "api.example:8443"})).json()
         (server,) = named.pop("servers")
-        assert server == (
-            {"url": "http://api.example:8443"}
-            if name == V1
-            else {
-                "url": "{apiRoot}" + PREFIXES[name],
-                "variables": {"apiRoot": {"default": "http://api.example:8443", "description": "The gateway's URL."}},
-            }
-        )
+        assert server == {
+            "url": "{apiRoot}" + PREFIXES.get(name, ""),
+            "description": "The gateway.",
+            "variables": {"apiRoot": {"default": "http://api.example:8443", "description": "The gateway's URL."}},
+        }
         assert named == {key: part for key, part in DOCUMENTS[name].items() if key != "servers"}
         unnamed = await client.get(f"/openapi/{name}.json", headers={"host": 'evil"]'})
         assert unnamed.json() == DOCUMENTS[name]
@@ -98,6 +96,86 @@ def test_operations_are_readable(name: str) -> None:
             assert response["description"] not in ("", "Successful Response"), (where, status)
             for media_type, content in response.get("content", {}).items():
                 assert content["schema"], (where, status, media_type)
+
+
+def described(document: dict[str, Any], place: str, of: dict[str, Any]) -> Iterator[str]:
+    """The places in a schema whose members have no description."""
+    for name, member in of.get("properties", {}).items():
+        if "description" not in member and "description" not in resolved(document, member):
+            yield f"{place}.{name}"
+    for several in ("oneOf", "anyOf"):
+        for number, each in enumerate(of.get(several, ())):
+            yield from described(document, f"{place}.{several}.{number}", each)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_everything_is_described(name: str) -> None:
+    """Each operation, parameter, schema, and member of a schema has a description; no name has a module's path."""
+    document = DOCUMENTS[name]
+    bare: list[str] = []
+    for where, operation in operations(document):
+        parts = [operation, *(resolved(document, each) for each in operation.get("parameters", ()))]
+        bare += [f"{where} {part.get('name', '')}" for part in parts if not part.get("description")]
+    for place, schema in document["components"]["schemas"].items():
+        assert re.fullmatch("[A-Z][A-Za-z0-9]+", place)
+        bare += [place] if not schema.get("description") else []
+        bare += described(document, place, schema)
+    assert bare == []
+    assert document["servers"]
+    assert document["info"]["license"]
+
+
+def examples(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], object]]:
+    """Each example in a document: its place, its schema, its value."""
+
+    def of_schema(place: str, schema: Any) -> Iterator[tuple[str, dict[str, Any], object]]:
+        if isinstance(schema, dict):
+            if isinstance(shown := schema.get("examples"), list):
+                yield from ((place, schema, value) for value in shown)
+            for key, part in schema.items():
+                yield from of_schema(f"{place}.{key}", part)
+        elif isinstance(schema, list):
+            for number, part in enumerate(schema):
+                yield from of_schema(f"{place}.{number}", part)
+
+    yield from of_schema("schemas", document["components"]["schemas"])
+    for where, operation in operations(document):
+        parts = [("body", operation.get("requestBody", {})), *operation["responses"].items()]
+        content = [(f"{kind} {media}", each) for kind, part in parts for media, each in part.get("content", {}).items()]
+        content += [(each.get("name", ""), each) for each in operation.get("parameters", ())]
+        for kind, each in content:
+            shown = [resolved(document, one)["value"] for one in each.get("examples", {}).values()]
+            shown += [each["example"]] if "example" in each else []
+            yield from ((f"{where} {kind}", each["schema"], value) for value in shown)
+            yield from of_schema(f"{where} {kind}", each.get("schema", {}))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_examples_fit_their_schemas(name: str) -> None:
+    """Each example of a document is what its schema says."""
+    found = list(examples(DOCUMENTS[name]))
+    assert len(found) > 5
+    for where, schema, value in found:
+        whole = {**schema, "components": DOCUMENTS[name]["components"]}
+        faults = [str(fault) for fault in jsonschema_rs.Draft202012Validator(whole).iter_errors(value)]
+        assert faults == [], where
+
+
+def test_webhooks_name_their_credentials() -> None:
+    """Each webhook is signed, and may carry the access token of its sink."""
+    document = DOCUMENTS[V1]
+    for methods in document["webhooks"].values():
+        (operation,) = methods.values()
+        names = [set(each) for each in operation["security"]]
+        assert names == [{"webhookSignature"}, {"webhookSignature", "endpointToken"}]
+        assert set().union(*names) <= set(document["components"]["securitySchemes"])
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_members_with_a_default_are_optional(name: str) -> None:
+    """No member of a body has `default`, by which openapi-typescript would take the member for a required one."""
+    for place, schema in DOCUMENTS[name]["components"]["schemas"].items():
+        assert [member for member, of in schema.get("properties", {}).items() if "default" in of] == [], place
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -422,6 +422,7 @@ async def test_rotating_a_secret(face: HttpFace) -> None:
     problem(await face.call("POST", path, {"secret": "x"}), 400, "SINK_REFUSED")
     for bad in ({"secret": "x" * 101}, {"drop_old": 1}, {"secrets": [own]}):
         problem(await face.call("POST", path, bad), 400, "INVALID_REQUEST")
+    problem(await face.call("POST", path, raw=b"null"), 400, "INVALID_REQUEST")
     stream = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json
     problem(await face.call("POST", f"/v1/subscriptions/{stream['id']}:rotateSecret"), 400, "SINK_REFUSED")
 

@@ -33,6 +33,15 @@ used. Devices with IP addresses only are answered `UNSUPPORTED_IDENTIFIER`. A de
 reachable."""
 
 
+def server(prefix: str) -> dict[str, Any]:
+    """Returns the server, as OpenAPI documents have it, of paths that begin with `prefix`."""
+    return {
+        "url": "{apiRoot}" + prefix,
+        "description": "The gateway.",
+        "variables": {"apiRoot": {"default": ANY_SERVER, "description": "The gateway's URL."}},
+    }
+
+
 def create_apps(dependencies: CamaraDependencies) -> dict[str, FastAPI]:
     """Returns the apps by the names of their OpenAPI documents."""
     return {
@@ -75,11 +84,10 @@ class _App(FastAPI):
 
 
 def _app(dependencies: CamaraDependencies, add_routes: Any, name: str, **described: Any) -> FastAPI:
-    api_root = {"default": ANY_SERVER, "description": "The gateway's URL."}
     app = _App(
         **described,
         license_info={"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0.html"},
-        servers=[{"url": "{apiRoot}" + PREFIXES[name], "variables": {"apiRoot": api_root}}],
+        servers=[server(PREFIXES[name])],
         docs_url=None,
         redoc_url=None,
         openapi_url=None,

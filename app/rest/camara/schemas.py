@@ -63,9 +63,13 @@ class DeviceIpv4Addr(_Model):
         }
     )
 
-    publicAddress: _Ipv4 = Field(examples=["84.125.93.10"])  # noqa: N815
-    privateAddress: Annotated[_Ipv4 | None, BeforeValidator(_not_null)] = _optional()  # noqa: N815
-    publicPort: Annotated[int | None, BeforeValidator(_not_null)] = _optional(ge=0, le=65535)  # noqa: N815
+    publicAddress: _Ipv4 = Field(description="The public IPv4 address.", examples=["84.125.93.10"])
+    privateAddress: Annotated[_Ipv4 | None, BeforeValidator(_not_null)] = _optional(
+        description="The address behind NAT."
+    )
+    publicPort: Annotated[int | None, BeforeValidator(_not_null)] = _optional(
+        ge=0, le=65535, description="The public TCP or UDP port."
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> "DeviceIpv4Addr":
@@ -82,11 +86,15 @@ class Device(_Model):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
-    phoneNumber: _GivenText = _optional(pattern=PHONE_NUMBER_PATTERN, examples=["+123456789"])  # noqa: N815
-    networkAccessIdentifier: _GivenText = _optional(examples=["123456789@domain.com"])  # noqa: N815
-    ipv4Address: Annotated[DeviceIpv4Addr | None, BeforeValidator(_not_null)] = _optional()  # noqa: N815
-    ipv6Address: Annotated[_Ipv6 | None, BeforeValidator(_not_null)] = _optional(  # noqa: N815
-        examples=["2001:db8:85a3:8d3:1319:8a2e:370:7344"]
+    phoneNumber: _GivenText = _optional(
+        description="A phone number in E.164 format with `+`.", pattern=PHONE_NUMBER_PATTERN, examples=["+123456789"]
+    )
+    networkAccessIdentifier: _GivenText = _optional(
+        description="A SIP user as `user@domain` (3GPP TS 23.003).", examples=["123456789@domain.com"]
+    )
+    ipv4Address: Annotated[DeviceIpv4Addr | None, BeforeValidator(_not_null)] = _optional()
+    ipv6Address: Annotated[_Ipv6 | None, BeforeValidator(_not_null)] = _optional(
+        description="An IPv6 address; not supported.", examples=["2001:db8:85a3:8d3:1319:8a2e:370:7344"]
     )
 
     @model_validator(mode="before")
@@ -105,8 +113,12 @@ class DeviceResponse(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    phoneNumber: str | None = _optional(pattern=PHONE_NUMBER_PATTERN, examples=["+123456789"])  # noqa: N815
-    networkAccessIdentifier: str | None = _optional(examples=["123456789@domain.com"])  # noqa: N815
+    phoneNumber: str | None = _optional(
+        description="A phone number in E.164 format with `+`.", pattern=PHONE_NUMBER_PATTERN, examples=["+123456789"]
+    )
+    networkAccessIdentifier: str | None = _optional(
+        description="A SIP user as `user@domain` (3GPP TS 23.003).", examples=["123456789@domain.com"]
+    )
 
 
 class RequestReachabilityStatus(_Model):
@@ -119,7 +131,7 @@ class ReachabilityStatusResponse(BaseModel):
     """Whether a device is reachable."""
 
     device: DeviceResponse | None = _optional(description="Present if the request had `device`.")
-    lastStatusTime: AwareDatetime = Field(  # noqa: N815
+    lastStatusTime: AwareDatetime = Field(
         description="When the presence server stated the status (RFC 3339).", examples=["2024-02-20T10:41:38.657Z"]
     )
     reachable: bool = Field(description="Overall device reachability.")
@@ -141,31 +153,33 @@ _EXPIRE_EXAMPLES = ["2023-01-17T13:18:23.682Z"]
 class PlainCredential(_Model):
     """An identifier and a secret; not offered (INVALID_CREDENTIAL)."""
 
-    credentialType: Literal["PLAIN"]  # noqa: N815
-    identifier: str = Field(max_length=MAX_TEXT)
-    secret: str = Field(max_length=MAX_TEXT)
+    credentialType: Literal["PLAIN"] = Field(description="The kind of credential.")
+    identifier: str = Field(max_length=MAX_TEXT, description="The account or user.")
+    secret: str = Field(max_length=MAX_TEXT, description="The password.")
 
 
 class AccessTokenCredential(_Model):
     """An access token for the sink; never returned."""
 
-    credentialType: Literal["ACCESSTOKEN"]  # noqa: N815
-    accessToken: str = Field(min_length=1, max_length=MAX_TEXT, description="Sent as a bearer token (RFC 6750).")  # noqa: N815
-    accessTokenExpiresUtc: Rfc3339 = Field(  # noqa: N815
+    credentialType: Literal["ACCESSTOKEN"] = Field(description="The kind of credential.")
+    accessToken: str = Field(min_length=1, max_length=MAX_TEXT, description="Sent as a bearer token (RFC 6750).")
+    accessTokenExpiresUtc: Rfc3339 = Field(
         description="When the token expires; the subscription ends with it.", examples=["2027-07-03T12:27:08.312Z"]
     )
-    accessTokenType: Literal["bearer"]  # noqa: N815
+    accessTokenType: Literal["bearer"] = Field(description="The type of the access token.")
 
 
 class RefreshTokenCredential(_Model):
     """An access token that can be refreshed; not offered (INVALID_CREDENTIAL)."""
 
-    credentialType: Literal["REFRESHTOKEN"]  # noqa: N815
-    accessToken: str = Field(max_length=MAX_TEXT)  # noqa: N815
-    accessTokenExpiresUtc: Rfc3339  # noqa: N815
-    accessTokenType: Literal["bearer"]  # noqa: N815
-    refreshToken: str = Field(max_length=MAX_TEXT)  # noqa: N815
-    refreshTokenEndpoint: str = Field(max_length=MAX_TEXT, json_schema_extra={"format": "uri"})  # noqa: N815
+    credentialType: Literal["REFRESHTOKEN"] = Field(description="The kind of credential.")
+    accessToken: str = Field(max_length=MAX_TEXT, description="The access token.")
+    accessTokenExpiresUtc: Rfc3339 = Field(description="When the access token expires.")
+    accessTokenType: Literal["bearer"] = Field(description="The type of the access token.")
+    refreshToken: str = Field(max_length=MAX_TEXT, description="The refresh token.")
+    refreshTokenEndpoint: str = Field(
+        max_length=MAX_TEXT, description="Where the token is refreshed.", json_schema_extra={"format": "uri"}
+    )
 
 
 SinkCredential = Annotated[
@@ -182,16 +196,16 @@ class CreateSubscriptionDetail(_Model):
 class Config(_Model):
     """How events are acquired."""
 
-    subscriptionDetail: CreateSubscriptionDetail  # noqa: N815
-    subscriptionExpireTime: _GivenTime = _optional(  # noqa: N815
+    subscriptionDetail: CreateSubscriptionDetail
+    subscriptionExpireTime: _GivenTime = _optional(
         description="When the subscription expires (RFC 3339).", examples=_EXPIRE_EXAMPLES
     )
-    subscriptionMaxEvents: Annotated[int | None, BeforeValidator(_not_null)] = _optional(  # noqa: N815
+    subscriptionMaxEvents: Annotated[int | None, BeforeValidator(_not_null)] = _optional(
         ge=1,
         le=(1 << 31) - 1,
         description="The subscription ends after this number of events; an initial event counts.",
     )
-    initialEvent: _GivenFlag = _optional(  # noqa: N815
+    initialEvent: _GivenFlag = _optional(
         description="Whether to send an event at once if the device is in the state of the event type now."
     )
 
@@ -207,8 +221,12 @@ class SubscriptionRequest(_Model):
         examples=["https://endpoint.example.com/sink"],
         json_schema_extra={"format": "uri"},
     )
-    sinkCredential: Annotated[SinkCredential | None, BeforeValidator(_not_null)] = _optional()  # noqa: N815
-    types: list[EventType] = Field(min_length=1, max_length=1, examples=_EVENT_EXAMPLES)
+    sinkCredential: Annotated[SinkCredential | None, BeforeValidator(_not_null)] = _optional(
+        description="The credential for the sink."
+    )
+    types: list[EventType] = Field(
+        min_length=1, max_length=1, description="The type of event.", examples=_EVENT_EXAMPLES
+    )
     config: Config
 
 
@@ -221,23 +239,25 @@ class SubscriptionDetail(BaseModel):
 class SubscriptionConfig(BaseModel):
     """How events are acquired."""
 
-    subscriptionDetail: SubscriptionDetail  # noqa: N815
-    subscriptionExpireTime: AwareDatetime | None = _optional(examples=_EXPIRE_EXAMPLES)  # noqa: N815
-    subscriptionMaxEvents: int | None = _optional(ge=1)  # noqa: N815
-    initialEvent: bool  # noqa: N815
+    subscriptionDetail: SubscriptionDetail
+    subscriptionExpireTime: AwareDatetime | None = _optional(description="As requested.", examples=_EXPIRE_EXAMPLES)
+    subscriptionMaxEvents: int | None = _optional(ge=1, description="As requested.")
+    initialEvent: bool = Field(description="As requested.")
 
 
 class Subscription(BaseModel):
     """A subscription."""
 
-    id: str = Field(max_length=MAX_ID)
-    protocol: Literal["HTTP"]
-    sink: str
-    types: list[EventType] = Field(min_length=1, max_length=1, examples=_EVENT_EXAMPLES)
+    id: str = Field(max_length=MAX_ID, description="The id of the subscription.")
+    protocol: Literal["HTTP"] = Field(description="How events are delivered.")
+    sink: str = Field(description="Where events are delivered.")
+    types: list[EventType] = Field(
+        min_length=1, max_length=1, description="The type of event.", examples=_EVENT_EXAMPLES
+    )
     config: SubscriptionConfig
-    startsAt: AwareDatetime  # noqa: N815
-    expiresAt: AwareDatetime | None = _optional(description="Absent if the subscription does not expire.")  # noqa: N815
-    status: Literal["ACTIVE", "EXPIRED", "DELETED"]
+    startsAt: AwareDatetime = Field(description="When the subscription started.")
+    expiresAt: AwareDatetime | None = _optional(description="Absent if the subscription does not expire.")
+    status: Literal["ACTIVE", "EXPIRED", "DELETED"] = Field(description="Whether the subscription is active.")
 
 
 # Events.
@@ -247,40 +267,40 @@ class EventData(BaseModel):
     """The subscription and the device of an event."""
 
     device: DeviceResponse | None = _optional()
-    subscriptionId: str  # noqa: N815
+    subscriptionId: str = Field(description="The id of the subscription.")
 
 
 class StartedData(EventData):
     """Why a subscription started."""
 
-    initiationReason: Literal["SUBSCRIPTION_CREATED"]  # noqa: N815
+    initiationReason: Literal["SUBSCRIPTION_CREATED"] = Field(description="Why the subscription started.")
 
 
 class EndedData(EventData):
     """Why a subscription ended."""
 
-    terminationReason: Literal[  # noqa: N815
+    terminationReason: Literal[
         "MAX_EVENTS_REACHED",
         "NETWORK_TERMINATED",
         "SUBSCRIPTION_EXPIRED",
         "ACCESS_TOKEN_EXPIRED",
         "SUBSCRIPTION_DELETED",
-    ]
-    terminationDescription: str | None = _optional()  # noqa: N815
+    ] = Field(description="Why the subscription ended.")
+    terminationDescription: str | None = _optional(description="Why the subscription ended, for people.")
 
 
 class CloudEvent(BaseModel):
     """A CloudEvent (1.0, structured JSON)."""
 
     id: str = Field(description="The same in each attempt: use it to recognise an event that arrives twice.")
-    source: str = Field(json_schema_extra={"format": "uri-reference"})
+    source: str = Field(description="The subscription's URL.", json_schema_extra={"format": "uri-reference"})
     type: Literal[
         "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-data",
         "org.camaraproject.device-reachability-status-subscriptions.v0.reachability-disconnected",
         "org.camaraproject.device-reachability-status-subscriptions.v0.subscription-started",
         "org.camaraproject.device-reachability-status-subscriptions.v0.subscription-ended",
-    ]
-    specversion: Literal["1.0"]
-    datacontenttype: Literal["application/json"]
-    time: AwareDatetime
-    data: EndedData | StartedData | EventData
+    ] = Field(description="The type of event.")
+    specversion: Literal["1.0"] = Field(description="Version of CloudEvents.")
+    datacontenttype: Literal["application/json"] = Field(description="The media type of `data`.")
+    time: AwareDatetime = Field(description="When the event happened (RFC 3339).")
+    data: EndedData | StartedData | EventData = Field(description="What happened, by the type of event.")

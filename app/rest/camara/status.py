@@ -32,6 +32,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         operation_id="getReachabilityStatus",
         tags=[TAG],
         summary="Get the current reachability status information",
+        description="Asks the presence server whether a device is reachable.",
         response_model=ReachabilityStatusResponse,
         response_description="The current reachability status.",
         responses={**failures(*DEVICE_ERRORS, IDENTIFIER_NOT_FOUND), 200: {"headers": CORRELATED}},

@@ -88,6 +88,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         operation_id="createDeviceReachabilityStatusSubscription",
         tags=[TAG],
         summary="Create a device reachability status event subscription for a device",
+        description="Creates a subscription to one type of event of one device.",
         response_model=schemas.Subscription,
         response_description="The new subscription.",
         responses={
@@ -122,6 +123,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         operation_id="retrieveDeviceReachabilityStatusSubscriptionList",
         tags=[TAG],
         summary="Retrieve a list of device reachability status event subscriptions",
+        description="Lists the active subscriptions of the caller; with a three-legged token, those of its device.",
         response_model=list[schemas.Subscription],
         response_description="Active subscriptions, oldest first.",
         responses={**failures(), 200: {"headers": CORRELATED}},
@@ -144,6 +146,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         operation_id="retrieveDeviceReachabilityStatusSubscription",
         tags=[TAG],
         summary="Retrieve a device reachability status event subscription for a device",
+        description="Returns one subscription.",
         response_model=schemas.Subscription,
         response_description="The subscription. One that the client did not delete remains for a time after its end.",
         responses={**failures(NOT_FOUND), 200: {"headers": CORRELATED}},
@@ -160,6 +163,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         operation_id="deleteDeviceReachabilityStatusSubscription",
         tags=[TAG],
         summary="Delete a device reachability status event subscription for a device",
+        description="Ends one subscription; its sink gets a last event.",
         response_description="The subscription is deleted.",
         responses={**failures(NOT_FOUND), 204: {"headers": CORRELATED}},
     )
