@@ -156,6 +156,7 @@ FAULTS: Final[Mapping[type[errors.TerminalStatusError], tuple[str, _Variables]]]
     errors.TooManyStreams: ("POL0001", _code),
     errors.TooManyWatchedTerminals: ("POL0001", _code),
     errors.TooManyGroups: ("POL0001", _code),
+    errors.TooManyClients: ("POL0001", _code),
     errors.RateLimited: ("POL0001", _code),
     errors.DuplicateCorrelator: ("SVC0005", _correlator),
     errors.RequestIdReused: ("SVC0001", _code),

@@ -17,7 +17,7 @@ from typing import NoReturn
 import structlog
 
 from app.auth.credentials import KEY_PREFIX, hash_secret
-from app.domain.errors import ClientExists, ClientUnknown, InvalidRequest, NotPermitted, StoreUnavailable
+from app.domain.errors import ClientExists, ClientUnknown, InvalidRequest, StoreUnavailable, TooManyClients
 from app.domain.operations import AuditAction
 from app.domain.owed import ClientDeletion
 from app.domain.policy import check_limits
@@ -82,7 +82,7 @@ class ClientRegistry:
         """Creates a client and returns it with its API key. `client_id` is for clients that certificates or access
         tokens name. (A client with the id of a deleted one can read the usage records of that one.)
 
-        Raises ClientExists, InvalidRequest, NotPermitted, StoreUnavailable.
+        Raises ClientExists, InvalidRequest, StoreUnavailable, TooManyClients.
         """
         if not _NAME.fullmatch(name):
             raise InvalidRequest("A client's name must have 1 to 64 letters, digits, spaces and .-_@.", field="name")
@@ -94,7 +94,7 @@ class ClientRegistry:
         if client_id and await self._store.client(client_id):
             raise ClientExists(f"A client with the id {client_id!r} exists already.", name=client_id)
         if len(await self._store.clients()) >= MAX_CLIENTS:
-            raise NotPermitted(f"Limit reached: {MAX_CLIENTS} clients. Delete one first.")
+            raise TooManyClients(f"Limit reached: {MAX_CLIENTS} clients. Delete one first.")
         now = self._clock()
         client = Client(
             id=client_id or f"c{secrets.token_hex(8)}", name=name, created_at=now, admin=admin, limits=dict(limits)
@@ -134,7 +134,7 @@ class ClientRegistry:
         """
         if not 0 <= overlap_s <= MAX_OVERLAP_S:
             raise InvalidRequest(f"The overlap must be 0 to {MAX_OVERLAP_S} seconds.", field="overlap")
-        client = await self._client(client_id)
+        client = await self.client(client_id)
         now = self._clock()
         ends_at = now + timedelta(seconds=overlap_s)
         keys = await self.keys(client_id)
@@ -153,7 +153,7 @@ class ClientRegistry:
     async def set_disabled(self, client_id: str, disabled: bool, *, who: str) -> Client:
         """Refuses the client's credentials from now on, or accepts them again. Raises ClientUnknown,
         StoreUnavailable."""
-        client = replace(await self._client(client_id), disabled=disabled)
+        client = replace(await self.client(client_id), disabled=disabled)
         await self._store.put_client(client)
         action = AuditAction.CLIENT_DISABLED if disabled else AuditAction.CLIENT_ENABLED
         await self._store.audit(self._clock(), who, action, {"client": client_id})
@@ -167,7 +167,7 @@ class ClientRegistry:
 
         Raises ClientUnknown, StoreUnavailable.
         """
-        client, now = await self._client(client_id), self._clock()
+        client, now = await self.client(client_id), self._clock()
         if self._delete is not None:
             ended = await self._delete(client_id)
         else:
@@ -176,7 +176,8 @@ class ClientRegistry:
         self._on_changed()
         return ended
 
-    async def _client(self, client_id: str) -> Client:
+    async def client(self, client_id: str) -> Client:
+        """Raises ClientUnknown, StoreUnavailable."""
         if client := await self._store.client(client_id):
             return client
         raise ClientUnknown(f"There is no client {client_id[:64]!r}.", client=client_id[:64])

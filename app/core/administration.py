@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from app.auth.clients import DEFAULT_OVERLAP_S, ClientKey, ClientRegistry
 from app.domain.addresses import parse_address
-from app.domain.errors import NotPermitted
+from app.domain.errors import NotPermitted, WatchUnknown
 from app.domain.filters import AuditFilter, WatchFilter
 from app.domain.operations import AuditAction
 from app.domain.records import AuditEntry, Client
@@ -75,6 +75,19 @@ class Administration:
         if terminal is None:
             return view
         return replace(view, liveness=terminal.liveness, reason=terminal.reason)
+
+    async def watch(self, client: Client, address: str) -> WantedWatch:
+        """The watch of one terminal. Raises InvalidAddress, WatchUnknown."""
+        only = WatchFilter(address=address)
+        found, _, _ = await self.watches(client, Page(size=1), only)
+        if not found:
+            raise WatchUnknown("This terminal is not watched.", address=parse_address(address))
+        return found[0]
+
+    async def client(self, client: Client, client_id: str) -> tuple[Client, Sequence[ClientKey]]:
+        """One client with its keys. Raises ClientUnknown, StoreUnavailable."""
+        _require_admin(client)
+        return await self._clients.client(client_id), await self._clients.keys(client_id)
 
     async def refresh_watch(self, client: Client, address: str) -> None:
         """Asks the presence server about a watched terminal now. Raises InvalidAddress, StoreUnavailable,

@@ -14,7 +14,7 @@ from app.domain.errors import InvalidRequest, NotificationUnknown
 from app.domain.filters import NotificationFilter, seen_by
 from app.domain.records import Client, DeliveryAttempt, OwedNotification
 from app.domain.sink_contracts import SinkContracts
-from app.ports.pages import empty
+from app.ports.pages import empty, number, token
 from app.ports.store import ALL_NOTIFICATIONS, OutboxStore, Page
 
 MAX_SEND_AGAIN = 1000
@@ -54,10 +54,14 @@ class Deliveries:
             )
         return notification
 
-    async def attempts(self, client: Client, notification_id: str) -> Sequence[DeliveryAttempt]:
-        """A notification's attempts in order. Raises NotificationUnknown."""
+    async def attempts(self, client: Client, notification_id: str, page: Page) -> tuple[Sequence[DeliveryAttempt], str]:
+        """A notification's attempts in order, and the next page's token. Raises InvalidRequest, NotificationUnknown."""
         self._policies.admit(client)
-        return await self._store.attempts((await self._own(client, notification_id)).id)
+        after = number(page, "attempts", notification_id)
+        found = await self._store.attempts((await self._own(client, notification_id)).id)
+        left = [one for one in found if one.number > after]
+        shown = left[: page.size]
+        return shown, token(shown[-1].number, "attempts", notification_id) if len(left) > len(shown) else ""
 
     async def send_again(self, client: Client, notification_ids: Sequence[str]) -> int:
         """Sends dead notifications again, but notifications older than the time for retries only once. Returns how many

@@ -298,8 +298,8 @@ class SubscriptionService:
         policy = self._policies.admit(client)
         subscription = await self._own_active(client, subscription_id)
         if subscription.sink.kind is not SinkKind.WEBHOOK or subscription.sink.profile not in SIGNED_PROFILES:
-            raise SinkRefused(
-                "Only webhooks with the profile v1 are signed; this subscription has another sink.", reason="profile"
+            raise ChangeNotAllowed(
+                "Only webhooks are signed; this subscription has another kind of sink.", field="subscription_id"
             )
         if secret:
             read_secret(secret)

@@ -197,6 +197,12 @@ class TooManyGroups(TerminalStatusError):
     code = "TOO_MANY_GROUPS"
 
 
+class TooManyClients(TerminalStatusError):
+    """The gateway has its greatest number of clients."""
+
+    code = "TOO_MANY_CLIENTS"
+
+
 class RateLimited(TerminalStatusError):
     """The client makes more calls than the policy allows; wait `retry_after_s`."""
 

@@ -7,7 +7,7 @@ contain nothing raises InvalidRequest. Addresses are as the caller wrote them un
 import enum
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from app.domain.errors import InvalidRequest
 from app.domain.operations import AuditAction, Face, UsageOperation
@@ -27,18 +27,25 @@ class SubscriptionState(enum.Enum):
 class Period:
     """A period of time. Raises InvalidRequest unless it ends after its start."""
 
+    START: ClassVar = "start_time"
+    END: ClassVar = "end_time"
+    """The names of `start` and `end` in requests."""
+
     start: datetime | None = None
     end: datetime | None = None
 
     def __post_init__(self) -> None:
         require_utc(self.start, self.end)
         if self.start is not None and self.end is not None and self.end <= self.start:
-            raise InvalidRequest("`end_time` must be later than `start_time`.", field="end_time")
+            raise InvalidRequest(f"`{self.END}` must be later than `{self.START}`.", field=self.END)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionFilter(Period):
     """The period is that of the creation. `address` is one of the request's, a terminal or a group."""
+
+    START: ClassVar = "min_create_time"  # a subscription's own `end_time` is when it ended
+    END: ClassVar = "max_create_time"
 
     client_id: str = ""
     address: str = ""

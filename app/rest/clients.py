@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
 from app.core.use_cases import UseCases
-from app.domain.errors import ClientExists, ClientUnknown, NotPermitted
+from app.domain.errors import ClientExists, ClientUnknown, NotPermitted, TooManyClients
 from app.domain.records import MAX_ID
 from app.rest import to_json
 from app.rest.client_limits import ClientLimits
@@ -113,6 +113,19 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             {"clients": [to_json.client(each, keys) for each, keys in found], "next_page_token": token}
         )
 
+    @router.get(
+        "/v1/clients/{client_id:id}",
+        operation_id="getClient",
+        tags=[TAG],
+        summary="Get a client",
+        response_model=Client,
+        response_description="The client.",
+        responses=_CLIENT,
+    )
+    async def get_client(client: Caller, client_id: IdInPath) -> Response:
+        found, keys = await administration.client(client, client_id)
+        return json_response(to_json.client(found, keys))
+
     @router.post(
         "/v1/clients",
         status_code=201,
@@ -122,7 +135,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Creates a client with one API key, which only this answer shows.",
         response_model=ClientWithKey,
         response_description="The new client and its API key.",
-        responses=failures(NotPermitted, ClientExists),
+        responses=failures(NotPermitted, ClientExists, TooManyClients),
     )
     async def create_client(client: Caller, asked: ClientRequest) -> Response:
         limits = {} if asked.limits is None else asked.limits.model_dump(exclude_none=True)

@@ -138,9 +138,10 @@ class DeliveryAttempt(BaseModel):
 
 
 class DeliveryAttempts(BaseModel):
-    """The attempts to deliver a notification, in order."""
+    """One page of the attempts to deliver a notification."""
 
-    attempts: list[DeliveryAttempt] = Field(description="The attempts, oldest first.")
+    delivery_attempts: list[DeliveryAttempt] = Field(description="The attempts of this page, oldest first.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty on the last page.")
 
 
 class SendAgainRequest(Request):
@@ -213,9 +214,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="Attempts, oldest first.",
         responses=failures(NotificationUnknown),
     )
-    async def list_delivery_attempts(client: Caller, notification_id: IdInPath) -> Response:
-        found = await deliveries.attempts(client, notification_id)
-        return json_response({"attempts": [to_json.delivery_attempt(each) for each in found]})
+    async def list_delivery_attempts(client: Caller, notification_id: IdInPath, page: Paged) -> Response:
+        found, token = await deliveries.attempts(client, notification_id, page)
+        shown = [to_json.delivery_attempt(each) for each in found]
+        return json_response({"delivery_attempts": shown, "next_page_token": token})
 
     @router.post(
         "/v1/notifications:sendAgain",

@@ -54,6 +54,7 @@ STATUSES: Mapping[type[errors.TerminalStatusError], int] = {
     errors.TooManyStreams: 429,
     errors.TooManyWatchedTerminals: 429,
     errors.TooManyGroups: 429,
+    errors.TooManyClients: 429,
     errors.RateLimited: 429,
     errors.DuplicateCorrelator: 409,
     errors.RequestIdReused: 422,

@@ -45,8 +45,9 @@ from app.domain.sinks import (
 from app.rest import subscription_schemas, to_json
 from app.rest.error_examples import failures
 from app.rest.operation import FACE
-from app.rest.parameters import Caller, ClientId, EndTime, Paged, RequestId, StartTime
+from app.rest.parameters import Caller, ClientId, Paged, RequestId
 from app.rest.responses import json_response, no_content
+from app.rest.schemas import Rfc3339
 from app.rest.terminals import LIST_ERRORS
 
 TAG = "Subscriptions"
@@ -155,10 +156,20 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
                 description="Only subscriptions whose `addresses` name this address; members of groups do not count."
             ),
         ] = "",
-        start_time: StartTime = None,
-        end_time: EndTime = None,
+        min_create_time: Annotated[
+            Rfc3339 | None, Query(description="Only subscriptions created at this time or later (RFC 3339).")
+        ] = None,
+        max_create_time: Annotated[
+            Rfc3339 | None,
+            Query(
+                description="Only subscriptions created before this time (RFC 3339). Must be later than "
+                "`min_create_time`."
+            ),
+        ] = None,
     ) -> Response:
-        only = SubscriptionFilter(state=state, client_id=client_id, address=address, start=start_time, end=end_time)
+        only = SubscriptionFilter(
+            state=state, client_id=client_id, address=address, start=min_create_time, end=max_create_time
+        )
         found, token = await subscriptions.list(client, page, only)
         return json_response(
             {"subscriptions": [to_json.subscription(each) for each in found], "next_page_token": token}

@@ -62,6 +62,7 @@ CODES: Mapping[type[errors.TerminalStatusError], grpc.StatusCode] = {
     errors.TooManyStreams: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyWatchedTerminals: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyGroups: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyClients: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DuplicateCorrelator: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,
@@ -153,7 +154,7 @@ def _about(code: grpc.StatusCode, error: errors.TerminalStatusError) -> Any:
             failed = PreconditionFailure.Violation(type=error.code, subject=subject, description=text)
             return PreconditionFailure(violations=[failed])
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            subject = "gateway" if isinstance(error, errors.GatewayOverloaded) else "client"
+            subject = "gateway" if isinstance(error, errors.GatewayOverloaded | errors.TooManyClients) else "client"
             return QuotaFailure(violations=[QuotaFailure.Violation(subject=subject, description=text)])
     return None
 

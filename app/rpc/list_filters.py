@@ -32,8 +32,8 @@ def of_subscriptions(request: subscription_pb2.ListSubscriptionsRequest) -> Subs
         state=_value(SubscriptionState, states, request.state, "state") or SubscriptionState.ACTIVE,
         client_id=bounded(request.client_id, MAX_ID, "client_id"),
         address=request.address,
-        start=time(request, "start_time"),
-        end=time(request, "end_time"),
+        start=time(request, "min_create_time"),
+        end=time(request, "max_create_time"),
     )
 
 

@@ -6,14 +6,18 @@ Invariants: every text and number of a request is bounded here or in the use cas
 Deliberately absent: the rules about terminals, and building responses (`response_messages.py`).
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from app.domain.errors import InvalidRequest
+from app.core.subscription_requests import SubscriptionChange
+from app.domain.errors import InvalidRequest, TerminalStatusError
 from app.domain.policy import MAX_INTERVAL_MS
 from app.domain.sinks import (
     MAX_SECRETS,
@@ -122,6 +126,38 @@ def sink(message: subscription_pb2.Sink) -> Sink:
         f"`sink` has no known kind ({kind}); set one of `listed`, `webhook` and `soap`, or leave `sink` out.",
         field="sink",
     )
+
+
+def subscription_change(request: subscription_pb2.UpdateSubscriptionRequest) -> SubscriptionChange:
+    """The values that `update_mask` names. Raises InvalidRequest, SinkRefused."""
+    change, names = request.change, set(request.update_mask.paths)
+    if unknown := sorted(names.difference(change.DESCRIPTOR.fields_by_name)):
+        raise InvalidRequest(
+            f"`update_mask` names {unknown[0][:40]!r}, which cannot be changed; name whole fields of `change`: "
+            f"{', '.join(change.DESCRIPTOR.fields_by_name)}.",
+            field="update_mask",
+        )
+    if "sink" in names and not change.HasField("sink"):
+        raise InvalidRequest("`update_mask` names `sink`, and `change` has none.", field="sink")
+    return SubscriptionChange(
+        addresses=change.addresses if "addresses" in names else None,
+        criteria=criteria(change.criteria) if "criteria" in names else None,
+        duration_ms=duration_ms(change, "duration") if "duration" in names else None,
+        sink=sink(change.sink) if "sink" in names else None,
+    )
+
+
+@contextmanager
+def fields_within(part: str, message: Descriptor) -> Iterator[None]:
+    """Errors about a field of `message` name it with the part of the request that has the message, such as
+    `open.addresses[1]`."""
+    try:
+        yield
+    except TerminalStatusError as error:
+        field = error.details.get("field", "")
+        if re.split(r"[.\[]", field, maxsplit=1)[0] in message.fields_by_name:
+            error.details["field"] = f"{part}.{field}"
+        raise
 
 
 def _webhook(message: subscription_pb2.WebhookSink) -> Sink:

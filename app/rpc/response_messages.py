@@ -156,7 +156,9 @@ def subscription(stored: Subscription) -> subscription_pb2.Subscription:
         max_notification_count=stored.max_notifications,
         sink=sink(stored.sink),
         correlator=stored.correlator,
-        request_id=stored.request_id,
+        state=subscription_pb2.SUBSCRIPTION_STATE_ACTIVE
+        if stored.active
+        else subscription_pb2.SUBSCRIPTION_STATE_ENDED,
         create_time=timestamp(stored.created_at),
         expire_time=timestamp_or_none(stored.expires_at),
         notification_count=stored.notified,

@@ -279,7 +279,7 @@ async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:
     for call in (
         deliveries.list(OWNER, Page()),
         deliveries.get(OWNER, ids[0]),
-        deliveries.attempts(OWNER, ids[0]),
+        deliveries.attempts(OWNER, ids[0], Page()),
         deliveries.send_again(OWNER, ids),
     ):
         with pytest.raises(RateLimited):
@@ -294,7 +294,7 @@ async def test_what_is_anothers_is_unknown(store: SqlStore) -> None:
     assert await deliveries.list(STRANGER, Page()) == ([], "")
     for call in (
         deliveries.get(STRANGER, ids[0]),
-        deliveries.attempts(STRANGER, ids[0]),
+        deliveries.attempts(STRANGER, ids[0], Page()),
         deliveries.send_again(STRANGER, ids),
         deliveries.get(OWNER, "none"),
     ):
@@ -303,7 +303,7 @@ async def test_what_is_anothers_is_unknown(store: SqlStore) -> None:
     admin = Client(id="admin", name="Admin", created_at=NOW, admin=True)
     assert (await deliveries.get(admin, ids[0])).id == ids[0]
     assert [each.id for each in (await deliveries.list(admin, Page()))[0]] == ids
-    assert await deliveries.attempts(OWNER, ids[0]) == []
+    assert await deliveries.attempts(OWNER, ids[0], Page()) == ([], "")
     with pytest.raises(InvalidRequest):
         await deliveries.send_again(OWNER, [str(number) for number in range(1001)])
 

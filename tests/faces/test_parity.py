@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
@@ -166,11 +168,92 @@ CASES = {
         "ListUsageRecords",
         usage_pb2.ListUsageRecordsRequest(start_time=Timestamp(seconds=1 << 50)),
         "GET",
-        "/v1/usage-records?since=soon",
+        "/v1/usage-records?start_time=soon",
         None,
         "INVALID_REQUEST",
         "start_time",
-        "since",
+    ),
+    "an empty mask": Case(
+        "subscriptions",
+        "UpdateSubscription",
+        subscription_pb2.UpdateSubscriptionRequest(subscription_id="x"),
+        "PATCH",
+        "/v1/subscriptions/x",
+        {},
+        "INVALID_REQUEST",
+        "update_mask",
+        "body",
+    ),
+    "a member that cannot be changed": Case(
+        "subscriptions",
+        "UpdateSubscription",
+        subscription_pb2.UpdateSubscriptionRequest(subscription_id="x", update_mask=FieldMask(paths=["correlator"])),
+        "PATCH",
+        "/v1/subscriptions/x",
+        {"correlator": "y"},
+        "INVALID_REQUEST",
+        "update_mask",
+        "correlator",
+    ),
+    "a state of subscriptions": Case(
+        "subscriptions",
+        "ListSubscriptions",
+        subscription_pb2.ListSubscriptionsRequest(state=UNKNOWN),
+        "GET",
+        "/v1/subscriptions?state=PAUSED",
+        None,
+        "INVALID_REQUEST",
+        "state",
+    ),
+    "an address of a filter": Case(
+        "groups",
+        "ListGroups",
+        group_pb2.ListGroupsRequest(member="x"),
+        "GET",
+        "/v1/groups?member=x",
+        None,
+        "INVALID_ADDRESS",
+        "member",
+    ),
+    "a period": Case(
+        "subscriptions",
+        "ListSubscriptions",
+        subscription_pb2.ListSubscriptionsRequest(
+            min_create_time=Timestamp(seconds=2), max_create_time=Timestamp(seconds=1)
+        ),
+        "GET",
+        "/v1/subscriptions?min_create_time=2026-01-02T00:00:00Z&max_create_time=2026-01-01T00:00:00Z",
+        None,
+        "INVALID_REQUEST",
+        "max_create_time",
+    ),
+    "an action": Case(
+        "operators",
+        "ListAuditEntries",
+        admin_pb2.ListAuditEntriesRequest(action=UNKNOWN),
+        "GET",
+        "/v1/audit-entries?action=NOTHING",
+        None,
+        "INVALID_REQUEST",
+        "action",
+    ),
+    "a client": Case(
+        "operators",
+        "GetClient",
+        admin_pb2.GetClientRequest(client_id="x"),
+        "GET",
+        "/v1/clients/x",
+        None,
+        "CLIENT_UNKNOWN",
+    ),
+    "a watch": Case(
+        "operators",
+        "GetWatch",
+        admin_pb2.GetWatchRequest(address=ALICE),
+        "GET",
+        f"/v1/watches/{ALICE}",
+        None,
+        "WATCH_UNKNOWN",
     ),
     "a limit": Case(
         "operators",
@@ -200,3 +283,41 @@ async def test_both_faces_refuse_alike(both: Both, name: str) -> None:
     assert field == case.field
     if case.field:
         assert problem["details"]["field"] == (case.http_field or case.field)
+
+
+async def test_both_faces_refuse_a_stale_etag(both: Both) -> None:
+    """A change that is based on an earlier state has no effect on either face."""
+    made = await both.rpc.subscribe(ALICE)
+    for criteria in (pb.STATUS_BUSY, pb.STATUS_REACHABLE):
+        request = subscription_pb2.UpdateSubscriptionRequest(
+            subscription_id=made.id,
+            change=subscription_pb2.SubscriptionChange(criteria=[criteria]),
+            update_mask=FieldMask(paths=["criteria"]),
+            etag=made.etag,
+        )
+        call = both.rpc.subscriptions.UpdateSubscription(request, metadata=both.rpc.app)
+        if criteria is pb.STATUS_BUSY:
+            await call
+    code, reason, _ = await failure_of(call)
+    headers = {"if-match": f'"{made.etag}"'}
+    answer = await both.rest.call("PATCH", f"/v1/subscriptions/{made.id}", {"criteria": []}, headers=headers)
+    assert (code, reason) == (grpc.StatusCode.ABORTED, "SUBSCRIPTION_CHANGED")
+    assert (answer.status, answer.json["code"]) == (412, reason)
+    shown = (await both.rest.call("GET", f"/v1/subscriptions/{made.id}")).json
+    assert shown["criteria"] == ["BUSY"]
+
+
+async def test_both_faces_refuse_a_token_of_another_filter(both: Both) -> None:
+    """A page token belongs to the filters with which it was made, on both faces alike."""
+    for _ in range(2):
+        await both.rpc.subscribe(ALICE)
+    first = (await both.rest.call("GET", "/v1/subscriptions?page_size=1")).json["next_page_token"]
+    request = subscription_pb2.ListSubscriptionsRequest(page_token=first)
+    shared = await both.rpc.subscriptions.ListSubscriptions(request, metadata=both.rpc.app)
+    assert len(shared.subscriptions) == 1
+    request.address = ALICE
+    _, reason, field = await failure_of(both.rpc.subscriptions.ListSubscriptions(request, metadata=both.rpc.app))
+    answer = await both.rest.call("GET", f"/v1/subscriptions?page_token={first}&address={ALICE}")
+    assert (
+        (reason, field) == (answer.json["code"], answer.json["details"]["field"]) == ("INVALID_REQUEST", "page_token")
+    )

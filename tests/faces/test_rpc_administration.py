@@ -66,6 +66,10 @@ async def test_watches_are_listed_with_who_wants_them(face: Face, monkeypatch: p
         3,
     )
     shown = first.watches[0]
+    get = admin_pb2.GetWatchRequest(address="SIP:t1@Example.com")
+    assert (await face.operators.GetWatch(get, metadata=face.admin)).watch == shown
+    missing = admin_pb2.GetWatchRequest(address="sip:t9@example.com")
+    assert (await failure_of(face.operators.GetWatch(missing, metadata=face.admin)))[1] == "WATCH_UNKNOWN"
     assert (shown.state, shown.liveness, shown.sip_code, shown.route) == (
         admin_pb2.WATCH_STATE_ACTIVE,
         pb.LIVENESS_LIVE,
@@ -126,6 +130,10 @@ async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     listed = (await face.operators.ListClients(admin_pb2.ListClientsRequest(), metadata=face.admin)).clients
     assert [each.name for each in listed] == sorted([APP.name, OTHER.name, ADMIN.name, "billing"])
     assert [len(each.keys) for each in listed if each.id == "b"] == [1]
+    get = admin_pb2.GetClientRequest(client_id="b")
+    assert [(await face.operators.GetClient(get, metadata=face.admin)).client] == [
+        one for one in listed if one.id == "b"
+    ]
     create_subscription = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE])
     await face.subscriptions.CreateSubscription(create_subscription, metadata=own)
     stream = face.watch(ALICE, metadata=own)

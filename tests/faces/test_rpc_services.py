@@ -302,7 +302,7 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     shown.CopyFrom(request.sink.webhook)
     shown.access_token.token = ""
     assert made.sink.webhook == shown
-    assert (made.correlator, made.request_id) == ("mine", "once")
+    assert (made.correlator, made.state) == ("mine", subscription_pb2.SUBSCRIPTION_STATE_ACTIVE)
     assert (made.create_time.ToDatetime(UTC), made.expire_time.ToDatetime(UTC)) == (
         BEGAN,
         BEGAN + timedelta(seconds=60),
@@ -318,6 +318,62 @@ async def test_a_subscription_is_made_shown_renewed_and_ended(face: Face) -> Non
     assert (ended.end_reason, ended.end_time.ToDatetime(UTC)) == (subscription_pb2.END_REASON_CANCELLED, BEGAN)
     code, reason, _ = await failure_of(face.subscriptions.UpdateSubscription(renew, metadata=face.app))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "SUBSCRIPTION_UNKNOWN")
+
+
+async def test_a_subscription_is_changed_by_its_mask(face: Face) -> None:
+    """Only the fields that the mask names are changed; a stale etag is refused."""
+    made = await face.subscribe(ALICE, criteria=[pb.STATUS_BUSY], sink=a_webhook())
+    change = subscription_pb2.SubscriptionChange(addresses=[BOB], criteria=[pb.STATUS_REACHABLE])
+
+    async def update(*paths: str, etag: str = "") -> subscription_pb2.Subscription:
+        request = subscription_pb2.UpdateSubscriptionRequest(
+            subscription_id=made.id, change=change, update_mask=FieldMask(paths=paths), etag=etag
+        )
+        answer = await face.subscriptions.UpdateSubscription(request, metadata=face.app)
+        return cast("subscription_pb2.Subscription", answer.subscription)
+
+    moved = await update("addresses", etag=made.etag)
+    assert (list(moved.addresses), list(moved.criteria)) == ([BOB], [pb.STATUS_BUSY])
+    code, reason, _ = await failure_of(update("criteria", etag=made.etag))
+    assert (code, reason) == (grpc.StatusCode.ABORTED, "SUBSCRIPTION_CHANGED")
+    change.sink.CopyFrom(a_webhook("https://example.com/other"))
+    both = await update("criteria", "sink", etag=moved.etag)
+    assert (list(both.addresses), list(both.criteria)) == ([BOB], [pb.STATUS_REACHABLE])
+    assert (both.sink.webhook.uri, both.expire_time) == ("https://example.com/other", made.expire_time)
+    await face.core.play(BOB, REACHABLE)
+    assert len(await face.core.owed(cast("Any", made))) == 1
+
+
+async def test_only_a_webhook_has_a_secret(face: Face) -> None:
+    """The secret of another kind of sink cannot be changed."""
+    made = await face.subscribe(ALICE)
+    request = subscription_pb2.RotateSecretRequest(subscription_id=made.id)
+    code, reason, _ = await failure_of(face.subscriptions.RotateSecret(request, metadata=face.app))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHANGE_NOT_ALLOWED")
+
+
+async def test_delivery_attempts_come_in_pages(face: Face) -> None:
+    """Each attempt is on exactly one page; the notification itself can be read."""
+    made = await face.subscribe(ALICE, sink=a_webhook(), check_immediate=True)
+    await face.core.play(ALICE, BUSY)
+    *_, owed = await face.core.owed(cast("Any", made))
+    for number in (1, 2, 3):
+        attempt = DeliveryAttempt(
+            notification_id=owed.id, number=number, at=BEGAN, code=0, duration_ms=1, outcome=DeliveryOutcome.TIMED_OUT
+        )
+        await face.core.store.claim(BEGAN, BEGAN + timedelta(seconds=60), 10, "test")
+        written = Attempted(attempt=attempt, owner="test", state=DeliveryState.PENDING, next_attempt_at=BEGAN)
+        await face.core.store.record_attempts([written])
+    request, found = delivery_pb2.ListDeliveryAttemptsRequest(notification_id=owed.id, page_size=2), list[int]()
+    while not found or request.page_token:
+        page = await face.deliveries.ListDeliveryAttempts(request, metadata=face.app)
+        found += [one.number for one in page.delivery_attempts]
+        request.page_token = page.next_page_token
+    assert found == [1, 2, 3]
+    get = delivery_pb2.GetNotificationRequest(notification_id=owed.id)
+    shown = (await face.deliveries.GetNotification(get, metadata=face.app)).notification
+    assert (shown.id, shown.attempt_count) == (owed.id, 3)
+    assert (await failure_of(face.deliveries.GetNotification(get, metadata=face.other)))[1] == "NOTIFICATION_UNKNOWN"
 
 
 async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
@@ -420,7 +476,7 @@ async def test_deliveries_are_shown_and_sent_again(face: Face) -> None:
     assert [(change.address, change.status) for change in shown.status_changes.statuses] == [(ALICE, pb.STATUS_BUSY)]
     assert not shown.HasField("next_attempt_time")
     asked = delivery_pb2.ListDeliveryAttemptsRequest(notification_id=owed.id)
-    (tried,) = (await face.deliveries.ListDeliveryAttempts(asked, metadata=face.app)).attempts
+    (tried,) = (await face.deliveries.ListDeliveryAttempts(asked, metadata=face.app)).delivery_attempts
     assert (tried.number, tried.http_code, tried.duration.ToMilliseconds(), tried.outcome, tried.response_body) == (
         1,
         500,
@@ -589,6 +645,27 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
             subscription_pb2.UpdateSubscriptionRequest(),
             "update_mask",
         ),
+        *[
+            (
+                "subscriptions",
+                "UpdateSubscription",
+                subscription_pb2.UpdateSubscriptionRequest(change=change, update_mask=FieldMask(paths=paths)),
+                field,
+            )
+            for change, paths, field in (
+                (None, ["*"], "update_mask"),
+                (None, ["correlator"], "update_mask"),
+                (None, ["sink.webhook.uri"], "update_mask"),
+                (None, ["sink"], "change.sink"),
+                (subscription_pb2.SubscriptionChange(criteria=[UNKNOWN]), ["criteria"], "change.criteria[0]"),
+                (subscription_pb2.SubscriptionChange(duration=MINUS), ["duration"], "change.duration"),
+                (
+                    subscription_pb2.SubscriptionChange(sink=a_webhook(uri=LONG)),
+                    ["criteria", "sink"],
+                    "change.sink.webhook.uri",
+                ),
+            )
+        ],
         ("subscriptions", "RotateSecret", subscription_pb2.RotateSecretRequest(secret="x" * 8001), "secret"),
         ("subscriptions", "RotateSecret", subscription_pb2.RotateSecretRequest(requester="x" * 201), "requester"),
         ("groups", "CreateGroup", group_pb2.CreateGroupRequest(), "address"),
@@ -604,8 +681,10 @@ async def test_an_age_that_cannot_be_is_recorded(face: Face, max_age: Duration) 
         (
             "subscriptions",
             "ListSubscriptions",
-            subscription_pb2.ListSubscriptionsRequest(start_time=Timestamp(seconds=2), end_time=Timestamp(seconds=2)),
-            "end_time",
+            subscription_pb2.ListSubscriptionsRequest(
+                min_create_time=Timestamp(seconds=2), max_create_time=Timestamp(seconds=2)
+            ),
+            "max_create_time",
         ),
         ("groups", "ListGroups", group_pb2.ListGroupsRequest(member="x"), "member"),
         ("usage", "ListUsageRecords", usage_pb2.ListUsageRecordsRequest(operation=UNKNOWN), "operation"),
@@ -663,7 +742,10 @@ async def test_lists_are_filtered(face: Face) -> None:
     assert await listed(face.app, state=subscription_pb2.SUBSCRIPTION_STATE_ENDED) == [ended]
     assert await listed(face.admin, client_id=APP.id) == [first, second]
     assert await listed(face.admin, client_id=OTHER.id) == await listed(face.other, client_id=APP.id) == []
-    assert (await listed(face.app, start_time=later), await listed(face.app, end_time=later)) == ([], [first, second])
+    assert (await listed(face.app, min_create_time=later), await listed(face.app, max_create_time=later)) == (
+        [],
+        [first, second],
+    )
     request = subscription_pb2.ListSubscriptionsRequest(page_size=1)
     token = (await face.subscriptions.ListSubscriptions(request, metadata=face.app)).next_page_token
     foreign = subscription_pb2.ListSubscriptionsRequest(page_token=token, address=ALICE)

@@ -70,9 +70,9 @@ def attempts(
     from app.pb.terminalstatus.v1.delivery_pb2 import ListDeliveryAttemptsRequest
 
     request = ListDeliveryAttemptsRequest(notification_id=notification_id)
-    found = gateway.call(_stub(gateway).ListDeliveryAttempts, request).attempts
+    pages = gateway.pages(_stub(gateway).ListDeliveryAttempts, request, "delivery_attempts")
     columns = ("no.", "at", "outcome", "HTTP", "ms", "answer")
-    print_list([list(found)], columns, _attempt, as_json=gateway.as_json, nothing="No attempt so far.")
+    print_list(pages, columns, _attempt, as_json=gateway.as_json, nothing="No attempt so far.")
 
 
 @deliveries.command("send-again")

@@ -347,7 +347,6 @@ def _print_subscription(gateway: GatewayConnection, subscription: "Subscription"
                 f"deliveries have failed since {clock(of.suspend_time)}" if of.HasField("suspend_time") else "",
             ),
             ("ended", f"{clock(of.end_time)} {of.end_detail}".strip() if of.HasField("end_time") else ""),
-            ("request id", of.request_id),
         ]
     )
 

@@ -79,6 +79,7 @@ CODES: Mapping[type[errors.TerminalStatusError], Code] = {
     errors.TooManyStreams: QUOTA_EXCEEDED,
     errors.TooManyWatchedTerminals: QUOTA_EXCEEDED,
     errors.TooManyGroups: QUOTA_EXCEEDED,
+    errors.TooManyClients: QUOTA_EXCEEDED,
     errors.RateLimited: TOO_MANY_REQUESTS,
     errors.DuplicateCorrelator: ALREADY_EXISTS,
     errors.RequestIdReused: ABORTED,

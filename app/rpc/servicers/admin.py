@@ -26,6 +26,16 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
                 total_size=total,
             )
 
+    async def GetWatch(self, request: pb.GetWatchRequest, context: Context) -> pb.GetWatchResponse:  # noqa: N802
+        async with self._calls.answer(context, "GetWatch") as client:
+            found = await self._administration.watch(client, request.address)
+            return pb.GetWatchResponse(watch=response_messages.watch(found.watch, found.wanted_by))
+
+    async def GetClient(self, request: pb.GetClientRequest, context: Context) -> pb.GetClientResponse:  # noqa: N802
+        async with self._calls.answer(context, "GetClient") as client:
+            found, keys = await self._administration.client(client, request.client_id)
+            return pb.GetClientResponse(client=response_messages.client(found, keys))
+
     async def RefreshWatch(self, request: pb.RefreshWatchRequest, context: Context) -> pb.RefreshWatchResponse:  # noqa: N802
         async with self._calls.answer(context, "RefreshWatch") as client:
             await self._administration.refresh_watch(client, request.address)

@@ -25,12 +25,22 @@ class DeliveryServicer(pb_grpc.DeliveryServiceServicer):
                 notifications=map(response_messages.notification, found), next_page_token=token
             )
 
+    async def GetNotification(  # noqa: N802
+        self, request: pb.GetNotificationRequest, context: Context
+    ) -> pb.GetNotificationResponse:
+        async with self._calls.answer(context, "GetNotification") as client:
+            found = await self._deliveries.get(client, request.notification_id)
+            return pb.GetNotificationResponse(notification=response_messages.notification(found))
+
     async def ListDeliveryAttempts(  # noqa: N802
         self, request: pb.ListDeliveryAttemptsRequest, context: Context
     ) -> pb.ListDeliveryAttemptsResponse:
         async with self._calls.answer(context, "ListDeliveryAttempts") as client:
-            found = await self._deliveries.attempts(client, request.notification_id)
-            return pb.ListDeliveryAttemptsResponse(attempts=map(response_messages.delivery_attempt, found))
+            page = request_fields.page(request)
+            found, token = await self._deliveries.attempts(client, request.notification_id, page)
+            return pb.ListDeliveryAttemptsResponse(
+                delivery_attempts=map(response_messages.delivery_attempt, found), next_page_token=token
+            )
 
     async def SendNotificationsAgain(  # noqa: N802
         self, request: pb.SendNotificationsAgainRequest, context: Context

@@ -1,7 +1,7 @@
 """SubscriptionService: applications' stored requests to be notified."""
 
 from app.core.sink_secrets import made_secret
-from app.core.subscription_requests import SubscriptionChange, SubscriptionRequest
+from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.domain.errors import InvalidRequest
 from app.domain.records import MAX_CORRELATOR, MAX_ID, MAX_REQUESTER
@@ -81,16 +81,17 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
         self, request: pb.UpdateSubscriptionRequest, context: Context
     ) -> pb.UpdateSubscriptionResponse:
         async with self._calls.answer(context, "UpdateSubscription") as client:
-            if list(request.update_mask.paths) != ["duration"]:
-                raise InvalidRequest("`update_mask` can name only `duration`.", field="update_mask")
-            changed = await self._subscriptions.update(
-                client,
-                request.subscription_id,
-                SubscriptionChange(duration_ms=request_fields.duration_ms(request.change, "duration")),
-                etag=request.etag,
-                face=FACE,
-                requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
-            )
+            requester = request_fields.bounded(request.requester, MAX_REQUESTER, "requester")
+            etag = request_fields.bounded(request.etag, MAX_ID, "etag")
+            with request_fields.fields_within("change", pb.SubscriptionChange.DESCRIPTOR):
+                changed = await self._subscriptions.update(
+                    client,
+                    request.subscription_id,
+                    request_fields.subscription_change(request),
+                    etag=etag,
+                    face=FACE,
+                    requester=requester,
+                )
             return pb.UpdateSubscriptionResponse(subscription=response_messages.subscription(changed))
 
     async def RotateSecret(  # noqa: N802

@@ -12,8 +12,8 @@ Deliberately absent: snapshots, order and bookmarks of a stream (`app/live/`).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -108,7 +108,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
         async with self._calls.answer(context, "FollowStatuses") as client, AsyncExitStack() as stack:
             await stack.enter_async_context(aclosing(requests))
             opening = _opening(await anext(requests))
-            with _fields_within("open"):
+            with request_fields.fields_within("open", pb.WatchStatusesRequest.DESCRIPTOR):
                 stream = await stack.enter_async_context(
                     self._streams.open(
                         client,
@@ -162,7 +162,7 @@ class TerminalStatusServicer(pb_grpc.TerminalStatusServiceServicer):
                 raise InvalidRequest("Only the first request has `open`; send `change`.", field="change")
             change = request.change
             try:
-                with _fields_within("change"):
+                with request_fields.fields_within("change", pb.AddressChange.DESCRIPTOR):
                     request_fields.bounded(change.change_id, MAX_CHANGE_ID, "change_id")
                     now = self._callers.known(context) or await self._callers.authenticate(context)
                     if now.id != client.id:
@@ -215,14 +215,3 @@ def _opening(request: pb.FollowStatusesRequest) -> pb.WatchStatusesRequest:
 
 def _status_event(message: pb.WatchStatusesResponse) -> pb.FollowStatusesResponse:
     return pb.FollowStatusesResponse(status_event=message)
-
-
-@contextmanager
-def _fields_within(part: str) -> Iterator[None]:
-    """Errors name a field with the part of the request that has it, such as `open.addresses[1]`."""
-    try:
-        yield
-    except TerminalStatusError as error:
-        if field := error.details.get("field"):
-            error.details["field"] = f"{part}.{field}"
-        raise

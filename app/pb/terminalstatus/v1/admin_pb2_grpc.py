@@ -41,6 +41,11 @@ class AdminServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_admin__pb2.ListWatchesRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.ListWatchesResponse.FromString,
                 _registered_method=True)
+        self.GetWatch = channel.unary_unary(
+                '/terminalstatus.v1.AdminService/GetWatch',
+                request_serializer=terminalstatus_dot_v1_dot_admin__pb2.GetWatchRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.GetWatchResponse.FromString,
+                _registered_method=True)
         self.RefreshWatch = channel.unary_unary(
                 '/terminalstatus.v1.AdminService/RefreshWatch',
                 request_serializer=terminalstatus_dot_v1_dot_admin__pb2.RefreshWatchRequest.SerializeToString,
@@ -50,6 +55,11 @@ class AdminServiceStub:
                 '/terminalstatus.v1.AdminService/CreateClient',
                 request_serializer=terminalstatus_dot_v1_dot_admin__pb2.CreateClientRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.CreateClientResponse.FromString,
+                _registered_method=True)
+        self.GetClient = channel.unary_unary(
+                '/terminalstatus.v1.AdminService/GetClient',
+                request_serializer=terminalstatus_dot_v1_dot_admin__pb2.GetClientRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_admin__pb2.GetClientResponse.FromString,
                 _registered_method=True)
         self.ListClients = channel.unary_unary(
                 '/terminalstatus.v1.AdminService/ListClients',
@@ -97,6 +107,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWatch(self, request, context):
+        """Returns the watch of one terminal.
+
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND WATCH_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RefreshWatch(self, request, context):
         """Refreshes a watch now, without waiting for its next scheduled refresh. Returns when the refresh has begun;
         ListWatches and WatchStatuses show its result.
@@ -110,8 +129,17 @@ class AdminServiceServicer:
     def CreateClient(self, request, context):
         """Creates a client with one API key.
 
-        Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. PERMISSION_DENIED NOT_PERMITTED if
-        the gateway has reached its limit of clients.
+        Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. RESOURCE_EXHAUSTED
+        TOO_MANY_CLIENTS if the gateway has reached its limit of clients.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetClient(self, request, context):
+        """Returns one client.
+
+        Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +207,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.ListWatchesRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_admin__pb2.ListWatchesResponse.SerializeToString,
             ),
+            'GetWatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWatch,
+                    request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.GetWatchRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_admin__pb2.GetWatchResponse.SerializeToString,
+            ),
             'RefreshWatch': grpc.unary_unary_rpc_method_handler(
                     servicer.RefreshWatch,
                     request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.RefreshWatchRequest.FromString,
@@ -188,6 +221,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CreateClient,
                     request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.CreateClientRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_admin__pb2.CreateClientResponse.SerializeToString,
+            ),
+            'GetClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetClient,
+                    request_deserializer=terminalstatus_dot_v1_dot_admin__pb2.GetClientRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_admin__pb2.GetClientResponse.SerializeToString,
             ),
             'ListClients': grpc.unary_unary_rpc_method_handler(
                     servicer.ListClients,
@@ -260,6 +298,33 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
+    def GetWatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.AdminService/GetWatch',
+            terminalstatus_dot_v1_dot_admin__pb2.GetWatchRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_admin__pb2.GetWatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RefreshWatch(request,
             target,
             options=(),
@@ -303,6 +368,33 @@ class AdminService:
             '/terminalstatus.v1.AdminService/CreateClient',
             terminalstatus_dot_v1_dot_admin__pb2.CreateClientRequest.SerializeToString,
             terminalstatus_dot_v1_dot_admin__pb2.CreateClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.AdminService/GetClient',
+            terminalstatus_dot_v1_dot_admin__pb2.GetClientRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_admin__pb2.GetClientResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,11 @@ class AdminServiceStub:
 
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
+    GetWatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetWatchRequest, _admin_pb2.GetWatchResponse]
+    """Returns the watch of one terminal.
+
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND WATCH_UNKNOWN.
+    """
     RefreshWatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RefreshWatchRequest, _admin_pb2.RefreshWatchResponse]
     """Refreshes a watch now, without waiting for its next scheduled refresh. Returns when the refresh has begun;
     ListWatches and WatchStatuses show its result.
@@ -51,8 +56,13 @@ class AdminServiceStub:
     CreateClient: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateClientRequest, _admin_pb2.CreateClientResponse]
     """Creates a client with one API key.
 
-    Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. PERMISSION_DENIED NOT_PERMITTED if
-    the gateway has reached its limit of clients.
+    Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. RESOURCE_EXHAUSTED
+    TOO_MANY_CLIENTS if the gateway has reached its limit of clients.
+    """
+    GetClient: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetClientRequest, _admin_pb2.GetClientResponse]
+    """Returns one client.
+
+    Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
     ListClients: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]
     """Returns all clients, ordered by name.
@@ -97,6 +107,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
+    GetWatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetWatchRequest, _admin_pb2.GetWatchResponse]  # type: ignore[assignment]
+    """Returns the watch of one terminal.
+
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND WATCH_UNKNOWN.
+    """
     RefreshWatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.RefreshWatchRequest, _admin_pb2.RefreshWatchResponse]  # type: ignore[assignment]
     """Refreshes a watch now, without waiting for its next scheduled refresh. Returns when the refresh has begun;
     ListWatches and WatchStatuses show its result.
@@ -106,8 +121,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CreateClient: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateClientRequest, _admin_pb2.CreateClientResponse]  # type: ignore[assignment]
     """Creates a client with one API key.
 
-    Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. PERMISSION_DENIED NOT_PERMITTED if
-    the gateway has reached its limit of clients.
+    Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. RESOURCE_EXHAUSTED
+    TOO_MANY_CLIENTS if the gateway has reached its limit of clients.
+    """
+    GetClient: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetClientRequest, _admin_pb2.GetClientResponse]  # type: ignore[assignment]
+    """Returns one client.
+
+    Errors: NOT_FOUND CLIENT_UNKNOWN.
     """
     ListClients: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]  # type: ignore[assignment]
     """Returns all clients, ordered by name.
@@ -157,6 +177,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetWatch(
+        self,
+        request: _admin_pb2.GetWatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetWatchResponse, _abc.Awaitable[_admin_pb2.GetWatchResponse]]:
+        """Returns the watch of one terminal.
+
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND WATCH_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
     def RefreshWatch(
         self,
         request: _admin_pb2.RefreshWatchRequest,
@@ -176,8 +207,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.CreateClientResponse, _abc.Awaitable[_admin_pb2.CreateClientResponse]]:
         """Creates a client with one API key.
 
-        Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. PERMISSION_DENIED NOT_PERMITTED if
-        the gateway has reached its limit of clients.
+        Errors: ALREADY_EXISTS CLIENT_EXISTS if another client has the same name or id. RESOURCE_EXHAUSTED
+        TOO_MANY_CLIENTS if the gateway has reached its limit of clients.
+        """
+
+    @_abc_1.abstractmethod
+    def GetClient(
+        self,
+        request: _admin_pb2.GetClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetClientResponse, _abc.Awaitable[_admin_pb2.GetClientResponse]]:
+        """Returns one client.
+
+        Errors: NOT_FOUND CLIENT_UNKNOWN.
         """
 
     @_abc_1.abstractmethod

@@ -40,6 +40,11 @@ class DeliveryServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_delivery__pb2.ListNotificationsRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.ListNotificationsResponse.FromString,
                 _registered_method=True)
+        self.GetNotification = channel.unary_unary(
+                '/terminalstatus.v1.DeliveryService/GetNotification',
+                request_serializer=terminalstatus_dot_v1_dot_delivery__pb2.GetNotificationRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.GetNotificationResponse.FromString,
+                _registered_method=True)
         self.ListDeliveryAttempts = channel.unary_unary(
                 '/terminalstatus.v1.DeliveryService/ListDeliveryAttempts',
                 request_serializer=terminalstatus_dot_v1_dot_delivery__pb2.ListDeliveryAttemptsRequest.SerializeToString,
@@ -65,10 +70,19 @@ class DeliveryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetNotification(self, request, context):
+        """Returns one notification.
+
+        Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDeliveryAttempts(self, request, context):
         """Returns the attempts to deliver one notification, oldest first.
 
-        Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+        Errors: NOT_FOUND NOTIFICATION_UNKNOWN. INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +104,11 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
                     servicer.ListNotifications,
                     request_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.ListNotificationsRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_delivery__pb2.ListNotificationsResponse.SerializeToString,
+            ),
+            'GetNotification': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNotification,
+                    request_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.GetNotificationRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_delivery__pb2.GetNotificationResponse.SerializeToString,
             ),
             'ListDeliveryAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeliveryAttempts,
@@ -130,6 +149,33 @@ class DeliveryService:
             '/terminalstatus.v1.DeliveryService/ListNotifications',
             terminalstatus_dot_v1_dot_delivery__pb2.ListNotificationsRequest.SerializeToString,
             terminalstatus_dot_v1_dot_delivery__pb2.ListNotificationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNotification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.DeliveryService/GetNotification',
+            terminalstatus_dot_v1_dot_delivery__pb2.GetNotificationRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_delivery__pb2.GetNotificationResponse.FromString,
             options,
             channel_credentials,
             insecure,

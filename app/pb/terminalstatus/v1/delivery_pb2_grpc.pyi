@@ -40,10 +40,15 @@ class DeliveryServiceStub:
 
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
+    GetNotification: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.GetNotificationRequest, _delivery_pb2.GetNotificationResponse]
+    """Returns one notification.
+
+    Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+    """
     ListDeliveryAttempts: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ListDeliveryAttemptsRequest, _delivery_pb2.ListDeliveryAttemptsResponse]
     """Returns the attempts to deliver one notification, oldest first.
 
-    Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+    Errors: NOT_FOUND NOTIFICATION_UNKNOWN. INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
     SendNotificationsAgain: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.SendNotificationsAgainRequest, _delivery_pb2.SendNotificationsAgainResponse]
     """Makes dead notifications due at once. Notifications in other states are not affected.
@@ -61,10 +66,15 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
 
     Errors: INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
+    GetNotification: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetNotificationRequest, _delivery_pb2.GetNotificationResponse]  # type: ignore[assignment]
+    """Returns one notification.
+
+    Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+    """
     ListDeliveryAttempts: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListDeliveryAttemptsRequest, _delivery_pb2.ListDeliveryAttemptsResponse]  # type: ignore[assignment]
     """Returns the attempts to deliver one notification, oldest first.
 
-    Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+    Errors: NOT_FOUND NOTIFICATION_UNKNOWN. INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
     """
     SendNotificationsAgain: _aio.UnaryUnaryMultiCallable[_delivery_pb2.SendNotificationsAgainRequest, _delivery_pb2.SendNotificationsAgainResponse]  # type: ignore[assignment]
     """Makes dead notifications due at once. Notifications in other states are not affected.
@@ -87,6 +97,17 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetNotification(
+        self,
+        request: _delivery_pb2.GetNotificationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_delivery_pb2.GetNotificationResponse, _abc.Awaitable[_delivery_pb2.GetNotificationResponse]]:
+        """Returns one notification.
+
+        Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
     def ListDeliveryAttempts(
         self,
         request: _delivery_pb2.ListDeliveryAttemptsRequest,
@@ -94,7 +115,7 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_delivery_pb2.ListDeliveryAttemptsResponse, _abc.Awaitable[_delivery_pb2.ListDeliveryAttemptsResponse]]:
         """Returns the attempts to deliver one notification, oldest first.
 
-        Errors: NOT_FOUND NOTIFICATION_UNKNOWN.
+        Errors: NOT_FOUND NOTIFICATION_UNKNOWN. INVALID_ARGUMENT INVALID_REQUEST for a page token of another list.
         """
 
     @_abc_1.abstractmethod

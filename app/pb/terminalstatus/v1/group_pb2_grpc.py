@@ -155,7 +155,8 @@ class GroupServiceServicer:
     def DeleteGroup(self, request, context):
         """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+        group's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

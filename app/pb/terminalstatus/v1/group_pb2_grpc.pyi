@@ -87,7 +87,8 @@ class GroupServiceStub:
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]
     """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+    group's.
     """
 
 @_typing.type_check_only
@@ -147,7 +148,8 @@ class GroupServiceAsyncStub(GroupServiceStub):
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_group_pb2.DeleteGroupRequest, _group_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
+    Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+    group's.
     """
 
 class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -246,7 +248,8 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_group_pb2.DeleteGroupResponse, _abc.Awaitable[_group_pb2.DeleteGroupResponse]]:
         """Deletes a group. Subscriptions and streams that name it continue without its members.
 
-        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the group's.
+        Errors: INVALID_ARGUMENT INVALID_ADDRESS. NOT_FOUND GROUP_UNKNOWN. ABORTED GROUP_CHANGED if `etag` is not the
+        group's.
         """
 
 def add_GroupServiceServicer_to_server(servicer: GroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -136,7 +136,7 @@ class Subscription(_message.Message):
     MAX_NOTIFICATION_COUNT_FIELD_NUMBER: _builtins.int
     SINK_FIELD_NUMBER: _builtins.int
     CORRELATOR_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     NOTIFICATION_COUNT_FIELD_NUMBER: _builtins.int
@@ -156,8 +156,8 @@ class Subscription(_message.Message):
     """The number of status notifications after which the subscription ends; 0: unlimited."""
     correlator: _builtins.str
     """The application's own name for the subscription; may be empty."""
-    request_id: _builtins.str
-    """The `request_id` with which the subscription was created; may be empty."""
+    state: Global___SubscriptionState.ValueType
+    """Whether the subscription is active. Never SUBSCRIPTION_STATE_UNSPECIFIED."""
     notification_count: _builtins.int
     """The number of status notifications so far."""
     end_reason: Global___EndReason.ValueType
@@ -216,7 +216,7 @@ class Subscription(_message.Message):
         max_notification_count: _builtins.int = ...,
         sink: Global___Sink | None = ...,
         correlator: _builtins.str = ...,
-        request_id: _builtins.str = ...,
+        state: Global___SubscriptionState.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         notification_count: _builtins.int = ...,
@@ -229,7 +229,7 @@ class Subscription(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "last_notification_time", b"last_notification_time", "min_interval", b"min_interval", "sink", b"sink", "suspend_time", b"suspend_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "criteria", b"criteria", "end_detail", b"end_detail", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "last_notification_time", b"last_notification_time", "max_notification_count", b"max_notification_count", "min_interval", b"min_interval", "notification_count", b"notification_count", "request_id", b"request_id", "sink", b"sink", "suspend_time", b"suspend_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "criteria", b"criteria", "end_detail", b"end_detail", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "last_notification_time", b"last_notification_time", "max_notification_count", b"max_notification_count", "min_interval", b"min_interval", "notification_count", b"notification_count", "sink", b"sink", "state", b"state", "suspend_time", b"suspend_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,8 +586,8 @@ class ListSubscriptionsRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
-    START_TIME_FIELD_NUMBER: _builtins.int
-    END_TIME_FIELD_NUMBER: _builtins.int
+    MIN_CREATE_TIME_FIELD_NUMBER: _builtins.int
+    MAX_CREATE_TIME_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Greatest number of subscriptions to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
@@ -601,12 +601,14 @@ class ListSubscriptionsRequest(_message.Message):
     count.
     """
     @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp:
+    def min_create_time(self) -> _timestamp_pb2.Timestamp:
         """Return only subscriptions created at this time or later. Absent: any."""
 
     @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Return only subscriptions created before this time. Absent: any. Not later than `start_time` is INVALID_ARGUMENT."""
+    def max_create_time(self) -> _timestamp_pb2.Timestamp:
+        """Return only subscriptions created before this time. Absent: any. Not later than `min_create_time` is
+        INVALID_ARGUMENT.
+        """
 
     def __init__(
         self,
@@ -616,12 +618,12 @@ class ListSubscriptionsRequest(_message.Message):
         state: Global___SubscriptionState.ValueType = ...,
         client_id: _builtins.str = ...,
         address: _builtins.str = ...,
-        start_time: _timestamp_pb2.Timestamp | None = ...,
-        end_time: _timestamp_pb2.Timestamp | None = ...,
+        min_create_time: _timestamp_pb2.Timestamp | None = ...,
+        max_create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_create_time", b"max_create_time", "min_create_time", b"min_create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "client_id", b"client_id", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "client_id", b"client_id", "max_create_time", b"max_create_time", "min_create_time", b"min_create_time", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

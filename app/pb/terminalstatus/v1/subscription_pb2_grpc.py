@@ -155,7 +155,8 @@ class SubscriptionServiceServicer:
         sign.
 
         Errors (gRPC code, ErrorInfo reason):
-        INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
+        INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+        FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
         NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

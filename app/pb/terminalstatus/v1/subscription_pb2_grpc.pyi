@@ -99,7 +99,8 @@ class SubscriptionServiceStub:
     sign.
 
     Errors (gRPC code, ErrorInfo reason):
-      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
+      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
     """
 
@@ -172,7 +173,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     sign.
 
     Errors (gRPC code, ErrorInfo reason):
-      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
+      INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
     """
 
@@ -278,7 +280,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         sign.
 
         Errors (gRPC code, ErrorInfo reason):
-          INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed, or the sink is not a `webhook`.
+          INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+          FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
           NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """
 
