@@ -69,6 +69,7 @@ class ClientRegistry:
         delete: Callable[[str], Awaitable[int]] | None = None,
         on_disabled: Callable[[str], None] = lambda client_id: None,
     ) -> None:
+        self.max_clients = MAX_CLIENTS
         self._store = store
         self._clock = clock
         self._contracts = contracts
@@ -93,8 +94,8 @@ class ClientRegistry:
         check_limits(limits)
         if client_id and await self._store.client(client_id):
             raise ClientExists(f"A client with the id {client_id!r} exists already.", name=client_id)
-        if len(await self._store.clients()) >= MAX_CLIENTS:
-            raise TooManyClients(f"Limit reached: {MAX_CLIENTS} clients. Delete one first.")
+        if len(await self._store.clients()) >= self.max_clients:
+            raise TooManyClients(f"Limit reached: {self.max_clients} clients. Delete one first.")
         now = self._clock()
         client = Client(
             id=client_id or f"c{secrets.token_hex(8)}", name=name, created_at=now, admin=admin, limits=dict(limits)

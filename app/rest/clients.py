@@ -118,6 +118,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="getClient",
         tags=[TAG],
         summary="Get a client",
+        description="Returns one client with the ids of its API keys.",
         response_model=Client,
         response_description="The client.",
         responses=_CLIENT,

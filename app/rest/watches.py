@@ -101,6 +101,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         operation_id="getWatch",
         tags=[TAG],
         summary="Get the watch of a terminal",
+        description="Returns the gateway's SIP subscription to one terminal, and who needs it.",
         response_model=Watch,
         response_description="The watch.",
         responses=failures(InvalidAddress, NotPermitted, WatchUnknown),

@@ -16,6 +16,7 @@ from app.domain.errors import (
     ClientExists,
     ClientUnknown,
     InvalidRequest,
+    TooManyClients,
 )
 from app.domain.filters import AuditFilter
 from app.domain.records import ANONYMOUS
@@ -43,6 +44,15 @@ async def test_ids_are_checked(world: World, client_id: str) -> None:
         return
     with pytest.raises(InvalidRequest):
         await world.add(client_id=client_id)
+
+
+async def test_the_number_of_clients_is_bounded(world: World) -> None:
+    """A client above the limit is refused, and is not stored."""
+    await world.add("first")
+    world.registry.max_clients = len(await world.registry.clients())
+    with pytest.raises(TooManyClients):
+        await world.add("second")
+    assert [one.name for one in await world.registry.clients()] == ["first"]
 
 
 async def test_clients_are_unique(world: World) -> None:

@@ -113,6 +113,15 @@ async def change_of_camaras(face: HttpFace) -> Answer:
         return await change(made.id)(face)
 
 
+async def one_client_too_many(face: HttpFace) -> Answer:
+    registry, most = face.registry, face.registry.max_clients
+    registry.max_clients = len(await registry.clients())
+    try:
+        return await post("/v1/clients", {"name": "One more"}, client=ADMIN.id)(face)
+    finally:
+        registry.max_clients = most
+
+
 def presence_answers(error: TerminalStatusError | None) -> Provoke:
     """A query for a terminal that the presence server answers in this way (None: not at all)."""
 
@@ -203,6 +212,7 @@ def provocations(directory: Path) -> Provocations:
         "SINK_REFUSED": subscribe(sink=webhook("https://10.0.0.1/events")),
         "SINK_UNREACHABLE": failing_endpoint,
         "CLIENT_UNKNOWN": post("/v1/clients/c-1:disable", client=ADMIN.id),
+        "TOO_MANY_CLIENTS": one_client_too_many,
         "CLIENT_EXISTS": then(*[post("/v1/clients", {"name": "Call centre"}, client=ADMIN.id)] * 2),
         "UNAUTHENTICATED": lambda face: face.call(
             "GET", STATUS, client="", headers={"authorization": "Bearer tsk_0123456789abcdef_wrong"}
