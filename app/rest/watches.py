@@ -96,20 +96,6 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         shown = [to_json.watch(each.watch, each.wanted_by) for each in found]
         return json_response({"watches": shown, "next_page_token": token, "total_size": total})
 
-    @router.get(
-        "/v1/watches/{address:any_text}",
-        operation_id="getWatch",
-        tags=[TAG],
-        summary="Get the watch of a terminal",
-        description="Returns the gateway's SIP subscription to one terminal, and who needs it.",
-        response_model=Watch,
-        response_description="The watch.",
-        responses=failures(InvalidAddress, NotPermitted, WatchUnknown),
-    )
-    async def get_watch(client: Caller, address: AddressInPath) -> Response:
-        found = await administration.watch(client, address)
-        return json_response(to_json.watch(found.watch, found.wanted_by))
-
     @router.post(
         "/v1/watches/{address:any_text}:refresh",
         status_code=204,

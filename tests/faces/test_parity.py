@@ -246,15 +246,6 @@ CASES = {
         None,
         "CLIENT_UNKNOWN",
     ),
-    "a watch": Case(
-        "operators",
-        "GetWatch",
-        admin_pb2.GetWatchRequest(address=ALICE),
-        "GET",
-        f"/v1/watches/{ALICE}",
-        None,
-        "WATCH_UNKNOWN",
-    ),
     "a limit": Case(
         "operators",
         "CreateClient",
