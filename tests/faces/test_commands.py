@@ -269,10 +269,20 @@ def test_subscriptions(server: str) -> None:
     assert "subscriptions cancel" in line
     assert found["id"] in done("subscriptions", "list", server=server).stdout
     update = ("subscriptions", "update", found["id"], "--duration", "7d", "--etag", found["etag"])
-    changed = answer(*update, server=server)
-    assert changed["expire_time"] > found["expire_time"]
+    renewed = answer(*update, server=server)
+    assert renewed["expire_time"] > found["expire_time"]
     assert "SUBSCRIPTION_CHANGED" in one_line(*update, server=server)
+    changes = ("--address", ALICE, "--every-change", "--etag", renewed["etag"])
+    changed = answer("subscriptions", "update", found["id"], *changes, server=server)
+    assert (changed["addresses"], changed["criteria"]) == ([ALICE], [])
+    assert changed["expire_time"] == renewed["expire_time"]
+    stale = one_line("subscriptions", "update", found["id"], *changes, server=server)
+    assert "SUBSCRIPTION_CHANGED" in stale
+    assert "--duration" in one_line("subscriptions", "update", found["id"], server=server, code=2)
+    by_address = ("subscriptions", "list", "--address", ALICE)
+    assert found["id"] in [one["id"] for one in answer(*by_address, server=server)]
     assert answer("subscriptions", "cancel", "--correlator", "door 7", server=server) == {"correlator": "door 7"}
+    assert found["id"] in [one["id"] for one in answer(*by_address, "--ended", server=server)]
     assert "CANCELLED" in done("subscriptions", "show", found["id"], server=server).stdout
     assert answer("subscriptions", "list", server=server) == []
     line = one_line("subscriptions", "create", ALICE, "--webhook", "http://192.0.2.1/", server=server, code=2)

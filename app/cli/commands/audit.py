@@ -1,7 +1,7 @@
 """`terminal-status audit …`: the log of changes to clients, groups and subscriptions, for operators."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ def _audit() -> None:
 def list_audit(
     gateway: GatewayConnection,
     from_time: SinceOption = "",
+    actor: Annotated[
+        str, typer.Option(help="Only changes by this actor, a client's id or cli:NAME.", show_default=False)
+    ] = "",
     limit: LimitOption = None,
 ) -> None:
     """List changes of clients, groups and subscriptions, oldest first. Operators only.
@@ -36,7 +39,7 @@ def list_audit(
     from app.pb.terminalstatus.v1.admin_pb2 import ListAuditEntriesRequest
     from app.pb.terminalstatus.v1.admin_pb2_grpc import AdminServiceStub
 
-    request = ListAuditEntriesRequest(start_time=since_or_none(from_time, datetime.now(UTC)))
+    request = ListAuditEntriesRequest(start_time=since_or_none(from_time, datetime.now(UTC)), actor=actor)
     pages = gateway.pages(AdminServiceStub(gateway.channel).ListAuditEntries, request, "audit_entries", limit)
     print_list(pages, ("at", "actor", "action", "details"), _row, as_json=gateway.as_json, nothing="No entries.")
 

@@ -37,16 +37,27 @@ _COLUMNS = ("id", "addresses", "criteria", "sink", "notified", "expires in", "co
 
 @subscriptions.command("list")
 @gateway_command
-def list_subscriptions(gateway: GatewayConnection, limit: LimitOption = None) -> None:
+def list_subscriptions(
+    gateway: GatewayConnection,
+    ended: Annotated[bool, typer.Option("--ended", help="List those that have ended, instead of active ones.")] = False,
+    address: Annotated[
+        str,
+        typer.Option(help="Only subscriptions that name this terminal or group.", show_default=False),
+    ] = "",
+    client: Annotated[str, typer.Option(help="Only subscriptions of this client, by its id.", show_default=False)] = "",
+    limit: LimitOption = None,
+) -> None:
     """List the active subscriptions, oldest first.
 
-    Example: terminal-status subscriptions list --json | jq -r '.[].id'
+    Example: terminal-status subscriptions list --address sip:alice@example.com
     """
-    from app.pb.terminalstatus.v1.subscription_pb2 import ListSubscriptionsRequest
+    from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 
-    pages = gateway.pages(_stub(gateway).ListSubscriptions, ListSubscriptionsRequest(), "subscriptions", limit)
+    state = pb.SUBSCRIPTION_STATE_ENDED if ended else pb.SUBSCRIPTION_STATE_ACTIVE
+    request = pb.ListSubscriptionsRequest(state=state, address=address, client_id=client)
+    pages = gateway.pages(_stub(gateway).ListSubscriptions, request, "subscriptions", limit)
     now = datetime.now(UTC)
-    nothing = "No active subscriptions."
+    nothing = "No such subscriptions." if ended or address or client else "No active subscriptions."
     print_list(pages, _COLUMNS, lambda each: _row(each, now), as_json=gateway.as_json, nothing=nothing)
 
 
@@ -213,33 +224,76 @@ def cancel(
 def update(
     gateway: GatewayConnection,
     subscription_id: IdArgument,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(help="The new terminals and groups, all of them. Repeatable.", show_default=False),
+    ] = None,
+    criteria: CriteriaOption = None,
+    every_change: Annotated[
+        bool, typer.Option("--every-change", help="Report every change from now on, without criteria.")
+    ] = False,
     lasts: Annotated[
         str,
         typer.Option(
             "--duration",
             metavar="DURATION",
-            help=f"Time from now after which the subscription ends, {SPAN_HELP}.",
+            help=f"Time from now after which the subscription ends, {SPAN_HELP}. 0: the operator's default.",
             show_default=False,
         ),
-    ],
+    ] = "",
+    webhook: Annotated[
+        str, typer.Option(metavar="URL", help="The new endpoint of a webhook. Its secrets stay.", show_default=False)
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with the access token of that endpoint. Without it, no token is sent from now on.",
+            show_default=False,
+        ),
+    ] = None,
+    token_expires: Annotated[
+        str,
+        typer.Option(metavar="DURATION", help=f"Time after which that token expires, {SPAN_HELP}.", show_default=False),
+    ] = "",
     etag: Annotated[
         str,
         typer.Option(help="Change it only if it still has this etag, as show --json prints it.", show_default=False),
     ] = "",
     requester: RequesterOption = "",
 ) -> None:
-    """Change a subscription: set a new duration, counted from now.
+    """Change an active subscription. What no option names stays as it is.
 
-    Example: terminal-status subscriptions update 0f3a… --duration 7d
+    Example: terminal-status subscriptions update 0f3a… --duration 7d --address sip:bob@example.com
     """
     from google.protobuf.field_mask_pb2 import FieldMask
 
-    from app.pb.terminalstatus.v1.subscription_pb2 import SubscriptionChange, UpdateSubscriptionRequest
+    from app.pb.terminalstatus.v1 import subscription_pb2 as pb
 
-    request = UpdateSubscriptionRequest(
+    if criteria and every_change:
+        wrong_use("--criteria and --every-change exclude each other.")
+    if not webhook and (token_file or token_expires):
+        wrong_use("--token-file and --token-expires need --webhook.")
+    change, paths = pb.SubscriptionChange(), list[str]()
+    if address:
+        change.addresses.extend(address)
+        paths.append("addresses")
+    if criteria or every_change:
+        change.criteria.extend(criteria_statuses(criteria))
+        paths.append("criteria")
+    if lasts:
+        change.duration.CopyFrom(duration(span_ms(lasts)))
+        paths.append("duration")
+    if webhook:
+        sink = pb.WebhookSink(uri=webhook, access_token=_access_token(token_file, token_expires))
+        change.sink.CopyFrom(pb.Sink(webhook=sink))
+        paths.append("sink")
+    if not paths:
+        wrong_use("Nothing to change: give --address, --criteria, --every-change, --duration or --webhook.")
+    request = pb.UpdateSubscriptionRequest(
         subscription_id=subscription_id,
-        change=SubscriptionChange(duration=duration(span_ms(lasts))),
-        update_mask=FieldMask(paths=["duration"]),
+        change=change,
+        update_mask=FieldMask(paths=paths),
         etag=etag,
         requester=requester,
     )
