@@ -12,6 +12,7 @@ import pytest
 from app.domain.changes import Attempted, Changes, SubscriptionUpdate
 from app.domain.filters import NotificationFilter, SubscriptionFilter, UsageFilter
 from app.domain.operations import AuditAction
+from app.domain.outcomes import DeliveryOutcome
 from app.domain.records import DeliveryAttempt, DeliveryState, OwedNotification, Subscription
 from app.domain.sinks import EndReason, Sink, SinkKind
 from app.ports.store import Page, Store
@@ -31,7 +32,7 @@ async def claimed(store: Store, at_s: float = 0, most: int = 100, owner: str = "
 
 def attempt(name: str, number: int = 1, at_s: float = 1, **changes: Any) -> DeliveryAttempt:
     """An attempt that got 200 after 7 ms."""
-    values: dict[str, Any] = {"code": 200, "duration_ms": 7, "outcome": "delivered", "answer": b"ok\x00", **changes}
+    values: dict[str, Any] = {"code": 200, "duration_ms": 7, "outcome": DeliveryOutcome.DELIVERED, "answer": b"ok\x00", **changes}
     return DeliveryAttempt(notification_id=name, number=number, at=after(at_s), **values)
 
 
@@ -106,7 +107,7 @@ async def test_failed_one_holds_back_those_behind_it(store: SqlStore) -> None:
     """A notification that is retried later stays first, however long it takes, and its attempts are counted."""
     await store_with(store, s1=["a1", "a2"])
     assert await claimed(store) == ["a1"]
-    failed = attempt("a1", code=503, outcome="http-503")
+    failed = attempt("a1", code=503, outcome=DeliveryOutcome.HTTP_ERROR)
     await store.record_attempts([attempted("a1", PENDING, attempt=failed, next_attempt_at=after(60))])
     assert await claimed(store, 59) == []
     (again,) = await store.claim(after(60), after(90), 9, "me")
@@ -157,7 +158,7 @@ async def test_attempt_writes_everything_it_leads_to(store: SqlStore) -> None:
     await store_with(store, s1=["a1"])
     await claimed(store)
     update = SubscriptionUpdate(subscription_id="s1", ended_at=after(2), end_reason=EndReason.SINK_GONE)
-    gone = attempt("a1", code=410, outcome="gone")
+    gone = attempt("a1", code=410, outcome=DeliveryOutcome.HTTP_ERROR)
     await store.record_attempts(
         [attempted("a1", DEAD, attempt=gone, suspended_at=after(1), update=update, usage=[usage("u1"), usage("u2")])]
     )
