@@ -32,7 +32,13 @@ async def claimed(store: Store, at_s: float = 0, most: int = 100, owner: str = "
 
 def attempt(name: str, number: int = 1, at_s: float = 1, **changes: Any) -> DeliveryAttempt:
     """An attempt that got 200 after 7 ms."""
-    values: dict[str, Any] = {"code": 200, "duration_ms": 7, "outcome": DeliveryOutcome.DELIVERED, "answer": b"ok\x00", **changes}
+    values: dict[str, Any] = {
+        "code": 200,
+        "duration_ms": 7,
+        "outcome": DeliveryOutcome.DELIVERED,
+        "answer": b"ok\x00",
+        **changes,
+    }
     return DeliveryAttempt(notification_id=name, number=number, at=after(at_s), **values)
 
 
