@@ -36,7 +36,7 @@ from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.faults import OPERATIONS, Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
 from soap_compat.operations import FACE, Call, UseCases
 from soap_compat.part_reader import PartReader
-from soap_compat.request_envelope import MAX_ELEMENTS, BodyError, Part, RequestEnvelope
+from soap_compat.request_envelope import ENCODED, MAX_ELEMENTS, BodyError, Part, RequestEnvelope
 from soap_compat.versions import Dialect, dialect_of
 from soap_compat.xml_input import clip
 
@@ -108,6 +108,8 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
             )
         if request.name not in self._readers:
             raise client_fault(f"There is no operation {clip(request.name)}; use one of: {self.operations}.")
+        if request.payload.refers:
+            raise client_fault(f"The element {request.name} has `href` in place of its parts. {ENCODED}")
         ctx.udc.dialect = dialect
         ctx.in_document = request
         ctx.method_request_string = request.name

@@ -19,7 +19,9 @@ from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.domain.addresses import canonical
+from app.domain.errors import DurationTooLong
 from app.domain.operations import Face
+from app.domain.policy import MAX_INTERVAL_MS
 from app.domain.records import MAX_CORRELATOR, MAX_REQUESTER, Client
 from app.domain.sinks import Sink, SinkKind
 from app.domain.statuses import Status
@@ -36,7 +38,7 @@ from soap_compat.contract_types import (
     TimeMetric,
     Uri,
 )
-from soap_compat.faults import invalid_part
+from soap_compat.faults import declared_fault, invalid_part
 from soap_compat.versions import NOTIFICATION_MANAGER, TERMINAL_STATUS, Dialect, dialect_of_served
 
 FACE: Final = Face.SOAP
@@ -169,10 +171,15 @@ def _milliseconds(time_metric: tuple[str, int]) -> int:
 
 
 def _duration_ms(time_metric: tuple[str, int]) -> int:
-    """0 is refused: the default duration is requested by omitting the part."""
+    """0 is refused: the default duration is requested by omitting the part. A duration above the gateway's own bound is
+    the same fault as one above the policy's: to the application both are a maximum (3GPP TS 29.199-8)."""
     if time_metric[1] < 1:
         raise invalid_part("duration.units", "The part must be 1 or more; omit `duration` for the default.")
-    return _milliseconds(time_metric)
+    duration_ms = _milliseconds(time_metric)
+    if duration_ms > MAX_INTERVAL_MS:
+        code, days = DurationTooLong.code, MAX_INTERVAL_MS // MILLISECONDS["Day"]
+        raise declared_fault("POL0001", code, reason=f"The duration must be at most {days} days.", result=code)
+    return duration_ms
 
 
 class TerminalStatus(Service):  # type: ignore[misc]  # Spyne has no types

@@ -15,7 +15,7 @@ from spyne import AnyUri, Boolean, ComplexModel, Integer32, Unicode
 from spyne.model.enum import EnumBase
 
 from soap_compat.faults import invalid_part
-from soap_compat.request_envelope import Part
+from soap_compat.request_envelope import ENCODED, Part
 
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _INT = re.compile(r"[+-]?[0-9]{1,20}")
@@ -51,6 +51,8 @@ class PartReader:
                 present = [child for child in present if not child.nil]
             if not at_least <= len(present) <= at_most:
                 raise invalid_part(inside + name, _miscount(len(present), at_least))
+            if any(child.refers for child in present):
+                raise invalid_part(inside + name, f"The part has `href` in place of a value. {ENCODED}")
             if at_most > 1:
                 values.append([read(child, inside + name) for child in present])
             else:

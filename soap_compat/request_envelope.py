@@ -10,8 +10,8 @@ declarations. A DOCTYPE is refused when it begins. Every error raises `SoapFault
 contract has its own fault for them, so `RequestEnvelope.truncated` is set. The resulting parts have no namespaces, so
 that clients may qualify them differently.
 
-Deliberately absent: SOAP encoding (`href`, `xsi:type`), since the contract is document/literal; and WS-Security other
-than UsernameToken.
+Deliberately absent: SOAP encoding, since the contract is document/literal (`xsi:type` is ignored, `href` is named in
+the fault); and WS-Security other than UsernameToken.
 """
 
 import asyncio
@@ -48,13 +48,19 @@ _NIL: Final = "http://www.w3.org/2001/XMLSchema-instance}nil"
 _IGNORED_IN_SECURITY: Final = {"Timestamp"}
 _TRUE: Final = ("1", "true")
 _THIS_NODE: Final = {"", "http://schemas.xmlsoap.org/soap/actor/next"}  # SOAP 1.1 section 4.2.2
+ENCODED: Final = (
+    "`href` belongs to SOAP encoding (SOAP 1.1 section 5), and this contract is document/literal: write the value into "
+    "the element, or generate the client for document/literal wrapped."
+)
+"""The sentence for a client that writes a value elsewhere and refers to it, as stubs for rpc/encoded do."""
+
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 class Part:
     """An element without its namespace: its text, if it is a leaf, and its children in order."""
 
-    __slots__ = ("kind", "name", "nil", "parts", "text")
+    __slots__ = ("href", "kind", "name", "nil", "parts", "text")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -64,6 +70,13 @@ class Part:
         """`xsi:nil` is true: the client sends an empty element in place of an absent one."""
         self.kind = ""
         """The attribute `Type`, of a UsernameToken's Password."""
+        self.href = False
+        """The element has the attribute `href`: by SOAP encoding its value is another element."""
+
+    @property
+    def refers(self) -> bool:
+        """The value is elsewhere (SOAP 1.1 section 5.4.1), since the element has `href` and no content."""
+        return self.href and not self.parts and not self.text.strip()
 
 
 class RequestEnvelope:
@@ -80,6 +93,7 @@ class RequestEnvelope:
         "_nodes",
         "_open",
         "_parser",
+        "_refers",
         "_section",
         "_security",
         "_slices",
@@ -103,6 +117,8 @@ class RequestEnvelope:
         self.truncated = False
         """The payload has more `addresses` than MAX_ELEMENTS allows, and was not read to its end."""
         self._depth = self._elements = self._nodes = self._fed = self._slices = 0
+        self._refers = False
+        """An element of the payload has `href`."""
         self._section = ""
         self._security = ""
         self._open: list[Part] = []
@@ -138,6 +154,8 @@ class RequestEnvelope:
             if attributes:
                 part.nil = attributes.get(_NIL, "").strip() in _TRUE
                 part.kind = attributes.get("Type", "")
+                if "href" in attributes:
+                    part.href = self._refers = True
             self._open[-1].parts.append(part)
             self._open.append(part)
             self._text.clear()
@@ -147,15 +165,19 @@ class RequestEnvelope:
             self._section = tag
             self.header_read = self.header_read or tag == _BODY
         elif self._section == _BODY:
-            self._start_payload(tag)
+            self._start_payload(tag, attributes)
         elif self._section == _HEADER:
             self._start_header(tag, attributes)
 
-    def _start_payload(self, tag: str) -> None:
-        if self.payload is not None:
-            raise client_fault("The soap:Body has more than one element; send one operation.")
+    def _start_payload(self, tag: str, attributes: dict[str, str]) -> None:
         self.namespace, _, name = tag.rpartition("}")
+        if self.payload is not None:
+            encoded = self._refers or name == "multiRef"
+            raise client_fault(
+                "The soap:Body has more than one element; send one operation." + (f" {ENCODED}" if encoded else "")
+            )
         self.payload = Part(name)
+        self.payload.href = self._refers = "href" in attributes
         self._open.append(self.payload)
         self._text.clear()
 

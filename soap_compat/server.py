@@ -32,16 +32,20 @@ from app.core.queries import QueryService
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from soap_compat.authentication import SoapAuthenticator
+from soap_compat.content_type import read_content_type
 from soap_compat.faults import SoapFault, client_fault, declared_fault
 from soap_compat.interface import Answer, Interface
 from soap_compat.operations import INTERFACES, UseCases
 from soap_compat.request_envelope import BodyError
-from soap_compat.wsdl_files import SERVICES, WsdlFiles
+from soap_compat.wsdl_files import SERVICES, WsdlFiles, etag_of, is_current
+from soap_compat.xml_input import clip
 
 _XML: Final = b"text/xml; charset=utf-8"
 _TEXT: Final = b"text/plain; charset=utf-8"
 _MEDIA_TYPES: Final = {"text/xml", "application/xml"}
 _SOAP_1_2: Final = "application/soap+xml"
+_CACHE: Final = b"public, max-age=3600"
+"""Clients load a description at each start; its address changes only with the operator's settings."""
 
 LINGER_BYTES: Final = 20_000_000
 LINGER_S: Final = 2.0
@@ -143,12 +147,18 @@ class _Server:
             await _send(send, 400, _TEXT, b"The Host header is not a valid host.\n")
             return
         base_url = server + quote(scope.get("root_path", ""))
-        await _send(send, 200, _XML, self._wsdl_files.get(name, base_url))
+        file = self._wsdl_files.get(name, base_url)
+        validators = [(b"etag", etag_of(file)), (b"cache-control", _CACHE)]
+        if is_current(_joined(scope["headers"], b"if-none-match"), etag_of(file)):
+            await send({"type": "http.response.start", "status": 304, "headers": validators})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await _send(send, 200, _XML, file, validators)
 
     async def _post(self, interface: Interface, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
-            charset = _check_headers(headers)
+            charset = _check_headers(scope["headers"])
             body = self._body(headers, receive)
             on_authenticated = scope.get("on_authenticated", lambda: None)
             caller, wait_for_turn = asgi_credentials(scope), scope.get("wait_for_turn")
@@ -202,24 +212,29 @@ class _Server:
         return _RefusedError(413, fault, (b"connection", b"close"), more_comes=more_comes)
 
 
-def _check_headers(headers: dict[bytes, bytes]) -> str | None:
+def _check_headers(lines: _Headers) -> str | None:
     """Returns the charset parameter of the Content-Type (RFC 7303), or None. Raises _RefusedError."""
-    media_type, _, parameters = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
-    media_type = media_type.strip()
-    if media_type == _SOAP_1_2:
+    media_types, charsets = read_content_type(_joined(lines, b"content-type"))
+    if media_types == (_SOAP_1_2,):
         raise _RefusedError(500, SoapFault("VersionMismatch", "This is a SOAP 1.1 endpoint; send text/xml."))
-    if media_type not in _MEDIA_TYPES:
-        multipart = "Attachments (MTOM, SwA) are not supported. " if media_type.startswith("multipart/") else ""
-        raise _RefusedError(415, client_fault(f"{multipart}Send the envelope as text/xml."), (b"accept", b"text/xml"))
-    coding = headers.get(b"content-encoding", b"identity").strip().lower()
-    if coding != b"identity":
+    if not media_types or not _MEDIA_TYPES.issuperset(media_types):
+        multipart = any(each.startswith("multipart/") for each in media_types)
+        attachments = "Attachments (MTOM, SwA) are not supported. " if multipart else ""
+        raise _RefusedError(415, client_fault(f"{attachments}Send the envelope as text/xml."), (b"accept", b"text/xml"))
+    coding = _joined(lines, b"content-encoding").strip().lower()
+    if coding not in ("", "identity"):
         fault = client_fault("Content-Encoding is not supported; send the envelope uncompressed.")
         raise _RefusedError(415, fault, (b"accept-encoding", b"identity"))
-    for parameter in parameters.split(";"):
-        key, _, value = parameter.partition("=")
-        if key.strip() == "charset":
-            return value.strip().strip("\"'")  # some clients use single quotes
-    return None
+    if len(charsets) > 1:
+        named = clip(" and ".join(charsets))
+        fault = client_fault(f"The Content-Type names different charsets, {named}; send one.")
+        raise _RefusedError(415, fault, (b"accept", b"text/xml"))
+    return charsets[0] if charsets else None
+
+
+def _joined(lines: _Headers, name: bytes) -> str:
+    """The values of all lines of a header, joined by commas (RFC 9110 section 5.3)."""
+    return ", ".join([value.decode("latin-1") for key, value in lines if key == name])
 
 
 def _asks_for_wsdl(scope: Scope) -> bool:

@@ -7,6 +7,7 @@ Invariants: the files are read once, and looked up by name: no path is made of a
 Deliberately absent: WSDL files of other versions; requests in those versions are still answered.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -34,3 +35,14 @@ class WsdlFiles:
         """Returns the file, with the services' addresses below `base_url`. Raises KeyError."""
         address = escape(base_url, {'"': "&quot;"})
         return self._texts[name].replace(f'"{_PLACEHOLDER}/', f'"{address}/').encode()
+
+
+def etag_of(file: bytes) -> bytes:
+    """A strong validator (RFC 9110 section 8.8.3): the same bytes have the same one in every gateway."""
+    return f'"{hashlib.sha256(file).hexdigest()[:32]}"'.encode()
+
+
+def is_current(if_none_match: str, etag: bytes) -> bool:
+    """Whether a request's If-None-Match names the file, by the weak comparison (RFC 9110 section 13.1.2)."""
+    named = [each.strip().removeprefix("W/") for each in if_none_match.split(",")]
+    return "*" in named or etag.decode() in named

@@ -38,6 +38,9 @@ SLICE = 16 * 1024
 PROBES = (b"/healthz", b"/readyz")
 """Paths that are served regardless of the limit of connections."""
 
+FORWARDED = (b"x-forwarded-proto", b"x-forwarded-host", b"forwarded")
+"""Headers by which a proxy states the scheme and host that its client used."""
+
 HEAD_LIMIT_S = 10.0
 """Time limit for a request's head: from the start of the connection, or from a later request's first byte."""
 
@@ -166,6 +169,8 @@ class BoundedConnection(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.lower() != b"chunked":
                 self.app = _transfer_coding_unknown  # uvicorn runs it in the order of the connection's requests
+            elif name in FORWARDED and self._unauthenticated.watches_forwarded:
+                self._unauthenticated.on_forwarded(self.client[0] if self.client else "", name.decode())
         super().on_headers_complete()
         self.app = served
 

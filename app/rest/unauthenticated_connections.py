@@ -42,6 +42,7 @@ class UnauthenticatedConnections:
         self._most = most_per_address
         self._by_address: dict[str, dict[Connection, None]] = {}  # has only addresses with connections
         self._closed, self._logged_s = 0, -math.inf
+        self._forwarded_logged = False
 
     def join(self, address: str, connection: Connection) -> str:
         """Counts the connection, and returns the key with which it leaves."""
@@ -61,6 +62,24 @@ class UnauthenticatedConnections:
             others.pop(connection, None)
             if not others:
                 del self._by_address[key]
+
+    @property
+    def watches_forwarded(self) -> bool:
+        """Whether `on_forwarded` still has something to log."""
+        return not (self._forwarded_logged or self.proxies.networks)
+
+    def on_forwarded(self, peer: str, header: str) -> None:
+        """Warns once that a proxy's header is ignored because the operator trusts no proxy. Anybody may send the
+        header, so there is one line in the life of the server."""
+        if self.watches_forwarded:
+            self._forwarded_logged = True
+            _log.warning(
+                "forwarded_header_ignored",
+                peer=peer,
+                header=header,
+                hint="The request seems to come through a proxy. Name the proxy in TS_TRUSTED_PROXIES, so that its "
+                "clients' addresses count, and documents name https.",
+            )
 
     def _log(self, address: str) -> None:
         self._closed += 1

@@ -29,6 +29,7 @@ from app.domain.errors import (
     WatcherUnauthenticated,
 )
 from app.domain.statuses import Source, Status, TerminalStatus
+from soap_compat.content_type import read_content_type
 from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.faults import FAULTS, TEXTS, SoapFault
 from soap_compat.request_envelope import (
@@ -145,6 +146,17 @@ async def test_soap_action(action: str) -> None:
         ('<?xml version="1.0" encoding="latin1"?>', "iso-8859-1", "text/xml"),
         ('<?xml version="1.0" encoding="utf8"?>', "utf-8", "text/xml"),
         ('<?xml version="1.0" encoding="UTF8" standalone="yes"?>', "utf-8-sig", "text/xml"),
+        ("", "utf-8", "text/xml; charset="),
+        ("", "utf-8", 'text/xml; charset=""'),
+        ("", "utf-8", "text/xml;charset= ;"),
+        ('<?xml version="1.0" encoding="ISO-8859-1"?>', "iso-8859-1", "text/xml; charset="),
+        ("", "utf-8", "text/xml; charset=utf-8, text/xml; charset=utf-8"),
+        ("", "iso-8859-1", "text/xml, text/xml; charset=ISO-8859-1"),
+        ("", "iso-8859-1", "text/xml; charset=iso-8859-1,text/xml"),
+        ("", "iso-8859-1", "text/xml; charset=iso-8859-1; charset=ISO-8859-1"),
+        ("", "iso-8859-1", 'text/xml; charset="iso-8859-1", application/xml; charset='),
+        ("", "iso-8859-1", "text/xml; charset=iso-8859-1, iso-8859-1"),
+        ("", "utf-8", 'application/xml; action="x;charset=utf-16,text/plain"; charset=utf-8'),
     ],
 )
 async def test_encoding(text: str, encoding: str, content_type: str) -> None:
@@ -159,6 +171,34 @@ async def test_encoding(text: str, encoding: str, content_type: str) -> None:
     body = (text + envelope(payload("<l:address>sip:jörg@example.com</l:address>"))).encode(encoding)
     await call(face(get_status), body, content_type=content_type)
     assert asked == ["sip:jörg@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status", "code", "words"),
+    [
+        ("text/xml; charset=utf-8, text/xml; charset=iso-8859-1", 415, "Client", "different charsets"),
+        ("text/xml; charset=utf-8; charset=utf-16", 415, "Client", "different charsets"),
+        ("text/xml, application/json", 415, "Client", "text/xml"),
+        ("multipart/related; type=text/xml, text/xml", 415, "Client", "Attachments"),
+        ("application/soap+xml; charset=", 500, "VersionMismatch", "SOAP 1.1"),
+        (";charset=utf-8", 415, "Client", "text/xml"),
+        ("", 415, "Client", "text/xml"),
+    ],
+)
+async def test_content_types_that_contradict_each_other(content_type: str, status: int, code: str, words: str) -> None:
+    """A Content-Type that has no one meaning is refused, and named (RFC 9110 section 8.3)."""
+    reply = await call(app_for(), GET_STATUS, content_type=content_type)
+    assert (reply.status, reply.faultcode) == (status, code)
+    assert words in reply.reason
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=60))
+def test_any_content_type(header: str) -> None:
+    """Whatever the header, its values are read in lower case, each once."""
+    media_types, charsets = read_content_type(header)
+    assert all(value == value.lower() for value in (*media_types, *charsets))
+    assert len({*media_types}) == len(media_types)
+    assert "" not in charsets
 
 
 async def test_calls_overlap() -> None:

@@ -188,7 +188,7 @@ async def test_policies(tmp_path: Path) -> None:
             assert (await world.start(ALICE, **parts)).fault == fault
         assert (
             await world.start(ALICE, duration=hour.format("Year", 2_000_000_000), **count)
-        ).fault == "SVC0002 duration"
+        ).fault == "POL0001 DURATION_TOO_LONG"
         assert (await world.start(ALICE, BOB, CAROL, **count)).fault == "POL0003 addresses"
         assert (await world.start("alice", **count)).fault == "SVC0002 addresses"
         assert (await world.ask(group(ALICE, BOB, CAROL))).fault == "POL0003 addresses"

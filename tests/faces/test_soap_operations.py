@@ -353,6 +353,74 @@ async def test_bad_input(body: bytes, fault: str) -> None:
     assert (await ask(use_cases, start())).status == 200
 
 
+@pytest.mark.parametrize(
+    ("metric", "units", "fault"),
+    [
+        ("Day", 366, None),
+        ("Day", 367, "POL0001 DURATION_TOO_LONG"),
+        ("Millisecond", (1 << 31) - 1, None),
+        ("Second", (1 << 31) - 1, "POL0001 DURATION_TOO_LONG"),
+        ("Year", 2, "POL0001 DURATION_TOO_LONG"),
+        ("Year", (1 << 31) - 1, "POL0001 DURATION_TOO_LONG"),
+    ],
+)
+async def test_longest_duration(metric: str, units: int, fault: str | None) -> None:
+    """A duration above the maximum is POL0001 also where the maximum is the gateway's own (3GPP TS 29.199-8,
+    startNotification)."""
+    use_cases = FakeUseCases()
+    duration = f"<l:duration><metric>{metric}</metric><units>{units}</units></l:duration>"
+    reply = await ask(use_cases, start(duration=duration))
+    assert (None if reply.status == 200 else reply.fault) == fault
+    assert len(use_cases.created) == (fault is None)
+
+
+REFERRED = {
+    "a text": (envelope(payload('<l:address href="#id0"/>')), "SVC0002 address"),
+    "with blanks": (envelope(payload('<l:address href="#id0"> \n </l:address>')), "SVC0002 address"),
+    "one of several": (
+        group(ALICE).decode().replace("</l:get", '<l:addresses href="#1"/></l:get'),
+        "SVC0002 addresses",
+    ),
+    "a struct": (start(reference='<l:reference href="#id1"/>').decode(), "SVC0002 reference"),
+    "a member": (
+        start(frequency='<l:frequency><metric href="#m"/><units>5</units></l:frequency>').decode(),
+        "SVC0002 frequency.metric",
+    ),
+    "an optional part": (start(duration='<l:duration href="cid:1"/>').decode(), "SVC0002 duration"),
+    "the operation": (envelope(payload("").replace("<l:getStatus ", '<l:getStatus href="#o" ')), None),
+    "multiRef": (
+        envelope(payload('<l:address href="#id0"/>') + f'<multiRef id="id0">{ALICE}</multiRef>'),
+        None,
+    ),
+    "another name": (envelope(payload('<l:address href="#a"/>') + f'<x id="a">{ALICE}</x>'), None),
+}
+
+
+@pytest.mark.parametrize(("body", "fault"), REFERRED.values(), ids=REFERRED.keys())
+async def test_href(body: str, fault: str | None) -> None:
+    """A value that the client wrote elsewhere (SOAP 1.1 section 5.4.1) is called SOAP encoding, whether the other
+    element is there or not; `fault` is the declared fault, None for soap:Client."""
+    use_cases = FakeUseCases()
+    reply = await ask(use_cases, body.encode())
+    assert "SOAP encoding" in reply.reason
+    assert "document/literal" in reply.reason
+    assert "`href`" in reply.reason
+    if fault is None:
+        assert (reply.status, reply.faultcode, reply.content.find("detail")) == (500, "Client", None)
+    else:
+        assert reply.fault == fault
+    assert (use_cases.asked, use_cases.created) == ([], [])
+
+
+async def test_href_beside_a_value() -> None:
+    """An element with `href` and content has its content as value, and two operations without `href` are not called
+    SOAP encoding."""
+    use_cases = FakeUseCases(get_status_of=lambda address: asyncio.sleep(0, status_of(address)))
+    body = envelope(payload(f'<l:address href="#id0">{ALICE}</l:address><l:future href="#id1"/>'))
+    assert (await ask(use_cases, body.encode())).status == 200
+    assert "href" not in (await ask(use_cases, envelope(payload() * 2).encode())).reason
+
+
 async def test_a_million_addresses() -> None:
     """More addresses than a request may have elements are POL0003 in operations for several terminals; a larger request
     than allowed is a client fault, unread."""

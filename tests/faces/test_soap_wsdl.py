@@ -48,6 +48,41 @@ async def test_wsdl_host_is_checked(host: str) -> None:
     assert (await call(app_for(), method="GET", query=b"wsdl", host=host)).status == 400
 
 
+FILES = ["/TerminalStatus?wsdl", "/TerminalStatusNotification?wsdl", "/parlayx_common_types_2_1.xsd"]
+
+
+async def read(path: str, app: Any = None, *, method: str = "GET", if_none_match: str = "") -> Reply:
+    name, _, query = path.partition("?")
+    app = app or app_for()
+    return await call(app, method=method, path=name, query=query.encode(), if_none_match=if_none_match)
+
+
+@pytest.mark.parametrize("path", FILES)
+async def test_files_are_cached(path: str) -> None:
+    """Each file may be kept for a while, and has a validator: a request that names it gets 304 without a body, with the
+    same headers (RFC 9110 sections 13.1.2 and 15.4.5)."""
+    first = await read(path)
+    etag = first.headers["etag"]
+    assert first.headers["cache-control"] == "public, max-age=3600"
+    for named in (etag, f"W/{etag}", f'"x", {etag}', "*"):
+        again = await read(path, if_none_match=named)
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
+        assert again.headers["cache-control"] == first.headers["cache-control"]
+        assert (await read(path, method="HEAD", if_none_match=named)).status == 304
+    for named in ('"x"', etag.strip('"'), ""):
+        assert (await read(path, if_none_match=named)).body == first.body
+
+
+async def test_validator_changes_with_the_address() -> None:
+    """Files with different bytes have different validators: the address in a WSDL is part of it."""
+    tags = {
+        (await read(path, app_for(public_url=url))).headers["etag"]
+        for path in FILES
+        for url in ("https://a.example", "https://b.example")
+    }
+    assert len(tags) == len(FILES) + 1  # only the first of them has the gateway's address
+
+
 def test_files_hang_together() -> None:
     """Each file is well-formed, and imports only files beside it, by relative address."""
     names = {path.name for path in WSDL.iterdir()}

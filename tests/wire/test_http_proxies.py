@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from app.auth.failures import FAILURE_BURST
 from app.domain.records import Client
@@ -76,3 +77,29 @@ async def test_a_stranger_is_nobody_else(proxied: Gateway) -> None:
     """A stranger that claims another address with each guess is limited by its own address."""
     said = [await guess(proxied, CLAIMS.format(n), by=STRANGER) for n in range(FAILURE_BURST + 1)]
     assert said[-1] == 429
+
+
+@pytest.mark.parametrize(
+    ("proxies", "headers", "lines"),
+    [
+        ("", CLAIMS, 1),
+        ("", "X-Forwarded-Proto: https\r\n", 1),
+        ("", FORWARDED, 1),
+        ("", "", 0),
+        (PROXY, CLAIMS, 0),
+    ],
+    ids=["x-forwarded", "only the scheme", "forwarded", "none", "trusted"],
+)
+async def test_a_forgotten_setting_is_logged_once(sandbox: Sandbox, proxies: str, headers: str, lines: int) -> None:
+    """A proxy's header that comes while no proxy is trusted is ignored, and one log line says which setting is missing,
+    however many requests and peers send the header."""
+    async with run_gateway(settings_for(sandbox.uri, trusted_proxies=proxies)) as running:
+        with structlog.testing.capture_logs() as logs:
+            for peer in (PROXY, STRANGER, PROXY):
+                await ask(running, "/parlayx/TerminalStatus?wsdl", headers.format(1), by=peer)
+    warned = [entry for entry in logs if entry["event"] == "forwarded_header_ignored"]
+    assert len(warned) == lines
+    for entry in warned:
+        assert (entry["peer"], entry["log_level"]) == (PROXY, "warning")
+        assert entry["header"] in headers.lower()
+        assert "TS_TRUSTED_PROXIES" in entry["hint"]
