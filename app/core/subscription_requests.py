@@ -84,6 +84,7 @@ def repeated(known: Subscription, digest: str) -> Subscription:
         raise RequestIdReused(
             "This request id (REST: Idempotency-Key) was used before for a different request; use a new one.",
             field="request_id",
+            request_id=known.request_id,
         )
     return known
 

@@ -381,13 +381,13 @@ class SubscriptionService:
     async def _own(self, client: Client, subscription_id: str) -> Subscription:
         found = await self._store.subscription(subscription_id) if 0 < len(subscription_id) <= MAX_ID else None
         if found is None or (found.client_id != client.id and not client.admin):
-            raise _unknown()
+            raise _unknown(subscription_id)
         return found
 
     async def _own_active(self, client: Client, subscription_id: str) -> Subscription:
         found = await self._own(client, subscription_id)
         if not found.active:
-            raise _unknown()
+            raise _unknown(found.id)
         return found
 
     async def _owner_of(self, subscription: Subscription) -> Client:
@@ -395,12 +395,12 @@ class SubscriptionService:
         if owner := await self._store.client(subscription.client_id):
             return owner
         if subscription.client_id != ANONYMOUS:  # deleted a moment ago
-            raise _unknown()
+            raise _unknown(subscription.id)
         return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=subscription.created_at)
 
     async def _end(self, caller: Caller, subscription: Subscription) -> None:
         if not subscription.active:
-            raise _unknown()
+            raise _unknown(subscription.id)
         record = self._usage.make(
             UsageOperation.END_NOTIFICATION,
             caller,
@@ -431,7 +431,9 @@ class SubscriptionService:
         )
 
 
-def _unknown() -> SubscriptionUnknown:
+def _unknown(subscription_id: str) -> SubscriptionUnknown:
     return SubscriptionUnknown(
-        "There is no such subscription, or it belongs to another client.", field="subscription_id"
+        "There is no such subscription, or it belongs to another client.",
+        field="subscription_id",
+        subscription_id=subscription_id[:MAX_ID],
     )

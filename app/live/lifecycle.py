@@ -298,7 +298,9 @@ class Lifecycle:
     def _active(self, subscription_id: str) -> LiveSubscription:
         live = self._index.by_id.get(subscription_id)
         if live is None:
-            raise _unknown()
+            raise SubscriptionUnknown(
+                "There is no active subscription of this id. It may have ended.", subscription_id=subscription_id
+            )
         return live
 
     async def _run_to_completion(self, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -319,7 +321,3 @@ def _audit(action: AuditAction, usage: Sequence[UsageRecord]) -> list[AuditEntry
         )
         for one in usage
     ]
-
-
-def _unknown() -> SubscriptionUnknown:
-    return SubscriptionUnknown("There is no active subscription of this id. It may have ended.")

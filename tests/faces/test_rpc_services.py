@@ -13,6 +13,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import ResourceInfo  # type: ignore[import-untyped, unused-ignore]
+from grpc_status import rpc_status
 
 from app.core.queries import RetrievalStatus
 from app.domain import operations, records, statuses
@@ -342,6 +344,17 @@ async def test_a_subscription_is_changed_by_its_mask(face: Face) -> None:
     assert (both.sink.webhook.uri, both.expire_time) == ("https://example.com/other", made.expire_time)
     await face.core.play(BOB, REACHABLE)
     assert len(await face.core.owed(cast("Any", made))) == 1
+
+
+async def test_the_missing_subscription_is_named(face: Face) -> None:
+    """ResourceInfo has the type and the id, as ErrorInfo's metadata."""
+    get = subscription_pb2.GetSubscriptionRequest(subscription_id="nothing")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await face.subscriptions.GetSubscription(get, metadata=face.app)
+    resource = ResourceInfo()
+    status: Any = rpc_status.from_call(cast("grpc.Call", caught.value))
+    assert [packed.Unpack(resource) for packed in status.details].count(True) == 1
+    assert (resource.resource_type, resource.resource_name) == ("subscription", "nothing")
 
 
 async def test_only_a_webhook_has_a_secret(face: Face) -> None:
