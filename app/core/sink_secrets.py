@@ -62,7 +62,8 @@ def moved(sink: Sink, to: Sink) -> Sink:
 
 
 def checked(sink: Sink) -> Sink:
-    """The sink as its new endpoint is checked: the client knows the signing secret already, whoever made it."""
+    """The sink for the check of its new endpoint: without SINK_MADE, so that the default handshake is a signed test
+    event. The client has had the secret since the creation, even if the gateway generated it."""
     return replace(sink, parameters={name: value for name, value in sink.parameters.items() if name != SINK_MADE})
 
 

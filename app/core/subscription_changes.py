@@ -1,4 +1,9 @@
-"""What a client's change makes of a stored subscription. Invariants: pure; the time is an argument."""
+"""How a client's change alters a subscription: its addresses, criteria, expiry and sink.
+
+Invariants: pure; the time is an argument.
+
+Deliberately absent: whether the client may make the change (`subscriptions.py`), and storing it (`live/changing.py`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

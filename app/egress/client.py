@@ -134,7 +134,7 @@ class _Resolver(AbstractResolver):
                 )
             )
         if not found:
-            raise OSError(errno.ENOENT, f"{host} has no address")
+            raise OSError(errno.ENOENT, f"{host} has no IP address")
         return found
 
     async def close(self) -> None:
@@ -304,7 +304,7 @@ class Egress:
             except (OSError, UnicodeError):  # TimeoutError is an OSError
                 raise SinkUnreachable(f"The sink's host {endpoint.host} cannot be resolved.", reason="dns") from None
         if not addresses:
-            raise SinkUnreachable(f"The sink's host {endpoint.host} has no address.", reason="dns")
+            raise SinkUnreachable(f"The sink's host {endpoint.host} has no IP address.", reason="dns")
         if not all(self.rules.permits(address) for address in addresses):
             raise refused("forbidden-address", f"The sink's host {endpoint.host} is at an address that is not allowed.")
         return endpoint, addresses

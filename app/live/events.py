@@ -66,14 +66,14 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeApplied:
-    """A change of the stream's addresses was made: the Snapshots and Removed that it causes were sent. Or it was
-    refused, and had no effect."""
+    """The answer to one change of the stream's addresses. If the change was made, its Snapshot and Removed events were
+    sent before this event. If it was refused, `error` is set, and the stream watches what it watched before."""
 
     change_id: str
     resume_token: str
     """Resumes a stream with the new addresses; empty if the change was refused."""
     error: TerminalStatusError | None = None
-    """Why the change was refused."""
+    """Why the change was refused; None if it was made."""
 
 
 class StreamEnd(enum.Enum):

@@ -225,7 +225,8 @@ class GroupDirectory:
                 )
             if inner and nested and not policy.nested_group_support:
                 raise NestedGroupNotAllowed(
-                    f"{inner[0]} is a group in a group; this gateway does not allow nested groups.", field=field
+                    f"{inner[0]} is a group in a group; this gateway does not allow nested groups. Name terminals.",
+                    field=field,
                 )
             sizes = await self._store.group_sizes(client.id, inner) if inner else {}
             if not nested and (gone := [address for address in inner if address not in sizes]):

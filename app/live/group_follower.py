@@ -2,7 +2,8 @@
 
 A subscription's groups, and the terminals that joined it, are stored first, since a restart needs them; memory follows.
 Streams end with a restart, so nothing is stored for them.
-Invariants: the writer's lock is held for each portion. A listener that cannot follow does not delay the others.
+Listeners are moved in portions, so that other tasks may take the writer's lock between two portions.
+Invariants: the lock is held while a portion moves. A listener that cannot follow does not delay the others.
 
 Deliberately absent: which terminals a group means (`group_directory.py`), and how a subscription moves
 (`subscription_moves.py`).

@@ -25,7 +25,7 @@ class _Past(NamedTuple):
 
 
 class LastStatuses:
-    """One per process."""
+    """The statuses of all terminals, for `core/queries.py`. One per process."""
 
     def __init__(self, registry: TerminalRegistry) -> None:
         self._registry = registry

@@ -49,7 +49,7 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def awaits_unnamed(self) -> bool:
-        """Whether `awaiting` has terminals that are not in `joined`."""
+        """Whether `awaiting` has terminals that are not stored by name: then the stored flag is set."""
         return bool(self.awaiting - self.joined)
 
     @property

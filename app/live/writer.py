@@ -239,7 +239,7 @@ class StatusWriter:
             self._registry.remove_subscription(subscription, set(before).difference(progress.terminals))
 
     def remove(self, subscription: LiveSubscription) -> None:
-        """Removes a subscription that has ended in the store."""
+        """Removes a subscription from memory, after its end was stored."""
         self._index.remove(subscription)
         self._registry.remove_subscription(subscription, subscription.progress.terminals)
 

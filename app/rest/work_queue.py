@@ -1,11 +1,11 @@
-"""Shares the event loop: runs long pieces of work one per pass of the loop, in rotation over addresses or clients.
+"""Shares the event loop: runs long pieces of work one per pass of the loop, each caller in turn.
 
 A piece (the start of a request of an unauthenticated caller, a slice of a SOAP envelope) takes the loop for a few
 milliseconds. Without the queue, two hundred connections with one piece each would block the loop for a second per pass,
 and every call needs several passes.
 
-Invariants: a piece runs at once if none ran in this pass. Between two pieces of one key, every other waiting key has
-one.
+Invariants: a piece runs at once if none ran in this pass. A key is a caller's IP address, or a client's id. Between two
+pieces of one key, a piece of every other waiting key runs.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class WorkQueue:
         """Whether a piece ran in this pass of the loop."""
 
     def add(self, key: str, piece: _Piece) -> None:
-        """Runs the piece when `key` (an address or a client's id) has its turn."""
+        """Runs the piece when `key` (an IP address or a client's id) has its turn."""
         if self._ran:
             self._waiting.setdefault(key, deque()).append(piece)
         else:

@@ -67,7 +67,8 @@ class Configure(_Message, tag="configure"):
 
 
 class StartFetch(_Message, tag="start-fetch"):
-    """Ask the presence server once about `address` (a canonical URI), when `client` has its turn.
+    """Fetch the status of `address` (a canonical URI) from the presence server. Fetches wait in `client`'s queue; the
+    clients' queues are served in turn.
 
     The worker answers by FetchAnswered or FetchFailed with the same `id`.
     """

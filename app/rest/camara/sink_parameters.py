@@ -46,7 +46,7 @@ def is_valid(subscription: Subscription) -> bool:
 
 
 def status(subscription: Subscription) -> str:
-    """Returns a value of CAMARA's `Subscription.status`."""
+    """The subscription's state as CAMARA's `Subscription.status` names it."""
     if subscription.active:
         return "ACTIVE"
     return "EXPIRED" if subscription.end_reason in (EndReason.EXPIRED, EndReason.TOKEN_EXPIRED) else "DELETED"

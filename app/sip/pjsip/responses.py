@@ -25,7 +25,7 @@ class ResponseReader:
         return self._ffi.cast("int *", self._ffi.cast("char *", transaction) + _TSX_STATUS)
 
     def event(self, event: Any) -> Any:
-        """The event as pjsua2's SipEvent."""
+        """Converts a `pjsip_event *` to pjsua2's SipEvent."""
         seen = pjsua2.SipEvent()
         self._read(self._ffi.cast("void *", int(seen.this)), event)
         return seen

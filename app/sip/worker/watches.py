@@ -100,7 +100,8 @@ class Watches:
             self._handle(watch, events.RefreshRequested())
 
     def on_contact_lost(self, *, route: int | None = None) -> None:
-        """A route went down; None: a connection broke, and PJSIP does not say to which server."""
+        """The presence server of `route` cannot be reached any more. None means that a connection broke, and PJSIP does
+        not say to which server: every watch checks its subscription."""
         other_up = any(self._routes.up)
         for watch in list(self._watches.values()):
             if route is None:
