@@ -31,13 +31,13 @@ class InvalidAddress(TerminalStatusError):
 
 
 class TerminalUnknown(TerminalStatusError):
-    """The presence server does not know the terminal (SIP 404, 604, or `noresource`)."""
+    """The presence server does not know the terminal (SIP 404, 410, 484, 604, or `noresource`)."""
 
     code = "TERMINAL_UNKNOWN"
 
 
 class WatcherRefused(TerminalStatusError):
-    """The gateway may not watch this terminal (SIP 403, 603, `rejected`, or approval is still pending)."""
+    """The gateway may not watch this terminal (SIP 403, 6xx, `rejected`, or approval is still pending)."""
 
     code = "WATCHER_REFUSED"
 
@@ -56,7 +56,7 @@ class FetchTimedOut(TerminalStatusError):
 
 
 class PresenceUnavailable(TerminalStatusError):
-    """The presence server cannot answer now, or cannot be reached (SIP 408, 480, 5xx)."""
+    """The presence server cannot answer now, or cannot be reached (SIP 408, 480, 486, 491, 5xx, …)."""
 
     code = "PRESENCE_UNAVAILABLE"
     retryable = True
@@ -77,7 +77,7 @@ class GatewayOverloaded(TerminalStatusError):
 
 
 class PresenceMisconfigured(TerminalStatusError):
-    """The presence server does not offer the presence event package (SIP 405, 406, 415, 420, 489, …)."""
+    """The presence server does not serve the gateway (SIP 405, 489, any other 4xx, 3xx to a foreign server)."""
 
     code = "PRESENCE_MISCONFIGURED"
 

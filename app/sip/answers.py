@@ -37,9 +37,9 @@ UNUSABLE = {
 }
 """By reason: why PJSIP or the gateway refused a NOTIFY to one of our Contacts, in words for people."""
 
-_MISCONFIGURED = frozenset({400, 405, 406, 414, 415, 416, 420, 421, 482, 483, 485, 488, 489, 493})
 _UNKNOWN = frozenset({404, 410, 484, 604})
-_REFUSED = frozenset({403, 603})
+_TEMPORARY = frozenset({408, 423, 430, 480, 481, 486, 487, 491})
+"""Responses of class 4xx after which the same request may succeed; every other one counts as 400."""
 
 
 def retry_expires_s(final: Final, asked_s: int) -> int | None:
@@ -54,16 +54,24 @@ def retry_expires_s(final: Final, asked_s: int) -> int | None:
 
 
 def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalStatusError:
-    """The error for a final response to SUBSCRIBE; `retry_after_s` is -1 where absent."""
+    """The error for a final response to SUBSCRIBE; `retry_after_s` is -1 where absent.
+
+    A code without a meaning here counts as x00 of its class (RFC 3261 section 8.1.3.2): 4xx is a misconfiguration, 5xx
+    passes, 6xx is a refusal everywhere. A 3xx that reaches this function names none of the operator's servers.
+    """
     answer = f"The presence server answered {code} {phrase}".rstrip() + "."
     sip_code = str(code)
     if code in _UNKNOWN:
         return TerminalUnknown(answer, sip_code=sip_code)
-    if code in _REFUSED:
+    if code == 403 or 600 <= code < 700:
         return WatcherRefused(answer, sip_code=sip_code)
     if code in {401, 407}:
         return WatcherUnauthenticated(f"{answer} The gateway's credentials are missing or wrong.", sip_code=sip_code)
-    if code in _MISCONFIGURED:
+    if 300 <= code < 400:
+        why = "It redirects to a server that `TS_PRESENCE_SERVER` does not name, or redirects again."
+        return PresenceMisconfigured(f"{answer} {why}", sip_code=sip_code)
+    # 413 says by Retry-After that the condition is temporary (RFC 3261 section 21.4.11).
+    if 400 <= code < 500 and code not in _TEMPORARY and not (code == 413 and retry_after_s >= 0):
         return PresenceMisconfigured(answer, sip_code=sip_code)
     wait = float(retry_after_s) if retry_after_s >= 0 else None
     return PresenceUnavailable(answer, retry_after_s=wait, sip_code=sip_code)

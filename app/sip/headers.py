@@ -10,6 +10,8 @@ import functools
 import re
 from dataclasses import dataclass
 
+from app.sip.redirects import contact_uris
+
 
 @dataclass(frozen=True, slots=True)
 class Notify:
@@ -46,6 +48,8 @@ class Final:
     """The duration that a 2xx grants."""
     dialog_gone: bool = False
     """Whether PJSIP has dropped the dialog."""
+    contacts: tuple[str, ...] = ()
+    """The URIs that a 3xx names, the preferred one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ Event = Notify | Final | Unusable
 _FIELDS = re.compile(
     r"\n(subscription-state|content-type|c|content-encoding|e|content-length|l)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
 )  # starting with \n takes half the time of ^ in multi-line mode, and the first line is not a field
+_CONTACT = re.compile(r"(?im)^(?:contact|m)[ \t]*:([^\r\n]*)")
 _LONG = {"c": "content-type", "e": "content-encoding", "l": "content-length"}
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _BLANK = re.compile(r"\r?\n\r?\n")
@@ -95,17 +100,20 @@ def _subscription_state(value: str) -> tuple[str, str, int, int]:
 
 
 def read_response(text: str) -> Final:
-    """Parses a response: its status line, Retry-After (RFC 3261 section 20.33), Min-Expires (20.23), Expires."""
+    """Parses a response: its status line, Retry-After (RFC 3261 section 20.33), Min-Expires (20.23), Expires; the
+    Contacts of a 3xx."""
     head, _ = _split(text)
     line = re.match(r"SIP/2\.0 (\d{3}) ?([^\r\n]*)", head)
     fields = dict(re.findall(r"(?im)^(retry-after|min-expires|expires)[ \t]*:[ \t]*(\d+)", head))
     values = {name.lower(): value for name, value in fields.items()}
+    code = int(line[1]) if line else 0
     return Final(
-        code=int(line[1]) if line else 0,
+        code=code,
         phrase=plain(line[2]) if line else "",
         retry_after_s=_seconds(values.get("retry-after", "")),
         min_expires_s=_seconds(values.get("min-expires", "")),
         expires_s=_seconds(values.get("expires", "")),
+        contacts=contact_uris(_CONTACT.findall(head)) if 300 <= code < 400 else (),
     )
 
 

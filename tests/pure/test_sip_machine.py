@@ -315,11 +315,11 @@ def test_stop_between_two_dialogs() -> None:
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (403, WatcherRefused),
-        (603, WatcherRefused),
-        (404, TerminalUnknown),
-        (604, TerminalUnknown),
-        *((code, PresenceMisconfigured) for code in (489, 405, 406, 415, 420)),
+        *((code, WatcherRefused) for code in (403, 600, 603, 606, 607, 608, 699)),
+        *((code, TerminalUnknown) for code in (404, 410, 484, 604)),
+        *((code, PresenceMisconfigured) for code in (405, 406, 415, 420, 489)),
+        *((code, PresenceMisconfigured) for code in (402, 422, 433, 494, 499)),
+        *((code, PresenceMisconfigured) for code in (300, 301, 302, 305, 380, 399)),
     ],
 )
 def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
@@ -333,9 +333,59 @@ def test_long_stop(code: int, error: type[TerminalStatusError]) -> None:
     assert len(of(SendSubscribe, play.run(play.wait_s()))) == 1
 
 
+def test_redirection_is_followed_once() -> None:
+    """A redirection (RFC 3261 section 8.1.3.4) is followed at once, in a new dialog with that server; an older dialog
+    serves until the first NOTIFY of the new one. A second redirection in a row is a long stop."""
+    play = Play(jitter=0)
+    play.handle(WatchRequested())
+    followed = SendSubscribe(generation=2, fresh=True, expires_s=HOUR, attempt=1, redirected=True)
+    actions = play.refuse(302, redirected=True, dialog_gone=True)
+    assert of(SendSubscribe, actions) == [followed]
+    assert reported(actions) == [(Liveness.UNKNOWN, "redirected")]
+    assert of(ReportLiveness, actions)[0].error is None, "nothing to report to applications yet"
+    again = play.refuse(302, redirected=True, dialog_gone=True)
+    assert type(of(ReportLiveness, again)[0].error) is PresenceMisconfigured
+    assert play.wait_s() == life.LONG_STOP_S
+    assert not of(SendSubscribe, play.run(life.LONG_STOP_S))[0].redirected, "the next try is at the preferred server"
+    assert of(SendSubscribe, play.refuse(301, redirected=True, dialog_gone=True))[0].redirected
+    play.accept()
+    play.notify()
+    assert play.liveness is Liveness.LIVE
+    serving = play.held
+    play.run(play.wait_s())
+    moved = of(SendSubscribe, play.refuse(302, redirected=True))
+    assert [(each.fresh, each.redirected) for each in moved] == [(True, True)]
+    assert (play.liveness, play.dialogs) == (Liveness.LIVE, [serving, play.machine.generation])
+    play.accept()
+    play.notify()
+    assert (play.liveness, play.dialogs) == (Liveness.LIVE, [play.machine.generation])
+
+
+def test_redirected_refresh_that_fails() -> None:
+    """Where the named server refuses, the older dialog is used to its end (RFC 6665 section 4.1.2.2)."""
+    play = refreshing(60)
+    play.refuse(302, redirected=True)
+    assert len(play.dialogs) == 2
+    play.refuse(503, dialog_gone=True)
+    assert (play.liveness, play.dialogs, play.state) == (Liveness.LIVE, [1], State.ACTIVE)
+    assert not of(SendSubscribe, play.run(2))[0].redirected
+    play.handle(WatchCancelled())
+    assert play.unsubscribed
+
+
 @pytest.mark.parametrize(
     ("code", "local"),
-    [(408, False), (480, False), (500, False), (503, False), (504, False), (302, False), (503, True), (408, True)],
+    [
+        (408, False),
+        (480, False),
+        (486, False),
+        (491, False),
+        (500, False),
+        (503, False),
+        (599, False),
+        (503, True),
+        (408, True),
+    ],
 )
 def test_back_off(code: int, local: bool) -> None:
     """The wait doubles, with jitter, up to its bound; each SUBSCRIBE has the number of failures, by which the route is

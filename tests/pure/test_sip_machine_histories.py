@@ -50,7 +50,9 @@ def pace_holds(sent_s: list[float]) -> bool:
 JITTER = st.floats(0, 1, exclude_max=True)
 
 
-CODES = st.sampled_from([302, *range(400, 424), *range(480, 490), 500, 501, 503, 504, 600, 603, 604])
+CODES = st.sampled_from(
+    [301, 302, *range(400, 424), *range(480, 490), 494, 499, 500, 501, 503, 504, 600, 603, 604, 606]
+)
 
 
 SECONDS = st.sampled_from([-1, 0, 1, 2, 3, 10, 31, 60, 600, 3600, 7200, 10**6])
@@ -95,6 +97,7 @@ ANSWERS: st.SearchStrategy[Move] = st.one_of(
             final=FINALS,
             can_authenticate=st.booleans(),
             dialog_gone=st.booleans(),
+            redirected=st.booleans(),
         ),
         GENERATIONS,
     ),

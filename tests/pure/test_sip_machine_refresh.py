@@ -81,7 +81,7 @@ def test_notify_does_not_put_off_a_retry() -> None:
     assert play.machine.snapshot().expires_at_s == play.now_s + 1000
 
 
-@pytest.mark.parametrize("code", [400, 401, 403, 406, 407, 415, 420, 603])
+@pytest.mark.parametrize("code", [302, 400, 401, 402, 403, 406, 407, 415, 420, 422, 494, 499, 600, 603, 606])
 def test_refresh_refusal_keeps_the_subscription(code: int) -> None:
     """The granted duration is used to its end. The long stop counts from the refusal; its rest is waited out."""
     play = refreshing(60, jitter=0.0)

@@ -35,6 +35,7 @@ from app.sip.protocol import (
     StartFetch,
     encode,
 )
+from app.sip.redirects import contact_uris, redirected_route
 from app.sip.watcher import SipWatcher
 from tests.support.core import ALICE
 from tests.support.sip_watcher import Observer, configuration
@@ -55,13 +56,26 @@ RESPONSES = {
     408: PresenceUnavailable,
     415: PresenceMisconfigured,
     420: PresenceMisconfigured,
+    410: TerminalUnknown,
     423: PresenceUnavailable,
+    430: PresenceUnavailable,
     480: PresenceUnavailable,
+    481: PresenceUnavailable,
+    484: TerminalUnknown,
+    486: PresenceUnavailable,
     489: PresenceMisconfigured,
+    491: PresenceUnavailable,
     500: PresenceUnavailable,
     503: PresenceUnavailable,
+    599: PresenceUnavailable,
+    600: WatcherRefused,
     603: WatcherRefused,
     604: TerminalUnknown,
+    606: WatcherRefused,
+    607: WatcherRefused,
+    **dict.fromkeys((300, 302, 305, 380, 399), PresenceMisconfigured),
+    **dict.fromkeys((402, 412, 413, 422, 429, 433, 440, 469, 494, 499), PresenceMisconfigured),
+    **dict.fromkeys((601, 608, 699), WatcherRefused),
 }
 
 
@@ -100,10 +114,74 @@ def test_response_is_read() -> None:
 
 @pytest.mark.parametrize(("code", "error"), RESPONSES.items())
 def test_response_means(code: int, error: type[TerminalStatusError]) -> None:
-    """Each row of the failure table."""
+    """Each row of the failure table. A code without a row counts as x00 of its class (RFC 3261 section 8.1.3.2): 4xx as
+    400, 5xx as 500, 6xx as 600."""
     found = error_of_response(code, "Phrase", -1)
     assert type(found) is error
     assert f"{code} Phrase" in str(found)
+    assert found.details["sip_code"] == str(code)
+
+
+def test_request_that_is_too_large_for_now() -> None:
+    """413 with Retry-After is temporary (RFC 3261 section 21.4.11)."""
+    assert type(error_of_response(413, "", 5)) is PresenceUnavailable
+
+
+@pytest.mark.parametrize(
+    ("lines", "uris"),
+    [
+        (["Contact: <sip:a@192.0.2.1:5070;transport=tcp>;q=0.5"], ("sip:a@192.0.2.1:5070;transport=tcp",)),
+        (["Contact: sip:192.0.2.1:5070;q=0.5"], ("sip:192.0.2.1:5070",)),
+        (["m: <sip:b>;q=0.1, <sip:a>;q=0.7,<sip:c>;q=0.1"], ("sip:a", "sip:b", "sip:c")),
+        (["Contact: <sip:b>;q=0.2", "CONTACT : <sip:a>"], ("sip:a", "sip:b")),
+        (['Contact: "A, <sip:x>" <sip:a,b@h>;expires=5, B <sip:c>'], ("sip:a,b@h", "sip:c")),
+        (["Contact:", " <sip:folded>"], ("sip:folded",)),
+        (["Contact: *", "Contact: nonsense", "X-Contact: <sip:x>"], ()),
+        ([f"Contact: {', '.join(f'<sip:h{number}>' for number in range(30))}"], tuple(f"sip:h{n}" for n in range(10))),
+    ],
+)
+def test_contacts_of_a_redirection(lines: list[str], uris: tuple[str, ...]) -> None:
+    """The Contacts of a 3xx are read, the greatest q first (RFC 3261 sections 8.1.3.4 and 20.10); of another response
+    they are not."""
+    head = "\r\n".join(["Moved", *lines])
+    assert read_response(f"SIP/2.0 302 {head}\r\n\r\n").contacts == uris
+    assert not read_response(f"SIP/2.0 404 {head}\r\n\r\n").contacts
+
+
+SERVERS = [
+    "sip:presence.example.com;transport=tcp;lr",
+    "sip:192.0.2.2:5070;transport=udp;lr",
+    "sip:192.0.2.3;transport=tls;lr",
+]
+
+
+@pytest.mark.parametrize(
+    ("contacts", "route"),
+    [
+        (["sip:alice@presence.example.com"], 0),
+        (["SIP:Alice@Presence.Example.COM.:5060;transport=udp"], 0),
+        (["sip:192.0.2.2:5070"], 1),
+        (["sip:alice@192.0.2.2:05070;lr?x=y"], 1),
+        (["sips:192.0.2.3:5061"], 2),
+        (["sip:foreign.example.com", "sip:192.0.2.2:5070"], 1),
+        (["sip:192.0.2.2"], None),
+        (["sip:192.0.2.20:5070"], None),
+        (["sip:x@192.0.2.2:5070;maddr=198.51.100.1"], None),
+        (["sip:192.0.2.2:5070@foreign.example.com"], None),
+        (["tel:+15551234", "http://192.0.2.2:5070", "sip:", ""], None),
+        ([], None),
+    ],
+)
+def test_server_that_a_redirection_names(contacts: list[str], route: int | None) -> None:
+    """Only the operator's own servers are asked (RFC 3261 section 8.1.3.4): host and port decide, compared as section
+    19.1.4 compares them; a foreign server, also one that maddr names, is never asked."""
+    assert redirected_route(contacts, SERVERS) == route
+
+
+@given(st.lists(st.text(alphabet='<>,;:@"\\sipq=.0 1\t', max_size=60), max_size=3))
+def test_any_redirection_is_read(values: list[str]) -> None:
+    """Whatever Contact says, reading it raises nothing, and names no server that is not in the list."""
+    assert redirected_route(contact_uris(values), ["sip:192.0.2.2:5070;transport=udp;lr"]) is None
 
 
 @given(st.integers(0, 999), st.text(max_size=20), st.integers(-1, 10**6))

@@ -79,7 +79,9 @@ class Play:
                 assert action.at_s >= self.now_s
                 self.armed_s = action.at_s
             case SendSubscribe(fresh=True):
-                assert len(self.dialogs) <= self.omits, "an older dialog is kept only where another one replaces it"
+                assert len(self.dialogs) <= (self.omits or action.redirected), (
+                    "an older dialog is kept only where another one replaces it"
+                )
                 assert action.generation > max(self.dialogs, default=0)
                 self.dialogs.append(action.generation)
                 self.sent_s.append(self.now_s)

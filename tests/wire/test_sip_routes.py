@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from app.domain.errors import PresenceUnavailable, WatcherUnauthenticated
+from app.domain.errors import PresenceMisconfigured, PresenceUnavailable, WatcherUnauthenticated
 from app.domain.statuses import Liveness, Status
 from app.domain.watches import WatchState
 from app.sandbox import Sandbox
@@ -32,6 +32,8 @@ from app.sandbox.messages import Message
 from app.sip.machine.timing import LONG_STOP_S
 from app.sip.protocol import Route
 from app.sip.watcher import SipWatcher
+from tests.support.sip_notifier import ScriptedNotifier
+from tests.support.sip_scene import refresh
 from tests.support.sip_terminal import read
 from tests.support.sip_watcher import Observer, started, terminal, until_seen, user_of, view, watching
 from tests.support.waiting import DEADLINE_S, until
@@ -195,6 +197,72 @@ async def test_server_that_answers_503_is_left() -> None:
             first.act_like(user_of(address), "answer-503")
             assert (await watcher.fetch(address)).body
             assert second.counters.subscribes[address] == 2
+
+
+async def test_redirection_to_a_server_of_the_operator(transport: str) -> None:
+    """A 3xx whose Contact names another server of `TS_PRESENCE_SERVER` is followed (RFC 3261 section 8.1.3.4), by a
+    fetch and by a watch, and its refresh without a gap; the Request-URI stays the terminal's address."""
+    async with (
+        ScriptedNotifier(transport) as first,
+        ScriptedNotifier(transport) as second,
+        watching(f"{first.uri},{second.uri}") as (watcher, observer),
+    ):
+        address, moved = terminal(), f"Contact: <sip:alice@{second.host}>;q=0.9"
+        fetch = asyncio.create_task(watcher.fetch(address))
+        (await first.asked()).answer("302 Moved Temporarily", "Contact: <sip:192.0.2.1>", moved)
+        asked = await second.asked()
+        assert asked.request.start.split()[1] == address
+        asked.answer()
+        asked.notify(1, state="terminated;reason=timeout")
+        assert (await fetch).body
+        watcher.watch(address)
+        (await first.asked()).answer("301 Moved Permanently", moved)
+        asked = await second.asked(but=asked.request["call-id"])
+        asked.answer()
+        asked.notify(1)
+        await until(lambda: observer.live([address]))
+        assert (await view(watcher, address)).route.startswith(f"sip:{second.host}")
+        await refresh(watcher, address)
+        back = f"Contact: <sip:{first.host}>"
+        refreshed = await second.asked(cseq_after=int(asked.request["cseq"].split()[0]))
+        assert refreshed.request["call-id"] == asked.request["call-id"]
+        refreshed.answer("302 Moved Temporarily", back)
+        asked = await first.asked()
+        assert observer.live([address])
+        asked.answer()
+        asked.notify(1)
+        await until(lambda: len(observer.bodies(address)) == 2)
+        assert (await view(watcher, address)).route.startswith(f"sip:{first.host}")
+        assert STALE not in observer.reported[address]
+
+
+async def test_redirection_that_is_not_followed(transport: str) -> None:
+    """A 3xx to a foreign server and the second 3xx in a row are PRESENCE_MISCONFIGURED: no loop, and no SUBSCRIBE to a
+    host that only the answer names (RFC 3261 section 8.1.3.4)."""
+    async with (
+        ScriptedNotifier(transport) as first,
+        ScriptedNotifier(transport) as second,
+        ScriptedNotifier(transport) as foreign,
+        watching(f"{first.uri},{second.uri}") as (watcher, observer),
+    ):
+        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        (await first.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{foreign.host}>")
+        with pytest.raises(PresenceMisconfigured, match="302"):
+            await fetch
+        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        (await first.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{second.host}>")
+        (await second.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{first.host}>")
+        with pytest.raises(PresenceMisconfigured, match="302"):
+            await fetch
+        address = terminal()
+        watcher.watch(address)
+        (await first.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{second.host}>")
+        (await second.asked()).answer("305 Use Proxy", f"Contact: <sip:{first.host}>")
+        await until(lambda: isinstance(observer.errors.get(address), PresenceMisconfigured))
+        assert (await view(watcher, address)).code == 305
+        with pytest.raises(TimeoutError):
+            await foreign.receive(lambda _: True, 0.05)
+        await until(lambda: watcher.counts().subscribes_sent == 5)
 
 
 async def test_route_of_the_older_dialog_goes_down() -> None:

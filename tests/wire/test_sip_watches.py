@@ -275,7 +275,7 @@ async def test_what_is_never_live(running: Running, user: str, error: type[Excep
     watcher.unwatch(address)
 
 
-@pytest.mark.parametrize("code", [405, 406, 415, 420, 484, 501, 604])
+@pytest.mark.parametrize("code", [302, 402, 405, 406, 415, 420, 484, 494, 501, 600, 604, 606])
 async def test_long_stop_and_back_off(running: Running, code: int) -> None:
     """Refusals that time does not mend are tried again in an hour, other failures soon."""
     watcher, _ = running

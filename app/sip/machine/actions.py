@@ -29,13 +29,14 @@ class SendSubscribe:
     """Send SUBSCRIBE. `fresh`: in a new dialog of this generation; otherwise as a refresh in the dialog that exists.
 
     A new dialog does not end an existing one: the driver keeps each dialog until `DropDialog`. `attempt` is the number
-    of failures in a row, for the driver to choose a route by.
+    of failures in a row, for the driver to choose a route by. `redirected`: to the server that the last response named.
     """
 
     generation: int
     fresh: bool
     expires_s: int
     attempt: int
+    redirected: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

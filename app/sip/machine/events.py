@@ -56,13 +56,15 @@ class SubscribeFailed:
 
     `can_authenticate`: the response is a challenge, still unanswered, and we have credentials. `dialog_gone`: the SIP
     stack has dropped the dialog, so its NOTIFYs no longer reach us. Such an event counts even without a request in
-    flight. (PJSIP's evsub drops the dialog at any failed refresh, unless `stack.py` prevents it.)
+    flight. (PJSIP's evsub drops the dialog at any failed refresh, unless `stack.py` prevents it.) `redirected`: the
+    response is a 3xx that names one of the operator's servers.
     """
 
     generation: int
     final: Final
     can_authenticate: bool = False
     dialog_gone: bool = False
+    redirected: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ class Retry:
 
 AT_ONCE = Retry(at_once=True)
 LONG_STOP = Retry(long_stop=True)
+FOLLOW = Retry(at_once=True, back=True)
+"""The retry after a redirection, which the machine follows once."""
 
 
 def retry_after_failure(final: Final, error: TerminalStatusError, asked_s: int, *, back: bool) -> Retry:

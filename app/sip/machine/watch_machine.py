@@ -21,7 +21,7 @@ from app.domain.errors import PresenceUnavailable, TerminalStatusError
 from app.sip.answers import BAD_ADDRESS, UNUSABLE, error_of_local_failure, error_of_notify, error_of_response
 from app.sip.headers import Final, Notify
 from app.sip.machine import actions, events
-from app.sip.machine.retries import AT_ONCE, retry_after_failure, retry_after_termination, should_ask_longer
+from app.sip.machine.retries import AT_ONCE, FOLLOW, retry_after_failure, retry_after_termination, should_ask_longer
 from app.sip.machine.states import Snapshot, State, Step
 from app.sip.machine.timing import EXPIRES_S, TIMER_N_S, TRANSACTION_S
 from app.sip.machine.watch_state import WatchState
@@ -118,7 +118,7 @@ class WatchMachine:
         if watch.state is State.ENDING:
             return  # the last NOTIFY or the deadline ends the watch
         watch.in_flight, watch.deadline_s, watch.code, watch.contact_lost = False, math.inf, event.code, False
-        watch.unanswered = False
+        watch.unanswered = watch.redirected = False
         watch.timer_n.on_accepted(event.code)
         dialog = watch.dialog
         granted_s = watch.asked_s if event.expires_s < 0 else min(event.expires_s, watch.asked_s)
@@ -221,14 +221,17 @@ class WatchMachine:
         elif watch.state is State.ENDING:
             watch.end(actions.UNWANTED, None)
         else:
-            self._fail(final, dialog_gone=event.dialog_gone)
+            self._fail(final, dialog_gone=event.dialog_gone, redirected=event.redirected)
 
-    def _fail(self, final: Final, *, dialog_gone: bool = False) -> None:
+    def _fail(self, final: Final, *, dialog_gone: bool = False, redirected: bool = False) -> None:
         watch = self._watch
+        watch.redirected = redirected and not watch.redirected  # a second redirection in a row is not followed
         watch.in_flight, watch.deadline_s = False, math.inf
         back, watch.unanswered = watch.unanswered and not final.local, final.local
         code = watch.code = final.code
         error = self._explain_failure(final)
+        if watch.redirected:
+            watch.explain("redirected", None)
         if final.local and code == BAD_ADDRESS:
             watch.end(watch.report.reason, error)  # every later attempt would fail too
             return
@@ -243,7 +246,7 @@ class WatchMachine:
         else:
             watch.drop()
             watch.enter(State.WAITING)
-        retry = retry_after_failure(final, error, watch.asked_s, back=back)
+        retry = FOLLOW if watch.redirected else retry_after_failure(final, error, watch.asked_s, back=back)
         if should_ask_longer(final, watch.asked_s):
             watch.asked_s = final.min_expires_s
         watch.plan_retry(retry)

@@ -34,6 +34,7 @@ class WatchState:
         "older",
         "omits_notify",
         "out",
+        "redirected",
         "report",
         "retries",
         "send_limit",
@@ -60,6 +61,7 @@ class WatchState:
         self.omits_notify = False  # whether the server is known to send no NOTIFY after a refresh
         self.in_flight = False  # whether a request awaits its response, until `deadline_s`
         self.digest_tried = False
+        self.redirected = False  # whether the last response was a redirection that is being followed
         self.contact_lost = False  # whether contact was lost under a subscription that still exists
         self.expiry_from_notify = False  # whether a NOTIFY has set the expiry since the last request
         self.deadline_s = self.step_at_s = math.inf
@@ -137,7 +139,7 @@ class WatchState:
             expires_s = 0 if self.state is State.ENDING else self.asked_s
             self.out.append(actions.SendCredentials(generation=self.dialog.generation, expires_s=expires_s))
             return
-        fresh, self.expiry_from_notify = self.dialog.substate is None or self.omits_notify, False
+        fresh, self.expiry_from_notify = self.dialog.substate is None or self.omits_notify or self.redirected, False
         self.timer_n.on_sent(self.now_s, refresh=not fresh)
         if fresh:
             if self.dialog.substate:
@@ -151,6 +153,7 @@ class WatchState:
                 fresh=fresh,
                 expires_s=self.asked_s,
                 attempt=self.retries.failures,
+                redirected=self.redirected,
             )
         )
 

@@ -12,6 +12,9 @@ Deliberately absent: sockets, and names with several addresses (PJSIP resolves a
 import math
 from collections.abc import Sequence
 
+from app.sip.headers import Final
+from app.sip.redirects import redirected_route
+
 PROBE_LIMIT_S = 3.0
 """Longest wait for the answer to a probe."""
 
@@ -29,9 +32,13 @@ class Routes:
     """The state of `count` routes; 0 is the preferred one.
 
     `probe_every_s` 0 switches probing off. `up` is the known state of each route; empty: unknown, which counts as up.
+    `servers`: the URI of each route, by which a redirection may name it.
     """
 
-    def __init__(self, count: int, probe_every_s: float, up: Sequence[bool] = ()) -> None:
+    def __init__(
+        self, count: int, probe_every_s: float, up: Sequence[bool] = (), *, servers: Sequence[str] = ()
+    ) -> None:
+        self._servers = servers
         self.up = list(up) or [True] * count
         self.changes: list[tuple[int, bool]] = []
         """Routes that went down (False) or up (True); the owner empties the list."""
@@ -53,6 +60,10 @@ class Routes:
         route."""
         up = [route for route, is_up in enumerate(self.up) if is_up] or list(range(len(self.up)))
         return up[attempt % len(up)]
+
+    def named_by(self, final: Final) -> int | None:
+        """The route to which a response redirects, or None."""
+        return redirected_route(final.contacts, self._servers) if final.contacts else None
 
     def on_answered(self, route: int, *, options: bool = False) -> None:
         """A message came from the route's server; `options`: the answer to OPTIONS."""

@@ -1,8 +1,8 @@
 """Fetches in the worker: one SUBSCRIBE with `Expires: 0` each, and how each ends.
 
 Invariants: a fetch that is not cancelled ends in exactly one FetchAnswered or FetchFailed. If a server fails and
-another route is up, the fetch is repeated on that route, at most once on each. A document that UDP cut is fetched again
-over TCP, as is every later one of the terminal.
+another route is up, the fetch is repeated on that route, at most once on each. One redirection to a route is followed.
+A document that UDP cut is fetched again over TCP, as is every later one of the terminal.
 
 Deliberately absent: time limits (the gateway cancels), and the meaning of an answer (`answers.py`).
 """
@@ -32,8 +32,10 @@ class Fetch:
         "clients",
         "dialog",
         "id",
+        "named",
         "over_tcp",
         "recent",
+        "redirected",
         "route",
         "sent_at_s",
     )
@@ -46,6 +48,10 @@ class Fetch:
         """The Expires sent: 0, or the Min-Expires of a 423."""
         self.attempt = 0
         self.route = 0
+        self.redirected = False
+        """Whether a redirection was followed."""
+        self.named: int | None = None
+        """The route that it named; None again once that route has failed."""
         self.over_tcp = False
         self.dialog: SubscribeDialog | None = None
         self.recent = False
@@ -122,8 +128,11 @@ class Fetches:
             self._routes.on_answered(fetch.route)
         if (again_s := retry_expires_s(event, fetch.asked_s)) is not None:
             self._subscribe(fetch, again_s)
+        elif not fetch.redirected and (named := self._routes.named_by(event)) is not None:
+            fetch.redirected, fetch.named = True, named
+            self._subscribe(fetch, fetch.asked_s)
         elif self._should_try_next_route(fetch, event):
-            fetch.attempt += 1
+            fetch.attempt, fetch.named = fetch.attempt + 1, None
             self._subscribe(fetch, 0)
         else:
             del self._fetches[fetch.id]
@@ -164,7 +173,7 @@ class Fetches:
 
     def _subscribe(self, fetch: Fetch, expires_s: int) -> None:
         fetch.asked_s = expires_s
-        fetch.route = self._routes.choose(fetch.attempt)
+        fetch.route = self._routes.choose(fetch.attempt) if fetch.named is None else fetch.named
         fetch.over_tcp = fetch.address in self._large
         self.sent += 1
         try:

@@ -82,7 +82,8 @@ class Worker:
         self._stack = stack
         self._decoder = decoder
         self._reports: list[Report] = []
-        self._routes = Routes(len(configure.routes), configure.probe_every_s, configure.routes_up)
+        servers = [route.uri for route in configure.routes]
+        self._routes = Routes(len(servers), configure.probe_every_s, configure.routes_up, servers=servers)
         self._probe = OptionsProbe(stack.endpoint, configure)
         self._connections = OpenConnections(stack.endpoint)
         rate, large = SendRate(configure.setups_per_s), LargeDocuments()

@@ -18,6 +18,7 @@ class Watch:
         "over_tcp",
         "queued",
         "recent",
+        "redirected_to",
         "route",
         "sent_at_s",
         "timer_at_s",
@@ -34,6 +35,8 @@ class Watch:
         self.older: SubscribeDialog | None = None
         """The dialog that `dialog` is about to replace."""
         self.route = 0
+        self.redirected_to: int | None = None
+        """The route that the last response named by a redirection."""
         self.over_tcp = False
         self.timer_at_s = 0.0
         """When the machine wants its timer to fire; 0 where it wants none."""

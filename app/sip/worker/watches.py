@@ -171,8 +171,15 @@ class Watches:
                 self._routes.on_failed(dialog.route, event.code, time.monotonic())
             else:
                 self._routes.on_answered(dialog.route)
+            watch.redirected_to = self._routes.named_by(event)
             self._handle(
-                watch, events.SubscribeFailed(generation=generation, final=event, dialog_gone=event.dialog_gone)
+                watch,
+                events.SubscribeFailed(
+                    generation=generation,
+                    final=event,
+                    dialog_gone=event.dialog_gone,
+                    redirected=watch.redirected_to is not None,
+                ),
             )
             lost_route = event.local and not self._routes.up[watch.route]
             if lost_route and any(self._routes.up) and watch.machine.subscribed:
@@ -238,7 +245,8 @@ class Watches:
         if not action.fresh and watch.dialog is not None:
             self._send(watch, watch.dialog, action.expires_s)
             return
-        watch.route = self._routes.choose(action.attempt)
+        named = watch.redirected_to if action.redirected else None
+        watch.route = self._routes.choose(action.attempt) if named is None else named
         watch.over_tcp = watch.address in self._large
         self.sent += 1
         try:
