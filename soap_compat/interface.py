@@ -13,6 +13,7 @@ Deliberately absent: HTTP (`server.py`), XML (`request_envelope.py`, `part_reade
 Spyne's own XML protocols, which need seconds to serialise a thousand terminals.
 """
 
+import asyncio
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -100,7 +101,7 @@ class _Protocol(ProtocolBase):  # type: ignore[misc]  # Spyne has no types
         request = ctx.in_string[0]
         if request.payload is None:
             raise client_fault(f"The soap:Body is empty; send one of: {self.operations}.")
-        dialect = dialect_of(request.namespace, self.app.tns)
+        dialect = dialect_of(request.namespace, self.app.tns, request.common)
         if dialect is None:
             raise client_fault(
                 f"The namespace {clip(request.namespace)!r} of {clip(request.name)} is not supported here; "
@@ -232,9 +233,14 @@ class Interface(ServerBase):  # type: ignore[misc]  # Spyne has no types
             return self.refuse(fault, ctx.udc.dialect)
         except TerminalStatusError as error:
             # Before authentication the operation is unknown; these errors have the same fault in every operation.
-            answer = self.refuse(fault_for(error, ctx.method_request_string or self._operation), ctx.udc.dialect)
+            dialect = ctx.udc.dialect
+            if request is not None and request.payload is not None:  # a small body has been parsed with its header
+                dialect = dialect_of(request.namespace, self._served.local, request.common)
+            answer = self.refuse(fault_for(error, ctx.method_request_string or self._operation), dialect)
             by_http = request is None or request.token is None
             return replace(answer, challenge=isinstance(error, Unauthenticated) and by_http)
+        except asyncio.CancelledError:  # by the server, at the end of its grace when it stops
+            return self.refuse(declared_fault("SVC0001", "GATEWAY_STOPPING"), ctx.udc.dialect)
         except Exception:
             reference = secrets.token_hex(8)
             _log.exception("soap_call_failed", operation=ctx.method_request_string, reference=reference)

@@ -20,6 +20,7 @@ from typing import Final
 from xml.parsers import expat
 
 from soap_compat.faults import SoapFault, client_fault
+from soap_compat.versions import is_common
 from soap_compat.xml_input import EncodingAliasError, check_declaration, clip, encoding_named, refuse_doctype
 
 SOAP: Final = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -99,6 +100,7 @@ class RequestEnvelope:
         "_slices",
         "_text",
         "_unparsed",
+        "common",
         "header_read",
         "namespace",
         "payload",
@@ -112,6 +114,8 @@ class RequestEnvelope:
         self.payload: Part | None = None
         self.token: Part | None = None
         """The UsernameToken of the WS-Security header that is addressed to this node."""
+        self.common: set[str] = set()
+        """The namespaces of Parlay X's common types that the message declares."""
         self.header_read = False
         """The soap:Header, if there is one, has been read."""
         self.truncated = False
@@ -213,6 +217,8 @@ class RequestEnvelope:
         self._nodes += 1
         if namespace and len(namespace) > MAX_NAMESPACE:
             raise client_fault(f"The name of a namespace is longer than {MAX_NAMESPACE} characters.")
+        if namespace and is_common(namespace):
+            self.common.add(namespace)
         if self._nodes > MAX_NODES or (prefix and len(prefix) > MAX_NAME):
             self._count(0, prefix or "")
 

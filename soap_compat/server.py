@@ -33,7 +33,7 @@ from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from soap_compat.authentication import SoapAuthenticator
 from soap_compat.content_type import read_content_type
-from soap_compat.faults import SoapFault, client_fault, declared_fault
+from soap_compat.faults import SoapFault, client_fault
 from soap_compat.interface import Answer, Interface
 from soap_compat.operations import INTERFACES, UseCases
 from soap_compat.request_envelope import BodyError
@@ -170,8 +170,6 @@ class _Server:
             rest = receive if refused.more_comes else None
             await _send(send, refused.status, _XML, answer.envelope, refused.headers, rest)
             return
-        except asyncio.CancelledError:  # by the server, at the end of its grace when it stops
-            answer = interface.refuse(declared_fault("SVC0001", "GATEWAY_STOPPING"))
         status = 401 if answer.challenge else 500 if answer.fault else 200
         await _send(send, status, _XML, answer.envelope, _headers_of(answer))
 

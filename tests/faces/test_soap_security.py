@@ -23,7 +23,8 @@ from app.store import open_store
 from soap_compat.authentication import MAX_AGE_S, MAX_AHEAD_S, SoapAuthenticator
 from soap_compat.server import create_app
 from tests.support.core import new_database
-from tests.support.soap import FakeUsage, FakeUseCases, Reply, call, envelope, payload
+from tests.support.soap import LOCAL, FakeUsage, FakeUseCases, Reply, call, envelope, payload
+from tests.support.soap_requests import common_in
 from tests.support.soap_security import token
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -211,6 +212,14 @@ async def test_bad_tokens(world: World) -> None:
         assert (reply.status, reply.fault) == (500, REFUSED), header[:1000]
         world.now += timedelta(seconds=60)  # the number of failures is limited
     assert world.use_cases.asked == []
+
+
+@pytest.mark.parametrize("version", ["v2_0", "v2_3", "v3_0"])
+async def test_refusal_in_the_callers_version(world: World, version: str) -> None:
+    """A refused UsernameToken is a fault in the common types of the request's drop (3GPP TS 29.199-1)."""
+    body = envelope(payload(local=LOCAL.replace("v2_2", version)), token(world.client_id, "x", "Text"))
+    reply = await call(world.app, body.encode())
+    assert reply.declared == (f"{{{common_in(version)}}}PolicyException", "POL0001", "UNAUTHENTICATED")
 
 
 async def test_other_tokens_of_ws_security(world: World) -> None:

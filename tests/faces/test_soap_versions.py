@@ -21,9 +21,9 @@ from app.domain.statuses import Status
 from soap_compat.callbacks import callback
 from tests.support.outbox import ALICE, BOB, change, make_owed, subscribed
 from tests.support.soap import COMMON, LOCAL, MANAGER, NOTIFICATION, WSDL, FakeUseCases, Reply, call, content_of, face
-from tests.support.soap_requests import REQUESTS, result, status_of
+from tests.support.soap_requests import REQUESTS, common_in, end, result, start, status_of
 
-CALLED_BACK = {"v2_2": "v2_2", "v2_3": "v2_2", "v3_0": "v3_0", "v3_1": "v3_0"}
+CALLED_BACK = {"v2_0": "v2_0", "v2_2": "v2_2", "v2_3": "v2_2", "v3_0": "v3_0", "v3_1": "v3_0"}
 """The callbacks' version, by the manager's."""
 
 
@@ -31,7 +31,7 @@ class Schemas:
     """The schemas of one version, by the namespace of their global elements."""
 
     def __init__(self, version: str, folder: Path) -> None:
-        self.common = COMMON.replace("v2_1", "v3_1" if version[1] == "3" else "v2_1")
+        self.common = common_in(version)
         changed = {
             COMMON: self.common,
             NOTIFICATION.removesuffix("/local"): NOTIFICATION.replace("v2_2", CALLED_BACK[version]).removesuffix(
@@ -104,6 +104,47 @@ async def test_faults(version: str, schemas: Schemas, error: TerminalStatusError
     assert exception.tag == f"{{{schemas.common}}}{element}"
     assert len(exception.findall("variables")) == variables
     schemas.valid(exception)
+
+
+COMMONS = {
+    "none": ("v2_2", "", "v2_1"),
+    "JAX-WS with the usual one": ("v2_2", "v2_1", "v2_1"),
+    "a drop with the older one": ("v2_3", "v2_0", "v2_0"),
+    "a drop with a newer one": ("v2_0", "v2_1", "v2_1"),
+    "two, with the usual one": ("v2_3", "v2_0 v2_1", "v2_1"),
+    "two others": ("v2_3", "v2_0 v2_2", "v2_1"),
+    "of the other series": ("v2_2", "v3_1", "v2_1"),
+    "3.0 with the newer one": ("v3_0", "v3_1", "v3_1"),
+    "3.1 with the older one": ("v3_1", "v3_0", "v3_0"),
+    "no version": ("v3_1", "v3_x v3_ v4_0 v3_100", "v3_1"),
+}
+
+
+@pytest.mark.parametrize(("asked", "declared", "expected"), COMMONS.values(), ids=COMMONS.keys())
+async def test_common_types_that_a_request_declares(asked: str, declared: str, expected: str) -> None:
+    """Faults belong to the common types of the request's drop (3GPP TS 29.199-1): those that it declares, where they
+    are one of its series, or else those that its version was published with. Only then a stub makes its typed
+    exception of the fault."""
+    names = declared.split()
+    namespaces = "".join(f' xmlns:c{i}="{COMMON.replace("v2_1", name)}"' for i, name in enumerate(names))
+    body = in_version(start(), asked).replace(b"<l:startNotification", f"<l:startNotification{namespaces}".encode())
+    reply = await call(
+        face(FakeUseCases(raises=IntervalTooShort("No."))), body, path="/TerminalStatusNotificationManager"
+    )
+    assert reply.declared == (f"{{{COMMON.replace('v2_1', expected)}}}PolicyException", "POL0009")
+
+
+@pytest.mark.parametrize("asked", ["v2_0", "v2_3", "v3_0", "v3_1"])
+async def test_refusals_before_an_operation(asked: str) -> None:
+    """A fault about a part, and one for a call that the stopping gateway cancels, belong to the request's drop too."""
+    parts = await answered(FakeUseCases(), "endNotification", asked)
+    assert parts.status == 200
+    body = in_version(end("<l:correlator/>"), asked)
+    refused = await call(face(FakeUseCases()), body, path="/TerminalStatusNotificationManager")
+    stopped = await answered(FakeUseCases(raises=asyncio.CancelledError()), "endNotification", asked)
+    expected = f"{{{common_in(asked)}}}ServiceException"
+    assert refused.declared == (expected, "SVC0002", "correlator")
+    assert stopped.declared == (expected, "SVC0001", "GATEWAY_STOPPING")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,11 @@ def valid(element: etree._Element) -> None:
     SCHEMAS[served].assertValid(etree.fromstring(text))
 
 
+def common_of(exception: etree._Element) -> str:
+    """The namespace of a fault's detail."""
+    return str(etree.QName(exception).namespace)
+
+
 def content_of(body: bytes) -> etree._Element:
     """The element in an envelope's Body."""
     root = etree.fromstring(body)
@@ -123,7 +128,8 @@ class Reply:
         """The fault detail's element, messageId and variables, after validation by the published schema."""
         assert (self.status, self.faultcode) in ((500, "Server"), (401, "Server")), self.body
         (exception,) = self.content.iterfind("detail/*")
-        COMMON_SCHEMA.assertValid(etree.fromstring(etree.tostring(exception).replace(b"common/v3_1", b"common/v2_1")))
+        served = etree.tostring(exception).replace(common_of(exception).encode(), COMMON.encode())
+        COMMON_SCHEMA.assertValid(etree.fromstring(served))
         assert exception.findtext("text") == TEXTS[exception.findtext("messageId", "")]
         return (
             exception.tag,
@@ -192,7 +198,7 @@ class FakeUseCases:
 
     get_status_of: Callable[[str], Awaitable[TerminalStatus]] | None = None
     results: Sequence[TerminalResult] = ()
-    raises: Exception | None = None
+    raises: BaseException | None = None
     asked: list[tuple[Client, Sequence[str], float, Face, str]] = field(default_factory=list)
     created: list[tuple[Client, SubscriptionRequest, Face, str]] = field(default_factory=list)
     ended: list[tuple[Client, str, Face, str]] = field(default_factory=list)

@@ -8,6 +8,7 @@ from app.domain.errors import TerminalStatusError
 from app.domain.statuses import Source, Status, TerminalStatus
 from tests.support.soap import (
     ALICE,
+    COMMON,
     LOCAL,
     MANAGER,
     envelope,
@@ -55,6 +56,11 @@ REQUESTS = {
     "startNotification": start(),
     "endNotification": end(),
 }
+
+
+def common_in(version: str) -> str:
+    """The common types of a version of the contract, as its stubs were published."""
+    return COMMON.replace("v2_1", version if version[3:] == "0" else f"v{version[1]}_1")
 
 
 def status_of(address: str, status: Status = Status.REACHABLE) -> TerminalStatus:
