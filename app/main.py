@@ -210,6 +210,7 @@ def _fetcher(settings: Settings, watcher: SipWatcher, metrics: Metrics) -> Fetch
         watcher,
         metrics,
         busy_activities=settings.busy_activities,
+        busy_when_closed=settings.busy_when_closed,
         fetch_timeout_s=settings.fetch_timeout_ms / 1000,
         max_fetches=settings.max_fetches,
     )

@@ -81,6 +81,7 @@ def make_live(
     contracts: SinkContracts,
     *,
     busy_activities: Set[str],
+    busy_when_closed: bool,
     clock: Callable[[], datetime],
     clock_s: Callable[[], float],
     tuning: Tuning = DEFAULT_TUNING,
@@ -91,6 +92,7 @@ def make_live(
     registry = TerminalRegistry(
         watcher,
         busy_activities=busy_activities,
+        busy_when_closed=busy_when_closed,
         clock=clock,
         clock_s=clock_s,
         linger_s=tuning.linger_s,
@@ -215,6 +217,7 @@ async def run_use_cases(
         policies,
         SINK_CONTRACTS,
         busy_activities=settings.busy_activities,
+        busy_when_closed=settings.busy_when_closed,
         clock=clock,
         clock_s=monotonic,
         tuning=Tuning(linger_s=settings.linger_s, bookmark_s=settings.bookmark_s),

@@ -36,12 +36,14 @@ class FetchService:
         meter: Meter,
         *,
         busy_activities: Set[str],
+        busy_when_closed: bool,
         fetch_timeout_s: float,
         max_fetches: int,
     ) -> None:
         self._watcher = watcher
         self._meter = meter
         self._busy_activities = frozenset(busy_activities)
+        self._busy_when_closed = busy_when_closed
         self._fetch_timeout_s = fetch_timeout_s
         self._max_fetches = max_fetches
         self._flights: dict[tuple[str, TerminalAddress], _Flight] = {}
@@ -119,10 +121,10 @@ class FetchService:
             raise FetchTimedOut(
                 f"The presence server did not answer within {self._fetch_timeout_s * 1000:.0f} ms."
             ) from None
-        presence = read_presence(notify.body, notify.content_type, notify.content_encoding)
+        presence = read_presence(notify.body, notify.content_type, notify.content_encoding, at=notify.observed_at)
         return TerminalStatus(
             address=terminal,
-            status=status_of(presence, self._busy_activities),
+            status=status_of(presence, self._busy_activities, busy_when_closed=self._busy_when_closed),
             observed_at=notify.observed_at,
             source=Source.FETCH,
         )

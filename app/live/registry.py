@@ -68,6 +68,7 @@ class TerminalRegistry:
         watcher: Watcher,
         *,
         busy_activities: Set[str],
+        busy_when_closed: bool,
         clock: Callable[[], datetime],
         clock_s: Callable[[], float],
         linger_s: float,
@@ -88,6 +89,7 @@ class TerminalRegistry:
         """How many live watches were refreshed because a newer fetch had another result."""
         self._watcher = watcher
         self._busy_activities = frozenset(busy_activities)
+        self._busy_when_closed = busy_when_closed
         self._clock = clock
         self._clock_s = clock_s
         self._linger_s = linger_s
@@ -103,13 +105,14 @@ class TerminalRegistry:
         if terminal is None:
             return
         try:
-            presence = read_presence(notify.body, notify.content_type, notify.content_encoding)
+            presence = read_presence(notify.body, notify.content_type, notify.content_encoding, at=notify.observed_at)
         except DocumentUnreadable as error:
             self.on_notify_unreadable(address, error)
             return
         if terminal.unreadable is not None:
             terminal.readable_pending = terminal.write_next = True
-        if terminal.observe(status_of(presence, self._busy_activities), notify.observed_at):
+        status = status_of(presence, self._busy_activities, busy_when_closed=self._busy_when_closed)
+        if terminal.observe(status, notify.observed_at):
             self.enqueue(terminal)
             self.on_work()
 

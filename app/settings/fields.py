@@ -331,6 +331,12 @@ class Settings(BaseModel):
         description="RPID activities (RFC 4480) for which a reachable terminal is reported as BUSY.",
         examples=["activity names, separated by commas; empty for none"],
     )
+    busy_when_closed: bool = Field(
+        False,
+        description="Whether a busy activity means BUSY also without an open tuple, for PBXs that close the tuple of "
+        "an extension in a call, such as Asterisk with PJSIP. If false, such a terminal is UNREACHABLE.",
+        examples=["true or false"],
+    )
     busy_available: bool = Field(
         True,
         description="BusyAvailable: whether BUSY is reported. If false, a busy terminal is reported as REACHABLE.",

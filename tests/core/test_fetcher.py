@@ -4,6 +4,8 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -258,11 +260,42 @@ async def test_headers_reach_the_reader(content_type: str, content_encoding: str
     assert caught.value.details["reason"] == reason
 
 
+async def test_activities_are_weighed_at_the_time_of_the_notify() -> None:
+    """RFC 4480 section 3.2: `until` is compared with the time at which the NOTIFY came."""
+
+    def answer(body: bytes, _: TerminalAddress) -> bytes:
+        return body
+
+    for minutes, expected in ((-2, Status.REACHABLE), (2, Status.BUSY)):
+        until = (OBSERVED_AT + timedelta(minutes=minutes)).isoformat().encode()
+        body = ON_THE_PHONE.replace(b"<rpid:activities>", b'<rpid:activities until="' + until + b'">')
+        assert body != ON_THE_PHONE
+        watcher = FakeWatcher(partial(answer, body))
+        assert (await make_service(watcher).fetch(ALICE)).status == expected
+
+
+async def test_busy_when_closed() -> None:
+    """With TS_BUSY_WHEN_CLOSED a busy activity counts without an open tuple."""
+    watcher = FakeWatcher(lambda _: ON_THE_PHONE.replace(b">open<", b">closed<"))
+    for busy_when_closed, expected in ((False, Status.UNREACHABLE), (True, Status.BUSY)):
+        service = FetchService(
+            watcher,
+            FakeMeter(),
+            busy_activities={"on-the-phone"},
+            busy_when_closed=busy_when_closed,
+            fetch_timeout_s=5,
+            max_fetches=1,
+        )
+        assert (await service.fetch(ALICE)).status == expected
+
+
 async def test_overload() -> None:
     """At the limit of fetches, a query for a new terminal is refused; a query that shares a fetch is not. The limit
     frees up again."""
     watcher, meter = WaitingWatcher(), FakeMeter()
-    service = FetchService(watcher, meter, busy_activities=set(), fetch_timeout_s=5, max_fetches=2)
+    service = FetchService(
+        watcher, meter, busy_activities=set(), busy_when_closed=False, fetch_timeout_s=5, max_fetches=2
+    )
     callers = [ask(service, ALICE), ask(service, BOB, "other")]
     fetches = [await watcher.next_fetch() for _ in callers]
     with pytest.raises(GatewayOverloaded, match="2 fetches are in flight") as caught:
@@ -283,7 +316,9 @@ async def test_overload() -> None:
 async def test_fetch_given_up_makes_room() -> None:
     """A fetch whose caller has left no longer counts towards the limit."""
     watcher = WaitingWatcher()
-    service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=1)
+    service = FetchService(
+        watcher, FakeMeter(), busy_activities=set(), busy_when_closed=False, fetch_timeout_s=5, max_fetches=1
+    )
     first = ask(service, ALICE)
     await watcher.next_fetch()
     await leave(first)
@@ -296,7 +331,9 @@ async def test_no_client_begins_more_fetches_than_are_left_to_the_others() -> No
     """One client may have half of the fetches, a second client half of the rest, and so on; each fetch that ends makes
     room."""
     watcher = WaitingWatcher()
-    service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=5, max_fetches=16)
+    service = FetchService(
+        watcher, FakeMeter(), busy_activities=set(), busy_when_closed=False, fetch_timeout_s=5, max_fetches=16
+    )
     callers, begun = list[asyncio.Task[TerminalStatus]](), dict[str, int]()
     for client in ("a", "b", "c"):
         for number in range(16):

@@ -50,6 +50,7 @@ from tests.support.core import (
     reading,
     run_core,
 )
+from tests.support.fakes import ON_THE_PHONE
 from tests.support.waiting import until
 
 
@@ -101,6 +102,34 @@ async def test_changes_that_come_together_share_a_transaction(core: Core) -> Non
     written = [s for w in core.store.writes for s in w.statuses if s.address == addresses[0]]
     assert [(s.status, s.revision) for s in written] == [(REACHABLE, 1), (BUSY, 2), (UNREACHABLE, 3)]
     assert changes
+
+
+async def test_document_that_must_be_understood(core: Core) -> None:
+    """RFC 3863 section 4.2: a document with an element that must be understood, and is not, changes no status: the last
+    one stays and is STALE, with a reason of its own."""
+    must = (
+        b'<presence xmlns="urn:ietf:params:xml:ns:pidf" xmlns:p="urn:ietf:params:xml:ns:pidf"><tuple id="t">'
+        b'<status><basic>closed</basic></status><x xmlns="urn:x" p:mustUnderstand="1"/></tuple></presence>'
+    )
+    async with reading(core, ALICE) as stream:
+        await stream.some(SnapshotComplete)
+        await core.play(ALICE, REACHABLE)
+        await stream.some(LivenessChange)
+        core.watcher.send(ALICE, must)
+        _, stale = await stream.some(LivenessChange, 2)
+    assert (stale.terminal.liveness, stale.terminal.reason) == (Liveness.STALE, "document unreadable: must-understand")
+    assert stale.terminal.status.status == REACHABLE
+    assert core.live.registry.unreadable_counts == {"must-understand": 1}
+
+
+async def test_busy_when_closed(url: str) -> None:
+    """With TS_BUSY_WHEN_CLOSED a watch reports BUSY for a busy activity without an open tuple; else UNREACHABLE."""
+    for busy_when_closed, expected in ((True, BUSY), (False, UNREACHABLE)):
+        async with run_core(url, busy_when_closed=busy_when_closed) as core, reading(core, ALICE) as stream:
+            await stream.some(SnapshotComplete)
+            core.watcher.send(ALICE, ON_THE_PHONE.replace(b">open<", b">closed<"))
+            changes = await stream.some(Change)
+            assert changes[-1].status.status == expected
 
 
 async def test_unreadable_document_makes_the_status_stale(core: Core) -> None:

@@ -365,6 +365,7 @@ async def run_core(
     entropy: Callable[[int], bytes] = secrets.token_bytes,
     crash: bool = False,
     secret_key_file: Path | None = None,
+    busy_when_closed: bool = False,
 ) -> AsyncIterator[Core]:
     """The use cases over the database at `url`. With `crash` they are cancelled at the end, as `kill -9` would do."""
     clocks = clocks or Clocks()
@@ -383,6 +384,7 @@ async def run_core(
             policies,
             SINK_CONTRACTS,
             busy_activities={"on-the-phone", "busy"},
+            busy_when_closed=busy_when_closed,
             clock=lambda: clocks.now,
             clock_s=lambda: clocks.now_s,
             tuning=replace(tuning, close_s=0.01) if crash else tuning,
@@ -396,7 +398,12 @@ async def run_core(
             policies,
             live,
             FetchService(
-                watcher, FakeMeter(), busy_activities={"on-the-phone", "busy"}, fetch_timeout_s=0.2, max_fetches=10_000
+                watcher,
+                FakeMeter(),
+                busy_activities={"on-the-phone", "busy"},
+                busy_when_closed=busy_when_closed,
+                fetch_timeout_s=0.2,
+                max_fetches=10_000,
             ),
             UsageLog(store, lambda: clocks.now, policies),
             senders if senders is not None else {SinkKind.WEBHOOK: sender, SinkKind.SOAP: sender},

@@ -134,7 +134,9 @@ def presence_answers(error: TerminalStatusError | None) -> Provoke:
 
 async def too_many_fetches(face: HttpFace) -> Answer:
     watcher = FakeWatcher(lambda _: None)
-    service = FetchService(watcher, FakeMeter(), busy_activities=set(), fetch_timeout_s=60, max_fetches=2)
+    service = FetchService(
+        watcher, FakeMeter(), busy_activities=set(), busy_when_closed=False, fetch_timeout_s=60, max_fetches=2
+    )
     fetches = [asyncio.create_task(service.fetch(TerminalAddress(ALICE), client)) for client in ("first", "second")]
     await until(lambda: len(watcher.asked) == len(fetches))
     with pytest.raises(GatewayOverloaded) as overloaded:

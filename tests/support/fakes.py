@@ -64,6 +64,7 @@ def make_service(watcher: FakeWatcher, meter: FakeMeter | None = None, *, fetch_
         watcher,
         meter or FakeMeter(),
         busy_activities={"on-the-phone", "busy"},
+        busy_when_closed=False,
         fetch_timeout_s=fetch_timeout_s,
         max_fetches=100,
     )
