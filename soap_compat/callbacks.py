@@ -23,7 +23,7 @@ from soap_compat.address_spelling import spelling_of
 from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.fault_detection import has_fault
 from soap_compat.faults import reason_for
-from soap_compat.versions import callback_namespace
+from soap_compat.versions import callback_namespace, is_version
 
 HEADERS: Final = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
 SOAP_FAULT: Final = "soap-fault"
@@ -72,6 +72,11 @@ class CallbackSender:
     async def check(self, subscription: Subscription) -> None:
         """Checks that the endpoint is allowed and accepts a connection; sends nothing. Raises SinkRefused,
         SinkUnreachable."""
+        if subscription.sink.profile and not is_version(subscription.sink.profile):
+            raise SinkRefused(
+                "The callbacks' version must be one of Parlay X, such as v2_2; leave it out for the newest.",
+                reason="version",
+            )
         await self._egress.connect(subscription.sink.url)
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:

@@ -88,10 +88,15 @@ def _dialect_of(namespace: str, served: str) -> Dialect | None:
     return Dialect(f"{own[1]}{asked[2]}/local", _common_of(asked[2]), asked[2])
 
 
+def is_version(profile: str) -> bool:
+    """Whether `profile` names a version of the contract, such as v2_2."""
+    return _PROFILE.fullmatch(profile) is not None
+
+
 @lru_cache(maxsize=256)
 def callback_namespace(profile: str) -> str:
     """The namespace of the callbacks' wrapper elements for a subscription started in version `profile`."""
-    if not _PROFILE.fullmatch(profile):
+    if not is_version(profile):
         profile = SERVED_PROFILE
     return f"{_SCHEMA}terminal_status/notification/{_NOTIFICATION_OF.get(profile, profile)}/local"
 

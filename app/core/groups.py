@@ -113,7 +113,10 @@ class GroupService:
         group = await self.get(client, address)
         if group.etag not in etags:
             raise GroupChanged(
-                f"The group {group.address} has changed since that version; read it again.", group=group.address
+                f"The group {group.address} has changed: its etag is {group.etag!r} now. Read it again before you "
+                "change it.",
+                group=group.address,
+                field="etag",
             )
         return group.version
 

@@ -5,13 +5,20 @@ Invariants: pure. A request with a `request_id` has a digest, which is stored wi
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 from app.domain.addresses import canonical
 from app.domain.errors import InvalidRequest, RequestIdReused
 from app.domain.records import MAX_CORRELATOR, MAX_ID, Subscription
-from app.domain.sinks import SINK_REQUEST, Sink, SinkKind, require_readable
+from app.domain.sinks import (
+    SIGNED_PROFILES,
+    SINK_REQUEST,
+    SINK_TOKEN_EXPIRES_AT,
+    Sink,
+    SinkKind,
+    require_readable,
+)
 from app.domain.statuses import Status
 
 NO_SINK = Sink(kind=SinkKind.STREAM)
@@ -65,9 +72,23 @@ def check_names(request: SubscriptionRequest) -> None:
 
 def digest_of(request: SubscriptionRequest) -> str:
     """A digest of the request, with its addresses in canonical form; "" without a request id."""
-    if not request.request_id:
-        return ""
+    return _digest(request, request.sink) if request.request_id else ""
+
+
+def _digests_of_before(request: SubscriptionRequest) -> Iterator[str]:
+    """The digests that versions before typed sinks stored for the same request. Over gRPC a webhook had a profile only
+    if the client named it, and the expiry of its access token was the client's text; here it is one that ends in Z."""
     sink = request.sink
+    if sink.kind is not SinkKind.WEBHOOK or sink.profile not in SIGNED_PROFILES:
+        return
+    expiry = sink.parameters.get(SINK_TOKEN_EXPIRES_AT, "")
+    for profile in SIGNED_PROFILES:
+        for text in {expiry, expiry.replace("+00:00", "Z")}:
+            parameters = {**sink.parameters, SINK_TOKEN_EXPIRES_AT: text} if text else sink.parameters
+            yield _digest(request, replace(sink, profile=profile, parameters=parameters))
+
+
+def _digest(request: SubscriptionRequest, sink: Sink) -> str:
     asked = [
         [*dict.fromkeys([canonical(address) for address in request.addresses])],
         sorted([status.value for status in request.criteria]),
@@ -77,10 +98,11 @@ def digest_of(request: SubscriptionRequest) -> str:
     return sha256(json.dumps(asked))
 
 
-def repeated(known: Subscription, digest: str) -> Subscription:
-    """`known`, if it was made by a request with the same digest. Raises RequestIdReused otherwise."""
+def repeated(known: Subscription, request: SubscriptionRequest) -> Subscription:
+    """`known`, if it was made by the same request. Raises RequestIdReused otherwise."""
     require_readable(known.sink)
-    if known.sink.parameters.get(SINK_REQUEST) != digest:
+    digest = known.sink.parameters.get(SINK_REQUEST, "")
+    if digest != digest_of(request) and digest not in tuple(_digests_of_before(request)):
         raise RequestIdReused(
             "This request id (REST: Idempotency-Key) was used before for a different request; use a new one.",
             field="request_id",

@@ -109,7 +109,7 @@ class SubscriptionService:
             check_names(request)
             digest = digest_of(request)
             if known := await self._store.subscription_by_request_id(client.id, request.request_id):
-                return repeated(known, digest)
+                return repeated(known, request)
             check_criteria(policy, request.criteria)
             expansion = await self._directory.expand(
                 client, request.addresses, policy, most=policy.max_notification_addresses
@@ -133,7 +133,7 @@ class SubscriptionService:
                 most=policy.max_subscriptions,
             )
             if stored.id != subscription.id:
-                return repeated(stored, digest)
+                return repeated(stored, request)
         except TerminalStatusError as error:
             self._usage.record(
                 self._usage.make(
@@ -239,8 +239,7 @@ class SubscriptionService:
         require_etag(subscription, etag)
         if not self._contract_of(subscription).changeable:
             raise ChangeNotAllowed(
-                "The API with which this subscription was created (CAMARA, Parlay X) cannot change subscriptions; "
-                "create another.",
+                "A subscription with a sink of CAMARA or Parlay X cannot be changed; create another.",
                 field="subscription_id",
             )
         owner = client if subscription.client_id == client.id else await self._owner_of(subscription)
@@ -302,7 +301,11 @@ class SubscriptionService:
                 "Only webhooks are signed; this subscription has another kind of sink.", field="subscription_id"
             )
         if secret:
-            read_secret(secret)
+            try:
+                read_secret(secret)
+            except SinkRefused as error:
+                error.details["field"] = "secret"
+                raise
         made = "" if secret or drop_old else signing_secret(self._entropy(SECRET_BYTES))
         details = {"subscription": subscription.id, "face": face.value, "requester": requester}
         action = (

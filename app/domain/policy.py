@@ -70,6 +70,7 @@ class Policy:
 
 _HIGHER_IS_STRICTER = frozenset({"min_interval_ms"})
 _ZERO_IS_NO_LIMIT = frozenset({"max_duration_ms", "default_duration_ms", "max_count", "rate_per_s"})
+_MAX_LIMIT = (1 << 53) - 1
 _FIELDS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Policy)}
 
 
@@ -79,9 +80,9 @@ def check_limits(limits: Mapping[str, object]) -> None:
         kind = _FIELDS.get(name)
         if kind is None:
             raise InvalidRequest(f"{name[:40]!r} is not a limit; the limits are {', '.join(_FIELDS)}.", field="limits")
-        if type(value) is not kind or (kind is int and not 0 <= value < 1 << 53):  # type: ignore[operator]
-            wanted = "true or false" if kind is bool else "a whole number from 0"
-            raise InvalidRequest(f"The limit {name} must be {wanted}.", field="limits")
+        if type(value) is not kind or (kind is int and not 0 <= value <= _MAX_LIMIT):  # type: ignore[operator]
+            wanted = "true or false" if kind is bool else f"a whole number from 0 to {_MAX_LIMIT}"
+            raise InvalidRequest(f"The limit {name} must be {wanted}.", field=f"limits.{name}")
 
 
 def effective(operator: Policy, client: Client) -> Policy:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from app.domain.errors import SinkRefused, StoreUnavailable
+from app.domain.errors import SinkRefused, SinkUnreachable, StoreUnavailable
 
 MAX_URL = 2000
 """Longest URL of a sink in REST and gRPC."""
@@ -108,6 +108,19 @@ def read_secret(text: str) -> bytes:
             "A signing secret must be `whsec_` followed by the base64 of 24 to 64 bytes.", reason="secret"
         )
     return key
+
+
+_REFUSED_PARTS = {
+    "secret": "secrets",
+    "token": "access_token.token",
+    "token-expired": "access_token.expire_time",
+    "version": "version",
+}
+
+
+def refused_part(error: SinkRefused | SinkUnreachable) -> str:
+    """The part of a sink, by its name in gRPC and REST, that an error is about."""
+    return _REFUSED_PARTS.get(error.details.get("reason", ""), "uri")
 
 
 class Handshake(enum.Enum):

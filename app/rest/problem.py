@@ -197,6 +197,7 @@ def faults(error: RequestValidationError) -> dict[str, str]:
     return {
         printable(".".join(str(part) for part in fault["loc"])): printable(str(fault["msg"]))
         for fault in error.errors()[:MAX_FAULTS]
+        if fault["type"] != "default_factory_not_called"  # a consequence of another fault
     }
 
 

@@ -78,8 +78,8 @@ class WebhookSinkRequest(Request):
     )
     handshake: Annotated[SinkHandshake, Field(strict=False)] = Field(
         default_factory=_default_handshake,
-        description="How this call checks the endpoint. Default: `TEST` if `secrets` are given, otherwise `NONE`, "
-        "since the endpoint cannot know the gateway's secret yet.",
+        description="How this call checks the endpoint. Default: `TEST` if `secrets` are given or a subscription is "
+        "changed, otherwise `NONE`, since the endpoint cannot know the gateway's secret yet.",
     )
 
 

@@ -3,6 +3,9 @@
 Invariants: a signing secret that the gateway made is returned only in the answer to the call that made it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -41,6 +44,7 @@ from app.domain.sinks import (
     Sink,
     SinkKind,
     read_secret,
+    refused_part,
 )
 from app.rest import subscription_schemas, to_json
 from app.rest.error_examples import failures
@@ -110,22 +114,23 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def create_subscription(
         client: Caller, request_id: RequestId, asked: subscription_schemas.SubscriptionRequest
     ) -> Response:
-        made = await subscriptions.create(
-            client,
-            SubscriptionRequest(
-                addresses=asked.addresses,
-                criteria=frozenset(asked.criteria),
-                check_immediate=asked.check_immediate,
-                min_interval_ms=asked.min_interval_ms,
-                duration_ms=asked.duration_ms or None,
-                count=asked.max_notification_count,
-                sink=sink_of(asked.sink),
-                correlator=asked.correlator,
-                request_id=request_id,
-            ),
-            face=FACE,
-            requester=asked.requester,
-        )
+        with _sink_fields(asked.sink):
+            made = await subscriptions.create(
+                client,
+                SubscriptionRequest(
+                    addresses=asked.addresses,
+                    criteria=frozenset(asked.criteria),
+                    check_immediate=asked.check_immediate,
+                    min_interval_ms=asked.min_interval_ms,
+                    duration_ms=asked.duration_ms or None,
+                    count=asked.max_notification_count,
+                    sink=sink_of(asked.sink),
+                    correlator=asked.correlator,
+                    request_id=request_id,
+                ),
+                face=FACE,
+                requester=asked.requester,
+            )
         return json_response(
             {**to_json.subscription(made), "secret": made_secret(made) or None},
             201,
@@ -230,8 +235,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="Change a subscription",
         description="Changes the members that the body has; the others keep their values. A new sink is checked as in "
         "`createSubscription`, and gets the notifications that are owed already. Terminals that are added are treated "
-        "as at the start of a subscription; what was reported of the others stays known. Subscriptions made over "
-        "CAMARA's API or SOAP cannot be changed.",
+        "as at the start of a subscription; what was reported of the others stays known. Subscriptions with a CAMARA "
+        "or SOAP sink cannot be changed.",
         response_model=subscription_schemas.Subscription,
         response_description="The changed subscription.",
         responses={
@@ -257,16 +262,18 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         if_match: IfMatch = "*",
     ) -> Response:
         given = asked.model_fields_set
-        change = SubscriptionChange(
-            addresses=asked.addresses if "addresses" in given else None,
-            criteria=frozenset(asked.criteria) if "criteria" in given else None,
-            duration_ms=asked.duration_ms if "duration_ms" in given else None,
-            sink=sink_of(asked.sink) if "sink" in given else None,
-        )
-        etag = await etag_of(client, subscription_id, if_match)
-        return _returned(
-            await subscriptions.update(client, subscription_id, change, etag=etag, face=FACE, requester=asked.requester)
-        )
+        with _sink_fields(asked.sink if "sink" in given else None):
+            change = SubscriptionChange(
+                addresses=asked.addresses if "addresses" in given else None,
+                criteria=frozenset(asked.criteria) if "criteria" in given else None,
+                duration_ms=asked.duration_ms if "duration_ms" in given else None,
+                sink=_new_sink(asked.sink) if "sink" in given else None,
+            )
+            etag = await etag_of(client, subscription_id, if_match)
+            changed = await subscriptions.update(
+                client, subscription_id, change, etag=etag, face=FACE, requester=asked.requester
+            )
+        return _returned(changed)
 
     async def etag_of(client: Client, subscription_id: str, if_match: str) -> str:
         """The etag that If-Match names; of several, the subscription's present one if it is among them."""
@@ -294,7 +301,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         "the newest two sign.",
         response_model=subscription_schemas.RotatedSubscription,
         response_description="The subscription, and the secret if the gateway made it.",
-        responses={**failures(SubscriptionUnknown, SinkRefused), 200: {"headers": _ETAG}},
+        responses={**failures(SubscriptionUnknown, ChangeNotAllowed, SinkRefused), 200: {"headers": _ETAG}},
     )
     async def rotate_secret(
         client: Caller, subscription_id: IdInPath, asked: subscription_schemas.RotateSecretRequest | None = None
@@ -314,6 +321,26 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
 def _returned(subscription: records.Subscription, **more: str | None) -> Response:
     body = {**to_json.subscription(subscription), **more}
     return json_response(body, 200, {"etag": f'"{subscription.etag}"'})
+
+
+@contextmanager
+def _sink_fields(asked: subscription_schemas.SinkRequest | None) -> Iterator[None]:
+    """Errors about the sink that was sent name the member that they are about, such as `sink.uri`."""
+    try:
+        yield
+    except (SinkRefused, SinkUnreachable) as error:
+        if asked is not None:
+            error.details.setdefault("field", f"sink.{refused_part(error)}")
+        raise
+
+
+def _new_sink(asked: subscription_schemas.SinkRequest) -> Sink:
+    """The sink of a change. Without `handshake` its endpoint is tested: the client knows the webhook's secret."""
+    sink = sink_of(asked)
+    if isinstance(asked, subscription_schemas.WebhookSinkRequest) and "handshake" not in asked.model_fields_set:
+        kept = {name: text for name, text in sink.parameters.items() if name != SINK_HANDSHAKE}
+        return replace(sink, parameters=kept)
+    return sink
 
 
 def sink_of(asked: subscription_schemas.SinkRequest | None) -> Sink:

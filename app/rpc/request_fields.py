@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from app.core.subscription_requests import SubscriptionChange
-from app.domain.errors import InvalidRequest, TerminalStatusError
+from app.domain.errors import InvalidRequest, SinkRefused, SinkUnreachable, TerminalStatusError
 from app.domain.policy import MAX_INTERVAL_MS
 from app.domain.sinks import (
     MAX_SECRETS,
@@ -32,6 +32,7 @@ from app.domain.sinks import (
     Sink,
     SinkKind,
     read_secret,
+    refused_part,
 )
 from app.domain.statuses import Status
 from app.pb.terminalstatus.v1 import admin_pb2, subscription_pb2
@@ -106,7 +107,7 @@ def criteria(values: Iterable[int]) -> frozenset[Status]:
 
 def sink(message: subscription_pb2.Sink) -> Sink:
     """The requested sink. Raises InvalidRequest, SinkRefused."""
-    match kind := message.WhichOneof("kind"):
+    match message.WhichOneof("kind"):
         case "listed":
             return Sink(kind=SinkKind.STREAM)
         case "webhook":
@@ -114,7 +115,7 @@ def sink(message: subscription_pb2.Sink) -> Sink:
         case "soap":
             return Sink(
                 kind=SinkKind.SOAP,
-                url=bounded(message.soap.uri, MAX_URL, "sink.soap.uri"),
+                url=_uri(message.soap.uri, "sink.soap.uri"),
                 profile=bounded(message.soap.version, MAX_VERSION, "sink.soap.version"),
             )
         case "camara":
@@ -123,8 +124,7 @@ def sink(message: subscription_pb2.Sink) -> Sink:
                 field="sink.camara",
             )
     raise InvalidRequest(
-        f"`sink` has no known kind ({kind}); set one of `listed`, `webhook` and `soap`, or leave `sink` out.",
-        field="sink",
+        "`sink` has no known kind; set one of `listed`, `webhook` and `soap`, or leave `sink` out.", field="sink"
     )
 
 
@@ -160,6 +160,23 @@ def fields_within(part: str, message: Descriptor) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def sink_fields(message: subscription_pb2.Sink) -> Iterator[None]:
+    """Errors about the sink name the field of `message` that they are about, such as `sink.webhook.uri`."""
+    try:
+        yield
+    except (SinkRefused, SinkUnreachable) as error:
+        if kind := message.WhichOneof("kind"):
+            error.details.setdefault("field", f"sink.{kind}.{refused_part(error)}")
+        raise
+
+
+def _uri(text: str, field: str) -> str:
+    if not text:
+        raise InvalidRequest(f"`{field}` is empty; send the URL of the endpoint.", field=field)
+    return bounded(text, MAX_URL, field)
+
+
 def _webhook(message: subscription_pb2.WebhookSink) -> Sink:
     parameters: dict[str, str] = {}
     if len(message.secrets) > MAX_SECRETS:
@@ -179,7 +196,9 @@ def _webhook(message: subscription_pb2.WebhookSink) -> Sink:
                 field="sink.webhook.access_token.token",
             )
         parameters[SINK_TOKEN] = bounded(token.token, MAX_SINK_TOKEN, "sink.webhook.access_token.token")
-        if (expires_at := time(token, "expire_time")) is not None:
+        with fields_within("sink.webhook.access_token", token.DESCRIPTOR):
+            expires_at = time(token, "expire_time")
+        if expires_at is not None:
             parameters[SINK_TOKEN_EXPIRES_AT] = expires_at.isoformat()
     if message.handshake:
         if (handshake := _FROM_HANDSHAKE.get(message.handshake)) is None:
@@ -189,7 +208,7 @@ def _webhook(message: subscription_pb2.WebhookSink) -> Sink:
         parameters[SINK_HANDSHAKE] = handshake.value
     return Sink(
         kind=SinkKind.WEBHOOK,
-        url=bounded(message.uri, MAX_URL, "sink.webhook.uri"),
+        url=_uri(message.uri, "sink.webhook.uri"),
         profile=PROFILE_V1,
         parameters=parameters,
     )

@@ -197,7 +197,7 @@ def _unknown(address: str) -> GroupUnknown:
 
 def _check_version(address: str, version: int, expected: int | None) -> None:
     if expected is not None and version != expected:
-        raise GroupChanged(f"The group {address} has version {version}, not {expected}; read it again.", group=address)
+        raise GroupChanged(f"The group {address} was changed meanwhile; read it again.", group=address, field="etag")
 
 
 def _sizes(members: Sequence[TerminalAddress]) -> Mapping[str, int]:

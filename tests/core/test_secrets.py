@@ -149,7 +149,7 @@ async def test_a_secret_that_is_none(gateway: Signed, secret: str) -> None:
     subscription = await gateway.subscribe()
     with pytest.raises(SinkRefused) as refused:
         await gateway.rotate(subscription, secret)
-    assert refused.value.details == {"reason": "secret"}
+    assert refused.value.details == {"reason": "secret", "field": "secret"}
     assert await gateway.secrets(subscription) == [SECRET]
     assert await audit_entries(gateway.core) == []
 

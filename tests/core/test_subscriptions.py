@@ -70,6 +70,20 @@ async def test_creation_is_idempotent_by_request_id(core: Core) -> None:
     assert again.end_reason is EndReason.EXPIRED
 
 
+@pytest.mark.parametrize("profile", ["", "v1"])
+@pytest.mark.parametrize("expiry", ["", "2100-01-01T00:00:00Z", "2100-01-01T00:00:00+00:00"])
+async def test_request_ids_of_before_typed_sinks(core: Core, profile: str, expiry: str) -> None:
+    """Versions before typed sinks stored a digest of the client's own texts; the same request still finds its
+    subscription, and another one does not."""
+    token = {"token": "t", "token_expires_at": expiry} if expiry else {}
+    first = await core.subscribe(ALICE, sink=replace(WEBHOOK, profile=profile, parameters=token), request_id="r")
+    typed = {**token, "token_expires_at": "2100-01-01T00:00:00+00:00"} if expiry else {}
+    assert (await core.subscribe(ALICE, sink=replace(WEBHOOK, parameters=typed), request_id="r")).id == first.id
+    with pytest.raises(RequestIdReused) as reused:
+        await core.subscribe(ALICE, sink=replace(WEBHOOK, parameters={**typed, "token": "u"}), request_id="r")
+    assert reused.value.details["request_id"] == "r"
+
+
 async def test_a_repeated_creation_looks_at_nothing_again(tmp_path: Path) -> None:
     """A repeated request checks no endpoint and no limit; a request that differs in any part is refused."""
     async with run_core(await new_database(tmp_path), policy=Policy(max_subscriptions=1)) as core:

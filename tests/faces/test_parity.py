@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from app.domain.errors import SinkRefused
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from tests.support.core import ADMIN, ALICE, APP, TEAM, new_database, run_core
@@ -100,7 +101,34 @@ CASES = {
     "a secret": subscribing(
         webhook(uri=HOOK, secrets=["x"]),
         {"sink": {"kind": "WEBHOOK", "uri": HOOK, "secrets": ["x"]}},
-        "",
+        "sink.webhook.secrets",
+        "sink.secrets",
+        code="SINK_REFUSED",
+    ),
+    "no endpoint": subscribing(webhook(), {"sink": {"kind": "WEBHOOK"}}, "sink.webhook.uri", "sink.uri"),
+    "no SOAP endpoint": subscribing(
+        {"sink": subscription_pb2.Sink(soap=subscription_pb2.SoapSink())},
+        {"sink": {"kind": "SOAP", "uri": ""}},
+        "sink.soap.uri",
+        "sink.uri",
+    ),
+    "the expiry of a token": subscribing(
+        webhook(uri=HOOK, access_token=subscription_pb2.AccessToken(token="t", expire_time=Timestamp(seconds=1 << 50))),
+        {"sink": {"kind": "WEBHOOK", "uri": HOOK, "access_token": {"token": "t", "expire_time": "soon"}}},
+        "sink.webhook.access_token.expire_time",
+        "sink.access_token.expire_time",
+    ),
+    "an expired token": subscribing(
+        webhook(uri=HOOK, access_token=subscription_pb2.AccessToken(token="t", expire_time=Timestamp(seconds=1))),
+        {
+            "sink": {
+                "kind": "WEBHOOK",
+                "uri": HOOK,
+                "access_token": {"token": "t", "expire_time": "1970-01-01T00:00:01Z"},
+            }
+        },
+        "sink.webhook.access_token.expire_time",
+        "sink.access_token.expire_time",
         code="SINK_REFUSED",
     ),
     "a page token": Case(
@@ -254,7 +282,7 @@ CASES = {
         "/v1/clients",
         {"name": "a", "limits": {"max_targets": -1}},
         "INVALID_REQUEST",
-        "limits",
+        "limits.max_targets",
     ),
 }
 
@@ -274,6 +302,55 @@ async def test_both_faces_refuse_alike(both: Both, name: str) -> None:
     assert field == case.field
     if case.field:
         assert problem["details"]["field"] == (case.http_field or case.field)
+
+
+@pytest.mark.parametrize(
+    ("reason", "part"), [("host", "uri"), ("token", "access_token.token"), ("forbidden-address", "uri")]
+)
+async def test_both_faces_name_the_part_of_a_refused_sink(both: Both, reason: str, part: str) -> None:
+    """An endpoint or credential that is refused has a place in the request: when it is created, and when it is
+    changed."""
+    sink = webhook(uri=HOOK)["sink"]
+    made = await both.rpc.subscribe(ALICE, sink=sink)
+    sender = both.rpc.core.sender
+    sender.error = SinkRefused("No.", reason=reason)
+    creating = subscription_pb2.CreateSubscriptionRequest(addresses=[ALICE], sink=sink)
+    _, code, field = await failure_of(both.rpc.subscriptions.CreateSubscription(creating, metadata=both.rpc.app))
+    assert (code, field) == ("SINK_REFUSED", f"sink.webhook.{part}")
+    changing = subscription_pb2.UpdateSubscriptionRequest(
+        subscription_id=made.id,
+        change=subscription_pb2.SubscriptionChange(sink=sink),
+        update_mask=FieldMask(paths=["sink"]),
+    )
+    sender.error = SinkRefused("No.", reason=reason)
+    _, code, field = await failure_of(both.rpc.subscriptions.UpdateSubscription(changing, metadata=both.rpc.app))
+    assert (code, field) == ("SINK_REFUSED", f"change.sink.webhook.{part}")
+    body = {"sink": {"kind": "WEBHOOK", "uri": HOOK}}
+    for method, path, more in (
+        ("POST", "/v1/subscriptions", {"addresses": [ALICE]}),
+        ("PATCH", f"/v1/subscriptions/{made.id}", {}),
+    ):
+        sender.error = SinkRefused("No.", reason=reason)
+        problem = (await both.rest.call(method, path, {**body, **more})).json
+        assert (problem["code"], problem["details"]["field"]) == ("SINK_REFUSED", f"sink.{part}")
+
+
+async def test_both_faces_check_a_changed_endpoint_alike(both: Both) -> None:
+    """A change that does not say how its endpoint is checked leaves that to the gateway, on both faces."""
+    sink = webhook(uri=HOOK)["sink"]
+    made = await both.rpc.subscribe(ALICE, sink=sink)
+    request = subscription_pb2.UpdateSubscriptionRequest(
+        subscription_id=made.id,
+        change=subscription_pb2.SubscriptionChange(sink=sink),
+        update_mask=FieldMask(paths=["sink"]),
+    )
+    await both.rpc.subscriptions.UpdateSubscription(request, metadata=both.rpc.app)
+    over_rpc = both.rpc.core.sender.checked[-1].sink
+    body = {"sink": {"kind": "WEBHOOK", "uri": HOOK}}
+    assert (await both.rest.call("PATCH", f"/v1/subscriptions/{made.id}", body)).status == 200
+    over_rest = both.rpc.core.sender.checked[-1].sink
+    assert over_rest == over_rpc
+    assert "handshake" not in over_rest.parameters
 
 
 async def test_both_faces_refuse_a_stale_etag(both: Both) -> None:

@@ -348,6 +348,15 @@ async def test_endpoint_that_is_refused(url: str, reason: str) -> None:
         assert refused.value.details["reason"] == reason
 
 
+async def test_version_that_is_none() -> None:
+    """A version that Parlay X does not have is refused; the callbacks would have another one than the client reads."""
+    there = subscribed("http://127.0.0.1:8080/")
+    async with sender() as callbacks:
+        with pytest.raises(SinkRefused) as refused:
+            await callbacks.check(replace(there, sink=replace(there.sink, profile="v9_9")))
+    assert refused.value.details["reason"] == "version"
+
+
 async def test_endpoint_that_cannot_be_reached() -> None:
     """An endpoint that refuses the connection, does not resolve, or does not speak TLS, is unreachable."""
 

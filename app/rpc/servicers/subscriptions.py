@@ -22,22 +22,25 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
         self, request: pb.CreateSubscriptionRequest, context: Context
     ) -> pb.CreateSubscriptionResponse:
         async with self._calls.answer(context, "CreateSubscription") as client:
-            made = await self._subscriptions.create(
-                client,
-                SubscriptionRequest(
-                    addresses=request.addresses,
-                    criteria=request_fields.criteria(request.criteria),
-                    check_immediate=request.check_immediate,
-                    min_interval_ms=request_fields.duration_ms(request, "min_interval"),
-                    duration_ms=request_fields.duration_ms(request, "duration") or None,
-                    count=request.max_notification_count,
-                    correlator=request_fields.bounded(request.correlator, MAX_CORRELATOR, "correlator"),
-                    sink=request_fields.sink(request.sink) if request.HasField("sink") else Sink(kind=SinkKind.STREAM),
-                    request_id=request_fields.bounded(request.request_id, MAX_ID, "request_id"),
-                ),
-                face=FACE,
-                requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
-            )
+            with request_fields.sink_fields(request.sink):
+                made = await self._subscriptions.create(
+                    client,
+                    SubscriptionRequest(
+                        addresses=request.addresses,
+                        criteria=request_fields.criteria(request.criteria),
+                        check_immediate=request.check_immediate,
+                        min_interval_ms=request_fields.duration_ms(request, "min_interval"),
+                        duration_ms=request_fields.duration_ms(request, "duration") or None,
+                        count=request.max_notification_count,
+                        correlator=request_fields.bounded(request.correlator, MAX_CORRELATOR, "correlator"),
+                        sink=request_fields.sink(request.sink)
+                        if request.HasField("sink")
+                        else Sink(kind=SinkKind.STREAM),
+                        request_id=request_fields.bounded(request.request_id, MAX_ID, "request_id"),
+                    ),
+                    face=FACE,
+                    requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
+                )
             return pb.CreateSubscriptionResponse(
                 subscription=response_messages.subscription(made), secret=made_secret(made)
             )
@@ -83,7 +86,10 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
         async with self._calls.answer(context, "UpdateSubscription") as client:
             requester = request_fields.bounded(request.requester, MAX_REQUESTER, "requester")
             etag = request_fields.bounded(request.etag, MAX_ID, "etag")
-            with request_fields.fields_within("change", pb.SubscriptionChange.DESCRIPTOR):
+            with (
+                request_fields.fields_within("change", pb.SubscriptionChange.DESCRIPTOR),
+                request_fields.sink_fields(request.change.sink),
+            ):
                 changed = await self._subscriptions.update(
                     client,
                     request.subscription_id,

@@ -73,7 +73,7 @@ class _DeliveryOutcome:
 class _DeliveryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DELIVERY_OUTCOME_UNSPECIFIED: _DeliveryOutcome.ValueType  # 0
-    """Never sent. A client treats an unknown value as a failure."""
+    """An outcome of another version of the gateway. A client treats it, and an unknown value, as a failure."""
     DELIVERY_OUTCOME_DELIVERED: _DeliveryOutcome.ValueType  # 1
     """The endpoint answered 2xx."""
     DELIVERY_OUTCOME_LISTED: _DeliveryOutcome.ValueType  # 2
@@ -117,7 +117,7 @@ class DeliveryOutcome(_DeliveryOutcome, metaclass=_DeliveryOutcomeEnumTypeWrappe
     """How a delivery attempt ended."""
 
 DELIVERY_OUTCOME_UNSPECIFIED: DeliveryOutcome.ValueType  # 0
-"""Never sent. A client treats an unknown value as a failure."""
+"""An outcome of another version of the gateway. A client treats it, and an unknown value, as a failure."""
 DELIVERY_OUTCOME_DELIVERED: DeliveryOutcome.ValueType  # 1
 """The endpoint answered 2xx."""
 DELIVERY_OUTCOME_LISTED: DeliveryOutcome.ValueType  # 2
@@ -381,7 +381,7 @@ class DeliveryAttempt(_message.Message):
     http_code: _builtins.int
     """The HTTP status of the endpoint's answer; 0 without an answer."""
     outcome: Global___DeliveryOutcome.ValueType
-    """How the attempt ended. Never DELIVERY_OUTCOME_UNSPECIFIED."""
+    """How the attempt ended. DELIVERY_OUTCOME_UNSPECIFIED for an attempt of another version of the gateway."""
     response_body: _builtins.bytes
     """The first kilobytes of the answer's body, with asterisks in place of the endpoint's bearer token."""
     @_builtins.property

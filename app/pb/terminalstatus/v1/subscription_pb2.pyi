@@ -310,8 +310,8 @@ class WebhookSink(_message.Message):
     """The endpoint: an http or https URL of at most 2000 characters. Required."""
     handshake: Global___SinkHandshake.ValueType
     """How the endpoint is checked when the subscription gets this sink. SINK_HANDSHAKE_UNSPECIFIED:
-    SINK_HANDSHAKE_TEST if `secrets` is given; otherwise SINK_HANDSHAKE_NONE, because the endpoint cannot know the
-    generated secret before CreateSubscription returns.
+    SINK_HANDSHAKE_TEST if `secrets` is given, and in UpdateSubscription; otherwise SINK_HANDSHAKE_NONE, because the
+    endpoint cannot know the generated secret before CreateSubscription returns.
     """
     @_builtins.property
     def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -776,8 +776,8 @@ class SubscriptionChange(_message.Message):
 
     @_builtins.property
     def sink(self) -> Global___Sink:
-        """Where to send notifications: a sink of the same kind. A `webhook` keeps its signing secrets; `secrets` must be
-        empty. A `webhook` without `access_token` has none afterwards.
+        """Where to send notifications: a sink of the same kind, `listed` or `webhook`. A `webhook` keeps its signing secrets;
+        `secrets` must be empty. A `webhook` without `access_token` has none afterwards.
         """
 
     def __init__(

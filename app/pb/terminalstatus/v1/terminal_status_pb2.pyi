@@ -231,7 +231,9 @@ class GetStatusRequest(_message.Message):
     characters. Anything else, including an empty string, is INVALID_ARGUMENT with reason INVALID_ADDRESS.
     """
     requester: _builtins.str
-    """On whose behalf the client asks: a URI or a name, stored in the usage record only. At most 200 characters."""
+    """On whose behalf the client asks: a URI or a name, stored in the usage record, and of a change in the audit log. At
+    most 200 characters.
+    """
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
         """Greatest age of a status to return, from 0 to one day; outside is INVALID_ARGUMENT. Absent or 0: the gateway asks

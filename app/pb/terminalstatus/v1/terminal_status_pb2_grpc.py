@@ -150,7 +150,8 @@ class TerminalStatusServiceServicer:
         answer to the one before is being sent, so a client that sends changes and does not read is held up.
 
         Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
-        first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
+        first request that is not `open`, and for a call without a request for 10 seconds; after the first event, for a
+        later request that is not `change`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

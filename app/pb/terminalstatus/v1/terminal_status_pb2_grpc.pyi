@@ -153,7 +153,8 @@ class TerminalStatusServiceStub:
     answer to the one before is being sent, so a client that sends changes and does not read is held up.
 
     Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
-    first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
+    first request that is not `open`, and for a call without a request for 10 seconds; after the first event, for a
+    later request that is not `change`.
     """
 
 @_typing.type_check_only
@@ -238,7 +239,8 @@ class TerminalStatusServiceAsyncStub(TerminalStatusServiceStub):
     answer to the one before is being sent, so a client that sends changes and does not read is held up.
 
     Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
-    first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
+    first request that is not `open`, and for a call without a request for 10 seconds; after the first event, for a
+    later request that is not `change`.
     """
 
 class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -344,7 +346,8 @@ class TerminalStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         answer to the one before is being sent, so a client that sends changes and does not read is held up.
 
         Errors of the whole call, before the first event: as WatchStatuses. INVALID_ARGUMENT INVALID_REQUEST also for a
-        first request that is not `open`, a later one that is not `change`, and a call without a request for 10 seconds.
+        first request that is not `open`, and for a call without a request for 10 seconds; after the first event, for a
+        later request that is not `change`.
         """
 
 def add_TerminalStatusServiceServicer_to_server(servicer: TerminalStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,7 +29,7 @@ class _UsageOperation:
 class _UsageOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageOperation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     USAGE_OPERATION_UNSPECIFIED: _UsageOperation.ValueType  # 0
-    """Never sent. In a filter it means every operation."""
+    """An operation of another version of the gateway. In a filter it means every operation."""
     USAGE_OPERATION_GET_STATUS: _UsageOperation.ValueType  # 1
     """A query for one terminal (Parlay X getStatus)."""
     USAGE_OPERATION_GET_STATUS_FOR_GROUP: _UsageOperation.ValueType  # 2
@@ -59,7 +59,7 @@ class UsageOperation(_UsageOperation, metaclass=_UsageOperationEnumTypeWrapper):
     """A billable operation."""
 
 USAGE_OPERATION_UNSPECIFIED: UsageOperation.ValueType  # 0
-"""Never sent. In a filter it means every operation."""
+"""An operation of another version of the gateway. In a filter it means every operation."""
 USAGE_OPERATION_GET_STATUS: UsageOperation.ValueType  # 1
 """A query for one terminal (Parlay X getStatus)."""
 USAGE_OPERATION_GET_STATUS_FOR_GROUP: UsageOperation.ValueType  # 2
@@ -93,7 +93,7 @@ class _Face:
 class _FaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Face.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FACE_UNSPECIFIED: _Face.ValueType  # 0
-    """Never sent. In a filter it means every API."""
+    """An API of another version of the gateway. In a filter it means every API."""
     FACE_GRPC: _Face.ValueType  # 1
     """gRPC."""
     FACE_REST: _Face.ValueType  # 2
@@ -109,7 +109,7 @@ class Face(_Face, metaclass=_FaceEnumTypeWrapper):
     """An API of the gateway."""
 
 FACE_UNSPECIFIED: Face.ValueType  # 0
-"""Never sent. In a filter it means every API."""
+"""An API of another version of the gateway. In a filter it means every API."""
 FACE_GRPC: Face.ValueType  # 1
 """gRPC."""
 FACE_REST: Face.ValueType  # 2
@@ -144,11 +144,11 @@ class UsageRecord(_message.Message):
     id: _builtins.str
     """The record's id, by which repeated exports recognise it: opaque, at most 64 characters."""
     operation: Global___UsageOperation.ValueType
-    """The operation. Never USAGE_OPERATION_UNSPECIFIED."""
+    """The operation. USAGE_OPERATION_UNSPECIFIED for a record of another version of the gateway."""
     client_id: _builtins.str
     """The id of the client that called, or that owns the notified subscription."""
     face: Global___Face.ValueType
-    """The API of the call. Never FACE_UNSPECIFIED."""
+    """The API of the call. FACE_UNSPECIFIED for a record of another version of the gateway."""
     requester: _builtins.str
     """On whose behalf the client called, as the client said; may be empty."""
     target_count: _builtins.int
