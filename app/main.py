@@ -354,6 +354,7 @@ def _http_app(
         usage=use_cases.usage,
         clock=_now,
         max_age_s=settings.soap_max_age_s,
+        tel_context=settings.tel_default_context or "",
         public_url=settings.http_public_url,
     )
 

@@ -13,13 +13,13 @@ and which notifications are owed (`app.live.rules`).
 from dataclasses import replace
 from typing import Final
 
-from app.domain.errors import SinkRefused
+from app.domain.errors import InvalidAddress, SinkRefused
 from app.domain.records import NotificationKind, OwedNotification, Subscription
 from app.domain.sinks import EndReason
 from app.egress.client import MAX_ANSWER, Egress
 from app.ports.delivery import Sent
 from soap_compat import envelope_writer
-from soap_compat.address_spelling import spelling_of
+from soap_compat.address_spelling import any_uri, spelling_of
 from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.fault_detection import has_fault
 from soap_compat.faults import reason_for
@@ -48,8 +48,10 @@ def callback(subscription: Subscription, notification: OwedNotification) -> byte
             return envelope_writer.message(namespace, "statusNotification", correlator + "".join(changes))
         case NotificationKind.ERROR:
             terminal = _terminal_of_error(subscription, notification)
-            terminal = spelling.get(terminal, terminal)
-            address = envelope_writer.text_part("address", terminal) if notification.address else ""
+            terminal = spelling.get(
+                terminal, any_uri(terminal) if notification.code == InvalidAddress.code else terminal
+            )
+            address = "" if notification.address is None else envelope_writer.text_part("address", terminal)
             reason = envelope_writer.error_part("reason", reason_for(notification.code, terminal))
             return envelope_writer.message(namespace, "statusError", correlator + address + reason)
         case NotificationKind.ENDED if notification.code in _COMPLETE:

@@ -28,10 +28,11 @@ from spyne.server import ServerBase
 from app.auth.credentials import Credentials
 from app.core.queries import RetrievalStatus, TerminalResult
 from app.core.usage import Caller
-from app.domain.errors import TerminalStatusError, TooManyAddresses, Unauthenticated
+from app.domain.errors import InvalidAddress, TerminalStatusError, TooManyAddresses, Unauthenticated
 from app.domain.operations import UsageOperation
 from app.domain.statuses import Status
 from soap_compat import envelope_writer
+from soap_compat.address_spelling import any_uri
 from soap_compat.authentication import SoapAuthenticator
 from soap_compat.contract_types import STATUS_WORDS
 from soap_compat.faults import OPERATIONS, Detail, SoapFault, client_fault, declared_fault, detail_for, fault_for
@@ -156,6 +157,8 @@ def _result(address: str, result: TerminalResult) -> str:
     error: Detail | None = None
     if result.retrieval is RetrievalStatus.ERROR and result.error is not None:
         error = detail_for(result.error, "getStatusForGroup")
+        if isinstance(result.error, InvalidAddress):
+            address = any_uri(address)
     return envelope_writer.not_retrieved_part(address, error)
 
 

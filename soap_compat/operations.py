@@ -18,7 +18,7 @@ from app.core.queries import QueryService, TerminalResult
 from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
-from app.domain.addresses import canonical
+from app.domain.addresses import canonical, with_tel_context
 from app.domain.errors import DurationTooLong
 from app.domain.operations import Face
 from app.domain.policy import MAX_INTERVAL_MS
@@ -50,12 +50,18 @@ _STATUSES: Final = {word: status for status, word in STATUS_WORDS.items()}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseCases:
     """The use cases that the operations call. `max_age_s` is the greatest age of a status that queries accept (0: they
-    ask the presence server). `usage` records requests that are refused before a use case is called."""
+    ask the presence server). `usage` records requests that are refused before a use case is called. `tel_context`
+    completes telephone numbers (`with_tel_context`)."""
 
     queries: QueryService
     subscriptions: SubscriptionService
     usage: UsageLog
     max_age_s: float = 0
+    tel_context: str = ""
+
+    def completed(self, address: str) -> str:
+        """The address with the operator's context, if it is a telephone number without one."""
+        return with_tel_context(address, self.tel_context)
 
 
 @dataclass(slots=True)
@@ -75,7 +81,7 @@ async def _get_status(ctx: Any, requester: str | None, address: str) -> Status:
     call: Call = ctx.udc
     status = await call.use_cases.queries.get_status(
         call.client,  # type: ignore[arg-type]  # set by now
-        address,
+        call.use_cases.completed(address),
         max_age_s=call.use_cases.max_age_s,
         face=FACE,
         requester=_requester(requester),
@@ -87,17 +93,19 @@ async def _get_status_for_group(
     ctx: Any, requester: str | None, addresses: list[str]
 ) -> list[tuple[str, TerminalResult]]:
     call: Call = ctx.udc
+    completed = [call.use_cases.completed(address) for address in addresses]
     answers = call.use_cases.queries.query(
         call.client,  # type: ignore[arg-type]  # set by now
-        addresses,
+        completed,
         max_age_s=call.use_cases.max_age_s,
         face=FACE,
         requester=_requester(requester),
+        skip_invalid=True,
     )
     async with aclosing(answers):
         results = [result async for result in answers]
     # In the order and spelling of the request, members of groups last: some clients count results, or compare text.
-    requested = {address: (place, address) for place, address in enumerate(addresses)}
+    requested = {asked: (place, addresses[place]) for place, asked in enumerate(completed)}
     if any(result.address not in requested for result in results):
         requested |= {canonical(address): found for address, found in requested.items()}
     last = len(addresses)
@@ -121,7 +129,8 @@ async def _start_notification(
     await call.use_cases.subscriptions.create(
         call.client,  # type: ignore[arg-type]  # set by now
         SubscriptionRequest(
-            addresses=addresses,
+            addresses=[call.use_cases.completed(address) for address in addresses],
+            skip_invalid=True,
             criteria=frozenset([_STATUSES[word] for word in criteria]),
             check_immediate=check_immediate,
             min_interval_ms=_milliseconds(frequency),
@@ -133,7 +142,7 @@ async def _start_notification(
                 kind=SinkKind.SOAP,
                 url=endpoint,
                 profile=call.dialect.profile,
-                parameters=spelling_parameters(addresses),
+                parameters=spelling_parameters(addresses, call.use_cases.tel_context),
             ),
         ),
         face=FACE,

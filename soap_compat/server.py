@@ -76,6 +76,7 @@ def create_app(
     usage: UsageLog,
     clock: Callable[[], datetime],
     max_age_s: float = 0,
+    tel_context: str = "",
     public_url: str | None = None,
     max_body_bytes: int = 1_000_000,
     body_timeout_s: float = 10,
@@ -83,13 +84,16 @@ def create_app(
     """Returns the ASGI application.
 
     `max_age_s` is the greatest age of a status that getStatus and getStatusForGroup return: with 0 they always ask the
-    presence server, above 0 a live watch may answer. `public_url` is the URL of the HTTP server as clients see it
+    presence server, above 0 a live watch may answer. `tel_context` is put before telephone numbers that have neither a
+    plus nor a phone-context; with "" they are invalid. `public_url` is the URL of the HTTP server as clients see it
     (`https://example.com`), to which the mount path is added; without it, the WSDL has the client's Host header.
     `usage` records requests that are refused before a use case is called. `clock` returns the time in UTC.
     """
     # Spyne would log a traceback for each fault that a client causes; our own defects are logged in `interface.py`.
     logging.getLogger("spyne").setLevel(logging.CRITICAL)
-    use_cases = UseCases(queries=queries, subscriptions=subscriptions, usage=usage, max_age_s=max_age_s)
+    use_cases = UseCases(
+        queries=queries, subscriptions=subscriptions, usage=usage, max_age_s=max_age_s, tel_context=tel_context
+    )
     return _Server(use_cases, SoapAuthenticator(authenticator, clock=clock), public_url, max_body_bytes, body_timeout_s)
 
 

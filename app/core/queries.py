@@ -17,7 +17,7 @@ from app.auth.policies import Policies
 from app.core.fetcher import FetchService
 from app.core.usage import Caller, UsageLog
 from app.domain.addresses import TerminalAddress, parse_address
-from app.domain.errors import GroupNotAllowed, InvalidRequest, TerminalStatusError, TooManyAddresses
+from app.domain.errors import GroupNotAllowed, InvalidAddress, InvalidRequest, TerminalStatusError, TooManyAddresses
 from app.domain.operations import Face, UsageOperation
 from app.domain.policy import Policy, visible_status, with_status
 from app.domain.records import Client
@@ -43,7 +43,8 @@ class RetrievalStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TerminalResult:
-    """One terminal's result; `address` is canonical. `status` is set if RETRIEVED, `error` if not."""
+    """One terminal's result; `address` is canonical, unless the error is InvalidAddress. `status` is set if RETRIEVED,
+    `error` if not."""
 
     address: TerminalAddress
     retrieval: RetrievalStatus
@@ -132,9 +133,17 @@ class QueryService:
         return with_status(status, visible_status(policy.busy_available, status.status))
 
     async def query(
-        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: Face, requester: str = ""
+        self,
+        client: Client,
+        addresses: Sequence[str],
+        *,
+        max_age_s: float = 0,
+        face: Face,
+        requester: str = "",
+        skip_invalid: bool = False,
     ) -> AsyncGenerator[TerminalResult, None]:
-        """The results for terminals and members of groups, each terminal once, in the order in which they arrive.
+        """The results for terminals and members of groups, each terminal once, in the order in which they arrive. With
+        `skip_invalid` an invalid address has a result too, under its text, and InvalidAddress is not raised.
 
         Close the iterator (`contextlib.aclosing`) if it is left early: fetches in flight are cancelled. Before the
         first result it raises GroupNotAllowed, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
@@ -143,10 +152,15 @@ class QueryService:
         calls = min(len(addresses), self._policies.of(client).max_targets) or 1
         policy = self._policies.admit(client, calls)
         caller = Caller(client=client, face=face, requester=requester)
+        invalid: dict[str, InvalidAddress] = {}
         try:
             age_s = _checked_age(max_age_s)
             expansion = await self._directory.expand(
-                client, addresses, policy, most=None if policy.process_up_to_limit else policy.max_targets
+                client,
+                addresses,
+                policy,
+                most=None if policy.process_up_to_limit else policy.max_targets,
+                invalid=invalid if skip_invalid else None,
             )
         except TerminalStatusError as error:
             self._record(UsageOperation.GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
@@ -154,6 +168,8 @@ class QueryService:
         self._policies.charge(client, min(len(expansion.terminals), policy.max_targets) - calls)
         result = "CANCELLED"
         try:
+            for text, why in invalid.items():
+                yield TerminalResult(address=TerminalAddress(text), retrieval=RetrievalStatus.ERROR, error=why)
             to_ask: list[TerminalAddress] = []
             for terminal in expansion.terminals[: policy.max_targets]:
                 if age_s and (status := self._newest(terminal, age_s)) is not None:

@@ -43,6 +43,8 @@ class SubscriptionRequest:
     sink: Sink = NO_SINK
     correlator: str = ""
     request_id: str = ""
+    skip_invalid: bool = False
+    """Invalid addresses do not fail the request: the sink is owed a notification for each (Parlay X's statusError)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

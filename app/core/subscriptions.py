@@ -27,6 +27,7 @@ from app.core.subscription_requests import (
 from app.core.usage import Caller, UsageLog
 from app.domain.errors import (
     ChangeNotAllowed,
+    InvalidAddress,
     InvalidRequest,
     SinkRefused,
     SubscriptionUnknown,
@@ -111,8 +112,13 @@ class SubscriptionService:
             if known := await self._store.subscription_by_request_id(client.id, request.request_id):
                 return repeated(known, request)
             check_criteria(policy, request.criteria)
+            invalid: dict[str, InvalidAddress] = {}
             expansion = await self._directory.expand(
-                client, request.addresses, policy, most=policy.max_notification_addresses
+                client,
+                request.addresses,
+                policy,
+                most=policy.max_notification_addresses,
+                invalid=invalid if request.skip_invalid else None,
             )
             subscription = self._made(client, request, policy, expansion, digest)
             self._lifecycle.require_room(client.id, policy.max_subscriptions)
@@ -131,6 +137,7 @@ class SubscriptionService:
                 busy_allowed=policy.busy_available,
                 usage=[record],
                 most=policy.max_subscriptions,
+                invalid=invalid,
             )
             if stored.id != subscription.id:
                 return repeated(stored, request)

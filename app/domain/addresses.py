@@ -30,6 +30,7 @@ _SENT_PLAIN_IN_USER = frozenset("&=+$,;?/")
 _SENT_PLAIN_IN_PARAMS = frozenset("[]/:&+$")
 _TEL_NAME = re.compile(r"[A-Za-z0-9\-]+")
 _GLOBAL_NUMBER = re.compile(r"\+[0-9]+")
+_LOCAL_NUMBER = re.compile(rf"tel:([0-9\-.()]*[0-9][0-9\-.()]*)({_PARAMS})", re.IGNORECASE)
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.\-]*[a-z0-9])?\.?")
 
 
@@ -152,6 +153,15 @@ def parse_address(text: str) -> TerminalAddress:
     raise InvalidAddress(
         f"The address {text!r} is not a sip:, sips: or tel: URI such as sip:alice@example.com or tel:+15551234567."
     )
+
+
+def with_tel_context(text: str, context: str) -> str:
+    """The address with `context` (`+`, or `+` and the first digits of global numbers) before a telephone number of
+    digits that has neither a plus nor a phone-context (RFC 3966 section 5.1.5). Any other text, and with "" every text,
+    is returned unchanged."""
+    if not context or (match := _LOCAL_NUMBER.fullmatch(text)) is None or ";phone-context=" in match[2].lower():
+        return text
+    return f"tel:{context}{match[1]}{match[2]}"
 
 
 def canonical(text: str) -> str:

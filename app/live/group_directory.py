@@ -127,18 +127,25 @@ class GroupDirectory:
         self.on_group_changed(key)
 
     async def expand(
-        self, client: Client, addresses: Sequence[str], policy: Policy, *, most: int | None = None
+        self,
+        client: Client,
+        addresses: Sequence[str],
+        policy: Policy,
+        *,
+        most: int | None = None,
+        invalid: dict[str, InvalidAddress] | None = None,
     ) -> Expansion:
         """The terminals that the addresses mean, groups replaced by their members. With `most`, a list that means more
-        terminals is refused.
+        terminals is refused. Invalid addresses are put into `invalid` with their errors, if it is given.
 
         Raises GroupNotAllowed, GroupUnknown, InvalidAddress,
         NestedGroupNotAllowed, NoValidAddresses, StoreUnavailable, TooManyAddresses.
         """
-        asked = await parse_all(addresses, _FIELD, most=most)
+        asked = await parse_all(addresses, _FIELD, most=most, invalid=invalid)
         expansion = await self.expand_parsed(client, asked, policy, most=most)
         if not expansion.terminals:
-            raise NoValidAddresses("`addresses` names no terminal, or only empty groups.", field=_FIELD)
+            why = f" {next(iter(invalid.values()))}" if invalid else ""
+            raise NoValidAddresses(f"`addresses` names no terminal, or only empty groups.{why}", field=_FIELD)
         return expansion
 
     async def expand_parsed(
@@ -247,8 +254,11 @@ def most_members(most: int) -> int:
     return min(NAMED_AGAIN * most, MAX_EXPANDED)
 
 
-async def parse_all(addresses: Sequence[str], field: str, *, most: int | None) -> tuple[TerminalAddress, ...]:
-    """The addresses in canonical form, each once. Raises InvalidAddress, TooManyAddresses."""
+async def parse_all(
+    addresses: Sequence[str], field: str, *, most: int | None, invalid: dict[str, InvalidAddress] | None = None
+) -> tuple[TerminalAddress, ...]:
+    """The addresses in canonical form, each once. Raises InvalidAddress (without `invalid`, into which invalid
+    addresses are put), TooManyAddresses."""
     if len(addresses) > MAX_EXPANDED:
         raise too_many(MAX_EXPANDED, field)
     if most is not None and len(addresses) > 2 * most:  # some may be named twice
@@ -257,7 +267,7 @@ async def parse_all(addresses: Sequence[str], field: str, *, most: int | None) -
     for at in range(0, len(addresses), _PARSED_AT_ONCE):
         if at:
             await asyncio.sleep(0)  # other tasks run: parsing 70,000 addresses takes 300 ms
-        parsed.update(dict.fromkeys(parse_list(addresses[at : at + _PARSED_AT_ONCE], field, at)))
+        parsed.update(dict.fromkeys(parse_list(addresses[at : at + _PARSED_AT_ONCE], field, at, invalid=invalid)))
     return tuple(parsed)
 
 
@@ -270,13 +280,23 @@ def parse_field(text: str, field: str) -> TerminalAddress:
         raise
 
 
-def parse_list(texts: Sequence[str], field: str, first: int = 0) -> list[TerminalAddress]:
+def parse_list(
+    texts: Sequence[str], field: str, first: int = 0, *, invalid: dict[str, InvalidAddress] | None = None
+) -> list[TerminalAddress]:
     """As `parse_address`, for each of them. An error names the text's place in the request, such as `addresses[1]`;
-    `first` is the place of the first text."""
+    `first` is the place of the first text. With `invalid` nothing is raised: invalid texts are put into it."""
     try:
         return [parse_address(each) for each in texts]
     except InvalidAddress:
-        return [parse_field(each, f"{field}[{place}]") for place, each in enumerate(texts, first)]
+        parsed: list[TerminalAddress] = []
+        for place, each in enumerate(texts, first):
+            try:
+                parsed.append(parse_field(each, f"{field}[{place}]"))
+            except InvalidAddress as error:
+                if invalid is None:
+                    raise
+                invalid[each] = error
+        return parsed
 
 
 def too_many(most: int, field: str) -> TooManyAddresses:

@@ -9,18 +9,19 @@ change of a subscription itself (`changing.py`), and changes of groups (`group_f
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
 
 from app.auth.policies import Policies
-from app.domain.addresses import TerminalAddress
+from app.domain.addresses import MAX_ADDRESS_LENGTH, TerminalAddress
 from app.domain.changes import Changes, SubscriptionUpdate
-from app.domain.errors import SubscriptionUnknown, TooManySubscriptions, Unauthenticated
+from app.domain.errors import SubscriptionUnknown, TerminalStatusError, TooManySubscriptions, Unauthenticated
 from app.domain.operations import AuditAction
 from app.domain.owed import END_TEXTS, ClientDeletion, OwedWriter
 from app.domain.policy import Policy
@@ -40,7 +41,7 @@ from app.live.group_directory import Expansion, GroupDirectory
 from app.live.index import SubscriptionIndex
 from app.live.open_streams import OpenStreams
 from app.live.registry import TerminalRegistry
-from app.live.rules import Decision, decide
+from app.live.rules import Decision, decide, failure
 from app.live.subscription import LiveSubscription, begun
 from app.live.terminal import Terminal
 from app.live.writer import StatusWriter
@@ -48,6 +49,8 @@ from app.ports.store import Store
 
 _Result = TypeVar("_Result")
 _log = structlog.get_logger(__name__)
+
+NO_INVALID: Final[Mapping[str, TerminalStatusError]] = MappingProxyType({})
 
 
 class Lifecycle:
@@ -102,15 +105,17 @@ class Lifecycle:
         busy_allowed: bool,
         usage: Sequence[UsageRecord],
         most: int | None = None,
+        invalid: Mapping[str, TerminalStatusError] = NO_INVALID,
     ) -> Subscription:
         """Stores a subscription with its first notifications, and makes it active. Returns the stored subscription,
         which is an earlier one if its request id was used before. `most` is how many active subscriptions the client
-        may have (None: any number).
+        may have (None: any number). `invalid` are addresses of the request that the subscription leaves out, with their
+        errors: a notification reports each.
 
         Raises DuplicateCorrelator, GatewayOverloaded, StoreUnavailable, TooManySubscriptions, TooManyWatchedTerminals,
         Unauthenticated.
         """
-        return await self._run_to_completion(self._begin(subscription, expansion, busy_allowed, usage, most))
+        return await self._run_to_completion(self._begin(subscription, expansion, busy_allowed, usage, most, invalid))
 
     async def _begin(
         self,
@@ -119,6 +124,7 @@ class Lifecycle:
         busy_allowed: bool,
         usage: Sequence[UsageRecord],
         most: int | None,
+        invalid: Mapping[str, TerminalStatusError],
     ) -> Subscription:
         async with self._writer.lock:
             policy = await self._policy_now(subscription.client_id)
@@ -139,7 +145,9 @@ class Lifecycle:
             terminals = self._registry.want(expansion.terminals, subscription.client_id, policy.max_watched_terminals)
             try:
                 await self._writer.load(terminals)
-                live, row, owed, decision = self._first(subscription, terminals, expansion.groups, busy_allowed)
+                live, row, owed, decision = self._first(
+                    subscription, terminals, expansion.groups, busy_allowed, invalid
+                )
                 stored = await self._store.create_subscription(
                     row, owed, usage, _audit(AuditAction.SUBSCRIPTION_CREATED, usage)
                 )
@@ -170,6 +178,7 @@ class Lifecycle:
         terminals: Sequence[Terminal],
         groups: tuple[TerminalAddress, ...],
         busy_allowed: bool,
+        invalid: Mapping[str, TerminalStatusError],
     ) -> tuple[LiveSubscription, Subscription, list[OwedNotification], Decision | None]:
         """A new subscription in memory, its row, its first notifications, and the decision about statuses known now."""
         contract = self._contracts.of(subscription.sink.kind, subscription.sink.profile)
@@ -187,6 +196,9 @@ class Lifecycle:
         writer, owed = OwedWriter(self._clock()), []
         if contract.announces_start:
             owed.append(writer.owe(subscription.id, subscription.client_id, contract, NotificationKind.STARTED))
+        owed += [
+            failure(live, TerminalAddress(text[:MAX_ADDRESS_LENGTH]), why, writer) for text, why in invalid.items()
+        ]
         decision = None
         if known and subscription.check_immediate:
             decision = decide(live, [(status, None) for status in known.values()], {}, now_s, writer)

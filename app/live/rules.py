@@ -139,7 +139,7 @@ def _with_failures(
     for address, error in failures.items():
         waits = isinstance(error, DocumentUnreadable) and address in progress.awaiting
         if (waits or isinstance(error, TooManyAddresses)) and subscription.wants_error(address, error):
-            owed.append(_error(subscription, address, error, writer))
+            owed.append(failure(subscription, address, error, writer))
             progress = _replace(progress, reported=progress.reported | {address})
     final = {address: error for address, error in failures.items() if not isinstance(error, ONLY_REPORTED)}
     failed = [address for address in progress.terminals if address in final]
@@ -150,7 +150,7 @@ def _with_failures(
     ends = not (left or subscription.groups)
     for address in failed:
         of_all = ends and subscription.contract.last_error_ends and address == failed[-1]
-        owed.append(_error(subscription, None if of_all else address, final[address], writer))
+        owed.append(failure(subscription, None if of_all else address, final[address], writer))
     return _replace(
         progress,
         terminals=left,
@@ -178,9 +178,10 @@ def _ended(
     return _replace(progress, held=(), end_reason=reason)
 
 
-def _error(
+def failure(
     subscription: LiveSubscription, address: TerminalAddress | None, error: TerminalStatusError, writer: OwedWriter
 ) -> OwedNotification:
+    """The notification that reports the failure of a terminal, or without an address of the subscription."""
     return writer.owe(
         subscription.id,
         subscription.client_id,

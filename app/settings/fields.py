@@ -527,6 +527,13 @@ class Settings(BaseModel):
         "seconds. With 0 the presence server is asked for every call; with more, a live watch answers.",
         examples=["0 to 86400"],
     )
+    tel_default_context: Annotated[str, AfterValidator(kinds.tel_context)] | None = Field(
+        None,
+        description="What Parlay X puts before a `tel:` number that has neither a plus nor a phone-context: `+` where "
+        "applications send whole international numbers, `+44` where they send British ones without the trunk zero. "
+        "If absent, such numbers are invalid.",
+        examples=["+, or + and up to 15 digits"],
+    )
     sink_timeout_ms: int = Field(
         10_000,
         ge=100,

@@ -115,6 +115,13 @@ def number_pattern(text: str) -> str:
     return text
 
 
+def tel_context(text: str) -> str:
+    """A plus, and the first digits of global numbers."""
+    if not re.fullmatch(r"\+[0-9]{0,15}", text):
+        raise ValueError(f"{text!r} is not a plus with at most 15 digits, such as + or +44")
+    return text
+
+
 def words(value: object) -> object:
     """Splits a text at its commas; returns any other value unchanged."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value

@@ -177,6 +177,18 @@ def test_any_text(correlator: str, address: str) -> None:
     assert content.findtext("*/address") == shown
 
 
+@given(text=st.text(st.sampled_from('aB1:%[]#/?@;&<> \\^{}|"ö\n\u20ac')) | st.text(max_size=40))
+def test_any_malformed_address(text: str) -> None:
+    """A statusError about an address that is no URI is valid; its text is changed only where the schema's anyURI (RFC
+    2396) forces it."""
+    owed = make_owed(subscribed(), kind=NotificationKind.ERROR, code="INVALID_ADDRESS", address=TerminalAddress(text))
+    content = called(subscribed(), owed)
+    shown = content.findtext("{*}address")
+    assert shown is not None
+    if text.isprintable() and not set(text) & set("%[]#:"):
+        assert shown == text
+
+
 # --- how it is sent
 
 

@@ -24,6 +24,7 @@ from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.ports.store import Page
 from app.servers import bound, serve_http
+from soap_compat.address_spelling import any_uri
 from soap_compat.callbacks import CallbackSender
 from soap_compat.server import create_app
 from tests.support.core import ALICE, ALL, APP, BOB, CAROL, OTHER, TEAM, Clocks, Core, new_database, run_core
@@ -98,6 +99,7 @@ async def world_of(
     clocks: Clocks | None = None,
     url: str = "",
     total_s: float = 5,
+    tel_context: str = "",
 ) -> AsyncIterator[World]:
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), total_s=total_s)
     senders: Mapping[SinkKind, CallbackSender] = {SinkKind.SOAP: CallbackSender(egress)}
@@ -114,7 +116,15 @@ async def world_of(
         deliverer = Deliverer(core.store, senders, owner="test", clock=clock, jitter=lambda: 0.5)
         deliverer.start()
         known: Any = Known()
-        app = create_app(core.queries, core.subscriptions, known, usage=core.usage, clock=clock, max_age_s=60)
+        app = create_app(
+            core.queries,
+            core.subscriptions,
+            known,
+            usage=core.usage,
+            clock=clock,
+            max_age_s=60,
+            tel_context=tel_context,
+        )
         try:
             yield World(core, app, deliverer, there)
         finally:
@@ -190,7 +200,7 @@ async def test_policies(tmp_path: Path) -> None:
             await world.start(ALICE, duration=hour.format("Year", 2_000_000_000), **count)
         ).fault == "POL0001 DURATION_TOO_LONG"
         assert (await world.start(ALICE, BOB, CAROL, **count)).fault == "POL0003 addresses"
-        assert (await world.start("alice", **count)).fault == "SVC0002 addresses"
+        assert (await world.start("alice", **count)).fault == "SVC0004 addresses"
         assert (await world.ask(group(ALICE, BOB, CAROL))).fault == "POL0003 addresses"
         assert (await world.start(ALICE, **count)).status == 200
         assert (await world.start(BOB, correlator="c-2", **count)).fault == "POL0001 TOO_MANY_SUBSCRIPTIONS"
@@ -492,3 +502,118 @@ async def test_own_spelling(tmp_path: Path, address: str) -> None:
         world.core.watcher.fail(ALICE, WatcherRefused("No."))
         await world.core.settled()
         assert (await world.calls(2))[1:] == [f"statusError c-1 POL0002 {address}"]
+
+
+# --- addresses as field applications send them
+
+
+def results_of(reply: Reply) -> list[str]:
+    """The results in short, such as `sip:a@b Retrieved Busy`."""
+    assert reply.status == 200, reply.reason
+    return [" ".join(leaves(one)) for one in reply.content]
+
+
+MALFORMED = {
+    "no scheme": "alice",
+    "local number": "tel:15550003",
+    "blank": "sip:al ice@example.com",
+    "outside ASCII": "sip:jörg@example.com",
+    "no URI": "50% &lt;x&gt;",
+    "bracket": "sip:a@[::1",
+    "no scheme either": "1:2#3#4",
+    "empty": "",
+    "long": "sip:" + "a" * 300 + "@example.com",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_one_malformed_address_of_many_in_a_query(tmp_path: Path, text: str) -> None:
+    """getStatusForGroup answers a malformed address with Error and SVC0002, under its text, and the others with their
+    status (3GPP TS 29.199-8, StatusData: `errorInformation` belongs to one address)."""
+    async with world_of(tmp_path) as world:
+        world.core.watcher.answer = lambda address: BUSY
+        shown = any_uri(text.replace("&lt;", "<").replace("&gt;", ">"))
+        reply = await world.ask(group(ALICE, text, BOB, text))
+        found = results_of(reply)
+        assert found == [
+            f"{ALICE} Retrieved Busy",
+            f"{BOB} Retrieved Busy",
+            f"{shown} Error SVC0002 addresses",
+        ]
+        (record,) = await world.core.usage_records()
+        assert (record.result, record.expanded_count) == ("OK", 2)
+
+
+@pytest.mark.parametrize("texts", [["alice"], ["alice", "tel:1"], ["", " "]])
+async def test_no_valid_address(tmp_path: Path, texts: list[str]) -> None:
+    """SVC0004 where no address is valid, in both operations with lists (3GPP TS 29.199-1); nothing is started."""
+    async with world_of(tmp_path) as world:
+        assert (await world.ask(group(*texts))).fault == "SVC0004 addresses"
+        assert (await world.start(*texts)).fault == "SVC0004 addresses"
+        assert world.core.live.engine.figures()["subscriptions"] == 0
+        assert [one.result for one in await world.core.usage_records()] == ["NO_VALID_ADDRESSES"] * 2
+
+
+@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_one_malformed_address_of_many_in_a_subscription(tmp_path: Path, text: str) -> None:
+    """startNotification starts the valid addresses, and reports each malformed one by a statusError with that address,
+    which ends nothing for the others (3GPP TS 29.199-8, statusError: `address` is the terminal that it concerns)."""
+    async with world_of(tmp_path) as world:
+        assert (await world.start(ALICE, text, BOB)).status == 200
+        shown = any_uri(text.replace("&lt;", "<").replace("&gt;", ">")[:200])
+        assert await world.calls(1) == [f"statusError c-1 {shown} SVC0002 addresses"]
+        assert b"<tns:address" in world.there.requests[0].body
+        await world.core.play(ALICE, BUSY)
+        assert (await world.calls(2))[1:] == [f"statusNotification c-1 {ALICE} Busy"]
+        kept, _ = await world.core.store.subscriptions(Page(), SubscriptionFilter(client_id=APP.id))
+        assert [one.addresses for one in kept] == [(ALICE, BOB)]
+
+
+async def test_several_malformed_addresses(tmp_path: Path) -> None:
+    """There is one statusError for each malformed address, before the first status, also where a count ends the
+    notification at once."""
+    async with world_of(tmp_path) as world:
+        await world.start(ALICE)
+        await world.core.play(ALICE, BUSY)
+        assert await world.calls(1) == [f"statusNotification c-1 {ALICE} Busy"]
+        count = "<l:count>1</l:count>"
+        assert (await world.start("x", ALICE, "y", "x", correlator="c-2", count=count)).status == 200
+        assert (await world.calls(5))[1:] == [
+            "statusError c-2 x SVC0002 addresses",
+            "statusError c-2 y SVC0002 addresses",
+            f"statusNotification c-2 {ALICE} Busy",
+            "statusEnd c-2",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "terminal"),
+    [
+        ("+", "tel:15550002", "tel:+15550002"),
+        ("+", "TEL:1-555-0002", "tel:+15550002"),
+        ("+44", "tel:7700900123", "tel:+447700900123"),
+        ("+44", "tel:+15550002", "tel:+15550002"),
+    ],
+)
+async def test_telephone_numbers_without_a_plus(tmp_path: Path, context: str, text: str, terminal: str) -> None:
+    """With TS_TEL_DEFAULT_CONTEXT a number without a plus (RFC 3966 section 5.1.5) means the global number, in every
+    operation; answers and callbacks have the application's own text."""
+    async with world_of(tmp_path, tel_context=context) as world:
+        world.core.watcher.answer = lambda address: BUSY
+        assert (await world.ask(envelope(payload(f"<l:address>{text}</l:address>")).encode())).result.endswith("Busy")
+        assert results_of(await world.ask(group(ALICE, text))) == [
+            f"{ALICE} Retrieved Busy",
+            f"{text} Retrieved Busy",
+        ]
+        assert (await world.start(text)).status == 200
+        await world.core.play(TerminalAddress(terminal), BUSY)
+        assert await world.calls(1) == [f"statusNotification c-1 {text} Busy"]
+        assert set(world.core.watcher.fetched) == {ALICE, terminal}
+
+
+async def test_telephone_numbers_without_a_plus_are_invalid_by_default(tmp_path: Path) -> None:
+    """Without the setting a local number needs a phone-context (RFC 3966 section 5.1.5)."""
+    async with world_of(tmp_path) as world:
+        body = envelope(payload("<l:address>tel:15550002</l:address>")).encode()
+        assert (await world.ask(body)).fault == "SVC0002 address"
+        assert (await world.start("tel:15550002")).fault == "SVC0004 addresses"

@@ -71,6 +71,7 @@ from tests.support.soap_requests import (
 )
 
 STARTED = SubscriptionRequest(
+    skip_invalid=True,
     addresses=[ALICE, BOB],
     criteria=frozenset({Status.BUSY, Status.REACHABLE}),
     check_immediate=True,

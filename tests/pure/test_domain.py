@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.addresses import MAX_ADDRESS_LENGTH, TerminalAddress, parse_address
+from app.domain.addresses import MAX_ADDRESS_LENGTH, TerminalAddress, parse_address, with_tel_context
 from app.domain.errors import InvalidAddress, PresenceUnavailable, TerminalStatusError, TerminalUnknown
 from app.domain.statuses import Source, Status, TerminalStatus
 
@@ -307,3 +307,31 @@ def test_terminal_status_is_a_value() -> None:
     assert hash(one) == hash(other)
     with pytest.raises(AttributeError):
         one.status = Status.REACHABLE  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "expected"),
+    [
+        ("+", "tel:15551234567", "tel:+15551234567"),
+        ("+", "TEL:1-555-123.4567;ext=2", "tel:+1-555-123.4567;ext=2"),
+        ("+44", "tel:7700900123", "tel:+447700900123"),
+        ("+44", "tel:(770)0900123", "tel:+44(770)0900123"),
+        ("+", "tel:+15551234567", None),
+        ("+", "tel:112;phone-context=+44", None),
+        ("+", "tel:112;PHONE-context=example.com", None),
+        ("+", "tel:*100#", None),
+        ("+", "tel:12ab", None),
+        ("+", "tel:", None),
+        ("+", "tel:--", None),
+        ("+", "tel:1 2", None),
+        ("+", "sip:15551234567@example.com", None),
+        ("+", "15551234567", None),
+        ("", "tel:15551234567", None),
+    ],
+)
+def test_telephone_context(context: str, text: str, expected: str | None) -> None:
+    """A number of digits without a plus and without a phone-context gets the context before it (RFC 3966 section
+    5.1.5); all other text is unchanged."""
+    completed = with_tel_context(text, context)
+    assert completed == (expected or text)
+    assert expected is None or parse_address(completed).startswith(f"tel:{context}")

@@ -53,6 +53,8 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         (SERVER | {"TS_HTTP_LISTEN": "h:99999"}, "TS_HTTP_LISTEN"),
         (SERVER | {"TS_WATCHER_IDENTITY": "gateway"}, "TS_WATCHER_IDENTITY.*sip:"),
         (SERVER | {"TS_WATCHER_IDENTITY": "tel:+15551234567"}, "TS_WATCHER_IDENTITY = .*Allowed: a sip: or sips: URI"),
+        (SERVER | {"TS_TEL_DEFAULT_CONTEXT": "44"}, r"TS_TEL_DEFAULT_CONTEXT = '44'.*Allowed: \+, or \+ and up to"),
+        (SERVER | {"TS_TEL_DEFAULT_CONTEXT": "+1-555"}, "TS_TEL_DEFAULT_CONTEXT = .*not a plus"),
         (SERVER | {"TS_GRPC_LISTEN": "h:\u00b2"}, "TS_GRPC_LISTEN = .*not HOST:PORT"),
         (SERVER | {"TS_SIP_LISTEN": "localhost:0"}, "TS_SIP_LISTEN = 'localhost:0': not an IPv4.*Allowed: IPv4:PORT"),
         (SERVER | {"TS_SIP_LISTEN": "[::1]:0"}, "TS_SIP_LISTEN = .*not an IPv4 address"),

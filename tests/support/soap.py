@@ -212,8 +212,16 @@ class FakeUseCases:
         return await self.get_status_of(address)
 
     async def query(
-        self, client: Client, addresses: Sequence[str], *, max_age_s: float = 0, face: Face, requester: str = ""
+        self,
+        client: Client,
+        addresses: Sequence[str],
+        *,
+        max_age_s: float = 0,
+        face: Face,
+        requester: str = "",
+        skip_invalid: bool = False,
     ) -> AsyncIterator[TerminalResult]:
+        assert skip_invalid
         self.asked.append((client, addresses, max_age_s, face, requester))
         if self.raises is not None:
             raise self.raises
