@@ -21,7 +21,7 @@ sys.modules["spyne.util.six.moves.collections_abc"] = collections.abc
 with warnings.catch_warnings():
     # Python 3.11 warns that the `six` bundled with Spyne 2.14 lacks importlib's find_spec.
     warnings.filterwarnings("ignore", "_SixMetaPathImporter", ImportWarning)
-    import spyne.server  # noqa: F401 - imported here so that no other module is the first to import Spyne
+    import spyne  # noqa: F401 - imported here so that no other module is the first to import Spyne
 
 # Spyne's import hook would turn every later failing `import` of this process into an ImportWarning.
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "spyne.util.six"]
