@@ -4,6 +4,8 @@ import asyncio
 import gc
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 
@@ -200,6 +202,15 @@ def test_any_content_type(header: str) -> None:
     assert all(value == value.lower() for value in (*media_types, *charsets))
     assert len({*media_types}) == len(media_types)
     assert "" not in charsets
+
+
+def test_no_soap_of_spyne() -> None:
+    """The face does not load Spyne's Soap11 (docs/decisions.md has the reasons)."""
+    program = "import sys, soap_compat.server; print(*[each for each in sys.modules if each.startswith('spyne.')])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = ran.stdout.split()
+    assert "spyne.protocol" in loaded
+    assert not [each for each in loaded if each.startswith("spyne.protocol.soap")]
 
 
 async def test_calls_overlap() -> None:
