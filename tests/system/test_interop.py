@@ -53,7 +53,7 @@ def seen_by(name: str) -> dict[str, Any]:
             ["sip:silent@example.com", "NotRetrieved", None, None, []],
         ],
         "fault of getStatus": fault("PolicyException", "POL0002", REFUSED),
-        "fault of getStatusForGroup": fault("ServiceException", "SVC0002", "addresses"),
+        "fault of getStatusForGroup": fault("ServiceException", "SVC0004", "addresses"),
         "startNotification": None,
         "statusNotification": [f"{name}-1", [["sip:alice@example.com", "Reachable"]]],
         "statusEnd": f"{name}-1",
