@@ -16,5 +16,4 @@ SOAP_CONTRACT = SinkContract(
     },
     withdrawn_at=frozenset({EndReason.CANCELLED}),
     last_error_ends=True,
-    changeable=False,
 )

@@ -246,7 +246,7 @@ class SubscriptionService:
         require_etag(subscription, etag)
         if not self._contract_of(subscription).changeable:
             raise ChangeNotAllowed(
-                "A subscription with a sink of CAMARA or Parlay X cannot be changed; create another.",
+                "A subscription of the CAMARA API cannot be changed; create another.",
                 field="subscription_id",
             )
         owner = client if subscription.client_id == client.id else await self._owner_of(subscription)

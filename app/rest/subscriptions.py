@@ -235,8 +235,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         summary="Change a subscription",
         description="Changes the members that the body has; the others keep their values. A new sink is checked as in "
         "`createSubscription`, and gets the notifications that are owed already. Terminals that are added are treated "
-        "as at the start of a subscription; what was reported of the others stays known. Subscriptions with a CAMARA "
-        "or SOAP sink cannot be changed.",
+        "as at the start of a subscription; what was reported of the others stays known. A subscription of "
+        "CAMARA's API cannot be changed.",
         response_model=subscription_schemas.Subscription,
         response_description="The changed subscription.",
         responses={

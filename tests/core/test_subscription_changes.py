@@ -34,7 +34,7 @@ from app.domain.errors import (
 )
 from app.domain.operations import AuditAction, Face
 from app.domain.policy import Policy
-from app.domain.records import Client, Subscription
+from app.domain.records import Client, DeliveryState, Subscription
 from app.domain.sinks import TOKEN_LEAD, EndReason, Sink, SinkKind
 from app.domain.statuses import Status
 from tests.support.core import (
@@ -345,14 +345,29 @@ async def test_endpoint_that_fails_its_check(core: Core) -> None:
 # Who, when
 
 
-@pytest.mark.parametrize("sink", [SOAP, replace(WEBHOOK, profile="camara", parameters={"type": "t"})])
 @pytest.mark.parametrize("values", [{"duration_ms": 1000}, {"addresses": [BOB]}, {"criteria": frozenset({BUSY})}])
-async def test_apis_without_changes(core: Core, sink: Sink, values: dict[str, Any]) -> None:
-    """CAMARA's and Parlay X's subscriptions cannot be changed."""
-    made = await core.subscribe(ALICE, sink=sink)
+async def test_api_without_changes(core: Core, values: dict[str, Any]) -> None:
+    """CAMARA's subscriptions cannot be changed."""
+    made = await core.subscribe(ALICE, sink=replace(WEBHOOK, profile="camara", parameters={"type": "t"}))
     with pytest.raises(ChangeNotAllowed):
         await change(core, made, **values)
     assert await core.stored(made) == made
+
+
+async def test_changes_of_a_soap_sink(core: Core) -> None:
+    """A subscription with Parlay X callbacks can be changed over gRPC and REST, its endpoint too, but not its version;
+    its callbacks stay those of its contract."""
+    made = await core.subscribe(ALICE, sink=SOAP)
+    other = replace(SOAP, url="http://example.com/other")
+    changed = await change(core, made, addresses=[BOB], duration_ms=1000, sink=other)
+    assert (changed.addresses, changed.sink.url, changed.sink.profile) == ((BOB,), other.url, SOAP.profile)
+    assert changed.expires_at == core.clocks.now + timedelta(seconds=1)
+    with pytest.raises(SinkRefused):
+        await change(core, made, sink=replace(SOAP, profile="v3_1"))
+    await core.play(BOB, REACHABLE)
+    await core.play(BOB, BUSY)
+    await core.subscriptions.cancel(APP, made.id, face=Face.REST)
+    assert {one.state for one in await core.owed(made)} == {DeliveryState.WITHDRAWN}
 
 
 async def test_a_change_of_nothing(core: Core) -> None:

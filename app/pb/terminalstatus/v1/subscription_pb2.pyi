@@ -776,8 +776,8 @@ class SubscriptionChange(_message.Message):
 
     @_builtins.property
     def sink(self) -> Global___Sink:
-        """Where to send notifications: a sink of the same kind, `listed` or `webhook`. A `webhook` keeps its signing secrets;
-        `secrets` must be empty. A `webhook` without `access_token` has none afterwards.
+        """Where to send notifications: a sink of the same kind, but not `camara`. A `soap` sink keeps its version. A `webhook`
+        keeps its signing secrets; `secrets` must be empty. A `webhook` without `access_token` has none afterwards.
         """
 
     def __init__(

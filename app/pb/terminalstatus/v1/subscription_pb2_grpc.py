@@ -141,7 +141,7 @@ class SubscriptionServiceServicer:
         be changed.
         NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
-        FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` or `soap` sink: it cannot be changed.
+        FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` sink: it cannot be changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,7 +89,7 @@ class SubscriptionServiceStub:
                                                 be changed.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
       ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
-      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` or `soap` sink: it cannot be changed.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` sink: it cannot be changed.
     """
     RotateSecret: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]
     """Gives the webhook of an active subscription a new signing secret. From now on each notification is
@@ -162,7 +162,7 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
                                                 be changed.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
       ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
-      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` or `soap` sink: it cannot be changed.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` sink: it cannot be changed.
     """
     RotateSecret: _aio.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]  # type: ignore[assignment]
     """Gives the webhook of an active subscription a new signing secret. From now on each notification is
@@ -262,7 +262,7 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
                                                     be changed.
           NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
           ABORTED             SUBSCRIPTION_CHANGED  `etag` is not the subscription's. Read it again before deciding.
-          FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` or `soap` sink: it cannot be changed.
+          FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription has a `camara` sink: it cannot be changed.
         """
 
     @_abc_1.abstractmethod
