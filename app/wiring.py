@@ -28,6 +28,7 @@ from app.core.groups import GroupService
 from app.core.queries import QueryService
 from app.core.retention import keep_for
 from app.core.streams import StreamService
+from app.core.subscription_changes import SubscriptionChanges
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.core.use_cases import UseCases
@@ -176,6 +177,9 @@ def make_use_cases(
         queries=QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock),
         streams=streams,
         subscriptions=subscriptions,
+        subscription_changes=SubscriptionChanges(
+            store, live.lifecycle, live.directory, policies, senders, SINK_CONTRACTS, clock, entropy=entropy
+        ),
         groups=GroupService(store, live.directory, policies, clock),
         deliveries=Deliveries(store, clock, policies, SINK_CONTRACTS),
         usage=usage,
@@ -190,7 +194,7 @@ def connect_delivery(live: Live, use_cases: UseCases, deliverer: Deliverer) -> N
     """Connects the callbacks that wake the deliverer for due notifications, and report changed sinks and withdrawn
     notifications to it."""
     live.writer.on_notifications_owed = use_cases.deliveries.on_notifications_owed = deliverer.hint
-    use_cases.subscriptions.on_sink_changed = deliverer.sink_changed
+    use_cases.subscription_changes.on_sink_changed = deliverer.sink_changed
     use_cases.subscriptions.on_withdrawn = deliverer.withdrawn
 
 

@@ -1,12 +1,13 @@
-"""Subscriptions: clients create, list, change and end them, within their policies.
+"""Subscriptions: clients create, list and end them, within their policies.
 
 Invariants: a client sees and ends only its own; another client's subscription is unknown to it. Creation is idempotent
 by `request_id`: the digest of the first request is kept with the subscription, and a repeated request returns the
-subscription without further checks. Audit entries of new signing secrets are written in the same transaction as the
-secret. Every call that starts or ends a subscription makes one usage record, also if it fails, except calls that exceed
-the client's rate; the usage record of a success is written in the same transaction as the subscription.
+subscription without further checks. Every call that starts or ends a subscription makes one usage record, also if it
+fails, except calls that exceed the client's rate; the usage record of a success is written in the same transaction as
+the subscription.
 
-Deliberately absent: what a subscriber is sent and when (`live/rules.py`), and sending (`delivery/deliverer.py`).
+Deliberately absent: changes of active subscriptions (`subscription_changes.py`), what a subscriber is sent and
+when (`live/rules.py`), and sending (`delivery/deliverer.py`).
 """
 
 import secrets
@@ -15,10 +16,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from app.auth.policies import Policies
-from app.core.sink_secrets import before_token_ends, checked, prepared, rotated
-from app.core.subscription_changes import require_etag, revised
+from app.core.sink_secrets import before_token_ends, prepared
+from app.core.subscription_lookup import check_sink, own_subscription, unknown_subscription
 from app.core.subscription_requests import (
-    SubscriptionChange,
     SubscriptionRequest,
     check_names,
     digest_of,
@@ -26,28 +26,19 @@ from app.core.subscription_requests import (
 )
 from app.core.usage import Caller, UsageLog
 from app.domain.errors import (
-    ChangeNotAllowed,
     InvalidAddress,
-    InvalidRequest,
-    SinkRefused,
     SubscriptionUnknown,
     TerminalStatusError,
 )
 from app.domain.filters import SubscriptionFilter, seen_by
-from app.domain.operations import AuditAction, Face, UsageOperation
+from app.domain.operations import Face, UsageOperation
 from app.domain.policy import Policy, check_count, check_criteria, duration_allowed, interval_allowed
-from app.domain.records import ANONYMOUS, MAX_CORRELATOR, MAX_ID, AuditEntry, Client, Subscription
+from app.domain.records import MAX_CORRELATOR, MAX_ID, Client, Subscription
 from app.domain.sink_contracts import SinkContract, SinkContracts
 from app.domain.sinks import (
-    SECRET_BYTES,
-    SIGNED_PROFILES,
     EndReason,
     SinkKind,
-    read_secret,
-    require_readable,
-    signing_secret,
 )
-from app.live.changing import Change
 from app.live.group_directory import Expansion, GroupDirectory, parse_field
 from app.live.lifecycle import Lifecycle
 from app.ports.delivery import Sender
@@ -77,8 +68,6 @@ class SubscriptionService:
     ) -> None:
         """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC,
         `entropy(n)` gives n unguessable bytes."""
-        self.on_sink_changed: Callable[[Subscription], None] = lambda subscription: None
-        """Called with a subscription whose sink was replaced in the store; may not block or raise."""
         self.on_withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = lambda subscription: _nothing
         """Called with a subscription whose owed notifications were withdrawn. It returns a function that waits until no
         delivery attempt of the subscription is in flight."""
@@ -122,7 +111,7 @@ class SubscriptionService:
             )
             subscription = self._made(client, request, policy, expansion, digest)
             self._lifecycle.require_room(client.id, policy.max_subscriptions)
-            await self._check_sink(subscription)
+            await check_sink(self._senders, subscription)
             record = self._usage.make(
                 UsageOperation.START_NOTIFICATION,
                 caller,
@@ -162,7 +151,7 @@ class SubscriptionService:
         Raises RateLimited, StoreUnavailable, SubscriptionUnknown.
         """
         self._policies.admit(client)
-        return await self._own(client, subscription_id)
+        return await own_subscription(self._store, client, subscription_id)
 
     async def list(
         self, client: Client, page: Page, only: SubscriptionFilter = ALL_ACTIVE
@@ -196,7 +185,7 @@ class SubscriptionService:
         caller = Caller(client=client, face=face, requester=requester)
         self._policies.admit(client)
         try:
-            await self._end(caller, await self._own(client, subscription_id))
+            await self._end(caller, await own_subscription(self._store, client, subscription_id))
         except TerminalStatusError as error:
             self._record_end(caller, "", subscription_id[:MAX_ID], error)
             raise
@@ -217,124 +206,6 @@ class SubscriptionService:
         except TerminalStatusError as error:
             self._record_end(caller, correlator, "", error)
             raise
-
-    async def update(
-        self,
-        client: Client,
-        subscription_id: str,
-        change: SubscriptionChange,
-        *,
-        etag: str = "",
-        face: Face,
-        requester: str = "",
-    ) -> Subscription:
-        """Changes an active subscription within the policy of its owner; with `etag`, only if it still has this etag. A
-        new sink is checked as at the creation. The subscription ends before its sink's access token does.
-
-        Raises BusyNotSupported, ChangeNotAllowed (its sink's contract), DurationTooLong, GatewayOverloaded,
-        GroupNotAllowed, GroupUnknown, InvalidAddress, InvalidRequest, NestedGroupNotAllowed, NoValidAddresses,
-        RateLimited, SinkRefused (also if the token ends now), SinkUnreachable, StoreUnavailable, SubscriptionChanged,
-        SubscriptionUnknown, TooManyAddresses, TooManyWatchedTerminals.
-        """
-        self._policies.admit(client)
-        if not change.named:
-            raise InvalidRequest(
-                "The request changes nothing; name at least one of `addresses`, `criteria`, `duration` and `sink`.",
-                field="update_mask",
-            )
-        subscription = await self._own_active(client, subscription_id)
-        require_etag(subscription, etag)
-        if not self._contract_of(subscription).changeable:
-            raise ChangeNotAllowed(
-                "A subscription of the CAMARA API cannot be changed; create another.",
-                field="subscription_id",
-            )
-        owner = client if subscription.client_id == client.id else await self._owner_of(subscription)
-        policy = self._policies.of(owner)
-        check_criteria(policy, change.criteria or frozenset())
-        duration_ms = duration_allowed(policy, change.duration_ms)
-        expansion = None
-        if change.addresses is not None:
-            most = policy.max_notification_addresses
-            expansion = await self._directory.expand(owner, change.addresses, policy, most=most)
-
-        def revise(stored: Subscription) -> Subscription:
-            require_etag(stored, etag)
-            addresses = None if expansion is None else expansion.addresses
-            return revised(stored, change, addresses=addresses, duration_ms=duration_ms, now=self._clock())
-
-        planned = revise(subscription)
-        if change.sink is not None:
-            await self._check_sink(replace(planned, sink=checked(planned.sink)))
-        details = {"subscription": subscription.id, "face": face.value, "requester": requester}
-        details["changed"] = ", ".join(change.named)
-        return await self._lifecycle.change(
-            Change(
-                subscription_id=subscription.id,
-                revise=revise,
-                audit=AuditEntry(
-                    at=self._clock(), actor=client.id, action=AuditAction.SUBSCRIPTION_CHANGED, details=details
-                ),
-                policy=policy,
-                expansion=expansion,
-                resumes=change.sink is not None,
-                on_sink_changed=self.on_sink_changed,
-            )
-        )
-
-    async def rotate_secret(
-        self,
-        client: Client,
-        subscription_id: str,
-        *,
-        secret: str = "",
-        drop_old: bool = False,
-        face: Face,
-        requester: str = "",
-    ) -> tuple[Subscription, str]:
-        """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated secret. Returns the generated
-        secret, otherwise "". Every later attempt is signed with the new secret and with the previous one.
-
-        With `drop_old` only the newest secret signs later attempts; no secret is generated if `secret` is empty. A call
-        may be repeated: nothing changes if `secret` is the newest secret already.
-
-        Raises RateLimited, SinkRefused (a bad secret: reason `secret`; a sink that is not signed: `profile`),
-        StoreUnavailable, SubscriptionUnknown (also if it has ended).
-        """
-        policy = self._policies.admit(client)
-        subscription = await self._own_active(client, subscription_id)
-        if subscription.sink.kind is not SinkKind.WEBHOOK or subscription.sink.profile not in SIGNED_PROFILES:
-            raise ChangeNotAllowed(
-                "Only webhooks are signed; this subscription has another kind of sink.", field="subscription_id"
-            )
-        if secret:
-            try:
-                read_secret(secret)
-            except SinkRefused as error:
-                error.details["field"] = "secret"
-                raise
-        made = "" if secret or drop_old else signing_secret(self._entropy(SECRET_BYTES))
-        details = {"subscription": subscription.id, "face": face.value, "requester": requester}
-        action = (
-            AuditAction.SUBSCRIPTION_SECRET_ROTATED if secret or made else AuditAction.SUBSCRIPTION_OLD_SECRET_DROPPED
-        )
-        if drop_old and secret:
-            details["old"] = "dropped"
-
-        def revise(stored: Subscription) -> Subscription:
-            require_readable(stored.sink)
-            return replace(stored, sink=rotated(stored.sink, secret or made, drop_old=drop_old))
-
-        stored = await self._lifecycle.change(
-            Change(
-                subscription_id=subscription.id,
-                revise=revise,
-                audit=AuditEntry(at=self._clock(), actor=client.id, action=action, details=details),
-                policy=policy,
-                on_sink_changed=self.on_sink_changed,
-            )
-        )
-        return stored, made
 
     def default_duration_ms(self, client: Client) -> int | None:
         """The duration of a subscription without a requested duration, in milliseconds; None is unlimited."""
@@ -372,15 +243,6 @@ class SubscriptionService:
             request_id=request.request_id,
         )
 
-    async def _check_sink(self, subscription: Subscription) -> None:
-        kind = subscription.sink.kind
-        if kind is SinkKind.STREAM:
-            return
-        sender = self._senders.get(kind)
-        if sender is None:
-            raise SinkRefused(f"This gateway does not offer notifications by {kind.name}.", field="sink")
-        await sender.check(subscription)
-
     async def _page(self, client: Client, page: Page, only: SubscriptionFilter) -> tuple[Sequence[Subscription], str]:
         seen = seen_by(client, only)
         return empty(page) if seen is None else await self._store.subscriptions(page, seen)
@@ -388,29 +250,9 @@ class SubscriptionService:
     def _contract_of(self, subscription: Subscription) -> SinkContract:
         return self._contracts.of(subscription.sink.kind, subscription.sink.profile)
 
-    async def _own(self, client: Client, subscription_id: str) -> Subscription:
-        found = await self._store.subscription(subscription_id) if 0 < len(subscription_id) <= MAX_ID else None
-        if found is None or (found.client_id != client.id and not client.admin):
-            raise _unknown(subscription_id)
-        return found
-
-    async def _own_active(self, client: Client, subscription_id: str) -> Subscription:
-        found = await self._own(client, subscription_id)
-        if not found.active:
-            raise _unknown(found.id)
-        return found
-
-    async def _owner_of(self, subscription: Subscription) -> Client:
-        """The client of a subscription that an operator changes."""
-        if owner := await self._store.client(subscription.client_id):
-            return owner
-        if subscription.client_id != ANONYMOUS:  # deleted a moment ago
-            raise _unknown(subscription.id)
-        return Client(id=ANONYMOUS, name=ANONYMOUS, created_at=subscription.created_at)
-
     async def _end(self, caller: Caller, subscription: Subscription) -> None:
         if not subscription.active:
-            raise _unknown(subscription.id)
+            raise unknown_subscription(subscription.id)
         record = self._usage.make(
             UsageOperation.END_NOTIFICATION,
             caller,
@@ -439,11 +281,3 @@ class SubscriptionService:
                 root_cause=str(error),
             )
         )
-
-
-def _unknown(subscription_id: str) -> SubscriptionUnknown:
-    return SubscriptionUnknown(
-        "There is no such subscription, or it belongs to another client.",
-        field="subscription_id",
-        subscription_id=subscription_id[:MAX_ID],
-    )

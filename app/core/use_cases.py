@@ -9,6 +9,7 @@ from app.core.deliveries import Deliveries
 from app.core.groups import GroupService
 from app.core.queries import QueryService
 from app.core.streams import StreamService
+from app.core.subscription_changes import SubscriptionChanges
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
 from app.live.engine import Engine
@@ -23,6 +24,7 @@ class UseCases:
     queries: QueryService
     streams: StreamService
     subscriptions: SubscriptionService
+    subscription_changes: SubscriptionChanges
     groups: GroupService
     deliveries: Deliveries
     usage: UsageLog

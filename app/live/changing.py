@@ -2,8 +2,8 @@
 
 Invariants: the caller holds the writer's lock. All of a change is one transaction, also the entry in the audit log.
 
-Deliberately absent: what a client may change (`core/subscriptions.py`), and how a subscription moves to other terminals
-(`subscription_moves.py`).
+Deliberately absent: what a client may change (`core/subscription_changes.py`), and how a subscription moves to other
+terminals (`subscription_moves.py`).
 """
 
 import math

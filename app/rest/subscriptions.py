@@ -72,7 +72,7 @@ IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The subscription'
 
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     """Adds the operations to `router`."""
-    subscriptions = use_cases.subscriptions
+    subscriptions, changes = use_cases.subscriptions, use_cases.subscription_changes
 
     @router.post(
         "/v1/subscriptions",
@@ -270,7 +270,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
                 sink=_new_sink(asked.sink) if "sink" in given else None,
             )
             etag = await etag_of(client, subscription_id, if_match)
-            changed = await subscriptions.update(
+            changed = await changes.update(
                 client, subscription_id, change, etag=etag, face=FACE, requester=asked.requester
             )
         return _returned(changed)
@@ -307,7 +307,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         client: Caller, subscription_id: IdInPath, asked: subscription_schemas.RotateSecretRequest | None = None
     ) -> Response:
         asked = asked or subscription_schemas.RotateSecretRequest.model_validate({})
-        changed, made = await subscriptions.rotate_secret(
+        changed, made = await changes.rotate_secret(
             client,
             subscription_id,
             secret=asked.secret,

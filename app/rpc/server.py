@@ -129,7 +129,7 @@ def create_server(
     for_clients.add_registered_method_handlers(SERVICE_NAME, {"GetStatus": get_status})
     terminal_status_pb2_grpc.add_TerminalStatusServiceServicer_to_server(terminals, for_clients)
     subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
-        SubscriptionServicer(open_calls, use_cases.subscriptions), for_clients
+        SubscriptionServicer(open_calls, use_cases.subscriptions, use_cases.subscription_changes), for_clients
     )
     group_pb2_grpc.add_GroupServiceServicer_to_server(GroupServicer(open_calls, use_cases.groups), for_clients)
     delivery_pb2_grpc.add_DeliveryServiceServicer_to_server(

@@ -255,7 +255,7 @@ async def test_nothing_is_sent_without_its_secrets(database_url: str, key_file: 
             assert (waiting.state, waiting.attempts) == (DeliveryState.PENDING, 1)
             assert [one.outcome.value for one in await core.store.attempts(waiting.id)] == ["secret-unreadable"]
             for refused in (
-                core.subscriptions.rotate_secret(APP, moved.id, secret=OTHER_SECRET, face=Face.REST),
+                core.subscription_changes.rotate_secret(APP, moved.id, secret=OTHER_SECRET, face=Face.REST),
                 core.subscribe(ALICE, sink=WEBHOOK, request_id="m"),
             ):
                 with pytest.raises(StoreUnavailable):

@@ -168,8 +168,8 @@ async def test_who_may(gateway: Signed) -> None:
     subscription = await gateway.subscribe()
     for client, name in ((OTHER, subscription.id), (APP, "nothing"), (APP, ""), (APP, "x" * 5000)):
         with pytest.raises(SubscriptionUnknown):
-            await gateway.service.rotate_secret(client, name, face=Face.REST)
-    await gateway.service.rotate_secret(ADMIN, subscription.id, secret=OTHER_SECRET, face=Face.REST)
+            await gateway.core.subscription_changes.rotate_secret(client, name, face=Face.REST)
+    await gateway.core.subscription_changes.rotate_secret(ADMIN, subscription.id, secret=OTHER_SECRET, face=Face.REST)
     assert await gateway.secrets(subscription) == [OTHER_SECRET, SECRET]
     await gateway.service.cancel(APP, subscription.id, face=Face.REST)
     with pytest.raises(SubscriptionUnknown):
@@ -180,7 +180,8 @@ async def test_who_may(gateway: Signed) -> None:
 async def test_an_end_in_the_middle(gateway: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subscription that ends while its rotation waits for the lock is unknown, and does not change."""
     subscription = await gateway.subscribe()
-    own = gateway.service._own  # noqa: SLF001
+    changes = gateway.core.subscription_changes
+    own = changes._own_active  # noqa: SLF001
 
     async def ended_then(*arguments: Any) -> Subscription:
         found = await own(*arguments)
@@ -188,7 +189,7 @@ async def test_an_end_in_the_middle(gateway: Signed, monkeypatch: pytest.MonkeyP
         await gateway.core.store.write(Changes(updates=[update]))
         return found
 
-    monkeypatch.setattr(gateway.service, "_own", ended_then)
+    monkeypatch.setattr(changes, "_own_active", ended_then)
     with pytest.raises(SubscriptionUnknown):
         await gateway.rotate(subscription)
     assert await gateway.secrets(subscription) == [SECRET]
@@ -202,7 +203,7 @@ async def test_only_webhooks_of_v1_are_signed(tmp_path: Path, sink: Sink) -> Non
     async with run_core(await new_database(tmp_path)) as core:
         subscription = await core.subscribe(ALICE, sink=sink)
         with pytest.raises(ChangeNotAllowed):
-            await core.subscriptions.rotate_secret(APP, subscription.id, face=Face.REST)
+            await core.subscription_changes.rotate_secret(APP, subscription.id, face=Face.REST)
         assert (await core.stored(subscription)).sink == sink
 
 

@@ -65,7 +65,9 @@ async def change(core: Core, subscription: Subscription, *, client: Client = APP
     """Changes a subscription over REST."""
     etag = values.pop("etag", "")
     asked = SubscriptionChange(**values)
-    return await core.subscriptions.update(client, subscription.id, asked, etag=etag, face=Face.REST, requester="bob")
+    return await core.subscription_changes.update(
+        client, subscription.id, asked, etag=etag, face=Face.REST, requester="bob"
+    )
 
 
 # Addresses
@@ -296,7 +298,7 @@ async def test_sink(core: Core) -> None:
     made = await core.subscribe(ALICE, sink=WEBHOOK, request_id="once")
     there = replace(WEBHOOK, url="https://example.com/other", parameters={"token": "t", "handshake": "test"})
     changed: list[Subscription] = []
-    core.subscriptions.on_sink_changed = changed.append
+    core.subscription_changes.on_sink_changed = changed.append
     after = await change(core, made, sink=there)
     assert changed == [after] == [await core.stored(made)]
     assert (after.sink.url, made_secret(after)) == (there.url, made_secret(made))
@@ -377,7 +379,7 @@ async def test_a_change_of_nothing(core: Core) -> None:
         await change(core, made)
     for client, name in ((OTHER, made.id), (APP, "nothing"), (APP, ""), (APP, "x" * 5000)):
         with pytest.raises(SubscriptionUnknown):
-            await core.subscriptions.update(client, name, SubscriptionChange(duration_ms=1), face=Face.REST)
+            await core.subscription_changes.update(client, name, SubscriptionChange(duration_ms=1), face=Face.REST)
     assert await core.stored(made) == made
 
 
@@ -387,7 +389,7 @@ async def test_etag(core: Core) -> None:
     made = await core.subscribe(ALICE, sink=WEBHOOK)
     seen = [made.etag]
     seen.append((await change(core, made, etag=made.etag, addresses=[BOB])).etag)
-    rotated, _ = await core.subscriptions.rotate_secret(APP, made.id, face=Face.REST)
+    rotated, _ = await core.subscription_changes.rotate_secret(APP, made.id, face=Face.REST)
     seen.append(rotated.etag)
     assert len(set(seen)) == 3
     for stale in (*seen[:2], "v", "1", "v999"):
@@ -418,7 +420,7 @@ async def test_changes_at_once_all_hold(core: Core) -> None:
         change(core, made, criteria=frozenset({BUSY})),
         change(core, made, duration_ms=1_000_000),
         change(core, made, sink=there),
-        core.subscriptions.rotate_secret(APP, made.id, secret="whsec_" + "A" * 32, face=Face.REST),
+        core.subscription_changes.rotate_secret(APP, made.id, secret="whsec_" + "A" * 32, face=Face.REST),
     )
     stored = await core.stored(made)
     assert (set(stored.addresses), set(stored.criteria), stored.sink.url) == ({BOB}, {BUSY}, there.url)

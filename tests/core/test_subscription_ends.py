@@ -278,7 +278,7 @@ async def test_changes_of_subscriptions_are_audited(core: Core) -> None:
     """The audit log says who made, changed and ended which subscription; calls that changed nothing are not in it."""
     made = await core.subscribe(ALICE, request_id="once")
     await core.subscribe(ALICE, request_id="once")
-    await core.subscriptions.update(ADMIN, made.id, SubscriptionChange(duration_ms=60_000), face=Face.GRPC)
+    await core.subscription_changes.update(ADMIN, made.id, SubscriptionChange(duration_ms=60_000), face=Face.GRPC)
     await core.subscriptions.cancel(APP, made.id, face=Face.REST, requester="bob")
     with pytest.raises(SubscriptionUnknown):
         await core.subscriptions.cancel(APP, made.id, face=Face.REST)

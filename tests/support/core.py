@@ -17,6 +17,7 @@ from app.core.fetcher import FetchService
 from app.core.groups import GroupService
 from app.core.queries import QueryService
 from app.core.streams import StreamService
+from app.core.subscription_changes import SubscriptionChanges
 from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
@@ -254,6 +255,10 @@ class Core:
     @property
     def streams(self) -> StreamService:
         return self.use_cases.streams
+
+    @property
+    def subscription_changes(self) -> SubscriptionChanges:
+        return self.use_cases.subscription_changes
 
     @property
     def subscriptions(self) -> SubscriptionService:

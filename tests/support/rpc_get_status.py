@@ -51,6 +51,7 @@ def use_cases_of(service: FetchService) -> UseCases:
         engine=absent,
         registry=absent,
         subscriptions=absent,
+        subscription_changes=absent,
         groups=absent,
         deliveries=absent,
         usage=absent,

@@ -50,7 +50,9 @@ class Signed:
         return self.events()[-1]
 
     async def rotate(self, subscription: Subscription, secret: str = "", **more: Any) -> tuple[Subscription, str]:
-        return await self.service.rotate_secret(APP, subscription.id, secret=secret, face=Face.REST, **more)
+        return await self.core.subscription_changes.rotate_secret(
+            APP, subscription.id, secret=secret, face=Face.REST, **more
+        )
 
     async def secrets(self, subscription: Subscription) -> list[str]:
         """The subscription's signing secrets, as stored."""

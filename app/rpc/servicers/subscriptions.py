@@ -1,6 +1,7 @@
 """SubscriptionService: applications' stored requests to be notified."""
 
 from app.core.sink_secrets import made_secret
+from app.core.subscription_changes import SubscriptionChanges
 from app.core.subscription_requests import SubscriptionRequest
 from app.core.subscriptions import SubscriptionService
 from app.domain.errors import InvalidRequest
@@ -14,9 +15,10 @@ from app.rpc.open_calls import OpenCalls
 
 
 class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
-    def __init__(self, calls: OpenCalls, subscriptions: SubscriptionService) -> None:
+    def __init__(self, calls: OpenCalls, subscriptions: SubscriptionService, changes: SubscriptionChanges) -> None:
         self._calls = calls
         self._subscriptions = subscriptions
+        self._changes = changes
 
     async def CreateSubscription(  # noqa: N802
         self, request: pb.CreateSubscriptionRequest, context: Context
@@ -90,7 +92,7 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 request_fields.fields_within("change", pb.SubscriptionChange.DESCRIPTOR),
                 request_fields.sink_fields(request.change.sink),
             ):
-                changed = await self._subscriptions.update(
+                changed = await self._changes.update(
                     client,
                     request.subscription_id,
                     request_fields.subscription_change(request),
@@ -104,7 +106,7 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
         self, request: pb.RotateSecretRequest, context: Context
     ) -> pb.RotateSecretResponse:
         async with self._calls.answer(context, "RotateSecret") as client:
-            changed, made = await self._subscriptions.rotate_secret(
+            changed, made = await self._changes.rotate_secret(
                 client,
                 request.subscription_id,
                 secret=request_fields.bounded(request.secret, request_fields.MAX_SECRET, "secret"),
