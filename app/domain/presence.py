@@ -284,10 +284,11 @@ class _Reader:
             raise _malformed(f"the prefix {prefix[:40]!r} is not declared")
         parent = self._places[-1]
         place = _PLACES.get((parent, namespace, local_name), "")
-        understood = namespace in _UNDERSTOOD and (local_name in _KNOWN or parent in _CHOICES)
-        if attributes and parent and not understood:
-            self._require_optional(name, attributes)
-        if "activities" in (place, parent) and attributes and not self._holds(attributes):
+        if attributes:
+            understood = namespace in _UNDERSTOOD and (local_name in _KNOWN or parent in _CHOICES)
+            if parent and not understood:
+                self._require_optional(name, attributes)
+        if attributes and (place == "activities" or parent == "activities") and not self._holds(attributes):
             place = "past"
         elif parent in _CHOICES:
             if not place and (parent != "activities" or local_name != "note"):
