@@ -10,12 +10,13 @@ import typer
 from app.cli.console import err, shown, wrong_use
 from app.cli.gateway_connection import GatewayConnection, gateway_command
 from app.cli.options import AddressesArgument, CriteriaOption, LimitOption, RequesterOption, criteria_statuses
-from app.cli.protobuf_json import enum_name, enum_names, plain
-from app.cli.tables import Cell, print_fields, print_json, print_list, styled
-from app.cli.times import SPAN_HELP, clock, duration, short, span_ms, until
+from app.cli.protobuf_json import plain
+from app.cli.subscription_output import COLUMNS, print_subscription, row, shown_addresses
+from app.cli.tables import print_json, print_list
+from app.cli.times import SPAN_HELP, clock, duration, span_ms
 
 if TYPE_CHECKING:
-    from app.pb.terminalstatus.v1.subscription_pb2 import AccessToken, Subscription
+    from app.pb.terminalstatus.v1.subscription_pb2 import AccessToken
 
 subscriptions = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +33,6 @@ class Handshake(StrEnum):
 
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.", show_default=False)]
-_COLUMNS = ("id", "addresses", "criteria", "sink", "notified", "expires in", "correlator", "state")
 
 
 @subscriptions.command("list")
@@ -58,7 +58,7 @@ def list_subscriptions(
     pages = gateway.pages(_stub(gateway).ListSubscriptions, request, "subscriptions", limit)
     now = datetime.now(UTC)
     nothing = "No such subscriptions." if ended or address or client else "No active subscriptions."
-    print_list(pages, _COLUMNS, lambda each: _row(each, now), as_json=gateway.as_json, nothing=nothing)
+    print_list(pages, COLUMNS, lambda each: row(each, now), as_json=gateway.as_json, nothing=nothing)
 
 
 @subscriptions.command()
@@ -71,7 +71,7 @@ def show(gateway: GatewayConnection, subscription_id: IdArgument) -> None:
     from app.pb.terminalstatus.v1.subscription_pb2 import GetSubscriptionRequest
 
     request = GetSubscriptionRequest(subscription_id=subscription_id)
-    _print_subscription(gateway, gateway.call(_stub(gateway).GetSubscription, request).subscription)
+    print_subscription(gateway, gateway.call(_stub(gateway).GetSubscription, request).subscription)
 
 
 @subscriptions.command()
@@ -185,7 +185,7 @@ def create(
     if answer.secret:
         err.print(f"Notifications are signed with this secret, which is shown only now: {answer.secret}")
     expires = f"expires {clock(created.expire_time)}" if created.HasField("expire_time") else "does not expire"
-    err.print(f"The subscription to {_addresses(created)} {expires}. Its id:")
+    err.print(f"The subscription to {shown_addresses(created)} {expires}. Its id:")
     print(created.id)  # noqa: T201  # standard output is this command's answer
 
 
@@ -258,7 +258,7 @@ def update(
     ] = "",
     etag: Annotated[
         str,
-        typer.Option(help="Change it only if it still has this etag, as show --json prints it.", show_default=False),
+        typer.Option(help="Change it only if it still has this etag, as show prints it.", show_default=False),
     ] = "",
     requester: RequesterOption = "",
 ) -> None:
@@ -297,7 +297,7 @@ def update(
         etag=etag,
         requester=requester,
     )
-    _print_subscription(gateway, gateway.call(_stub(gateway).UpdateSubscription, request).subscription)
+    print_subscription(gateway, gateway.call(_stub(gateway).UpdateSubscription, request).subscription)
 
 
 @subscriptions.command("rotate-secret")
@@ -368,66 +368,3 @@ def _read(path: Path, option: str) -> str:
     if not text:
         wrong_use(f"{option}: {path} is empty.")
     return text
-
-
-def _print_subscription(gateway: GatewayConnection, subscription: "Subscription") -> None:
-    if gateway.as_json:
-        print_json(plain(subscription))
-        return
-    of, now = subscription, datetime.now(UTC)
-    interval_ms = of.min_interval.ToMilliseconds()
-    expires = f"{clock(of.expire_time)}, in {until(of.expire_time, now)}" if of.HasField("expire_time") else "never"
-    notified = f"{of.notification_count}{f' of {of.max_notification_count}' if of.max_notification_count else ''}"
-    print_fields(
-        [
-            ("id", of.id),
-            ("state", _state(of)),
-            ("addresses", ", ".join(of.addresses)),
-            ("criteria", ", ".join(enum_names(of, "criteria")) or "every change"),
-            ("sink", _sink(of)),
-            ("version", of.sink.soap.version),
-            ("correlator", of.correlator),
-            ("client", of.client_id),
-            ("created", clock(of.create_time)),
-            ("expires", "" if of.HasField("end_time") else expires),
-            (
-                "min interval",
-                (f"{interval_ms} ms" if interval_ms < 1000 else short(interval_ms / 1000)) * bool(interval_ms),
-            ),
-            ("notified", notified),
-            ("last notified", clock(of.last_notification_time) if of.HasField("last_notification_time") else ""),
-            (
-                "suspended",
-                f"deliveries have failed since {clock(of.suspend_time)}" if of.HasField("suspend_time") else "",
-            ),
-            ("ended", f"{clock(of.end_time)} {of.end_detail}".strip() if of.HasField("end_time") else ""),
-        ]
-    )
-
-
-def _row(of: "Subscription", now: datetime) -> list[Cell]:
-    return [
-        of.id,
-        _addresses(of),
-        ", ".join(enum_names(of, "criteria")),
-        _sink(of),
-        str(of.notification_count),
-        until(of.expire_time, now) if of.HasField("expire_time") else "never",
-        of.correlator,
-        _state(of),
-    ]
-
-
-def _state(of: "Subscription") -> Cell:
-    if of.HasField("end_time"):
-        return styled(enum_name(of, "end_reason") or "ended", "bright_black")
-    return styled("suspended", "yellow") if of.HasField("suspend_time") else styled("active")
-
-
-def _sink(of: "Subscription") -> str:
-    kind = of.sink.WhichOneof("kind") or "unknown"
-    return f"{kind} {getattr(getattr(of.sink, kind, None), 'uri', '')}".strip()
-
-
-def _addresses(of: "Subscription") -> str:
-    return of.addresses[0] + (f" and {len(of.addresses) - 1} more" if len(of.addresses) > 1 else "")
