@@ -26,11 +26,12 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.authenticator import Authenticator
-from app.auth.credentials import asgi_credentials
+from app.auth.credentials import Credentials, asgi_credentials
 from app.auth.proxies import server_url
 from app.core.queries import QueryService
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
+from app.domain.errors import InvalidRequest
 from soap_compat.authentication import SoapAuthenticator
 from soap_compat.content_type import read_content_type
 from soap_compat.faults import SoapFault, client_fault
@@ -165,7 +166,7 @@ class _Server:
             charset = _check_headers(scope["headers"])
             body = self._body(headers, receive)
             on_authenticated = scope.get("on_authenticated", lambda: None)
-            caller, wait_for_turn = asgi_credentials(scope), scope.get("wait_for_turn")
+            caller, wait_for_turn = _credentials(scope), scope.get("wait_for_turn")
             answer = await interface.answer(body, charset, caller, on_authenticated, wait_for_turn)
         except _DisconnectedError:
             return
@@ -212,6 +213,14 @@ class _Server:
         # If the connection were kept, the server would read the rest.
         fault = client_fault(f"The request is larger than {self._max_body_bytes} bytes; send fewer addresses.")
         return _RefusedError(413, fault, (b"connection", b"close"), more_comes=more_comes)
+
+
+def _credentials(scope: Scope) -> Credentials:
+    """Returns the caller's HTTP credentials. Raises _RefusedError."""
+    try:
+        return asgi_credentials(scope)
+    except InvalidRequest as error:
+        raise _RefusedError(400, client_fault(str(error))) from None
 
 
 def _check_headers(lines: _Headers) -> str | None:

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from app.domain.errors import InvalidRequest
+
 KEY_PREFIX = "tsk_"
+AUTHORIZATION = "Authorization"
 
 MAX_NAMES = 16
 """How many names of a certificate are tried; further ones are ignored."""
@@ -65,15 +68,19 @@ def certificate_names(peercert: Mapping[str, object] | None) -> tuple[str, ...]:
 
 
 def asgi_authorization(scope: Mapping[str, Any]) -> str:
-    """The Authorization header of an HTTP request, from its ASGI scope; "" if absent."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return cast("str", value.decode("latin-1"))
-    return ""
+    """The Authorization header of an HTTP request, from its ASGI scope; "" if absent.
+
+    Raises InvalidRequest if there are several: proxies and servers would differ in which one counts (RFC 9110 section
+    5.3 permits one)."""
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(found) > 1:
+        raise InvalidRequest("The request has several Authorization headers; send one.", field=AUTHORIZATION)
+    return cast("str", found[0].decode("latin-1")) if found else ""
 
 
 def asgi_credentials(scope: Mapping[str, Any]) -> Credentials:
-    """The credentials of an HTTP request, from its ASGI scope (`rest/connection.py` adds the certificate's names)."""
+    """The credentials of an HTTP request, from its ASGI scope (`rest/connection.py` adds the certificate's names).
+    Raises InvalidRequest, as `asgi_authorization`."""
     client = scope.get("client")
     tls = scope.get("extensions", {}).get("tls", {})
     return Credentials(

@@ -54,6 +54,7 @@ def create_app(
     max_stream_age_s: float | None = None,
     public_url: str | None = None,
     ready_needs_presence: bool = False,
+    token_scope: str = "",
 ) -> FastAPI:
     """Returns the ASGI app. Routes and mounts may be added to it; their uncaught errors become problems.
 
@@ -61,7 +62,8 @@ def create_app(
     what a valid access token grants (`AccessTokens.grant`); None if access tokens are not accepted. `max_stream_age_s`:
     the age, in seconds, at which a stream of events is ended, for its client to resume. `public_url`: the server named
     in the OpenAPI documents; by default the one that the reader's request names. `ready_needs_presence`: whether the
-    gateway is ready only while a presence server answers.
+    gateway is ready only while a presence server answers. `token_scope`: the scope that an access token needs for REST
+    API v1, which a challenge names; empty: none.
     """
     dependencies = CamaraDependencies(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
     app = _App(
@@ -81,6 +83,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.auth = use_cases.auth
+    app.state.token_scope = token_scope
     documents = _documents(app)
     app.add_middleware(RequestMiddleware, answer=problem.answer)
     problem.add_handlers(app)

@@ -1,6 +1,7 @@
 """REST API v1: clients and their API keys, for operators' clients; other clients get 403."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
@@ -12,7 +13,7 @@ from app.rest import to_json
 from app.rest.client_limits import ClientLimits
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
-from app.rest.responses import json_response
+from app.rest.responses import json_response, location
 from app.rest.schemas import At, Request
 from app.rest.watches import TAG
 
@@ -136,7 +137,10 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         description="Creates a client with one API key, which only this answer shows.",
         response_model=ClientWithKey,
         response_description="The new client and its API key.",
-        responses=failures(NotPermitted, ClientExists, TooManyClients),
+        responses={
+            **failures(NotPermitted, ClientExists, TooManyClients),
+            201: {"headers": location("The client's path.")},
+        },
     )
     async def create_client(client: Caller, asked: ClientRequest) -> Response:
         limits = {} if asked.limits is None else asked.limits.model_dump(exclude_none=True)
@@ -144,7 +148,8 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             client, asked.name, client_id=asked.client_id, admin=asked.admin, limits=limits
         )
         keys = await administration.keys(client, made.id)
-        return json_response({"client": to_json.client(made, keys), "api_key": key}, 201)
+        path = {"location": f"/v1/clients/{quote(made.id, safe='@')}"}
+        return json_response({"client": to_json.client(made, keys), "api_key": key}, 201, path)
 
     @router.post(
         "/v1/clients/{client_id:id}:rotateKey",

@@ -12,17 +12,18 @@ Deliberately absent: HTTP itself (httptools and uvicorn), and the limit of a bod
 """
 
 import asyncio
+import ipaddress
 import logging
-import math
-import time
+import re
+from functools import lru_cache
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.auth.credentials import certificate_names
-from app.rest.problem import Problem, problem
+from app.rest.problem import MEDIA_TYPE, Problem, problem
 from app.rest.unauthenticated_connections import UnauthenticatedConnections
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -51,36 +52,51 @@ BODY_LIMIT_S = 60.0
 """Time limit for a request's body, from the end of its head. BODY_PAUSE_S and BODY_LIMIT_S do not run while the gateway
 does not read."""
 
-LOG_S = 10.0
-"""Least time between two log lines of one kind that any unauthenticated peer can cause."""
-
 REASONS = {400: "Bad Request", 408: "Request Timeout"}
 
 
-class _Seldom(logging.Filter):
-    """Limits the rate of uvicorn's warnings about invalid HTTP and about connections above the limit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._logged_s: dict[str, float] = {}  # by message; uvicorn has few
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        now_s = time.monotonic()
-        if record.levelno != logging.WARNING or now_s - self._logged_s.get(record.msg, -math.inf) < LOG_S:
-            return record.levelno != logging.WARNING
-        self._logged_s[record.msg] = now_s
-        return True
+# uvicorn's warnings name no peer, and a stranger can cause any number: `StrangerLog` has a line for each kind.
+logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno != logging.WARNING)
 
 
-logging.getLogger("uvicorn.error").addFilter(_Seldom())
+def _refusal(why: Problem) -> ASGIApp:
+    """Returns an application that answers `why` and ends the connection. uvicorn runs it in the order of requests."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {"connection": "close", "cache-control": "no-store"}
+        await Response(why.model_dump_json(), why.status, headers, MEDIA_TYPE)(scope, receive, send)
+
+    return refuse
 
 
-async def _transfer_coding_unknown(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers 501 to a transfer coding other than chunked (RFC 9112 section 6.1)."""
-    why = problem(501, "INVALID_REQUEST", "Transfer-Encoding must be chunked; send the body without compression.")
-    headers = {"connection": "close", "cache-control": "no-store"}
-    response = Response(why.model_dump_json(), 501, headers, "application/problem+json")
-    await response(scope, receive, send)
+_TRANSFER_CODING_UNKNOWN = _refusal(
+    problem(501, "INVALID_REQUEST", "Transfer-Encoding must be chunked; send the body without compression.")
+)
+"""RFC 9112 section 6.1."""
+
+
+def _invalid_host(detail: str) -> ASGIApp:
+    return _refusal(problem(400, "INVALID_REQUEST", detail, details={"field": "Host"}))
+
+
+_HOST_MISSING = _invalid_host("The header Host is missing; HTTP/1.1 requires it.")
+_HOST_TWICE = _invalid_host("The request has several Host headers; send one.")
+_HOST_INVALID = _invalid_host("The header Host is not a host with an optional port.")
+
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?")
+"""RFC 3986 sections 3.2.2 and 3.2.3, without IPvFuture."""
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
+
+@lru_cache(1024)
+def _is_host(value: bytes) -> bool:
+    match = _HOST.fullmatch(value)
+    if match is None or int(match[2] or b"0") > 65535:
+        return False
+    try:
+        return not match[1] or bool(ipaddress.IPv6Address(match[1].decode()).packed)
+    except ValueError:
+        return False
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -162,17 +178,47 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body, self._body_due = False, True, None
         self._stop_clock()
+        refusal = self._refusal_of_head()
         if self._peer_is_proxy:
             self._read_origin()
         self.limit_concurrency = None if self.url.partition(b"?")[0] in PROBES else self.config.limit_concurrency
-        served = self.app
-        for name, value in self.headers:
-            if name == b"transfer-encoding" and value.lower() != b"chunked":
-                self.app = _transfer_coding_unknown  # uvicorn runs it in the order of the connection's requests
-            elif name in FORWARDED and self._unauthenticated.watches_forwarded:
-                self._unauthenticated.on_forwarded(self.client[0] if self.client else "", name.decode())
+        served, limit = self.app, self.limit_concurrency
+        self.app = refusal or served
+        if limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit):
+            self._unauthenticated.log.add("http_connections_at_limit", self._peer())
         super().on_headers_complete()
         self.app = served
+
+    def _refusal_of_head(self) -> ASGIApp | None:
+        """What answers the request if its head is invalid. Replaces the Host of a target in absolute form by the
+        target's (RFC 9112 section 3.2.2)."""
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+                if not _is_host(value):
+                    return _HOST_INVALID
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                return _TRANSFER_CODING_UNKNOWN
+            elif name in FORWARDED and self._unauthenticated.watches_forwarded:
+                self._unauthenticated.on_forwarded(self.client[0] if self.client else "", name.decode())
+        if hosts > 1:
+            return _HOST_TWICE
+        if not hosts and self.parser.get_http_version() == "1.1":
+            return _HOST_MISSING
+        if self.url[:1] != b"/" and (absolute := _ABSOLUTE.match(self.url)):
+            if not _is_host(absolute[1]):
+                return _HOST_INVALID
+            self._set_host(absolute[1])
+        return None
+
+    def _set_host(self, host: bytes) -> None:
+        self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+        self.headers.append((b"host", host))
+
+    def _peer(self) -> str:
+        client = self.scope["client"]  # a trusted proxy may have named another than `self.client`
+        return client[0] if client else ""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._joined is None:
@@ -211,11 +257,11 @@ class BoundedConnection(HttpToolsProtocol):
         if origin.scheme:
             self.scope["scheme"] = origin.scheme
         if origin.host:
-            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
-            self.headers.append((b"host", origin.host.encode()))
+            self._set_host(origin.host.encode())
 
     def send_400_response(self, msg: str) -> None:
         """Answers invalid HTTP with a problem."""
+        self._unauthenticated.log.add("invalid_http", self.client[0] if self.client else "")
         if not self.transport.is_closing():
             self._refuse(problem(400, "INVALID_REQUEST", "This is not an HTTP request."))
 

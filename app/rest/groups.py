@@ -1,6 +1,8 @@
 """REST API v1: groups. A group's ETag changes with its members, so `If-Match` protects changes and the deletion."""
 
+from collections.abc import Mapping
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -22,11 +24,13 @@ from app.domain.records import Client
 from app.rest import to_json
 from app.rest.error_examples import TEAM, failures
 from app.rest.parameters import Caller, ClientId, Paged
-from app.rest.responses import NO_STORE, json_response, no_content
+from app.rest.responses import NO_STORE, json_response, location, no_content
 from app.rest.schemas import ADDRESS_FORMAT, MAX_ADDRESSES, Address, At, Request
 
 TAG = "Groups"
 MAX_ETAG = 100
+_PATH_SAFE = "@:!$&'()*+,;=~"
+"""What a segment of a path may have unescaped (RFC 3986 section 3.3)."""
 
 AddressInPath = Annotated[
     str,
@@ -129,11 +133,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         response_description="The new group.",
         responses={
             **failures(*_MEMBERS, GroupExists, GroupNotAllowed, TooManyGroups),
-            201: {"headers": _ETAG},
+            201: {"headers": {**location("The group's path."), **_ETAG}},
         },
     )
     async def create_group(client: Caller, asked: GroupRequest) -> Response:
-        return _returned(await groups.create(client, asked.address, asked.members), 201)
+        made = await groups.create(client, asked.address, asked.members)
+        return _returned(made, 201, {"location": f"/v1/groups/{quote(made.address, safe=_PATH_SAFE)}"})
 
     @router.get(
         "/v1/groups",
@@ -251,5 +256,5 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         return await groups.expected_version(client, address, [tag.strip().strip('"') for tag in if_match.split(",")])
 
 
-def _returned(group: records.Group, status: int = 200) -> Response:
-    return json_response(to_json.group(group), status, {"etag": f'"{group.etag}"'})
+def _returned(group: records.Group, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return json_response(to_json.group(group), status, {"etag": f'"{group.etag}"', **(headers or {})})

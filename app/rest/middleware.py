@@ -1,10 +1,10 @@
-"""The middleware of every HTTP API: correlation headers, the limit of bodies, and answers to uncaught exceptions.
+"""The middleware of every HTTP API: correlation headers, HEAD, the limit of bodies, answers to uncaught exceptions.
 
 Invariants: every answer returns a valid `x-correlator` and `traceparent` as received; an `x-correlator` that breaks its
 pattern is refused, an invalid `traceparent` is ignored (W3C Trace Context section 3.2). At most MAX_BODY_BYTES of a
 body are read. An unexpected exception is logged under a reference; the client gets the reference, never a traceback.
 When the server stops and cancels a request that still runs, the client gets 503. A client that disconnected is not an
-error.
+error. HEAD is answered as GET without the body; a streamed body ends before its first piece (RFC 9110 section 9.3.2).
 
 Deliberately absent: authentication (`operation.py`) and the form of an API's errors (`problem.py`, `camara/errors.py`).
 """
@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.rest.problem import internal_error, problem
+from app.rest.problem import IS_HEAD, internal_error, printable, problem
 
 MAX_BODY_BYTES = 1024 * 1024
 """The same limit as for a gRPC request: some 5,000 addresses of the greatest length."""
@@ -45,6 +45,10 @@ BAD_CORRELATOR = problem(
 )
 
 
+class _HeadAnsweredError(Exception):
+    """The answer to a HEAD request is complete; the rest of the body is not wanted."""
+
+
 class RequestMiddleware:
     """Wraps an API's app. `answer` turns a problem into a response in the API's own form.
 
@@ -60,21 +64,28 @@ class RequestMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         echoed, refused, has_body = _read_head(scope)
-        started = False
+        started, is_head = False, scope["method"] == "HEAD"
+        if is_head:
+            scope = {**scope, "method": "GET", IS_HEAD: True}
 
         async def send_echoed(message: Message) -> None:
             nonlocal started
             if echoed and not started:
                 message = {**message, "headers": [*message.get("headers", ()), *echoed]}
             started = True
-            await send(message)
+            if is_head and message["type"] == "http.response.body":
+                await send({"type": "http.response.body", "body": b""})
+                if message.get("more_body", False):
+                    raise _HeadAnsweredError
+            else:
+                await send(message)
 
         try:
             if refused:
                 await self._answer(BAD_CORRELATOR)(scope, receive, send_echoed)
             else:
                 await self._app(scope, _Bounded(scope, receive) if has_body else receive, send_echoed)
-        except ClientDisconnect:
+        except (ClientDisconnect, _HeadAnsweredError):
             return None
         except asyncio.CancelledError:  # only the server cancels, when its time to stop is over
             if started:
@@ -84,7 +95,8 @@ class RequestMiddleware:
             if started:
                 raise  # too late to answer: the server ends the connection
             reference = uuid.uuid4().hex
-            request = {"method": scope["method"], "path": scope["path"]}
+            client = scope.get("client")
+            request = {"method": scope["method"], "path": printable(scope["path"]), "peer": client[0] if client else ""}
             _log.error("unexpected_error", reference=reference, **request, exc_info=error)
             await self._answer(internal_error(reference))(scope, receive, send_echoed)
 

@@ -49,7 +49,6 @@ def add_routes(app: FastAPI, service: FetchService, *, stopping: asyncio.Event, 
         response_description="The process answers.",
         responses=documented(WRONG_METHOD),
     )
-    @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)  # this route answers both GET and HEAD
     async def healthz() -> ProcessLiveness:
         return ProcessLiveness(status="alive")
 
@@ -63,7 +62,6 @@ def add_routes(app: FastAPI, service: FetchService, *, stopping: asyncio.Event, 
         response_model=Readiness,
         responses=documented(NOT_READY, WRONG_METHOD),
     )
-    @app.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
     async def readyz() -> Response:
         if not service.ready or stopping.is_set():
             return answer(NOT_READY)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.auth.credentials import AUTHORIZATION, KEY_PREFIX, asgi_authorization
 from app.domain import errors
 from app.rest.responses import NO_STORE
 
@@ -86,8 +87,8 @@ _FIELDS = {
     "etag": "If-Match",
 }
 """REST's names of fields that have another name in gRPC."""
-CHALLENGE = {"www-authenticate": "Bearer"}
-"""The header of every 401 (RFC 9110 section 11.6.1)."""
+IS_HEAD = "is_head"
+"""The scope's key for a HEAD request, which `middleware.py` passes on as GET."""
 
 
 class Problem(BaseModel):
@@ -150,9 +151,36 @@ def add_handlers(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(_on_http_error)
 
 
-async def _on_domain_error(_request: Request, error: errors.TerminalStatusError) -> Response:
-    headers = CHALLENGE if isinstance(error, errors.Unauthenticated) else None
+async def _on_domain_error(request: Request, error: errors.TerminalStatusError) -> Response:
+    headers = challenge_of(request, error, scope=request.app.state.token_scope)
     return answer(problem_of(error), retry_after_s=error.retry_after_s, headers=headers)
+
+
+def challenge(error: str = "", scope: str = "") -> Mapping[str, str]:
+    """Returns the header that names the credentials to send (RFC 9110 section 11.6.1, RFC 6750 section 3)."""
+    given = {"error": error, "scope": scope}
+    return {
+        "www-authenticate": ", ".join(
+            ['Bearer realm="terminal-status"', *(f'{name}="{value}"' for name, value in given.items() if value)]
+        )
+    }
+
+
+def challenge_of(request: Request, error: errors.TerminalStatusError, *, scope: str = "") -> Mapping[str, str]:
+    """Returns the challenge for an error of the credentials; nothing for other errors. `scope`: the scope that an
+    access token needs, if known. RFC 6750 section 3.1 has the values of `error`; without credentials there is none."""
+    if isinstance(error, errors.InvalidRequest):
+        return challenge("invalid_request") if error.details.get("field") == AUTHORIZATION else {}
+    if not isinstance(error, errors.Unauthenticated | errors.NotPermitted):
+        return {}
+    scheme, _, token = asgi_authorization(request.scope).partition(" ")
+    is_bearer = scheme.lower() == "bearer"
+    if isinstance(error, errors.Unauthenticated):
+        is_wrong = is_bearer and error.retry_after_s is None  # else it could not be checked
+        return challenge("invalid_token" if is_wrong else "", scope)
+    if is_bearer and not token.strip().startswith(KEY_PREFIX):  # an API key has no scopes
+        return challenge("insufficient_scope", scope)
+    return {}
 
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
@@ -175,9 +203,14 @@ def _field(place: Sequence[str | int]) -> str:
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """Answers errors that the framework raises: unknown path, wrong method, body that is too large or not JSON."""
-    detail = f"{request.method} {request.url.path}: {error.detail}."
+    detail = f"{method_of(request)} {request.url.path}: {error.detail}."
     code = _HTTP_CODES.get(error.status_code) or HTTPStatus(error.status_code).name
     return answer(problem(error.status_code, code, detail), headers=headers_of(request, error))
+
+
+def method_of(request: Request) -> str:
+    """Returns the method that the client sent."""
+    return "HEAD" if request.scope.get(IS_HEAD) else request.method
 
 
 def headers_of(request: Request, error: HTTPException) -> Mapping[str, str]:
@@ -189,6 +222,8 @@ def headers_of(request: Request, error: HTTPException) -> Mapping[str, str]:
     for route in request.app.router.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             methods |= set(getattr(route, "methods", None) or ())
+    if "GET" in methods:
+        methods.add("HEAD")
     return {"allow": ", ".join(sorted(methods))}
 
 

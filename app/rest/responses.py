@@ -1,6 +1,7 @@
 """The answers of successful calls: JSON, or nothing. None of them may be cached."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from fastapi import Response
@@ -17,6 +18,11 @@ _encode = msgspec.json.Encoder().encode
 def json_response(data: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Returns the answer that carries `data` as JSON."""
     return Response(_encode(data), status, {**NO_STORE, **(headers or {})}, "application/json")
+
+
+def location(description: str) -> dict[str, Any]:
+    """Returns the documentation of the header `Location`, which every 201 has (RFC 9110 section 15.3.2)."""
+    return {"Location": {"description": description, "schema": {"type": "string"}}}
 
 
 def lines_of(schema: str) -> Mapping[str, object]:

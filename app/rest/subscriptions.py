@@ -50,7 +50,7 @@ from app.rest import subscription_schemas, to_json
 from app.rest.error_examples import failures
 from app.rest.operation import FACE
 from app.rest.parameters import Caller, ClientId, Paged, RequestId
-from app.rest.responses import json_response, no_content
+from app.rest.responses import json_response, location, no_content
 from app.rest.schemas import Rfc3339
 from app.rest.terminals import LIST_ERRORS
 
@@ -102,7 +102,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             ),
             201: {
                 "headers": {
-                    "Location": {"description": "The subscription's path.", "schema": {"type": "string"}},
+                    **location("The subscription's path."),
                     **_ETAG,
                 },
                 "links": {

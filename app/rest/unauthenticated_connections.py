@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from app.auth.proxies import TrustedProxies, bucket
+from app.rest.stranger_log import StrangerLog
 from app.rest.work_queue import WorkQueue
 
 MAX_PER_ADDRESS: Final = 256
@@ -38,6 +39,7 @@ class UnauthenticatedConnections:
     ) -> None:
         self.proxies = proxies
         self.work = WorkQueue()
+        self.log = StrangerLog(clock)
         self._clock = clock
         self._most = most_per_address
         self._by_address: dict[str, dict[Connection, None]] = {}  # has only addresses with connections

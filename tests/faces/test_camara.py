@@ -230,9 +230,9 @@ async def test_failed_questions(face: HttpFace, core: Core, error: type[Terminal
 async def test_every_failure_has_camaras_form(face: HttpFace) -> None:
     """Failures of the framework, of the credentials and of the gateway itself have CAMARA's form too."""
     failure(await face.call("POST", RETRIEVE, client=""), 401, "UNAUTHENTICATED")
-    assert (await face.call("POST", RETRIEVE, client="")).headers["www-authenticate"] == "Bearer"
+    assert (await face.call("POST", RETRIEVE, client="")).headers["www-authenticate"].startswith("Bearer realm=")
     failure(await face.call("GET", RETRIEVE), 405, "METHOD_NOT_ALLOWED")
-    assert (await face.call("PUT", SUBSCRIPTIONS)).headers["allow"] == "GET, POST"
+    assert (await face.call("PUT", SUBSCRIPTIONS)).headers["allow"] == "GET, HEAD, POST"
     failure(await face.call("GET", "/device-reachability-status/v1/nowhere"), 404, "NOT_FOUND")
     failure(await face.call("POST", RETRIEVE, raw=b"{"), 400, "INVALID_ARGUMENT")
     failure(await face.call("POST", RETRIEVE, raw=b"[" * 100_000), 400, "INVALID_ARGUMENT")
@@ -277,18 +277,44 @@ async def test_a_three_legged_token_names_the_device(
     failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN), 422, "UNNECESSARY_IDENTIFIER")
 
 
+LACKS = 'Bearer realm="terminal-status", error="insufficient_scope", scope="{}"'
+
+
+async def test_head_location_and_refusals_of_http(face: HttpFace) -> None:
+    """RFC 9110: HEAD is answered as GET (section 9.3.2), a 201 names what it made (15.3.2), a compressed body is 415
+    (15.5.16), and two Authorization lines are 400 (5.3)."""
+    made = await face.call("POST", SUBSCRIPTIONS, asked())
+    for path in (made.headers["location"], SUBSCRIPTIONS):
+        got, head = await face.call("GET", path), await face.call("HEAD", path)
+        assert (got.status, head.status, head.body) == (200, 200, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert (await face.call("GET", made.headers["location"])).json["id"] == made.json["id"]
+    packed = await face.call("POST", RETRIEVE, BY_NUMBER, headers={"content-encoding": "gzip"})
+    failure(packed, 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert packed.headers["accept-encoding"] == "identity"
+    lines = [("authorization", f"Bearer {face.keys[APP.id]}")] * 2
+    response = await face.http.get(face.url + SUBSCRIPTIONS, headers=lines)
+    failure(Answer(response.status_code, response.headers, response.content), 400, "INVALID_ARGUMENT")
+
+
 async def test_scopes(face: HttpFace, tokens: Tokens) -> None:
-    """An access token needs the operation's scope or the whole API's; to subscribe, the scope of the event type."""
+    """An access token needs the operation's scope or the whole API's; to subscribe, the scope of the event type.
+    The challenge names the scope that is lacking (RFC 6750 section 3)."""
     created = f"device-reachability-status-subscriptions:{event_types.REACHABILITY_DATA}:create"
     for scopes, status in (({READ}, 200), ({"device-reachability-status"}, 200), ({"openid"}, 403), (set(), 403)):
         tokens.granted = Grant(scopes=frozenset(scopes), device="")
         assert (await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)).status == status
-    failure(await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN), 403, "PERMISSION_DENIED")
+    refused = await face.call("POST", RETRIEVE, BY_NUMBER, headers=TOKEN)
+    failure(refused, 403, "PERMISSION_DENIED")
+    assert refused.headers["www-authenticate"] == LACKS.format(READ)
     tokens.granted = Grant(scopes=frozenset({created}), device="")
     made = await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN)
     assert made.status == 201
     other = asked(event_types.REACHABILITY_DISCONNECTED)
-    failure(await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN), 403, "SUBSCRIPTION_MISMATCH")
+    refused = await face.call("POST", SUBSCRIPTIONS, other, headers=TOKEN)
+    failure(refused, 403, "SUBSCRIPTION_MISMATCH")
+    lacking = f"device-reachability-status-subscriptions:{event_types.REACHABILITY_DISCONNECTED}:create"
+    assert refused.headers["www-authenticate"] == LACKS.format(lacking)
     tokens.granted = Grant(scopes=frozenset({"device-reachability-status-subscriptions:read"}), device="")
     failure(await face.call("POST", SUBSCRIPTIONS, asked(), headers=TOKEN), 403, "PERMISSION_DENIED")
     tokens.granted = Grant(scopes=frozenset({created}), device="")

@@ -229,7 +229,7 @@ async def test_a_wrong_method_is_a_problem(path: str) -> None:
     response = await ask(FakeWatcher(), path, "POST")
     problem = problem_in(response)
     assert (problem["status"], problem["code"]) == (405, "METHOD_NOT_ALLOWED")
-    assert set(response.headers["allow"].split(", ")) == ({"GET"} if path == ALICE_STATUS else {"GET", "HEAD"})
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 async def test_an_invalid_request_is_a_problem() -> None:
@@ -274,10 +274,17 @@ async def test_readiness_says_whether_a_presence_server_answers(needs_presence: 
         assert (await client.get("/readyz")).json() == {"status": "ready", "presence": "up"}
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-async def test_probes_take_head(path: str) -> None:
-    """Probes and metrics answer HEAD too."""
-    assert (await ask(FakeWatcher(), path, "HEAD")).status_code == 200
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/docs", "/openapi.json", ALICE_STATUS, "/nowhere", "/v1/terminals:query"]
+)
+async def test_head(path: str) -> None:
+    """RFC 9110 section 9.3.2: HEAD is answered as GET, without the body; where there is no GET, it is 405."""
+    got, head = await ask(FakeWatcher(), path), await ask(FakeWatcher(), path, "HEAD")
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    for name in ("content-type", "cache-control", "allow"):
+        assert head.headers.get(name) == got.headers.get(name)
+    if got.status_code == 200:
+        assert head.headers["content-length"] == str(len(got.content))
 
 
 async def test_a_stopping_gateway_is_not_ready() -> None:

@@ -44,6 +44,16 @@ async def test_watch(face: HttpFace) -> None:
         assert (liveness["address"], liveness["liveness"]) == (ALICE, "LIVE")
 
 
+async def test_head_ends_at_once(face: HttpFace) -> None:
+    """RFC 9110 section 9.3.2: HEAD of a stream has its header fields, ends at once, and leaves no stream open; an error
+    of the request is the same as with GET."""
+    head = await face.call("HEAD", f"/v1/terminals:watch?address={ALICE}")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
+    await until(lambda: not list(face.core.live.streams))
+    assert (await face.call("HEAD", "/v1/terminals:watch?address=x")).status == 400
+
+
 async def test_watch_resumes(face: HttpFace) -> None:
     """With the last event id only differences are sent; Last-Event-ID takes precedence over the query's token."""
     path = f"/v1/terminals:watch?address={ALICE}&address={BOB}"

@@ -2,10 +2,12 @@
 
 import csv
 import enum
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,99 @@ async def test_credentials_are_needed(face: HttpFace) -> None:
             problem(answer, 404, "NOT_FOUND")
             continue
         problem(answer, 401, "UNAUTHENTICATED")
-        assert answer.headers["www-authenticate"] == "Bearer"
-    problem(
-        await face.call("GET", STATUS, client="", headers={"authorization": "Bearer tsk_x_y"}), 401, "UNAUTHENTICATED"
-    )
+        assert answer.headers["www-authenticate"] == 'Bearer realm="terminal-status"'
+
+
+@pytest.mark.parametrize("shown", ["Bearer tsk_x_y", "bearer x", "Basic eDp5", "Digest x"])
+async def test_challenge_of_wrong_credentials(face: HttpFace, shown: str) -> None:
+    """RFC 6750 section 3.1: the challenge for a wrong token has `error`; that for other credentials has none."""
+    answer = await face.call("GET", STATUS, client="", headers={"authorization": shown})
+    problem(answer, 401, "UNAUTHENTICATED")
+    more = ', error="invalid_token"' if shown.lower().startswith("bearer") else ""
+    assert answer.headers["www-authenticate"] == f'Bearer realm="terminal-status"{more}'
+
+
+class OneDevice:
+    """Access tokens of APP that are for CAMARA's APIs only."""
+
+    async def verify(self, _token: str) -> tuple[str, datetime]:
+        return APP.id, datetime(2100, 1, 1, tzinfo=UTC)
+
+    def confined(self, _token: str) -> str:
+        return "The access token lacks the scope terminal-status."
+
+
+async def test_challenge_of_a_token_without_the_scope(tmp_path: Path) -> None:
+    """RFC 6750 section 3.1: a token that does not suffice is `insufficient_scope`, and `scope` says what is needed. An
+    API key has no scopes, so its 403 has no challenge."""
+    async with (
+        run_core(await new_database(tmp_path)) as core,
+        http_face(core, tokens=OneDevice(), token_scope="terminal-status") as face,
+    ):
+        refused = await face.call("GET", STATUS, headers={"authorization": "Bearer token"})
+        problem(refused, 403, "NOT_PERMITTED")
+        needed = 'Bearer realm="terminal-status", error="insufficient_scope", scope="terminal-status"'
+        assert refused.headers["www-authenticate"] == needed
+        missing = await face.call("GET", STATUS, client="")
+        assert missing.headers["www-authenticate"] == 'Bearer realm="terminal-status", scope="terminal-status"'
+        by_key = await face.call("GET", "/v1/clients")
+        problem(by_key, 403, "NOT_PERMITTED")
+        assert "www-authenticate" not in by_key.headers
+
+
+@pytest.mark.parametrize("path", [STATUS, "/v1/subscriptions", f"/v1/terminals:watch?address={ALICE}"])
+async def test_two_authorization_lines(face: HttpFace, path: str) -> None:
+    """RFC 9110 section 5.3 and RFC 6750 section 3.1: credentials are sent once; two lines are 400, also if one is good
+    or both are the same."""
+    good = f"Bearer {face.keys[APP.id]}"
+    for second in (good, "Bearer x"):
+        lines = [("authorization", good), ("authorization", second)]
+        response = await face.http.get(face.url + path, headers=lines)
+        body = problem(Answer(response.status_code, response.headers, response.content), 400, "INVALID_REQUEST")
+        assert body["details"]["field"] == "Authorization"
+        assert response.headers["www-authenticate"] == 'Bearer realm="terminal-status", error="invalid_request"'
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "gzip, identity", "zstd"])
+@pytest.mark.parametrize("path", ["/v1/terminals:query", "/v1/groups"])
+async def test_compressed_body(face: HttpFace, path: str, coding: str) -> None:
+    """RFC 9110 sections 8.4 and 15.5.16: a content coding is 415, with the codings that are accepted."""
+    body = gzip.compress(json.dumps({"addresses": [ALICE]}).encode())
+    answer = await face.call("POST", path, raw=body, headers={"content-encoding": coding})
+    problem(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+async def test_identity_is_no_compression(face: HttpFace) -> None:
+    """RFC 9110 section 12.5.3: `identity` means that the body is not encoded."""
+    asked = {"addresses": [ALICE]}
+    answer = await face.call("POST", "/v1/terminals:query", asked, headers={"content-encoding": "Identity"})
+    assert answer.status == 200
+
+
+async def test_location_of_what_was_made(face: HttpFace) -> None:
+    """RFC 9110 section 15.3.2: every 201 names what it made, and GET of that returns it."""
+    odd = "sip:te/am?+1;a=b@example.com"
+    for path, asked, client in (
+        ("/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK}, APP.id),
+        ("/v1/groups", {"address": TEAM, "members": [ALICE]}, APP.id),
+        ("/v1/groups", {"address": odd, "members": [ALICE]}, APP.id),
+        ("/v1/clients", {"name": "New one", "client_id": "new@example.com"}, ADMIN.id),
+    ):
+        made = await face.call("POST", path, asked, client=client)
+        assert made.status == 201, made.json
+        got = await face.call("GET", made.headers["location"], client=client)
+        assert got.status == 200
+        shown = made.json.get("client", made.json)
+        assert {name: got.json[name] for name in ("create_time", "etag") if name in got.json}.items() <= shown.items()
+
+
+async def test_head_of_every_list(face: HttpFace) -> None:
+    """RFC 9110 section 9.3.2: HEAD of a list has the header fields of GET, and the connection serves on."""
+    for noun in ("subscriptions", "groups", "notifications", "usage-records", "watches", "clients", "audit-entries"):
+        got = await face.call("GET", f"/v1/{noun}", client=ADMIN.id)
+        head = await face.call("HEAD", f"/v1/{noun}", client=ADMIN.id)
+        assert (head.status, head.body, head.headers["content-type"]) == (got.status, b"", got.headers["content-type"])
 
 
 async def test_rate(tmp_path: Path) -> None:

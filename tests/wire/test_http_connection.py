@@ -1,11 +1,18 @@
 """Limits of HTTP connections: endless heads, heads and bodies that drip, and connections that send nothing."""
 
 import asyncio
+import json
 
 import pytest
+import structlog
+from starlette.responses import PlainTextResponse
 
+from app.auth.proxies import TrustedProxies
 from app.main import Gateway
 from app.rest.connection import BoundedConnection
+from app.rest.stranger_log import LOG_S
+from app.rest.unauthenticated_connections import UnauthenticatedConnections
+from app.servers import bound, serve_http
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -15,7 +22,12 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
 async def talk(gateway: Gateway, *chunks: bytes) -> bytes:
     """Sends the chunks and returns all bytes that come until the connection ends."""
     host, _, port = gateway.http_address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    return await talk_to(host, int(port), *chunks)
+
+
+async def talk_to(host: str, port: int, *chunks: bytes) -> bytes:
+    """As `talk`, to another server."""
+    reader, writer = await asyncio.open_connection(host, port)
     received = b""
     try:
         async with asyncio.timeout(5):
@@ -68,11 +80,108 @@ async def test_upgrade_is_not_taken(gateway: Gateway, caplog: pytest.LogCaptureF
     assert caplog.messages == []
 
 
-async def test_log_of_what_is_no_http(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
-    """Each invalid request is answered, and few are logged, since any stranger can send many."""
-    for _ in range(5):
-        assert b" 400 " in await talk(gateway, b"\0\0\0\0\r\n\r\n")
-    assert len(caplog.messages) <= 1
+async def test_log_of_what_is_no_http(caplog: pytest.LogCaptureFixture) -> None:
+    """Each invalid request is answered. One line in LOG_S is logged, since any stranger can send many; it names the
+    peer, and the next one counts those that were left out."""
+    now_s = 0.0
+    strangers = UnauthenticatedConnections(TrustedProxies(), lambda: now_s)
+    with bound("127.0.0.1:0") as listening, structlog.testing.capture_logs() as logs:
+        async with serve_http(PlainTextResponse(), listening, None, strangers):
+            host, port = listening.getsockname()
+            for _ in range(5):
+                assert b" 400 " in await talk_to(host, port, b"\0\0\0\0\r\n\r\n")
+            now_s = LOG_S
+            assert b" 400 " in await talk_to(host, port, b"GET / HTTP/9\r\n\r\n")
+    line = {"event": "invalid_http", "log_level": "warning", "peer": "127.0.0.1"}
+    assert (logs, caplog.messages) == ([line, line | {"left_out": 4}], [])
+
+
+async def test_log_of_too_many_connections(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests above the limit of connections are logged seldom too, with a peer."""
+    monkeypatch.setattr("app.servers.MAX_HTTP_CONNECTIONS", 1)
+    with bound("127.0.0.1:0") as listening, structlog.testing.capture_logs() as logs:
+        async with serve_http(PlainTextResponse(), listening, None):
+            host, port = listening.getsockname()
+            for _ in range(5):
+                refused = b"GET /v1/groups HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+                assert b" 503 " in await talk_to(host, port, refused)
+    assert (logs, caplog.messages) == (
+        [{"event": "http_connections_at_limit", "log_level": "warning", "peer": "127.0.0.1"}],
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        ("GET /healthz HTTP/1.1", "missing"),
+        ("GET /healthz HTTP/1.1\r\nHost:", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h\r\nHost: h", "several"),
+        ("GET /healthz HTTP/1.1\r\nHost: h\r\nhost: other", "several"),
+        ("GET /healthz HTTP/1.0\r\nHost: h\r\nHost: h", "several"),
+        ("GET /healthz HTTP/1.1\r\nHost: a b", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: a, b", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: user@h", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: http://h", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h/path", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h:x", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h:65536", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h:80:80", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: ::1", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: [::1", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: [1:2]", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h%zz", "not a host"),
+        ("GET /healthz HTTP/1.1\r\nHost: h\\", "not a host"),
+        ("GET /parlayx/TerminalStatus?wsdl HTTP/1.1", "missing"),
+        ("POST /device-reachability-status/v1/retrieve HTTP/1.1\r\nContent-Length: 0", "missing"),
+        ("GET http://u@h/healthz HTTP/1.1\r\nHost: h", "not a host"),
+    ],
+)
+async def test_host_that_is_refused(gateway: Gateway, head: str, fault: str) -> None:
+    """RFC 9112 section 3.2: a request without Host (HTTP/1.1), with several, or with an invalid one is 400. The
+    connection ends, for what follows may belong to another request."""
+    received = await talk(gateway, f"{head}\r\n\r\n".encode() + REQUEST)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b" 200 OK" not in received
+    body = json.loads(received.partition(b"\r\n\r\n")[2])
+    assert (body["code"], body["details"]) == ("INVALID_REQUEST", {"field": "Host"})
+    assert fault in body["detail"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /healthz HTTP/1.0",
+        *(
+            f"GET /healthz HTTP/1.1\r\nHost: {host}"
+            for host in ("h", "H.example:", "h:8080", "[::1]:80", "127.0.0.1", "_a_b", "a%20b", "x~!$&'()*+,;=")
+        ),
+        "GET http://h/healthz HTTP/1.1\r\nHost: h",
+    ],
+)
+async def test_host_that_is_accepted(gateway: Gateway, head: str) -> None:
+    """RFC 9112 section 3.2 and RFC 3986 section 3.2.2: any host with or without a port; HTTP/1.0 may omit Host."""
+    assert b" 200 OK" in await talk(gateway, f"{head}\r\nConnection: close\r\n\r\n".encode())
+
+
+async def test_two_authorization_lines_over_soap(gateway: Gateway) -> None:
+    """RFC 9110 section 5.3: two Authorization lines are 400, with a fault that a SOAP client can show."""
+    head = "POST /parlayx/TerminalStatus HTTP/1.1\r\nHost: h\r\nContent-Type: text/xml\r\nContent-Length: 4\r\n"
+    lines = "Authorization: Bearer x\r\n" * 2 + "Connection: close\r\n\r\n<a/>"
+    received = await talk(gateway, (head + lines).encode())
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b"several Authorization headers" in received
+    assert b"Fault>" in received
+
+
+async def test_host_of_a_target_in_absolute_form(gateway: Gateway) -> None:
+    """RFC 9112 section 3.2.2: the target's host counts, not the header's."""
+    target = "http://target.example/openapi.json"
+    received = await talk(
+        gateway, f"GET {target} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert b"http://target.example" in received
+    assert b"other.example" not in received
 
 
 async def test_large_head_within_the_bound(gateway: Gateway) -> None:

@@ -89,7 +89,7 @@ def caller_with(api: CamaraDependencies, scope: str = "") -> Any:
 def require(caller: CamaraCaller, scope: str) -> None:
     """Raises CamaraError for an access token that has neither this scope nor the API's name, which means all scopes."""
     if caller.grant is not None and not {scope, scope.partition(":")[0]} & caller.grant.scopes:
-        raise CamaraError(PERMISSION_DENIED, f"The access token lacks the scope {scope}.")
+        raise CamaraError(PERMISSION_DENIED, f"The access token lacks the scope {scope}.", scope=scope)
 
 
 def _grant(api: CamaraDependencies, scope: Scope) -> Grant | None:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app.domain import errors
 from app.rest.error_examples import INTERNAL_ERROR
-from app.rest.problem import CHALLENGE, Problem, faults, headers_of
+from app.rest.problem import Problem, challenge, challenge_of, faults, headers_of, method_of
 from app.rest.responses import NO_STORE
 
 Code = tuple[int, str]
@@ -125,11 +125,12 @@ class ErrorInfo(BaseModel):
 
 
 class CamaraError(Exception):
-    """A request that violates one of CAMARA's own rules."""
+    """A request that violates one of CAMARA's own rules. `scope`: the scope that the access token lacks."""
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: Code, message: str, *, scope: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.scope = scope
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -184,15 +185,15 @@ def answer_problem(problem: Problem, *, headers: Mapping[str, str] | None = None
 
 
 async def _on_camara_error(_request: Request, error: CamaraError) -> Response:
-    return _answer(error.code, str(error))
+    return _answer(error.code, str(error), challenge("insufficient_scope", error.scope) if error.scope else None)
 
 
-async def _on_domain_error(_request: Request, error: errors.TerminalStatusError) -> Response:
+async def _on_domain_error(request: Request, error: errors.TerminalStatusError) -> Response:
     code = CODES[type(error)]
     if isinstance(error, errors.SinkRefused) and error.details.get("reason", "").startswith("token"):
         code = INVALID_TOKEN
     headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-    return _answer(code, str(error), {**headers, **(CHALLENGE if code is UNAUTHENTICATED else {})})
+    return _answer(code, str(error), {**headers, **challenge_of(request, error)})
 
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
@@ -213,4 +214,4 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """Answers errors that the framework raises: unknown path, wrong method, body that is too large or not JSON."""
     code = _BY_STATUS.get(error.status_code, INVALID_ARGUMENT)
-    return _answer(code, f"{request.method} {request.url.path}: {error.detail}.", headers_of(request, error))
+    return _answer(code, f"{method_of(request)} {request.url.path}: {error.detail}.", headers_of(request, error))

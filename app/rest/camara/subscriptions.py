@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Body, Path, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.core.subscription_requests import SubscriptionRequest
@@ -58,7 +58,7 @@ from app.rest.camara.errors import (
     failures,
 )
 from app.rest.camara.status import DEVICE_ERRORS
-from app.rest.responses import NO_STORE, json_response, no_content
+from app.rest.responses import NO_STORE, json_response, location, no_content
 
 TAG = "Device reachability status subscription"
 API = "device-reachability-status-subscriptions"
@@ -103,11 +103,15 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
                 SUBSCRIPTION_MISMATCH,
                 QUOTA_EXCEEDED,
             ),
-            201: {"headers": CORRELATED, "content": {"application/json": {"example": _EXAMPLE}}},
+            201: {
+                "headers": {**CORRELATED, **location("The subscription's path.")},
+                "content": {"application/json": {"example": _EXAMPLE}},
+            },
         },
         callbacks=_callbacks(),
     )
     async def create_subscription(
+        http: Request,
         asked: schemas.SubscriptionRequest,
         caller: CamaraCaller = caller_with(api),  # noqa: B008  # FastAPI's way of naming a dependency
     ) -> Response:
@@ -116,7 +120,8 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
             _require_create(caller, kind)
             request = _request(api, caller, asked, kind)
         made = await subscriptions.create(caller.client, request, face=FACE)
-        return json_response(_shown(made, token_device(api, caller)), 201)
+        path = f"{http.scope['root_path']}/subscriptions/{made.id}"
+        return json_response(_shown(made, token_device(api, caller)), 201, {"location": path})
 
     @router.get(
         "/subscriptions",
@@ -189,7 +194,9 @@ def _require_create(caller: CamaraCaller, kind: str) -> None:
     if caller.grant is not None and not {scope, API} & caller.grant.scopes:
         if any(each.startswith(f"{API}:") and each.endswith(":create") for each in caller.grant.scopes):
             raise CamaraError(
-                SUBSCRIPTION_MISMATCH, f"The access token lacks the scope {scope}; it has another event type's scope."
+                SUBSCRIPTION_MISMATCH,
+                f"The access token lacks the scope {scope}; it has another event type's scope.",
+                scope=scope,
             )
         require(caller, scope)
 
