@@ -24,10 +24,11 @@ _NOT_PUBLIC_V4 = tuple(
     for text in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
         *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
-        "224.0.0.0/3",
+        *("224.0.0.0/3", "168.63.129.16/32"),
     )
 )
-"""IANA's special-purpose IPv4 addresses (RFC 6890), multicast and reserved addresses."""
+"""IANA's special-purpose IPv4 addresses (RFC 6890), multicast and reserved addresses; and 168.63.129.16, at which each
+virtual machine of Microsoft Azure reaches its host, with configuration and secrets."""
 
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = tuple(ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))

@@ -42,18 +42,29 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FORBIDDEN = [
     *("127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
     *("169.254.169.254", "100.64.0.1", "100.127.255.255", "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1"),
+    *("168.63.129.16", "::ffff:168.63.129.16", "64:ff9b::a83f:8110", "100.100.100.200", "192.0.0.192"),
     *("203.0.113.9", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255", "192.88.99.1"),
     *("::1", "::", "fe80::1", "fe80::1%lo", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "100::1", "5f00::1"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1"),
     *("64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "2001::1", "2001:db8::1", "3fff::1"),
 ]
-ALLOWED = ["1.1.1.1", "8.8.8.8", "172.15.0.1", "100.63.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8"]
+ALLOWED = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "168.63.129.15",
+    "168.63.129.17",
+    "172.15.0.1",
+    "100.63.0.1",
+    "100.128.0.1",
+    "2606:4700::1111",
+    "::ffff:8.8.8.8",
+]
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_only_public_addresses_are_permitted(address: str) -> None:
-    """Loopback, private, link-local, shared, multicast, documentation and reserved addresses are refused in every
-    notation."""
+    """RFC 6890: loopback, private, link-local, shared, multicast, documentation and reserved addresses are refused in
+    every notation; so are the addresses at which clouds serve secrets to their machines, public ones too."""
     assert not PUBLIC.permits(address)
 
 
