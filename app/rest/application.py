@@ -9,7 +9,8 @@ environment variables.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -25,6 +26,7 @@ from app.rest import (
     api_page,
     audit,
     clients,
+    cors,
     deliveries,
     groups,
     openapi,
@@ -55,6 +57,8 @@ def create_app(
     public_url: str | None = None,
     ready_needs_presence: bool = False,
     token_scope: str = "",
+    cors_origins: Collection[str] = (),
+    jitter: Callable[[], float] = random.random,
 ) -> FastAPI:
     """Returns the ASGI app. Routes and mounts may be added to it; their uncaught errors become problems.
 
@@ -63,11 +67,13 @@ def create_app(
     the age, in seconds, at which a stream of events is ended, for its client to resume. `public_url`: the server named
     in the OpenAPI documents; by default the one that the reader's request names. `ready_needs_presence`: whether the
     gateway is ready only while a presence server answers. `token_scope`: the scope that an access token needs for REST
-    API v1, which a challenge names; empty: none.
+    API v1, which a challenge names; empty: none. `cors_origins`: the origins whose scripts may call. `jitter` returns a
+    number from 0 to 1 at random.
     """
     dependencies = CamaraDependencies(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
     app = _App(
         create_apps(dependencies),
+        cors_origins,
         title="Terminal status gateway",
         version=openapi.VERSION,
         summary="Is this SIP/IMS terminal reachable now, and is its user busy?",
@@ -90,7 +96,7 @@ def create_app(
     # Directly on the app's router: `include_router` would cost 12 µs a request. The route of the hottest call is first.
     app.router.route_class = Operation
     terminals.add_routes(app.router, use_cases)
-    streams.add_routes(app.router, use_cases, max_age_s=max_stream_age_s)
+    streams.add_routes(app.router, use_cases, max_age_s=max_stream_age_s, jitter=jitter)
     for noun in (subscriptions, groups, deliveries, usage, watches, clients, audit):
         noun.add_routes(app.router, use_cases)
     app.router.route_class = APIRoute
@@ -115,12 +121,16 @@ def _documents(app: "_App") -> Mapping[str, Callable[[], dict[str, Any]]]:
 class _App(FastAPI):
     """REST API v1, with CAMARA's apps beside it."""
 
-    def __init__(self, camara_apps: Mapping[str, FastAPI], **described: Any) -> None:
+    def __init__(self, camara_apps: Mapping[str, FastAPI], cors_origins: Collection[str], **described: Any) -> None:
         super().__init__(**described)
+        self._serve = cors.allowing(cors_origins, self._call) if cors_origins else self._call
         self.camara = camara_apps
         self._prefixes = [(PREFIXES[name], api) for name, api in camara_apps.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._serve(scope, receive, send)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(COMMON_PREFIX):
             for prefix, api in self._prefixes:
                 if scope["path"].startswith(prefix + "/"):

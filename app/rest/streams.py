@@ -11,7 +11,7 @@ Deliberately absent: snapshots, order and bookmarks (the core makes them); WebSo
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,7 +44,8 @@ from app.rest.terminals import LIST_ERRORS, TAG
 
 HEARTBEAT_S = 15.0
 RETRY_MS = 2000
-"""How long a browser waits before it opens the stream again."""
+"""How long a browser waits on average before it opens the stream again: half to one and a half of this, at random, so
+that the streams of a gateway that stopped do not all come at one moment."""
 
 MAX_ADDRESSES = 500
 """Addresses of one URL: a request's head has at most 64 KiB. Groups permit more terminals."""
@@ -52,7 +53,6 @@ MAX_CRITERIA = 20
 MAX_AGE = "MAX_AGE"
 """The reason of `end` for a stream that reached its maximum age."""
 
-_BEGIN = f"retry: {RETRY_MS}\n\n".encode()
 _HEARTBEAT = b":\n\n"
 
 EVENT = "StreamEvent"
@@ -81,8 +81,11 @@ EVENT_SCHEMA: dict[str, Any] = {
 Events = AsyncGenerator[events.StreamEvent, None]
 
 
-def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | None = None) -> None:
-    """Adds the operation to `router`. Streams end at an age of `max_age_s` seconds; clients then resume them."""
+def add_routes(
+    router: APIRouter, use_cases: UseCases, *, max_age_s: float | None = None, jitter: Callable[[], float]
+) -> None:
+    """Adds the operation to `router`. Streams end at an age of `max_age_s` seconds; clients then resume them. `jitter`
+    returns a number from 0 to 1 at random."""
     encoder = EventEncoder()
 
     @router.get(
@@ -151,7 +154,8 @@ def add_routes(router: APIRouter, use_cases: UseCases, *, max_age_s: float | Non
             resume_token=last_event_id or resume_token,
         )
         first = await anext(events)  # raises the errors of the request
-        return EventStream(first, events, client, use_cases.auth, encoder, max_age_s or math.inf)
+        retry_ms = int(RETRY_MS * (0.5 + jitter()))
+        return EventStream(first, events, client, use_cases.auth, encoder, max_age_s or math.inf, retry_ms)
 
 
 class EventEncoder:
@@ -189,6 +193,7 @@ class EventStream(Response):
         auth: Authenticator,
         encoder: EventEncoder,
         max_age_s: float,
+        retry_ms: int,
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -198,6 +203,7 @@ class EventStream(Response):
         self._auth = auth
         self._encoder = encoder
         self._max_age_s = max_age_s
+        self._retry_ms = retry_ms
         self._sent = True
         self._token = ""
         self._end: tuple[str, str] | None = None
@@ -208,7 +214,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             supervisor = asyncio.create_task(self._supervise(scope, receive, send, reader), name="event stream")
             try:
-                await self._send(send, _BEGIN)
+                await self._send(send, f"retry: {self._retry_ms}\n\n".encode())
                 await self._send_event(send, self._first)
                 async for event in self._events:
                     await self._send_event(send, event)

@@ -85,6 +85,12 @@ class Settings(BaseModel):
         "headers ignored.",
         examples=["networks such as 10.1.0.0/28, separated by commas; list the proxies' own addresses only"],
     )
+    cors_origins: Annotated[frozenset[str], BeforeValidator(kinds.words), AfterValidator(kinds.origins)] = Field(
+        frozenset(),
+        description="Web sites whose scripts may call REST and CAMARA from a browser (CORS). A script authenticates by "
+        "a key or token that it sends itself, never by what the browser keeps.",
+        examples=["origins such as https://console.example.com, separated by commas; no site if absent"],
+    )
     http_max_unauthenticated: int = Field(
         256,
         ge=1,

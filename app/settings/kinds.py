@@ -162,6 +162,17 @@ def networks(words: frozenset[str]) -> frozenset[str]:
     return words
 
 
+def origins(words: frozenset[str]) -> frozenset[str]:
+    """Origins of web sites, as browsers send them (RFC 6454 section 6.2): in lower case, without the default port."""
+    for word in words:
+        match = re.fullmatch(r"(https?)://([a-z0-9.\-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", word)
+        if match is None or (match[1], match[3]) in (("https", ":443"), ("http", ":80")):
+            raise ValueError(
+                f"{word!r} is not an origin: scheme, host in lower case, and port unless it is the default"
+            )
+    return words
+
+
 def jwks_url(text: str) -> str:
     """An https URL, or an http URL of this machine."""
     match = re.fullmatch(r"(https?)://([A-Za-z0-9.\-]+)(:[0-9]{1,5})?(/[\x21-\x7e]{0,500})?", text)

@@ -44,6 +44,19 @@ async def test_watch(face: HttpFace) -> None:
         assert (liveness["address"], liveness["liveness"]) == (ALICE, "LIVE")
 
 
+@pytest.mark.parametrize(("drawn", "retry_ms"), [(0.0, 1000), (0.5, 2000), (0.999, 2998)])
+async def test_time_to_reconnect(tmp_path: Path, drawn: float, retry_ms: int) -> None:
+    """HTML standard section 9.2.6: a stream begins with `retry:` in whole milliseconds; each stream has its own time,
+    so that browsers do not all come again at one moment."""
+    async with (
+        run_core(await new_database(tmp_path)) as core,
+        http_face(core, jitter=lambda: drawn) as face,
+        face.events(f"/v1/terminals:watch?address={ALICE}") as stream,
+    ):
+        first = await anext(stream.response.aiter_lines())
+    assert first == f"retry: {retry_ms}"
+
+
 async def test_head_ends_at_once(face: HttpFace) -> None:
     """RFC 9110 section 9.3.2: HEAD of a stream has its header fields, ends at once, and leaves no stream open; an error
     of the request is the same as with GET."""

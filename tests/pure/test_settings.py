@@ -67,6 +67,14 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
         (SERVER | {"TS_LOG_LEVEL": "loud"}, "TS_LOG_LEVEL.*debug"),
         (SERVER | {"TS_SIP_PUBLIC_HOST": "a b"}, "TS_SIP_PUBLIC_HOST"),
         (SERVER | {"TS_HTTP_PUBLIC_URL": "ftp://x"}, "TS_HTTP_PUBLIC_URL"),
+        (SERVER | {"TS_CORS_ORIGINS": "*"}, r"TS_CORS_ORIGINS = .*'\*' is not an origin"),
+        (SERVER | {"TS_CORS_ORIGINS": "null"}, "is not an origin"),
+        (
+            SERVER | {"TS_CORS_ORIGINS": "https://x.example, https://y.example/"},
+            "'https://y.example/' is not an origin",
+        ),
+        (SERVER | {"TS_CORS_ORIGINS": "https://X.example"}, "lower case"),
+        (SERVER | {"TS_CORS_ORIGINS": "https://x.example:443"}, "unless it is the default"),
         (
             SERVER | {"TS_TLS_CERT_FILE": "/c.pem"},
             "TS_TLS_KEY_FILE is not set: TS_TLS_CERT_FILE and TS_TLS_KEY_FILE must",
