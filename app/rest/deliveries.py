@@ -53,14 +53,8 @@ class SubscriptionEnded(BaseModel):
     detail: str = Field(description="Why the subscription ended, for people; may be empty.")
 
 
-class SinkTest(BaseModel):
-    """A test of the endpoint."""
-
-    kind: Literal["SINK_TEST"] = Field(description="The kind of content.")
-
-
 Content = Annotated[
-    StatusChanges | SubscriptionStarted | SubscriptionFailed | SubscriptionEnded | SinkTest,
+    StatusChanges | SubscriptionStarted | SubscriptionFailed | SubscriptionEnded,
     Field(discriminator="kind", description="What the notification reports. Ignore kinds that you do not know."),
 ]
 

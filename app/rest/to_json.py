@@ -184,8 +184,8 @@ def _content(of: OwedNotification) -> Json:
             }
         case NotificationKind.ENDED:
             return {"kind": "SUBSCRIPTION_ENDED", "reason": of.code, "detail": of.text}
-        case NotificationKind.TEST:
-            return {"kind": "SINK_TEST"}
+        case NotificationKind.TEST:  # sent when a sink is checked, and never stored
+            raise AssertionError
 
 
 def delivery_attempt(of: DeliveryAttempt) -> Json:

@@ -240,8 +240,8 @@ def _content(owed: OwedNotification) -> dict[str, Any]:
         case NotificationKind.ENDED:
             reason = END_REASON[EndReason[owed.code]]
             return {"subscription_ended": delivery_pb2.SubscriptionEnded(reason=reason, detail=owed.text)}
-        case NotificationKind.TEST:
-            return {"sink_test": delivery_pb2.SinkTest()}
+        case NotificationKind.TEST:  # sent when a sink is checked, and never stored
+            raise AssertionError
 
 
 def delivery_attempt(attempt: DeliveryAttempt) -> delivery_pb2.DeliveryAttempt:

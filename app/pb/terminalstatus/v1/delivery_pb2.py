@@ -29,7 +29,7 @@ from app.pb.terminalstatus.v1 import subscription_pb2 as terminalstatus_dot_v1_d
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n terminalstatus/v1/delivery.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a$terminalstatus/v1/subscription.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\x84\x05\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fsubscription_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12:\n\x0estatus_changes\x18\x05 \x01(\x0b\x32 .terminalstatus.v1.StatusChangesH\x00\x12\x46\n\x14subscription_started\x18\x06 \x01(\x0b\x32&.terminalstatus.v1.SubscriptionStartedH\x00\x12\x44\n\x13subscription_failed\x18\x07 \x01(\x0b\x32%.terminalstatus.v1.SubscriptionFailedH\x00\x12\x42\n\x12subscription_ended\x18\x08 \x01(\x0b\x32$.terminalstatus.v1.SubscriptionEndedH\x00\x12\x30\n\tsink_test\x18\t \x01(\x0b\x32\x1b.terminalstatus.v1.SinkTestH\x00\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rattempt_count\x18\x0c \x01(\x05\x12/\n\x05state\x18\r \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12/\n\x0bsettle_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07\x63ontent\"D\n\rStatusChanges\x12\x33\n\x08statuses\x18\x01 \x03(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\x15\n\x13SubscriptionStarted\"H\n\x12SubscriptionFailed\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"Q\n\x11SubscriptionEnded\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\n\n\x08SinkTest\"\xdd\x01\n\x0f\x44\x65liveryAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\thttp_code\x18\x03 \x01(\x05\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x07outcome\x18\x05 \x01(\x0e\x32\".terminalstatus.v1.DeliveryOutcome\x12\x15\n\rresponse_body\x18\x06 \x01(\x0c\"\xfc\x01\n\x18ListNotificationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12\x17\n\x0fsubscription_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x19ListNotificationsResponse\x12\x36\n\rnotifications\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Notification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x16GetNotificationRequest\x12\x17\n\x0fnotification_id\x18\x01 \x01(\t\"P\n\x17GetNotificationResponse\x12\x35\n\x0cnotification\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Notification\"]\n\x1bListDeliveryAttemptsRequest\x12\x17\n\x0fnotification_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"v\n\x1cListDeliveryAttemptsResponse\x12=\n\x11\x64\x65livery_attempts\x18\x01 \x03(\x0b\x32\".terminalstatus.v1.DeliveryAttempt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x1dSendNotificationsAgainRequest\x12\x18\n\x10notification_ids\x18\x01 \x03(\t\":\n\x1eSendNotificationsAgainResponse\x12\x18\n\x10sent_again_count\x18\x01 \x01(\x05*\xa0\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_DELIVERED\x10\x02\x12\x17\n\x13\x44\x45LIVERY_STATE_DEAD\x10\x03\x12\x1c\n\x18\x44\x45LIVERY_STATE_WITHDRAWN\x10\x04*\xd2\x05\n\x0f\x44\x65liveryOutcome\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_DELIVERED\x10\x01\x12\x1b\n\x17\x44\x45LIVERY_OUTCOME_LISTED\x10\x02\x12\x1d\n\x19\x44\x45LIVERY_OUTCOME_NOT_SENT\x10\x03\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_HTTP_ERROR\x10\x04\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_TIMED_OUT\x10\x05\x12\'\n#DELIVERY_OUTCOME_CONNECTION_REFUSED\x10\x06\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNREACHABLE\x10\x07\x12%\n!DELIVERY_OUTCOME_CONNECTION_RESET\x10\x08\x12&\n\"DELIVERY_OUTCOME_NAME_NOT_RESOLVED\x10\t\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_TLS_FAILED\x10\n\x12\'\n#DELIVERY_OUTCOME_MALFORMED_RESPONSE\x10\x0b\x12&\n\"DELIVERY_OUTCOME_ADDRESS_FORBIDDEN\x10\x0c\x12!\n\x1d\x44\x45LIVERY_OUTCOME_SINK_REFUSED\x10\r\x12\'\n#DELIVERY_OUTCOME_SUBSCRIPTION_ENDED\x10\x0e\x12\"\n\x1e\x44\x45LIVERY_OUTCOME_TOKEN_EXPIRED\x10\x0f\x12&\n\"DELIVERY_OUTCOME_SECRET_UNREADABLE\x10\x10\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_NO_SENDER\x10\x11\x12\x1b\n\x17\x44\x45LIVERY_OUTCOME_DEFECT\x10\x12\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_SOAP_FAULT\x10\x13\x32\xe3\x03\n\x0f\x44\x65liveryService\x12n\n\x11ListNotifications\x12+.terminalstatus.v1.ListNotificationsRequest\x1a,.terminalstatus.v1.ListNotificationsResponse\x12h\n\x0fGetNotification\x12).terminalstatus.v1.GetNotificationRequest\x1a*.terminalstatus.v1.GetNotificationResponse\x12w\n\x14ListDeliveryAttempts\x12..terminalstatus.v1.ListDeliveryAttemptsRequest\x1a/.terminalstatus.v1.ListDeliveryAttemptsResponse\x12}\n\x16SendNotificationsAgain\x12\x30.terminalstatus.v1.SendNotificationsAgainRequest\x1a\x31.terminalstatus.v1.SendNotificationsAgainResponseBg\n\x15\x63om.terminalstatus.v1B\rDeliveryProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x18TerminalStatusGateway.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n terminalstatus/v1/delivery.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a$terminalstatus/v1/subscription.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xd2\x04\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fsubscription_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12:\n\x0estatus_changes\x18\x05 \x01(\x0b\x32 .terminalstatus.v1.StatusChangesH\x00\x12\x46\n\x14subscription_started\x18\x06 \x01(\x0b\x32&.terminalstatus.v1.SubscriptionStartedH\x00\x12\x44\n\x13subscription_failed\x18\x07 \x01(\x0b\x32%.terminalstatus.v1.SubscriptionFailedH\x00\x12\x42\n\x12subscription_ended\x18\x08 \x01(\x0b\x32$.terminalstatus.v1.SubscriptionEndedH\x00\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rattempt_count\x18\x0c \x01(\x05\x12/\n\x05state\x18\r \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12/\n\x0bsettle_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07\x63ontent\"D\n\rStatusChanges\x12\x33\n\x08statuses\x18\x01 \x03(\x0b\x32!.terminalstatus.v1.TerminalStatus\"\x15\n\x13SubscriptionStarted\"H\n\x12SubscriptionFailed\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"Q\n\x11SubscriptionEnded\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xdd\x01\n\x0f\x44\x65liveryAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\thttp_code\x18\x03 \x01(\x05\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x07outcome\x18\x05 \x01(\x0e\x32\".terminalstatus.v1.DeliveryOutcome\x12\x15\n\rresponse_body\x18\x06 \x01(\x0c\"\xfc\x01\n\x18ListNotificationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .terminalstatus.v1.DeliveryState\x12\x17\n\x0fsubscription_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x19ListNotificationsResponse\x12\x36\n\rnotifications\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Notification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x16GetNotificationRequest\x12\x17\n\x0fnotification_id\x18\x01 \x01(\t\"P\n\x17GetNotificationResponse\x12\x35\n\x0cnotification\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Notification\"]\n\x1bListDeliveryAttemptsRequest\x12\x17\n\x0fnotification_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"v\n\x1cListDeliveryAttemptsResponse\x12=\n\x11\x64\x65livery_attempts\x18\x01 \x03(\x0b\x32\".terminalstatus.v1.DeliveryAttempt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x1dSendNotificationsAgainRequest\x12\x18\n\x10notification_ids\x18\x01 \x03(\t\":\n\x1eSendNotificationsAgainResponse\x12\x18\n\x10sent_again_count\x18\x01 \x01(\x05*\xa0\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_DELIVERED\x10\x02\x12\x17\n\x13\x44\x45LIVERY_STATE_DEAD\x10\x03\x12\x1c\n\x18\x44\x45LIVERY_STATE_WITHDRAWN\x10\x04*\xd2\x05\n\x0f\x44\x65liveryOutcome\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_DELIVERED\x10\x01\x12\x1b\n\x17\x44\x45LIVERY_OUTCOME_LISTED\x10\x02\x12\x1d\n\x19\x44\x45LIVERY_OUTCOME_NOT_SENT\x10\x03\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_HTTP_ERROR\x10\x04\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_TIMED_OUT\x10\x05\x12\'\n#DELIVERY_OUTCOME_CONNECTION_REFUSED\x10\x06\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNREACHABLE\x10\x07\x12%\n!DELIVERY_OUTCOME_CONNECTION_RESET\x10\x08\x12&\n\"DELIVERY_OUTCOME_NAME_NOT_RESOLVED\x10\t\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_TLS_FAILED\x10\n\x12\'\n#DELIVERY_OUTCOME_MALFORMED_RESPONSE\x10\x0b\x12&\n\"DELIVERY_OUTCOME_ADDRESS_FORBIDDEN\x10\x0c\x12!\n\x1d\x44\x45LIVERY_OUTCOME_SINK_REFUSED\x10\r\x12\'\n#DELIVERY_OUTCOME_SUBSCRIPTION_ENDED\x10\x0e\x12\"\n\x1e\x44\x45LIVERY_OUTCOME_TOKEN_EXPIRED\x10\x0f\x12&\n\"DELIVERY_OUTCOME_SECRET_UNREADABLE\x10\x10\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_NO_SENDER\x10\x11\x12\x1b\n\x17\x44\x45LIVERY_OUTCOME_DEFECT\x10\x12\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_SOAP_FAULT\x10\x13\x32\xe3\x03\n\x0f\x44\x65liveryService\x12n\n\x11ListNotifications\x12+.terminalstatus.v1.ListNotificationsRequest\x1a,.terminalstatus.v1.ListNotificationsResponse\x12h\n\x0fGetNotification\x12).terminalstatus.v1.GetNotificationRequest\x1a*.terminalstatus.v1.GetNotificationResponse\x12w\n\x14ListDeliveryAttempts\x12..terminalstatus.v1.ListDeliveryAttemptsRequest\x1a/.terminalstatus.v1.ListDeliveryAttemptsResponse\x12}\n\x16SendNotificationsAgain\x12\x30.terminalstatus.v1.SendNotificationsAgainRequest\x1a\x31.terminalstatus.v1.SendNotificationsAgainResponseBg\n\x15\x63om.terminalstatus.v1B\rDeliveryProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x18TerminalStatusGateway.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,40 +37,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.de
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\rDeliveryProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\030TerminalStatusGateway.V1'
-  _globals['_DELIVERYSTATE']._serialized_start=2190
-  _globals['_DELIVERYSTATE']._serialized_end=2350
-  _globals['_DELIVERYOUTCOME']._serialized_start=2353
-  _globals['_DELIVERYOUTCOME']._serialized_end=3075
+  _globals['_DELIVERYSTATE']._serialized_start=2128
+  _globals['_DELIVERYSTATE']._serialized_end=2288
+  _globals['_DELIVERYOUTCOME']._serialized_start=2291
+  _globals['_DELIVERYOUTCOME']._serialized_end=3013
   _globals['_NOTIFICATION']._serialized_start=225
-  _globals['_NOTIFICATION']._serialized_end=869
-  _globals['_STATUSCHANGES']._serialized_start=871
-  _globals['_STATUSCHANGES']._serialized_end=939
-  _globals['_SUBSCRIPTIONSTARTED']._serialized_start=941
-  _globals['_SUBSCRIPTIONSTARTED']._serialized_end=962
-  _globals['_SUBSCRIPTIONFAILED']._serialized_start=964
-  _globals['_SUBSCRIPTIONFAILED']._serialized_end=1036
-  _globals['_SUBSCRIPTIONENDED']._serialized_start=1038
-  _globals['_SUBSCRIPTIONENDED']._serialized_end=1119
-  _globals['_SINKTEST']._serialized_start=1121
-  _globals['_SINKTEST']._serialized_end=1131
-  _globals['_DELIVERYATTEMPT']._serialized_start=1134
-  _globals['_DELIVERYATTEMPT']._serialized_end=1355
-  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_start=1358
-  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_end=1610
-  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_start=1612
-  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_end=1720
-  _globals['_GETNOTIFICATIONREQUEST']._serialized_start=1722
-  _globals['_GETNOTIFICATIONREQUEST']._serialized_end=1771
-  _globals['_GETNOTIFICATIONRESPONSE']._serialized_start=1773
-  _globals['_GETNOTIFICATIONRESPONSE']._serialized_end=1853
-  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_start=1855
-  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_end=1948
-  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_start=1950
-  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_end=2068
-  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_start=2070
-  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_end=2127
-  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_start=2129
-  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_end=2187
-  _globals['_DELIVERYSERVICE']._serialized_start=3078
-  _globals['_DELIVERYSERVICE']._serialized_end=3561
+  _globals['_NOTIFICATION']._serialized_end=819
+  _globals['_STATUSCHANGES']._serialized_start=821
+  _globals['_STATUSCHANGES']._serialized_end=889
+  _globals['_SUBSCRIPTIONSTARTED']._serialized_start=891
+  _globals['_SUBSCRIPTIONSTARTED']._serialized_end=912
+  _globals['_SUBSCRIPTIONFAILED']._serialized_start=914
+  _globals['_SUBSCRIPTIONFAILED']._serialized_end=986
+  _globals['_SUBSCRIPTIONENDED']._serialized_start=988
+  _globals['_SUBSCRIPTIONENDED']._serialized_end=1069
+  _globals['_DELIVERYATTEMPT']._serialized_start=1072
+  _globals['_DELIVERYATTEMPT']._serialized_end=1293
+  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_start=1296
+  _globals['_LISTNOTIFICATIONSREQUEST']._serialized_end=1548
+  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_start=1550
+  _globals['_LISTNOTIFICATIONSRESPONSE']._serialized_end=1658
+  _globals['_GETNOTIFICATIONREQUEST']._serialized_start=1660
+  _globals['_GETNOTIFICATIONREQUEST']._serialized_end=1709
+  _globals['_GETNOTIFICATIONRESPONSE']._serialized_start=1711
+  _globals['_GETNOTIFICATIONRESPONSE']._serialized_end=1791
+  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_start=1793
+  _globals['_LISTDELIVERYATTEMPTSREQUEST']._serialized_end=1886
+  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_start=1888
+  _globals['_LISTDELIVERYATTEMPTSRESPONSE']._serialized_end=2006
+  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_start=2008
+  _globals['_SENDNOTIFICATIONSAGAINREQUEST']._serialized_end=2065
+  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_start=2067
+  _globals['_SENDNOTIFICATIONSAGAINRESPONSE']._serialized_end=2125
+  _globals['_DELIVERYSERVICE']._serialized_start=3016
+  _globals['_DELIVERYSERVICE']._serialized_end=3499
 # @@protoc_insertion_point(module_scope)

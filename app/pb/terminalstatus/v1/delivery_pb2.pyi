@@ -172,7 +172,6 @@ class Notification(_message.Message):
     SUBSCRIPTION_STARTED_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_FAILED_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_ENDED_FIELD_NUMBER: _builtins.int
-    SINK_TEST_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
@@ -209,10 +208,6 @@ class Notification(_message.Message):
         """The subscription has ended, and nothing follows (Parlay X statusEnd)."""
 
     @_builtins.property
-    def sink_test(self) -> Global___SinkTest:
-        """A test of the endpoint."""
-
-    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the notification was created. Always present."""
 
@@ -235,18 +230,17 @@ class Notification(_message.Message):
         subscription_started: Global___SubscriptionStarted | None = ...,
         subscription_failed: Global___SubscriptionFailed | None = ...,
         subscription_ended: Global___SubscriptionEnded | None = ...,
-        sink_test: Global___SinkTest | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         attempt_count: _builtins.int = ...,
         state: Global___DeliveryState.ValueType = ...,
         settle_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "settle_time", b"settle_time", "sink_test", b"sink_test", "status_changes", b"status_changes", "subscription_ended", b"subscription_ended", "subscription_failed", b"subscription_failed", "subscription_started", b"subscription_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "settle_time", b"settle_time", "status_changes", b"status_changes", "subscription_ended", b"subscription_ended", "subscription_failed", b"subscription_failed", "subscription_started", b"subscription_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "client_id", b"client_id", "content", b"content", "create_time", b"create_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "settle_time", b"settle_time", "sink_test", b"sink_test", "state", b"state", "status_changes", b"status_changes", "subscription_ended", b"subscription_ended", "subscription_failed", b"subscription_failed", "subscription_id", b"subscription_id", "subscription_started", b"subscription_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "client_id", b"client_id", "content", b"content", "create_time", b"create_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "settle_time", b"settle_time", "state", b"state", "status_changes", b"status_changes", "subscription_ended", b"subscription_ended", "subscription_failed", b"subscription_failed", "subscription_id", b"subscription_id", "subscription_started", b"subscription_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["status_changes", "subscription_started", "subscription_failed", "subscription_ended", "sink_test"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["status_changes", "subscription_started", "subscription_failed", "subscription_ended"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -346,23 +340,6 @@ class SubscriptionEnded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscriptionEnded: _TypeAlias = SubscriptionEnded  # noqa: Y015
-
-@_typing.final
-class SinkTest(_message.Message):
-    """A test of an endpoint."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SinkTest: _TypeAlias = SinkTest  # noqa: Y015
 
 @_typing.final
 class DeliveryAttempt(_message.Message):
