@@ -98,6 +98,7 @@ clients:
 	@[ -e $(NODE_SOAP_AT) ] || $(MAKE) --no-print-directory $(NODE_SOAP_AT) || [ -z "$$CI" ]
 	@$(MAKE) --no-print-directory $(NODE_GRPC_AT) || [ -z "$$CI" ]
 	@$(MAKE) --no-print-directory $(OPENAPI_TOOLS) $(OPENAPI_PYTHON) || [ -z "$$CI" ]
+	@$(MAKE) --no-print-directory $(BUF) || [ -z "$$CI" ]
 
 $(NODE_SOAP_AT):
 	@command -v npm >/dev/null || .ci/debian-packages nodejs npm
