@@ -90,7 +90,7 @@ lock: $(VENV)/dev.stamp
 servers:
 	@.ci/debian-packages $(SERVERS)
 
-# SOAP and gRPC clients of others. Without them their tests skip, but in CI.
+# SOAP, gRPC and REST clients of others, and buf. Without them their tests skip, but in CI.
 clients:
 	@.ci/debian-packages $(CLIENTS)
 	@.ci/debian-packages $(GO_GRPC) || [ -z "$$CI" ]
