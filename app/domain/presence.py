@@ -24,6 +24,9 @@ from app.domain.errors import DocumentUnreadable
 from app.domain.statuses import Status
 from app.domain.xml_times import read_time
 
+MEDIA_TYPE = "application/pidf+xml"
+"""The only media type that is read; a SUBSCRIBE's Accept names it."""
+
 MAX_DOCUMENT_BYTES = 1 << 20
 """Larger documents are refused without being read, with reason `too-large`."""
 
@@ -141,9 +144,9 @@ def read_presence(body: bytes, content_type: str, content_encoding: str = "", *,
             reason="content-encoding",
         )
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type not in ("application/pidf+xml", ""):
+    if media_type not in (MEDIA_TYPE, ""):
         raise DocumentUnreadable(
-            f"The NOTIFY carries {media_type[:80]!r}; the gateway reads application/pidf+xml only.",
+            f"The NOTIFY carries {media_type[:80]!r}; the gateway reads {MEDIA_TYPE} only.",
             reason="content-type",
         )
     reader = _Reader(at)

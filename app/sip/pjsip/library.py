@@ -30,6 +30,7 @@ typedef struct pjsip_cred_info {
 } pjsip_cred_info;
 typedef struct pj_ioqueue_op_key_t { void *internal[32]; void *activesock_data; void *user_data; } pj_ioqueue_op_key_t;
 typedef struct pjsip_hdr { void *prev, *next; int type; pj_str_t name, sname; void *vptr; } pjsip_hdr;
+typedef struct pjsip_array_hdr { pjsip_hdr hdr; unsigned count; pj_str_t values[32]; } pjsip_array_hdr;
 typedef struct pjsip_fromto_hdr { pjsip_hdr hdr; void *uri; pj_str_t tag; } pjsip_fromto_hdr;
 typedef struct pjsip_cid_hdr { pjsip_hdr hdr; pj_str_t id; } pjsip_cid_hdr;
 typedef struct pjsip_method { int id; pj_str_t name; } pjsip_method;
@@ -69,6 +70,12 @@ typedef struct pjsip_module {
     int (*on_rx_response)(pjsip_rx_data *rdata);
     void *on_tx_request, *on_tx_response, *on_tsx_state;
 } pjsip_module;
+typedef struct pjsip_event_package {
+    struct pjsip_event_package *prev, *next; pj_str_t name; void *module; unsigned expires; pjsip_array_hdr *accept;
+} pjsip_event_package;
+typedef struct pjsip_evsub_module {
+    pjsip_module module; void *pool, *endpt; pjsip_event_package packages; pjsip_array_hdr *allow_events;
+} pjsip_evsub_module;
 typedef struct pjsip_evsub_user {
     void (*on_evsub_state)(void *sub, pjsip_event *event);
     void (*on_tsx_state)(void *sub, void *tsx, pjsip_event *event);
@@ -127,6 +134,10 @@ void *pjsip_routing_hdr_set_route(void *header);
 void *pjsip_parse_rdata(char *text, size_t size, pjsip_rx_data *rdata);
 void *pjsip_parse_hdr(void *pool, const pj_str_t *name, char *text, size_t size, int *parsed);
 void pj_list_insert_before(void *position, void *node);
+void pj_list_erase(void *node);
+const void *pjsip_endpt_get_capability(void *endpt, int kind, const pj_str_t *name);
+void *pjsip_evsub_instance(void);
+const void *pjsip_evsub_get_allow_events_hdr(void *module);
 void *pjsip_generic_string_hdr_create(void *pool, const pj_str_t *name, const pj_str_t *value);
 void *pjsip_generic_string_hdr_init2(void *header, const pj_str_t *name, const pj_str_t *value);
 

@@ -18,6 +18,7 @@ from typing import Any
 import pjsua2
 
 from app.sip.headers import Event, Final, Unusable, plain
+from app.sip.pjsip.capabilities import EVENT, limit_capabilities
 from app.sip.pjsip.connection_queue import ConnectionQueue
 from app.sip.pjsip.dialogs import Dialogs
 from app.sip.pjsip.endpoint import PJ_SUCCESS, Endpoint
@@ -67,9 +68,10 @@ class Stack:
         self._uri_check = UriCheck(endpoint)
         self._local = endpoint.text(f"<{configure.watcher_identity}>")
         check(endpoint, self._ua, self._local)
+        limit_capabilities(endpoint)
         self._dialogs = Dialogs(endpoint)
         self._incoming = IncomingMessages(endpoint, self._dialogs, configure.max_body_bytes, configure.answers_from)
-        self._event = endpoint.text("presence")
+        self._event = endpoint.text(EVENT)
         self._parts = RequestParts(endpoint, configure)
         self._out = self._ffi.new("void **")
 
