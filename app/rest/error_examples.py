@@ -17,7 +17,17 @@ from app.domain.errors import (
     TerminalStatusError,
     Unauthenticated,
 )
-from app.rest.problem import MEDIA_TYPE, SCHEMA, STATUSES, Problem, internal_error, problem, problem_of
+from app.rest.problem import (
+    CHALLENGE,
+    CHALLENGED,
+    MEDIA_TYPE,
+    SCHEMA,
+    STATUSES,
+    Problem,
+    internal_error,
+    problem,
+    problem_of,
+)
 
 RECORDED = Path(__file__).with_suffix(".json")
 
@@ -80,6 +90,9 @@ def _documented(problems: list[Problem]) -> dict[str, Any]:
         "description": ", ".join(f"`{code}`" for code in examples),
         "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
     }
-    if any(each.retryable for each in problems):
-        documentation["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    headers = ["Retry-After"] if any(each.retryable for each in problems) else []
+    if any(each.status in CHALLENGED for each in problems):
+        headers.append(CHALLENGE)
+    if headers:
+        documentation["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     return documentation

@@ -19,7 +19,7 @@ from app.rest import (
 )
 from app.rest.error_examples import components
 from app.rest.middleware import CORRELATOR_PATTERN
-from app.rest.problem import Problem
+from app.rest.problem import CHALLENGE, CHALLENGE_DOCUMENTED, Problem
 
 V1 = "terminal-status-v1"
 """The name of the document, and of its file in `openapi/`."""
@@ -38,7 +38,8 @@ Objects of other clients answer 404, as objects that do not exist.
 and the same over gRPC. If `retryable` is true, the same request may succeed later; the header `Retry-After` says when.
 
 **Requests.** Bodies are JSON of at most 1 MiB. Unknown members of a body are refused; unknown query parameters are \
-ignored. The headers `x-correlator` and `traceparent` are returned as received."""
+ignored. A query parameter that is not a list may be sent once only. The headers `x-correlator` and `traceparent` are \
+returned as received."""
 
 TAGS = [
     {"name": terminals.TAG, "description": "The status of one or many terminals now, and live streams of changes."},
@@ -97,7 +98,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Adds schemas, headers, examples and credentials to FastAPI's `document`, and returns it."""
     known = document["components"]
     known["examples"] = components(probes.NOT_READY)
-    known["headers"] = {**_TRACING, "Retry-After": _RETRY_AFTER}
+    known["headers"] = {**_TRACING, "Retry-After": _RETRY_AFTER, CHALLENGE: CHALLENGE_DOCUMENTED}
     known["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in _TRACING.items()}
     for model in _UNKNOWN_TO_FASTAPI:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -7,16 +7,19 @@ credentials were accepted a moment ago. Handlers check, call a use case, convert
 
 import re
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.auth.authenticator import Authenticator
 from app.auth.credentials import asgi_authorization, asgi_credentials
+from app.domain.errors import InvalidRequest
 from app.domain.operations import Face
 from app.domain.records import Client
 
@@ -76,9 +79,29 @@ def _check_media_type(scope: Scope) -> None:
 _JSON = re.compile(rb"application/([!-.0-~]+\+)?json[ \t]*(;.*)?", re.IGNORECASE)
 
 
+def given_several_times(name: str) -> InvalidRequest:
+    """Returns the error for a query parameter that is not a list and has several values."""
+    return InvalidRequest(f"The query parameter {name} is given several times; send it once.", field=name)
+
+
+class _OperationParams(QueryParams):
+    """Query parameters. FastAPI reads those that are repeatable with `getlist`, all others with `get`."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns the only value. Raises InvalidRequest for several: proxies and servers would differ in which one
+        counts."""
+        if len(self._list) > len(self._dict) and len(self.getlist(key)) > 1:
+            raise given_several_times(key)
+        return self._dict.get(key, default)
+
+
 class _JsonRequest(Request):
     """A request whose body is strict JSON (RFC 8259). The standard library's parser would also accept NaN and
     unpaired surrogates, which databases refuse."""
+
+    @cached_property
+    def query_params(self) -> QueryParams:
+        return _OperationParams(self.scope["query_string"])
 
     async def json(self) -> Any:
         body = await self.body()

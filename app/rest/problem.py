@@ -91,6 +91,18 @@ IS_HEAD = "is_head"
 """The scope's key for a HEAD request, which `middleware.py` passes on as GET."""
 
 
+CHALLENGE = "WWW-Authenticate"
+CHALLENGED = frozenset({400, 401, 403})
+"""The statuses of errors that may have a CHALLENGE (RFC 6750 section 3.1)."""
+CHALLENGE_DOCUMENTED = {
+    "description": "For errors of the credentials: the scheme, the `error` of RFC 6750 where one applies, and the "
+    "`scope` that an access token needs. Every 401 has this header, a 403 where an access token lacks a scope, and a "
+    "400 for several Authorization headers.",
+    "schema": {"type": "string"},
+}
+"""The header as OpenAPI documents have it."""
+
+
 class Problem(BaseModel):
     """Why a request failed (RFC 9457)."""
 

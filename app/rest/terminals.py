@@ -38,7 +38,7 @@ from app.domain.records import MAX_REQUESTER
 from app.domain.statuses import Status
 from app.rest import schemas, status_schemas, to_json
 from app.rest.error_examples import ALICE, failures
-from app.rest.operation import FACE, Operation, client_of
+from app.rest.operation import FACE, Operation, client_of, given_several_times
 from app.rest.parameters import Caller
 from app.rest.responses import LINES, NO_STORE, json_response, lines_of
 
@@ -191,6 +191,8 @@ class _FastRoute(Operation):
 def _read_query(query: bytes) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name in given:
+            raise given_several_times(name)
         if name == "max_age_s":
             try:
                 if "_" in text:  # float() would accept it

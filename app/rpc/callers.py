@@ -14,12 +14,15 @@ import grpc.aio
 from app.auth.authenticator import Authenticator
 from app.auth.credentials import Credentials, client_names
 from app.auth.proxies import TrustedProxies, bucket
-from app.domain.errors import TerminalStatusError
+from app.domain.errors import InvalidRequest, TerminalStatusError
 from app.domain.operations import Face
 from app.domain.records import Client
 
 FACE = Face.GRPC
 """The name of this API in usage records."""
+
+ENTRY = "authorization"
+"""The metadata entry with the credentials."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,12 +37,17 @@ class Callers:
 
     def known(self, context: Context) -> Client | None:
         """The client, if its credentials are known already; None: await `authenticate`."""
-        return self._auth.known(_authorization(context))
+        found = _authorizations(context)
+        return None if len(found) > 1 else self._auth.known("".join(found))
 
     async def authenticate(self, context: Context) -> Client:
-        """Returns the client. Raises Unauthenticated, NotPermitted, RateLimited, StoreUnavailable."""
+        """Returns the client. Raises Unauthenticated, NotPermitted, RateLimited, StoreUnavailable; InvalidRequest for
+        several entries `authorization`, as REST does."""
+        shown = _authorizations(context)
+        if len(shown) > 1:
+            raise InvalidRequest("The call has several metadata entries `authorization`; send one.", field=ENTRY)
         credentials = Credentials(
-            authorization=_authorization(context),
+            authorization="".join(shown),
             certificate_names=_certificate_names(context),
             peer=self._address(context),
         )
@@ -73,11 +81,10 @@ class Callers:
         return address
 
 
-def _authorization(context: Context) -> str:
-    for name, value in context.invocation_metadata() or ():
-        if name == "authorization":
-            return value if isinstance(value, str) else ""
-    return ""
+def _authorizations(context: Context) -> list[str]:
+    return [
+        value if isinstance(value, str) else "" for name, value in context.invocation_metadata() or () if name == ENTRY
+    ]
 
 
 def _certificate_names(context: Context) -> tuple[str, ...]:

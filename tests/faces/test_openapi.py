@@ -194,6 +194,16 @@ def test_failures_are_documented_with_examples(name: str) -> None:
                     assert str(example["value"]["status"]) == status
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_challenges_are_documented(name: str) -> None:
+    """RFC 9110 section 11.6.1: every 401 has WWW-Authenticate; RFC 6750 section 3.1: a 403 and a 400 may have it."""
+    for operations in DOCUMENTS[name]["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                has_challenge = "WWW-Authenticate" in response.get("headers", {})
+                assert has_challenge == (status in ("400", "401", "403")), (operation["operationId"], status)
+
+
 def test_every_error_has_an_example() -> None:
     """REST API v1's document shows each domain error with its status and its message."""
     shown = {

@@ -302,6 +302,30 @@ async def test_status_refuses(face: HttpFace, query: str) -> None:
     problem(await face.call("GET", f"{STATUS}?{query}"), 400, "INVALID_REQUEST")
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (f"{STATUS}?max_age_s=5&max_age_s=5", "max_age_s"),
+        (f"{STATUS}?max_age_s=5&requester=a&max%5Fage_s=6", "max_age_s"),
+        (f"/v1/terminals:watch?address={ALICE}&resume_token=a&resume_token=b", "resume_token"),
+        ("/v1/subscriptions?page_size=1&page_size=2", "page_size"),
+        ("/v1/notifications?state=DEAD&state=PENDING", "state"),
+        ("/v1/notifications?start_time=2026-01-02T00:00:00Z&start_time=", "start_time"),
+    ],
+)
+async def test_doubled_query_parameter(face: HttpFace, path: str, field: str) -> None:
+    """RFC 3986 section 3.4 gives several values of one name no meaning, and proxies and servers differ in which one
+    counts: a parameter that is not a list is refused by its name, also if both values are the same."""
+    body = problem(await face.call("GET", path), 400, "INVALID_REQUEST")
+    assert body["details"]["field"] == field
+
+
+async def test_doubled_query_parameters_that_are_lists(face: HttpFace) -> None:
+    """A list is repeated; unknown parameters are ignored."""
+    async with face.events(f"/v1/terminals:watch?address={ALICE}&address={BOB}&x=1&x=2") as stream:
+        assert [(await stream.next())[0] for _ in range(3)] == ["snapshot-item", "snapshot-item", "snapshot-complete"]
+
+
 async def test_query(face: HttpFace) -> None:
     """A query of groups and terminals has one result for each terminal, failed ones included."""
     from app.domain.addresses import TerminalAddress

@@ -788,6 +788,16 @@ async def test_a_long_overlap_is_refused(face: Face) -> None:
     assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "overlap")
 
 
+async def test_two_authorization_entries(face: Face) -> None:
+    """As over REST (RFC 9110 section 5.3): several credentials are refused, also if the first ones are good."""
+    await face.groups.ListGroups(
+        group_pb2.ListGroupsRequest(), metadata=face.app
+    )  # the credentials are known from here on
+    for metadata in (face.app + face.app, face.app + face.other, (*face.app, ("authorization", "Bearer x"))):
+        failure = await failure_of(face.groups.ListGroups(group_pb2.ListGroupsRequest(), metadata=metadata))
+        assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "authorization")
+
+
 async def test_a_store_that_is_away_is_unavailable(face: Face) -> None:
     """While the database is away, calls that need it are UNAVAILABLE, and queries of recently accepted clients still
     work."""

@@ -17,7 +17,17 @@ from starlette.exceptions import HTTPException
 
 from app.domain import errors
 from app.rest.error_examples import INTERNAL_ERROR
-from app.rest.problem import Problem, challenge, challenge_of, faults, headers_of, method_of
+from app.rest.problem import (
+    CHALLENGE,
+    CHALLENGE_DOCUMENTED,
+    CHALLENGED,
+    Problem,
+    challenge,
+    challenge_of,
+    faults,
+    headers_of,
+    method_of,
+)
 from app.rest.responses import NO_STORE
 
 Code = tuple[int, str]
@@ -160,9 +170,10 @@ CORRELATED = {"x-correlator": {"description": "As received.", "schema": {"type":
 def _documented(codes: Mapping[str, int]) -> dict[str, Any]:
     examples = {code: {"value": {"status": of, "code": code, "message": _message(code)}} for code, of in codes.items()}
     schema = {"$ref": "#/components/schemas/ErrorInfo"}
+    challenged = {CHALLENGE: CHALLENGE_DOCUMENTED} if not CHALLENGED.isdisjoint(codes.values()) else {}
     return {
         "description": ", ".join(f"`{code}`" for code in codes),
-        "headers": CORRELATED,
+        "headers": {**CORRELATED, **challenged},
         "content": {"application/json": {"schema": schema, "examples": examples}},
     }
 
