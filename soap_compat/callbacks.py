@@ -1,42 +1,55 @@
 """Sends owed notifications as callbacks: statusNotification, statusError or statusEnd at an application's endpoint.
 
-Invariants: a callback has the version of the request that started the subscription, the application's correlator, and
-the application's spelling of addresses. A SOAP fault is a failed attempt, whatever its HTTP status; so is 410, since
-the contract has no means to end callbacks by an answer. A fault is looked for in the first MAX_ANSWER bytes of an
-answer; other contents are ignored, because the contract's response is empty. Notifications without a message in the
-contract (the start of a subscription, and its end by the application) are not sent.
+Invariants: a callback has the application's correlator and spelling of addresses, and the version that
+`versions.callback_version` assumes. If a fault says that the application does not know the element or its namespace,
+the same attempt sends the callback once in the other version of the series, and the version that is understood is
+remembered for the endpoint (`callback_versions.py`). A SOAP fault is a failed attempt, whatever its HTTP status; so is
+410, since the contract has no means to end callbacks by an answer. A fault is looked for in the first MAX_ANSWER bytes
+of an answer; other contents are ignored, because the contract's response is empty. Notifications without a message in
+the contract (the start of a subscription, and its end by the application) are not sent.
 
 Deliberately absent: retries and order (`app.delivery.deliverer`), connections and their limits (`app.egress.client`),
 and which notifications are owed (`app.live.rules`).
 """
 
+import asyncio
+import re
 from dataclasses import replace
 from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
 
 from app.domain.errors import InvalidAddress, SinkRefused
 from app.domain.records import NotificationKind, OwedNotification, Subscription
-from app.domain.sinks import EndReason
-from app.egress.client import MAX_ANSWER, Egress
+from app.domain.sinks import EndReason, is_callback_version
+from app.egress.client import MAX_ANSWER, Egress, Reply
 from app.ports.delivery import Sent
 from soap_compat import envelope_writer
 from soap_compat.address_spelling import any_uri, spelling_of
+from soap_compat.callback_versions import CallbackVersions
 from soap_compat.contract_types import STATUS_WORDS
-from soap_compat.fault_detection import has_fault
+from soap_compat.fault_detection import fault_text
 from soap_compat.faults import reason_for
-from soap_compat.versions import callback_namespace, is_version
+from soap_compat.versions import callback_namespace, callback_version
 
 HEADERS: Final = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
 SOAP_FAULT: Final = "soap-fault"
 """The outcome of an attempt whose answer is a fault with HTTP status 200."""
 
 _COMPLETE: Final = {EndReason.EXPIRED.name, EndReason.COUNT_REACHED.name}
+_WRAPPER = re.compile(r"\bstatus(?:Notification|Error|End)\b")
+_AXIS_CODE: Final = "Server.userException"
+_AXIS_REASON: Final = "org.xml.sax.SAXException"
+_log = structlog.get_logger(__name__)
 
 
-def callback(subscription: Subscription, notification: OwedNotification) -> bytes | None:
-    """The envelope; None if the contract has no message for the notification."""
+def callback(subscription: Subscription, notification: OwedNotification, version: str = "") -> bytes | None:
+    """The envelope, in `version` or else the assumed version; None if the contract has no message for the
+    notification."""
     correlator = envelope_writer.text_part("correlator", subscription.correlator)
     spelling = spelling_of(subscription.sink.parameters)
-    namespace = callback_namespace(subscription.sink.profile)
+    namespace = callback_namespace(version or callback_version(subscription.sink))
     match notification.kind:
         case NotificationKind.STATUS:
             changes = [
@@ -65,16 +78,28 @@ def _terminal_of_error(subscription: Subscription, notification: OwedNotificatio
     return notification.address or (subscription.addresses[0] if len(subscription.addresses) == 1 else "")
 
 
+def is_not_understood(fault: str, version: str) -> bool:
+    """Whether a fault (`fault_text`) says that the application does not know the callback's element or namespace.
+
+    JAX-WS: "Cannot find dispatch method for {namespace}statusError". CXF: "Unexpected wrapper element {namespace}…".
+    gSOAP and PHP name the element. Axis 1 reports only that its SAX parser met an element that it did not expect.
+    """
+    if callback_namespace(version) in fault or _WRAPPER.search(fault):
+        return True
+    return _AXIS_CODE in fault and _AXIS_REASON in fault
+
+
 class CallbackSender:
     """The `Sender` of SinkKind.SOAP."""
 
-    def __init__(self, egress: Egress) -> None:
+    def __init__(self, egress: Egress, versions: CallbackVersions | None = None) -> None:
         self._egress = egress
+        self._versions = versions or CallbackVersions()
 
     async def check(self, subscription: Subscription) -> None:
         """Checks that the endpoint is allowed and accepts a connection; sends nothing. Raises SinkRefused,
         SinkUnreachable."""
-        if subscription.sink.profile and not is_version(subscription.sink.profile):
+        if subscription.sink.profile and not is_callback_version(subscription.sink.profile):
             raise SinkRefused(
                 "The callbacks' version must be one of Parlay X, such as v2_2; leave it out for the newest.",
                 reason="version",
@@ -83,16 +108,54 @@ class CallbackSender:
 
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
         """Makes one attempt."""
-        body = callback(subscription, notification)
+        url, assumed = subscription.sink.url, callback_version(subscription.sink)
+        version = self._versions.of(url, assumed)
+        body = callback(subscription, notification, version)
         if body is None:
             return Sent(delivered=True, outcome="not-sent")
+        due_s = asyncio.get_running_loop().time() + self._egress.total_s
         try:
-            reply = await self._egress.request("POST", subscription.sink.url, HEADERS, body, keep=MAX_ANSWER)
+            reply = await self._post(url, body)
+            fault = fault_text(reply.body)
+            if fault is not None and is_not_understood(fault, version):
+                other = self._versions.to_try(url, assumed)
+                if other is not None:
+                    again = await self._in_version(subscription, notification, other, due_s)
+                    if again is not None:
+                        reply, fault = again, fault_text(again.body)
         except SinkRefused as refused:  # the operator's rules have become stricter since the start
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
         sent = reply.as_sent()
         if sent.gone:
             return replace(sent, gone=False)
-        if sent.delivered and has_fault(reply.body):
+        if sent.delivered and fault is not None:
             return replace(sent, delivered=False, outcome=SOAP_FAULT)
         return sent
+
+    async def _in_version(
+        self, subscription: Subscription, notification: OwedNotification, version: str, due_s: float
+    ) -> Reply | None:
+        """Sends the callback in another version, in what is left of the attempt's time. Returns the answer if the
+        application understands the version, and remembers which version it is."""
+        url, assumed = subscription.sink.url, callback_version(subscription.sink)
+        body = callback(subscription, notification, version)
+        assert body is not None  # noqa: S101  # as in the first version
+        try:
+            async with asyncio.timeout_at(due_s):
+                reply = await self._post(url, body)
+        except TimeoutError:
+            return None
+        if not reply.code:
+            return None
+        fault = fault_text(reply.body)
+        if fault is None and not 200 <= reply.code < 300:  # an HTTP error shows nothing about the version
+            return None
+        if fault is not None and is_not_understood(fault, version):
+            self._versions.not_understood(url, assumed)
+            return None
+        self._versions.understood(url, assumed, version)
+        _log.info("callback_version_learned", host=urlsplit(url).netloc, assumed=assumed, version=version)
+        return reply
+
+    async def _post(self, url: str, body: bytes) -> Reply:
+        return await self._egress.request("POST", url, HEADERS, body, keep=MAX_ANSWER)

@@ -2,7 +2,7 @@
 
 Client stubs in the field were generated from several published versions, whose namespaces differ in a digit. A client
 is answered in the namespace of its request, with faults in the common types of the same publication, and called back in
-the namespace of the same publication.
+the namespace of the same publication, or in the version that its `soap_callback_version` names.
 
 Invariants: pure.
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
+from app.domain.sinks import SINK_CALLBACK_VERSION, Sink, is_callback_version
+
 _SCHEMA: Final = "http://www.csapi.org/schema/parlayx/"
 COMMON: Final = f"{_SCHEMA}common/v2_1"
 TYPES: Final = f"{_SCHEMA}terminal_status/v2_2"
@@ -26,7 +28,6 @@ NOTIFICATION: Final = f"{_SCHEMA}terminal_status/notification/v2_2/local"
 SERVED_PROFILE: Final = "v2_3"
 
 _VERSIONED = re.compile(rf"({re.escape(_SCHEMA)}.+/)(v([23])_[0-9]{{1,2}})(?:/local)?")
-_PROFILE = re.compile(r"v[23]_[0-9]{1,2}")
 _LONGEST: Final = 120
 _COMMON_PREFIX: Final = f"{_SCHEMA}common/v"
 _COMMON = re.compile(rf"{re.escape(_SCHEMA)}common/v([23])_[0-9]{{1,2}}")
@@ -37,6 +38,10 @@ _COMMON_OF_SERIES: Final = {"2": COMMON, "3": f"{_SCHEMA}common/v3_1"}
 _NOTIFICATION_OF: Final = {"v2_3": "v2_2", "v3_1": "v3_0"}
 """The callback's version by the notification manager's, for publications in which the two differ. They were published
 like this for Terminal Location."""
+_OTHER: Final = {"v2_2": "v2_3", "v3_0": "v3_1"}
+"""The version to try where an application does not know the first one."""
+_USUAL: Final = {"2": "v2_2", "3": "v3_0"}
+"""The version to try in place of every other version, by series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +93,25 @@ def _dialect_of(namespace: str, served: str) -> Dialect | None:
     return Dialect(f"{own[1]}{asked[2]}/local", _common_of(asked[2]), asked[2])
 
 
-def is_version(profile: str) -> bool:
-    """Whether `profile` names a version of the contract, such as v2_2."""
-    return _PROFILE.fullmatch(profile) is not None
+def callback_version(sink: Sink) -> str:
+    """The version of the callbacks to a sink: its client's `soap_callback_version`, or else that of the publication
+    in whose version the subscription was started."""
+    named = sink.parameters.get(SINK_CALLBACK_VERSION, "")
+    if is_callback_version(named):
+        return named
+    profile = sink.profile if is_callback_version(sink.profile) else SERVED_PROFILE
+    return _NOTIFICATION_OF.get(profile, profile)
+
+
+def other_version(version: str) -> str:
+    """The version of the same series in which an application may know callbacks that it does not know in `version`."""
+    return _OTHER.get(version) or _USUAL[version[1]]
 
 
 @lru_cache(maxsize=256)
-def callback_namespace(profile: str) -> str:
-    """The namespace of the callbacks' wrapper elements for a subscription started in version `profile`."""
-    if not is_version(profile):
-        profile = SERVED_PROFILE
-    return f"{_SCHEMA}terminal_status/notification/{_NOTIFICATION_OF.get(profile, profile)}/local"
+def callback_namespace(version: str) -> str:
+    """The namespace of the wrapper elements of callbacks in this version."""
+    return f"{_SCHEMA}terminal_status/notification/{version}/local"
 
 
 def _common_of(version: str) -> str:

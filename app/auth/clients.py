@@ -23,6 +23,7 @@ from app.domain.owed import ClientDeletion
 from app.domain.policy import check_limits
 from app.domain.records import ANONYMOUS, Client
 from app.domain.sink_contracts import SinkContracts
+from app.domain.sinks import check_callback_version
 from app.ports.store import Store
 
 MAX_KEYS = 8
@@ -78,7 +79,14 @@ class ClientRegistry:
         self._on_disabled = on_disabled
 
     async def add(
-        self, name: str, *, who: str, client_id: str = "", admin: bool = False, limits: Mapping[str, int | bool] = {}
+        self,
+        name: str,
+        *,
+        who: str,
+        client_id: str = "",
+        admin: bool = False,
+        limits: Mapping[str, int | bool] = {},
+        soap_callback_version: str = "",
     ) -> tuple[Client, str]:
         """Creates a client and returns it with its API key. `client_id` is for clients that certificates or access
         tokens name. (A client with the id of a deleted one can read the usage records of that one.)
@@ -92,19 +100,26 @@ class ClientRegistry:
                 "A client's id must have 1 to 64 characters of A-Z a-z 0-9 . - _ @.", field="client_id"
             )
         check_limits(limits)
+        check_callback_version(soap_callback_version)
         if client_id and await self._store.client(client_id):
             raise ClientExists(f"A client with the id {client_id!r} exists already.", name=client_id)
         if len(await self._store.clients()) >= self.max_clients:
             raise TooManyClients(f"Limit reached: {self.max_clients} clients. Delete one first.")
         now = self._clock()
         client = Client(
-            id=client_id or f"c{secrets.token_hex(8)}", name=name, created_at=now, admin=admin, limits=dict(limits)
+            id=client_id or f"c{secrets.token_hex(8)}",
+            name=name,
+            created_at=now,
+            admin=admin,
+            limits=dict(limits),
+            soap_callback_version=soap_callback_version,
         )
         await self._store.put_client(client)
         key = await self._new_key(client)
-        await self._store.audit(
-            now, who, AuditAction.CLIENT_ADDED, {"client": client.id, "name": name, "admin": str(admin)}
-        )
+        details = {"client": client.id, "name": name, "admin": str(admin)}
+        if soap_callback_version:
+            details["soap_callback_version"] = soap_callback_version
+        await self._store.audit(now, who, AuditAction.CLIENT_ADDED, details)
         self._on_changed()
         return client, key
 

@@ -52,7 +52,13 @@ class Registry(Protocol):
     """The gateway or the database, for messages."""
 
     def add(
-        self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]
+        self,
+        name: str,
+        *,
+        client_id: str,
+        admin: bool,
+        limits: Mapping[str, int | bool],
+        soap_callback_version: str,
     ) -> "tuple[Client, str]": ...
 
     def clients(self) -> "list[tuple[Client, list[ClientKey]]]": ...
@@ -75,9 +81,24 @@ class _DatabaseRegistry:
         if is_file and not Path(path).exists():
             self.place = f"new {self.place}"
 
-    def add(self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]) -> "tuple[Client, str]":
+    def add(
+        self,
+        name: str,
+        *,
+        client_id: str,
+        admin: bool,
+        limits: Mapping[str, int | bool],
+        soap_callback_version: str,
+    ) -> "tuple[Client, str]":
         return self._run(
-            lambda registry: registry.add(name, who=_who(), client_id=client_id, admin=admin, limits=limits)
+            lambda registry: registry.add(
+                name,
+                who=_who(),
+                client_id=client_id,
+                admin=admin,
+                limits=limits,
+                soap_callback_version=soap_callback_version,
+            )
         )
 
     def clients(self) -> "list[tuple[Client, list[ClientKey]]]":
@@ -144,11 +165,23 @@ class _GatewayRegistry:
 
         self._gateway.call(self._stub.ListClients, admin_pb2.ListClientsRequest(page_size=1))
 
-    def add(self, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]) -> "tuple[Client, str]":
+    def add(
+        self,
+        name: str,
+        *,
+        client_id: str,
+        admin: bool,
+        limits: Mapping[str, int | bool],
+        soap_callback_version: str,
+    ) -> "tuple[Client, str]":
         from app.pb.terminalstatus.v1 import admin_pb2
 
         request = admin_pb2.CreateClientRequest(
-            name=name, client_id=client_id, admin=admin, limits=_limits(limits) if limits else None
+            name=name,
+            client_id=client_id,
+            admin=admin,
+            limits=_limits(limits) if limits else None,
+            soap_callback_version=soap_callback_version,
         )
         created = self._gateway.call(self._stub.CreateClient, request)
         return _client(created.client), created.api_key
@@ -263,6 +296,7 @@ def _client(message: "admin_pb2.Client") -> "Client":
         admin=message.admin,
         limits=limits(message.limits),
         disabled=message.disabled,
+        soap_callback_version=message.soap_callback_version,
     )
 
 

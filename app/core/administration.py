@@ -109,11 +109,25 @@ class Administration:
         return await self._clients.keys(client_id)
 
     async def create_client(
-        self, client: Client, name: str, *, client_id: str, admin: bool, limits: Mapping[str, int | bool]
+        self,
+        client: Client,
+        name: str,
+        *,
+        client_id: str,
+        admin: bool,
+        limits: Mapping[str, int | bool],
+        soap_callback_version: str = "",
     ) -> tuple[Client, str]:
         """As `ClientRegistry.add`."""
         _require_admin(client)
-        return await self._clients.add(name, who=client.id, client_id=client_id, admin=admin, limits=limits)
+        return await self._clients.add(
+            name,
+            who=client.id,
+            client_id=client_id,
+            admin=admin,
+            limits=limits,
+            soap_callback_version=soap_callback_version,
+        )
 
     async def rotate_key(
         self, client: Client, client_id: str, overlap_s: int = DEFAULT_OVERLAP_S

@@ -15,6 +15,7 @@ from app.domain.sinks import (
     MAX_SECRETS,
     SECRET_BYTES,
     SIGNED_PROFILES,
+    SINK_CALLBACK_VERSION,
     SINK_MADE,
     SINK_REQUEST,
     SINK_SECRETS,
@@ -27,9 +28,13 @@ from app.domain.sinks import (
     token_ends_at,
 )
 
+_KEPT = (SINK_SECRETS, SINK_MADE, SINK_REQUEST, SINK_CALLBACK_VERSION)
+"""Parameters that stay with a subscription when its sink is replaced."""
 
-def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
+
+def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes], *, callback_version: str = "") -> Sink:
     """The sink with the parameters that the gateway adds, and with a signing secret if it needs one.
+    `callback_version` is the client's `soap_callback_version`.
 
     Raises SinkRefused.
     """
@@ -38,6 +43,8 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes]) -> Sink:
     if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
         secret = signing_secret(entropy(SECRET_BYTES))
         added |= {SINK_SECRETS: secret, SINK_MADE: sha256(secret)}
+    if sink.kind is SinkKind.SOAP and callback_version:
+        added[SINK_CALLBACK_VERSION] = callback_version
     return replace(sink, parameters={**sink.parameters, **added})
 
 
@@ -57,7 +64,7 @@ def moved(sink: Sink, to: Sink) -> Sink:
             field="sink",
             reason="secret",
         )
-    kept = {name: sink.parameters[name] for name in (SINK_SECRETS, SINK_MADE, SINK_REQUEST) if name in sink.parameters}
+    kept = {name: sink.parameters[name] for name in _KEPT if name in sink.parameters}
     return replace(to, profile=sink.profile, parameters={**to.parameters, **kept})
 
 

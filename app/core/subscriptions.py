@@ -238,7 +238,7 @@ class SubscriptionService:
             expires_at=before_token_ends(
                 None if duration_ms is None else now + timedelta(milliseconds=duration_ms), request.sink, now
             ),
-            sink=prepared(request.sink, digest, self._entropy),
+            sink=prepared(request.sink, digest, self._entropy, callback_version=client.soap_callback_version),
             correlator=request.correlator,
             request_id=request.request_id,
         )

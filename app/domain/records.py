@@ -30,7 +30,8 @@ class Client:
     """An application with credentials, or an operator.
 
     `limits` are the client's own limits by field name of `policy.Policy`; they can only be stricter than the
-    operator's. `admin`: an operator, who may also read and end what belongs to other clients.
+    operator's. `admin`: an operator, who may also read and end what belongs to other clients. `soap_callback_version`:
+    the version of Parlay X callbacks to the client; "" follows the version of the request.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Client:
     admin: bool = False
     limits: Mapping[str, int | bool] = field(default_factory=dict)
     disabled: bool = False
+    soap_callback_version: str = ""
 
     def __post_init__(self) -> None:
         require_utc(self.created_at)

@@ -6,11 +6,12 @@ Invariants: parameters contain secrets; no face, log or error shows their values
 import base64
 import binascii
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from app.domain.errors import SinkRefused, SinkUnreachable, StoreUnavailable
+from app.domain.errors import InvalidRequest, SinkRefused, SinkUnreachable, StoreUnavailable
 
 MAX_URL = 2000
 """Longest URL of a sink in REST and gRPC."""
@@ -64,8 +65,29 @@ SINK_UNREADABLE = "unreadable"
 """Sink parameter: the id of the missing key, if the stored parameters cannot be decrypted; the sink then has no other
 parameter. Nothing is sent to such a sink, because requests would lack their signature and token."""
 
-HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST, SINK_UNREADABLE)
+SINK_CALLBACK_VERSION = "callback_version"
+"""Sink parameter of a SOAP endpoint: the version of its callbacks, from `Client.soap_callback_version`."""
+
+HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST, SINK_UNREADABLE, SINK_CALLBACK_VERSION)
 """Parameters that the gateway sets itself; they are never shown, not even their names."""
+
+
+_CALLBACK_VERSION = re.compile(r"v[23]_[0-9]{1,2}")
+
+
+def is_callback_version(text: str) -> bool:
+    """Whether `text` names a version of Parlay X, such as `v2_3`."""
+    return _CALLBACK_VERSION.fullmatch(text) is not None
+
+
+def check_callback_version(text: str) -> None:
+    """Raises InvalidRequest for a client's `soap_callback_version` that is neither empty nor a version."""
+    if text and not is_callback_version(text):
+        raise InvalidRequest(
+            "`soap_callback_version` must be a version of Parlay X, such as v2_3; leave it out to follow the version "
+            "of the client's requests.",
+            field="soap_callback_version",
+        )
 
 
 def token_ends_at(sink: "Sink") -> datetime | None:

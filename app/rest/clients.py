@@ -15,6 +15,7 @@ from app.rest.error_examples import failures
 from app.rest.parameters import Caller, Paged
 from app.rest.responses import json_response, location
 from app.rest.schemas import At, Request
+from app.rest.subscription_schemas import MAX_VERSION
 from app.rest.watches import TAG
 
 IdInPath = Annotated[str, Path(max_length=MAX_ID, description="The client's id.")]
@@ -40,6 +41,13 @@ class ClientRequest(Request):
     limits: ClientLimits | None = Field(
         None, description="The client's own limits; absent: none.", examples=[{"max_subscriptions": 1000}]
     )
+    soap_callback_version: str = Field(
+        "",
+        max_length=MAX_VERSION,
+        description="The version of Parlay X callbacks to the client, where its stubs are of another drop than the "
+        "gateway assumes; empty: it follows the version of startNotification.",
+        examples=["v2_3"],
+    )
 
 
 class ClientKey(BaseModel):
@@ -59,6 +67,10 @@ class Client(BaseModel):
         description="The client's own limits, without those that it does not have; null: none."
     )
     disabled: bool = Field(description="Whether the client's credentials are refused.")
+    soap_callback_version: str = Field(
+        description="The version of Parlay X callbacks to the client; empty: it follows the version of "
+        "startNotification."
+    )
     create_time: At
     keys: list[ClientKey] = Field(description="The client's API keys, without secrets.")
 
@@ -145,7 +157,12 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     async def create_client(client: Caller, asked: ClientRequest) -> Response:
         limits = {} if asked.limits is None else asked.limits.model_dump(exclude_none=True)
         made, key = await administration.create_client(
-            client, asked.name, client_id=asked.client_id, admin=asked.admin, limits=limits
+            client,
+            asked.name,
+            client_id=asked.client_id,
+            admin=asked.admin,
+            limits=limits,
+            soap_callback_version=asked.soap_callback_version,
         )
         keys = await administration.keys(client, made.id)
         path = {"location": f"/v1/clients/{quote(made.id, safe='@')}"}

@@ -246,6 +246,7 @@ def client(of: Client, keys: Iterable[ClientKey]) -> Json:
         "admin": of.admin,
         "limits": of.limits or None,
         "disabled": of.disabled,
+        "soap_callback_version": of.soap_callback_version,
         "create_time": of.created_at,
         "keys": [{"id": key.id, "expire_time": key.expires_at} for key in keys],
     }

@@ -299,6 +299,7 @@ def client(stored: Client, keys: Iterable[ClientKey]) -> admin_pb2.Client:
         disabled=stored.disabled,
         create_time=timestamp(stored.created_at),
         keys=[admin_pb2.ClientKey(id=key.id, expire_time=timestamp_or_none(key.expires_at)) for key in keys],
+        soap_callback_version=stored.soap_callback_version,
     )
 
 

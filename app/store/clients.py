@@ -35,6 +35,7 @@ class Clients(Subscriptions, Groups):
             "admin": client.admin,
             "limits": msgspec.json.encode(dict(client.limits)).decode(),
             "disabled": client.disabled,
+            "soap_callback_version": client.soap_callback_version,
         }
         upsert = sqlite.insert(t.clients) if self.sqlite else postgresql.insert(t.clients)
         changed = {name: value for name, value in values.items() if name != "id"}
@@ -154,4 +155,5 @@ def _client(row: AnyRow) -> Client:
         admin=row.admin,
         limits=msgspec.json.decode(row.limits),
         disabled=row.disabled,
+        soap_callback_version=row.soap_callback_version,
     )

@@ -112,6 +112,7 @@ class ClientRow(SQLModel, table=True):
     admin: bool
     limits: str = Field(sa_type=CleanText)
     disabled: bool
+    soap_callback_version: str = Field(sa_type=CleanText)
 
 
 class ClientKeyRow(SQLModel, table=True):

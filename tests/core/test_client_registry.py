@@ -137,12 +137,14 @@ async def test_clients_by_command(tmp_path: Path) -> None:
     """Commands add, list, rotate, disable and delete clients; standard output is the key alone."""
     database = tmp_path / "store.sqlite3"
     added = run_clients(
-        database, "add", "billing", "--id", "b", "--limit", "max_targets=5", "--limit", "busy_available=no"
+        *(database, "add", "billing", "--id", "b", "--limit", "max_targets=5", "--limit", "busy_available=no"),
+        *("--soap-callback-version", "v2_3"),
     )
     assert (added.returncode, added.stdout.startswith("tsk_")) == (0, True)
     rotated = json.loads(run_clients(database, "rotate", "billing", "--overlap-s", "60", "--json").stdout)
     (listed,) = json.loads(run_clients(database, "list", "--json").stdout)
     assert listed["limits"] == {"max_targets": 5, "busy_available": False}
+    assert listed["soap_callback_version"] == "v2_3"
     assert [key["expires_at"] is None for key in listed["keys"]] == [True, False]
     async with await open_store(f"sqlite:///{database}") as store:
         world = World(store, Clock(now=datetime.now(UTC)))

@@ -361,7 +361,14 @@ def client(id_: str = "c1", **changes: Any) -> Client:
 
 async def test_client_is_read_as_written_and_replaced(store: SqlStore) -> None:
     """Every part is read back equal; a name belongs to one client only."""
-    full = client("c2", name="a", admin=True, limits={"max_count": 5, "group_support": False}, disabled=True)
+    full = client(
+        "c2",
+        name="a",
+        admin=True,
+        limits={"max_count": 5, "group_support": False},
+        disabled=True,
+        soap_callback_version="v2_3",
+    )
     await store.put_client(client("c1"))
     await store.put_client(full)
     assert await store.clients() == [full, client("c1")]

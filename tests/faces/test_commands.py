@@ -563,7 +563,19 @@ def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
     log names the operator."""
     operator = {"TS_API_KEY": os.environ["TS_API_KEY"]}
     at = ("--server", server)
-    added = in_folder(tmp_path, "add", "far", "--id", "far-1", "--limit", "busy_available=no", *at, **operator)
+    added = in_folder(
+        tmp_path,
+        "add",
+        "far",
+        "--id",
+        "far-1",
+        "--limit",
+        "busy_available=no",
+        "--soap-callback-version",
+        "v3_1",
+        *at,
+        **operator,
+    )
     assert (added.returncode, added.stdout.startswith("tsk_")) == (0, True), added.stderr
     assert f"(gateway {server})" in added.stderr
     assert run("groups", "list", *at, TS_API_KEY=added.stdout.strip()).returncode == 0
@@ -571,6 +583,7 @@ def test_clients_at_the_running_gateway(server: str, tmp_path: Path) -> None:
     listed = json.loads(in_folder(tmp_path, "list", "--json", *at, **operator).stdout)
     (far,) = [each for each in listed if each["id"] == "far-1"]
     assert (far["limits"], len(far["keys"])) == ({"busy_available": False}, 2)
+    assert far["soap_callback_version"] == "v3_1"
     new_key = json.loads(rotated.stdout)["api_key"]
     for state, code in (("disable", 1), ("enable", 0)):
         changed = json.loads(in_folder(tmp_path, state, "far-1", "--json", *at, **operator).stdout)

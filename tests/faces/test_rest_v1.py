@@ -818,9 +818,11 @@ async def test_only_operators_administer(face: HttpFace) -> None:
 
 async def test_clients(face: HttpFace) -> None:
     """A client is made with a key, listed, given another key, and deleted with everything that belongs to it."""
-    body = {"name": "Call centre", "limits": {"max_subscriptions": 1, "busy_available": False}}
+    limits = {"max_subscriptions": 1, "busy_available": False}
+    body = {"name": "Call centre", "limits": limits, "soap_callback_version": "v2_3"}
     made = await face.call("POST", "/v1/clients", body, client=ADMIN.id)
-    assert (made.status, made.json["client"]["limits"]) == (201, body["limits"])
+    assert (made.status, made.json["client"]["limits"]) == (201, limits)
+    assert made.json["client"]["soap_callback_version"] == "v2_3"
     face.keys["new"] = made.json["api_key"]
     new = made.json["client"]["id"]
     assert (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]}, client="new")).status == 201
@@ -842,6 +844,8 @@ async def test_clients(face: HttpFace) -> None:
         400,
         "INVALID_REQUEST",
     )
+    wrong = await face.call("POST", "/v1/clients", {"name": "x", "soap_callback_version": "2.3"}, client=ADMIN.id)
+    assert problem(wrong, 400, "INVALID_REQUEST")["details"]["field"] == "soap_callback_version"
     assert (await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id)).json == {"ended_subscription_count": 1}
     problem(await face.call("DELETE", f"/v1/clients/{new}", client=ADMIN.id), 404, "CLIENT_UNKNOWN")
 

@@ -104,9 +104,9 @@ async def test_a_watch_is_refreshed(face: Face, monkeypatch: pytest.MonkeyPatch)
 async def test_a_client_lives_and_dies_over_grpc(face: Face) -> None:
     """A client is made, calls, is rotated, disabled, enabled, deleted; its streams and subscriptions end with it."""
     limits = admin_pb2.ClientLimits(max_targets=5, busy_available=False)
-    create = admin_pb2.CreateClientRequest(name="billing", client_id="b", limits=limits)
+    create = admin_pb2.CreateClientRequest(name="billing", client_id="b", limits=limits, soap_callback_version="v2_3")
     made = await face.operators.CreateClient(create, metadata=face.admin)
-    assert (made.client.id, made.client.limits) == ("b", limits)
+    assert (made.client.id, made.client.limits, made.client.soap_callback_version) == ("b", limits, "v2_3")
     own: Metadata = (("authorization", f"Bearer {made.api_key}"),)
     too_many = pb.QueryStatusesRequest(addresses=[f"sip:{number}@example.com" for number in range(6)])
     failure = await failure_of(face.terminals.QueryStatuses(too_many, metadata=own))

@@ -45,6 +45,15 @@ def add(
             "busy_available=no. Repeatable.",
         ),
     ] = [],  # noqa: B006  # typer copies it
+    soap_callback_version: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION",
+            help="The version of Parlay X callbacks to this client, such as v2_3. Default: it follows the version of "
+            "startNotification.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: bool = False,
 ) -> None:
     """Add a client, and print its API key. The key cannot be shown again.
@@ -52,7 +61,9 @@ def add(
     Example: terminal-status clients add billing
     """
     limits = dict([_limit(text) for text in limit])
-    client, key = registry.add(name, client_id=client_id, admin=admin, limits=limits)
+    client, key = registry.add(
+        name, client_id=client_id, admin=admin, limits=limits, soap_callback_version=soap_callback_version
+    )
     _print_key(registry, client, key, as_json)
 
 
@@ -159,6 +170,7 @@ def _client(client: "Client") -> dict[str, Any]:
         "admin": client.admin,
         "limits": dict(client.limits),
         "disabled": client.disabled,
+        "soap_callback_version": client.soap_callback_version,
         "created_at": client.created_at.isoformat(),
     }
 

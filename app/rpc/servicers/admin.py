@@ -49,6 +49,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
                 client_id=request.client_id,
                 admin=request.admin,
                 limits=request_fields.limits(request.limits),
+                soap_callback_version=request.soap_callback_version,
             )
             keys = await self._administration.keys(client, made.id)
             return pb.CreateClientResponse(client=response_messages.client(made, keys), api_key=key)

@@ -392,6 +392,7 @@ class Client(_message.Message):
     DISABLED_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    SOAP_CALLBACK_VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The client's id, at most 64 characters. A client certificate names it as common name, DNS name or URI; an access
     token names it in the configured claim.
@@ -402,6 +403,8 @@ class Client(_message.Message):
     """Whether this is an operator's client, which may use AdminService, and see and end what other clients own."""
     disabled: _builtins.bool
     """Whether the client's credentials are refused."""
+    soap_callback_version: _builtins.str
+    """The version of Parlay X callbacks to the client, such as "v2_3". Empty: it follows the version of startNotification."""
     @_builtins.property
     def limits(self) -> Global___ClientLimits:
         """The client's own limits. Absent: none."""
@@ -424,10 +427,11 @@ class Client(_message.Message):
         disabled: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         keys: _abc.Iterable[Global___ClientKey] | None = ...,
+        soap_callback_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "create_time", b"create_time", "disabled", b"disabled", "id", b"id", "keys", b"keys", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "create_time", b"create_time", "disabled", b"disabled", "id", b"id", "keys", b"keys", "limits", b"limits", "name", b"name", "soap_callback_version", b"soap_callback_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,6 +638,7 @@ class CreateClientRequest(_message.Message):
     ADMIN_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SOAP_CALLBACK_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The client's name, unique: 1 to 64 letters, digits, blanks and `.-_@`."""
     admin: _builtins.bool
@@ -642,6 +647,10 @@ class CreateClientRequest(_message.Message):
     """The client's id, for clients that certificates or access tokens name: 1 to 64 of A-Z a-z 0-9 . - _ @, beginning
     with a letter or digit. Empty: the gateway assigns one. Do not reuse the id of a deleted client: the new client
     would see the records of the old one.
+    """
+    soap_callback_version: _builtins.str
+    """The version of Parlay X callbacks to the client, where its stubs are of another drop than the gateway assumes:
+    "v2_" or "v3_" and one or two digits. Empty: it follows the version of startNotification.
     """
     @_builtins.property
     def limits(self) -> Global___ClientLimits:
@@ -654,10 +663,11 @@ class CreateClientRequest(_message.Message):
         admin: _builtins.bool = ...,
         limits: Global___ClientLimits | None = ...,
         client_id: _builtins.str = ...,
+        soap_callback_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "client_id", b"client_id", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "client_id", b"client_id", "limits", b"limits", "name", b"name", "soap_callback_version", b"soap_callback_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
