@@ -29,6 +29,7 @@ STOP_DEADLINE_S = 10.0
 START_ATTEMPTS = 3
 
 _TEMPLATE = Path(__file__).parent / "kamailio_config" / "kamailio.cfg"
+_DATABASE = "kamailio.sqlite"
 _TABLES = ("standard", "usrloc", "presence")
 _SCRIPTS = Path("/usr/share/kamailio/db_sqlite")
 
@@ -127,9 +128,10 @@ class Kamailio:
         raise AssertionError("the last attempt raises or returns")
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        database = self.directory / "kamailio.sqlite"
+        database = self.directory / _DATABASE
         if not database.exists():
             with contextlib.closing(sqlite3.connect(database)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")  # a query does not fail while another process publishes
                 for name in _TABLES:
                     connection.executescript((_SCRIPTS / f"{name}-create.sql").read_text())
         text = _TEMPLATE.read_text()
@@ -180,6 +182,8 @@ class Kamailio:
 
     async def start_again(self) -> None:
         """After `stop`: starts a new Kamailio, without any state, on the same port. Raises KamailioFailed."""
+        for file in self.directory.glob(f"{_DATABASE}*"):
+            file.unlink()
         self._process = self._spawn()
         await self._answering()
 

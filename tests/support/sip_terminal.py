@@ -289,6 +289,10 @@ class Terminal(SipClient):
         """
         await self._publish(body or pidf(self.address, self._tuple_id, activity), expires_s)
 
+    async def refresh(self, expires_s: int = 600) -> None:
+        """Refreshes the publication: a PUBLISH without a body (RFC 3903 section 4.3), as most terminals send it."""
+        await self._publish(b"", expires_s)
+
     async def unpublish(self) -> None:
         """Withdraws the publication."""
         await self._publish(b"", 0)
