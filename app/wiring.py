@@ -185,6 +185,7 @@ def make_use_cases(
         usage=usage,
         clients=clients,
         administration=Administration(store, watcher, clients, live.registry, clock),
+        policies=policies,
         engine=live.engine,
         registry=live.registry,
     )

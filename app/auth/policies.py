@@ -21,6 +21,19 @@ class Bucket:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A client's limit of calls, and what is left of it."""
+
+    calls: int
+    """Most calls at once."""
+    window_s: float
+    """The time after which all of them are available again."""
+    left: int
+    full_in_s: float
+    """The time after which all calls are available, if none is made meanwhile."""
+
+
 def take(bucket: Bucket | None, rate_per_s: int, burst: int, now_s: float, calls: int = 1) -> tuple[Bucket, float]:
     """Takes calls out of the bucket (None: a full one). Returns the bucket afterwards, and the seconds to wait (0: the
     calls were taken). If at least one call is left, all `calls` are taken, even if the bucket becomes negative: a query
@@ -65,6 +78,15 @@ class Policies:
                     retry_after_s=wait_s,
                 )
         return policy
+
+    def quota(self, client: Client) -> Quota | None:
+        """The client's limit of calls; None without a limit, and before the first call that counts."""
+        bucket = self._buckets.get(client.id)
+        if bucket is None or not (policy := effective(self.operator, client)).rate_per_s:
+            return None
+        rate_per_s, most = policy.rate_per_s, policy.rate_burst or policy.rate_per_s
+        left = min(most, bucket.left + max(0.0, self._clock_s() - bucket.at_s) * rate_per_s)
+        return Quota(most, most / rate_per_s, max(0, int(left)), (most - left) / rate_per_s)
 
     def charge(self, client: Client, calls: int) -> None:
         """Counts `calls` more (negative: fewer) for an admitted call, once the number of its terminals is known."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.auth.authenticator import Authenticator
 from app.auth.clients import ClientRegistry
+from app.auth.policies import Policies
 from app.core.administration import Administration
 from app.core.deliveries import Deliveries
 from app.core.groups import GroupService
@@ -30,5 +31,6 @@ class UseCases:
     usage: UsageLog
     clients: ClientRegistry
     administration: Administration
+    policies: Policies
     engine: Engine
     registry: TerminalRegistry

@@ -12,6 +12,8 @@ from collections.abc import Collection
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from app.rest import rate_limits
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 REQUEST_HEADERS = (
     "Authorization",
@@ -22,7 +24,15 @@ REQUEST_HEADERS = (
     "traceparent",
     "x-correlator",
 )
-ANSWER_HEADERS = ("ETag", "Location", "Retry-After", "traceparent", "WWW-Authenticate", "x-correlator")
+ANSWER_HEADERS = (
+    "ETag",
+    "Location",
+    *rate_limits.DOCUMENTED,
+    "Retry-After",
+    "traceparent",
+    "WWW-Authenticate",
+    "x-correlator",
+)
 MAX_AGE_S = 600
 """How long a browser may keep the answer to a preflight request."""
 

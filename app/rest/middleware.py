@@ -1,4 +1,5 @@
-"""The middleware of every HTTP API: correlation headers, HEAD, the limit of bodies, answers to uncaught exceptions.
+"""The middleware of every HTTP API: headers for correlation and rates, HEAD, the limit of bodies, answers to uncaught
+exceptions.
 
 Invariants: every answer returns a valid `x-correlator` and `traceparent` as received; an `x-correlator` that breaks its
 pattern is refused, an invalid `traceparent` is ignored (W3C Trace Context section 3.2). At most MAX_BODY_BYTES of a
@@ -20,7 +21,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.auth.policies import Policies
+from app.rest.operation import CLIENT
 from app.rest.problem import IS_HEAD, internal_error, printable, problem
+from app.rest.rate_limits import headers_of
 
 MAX_BODY_BYTES = 1024 * 1024
 """The same limit as for a gRPC request: some 5,000 addresses of the greatest length."""
@@ -56,8 +60,9 @@ class RequestMiddleware:
     which would log it again, without the reference.
     """
 
-    def __init__(self, app: ASGIApp, *, answer: Callable[..., Response]) -> None:
+    def __init__(self, app: ASGIApp, *, answer: Callable[..., Response], policies: Policies) -> None:
         self._app = app
+        self._policies = policies
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,8 +75,11 @@ class RequestMiddleware:
 
         async def send_echoed(message: Message) -> None:
             nonlocal started
-            if echoed and not started:
-                message = {**message, "headers": [*message.get("headers", ()), *echoed]}
+            if not started:
+                client = scope.get(CLIENT)
+                added = [*echoed, *headers_of(self._policies, client)] if client is not None else echoed
+                if added:
+                    message = {**message, "headers": [*message.get("headers", ()), *added]}
             started = True
             if is_head and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b""})

@@ -9,6 +9,7 @@ from app.rest import (
     deliveries,
     groups,
     probes,
+    rate_limits,
     status_schemas,
     streams,
     subscriptions,
@@ -98,7 +99,12 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Adds schemas, headers, examples and credentials to FastAPI's `document`, and returns it."""
     known = document["components"]
     known["examples"] = components(probes.NOT_READY)
-    known["headers"] = {**_TRACING, "Retry-After": _RETRY_AFTER, CHALLENGE: CHALLENGE_DOCUMENTED}
+    known["headers"] = {
+        **_TRACING,
+        **rate_limits.DOCUMENTED,
+        "Retry-After": _RETRY_AFTER,
+        CHALLENGE: CHALLENGE_DOCUMENTED,
+    }
     known["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in _TRACING.items()}
     for model in _UNKNOWN_TO_FASTAPI:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -119,9 +125,12 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
                 operation.setdefault("parameters", []).extend(
                     [{"$ref": f"#/components/parameters/{name}"} for name in _TRACING]
                 )
-    for response in _responses(document["paths"]):
-        refs = {name: {"$ref": f"#/components/headers/{name}"} for name in _TRACING}
-        response.setdefault("headers", {}).update(refs)
+    for path, operations in document["paths"].items():
+        added = {**_TRACING, **rate_limits.DOCUMENTED} if path.startswith("/v1/") else _TRACING
+        for response in _responses(operations):
+            response.setdefault("headers", {}).update(
+                {name: {"$ref": f"#/components/headers/{name}"} for name in added}
+            )
     return document
 
 
@@ -133,7 +142,6 @@ def _name_optional_body(operation: dict[str, Any]) -> None:
             (content["schema"],) = [each for each in content["schema"]["anyOf"] if "$ref" in each]
 
 
-def _responses(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for operations in paths.values():
-        for operation in operations.values():
-            yield from operation["responses"].values()
+def _responses(operations: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for operation in operations.values():
+        yield from operation["responses"].values()

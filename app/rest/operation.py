@@ -34,12 +34,14 @@ MAX_MEMBERS = 1_000
 
 
 async def client_of(auth: Authenticator, scope: Scope, *, confined: bool = False) -> Client:
-    """Returns the client that calls. `confined` as `Authenticator.authenticate` takes it.
+    """Returns the client that calls, and notes it as CLIENT in the scope. `confined` as
+    `Authenticator.authenticate` takes it.
 
     Raises NotPermitted, Unauthenticated, RateLimited, StoreUnavailable.
     """
     client = auth.known(asgi_authorization(scope), confined=confined)
     client = client or await auth.authenticate(asgi_credentials(scope), confined=confined)
+    scope[CLIENT] = client
     if on_authenticated := scope.get("on_authenticated"):
         on_authenticated()
     return client
@@ -57,7 +59,7 @@ class Operation(APIRoute):
 
         async def authenticated(request: Request) -> Response:
             scope = request.scope
-            scope[CLIENT] = await client_of(scope["app"].state.auth, scope, confined=confined)
+            await client_of(scope["app"].state.auth, scope, confined=confined)
             if takes_json:
                 _check_media_type(scope)
             return await handle(_JsonRequest(scope, request.receive))

@@ -157,6 +157,35 @@ async def test_rate(tmp_path: Path) -> None:
         assert answer.headers["retry-after"] == "1"
 
 
+def rates(answer: Answer) -> tuple[str | None, str | None]:
+    return answer.headers.get("ratelimit-policy"), answer.headers.get("ratelimit")
+
+
+async def test_rate_headers(tmp_path: Path) -> None:
+    """draft-ietf-httpapi-ratelimit-headers-10: answers name the limit and what is left, in every API, also refusals,
+    streams, and where a query counts several times. Strangers learn nothing."""
+    policy, retrieve = Policy(rate_per_s=2, rate_burst=5), "/device-reachability-status/v1/retrieve"
+    async with run_core(await new_database(tmp_path), policy=policy) as core, http_face(core) as face:
+        limit = '"calls";q=5;w=3'
+        assert rates(await face.call("GET", STATUS)) == (limit, '"calls";r=4;t=1')
+        async with face.events(f"/v1/terminals:watch?address={ALICE}") as stream:
+            assert stream.response.headers["ratelimit"] == '"calls";r=3;t=1'
+        answer = await face.call("POST", "/v1/terminals:query", {"addresses": [ALICE, BOB]})
+        assert rates(answer) == (limit, '"calls";r=1;t=2')
+        device = {"device": {"networkAccessIdentifier": "alice@example.com"}}
+        assert rates(await face.call("POST", retrieve, device)) == (limit, '"calls";r=0;t=3')
+        refused = await face.call("HEAD", STATUS)
+        assert (refused.status, rates(refused)) == (429, (limit, '"calls";r=0;t=3'))
+        core.clocks.advance(1)
+        assert rates(await face.call("GET", "/v1/subscriptions/none")) == (limit, '"calls";r=1;t=2')
+        assert rates(await face.call("GET", STATUS, client="")) == (None, None)
+
+
+async def test_no_rate_no_headers(face: HttpFace) -> None:
+    """A client whose calls are not limited gets no headers about a limit."""
+    assert rates(await face.call("GET", STATUS)) == (None, None)
+
+
 async def test_a_client_sees_and_ends_only_its_own(face: HttpFace) -> None:
     """Another client's subscriptions, notifications and groups are 404, and are in no list."""
     made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": WEBHOOK})).json

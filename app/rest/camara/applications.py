@@ -97,7 +97,7 @@ def _app(dependencies: CamaraDependencies, add_routes: Any, name: str, **describ
     )
     app.state.auth = dependencies.use_cases.auth
     app.router.route_class = CamaraOperation
-    app.add_middleware(RequestMiddleware, answer=answer_problem)
+    app.add_middleware(RequestMiddleware, answer=answer_problem, policies=dependencies.use_cases.policies)
     add_handlers(app)
     add_routes(app.router, dependencies)
     return app
