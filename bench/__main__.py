@@ -1,10 +1,10 @@
 """`make bench`: measures the gateway beside the libraries that it is built on, in one run on one machine.
 
-`bench/rows/` has a module for each group of rows: one query, watches, answers from live watches, changes and streams,
-many stored subscriptions, deliveries. A group starts a presence server, and measures the gateway and a baseline that
-does nothing else; where it makes sense a row is judged by the ratio of the two. There are several rounds with new
-processes, because the machine's speed drifts and two starts of the same server differ. A figure is the median of the
-rounds, with its range.
+`bench/rows/` has a module for each group of rows: one query, the XML of Parlay X, watches, answers from live watches,
+changes and streams, many stored subscriptions, deliveries. A group starts a presence server where it needs one, and
+measures the gateway and a baseline that does nothing else; where it makes sense a row is judged by the ratio of the
+two. There are several rounds with new processes, because the machine's speed drifts and two starts of the same server
+differ. A figure is the median of the rounds, with its range.
 
 Prints a table, and writes the same rows to bench/out/report.json. Exit codes: 0 if every measured row keeps its bound;
 1 if a row does not, or the bench failed; 2 for wrong use, or without SIPp.
@@ -24,10 +24,10 @@ from rich.console import Console
 
 from bench.processes import ROOT, BenchError, sipp_installed
 from bench.row import Row, Run, medians, report_of, table_of
-from bench.rows import deliveries, live, queries, stored, streams, watches
+from bench.rows import deliveries, envelopes, live, queries, stored, streams, watches
 
 REPORT = ROOT / "bench" / "out" / "report.json"
-GROUPS = (queries, watches, live, streams, stored, deliveries)
+GROUPS = (queries, envelopes, watches, live, streams, stored, deliveries)
 ROWS = tuple(row for group in GROUPS for row in group.ROWS)
 
 

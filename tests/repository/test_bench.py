@@ -23,6 +23,8 @@ REACHES = {
     "start.worker_replaced": "value <= 1.0",
     "burst.answered": "value >= 20",
     "burst.memory": "ratio <= 1.05",
+    "envelope.call": "ratio <= 0.25",
+    "envelope.group": "ratio <= 0.25",
     "watch.memory": "ratio <= 1.4",
     "watch.setup_rate": "ratio >= 0.6",
     "watch.idle_cpu": "value <= 3.0",
@@ -74,7 +76,7 @@ def needs_sipp() -> None:
         pytest.skip("SIPp (Debian package sip-tester) is not installed")
 
 
-SOME = ("bare", "grpc", "start", "burst", "watch", "live.rest", "stored.start_members", "webhook.rate")
+SOME = ("bare", "grpc", "start", "burst", "envelope", "watch", "live.rest", "stored.start_members", "webhook.rate")
 """Rows of each kind of loop, without `rest`, which `test_part` measures. All rows take minutes."""
 
 
