@@ -53,6 +53,13 @@ def _silent(exchange: Exchange, _: str) -> None:
     pass
 
 
+def _fetch_481(exchange: Exchange, _: str) -> None:
+    if exchange.in_dialog or exchange.expires_s:
+        honest(exchange)
+    else:
+        exchange.answer(481)
+
+
 def _notify_first(exchange: Exchange, _: str) -> None:
     exchange.open()
     exchange.notify()
@@ -211,6 +218,10 @@ BEHAVIOURS: dict[str, tuple[Behaviour, str]] = {
         "423 with Min-Expires: 60, and honest if Expires is 60 or more",
     ),
     "silent": (_silent, "no answer at all"),
+    "fetch-481": (
+        _fetch_481,
+        "honest, with 481 to Expires: 0 outside a dialog, as servers built on belle-sip (Linphone, Flexisip)",
+    ),
     "notify-first": (_notify_first, "the NOTIFY, and 20 ms later the 200"),
     "notify-twice": (_notify_twice, "200 and the same NOTIFY twice, the second with the next CSeq"),
     "notify-wrong": (

@@ -20,6 +20,9 @@ from app.sip.headers import Final
 MAX_MIN_EXPIRES_S = 3600
 """The longest Min-Expires of a 423 with which a fetch is repeated."""
 
+ASKED_AGAIN_S = 60
+"""The Expires with which a fetch is repeated after a 481."""
+
 BAD_ADDRESS = 416
 """The code of a local failure: PJSIP refused an address that `parse_address` had accepted."""
 
@@ -45,10 +48,13 @@ _TEMPORARY = frozenset({408, 423, 430, 480, 481, 486, 487, 491})
 def retry_expires_s(final: Final, asked_s: int) -> int | None:
     """The Expires in seconds with which to repeat a fetch after `final`; None: do not repeat it.
 
-    423 names the shortest subscription that the server grants (RFC 6665 section 4.1.2.1). The fetch then becomes a
-    subscription that we end at its first NOTIFY. It is repeated only once: otherwise a server could make us loop.
+    423 names the shortest subscription that the server grants (RFC 6665 section 4.1.2.1). A server built on belle-sip
+    answers 481 to `Expires: 0` outside a dialog. The fetch then becomes a subscription that we end at its first NOTIFY.
+    It is repeated once after each of the two: otherwise a server could make us loop.
     """
-    if final.code == 423 and asked_s == 0 and 0 < final.min_expires_s <= MAX_MIN_EXPIRES_S:
+    if final.code == 481 and asked_s == 0 and not final.local:
+        return ASKED_AGAIN_S
+    if final.code == 423 and asked_s in (0, ASKED_AGAIN_S) and asked_s < final.min_expires_s <= MAX_MIN_EXPIRES_S:
         return final.min_expires_s
     return None
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.sip.pjsip.connection_queue import ATTEMPT_GAP_S, ATTEMPT_S, ConnectionQueue
 from app.sip.pjsip.incoming_connections import MOST_OPEN, MOST_RECENT, RECENT_S, IncomingConnectionLimit
-from app.sip.worker.failover import DOWN_EVERY_S, PROBE_LIMIT_S, SUSPECT_S, Routes
+from app.sip.worker.failover import DOWN_EVERY_S, LONGER_FETCHES_S, PROBE_LIMIT_S, SUSPECT_S, Routes
 from app.sip.worker.send_rate import BURST, BURST_S, RESERVED_FOR_SETUPS, SendRate
 
 
@@ -112,6 +112,18 @@ def test_silence_about_one_terminal_is_no_dead_server() -> None:
     assert routes.due(71.0 + DOWN_EVERY_S) == [0], "while it is down it is asked more often"
     routes.on_answered(0, options=True)
     assert routes.up == [True]
+
+
+def test_a_server_that_refuses_fetches_is_remembered_for_a_while() -> None:
+    """After a 481 to Expires 0 that server, and no other, is asked with 60; not after ten minutes, nor once another
+    server may answer in its place."""
+    routes = Routes(2, 10)
+    routes.on_fetch_refused(1, 100.0)
+    assert [routes.fetch_expires_s(route, 100.0) for route in (0, 1)] == [0, 60]
+    assert routes.fetch_expires_s(1, 100.0 + LONGER_FETCHES_S) == 0
+    routes.on_failed(1, 503, 101.0)
+    routes.on_answered(1)
+    assert routes.fetch_expires_s(1, 101.0) == 0
 
 
 def test_a_pause_of_our_own_is_no_silence_of_a_server() -> None:

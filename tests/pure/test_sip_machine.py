@@ -282,6 +282,16 @@ def test_challenge_without_credentials() -> None:
     assert play.wait_s() == life.LONG_STOP_S
 
 
+def test_first_subscribe_481() -> None:
+    """A SUBSCRIBE in a new dialog leaves at once; the next such failure in a row meets the back-off. (A fetch
+    asks again with 60 seconds)"""
+    play = Play()
+    play.handle(WatchRequested())
+    assert [(each.fresh, each.expires_s) for each in of(SendSubscribe, play.refuse(481))] == [(True, HOUR)]
+    assert not of(SendSubscribe, play.refuse(481))
+    assert 0 < play.wait_s() <= 2
+
+
 def test_interval_too_brief() -> None:
     """Min-Expires is followed at once and remembered; a server that raises it each time meets the back-off."""
     play = Play(expires_s=60)

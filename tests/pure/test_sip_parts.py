@@ -258,11 +258,18 @@ def test_cut_body(declared: int, received: int, cut: bool) -> None:
         (Final(423, ""), 0, None),
         (Final(423, "", min_expires_s=10**6), 0, None),
         (Final(423, "", min_expires_s=0), 0, None),
+        (Final(423, "", min_expires_s=120), 60, 120),
+        (Final(423, "", min_expires_s=120), 30, None),
+        (Final(423, "", min_expires_s=180), 120, None),
         (Final(503, "", min_expires_s=60), 0, None),
+        (Final(481, ""), 0, 60),
+        (Final(481, ""), 60, None),
+        (Final(481, "", local=True), 0, None),
     ],
 )
 def test_interval_too_brief(final: Final, asked_s: int, again_s: int | None) -> None:
-    """423 is followed once, if its Min-Expires is within the bound."""
+    """423 is followed once, if its Min-Expires is within the bound (RFC 6665 section 4.1.2.1); 481, as servers built on
+    belle-sip send it, is followed once by 60, and that by one 423."""
     assert retry_expires_s(final, asked_s) == again_s
 
 

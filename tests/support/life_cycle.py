@@ -25,6 +25,7 @@ LIFE_CYCLE = {
     "401, 407 without credentials": "test_challenge_without_credentials",
     "423 with Min-Expires": "test_interval_too_brief",
     "423 with no Min-Expires to follow": "test_interval_too_brief_beyond_bound",
+    "481 to a first SUBSCRIBE": "test_first_subscribe_481",
     "481 on a refresh": "test_refresh_481",
     "404, 405, 410, 416, 480, 482-485, 489, 501, 604 on a refresh": "test_refresh_ends_the_subscription",
     "any other failure of a refresh": "test_refresh_failure_keeps_the_subscription",

@@ -43,6 +43,7 @@ def _matches(pattern: str, user: str) -> bool:
 
 OTHERWISE_TRIED = {
     "silent",
+    "fetch-481",
     "notify-wrong",
     "notify-first",
     "notify-twice",
@@ -99,6 +100,18 @@ async def test_423_is_honest_from_its_minimum_on(client: SipClient, sandbox: San
     assert (await watch.subscribe(60)).code == 200
     notify = await watch.notify()
     assert (notify["subscription-state"], OPEN in notify.body) == ("active;expires=60", True)
+    assert (await watch.subscribe(0)).code == 200
+    assert (await watch.notify())["subscription-state"] == "terminated;reason=timeout"
+    assert sandbox.subscriptions == {}
+
+
+async def test_481_to_a_fetch(client: SipClient, sandbox: Sandbox) -> None:
+    """`fetch-481` refuses a fetch, accepts a subscription, and ends it by Expires 0 in its dialog."""
+    response, _ = await client.fetch("sip:fetch-481@example.com")
+    assert response.code == 481
+    watch = Watch(client, "sip:fetch-481@example.com")
+    assert (await watch.subscribe(60)).code == 200
+    assert OPEN in (await watch.notify()).body
     assert (await watch.subscribe(0)).code == 200
     assert (await watch.notify())["subscription-state"] == "terminated;reason=timeout"
     assert sandbox.subscriptions == {}

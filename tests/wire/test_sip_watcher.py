@@ -74,6 +74,33 @@ async def test_interval_too_brief(sandbox: Sandbox, watcher: SipWatcher) -> None
     await until(lambda: sandbox.subscriptions.get(address, 0) == 0)
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_server_that_refuses_fetches(sandbox: Sandbox, transport: str) -> None:
+    """A server built on belle-sip answers 481 to a fetch, which RFC 6665 section 4.4.3 allows. The fetch is sent once
+    more with 60, and the subscription is ended; the next fetch asks with 60 at once."""
+    one, other = (parse_address(f"sip:fetch-481@{transport}{number}.example.com") for number in (1, 2))
+    watcher = SipWatcher(configuration(f"{sandbox.uri};transport={transport}"))
+    await watcher.start()
+    assert b"<basic>open</basic>" in (await watcher.fetch(one)).body
+    await until(lambda: sandbox.counters.subscribes[one] == 3)  # refused, granted, ended
+    assert b"<basic>open</basic>" in (await watcher.fetch(other)).body
+    await until(lambda: sandbox.counters.subscribes[other] == 2)  # granted, ended
+    await until(lambda: not {one, other} & sandbox.subscriptions.keys())
+    await watcher.aclose()
+
+
+async def test_server_that_answers_481_for_ever(sandbox: Sandbox) -> None:
+    """A fetch is repeated once after a 481; the second one is its answer."""
+    address = parse_address("sip:answer-481@example.com")
+    watcher = SipWatcher(configuration(sandbox.uri))
+    await watcher.start()
+    for asked in (2, 3):
+        with pytest.raises(PresenceUnavailable, match="481"):
+            await watcher.fetch(address)
+        assert sandbox.counters.subscribes[address] == asked
+    await watcher.aclose()
+
+
 async def test_longest_address(sandbox: Sandbox, watcher: SipWatcher) -> None:
     """An address of the maximum length reaches the presence server whole."""
     address = parse_address(f"sip:terminal-7@{'a' * 60}.{'b' * 60}.{'c' * 61}.d")

@@ -12,6 +12,7 @@ Deliberately absent: sockets, and names with several addresses (PJSIP resolves a
 import math
 from collections.abc import Sequence
 
+from app.sip.answers import ASKED_AGAIN_S
 from app.sip.headers import Final
 from app.sip.redirects import redirected_route
 
@@ -23,6 +24,9 @@ SUSPECT_S = 0.5
 
 DOWN_EVERY_S = 2.0
 """A server that is down is probed at least this often."""
+
+LONGER_FETCHES_S = 600.0
+"""How long a server that refused `Expires: 0` is asked with a longer Expires at once."""
 
 _NOT_SENT = frozenset({502, 503})
 """PJSIP's own codes for a name without an address and for a transport that fails."""
@@ -47,6 +51,7 @@ class Routes:
         self.omits_notify = [False] * count
         """Whether the server omitted the NOTIFY after a refresh since it last came up."""
         self.omitted_counts = [0] * count
+        self._longer_until_s = [-math.inf] * count  # until when a fetch asks with a longer Expires
         self._checked_s = math.inf  # when `due` was called last
         self._every_s = probe_every_s
         self._next_s = [0.0 if probe_every_s else math.inf] * count
@@ -86,6 +91,14 @@ class Routes:
         self.omits_notify[route] = True
         self.omitted_counts[route] += 1
 
+    def on_fetch_refused(self, route: int, now_s: float) -> None:
+        """The route's server answered 481 to a fetch, as if `Expires: 0` were only for ending a subscription."""
+        self._longer_until_s[route] = now_s + LONGER_FETCHES_S
+
+    def fetch_expires_s(self, route: int, now_s: float) -> int:
+        """The Expires, in seconds, with which to ask the route's server once."""
+        return ASKED_AGAIN_S if now_s < self._longer_until_s[route] else 0
+
     def suspect(self, route: int, now_s: float) -> None:
         """A request got no answer: brings the next probe forward."""
         if self._every_s and self._probed_s[route] is None:
@@ -123,7 +136,8 @@ class Routes:
 
     def _set_up(self, route: int, *, up: bool) -> None:
         self.up[route] = up
-        self.omits_notify[route] = False  # another server may answer from now on
+        # Another server may answer from now on.
+        self.omits_notify[route], self._longer_until_s[route] = False, -math.inf
         self.changes.append((route, up))
 
     def wake_s(self) -> float:

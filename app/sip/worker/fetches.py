@@ -1,5 +1,8 @@
 """Fetches in the worker: one SUBSCRIBE with `Expires: 0` each, and how each ends.
 
+A server that refuses `Expires: 0` (481, or 423 with Min-Expires) is asked with a longer one, and the subscription is
+ended at its first NOTIFY. A 481 is remembered for that server for a while.
+
 Invariants: a fetch that is not cancelled ends in exactly one FetchAnswered or FetchFailed. If a server fails and
 another route is up, the fetch is repeated on that route, at most once on each. One redirection to a route is followed.
 A document that UDP cut is fetched again over TCP, as is every later one of the terminal.
@@ -45,7 +48,7 @@ class Fetch:
         self.address = address
         self.clients = (client,)
         self.asked_s = 0
-        """The Expires sent: 0, or the Min-Expires of a 423."""
+        """The Expires sent: 0, the Min-Expires of a 423, or ASKED_AGAIN_S for a server that answers 481 to 0."""
         self.attempt = 0
         self.route = 0
         self.redirected = False
@@ -127,6 +130,8 @@ class Fetches:
         else:
             self._routes.on_answered(fetch.route)
         if (again_s := retry_expires_s(event, fetch.asked_s)) is not None:
+            if event.code == 481:
+                self._routes.on_fetch_refused(fetch.route, time.monotonic())
             self._subscribe(fetch, again_s)
         elif not fetch.redirected and (named := self._routes.named_by(event)) is not None:
             fetch.redirected, fetch.named = True, named
@@ -172,13 +177,13 @@ class Fetches:
         return server_failed and fetch.attempt + 1 < len(self._routes.up) and any(self._routes.up)
 
     def _subscribe(self, fetch: Fetch, expires_s: int) -> None:
-        fetch.asked_s = expires_s
         fetch.route = self._routes.choose(fetch.attempt) if fetch.named is None else fetch.named
+        fetch.asked_s = expires_s or self._routes.fetch_expires_s(fetch.route, time.monotonic())
         fetch.over_tcp = fetch.address in self._large
         self.sent += 1
         try:
             fetch.dialog = self._stack.subscribe(
-                fetch, fetch.address, expires_s, route=fetch.route, over_tcp=fetch.over_tcp
+                fetch, fetch.address, fetch.asked_s, route=fetch.route, over_tcp=fetch.over_tcp
             )
         except SipStackError as error:
             code = BAD_ADDRESS if isinstance(error, AddressRefused) else 503
