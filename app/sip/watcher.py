@@ -180,22 +180,28 @@ class SipWatcher:
 
     async def watches(self) -> list[WatchView]:
         """See `app.ports.sip.Watcher`. A watch whose worker is being replaced is `waiting`."""
+        for supervisor in self._workers:
+            supervisor.send_unsent_watches()  # so that the worker lists a watch that was made just now
         workers = [supervisor.worker for supervisor in self._workers if supervisor.worker is not None]
         lists = await asyncio.gather(*(worker.list_watches() for worker in workers))
         rows = {row.id: row for listed in lists for row in listed}
         views = {}
         now = datetime.now(UTC)
         for supervisor in self._workers:
+            replaced = supervisor.worker is None or supervisor.worker.gone.done()
             for watch in supervisor.wanted:
-                row = rows.get(watch.id)
+                row = rows.get(watch.id)  # none for a watch that was made meanwhile
+                state, reason = WatchState.INITIAL, "subscribing"
+                if replaced:
+                    state, reason = WatchState.WAITING, "the SIP worker is being replaced"
                 views[watch.address] = WatchView(
                     address=watch.address,
-                    state=WatchState(row.state) if row else WatchState.WAITING,
+                    state=WatchState(row.state) if row else state,
                     liveness=Liveness[row.liveness] if row else watch.liveness,
                     since=_time(row.since_s if row else 0) or now,
                     expires_at=_time(row.expires_at_s) if row else None,
                     code=row.code if row else 0,
-                    reason=row.reason if row else "the SIP worker is being replaced",
+                    reason=row.reason if row else reason,
                     next_action=row.next_action if row else "subscribe",
                     next_at=_time(row.next_at_s) if row else None,
                     route=self._routes[row.route] if row else "",

@@ -411,6 +411,15 @@ async def test_presence_server_away() -> None:
         await nobody.aclose()
 
 
+async def test_one_port_for_udp_and_tcp(sandbox: Sandbox) -> None:
+    """Where the operator names no port, UDP and TCP share one, as RFC 3261 section 18.1.1 expects of a UDP port."""
+    watcher = SipWatcher(configuration(sandbox.uri), workers=2)
+    await watcher.start()
+    assert watcher.ports["udp"] == watcher.ports["tcp"]
+    assert (await watcher.fetch(ALICE)).body
+    await watcher.aclose()
+
+
 async def test_taken_sip_port() -> None:
     """A SIP port that is in use stops the start, with the port in the message."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

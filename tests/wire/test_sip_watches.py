@@ -25,7 +25,7 @@ from app.domain.watches import WatchState
 from app.sandbox import Sandbox
 from app.sip.machine.timing import BURST, GAP_S, LONG_STOP_S, TIMER_N_S
 from app.sip.watcher import SipWatcher
-from tests.support.sip_watcher import Observer, started, terminal, until_seen, user_of, view, watching
+from tests.support.sip_watcher import Observer, configuration, started, terminal, until_seen, user_of, view, watching
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -504,6 +504,28 @@ async def test_set_ups_keep_to_their_pace_and_the_newest_is_first(sandbox: Sandb
         await until(lambda: all(sandbox.counters.subscribes[address] for address in (newest, *addresses)))
         again = [address for address in sandbox.counters.subscribes if address in {*addresses, newest}]
         assert again == [newest, *addresses[::-1]]
+
+
+async def test_list_of_a_watch_that_was_just_made(sandbox: Sandbox, running: Running) -> None:
+    """A watch is listed as set up from its first moment; that its worker is being replaced is said only while there is
+    none."""
+    watcher, _ = running
+    early, late = terminal("silent"), terminal("silent")
+    watcher.watch(early)
+    listing = asyncio.ensure_future(watcher.watches())
+    await asyncio.sleep(0)  # the worker is asked for its list
+    watcher.watch(late)
+    seen = {each.address: each for each in await listing}
+    assert [(seen[each].state, "replaced" in seen[each].reason) for each in (early, late)] == [
+        (WatchState.INITIAL, False)
+    ] * 2
+    for each in (early, late):
+        watcher.unwatch(each)
+    unstarted = SipWatcher(configuration(sandbox.uri))
+    unstarted.watch(early)
+    assert [(each.state, each.reason) for each in await unstarted.watches()] == [
+        (WatchState.WAITING, "the SIP worker is being replaced")
+    ]
 
 
 async def test_list_of_watches(sandbox: Sandbox, running: Running) -> None:

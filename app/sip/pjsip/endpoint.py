@@ -11,6 +11,7 @@ Deliberately absent: SUBSCRIBE and its answers (`stack.py`), and who may send us
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import pjsua2
@@ -27,6 +28,8 @@ _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _TRANSACTION_BUCKETS = 65535
 """The size of PJSIP's hash table of transactions. With PJSIP's default of 1023, searches among tens of thousands of
 transactions took most of the time."""
+
+_PORT_TRIES = 8
 
 # The timers of RFC 3261 section 17.1.2.2. T4 is shortened from 5 s: over UDP PJSIP keeps a SUBSCRIBE's transaction and
 # the dialog's 45 KB for T4 after the response, to absorb copies of the response, which would do no harm.
@@ -152,12 +155,12 @@ class Endpoint:
         kinds = {"udp": pjsua2.PJSIP_TRANSPORT_UDP, "tcp": pjsua2.PJSIP_TRANSPORT_TCP}
         if any(route.transport == "tls" for route in configure.routes):
             kinds["tls"] = pjsua2.PJSIP_TRANSPORT_TLS
+        port = configure.listen_port or _free_port(configure.listen_host)
         for name, kind in kinds.items():
             transport = pjsua2.TransportConfig()
             transport.boundAddress = configure.listen_host
-            # UDP and TCP listen on the configured port; TLS on the next one, as with 5060 and 5061 in RFC 3261.
-            port = configure.listen_port + 1 if name == "tls" and configure.listen_port else configure.listen_port
-            transport.port = port
+            # UDP and TCP listen on one port; TLS on the next one, as with 5060 and 5061 in RFC 3261.
+            transport.port = port + 1 if name == "tls" and port else port
             if name == "udp":  # NOTIFYs come in bursts; the kernel may grant less
                 buffer = pjsua2.SockOpt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
                 transport.sockOptParams.sockOpts.push_back(buffer)
@@ -168,16 +171,22 @@ class Endpoint:
                 transport.tlsConfig.CaListFile = configure.tls_ca_file
                 transport.tlsConfig.verifyServer = configure.tls_verify
                 transport.tlsConfig.verifyClient = False
-            try:
-                number = endpoint.transportCreate(kind, transport)
-            except pjsua2.Error as error:
-                raise SipStackError(
-                    f"cannot open {name} {configure.listen_host}:{port} for SIP: {error.reason}"
-                ) from None
-            local = endpoint.transportGetInfo(number).localName
-            self.ports[name] = int(local.rpartition(":")[2])
+            self.ports[name] = self._listen(endpoint, kind, transport, name, any_port=not configure.listen_port)
         endpoint.libStart()
         return endpoint
+
+    def _listen(self, endpoint: Any, kind: int, transport: Any, name: str, *, any_port: bool) -> int:
+        """Opens a transport, if `any_port` at another port where its own was taken meanwhile. Returns the port."""
+        try:
+            number = endpoint.transportCreate(kind, transport)
+        except pjsua2.Error as error:
+            if any_port and transport.port:
+                transport.port = 0
+                return self._listen(endpoint, kind, transport, name, any_port=False)
+            raise SipStackError(
+                f"cannot open {name} {transport.boundAddress}:{transport.port} for SIP: {error.reason}"
+            ) from None
+        return int(endpoint.transportGetInfo(number).localName.rpartition(":")[2])
 
     def _set_nameserver_ports(self, nameservers: list[str]) -> None:
         """Sets the name servers again, with their ports: pjsua knows only port 53."""
@@ -188,6 +197,22 @@ class Endpoint:
             resolver = self.lib.pjsip_endpt_get_resolver(self.lib.pjsua_get_pjsip_endpt())
             status = self.lib.pj_dns_resolver_set_ns(resolver, len(nameservers), servers, numbers)
             self.must(status, "set the name servers")
+
+
+def _free_port(host: str) -> int:
+    """A port that is free for both UDP and TCP: a server may come to our UDP port over TCP (RFC 3261 section 18.1.1). 0
+    where none was found."""
+    for _ in range(_PORT_TRIES):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            suppress(OSError),
+        ):
+            udp.bind((host, 0))
+            port = int(udp.getsockname()[1])
+            tcp.bind((host, port))
+            return port
+    return 0
 
 
 def leave(code: int) -> NoReturn:
