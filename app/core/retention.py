@@ -1,5 +1,6 @@
 """Deletes what is older than its retention time: settled notifications with their delivery attempts, ended
-subscriptions, usage records and audit entries. Notifications that are still owed are never deleted.
+subscriptions, usage records and audit entries; and signing secrets whose overlap has ended. Notifications that are
+still owed are never deleted.
 
 Invariants: rows are deleted in portions, so that other transactions wait only briefly. If the store is unavailable, the
 next run deletes the rows.
@@ -33,8 +34,9 @@ async def keep_for(
                 portion = await store.purge(
                     now - timedelta(days=deliveries_days), PORTION, usage_before=now - timedelta(days=usage_days)
                 )
-                gone += portion
-                if portion < PORTION:
+                ended = await store.drop_ended_secrets(now, PORTION)
+                gone += portion + ended
+                if max(portion, ended) < PORTION:
                     break
                 await asyncio.sleep(PAUSE_S)
         except StoreUnavailable:

@@ -5,7 +5,7 @@ Invariants: pure; entropy is an argument. No secret is logged.
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app.core.subscription_requests import sha256
 from app.domain.errors import SinkRefused
@@ -17,15 +17,19 @@ from app.domain.sinks import (
     SIGNED_PROFILES,
     SINK_CALLBACK_VERSION,
     SINK_MADE,
+    SINK_OVERLAP_ENDS_AT,
     SINK_REQUEST,
     SINK_SECRETS,
     SINK_TOKEN,
     TOKEN_LEAD,
     Sink,
     SinkKind,
+    overlap_ends_at,
     read_secret,
     signing_secret,
+    signing_secrets,
     token_ends_at,
+    with_secrets,
 )
 
 _KEPT = (SINK_SECRETS, SINK_MADE, SINK_REQUEST, SINK_CALLBACK_VERSION)
@@ -46,6 +50,9 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes], *, callba
     if sink.kind is SinkKind.SOAP and callback_version:
         added[SINK_CALLBACK_VERSION] = callback_version
     return replace(sink, parameters={**sink.parameters, **added})
+
+
+_KEPT = (SINK_SECRETS, SINK_MADE, SINK_OVERLAP_ENDS_AT, SINK_REQUEST)
 
 
 def moved(sink: Sink, to: Sink) -> Sink:
@@ -89,13 +96,16 @@ def _check_own(sink: Sink) -> None:
         )
 
 
-def rotated(sink: Sink, newest: str, *, drop_old: bool) -> Sink:
-    """The sink with `newest` before its other secrets; "" keeps its newest secret."""
-    kept = sink.parameters.get(SINK_SECRETS, "").split()
+def rotated(sink: Sink, newest: str, *, now: datetime, overlap_s: int) -> Sink:
+    """The sink with `newest` before its other secrets, of which the first signs for `overlap_s` seconds more; ""
+    keeps its newest secret. A call that is repeated does not extend the overlap."""
+    kept = signing_secrets(sink, now)
+    ends_at = now + timedelta(seconds=overlap_s)
+    if newest and kept and read_secret(kept[0]) == read_secret(newest):
+        ends_at = min(ends_at, overlap_ends_at(sink) or ends_at)
     if newest:
         kept = [newest, *[one for one in kept if read_secret(one) != read_secret(newest)]]
-    kept = kept[: 1 if drop_old else MAX_SECRETS]
-    return replace(sink, parameters={**sink.parameters, SINK_SECRETS: " ".join(kept)}) if kept else sink
+    return with_secrets(sink, kept[: MAX_SECRETS if overlap_s else 1], ends_at) if kept else sink
 
 
 def made_secret(subscription: Subscription) -> str:

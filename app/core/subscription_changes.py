@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from app.auth.clients import DEFAULT_OVERLAP_S, MAX_OVERLAP_S
 from app.auth.policies import Policies
 from app.core.sink_secrets import before_token_ends, checked, moved, rotated
 from app.core.subscription_lookup import check_sink, own_subscription, unknown_subscription
@@ -134,19 +135,28 @@ class SubscriptionChanges:
         *,
         secret: str = "",
         drop_old: bool = False,
+        overlap_s: int | None = None,
         face: Face,
         requester: str = "",
     ) -> tuple[Subscription, str]:
         """Gives a webhook of profile v1 a new signing secret: `secret`, or a generated secret. Returns the generated
-        secret, otherwise "". Every later attempt is signed with the new secret and with the previous one.
+        secret, otherwise "". Later attempts are signed with the new secret, and for `overlap_s` seconds (None:
+        DEFAULT_OVERLAP_S) with the previous one.
 
         With `drop_old` only the newest secret signs later attempts; no secret is generated if `secret` is empty. A call
-        may be repeated: nothing changes if `secret` is the newest secret already.
+        may be repeated: if `secret` is the newest secret already, the overlap may become shorter, not longer.
 
-        Raises RateLimited, SinkRefused (a bad secret: reason `secret`; a sink that is not signed: `profile`),
+        Raises InvalidRequest (an overlap above MAX_OVERLAP_S, or one with `drop_old`), RateLimited, SinkRefused (a bad
+        secret: reason `secret`; a sink that is not signed: `profile`),
         StoreUnavailable, SubscriptionUnknown (also if it has ended).
         """
         policy = self._policies.admit(client)
+        if overlap_s is not None and not (0 <= overlap_s <= MAX_OVERLAP_S and not drop_old):
+            raise InvalidRequest(
+                f"The overlap must be 0 to {MAX_OVERLAP_S} seconds, and none may be given with `drop_old`.",
+                field="overlap",
+            )
+        overlap_s = DEFAULT_OVERLAP_S if overlap_s is None else overlap_s
         subscription = await self._own_active(client, subscription_id)
         if subscription.sink.kind is not SinkKind.WEBHOOK or subscription.sink.profile not in SIGNED_PROFILES:
             raise ChangeNotAllowed(
@@ -165,10 +175,15 @@ class SubscriptionChanges:
         )
         if drop_old and secret:
             details["old"] = "dropped"
+        elif not drop_old:
+            details["overlap_s"] = str(overlap_s)
 
         def revise(stored: Subscription) -> Subscription:
             require_readable(stored.sink)
-            return replace(stored, sink=rotated(stored.sink, secret or made, drop_old=drop_old))
+            return replace(
+                stored,
+                sink=rotated(stored.sink, secret or made, now=self._clock(), overlap_s=0 if drop_old else overlap_s),
+            )
 
         stored = await self._lifecycle.change(
             Change(

@@ -7,8 +7,8 @@ import base64
 import binascii
 import enum
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from app.domain.errors import InvalidRequest, SinkRefused, SinkUnreachable, StoreUnavailable
@@ -58,6 +58,9 @@ SINK_HANDSHAKE = "handshake"
 SINK_MADE = "made"
 """Sink parameter: SHA-256 (hexadecimal) of the secret that the gateway generated for a new subscription."""
 
+SINK_OVERLAP_ENDS_AT = "overlap_ends_at"
+"""Sink parameter: when the older of two SINK_SECRETS stops signing, in RFC 3339 with a zone; absent: never."""
+
 SINK_REQUEST = "request"
 """Sink parameter: SHA-256 of the request that created the subscription, if it had a request id."""
 
@@ -68,7 +71,7 @@ parameter. Nothing is sent to such a sink, because requests would lack their sig
 SINK_CALLBACK_VERSION = "callback_version"
 """Sink parameter of a SOAP endpoint: the version of its callbacks, from `Client.soap_callback_version`."""
 
-HIDDEN_PARAMETERS = (SINK_MADE, SINK_REQUEST, SINK_UNREADABLE, SINK_CALLBACK_VERSION)
+HIDDEN_PARAMETERS = (SINK_MADE, SINK_OVERLAP_ENDS_AT, SINK_REQUEST, SINK_UNREADABLE, SINK_CALLBACK_VERSION)
 """Parameters that the gateway sets itself; they are never shown, not even their names."""
 
 
@@ -102,6 +105,27 @@ def token_ends_at(sink: "Sink") -> datetime | None:
     except (ValueError, OverflowError):
         pass
     raise SinkRefused("The expiry of the sink's access token is not an RFC 3339 time with a zone.", reason="token")
+
+
+def overlap_ends_at(sink: "Sink") -> datetime | None:
+    """When the older of two signing secrets stops signing; None if there is one secret, or no such time."""
+    text = sink.parameters.get(SINK_OVERLAP_ENDS_AT)
+    return datetime.fromisoformat(text) if text else None
+
+
+def signing_secrets(sink: "Sink", now: datetime) -> list[str]:
+    """The secrets that sign at this time, the newest first."""
+    secrets = sink.parameters.get(SINK_SECRETS, "").split()
+    ends_at = overlap_ends_at(sink)
+    return secrets[:1] if ends_at is not None and ends_at <= now else secrets
+
+
+def with_secrets(sink: "Sink", secrets: Sequence[str], ends_at: datetime | None) -> "Sink":
+    """The sink with these secrets; `ends_at` is when the older of two stops signing."""
+    others = {name: value for name, value in sink.parameters.items() if name != SINK_OVERLAP_ENDS_AT}
+    if ends_at is not None and len(secrets) > 1:
+        others[SINK_OVERLAP_ENDS_AT] = ends_at.isoformat()
+    return replace(sink, parameters={**others, SINK_SECRETS: " ".join(secrets)})
 
 
 def require_readable(sink: "Sink") -> None:

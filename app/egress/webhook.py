@@ -35,6 +35,7 @@ from app.domain.sinks import (
     Handshake,
     Sink,
     read_secret,
+    signing_secrets,
     token_ends_at,
 )
 from app.domain.statuses import TerminalStatus
@@ -208,9 +209,10 @@ class WebhookSender:
     async def _post(self, sink: Sink, message_id: str, event: Mapping[str, object]) -> Reply:
         body = msgspec.json.encode(event)
         headers = {"Content-Type": CONTENT_TYPE, "webhook-id": message_id}
-        timestamp_s = int(self._clock().timestamp())
+        now = self._clock()
+        timestamp_s = int(now.timestamp())
         headers["webhook-timestamp"] = str(timestamp_s)
-        if secrets := sink.parameters.get(SINK_SECRETS, "").split():
+        if secrets := signing_secrets(sink, now):
             headers["webhook-signature"] = " ".join(
                 sign(read_secret(secret), message_id, timestamp_s, body) for secret in secrets
             )

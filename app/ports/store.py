@@ -249,6 +249,9 @@ class RetentionStore(Protocol):
         records and audit entries older than `usage_before` (None: `before`). Deletes at most `most` in all, and returns
         how many."""
 
+    async def drop_ended_secrets(self, now: datetime, most: int) -> int:
+        """Deletes the older secret of at most `most` sinks whose overlap has ended, and returns how many."""
+
 
 class Store(
     StatusStore,

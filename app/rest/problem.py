@@ -81,6 +81,7 @@ _HTTP_CODES = {400: errors.InvalidRequest.code, 413: "BODY_TOO_LARGE"}
 _FIELDS = {
     "min_interval": "min_interval_ms",
     "duration": "duration_ms",
+    "overlap": "overlap_ms",
     "max_age": "max_age_s",
     "request_id": "Idempotency-Key",
     "update_mask": "body",

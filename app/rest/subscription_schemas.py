@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from app.auth.clients import MAX_OVERLAP_S
 from app.domain.records import MAX_CORRELATOR
 from app.domain.sinks import MAX_SECRETS, MAX_SINK_TOKEN, MAX_URL, EndReason
 from app.domain.statuses import Status
@@ -160,6 +161,10 @@ class WebhookSink(BaseModel):
     uri: str = Field(description="The endpoint.")
     access_token: AccessToken | None = Field(description="The token that the endpoint is sent; null: none.")
     handshake: SinkHandshake | None = Field(description="How the endpoint was checked; null: as by default.")
+    previous_secret_expire_time: At | None = Field(
+        description="When the older of two signing secrets stops signing, after a rotation; null: there is one secret, "
+        "or both came with the request that created the subscription."
+    )
 
 
 class CamaraSink(BaseModel):
@@ -283,6 +288,13 @@ class RotateSecretRequest(Request):
     )
     drop_old: bool = Field(
         False, description="Whether only the newest secret signs from now on. Otherwise the previous one signs too."
+    )
+    overlap_ms: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_OVERLAP_S * 1000,
+        description="How long the previous secret signs too; 24 hours if absent. Not together with `drop_old`. A call "
+        "that is repeated with the newest `secret` may make the overlap shorter, not longer.",
     )
     requester: Requester = ""
 

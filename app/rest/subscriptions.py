@@ -296,8 +296,9 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
         tags=[TAG],
         summary="Change a webhook's signing secret",
         description="Gives the webhook a new signing secret: yours, or one that the gateway makes. From now on "
-        "notifications are signed with the new secret and the previous one; a call with `drop_old` stops the previous "
-        "one. With a secret of your own the call is safe to repeat. Without, each call makes another secret, and only "
+        "notifications are signed with the new secret, and until the end of the overlap with the previous one too; a "
+        "call with `drop_old` ends the overlap. Then the gateway forgets the previous secret. With a secret of "
+        "your own the call is safe to repeat. Without, each call makes another secret, and only "
         "the newest two sign.",
         response_model=subscription_schemas.RotatedSubscription,
         response_description="The subscription, and the secret if the gateway made it.",
@@ -312,6 +313,7 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
             subscription_id,
             secret=asked.secret,
             drop_old=asked.drop_old,
+            overlap_s=None if asked.overlap_ms is None else -(-asked.overlap_ms // 1000),
             face=FACE,
             requester=asked.requester,
         )

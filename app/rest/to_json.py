@@ -21,7 +21,16 @@ from app.domain.records import (
     Subscription,
     UsageRecord,
 )
-from app.domain.sinks import PROFILE_CAMARA, SINK_HANDSHAKE, SINK_TOKEN, Handshake, Sink, SinkKind, token_ends_at
+from app.domain.sinks import (
+    PROFILE_CAMARA,
+    SINK_HANDSHAKE,
+    SINK_TOKEN,
+    Handshake,
+    Sink,
+    SinkKind,
+    overlap_ends_at,
+    token_ends_at,
+)
 from app.domain.statuses import Status, TerminalStatus, WatchedTerminal
 from app.live import events
 from app.live.registry import WantedBy
@@ -135,6 +144,7 @@ def sink(of: Sink) -> Json:
                 "uri": of.url,
                 "access_token": _access_token(of),
                 "handshake": Handshake(handshake).name if handshake else None,
+                "previous_secret_expire_time": overlap_ends_at(of),
             }
 
 

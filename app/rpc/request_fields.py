@@ -62,6 +62,11 @@ def duration_ms(request: Message, field: str) -> int:
     return -(-_ns(getattr(request, field), field) // 1_000_000) if request.HasField(field) else 0
 
 
+def duration_s(request: Message, field: str) -> int | None:
+    """The Duration in this field of the request in seconds, rounded up; None if absent. Raises InvalidRequest."""
+    return -(-duration_ms(request, field) // 1000) if request.HasField(field) else None
+
+
 def time(request: Message, field: str) -> datetime | None:
     """The Timestamp in this field of the request; None if absent. Raises InvalidRequest."""
     if not request.HasField(field):

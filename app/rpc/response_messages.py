@@ -32,6 +32,7 @@ from app.domain.sinks import (
     Handshake,
     Sink,
     SinkKind,
+    overlap_ends_at,
     token_ends_at,
 )
 from app.domain.statuses import TerminalStatus
@@ -188,6 +189,7 @@ def sink(stored: Sink) -> subscription_pb2.Sink:
                 uri=stored.url,
                 access_token=_access_token(stored),
                 handshake=HANDSHAKE[Handshake(handshake)] if handshake else subscription_pb2.SINK_HANDSHAKE_UNSPECIFIED,
+                previous_secret_expire_time=timestamp_or_none(overlap_ends_at(stored)),
             )
             return subscription_pb2.Sink(webhook=webhook)
 

@@ -17,7 +17,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.changes import Changes, SubscriptionEdit, SubscriptionUpdate
 from app.domain.errors import SubscriptionUnknown
 from app.domain.records import AuditEntry, DeliveryState, OwedNotification, UsageRecord
-from app.domain.sinks import SINK_UNREADABLE, Sink
+from app.domain.sinks import SINK_UNREADABLE, Sink, SinkKind, overlap_ends_at
 from app.domain.statuses import Source, Status, TerminalStatus
 from app.store import tables as t
 from app.store.database import AnyRow, Database
@@ -217,13 +217,13 @@ class Writing(Database):
         if lists := _lists(updates):
             await self._run(c, self._sql.update_lists, lists)
 
-    def _sink_values(self, subscription_id: str, sink: Sink) -> dict[str, str]:
+    def _sink_values(self, subscription_id: str, sink: Sink) -> dict[str, Any]:
         """A sink as columns of `subscription`."""
         if SINK_UNREADABLE in sink.parameters:
             raise ValueError(f"the unreadable parameters of {subscription_id}'s sink would be lost")
         text = as_json({t.clean(name): t.clean(value) for name, value in sink.parameters.items()})
         row = SinkRow(sink.kind.value, t.clean(sink.url), t.clean(sink.profile), text, "")
-        return row.encrypted(subscription_id, self._keys)._asdict()
+        return {**row.encrypted(subscription_id, self._keys)._asdict(), "secret_ends_at": overlap_ends_at(sink)}
 
     async def _known_notifications(self, owed: Sequence[OwedNotification]) -> set[str]:
         ids = t.owed_notifications.c.id
@@ -332,6 +332,11 @@ class SinkRow(NamedTuple):
             return self
         text = keys.decrypted(self.sink_parameters, self.sink_key, subscription_id, *self[:3])
         return None if text is None else self._replace(sink_parameters=text, sink_key="")
+
+    def sink(self) -> Sink:
+        """The sink of a row that is not encrypted."""
+        parameters = msgspec.json.decode(self.sink_parameters)
+        return Sink(kind=SinkKind(self.sink_kind), url=self.sink_url, profile=self.sink_profile, parameters=parameters)
 
 
 def _owed_values(one: OwedNotification, subscription_seq: int, sequence: int) -> Sequence[Any]:

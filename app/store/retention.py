@@ -1,19 +1,20 @@
-"""Reads usage records in the order of writing, and purges old rows."""
+"""Reads usage records in the order of writing, and purges old rows and secrets."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, delete, exists, select, text
+from sqlalchemy import Column, ColumnElement, bindparam, delete, exists, null, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.filters import UsageFilter
 from app.domain.operations import Face, UsageOperation
 from app.domain.records import UsageRecord
+from app.domain.sinks import signing_secrets, with_secrets
 from app.ports.store import ALL_USAGE, Page
 from app.store import tables as t
-from app.store.changes import USAGE_LOCK, Writing
+from app.store.changes import USAGE_LOCK, SinkRow, Writing
 from app.store.database import AnyRow
 from app.store.scans import scan_period
 
@@ -61,6 +62,28 @@ class Retention(Writing):
             return gone
 
         return await self._write(work)
+
+    async def drop_ended_secrets(self, now: datetime, most: int) -> int:
+        """Deletes the older secret of up to `most` sinks whose overlap has ended, and returns how many sinks that were.
+        A sink that cannot be decrypted, or is changed meanwhile, keeps its secrets until another call."""
+        sub = t.subscriptions.c
+        columns = (sub.sink_kind, sub.sink_url, sub.sink_profile, sub.sink_parameters, sub.sink_key)
+        ended = select(sub.seq, sub.id, *columns).where(sub.secret_ends_at <= now).order_by(sub.secret_ends_at)
+        new = []
+        for seq, subscription_id, *stored in await self._all(ended.limit(most)):
+            if (clear := SinkRow(*stored).decrypted(subscription_id, self._keys)) is not None:
+                sink = clear.sink()
+                values = self._sink_values(subscription_id, with_secrets(sink, signing_secrets(sink, now), None))
+                text, key = values["sink_parameters"], values["sink_key"]
+                new.append({"which": seq, "before": stored[3], "text": text, "key": key})
+        if new:
+            change = (
+                update(t.subscriptions)
+                .where(sub.seq == bindparam("which"), sub.sink_parameters == bindparam("before"))
+                .values(sink_parameters=bindparam("text"), sink_key=bindparam("key"), secret_ends_at=null())
+            )
+            await self._write(lambda c: c.execute(change, new))
+        return len(new)
 
 
 async def _delete(

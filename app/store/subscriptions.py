@@ -305,6 +305,7 @@ class Reader:
                 joined,
                 held,
                 version,
+                _secret_ends_at,
             ) = row
             subscription = Subscription(
                 id=id_,
@@ -356,8 +357,7 @@ class Reader:
             _log.error("sink_unreadable", subscription=subscription_id, key=row.sink_key, has=self._keys.ids)
             return Sink(kind=kind, url=url, profile=profile, parameters={SINK_UNREADABLE: row.sink_key})
         if (sink := self._once.get(clear)) is None:
-            parameters = msgspec.json.decode(clear.sink_parameters)
-            sink = self._once[clear] = Sink(kind=kind, url=url, profile=profile, parameters=parameters)
+            sink = self._once[clear] = clear.sink()
         return sink
 
 

@@ -173,7 +173,8 @@ class TerminalStatusRow(SQLModel, table=True):
 
 
 class SubscriptionRow(SQLModel, table=True):
-    """A subscription, its progress, and how it ended."""
+    """A subscription, its progress, and how it ended. `secret_ends_at` is when the older of the sink's two secrets
+    is to be deleted."""
 
     __tablename__ = "subscription"
     __table_args__ = (
@@ -187,6 +188,7 @@ class SubscriptionRow(SQLModel, table=True):
         ),
         Index("ix_subscription_client", "client_id", "ended_at", "seq"),
         Index("ix_subscription_ended", "ended_at", **_where("ended_at IS NOT NULL")),
+        Index("ix_subscription_secret_ends", "secret_ends_at", **_where("secret_ends_at IS NOT NULL")),
         Index("ix_subscription_sink_key", "sink_key", **_where("sink_key <> ''")),
         _COUNTED,
     )
@@ -217,6 +219,7 @@ class SubscriptionRow(SQLModel, table=True):
     joined: str = Field(sa_type=CleanText)
     held: str = Field(sa_type=CleanText)
     version: int = Field(sa_type=BigInteger)
+    secret_ends_at: datetime | None = Field(sa_type=UtcDateTime)
 
 
 class SubscriptionAddressRow(SQLModel, table=True):

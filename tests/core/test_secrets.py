@@ -10,13 +10,24 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from app.core.subscription_requests import SubscriptionChange
 from app.delivery.hosts import Places
 from app.domain.changes import Changes, SubscriptionUpdate
-from app.domain.errors import ChangeNotAllowed, SinkRefused, StoreUnavailable, SubscriptionUnknown
+from app.domain.errors import ChangeNotAllowed, InvalidRequest, SinkRefused, StoreUnavailable, SubscriptionUnknown
 from app.domain.filters import AuditFilter
 from app.domain.operations import Face
 from app.domain.records import Subscription
-from app.domain.sinks import SINK_SECRETS, EndReason, Sink, SinkKind, read_secret, signing_secret
+from app.domain.sinks import (
+    SINK_OVERLAP_ENDS_AT,
+    SINK_SECRETS,
+    EndReason,
+    Sink,
+    SinkKind,
+    overlap_ends_at,
+    read_secret,
+    signing_secret,
+    signing_secrets,
+)
 from app.ports.store import Page
 from tests.support.core import ADMIN, ALICE, APP, BEGAN, BUSY, OTHER, REACHABLE, SOAP, Core, new_database, run_core
 from tests.support.outbox import OTHER_SECRET, SECRET
@@ -56,7 +67,12 @@ async def test_the_next_delivery_is_signed_with_both(database_url: str) -> None:
         changed, made = await gateway.rotate(subscription)
         assert (made, read_secret(made)) == (signing_secret(b"e" * 32), b"e" * 32)
         assert signers(await gateway.change(REACHABLE), SECRET, OTHER_SECRET, made) == [OTHER_SECRET, made]
-        assert changed.sink.parameters == {SINK_SECRETS: f"{made} {OTHER_SECRET}", "handshake": "none", "token": "t"}
+        assert changed.sink.parameters == {
+            SINK_SECRETS: f"{made} {OTHER_SECRET}",
+            SINK_OVERLAP_ENDS_AT: (gateway.core.clocks.now + timedelta(days=1)).isoformat(),
+            "handshake": "none",
+            "token": "t",
+        }
         _, nothing = await gateway.rotate(subscription, drop_old=True)
         assert nothing == ""
         assert signers(await gateway.change(BUSY), SECRET, OTHER_SECRET, made) == [made]
@@ -68,6 +84,67 @@ async def test_a_secret_that_leaked_is_replaced_at_once(gateway: Signed) -> None
     await gateway.rotate(subscription, THIRD_SECRET, drop_old=True)
     last = await gateway.change(REACHABLE)
     assert signers(last, SECRET, OTHER_SECRET, THIRD_SECRET) == [THIRD_SECRET]
+
+
+async def test_the_overlap_ends(database_url: str) -> None:
+    """After the overlap the previous secret no longer signs, and is deleted from the database."""
+    async with signed(database_url) as gateway:
+        core, subscription = gateway.core, await gateway.subscribe()
+        await gateway.rotate(subscription, OTHER_SECRET, overlap_s=60)
+        both = await core.stored(subscription)
+        assert overlap_ends_at(both.sink) == core.clocks.now + timedelta(seconds=60)
+        core.clocks.advance(59)
+        assert signing_secrets(both.sink, core.clocks.now) == [OTHER_SECRET, SECRET]
+        assert (await gateway.change(REACHABLE)).headers["webhook-signature"].count("v1,") == 2
+        assert await core.store.drop_ended_secrets(core.clocks.now, 10) == 0
+        core.clocks.advance(1)
+        assert (await gateway.change(BUSY)).headers["webhook-signature"].count("v1,") == 1
+        assert await gateway.secrets(subscription) == [OTHER_SECRET, SECRET], "until the next purge"
+        assert await core.store.drop_ended_secrets(core.clocks.now, 10) == 1
+        after = await core.stored(subscription)
+        assert after.sink.parameters[SINK_SECRETS] == OTHER_SECRET
+        assert (overlap_ends_at(after.sink), after.etag) == (None, both.etag)
+        assert await core.store.drop_ended_secrets(core.clocks.now, 10) == 0
+
+
+async def test_the_end_of_an_overlap(gateway: Signed) -> None:
+    """An overlap is a day where none is named; a repeated call makes it shorter, not longer; a new rotation begins
+    another; 0 ends it at once. Another endpoint keeps it."""
+    core, subscription = gateway.core, await gateway.subscribe()
+
+    async def left_s() -> float | None:
+        ends_at = overlap_ends_at((await core.stored(subscription)).sink)
+        return None if ends_at is None else (ends_at - core.clocks.now).total_seconds()
+
+    await gateway.rotate(subscription, OTHER_SECRET)
+    assert await left_s() == 86_400
+    core.clocks.advance(400)
+    await gateway.rotate(subscription, OTHER_SECRET)
+    assert await left_s() == 86_000
+    await gateway.rotate(subscription, OTHER_SECRET, overlap_s=3600)
+    assert await left_s() == 3600
+    change = SubscriptionChange(sink=replace(subscription.sink, parameters={"handshake": "none"}))
+    await core.subscription_changes.update(APP, subscription.id, change, face=Face.REST)
+    assert await left_s() == 3600
+    await gateway.rotate(subscription, THIRD_SECRET, overlap_s=7200)
+    assert await left_s() == 7200
+    core.clocks.advance(7200)
+    await gateway.rotate(subscription, OTHER_SECRET)
+    assert await gateway.secrets(subscription) == [OTHER_SECRET, THIRD_SECRET], "the newest signs until it is replaced"
+    await gateway.rotate(subscription, SECRET, overlap_s=0)
+    assert (await gateway.secrets(subscription), await left_s()) == ([SECRET], None)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"overlap_s": -1}, {"overlap_s": 90 * 86_400 + 1}, {"overlap_s": 1, "drop_old": True}]
+)
+async def test_what_is_no_overlap(gateway: Signed, asked: dict[str, Any]) -> None:
+    """An overlap above 90 days, and one with `drop_old`, are refused."""
+    subscription = await gateway.subscribe()
+    with pytest.raises(InvalidRequest) as caught:
+        await gateway.rotate(subscription, **asked)
+    assert caught.value.details["field"] == "overlap"
+    assert await gateway.secrets(subscription) == [SECRET]
 
 
 async def test_naming_a_secret_is_safe_to_repeat(gateway: Signed) -> None:
@@ -215,7 +292,7 @@ async def test_rotations_are_audited(gateway: Signed) -> None:
     await gateway.rotate(subscription, OTHER_SECRET, drop_old=True)
     details = {"subscription": subscription.id, "face": "rest", "requester": ""}
     assert await audit_entries(gateway.core) == [
-        (APP.id, "subscription secret rotated", {**details, "requester": "tel:+1"}),
+        (APP.id, "subscription secret rotated", {**details, "requester": "tel:+1", "overlap_s": "86400"}),
         (APP.id, "old subscription secret dropped", details),
         (APP.id, "subscription secret rotated", {**details, "old": "dropped"}),
     ]
@@ -249,9 +326,8 @@ async def test_it_lasts_over_a_restart(tmp_path: Path) -> None:
     url = await new_database(tmp_path)
     async with signed(url) as gateway:
         subscription = await gateway.subscribe()
-        await gateway.rotate(subscription, OTHER_SECRET)
+        changed, _ = await gateway.rotate(subscription, OTHER_SECRET)
     async with run_core(url) as core:
         stored = await core.stored(subscription)
-        assert stored.sink == replace(
-            subscription.sink, parameters={**subscription.sink.parameters, SINK_SECRETS: f"{OTHER_SECRET} {SECRET}"}
-        )
+        assert stored.sink == changed.sink
+        assert stored.sink.parameters[SINK_SECRETS] == f"{OTHER_SECRET} {SECRET}"

@@ -546,6 +546,20 @@ async def test_own_secrets_and_streams(face: HttpFace) -> None:
     problem(await face.call("POST", "/v1/subscriptions:cancel", {"correlator": "c"}), 404, "SUBSCRIPTION_UNKNOWN")
 
 
+async def test_the_overlap_of_a_secret(face: HttpFace) -> None:
+    """A rotation ends the overlap of a webhook's secrets after a day, or as requested; the sink shows the end."""
+    sink = {"kind": "WEBHOOK", "uri": "https://example.com/hook"}
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": sink})).json
+    assert made["sink"]["previous_secret_expire_time"] is None
+    path = f"/v1/subscriptions/{made['id']}:rotateSecret"
+    assert (await face.call("POST", path)).json["sink"]["previous_secret_expire_time"] == "2026-03-05T05:06:07Z"
+    answer = await face.call("POST", path, {"overlap_ms": 59_001})
+    assert answer.json["sink"]["previous_secret_expire_time"] == "2026-03-04T05:07:07Z"
+    assert (await face.call("POST", path, {"overlap_ms": 0})).json["sink"]["previous_secret_expire_time"] is None
+    refused = problem(await face.call("POST", path, {"overlap_ms": 1, "drop_old": True}), 400, "INVALID_REQUEST")
+    assert refused["details"]["field"] == "overlap_ms"
+
+
 async def test_rotating_a_secret(face: HttpFace) -> None:
     """A webhook gets a new secret, shown only once; a secret that the client names is not shown; `drop_old` ends the
     previous one."""
@@ -558,7 +572,8 @@ async def test_rotating_a_secret(face: HttpFace) -> None:
 
     first = await face.call("POST", path)
     assert (first.status, await secrets()) == (200, [first.json["secret"], made["secret"]])
-    assert first.json == {**made, "etag": first.json["etag"], "secret": first.json["secret"]}
+    sink = {**made["sink"], "previous_secret_expire_time": first.json["sink"]["previous_secret_expire_time"]}
+    assert first.json == {**made, "etag": first.json["etag"], "secret": first.json["secret"], "sink": sink}
     second = (await face.call("POST", path, {"secret": own})).json
     assert (second["secret"], await secrets()) == (None, [own, first.json["secret"]])
     third = (await face.call("POST", path, {"drop_old": True, "requester": "tel:+1"})).json

@@ -400,6 +400,7 @@ async def test_a_webhooks_secret_is_rotated(face: Face) -> None:
         request = subscription_pb2.RotateSecretRequest(subscription_id=made.id, requester="boss", **more)
         changed = await face.subscriptions.RotateSecret(request, metadata=face.app)
         made.etag = changed.subscription.etag
+        made.sink.CopyFrom(changed.subscription.sink)
         assert changed.subscription == made
         stored = await face.core.store.subscription(made.id)
         return changed.secret, stored.sink.parameters["secrets"].split()
@@ -786,6 +787,21 @@ async def test_a_long_overlap_is_refused(face: Face) -> None:
     request = admin_pb2.RotateClientKeyRequest(client_id=APP.id, overlap=Duration(seconds=91 * 86_400))
     failure = await failure_of(face.operators.RotateClientKey(request, metadata=face.admin))
     assert failure == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "overlap")
+
+
+async def test_the_overlap_of_a_secret(face: Face) -> None:
+    """RotateSecret ends the overlap of a webhook's secrets after a day, or as requested; the sink shows the end."""
+    sink = subscription_pb2.Sink(webhook=subscription_pb2.WebhookSink(uri="https://example.com/"))
+    made = await face.subscribe(ALICE, sink=sink)
+    assert not made.sink.webhook.HasField("previous_secret_expire_time")
+    for overlap, expected_s in ((None, 86_400), (Duration(seconds=59, nanos=1), 60), (Duration(), None)):
+        rotate = subscription_pb2.RotateSecretRequest(subscription_id=made.id, overlap=overlap)
+        webhook = (await face.subscriptions.RotateSecret(rotate, metadata=face.app)).subscription.sink.webhook
+        if expected_s is None:
+            assert not webhook.HasField("previous_secret_expire_time")
+        else:
+            ends_at = face.core.clocks.now + timedelta(seconds=expected_s)
+            assert webhook.previous_secret_expire_time.ToDatetime(UTC) == ends_at
 
 
 async def test_two_authorization_entries(face: Face) -> None:

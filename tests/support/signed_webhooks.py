@@ -17,7 +17,7 @@ from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import WebhookSender, v1_event
 from app.wiring import connect_delivery
-from tests.support.core import ALICE, APP, Core, run_core
+from tests.support.core import ALICE, APP, Clocks, Core, run_core
 from tests.support.outbox import SECRET
 from tests.support.receivers import Receiver, Request, receiver
 
@@ -66,7 +66,11 @@ class Signed:
 async def signed(url: str, *, secret_key_file: Path | None = None, **options: Any) -> AsyncIterator[Signed]:
     """The use cases with real deliveries, wired as in the gateway."""
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True))
-    sender = WebhookSender(egress, clock=lambda: datetime.now(UTC), envelopes={"v1": v1_event})
+    clocks: list[Clocks] = []
+    # Receivers compare the time of the signature with their own clock.
+    sender = WebhookSender(
+        egress, clock=lambda: clocks[0].now if clocks else datetime.now(UTC), envelopes={"v1": v1_event}
+    )
     async with (
         receiver() as there,
         run_core(
@@ -76,6 +80,8 @@ async def signed(url: str, *, secret_key_file: Path | None = None, **options: An
             entropy=lambda size: b"e" * size,
         ) as core,
     ):
+        core.clocks.advance((datetime.now(UTC) - core.clocks.now).total_seconds())
+        clocks.append(core.clocks)
         deliverer = Deliverer(
             cast("Any", core.store),
             {SinkKind.WEBHOOK: sender},

@@ -312,11 +312,15 @@ def rotate_secret(
     drop_old: Annotated[
         bool, typer.Option("--drop-old", help="Stop signing with the old secret; generates no new one.")
     ] = False,
+    overlap_s: Annotated[
+        int | None, typer.Option(help="Seconds for which the old secret signs too. Default: a day.", show_default=False)
+    ] = None,
     requester: RequesterOption = "",
 ) -> None:
     """Change the secret that signs a webhook's notifications; a generated one is printed, and cannot be shown again.
 
-    The old secret signs too, so that receivers can switch, until the command is run with --drop-old.
+    The old secret signs too, so that receivers can switch, until the overlap ends or the command is run with
+    --drop-old.
 
     Example: terminal-status subscriptions rotate-secret 0f3a… > new-secret.txt
     """
@@ -326,6 +330,8 @@ def rotate_secret(
     request = RotateSecretRequest(
         subscription_id=subscription_id, secret=secret, drop_old=drop_old, requester=requester
     )
+    if overlap_s is not None:
+        request.overlap.FromSeconds(overlap_s)
     answer = gateway.call(_stub(gateway).RotateSecret, request)
     if gateway.as_json:
         print_json({**plain(answer.subscription), "secret": answer.secret or None})

@@ -65,8 +65,8 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.RotateClientKeyRequest, context: Context
     ) -> pb.RotateClientKeyResponse:
         async with self._calls.answer(context, "RotateClientKey") as client:
-            asked = request.HasField("overlap")
-            overlap_s = -(-request_fields.duration_ms(request, "overlap") // 1000) if asked else DEFAULT_OVERLAP_S
+            asked = request_fields.duration_s(request, "overlap")
+            overlap_s = DEFAULT_OVERLAP_S if asked is None else asked
             rotated, key = await self._administration.rotate_key(client, request.client_id, overlap_s)
             keys = await self._administration.keys(client, rotated.id)
             return pb.RotateClientKeyResponse(client=response_messages.client(rotated, keys), api_key=key)

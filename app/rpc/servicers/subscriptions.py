@@ -111,6 +111,7 @@ class SubscriptionServicer(pb_grpc.SubscriptionServiceServicer):
                 request.subscription_id,
                 secret=request_fields.bounded(request.secret, request_fields.MAX_SECRET, "secret"),
                 drop_old=request.drop_old,
+                overlap_s=request_fields.duration_s(request, "overlap"),
                 face=FACE,
                 requester=request_fields.bounded(request.requester, MAX_REQUESTER, "requester"),
             )

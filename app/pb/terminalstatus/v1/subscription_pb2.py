@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as terminalstatus_dot_v1_dot_terminal__status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$terminalstatus/v1/subscription.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xb5\x05\n\x0cSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12+\n\x08\x63riteria\x18\x04 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x05 \x01(\x08\x12/\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_notification_count\x18\x07 \x01(\x05\x12%\n\x04sink\x18\x08 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\t \x01(\t\x12\x33\n\x05state\x18\n \x01(\x0e\x32$.terminalstatus.v1.SubscriptionState\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12notification_count\x18\r \x01(\x05\x12:\n\x16last_notification_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspend_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nend_reason\x18\x11 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x12\n\nend_detail\x18\x12 \x01(\t\x12\x0c\n\x04\x65tag\x18\x13 \x01(\t\"\xd0\x01\n\x04Sink\x12/\n\x06listed\x18\x01 \x01(\x0b\x32\x1d.terminalstatus.v1.ListedSinkH\x00\x12\x31\n\x07webhook\x18\x02 \x01(\x0b\x32\x1e.terminalstatus.v1.WebhookSinkH\x00\x12/\n\x06\x63\x61mara\x18\x03 \x01(\x0b\x32\x1d.terminalstatus.v1.CamaraSinkH\x00\x12+\n\x04soap\x18\x04 \x01(\x0b\x32\x1b.terminalstatus.v1.SoapSinkH\x00\x42\x06\n\x04kind\"\x0c\n\nListedSink\"\x96\x01\n\x0bWebhookSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0f\n\x07secrets\x18\x02 \x03(\t\x12\x34\n\x0c\x61\x63\x63\x65ss_token\x18\x03 \x01(\x0b\x32\x1e.terminalstatus.v1.AccessToken\x12\x33\n\thandshake\x18\x04 \x01(\x0e\x32 .terminalstatus.v1.SinkHandshake\"M\n\x0b\x41\x63\x63\x65ssToken\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\nCamaraSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x34\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\x0b\x32\x1e.terminalstatus.v1.AccessToken\"(\n\x08SoapSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xd4\x02\n\x19\x43reateSubscriptionRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x03 \x01(\x08\x12/\n\x0cmin_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_notification_count\x18\x06 \x01(\x05\x12%\n\x04sink\x18\x07 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x11\n\trequester\x18\n \x01(\t\"c\n\x1a\x43reateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t\"1\n\x16GetSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\"P\n\x17GetSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"\x84\x02\n\x18ListSubscriptionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.terminalstatus.v1.SubscriptionState\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x33\n\x0fmin_create_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fmax_create_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x19ListSubscriptionsResponse\x12\x36\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x19\x43\x61ncelSubscriptionRequest\x12\x19\n\x0fsubscription_id\x18\x01 \x01(\tH\x00\x12\x14\n\ncorrelator\x18\x02 \x01(\tH\x00\x12\x11\n\trequester\x18\x03 \x01(\tB\x0e\n\x0csubscription\"\x1c\n\x1a\x43\x61ncelSubscriptionResponse\"\xbd\x01\n\x19UpdateSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x35\n\x06\x63hange\x18\x02 \x01(\x0b\x32%.terminalstatus.v1.SubscriptionChange\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x11\n\trequester\x18\x05 \x01(\t\"\xa8\x01\n\x12SubscriptionChange\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x04sink\x18\x04 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\"S\n\x1aUpdateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"c\n\x13RotateSecretRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08\x64rop_old\x18\x03 \x01(\x08\x12\x11\n\trequester\x18\x04 \x01(\t\"]\n\x14RotateSecretResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t*}\n\rSinkHandshake\x12\x1e\n\x1aSINK_HANDSHAKE_UNSPECIFIED\x10\x00\x12\x17\n\x13SINK_HANDSHAKE_TEST\x10\x01\x12\x1a\n\x16SINK_HANDSHAKE_OPTIONS\x10\x02\x12\x17\n\x13SINK_HANDSHAKE_NONE\x10\x03*t\n\x11SubscriptionState\x12\"\n\x1eSUBSCRIPTION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19SUBSCRIPTION_STATE_ACTIVE\x10\x01\x12\x1c\n\x18SUBSCRIPTION_STATE_ENDED\x10\x02*\xe5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45ND_REASON_EXPIRED\x10\x01\x12\x1c\n\x18\x45ND_REASON_COUNT_REACHED\x10\x02\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x03\x12\x1d\n\x19\x45ND_REASON_CLIENT_DELETED\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x18\n\x14\x45ND_REASON_SINK_GONE\x10\x06\x12\x1c\n\x18\x45ND_REASON_TOKEN_EXPIRED\x10\x07\x32\xa9\x05\n\x13SubscriptionService\x12q\n\x12\x43reateSubscription\x12,.terminalstatus.v1.CreateSubscriptionRequest\x1a-.terminalstatus.v1.CreateSubscriptionResponse\x12h\n\x0fGetSubscription\x12).terminalstatus.v1.GetSubscriptionRequest\x1a*.terminalstatus.v1.GetSubscriptionResponse\x12n\n\x11ListSubscriptions\x12+.terminalstatus.v1.ListSubscriptionsRequest\x1a,.terminalstatus.v1.ListSubscriptionsResponse\x12q\n\x12\x43\x61ncelSubscription\x12,.terminalstatus.v1.CancelSubscriptionRequest\x1a-.terminalstatus.v1.CancelSubscriptionResponse\x12q\n\x12UpdateSubscription\x12,.terminalstatus.v1.UpdateSubscriptionRequest\x1a-.terminalstatus.v1.UpdateSubscriptionResponse\x12_\n\x0cRotateSecret\x12&.terminalstatus.v1.RotateSecretRequest\x1a\'.terminalstatus.v1.RotateSecretResponseBk\n\x15\x63om.terminalstatus.v1B\x11SubscriptionProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x18TerminalStatusGateway.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$terminalstatus/v1/subscription.proto\x12\x11terminalstatus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'terminalstatus/v1/terminal_status.proto\"\xb5\x05\n\x0cSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12+\n\x08\x63riteria\x18\x04 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x05 \x01(\x08\x12/\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_notification_count\x18\x07 \x01(\x05\x12%\n\x04sink\x18\x08 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\t \x01(\t\x12\x33\n\x05state\x18\n \x01(\x0e\x32$.terminalstatus.v1.SubscriptionState\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12notification_count\x18\r \x01(\x05\x12:\n\x16last_notification_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspend_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\nend_reason\x18\x11 \x01(\x0e\x32\x1c.terminalstatus.v1.EndReason\x12\x12\n\nend_detail\x18\x12 \x01(\t\x12\x0c\n\x04\x65tag\x18\x13 \x01(\t\"\xd0\x01\n\x04Sink\x12/\n\x06listed\x18\x01 \x01(\x0b\x32\x1d.terminalstatus.v1.ListedSinkH\x00\x12\x31\n\x07webhook\x18\x02 \x01(\x0b\x32\x1e.terminalstatus.v1.WebhookSinkH\x00\x12/\n\x06\x63\x61mara\x18\x03 \x01(\x0b\x32\x1d.terminalstatus.v1.CamaraSinkH\x00\x12+\n\x04soap\x18\x04 \x01(\x0b\x32\x1b.terminalstatus.v1.SoapSinkH\x00\x42\x06\n\x04kind\"\x0c\n\nListedSink\"\xd7\x01\n\x0bWebhookSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0f\n\x07secrets\x18\x02 \x03(\t\x12\x34\n\x0c\x61\x63\x63\x65ss_token\x18\x03 \x01(\x0b\x32\x1e.terminalstatus.v1.AccessToken\x12\x33\n\thandshake\x18\x04 \x01(\x0e\x32 .terminalstatus.v1.SinkHandshake\x12?\n\x1bprevious_secret_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0b\x41\x63\x63\x65ssToken\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\nCamaraSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x34\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\x0b\x32\x1e.terminalstatus.v1.AccessToken\"(\n\x08SoapSink\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xd4\x02\n\x19\x43reateSubscriptionRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12\x17\n\x0f\x63heck_immediate\x18\x03 \x01(\x08\x12/\n\x0cmin_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_notification_count\x18\x06 \x01(\x05\x12%\n\x04sink\x18\x07 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\x12\x12\n\ncorrelator\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x11\n\trequester\x18\n \x01(\t\"c\n\x1a\x43reateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t\"1\n\x16GetSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\"P\n\x17GetSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"\x84\x02\n\x18ListSubscriptionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.terminalstatus.v1.SubscriptionState\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x33\n\x0fmin_create_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fmax_create_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x19ListSubscriptionsResponse\x12\x36\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x19\x43\x61ncelSubscriptionRequest\x12\x19\n\x0fsubscription_id\x18\x01 \x01(\tH\x00\x12\x14\n\ncorrelator\x18\x02 \x01(\tH\x00\x12\x11\n\trequester\x18\x03 \x01(\tB\x0e\n\x0csubscription\"\x1c\n\x1a\x43\x61ncelSubscriptionResponse\"\xbd\x01\n\x19UpdateSubscriptionRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x35\n\x06\x63hange\x18\x02 \x01(\x0b\x32%.terminalstatus.v1.SubscriptionChange\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x11\n\trequester\x18\x05 \x01(\t\"\xa8\x01\n\x12SubscriptionChange\x12\x11\n\taddresses\x18\x01 \x03(\t\x12+\n\x08\x63riteria\x18\x02 \x03(\x0e\x32\x19.terminalstatus.v1.Status\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x04sink\x18\x04 \x01(\x0b\x32\x17.terminalstatus.v1.Sink\"S\n\x1aUpdateSubscriptionResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\"\x8f\x01\n\x13RotateSecretRequest\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08\x64rop_old\x18\x03 \x01(\x08\x12\x11\n\trequester\x18\x04 \x01(\t\x12*\n\x07overlap\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x14RotateSecretResponse\x12\x35\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1f.terminalstatus.v1.Subscription\x12\x0e\n\x06secret\x18\x02 \x01(\t*}\n\rSinkHandshake\x12\x1e\n\x1aSINK_HANDSHAKE_UNSPECIFIED\x10\x00\x12\x17\n\x13SINK_HANDSHAKE_TEST\x10\x01\x12\x1a\n\x16SINK_HANDSHAKE_OPTIONS\x10\x02\x12\x17\n\x13SINK_HANDSHAKE_NONE\x10\x03*t\n\x11SubscriptionState\x12\"\n\x1eSUBSCRIPTION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19SUBSCRIPTION_STATE_ACTIVE\x10\x01\x12\x1c\n\x18SUBSCRIPTION_STATE_ENDED\x10\x02*\xe5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45ND_REASON_EXPIRED\x10\x01\x12\x1c\n\x18\x45ND_REASON_COUNT_REACHED\x10\x02\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x03\x12\x1d\n\x19\x45ND_REASON_CLIENT_DELETED\x10\x04\x12\x15\n\x11\x45ND_REASON_FAILED\x10\x05\x12\x18\n\x14\x45ND_REASON_SINK_GONE\x10\x06\x12\x1c\n\x18\x45ND_REASON_TOKEN_EXPIRED\x10\x07\x32\xa9\x05\n\x13SubscriptionService\x12q\n\x12\x43reateSubscription\x12,.terminalstatus.v1.CreateSubscriptionRequest\x1a-.terminalstatus.v1.CreateSubscriptionResponse\x12h\n\x0fGetSubscription\x12).terminalstatus.v1.GetSubscriptionRequest\x1a*.terminalstatus.v1.GetSubscriptionResponse\x12n\n\x11ListSubscriptions\x12+.terminalstatus.v1.ListSubscriptionsRequest\x1a,.terminalstatus.v1.ListSubscriptionsResponse\x12q\n\x12\x43\x61ncelSubscription\x12,.terminalstatus.v1.CancelSubscriptionRequest\x1a-.terminalstatus.v1.CancelSubscriptionResponse\x12q\n\x12UpdateSubscription\x12,.terminalstatus.v1.UpdateSubscriptionRequest\x1a-.terminalstatus.v1.UpdateSubscriptionResponse\x12_\n\x0cRotateSecret\x12&.terminalstatus.v1.RotateSecretRequest\x1a\'.terminalstatus.v1.RotateSecretResponseBk\n\x15\x63om.terminalstatus.v1B\x11SubscriptionProtoP\x01Z\"terminalstatus/v1;terminalstatusv1\xaa\x02\x18TerminalStatusGateway.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,12 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'app.pb.terminalstatus.v1.su
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.terminalstatus.v1B\021SubscriptionProtoP\001Z\"terminalstatus/v1;terminalstatusv1\252\002\030TerminalStatusGateway.V1'
-  _globals['_SINKHANDSHAKE']._serialized_start=3212
-  _globals['_SINKHANDSHAKE']._serialized_end=3337
-  _globals['_SUBSCRIPTIONSTATE']._serialized_start=3339
-  _globals['_SUBSCRIPTIONSTATE']._serialized_end=3455
-  _globals['_ENDREASON']._serialized_start=3458
-  _globals['_ENDREASON']._serialized_end=3687
+  _globals['_SINKHANDSHAKE']._serialized_start=3322
+  _globals['_SINKHANDSHAKE']._serialized_end=3447
+  _globals['_SUBSCRIPTIONSTATE']._serialized_start=3449
+  _globals['_SUBSCRIPTIONSTATE']._serialized_end=3565
+  _globals['_ENDREASON']._serialized_start=3568
+  _globals['_ENDREASON']._serialized_end=3797
   _globals['_SUBSCRIPTION']._serialized_start=200
   _globals['_SUBSCRIPTION']._serialized_end=893
   _globals['_SINK']._serialized_start=896
@@ -49,39 +49,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTEDSINK']._serialized_start=1106
   _globals['_LISTEDSINK']._serialized_end=1118
   _globals['_WEBHOOKSINK']._serialized_start=1121
-  _globals['_WEBHOOKSINK']._serialized_end=1271
-  _globals['_ACCESSTOKEN']._serialized_start=1273
-  _globals['_ACCESSTOKEN']._serialized_end=1350
-  _globals['_CAMARASINK']._serialized_start=1352
-  _globals['_CAMARASINK']._serialized_end=1431
-  _globals['_SOAPSINK']._serialized_start=1433
-  _globals['_SOAPSINK']._serialized_end=1473
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=1476
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=1816
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=1818
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1917
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1919
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=1968
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=1970
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=2050
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=2053
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=2313
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=2315
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=2423
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=2425
-  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=2536
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=2538
-  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=2566
-  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_start=2569
-  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_end=2758
-  _globals['_SUBSCRIPTIONCHANGE']._serialized_start=2761
-  _globals['_SUBSCRIPTIONCHANGE']._serialized_end=2929
-  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_start=2931
-  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_end=3014
-  _globals['_ROTATESECRETREQUEST']._serialized_start=3016
-  _globals['_ROTATESECRETREQUEST']._serialized_end=3115
-  _globals['_ROTATESECRETRESPONSE']._serialized_start=3117
-  _globals['_ROTATESECRETRESPONSE']._serialized_end=3210
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=3690
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=4371
+  _globals['_WEBHOOKSINK']._serialized_end=1336
+  _globals['_ACCESSTOKEN']._serialized_start=1338
+  _globals['_ACCESSTOKEN']._serialized_end=1415
+  _globals['_CAMARASINK']._serialized_start=1417
+  _globals['_CAMARASINK']._serialized_end=1496
+  _globals['_SOAPSINK']._serialized_start=1498
+  _globals['_SOAPSINK']._serialized_end=1538
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=1541
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=1881
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=1883
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=1982
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=1984
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=2033
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=2035
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=2115
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=2118
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=2378
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=2380
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=2488
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_start=2490
+  _globals['_CANCELSUBSCRIPTIONREQUEST']._serialized_end=2601
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_start=2603
+  _globals['_CANCELSUBSCRIPTIONRESPONSE']._serialized_end=2631
+  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_start=2634
+  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_end=2823
+  _globals['_SUBSCRIPTIONCHANGE']._serialized_start=2826
+  _globals['_SUBSCRIPTIONCHANGE']._serialized_end=2994
+  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_start=2996
+  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_end=3079
+  _globals['_ROTATESECRETREQUEST']._serialized_start=3082
+  _globals['_ROTATESECRETREQUEST']._serialized_end=3225
+  _globals['_ROTATESECRETRESPONSE']._serialized_start=3227
+  _globals['_ROTATESECRETRESPONSE']._serialized_end=3320
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=3800
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=4481
 # @@protoc_insertion_point(module_scope)

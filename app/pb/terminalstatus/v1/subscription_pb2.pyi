@@ -306,6 +306,7 @@ class WebhookSink(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
     HANDSHAKE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SECRET_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The endpoint: an http or https URL of at most 2000 characters. Required."""
     handshake: Global___SinkHandshake.ValueType
@@ -323,6 +324,12 @@ class WebhookSink(_message.Message):
     def access_token(self) -> Global___AccessToken:
         """The access token that the gateway sends to the endpoint. Absent: none."""
 
+    @_builtins.property
+    def previous_secret_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When the older of two signing secrets stops signing (see RotateSecret). Absent: there is one secret, or
+        both came with CreateSubscription.
+        """
+
     def __init__(
         self,
         *,
@@ -330,10 +337,11 @@ class WebhookSink(_message.Message):
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         access_token: Global___AccessToken | None = ...,
         handshake: Global___SinkHandshake.ValueType = ...,
+        previous_secret_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "previous_secret_expire_time", b"previous_secret_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "handshake", b"handshake", "secrets", b"secrets", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "handshake", b"handshake", "previous_secret_expire_time", b"previous_secret_expire_time", "secrets", b"secrets", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -830,6 +838,7 @@ class RotateSecretRequest(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     DROP_OLD_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """`Subscription.id`."""
     secret: _builtins.str
@@ -840,6 +849,12 @@ class RotateSecretRequest(_message.Message):
     """Whether only the newest secret signs from now on. Otherwise the previous one signs too."""
     requester: _builtins.str
     """As `GetStatusRequest.requester`."""
+    @_builtins.property
+    def overlap(self) -> _duration_pb2.Duration:
+        """How long the previous secret signs too: at most 90 days. Absent: 24 hours. Not together with `drop_old`. A call that
+        is repeated with the newest `secret` may make the overlap shorter, not longer.
+        """
+
     def __init__(
         self,
         *,
@@ -847,10 +862,11 @@ class RotateSecretRequest(_message.Message):
         secret: _builtins.str = ...,
         drop_old: _builtins.bool = ...,
         requester: _builtins.str = ...,
+        overlap: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_old", b"drop_old", "requester", b"requester", "secret", b"secret", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_old", b"drop_old", "overlap", b"overlap", "requester", b"requester", "secret", b"secret", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

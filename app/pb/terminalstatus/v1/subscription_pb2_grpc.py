@@ -149,12 +149,13 @@ class SubscriptionServiceServicer:
 
     def RotateSecret(self, request, context):
         """Gives the webhook of an active subscription a new signing secret. From now on each notification is
-        signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
-        A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
-        sign.
+        signed with the new secret, and until the end of the overlap or a call with `drop_old` with the previous one too
+        (`webhook-signature` has both). Then the gateway forgets the previous secret. A call with `secret` may be repeated
+        safely. Each call without it generates another secret; only the newest two sign.
 
         Errors (gRPC code, ErrorInfo reason):
         INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+        INVALID_ARGUMENT    INVALID_REQUEST       `overlap` is out of range, or given with `drop_old`.
         FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
         NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """

@@ -93,12 +93,13 @@ class SubscriptionServiceStub:
     """
     RotateSecret: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]
     """Gives the webhook of an active subscription a new signing secret. From now on each notification is
-    signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
-    A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
-    sign.
+    signed with the new secret, and until the end of the overlap or a call with `drop_old` with the previous one too
+    (`webhook-signature` has both). Then the gateway forgets the previous secret. A call with `secret` may be repeated
+    safely. Each call without it generates another secret; only the newest two sign.
 
     Errors (gRPC code, ErrorInfo reason):
       INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+      INVALID_ARGUMENT    INVALID_REQUEST       `overlap` is out of range, or given with `drop_old`.
       FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
     """
@@ -166,12 +167,13 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """
     RotateSecret: _aio.UnaryUnaryMultiCallable[_subscription_pb2.RotateSecretRequest, _subscription_pb2.RotateSecretResponse]  # type: ignore[assignment]
     """Gives the webhook of an active subscription a new signing secret. From now on each notification is
-    signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
-    A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
-    sign.
+    signed with the new secret, and until the end of the overlap or a call with `drop_old` with the previous one too
+    (`webhook-signature` has both). Then the gateway forgets the previous secret. A call with `secret` may be repeated
+    safely. Each call without it generates another secret; only the newest two sign.
 
     Errors (gRPC code, ErrorInfo reason):
       INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+      INVALID_ARGUMENT    INVALID_REQUEST       `overlap` is out of range, or given with `drop_old`.
       FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
       NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
     """
@@ -272,12 +274,13 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.RotateSecretResponse, _abc.Awaitable[_subscription_pb2.RotateSecretResponse]]:
         """Gives the webhook of an active subscription a new signing secret. From now on each notification is
-        signed with the new secret and with the previous one (`webhook-signature` has both), until a call with `drop_old`.
-        A call with `secret` may be repeated safely. Each call without it generates another secret; only the newest two
-        sign.
+        signed with the new secret, and until the end of the overlap or a call with `drop_old` with the previous one too
+        (`webhook-signature` has both). Then the gateway forgets the previous secret. A call with `secret` may be repeated
+        safely. Each call without it generates another secret; only the newest two sign.
 
         Errors (gRPC code, ErrorInfo reason):
           INVALID_ARGUMENT    SINK_REFUSED          `secret` is malformed.
+          INVALID_ARGUMENT    INVALID_REQUEST       `overlap` is out of range, or given with `drop_old`.
           FAILED_PRECONDITION CHANGE_NOT_ALLOWED    The subscription's sink is not a `webhook`.
           NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it has ended.
         """
