@@ -166,6 +166,12 @@ def _add_sip_readings(metrics: Metrics, watcher: SipWatcher) -> None:
         lambda: counts().refused,
     )
     add(
+        "terminal_status_sip_headers_cut_total",
+        "Header fields that were cut from SIP messages because they cannot be parsed, by name; the rest was used.",
+        "header",
+        lambda: counts().cut_headers,
+    )
+    add(
         "terminal_status_route_up",
         "1 while the presence server answers, by its place in TS_PRESENCE_SERVER.",
         "route",

@@ -35,7 +35,7 @@ UNUSABLE = {
     "no-state": "it has no Subscription-State",
     "no-to-tag": "its To has no tag",
     "unreadable": "it cannot be parsed, for example because its CSeq is 2^31 or more",
-    "maddr": "its Via has maddr, which the gateway does not follow",
+    "maddr": "its Via has maddr, or its Contact or Record-Route has a name as maddr, which the gateway does not follow",
     "refused": "the SIP stack refused it",
 }
 """By reason: why PJSIP or the gateway refused a NOTIFY to one of our Contacts, in words for people."""

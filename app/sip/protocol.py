@@ -250,6 +250,10 @@ class Counts(_Message, tag="counts"):
     """Accepted refreshes that no NOTIFY followed, by route."""
     refused: dict[str, int] = {}
     """Dropped messages, by reason."""
+    cut_headers: dict[str, int] = {}
+    """Header fields that PJSIP cannot parse and that were cut, by name."""
+    unreadable_peer: str = ""
+    """Host and port of the last sender of an unreadable message; empty where unknown."""
 
 
 class Pong(_Message, tag="pong"):

@@ -218,7 +218,9 @@ class SipWatcher:
 
     def _on_report(self, supervisor: WorkerSupervisor, report: WatchReport) -> None:
         if isinstance(report, Counts):
-            _log_refused(Counter(report.refused) - Counter(supervisor.counts.current.refused))
+            before = supervisor.counts.current
+            _log_refused(Counter(report.refused) - Counter(before.refused), report.unreadable_peer)
+            _log_cut_headers(Counter(report.cut_headers) - Counter(before.cut_headers), report.unreadable_peer)
             supervisor.counts.current = report
             self._log_route_changes()
             return
@@ -291,9 +293,17 @@ class SipWatcher:
             self._cut, self._cut_logged_s = 0, now_s
 
 
-def _log_refused(messages: Counter[str]) -> None:
+def _log_refused(messages: Counter[str], unreadable_peer: str) -> None:
     if messages:
-        _log.warning("sip_messages_refused", **{reason.replace("-", "_"): count for reason, count in messages.items()})
+        peer = {"peer": unreadable_peer} if "unreadable" in messages else {}
+        counts = {reason.replace("-", "_"): count for reason, count in messages.items()}
+        _log.warning("sip_messages_refused", **counts, **peer)
+
+
+def _log_cut_headers(headers: Counter[str], peer: str) -> None:
+    if headers:
+        counts = {name.replace("-", "_"): count for name, count in headers.items()}
+        _log.warning("sip_headers_cut", **counts, peer=peer)
 
 
 def _for_worker(configure: Configure, number: int) -> Configure:

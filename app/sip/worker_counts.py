@@ -40,6 +40,7 @@ def sum_of(workers: Sequence[WorkerCounts], routes: int) -> Counts:
         registered=all(worker.current.registered for worker in workers),
         omitted=[total[f"omitted {route}"] for route in range(routes)],
         refused=_named(total, "refused "),
+        cut_headers=_named(total, "header "),
     )
 
 
@@ -60,4 +61,5 @@ def _flat(counts: Counts) -> dict[str, int]:
         **{f"failure {name}": count for name, count in counts.failures.items()},
         **{f"omitted {route}": count for route, count in enumerate(counts.omitted)},
         **{f"refused {reason}": count for reason, count in counts.refused.items()},
+        **{f"header {name}": count for name, count in counts.cut_headers.items()},
     }

@@ -94,6 +94,8 @@ _CHALLENGES = [
     'Digest realm="fuzz", nonce="' + "n" * 1000 + '", opaque="' + "o" * 1000 + '"',
     "Digest",
     "Basic realm=x",
+    'Bearer realm="x", Digest realm="fuzz", nonce="n"',
+    "NTLM",
     'Digest realm="fuzz", nonce="n", algorithm=AKAv1-MD5',
     'Digest realm="fuzz", nonce="n", algorithm=' + "Z" * 300,
     'Digest nonce="n", stale=TRUE, qop=' + "a," * 100,

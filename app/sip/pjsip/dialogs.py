@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.sip.pjsip.endpoint import Endpoint
-from app.sip.pjsip.structs import RECORD_ROUTE, string
+from app.sip.pjsip.structs import RECORD_ROUTE, headers_of, string
 
 _PREFIX = b"watcher-"
 _RANDOM_BYTES, _SEAL_BYTES = 16, 8
@@ -108,14 +108,11 @@ class Dialogs:
             return
         dialog.routes = ffi.new("pjsip_hdr *")
         dialog.routes.prev = dialog.routes.next = dialog.routes
-        header, end = message.msg.hdr.next, ffi.addressof(message.msg.hdr)
-        while header != end:
-            header = ffi.cast("pjsip_hdr *", header)
+        for header in headers_of(ffi, message):
             if header.type == RECORD_ROUTE:  # in the order of the message (RFC 3261 section 12.1.1)
                 copy = lib.pjsip_hdr_clone(dialog.pointer.pool, header)
                 lib.pjsip_routing_hdr_set_route(copy)
                 lib.pj_list_insert_before(dialog.routes, copy)
-            header = header.next
         lib.pjsip_dlg_set_route_set(dialog.pointer, dialog.routes)
 
     def on_notify_accepted(self, dialog: DialogIdentity, cseq: int, branch: bytes, peer_tag: bytes) -> None:

@@ -26,14 +26,15 @@ from app.sip.headers import Notify, missing_notify_header, read_notify
 from app.sip.pjsip.dialogs import CONTACT_USER_LENGTH, DialogIdentity, Dialogs
 from app.sip.pjsip.endpoint import PJ_SUCCESS, Endpoint
 from app.sip.pjsip.large_bodies import MOST_CONNECTIONS, ConnectionBuffer, LargeBodies
+from app.sip.pjsip.maddr import maddr_names, may_have_maddr
 from app.sip.pjsip.response_sources import ResponseSources
 from app.sip.pjsip.structs import ADDRESS_BYTES, string
+from app.sip.pjsip.unreadable_messages import UnreadableMessages
 
 _BEFORE_TRANSACTIONS, _AFTER_DIALOGS = 12, 40
 _NOTIFY = b"NOTIFY sip:"
 _USER = slice(len(_NOTIFY), len(_NOTIFY) + CONTACT_USER_LENGTH)
 _AT = slice(_USER.stop, _USER.stop + 1)
-_START = 300
 _ODD_USER = re.compile(rb"NOTIFY (?i:sips?):([^@:;\s]{1,200})(?::[^@\s]{0,50})?@")
 """Our Contact as some proxies and servers rewrite it: with `SIP:`, `sips:`, escapes or a password."""
 
@@ -42,6 +43,7 @@ _TRANSPORT_BYTES = 3
 """PJSIP names a transport by its kind and its place in memory, as in `tcpc0x7f…`."""
 
 _THIRD_TAG = "third-tag"
+_STATUS_2XX = b"SIP/2.0 2"
 
 
 class _PassedNotify(NamedTuple):
@@ -77,7 +79,8 @@ class IncomingMessages:
         self._sources = ResponseSources(answers_from)
         self._drop_other_requests()
         self._drop_responses_from_elsewhere()
-        self._notice_unparsable_packets()
+        self.unreadable = UnreadableMessages(endpoint, dialogs, contact_user, self._on_unreadable)
+        """What PJSIP could not parse."""
         self._take_large_bodies()
 
     def take_notify(self) -> Notify:
@@ -95,6 +98,7 @@ class IncomingMessages:
 
     def finish_message(self) -> None:
         """PJSIP has finished the last message: if that was a NOTIFY and was not handed to us, PJSIP refused it."""
+        self.unreadable.finish_message()
         if self._passed is not None:
             passed, self._passed = self._passed, None
             self._refuse(passed.dialog, self._reason(passed))
@@ -113,7 +117,7 @@ class IncomingMessages:
             dialog = dialogs.by_user(user)
             if dialog is None and not dialogs.issued(user):
                 return 1
-            maddr = message.via.maddr.slen > 0  # as PJSIP parsed it: the text may be escaped or folded
+            maddr = message.via.maddr.slen > 0  # the topmost Via's, as PJSIP parsed it: the text may be escaped
             our_tag = string(ffi, message.to.tag)
             if (
                 dialog is None
@@ -126,7 +130,7 @@ class IncomingMessages:
                 if in_use or dialog is not None:
                     self.refused["another-dialog"] += 1
                 return in_use or maddr
-            if maddr:
+            if maddr or (may_have_maddr(packet) and any(maddr_names(ffi, message))):
                 self._refuse(dialog, "maddr")
                 return 1
             cseq, branch = message.cseq.cseq, string(ffi, message.via.branch)
@@ -153,6 +157,13 @@ class IncomingMessages:
             ffi.typeof("pjsip_via_hdr *"),
         )
 
+        def drop_maddr_names(message: Any) -> None:
+            # A 2xx sets the dialog's target and routes. A name in their `maddr` is ignored.
+            packet = bytes(ffi.buffer(message.msg_buf, message.len))
+            if packet.startswith(_STATUS_2XX) and may_have_maddr(packet):
+                for uri in maddr_names(ffi, message):
+                    uri.maddr.slen = 0
+
         @ffi.callback("int(pjsip_rx_data *)", error=1)  # type: ignore[untyped-decorator]  # cffi decorator
         def on_response(rdata: Any) -> int:
             lib.pjsip_tsx_create_key(rdata.tp_info.pool, key, _ROLE_UAC, rdata.msg_info.cseq.method, rdata)
@@ -165,24 +176,18 @@ class IncomingMessages:
             via = ffi.cast(a_via, request.msg.hdr.next)  # PJSIP puts Via first
             came_over = bytes(ffi.buffer(rdata.tp_info.transport.name, _TRANSPORT_BYTES)).upper()
             if sources.accepts(source, destination, came_over=came_over, sent_over=string(ffi, via.transport)):
+                drop_maddr_names(rdata.msg_info)
                 return 0
             self.refused["answer-from-elsewhere"] += 1
             return 1
 
         self._endpoint.register_module("only-awaited", _BEFORE_TRANSACTIONS, on_rx_response=on_response)
 
-    def _notice_unparsable_packets(self) -> None:
-        ffi, lib = self._endpoint.ffi, self._endpoint.lib
-
-        @ffi.callback("void(pjsip_tp_dropped_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
-        def on_dropped(shown: Any) -> None:
-            dialog = self._dialogs.by_user(contact_user(bytes(ffi.buffer(shown.data, min(shown.len, _START)))))
-            if dialog is not None:
-                self._refuse(dialog, "unreadable")
-
-        self._endpoint.kept.append(on_dropped)
-        manager = lib.pjsip_endpt_get_tpmgr(self._endpoint.endpt)
-        self._endpoint.must(lib.pjsip_tpmgr_set_drop_data_cb(manager, on_dropped), "report packets it cannot parse")
+    def _on_unreadable(self, dialog: DialogIdentity | None) -> None:
+        if dialog is None:
+            self.refused["unreadable"] += 1
+        else:
+            self._refuse(dialog, "unreadable")
 
     def _refuse(self, dialog: DialogIdentity, reason: str) -> None:
         self.refused[reason] += 1

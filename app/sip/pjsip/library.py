@@ -39,7 +39,12 @@ typedef struct pjsip_via_hdr {
     pjsip_hdr hdr; pj_str_t transport, host; int port, ttl, rport; pj_str_t maddr, received, branch;
 } pjsip_via_hdr;
 typedef struct pjsip_contact_hdr { pjsip_hdr hdr; int star; void *uri; } pjsip_contact_hdr;
-typedef struct pjsip_sip_uri { void *vptr; pj_str_t user; } pjsip_sip_uri;
+typedef struct pjsip_sip_uri {
+    void *vptr; pj_str_t user, password, host; int port; pj_str_t user_param, method, transport; int ttl, lr;
+    pj_str_t maddr;
+} pjsip_sip_uri;
+typedef struct pjsip_name_addr { void *vptr; pj_str_t display; void *uri; } pjsip_name_addr;
+typedef struct pjsip_routing_hdr { pjsip_hdr hdr; pjsip_name_addr name_addr; } pjsip_routing_hdr;
 typedef struct pjsip_dialog {
     char other_1[48]; void *pool; char other_2[40]; pjsip_sip_uri *target; char other_3[120];
     pjsip_fromto_hdr *local_info; char other_4[40]; pjsip_fromto_hdr *remote_info; char other_5[24];
@@ -109,7 +114,8 @@ typedef struct pjsip_cfg_head {
 extern pjsip_cfg_head pjsip_sip_cfg_var;
 
 typedef struct pjsip_uri_vptr {
-    void *p_get_scheme, *p_get_uri;
+    const pj_str_t *(*p_get_scheme)(const void *uri);
+    void *(*p_get_uri)(const void *uri);
     long (*p_print)(int context, const void *uri, char *buffer, size_t size);
     void *p_compare, *p_clone;
 } pjsip_uri_vptr;

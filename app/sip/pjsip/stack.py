@@ -28,6 +28,7 @@ from app.sip.pjsip.request_parts import RequestParts
 from app.sip.pjsip.responses import ResponseReader, final_of
 from app.sip.pjsip.structs import check
 from app.sip.pjsip.subscribe_dialog import SubscribeDialog
+from app.sip.pjsip.unreadable_messages import UnreadableMessages
 from app.sip.pjsip.uri_check import UriCheck
 from app.sip.protocol import Configure
 
@@ -136,6 +137,11 @@ class Stack:
     def refused(self) -> dict[str, int]:
         """The number of dropped messages, by reason."""
         return dict(self._incoming.refused)
+
+    @property
+    def unreadable(self) -> UnreadableMessages:
+        """The messages that PJSIP cannot parse."""
+        return self._incoming.unreadable
 
     def granted_s(self, dialog: SubscribeDialog) -> int:
         """The duration that the last 2xx granted, or the requested one if the 2xx names none; -1 after the end."""

@@ -4,6 +4,7 @@ These fields are read directly, because PJSIP's API has no function for them. `c
 content of a dialog and two messages that it creates at start; another layout is refused.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pjsua2
@@ -11,10 +12,11 @@ import pjsua2
 from app.sip.pjsip.endpoint import Endpoint
 from app.sip.pjsip.library import SipStackError
 
-RECORD_ROUTE, VIA = 29, 41  # of enum pjsip_hdr_e
+CONTACT, RECORD_ROUTE, VIA = 9, 29, 41  # of enum pjsip_hdr_e
 ADDRESS_BYTES = 8
 """The part of a socket address that is read: family, port and IPv4 address."""
 
+_SIP = (b"sip", b"sips")
 _LEAST_TAG_BYTES = 16
 _ADDRESS, _ADDRESS_TEXT = bytes([2, 0, 0x13, 0xCE, 192, 0, 2, 1]), "192.0.2.1:5070"
 
@@ -23,6 +25,23 @@ def string(ffi: Any, value: Any) -> bytes:
     """A `pj_str_t` as bytes."""
     size = value.slen
     return bytes(ffi.buffer(value.ptr, size)) if size > 0 else b""  # faster than `unpack`
+
+
+def headers_of(ffi: Any, message: Any) -> Iterator[Any]:
+    """The header fields of a received message, each as a `pjsip_hdr *`."""
+    header, end = message.msg.hdr.next, ffi.addressof(message.msg.hdr)
+    while header != end:
+        header = ffi.cast("pjsip_hdr *", header)
+        yield header
+        header = header.next
+
+
+def sip_uri(ffi: Any, uri: Any) -> Any:
+    """The `pjsip_sip_uri *` of a URI, which may stand in a name-addr; NULL for another scheme."""
+    uri = ffi.cast("pjsip_uri *", uri)
+    uri = ffi.cast("pjsip_uri *", uri.vptr.p_get_uri(uri))
+    scheme = b"" if uri == ffi.NULL else string(ffi, uri.vptr.p_get_scheme(uri)[0]).lower()
+    return ffi.cast("pjsip_sip_uri *", uri if scheme in _SIP else ffi.NULL)
 
 
 def check(endpoint: Endpoint, ua: Any, local: Any) -> None:
@@ -63,7 +82,7 @@ def _received(endpoint: Endpoint) -> list[bool]:
     ffi, lib = endpoint.ffi, endpoint.lib
     text = (
         b"NOTIFY sip:x@x SIP/2.0\r\nVia: SIP/2.0/UDP x:5070;branch=z9hG4bKb;maddr=m\r\n"
-        b"Record-Route: <sip:a>,<sip:b>\r\nFrom: <sip:f@x>;tag=f\r\n"
+        b"Record-Route: <sip:a;maddr=r>,<sip:b>\r\nContact: <sip:c;maddr=q>\r\nFrom: <sip:f@x>;tag=f\r\n"
         b"To: <sip:t@x>;tag=t\r\nCall-ID: i\r\nCSeq: 7 NOTIFY\r\nContent-Length: 0\r\n\r\n"
     )
     memory, buffer = ffi.new("char[]", 2 * ffi.sizeof("pjsip_rx_data")), ffi.new("char[]", text)
@@ -85,9 +104,19 @@ def _received(endpoint: Endpoint) -> list[bool]:
         string(ffi, message.via.maddr) == b"m",
         message.cseq.cseq == 7,
         message.record_route != ffi.NULL and message.record_route.type == RECORD_ROUTE,
+        _maddr(ffi, ffi.addressof(ffi.cast("pjsip_routing_hdr *", message.record_route).name_addr)) == b"r",
+        any(
+            header.type == CONTACT and _maddr(ffi, ffi.cast("pjsip_contact_hdr *", header).uri) == b"q"
+            for header in headers_of(ffi, message)
+        ),
         shown.srcAddress == _ADDRESS_TEXT,
         shown.wholeMsg == text.decode(),
     ]
+
+
+def _maddr(ffi: Any, uri: Any) -> bytes:
+    found = sip_uri(ffi, uri)
+    return string(ffi, found.maddr) if found != ffi.NULL else b""
 
 
 def _request(endpoint: Endpoint, ua: Any, local: Any) -> list[bool]:

@@ -230,6 +230,8 @@ class Worker:
             self._registration is not None and self._registration.active,
             list(self._routes.omitted_counts),
             self._stack.refused,
+            dict(self._stack.unreadable.cut),
+            self._stack.unreadable.peer,
         )
         if counts != self._counts:
             self._counts = counts
