@@ -130,6 +130,7 @@ def _nothing(error: errors.TerminalStatusError, part: str) -> tuple[str, ...]:
 FAULTS: Final[Mapping[type[errors.TerminalStatusError], tuple[str, _Variables]]] = {
     errors.InvalidAddress: ("SVC0002", _part),
     errors.TerminalUnknown: ("SVC0004", _part),
+    errors.AddressIsList: ("SVC0002", _part),
     errors.WatcherRefused: ("POL0002", _address),
     errors.WatcherUnauthenticated: ("POL0002", _address),
     errors.FetchTimedOut: ("SVC0001", _code),

@@ -18,7 +18,7 @@ from app.store import DatabaseUnavailable, check_database, read_keys, shown_url
 
 Check = dict[str, Any]
 
-_PRESENCE_REFUSALS = {"TERMINAL_UNKNOWN", "WATCHER_REFUSED"}
+_PRESENCE_REFUSALS = {"TERMINAL_UNKNOWN", "ADDRESS_IS_LIST", "WATCHER_REFUSED"}
 """Refusals that pass the check: only a server that understands presence gives them."""
 
 _OLD_TLS = (

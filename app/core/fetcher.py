@@ -65,7 +65,7 @@ class FetchService:
     async def fetch(self, terminal: TerminalAddress, client_id: str = "") -> TerminalStatus:
         """Asks the presence server for the terminal's status now, as one of the client's fetches.
 
-        Raises TerminalUnknown, WatcherRefused, WatcherUnauthenticated, FetchTimedOut,
+        Raises TerminalUnknown, AddressIsList, WatcherRefused, WatcherUnauthenticated, FetchTimedOut,
         PresenceUnavailable, WatcherRestarting, GatewayOverloaded, PresenceMisconfigured or DocumentUnreadable.
         """
         key = client_id, terminal

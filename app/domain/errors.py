@@ -36,6 +36,12 @@ class TerminalUnknown(TerminalStatusError):
     code = "TERMINAL_UNKNOWN"
 
 
+class AddressIsList(TerminalStatusError):
+    """The address is that of a list of terminals at the presence server (RFC 4662), not of one terminal."""
+
+    code = "ADDRESS_IS_LIST"
+
+
 class WatcherRefused(TerminalStatusError):
     """The gateway may not watch this terminal (SIP 403, 6xx, `rejected`, or approval is still pending)."""
 

@@ -29,6 +29,7 @@ SCHEMA = "Problem"
 STATUSES: Mapping[type[errors.TerminalStatusError], int] = {
     errors.InvalidAddress: 400,
     errors.TerminalUnknown: 404,
+    errors.AddressIsList: 422,
     errors.WatcherRefused: 424,
     errors.WatcherUnauthenticated: 502,
     errors.FetchTimedOut: 504,

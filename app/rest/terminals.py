@@ -17,6 +17,7 @@ from app.core.queries import TerminalResult
 from app.core.use_cases import UseCases
 from app.domain.addresses import MAX_ADDRESS_LENGTH
 from app.domain.errors import (
+    AddressIsList,
     DocumentUnreadable,
     FetchTimedOut,
     GatewayOverloaded,
@@ -47,6 +48,7 @@ TAG = "Terminal status"
 _FETCH_ERRORS = (
     InvalidAddress,
     TerminalUnknown,
+    AddressIsList,
     WatcherRefused,
     WatcherUnauthenticated,
     FetchTimedOut,

@@ -36,6 +36,7 @@ ERROR_DOMAIN = "terminalstatus.v1"
 CODES: Mapping[type[errors.TerminalStatusError], grpc.StatusCode] = {
     errors.InvalidAddress: grpc.StatusCode.INVALID_ARGUMENT,
     errors.TerminalUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.AddressIsList: grpc.StatusCode.FAILED_PRECONDITION,
     errors.WatcherRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.WatcherUnauthenticated: grpc.StatusCode.FAILED_PRECONDITION,
     errors.FetchTimedOut: grpc.StatusCode.UNAVAILABLE,

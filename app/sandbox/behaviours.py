@@ -196,6 +196,15 @@ def _accept_202(exchange: Exchange, _: str) -> None:
     exchange.notify()
 
 
+def _list(exchange: Exchange, how: str) -> None:
+    require = "Require: eventlist"
+    if how == "421":
+        exchange.answer(421, require)
+    else:
+        exchange.accept()
+        exchange.notify(NOTHING if how == "empty" else bad_document(how, exchange.address), require)
+
+
 def _document(exchange: Exchange, name: str) -> None:
     exchange.accept()
     exchange.notify(bad_document(name, exchange.address))
@@ -260,6 +269,10 @@ BEHAVIOURS: dict[str, tuple[Behaviour, str]] = {
         f"401 with a new nonce until the digest is right (user {DIGEST_USER}, password {DIGEST_PASSWORD}), then honest",
     ),
     "accept-202": (_accept_202, "honest, with 202 instead of 200 (RFC 3265)"),
+    "list-(empty|rlmi|421)": (
+        _list,
+        "a list (RFC 4662): 200, and a NOTIFY with Require: eventlist, without a body or with RLMI; or 421",
+    ),
     "document-(no-id)": (_document, "Reachable; its tuple has no id, which the schema requires"),
     "document-(comment)": (_document, "Reachable; comments and a processing instruction between and inside elements"),
     "document-(prefix)": (_document, "Busy; every namespace under an unusual prefix"),

@@ -75,9 +75,10 @@ class Exchange:
         routes = (f"Record-Route: {route}" for route in self.request.headers.get("record-route", ()))
         self.answer(code, *routes, self.server.contact(self.source), f"Expires: {self.expires_s}")
 
-    def notify(self, document: Document | None = None, *, state: str = "", unsent_bytes: int = 0) -> None:
+    def notify(self, document: Document | None = None, *headers: str, state: str = "", unsent_bytes: int = 0) -> None:
         """Sends a NOTIFY in the dialog; see `Notifies.send`."""
-        self.server.notifies.send(self.dialog or self.open(), document, state=state, unsent_bytes=unsent_bytes)
+        dialog = self.dialog or self.open()
+        self.server.notifies.send(dialog, document, *headers, state=state, unsent_bytes=unsent_bytes)
 
     def notify_stray(self, *, call_id: str = "", tag: str = "") -> None:
         """Sends a NOTIFY outside the dialog: with another Call-ID and watcher's tag, or with another tag of the

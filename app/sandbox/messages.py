@@ -30,6 +30,7 @@ REASONS = {
     408: "Request Timeout",
     416: "Unsupported URI Scheme",
     420: "Bad Extension",
+    421: "Extension Required",
     423: "Interval Too Brief",
     480: "Temporarily Unavailable",
     481: "Subscription Does Not Exist",

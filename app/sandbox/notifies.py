@@ -59,8 +59,16 @@ class Notifies:
         self._t1_s = t1_s
         self._sent: dict[str, _Sent] = {}
 
-    def send(self, dialog: Dialog, document: Document | None = None, *, state: str = "", unsent_bytes: int = 0) -> None:
-        """Sends a NOTIFY with the dialog's state and the terminal's document, unless other values are given.
+    def send(
+        self,
+        dialog: Dialog,
+        document: Document | None = None,
+        *headers: str,
+        state: str = "",
+        unsent_bytes: int = 0,
+    ) -> None:
+        """Sends a NOTIFY with the dialog's state and the terminal's document, unless other values are given, and with
+        these header lines.
 
         Over UDP, Content-Length is higher than the length of the body, by `unsent_bytes`.
         """
@@ -77,7 +85,7 @@ class Notifies:
         dialog.cseq += 1
         dialog.stale = False
         sent = _Sent(
-            data=self._bytes(dialog, document, state, target, branch, unsent_bytes),
+            data=self._bytes(dialog, document, state, target, branch, unsent_bytes, headers),
             target=target,
             dialog=dialog,
             pause_s=GIVE_UP_S if target.tcp else self._t1_s,
@@ -103,7 +111,14 @@ class Notifies:
         self._sent.clear()
 
     def _bytes(
-        self, dialog: Dialog, document: Document, state: str, target: Peer, branch: str, unsent_bytes: int
+        self,
+        dialog: Dialog,
+        document: Document,
+        state: str,
+        target: Peer,
+        branch: str,
+        unsent_bytes: int,
+        headers: tuple[str, ...],
     ) -> bytes:
         host = self._transport.local_host(target.host)
         lines = [
@@ -118,6 +133,7 @@ class Notifies:
             self._transport.contact(target),
             f"Event: {dialog.event}",
             *([f"Subscription-State: {state}"] if state != NO_STATE else []),
+            *headers,
         ]
         if document.body:
             lines.append(f"Content-Type: {document.content_type}")

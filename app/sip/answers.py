@@ -5,6 +5,7 @@ another way.
 """
 
 from app.domain.errors import (
+    AddressIsList,
     DocumentUnreadable,
     FetchTimedOut,
     InvalidAddress,
@@ -40,6 +41,8 @@ UNUSABLE = {
 }
 """By reason: why PJSIP or the gateway refused a NOTIFY to one of our Contacts, in words for people."""
 
+_LIST = "The address is a list of terminals at the presence server; ask about each terminal, or make a group."
+
 _UNKNOWN = frozenset({404, 410, 484, 604})
 _TEMPORARY = frozenset({408, 423, 430, 480, 481, 486, 487, 491})
 """Responses of class 4xx after which the same request may succeed; every other one counts as 400."""
@@ -59,12 +62,15 @@ def retry_expires_s(final: Final, asked_s: int) -> int | None:
     return None
 
 
-def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalStatusError:
+def error_of_response(code: int, phrase: str, retry_after_s: int, *, of_list: bool = False) -> TerminalStatusError:
     """The error for a final response to SUBSCRIBE; `retry_after_s` is -1 where absent.
 
     A code without a meaning here counts as x00 of its class (RFC 3261 section 8.1.3.2): 4xx is a misconfiguration, 5xx
     passes, 6xx is a refusal everywhere. A 3xx that reaches this function names none of the operator's servers.
+    `of_list`: a 421 requires the extension of lists.
     """
+    if of_list:
+        return AddressIsList(_LIST, sip_code=str(code))
     answer = f"The presence server answered {code} {phrase}".rstrip() + "."
     sip_code = str(code)
     if code in _UNKNOWN:
@@ -83,6 +89,11 @@ def error_of_response(code: int, phrase: str, retry_after_s: int) -> TerminalSta
     return PresenceUnavailable(answer, retry_after_s=wait, sip_code=sip_code)
 
 
+def error_of_list() -> AddressIsList:
+    """The error for the address of a list (RFC 4662)."""
+    return AddressIsList(_LIST)
+
+
 def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
     """The error where PJSIP itself ended a fetch or watch, without an answer of the presence server."""
     if code == BAD_ADDRESS:
@@ -95,13 +106,14 @@ def error_of_local_failure(code: int, phrase: str) -> TerminalStatusError:
 
 
 def error_of_notify(
-    state: str, reason: str, retry_after_s: int, declared_bytes: int, received_bytes: int
+    state: str, reason: str, retry_after_s: int, declared_bytes: int, received_bytes: int, *, of_list: bool = False
 ) -> TerminalStatusError | None:
     """The error for a NOTIFY; None where its body (which may be empty) gives the status.
 
     `state` and `reason` are those of Subscription-State (RFC 6665 section 4.1.3). A pending subscription says nothing
     about the terminal, only that the gateway is not authorised yet. A body shorter than its Content-Length was cut on
-    the way: PJSIP cuts what exceeds its buffer. `declared_bytes` is -1 where there is no Content-Length.
+    the way: PJSIP cuts what exceeds its buffer. `declared_bytes` is -1 where there is no Content-Length. `of_list`: the
+    NOTIFY states a list of terminals.
     """
     if state == "pending" or reason == "rejected":
         return WatcherRefused(
@@ -112,6 +124,8 @@ def error_of_notify(
         )
     if reason == "noresource":
         return TerminalUnknown("The presence server does not know this terminal (noresource).", reason=reason)
+    if of_list:
+        return error_of_list()
     if reason in {"deactivated", "probation", "giveup"} and not received_bytes:
         wait = float(retry_after_s) if retry_after_s >= 0 else None
         return PresenceUnavailable(

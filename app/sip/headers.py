@@ -8,8 +8,10 @@ Deliberately absent: every other header field.
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from app.domain.presence import MEDIA_TYPE
 from app.sip.redirects import contact_uris
 
 
@@ -29,6 +31,14 @@ class Notify:
     declared_bytes: int
     body: bytes
     expires_s: int = -1
+    requires_eventlist: bool = False
+    """Whether its Require names `eventlist` (RFC 4662 section 4.1)."""
+
+    @property
+    def of_list(self) -> bool:
+        """Whether it states a list of terminals; one terminal's document counts in spite of Require."""
+        media_type = self.content_type.partition(";")[0].strip().lower()
+        return self.requires_eventlist and not (self.body and media_type == MEDIA_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class Final:
     """Whether PJSIP has dropped the dialog."""
     contacts: tuple[str, ...] = ()
     """The URIs that a 3xx names, the preferred one first."""
+    of_list: bool = False
+    """Whether a 421 requires `eventlist`, as the server of a list may answer (RFC 4662 section 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +74,11 @@ class Unusable:
 Event = Notify | Final | Unusable
 
 _FIELDS = re.compile(
-    r"\n(subscription-state|content-type|c|content-encoding|e|content-length|l)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
+    r"\n(subscription-state|content-type|c|content-encoding|e|content-length|l|require)[ \t]*:[ \t]*([^\r\n]*)",
+    re.IGNORECASE,
 )  # starting with \n takes half the time of ^ in multi-line mode, and the first line is not a field
 _CONTACT = re.compile(r"(?im)^(?:contact|m)[ \t]*:([^\r\n]*)")
+_REQUIRE = re.compile(r"(?im)^require[ \t]*:([^\r\n]*)")
 _LONG = {"c": "content-type", "e": "content-encoding", "l": "content-length"}
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _BLANK = re.compile(r"\r?\n\r?\n")
@@ -87,7 +101,12 @@ def read_notify(text: str) -> Notify:
         declared_bytes=_seconds(fields.get("content-length", "")),
         body=body.encode("utf-8", "surrogateescape"),
         expires_s=expires_s,
+        requires_eventlist="require" in fields and _names_eventlist(_REQUIRE.findall(head)),
     )
+
+
+def _names_eventlist(values: Iterable[str]) -> bool:
+    return any(tag.strip().lower() == "eventlist" for value in values for tag in value.split(","))
 
 
 @functools.lru_cache(maxsize=1024)  # a server sends few different values
@@ -114,6 +133,7 @@ def read_response(text: str) -> Final:
         min_expires_s=_seconds(values.get("min-expires", "")),
         expires_s=_seconds(values.get("expires", "")),
         contacts=contact_uris(_CONTACT.findall(head)) if 300 <= code < 400 else (),
+        of_list=code == 421 and _names_eventlist(_REQUIRE.findall(head)),
     )
 
 

@@ -155,6 +155,7 @@ class FetchAnswered(_Message, tag="fetch-answered"):
     content_encoding: str
     declared_bytes: int
     body: bytes
+    of_list: bool = False
 
 
 class FetchFailed(_Message, tag="fetch-failed"):
@@ -165,6 +166,7 @@ class FetchFailed(_Message, tag="fetch-failed"):
     phrase: str
     retry_after_s: int
     local: bool
+    of_list: bool = False
 
 
 class Error(_Message, tag="error"):

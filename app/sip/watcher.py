@@ -140,7 +140,12 @@ class SipWatcher:
             raise error_of_restart("The SIP worker is being replaced.")
         answer = await worker.fetch(address, _number(client_id))
         error = error_of_notify(
-            answer.state, answer.reason, answer.retry_after_s, answer.declared_bytes, len(answer.body)
+            answer.state,
+            answer.reason,
+            answer.retry_after_s,
+            answer.declared_bytes,
+            len(answer.body),
+            of_list=answer.of_list,
         )
         if error is not None:
             raise error

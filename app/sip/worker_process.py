@@ -209,7 +209,7 @@ class WorkerProcess(asyncio.Protocol):
 def _error_of(failed: FetchFailed) -> TerminalStatusError:
     if failed.local:
         return error_of_local_failure(failed.code, failed.phrase)
-    return error_of_response(failed.code, failed.phrase, failed.retry_after_s)
+    return error_of_response(failed.code, failed.phrase, failed.retry_after_s, of_list=failed.of_list)
 
 
 def error_of_restart(message: str) -> TerminalStatusError:

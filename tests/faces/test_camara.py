@@ -12,6 +12,7 @@ import pytest_asyncio
 from app.auth.oidc import AccessTokens, Grant
 from app.domain.addresses import parse_address
 from app.domain.errors import (
+    AddressIsList,
     DocumentUnreadable,
     PresenceMisconfigured,
     PresenceUnavailable,
@@ -212,6 +213,7 @@ def test_the_error_table_is_total() -> None:
     "error",
     [
         TerminalUnknown,
+        AddressIsList,
         WatcherRefused,
         WatcherUnauthenticated,
         PresenceUnavailable,

@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.domain.addresses import TerminalAddress, parse_address
 from app.domain.errors import (
+    AddressIsList,
     DocumentUnreadable,
     FetchTimedOut,
     GatewayOverloaded,
@@ -109,6 +110,7 @@ def test_the_error_table_is_total() -> None:
     ("error", "status"),
     [
         (TerminalUnknown, 404),
+        (AddressIsList, 422),
         (WatcherRefused, 424),
         (WatcherUnauthenticated, 502),
         (FetchTimedOut, 504),

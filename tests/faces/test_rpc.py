@@ -17,6 +17,7 @@ from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped, unuse
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
+    AddressIsList,
     DocumentUnreadable,
     FetchTimedOut,
     GatewayOverloaded,
@@ -119,6 +120,7 @@ def test_the_contract_has_the_error_table() -> None:
     ("error", "code"),
     [
         (TerminalUnknown, grpc.StatusCode.NOT_FOUND),
+        (AddressIsList, grpc.StatusCode.FAILED_PRECONDITION),
         (WatcherRefused, grpc.StatusCode.FAILED_PRECONDITION),
         (WatcherUnauthenticated, grpc.StatusCode.FAILED_PRECONDITION),
         (FetchTimedOut, grpc.StatusCode.UNAVAILABLE),

@@ -18,6 +18,7 @@ from starlette.types import Message
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
+    AddressIsList,
     DocumentUnreadable,
     FetchTimedOut,
     GatewayOverloaded,
@@ -252,6 +253,7 @@ def test_tables_are_total() -> None:
 GET_STATUS_ERRORS = (
     InvalidAddress,
     TerminalUnknown,
+    AddressIsList,
     WatcherRefused,
     WatcherUnauthenticated,
     FetchTimedOut,
@@ -269,6 +271,7 @@ async def test_domain_error(error: type[TerminalStatusError]) -> None:
     expected = {
         "INVALID_ADDRESS": ("ServiceException", "SVC0002", "address"),
         "TERMINAL_UNKNOWN": ("ServiceException", "SVC0004", "address"),
+        "ADDRESS_IS_LIST": ("ServiceException", "SVC0002", "address"),
         "WATCHER_REFUSED": ("PolicyException", "POL0002", ALICE),
         "WATCHER_UNAUTHENTICATED": ("PolicyException", "POL0002", ALICE),
     }.get(error.code, ("ServiceException", "SVC0001", error.code))

@@ -13,6 +13,7 @@ from app.domain.statuses import Source, Status, TerminalStatus
 CODES = {
     "INVALID_ADDRESS": False,
     "TERMINAL_UNKNOWN": False,
+    "ADDRESS_IS_LIST": False,
     "WATCHER_REFUSED": False,
     "WATCHER_UNAUTHENTICATED": False,
     "FETCH_TIMED_OUT": True,

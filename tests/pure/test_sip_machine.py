@@ -3,11 +3,13 @@
 `LIFE_CYCLE` in `tests/support/life_cycle.py` has the rows. A `Play` is one machine with its driver and clock.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 
 from app.domain.errors import (
+    AddressIsList,
     FetchTimedOut,
     InvalidAddress,
     PresenceMisconfigured,
@@ -18,8 +20,8 @@ from app.domain.errors import (
     WatcherUnauthenticated,
 )
 from app.domain.statuses import Liveness
-from app.sip.answers import BAD_ADDRESS, UNUSABLE
-from app.sip.headers import Final
+from app.sip.answers import BAD_ADDRESS, UNUSABLE, error_of_notify
+from app.sip.headers import Final, Notify
 from app.sip.machine import timing as life
 from app.sip.machine.actions import (
     UNWANTED,
@@ -239,6 +241,34 @@ def test_terminated_unknown_reason(reason: str) -> None:
     assert reported(at_once.notify("terminated", reason)) == [(Liveness.STALE, reason or "terminated")]
     later.notify("terminated", reason, retry_after_s=20)
     assert (at_once.machine.generation, later.machine.generation, later.wait_s()) == (2, 1, 20)
+
+
+@pytest.mark.parametrize("state", ["active", "terminated"])
+def test_list(state: str) -> None:
+    """The address is a list's (RFC 4662): the watch ends with an error, and nothing was observed; one terminal's
+    document is read in spite of Require."""
+    of_list = Notify(state, "", -1, "multipart/related", "", 4, b"rlmi", requires_eventlist=True)
+    empty = dataclasses.replace(of_list, content_type="application/pidf+xml", body=b"")
+    document = dataclasses.replace(of_list, content_type="application/pidf+xml;charset=utf-8")
+    for kind in (of_list, empty):
+        for play in (Play(), active(), renewing()):
+            play.handle(WatchRequested())
+            actions = play.handle(NotifyReceived(generation=play.dialogs[0], notify=kind))
+            assert isinstance(of(ReportEnd, actions)[0].error, AddressIsList)
+            assert not of(ReportObservation, actions)
+    play = active()
+    assert of(ReportObservation, play.handle(NotifyReceived(generation=1, notify=document)))
+    for reason, error in (("rejected", WatcherRefused), ("noresource", TerminalUnknown)):
+        found = error_of_notify("terminated", reason, -1, 0, 0, of_list=True)
+        assert type(found) is error
+    play = Play()
+    play.handle(WatchRequested())
+    final = Final(421, "Extension Required", of_list=True)
+    assert of(ReportEnd, play.handle(SubscribeFailed(generation=1, final=final)))
+    ending = active()
+    ending.handle(WatchCancelled())
+    ending.handle(NotifyReceived(generation=1, notify=dataclasses.replace(of_list, state="terminated")))
+    assert ending.ended == ReportEnd(reason=UNWANTED, error=None)
 
 
 def test_terminated_body() -> None:

@@ -93,6 +93,25 @@ def test_notify_with_compact_and_folded_fields() -> None:
     assert read_notify(text) == Notify("active", "", 5, "text/plain", "gzip", 0, b"", 60)
 
 
+@pytest.mark.parametrize(
+    ("lines", "requires"),
+    [
+        ("Require: eventlist", True),
+        ("require:foo , EventList", True),
+        ("Require: foo\r\nRequire: eventlist", True),
+        ("Require: foo,\r\n eventlist", True),
+        ("Require: eventlists", False),
+        ("X-Require: eventlist", False),
+        ("Supported: eventlist", False),
+    ],
+)
+def test_require_of_a_list(lines: str, requires: bool) -> None:
+    """Require is read in every form of RFC 3261 section 7.3.1: a list, several lines, folded, in any case."""
+    assert read_notify(f"NOTIFY x SIP/2.0\r\nVia: v\r\n{lines}\r\n\r\n").requires_eventlist is requires
+    assert read_response(f"SIP/2.0 421 Extension Required\r\n{lines}\r\n\r\n").of_list is requires
+    assert not read_response(f"SIP/2.0 420 Bad Extension\r\n{lines}\r\n\r\n").of_list
+
+
 def test_notify_body_keeps_its_bytes() -> None:
     """A body that is not UTF-8 arrives byte for byte."""
     raw = b"\xff\xfe\x00caf\xe9"

@@ -189,6 +189,7 @@ def provocations(directory: Path) -> Provocations:
     unlimited = {
         "INVALID_ADDRESS": get("/v1/terminals/alice/status"),
         "TERMINAL_UNKNOWN": presence_answers(error_of_response(404, "Not Found", -1)),
+        "ADDRESS_IS_LIST": presence_answers(error_of_notify("active", "", -1, 0, 0, of_list=True)),
         "WATCHER_REFUSED": presence_answers(error_of_response(403, "Forbidden", -1)),
         "WATCHER_UNAUTHENTICATED": presence_answers(error_of_response(401, "Unauthorized", -1)),
         "FETCH_TIMED_OUT": presence_answers(None),

@@ -20,6 +20,7 @@ LIFE_CYCLE = {
     "terminated, invariant": "test_terminated_invariant",
     "terminated, invariant, without a document": "test_terminated_invariant_of_nothing",
     "terminated, no or an unknown reason": "test_terminated_unknown_reason",
+    "NOTIFY or 421 with `Require: eventlist`": "test_list",
     "terminated with or without a body": "test_terminated_body",
     "401, 407 with credentials": "test_challenge_is_answered_once",
     "401, 407 without credentials": "test_challenge_without_credentials",

@@ -1,6 +1,7 @@
 """The REST application in process, over a fetcher with a fake watcher: all callers may query one terminal."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -10,9 +11,11 @@ from typing import Any
 import httpx2
 from fastapi import FastAPI
 
+from app.auth.policies import Policies
 from app.core.fetcher import FetchService
 from app.core.use_cases import UseCases
 from app.domain.addresses import parse_address
+from app.domain.policy import Policy
 from app.domain.records import ANONYMOUS, Client
 from app.domain.statuses import TerminalStatus
 from app.rest.application import create_app
@@ -33,7 +36,9 @@ def app_over(
             return await service.fetch(parse_address(address))
 
     absent: dict[str, Any] = dict.fromkeys([each.name for each in fields(UseCases)])
-    use_cases = UseCases(**{**absent, "auth": Open(), "queries": Questions()})
+    use_cases = UseCases(
+        **{**absent, "auth": Open(), "queries": Questions(), "policies": Policies(Policy(), time.monotonic)}
+    )
     return create_app(service, use_cases, stopping=stopping, ready_needs_presence=ready_needs_presence)
 
 

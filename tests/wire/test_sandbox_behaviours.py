@@ -44,6 +44,7 @@ def _matches(pattern: str, user: str) -> bool:
 OTHERWISE_TRIED = {
     "silent",
     "fetch-481",
+    "list-empty",
     "notify-wrong",
     "notify-first",
     "notify-twice",
@@ -115,6 +116,15 @@ async def test_481_to_a_fetch(client: SipClient, sandbox: Sandbox) -> None:
     assert (await watch.subscribe(0)).code == 200
     assert (await watch.notify())["subscription-state"] == "terminated;reason=timeout"
     assert sandbox.subscriptions == {}
+
+
+@pytest.mark.parametrize(("user", "has_body"), [("list-empty", False), ("list-rlmi", True)])
+async def test_list(client: SipClient, user: str, has_body: bool) -> None:
+    """`list-…` sends NOTIFYs that require eventlist, or answers 421."""
+    notify = await fetch(client, user)
+    assert (notify["require"], bool(notify.body)) == ("eventlist", has_body)
+    response, _ = await client.fetch("sip:list-421@example.com")
+    assert (response.code, response["require"]) == (421, "eventlist")
 
 
 @pytest.mark.parametrize("user", ["accept-202", "answer-202"])

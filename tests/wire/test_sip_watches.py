@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
+    AddressIsList,
     InvalidAddress,
     PresenceMisconfigured,
     PresenceUnavailable,
@@ -247,6 +248,20 @@ async def test_terminated_noresource_and_invariant(sandbox: Sandbox, running: Ru
         watcher.refresh(gone)
     await started(watcher, observer, gone)
     assert sandbox.subscriptions[gone] == 1
+
+
+@pytest.mark.parametrize("user", ["list-empty", "list-rlmi", "list-421"])
+async def test_address_of_a_list(running: Running, user: str) -> None:
+    """A server of lists marks its NOTIFYs by Require: eventlist (RFC 4662 section 4.1), or answers 421: the fetch and
+    the watch fail with an error of their own, never with a status."""
+    watcher, observer = running
+    address = terminal(user)
+    with pytest.raises(AddressIsList):
+        await watcher.fetch(address)
+    watcher.watch(address)
+    await until(lambda: observer.reported.get(address))
+    assert observer.reported[address] == ["ended"]
+    assert isinstance(observer.errors[address], AddressIsList)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ UNAVAILABLE: Code = (503, "UNAVAILABLE")
 CODES: Mapping[type[errors.TerminalStatusError], Code] = {
     errors.InvalidAddress: INVALID_ARGUMENT,
     errors.TerminalUnknown: IDENTIFIER_NOT_FOUND,
+    errors.AddressIsList: SERVICE_NOT_APPLICABLE,
     errors.WatcherRefused: SERVICE_NOT_APPLICABLE,
     errors.WatcherUnauthenticated: BAD_GATEWAY,
     errors.FetchTimedOut: UNAVAILABLE,

@@ -17,8 +17,15 @@ Deliberately absent: the choice of a server and the send rate over all watches (
 
 import math
 
-from app.domain.errors import PresenceUnavailable, TerminalStatusError
-from app.sip.answers import BAD_ADDRESS, UNUSABLE, error_of_local_failure, error_of_notify, error_of_response
+from app.domain.errors import AddressIsList, PresenceUnavailable, TerminalStatusError
+from app.sip.answers import (
+    BAD_ADDRESS,
+    UNUSABLE,
+    error_of_list,
+    error_of_local_failure,
+    error_of_notify,
+    error_of_response,
+)
 from app.sip.headers import Final, Notify
 from app.sip.machine import actions, events
 from app.sip.machine.retries import AT_ONCE, FOLLOW, retry_after_failure, retry_after_termination, should_ask_longer
@@ -52,6 +59,8 @@ class WatchMachine:
         watch.now_s, watch.jitter, watch.omits_notify = max(now_s, watch.now_s), jitter, omits_notify
         older = watch.older.generation if watch.older else None
         match event:
+            case events.NotifyReceived() if self._is_of_list(event, older):
+                watch.end("eventlist", error_of_list())
             case events.NotifyReceived() if event.generation == older:
                 self._on_notify_in_older(event.notify, event.expires_s)
             case events.SubscribeFailed() if event.generation == older:
@@ -112,6 +121,15 @@ class WatchMachine:
     def snapshot(self) -> Snapshot:
         """The present state, for operators."""
         return self._watch.snapshot()
+
+    def _is_of_list(self, event: events.NotifyReceived, older: int | None) -> bool:
+        """Whether the NOTIFY says that the address is a list's, and the watch is still wanted."""
+        notify = event.notify
+        if not notify.of_list or self._watch.state is State.ENDING:
+            return False
+        in_use = event.generation == older or self._watch.is_newest(event.generation)
+        error = error_of_notify(notify.state, notify.reason, -1, -1, 0, of_list=True)
+        return in_use and isinstance(error, AddressIsList)
 
     def _on_accepted(self, event: events.SubscribeAccepted) -> None:
         watch = self._watch
@@ -232,7 +250,7 @@ class WatchMachine:
         error = self._explain_failure(final)
         if watch.redirected:
             watch.explain("redirected", None)
-        if final.local and code == BAD_ADDRESS:
+        if final.of_list or (final.local and code == BAD_ADDRESS):
             watch.end(watch.report.reason, error)  # every later attempt would fail too
             return
         ends = dialog_gone or (code in _ENDS_DIALOG and not final.local)
@@ -258,7 +276,7 @@ class WatchMachine:
             error = error_of_local_failure(code, final.phrase)
             self._watch.explain(final.phrase or (f"failure {code}" if code else "no NOTIFY"), error)
         else:
-            error = error_of_response(code, final.phrase, final.retry_after_s)
+            error = error_of_response(code, final.phrase, final.retry_after_s, of_list=final.of_list)
             self._watch.explain(f"{code} {final.phrase}".rstrip(), error)
         return error
 

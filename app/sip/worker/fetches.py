@@ -141,7 +141,9 @@ class Fetches:
             self._subscribe(fetch, 0)
         else:
             del self._fetches[fetch.id]
-            self._reports.append(FetchFailed(fetch.id, event.code, event.phrase, event.retry_after_s, event.local))
+            self._reports.append(
+                FetchFailed(fetch.id, event.code, event.phrase, event.retry_after_s, event.local, event.of_list)
+            )
 
     def _on_notify(self, fetch: Fetch, dialog: SubscribeDialog, event: Notify) -> None:
         cut = event.declared_bytes not in (-1, len(event.body))
@@ -168,6 +170,7 @@ class Fetches:
                 event.content_encoding,
                 event.declared_bytes,
                 event.body,
+                event.of_list,
             )
         )
 

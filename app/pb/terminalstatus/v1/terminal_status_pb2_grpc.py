@@ -72,6 +72,7 @@ class TerminalStatusServiceServicer:
         INVALID_ARGUMENT    INVALID_ADDRESS          The address is not a valid sip:, sips: or tel: URI.
         FAILED_PRECONDITION GROUP_NOT_ALLOWED        The address is a group; use QueryStatuses.
         NOT_FOUND           TERMINAL_UNKNOWN         The presence server does not know the terminal.
+        FAILED_PRECONDITION ADDRESS_IS_LIST          The address is a list of terminals at the presence server.
         FAILED_PRECONDITION WATCHER_REFUSED          The terminal's user or the operator refuses this gateway.
         FAILED_PRECONDITION WATCHER_UNAUTHENTICATED  The presence server rejects this gateway's credentials.
         UNAVAILABLE         FETCH_TIMED_OUT          The presence server did not answer within the gateway's time limit.
