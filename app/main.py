@@ -346,6 +346,7 @@ def _http_app(
         max_stream_age_s=settings.grpc_max_connection_age_s or None,
         ready_needs_presence=settings.ready_needs_presence,
         token_scope=settings.oidc_scope,
+        token_issuer=settings.oidc_issuer,
         cors_origins=settings.cors_origins,
         public_url=settings.http_public_url,
     )

@@ -158,8 +158,18 @@ def make_use_cases(
 ) -> UseCases:
     """Makes the use cases over `live`. `clock` gives the time in UTC, `clock_s` monotonic seconds; `entropy(n)` gives n
     unguessable bytes."""
+    queries = QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock)
     subscriptions = SubscriptionService(
-        store, live.lifecycle, live.directory, policies, usage, senders, SINK_CONTRACTS, clock, entropy=entropy
+        store,
+        live.lifecycle,
+        live.directory,
+        policies,
+        usage,
+        senders,
+        SINK_CONTRACTS,
+        clock,
+        queries.require_known,
+        entropy=entropy,
     )
     streams = StreamService(
         live.registry, live.writer, live.streams, live.directory, policies, live.other_nodes, clock_s=clock_s
@@ -174,7 +184,7 @@ def make_use_cases(
     )
     return UseCases(
         auth=auth,
-        queries=QueryService(fetcher, live.registry, live.last_statuses, live.directory, policies, usage, clock),
+        queries=queries,
         streams=streams,
         subscriptions=subscriptions,
         subscription_changes=SubscriptionChanges(

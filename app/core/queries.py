@@ -17,7 +17,15 @@ from app.auth.policies import Policies
 from app.core.fetcher import FetchService
 from app.core.usage import Caller, UsageLog
 from app.domain.addresses import TerminalAddress, parse_address
-from app.domain.errors import GroupNotAllowed, InvalidAddress, InvalidRequest, TerminalStatusError, TooManyAddresses
+from app.domain.errors import (
+    GroupNotAllowed,
+    InvalidAddress,
+    InvalidRequest,
+    TerminalStatusError,
+    TerminalUnknown,
+    TooManyAddresses,
+    WatcherRefused,
+)
 from app.domain.operations import Face, UsageOperation
 from app.domain.policy import Policy, visible_status, with_status
 from app.domain.records import Client
@@ -131,6 +139,21 @@ class QueryService:
             raise
         self._record(UsageOperation.GET_STATUS, caller, (address,), 1, None)
         return with_status(status, visible_status(policy.busy_available, status.status))
+
+    async def require_known(self, client: Client, terminal: TerminalAddress) -> None:
+        """Raises TerminalUnknown or WatcherRefused if the presence server answers a fetch so, within its time limit.
+
+        Every other outcome passes, silence too. A terminal with a live watch is not asked. Makes no usage record, and
+        does not count against the rate: the caller's request does.
+        """
+        if self._registry.live(terminal) is not None:
+            return
+        try:
+            await self._fetch(terminal, client)
+        except (TerminalUnknown, WatcherRefused):
+            raise
+        except TerminalStatusError:
+            pass
 
     async def query(
         self,

@@ -43,6 +43,8 @@ class SubscriptionRequest:
     sink: Sink = NO_SINK
     correlator: str = ""
     request_id: str = ""
+    ask_first: bool = False
+    """Terminals without a live watch are fetched first; one that is unknown or refused fails the request (CAMARA)."""
     skip_invalid: bool = False
     """Invalid addresses do not fail the request: the sink is owed a notification for each (Parlay X's statusError)."""
 

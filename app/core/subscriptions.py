@@ -25,6 +25,7 @@ from app.core.subscription_requests import (
     repeated,
 )
 from app.core.usage import Caller, UsageLog
+from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
     InvalidAddress,
     SubscriptionUnknown,
@@ -63,11 +64,12 @@ class SubscriptionService:
         senders: Mapping[SinkKind, Sender],
         contracts: SinkContracts,
         clock: Callable[[], datetime],
+        require_known: Callable[[Client, TerminalAddress], Awaitable[None]],
         *,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """`senders` by the kind of sink that they check; STREAM needs none. `clock` gives the time in UTC,
-        `entropy(n)` gives n unguessable bytes."""
+        `entropy(n)` gives n unguessable bytes; `require_known` is `QueryService.require_known`."""
         self.on_withdrawn: Callable[[Subscription], Callable[[], Awaitable[None]]] = lambda subscription: _nothing
         """Called with a subscription whose owed notifications were withdrawn. It returns a function that waits until no
         delivery attempt of the subscription is in flight."""
@@ -79,6 +81,7 @@ class SubscriptionService:
         self._senders = senders
         self._contracts = contracts
         self._clock = clock
+        self._require_known = require_known
         self._entropy = entropy
 
     async def create(
@@ -90,7 +93,7 @@ class SubscriptionService:
         GroupNotAllowed, IntervalTooShort, InvalidAddress, InvalidRequest, NestedGroupNotAllowed,
         NoValidAddresses, RateLimited, RequestIdReused, SinkRefused, SinkUnreachable, StoreUnavailable,
         TooManyAddresses, TooManySubscriptions, TooManyWatchedTerminals, Unauthenticated (the client was deleted
-        meanwhile), UnlimitedCountNotAllowed.
+        meanwhile), UnlimitedCountNotAllowed; with `ask_first` also TerminalUnknown and WatcherRefused.
         """
         policy = self._policies.admit(client)
         caller = Caller(client=client, face=face, requester=requester)
@@ -112,6 +115,9 @@ class SubscriptionService:
             subscription = self._made(client, request, policy, expansion, digest)
             self._lifecycle.require_room(client.id, policy.max_subscriptions)
             await check_sink(self._senders, subscription)
+            if request.ask_first:
+                for terminal in expansion.terminals:
+                    await self._require_known(client, terminal)
             record = self._usage.make(
                 UsageOperation.START_NOTIFICATION,
                 caller,

@@ -4,7 +4,8 @@ One notification is one event; its id is the event's `id` and the `webhook-id`, 
 covers the bytes that are sent. Each profile has a function that makes its events (`Envelope`); a notification without
 an event in its profile counts as delivered without being sent.
 Invariants: secrets and tokens are never logged, put into errors or stored, not even if the response repeats them. An
-expired access token is not used.
+access token is not used after the time that the request stated. A sink that answers 401 to a token that has expired
+ends the subscription: its clock may be ahead, and a token that is a JWT may expire before the stated time.
 
 Deliberately absent: CloudEvents' rate agreement (WebHook-Request-Rate).
 """
@@ -12,10 +13,12 @@ Deliberately absent: CloudEvents' rate agreement (WebHook-Request-Rate).
 import base64
 import hashlib
 import hmac
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 
 import msgspec
 
@@ -55,6 +58,9 @@ EVENT_TYPES: Mapping[NotificationKind, str] = {
     NotificationKind.TEST: EVENT_PREFIX + "sink-test",
 }
 """The `type` of the events of profile v1."""
+
+CLOCKS_DIFFER = timedelta(seconds=30)
+"""How far a sink's clock may be ahead of the gateway's."""
 
 _REFUSALS = (400, 401, 403)
 """Statuses with which receivers refuse a wrong signature."""
@@ -204,7 +210,10 @@ class WebhookSender:
             reply = await self._post(sink, notification.id, event)
         except SinkRefused as refused:  # the operator's rules have become stricter
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
-        return reply.as_sent()
+        sent = reply.as_sent()
+        if reply.code == HTTPStatus.UNAUTHORIZED and self._token_expired(sink, refused=True):
+            return replace(sent, ends=EndReason.TOKEN_EXPIRED)
+        return sent
 
     async def _post(self, sink: Sink, message_id: str, event: Mapping[str, object]) -> Reply:
         body = msgspec.json.encode(event)
@@ -268,6 +277,21 @@ class WebhookSender:
                 f"The handshake must be one of {', '.join(each.name for each in Handshake)}.", reason="handshake"
             ) from None
 
-    def _token_expired(self, sink: Sink) -> bool:
+    def _token_expired(self, sink: Sink, *, refused: bool = False) -> bool:
+        """`refused`: the sink refuses the token now; then its clock may be ahead, and the token's own expiry counts."""
         ends_at = token_ends_at(sink)
-        return ends_at is not None and ends_at <= self._clock()
+        if ends_at is None:
+            return False
+        if refused:
+            ends_at = min(ends_at, _expiry_of(sink.parameters.get(SINK_TOKEN, "")) or ends_at) - CLOCKS_DIFFER
+        return ends_at <= self._clock()
+
+
+def _expiry_of(token: str) -> datetime | None:
+    """The `exp` of a token that is a JWT (RFC 7519 section 4.1.4), without checking the signature; else None."""
+    parts = token.split(".")
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=="))
+        return datetime.fromtimestamp(claims["exp"], UTC)
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, OSError, RecursionError):
+        return None

@@ -57,6 +57,7 @@ def create_app(
     public_url: str | None = None,
     ready_needs_presence: bool = False,
     token_scope: str = "",
+    token_issuer: str = "",
     cors_origins: Collection[str] = (),
     jitter: Callable[[], float] = random.random,
 ) -> FastAPI:
@@ -67,10 +68,12 @@ def create_app(
     the age, in seconds, at which a stream of events is ended, for its client to resume. `public_url`: the server named
     in the OpenAPI documents; by default the one that the reader's request names. `ready_needs_presence`: whether the
     gateway is ready only while a presence server answers. `token_scope`: the scope that an access token needs for REST
-    API v1, which a challenge names; empty: none. `cors_origins`: the origins whose scripts may call. `jitter` returns a
-    number from 0 to 1 at random.
+    API v1, which a challenge names; empty: none. `token_issuer`: the issuer of access tokens, for CAMARA's documents.
+    `cors_origins`: the origins whose scripts may call. `jitter` returns a number from 0 to 1 at random.
     """
-    dependencies = CamaraDependencies(use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock)
+    dependencies = CamaraDependencies(
+        use_cases=use_cases, number_pattern=number_pattern, grant=grant, clock=clock, issuer=token_issuer
+    )
     app = _App(
         create_apps(dependencies),
         cors_origins,

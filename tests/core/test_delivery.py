@@ -23,6 +23,7 @@ from app.domain.records import Client, DeliveryState, OwedNotification, Subscrip
 from app.domain.sinks import EndReason, SinkKind
 from app.ports.delivery import Sent
 from app.ports.store import Page
+from app.rest.camara.sink_parameters import status
 from app.sinks import SINK_CONTRACTS
 from app.store import SqlStore
 from tests.support.deliveries import (
@@ -47,7 +48,7 @@ from tests.support.deliveries import (
     until_owed,
 )
 from tests.support.outbox import NOW, OWNER, STRANGER, make_subscription
-from tests.support.receivers import receiver
+from tests.support.receivers import answer, receiver
 from tests.support.records import edit_of
 from tests.support.waiting import DEADLINE_S, until
 
@@ -147,6 +148,22 @@ async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
     assert after is not None
     assert after.end_reason is EndReason.TOKEN_EXPIRED
     assert await store.usage(Page(), UsageFilter(start=OLD)) == ([], "")
+
+
+async def test_a_401_to_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
+    """A sink that answers 401 once its token has expired ends the subscription as expired (CAMARA r1.2,
+    Subscription.status), and gets nothing more."""
+    soon = datetime.now(UTC) + timedelta(seconds=20)  # the sink's clock is ahead
+    parameters = {"token": "t", "token_expires_at": soon.isoformat()}
+    async with receiver(answer(401)) as there, sending() as webhooks:
+        ids = await owe(store, 2, subscription=make_subscription(there.url, parameters=parameters))
+        async with delivering(store, webhooks):
+            await until_owed(store, settled)
+        assert len(there.requests) == 1
+    after = await store.subscription(SUBSCRIPTION.id)
+    assert after is not None
+    assert (after.end_reason, after.end_detail, status(after)) == (EndReason.TOKEN_EXPIRED, "http-401", "EXPIRED")
+    assert [each.code for each in await store.attempts(ids[0])] == [401]
 
 
 async def move(store: SqlStore, deliverer: Deliverer, url: str) -> None:

@@ -309,7 +309,7 @@ def camara_provocations() -> Provocations:
 
         return call
 
-    until_past = {"subscriptionDetail": alice, "subscriptionExpireTime": "2020-01-01T00:00:00Z"}
+    too_long = {"subscriptionDetail": alice, "subscriptionExpireTime": "9999-01-01T00:00:00Z"}
     return [
         (
             Policy(),
@@ -328,7 +328,7 @@ def camara_provocations() -> Provocations:
                     }
                 ),
                 "INVALID_SINK": create(sink="https://10.0.0.1/sink"),
-                "OUT_OF_RANGE": create(config=until_past),
+                "OUT_OF_RANGE": create(config=too_long),
                 "UNAUTHENTICATED": lambda face: face.call(
                     "POST", status, alice, client="", headers={"authorization": "Bearer tsk_0123456789abcdef_wrong"}
                 ),

@@ -1,5 +1,6 @@
 """Tests of `app/egress/webhook.py`: what receivers are sent, how they verify it, and how an endpoint is checked."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.webhook import CONTENT_TYPE, WebhookSender, sign, v1_event
 from app.rest.subscription_schemas import SinkHandshake, WebhookSinkRequest
+from tests.support.access_tokens import signed
 from tests.support.core import new_database, run_core
 from tests.support.outbox import ALICE, BOB, NOW, OTHER_SECRET, SECRET, change, make_owed, make_subscription
 from tests.support.receivers import Behaviour, Receiver, Request, answer, drip, gigabyte, hang, raw, receiver, reset
@@ -231,6 +233,36 @@ async def test_an_expired_token_is_not_used(expires_at: str) -> None:
         assert there.connections == 0
         later = make_subscription(there.url, parameters={"token": TOKEN, "token_expires_at": "2026-01-02T03:04:06Z"})
         assert (await webhooks.send(later, make_owed(later))).delivered
+
+
+ODD_CLAIMS: list[object] = [[], {}, {"exp": "1"}, {"exp": 1e300}, {"exp": [1]}, b"\xff{", b"[" * 4000]
+JWT_ENDED = signed({"alg": "ES256"}, {"exp": int(NOW.timestamp()) - 1})
+
+
+@pytest.mark.parametrize(
+    ("token", "expires_at", "ends"),
+    [
+        (TOKEN, "2026-01-02T03:04:35Z", EndReason.TOKEN_EXPIRED),
+        (TOKEN, "2026-01-02T03:04:36Z", None),
+        (TOKEN, "", None),
+        (JWT_ENDED, "2027-01-02T03:04:05Z", EndReason.TOKEN_EXPIRED),
+        (JWT_ENDED, "", None),
+        (signed({"alg": "ES256"}, {"exp": int(NOW.timestamp()) + 60}), "2027-01-02T03:04:05Z", None),
+        *[(signed({}, odd), "2027-01-02T03:04:05Z", None) for odd in ODD_CLAIMS],
+        ("a.b", "2027-01-02T03:04:05Z", None),
+    ],
+    ids=itertools.count(),
+)
+async def test_a_refused_token_that_has_expired(token: str, expires_at: str, ends: EndReason | None) -> None:
+    """A sink that answers 401 to a token that has expired ends the subscription (RFC 6750 section 3.1; CAMARA
+    AccessTokenCredential: `exp` of a JWT counts too). The sink's clock may be 30 s ahead. Any other 401 is tried
+    again, and so is the one of a sink for which no expiry was stated, whose token can be changed."""
+    async with sender(now=NOW) as webhooks, receiver(answer(401)) as there:
+        subscription = make_subscription(there.url, parameters={"token": token, "token_expires_at": expires_at})
+        sent = await webhooks.send(subscription, make_owed(subscription))
+        assert (sent.delivered, sent.code, sent.outcome, sent.ends) == (False, 401, "http-401", ends)
+        there.behave = answer(403)
+        assert (await webhooks.send(subscription, make_owed(subscription))).ends is None
 
 
 @pytest.mark.parametrize(

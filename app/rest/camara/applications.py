@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.rest.camara import status, subscriptions
-from app.rest.camara.callers import CamaraDependencies, CamaraOperation
+from app.rest.camara.callers import OPEN_ID, SINK_BEARER, CamaraDependencies, CamaraOperation
 from app.rest.camara.errors import ErrorInfo, add_handlers, answer_problem
 from app.rest.middleware import RequestMiddleware
 
@@ -19,6 +19,8 @@ PREFIXES: Mapping[str, str] = {
 """The path under which each API is served."""
 COMMON_PREFIX = "/device-reachability-status"
 
+_ANY_ISSUER = "https://idp.example.com"
+
 ANY_SERVER = "http://localhost:8080"
 """The server's URL in the documents, which `api_page.py` replaces."""
 
@@ -26,7 +28,7 @@ _CREDENTIALS = """
 
 **Credentials.** Send an API key or an access token as `Authorization: Bearer …`. An API key counts as a two-legged \
 token: the request must have `device`. With an access token that identifies a device (three-legged), the request must \
-not have `device`. An access token needs this API's scopes.
+not have `device`. An access token needs this API's scopes; to subscribe, the scope of the event type is enough.
 
 **Devices.** A device is identified by `phoneNumber` or `networkAccessIdentifier`; if both are sent, `phoneNumber` is \
 used. Devices with IP addresses only are answered `UNSUPPORTED_IDENTIFIER`. A device whose user is on a call is \
@@ -76,10 +78,21 @@ class _App(FastAPI):
             document = super().openapi()
             components = document.setdefault("components", {})
             components.setdefault("schemas", {})["ErrorInfo"] = ErrorInfo.model_json_schema()
+            issuer = self.state.issuer or _ANY_ISSUER
             components["securitySchemes"] = {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token."}
+                OPEN_ID: {
+                    "type": "openIdConnect",
+                    "openIdConnectUrl": f"{issuer.rstrip('/')}/.well-known/openid-configuration",
+                    "description": "An access token with the operation's scope, where the operator accepts tokens.",
+                },
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
             }
-            document["security"] = [{"bearer": []}]
+            if "/subscriptions" in document["paths"]:
+                components["securitySchemes"][SINK_BEARER] = {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "In events: the access token of the sink's credential, if there is one.",
+                }
         return self.openapi_schema or {}
 
 
@@ -96,6 +109,7 @@ def _app(dependencies: CamaraDependencies, add_routes: Any, name: str, **describ
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.auth = dependencies.use_cases.auth
+    app.state.issuer = dependencies.issuer
     app.router.route_class = CamaraOperation
     app.add_middleware(RequestMiddleware, answer=answer_problem, policies=dependencies.use_cases.policies)
     add_handlers(app)

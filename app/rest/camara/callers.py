@@ -39,6 +39,9 @@ from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.operation import CLIENT, Operation
 
 FACE = Face.CAMARA
+OPEN_ID = "openId"
+SINK_BEARER = "notificationsBearerAuth"
+"""The names of CAMARA's security schemes: OpenID Connect for calls, and a sink's access token for events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class CamaraDependencies:
     """Returns what a valid access token grants; None if access tokens are not accepted."""
     clock: Callable[[], datetime]
     """Returns the time in UTC."""
+    issuer: str
+    """The issuer of access tokens, for the documents; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,11 @@ def caller_with(api: CamaraDependencies, scope: str = "") -> Any:
         return caller
 
     return Depends(dependency)
+
+
+def scopes(*names: str) -> dict[str, Any]:
+    """Returns FastAPI's `openapi_extra` for an operation whose access tokens need one of these scopes."""
+    return {"security": [{OPEN_ID: [*names]}, {"bearer": []}]}
 
 
 def require(caller: CamaraCaller, scope: str) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC
 
 from app.domain.records import NotificationKind, OwedNotification, Subscription
 from app.domain.sinks import EndReason
+from app.rest.camara.errors import bounded
 from app.rest.camara.event_types import SUBSCRIPTION_ENDED, SUBSCRIPTION_STARTED
 from app.rest.camara.sink_parameters import ENDS_WITH_TOKEN, TYPE, identifier
 
@@ -38,7 +39,7 @@ def event(subscription: Subscription, notification: OwedNotification, source: st
         case NotificationKind.ENDED:
             kind, data["terminationReason"] = SUBSCRIPTION_ENDED, _termination(subscription, notification)
             if notification.text:
-                data["terminationDescription"] = notification.text
+                data["terminationDescription"] = bounded(notification.text)
         case _:
             return None  # an ERROR is followed by ENDED
     return {

@@ -116,7 +116,7 @@ _PROBLEMS: Mapping[int, Code] = {code[0]: code for code in (INVALID_ARGUMENT, IN
 _WRONG_VALUES: Mapping[str, Code] = {
     "sink": INVALID_SINK,
     "protocol": INVALID_PROTOCOL,
-    "sinkCredential": INVALID_CREDENTIAL,  # an unknown credentialType is reported here
+    "sinkCredential": INVALID_CREDENTIAL,
     "accessToken": INVALID_TOKEN,
     "accessTokenType": INVALID_TOKEN,
 }
@@ -124,7 +124,11 @@ _WRONG_VALUES: Mapping[str, Code] = {
 
 
 _NOT_OFFERED = {"PLAIN", "REFRESHTOKEN"}
-"""Types of credentials that are always refused."""
+"""Types of credentials that r1.2 has and that are always refused, whatever their members are."""
+CREDENTIAL_NOT_OFFERED = "sinkCredential.credentialType must be ACCESSTOKEN; other types are not offered."
+
+MAX_MESSAGE = 512
+"""Longest text for people, in characters (Commonalities 0.7: `ErrorInfo.message`, `terminationDescription`)."""
 
 
 class ErrorInfo(BaseModel):
@@ -132,7 +136,7 @@ class ErrorInfo(BaseModel):
 
     status: int = Field(description="The HTTP status code, repeated.")
     code: str = Field(description="A code of CAMARA's. Switch on it.")
-    message: str = Field(description="What happened, for people. The wording may change.")
+    message: str = Field(max_length=MAX_MESSAGE, description="What happened, for people. The wording may change.")
 
 
 class CamaraError(Exception):
@@ -142,6 +146,11 @@ class CamaraError(Exception):
         super().__init__(message)
         self.code = code
         self.scope = scope
+
+
+def bounded(text: str) -> str:
+    """Returns a text for people with at most MAX_MESSAGE characters; a longer one ends with an ellipsis."""
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -187,7 +196,7 @@ def _message(code: str) -> str:
 
 
 def _answer(code: Code, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    body = ErrorInfo(status=code[0], code=code[1], message=message)
+    body = ErrorInfo(status=code[0], code=code[1], message=bounded(message))
     return Response(body.model_dump_json(), code[0], {**NO_STORE, **(headers or {})}, "application/json")
 
 
@@ -212,9 +221,9 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
     first = error.errors()[0]
     member = str(first["loc"][-1])
     code = INVALID_ARGUMENT
-    if not _NOT_OFFERED.isdisjoint(first["loc"]):
-        code = INVALID_CREDENTIAL
-    elif first["type"] in ("greater_than_equal", "less_than_equal") and "device" not in first["loc"]:
+    if first["type"] == "union_tag_invalid" or not _NOT_OFFERED.isdisjoint(first["loc"]):
+        return _answer(INVALID_CREDENTIAL, CREDENTIAL_NOT_OFFERED)
+    if first["type"] in ("greater_than_equal", "less_than_equal") and "device" not in first["loc"]:
         code = OUT_OF_RANGE  # a code that only the subscriptions' API has
     elif first["type"] == "too_long" and member == "types":
         code = MULTIEVENT

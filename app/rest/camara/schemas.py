@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from app.domain.records import MAX_ID
 from app.domain.sinks import MAX_URL
 from app.rest.camara import event_types
+from app.rest.camara.errors import MAX_MESSAGE
 from app.rest.schemas import Rfc3339
 
 PHONE_NUMBER_PATTERN = r"^\+[1-9][0-9]{4,14}$"
@@ -286,7 +287,9 @@ class EndedData(EventData):
         "ACCESS_TOKEN_EXPIRED",
         "SUBSCRIPTION_DELETED",
     ] = Field(description="Why the subscription ended.")
-    terminationDescription: str | None = _optional(description="Why the subscription ended, for people.")
+    terminationDescription: str | None = _optional(
+        max_length=MAX_MESSAGE, description="Why the subscription ended, for people."
+    )
 
 
 class CloudEvent(BaseModel):

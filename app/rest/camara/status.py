@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from app.domain.operations import UsageOperation
 from app.domain.statuses import Status, TerminalStatus
-from app.rest.camara.callers import FACE, CamaraCaller, CamaraDependencies, caller_with, identified, recorded
+from app.rest.camara.callers import FACE, CamaraCaller, CamaraDependencies, caller_with, identified, recorded, scopes
 from app.rest.camara.errors import (
     CORRELATED,
     IDENTIFIER_NOT_FOUND,
@@ -36,6 +36,7 @@ def add_routes(router: APIRouter, api: CamaraDependencies) -> None:
         response_model=ReachabilityStatusResponse,
         response_description="The current reachability status.",
         responses={**failures(*DEVICE_ERRORS, IDENTIFIER_NOT_FOUND), 200: {"headers": CORRELATED}},
+        openapi_extra=scopes(SCOPE),
     )
     async def get_reachability_status(
         asked: RequestReachabilityStatus,
