@@ -30,6 +30,7 @@ from app.core.retention import keep_for
 from app.core.streams import StreamService
 from app.core.subscription_changes import SubscriptionChanges
 from app.core.subscriptions import SubscriptionService
+from app.core.tickets import Tickets
 from app.core.usage import UsageLog
 from app.core.use_cases import UseCases
 from app.delivery.deliverer import Deliverer
@@ -195,6 +196,7 @@ def make_use_cases(
         usage=usage,
         clients=clients,
         administration=Administration(store, watcher, clients, live.registry, clock),
+        tickets=Tickets(store, auth, policies, clock, entropy=entropy),
         policies=policies,
         engine=live.engine,
         registry=live.registry,

@@ -1,6 +1,6 @@
 """Deletes what is older than its retention time: settled notifications with their delivery attempts, ended
-subscriptions, usage records and audit entries; and signing secrets whose overlap has ended. Notifications that are
-still owed are never deleted.
+subscriptions, usage records and audit entries; signing secrets whose overlap has ended, and tickets. Notifications
+that are still owed are never deleted.
 
 Invariants: rows are deleted in portions, so that other transactions wait only briefly. If the store is unavailable, the
 next run deletes the rows.
@@ -35,8 +35,9 @@ async def keep_for(
                     now - timedelta(days=deliveries_days), PORTION, usage_before=now - timedelta(days=usage_days)
                 )
                 ended = await store.drop_ended_secrets(now, PORTION)
-                gone += portion + ended
-                if max(portion, ended) < PORTION:
+                tickets = await store.delete_ended_tickets(now, PORTION)
+                gone += portion + ended + tickets
+                if max(portion, ended, tickets) < PORTION:
                     break
                 await asyncio.sleep(PAUSE_S)
         except StoreUnavailable:

@@ -12,6 +12,7 @@ from app.core.queries import QueryService
 from app.core.streams import StreamService
 from app.core.subscription_changes import SubscriptionChanges
 from app.core.subscriptions import SubscriptionService
+from app.core.tickets import Tickets
 from app.core.usage import UsageLog
 from app.live.engine import Engine
 from app.live.registry import TerminalRegistry
@@ -31,6 +32,7 @@ class UseCases:
     usage: UsageLog
     clients: ClientRegistry
     administration: Administration
+    tickets: Tickets
     policies: Policies
     engine: Engine
     registry: TerminalRegistry

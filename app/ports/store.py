@@ -241,6 +241,33 @@ class AuditStore(Protocol):
         """Entries, in the order in which they were written."""
 
 
+class TicketStore(Protocol):
+    """Tickets by their hash. A ticket is valid until a time that its stream extends, but not beyond its end."""
+
+    async def add_ticket(
+        self, ticket_hash: bytes, client_id: str, now: datetime, expires_at: datetime, ends_at: datetime, most: int
+    ) -> bool:
+        """Adds a ticket, unless the client has `most` tickets that are valid at `now`. Returns whether it did."""
+
+    async def hold_ticket(
+        self, ticket_hash: bytes, holder: str, now: datetime, until: datetime, *, again: bool
+    ) -> tuple[str, datetime] | None:
+        """Gives the ticket to the stream `holder` until the time `until`, if the ticket is valid, and unused or (with
+        `again`) used before. Returns the ticket's client and end; None if the ticket is not valid."""
+
+    async def ticket_held(self, ticket_hash: bytes, holder: str) -> tuple[datetime, datetime] | None:
+        """When the ticket expires if nothing extends it, and its end; None if `holder` does not hold it."""
+
+    async def extend_ticket(self, ticket_hash: bytes, holder: str, until: datetime) -> None:
+        """Makes the ticket that `holder` holds valid until this time, but not beyond its end."""
+
+    async def delete_ticket(self, ticket_hash: bytes, holder: str) -> None:
+        """Deletes the ticket that `holder` holds."""
+
+    async def end_tickets(self, client_id: str, ends_at: datetime) -> None:
+        """Lets no ticket of the client be valid after this time."""
+
+
 class RetentionStore(Protocol):
     """Deletes rows that are older than their retention time."""
 
@@ -248,6 +275,9 @@ class RetentionStore(Protocol):
         """Deletes settled notifications (with their attempts) and ended subscriptions older than `before`, and usage
         records and audit entries older than `usage_before` (None: `before`). Deletes at most `most` in all, and returns
         how many."""
+
+    async def delete_ended_tickets(self, now: datetime, most: int) -> int:
+        """Deletes at most `most` tickets that are no longer valid, and returns how many."""
 
     async def drop_ended_secrets(self, now: datetime, most: int) -> int:
         """Deletes the older secret of at most `most` sinks whose overlap has ended, and returns how many."""
@@ -261,6 +291,7 @@ class Store(
     OutboxStore,
     UsageStore,
     AuditStore,
+    TicketStore,
     RetentionStore,
     Protocol,
 ):

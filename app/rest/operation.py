@@ -53,13 +53,17 @@ class Operation(APIRoute):
     confined_tokens = False
     """Whether access tokens that are valid for CAMARA's APIs only are accepted."""
 
+    async def authenticate(self, scope: Scope) -> Client:
+        """Returns the client that calls; raises as `client_of`."""
+        return await client_of(scope["app"].state.auth, scope, confined=self.confined_tokens)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        confined, takes_json = self.confined_tokens, self.body_field is not None
+        takes_json = self.body_field is not None
 
         async def authenticated(request: Request) -> Response:
             scope = request.scope
-            await client_of(scope["app"].state.auth, scope, confined=confined)
+            await self.authenticate(scope)
             if takes_json:
                 _check_media_type(scope)
             return await handle(_JsonRequest(scope, request.receive))

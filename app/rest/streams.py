@@ -21,7 +21,6 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from app.auth.authenticator import Authenticator
 from app.core.use_cases import UseCases
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
@@ -41,6 +40,7 @@ from app.rest.error_examples import ALICE, failures
 from app.rest.operation import client_of
 from app.rest.parameters import Caller
 from app.rest.terminals import LIST_ERRORS, TAG
+from app.rest.tickets import NO_REFERRER, held_by, operation_with
 
 HEARTBEAT_S = 15.0
 RETRY_MS = 2000
@@ -88,8 +88,53 @@ def add_routes(
     returns a number from 0 to 1 at random."""
     encoder = EventEncoder()
 
-    @router.get(
+    async def watch_terminal_statuses(
+        request: Request,
+        client: Caller,
+        address: Annotated[
+            list[schemas.Address],
+            Query(
+                min_length=1,
+                max_length=MAX_ADDRESSES,
+                description="The address of a terminal or group; repeatable. For many terminals, create a group.",
+            ),
+        ],
+        criteria: Annotated[
+            list[Status] | None,
+            Query(max_length=MAX_CRITERIA, description="A status to report; repeatable. All if absent."),
+        ] = None,
+        min_interval_ms: Annotated[
+            int, Query(ge=0, description="Minimum time between two changes of one terminal; then the newest is sent.")
+        ] = 0,
+        resume_token: Annotated[str, Query(description="As Last-Event-ID, which has precedence.")] = "",
+        last_event_id: Annotated[
+            str,
+            Header(
+                description="The last event id that the client received on such a stream. If it cannot be used, the "
+                "snapshot has every terminal and `reset` of `snapshot-complete` is true."
+            ),
+        ] = "",
+        ticket: Annotated[
+            str,
+            Query(description="A ticket of `POST /v1/tickets`, in place of an Authorization header."),
+        ] = "",
+    ) -> Response:
+        del ticket  # `tickets.operation_with` has read it
+        events = use_cases.streams.stream(
+            client,
+            address,
+            criteria=frozenset(criteria or ()),
+            min_interval_ms=min_interval_ms,
+            resume_token=last_event_id or resume_token,
+        )
+        first = await anext(events)  # raises the errors of the request
+        retry_ms = int(RETRY_MS * (0.5 + jitter()))
+        return EventStream(first, events, client, use_cases, encoder, max_age_s or math.inf, retry_ms)
+
+    router.add_api_route(
         "/v1/terminals:watch",
+        watch_terminal_statuses,
+        methods=["GET"],
         operation_id="watchTerminalStatuses",
         tags=[TAG],
         summary="Watch terminals' statuses",
@@ -118,44 +163,8 @@ def add_routes(
                 }
             },
         },
+        route_class_override=operation_with(use_cases.tickets),
     )
-    async def watch_terminal_statuses(
-        request: Request,
-        client: Caller,
-        address: Annotated[
-            list[schemas.Address],
-            Query(
-                min_length=1,
-                max_length=MAX_ADDRESSES,
-                description="The address of a terminal or group; repeatable. For many terminals, create a group.",
-            ),
-        ],
-        criteria: Annotated[
-            list[Status] | None,
-            Query(max_length=MAX_CRITERIA, description="A status to report; repeatable. All if absent."),
-        ] = None,
-        min_interval_ms: Annotated[
-            int, Query(ge=0, description="Minimum time between two changes of one terminal; then the newest is sent.")
-        ] = 0,
-        resume_token: Annotated[str, Query(description="As Last-Event-ID, which has precedence.")] = "",
-        last_event_id: Annotated[
-            str,
-            Header(
-                description="The last event id that the client received on such a stream. If it cannot be used, the "
-                "snapshot has every terminal and `reset` of `snapshot-complete` is true."
-            ),
-        ] = "",
-    ) -> Response:
-        events = use_cases.streams.stream(
-            client,
-            address,
-            criteria=frozenset(criteria or ()),
-            min_interval_ms=min_interval_ms,
-            resume_token=last_event_id or resume_token,
-        )
-        first = await anext(events)  # raises the errors of the request
-        retry_ms = int(RETRY_MS * (0.5 + jitter()))
-        return EventStream(first, events, client, use_cases.auth, encoder, max_age_s or math.inf, retry_ms)
 
 
 class EventEncoder:
@@ -190,17 +199,17 @@ class EventStream(Response):
         first: events.StreamEvent,
         events: Events,
         client: Client,
-        auth: Authenticator,
+        use_cases: UseCases,
         encoder: EventEncoder,
         max_age_s: float,
         retry_ms: int,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no", **NO_REFERRER})
         del self.headers["content-length"]
         self._first = first
         self._events = events
         self._client = client
-        self._auth = auth
+        self._use_cases = use_cases
         self._encoder = encoder
         self._max_age_s = max_age_s
         self._retry_ms = retry_ms
@@ -225,6 +234,8 @@ class EventStream(Response):
             finally:
                 supervisor.cancel()
                 await asyncio.gather(supervisor, return_exceptions=True)
+                if (held := held_by(scope)) is not None:
+                    await self._use_cases.tickets.release(held)
         if self._end is not None:
             reason, message = self._end
             token = self._token if reason == MAX_AGE else ""
@@ -264,8 +275,10 @@ class EventStream(Response):
         reader.cancel()
 
     async def _credentials_valid(self, scope: Scope) -> bool:
+        if (held := held_by(scope)) is not None:
+            return await self._use_cases.tickets.check(held)
         try:
-            return (await client_of(self._auth, scope)).id == self._client.id
+            return (await client_of(self._use_cases.auth, scope)).id == self._client.id
         except Unauthenticated:
             return False
         except TerminalStatusError:

@@ -22,6 +22,7 @@ from app.store.exclusive import only_gateway
 from app.store.migrations import migrate
 from app.store.outbox import Outbox
 from app.store.retention import Retention
+from app.store.tickets import Tickets
 
 __all__ = [
     "PATIENCE_S",
@@ -39,7 +40,7 @@ __all__ = [
 _log = structlog.get_logger(__name__)
 
 
-class SqlStore(Clients, Outbox, Retention):
+class SqlStore(Clients, Outbox, Retention, Tickets):
     """`ports.store.Store` over a database that is up to date; `open_store` makes one. `async with` closes it."""
 
     async def __aenter__(self) -> Self:

@@ -325,6 +325,23 @@ class UsageRow(SQLModel, table=True):
     root_cause: str = Field(sa_type=CleanText)
 
 
+class StreamTicketRow(SQLModel, table=True):
+    """A ticket with which a browser opens a stream; only its hash is stored. `holder` is the stream that uses the
+    ticket, or has used it last; "" before the first. No stream extends `expires_at` beyond `ends_at`. The client may be
+    `anonymous`, which has no row."""
+
+    __tablename__ = "stream_ticket"
+    __table_args__ = (
+        Index("ix_stream_ticket_client", "client_id", "expires_at"),
+        Index("ix_stream_ticket_expires", "expires_at"),
+    )
+    hash: bytes = Field(sa_type=LargeBinary, primary_key=True)
+    client_id: str = Field(sa_type=CleanText)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    ends_at: datetime = Field(sa_type=UtcDateTime)
+    holder: str = Field(sa_type=CleanText)
+
+
 class AuditRow(SQLModel, table=True):
     """An entry of the audit log."""
 
@@ -355,4 +372,5 @@ outbox = _table(OutboxRow)
 owed_notifications = _table(OwedNotificationRow)
 delivery_attempts = _table(DeliveryAttemptRow)
 usage_records = _table(UsageRow)
+stream_tickets = _table(StreamTicketRow)
 audit_log = _table(AuditRow)

@@ -48,6 +48,7 @@ def use_cases_of(service: FetchService) -> UseCases:
         auth=cast("Any", Open()),
         queries=cast("Any", Questions()),
         streams=absent,
+        tickets=absent,
         policies=absent,
         engine=absent,
         registry=absent,
