@@ -1,9 +1,9 @@
-"""Messages with header fields that PJSIP cannot parse: the fields are cut, and the rest of the message counts. A
+"""Messages that PJSIP cannot parse. Header fields are cut, and the rest of the message counts; LF counts as CRLF. A
 scripted presence server over UDP and TCP."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -338,3 +338,66 @@ async def test_maddr_that_is_a_name_in_an_answer(transport: str) -> None:
         await refresh(watcher, address)
         again = await server.asked(cseq_after=int(asked.request["cseq"].split()[0]))
         assert "maddr" not in again.request.start
+
+
+# Bare line feeds
+
+
+def replacing(send: Callable[[bytes], None], old: bytes, new: bytes) -> Callable[[bytes], None]:
+    """Sends with other bytes in place of some."""
+    return lambda data: send(data.replace(old, new))
+
+
+def bare(send: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Sends with LF in place of CRLF."""
+    return replacing(send, b"\r\n", b"\n")
+
+
+async def test_notify_with_bare_line_feeds_costs_no_other_terminal_its_query(transport: str) -> None:
+    """A NOTIFY whose lines end with LF alone is read, and so is the message behind it on the connection."""
+    async with scene(transport) as (server, watcher, observer, address, asked):
+        asked.answer()
+        asked.notify(1)
+        await until(lambda: observer.live([address]))
+        asked.notify(2, BUSY, send=bare(asked.send))
+        fetch, once = await begin(server, watcher)
+        once.answer()
+        once.notify(1, BUSY, state="terminated;reason=timeout")
+        assert (await outcome(fetch)).body == BUSY
+        assert await server.notify_answer(2) == 200
+        await until(lambda: observer.bodies(address) == [OPEN, BUSY])
+        assert not watcher.counts().refused
+
+
+@pytest.mark.parametrize("field", ["X-Odd: 1", "Retry-After: never"])
+async def test_large_notify_with_bare_line_feeds(field: str) -> None:
+    """The same for a document larger than PJSIP's buffer, also where a field is cut."""
+    async with scene("tcp") as (_, _watcher, observer, address, asked):
+        large = BUSY.replace(b"?>", b"?><!--" + b"x" * 60_000 + b"-->", 1)
+        asked.answer()
+        asked.notify(1, large, field, send=bare(asked.send))
+        asked.notify(2, OPEN)
+        await until(lambda: observer.bodies(address) == [large, OPEN])
+
+
+async def test_answers_with_bare_line_feeds(transport: str) -> None:
+    """Answers too: each query gets its own."""
+    async with fetching(transport) as (server, watcher):
+        for status, error in (("404 Not Found", TerminalUnknown), ("503 Busy", PresenceUnavailable)):
+            fetch, asked = await begin(server, watcher)
+            asked.answer(status, send=bare(asked.send))
+            with pytest.raises(error):
+                await outcome(fetch)
+
+
+@pytest.mark.parametrize("length", ["", "Content-Length: -1\r\n", "l: none\r\n", "Content-Length:\r\n"])
+async def test_response_without_a_usable_content_length(transport: str, length: str) -> None:
+    """It has no body (over UDP: RFC 3261 section 18.3); over TCP it counts too, and so does the next one."""
+    async with fetching(transport) as (server, watcher):
+        for _ in range(2):
+            fetch, asked = await begin(server, watcher)
+            asked.answer("404 Not Found", send=replacing(asked.send, b"Content-Length: 0\r\n", length.encode()))
+            with pytest.raises(TerminalUnknown):
+                await outcome(fetch)
+        if length or transport == "tcp":
+            await until(lambda: watcher.counts().cut_headers == {"content-length": 2})

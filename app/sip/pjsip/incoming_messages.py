@@ -206,15 +206,18 @@ class IncomingMessages:
 
     def _take_large_bodies(self) -> None:
         ffi, lib = self._endpoint.ffi, self._endpoint.lib
-        buffers = BoundedDict[int, ConnectionBuffer](MOST_CONNECTIONS)
+        bodies, buffers = self._bodies, BoundedDict[int, ConnectionBuffer](MOST_CONNECTIONS)
 
         @ffi.callback("int(pjsip_tp_rx_data *)")  # type: ignore[untyped-decorator]  # cffi decorator
         def on_received(shown: Any) -> int:
             key = int(ffi.cast("uintptr_t", shown.tp))
             buffer = buffers.get(key)
             if buffer is None:
-                buffer = buffers[key] = ConnectionBuffer(self._bodies)
+                buffer = buffers[key] = ConnectionBuffer(bodies)
             instead = buffer.replace(ffi.buffer(shown.data, shown.len)[:])
+            if bodies.lengths_mended:
+                self.unreadable.cut["content-length"] += bodies.lengths_mended
+                bodies.lengths_mended = 0
             if instead is not None:  # PJSIP drops bytes from the front only, so what remains is put at the end
                 ffi.memmove(shown.data + (shown.len - len(instead)), instead, len(instead))
                 shown.len = len(instead)
