@@ -311,6 +311,7 @@ async def _grpc_server(
         stopping=stopping,
         calls=calls,
         max_connection_age_s=settings.grpc_max_connection_age_s,
+        engine=settings.grpc_engine,
         limits=limits,
         proxies=proxies,
     )

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, cast
 
-import grpc.aio
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -22,7 +21,7 @@ from app.auth.proxies import TrustedProxies
 from app.auth.tls import Tls
 from app.rest.connection import BoundedConnection
 from app.rest.unauthenticated_connections import UnauthenticatedConnections
-from app.rpc import CallLimits, enforce_connection_limits
+from app.rpc import CallLimits, EngineServer, enforce_connection_limits
 
 DRAIN_S = 5.0
 """How long calls in flight may take to end when the gateway stops."""
@@ -49,7 +48,7 @@ class CannotStart(Exception):
 class GrpcServer:
     """A gRPC server bound to its port; `calls` holds the tasks of the calls in flight. Raises CannotStart."""
 
-    def __init__(self, server: grpc.aio.Server, listen: str, tls: Tls | None, calls: set[asyncio.Task[Any]]) -> None:
+    def __init__(self, server: EngineServer, listen: str, tls: Tls | None, calls: set[asyncio.Task[Any]]) -> None:
         self._calls = calls
         self._server = server
         try:
@@ -106,7 +105,7 @@ def bound(listen: str, setting: str = "TS_HTTP_LISTEN") -> Iterator[socket.socke
 
 @asynccontextmanager
 async def serve_grpc(
-    server: grpc.aio.Server,
+    server: EngineServer,
     listen: str,
     tls: Tls | None,
     calls: set[asyncio.Task[Any]],

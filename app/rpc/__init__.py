@@ -16,6 +16,7 @@ Deliberately absent: interceptors (each costs every call), business rules, and t
 from app.core.use_cases import UseCases
 from app.rpc.call_limits import CallLimits
 from app.rpc.connection_limits import enforce_connection_limits
+from app.rpc.engines import EngineServer, GrpcEngine
 from app.rpc.errors import CODES, ERROR_DOMAIN
 from app.rpc.server import MAX_REQUEST_BYTES, SERVICE_NAMES, create_server
 from app.rpc.servicers.terminal_status import SERVICE_NAME
@@ -27,6 +28,8 @@ __all__ = (
     "SERVICE_NAME",
     "SERVICE_NAMES",
     "CallLimits",
+    "EngineServer",
+    "GrpcEngine",
     "UseCases",
     "create_server",
     "enforce_connection_limits",

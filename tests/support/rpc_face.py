@@ -26,7 +26,7 @@ from app.pb.terminalstatus.v1 import (
 )
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
-from app.rpc import create_server
+from app.rpc import EngineServer, create_server
 from tests.support.core import (
     ADMIN,
     APP,
@@ -52,7 +52,7 @@ class Face:
     registry: ClientRegistry
     channel: Any
     port: int
-    server: grpc.aio.Server
+    server: EngineServer
     stopping: asyncio.Event
     calls: set[asyncio.Task[Any]]
     app: Metadata
