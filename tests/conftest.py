@@ -11,6 +11,7 @@ import pytest_asyncio
 from app.sandbox import Sandbox
 from app.store import SqlStore, open_store
 from tests.support import postgres as postgresql
+from tests.support.grpc_engines import chosen_engine
 from tests.support.settings import settings_for
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(getattr(pytest.mark, ring))
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.fixture
+def grpc_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engine of the gRPC servers that the test starts (`grpc_engines.ON_BOTH_ENGINES`)."""
+    with chosen_engine(request.param) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -16,8 +16,11 @@ from app.domain.errors import SinkRefused
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from tests.support.core import ADMIN, ALICE, APP, TEAM, new_database, run_core
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.http_face import HttpFace, http_face
 from tests.support.rpc_face import Face, face_over, failure_of
+
+pytestmark = ON_BOTH_ENGINES
 
 UNKNOWN: Any = 99
 LONG = "x" * 10_000

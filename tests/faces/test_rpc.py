@@ -37,8 +37,11 @@ from app.rpc import CODES, ERROR_DOMAIN, MAX_REQUEST_BYTES, SERVICE_NAME, create
 from app.rpc.errors import RESOURCES
 from tests.support.domain_errors import all_errors
 from tests.support.fakes import OBSERVED_AT, ON_THE_PHONE, OPEN, FakeWatcher, make_service
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.rpc_get_status import ALICE, channel_to, failed_get_status, failure_of, get_status, use_cases_of
 from tests.support.waiting import until
+
+pytestmark = ON_BOTH_ENGINES
 
 LIMIT_S = 5
 PROTOS = sorted((Path(__file__).parent.parent.parent / "proto").rglob("*.proto"))

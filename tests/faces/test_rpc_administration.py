@@ -32,7 +32,10 @@ from tests.support.core import (
     new_database,
     run_core,
 )
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.rpc_face import NEVER, Face, Metadata, face, failure_of, read
+
+pytestmark = ON_BOTH_ENGINES
 
 __all__ = ["face"]  # fixtures
 

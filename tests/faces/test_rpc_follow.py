@@ -17,8 +17,11 @@ from app.rpc import call_admission
 from app.rpc.servicers import terminal_status
 from app.sinks import SINK_CONTRACTS
 from tests.support.core import ALICE, APP, BEGAN, BOB, BUSY, CAROL, REACHABLE, TEAM, new_database, run_core
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.rpc_face import LIMIT_S, Face, face, face_over, failure_of, quiet
 from tests.support.waiting import until
+
+pytestmark = ON_BOTH_ENGINES
 
 __all__ = ["face"]  # fixtures
 

@@ -18,7 +18,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 
 from app.rpc import SERVICE_NAME, SERVICE_NAMES
 from tests.support.fakes import FakeWatcher, make_service
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.rpc_get_status import channel_to, failure_of
+
+pytestmark = ON_BOTH_ENGINES
 
 LIMIT_S = 5
 

@@ -35,8 +35,11 @@ from tests.support.core import (
     new_database,
     run_core,
 )
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.rpc_face import LIMIT_S, Face, details_of, face, face_over, failure_of, quiet, read
 from tests.support.waiting import until
+
+pytestmark = ON_BOTH_ENGINES
 
 __all__ = ["face"]  # fixtures
 

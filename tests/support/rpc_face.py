@@ -36,6 +36,7 @@ from tests.support.core import (
     run_core,
 )
 from tests.support.fakes import FakeWatcher, make_service
+from tests.support.grpc_engines import engine
 
 LIMIT_S = 10
 
@@ -87,7 +88,9 @@ async def face_over(core: Core, **options: Any) -> AsyncIterator[Face]:
         keys[client.id] = (("authorization", f"Bearer {key}"),)
     stopping = asyncio.Event()
     calls: set[asyncio.Task[Any]] = set()
-    server = create_server(make_service(FakeWatcher()), use_cases, stopping=stopping, calls=calls, **options)
+    server = create_server(
+        make_service(FakeWatcher()), use_cases, stopping=stopping, calls=calls, **{"engine": engine(), **options}
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

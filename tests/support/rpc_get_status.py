@@ -25,6 +25,7 @@ from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.pb.terminalstatus.v1.terminal_status_pb2_grpc import TerminalStatusServiceStub
 from app.rpc import UseCases, create_server
 from tests.support.fakes import OBSERVED_AT, FakeWatcher, make_service
+from tests.support.grpc_engines import engine
 
 ALICE = "sip:alice@example.com"
 
@@ -70,7 +71,9 @@ async def channel_to(
     calls: set[asyncio.Task[Any]] | None = None,
     health_poll_s: float = 1,
 ) -> AsyncIterator[grpc.aio.Channel]:
-    server = create_server(service, use_cases_of(service), stopping=stopping, calls=calls, health_poll_s=health_poll_s)
+    server = create_server(
+        service, use_cases_of(service), stopping=stopping, calls=calls, health_poll_s=health_poll_s, engine=engine()
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

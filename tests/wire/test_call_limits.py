@@ -23,8 +23,11 @@ from app.rpc.call_limits import EXCESS_PENDING_LIMIT_S, PENDING_LIMIT_S, CallLim
 from app.rpc.connection_limits import enforce_connection_limits
 from bench import h2
 from tests.support.core import ADMIN, ALICE, APP, OTHER, new_database, run_core
+from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.rpc_face import Face, Metadata, face_over, failure_of
 from tests.support.waiting import until
+
+pytestmark = ON_BOTH_ENGINES
 
 LIMIT_S = 30
 GET_STATUS = f"/{SERVICE_NAME}/GetStatus"

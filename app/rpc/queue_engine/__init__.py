@@ -13,8 +13,8 @@ are shared by both threads. `requirements.py` checks at start that the installed
 - When a client cancels, or its connection breaks, the core's close event cancels the task of the call
   (`QueueCall.on_closed`).
 - `QueueCall.write` sends the next message of a stream. One message is in flight; the next write waits for it.
-- `QueueServer.stop` waits for the calls in progress, at most for its grace. Then the core cancels them, and `stop` waits
-  for their tasks and for the poller.
+- `QueueServer.stop` waits for the calls in progress, at most for its grace. Then the core cancels them, and `stop`
+  waits for their tasks and for the poller.
 
 Deliberately absent: authentication and limits (`app/rpc/call_admission.py`), interceptors, and requests that are not
 read as streams.

@@ -40,6 +40,7 @@ class QueueCall:
         "_message_requested",
         "_metadata",
         "_metadata_sent",
+        "_on_message",
         "_peer",
         "_received",
         "_receiver",
@@ -142,9 +143,11 @@ class QueueCall:
 
     # What the server uses
 
-    def request_message(self) -> None:
-        """Asks the core for the next message, which the next `read` returns."""
+    def request_message(self, on_received: Callable[[], None] | None = None) -> None:
+        """Asks the core for the next message, which the next `read` returns. `on_received` is called in the poller's
+        thread."""
         self._message_requested = True
+        self._on_message = on_received
         self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_received)
 
     def request_close(self) -> None:
@@ -200,6 +203,9 @@ class QueueCall:
 
     def _on_received(self, event: Any) -> Step:
         message = event.batch_operations[0].message()
+        if self._on_message is not None:
+            self._on_message()
+            self._on_message = None
 
         def received() -> None:
             self._message_requested = False

@@ -19,6 +19,10 @@ from app.rpc.queue_engine.poller import Poller, Step
 CALLS_REQUESTED = 256
 """Most calls that one pass of the event loop starts."""
 
+MAX_EARLY_MESSAGES = 64
+"""Calls whose message the poller asks for as soon as it sees them, before the event loop does. Most messages then are
+there when the loop starts their call, so it needs no second pass. Their bytes are held before the call is admitted."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -46,6 +50,7 @@ class QueueServer:
         self._generic: list[Any] = []
         self._handlers: dict[bytes, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._early_messages = 0  # used by the poller's thread only
         self._new: list[QueueCall] = []
         self._started = False
         self._stopping: asyncio.Future[None] | None = None
@@ -100,11 +105,20 @@ class QueueServer:
 
     def _on_call(self, event: Any) -> Step | None:
         """Called in the poller's thread."""
-        return partial(self._start_call, event) if event.success else None
-
-    def _start_call(self, event: Any) -> None:
-        self._request_call()
+        if not event.success:  # the server stops
+            return None
         call = QueueCall(event, self._loop)
+        if self._early_messages < MAX_EARLY_MESSAGES:
+            self._early_messages += 1
+            call.request_message(self._on_early_message)
+        return partial(self._start_call, call)
+
+    def _on_early_message(self) -> None:
+        """Called in the poller's thread."""
+        self._early_messages -= 1
+
+    def _start_call(self, call: QueueCall) -> None:
+        self._request_call()
         handler = self._handlers.get(call.method) or self._find(call.method)
         if handler is None:
             call.finish(None, grpc.StatusCode.UNIMPLEMENTED.value[0], "Method not found!")
