@@ -28,7 +28,8 @@ class LostError(Exception):
     """A call or connection ended before its result arrived."""
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2 (RFC 9113 section 4.1)."""
     return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 
@@ -90,7 +91,23 @@ class Connection(asyncio.Protocol):
         self, method: str, message: bytes | None, on_message: Callable[[bytes], None], on_end: Callable[[], None]
     ) -> Call:
         """Begins a call of a method such as /package.Service/Method; with `message` None, the request stays open."""
+        call = Call(self._next_id, on_message, on_end)
+        self._next_id += 2
+        self._calls[call.id] = call
+        frames = frame(_HEADERS, _END_HEADERS, call.id, self.head(method))
+        if message is not None:
+            data = b"\0" + struct.pack(">I", len(message)) + message
+            frames += frame(_DATA, _END_STREAM, call.id, data)
+        self.send(frames)
+        return call
+
+    def send(self, frames: bytes) -> None:
+        """Sends frames as they are."""
         assert self._transport is not None
+        self._transport.write(frames)
+
+    def head(self, method: str) -> bytes:
+        """The header block of a call of `method`."""
         head = self._heads.get(method)
         if head is None:
             # HPACK (RFC 7541), without a table: POST, http, then literals.
@@ -98,15 +115,7 @@ class Connection(asyncio.Protocol):
             head += b"\x0f\x10" + _text("application/grpc") + b"\x00" + _text("te") + _text("trailers")
             head += self._metadata
             self._heads[method] = head
-        call = Call(self._next_id, on_message, on_end)
-        self._next_id += 2
-        self._calls[call.id] = call
-        frames = _frame(_HEADERS, _END_HEADERS, call.id, head)
-        if message is not None:
-            data = b"\0" + struct.pack(">I", len(message)) + message
-            frames += _frame(_DATA, _END_STREAM, call.id, data)
-        self._transport.write(frames)
-        return call
+        return head
 
     async def ask(self, method: str, message: bytes) -> bytes:
         """Makes a unary call and returns its answer. Raises LostError."""
@@ -126,7 +135,7 @@ class Connection(asyncio.Protocol):
     def cancel(self, call: Call) -> None:
         """Cancels a call."""
         if self._calls.pop(call.id, None) is not None and self._transport is not None:
-            self._transport.write(_frame(_RST_STREAM, 0, call.id, struct.pack(">I", _CANCEL)))
+            self._transport.write(frame(_RST_STREAM, 0, call.id, struct.pack(">I", _CANCEL)))
 
     def close(self) -> None:
         """Closes the connection. No `on_end` is called."""
@@ -139,7 +148,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's class only has the same methods
         settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)
         window = struct.pack(">I", _LARGEST_WINDOW - _FIRST_WINDOW)
-        self._transport.write(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, window))
+        self._transport.write(_PREFACE + frame(_SETTINGS, 0, 0, settings) + frame(_WINDOW_UPDATE, 0, 0, window))
 
     def data_received(self, data: bytes) -> None:
         """Splits received data into frames."""
@@ -161,11 +170,11 @@ class Connection(asyncio.Protocol):
             if (call := self._calls.get(stream)) is not None:
                 call.received(payload)
         elif kind == _SETTINGS and not flags & _ACK:
-            self._transport.write(_frame(_SETTINGS, _ACK, 0, b""))
+            self._transport.write(frame(_SETTINGS, _ACK, 0, b""))
             if not self.ready.done():
                 self.ready.set_result(None)
         elif kind == _PING and not flags & _ACK:
-            self._transport.write(_frame(_PING, _ACK, 0, payload))
+            self._transport.write(frame(_PING, _ACK, 0, payload))
         elif kind == _GOAWAY:
             self._transport.close()
         ends = kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM)
