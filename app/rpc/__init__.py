@@ -1,10 +1,10 @@
 """The gRPC face: the services of `proto/`, `grpc.health.v1` and reflection.
 
-`server.py` builds the server. A call passes through `call_admission.py` (with the limits of `call_limits.py` and the
-authentication of `callers.py`) to its servicer in `servicers/`, which reads the request with `request_fields.py`, calls
-one use case of `core/`, and builds the response with `response_messages.py`. `open_calls.py` ends calls that fail, with
-the status that `errors.py` gives each error. `connection_limits.py` limits connections, and blocks addresses that flood
-the port.
+`server.py` builds the server, on one of the two engines of `engines.py`. A call passes through `call_admission.py`
+(with the limits of `call_limits.py` and the authentication of `callers.py`) to its servicer in `servicers/`, which
+reads the request with `request_fields.py`, calls one use case of `core/`, and builds the response with
+`response_messages.py`. `open_calls.py` ends calls that fail, with the status that `errors.py` gives each error.
+`connection_limits.py` limits connections, and blocks addresses that flood the port.
 
 Invariants: a servicer only checks fields, calls, converts and returns. Every failure that gRPC does not answer by
 itself carries a `google.rpc.Status` whose `ErrorInfo.reason` is the domain error's code. If the caller cancels, or its

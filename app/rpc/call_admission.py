@@ -7,7 +7,7 @@ is counted; unparsable bytes then become an error with details. The servicer of 
 the other messages, and sees the first one among them.
 
 Invariants: a call in progress is in `OpenCalls.tasks`, and counts for exactly one `CallLimit`. The message of a call
-with bad credentials, or without required ones, is not read.
+with bad credentials, or without required ones, is not read here (the queue engine has received 64 of them at most).
 
 Deliberately absent: errors that gRPC itself answers: unknown methods, and messages that are too large.
 """
