@@ -4,7 +4,6 @@ installed."""
 
 import asyncio
 import itertools
-import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,11 +18,10 @@ from app.domain.policy import Policy
 from app.live.engine import Tuning
 from app.rest.camara.applications import PREFIXES, STATUS, SUBSCRIPTIONS
 from app.rest.openapi import V1
+from tests.support.camara_reference import REFERENCE, ROOT, require
 from tests.support.core import ADMIN, APP, new_database, run_core
 from tests.support.http_face import HttpFace, http_face
 
-ROOT = Path(__file__).parent.parent.parent
-REFERENCE = Path(os.environ.get("CAMARA_REFERENCE", ROOT.parent / "shared" / "reference" / "camara"))
 SEED = 20260102
 LIMIT_S = 120.0
 
@@ -97,7 +95,5 @@ async def test_the_server_keeps_its_documents(face: HttpFace, tmp_path: Path, na
 @pytest.mark.parametrize("name", [STATUS, SUBSCRIPTIONS])
 async def test_the_server_keeps_camaras_documents(face: HttpFace, tmp_path: Path, name: str) -> None:
     """The server also answers as CAMARA's own documents of release r1.2 say."""
-    document = REFERENCE / f"{name.rpartition('-')[0]}.yaml"
-    if not document.exists():
-        pytest.skip(f"CAMARA's documents are not in {REFERENCE}; CAMARA_REFERENCE names the folder.")
+    document = require(REFERENCE / f"{name.rpartition('-')[0]}.yaml")
     await ask_all(face, document, PREFIXES[name], tmp_path, "-n", "2")
