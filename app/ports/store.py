@@ -16,6 +16,7 @@ from app.domain.records import (
     AuditEntry,
     Client,
     DeliveryAttempt,
+    DeliveryState,
     Group,
     OwedNotification,
     Subscription,
@@ -216,9 +217,17 @@ class OutboxStore(Protocol):
     async def attempts(self, notification_id: str) -> list[DeliveryAttempt]:
         """The delivery attempts of the notification, oldest first."""
 
-    async def send_again(self, notification_ids: Sequence[str], at: datetime, contracts: SinkContracts) -> int:
-        """Makes DEAD notifications PENDING and due at once, and returns how many. Notifications of a subscription whose
-        end withdrew its notifications (`SinkContract.withdrawn_at`) stay DEAD."""
+    async def send_again(
+        self,
+        notification_ids: Sequence[str],
+        at: datetime,
+        contracts: SinkContracts,
+        *,
+        state: DeliveryState = DeliveryState.DEAD,
+    ) -> int:
+        """Makes those of the notifications that are in this state PENDING and due at once, and returns how many.
+        Notifications of a subscription whose end withdrew its notifications (`SinkContract.withdrawn_at`) stay as they
+        are."""
 
 
 class UsageStore(Protocol):

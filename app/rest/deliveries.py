@@ -1,4 +1,4 @@
-"""REST API v1: notifications of subscriptions, delivery attempts, and sending again."""
+"""REST API v1: notifications of subscriptions, delivery attempts, sending again, and replay."""
 
 import enum
 from typing import Annotated, Literal
@@ -8,15 +8,16 @@ from pydantic import BaseModel, Field
 
 from app.core.deliveries import MAX_SEND_AGAIN
 from app.core.use_cases import UseCases
-from app.domain.errors import NotificationUnknown
+from app.domain.errors import ChangeNotAllowed, NotificationUnknown, SubscriptionUnknown
 from app.domain.filters import NotificationFilter
 from app.domain.records import MAX_ID, DeliveryState
 from app.domain.sinks import EndReason
+from app.ports.store import MAX_PAGE_TOKEN
 from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, ClientId, EndTime, Paged, StartTime
 from app.rest.responses import json_response
-from app.rest.schemas import At, Id, Request
+from app.rest.schemas import At, Id, Request, Rfc3339
 from app.rest.status_schemas import NotifiedError, TerminalStatus
 
 TAG = "Deliveries"
@@ -152,6 +153,28 @@ class SentAgain(BaseModel):
     sent_again_count: int = Field(description="Number of notifications.")
 
 
+class ReplayRequest(Request):
+    """Delivered notifications to send once more."""
+
+    subscription_id: str = Field(max_length=MAX_ID, description="The subscription; it may have ended.")
+    start_time: Rfc3339 = Field(description="Only notifications created at this time or later (RFC 3339).")
+    end_time: Rfc3339 | None = Field(
+        None, description="Only notifications created before this time (RFC 3339). Absent: until now."
+    )
+    page_token: str = Field(
+        "",
+        max_length=MAX_PAGE_TOKEN,
+        description="`next_page_token` of the previous call, with the same other members; empty for the first call.",
+    )
+
+
+class Replayed(BaseModel):
+    """The result of one call of a replay."""
+
+    replayed_count: int = Field(description="Number of notifications that are due again.")
+    next_page_token: str = Field(description="`page_token` of the next call; empty if there is nothing more to send.")
+
+
 def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     """Adds the operations to `router`."""
     deliveries = use_cases.deliveries
@@ -225,3 +248,23 @@ def add_routes(router: APIRouter, use_cases: UseCases) -> None:
     )
     async def send_notifications_again(client: Caller, asked: SendAgainRequest) -> Response:
         return json_response({"sent_again_count": await deliveries.send_again(client, asked.notification_ids)})
+
+    @router.post(
+        "/v1/notifications:replay",
+        operation_id="replayNotifications",
+        tags=[TAG],
+        summary="Send delivered notifications once more",
+        description="Sends the delivered notifications of one of your subscriptions that were created in a span of "
+        "time once more, such as after the endpoint lost its data: each with its `id` and content, in their order and "
+        f"before later ones that wait. One call sends up to {MAX_SEND_AGAIN}; call again with `next_page_token` until "
+        "it is empty. A notification older than three days is tried once. Limits of the subscription's count and "
+        "interval do not apply. Notifications that the gateway no longer keeps do not count.",
+        response_model=Replayed,
+        response_description="The number of notifications that are due again.",
+        responses=failures(SubscriptionUnknown, ChangeNotAllowed),
+    )
+    async def replay_notifications(client: Caller, asked: ReplayRequest) -> Response:
+        replayed, token = await deliveries.replay(
+            client, asked.subscription_id, start=asked.start_time, end=asked.end_time, page_token=asked.page_token
+        )
+        return json_response({"replayed_count": replayed, "next_page_token": token})

@@ -123,22 +123,27 @@ class Outbox(Writing):
         row = await self._first(statement)
         return None if row is None else row.lease_owner
 
-    async def send_again(self, notification_ids: Sequence[str], at: datetime, contracts: SinkContracts) -> int:
-        """Makes dead notifications pending and due at `at`, and returns their number. Skips notifications of
-        subscriptions whose end withdrew them (`SinkContract.withdrawn_at`)."""
+    async def send_again(
+        self,
+        notification_ids: Sequence[str],
+        at: datetime,
+        contracts: SinkContracts,
+        *,
+        state: DeliveryState = DeliveryState.DEAD,
+    ) -> int:
+        """Makes those of the notifications that are in this state pending and due at `at`, and returns their number.
+        Skips notifications of subscriptions whose end withdrew them (`SinkContract.withdrawn_at`)."""
         if not notification_ids:
             return 0
 
         async def work(c: AsyncConnection) -> int:
             rows = await self._lock_notifications(c, notification_ids)
-            dead = [
-                row for row in rows.values() if row.state == DeliveryState.DEAD.value and _may_be_sent(row, contracts)
-            ]
-            if dead:
-                statement = update(t.owed_notifications).where(self._among(_owed.seq, [row.seq for row in dead]))
+            its = [row for row in rows.values() if row.state == state.value and _may_be_sent(row, contracts)]
+            if its:
+                statement = update(t.owed_notifications).where(self._among(_owed.seq, [row.seq for row in its]))
                 await c.execute(statement.values(state=_PENDING, next_attempt_at=at, settled_at=null()))
-                await self._move_heads(c, (), {row.subscription_seq for row in dead})
-            return len(dead)
+                await self._move_heads(c, (), {row.subscription_seq for row in its})
+            return len(its)
 
         return await self._write(work)
 

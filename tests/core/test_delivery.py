@@ -16,7 +16,7 @@ from app.delivery.deliverer import Deliverer
 from app.delivery.hosts import Places
 from app.delivery.retry import RetryPolicy
 from app.domain.changes import Changes
-from app.domain.errors import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable
+from app.domain.errors import InvalidRequest, NotificationUnknown, RateLimited, StoreUnavailable, SubscriptionUnknown
 from app.domain.filters import NotificationFilter, UsageFilter
 from app.domain.policy import Policy
 from app.domain.records import Client, DeliveryState, OwedNotification, Subscription
@@ -47,7 +47,7 @@ from tests.support.deliveries import (
     store,
     until_owed,
 )
-from tests.support.outbox import NOW, OWNER, STRANGER, make_subscription
+from tests.support.outbox import NOW, OWNER, STRANGER, make_owed, make_subscription
 from tests.support.receivers import answer, receiver
 from tests.support.records import edit_of
 from tests.support.waiting import DEADLINE_S, until
@@ -286,6 +286,49 @@ async def test_dead_ones_are_listed_and_sent_again(store: SqlStore) -> None:
         assert await deliveries.send_again(OWNER, ids) == 0
     assert sender.ids() == ids + ids
     assert [each.number for each in await store.attempts(ids[0])] == [1, 2]
+
+
+async def test_delivered_ones_are_replayed(store: SqlStore) -> None:
+    """A replay sends what was delivered in a span of time once more: in the order, with the ids and contents of before,
+    in portions; what the gateway no longer keeps does not count."""
+    at = datetime.now(UTC) - timedelta(hours=1)
+    early, late = await owe(store, 2, at=at), ["late-1", "late-2", "late-3"]
+    await store.write(Changes(owed=[make_owed(SUBSCRIPTION, each, at=at + timedelta(minutes=10)) for each in late]))
+    sender = ScriptedSender(first())
+    async with delivering(store, sender) as deliverer:
+        await until_owed(store, settled)
+        before = {each.id: each.changes for each in sender.sent}
+        assert sender.ids() == early + late
+        deliveries = Deliveries(store, Clock(), FREE, SINK_CONTRACTS)
+        deliveries.on_notifications_owed = deliverer.hint
+
+        async def replay(start: datetime, end: datetime | None = None, token: str = "") -> tuple[int, str]:
+            return await deliveries.replay(OWNER, SUBSCRIPTION.id, start=start, end=end, page_token=token)
+
+        assert await replay(at, at + timedelta(minutes=10)) == (2, "")
+        await until_owed(store, settled)
+        assert sender.ids()[5:] == early
+        assert await replay(at + timedelta(minutes=1)) == (3, "")
+        await until_owed(store, settled)
+        assert sender.ids()[7:] == late
+        assert {each.id: each.changes for each in sender.sent[5:]} == before
+        assert await replay(at + timedelta(minutes=11)) == (0, "")
+        await store.purge(datetime.now(UTC) + timedelta(days=1), 1000)
+        assert await replay(at) == (0, "")
+
+
+async def test_what_cannot_be_replayed(store: SqlStore) -> None:
+    """A replay needs a start, and a subscription of the client whose sink is sent something."""
+    await owe(store, 1)
+    deliveries = Deliveries(store, Clock(), FREE, SINK_CONTRACTS)
+    began, nothing = datetime.now(UTC), SUBSCRIPTION.id
+    for client, subscription_id, start, error in (
+        (OWNER, nothing, None, InvalidRequest),
+        (STRANGER, nothing, began, SubscriptionUnknown),
+        (OWNER, "none", began, SubscriptionUnknown),
+    ):
+        with pytest.raises(error):
+            await deliveries.replay(client, subscription_id, start=start, end=None, page_token="")
 
 
 async def test_each_call_counts_against_the_rate(store: SqlStore) -> None:

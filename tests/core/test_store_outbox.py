@@ -299,6 +299,25 @@ async def test_given_back_lease_is_due_when_reported(store: SqlStore) -> None:
     assert (await store.attempts("b1"), await claimed(store, 29)) == ([], [])
 
 
+async def test_delivered_ones_are_replayed_in_their_order(store: SqlStore) -> None:
+    """Delivered notifications that are sent once more come in their order, with their ids, before later ones that wait,
+    but not beside one in flight; others are not changed."""
+    await store_with(store, s1=["a1", "a2", "a3", "a4"])
+    for name, state in (("a1", DELIVERED), ("a2", DELIVERED), ("a3", DEAD)):
+        assert await claimed(store) == [name]
+        await store.record_attempts([attempted(name, state)])
+    assert await claimed(store) == ["a4"]
+    asked = ["a3", "a2", "a1", "a4", "x"]
+    assert await store.send_again(asked, after(10), SINK_CONTRACTS, state=DELIVERED) == 2
+    assert await store.send_again(asked, after(10), SINK_CONTRACTS, state=DELIVERED) == 0
+    assert await claimed(store, 20) == []  # a4 is in flight
+    await store.record_attempts([attempted("a4", PENDING, next_attempt_at=after(15))])
+    for name in ("a1", "a2", "a4"):
+        assert await claimed(store, 20) == [name]
+        await store.record_attempts([attempted(name)])
+    assert [one.number for one in await store.attempts("a1")] == [1, 2]
+
+
 async def test_dead_ones_are_sent_again_in_their_order(store: SqlStore) -> None:
     """Only dead notifications are sent again: before later ones that wait, but not beside one in flight."""
     await store_with(store, s1=["a1", "a2", "a3"])

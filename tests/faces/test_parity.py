@@ -16,11 +16,8 @@ from app.domain.errors import SinkRefused
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from tests.support.core import ADMIN, ALICE, APP, TEAM, new_database, run_core
-from tests.support.grpc_engines import ON_BOTH_ENGINES
 from tests.support.http_face import HttpFace, http_face
 from tests.support.rpc_face import Face, face_over, failure_of
-
-pytestmark = ON_BOTH_ENGINES
 
 UNKNOWN: Any = 99
 LONG = "x" * 10_000
@@ -182,6 +179,36 @@ CASES = {
         None,
         "INVALID_REQUEST",
         "state",
+    ),
+    "a replay without a start": Case(
+        "deliveries",
+        "ReplayNotifications",
+        delivery_pb2.ReplayNotificationsRequest(subscription_id="none"),
+        "POST",
+        "/v1/notifications:replay",
+        {"subscription_id": "none"},
+        "INVALID_REQUEST",
+        "start_time",
+    ),
+    "a replay of an unknown subscription": Case(
+        "deliveries",
+        "ReplayNotifications",
+        delivery_pb2.ReplayNotificationsRequest(subscription_id="none", start_time=Timestamp(seconds=1)),
+        "POST",
+        "/v1/notifications:replay",
+        {"subscription_id": "none", "start_time": "2026-01-01T00:00:00Z"},
+        "SUBSCRIPTION_UNKNOWN",
+    ),
+    "a long overlap of secrets": Case(
+        "subscriptions",
+        "RotateSecret",
+        subscription_pb2.RotateSecretRequest(subscription_id="none", overlap=Duration(seconds=91 * 86_400)),
+        "POST",
+        "/v1/subscriptions/none:rotateSecret",
+        {"overlap_ms": 91 * 86_400_000},
+        "INVALID_REQUEST",
+        "overlap",
+        "overlap_ms",
     ),
     "an age": Case(
         "terminals",

@@ -677,6 +677,20 @@ async def test_notifications(face: HttpFace) -> None:
     problem(await face.call("GET", "/v1/notifications/none"), 404, "NOTIFICATION_UNKNOWN")
 
 
+async def test_replay(face: HttpFace) -> None:
+    """Notifications of a span of time are replayed for a subscription that is sent something; the span is checked."""
+    sink = {"kind": "WEBHOOK", "uri": "https://example.com/hook"}
+    made = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE], "sink": sink})).json
+    listed = (await face.call("POST", "/v1/subscriptions", {"addresses": [ALICE]})).json
+    path, span = "/v1/notifications:replay", {"start_time": "2026-01-01T00:00:00Z"}
+    asked = {"subscription_id": made["id"], **span}
+    assert (await face.call("POST", path, asked)).json == {"replayed_count": 0, "next_page_token": ""}
+    problem(await face.call("POST", path, asked, client=OTHER.id), 404, "SUBSCRIPTION_UNKNOWN")
+    problem(await face.call("POST", path, {**asked, "subscription_id": listed["id"]}), 409, "CHANGE_NOT_ALLOWED")
+    for bad in ({"end_time": span["start_time"]}, {"page_token": "x"}, {"start_time": None}):
+        problem(await face.call("POST", path, {**asked, **bad}), 400, "INVALID_REQUEST")
+
+
 # Groups.
 
 

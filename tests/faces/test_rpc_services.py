@@ -501,6 +501,14 @@ async def test_deliveries_are_shown_and_sent_again(face: Face) -> None:
         delivery_pb2.DELIVERY_OUTCOME_HTTP_ERROR,
         b"\xff",
     )
+    replay = delivery_pb2.ReplayNotificationsRequest(subscription_id=made.id)
+    replay.start_time.FromDatetime(BEGAN)
+    assert await face.deliveries.ReplayNotifications(replay, metadata=face.app) == (
+        delivery_pb2.ReplayNotificationsResponse(replayed_count=1)
+    )
+    owing = delivery_pb2.ListNotificationsRequest(state=delivery_pb2.DELIVERY_STATE_PENDING)
+    (pending,) = (await face.deliveries.ListNotifications(owing, metadata=face.app)).notifications
+    assert pending.id == started.id
     again = delivery_pb2.SendNotificationsAgainRequest(notification_ids=[owed.id])
     assert [
         (await face.deliveries.SendNotificationsAgain(again, metadata=face.app)).sent_again_count for _ in range(2)

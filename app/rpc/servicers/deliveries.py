@@ -4,6 +4,7 @@ from app.core.deliveries import Deliveries
 from app.domain.errors import InvalidRequest
 from app.pb.terminalstatus.v1 import delivery_pb2 as pb
 from app.pb.terminalstatus.v1 import delivery_pb2_grpc as pb_grpc
+from app.ports.store import MAX_PAGE_TOKEN
 from app.rpc import list_filters, request_fields, response_messages
 from app.rpc.callers import Context
 from app.rpc.open_calls import OpenCalls
@@ -52,3 +53,16 @@ class DeliveryServicer(pb_grpc.DeliveryServiceServicer):
                 )
             sent = await self._deliveries.send_again(client, request.notification_ids)
             return pb.SendNotificationsAgainResponse(sent_again_count=sent)
+
+    async def ReplayNotifications(  # noqa: N802
+        self, request: pb.ReplayNotificationsRequest, context: Context
+    ) -> pb.ReplayNotificationsResponse:
+        async with self._calls.answer(context, "ReplayNotifications") as client:
+            replayed, token = await self._deliveries.replay(
+                client,
+                request.subscription_id,
+                start=request_fields.time(request, "start_time"),
+                end=request_fields.time(request, "end_time"),
+                page_token=request_fields.bounded(request.page_token, MAX_PAGE_TOKEN, "page_token"),
+            )
+            return pb.ReplayNotificationsResponse(replayed_count=replayed, next_page_token=token)

@@ -614,3 +614,67 @@ class SendNotificationsAgainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SendNotificationsAgainResponse: _TypeAlias = SendNotificationsAgainResponse  # noqa: Y015
+
+@_typing.final
+class ReplayNotificationsRequest(_message.Message):
+    """The request of ReplayNotifications."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """`Subscription.id`; the subscription may have ended."""
+    page_token: _builtins.str
+    """The previous call's `next_page_token`; empty for the first call. The other fields are then as in that call."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Send notifications created at this time or later. Required."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Send notifications created before this time. Absent: until now."""
+
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "page_token", b"page_token", "start_time", b"start_time", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayNotificationsRequest: _TypeAlias = ReplayNotificationsRequest  # noqa: Y015
+
+@_typing.final
+class ReplayNotificationsResponse(_message.Message):
+    """The response of ReplayNotifications."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    replayed_count: _builtins.int
+    """How many notifications are due again. May be 0 before the last page."""
+    next_page_token: _builtins.str
+    """Continues with later notifications; empty if there are none."""
+    def __init__(
+        self,
+        *,
+        replayed_count: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "replayed_count", b"replayed_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayNotificationsResponse: _TypeAlias = ReplayNotificationsResponse  # noqa: Y015

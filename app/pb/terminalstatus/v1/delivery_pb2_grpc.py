@@ -55,6 +55,11 @@ class DeliveryServiceStub:
                 request_serializer=terminalstatus_dot_v1_dot_delivery__pb2.SendNotificationsAgainRequest.SerializeToString,
                 response_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.SendNotificationsAgainResponse.FromString,
                 _registered_method=True)
+        self.ReplayNotifications = channel.unary_unary(
+                '/terminalstatus.v1.DeliveryService/ReplayNotifications',
+                request_serializer=terminalstatus_dot_v1_dot_delivery__pb2.ReplayNotificationsRequest.SerializeToString,
+                response_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.ReplayNotificationsResponse.FromString,
+                _registered_method=True)
 
 
 class DeliveryServiceServicer:
@@ -97,6 +102,24 @@ class DeliveryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayNotifications(self, request, context):
+        """Sends delivered notifications of one subscription once more, such as after the receiver lost its data: those created
+        in a span of time, each with its id and content, in their order and before later ones that wait. Up to 1000 in a
+        call; call again with `next_page_token` until it is empty. A notification that is older than the time for retries
+        (three days) is tried once. The number and the interval of the subscription's notifications do not limit this.
+        Notifications that the gateway no longer keeps, that are still owed, or that were given up are not affected.
+
+        Errors (gRPC code, ErrorInfo reason):
+        INVALID_ARGUMENT    INVALID_REQUEST       `start_time` is absent, `end_time` is not later, or the page token is of
+        another call.
+        NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it is no longer kept.
+        FAILED_PRECONDITION CHANGE_NOT_ALLOWED    Nothing is sent to the subscription's sink: it is `listed`, or the
+        subscription's end forbids it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DeliveryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -119,6 +142,11 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
                     servicer.SendNotificationsAgain,
                     request_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.SendNotificationsAgainRequest.FromString,
                     response_serializer=terminalstatus_dot_v1_dot_delivery__pb2.SendNotificationsAgainResponse.SerializeToString,
+            ),
+            'ReplayNotifications': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayNotifications,
+                    request_deserializer=terminalstatus_dot_v1_dot_delivery__pb2.ReplayNotificationsRequest.FromString,
+                    response_serializer=terminalstatus_dot_v1_dot_delivery__pb2.ReplayNotificationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -230,6 +258,33 @@ class DeliveryService:
             '/terminalstatus.v1.DeliveryService/SendNotificationsAgain',
             terminalstatus_dot_v1_dot_delivery__pb2.SendNotificationsAgainRequest.SerializeToString,
             terminalstatus_dot_v1_dot_delivery__pb2.SendNotificationsAgainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayNotifications(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/terminalstatus.v1.DeliveryService/ReplayNotifications',
+            terminalstatus_dot_v1_dot_delivery__pb2.ReplayNotificationsRequest.SerializeToString,
+            terminalstatus_dot_v1_dot_delivery__pb2.ReplayNotificationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

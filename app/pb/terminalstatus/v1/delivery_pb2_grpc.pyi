@@ -55,6 +55,20 @@ class DeliveryServiceStub:
 
     Errors: NOT_FOUND NOTIFICATION_UNKNOWN if one of them does not exist; then none is sent again.
     """
+    ReplayNotifications: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ReplayNotificationsRequest, _delivery_pb2.ReplayNotificationsResponse]
+    """Sends delivered notifications of one subscription once more, such as after the receiver lost its data: those created
+    in a span of time, each with its id and content, in their order and before later ones that wait. Up to 1000 in a
+    call; call again with `next_page_token` until it is empty. A notification that is older than the time for retries
+    (three days) is tried once. The number and the interval of the subscription's notifications do not limit this.
+    Notifications that the gateway no longer keeps, that are still owed, or that were given up are not affected.
+
+    Errors (gRPC code, ErrorInfo reason):
+      INVALID_ARGUMENT    INVALID_REQUEST       `start_time` is absent, `end_time` is not later, or the page token is of
+                                                another call.
+      NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it is no longer kept.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    Nothing is sent to the subscription's sink: it is `listed`, or the
+                                                subscription's end forbids it.
+    """
 
 @_typing.type_check_only
 class DeliveryServiceAsyncStub(DeliveryServiceStub):
@@ -80,6 +94,20 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     """Makes dead notifications due at once. Notifications in other states are not affected.
 
     Errors: NOT_FOUND NOTIFICATION_UNKNOWN if one of them does not exist; then none is sent again.
+    """
+    ReplayNotifications: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ReplayNotificationsRequest, _delivery_pb2.ReplayNotificationsResponse]  # type: ignore[assignment]
+    """Sends delivered notifications of one subscription once more, such as after the receiver lost its data: those created
+    in a span of time, each with its id and content, in their order and before later ones that wait. Up to 1000 in a
+    call; call again with `next_page_token` until it is empty. A notification that is older than the time for retries
+    (three days) is tried once. The number and the interval of the subscription's notifications do not limit this.
+    Notifications that the gateway no longer keeps, that are still owed, or that were given up are not affected.
+
+    Errors (gRPC code, ErrorInfo reason):
+      INVALID_ARGUMENT    INVALID_REQUEST       `start_time` is absent, `end_time` is not later, or the page token is of
+                                                another call.
+      NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it is no longer kept.
+      FAILED_PRECONDITION CHANGE_NOT_ALLOWED    Nothing is sent to the subscription's sink: it is `listed`, or the
+                                                subscription's end forbids it.
     """
 
 class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -127,6 +155,26 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes dead notifications due at once. Notifications in other states are not affected.
 
         Errors: NOT_FOUND NOTIFICATION_UNKNOWN if one of them does not exist; then none is sent again.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayNotifications(
+        self,
+        request: _delivery_pb2.ReplayNotificationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_delivery_pb2.ReplayNotificationsResponse, _abc.Awaitable[_delivery_pb2.ReplayNotificationsResponse]]:
+        """Sends delivered notifications of one subscription once more, such as after the receiver lost its data: those created
+        in a span of time, each with its id and content, in their order and before later ones that wait. Up to 1000 in a
+        call; call again with `next_page_token` until it is empty. A notification that is older than the time for retries
+        (three days) is tried once. The number and the interval of the subscription's notifications do not limit this.
+        Notifications that the gateway no longer keeps, that are still owed, or that were given up are not affected.
+
+        Errors (gRPC code, ErrorInfo reason):
+          INVALID_ARGUMENT    INVALID_REQUEST       `start_time` is absent, `end_time` is not later, or the page token is of
+                                                    another call.
+          NOT_FOUND           SUBSCRIPTION_UNKNOWN  The client has no such subscription, or it is no longer kept.
+          FAILED_PRECONDITION CHANGE_NOT_ALLOWED    Nothing is sent to the subscription's sink: it is `listed`, or the
+                                                    subscription's end forbids it.
         """
 
 def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
