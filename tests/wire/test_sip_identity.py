@@ -79,6 +79,21 @@ async def test_contact_as_proxies_write_it(transport: str, written: str) -> None
         await server.asked(but=asked.request["call-id"])
 
 
+async def test_fetch_is_answered_to_a_contact_in_capitals(transport: str) -> None:
+    """A scheme has no case (RFC 3261 section 19.1.4): a NOTIFY to `SIP:` answers a fetch, and is 481 once the fetch is
+    over."""
+    async with ScriptedNotifier(transport) as server, watching(server.uri) as (watcher, _):
+        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        asked = await server.asked()
+        uri = asked.request.contact_uri.replace("sip:", "SIP:")
+        asked.answer()
+        asked.notify(1, uri=uri, state="terminated;reason=timeout")
+        assert (await fetch).body == OPEN
+        assert await server.notify_answer(1) == 200
+        asked.notify(2, uri=uri)
+        assert await server.notify_answer(2) == 481
+
+
 async def test_notify_to_another_dialogs_contact(transport: str) -> None:
     """A NOTIFY to one dialog's Contact with another dialog's tags and Call-ID changes neither: it is ignored and
     counted."""
