@@ -11,7 +11,6 @@ Deliberately absent: any rule about terminals.
 
 import asyncio
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
@@ -35,6 +34,7 @@ from app.domain.sinks import PROFILE_CAMARA, SIGNED_PROFILES, SinkKind
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.egress.jwks import fetch_keys
+from app.egress.tls import SinkTls
 from app.egress.webhook import WebhookSender, v1_event
 from app.metrics import Metrics, add_readings
 from app.ports.delivery import Sender
@@ -143,32 +143,23 @@ def _log_start(gateway: Gateway, settings: Settings) -> None:
 
 
 class _TlsFiles:
-    """The TLS files in the settings: the servers' certificates, and the authorities for checking the sinks'
-    certificates. `servers` or `sinks` is None if the settings name no file. Raises CannotStart."""
+    """The TLS files in the settings, of the servers and towards sinks. `servers` is None if the settings name no file
+    of theirs. Raises CannotStart."""
 
     def __init__(self, settings: Settings) -> None:
-        self._sink_ca_file = settings.sink_ca_file
         try:
             self.servers = tls.load(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+            self.sinks = SinkTls(settings.sink_ca_file, settings.sink_cert_file, settings.sink_key_file)
         except tls.TlsUnusable as error:
             raise CannotStart(str(error)) from None
-        try:
-            self.sinks = ssl.create_default_context(cafile=self._sink_ca_file) if self._sink_ca_file else None
-        except (OSError, ssl.SSLError) as error:
-            raise CannotStart(f"TS_SINK_CA_FILE: {self._sink_ca_file} cannot be used: {error}.") from None
 
     def read_again(self) -> None:
         """Reads the files again. Unusable files are logged; then the files read before stay in use."""
         if self.servers is not None:
             self.servers.read_again()
-        if self.sinks is not None:
-            try:
-                self.sinks.load_verify_locations(self._sink_ca_file)
-                _log.info("sink_ca_file_read", file=self._sink_ca_file)
-            except (OSError, ssl.SSLError) as error:
-                _log.warning("sink_ca_file_unusable", file=self._sink_ca_file, why=str(error))
-        if self.servers is None and self.sinks is None:
-            _log.info("no_tls_files", hint="SIGHUP reads the files of TS_TLS_… and TS_SINK_CA_FILE; none is set")
+        self.sinks.read_again()
+        if self.servers is None and not self.sinks.named:
+            _log.info("no_tls_files", hint="SIGHUP reads the files of TS_TLS_… and TS_SINK_…; none is set")
 
 
 async def _open_store(stack: AsyncExitStack, settings: Settings) -> SqlStore:
@@ -233,7 +224,7 @@ def _tokens(settings: Settings) -> AccessTokens | None:
 
 def _egress(settings: Settings, tls_files: _TlsFiles) -> Egress:
     rules = Rules.of(settings.sink_allowed_networks, allow_http=settings.sink_allow_http)
-    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=tls_files.sinks)
+    return Egress(rules, total_s=settings.sink_timeout_ms / 1000, tls=tls_files.sinks.context)
 
 
 def _senders(settings: Settings, egress: Egress) -> Mapping[SinkKind, Sender]:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from app.auth.proxies import TrustedProxies
 from app.auth.tls import Tls
 from app.rest.connection import BoundedConnection
+from app.rest.keep_alive import kept_alive
 from app.rest.unauthenticated_connections import UnauthenticatedConnections
 from app.rpc import CallLimits, EngineServer, enforce_connection_limits
 
@@ -31,6 +32,9 @@ CUT_OFF_S = 1.0
 
 MAX_HTTP_CONNECTIONS = 10_000
 """Above this number a new connection is answered 503 and closed; probes are still answered."""
+
+KEEP_ALIVE_S = 30
+"""How long an HTTP connection is kept without a request."""
 
 BACKLOG = 4096
 """Most connections that wait to be accepted. Above this number the kernel drops a SYN, and the client retries after a
@@ -136,7 +140,7 @@ async def serve_http(
     unauthenticated = unauthenticated or UnauthenticatedConnections(TrustedProxies(), time.monotonic)
     server = HttpServer(
         uvicorn.Config(
-            app,
+            kept_alive(app, KEEP_ALIVE_S),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -147,7 +151,7 @@ async def serve_http(
             backlog=BACKLOG,
             lifespan="off",
             timeout_graceful_shutdown=int(DRAIN_S),
-            timeout_keep_alive=30,
+            timeout_keep_alive=KEEP_ALIVE_S,
             **(tls.uvicorn_options() if tls else {}),
         )
     )

@@ -1,6 +1,7 @@
 """Sends owed notifications as callbacks: statusNotification, statusError or statusEnd at an application's endpoint.
 
-Invariants: a callback has the application's correlator and spelling of addresses, and the version that
+Invariants: a user and password of the endpoint (HTTP Basic) are never logged, put into errors or stored, not even if
+the answer repeats them. A callback has the application's correlator and spelling of addresses, and the version that
 `versions.callback_version` assumes. If a fault says that the application does not know the element or its namespace,
 the same attempt sends the callback once in the other version of the series, and the version that is understood is
 remembered for the endpoint (`callback_versions.py`). A SOAP fault is a failed attempt, whatever its HTTP status; so is
@@ -13,7 +14,9 @@ and which notifications are owed (`app.live.rules`).
 """
 
 import asyncio
+import base64
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,7 +25,7 @@ import structlog
 
 from app.domain.errors import InvalidAddress, SinkRefused
 from app.domain.records import NotificationKind, OwedNotification, Subscription
-from app.domain.sinks import EndReason, is_callback_version
+from app.domain.sinks import SINK_BASIC, EndReason, is_callback_version
 from app.egress.client import MAX_ANSWER, Egress, Reply
 from app.ports.delivery import Sent
 from soap_compat import envelope_writer
@@ -109,13 +112,14 @@ class CallbackSender:
     async def send(self, subscription: Subscription, notification: OwedNotification) -> Sent:
         """Makes one attempt."""
         url, assumed = subscription.sink.url, callback_version(subscription.sink)
+        basic = subscription.sink.parameters.get(SINK_BASIC, "")
         version = self._versions.of(url, assumed)
         body = callback(subscription, notification, version)
         if body is None:
             return Sent(delivered=True, outcome="not-sent")
         due_s = asyncio.get_running_loop().time() + self._egress.total_s
         try:
-            reply = await self._post(url, body)
+            reply = await self._post(url, basic, body)
             fault = fault_text(reply.body)
             if fault is not None and is_not_understood(fault, version):
                 other = self._versions.to_try(url, assumed)
@@ -125,7 +129,7 @@ class CallbackSender:
                         reply, fault = again, fault_text(again.body)
         except SinkRefused as refused:  # the operator's rules have become stricter since the start
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
-        sent = reply.as_sent()
+        sent = _masked(reply, basic).as_sent()
         if sent.gone:
             return replace(sent, gone=False)
         if sent.delivered and fault is not None:
@@ -142,7 +146,7 @@ class CallbackSender:
         assert body is not None  # noqa: S101  # as in the first version
         try:
             async with asyncio.timeout_at(due_s):
-                reply = await self._post(url, body)
+                reply = await self._post(url, subscription.sink.parameters.get(SINK_BASIC, ""), body)
         except TimeoutError:
             return None
         if not reply.code:
@@ -157,5 +161,22 @@ class CallbackSender:
         _log.info("callback_version_learned", host=urlsplit(url).netloc, assumed=assumed, version=version)
         return reply
 
-    async def _post(self, url: str, body: bytes) -> Reply:
-        return await self._egress.request("POST", url, HEADERS, body, keep=MAX_ANSWER)
+    async def _post(self, url: str, basic: str, body: bytes) -> Reply:
+        headers: Mapping[str, str] = HEADERS
+        if basic:
+            headers = {**HEADERS, "Authorization": f"Basic {_encoded(basic)}"}
+        return await self._egress.request("POST", url, headers, body, keep=MAX_ANSWER)
+
+
+def _encoded(basic: str) -> str:
+    return base64.b64encode(basic.encode()).decode()
+
+
+def _masked(reply: Reply, basic: str) -> Reply:
+    """The answer without the user and password that it repeats."""
+    if not basic:
+        return reply
+    body = reply.body
+    for secret in filter(None, (_encoded(basic), basic, basic.partition(":")[2])):
+        body = body.replace(secret.encode(), b"*" * len(secret.encode()))
+    return replace(reply, body=body)

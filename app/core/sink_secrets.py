@@ -1,4 +1,4 @@
-"""Signing secrets and access tokens of webhook sinks.
+"""Signing secrets and access tokens of webhook sinks, users and passwords of SOAP endpoints.
 
 Invariants: pure; entropy is an argument. No secret is logged.
 """
@@ -15,6 +15,7 @@ from app.domain.sinks import (
     MAX_SECRETS,
     SECRET_BYTES,
     SIGNED_PROFILES,
+    SINK_BASIC,
     SINK_CALLBACK_VERSION,
     SINK_MADE,
     SINK_OVERLAP_ENDS_AT,
@@ -30,10 +31,8 @@ from app.domain.sinks import (
     signing_secrets,
     token_ends_at,
     with_secrets,
+    without_user_info,
 )
-
-_KEPT = (SINK_SECRETS, SINK_MADE, SINK_REQUEST, SINK_CALLBACK_VERSION)
-"""Parameters that stay with a subscription when its sink is replaced."""
 
 
 def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes], *, callback_version: str = "") -> Sink:
@@ -43,6 +42,8 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes], *, callba
     Raises SinkRefused.
     """
     _check_own(sink)
+    if sink.kind is SinkKind.SOAP:
+        sink = without_user_info(sink)
     added = {SINK_REQUEST: digest} if digest else {}
     if sink.kind is SinkKind.WEBHOOK and sink.profile in SIGNED_PROFILES and not sink.parameters.get(SINK_SECRETS):
         secret = signing_secret(entropy(SECRET_BYTES))
@@ -53,6 +54,7 @@ def prepared(sink: Sink, digest: str, entropy: Callable[[int], bytes], *, callba
 
 
 _KEPT = (SINK_SECRETS, SINK_MADE, SINK_OVERLAP_ENDS_AT, SINK_REQUEST)
+"""Parameters that stay with a subscription when its webhook is replaced. Of a SOAP endpoint all stay but SINK_BASIC."""
 
 
 def moved(sink: Sink, to: Sink) -> Sink:
@@ -71,7 +73,11 @@ def moved(sink: Sink, to: Sink) -> Sink:
             field="sink",
             reason="secret",
         )
-    kept = {name: sink.parameters[name] for name in _KEPT if name in sink.parameters}
+    if sink.kind is SinkKind.SOAP:
+        to = without_user_info(to)
+        kept = {name: value for name, value in sink.parameters.items() if name != SINK_BASIC}
+    else:
+        kept = {name: sink.parameters[name] for name in _KEPT if name in sink.parameters}
     return replace(to, profile=sink.profile, parameters={**to.parameters, **kept})
 
 

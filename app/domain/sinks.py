@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote_to_bytes
 
 from app.domain.errors import InvalidRequest, SinkRefused, SinkUnreachable, StoreUnavailable
 
@@ -51,6 +52,12 @@ SINK_TOKEN_EXPIRES_AT = "token_expires_at"  # noqa: S105  # a parameter's name
 TOKEN_LEAD = timedelta(seconds=5)
 """A subscription ends this long before its sink's token expires, so that its last notification can still be sent."""
 
+SINK_BASIC = "basic"
+"""Sink parameter of a SOAP endpoint: its user and password, `user:password`, for HTTP Basic (RFC 7617)."""
+
+MAX_BASIC = 512
+"""Longest user and password together, in characters."""
+
 SINK_HANDSHAKE = "handshake"
 """Sink parameter: how the sink is checked when the subscription is created, a `Handshake` value."""
 
@@ -91,6 +98,31 @@ def check_callback_version(text: str) -> None:
             "of the client's requests.",
             field="soap_callback_version",
         )
+
+
+_USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)([^/?#\\]*)@(.*)", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def without_user_info(sink: "Sink") -> "Sink":
+    """The sink with the user info of its URL (RFC 3986 section 3.2.1) moved to SINK_BASIC, where it is kept as secrets
+    are. Raises SinkRefused, without the user info."""
+    match = _USER_INFO.fullmatch(sink.url)
+    if match is None:
+        return sink
+    user, _, password = match[2].partition(":")
+    try:
+        user, password = unquote_to_bytes(user).decode(), unquote_to_bytes(password).decode()
+    except UnicodeDecodeError:
+        raise SinkRefused("The user info of the sink's URL is not UTF-8.", reason="credentials") from None
+    basic = f"{user}:{password}"
+    if not user or ":" in user or _CONTROL.search(basic) or len(basic) > MAX_BASIC:
+        raise SinkRefused(
+            "The user info of the sink's URL must be a user without a colon, a colon and a password, of "
+            f"{MAX_BASIC} characters at most, without control characters.",
+            reason="credentials",
+        )
+    return replace(sink, url=match[1] + match[3], parameters={**sink.parameters, SINK_BASIC: basic})
 
 
 def token_ends_at(sink: "Sink") -> datetime | None:
@@ -201,8 +233,10 @@ class Sink:
 
 
 def same_endpoint(one: Sink, other: Sink) -> bool:
-    """Whether both sinks are the same endpoint with the same access token."""
-    return one.url == other.url and one.parameters.get(SINK_TOKEN) == other.parameters.get(SINK_TOKEN)
+    """Whether both sinks are the same endpoint with the same access token, user and password."""
+    return one.url == other.url and all(
+        one.parameters.get(name) == other.parameters.get(name) for name in (SINK_TOKEN, SINK_BASIC)
+    )
 
 
 class EndReason(enum.Enum):

@@ -88,7 +88,13 @@ class SoapSinkRequest(Request):
     """The endpoint of a Parlay X application, which gets callbacks (3GPP TS 29.199-8)."""
 
     kind: Literal["SOAP"] = Field(description="The kind of sink.")
-    uri: Endpoint
+    uri: str = Field(
+        min_length=1,
+        max_length=MAX_URL,
+        description="The endpoint: an https URL, or http where the operator allows it. A user and password in it "
+        "(`https://user:password@host/`) are sent as HTTP Basic, and are not in answers.",
+        examples=["https://app.example.com/callbacks"],
+    )
     version: str = Field(
         "",
         max_length=MAX_VERSION,

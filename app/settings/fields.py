@@ -532,6 +532,18 @@ class Settings(BaseModel):
         "of the system's.",
         examples=["path of a PEM file"],
     )
+    sink_cert_file: Path | None = Field(
+        None,
+        description="The gateway's certificate, which is presented to webhook and SOAP callback endpoints that ask for "
+        "one.",
+        examples=["a PEM file"],
+    )
+    sink_key_file: Path | None = Field(
+        None,
+        validate_default=True,
+        description="Private key of the certificate in `TS_SINK_CERT_FILE`.",
+        examples=["a PEM file, not encrypted"],
+    )
     soap_max_age_s: float = Field(
         0,
         ge=0,
@@ -582,6 +594,13 @@ class Settings(BaseModel):
     def _with_certificate(cls, key: Path | None, others: ValidationInfo) -> Path | None:
         if (key is None) != (others.data.get("tls_cert_file") is None):
             raise ValueError(f"{PREFIX}TLS_CERT_FILE and {PREFIX}TLS_KEY_FILE must be set together")
+        return key
+
+    @field_validator("sink_key_file")
+    @classmethod
+    def _with_sink_certificate(cls, key: Path | None, others: ValidationInfo) -> Path | None:
+        if (key is None) != (others.data.get("sink_cert_file") is None):
+            raise ValueError(f"{PREFIX}SINK_CERT_FILE and {PREFIX}SINK_KEY_FILE must be set together")
         return key
 
     @field_validator("sip_public_host")

@@ -35,7 +35,7 @@ from app.domain.errors import (
 from app.domain.operations import AuditAction, Face
 from app.domain.policy import Policy
 from app.domain.records import Client, DeliveryState, Subscription
-from app.domain.sinks import TOKEN_LEAD, EndReason, Sink, SinkKind
+from app.domain.sinks import SINK_BASIC, TOKEN_LEAD, EndReason, Sink, SinkKind, same_endpoint
 from app.domain.statuses import Status
 from tests.support.core import (
     ADMIN,
@@ -354,6 +354,18 @@ async def test_api_without_changes(core: Core, values: dict[str, Any]) -> None:
     with pytest.raises(ChangeNotAllowed):
         await change(core, made, **values)
     assert await core.stored(made) == made
+
+
+async def test_credentials_of_a_soap_sink(core: Core) -> None:
+    """The user info of an endpoint is kept as secrets are, and replaced with it; the spelling of addresses stays."""
+    first = replace(SOAP, url="http://u:one@example.com/soap", parameters={"written": "{}"})
+    made = await core.subscribe(ALICE, sink=first)
+    assert (made.sink.url, made.sink.parameters) == (SOAP.url, {"written": "{}", SINK_BASIC: "u:one"})
+    changed = await change(core, made, sink=replace(SOAP, url="http://u:t%77o@example.com/soap"))
+    assert (changed.sink.url, changed.sink.parameters) == (SOAP.url, {"written": "{}", SINK_BASIC: "u:two"})
+    assert not same_endpoint(made.sink, changed.sink)
+    bare = await change(core, made, sink=SOAP)
+    assert (await core.stored(made)).sink == bare.sink == replace(SOAP, parameters={"written": "{}"})
 
 
 async def test_changes_of_a_soap_sink(core: Core) -> None:

@@ -15,7 +15,7 @@ from lxml import etree
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import DuplicateCorrelator, GroupUnknown, SinkRefused, SinkUnreachable, TerminalStatusError
 from app.domain.records import NotificationKind, OwedNotification, Subscription
-from app.domain.sinks import EndReason
+from app.domain.sinks import SINK_BASIC, EndReason
 from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
@@ -205,6 +205,19 @@ async def test_request() -> None:
         assert request.headers["content-type"] == "text/xml; charset=utf-8"
         assert request.headers["soapaction"] == '""'
         valid(content_of(request.body))
+
+
+async def test_credentials_of_the_endpoint() -> None:
+    """RFC 7617: the user and password of the endpoint are in each request, and in nothing that is kept of answers."""
+    repeats = answer(401, body=b"user:p\xc3\xa4ss dXNlcjpww6Rzcw== p\xc3\xa4ss")
+    async with sender() as callbacks, receiver(in_turn(answer(), repeats)) as there:
+        subscription = subscribed(there.url)
+        parameters = {**subscription.sink.parameters, SINK_BASIC: "user:päss"}
+        subscription = replace(subscription, sink=replace(subscription.sink, parameters=parameters))
+        assert (await callbacks.send(subscription, make_owed(subscription))).delivered
+        sent = await callbacks.send(subscription, make_owed(subscription))
+        assert (sent.outcome, sent.answer) == ("http-401", b"*" * 10 + b" " + b"*" * 16 + b" " + b"*" * 5)
+        assert [request.headers["authorization"] for request in there.requests] == ["Basic dXNlcjpww6Rzcw=="] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The SOAP face over the real use cases and SQLite: policies, groups, usage records, and delivered callbacks."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from app.domain.statuses import Status
 from app.egress.allowed import Rules
 from app.egress.client import Egress
 from app.ports.store import Page
+from app.rest import to_json
+from app.rpc import response_messages
 from app.servers import bound, serve_http
 from soap_compat.address_spelling import any_uri
 from soap_compat.callbacks import CallbackSender
@@ -234,6 +237,46 @@ async def test_endpoint_is_checked_at_the_start(tmp_path: Path) -> None:
             )
             assert (await world.start(ALICE, reference=reference)).fault == "SVC0002 reference.endpoint"
         assert world.core.live.engine.figures()["subscriptions"] == 0
+
+
+async def test_endpoint_with_credentials(tmp_path: Path) -> None:
+    """User info in `reference.endpoint` (RFC 3986 section 3.2.1) is sent as HTTP Basic (RFC 7617), and neither shown
+    nor stored in the URL."""
+    async with world_of(tmp_path) as world:
+        endpoint = world.there.url.replace("://", "://u%40x:s%3Acret@")
+        reference = (
+            f"<l:reference><endpoint>{endpoint}</endpoint><interfaceName/><correlator>c-1</correlator></l:reference>"
+        )
+        with structlog.testing.capture_logs() as logs:
+            assert (await world.start(ALICE, reference=reference)).status == 200
+            await world.core.play(ALICE, BUSY)
+            await world.calls(1)
+            await until(lambda: not world.deliverer.held)
+        basic = base64.b64encode(b"u@x:s:cret").decode()
+        assert world.there.requests[0].headers["authorization"] == f"Basic {basic}"
+        (kept,), _ = await world.core.store.subscriptions(Page(), SubscriptionFilter(client_id=APP.id))
+        assert kept.sink.url == world.there.url
+        shown = [
+            kept,
+            logs,
+            await world.core.usage_records(),
+            response_messages.subscription(kept),
+            to_json.sink(kept.sink),
+        ]
+        assert not [each for each in shown if "cret" in str(each) or basic in str(each)]
+
+
+@pytest.mark.parametrize("user_info", ["", ":secret", "a%3Ab:secret", "a%00:secret", "%ff:secret", "a" * 600])
+async def test_credentials_that_http_cannot_carry(tmp_path: Path, user_info: str) -> None:
+    """RFC 7617 section 2: a user without a colon; no control characters. The fault does not repeat them."""
+    async with world_of(tmp_path) as world:
+        endpoint = world.there.url.replace("://", f"://{user_info}@")
+        reference = (
+            f"<l:reference><endpoint>{endpoint}</endpoint><interfaceName/><correlator>c</correlator></l:reference>"
+        )
+        reply = await world.start(ALICE, reference=reference)
+        assert reply.fault == "SVC0002 reference.endpoint"
+        assert b"secret" not in reply.body
 
 
 async def test_correlators(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_options_win_over_environment_over_file(tmp_path: Path) -> None:
             "TS_TLS_KEY_FILE is not set: TS_TLS_CERT_FILE and TS_TLS_KEY_FILE must",
         ),
         (SERVER | {"TS_TLS_KEY_FILE": "/k.pem"}, "TS_TLS_KEY_FILE = .*must be set together"),
+        (SERVER | {"TS_SINK_CERT_FILE": "/c.pem"}, "TS_SINK_KEY_FILE is not set: .*must be set together"),
         (SERVER | {"TS_OIDC_ISSUER": "https://idp"}, "TS_OIDC_AUDIENCE.*must be set together"),
         (SERVER | {"TS_OIDC_JWKS_URL": "http://idp.example/keys"}, "TS_OIDC_JWKS_URL = .*not an https URL"),
         (SERVER | {"TS_ANONYMOUS_ACCESS": "yes"}, "TS_ANONYMOUS_ACCESS = 'yes'.*loopback, anywhere or never"),

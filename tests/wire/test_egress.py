@@ -18,9 +18,11 @@ from aiohttp.streams import DataQueue
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.auth.tls import TlsUnusable
 from app.domain.errors import SinkRefused, SinkUnreachable
 from app.egress.allowed import Rules, read_endpoint
 from app.egress.client import MAX_ANSWER, MAX_INFORMATIONAL, Egress, read_retry_after
+from app.egress.tls import SinkTls
 from tests.support.receivers import (
     Behaviour,
     answer,
@@ -506,6 +508,61 @@ async def test_https_is_verified(tmp_path: Path) -> None:
         async with egress() as client:
             plain = there.url.replace("https", "http")
             assert (await client.request("POST", plain, {}, b"x")).outcome in {"reset", "malformed"}
+
+
+def asking_for_certificates(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """A receiver that demands the certificate of `folder`, and the file of its authority."""
+    server, authority = make_certificate(folder)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(authority)
+    return server, authority
+
+
+async def test_certificate_of_the_gateway(tmp_path: Path) -> None:
+    """A receiver that asks for a client certificate gets the gateway's, at the check and at each request; without one
+    it refuses the connection."""
+    server, authority = asking_for_certificates(tmp_path)
+    pair = authority, tmp_path / "key.pem"
+    async with receiver(tls=server) as there:
+        async with egress(tls=SinkTls(str(authority), *pair).context) as client:
+            await client.connect(there.url)
+            assert (await client.request("POST", there.url, {}, b"x")).code == 204
+        async with egress(tls=SinkTls(str(authority), None, None).context) as client:
+            assert (await client.request("POST", there.url, {}, b"x")).outcome in {"tls", "reset"}
+
+
+async def test_certificate_of_the_gateway_is_renewed(tmp_path: Path) -> None:
+    """SIGHUP reads the certificate again: new connections present the renewed one; a pair that does not match is
+    logged, and the one before stays in use."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    make_certificate(tmp_path / "old")
+    server, new = asking_for_certificates(tmp_path / "new")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+
+    def put(certificate_of: str, key_of: str) -> None:
+        certificate.write_bytes((tmp_path / certificate_of / "certificate.pem").read_bytes())
+        key.write_bytes((tmp_path / key_of / "key.pem").read_bytes())
+
+    put("old", "old")
+    tls = SinkTls(str(new), certificate, key)
+    async with receiver(tls=server) as there, egress(tls=tls.context) as client:
+        for pair, accepted in ((("old", "new"), False), (("new", "new"), True), (("new", "old"), True)):
+            put(*pair)
+            tls.read_again()
+            reply = await client.request("POST", there.url, {"Connection": "close"}, b"x")
+            assert (reply.code == 204) is accepted, pair
+
+
+@pytest.mark.parametrize("named", ["ca", "certificate", "key"])
+def test_files_that_cannot_be_used(tmp_path: Path, named: str) -> None:
+    """The error names the setting and the file."""
+    _, authority = make_certificate(tmp_path)
+    files = {"ca": authority, "certificate": authority, "key": tmp_path / "key.pem"}
+    files[named] = tmp_path / "nothing.pem"
+    setting = "TS_SINK_CA_FILE" if named == "ca" else "TS_SINK_CERT_FILE, TS_SINK_KEY_FILE"
+    with pytest.raises(TlsUnusable, match=rf"{setting}: .*nothing\.pem.*cannot be used"):
+        SinkTls(str(files["ca"]), files["certificate"], files["key"])
 
 
 async def test_http_needs_to_be_allowed() -> None:

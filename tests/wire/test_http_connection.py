@@ -304,3 +304,23 @@ async def test_idle_connections_outlast_the_limits_of_bodies(gateway: Gateway, m
     received = await pieces(gateway, whole, whole, REQUEST, every_s=0.3, until=b"200 OK")
     assert received.count(b"HTTP/1.1 4") == 2
     assert b" 408 " not in received
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/groups", "/parlayx/TerminalStatus?wsdl", "/nothing"])
+async def test_time_for_which_an_idle_connection_is_kept(gateway: Gateway, path: str) -> None:
+    """RFC 2068 section 19.7.1.1: answers on kept connections say how long; RFC 9110 section 7.6.1: by both headers."""
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\n"
+    kept = await talk(gateway, f"{head}\r\n{head}Connection: close\r\n\r\n".encode())
+    first, _, second = kept.partition(b"HTTP/1.1 ")[2].partition(b"HTTP/1.1 ")
+    assert b"\r\nkeep-alive: timeout=30\r\n" in first.lower()
+    assert b"\r\nconnection: keep-alive\r\n" in first.lower()
+    assert b"keep-alive" not in second.lower()
+    assert b"\r\nconnection: close\r\n" in second.lower()
+
+
+async def test_connections_that_are_not_kept(gateway: Gateway) -> None:
+    """An answer over HTTP/1.0, and one that closes the connection, has no Keep-Alive."""
+    assert b"keep-alive" not in (await talk(gateway, b"GET /healthz HTTP/1.0\r\nHost: x\r\n\r\n")).lower()
+    refused = await talk(gateway, b"GET /healthz HTTP/1.1\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 400 ")
+    assert b"keep-alive" not in refused.lower()

@@ -412,7 +412,9 @@ class SoapSink(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The endpoint: an http or https URL of at most 2000 characters. Required."""
+    """The endpoint: an http or https URL of at most 2000 characters. Required. A user and password in it
+    (https://user:password@host/) are sent as HTTP Basic, and are not in answers.
+    """
     version: _builtins.str
     """The version of the callbacks' namespaces, such as "v2_2". Empty: the newest."""
     def __init__(
