@@ -95,8 +95,10 @@ class QueryService:
         if live is None or self._directory.is_group(client.id, address):
             return None
         policy = self._policies.admit(client)
-        self._usage.answered(client, face, requester, address)
-        return live if policy.busy_available else with_status(live, visible_status(False, live.status))
+        if not policy.busy_available:
+            live = with_status(live, visible_status(False, live.status))
+        self._usage.answered(client, face, requester, address, live.status)
+        return live
 
     async def get_status(
         self, client: Client, address: str, *, max_age_s: float = 0, face: Face, requester: str = ""
@@ -128,7 +130,7 @@ class QueryService:
             if status is None:
                 status = await self._fetch(terminal, client)
         except TerminalStatusError as error:
-            self._record(UsageOperation.GET_STATUS, caller, (address,), 1, error)
+            self._record_failure(UsageOperation.GET_STATUS, caller, (address,), 1, error)
             raise
         except asyncio.CancelledError:
             self._usage.record(
@@ -137,8 +139,13 @@ class QueryService:
                 )
             )
             raise
-        self._record(UsageOperation.GET_STATUS, caller, (address,), 1, None)
-        return with_status(status, visible_status(policy.busy_available, status.status))
+        shown = with_status(status, visible_status(policy.busy_available, status.status))
+        self._usage.record(
+            self._usage.make(
+                UsageOperation.GET_STATUS, caller, targets=(address,), expanded_count=1, result=shown.status.name
+            )
+        )
+        return shown
 
     async def require_known(self, client: Client, terminal: TerminalAddress) -> None:
         """Raises TerminalUnknown or WatcherRefused if the presence server answers a fetch so, within its time limit.
@@ -186,7 +193,7 @@ class QueryService:
                 invalid=invalid if skip_invalid else None,
             )
         except TerminalStatusError as error:
-            self._record(UsageOperation.GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
+            self._record_failure(UsageOperation.GET_STATUS_FOR_GROUP, caller, addresses, 0, error)
             raise
         self._policies.charge(client, min(len(expansion.terminals), policy.max_targets) - calls)
         result = "CANCELLED"
@@ -219,6 +226,7 @@ class QueryService:
                     caller,
                     targets=addresses,
                     expanded_count=len(expansion.terminals),
+                    expanded_targets=expansion.terminals if expansion.groups else (),
                     result=result,
                 )
             )
@@ -268,28 +276,24 @@ class QueryService:
             self._registry.on_fetched(status)
         return status
 
-    def _record(
+    def _record_failure(
         self,
         operation: UsageOperation,
         caller: Caller,
         targets: Sequence[str],
         expanded_count: int,
-        error: TerminalStatusError | None,
+        error: TerminalStatusError,
     ) -> None:
-        usage = self._usage
-        if error is None:
-            usage.record(usage.make(operation, caller, targets=targets, expanded_count=expanded_count))
-        else:
-            usage.record(
-                usage.make(
-                    operation,
-                    caller,
-                    targets=targets,
-                    expanded_count=expanded_count,
-                    result=error.code,
-                    root_cause=str(error),
-                )
+        self._usage.record(
+            self._usage.make(
+                operation,
+                caller,
+                targets=targets,
+                expanded_count=expanded_count,
+                result=error.code,
+                root_cause=str(error),
             )
+        )
 
 
 def _checked_age(max_age_s: float) -> float:

@@ -123,6 +123,7 @@ class SubscriptionService:
                 caller,
                 targets=request.addresses,
                 expanded_count=len(expansion.terminals),
+                expanded_targets=expansion.terminals if expansion.groups else (),
                 correlator=request.correlator,
                 subscription_id=subscription.id,
             )
@@ -143,6 +144,7 @@ class SubscriptionService:
                     caller,
                     targets=request.addresses,
                     expanded_count=len(expansion.terminals) if expansion else 0,
+                    expanded_targets=expansion.terminals if expansion and expansion.groups else (),
                     correlator=request.correlator,
                     result=error.code,
                     root_cause=str(error),
@@ -259,10 +261,13 @@ class SubscriptionService:
     async def _end(self, caller: Caller, subscription: Subscription) -> None:
         if not subscription.active:
             raise unknown_subscription(subscription.id)
+        terminals = self._lifecycle.terminals_of(subscription.id)
         record = self._usage.make(
             UsageOperation.END_NOTIFICATION,
             caller,
             targets=subscription.addresses,
+            expanded_count=len(terminals),
+            expanded_targets=terminals if subscription.groups else (),
             correlator=subscription.correlator,
             subscription_id=subscription.id,
         )

@@ -24,6 +24,7 @@ from app.domain.errors import StoreUnavailable
 from app.domain.filters import UsageFilter, seen_by
 from app.domain.operations import Face, UsageOperation
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
+from app.domain.statuses import Status
 from app.ports.pages import empty
 from app.ports.store import ALL_USAGE, MAX_PAGE, Page, UsageStore
 
@@ -41,8 +42,8 @@ CLOSE_S = 5.0
 """Time limit of the last write at shutdown."""
 _MAX_TEXT = 255
 
-_Answered = tuple[int, datetime, str, Face, str, str]
-"""Number, time, client id, face, requester and target."""
+_Answered = tuple[int, datetime, str, Face, str, str, Status]
+"""Number, time, client id, face, requester, target and its status."""
 
 _log = structlog.get_logger(__name__)
 
@@ -102,12 +103,14 @@ class UsageLog:
         *,
         targets: Sequence[str] = (),
         expanded_count: int = 0,
+        expanded_targets: Sequence[str] = (),
         correlator: str = "",
         subscription_id: str = "",
         result: str = "OK",
         root_cause: str = "",
     ) -> UsageRecord:
-        """A record with the present time and a new id. Texts from callers are cut to a bounded length."""
+        """A record with the present time and a new id. Texts from callers are cut to a bounded length. Where `targets`
+        name groups, `expanded_targets` are the terminals."""
         return UsageRecord(
             id=self._id(next(self._number)),
             at=self._clock(),
@@ -118,6 +121,7 @@ class UsageLog:
             targets=tuple([target[:_MAX_TEXT] for target in targets[:MAX_USAGE_TARGETS]]),
             target_count=len(targets),
             expanded_count=expanded_count,
+            expanded_targets=tuple(expanded_targets[:MAX_USAGE_TARGETS]),
             correlator=correlator[:_MAX_TEXT],
             subscription_id=subscription_id,
             result=result,
@@ -128,9 +132,9 @@ class UsageLog:
         """Queues the record; it is written within FLUSH_S."""
         self._keep(record)
 
-    def answered(self, client: Client, face: Face, requester: str, target: str) -> None:
+    def answered(self, client: Client, face: Face, requester: str, target: str, status: Status) -> None:
         """As `record`, for a successful getStatus. The record is made when it is written, so the caller waits less."""
-        self._keep((next(self._number), self._clock(), client.id, face, requester, target))
+        self._keep((next(self._number), self._clock(), client.id, face, requester, target, status))
 
     def _keep(self, item: UsageRecord | _Answered) -> None:
         buffer = self._buffer
@@ -147,7 +151,7 @@ class UsageLog:
         return f"{self._run}{number:012x}"
 
     def _of_answer(
-        self, number: int, at: datetime, client_id: str, face: Face, requester: str, target: str
+        self, number: int, at: datetime, client_id: str, face: Face, requester: str, target: str, status: Status
     ) -> UsageRecord:
         return UsageRecord(
             id=self._id(number),
@@ -159,6 +163,7 @@ class UsageLog:
             targets=(target[:_MAX_TEXT],),
             target_count=1,
             expanded_count=1,
+            result=status.name,
         )
 
     async def export(

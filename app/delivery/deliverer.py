@@ -28,7 +28,7 @@ import structlog
 
 from app.delivery.hosts import MAX_PUT_OFF_S, MAX_WAIT_S, Host, Job, Places
 from app.delivery.recorder import Recorder
-from app.delivery.retry import UNTRIED, RetryPolicy, Verdict, judge, usage_of
+from app.delivery.retry import ENDPOINT_GIVEN_UP, UNTRIED, RetryPolicy, Verdict, judge, usage_of_claim, usage_of_result
 from app.delivery.withdrawal import Withdrawals
 from app.domain.changes import Attempted, SubscriptionUpdate
 from app.domain.errors import StoreUnavailable
@@ -52,7 +52,6 @@ PAUSE_S = 2.0
 MAX_HOSTS = 10_000
 """Hosts that are remembered. Above this number idle hosts are forgotten, the oldest first."""
 
-_ENDPOINT_GIVEN_UP = {EndReason.SINK_GONE, EndReason.TOKEN_EXPIRED}
 _log = structlog.get_logger(__name__)
 
 
@@ -209,7 +208,9 @@ class Deliverer:
     async def _claim_and_queue(self, most: int, withdrawn: Set[str]) -> tuple[int, int]:
         now = self._clock()
         claimed_s = asyncio.get_running_loop().time()
-        claimed = await self._store.claim(now, now + timedelta(seconds=self.lease_s), most, self._owner)
+        until = now + timedelta(seconds=self.lease_s)
+        billed = partial(usage_of_claim, now=now, kinds=self._senders.keys())
+        claimed = await self._store.claim(now, until, most, self._owner, billed)
         fresh = [owed for owed in claimed if not self._recorder.holds(owed)]
         if not fresh:
             return len(claimed), 0
@@ -251,7 +252,7 @@ class Deliverer:
         sink = job.subscription.sink
         reason = job.subscription.end_reason
         if (
-            reason in _ENDPOINT_GIVEN_UP and job.notification.attempts == 0
+            reason in ENDPOINT_GIVEN_UP and job.notification.attempts == 0
         ):  # a notification that was sent again by command has attempts, and is tried
             self._settle(job, Sent(delivered=False, outcome="gone", ends=reason), 0.0)
         elif SINK_UNREADABLE in sink.parameters:  # tried again: the operator may add the missing key
@@ -379,7 +380,7 @@ class Deliverer:
             outcome=DeliveryOutcome(sent.outcome),
             answer=sent.answer,
         )
-        usage = usage_of(notification, subscription, verdict.state, sent.outcome, now, self._new_id())
+        usage = usage_of_result(notification, subscription, verdict.state, sent.outcome, now, self._new_id())
         self._on_attempted(sent.outcome, seconds)
         attempted = Attempted(
             attempt=attempt,

@@ -1,10 +1,11 @@
-"""What follows from a delivery attempt: when the notification is sent again (`judge`), and its usage records.
+"""What follows from a delivery attempt: when the notification is sent again (`judge`), and the usage records of
+claim and result.
 
 Invariants: pure; time and jitter are arguments. Waits grow up to `RetryPolicy.most_s`; a notification is settled after
 about `RetryPolicy.give_up_s`; a sink's Retry-After is honoured up to `RetryPolicy.retry_after_most_s`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,8 +20,9 @@ from app.domain.records import (
     Subscription,
     UsageRecord,
 )
-from app.domain.sinks import EndReason
+from app.domain.sinks import PROFILE_CAMARA, EndReason, SinkKind
 from app.ports.delivery import Sent
+from app.ports.store import Recipient
 
 _Operations = tuple[UsageOperation, UsageOperation]
 """The operations of a first attempt, and of the result."""
@@ -36,21 +38,26 @@ _OPERATIONS: Mapping[NotificationKind, _Operations] = {
     ),
     NotificationKind.ENDED: (UsageOperation.STATUS_END_DELIVERY_ATTEMPTED, UsageOperation.STATUS_END_DELIVERY_RESULT),
 }
+ENDPOINT_GIVEN_UP = frozenset({EndReason.SINK_GONE, EndReason.TOKEN_EXPIRED})
+"""Ends of subscriptions after which their sink gets no notification that was not tried before."""
+
 _STATUS_CHANGED = (
     UsageOperation.STATUS_CHANGED_DELIVERY_ATTEMPTED,
     UsageOperation.STATUS_CHANGED_DELIVERY_RESULT,
 )
-UNTRIED = frozenset(
+_UNBILLED = frozenset(
     {
         DeliveryOutcome.LISTED,
         DeliveryOutcome.SUBSCRIPTION_ENDED,
-        DeliveryOutcome.TOKEN_EXPIRED,
-        DeliveryOutcome.NOT_SENT,
         DeliveryOutcome.NO_SENDER,
+        DeliveryOutcome.NOT_SENT,
         DeliveryOutcome.SECRET_UNREADABLE,
     }
 )
-"""Outcomes of attempts that sent nothing; they are not billed."""
+"""Outcomes without usage records: they are known at the claim."""
+
+UNTRIED = _UNBILLED | {DeliveryOutcome.TOKEN_EXPIRED}
+"""Outcomes of attempts that sent nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +117,25 @@ def judge(
     )
 
 
-def usage_of(
+def usage_of_claim(
+    notification: OwedNotification, to: Recipient, *, now: datetime, kinds: Collection[SinkKind]
+) -> list[UsageRecord]:
+    """The `…_DeliveryAttempted` records of a notification that is claimed for its first attempt: one for the
+    notification, and one for each changed status in it. None if nothing will be sent: to a kind of sink that has no
+    sender (`kinds` have one), to one that is given up or whose secrets cannot be read, and an error in CAMARA's format,
+    which has no event for it.
+
+    They are written in the transaction of the claim, so that an attempt that is cut off can be seen. Their ids are the
+    same at each claim.
+    """
+    if notification.attempts or to.kind not in kinds or not to.readable or to.end_reason in ENDPOINT_GIVEN_UP:
+        return []
+    if to.profile == PROFILE_CAMARA and notification.kind is NotificationKind.ERROR:
+        return []
+    return _usage(notification, 0, to.correlator, now, new_id=notification.id, result="OK", root_cause="")
+
+
+def usage_of_result(
     notification: OwedNotification,
     subscription: Subscription,
     state: DeliveryState,
@@ -118,22 +143,33 @@ def usage_of(
     now: datetime,
     new_id: str,
 ) -> list[UsageRecord]:
-    """The attempt's usage records: `…_DeliveryAttempted` for the first attempt, `…_DeliveryResult` when the
-    notification is settled. Each is written once for the notification, and once more for each changed status in it.
+    """The `…_DeliveryResult` records of an attempt that settles its notification: one for the notification, and one for
+    each changed status in it. Their ids begin with `new_id`. `cause` is the attempt's `Sent.outcome`."""
+    outcome = DeliveryOutcome(cause)
+    if state is DeliveryState.PENDING or outcome in _UNBILLED:
+        return []
+    result, root_cause = ("OK", "") if state is DeliveryState.DELIVERED else (SinkUnreachable.code, cause)
+    return _usage(notification, 1, subscription.correlator, now, new_id=new_id, result=result, root_cause=root_cause)
 
-    Their ids begin with `new_id`. `cause` is the attempt's `Sent.outcome`.
-    """
+
+def _usage(
+    notification: OwedNotification,
+    ending: int,
+    correlator: str,
+    now: datetime,
+    *,
+    new_id: str,
+    result: str,
+    root_cause: str,
+) -> list[UsageRecord]:
     operations = _OPERATIONS.get(notification.kind)
-    if operations is None or DeliveryOutcome(cause) in UNTRIED:
+    if operations is None:
         return []
     addresses = [status.address for status in notification.changes]
     if notification.address is not None:
         addresses.append(notification.address)
     acts: list[tuple[_Operations, Sequence[str]]] = [(operations, addresses)]
     acts += [(_STATUS_CHANGED, (status.address,)) for status in notification.changes]
-    endings = [(0, True)] if notification.attempts == 0 else []
-    if state is not DeliveryState.PENDING:
-        endings.append((1, state is DeliveryState.DELIVERED))
     return [
         UsageRecord(
             id=f"{new_id}-{number}",
@@ -144,12 +180,10 @@ def usage_of(
             targets=tuple(targets[:MAX_USAGE_TARGETS]),
             target_count=len(targets),
             expanded_count=len(targets),
-            correlator=subscription.correlator,
-            subscription_id=subscription.id,
-            result="OK" if good else SinkUnreachable.code,
-            root_cause="" if good else cause,
+            correlator=correlator,
+            subscription_id=notification.subscription_id,
+            result=result,
+            root_cause=root_cause,
         )
-        for number, (ending, good, act, targets) in enumerate(
-            (ending, good, act, targets) for ending, good in endings for act, targets in acts
-        )
+        for number, (act, targets) in enumerate(acts)
     ]

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import structlog
 
-from app.delivery.retry import usage_of
+from app.delivery.retry import usage_of_result
 from app.domain.errors import StoreUnavailable
 from app.domain.filters import NotificationFilter
 from app.domain.records import DeliveryState, Subscription
@@ -63,5 +63,5 @@ class Withdrawals:
         )
         for one in withdrawn:
             if one.attempts:
-                usage = usage_of(one, subscription, one.state, "withdrawn", self._clock(), self._new_id())
+                usage = usage_of_result(one, subscription, one.state, "withdrawn", self._clock(), self._new_id())
                 await self._store.write_usage(usage)

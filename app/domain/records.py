@@ -213,8 +213,10 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     correlator: str = ""
     subscription_id: str = ""
     result: str = "OK"
-    """`OK`, or the domain error's code."""
+    """`OK`, or the domain error's code. Of a successful getStatus, the name of the status."""
     root_cause: str = ""
+    expanded_targets: tuple[str, ...] = ()
+    """The first MAX_USAGE_TARGETS terminals, if `targets` name groups; otherwise empty."""
 
 
 MAX_USAGE_TARGETS = 20

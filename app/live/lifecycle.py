@@ -307,6 +307,11 @@ class Lifecycle:
         if live is not None:
             self._writer.remove(live)
 
+    def terminals_of(self, subscription_id: str) -> tuple[TerminalAddress, ...]:
+        """The terminals that are watched for an active subscription now; () if it has ended."""
+        live = self._index.by_id.get(subscription_id)
+        return () if live is None else live.progress.terminals
+
     def _active(self, subscription_id: str) -> LiveSubscription:
         live = self._index.by_id.get(subscription_id)
         if live is None:

@@ -23,6 +23,7 @@ from app.domain.records import (
     UsageRecord,
 )
 from app.domain.sink_contracts import SinkContracts
+from app.domain.sinks import EndReason, SinkKind
 from app.domain.statuses import TerminalStatus
 
 MAX_PAGE = 1000
@@ -54,6 +55,22 @@ GroupVersion = tuple[str, TerminalAddress, int]
 
 EndSubscription = Callable[[Subscription], tuple[SubscriptionUpdate, Sequence[OwedNotification]]]
 """Returns, for an active subscription, the update that ends it and its last notifications."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipient:
+    """Of a claimed notification's subscription."""
+
+    kind: SinkKind
+    profile: str
+    correlator: str
+    end_reason: EndReason | None
+    readable: bool
+    """Whether the key is there that its sink's parameters are encrypted with."""
+
+
+Billed = Callable[[OwedNotification, Recipient], Sequence[UsageRecord]]
+"""Returns the usage records of a claimed notification, the same ids each time. Called in a thread."""
 
 
 class StatusStore(Protocol):
@@ -187,8 +204,11 @@ class OutboxStore(Protocol):
     settled when it is DELIVERED, DEAD or WITHDRAWN.
     """
 
-    async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
-        """Leases to `owner` at most `most` notifications that are due, oldest first."""
+    async def claim(
+        self, now: datetime, lease_until: datetime, most: int, owner: str, billed: Billed | None = None
+    ) -> list[OwedNotification]:
+        """Leases to `owner` at most `most` notifications that are due, oldest first. In the same transaction writes the
+        usage records that `billed` returns for each."""
 
     async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
         """Records attempts in the given order in one transaction: settles or postpones their notifications, releases

@@ -225,6 +225,7 @@ def usage_record(of: UsageRecord) -> Json:
         "subscription_id": of.subscription_id,
         "result": of.result,
         "root_cause": of.root_cause,
+        "expanded_targets": of.expanded_targets,
     }
 
 

@@ -91,8 +91,14 @@ class UsageRecord(BaseModel):
     expanded_target_count: int = Field(description="Number of terminals, with groups expanded.")
     correlator: str = Field(description="The subscription's correlator; may be empty.")
     subscription_id: str = Field(description="The subscription, if the record is about one; else empty.")
-    result: str = Field(description="`OK`, or an error's code.")
+    result: str = Field(
+        description="`OK`, or an error's code; of a successful `GET_STATUS`, the status: `REACHABLE`, "
+        "`UNREACHABLE` or `BUSY`."
+    )
     root_cause: str = Field(description="What failed, for people; empty if OK.")
+    expanded_targets: list[str] = Field(
+        description="The first 20 terminals of a request that names groups, with the groups expanded; otherwise empty."
+    )
 
 
 COLUMNS = tuple(UsageRecord.model_fields)

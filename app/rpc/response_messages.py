@@ -272,6 +272,7 @@ def usage_record(record: UsageRecord) -> usage_pb2.UsageRecord:
         subscription_id=record.subscription_id,
         result=record.result,
         root_cause=record.root_cause,
+        expanded_targets=record.expanded_targets,
     )
 
 

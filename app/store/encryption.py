@@ -41,6 +41,10 @@ class SecretKeys:
         self.first = self.ids[0] if self.ids else ""
         """The id of the key that encrypts; "" without a key."""
 
+    def has(self, key_id: str) -> bool:
+        """Whether this key is there."""
+        return key_id in self._ciphers
+
     def encrypted(self, text: str, *bound_to: str) -> tuple[str, str]:
         """The text to store, and the id of the key that encrypted it ("": not encrypted)."""
         if not self.first:

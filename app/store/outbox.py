@@ -25,7 +25,7 @@ from app.domain.sink_contracts import SinkContracts
 from app.domain.sinks import EndReason, SinkKind
 from app.domain.statuses import Source, Status, TerminalStatus
 from app.ports.pages import number, token
-from app.ports.store import ALL_NOTIFICATIONS, Page
+from app.ports.store import ALL_NOTIFICATIONS, Billed, Page, Recipient
 from app.store import tables as t
 from app.store.changes import Writing
 from app.store.database import AnyRow
@@ -42,8 +42,11 @@ _PENDING = DeliveryState.PENDING.value
 class Outbox(Writing):
     """As `ports.store.Store` says."""
 
-    async def claim(self, now: datetime, lease_until: datetime, most: int, owner: str) -> list[OwedNotification]:
-        """Leases due notifications, the oldest first, at most one of each subscription: the first unsettled one."""
+    async def claim(
+        self, now: datetime, lease_until: datetime, most: int, owner: str, billed: Billed | None = None
+    ) -> list[OwedNotification]:
+        """Leases due notifications, the oldest first, at most one of each subscription: the first unsettled one. Writes
+        the usage records of `billed`; those with a stored id are skipped."""
 
         async def work(c: AsyncConnection) -> list[OwedNotification]:
             seqs = (await c.execute(self._sql.due, {"now": now, "most": most})).scalars().all()
@@ -51,9 +54,27 @@ class Outbox(Writing):
                 return []
             picked = self._listed(seqs)
             await c.execute(self._sql.lease, {**picked, "until": lease_until, "owner": owner})
-            return [_notification(row) for row in await c.execute(self._sql.heads, picked)]
+            rows = (await c.execute(self._sql.heads, picked)).all()
+            claimed = [_notification(row) for row in rows]
+            if billed is not None:
+                usage = [
+                    record
+                    for owed, row in zip(claimed, rows, strict=True)
+                    for record in billed(owed, self._recipient(row))
+                ]
+                await self._add_usage(c, usage)
+            return claimed
 
         return await self._write(work)
+
+    def _recipient(self, row: AnyRow) -> Recipient:
+        return Recipient(
+            kind=SinkKind(row.sink_kind),
+            profile=row.sink_profile,
+            correlator=row.correlator,
+            end_reason=None if row.end_reason is None else EndReason(row.end_reason),
+            readable=not row.sink_key or self._keys.has(row.sink_key),
+        )
 
     async def record_attempts(self, attempted: Sequence[Attempted]) -> None:
         """Records attempts, settles or postpones their notifications, releases the leases, and adds usage records, in

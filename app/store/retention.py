@@ -114,4 +114,5 @@ def _usage_record(row: AnyRow) -> UsageRecord:
         subscription_id=row.subscription_id,
         result=row.result,
         root_cause=row.root_cause,
+        expanded_targets=tuple(msgspec.json.decode(row.expanded_targets)),
     )

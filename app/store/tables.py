@@ -323,6 +323,7 @@ class UsageRow(SQLModel, table=True):
     subscription_id: str = Field(sa_type=CleanText)
     result: str = Field(sa_type=CleanText)
     root_cause: str = Field(sa_type=CleanText)
+    expanded_targets: str = Field(sa_type=CleanText)
 
 
 class StreamTicketRow(SQLModel, table=True):

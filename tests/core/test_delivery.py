@@ -137,7 +137,8 @@ async def test_410_ends_the_subscription(store: SqlStore) -> None:
 
 
 async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
-    """The subscription ends with TOKEN_EXPIRED; nothing is sent or billed."""
+    """The subscription ends with TOKEN_EXPIRED; nothing is sent. What was claimed before has a failed result; what is
+    owed after that has no usage records."""
     parameters = {"token": "t", "token_expires_at": "2020-01-01T00:00:00Z"}
     async with receiver() as there, sending() as webhooks:
         await owe(store, 2, subscription=make_subscription(there.url, parameters=parameters))
@@ -147,7 +148,13 @@ async def test_an_expired_token_ends_the_subscription(store: SqlStore) -> None:
     after = await store.subscription(SUBSCRIPTION.id)
     assert after is not None
     assert after.end_reason is EndReason.TOKEN_EXPIRED
-    assert await store.usage(Page(), UsageFilter(start=OLD)) == ([], "")
+    records, _ = await store.usage(Page(), UsageFilter(start=OLD))
+    assert [(one.operation.value, one.result, one.root_cause) for one in records] == [
+        ("statusNotification_DeliveryAttempted", "OK", ""),
+        ("statusChanged_DeliveryAttempted", "OK", ""),
+        ("statusNotification_DeliveryResult", "SINK_UNREACHABLE", "token-expired"),
+        ("statusChanged_DeliveryResult", "SINK_UNREACHABLE", "token-expired"),
+    ]
 
 
 async def test_a_401_to_an_expired_token_ends_the_subscription(store: SqlStore) -> None:

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 from app.delivery.hosts import Places
+from app.domain.filters import UsageFilter
 from app.domain.records import DeliveryState, OwedNotification, Subscription
+from app.domain.sinks import SinkKind
 from app.ports.delivery import Sent
+from app.ports.store import Page
 from app.store import SqlStore
 from tests.support.deliveries import (
     DELIVERED,
     FAILED,
+    OLD,
     SUBSCRIPTION,
     Clock,
     ScriptedSender,
@@ -120,6 +124,43 @@ async def test_what_a_killed_node_had_claimed_is_sent_by_another(store: SqlStore
         deliverer.hint()
         await until_owed(store, settled)
     assert sender.ids() == ids
+
+
+async def test_an_attempt_that_was_cut_off_is_recorded(store: SqlStore) -> None:
+    """`…_DeliveryAttempted` is written in the transaction of the claim: it is there while an attempt is in flight, and
+    after a node that was killed then; another node's claim adds none. The result follows once."""
+    (notification_id,) = await owe(store, at=datetime.now(UTC) - timedelta(minutes=5))
+    later, in_flight, released = Clock(), asyncio.Event(), asyncio.Event()
+
+    async def hanging(subscription: Subscription, notification: OwedNotification) -> Sent:
+        in_flight.set()
+        await released.wait()
+        return FAILED
+
+    async def names() -> list[tuple[str, str]]:
+        records, _ = await store.usage(Page(), UsageFilter(start=OLD))
+        assert len({one.id for one in records}) == len(records)
+        return [(one.operation.value, one.result) for one in records]
+
+    attempted = [("statusNotification_DeliveryAttempted", "OK"), ("statusChanged_DeliveryAttempted", "OK")]
+    async with delivering(store, ScriptedSender(hanging)) as cut_off:
+        await in_flight.wait()
+        assert await names() == attempted
+        later.offset = timedelta(seconds=cut_off.lease_s + 1)
+        sender = ScriptedSender(always(DELIVERED))
+        async with delivering(store, sender, owner="node-2", clock=later):
+            await until_owed(store, settled)
+        assert sender.ids() == [notification_id]
+        assert await names() == [*attempted, *[(name.replace("Attempted", "Result"), ok) for name, ok in attempted]]
+        released.set()
+
+
+async def test_what_is_not_sent_is_not_recorded_as_attempted(store: SqlStore) -> None:
+    """A notification that applications list, as its sink has no endpoint, has no usage records."""
+    await owe(store, subscription=make_subscription("", kind=SinkKind.STREAM))
+    async with delivering(store, ScriptedSender(always(DELIVERED))):
+        await until_owed(store, settled)
+    assert (await store.usage(Page(), UsageFilter(start=OLD)))[0] == []
 
 
 async def test_a_late_failure_does_not_undo_a_delivery(store: SqlStore) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ from tests.support.core import (
     UNREACHABLE,
     Clocks,
     Core,
+    new_database,
     reading,
     run_core,
 )
@@ -222,6 +224,19 @@ async def test_terminal_is_watched_once_and_lingers(core: Core) -> None:
     assert core.watcher.asked == [f"watch {ALICE}", f"unwatch {ALICE}"]
     assert core.live.engine.figures()["terminals"] == 0
     assert core.live.last_statuses.newest(ALICE, core.clocks.now, 1e9) is None
+
+
+async def test_watch_that_ends_with_its_last_listener(tmp_path: Path) -> None:
+    """With TS_LINGER_S=0 the end of the last subscription ends the watch at once (RFC 6665 section 4.1.2.3: SUBSCRIBE
+    with Expires 0), as 3GPP TS 29.199-8 has it for endNotification."""
+    async with run_core(await new_database(tmp_path), tuning=Tuning(linger_s=0)) as core:
+        first, second = [await core.subscribe(ALICE) for _ in range(2)]
+        await core.subscriptions.cancel(APP, first.id, face=Face.SOAP)
+        await core.settled()
+        assert core.watcher.asked == [f"watch {ALICE}"]
+        await core.subscriptions.cancel(APP, second.id, face=Face.SOAP)
+        await core.settled()
+        assert core.watcher.asked == [f"watch {ALICE}", f"unwatch {ALICE}"]
 
 
 async def test_streams_that_come_and_go_leave_nothing(core: Core) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from app.domain.errors import (
 )
 from app.domain.operations import Face
 from app.domain.policy import Policy
-from app.domain.records import Client
+from app.domain.records import MAX_USAGE_TARGETS, Client
 from app.domain.statuses import Source, Status
 from app.live.events import SnapshotComplete
 from tests.support.core import (
@@ -39,6 +40,7 @@ from tests.support.core import (
     TEAM,
     UNREACHABLE,
     Core,
+    new_database,
     reading,
     run_core,
 )
@@ -384,7 +386,35 @@ async def test_questions_leave_usage_records(core: Core) -> None:
         3,
         "OK",
     )
+    assert many.expanded_targets == (CAROL, ALICE, BOB)
     assert (refused.client_id, refused.result) == (OTHER.id, "INVALID_ADDRESS")
+
+
+@pytest.mark.parametrize("busy_available", [True, False])
+@pytest.mark.parametrize("max_age_s", [0, 60])
+async def test_result_of_a_question_in_its_usage_record(tmp_path: Path, max_age_s: float, busy_available: bool) -> None:
+    """3GPP TS 29.199-8: the result of getStatus is the status, as the client was shown it; fetched or from a watch."""
+    async with run_core(await new_database(tmp_path), policy=Policy(busy_available=busy_available)) as core:
+        core.watcher.answer = lambda _: BUSY
+        async with reading(core, ALICE, client=OTHER) as stream:
+            await stream.some(SnapshotComplete)
+            await core.play(ALICE, BUSY)
+            shown = await core.queries.get_status(APP, ALICE, max_age_s=max_age_s, face=Face.REST)
+        (record,) = [one for one in await core.usage_records() if one.client_id == APP.id]
+        assert (record.result, record.root_cause, record.expanded_targets) == (shown.status.name, "", ())
+        assert shown.status is (BUSY if busy_available else REACHABLE)
+
+
+async def test_terminals_of_a_group_in_its_usage_record(core: Core) -> None:
+    """The terminals of groups are listed up to the bound, with their number."""
+    big = TerminalAddress("sip:big@example.com")
+    members = [f"sip:t{number}@example.com" for number in range(MAX_USAGE_TARGETS + 5)]
+    await core.groups.create(APP, big, members)
+    await results(core, big)
+    (record,) = await core.usage_records()
+    assert (record.targets, record.expanded_count) == ((big,), MAX_USAGE_TARGETS + 5)
+    assert sorted(record.expanded_targets) == sorted(set(record.expanded_targets))
+    assert len(record.expanded_targets) == MAX_USAGE_TARGETS
 
 
 async def test_cancelled_question_leaves_a_usage_record(core: Core) -> None:

@@ -265,6 +265,8 @@ async def test_starts_and_ends_leave_usage_records(core: Core) -> None:
         "c",
         "rest",
     )
+    for record in (start, end):
+        assert (record.expanded_count, record.expanded_targets) == (2, (ALICE, BOB))
     assert failed.result == "SUBSCRIPTION_UNKNOWN"
 
 

@@ -558,7 +558,7 @@ async def test_usage_is_listed_and_exported(face: Face) -> None:
         usage_pb2.USAGE_OPERATION_GET_STATUS,
         usage_pb2.FACE_GRPC,
         "boss",
-        "OK",
+        "REACHABLE",
     )
     assert list(record.targets) == [ALICE]
 

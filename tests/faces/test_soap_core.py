@@ -486,7 +486,7 @@ async def test_usage(tmp_path: Path) -> None:
         assert sorted(calls) == sorted(
             [
                 ("startNotification", "soap", "sip:app@example.com", "OK", "c-1"),
-                ("getStatus", "soap", "", "OK", ""),
+                ("getStatus", "soap", "", "REACHABLE", ""),
                 ("getStatusForGroup", "soap", "", "OK", ""),
                 ("endNotification", "soap", "", "SUBSCRIPTION_UNKNOWN", "c-1"),
                 *[

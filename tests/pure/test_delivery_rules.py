@@ -1,5 +1,6 @@
 """The rules of deliveries: waits between attempts, suspension, usage records, and how many attempts a host may have."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.delivery.hosts import Host, Places
-from app.delivery.retry import judge, usage_of
+from app.delivery.retry import judge, usage_of_claim, usage_of_result
 from app.domain.operations import Face
-from app.domain.records import DeliveryState, NotificationKind, OwedNotification
-from app.domain.sinks import EndReason
+from app.domain.records import DeliveryState, NotificationKind, OwedNotification, UsageRecord
+from app.domain.sinks import PROFILE_CAMARA, EndReason, SinkKind
 from app.ports.delivery import Sent
+from app.ports.store import Recipient
 from tests.support.deliveries import DELIVERED, FAILED, GONE, OLD, POLICY, SUBSCRIPTION
 from tests.support.outbox import ALICE, BOB, NOW, OWNER, change, make_owed
 
@@ -86,9 +88,8 @@ def test_suspension() -> None:
     assert judged(GONE, suspended_at=OLD).suspended_at == OLD
 
 
-def billed(notification: OwedNotification, state: DeliveryState, outcome: str) -> list[tuple[str, str, str]]:
-    """Operation, result and targets of an attempt's usage records."""
-    records = usage_of(notification, SUBSCRIPTION, state, outcome, NOW, "id")
+def in_short(records: Sequence[UsageRecord]) -> list[tuple[str, str, str]]:
+    """Operation, result and targets of usage records."""
     assert len({record.id for record in records}) == len(records)
     assert {(r.client_id, r.face, r.correlator, r.subscription_id) for r in records} <= {
         (OWNER.id, Face.GATEWAY, SUBSCRIPTION.correlator, SUBSCRIPTION.id)
@@ -96,8 +97,28 @@ def billed(notification: OwedNotification, state: DeliveryState, outcome: str) -
     return [(record.operation.value, record.result, " ".join(record.targets)) for record in records]
 
 
+def of_claim(notification: OwedNotification, **to: Any) -> list[tuple[str, str, str]]:
+    recipient = Recipient(
+        **{
+            "kind": SUBSCRIPTION.sink.kind,
+            "profile": SUBSCRIPTION.sink.profile,
+            "correlator": SUBSCRIPTION.correlator,
+            "end_reason": None,
+            "readable": True,
+            **to,
+        }
+    )
+    first, again = (usage_of_claim(notification, recipient, now=NOW, kinds=[SinkKind.WEBHOOK]) for _ in range(2))
+    assert first == again, "the same ids at each claim"
+    return in_short(first)
+
+
+def of_result(notification: OwedNotification, state: DeliveryState, outcome: str) -> list[tuple[str, str, str]]:
+    return in_short(usage_of_result(notification, SUBSCRIPTION, state, outcome, NOW, "id"))
+
+
 def test_usage_of_a_status_notification() -> None:
-    """The attempt is recorded with the first attempt, the result when the notification is settled; each once for the
+    """The attempt is recorded at the first claim, the result when the notification is settled; each once for the
     message and once for each change in it."""
     two = make_owed(SUBSCRIPTION, changes=[change(), change(BOB)])
     attempted = [
@@ -106,32 +127,32 @@ def test_usage_of_a_status_notification() -> None:
         ("statusChanged_DeliveryAttempted", "OK", BOB),
     ]
     result = [(name.replace("Attempted", "Result"), ok, targets) for name, ok, targets in attempted]
-    assert billed(two, DeliveryState.DELIVERED, "delivered") == attempted + result
-    assert billed(two, DeliveryState.PENDING, "http-500") == attempted
-    assert billed(replace(two, attempts=1), DeliveryState.PENDING, "http-500") == []
-    assert billed(replace(two, attempts=1), DeliveryState.DELIVERED, "delivered") == result
-    assert billed(replace(two, attempts=1), DeliveryState.DEAD, "http-500") == [
+    assert of_claim(two) == attempted
+    assert of_claim(replace(two, attempts=1)) == []
+    assert of_result(two, DeliveryState.PENDING, "http-500") == []
+    assert of_result(two, DeliveryState.DELIVERED, "delivered") == result
+    assert of_result(two, DeliveryState.DEAD, "http-500") == [
         (name, "SINK_UNREACHABLE", targets) for name, _, targets in result
     ]
 
 
 def test_usage_of_other_notifications() -> None:
-    """Errors and ends have their own operation names. Notifications that the contract does not name, or that were not
+    """Errors and ends have their own operation names. Notifications that the contract does not name, or that are not
     sent, are not billed."""
     error = make_owed(SUBSCRIPTION, kind=NotificationKind.ERROR, address=BOB)
-    assert billed(error, DeliveryState.DELIVERED, "delivered") == [
-        ("statusError_DeliveryAttempted", "OK", BOB),
-        ("statusError_DeliveryResult", "OK", BOB),
-    ]
+    assert of_claim(error) == [("statusError_DeliveryAttempted", "OK", BOB)]
+    assert of_result(error, DeliveryState.DELIVERED, "delivered") == [("statusError_DeliveryResult", "OK", BOB)]
     end = make_owed(SUBSCRIPTION, kind=NotificationKind.ENDED)
-    assert [name for name, _, _ in billed(end, DeliveryState.DELIVERED, "delivered")] == [
-        "statusEnd_DeliveryAttempted",
-        "statusEnd_DeliveryResult",
-    ]
+    assert [name for name, _, _ in of_claim(end)] == ["statusEnd_DeliveryAttempted"]
+    assert [name for name, _, _ in of_result(end, DeliveryState.DELIVERED, "delivered")] == ["statusEnd_DeliveryResult"]
     for kind in (NotificationKind.STARTED, NotificationKind.TEST):
-        assert billed(make_owed(SUBSCRIPTION, kind=kind), DeliveryState.DELIVERED, "delivered") == []
-    for outcome in ("token-expired", "gone", "listed", "not-sent"):
-        assert billed(end, DeliveryState.DEAD, outcome) == []
+        assert of_claim(make_owed(SUBSCRIPTION, kind=kind)) == []
+        assert of_result(make_owed(SUBSCRIPTION, kind=kind), DeliveryState.DELIVERED, "delivered") == []
+    for outcome in ("gone", "listed", "not-sent", "no-sender", "secret-unreadable"):
+        assert of_result(end, DeliveryState.DEAD, outcome) == []
+    assert of_result(end, DeliveryState.DEAD, "token-expired") == [("statusEnd_DeliveryResult", "SINK_UNREACHABLE", "")]
+    assert of_claim(end, kind=SinkKind.STREAM) == of_claim(end, readable=False) == []
+    assert of_claim(end, end_reason=EndReason.SINK_GONE) == of_claim(error, profile=PROFILE_CAMARA) == []
 
 
 def test_a_hosts_places() -> None:

@@ -3,10 +3,17 @@ and hostile, and each next query is answered too."""
 
 import asyncio
 
+import httpx2
 import pytest
 
 from app.cli.face_clients import Answer, get_status
-from app.main import Gateway
+from app.domain.statuses import Status
+from app.main import Gateway, run_gateway
+from app.sandbox import Sandbox
+from tests.support.receivers import receiver
+from tests.support.settings import settings_for
+from tests.support.soap_requests import ENDPOINT, REFERENCE, end, start
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,3 +124,23 @@ async def test_cut_document(gateway: Gateway) -> None:
     """Over UDP, a NOTIFY with a longer Content-Length than its body is not read; the terminal is fetched again over
     TCP."""
     assert (await ask_through(gateway, "rest", "sip:length-lies@example.com"))["status"] == "REACHABLE"
+
+
+async def test_end_notification_ends_the_watch_at_once(sandbox: Sandbox) -> None:
+    """With TS_LINGER_S=0 endNotification sends SUBSCRIBE with `Expires: 0` in the dialog at once (3GPP TS 29.199-8; RFC
+    6665 section 4.1.2.3), so the presence server has no subscription left."""
+    sandbox.set_status("linger", Status.REACHABLE)
+    terminal = "sip:linger@example.com"
+    settings = settings_for(
+        f"{sandbox.uri};transport=udp", linger_s=0, sink_allow_http=True, sink_allowed_networks="127.0.0.0/8"
+    )
+    async with receiver() as there, run_gateway(settings) as gateway, httpx2.AsyncClient() as client:
+        url = f"http://{gateway.http_address}/parlayx/TerminalStatusNotificationManager"
+        reference = REFERENCE.replace(ENDPOINT, there.url)
+        body = start(reference=reference, addresses=f"<l:addresses>{terminal}</l:addresses>", criteria="")
+        headers = {"Content-Type": "text/xml"}
+        assert (await client.post(url, content=body, headers=headers)).status_code == 200
+        await until(lambda: sandbox.subscriptions.get(terminal) == 1)
+        assert (await client.post(url, content=end(), headers=headers)).status_code == 200
+        await until(lambda: terminal not in sandbox.subscriptions)
+        assert sandbox.counters.subscribes[terminal] == 2

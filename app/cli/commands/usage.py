@@ -179,6 +179,6 @@ def _row(record: "UsageRecord") -> list[Cell]:
         record.client_id,
         enum_name(record, "face"),
         (record.targets[0] if record.targets else "") + more,
-        styled(record.result, "green" if record.result == "OK" else "red"),
+        styled(record.result, "red" if record.root_cause else "green"),
         record.subscription_id,
     ]

@@ -141,6 +141,7 @@ class UsageRecord(_message.Message):
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ROOT_CAUSE_FIELD_NUMBER: _builtins.int
+    EXPANDED_TARGETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The record's id, by which repeated exports recognise it: opaque, at most 64 characters."""
     operation: Global___UsageOperation.ValueType
@@ -160,7 +161,9 @@ class UsageRecord(_message.Message):
     subscription_id: _builtins.str
     """The id of the subscription; empty for an operation without one."""
     result: _builtins.str
-    """`OK`, or a stable code as in `ErrorInfo.reason`."""
+    """`OK`, or a stable code as in `ErrorInfo.reason`. Of a successful query for one terminal, the status: `REACHABLE`,
+    `UNREACHABLE` or `BUSY`.
+    """
     root_cause: _builtins.str
     """A human-readable description of a failure; may be empty."""
     @_builtins.property
@@ -170,6 +173,10 @@ class UsageRecord(_message.Message):
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The requested addresses; only the first 20."""
+
+    @_builtins.property
+    def expanded_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The terminals of a request that names groups, with the groups expanded; only the first 20. Otherwise empty."""
 
     def __init__(
         self,
@@ -187,10 +194,11 @@ class UsageRecord(_message.Message):
         subscription_id: _builtins.str = ...,
         result: _builtins.str = ...,
         root_cause: _builtins.str = ...,
+        expanded_targets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "expanded_target_count", b"expanded_target_count", "face", b"face", "id", b"id", "operation", b"operation", "requester", b"requester", "result", b"result", "root_cause", b"root_cause", "subscription_id", b"subscription_id", "target_count", b"target_count", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "expanded_target_count", b"expanded_target_count", "expanded_targets", b"expanded_targets", "face", b"face", "id", b"id", "operation", b"operation", "requester", b"requester", "result", b"result", "root_cause", b"root_cause", "subscription_id", b"subscription_id", "target_count", b"target_count", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
