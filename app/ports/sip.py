@@ -1,5 +1,6 @@
 """What the use cases need of SIP: fetches and watches (implemented by `app/sip/watcher.py`)."""
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -70,11 +71,11 @@ class Fetcher(Protocol):
     def presence_up(self) -> bool:
         """Whether a presence server answers, as far as is known; any SIP status counts as an answer."""
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
+    def fetch(self, address: TerminalAddress, client_id: str = "") -> Awaitable[ReceivedNotify]:
         """Fetches the terminal's presence. If fetches have to wait, clients take turns. The client id "" stands for the
         gateway itself.
 
-        Raises a TerminalStatusError. There is no time limit: the caller cancels, and the SIP side cleans up.
+        Awaiting raises a TerminalStatusError. There is no time limit: the caller cancels, and the SIP side cleans up.
         """
 
 

@@ -26,7 +26,6 @@ from app.domain.errors import DocumentUnreadable, PresenceUnavailable, TerminalS
 from app.domain.statuses import Liveness
 from app.domain.watches import WatchState
 from app.ports.sip import ReceivedNotify, WatchObserver, WatchView
-from app.sip.answers import error_of_notify
 from app.sip.protocol import (
     Build,
     Configure,
@@ -41,7 +40,7 @@ from app.sip.protocol import (
 )
 from app.sip.supervisor import WorkerSupervisor
 from app.sip.worker_counts import routes_up, sum_of
-from app.sip.worker_process import WatcherCannotStart, WatchReport, error_of_restart
+from app.sip.worker_process import WatcherCannotStart, WatchReport, error_of_restart, failed_fetch
 
 __all__ = ["SipWatcher", "WatcherCannotStart"]
 
@@ -133,28 +132,12 @@ class SipWatcher:
         """Ends the workers. Fetches in progress fail with WatcherRestarting."""
         await asyncio.gather(*(supervisor.aclose() for supervisor in self._workers))
 
-    async def fetch(self, address: TerminalAddress, client_id: str = "") -> ReceivedNotify:
+    def fetch(self, address: TerminalAddress, client_id: str = "") -> asyncio.Future[ReceivedNotify]:
         """Asks the presence server once; see `app.ports.sip.Fetcher`."""
         worker = self._worker_of(address).worker
         if worker is None:
-            raise error_of_restart("The SIP worker is being replaced.")
-        answer = await worker.fetch(address, _number(client_id))
-        error = error_of_notify(
-            answer.state,
-            answer.reason,
-            answer.retry_after_s,
-            answer.declared_bytes,
-            len(answer.body),
-            of_list=answer.of_list,
-        )
-        if error is not None:
-            raise error
-        return ReceivedNotify(
-            body=answer.body,
-            content_type=answer.content_type,
-            content_encoding=answer.content_encoding,
-            observed_at=datetime.fromtimestamp(answer.observed_at_s, UTC),
-        )
+            return failed_fetch("The SIP worker is being replaced.")
+        return worker.fetch(address, _number(client_id))
 
     def set_observer(self, observer: WatchObserver) -> None:
         """See `app.ports.sip.Watcher`."""

@@ -13,13 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from typing import cast
 
 import structlog
 
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import TerminalStatusError, WatcherRestarting
-from app.sip.answers import error_of_local_failure, error_of_response
+from app.ports.sip import ReceivedNotify
+from app.sip.answers import error_of_local_failure, error_of_notify, error_of_response
 from app.sip.protocol import (
     CancelFetch,
     CannotStart,
@@ -61,7 +64,7 @@ class WorkerProcess(asyncio.Protocol):
         self.started: asyncio.Future[Started] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self._on_report = on_report
-        self._pending: dict[int, asyncio.Future[FetchAnswered]] = {}
+        self._pending: dict[int, asyncio.Future[ReceivedNotify]] = {}
         self._lists: dict[int, tuple[asyncio.Future[list[WatchRow]], list[WatchRow]]] = {}
         self.heard = False
         """Whether bytes came since the supervisor last set it to False."""
@@ -116,7 +119,10 @@ class WorkerProcess(asyncio.Protocol):
             match report:
                 case FetchAnswered():
                     if (fetch := self._pending.pop(report.id, None)) is not None and not fetch.done():
-                        fetch.set_result(report)
+                        if isinstance(received := received_notify(report), TerminalStatusError):
+                            fetch.set_exception(received)
+                        else:
+                            fetch.set_result(received)
                 case FetchFailed():
                     if (fetch := self._pending.pop(report.id, None)) is not None and not fetch.done():
                         fetch.set_exception(_error_of(report))
@@ -146,20 +152,20 @@ class WorkerProcess(asyncio.Protocol):
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def fetch(self, address: TerminalAddress, client: int = 0) -> FetchAnswered:
-        """Fetches in the turn of that client. Cancelling the caller cancels the SUBSCRIBE."""
+    def fetch(self, address: TerminalAddress, client: int = 0) -> asyncio.Future[ReceivedNotify]:
+        """Fetches in the turn of that client. Cancelling the future cancels the SUBSCRIBE."""
         if self._transport is None:  # dead, and the supervisor has not noticed yet
-            raise error_of_restart("The SIP worker died; it is being replaced.")
+            return failed_fetch("The SIP worker died; it is being replaced.")
         number = next(self._numbers)
-        fetch: asyncio.Future[FetchAnswered] = self._loop.create_future()
+        fetch: asyncio.Future[ReceivedNotify] = self._loop.create_future()
         self._pending[number] = fetch
         self.send(StartFetch(number, address, client))
-        try:
-            return await fetch
-        except asyncio.CancelledError:
-            if self._pending.pop(number, None) is not None:
-                self.send(CancelFetch(number))
-            raise
+        fetch.add_done_callback(partial(self._on_fetch_done, number))
+        return fetch
+
+    def _on_fetch_done(self, number: int, fetch: asyncio.Future[ReceivedNotify]) -> None:
+        if fetch.cancelled() and self._pending.pop(number, None) is not None:
+            self.send(CancelFetch(number))
 
     async def list_watches(self) -> list[WatchRow]:
         """Every watch of this worker; empty where the worker is gone."""
@@ -210,6 +216,31 @@ def _error_of(failed: FetchFailed) -> TerminalStatusError:
     if failed.local:
         return error_of_local_failure(failed.code, failed.phrase)
     return error_of_response(failed.code, failed.phrase, failed.retry_after_s, of_list=failed.of_list)
+
+
+def failed_fetch(message: str) -> asyncio.Future[ReceivedNotify]:
+    """A fetch that has failed with WatcherRestarting."""
+    failed: asyncio.Future[ReceivedNotify] = asyncio.get_running_loop().create_future()
+    failed.set_exception(error_of_restart(message))
+    return failed
+
+
+def received_notify(answer: FetchAnswered) -> ReceivedNotify | TerminalStatusError:
+    """The NOTIFY that answers a fetch, or the error for one that gives no status."""
+    error = error_of_notify(
+        answer.state,
+        answer.reason,
+        answer.retry_after_s,
+        answer.declared_bytes,
+        len(answer.body),
+        of_list=answer.of_list,
+    )
+    return error or ReceivedNotify(
+        body=answer.body,
+        content_type=answer.content_type,
+        content_encoding=answer.content_encoding,
+        observed_at=datetime.fromtimestamp(answer.observed_at_s, UTC),
+    )
 
 
 def error_of_restart(message: str) -> TerminalStatusError:

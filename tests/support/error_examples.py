@@ -148,7 +148,7 @@ async def too_many_fetches(face: HttpFace) -> Answer:
 
 
 async def without_workers(face: HttpFace) -> Answer:
-    face.core.watcher.fetch = stopped_watcher().fetch  # type: ignore[method-assign]
+    face.core.watcher.fetch = stopped_watcher().fetch  # type: ignore[method-assign, assignment]
     return await face.call("GET", STATUS)
 
 

@@ -45,7 +45,7 @@ async def test_each_dialog_has_a_contact_of_its_own(transport: str) -> None:
         assert again.request.contact_uri == asked.request.contact_uri
         again.answer()
         for _ in range(3):
-            fetch = asyncio.create_task(watcher.fetch(address))
+            fetch = asyncio.ensure_future(watcher.fetch(address))
             once = await server.asked()
             users.append(once.request.contact_uri.partition("@")[0])
             once.answer()
@@ -83,7 +83,7 @@ async def test_fetch_is_answered_to_a_contact_in_capitals(transport: str) -> Non
     """A scheme has no case (RFC 3261 section 19.1.4): a NOTIFY to `SIP:` answers a fetch, and is 481 once the fetch is
     over."""
     async with ScriptedNotifier(transport) as server, watching(server.uri) as (watcher, _):
-        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        fetch = asyncio.ensure_future(watcher.fetch(terminal()))
         asked = await server.asked()
         uri = asked.request.contact_uri.replace("sip:", "SIP:")
         asked.answer()
@@ -128,7 +128,7 @@ async def test_contact_of_a_dialog_that_is_over(transport: str) -> None:
         asked.answer()
         asked.notify(1)
         await until(lambda: observer.live([address]))
-        fetch = asyncio.create_task(watcher.fetch(address))
+        fetch = asyncio.ensure_future(watcher.fetch(address))
         once = await server.asked(but=asked.request["call-id"])
         once.answer()
         once.notify(1, state="terminated;reason=timeout")
@@ -431,7 +431,7 @@ async def test_record_route_in_both(transport: str) -> None:
 async def test_fetch_behind_a_fork(transport: str, first: str) -> None:
     """A fetch is answered by the NOTIFY, whatever tag an earlier response had."""
     async with ScriptedNotifier(transport) as server, watching(server.uri) as (watcher, _):
-        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        fetch = asyncio.ensure_future(watcher.fetch(terminal()))
         asked = await server.asked()
         if first != "NOTIFY":
             asked.answer("200 OK" if first == "200" else "183 Session Progress", tag="b")

@@ -63,7 +63,7 @@ async def test_subscribe_names_what_is_done(transport: str) -> None:
         again = await server.asked(cseq_after=int(asked.request["cseq"].split()[0]))
         again.answer()
         again.notify(2)
-        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        fetch = asyncio.ensure_future(watcher.fetch(terminal()))
         once = await server.asked(but=asked.request["call-id"])
         once.answer()
         once.notify(1, state="terminated;reason=timeout")

@@ -151,7 +151,7 @@ async def test_refused_while_it_ends(transport: str) -> None:
 async def test_fetch_whose_notify_is_refused(transport: str) -> None:
     """The refused NOTIFY is counted, and a usable one may still follow."""
     async with scene(transport) as (server, watcher, _, _, watched):
-        fetch: asyncio.Task[Any] = asyncio.create_task(watcher.fetch(terminal()))
+        fetch: asyncio.Future[Any] = asyncio.ensure_future(watcher.fetch(terminal()))
         asked = await server.asked(but=watched.request["call-id"])
         asked.answer()
         asked.notify(3, state="")

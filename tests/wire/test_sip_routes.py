@@ -208,7 +208,7 @@ async def test_redirection_to_a_server_of_the_operator(transport: str) -> None:
         watching(f"{first.uri},{second.uri}") as (watcher, observer),
     ):
         address, moved = terminal(), f"Contact: <sip:alice@{second.host}>;q=0.9"
-        fetch = asyncio.create_task(watcher.fetch(address))
+        fetch = asyncio.ensure_future(watcher.fetch(address))
         (await first.asked()).answer("302 Moved Temporarily", "Contact: <sip:192.0.2.1>", moved)
         asked = await second.asked()
         assert asked.request.start.split()[1] == address
@@ -245,11 +245,11 @@ async def test_redirection_that_is_not_followed(transport: str) -> None:
         ScriptedNotifier(transport) as foreign,
         watching(f"{first.uri},{second.uri}") as (watcher, observer),
     ):
-        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        fetch = asyncio.ensure_future(watcher.fetch(terminal()))
         (await first.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{foreign.host}>")
         with pytest.raises(PresenceMisconfigured, match="302"):
             await fetch
-        fetch = asyncio.create_task(watcher.fetch(terminal()))
+        fetch = asyncio.ensure_future(watcher.fetch(terminal()))
         (await first.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{second.host}>")
         (await second.asked()).answer("302 Moved Temporarily", f"Contact: <sip:{first.host}>")
         with pytest.raises(PresenceMisconfigured, match="302"):

@@ -39,15 +39,15 @@ async def fetching(transport: str, **settings: Any) -> AsyncIterator[tuple[Scrip
         yield server, watcher
 
 
-async def begin(server: ScriptedNotifier, watcher: SipWatcher) -> tuple[asyncio.Task[ReceivedNotify], Asked]:
+async def begin(server: ScriptedNotifier, watcher: SipWatcher) -> tuple[asyncio.Future[ReceivedNotify], Asked]:
     """A fetch, and its SUBSCRIBE as it has arrived."""
     address = terminal()
-    fetch = asyncio.create_task(watcher.fetch(address))
+    fetch = asyncio.ensure_future(watcher.fetch(address))
     request, send = await server.receive(lambda message: message.start.startswith(f"SUBSCRIBE {address} "))
     return fetch, Asked(request, send, server.host, server.transport.upper())
 
 
-async def outcome(fetch: asyncio.Task[ReceivedNotify]) -> ReceivedNotify:
+async def outcome(fetch: asyncio.Future[ReceivedNotify]) -> ReceivedNotify:
     async with asyncio.timeout(DEADLINE_S):
         return await fetch
 

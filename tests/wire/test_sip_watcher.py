@@ -140,7 +140,7 @@ async def test_headers_on_the_wire(transport: str) -> None:
         )
     )
     await watcher.start()
-    fetch = asyncio.create_task(watcher.fetch(parse_address("tel:+1-555-99")))
+    fetch = asyncio.ensure_future(watcher.fetch(parse_address("tel:+1-555-99")))
     async with asyncio.timeout(DEADLINE_S):
         head = await received
     fetch.cancel()
@@ -176,7 +176,7 @@ async def test_giving_up_is_silent(watcher: SipWatcher) -> None:
 
 async def test_killed_worker(sandbox: Sandbox, watcher: SipWatcher) -> None:
     """A killed worker is replaced; the query in flight fails retryably, and the next is answered."""
-    in_flight = asyncio.create_task(watcher.fetch(SILENT))
+    in_flight = asyncio.ensure_future(watcher.fetch(SILENT))
     before = sandbox.counters.subscribes[SILENT]
     await until(lambda: sandbox.counters.subscribes[SILENT] == before + 1)
     pid = watcher.worker_pid
