@@ -10,6 +10,7 @@ Deliberately absent: TLS, clusters, a real database. Its configuration is explai
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ START_ATTEMPTS = 3
 _TEMPLATE = Path(__file__).parent / "kamailio_config" / "kamailio.cfg"
 _DATABASE = "kamailio.sqlite"
 _TABLES = ("standard", "usrloc", "presence")
+_PUBLICATION = re.compile(r"publication of (\S+) expires=(\S+) if-match=(\S+) body=(\S*)\n")
+"""A line that `kamailio_config/kamailio.cfg` writes."""
 _SCRIPTS = Path("/usr/share/kamailio/db_sqlite")
 
 
@@ -72,6 +76,18 @@ def _modules() -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
+@dataclass(frozen=True)
+class Publication:
+    """A client's PUBLISH as Kamailio received it."""
+
+    user: str
+    expires_s: int | None
+    """None: the PUBLISH has no Expires, and the server chooses the duration."""
+    refreshes: bool
+    """The PUBLISH names an earlier one in SIP-If-Match."""
+    body: bytes
+
+
 class Kamailio:
     """A running Kamailio: `async with Kamailio.running() as kamailio: …`. It does not depend on the event loop that
     started it."""
@@ -94,6 +110,19 @@ class Kamailio:
         """What it has logged so far."""
         return (self.directory / "kamailio.log").read_text(errors="replace")
 
+    def publications(self, user: str) -> list[Publication]:
+        """What clients have published for the user, in order. Those are included that Kamailio refused."""
+        return [
+            Publication(
+                user,
+                None if expires == "<null>" else int(expires),
+                etag != "<null>",
+                b"" if body == "<null>" else bytes.fromhex(body),
+            )
+            for who, expires, etag, body in _PUBLICATION.findall(self.log)
+            if who == user
+        ]
+
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, port: int = 0, *, children: int = 1) -> AsyncIterator["Kamailio"]:
@@ -113,7 +142,7 @@ class Kamailio:
     @classmethod
     async def _start(cls, directory: Path, port: int, children: int) -> "Kamailio":
         for attempts_left in reversed(range(START_ATTEMPTS)):
-            kamailio = cls(directory, port or _free_port(), children)
+            kamailio = cls(directory, port or free_port(), children)
             try:
                 await kamailio._answering()
             except KamailioFailed:
@@ -198,7 +227,7 @@ class Kamailio:
             await asyncio.to_thread(self._process.wait)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A loopback port that is free on UDP and TCP now."""
     while True:
         with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:

@@ -14,7 +14,7 @@ from lxml import etree
 
 from tests.support import kamailio as kamailio_module
 from tests.support.kamailio import Kamailio, KamailioFailed, require
-from tests.support.sip_terminal import EVENT, SipClient, SipMessage, Terminal, unique
+from tests.support.sip_terminal import EVENT, SipClient, SipMessage, Terminal, pidf, unique
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -109,6 +109,13 @@ async def test_publication_is_refreshed_without_a_body(client: SipClient, termin
         await terminal.refresh()
         assert activities(await fetched(client, terminal.address, ["open"])) == {"on-the-phone"}
     await terminal.unpublish()
+
+
+async def test_publication_without_expires_is_granted_an_hour(client: SipClient, terminal: Terminal) -> None:
+    """The server chooses the duration of a publication without Expires (RFC 3903 section 4.1): here an hour."""
+    headers = ("Event: presence", "Content-Type: application/pidf+xml")
+    response = await client.ask("PUBLISH", terminal.address, *headers, body=pidf(terminal.address, "t", "busy"))
+    assert (response.code, response["expires"]) == (200, "3600")
 
 
 async def test_unregister_withdraws_the_publication(client: SipClient, terminal: Terminal) -> None:
