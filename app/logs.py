@@ -1,5 +1,7 @@
 """The log: events with fields (structlog) on standard error, as readable lines or as JSON.
 
+A line that is logged while a call is handled names the call by `x_correlator`.
+
 Warnings of libraries that use the standard library's logging appear in the same form.
 """
 
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.domain import x_correlator
 from app.domain.errors import TerminalStatusError
 
 FAILURE_LOG_S = 1.0
@@ -28,7 +31,7 @@ def configure_logging(level: str, style: str) -> None:
     )
     number = logging.getLevelNamesMapping()[level.upper()]
     head: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_x_correlator,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -49,6 +52,15 @@ def configure_logging(level: str, style: str) -> None:
         )
     )
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler])
+
+
+def _add_x_correlator(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    current = x_correlator.current()
+    if current is not None:
+        event.setdefault("x_correlator", current.text)
+        if current.invalid:
+            event["x_correlator_replaced"] = True
+    return event
 
 
 @dataclass(slots=True)

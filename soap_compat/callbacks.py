@@ -16,7 +16,6 @@ and which notifications are owed (`app.live.rules`).
 import asyncio
 import base64
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -27,7 +26,7 @@ from app.domain.errors import InvalidAddress, SinkRefused
 from app.domain.records import NotificationKind, OwedNotification, Subscription
 from app.domain.sinks import SINK_BASIC, EndReason, is_callback_version
 from app.egress.client import MAX_ANSWER, Egress, Reply
-from app.ports.delivery import Sent
+from app.ports.delivery import Sent, correlation
 from soap_compat import envelope_writer
 from soap_compat.address_spelling import any_uri, spelling_of
 from soap_compat.callback_versions import CallbackVersions
@@ -119,7 +118,7 @@ class CallbackSender:
             return Sent(delivered=True, outcome="not-sent")
         due_s = asyncio.get_running_loop().time() + self._egress.total_s
         try:
-            reply = await self._post(url, basic, body)
+            reply = await self._post(subscription, notification, body)
             fault = fault_text(reply.body)
             if fault is not None and is_not_understood(fault, version):
                 other = self._versions.to_try(url, assumed)
@@ -146,7 +145,7 @@ class CallbackSender:
         assert body is not None  # noqa: S101  # as in the first version
         try:
             async with asyncio.timeout_at(due_s):
-                reply = await self._post(url, subscription.sink.parameters.get(SINK_BASIC, ""), body)
+                reply = await self._post(subscription, notification, body)
         except TimeoutError:
             return None
         if not reply.code:
@@ -158,14 +157,21 @@ class CallbackSender:
             self._versions.not_understood(url, assumed)
             return None
         self._versions.understood(url, assumed, version)
-        _log.info("callback_version_learned", host=urlsplit(url).netloc, assumed=assumed, version=version)
+        _log.info(
+            "callback_version_learned",
+            host=urlsplit(url).netloc,
+            assumed=assumed,
+            version=version,
+            notification_id=notification.id,
+            x_correlator=subscription.x_correlator,
+        )
         return reply
 
-    async def _post(self, url: str, basic: str, body: bytes) -> Reply:
-        headers: Mapping[str, str] = HEADERS
-        if basic:
-            headers = {**HEADERS, "Authorization": f"Basic {_encoded(basic)}"}
-        return await self._egress.request("POST", url, headers, body, keep=MAX_ANSWER)
+    async def _post(self, subscription: Subscription, notification: OwedNotification, body: bytes) -> Reply:
+        headers = {**HEADERS, **correlation(subscription), "webhook-id": notification.id}
+        if basic := subscription.sink.parameters.get(SINK_BASIC, ""):
+            headers["Authorization"] = f"Basic {_encoded(basic)}"
+        return await self._egress.request("POST", subscription.sink.url, headers, body, keep=MAX_ANSWER)
 
 
 def _encoded(basic: str) -> str:

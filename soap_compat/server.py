@@ -3,6 +3,8 @@
 `POST /TerminalStatus` and `POST /TerminalStatusNotificationManager` accept SOAP 1.1. `GET …?wsdl` returns their WSDL,
 and that of the interface that applications implement (`/TerminalStatusNotification?wsdl`), with the imported files.
 
+Each call has its `x-correlator` (`app/domain/x_correlator.py`), which its answer returns.
+
 Invariants: the size of a body and the time of its arrival are limited. Every refusal of a POST is a SOAP fault, which
 SOAP clients can show; a request that is not SOAP is refused before its body is read. The address in the WSDL is the
 configured one, or the client's checked Host header. A caller with missing or invalid HTTP credentials receives 401 (RFC
@@ -31,7 +33,9 @@ from app.auth.proxies import server_url
 from app.core.queries import QueryService
 from app.core.subscriptions import SubscriptionService
 from app.core.usage import UsageLog
+from app.domain import x_correlator
 from app.domain.errors import InvalidRequest
+from app.domain.x_correlator import XCorrelator
 from soap_compat.authentication import SoapAuthenticator
 from soap_compat.content_type import read_content_type
 from soap_compat.faults import SoapFault, client_fault
@@ -120,6 +124,7 @@ class _Server:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
+        x_correlator.begin(_x_correlator_of(scope["headers"]))
         # By ASGI, `path` begins with `root_path`, but some servers leave it out.
         name = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/")
         interface = self._interfaces.get(name)
@@ -155,7 +160,7 @@ class _Server:
         file = self._wsdl_files.get(name, base_url)
         validators = [(b"etag", etag_of(file)), (b"cache-control", _CACHE)]
         if is_current(_joined(scope["headers"], b"if-none-match"), etag_of(file)):
-            await send({"type": "http.response.start", "status": 304, "headers": validators})
+            await _start(send, 304, validators)
             await send({"type": "http.response.body", "body": b""})
         else:
             await _send(send, 200, _XML, file, validators)
@@ -243,6 +248,16 @@ def _check_headers(lines: _Headers) -> str | None:
     return charsets[0] if charsets else None
 
 
+def _x_correlator_of(lines: _Headers) -> XCorrelator:
+    sent = traceparent = ""
+    for name, value in lines:
+        if name == b"x-correlator":
+            sent = x_correlator.joined(sent, value.decode("latin-1"))
+        elif name == b"traceparent":
+            traceparent = x_correlator.joined(traceparent, value.decode("latin-1"))
+    return x_correlator.read(sent, traceparent)
+
+
 def _joined(lines: _Headers, name: bytes) -> str:
     """The values of all lines of a header, joined by commas (RFC 9110 section 5.3)."""
     return ", ".join([value.decode("latin-1") for key, value in lines if key == name])
@@ -266,13 +281,18 @@ async def _send(
     send: Send, status: int, content_type: bytes, body: bytes, headers: _Headers = (), linger: Receive | None = None
 ) -> None:
     """Sends the answer. With `linger`, reads and drops more of the body before the server closes the connection."""
-    start = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
+    described = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await _start(send, status, [*described, *headers])
     if linger is not None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
         await _discard(linger)
         body = b""
     await send({"type": "http.response.body", "body": body})
+
+
+async def _start(send: Send, status: int, headers: _Headers) -> None:
+    correlation = b"x-correlator", x_correlator.current_text().encode()
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, correlation]})
 
 
 async def _discard(receive: Receive) -> None:

@@ -34,6 +34,7 @@ def print_subscription(gateway: GatewayConnection, subscription: "Subscription")
             ("correlator", of.correlator),
             ("client", of.client_id),
             ("etag", of.etag),
+            ("x-correlator", of.x_correlator),
             ("created", clock(of.create_time)),
             ("expires", "" if of.HasField("end_time") else expires),
             (

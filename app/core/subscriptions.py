@@ -25,6 +25,7 @@ from app.core.subscription_requests import (
     repeated,
 )
 from app.core.usage import Caller, UsageLog
+from app.domain import x_correlator
 from app.domain.addresses import TerminalAddress
 from app.domain.errors import (
     InvalidAddress,
@@ -249,6 +250,7 @@ class SubscriptionService:
             sink=prepared(request.sink, digest, self._entropy, callback_version=client.soap_callback_version),
             correlator=request.correlator,
             request_id=request.request_id,
+            x_correlator=x_correlator.current_text(),
         )
 
     async def _page(self, client: Client, page: Page, only: SubscriptionFilter) -> tuple[Sequence[Subscription], str]:

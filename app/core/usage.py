@@ -20,11 +20,13 @@ import structlog
 
 from app.auth.policies import Policies
 from app.batch_writer import BatchWriter
+from app.domain import x_correlator
 from app.domain.errors import StoreUnavailable
 from app.domain.filters import UsageFilter, seen_by
 from app.domain.operations import Face, UsageOperation
 from app.domain.records import MAX_USAGE_TARGETS, Client, UsageRecord
 from app.domain.statuses import Status
+from app.domain.x_correlator import XCorrelator
 from app.ports.pages import empty
 from app.ports.store import ALL_USAGE, MAX_PAGE, Page, UsageStore
 
@@ -42,8 +44,8 @@ CLOSE_S = 5.0
 """Time limit of the last write at shutdown."""
 _MAX_TEXT = 255
 
-_Answered = tuple[int, datetime, str, Face, str, str, Status]
-"""Number, time, client id, face, requester, target and its status."""
+_Answered = tuple[int, datetime, str, Face, str, str, Status, XCorrelator | None]
+"""Number, time, client id, face, requester, target and its status, and the x-correlator of the call."""
 
 _log = structlog.get_logger(__name__)
 
@@ -126,6 +128,7 @@ class UsageLog:
             subscription_id=subscription_id,
             result=result,
             root_cause=root_cause[:_MAX_TEXT],
+            x_correlator=x_correlator.current_text(),
         )
 
     def record(self, record: UsageRecord) -> None:
@@ -134,7 +137,8 @@ class UsageLog:
 
     def answered(self, client: Client, face: Face, requester: str, target: str, status: Status) -> None:
         """As `record`, for a successful getStatus. The record is made when it is written, so the caller waits less."""
-        self._keep((next(self._number), self._clock(), client.id, face, requester, target, status))
+        call = x_correlator.current()
+        self._keep((next(self._number), self._clock(), client.id, face, requester, target, status, call))
 
     def _keep(self, item: UsageRecord | _Answered) -> None:
         buffer = self._buffer
@@ -151,7 +155,15 @@ class UsageLog:
         return f"{self._run}{number:012x}"
 
     def _of_answer(
-        self, number: int, at: datetime, client_id: str, face: Face, requester: str, target: str, status: Status
+        self,
+        number: int,
+        at: datetime,
+        client_id: str,
+        face: Face,
+        requester: str,
+        target: str,
+        status: Status,
+        call: XCorrelator | None,
     ) -> UsageRecord:
         return UsageRecord(
             id=self._id(number),
@@ -164,6 +176,7 @@ class UsageLog:
             target_count=1,
             expanded_count=1,
             result=status.name,
+            x_correlator="" if call is None else call.text,
         )
 
     async def export(

@@ -327,7 +327,7 @@ class Deliverer:
         if task.cancelled():  # cut off by `aclose`: it may have arrived, and is sent again under the same id
             self._recorder.put_off(job.notification, self._clock())
         elif (error := task.exception()) is not None:
-            _log.error("delivery_failed", notification_id=job.notification.id, exc_info=error)
+            _log.error("delivery_failed", **_names(job), exc_info=error)
             self._recorder.put_off(job.notification, self._clock() + timedelta(seconds=MAX_PUT_OFF_S))
         elif not self._closing:
             host = self._host(job)
@@ -345,7 +345,7 @@ class Deliverer:
         except TimeoutError:
             sent = Sent(delivered=False, outcome="timed-out")
         except Exception:
-            _log.exception("sender_failed", notification_id=job.notification.id, sink=job.subscription.sink.kind.name)
+            _log.exception("sender_failed", **_names(job), sink=job.subscription.sink.kind.name)
             sent = Sent(delivered=False, outcome="defect")
         finally:
             seconds = loop.time() - began_s
@@ -365,7 +365,7 @@ class Deliverer:
         if job.withdrawn and verdict.state is DeliveryState.PENDING:
             verdict = replace(verdict, state=DeliveryState.WITHDRAWN, next_attempt_at=None)
         if verdict.suspended_at is not None and subscription.suspended_at is None:
-            _log.warning("subscription_suspended", subscription_id=subscription.id, outcome=sent.outcome)
+            _log.warning("subscription_suspended", **_names(job), outcome=sent.outcome)
         update = None
         if verdict.ends is not None and subscription.active:
             update = SubscriptionUpdate(
@@ -392,6 +392,15 @@ class Deliverer:
             update=update,
         )
         self._recorder.attempted(attempted, job)
+
+
+def _names(job: Job) -> dict[str, str]:
+    """How a line of the log names a delivery: by what was sent with it, too."""
+    return {
+        "notification_id": job.notification.id,
+        "subscription_id": job.subscription.id,
+        "x_correlator": job.subscription.x_correlator,
+    }
 
 
 def _with_sink_of(newer: Subscription, subscription: Subscription) -> Subscription:

@@ -132,7 +132,7 @@ def usage_of_claim(
         return []
     if to.profile == PROFILE_CAMARA and notification.kind is NotificationKind.ERROR:
         return []
-    return _usage(notification, 0, to.correlator, now, new_id=notification.id, result="OK", root_cause="")
+    return _usage(notification, 0, to, now, new_id=notification.id, result="OK", root_cause="")
 
 
 def usage_of_result(
@@ -149,13 +149,13 @@ def usage_of_result(
     if state is DeliveryState.PENDING or outcome in _UNBILLED:
         return []
     result, root_cause = ("OK", "") if state is DeliveryState.DELIVERED else (SinkUnreachable.code, cause)
-    return _usage(notification, 1, subscription.correlator, now, new_id=new_id, result=result, root_cause=root_cause)
+    return _usage(notification, 1, subscription, now, new_id=new_id, result=result, root_cause=root_cause)
 
 
 def _usage(
     notification: OwedNotification,
     ending: int,
-    correlator: str,
+    to: Recipient | Subscription,
     now: datetime,
     *,
     new_id: str,
@@ -180,10 +180,11 @@ def _usage(
             targets=tuple(targets[:MAX_USAGE_TARGETS]),
             target_count=len(targets),
             expanded_count=len(targets),
-            correlator=correlator,
+            correlator=to.correlator,
             subscription_id=notification.subscription_id,
             result=result,
             root_cause=root_cause,
+            x_correlator=to.x_correlator,
         )
         for number, (act, targets) in enumerate(acts)
     ]

@@ -68,6 +68,7 @@ class UsageFilter(Period):
     client_id: str = ""
     operation: UsageOperation | None = None
     face: Face | None = None
+    x_correlator: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,6 +112,8 @@ class Subscription:
     end_detail: str = ""
     version: int = 1
     """Grows by one with each change by its client."""
+    x_correlator: str = ""
+    """The x-correlator of the call that created it; empty if an older gateway did."""
 
     def __post_init__(self) -> None:
         require_utc(self.created_at, self.expires_at, self.last_notified_at, self.suspended_at, self.ended_at)
@@ -217,6 +219,8 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     root_cause: str = ""
     expanded_targets: tuple[str, ...] = ()
     """The first MAX_USAGE_TARGETS terminals, if `targets` name groups; otherwise empty."""
+    x_correlator: str = ""
+    """The x-correlator of the call; of a delivery, that of its subscription."""
 
 
 MAX_USAGE_TARGETS = 20

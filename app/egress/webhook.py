@@ -43,7 +43,7 @@ from app.domain.sinks import (
 )
 from app.domain.statuses import TerminalStatus
 from app.egress.client import KEPT_ANSWER, Egress, Reply
-from app.ports.delivery import Sent
+from app.ports.delivery import Sent, correlation
 
 Envelope = Callable[[Subscription, OwedNotification, str], Mapping[str, object] | None]
 """Makes the CloudEvent of a notification, to be written as JSON; None if the profile has no event for it. The last
@@ -175,11 +175,13 @@ class WebhookSender:
                 next_attempt_at=now,
             )
             event = self._envelopes[sink.profile](subscription, test, self._source)
-            reply = await self._post(sink, test.id, event if event is not None else v1_event(subscription, test, ""))
+            reply = await self._post(
+                subscription, test.id, event if event is not None else v1_event(subscription, test, "")
+            )
             if 200 <= reply.code < 300:
                 return
         else:
-            reply = await self._ask_permission(sink)
+            reply = await self._ask_permission(subscription)
             if 200 <= reply.code < 300:
                 allowed = reply.headers.get("WebHook-Allowed-Origin", "").strip()
                 if allowed == "*" or allowed.lower() == self._origin.lower():
@@ -207,7 +209,7 @@ class WebhookSender:
             event = self._envelopes[sink.profile](subscription, notification, self._source)
             if event is None:
                 return Sent(delivered=True, outcome="not-sent")
-            reply = await self._post(sink, notification.id, event)
+            reply = await self._post(subscription, notification.id, event)
         except SinkRefused as refused:  # the operator's rules have become stricter
             return Sent(delivered=False, outcome=f"refused-{refused.details['reason']}")
         sent = reply.as_sent()
@@ -215,9 +217,10 @@ class WebhookSender:
             return replace(sent, ends=EndReason.TOKEN_EXPIRED)
         return sent
 
-    async def _post(self, sink: Sink, message_id: str, event: Mapping[str, object]) -> Reply:
+    async def _post(self, subscription: Subscription, message_id: str, event: Mapping[str, object]) -> Reply:
+        sink = subscription.sink
         body = msgspec.json.encode(event)
-        headers = {"Content-Type": CONTENT_TYPE, "webhook-id": message_id}
+        headers = {"Content-Type": CONTENT_TYPE, "webhook-id": message_id, **correlation(subscription)}
         now = self._clock()
         timestamp_s = int(now.timestamp())
         headers["webhook-timestamp"] = str(timestamp_s)
@@ -227,9 +230,10 @@ class WebhookSender:
             )
         return await self._deliver(sink, headers, body)
 
-    async def _ask_permission(self, sink: Sink) -> Reply:
+    async def _ask_permission(self, subscription: Subscription) -> Reply:
         """Sends OPTIONS without the access token, because the receiver has not confirmed yet that it expects events."""
-        return await self._egress.request("OPTIONS", sink.url, {"WebHook-Request-Origin": self._origin}, b"")
+        headers = {"WebHook-Request-Origin": self._origin, **correlation(subscription)}
+        return await self._egress.request("OPTIONS", subscription.sink.url, headers, b"")
 
     async def _deliver(self, sink: Sink, headers: Mapping[str, str], body: bytes) -> Reply:
         token = sink.parameters.get(SINK_TOKEN, "")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.domain import x_correlator
 from app.domain.records import (
     OwedNotification,
     Subscription,
@@ -29,6 +30,11 @@ class Sent:
     ends: EndReason | None = None
     """Set if the subscription ends because of this attempt for a reason other than `gone`, such as TOKEN_EXPIRED."""
     details: Mapping[str, str] = field(default_factory=dict)
+
+
+def correlation(subscription: Subscription) -> Mapping[str, str]:
+    """The header of each request to the subscription's sink that names the call that created the subscription."""
+    return {x_correlator.HEADER: subscription.x_correlator} if subscription.x_correlator else {}
 
 
 class Sender(Protocol):

@@ -64,6 +64,7 @@ class Recipient:
     kind: SinkKind
     profile: str
     correlator: str
+    x_correlator: str
     end_reason: EndReason | None
     readable: bool
     """Whether the key is there that its sink's parameters are encrypted with."""

@@ -1,8 +1,8 @@
 """The middleware of every HTTP API: headers for correlation and rates, HEAD, the limit of bodies, answers to uncaught
 exceptions.
 
-Invariants: every answer returns a valid `x-correlator` and `traceparent` as received; an `x-correlator` that breaks its
-pattern is refused, an invalid `traceparent` is ignored (W3C Trace Context section 3.2). At most MAX_BODY_BYTES of a
+Invariants: every answer has the `x-correlator` of its call (`domain/x_correlator.py`), and a valid `traceparent` as
+received. CAMARA's APIs refuse an invalid `x-correlator`; the others replace it. At most MAX_BODY_BYTES of a
 body are read. An unexpected exception is logged under a reference; the client gets the reference, never a traceback.
 When the server stops and cancels a request that still runs, the client gets 503. A client that disconnected is not an
 error. HEAD is answered as GET without the body; a streamed body ends before its first piece (RFC 9110 section 9.3.2).
@@ -11,7 +11,6 @@ Deliberately absent: authentication (`operation.py`) and the form of an API's er
 """
 
 import asyncio
-import re
 import uuid
 from collections.abc import Callable
 
@@ -22,18 +21,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth.policies import Policies
+from app.domain import x_correlator
+from app.domain.x_correlator import XCorrelator
 from app.rest.operation import CLIENT
 from app.rest.problem import IS_HEAD, internal_error, printable, problem
 from app.rest.rate_limits import headers_of
 
 MAX_BODY_BYTES = 1024 * 1024
 """The same limit as for a gRPC request: some 5,000 addresses of the greatest length."""
-
-CORRELATOR_PATTERN = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
-"""CAMARA's XCorrelator, used for every API here."""
-
-_CORRELATOR = re.compile(CORRELATOR_PATTERN[1:-1].encode())
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +39,7 @@ STOPPING = problem(
 BAD_CORRELATOR = problem(
     400,
     "INVALID_REQUEST",
-    f"The header x-correlator must match {CORRELATOR_PATTERN}",
+    f"The header x-correlator must be sent once and match {x_correlator.PATTERN}",
     details={"field": "x-correlator"},
 )
 
@@ -54,21 +49,27 @@ class _HeadAnsweredError(Exception):
 
 
 class RequestMiddleware:
-    """Wraps an API's app. `answer` turns a problem into a response in the API's own form.
+    """Wraps an API's app. `answer` turns a problem into a response in the API's own form. `strict`: whether an invalid
+    `x-correlator` is refused.
 
     An exception handler for `Exception` would answer too, but Starlette would then raise the exception to the server,
     which would log it again, without the reference.
     """
 
-    def __init__(self, app: ASGIApp, *, answer: Callable[..., Response], policies: Policies) -> None:
+    def __init__(
+        self, app: ASGIApp, *, answer: Callable[..., Response], policies: Policies, strict: bool = False
+    ) -> None:
         self._app = app
         self._policies = policies
         self._answer = answer
+        self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        echoed, refused, has_body = _read_head(scope)
+        call, echoed, has_body = _read_head(scope)
+        x_correlator.begin(call)
+        refused = call.invalid and self._strict
         started, is_head = False, scope["method"] == "HEAD"
         if is_head:
             scope = {**scope, "method": "GET", IS_HEAD: True}
@@ -78,8 +79,7 @@ class RequestMiddleware:
             if not started:
                 client = scope.get(CLIENT)
                 added = [*echoed, *headers_of(self._policies, client)] if client is not None else echoed
-                if added:
-                    message = {**message, "headers": [*message.get("headers", ()), *added]}
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
             started = True
             if is_head and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b""})
@@ -109,23 +109,22 @@ class RequestMiddleware:
             await self._answer(internal_error(reference))(scope, receive, send_echoed)
 
 
-def _read_head(scope: Scope) -> tuple[list[tuple[bytes, bytes]], bool, bool]:
-    """Returns the headers to return, whether a header makes the request invalid, and whether it may have a body."""
-    echoed: list[tuple[bytes, bytes]] = []
-    refused = has_body = False
-    for header in scope["headers"]:
-        name, value = header
+def _read_head(scope: Scope) -> tuple[XCorrelator, list[tuple[bytes, bytes]], bool]:
+    """Returns the request's x-correlator, the headers that correlate the answer, and whether there may be a body."""
+    sent = traceparent = ""
+    has_body = False
+    for name, value in scope["headers"]:
         if name == b"x-correlator":
-            if _CORRELATOR.fullmatch(value):
-                echoed.append((name, value))
-            else:
-                refused = True
+            sent = x_correlator.joined(sent, value.decode("latin-1"))
         elif name == b"traceparent":
-            if _TRACEPARENT.fullmatch(value):
-                echoed.append((name, value))
+            traceparent = x_correlator.joined(traceparent, value.decode("latin-1"))
         elif name in (b"content-length", b"transfer-encoding"):
             has_body = True
-    return echoed, refused, has_body
+    call = x_correlator.read(sent, traceparent)
+    correlating = [(b"x-correlator", call.text.encode())]
+    if traceparent and x_correlator.trace_id(traceparent):
+        correlating.append((b"traceparent", traceparent.encode()))
+    return call, correlating, has_body
 
 
 class _Bounded:

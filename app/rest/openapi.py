@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.domain.x_correlator import MAX_X_CORRELATOR, PATTERN
 from app.rest import (
     deliveries,
     groups,
@@ -19,7 +20,6 @@ from app.rest import (
     webhook_events,
 )
 from app.rest.error_examples import components
-from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.problem import CHALLENGE, CHALLENGE_DOCUMENTED, Problem
 
 V1 = "terminal-status-v1"
@@ -39,8 +39,8 @@ Objects of other clients answer 404, as objects that do not exist.
 and the same over gRPC. If `retryable` is true, the same request may succeed later; the header `Retry-After` says when.
 
 **Requests.** Bodies are JSON of at most 1 MiB. Unknown members of a body are refused; unknown query parameters are \
-ignored. A query parameter that is not a list may be sent once only. The headers `x-correlator` and `traceparent` are \
-returned as received."""
+ignored. A query parameter that is not a list may be sent once only. The gateway's log, usage \
+records and webhooks name a call by its `x-correlator`; every answer has it."""
 
 TAGS = [
     {"name": terminals.TAG, "description": "The status of one or many terminals now, and live streams of changes."},
@@ -80,9 +80,12 @@ _WEBHOOK_SECURITY: list[dict[str, list[str]]] = [
 
 _UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *status_schemas.STREAMED.values(), usage.UsageRecord)
 """Schemas of bodies whose media type is not `application/json`."""
-_CORRELATOR = {"type": "string", "maxLength": 256, "pattern": CORRELATOR_PATTERN}
 _TRACING: dict[str, dict[str, Any]] = {
-    "x-correlator": {"description": "Correlation id, returned as received.", "schema": _CORRELATOR},
+    "x-correlator": {
+        "description": "Names the call in the gateway's log, in usage records, and in the webhooks of a subscription. "
+        "Where the request has no valid one: the trace id of `traceparent`, or else a random one.",
+        "schema": {"type": "string", "maxLength": MAX_X_CORRELATOR, "pattern": PATTERN},
+    },
     "traceparent": {
         "description": "W3C Trace Context, returned as received. An invalid value is ignored.",
         "schema": {"type": "string"},

@@ -230,6 +230,10 @@ class Subscription(BaseModel):
         description="Changes with each change of the subscription by its client; opaque. The header `ETag` has it in "
         "quotes."
     )
+    x_correlator: str = Field(
+        description="The `x-correlator` of the call that created the subscription. Each webhook has it in the header "
+        "`x-correlator`. Empty if an older version of the gateway created the subscription."
+    )
 
 
 class CreatedSubscription(Subscription):

@@ -126,6 +126,7 @@ def subscription(of: Subscription) -> Json:
         "end_reason": of.end_reason,
         "end_detail": of.end_detail,
         "etag": of.etag,
+        "x_correlator": of.x_correlator,
     }
 
 
@@ -226,6 +227,7 @@ def usage_record(of: UsageRecord) -> Json:
         "result": of.result,
         "root_cause": of.root_cause,
         "expanded_targets": of.expanded_targets,
+        "x_correlator": of.x_correlator,
     }
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from app.core.use_cases import UseCases
 from app.domain import operations, records
 from app.domain.filters import UsageFilter
+from app.domain.x_correlator import MAX_X_CORRELATOR
 from app.rest import to_json
 from app.rest.error_examples import failures
 from app.rest.parameters import Caller, ClientId, EndTime, Paged, StartTime
@@ -99,6 +100,10 @@ class UsageRecord(BaseModel):
     expanded_targets: list[str] = Field(
         description="The first 20 terminals of a request that names groups, with the groups expanded; otherwise empty."
     )
+    x_correlator: str = Field(
+        description="The call's `x-correlator`; for a delivery, that of the call that created the subscription. "
+        "Empty in records of older versions of the gateway."
+    )
 
 
 COLUMNS = tuple(UsageRecord.model_fields)
@@ -117,6 +122,9 @@ async def _filter(
     client_id: ClientId = "",
     operation: Annotated[UsageOperation | None, Query(description="Only records of this operation.")] = None,
     face: Annotated[Face | None, Query(description="Only records of calls over this API.")] = None,
+    x_correlator: Annotated[
+        str, Query(max_length=MAX_X_CORRELATOR, description="Only records with this `x_correlator`.")
+    ] = "",
 ) -> UsageFilter:
     return UsageFilter(
         start=start_time,
@@ -124,6 +132,7 @@ async def _filter(
         client_id=client_id,
         operation=operation and operations.UsageOperation[operation.name],
         face=face and operations.Face[face.name],
+        x_correlator=x_correlator,
     )
 
 

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from app.domain.errors import InvalidRequest, RateLimited, TerminalStatusError, Unauthenticated
 from app.domain.records import ANONYMOUS, Client
+from app.rpc import correlation
 from app.rpc.call_limits import OPEN_METHOD_WEIGHT, PENDING_LIMIT_S, CallLimit, CallLimits, no_message
 from app.rpc.callers import Callers, Context
 from app.rpc.engines import EngineServer
@@ -63,6 +64,7 @@ class CallAdmission:
             calls.tasks.add(task)
             client: Client | None = None
             try:
+                correlation.begin(context)
                 try:
                     found, message = callers.known(context), None
                     if found is None or found.id == ANONYMOUS:
@@ -120,6 +122,7 @@ class CallAdmission:
                     yield _parsed(name, parse, message)
 
             entered = False
+            correlation.begin(context)
             self._limits.count_bad_call(key, OPEN_METHOD_WEIGHT)
             calls.tasks.add(task)
             try:

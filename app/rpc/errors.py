@@ -28,7 +28,7 @@ from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped, unuse
 from google.rpc.status_pb2 import Status as RpcStatus  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status
 
-from app.domain import errors
+from app.domain import errors, x_correlator
 
 ERROR_DOMAIN = "terminalstatus.v1"
 """`ErrorInfo.domain` of every error."""
@@ -106,13 +106,21 @@ _log = structlog.get_logger(__name__)
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", method: str, error: Exception) -> NoReturn:
     """Ends the call with the status for `error`; `method` is for the log."""
     status = status_of(error) if isinstance(error, errors.TerminalStatusError) else _unexpected_status(method, error)
-    await context.abort_with_status(rpc_status.to_status(status))
+    await _abort(context, status)
 
 
 async def abort_stopping(context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
     info = ErrorInfo(reason="GATEWAY_STOPPING", domain=ERROR_DOMAIN)
     message = "The gateway is shutting down; retry, at another gateway if there is one."
-    await context.abort_with_status(rpc_status.to_status(_rpc_status(grpc.StatusCode.UNAVAILABLE, message, [info])))
+    await _abort(context, _rpc_status(grpc.StatusCode.UNAVAILABLE, message, [info]))
+
+
+async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", status: RpcStatus) -> NoReturn:
+    """Ends the call with the status, and with the call's x-correlator beside it."""
+    found: Any = rpc_status.to_status(status)
+    if correlator := x_correlator.current_text():
+        found = found._replace(trailing_metadata=(*found.trailing_metadata, (x_correlator.HEADER, correlator)))
+    await context.abort_with_status(found)
 
 
 def _delay(seconds: float) -> Duration:

@@ -19,6 +19,7 @@ from app.domain.operations import AuditAction, Face, UsageOperation
 from app.domain.records import MAX_ID, DeliveryState
 from app.domain.statuses import Liveness
 from app.domain.watches import WatchState
+from app.domain.x_correlator import MAX_X_CORRELATOR
 from app.pb.terminalstatus.v1 import admin_pb2, delivery_pb2, group_pb2, subscription_pb2, usage_pb2
 from app.pb.terminalstatus.v1 import terminal_status_pb2 as pb
 from app.rpc.request_fields import bounded, time
@@ -52,6 +53,7 @@ def of_usage(request: usage_pb2.ListUsageRecordsRequest | usage_pb2.ExportUsageR
         client_id=bounded(request.client_id, MAX_ID, "client_id"),
         operation=_value(UsageOperation, usage_pb2.UsageOperation.DESCRIPTOR, request.operation, "operation"),
         face=_value(Face, usage_pb2.Face.DESCRIPTOR, request.face, "face"),
+        x_correlator=bounded(request.x_correlator, MAX_X_CORRELATOR, "x_correlator"),
         start=time(request, "start_time"),
         end=time(request, "end_time"),
     )

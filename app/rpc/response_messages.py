@@ -171,6 +171,7 @@ def subscription(stored: Subscription) -> subscription_pb2.Subscription:
         else END_REASON[stored.end_reason],
         end_detail=stored.end_detail,
         etag=stored.etag,
+        x_correlator=stored.x_correlator,
     )
 
 
@@ -273,6 +274,7 @@ def usage_record(record: UsageRecord) -> usage_pb2.UsageRecord:
         result=record.result,
         root_cause=record.root_cause,
         expanded_targets=record.expanded_targets,
+        x_correlator=record.x_correlator,
     )
 
 

@@ -376,6 +376,7 @@ def _usage_values(record: UsageRecord, at: datetime | str) -> Sequence[Any]:
         record.result,
         t.clean(record.root_cause),
         as_json([t.clean(target) for target in record.expanded_targets]) if record.expanded_targets else "[]",
+        record.x_correlator,
     )
 
 

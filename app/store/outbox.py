@@ -72,6 +72,7 @@ class Outbox(Writing):
             kind=SinkKind(row.sink_kind),
             profile=row.sink_profile,
             correlator=row.correlator,
+            x_correlator=row.x_correlator,
             end_reason=None if row.end_reason is None else EndReason(row.end_reason),
             readable=not row.sink_key or self._keys.has(row.sink_key),
         )

@@ -37,6 +37,8 @@ class Retention(Writing):
             rest.append(_usage.operation == only.operation.value)
         if only.face is not None:
             rest.append(_usage.face == only.face.value)
+        if only.x_correlator:
+            rest.append(_usage.x_correlator == only.x_correlator)
 
         async def work(c: AsyncConnection) -> tuple[Sequence[AnyRow], str]:
             if not self.sqlite:
@@ -115,4 +117,5 @@ def _usage_record(row: AnyRow) -> UsageRecord:
         result=row.result,
         root_cause=row.root_cause,
         expanded_targets=tuple(msgspec.json.decode(row.expanded_targets)),
+        x_correlator=row.x_correlator,
     )

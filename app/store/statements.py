@@ -173,7 +173,9 @@ class Statements:
             )
         )
         self.heads = (
-            OWED.add_columns(_sub.sink_kind, _sub.sink_profile, _sub.sink_key, _sub.correlator, _sub.end_reason)
+            OWED.add_columns(
+                _sub.sink_kind, _sub.sink_profile, _sub.sink_key, _sub.correlator, _sub.x_correlator, _sub.end_reason
+            )
             .join(t.outbox, (_box.subscription_seq == _owed.subscription_seq) & (_box.head == _owed.sequence))
             .where(self._among(_box.subscription_seq))
             .order_by(_owed.seq)

@@ -306,6 +306,7 @@ class Reader:
                 held,
                 version,
                 _secret_ends_at,
+                x_correlator,
             ) = row
             subscription = Subscription(
                 id=id_,
@@ -331,6 +332,7 @@ class Reader:
                 end_reason=None if end_reason is None else EndReason(end_reason),
                 end_detail=end_detail,
                 version=version,
+                x_correlator=x_correlator,
             )
             found.append((seq, subscription))
         return found
@@ -384,4 +386,5 @@ def _values(subscription: Subscription) -> dict[str, Any]:
         "joined": as_json(subscription.joined),
         "held": as_json(subscription.held),
         "version": subscription.version,
+        "x_correlator": subscription.x_correlator,
     }

@@ -220,6 +220,7 @@ class SubscriptionRow(SQLModel, table=True):
     held: str = Field(sa_type=CleanText)
     version: int = Field(sa_type=BigInteger)
     secret_ends_at: datetime | None = Field(sa_type=UtcDateTime)
+    x_correlator: str = Field(sa_type=CleanText)
 
 
 class SubscriptionAddressRow(SQLModel, table=True):
@@ -324,6 +325,7 @@ class UsageRow(SQLModel, table=True):
     result: str = Field(sa_type=CleanText)
     root_cause: str = Field(sa_type=CleanText)
     expanded_targets: str = Field(sa_type=CleanText)
+    x_correlator: str = Field(sa_type=CleanText)
 
 
 class StreamTicketRow(SQLModel, table=True):

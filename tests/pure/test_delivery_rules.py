@@ -103,6 +103,7 @@ def of_claim(notification: OwedNotification, **to: Any) -> list[tuple[str, str, 
             "kind": SUBSCRIPTION.sink.kind,
             "profile": SUBSCRIPTION.sink.profile,
             "correlator": SUBSCRIPTION.correlator,
+            "x_correlator": "x-1",
             "end_reason": None,
             "readable": True,
             **to,
@@ -110,6 +111,7 @@ def of_claim(notification: OwedNotification, **to: Any) -> list[tuple[str, str, 
     )
     first, again = (usage_of_claim(notification, recipient, now=NOW, kinds=[SinkKind.WEBHOOK]) for _ in range(2))
     assert first == again, "the same ids at each claim"
+    assert all(record.x_correlator == "x-1" for record in first)
     return in_short(first)
 
 

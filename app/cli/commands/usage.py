@@ -34,6 +34,10 @@ usage = typer.Typer(
     no_args_is_help=True, help="Show and export usage records: the calls and notifications of clients, for billing."
 )
 
+XCorrelatorOption = Annotated[
+    str, typer.Option("--x-correlator", help="Only records of the call with this x-correlator.", show_default=False)
+]
+
 PROGRESS_S = 2.0
 """Interval of an export's messages about its progress."""
 
@@ -50,6 +54,7 @@ class Format(StrEnum):
 def list_usage(
     gateway: GatewayConnection,
     from_time: SinceOption = "",
+    x_correlator: XCorrelatorOption = "",
     limit: LimitOption = None,
 ) -> None:
     """List usage records, oldest first.
@@ -59,9 +64,9 @@ def list_usage(
     from app.pb.terminalstatus.v1.usage_pb2 import ListUsageRecordsRequest
     from app.pb.terminalstatus.v1.usage_pb2_grpc import UsageServiceStub
 
-    request = ListUsageRecordsRequest(start_time=since_or_none(from_time, datetime.now(UTC)))
+    request = ListUsageRecordsRequest(start_time=since_or_none(from_time, datetime.now(UTC)), x_correlator=x_correlator)
     pages = gateway.pages(UsageServiceStub(gateway.channel).ListUsageRecords, request, "usage_records", limit)
-    columns = ("at", "operation", "client", "face", "targets", "result", "subscription")
+    columns = ("at", "operation", "client", "face", "targets", "result", "subscription", "x-correlator")
     print_list(pages, columns, _row, as_json=gateway.as_json, nothing="No usage records.")
 
 
@@ -70,6 +75,7 @@ def list_usage(
 def export(
     gateway: GatewayConnection,
     from_time: SinceOption = "",
+    x_correlator: XCorrelatorOption = "",
     form: Annotated[
         Format, typer.Option("--format", help="jsonl: one JSON object per line; csv: with a header line.")
     ] = Format.JSONL,
@@ -89,7 +95,9 @@ def export(
 
     if gateway.as_json and form is Format.CSV:
         wrong_use("--json and --format csv exclude each other; give one of them.")
-    request = ExportUsageRecordsRequest(start_time=since_or_none(from_time, datetime.now(UTC)))
+    request = ExportUsageRecordsRequest(
+        start_time=since_or_none(from_time, datetime.now(UTC)), x_correlator=x_correlator
+    )
     batches = gateway.stream(UsageServiceStub(gateway.channel).ExportUsageRecords, request)
     count, progress = 0, _Progress()
     try:
@@ -181,4 +189,5 @@ def _row(record: "UsageRecord") -> list[Cell]:
         (record.targets[0] if record.targets else "") + more,
         styled(record.result, "red" if record.root_cause else "green"),
         record.subscription_id,
+        record.x_correlator,
     ]

@@ -111,7 +111,8 @@ def _app(dependencies: CamaraDependencies, add_routes: Any, name: str, **describ
     app.state.auth = dependencies.use_cases.auth
     app.state.issuer = dependencies.issuer
     app.router.route_class = CamaraOperation
-    app.add_middleware(RequestMiddleware, answer=answer_problem, policies=dependencies.use_cases.policies)
+    policies = dependencies.use_cases.policies
+    app.add_middleware(RequestMiddleware, answer=answer_problem, policies=policies, strict=True)
     add_handlers(app)
     add_routes(app.router, dependencies)
     return app

@@ -24,6 +24,7 @@ from app.domain.addresses import TerminalAddress
 from app.domain.errors import InvalidAddress, RateLimited, TerminalStatusError
 from app.domain.operations import Face, UsageOperation
 from app.domain.records import Client
+from app.domain.x_correlator import MAX_X_CORRELATOR, PATTERN
 from app.rest.camara import devices
 from app.rest.camara.devices import IdentifiedDevice
 from app.rest.camara.errors import (
@@ -35,7 +36,6 @@ from app.rest.camara.errors import (
     CamaraError,
 )
 from app.rest.camara.schemas import Device
-from app.rest.middleware import CORRELATOR_PATTERN
 from app.rest.operation import CLIENT, Operation
 
 FACE = Face.CAMARA
@@ -79,7 +79,7 @@ def caller_with(api: CamaraDependencies, scope: str = "") -> Any:
     async def dependency(
         request: Request,
         x_correlator: Annotated[  # documentation only: the middleware handles it
-            str, Header(max_length=256, pattern=CORRELATOR_PATTERN, description="Correlation id, returned as received.")
+            str, Header(max_length=MAX_X_CORRELATOR, pattern=PATTERN, description="Correlation id of the call.")
         ] = "",
     ) -> CamaraCaller:
         client = cast("Client", request.scope[CLIENT])

@@ -174,7 +174,7 @@ RECORDED = Path(__file__).with_name("error_examples.json")
 """The documents' examples by code: answers that `tests/support/error_examples.py` recorded."""
 _RECORDED: Mapping[str, Any] = json.loads(RECORDED.read_text("utf-8"))
 
-CORRELATED = {"x-correlator": {"description": "As received.", "schema": {"type": "string"}}}
+CORRELATED = {"x-correlator": {"description": "Correlation id of the call.", "schema": {"type": "string"}}}
 
 
 def _documented(codes: Mapping[str, int]) -> dict[str, Any]:

@@ -146,6 +146,7 @@ class Subscription(_message.Message):
     END_REASON_FIELD_NUMBER: _builtins.int
     END_DETAIL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    X_CORRELATOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The subscription's id, assigned by the gateway: opaque, at most 64 characters."""
     client_id: _builtins.str
@@ -166,6 +167,10 @@ class Subscription(_message.Message):
     """A human-readable description of the end; may be empty."""
     etag: _builtins.str
     """Changes with each UpdateSubscription and RotateSecret; opaque, at most 64 characters."""
+    x_correlator: _builtins.str
+    """The `x-correlator` of the call that created the subscription. Each request to the sink has it in the header
+    `x-correlator`. Empty if an older version of the gateway created the subscription.
+    """
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The requested terminals and groups in canonical form, without duplicates."""
@@ -226,10 +231,11 @@ class Subscription(_message.Message):
         end_reason: Global___EndReason.ValueType = ...,
         end_detail: _builtins.str = ...,
         etag: _builtins.str = ...,
+        x_correlator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "last_notification_time", b"last_notification_time", "min_interval", b"min_interval", "sink", b"sink", "suspend_time", b"suspend_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "criteria", b"criteria", "end_detail", b"end_detail", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "last_notification_time", b"last_notification_time", "max_notification_count", b"max_notification_count", "min_interval", b"min_interval", "notification_count", b"notification_count", "sink", b"sink", "state", b"state", "suspend_time", b"suspend_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "check_immediate", b"check_immediate", "client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "criteria", b"criteria", "end_detail", b"end_detail", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "last_notification_time", b"last_notification_time", "max_notification_count", b"max_notification_count", "min_interval", b"min_interval", "notification_count", b"notification_count", "sink", b"sink", "state", b"state", "suspend_time", b"suspend_time", "x_correlator", b"x_correlator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

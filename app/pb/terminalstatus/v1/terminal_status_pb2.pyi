@@ -37,6 +37,10 @@ Credentials: `authorization: Bearer API-KEY` in the call's metadata (or an acces
 them), or a client certificate. A client sees only its own subscriptions, groups, notifications and usage records;
 those of other clients are NOT_FOUND. The operator's clients (`Client.admin`) see those of all clients.
 
+Correlation: the metadata `x-correlator` (at most 256 characters of a-z A-Z 0-9 - _ : ; . / < > { }), or else the trace
+id of `traceparent`, names the call in the gateway's log and usage records. An invalid one is replaced by a made one.
+The trailing metadata of a failed call, and of every call that sent one, has `x-correlator`.
+
 Lists: `page_size` 0 means 100, above 1000 means 1000; below 0 is INVALID_ARGUMENT. `next_page_token` is empty on the
 last page. A page token is valid for the method that returned it, for the same client and the same filters; elsewhere
 it is INVALID_ARGUMENT. Filters that are given are combined with "and".

@@ -142,6 +142,7 @@ class UsageRecord(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ROOT_CAUSE_FIELD_NUMBER: _builtins.int
     EXPANDED_TARGETS_FIELD_NUMBER: _builtins.int
+    X_CORRELATOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The record's id, by which repeated exports recognise it: opaque, at most 64 characters."""
     operation: Global___UsageOperation.ValueType
@@ -166,6 +167,10 @@ class UsageRecord(_message.Message):
     """
     root_cause: _builtins.str
     """A human-readable description of a failure; may be empty."""
+    x_correlator: _builtins.str
+    """The call's `x-correlator`; for a delivery, that of the call that created the subscription. Empty in records of older
+    versions of the gateway.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the operation took place. Always present."""
@@ -195,10 +200,11 @@ class UsageRecord(_message.Message):
         result: _builtins.str = ...,
         root_cause: _builtins.str = ...,
         expanded_targets: _abc.Iterable[_builtins.str] | None = ...,
+        x_correlator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "expanded_target_count", b"expanded_target_count", "expanded_targets", b"expanded_targets", "face", b"face", "id", b"id", "operation", b"operation", "requester", b"requester", "result", b"result", "root_cause", b"root_cause", "subscription_id", b"subscription_id", "target_count", b"target_count", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "correlator", b"correlator", "create_time", b"create_time", "expanded_target_count", b"expanded_target_count", "expanded_targets", b"expanded_targets", "face", b"face", "id", b"id", "operation", b"operation", "requester", b"requester", "result", b"result", "root_cause", b"root_cause", "subscription_id", b"subscription_id", "target_count", b"target_count", "targets", b"targets", "x_correlator", b"x_correlator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,6 +223,7 @@ class ListUsageRecordsRequest(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     FACE_FIELD_NUMBER: _builtins.int
+    X_CORRELATOR_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Greatest number of records to return; 0 means 100. More than 1000 means 1000; below 0 is INVALID_ARGUMENT."""
     page_token: _builtins.str
@@ -227,6 +234,8 @@ class ListUsageRecordsRequest(_message.Message):
     """Return only records of this operation; USAGE_OPERATION_UNSPECIFIED: of every operation."""
     face: Global___Face.ValueType
     """Return only records of calls over this API; FACE_UNSPECIFIED: over every API."""
+    x_correlator: _builtins.str
+    """Return only records with this `x_correlator`, at most 256 characters; empty: with any."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Return only records of this time or later. Absent: any."""
@@ -245,10 +254,11 @@ class ListUsageRecordsRequest(_message.Message):
         client_id: _builtins.str = ...,
         operation: Global___UsageOperation.ValueType = ...,
         face: Global___Face.ValueType = ...,
+        x_correlator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "face", b"face", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "face", b"face", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "x_correlator", b"x_correlator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,12 +303,15 @@ class ExportUsageRecordsRequest(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     FACE_FIELD_NUMBER: _builtins.int
+    X_CORRELATOR_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """Return only records of this client; empty: of every client that the caller may see."""
     operation: Global___UsageOperation.ValueType
     """Return only records of this operation; USAGE_OPERATION_UNSPECIFIED: of every operation."""
     face: Global___Face.ValueType
     """Return only records of calls over this API; FACE_UNSPECIFIED: over every API."""
+    x_correlator: _builtins.str
+    """Return only records with this `x_correlator`, at most 256 characters; empty: with any."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Return only records of this time or later. Absent: any."""
@@ -315,10 +328,11 @@ class ExportUsageRecordsRequest(_message.Message):
         client_id: _builtins.str = ...,
         operation: Global___UsageOperation.ValueType = ...,
         face: Global___Face.ValueType = ...,
+        x_correlator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "face", b"face", "operation", b"operation", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "end_time", b"end_time", "face", b"face", "operation", b"operation", "start_time", b"start_time", "x_correlator", b"x_correlator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
