@@ -413,6 +413,7 @@ async def test_subscription(face: HttpFace) -> None:
         **WEBHOOK,
         "access_token": {"expire_time": "2026-12-31T23:00:00Z"},
         "handshake": "NONE",  # a test event would be signed with a secret that the receiver does not know yet
+        "previous_secret_expire_time": None,
     }
     (checked,) = face.core.sender.checked
     assert (checked.sink.parameters[SINK_SECRETS], checked.sink.parameters[SINK_TOKEN]) == (
