@@ -27,7 +27,8 @@ class _Flight:
     """A fetch in progress, and a future for each caller that waits for it."""
 
     answer: asyncio.Future[ReceivedNotify]
-    time_limit: asyncio.TimerHandle
+    time_limit: asyncio.TimerHandle | None = None
+    is_overdue: bool = False
     waiting: list[asyncio.Future[TerminalStatus]] = field(default_factory=list)
 
 
@@ -87,7 +88,6 @@ class FetchService:
             flight.waiting.remove(waiter)
             if not flight.waiting:
                 flight.answer.cancel()
-                flight.time_limit.cancel()
                 if self._flights.get(key) is flight:
                     del self._flights[key]
                     self._of_client[client_id] -= 1
@@ -110,18 +110,26 @@ class FetchService:
         """Starts a fetch: futures and one timer, since a task with its own time limit costs three times as much."""
         loop = asyncio.get_running_loop()
         answer = asyncio.ensure_future(self._watcher.fetch(terminal, client_id))
-        flight = _Flight(answer, loop.call_later(self._fetch_timeout_s, answer.cancel))
+        flight = _Flight(answer)
+        flight.time_limit = loop.call_later(self._fetch_timeout_s, self._on_overdue, flight)
         answer.add_done_callback(partial(self._on_answered, flight, terminal, loop.time()))
         return flight
+
+    def _on_overdue(self, flight: _Flight) -> None:
+        flight.is_overdue = True
+        flight.answer.cancel()
 
     def _on_answered(
         self, flight: _Flight, terminal: TerminalAddress, asked_at_s: float, answer: asyncio.Future[ReceivedNotify]
     ) -> None:
-        flight.time_limit.cancel()
-        if answer.cancelled() and not flight.waiting:  # the last caller has left
+        if flight.time_limit is not None:
+            flight.time_limit.cancel()
+        waiting = [waiter for waiter in flight.waiting if not waiter.done()]
+        if answer.cancelled() and not flight.is_overdue:  # the last caller has left, or the event loop ends
+            for waiter in waiting:
+                waiter.cancel()
             return
         seconds = asyncio.get_running_loop().time() - asked_at_s
-        waiting = [waiter for waiter in flight.waiting if not waiter.done()]
         try:
             status = self._status(terminal, answer)
         except Exception as error:

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.auth.credentials import AUTHORIZATION, KEY_PREFIX, asgi_authorization
 from app.domain import errors
@@ -166,7 +167,12 @@ def add_handlers(app: FastAPI) -> None:
 
 
 async def _on_domain_error(request: Request, error: errors.TerminalStatusError) -> Response:
-    headers = challenge_of(request, error, scope=request.app.state.token_scope)
+    return answer_error(request.scope, error, request.app.state.token_scope)
+
+
+def answer_error(scope: Scope, error: errors.TerminalStatusError, token_scope: str) -> Response:
+    """Returns the response for a domain error of the request `scope`. `token_scope` as `challenge_of` has it."""
+    headers = challenge_of(scope, error, token_scope=token_scope)
     return answer(problem_of(error), retry_after_s=error.retry_after_s, headers=headers)
 
 
@@ -180,20 +186,20 @@ def challenge(error: str = "", scope: str = "") -> Mapping[str, str]:
     }
 
 
-def challenge_of(request: Request, error: errors.TerminalStatusError, *, scope: str = "") -> Mapping[str, str]:
-    """Returns the challenge for an error of the credentials; nothing for other errors. `scope`: the scope that an
+def challenge_of(scope: Scope, error: errors.TerminalStatusError, *, token_scope: str = "") -> Mapping[str, str]:
+    """Returns the challenge for an error of the credentials; nothing for other errors. `token_scope`: the scope that an
     access token needs, if known. RFC 6750 section 3.1 has the values of `error`; without credentials there is none."""
     if isinstance(error, errors.InvalidRequest):
         return challenge("invalid_request") if error.details.get("field") == AUTHORIZATION else {}
     if not isinstance(error, errors.Unauthenticated | errors.NotPermitted):
         return {}
-    scheme, _, token = asgi_authorization(request.scope).partition(" ")
+    scheme, _, token = asgi_authorization(scope).partition(" ")
     is_bearer = scheme.lower() == "bearer"
     if isinstance(error, errors.Unauthenticated):
         is_wrong = is_bearer and error.retry_after_s is None  # else it could not be checked
-        return challenge("invalid_token" if is_wrong else "", scope)
+        return challenge("invalid_token" if is_wrong else "", token_scope)
     if is_bearer and not token.strip().startswith(KEY_PREFIX):  # an API key has no scopes
-        return challenge("insufficient_scope", scope)
+        return challenge("insufficient_scope", token_scope)
     return {}
 
 

@@ -17,7 +17,7 @@ import pytest
 from app.domain import operations, outcomes
 from app.domain.policy import Policy
 from app.domain.sinks import PROFILE_CAMARA, SINK_SECRETS, SINK_TOKEN, SINK_TOKEN_EXPIRES_AT, Sink, SinkKind
-from app.rest import audit, deliveries, middleware, to_json, usage
+from app.rest import audit, deliveries, middleware, terminals, to_json, usage
 from app.rest.client_limits import ClientLimits
 from app.rest.watches import WatchState
 from app.sip.machine.states import State
@@ -354,6 +354,50 @@ async def test_doubled_query_parameters_that_are_lists(face: HttpFace) -> None:
     """A list is repeated; unknown parameters are ignored."""
     async with face.events(f"/v1/terminals:watch?address={ALICE}&address={BOB}&x=1&x=2") as stream:
         assert [(await stream.next())[0] for _ in range(3)] == ["snapshot-item", "snapshot-item", "snapshot-complete"]
+
+
+ASKED: tuple[tuple[str, str, str], ...] = (
+    ("GET", STATUS, "app"),
+    ("GET", f"{STATUS}?max_age_s=10&requester=me&unknown=1&unknown=2", "app"),
+    ("HEAD", STATUS, "app"),
+    ("GET", STATUS, ""),
+    ("GET", f"{STATUS}?max_age_s=ten", "app"),
+    ("GET", f"{STATUS}?max_age_s=-1", "app"),
+    ("GET", f"{STATUS}?max_age_s=nan", "app"),
+    ("GET", f"{STATUS}?max_age_s=1&max_age_s=1", "app"),
+    ("GET", f"{STATUS}?requester={'x' * 5000}", "app"),
+    ("GET", "/v1/terminals/not-an-address/status", "app"),
+    ("GET", "/v1/terminals/sip:a%2Fb@c/status", "app"),
+    ("GET", "/v1/terminals/status/status", "app"),
+    ("GET", "/v1/terminals/status", "app"),
+    ("GET", f"{STATUS}/", "app"),
+    ("POST", STATUS, "app"),
+    ("OPTIONS", STATUS, "app"),
+)
+
+
+@pytest.mark.parametrize(("method", "path", "client"), ASKED)
+async def test_the_shortcut_answers_as_fastapi_does(
+    face: HttpFace, monkeypatch: pytest.MonkeyPatch, method: str, path: str, client: str
+) -> None:
+    """The document of `getTerminalStatus` is FastAPI's, so its own answers must be the same: status, headers, code, the
+    field at fault, and the whole body of a success. Two things differ: FastAPI would take `1_0` for a number, and an
+    address that is empty or too long is INVALID_REQUEST there."""
+    shortcut = await face.call(method, path, client=client)
+    with monkeypatch.context() as patch:
+        patch.setattr(terminals.StatusShortcut, "_BEGIN", "/none/")
+        whole = await face.call(method, path, client=client)
+    own_headers = {"date", "content-length", "x-correlator", "ratelimit"}
+    assert shortcut.status == whole.status
+    assert {k: v for k, v in shortcut.headers.items() if k.lower() not in own_headers} == {
+        k: v for k, v in whole.headers.items() if k.lower() not in own_headers
+    }
+    if method != "HEAD" and shortcut.status == 200:
+        assert shortcut.json == whole.json
+    elif method != "HEAD":
+        assert [(each["code"], each["details"].get("field")) for each in (shortcut.json, whole.json)] == [
+            (whole.json["code"], whole.json["details"].get("field"))
+        ] * 2
 
 
 async def test_query(face: HttpFace) -> None:

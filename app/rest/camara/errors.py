@@ -214,7 +214,7 @@ async def _on_domain_error(request: Request, error: errors.TerminalStatusError) 
     if isinstance(error, errors.SinkRefused) and error.details.get("reason", "").startswith("token"):
         code = INVALID_TOKEN
     headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-    return _answer(code, str(error), {**headers, **challenge_of(request, error)})
+    return _answer(code, str(error), {**headers, **challenge_of(request.scope, error)})
 
 
 async def _on_invalid_request(_request: Request, error: RequestValidationError) -> Response:
