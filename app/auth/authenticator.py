@@ -22,7 +22,7 @@ import hmac
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -196,12 +196,14 @@ class Authenticator:
                 return known.client
         return None
 
-    def expire_time(self, authorization: str) -> datetime | None:
-        """When the credentials in this Authorization header expire, if they were accepted a moment ago and expire."""
-        known = self._known.get(_cache_key(_HEADER, authorization)) if authorization else None
-        if known is None or known.ends == math.inf:
-            return None
-        return self._clock() + timedelta(seconds=known.ends - self._monotonic())
+    async def expire_time(self, authorization: str) -> datetime | None:
+        """When the credentials in this Authorization header expire; None if they do not. Looks them up, since another
+        process may have ended those that are remembered. Raises StoreUnavailable, Unauthenticated."""
+        try:
+            return (await self._by_header(authorization))[1]
+        except Unauthenticated as error:
+            self.failures.count(error)
+            raise
 
     async def authenticate(self, credentials: Credentials, *, confined: bool = False) -> Client:
         """Returns the client that calls.

@@ -189,6 +189,7 @@ class ClientRegistry:
             ended = await self._delete(client_id)
         else:
             ended = len(await self._store.delete_client(client_id, ClientDeletion(self._contracts, now)))
+        await self._store.end_tickets(client_id, now)  # a later client may get the same id
         await self._store.audit(now, who, AuditAction.CLIENT_DELETED, {"client": client_id, "name": client.name})
         self._on_changed()
         return ended

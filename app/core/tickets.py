@@ -82,10 +82,11 @@ class Tickets:
 
     async def make(self, client: Client, authorization: str) -> tuple[str, datetime]:
         """Returns a new ticket and when it expires if it is not used. `authorization`: the header with the client's
-        credentials. Raises RateLimited, StoreUnavailable, TooManyStreams."""
+        credentials. Raises RateLimited, StoreUnavailable, TooManyStreams, Unauthenticated."""
         policy = self._policies.admit(client)
         now = self._clock()
-        ends_at = min(now + MAX_AGE, self._auth.expire_time(authorization) or now + MAX_AGE)
+        credentials_end = await self._expire_time(client, authorization)
+        ends_at = min(now + MAX_AGE, credentials_end or now + MAX_AGE)
         expires_at = min(now + timedelta(seconds=OPEN_S), ends_at)
         ticket = PREFIX + self._text()
         most = TICKETS_PER_STREAM * policy.max_streams
@@ -94,6 +95,10 @@ class Tickets:
                 f"Limit reached: {most} tickets of this client are valid, two for each stream that it may have open. "
                 "Wait until some have expired, or ask the operator to raise `max_streams`."
             )
+        # A rotation ends the keys first and the tickets last. If it ended the tickets before this one was stored, then
+        # the key has another end by now.
+        if await self._expire_time(client, authorization) != credentials_end:
+            raise unauthenticated("The credentials were changed meanwhile; send the request again.")
         return ticket, expires_at
 
     async def open(self, ticket: str, *, resumes: bool, peer: str) -> HeldTicket:
@@ -152,6 +157,9 @@ class Tickets:
         """The stream could not be opened: the ticket is used up."""
         with suppress(StoreUnavailable):  # then the ticket expires by itself
             await self._store.delete_ticket(held.hash, held.holder)
+
+    async def _expire_time(self, client: Client, authorization: str) -> datetime | None:
+        return await self._auth.expire_time(authorization) if authorization and client.id != ANONYMOUS else None
 
     async def _client(self, client_id: str) -> Client | None:
         """The client, if it may call; None otherwise."""

@@ -277,7 +277,8 @@ class TicketStore(Protocol):
     async def add_ticket(
         self, ticket_hash: bytes, client_id: str, now: datetime, expires_at: datetime, ends_at: datetime, most: int
     ) -> bool:
-        """Adds a ticket, unless the client has `most` tickets that are valid at `now`. Returns whether it did."""
+        """Adds a ticket, unless the client has `most` tickets that are valid at `now`. Returns whether it did. Deletes
+        the client's tickets that are no longer valid."""
 
     async def hold_ticket(
         self, ticket_hash: bytes, holder: str, now: datetime, until: datetime, *, again: bool

@@ -20,7 +20,8 @@ class Tickets(Writing):
     async def add_ticket(
         self, ticket_hash: bytes, client_id: str, now: datetime, expires_at: datetime, ends_at: datetime, most: int
     ) -> bool:
-        """Adds a ticket, unless the client has `most` tickets that are valid at `now`. Returns whether it did."""
+        """Adds a ticket, unless the client has `most` tickets that are valid at `now`. Returns whether it did. Deletes
+        those of the client that are no longer valid, so that the table is bounded between two runs of retention."""
         valid = select(func.count()).where(_ticket.client_id == client_id, _ticket.expires_at > now)
         values = {
             "hash": ticket_hash,
@@ -33,6 +34,7 @@ class Tickets(Writing):
         async def work(c: AsyncConnection) -> bool:
             if (await c.execute(select(_ticket.hash).where(_ticket.hash == ticket_hash))).first():
                 return True  # an earlier try was committed
+            await c.execute(delete(t.stream_tickets).where(_ticket.client_id == client_id, _ticket.expires_at <= now))
             if (await c.execute(valid)).scalar_one() >= most:
                 return False
             await c.execute(insert(t.stream_tickets).values(values))

@@ -11,9 +11,11 @@ import pytest
 import structlog.testing
 from sqlalchemy import select
 
+from app.auth.clients import ClientRegistry
 from app.core import tickets
 from app.domain.policy import Policy
 from app.rest import streams
+from app.sinks import SINK_CONTRACTS
 from app.store.tables import stream_tickets
 from tests.support.core import ADMIN, ALICE, APP, new_database, run_core
 from tests.support.http_face import STATUS, Answer, EventSource, HttpFace, face, http_face, problem
@@ -160,6 +162,37 @@ async def test_it_ends_with_its_key(face: HttpFace, monkeypatch: pytest.MonkeyPa
     await refused(face, unused)
     async with opened(face, newer) as stream:
         await stream.next()
+
+
+async def test_a_revoked_key_makes_none(face: HttpFace) -> None:
+    """A key that another process has ended makes no ticket, which would last for a day, although it is remembered for
+    some seconds more. A ticket of the client's is no longer valid when the client is deleted, and made again."""
+    unused = await make(face)
+    elsewhere = ClientRegistry(face.core.store, clock=lambda: face.core.clocks.now, contracts=SINK_CONTRACTS)
+    _, newer = await elsewhere.rotate(APP.id, who="test", overlap_s=0)
+    assert (await face.call("GET", "/v1/subscriptions")).status == 200, "remembered"
+    problem(await face.call("POST", "/v1/tickets"), 401, "UNAUTHENTICATED")
+    await refused(face, unused)
+    face.keys[APP.id] = newer
+    ticket = await make(face)
+    await elsewhere.delete(APP.id, who="test")
+    await elsewhere.add("app", who="test", client_id=APP.id)
+    await refused(face, ticket)
+
+
+async def test_it_does_not_outlive_a_rotation_that_overtakes_it(
+    face: HttpFace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ticket that is stored after a rotation has ended the tickets is not given to the holder of the old key."""
+    elsewhere = ClientRegistry(face.core.store, clock=lambda: face.core.clocks.now, contracts=SINK_CONTRACTS)
+    add_ticket = face.core.store.add_ticket
+
+    async def rotated_first(*values: Any) -> Any:
+        await elsewhere.rotate(APP.id, who="test", overlap_s=10)
+        return await add_ticket(*values)
+
+    monkeypatch.setattr(face.core.store, "add_ticket", rotated_first, raising=False)
+    problem(await face.call("POST", "/v1/tickets"), 401, "UNAUTHENTICATED")
 
 
 class Expiring:
