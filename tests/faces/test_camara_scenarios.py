@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,9 +22,9 @@ from pytest_bdd.scenario import scenario_wrapper_template_registry
 from app.domain.errors import PresenceUnavailable, TerminalUnknown, WatcherRefused
 from app.rest.camara.cloud_events import SUBSCRIPTIONS_PATH
 from app.rest.camara.event_types import REACHABILITY_DATA, REACHABILITY_DISCONNECTED
-from tests.support.camara import NUMBER, SINK, TEL, TOKEN_CREDENTIAL
+from tests.support.camara import SINK, TOKEN_CREDENTIAL
 from tests.support.camara_reference import FEATURES, REFERENCE, require
-from tests.support.camara_scene import CORRELATOR, MISSING, Scene, found_at, opened
+from tests.support.camara_scene import CORRELATOR, MISSING, Scene, Stage, entered, found_at, opened
 from tests.support.core import BEGAN, REACHABLE, UNREACHABLE
 
 Given = ParamSpec("Given")
@@ -74,22 +74,27 @@ def made_with(request: pytest.FixtureRequest) -> int:
     return int(getattr(request, "param", "made with 2")[-1])
 
 
-@pytest.fixture
-def scene(request: pytest.FixtureRequest, tmp_path: Path, made_with: int) -> Iterator[Scene]:
-    of = scenario_of(request.node.obj)
-    assert of is not None
-    if reason := exception(of, request.node.name):
-        request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-    many = "-subscriptions" in Path(of.feature.filename).stem
-    document = "device-reachability-status" + ("-subscriptions" if many else "")
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            found = runner.run(opened(stack, runner, tmp_path, REFERENCE / f"{document}.yaml"))
-            found.made_with = made_with
-            yield found
+            yield runner.run(opened(stack, runner, tmp_path_factory.mktemp("camara")))
         finally:
             runner.run(stack.aclose())
+
+
+@pytest.fixture
+def scene(request: pytest.FixtureRequest, stage: Stage, made_with: int) -> Scene:
+    of = scenario_of(request.node.obj)
+    assert of is not None
+    if reason := exception(of, request.node.name):
+        request.node.add_marker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True))
+    many = "-subscriptions" in Path(of.feature.filename).stem
+    document = "device-reachability-status" + ("-subscriptions" if many else "")
+    found = stage.runner.run(entered(stage, REFERENCE / f"{document}.yaml"))
+    found.made_with = made_with
+    return found
 
 
 def test_the_definitions_are_here() -> None:
@@ -209,7 +214,7 @@ def device_without_service(scene: Scene) -> None:
 @on(r'the request body property "\$\.device" is (also )?set to a valid device, .*')
 @on(r'a valid phone number identified by ".*"')
 def given_device(scene: Scene) -> None:
-    scene.put("$.device", {"phoneNumber": NUMBER})
+    scene.put("$.device", {"phoneNumber": scene.number})
 
 
 @on(r'(the )?request (body )?property "\$\..*device(\.phoneNumber)?" is not (included|present)')
@@ -310,7 +315,7 @@ def status(scene: Scene, of: Any) -> None:
     if scene.wanted:
         scene.subscription()
         scene.core.clocks.advance(1)
-        scene.run(scene.core.play(TEL, of))
+        scene.run(scene.core.play(scene.device, of))
 
 
 @on(r"at least one subscription is existing .*|a subscription exists .*")
@@ -336,7 +341,7 @@ def wanted_kind(scene: Scene, kind: str) -> None:
 
 @on(r'the subscription property "\$\.subscriptionExpireTime" is set to a value in the near future')
 def wanted_end(scene: Scene) -> None:
-    scene.wanted["subscriptionExpireTime"] = "2026-03-04T05:07:07Z"
+    scene.wanted["subscriptionExpireTime"] = (scene.core.clocks.now + timedelta(seconds=60)).isoformat()
 
 
 @on(r'the subscription property "\$\.subscriptionMaxEvents" is set to 1')

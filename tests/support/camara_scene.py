@@ -1,16 +1,18 @@
 """One scenario of CAMARA's test definitions: the request that its steps describe, and what the gateway answers.
 
 CAMARA's steps describe a request also after the step that sends it. So it is sent when the first step asks for its
-answer. The face, the access tokens, the sink and the delivery to it are real; the presence server is played.
+answer. The face, the access tokens, the sink and the delivery to it are real; the presence server is played. All
+scenarios share one gateway. Each has a client and a device of its own, and a minute lies between two of them.
 """
 
 import asyncio
 import json
 import re
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,8 @@ import jsonschema_rs
 import yaml  # type: ignore[import-untyped]
 
 from app.auth.oidc import AccessTokens
-from app.domain.records import NotificationKind
+from app.domain.addresses import TerminalAddress
+from app.domain.records import Client, NotificationKind
 from app.domain.sinks import PROFILE_CAMARA
 from app.egress.allowed import Rules
 from app.egress.client import Egress
@@ -26,8 +29,8 @@ from app.egress.webhook import WebhookSender
 from app.rest.camara.cloud_events import SUBSCRIPTIONS_PATH, event
 from app.rest.camara.event_types import REACHABILITY_DATA
 from tests.support.access_tokens import AUDIENCE, ISSUER, key_set, token
-from tests.support.camara import ALL, NUMBER, RETRIEVE, SINK, TOKEN_CREDENTIAL
-from tests.support.core import APP, Core, new_database, run_core
+from tests.support.camara import ALL, RETRIEVE, SINK, TOKEN_CREDENTIAL
+from tests.support.core import BEGAN, REACHABLE, Core, new_database, run_core
 from tests.support.http_face import Answer, HttpFace, http_face
 from tests.support.receivers import Receiver, receiver
 
@@ -58,17 +61,28 @@ def found_at(body: Any, path: str) -> Any:
     return body
 
 
-@dataclass
-class Scene:
-    """A gateway, and the request to it. Times are UTC; the gateway's clock stands still until a step moves it."""
+@dataclass(frozen=True)
+class Stage:
+    """The gateway of all scenarios, and the sink of their subscriptions."""
 
     runner: asyncio.Runner
-    document: Path
-    """CAMARA's OpenAPI document of the API."""
     core: Core
     face: HttpFace
     sink: Receiver
     sender: WebhookSender
+    numbers: Iterator[int] = field(default_factory=count)
+
+
+@dataclass
+class Scene:
+    """A request to the gateway. Times are UTC; the gateway's clock stands still until a step moves it."""
+
+    stage: Stage
+    document: Path
+    """CAMARA's OpenAPI document of the API."""
+    client: Client
+    number: str
+    """The phone number of the scenario's device."""
     authorization: str = ""
     operation: str = ""
     body: dict[str, Any] = field(default_factory=dict)
@@ -81,23 +95,32 @@ class Scene:
     events: list[tuple[Mapping[str, str], dict[str, Any]]] = field(default_factory=list)
     """What the sink got: headers and body."""
 
+    @property
+    def core(self) -> Core:
+        return self.stage.core
+
+    @property
+    def device(self) -> TerminalAddress:
+        """The address of the scenario's device."""
+        return TerminalAddress(f"tel:{self.number}")
+
     def run(self, work: Coroutine[Any, Any, Found]) -> Found:
-        return self.runner.run(work)
+        return self.stage.runner.run(work)
 
     # The request.
 
     def token(self, *, device: bool = False, scopes: frozenset[str] = ALL, age_s: float = 0) -> str:
-        """An access token of APP's, issued for a day, `age_s` seconds ago; three-legged with `device`."""
+        """An access token of the client's, issued for a day, `age_s` seconds ago; three-legged with `device`."""
         ends = self.core.clocks.now.timestamp() + 86_400 - age_s
-        named = {"phone_number": NUMBER} if device else {}
-        return "Bearer " + token(client_id=APP.id, exp=int(ends), scope=" ".join(sorted(scopes)), **named)
+        named = {"phone_number": self.number} if device else {}
+        return "Bearer " + token(client_id=self.client.id, exp=int(ends), scope=" ".join(sorted(scopes)), **named)
 
     def default_body(self) -> None:
         self.body = {}
         if self.document.stem.endswith("subscriptions"):
             self.body = {"protocol": "HTTP", "sink": SINK, "types": [REACHABILITY_DATA]}
             self.body["config"] = {"subscriptionDetail": {}}
-        self.put("$.device", {"phoneNumber": NUMBER})
+        self.put("$.device", {"phoneNumber": self.number})
 
     def path_of(self, path: str) -> list[str]:
         """The members of a request's path. The features write a subscription's device without its parents."""
@@ -130,7 +153,7 @@ class Scene:
             if self.authorization:
                 headers["authorization"] = self.authorization
             body = self.body if method == "POST" else None
-            self.answer = self.run(self.face.call(method, path, body, client="", headers=headers))
+            self.answer = self.run(self.stage.face.call(method, path, body, client="", headers=headers))
         return self.answer
 
     # The subscription that exists, and its events.
@@ -139,7 +162,7 @@ class Scene:
         """The subscription that the scenario presupposes; it is made at the first call."""
         if self.made is None:
             of_token = self.made_with == 3
-            detail = {} if of_token else {"device": {"phoneNumber": NUMBER}}
+            detail = {} if of_token else {"device": {"phoneNumber": self.number}}
             wanted = {**self.wanted}
             body = {
                 "protocol": "HTTP",
@@ -149,7 +172,7 @@ class Scene:
                 "config": {"subscriptionDetail": detail, **wanted},
             }
             headers = {"authorization": self.token(device=of_token)}
-            answer = self.run(self.face.call("POST", SUBSCRIPTIONS_PATH, body, client="", headers=headers))
+            answer = self.run(self.stage.face.call("POST", SUBSCRIPTIONS_PATH, body, client="", headers=headers))
             assert answer.status == 201, answer.body
             self.made = answer.json
         return self.made
@@ -164,11 +187,11 @@ class Scene:
 
     async def _deliver(self, subscription_id: str) -> None:
         stored = await self.core.store.subscription(subscription_id)
-        there = replace(stored, sink=replace(stored.sink, url=self.sink.url))
+        there = replace(stored, sink=replace(stored.sink, url=self.stage.sink.url))
         for owed in await self.core.owed(stored):
             if owed.kind is not NotificationKind.ERROR:
-                assert (await self.sender.send(there, owed)).delivered
-        self.events += [(request.headers, json.loads(request.body)) for request in self.sink.requests]
+                assert (await self.stage.sender.send(there, owed)).delivered
+        self.events += [(request.headers, json.loads(request.body)) for request in self.stage.sink.requests]
 
     def complies(self, body: Any, schema: str) -> None:
         """Asserts that the body has the form of a schema of CAMARA's document. Where the document has no such name, it
@@ -189,8 +212,8 @@ def read(document: Path) -> dict[str, Any]:
     return found
 
 
-async def opened(stack: AsyncExitStack, runner: asyncio.Runner, folder: Path, document: Path) -> Scene:
-    """A scene whose gateway runs until the stack is closed."""
+async def opened(stack: AsyncExitStack, runner: asyncio.Runner, folder: Path) -> Stage:
+    """A stage whose gateway runs until the stack is closed."""
     core = await stack.enter_async_context(run_core(await new_database(folder)))
 
     async def keys() -> bytes:
@@ -211,6 +234,17 @@ async def opened(stack: AsyncExitStack, runner: asyncio.Runner, folder: Path, do
     egress = Egress(Rules.of(["127.0.0.0/8"], allow_http=True), total_s=5)
     stack.push_async_callback(egress.aclose)
     sender = WebhookSender(egress, clock=lambda: core.clocks.now, envelopes={PROFILE_CAMARA: event})
-    scene = Scene(runner, document, core, face, there, sender)
+    return Stage(runner, core, face, there, sender)
+
+
+async def entered(stage: Stage, document: Path) -> Scene:
+    """A scene on this stage, with a new client and device, of whom nothing is known yet."""
+    number = next(stage.numbers)
+    client = Client(id=f"client-{number}", name=f"client-{number}", created_at=BEGAN)
+    await stage.core.store.put_client(client)
+    stage.core.clocks.advance(60)
+    stage.core.watcher.answer = lambda _: REACHABLE
+    stage.sink.requests.clear()
+    scene = Scene(stage, document, client, f"+1555{number:07}")
     scene.authorization = scene.token()
     return scene

@@ -133,12 +133,15 @@ async def http_face(
     auth = core.authenticator(monotonic=monotonic or (lambda: core.clocks.now_s), open_allowed=False, tokens=tokens)
     use_cases = core.make_use_cases(auth)
     keys = {}
-    for client in (APP, OTHER, ADMIN):
-        _, keys[client.id] = await use_cases.clients.rotate(client.id, who="test")
+    for each in (APP, OTHER, ADMIN):
+        _, keys[each.id] = await use_cases.clients.rotate(each.id, who="test")
     app = create_app(make_service(FakeWatcher()), use_cases, grant=grant, clock=lambda: core.clocks.now, **options)
     with bound("127.0.0.1:0") as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        async with httpx2.AsyncClient(timeout=LIMIT_S, trust_env=False) as http, serve_http(app, sock, None):
+        async with (
+            httpx2.AsyncClient(timeout=LIMIT_S, trust_env=False, verify=False) as http,
+            serve_http(app, sock, None),
+        ):
             try:
                 yield HttpFace(core, auth, use_cases.clients, url, keys, http)
             finally:
