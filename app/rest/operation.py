@@ -77,7 +77,8 @@ def _check_media_type(scope: Scope) -> None:
     has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
     if (has_body and named is None) or (named is not None and not _JSON.fullmatch(named)):
         raise HTTPException(415, "the body must be JSON, and Content-Type must be application/json")
-    if has_body and headers.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
+    codings = [value for name, value in scope["headers"] if name == b"content-encoding"]  # of which each line counts
+    if has_body and any(coding.strip().lower() not in (b"identity", b"") for coding in codings):
         # RFC 9110 sections 8.4 and 15.5.16; decompressing could take any amount of memory.
         raise HTTPException(415, "the body must not be compressed", {"accept-encoding": "identity"})
 

@@ -115,6 +115,18 @@ async def test_compressed_body(face: HttpFace, path: str, coding: str) -> None:
     assert answer.headers["accept-encoding"] == "identity"
 
 
+async def test_codings_on_several_lines(face: HttpFace) -> None:
+    """RFC 9110 section 5.3: several lines are one list. The last line alone may say `identity`."""
+    lines = [
+        ("authorization", f"Bearer {face.keys[APP.id]}"),
+        ("content-type", "application/json"),
+        ("content-encoding", "gzip"),
+        ("content-encoding", "identity"),
+    ]
+    response = await face.http.post(f"{face.url}/v1/groups", headers=lines, content=gzip.compress(b"{}"))
+    problem(Answer(response.status_code, response.headers, response.content), 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
 async def test_identity_is_no_compression(face: HttpFace) -> None:
     """RFC 9110 section 12.5.3: `identity` means that the body is not encoded."""
     asked = {"addresses": [ALICE]}
