@@ -88,8 +88,16 @@ _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
-@lru_cache(1024)
+MAX_HOST = 512
+"""Longest Host in bytes. A name of DNS has 255 at most, and strangers could fill the cache below with longer ones."""
+
+
 def _is_host(value: bytes) -> bool:
+    return len(value) <= MAX_HOST and _has_form_of_host(value)
+
+
+@lru_cache(1024)
+def _has_form_of_host(value: bytes) -> bool:
     match = _HOST.fullmatch(value)
     if match is None or int(match[2] or b"0") > 65535:
         return False

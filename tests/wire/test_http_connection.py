@@ -126,6 +126,7 @@ async def test_log_of_too_many_connections(monkeypatch: pytest.MonkeyPatch, capl
         ("GET /healthz HTTP/1.1\r\nHost: h/path", "not a host"),
         ("GET /healthz HTTP/1.1\r\nHost: h:x", "not a host"),
         ("GET /healthz HTTP/1.1\r\nHost: h:65536", "not a host"),
+        (f"GET /healthz HTTP/1.1\r\nHost: {'h' * 513}", "not a host"),
         ("GET /healthz HTTP/1.1\r\nHost: h:80:80", "not a host"),
         ("GET /healthz HTTP/1.1\r\nHost: ::1", "not a host"),
         ("GET /healthz HTTP/1.1\r\nHost: [::1", "not a host"),
