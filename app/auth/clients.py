@@ -160,7 +160,7 @@ class ClientRegistry:
                 await self._store.delete_key(key.id)
             elif (key.expires_at is None or key.expires_at > ends_at) and (found := await self._store.key(key.id)):
                 await self._store.put_key(client_id, key.id, found[1], ends_at)
-        await self._store.end_tickets(client_id, ends_at)  # of whoever had an earlier key
+        await self._store.end_tickets(client_id, ends_at)  # made with an earlier key
         await self._store.audit(
             now, who, AuditAction.CLIENT_KEY_ROTATED, {"client": client_id, "overlap_s": str(overlap_s)}
         )

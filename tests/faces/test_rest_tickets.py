@@ -166,7 +166,7 @@ async def test_it_ends_with_its_key(face: HttpFace, monkeypatch: pytest.MonkeyPa
 
 async def test_a_revoked_key_makes_none(face: HttpFace) -> None:
     """A key that another process has ended makes no ticket, which would last for a day, although it is remembered for
-    some seconds more. A ticket of the client's is no longer valid when the client is deleted, and made again."""
+    some seconds more. A client that is deleted and added again under its id has none of its earlier tickets."""
     unused = await make(face)
     elsewhere = ClientRegistry(face.core.store, clock=lambda: face.core.clocks.now, contracts=SINK_CONTRACTS)
     _, newer = await elsewhere.rotate(APP.id, who="test", overlap_s=0)
