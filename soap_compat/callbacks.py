@@ -3,7 +3,7 @@
 Invariants: a user and password of the endpoint (HTTP Basic) are never logged, put into errors or stored, not even if
 the answer repeats them. A callback has the application's correlator and spelling of addresses, and the version that
 `versions.callback_version` assumes. If a fault says that the application does not know the element or its namespace,
-the same attempt sends the callback once in the other version of the series, and the version that is understood is
+the same attempt sends the callback once in the other version of the series, and the version that succeeds is
 remembered for the endpoint (`callback_versions.py`). A SOAP fault is a failed attempt, whatever its HTTP status; so is
 410, since the contract has no means to end callbacks by an answer. A fault is looked for in the first MAX_ANSWER bytes
 of an answer; other contents are ignored, because the contract's response is empty. Notifications without a message in
@@ -138,8 +138,9 @@ class CallbackSender:
     async def _in_version(
         self, subscription: Subscription, notification: OwedNotification, version: str, due_s: float
     ) -> Reply | None:
-        """Sends the callback in another version, in what is left of the attempt's time. Returns the answer if the
-        application understands the version, and remembers which version it is."""
+        """Sends the callback in another version, in what is left of the attempt's time. Returns the answer unless it
+        shows that the application does not know this version either. Only a success shows that the application knows
+        it, and is remembered: an unclear fault would otherwise bind the endpoint to a version that it may not know."""
         url, assumed = subscription.sink.url, callback_version(subscription.sink)
         body = callback(subscription, notification, version)
         assert body is not None  # noqa: S101  # as in the first version
@@ -151,10 +152,12 @@ class CallbackSender:
         if not reply.code:
             return None
         fault = fault_text(reply.body)
-        if fault is None and not 200 <= reply.code < 300:  # an HTTP error shows nothing about the version
-            return None
-        if fault is not None and is_not_understood(fault, version):
-            self._versions.not_understood(url, assumed)
+        if fault is not None:
+            if is_not_understood(fault, version):
+                self._versions.not_understood(url, assumed)
+                return None
+            return reply  # of the application itself, or of one that names neither element nor namespace
+        if not 200 <= reply.code < 300:  # an HTTP error shows nothing about the version
             return None
         self._versions.understood(url, assumed, version)
         _log.info(

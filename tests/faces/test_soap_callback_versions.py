@@ -136,6 +136,21 @@ async def test_faults_of_the_application_itself() -> None:
         assert sent_versions(there) == ["v2_2"]
 
 
+def asmx(namespace: str, wrapper: str) -> tuple[str, str]:
+    return "soap:Server", "Server was unable to process request."
+
+
+async def test_unclear_fault_in_the_other_version() -> None:
+    """An application that knows v2_2 fails once with a text that names the callback, and answers v2_3 with a fault that
+    names nothing. Only a success shows which version is known, so the next attempt is made in v2_2."""
+    async with called_by(in_turn(knows("v4_0", gsoap), knows("v2_2", asmx))) as (sender, there):
+        subscription = subscribed(there.url)
+        sent = await sender.send(subscription, make_owed(subscription))
+        assert (sent.delivered, sent.outcome) == (False, "http-500")
+        assert (await sender.send(subscription, make_owed(subscription))).delivered
+        assert sent_versions(there) == ["v2_2", "v2_3", "v2_2"]
+
+
 async def test_application_that_knows_neither() -> None:
     """The other version is tried in vain once, and again after some time; the attempt has the first answer."""
     now_s = 0.0
