@@ -52,7 +52,7 @@ _SLICE = 16_384
 
 _PIDF = "urn:ietf:params:xml:ns:pidf"
 _DRAFT = "urn:ietf:params:xml:ns:cpim-pidf"
-"""PIDF's namespace in the drafts before RFC 3863; the elements mean the same."""
+"""PIDF's namespace in the drafts before RFC 3863, of which some end it with a colon; the elements mean the same."""
 _EXTENSIONS = (_PIDF + ":", _DRAFT + ":")
 _ANY = _PIDF + ":*"
 """Any extension namespace of PIDF: `person` and `activities` mean the same in all of them."""
@@ -198,11 +198,13 @@ def _too_large(what: str) -> DocumentUnreadable:
 
 def _meaning_of(namespace: str) -> str:
     """The namespace as which the reader treats another one."""
+    if namespace in (_DRAFT, _DRAFT + ":"):
+        return _PIDF
     if namespace.startswith(_EXTENSIONS):
         return _ANY
     if namespace.startswith(_OMA):
         return _OMA
-    return _PIDF if namespace == _DRAFT else namespace
+    return namespace
 
 
 class _Reader:

@@ -274,6 +274,9 @@ def test_devices_and_tuples_beside_the_newest_person() -> None:
         ),
         pytest.param(pidf(OPEN, person(ON_THE_PHONE), namespace="urn:ietf:params:xml:ns:cpim-pidf"), id="cpim-pidf"),
         pytest.param(
+            pidf(OPEN, person(ON_THE_PHONE), namespace="urn:ietf:params:xml:ns:cpim-pidf:"), id="with a colon"
+        ),
+        pytest.param(
             "<c:presence xmlns:c='urn:ietf:params:xml:ns:cpim-pidf' xmlns:r='urn:ietf:params:xml:ns:cpim-pidf:rpid'>"
             "<c:tuple id='t'><c:status><c:basic>open</c:basic><r:activity>on-the-phone</r:activity></c:status>"
             "</c:tuple></c:presence>",
