@@ -179,7 +179,8 @@ def table_of(rows: list[Row], arguments: argparse.Namespace) -> Table:
         title_justify="left",
         caption="baseline: the bare PJSIP loop or bare dialogs; for burst.memory and sse.memory: the second third; for "
         "changes: the offered rate; for callback.rate: webhook.rate; for hanging.p99: before the receiver hung; "
-        "for stored.start_members: no members; for all others: a server or client that does nothing else",
+        "for stored.start_members: no members; for engine.cpu_per_fetch: grpc.aio; for all others: a server or client "
+        "that does nothing else",
         caption_justify="left",
     )
     table.add_column("row", min_width=max((len(row.name) for row in rows), default=0))

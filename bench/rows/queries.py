@@ -17,6 +17,7 @@ from bench.starts import demo_s, worker_replaced_s
 
 FACES = ("grpc", "rest", "soap")
 MOST_RATIO = {"grpc.cpu_per_fetch": 3.0, "rest.cpu_per_fetch": 3.5, "soap.cpu_per_fetch": 5.0}
+MOST_ENGINE_RATIO = 0.65
 MOST_ADDED_MS = {"grpc.added_median": 1.5}
 MOST_GROWTH_PERCENT = 5.0
 MOST_DEMO_S = 3.0
@@ -45,6 +46,7 @@ ROWS = (
     ),
     "floor.cpu_per_call",
     "floor.median",
+    "engine.cpu_per_fetch",
     "start.demo",
     "start.worker_replaced",
     "burst.answered",
@@ -68,6 +70,10 @@ def measure(bench: Run) -> list[Row]:
                 bench.progress(face)
                 own = _load(folder, port, face, *options)
                 rows += _floor_rows(own, bare) if face == "floor" else _face_rows(face, own, bare)
+        if bench.wants("engine"):
+            bench.progress("both gRPC engines")
+            aio, queue = [_load(folder, port, "grpc", *options, grpc_engine=each) for each in ("aio", "queue")]
+            rows.append(compared("engine.cpu_per_fetch", _cpu_us(queue), _cpu_us(aio), "µs", most=MOST_ENGINE_RATIO))
         if bench.wants("start"):
             bench.progress("starts")
             rows += [
@@ -83,9 +89,9 @@ def measure(bench: Run) -> list[Row]:
     return rows
 
 
-def _load(folder: Path, port: int, face: str, *options: object) -> dict[str, Any]:
+def _load(folder: Path, port: int, face: str, *options: object, **settings: Any) -> dict[str, Any]:
     """Sends queries to a new gateway, so that no face profits from the queries of another."""
-    with gateway(folder, port) as (pid, grpc, http):
+    with gateway(folder, port, **settings) as (pid, grpc, http):
         figures: dict[str, Any] = run(
             "bench.programs.load", face, grpc if face in ("grpc", "floor") else http, pid, *options, limit_s=LIMIT_S
         )
@@ -129,7 +135,7 @@ def _face_rows(face: str, own: Figures, bare: Figures) -> list[Row]:
 
 
 def _floor_rows(own: Figures, bare: Figures) -> list[Row]:
-    """The cost of a gRPC call that does nothing: the share of grpc.aio in the gRPC rows."""
+    """The cost of a gRPC call that does nothing: the share of gRPC itself in the gRPC rows."""
     return [
         information("floor.cpu_per_call", _cpu_us(own), "µs", baseline=_cpu_us(bare)),
         information("floor.median", _median_ms(own), "ms", baseline=_median_ms(bare)),

@@ -19,6 +19,7 @@ REACHES = {
     "rest.cpu_per_fetch": "ratio <= 3.5",
     "soap.cpu_per_fetch": "ratio <= 5.0",
     "grpc.added_median": "value <= 1.5",
+    "engine.cpu_per_fetch": "ratio <= 0.65",
     "start.demo": "value <= 3.0",
     "start.worker_replaced": "value <= 1.0",
     "burst.answered": "value >= 20",
