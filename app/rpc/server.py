@@ -66,13 +66,14 @@ AGE_SLACK_S = 120
 """How long a connection may live beyond its greatest age, for its streams: each ends by itself at that age, with a
 reason."""
 
-_OPTIONS = (
+OPTIONS: tuple[tuple[str, int], ...] = (
     # Off, so that a port in use is an error at start; else the kernel would share its connections between both servers.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    # Clients may ping idle connections every 10 s, so that NATs keep them.
+    # Clients may ping idle connections every 10 s, so that NATs keep them. Their timers may fire somewhat early, and
+    # the third ping that comes too early closes the connection.
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
     # Finds and closes connections whose client has vanished without closing them.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -112,7 +113,7 @@ def create_server(
     stopping = stopping or asyncio.Event()
     limits = limits or CallLimits(max_streams=10_000)
     # Above a client's own limit, so that its excess calls are refused with a reason; below it they would hang.
-    options: tuple[tuple[str, int], ...] = (*_OPTIONS, ("grpc.max_concurrent_streams", limits.clients.total))
+    options: tuple[tuple[str, int], ...] = (*OPTIONS, ("grpc.max_concurrent_streams", limits.clients.total))
     if max_connection_age_s:
         options += (
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
