@@ -83,6 +83,7 @@ _UNKNOWN_TO_FASTAPI: tuple[type[BaseModel], ...] = (Problem, *status_schemas.STR
 _TRACING: dict[str, dict[str, Any]] = {
     "x-correlator": {
         "description": "Names the call in the gateway's log, in usage records, and in the webhooks of a subscription. "
+        f"A request's is valid if it matches `{PATTERN}`. "
         "Where the request has no valid one: the trace id of `traceparent`, or else a random one.",
         "schema": {"type": "string", "maxLength": MAX_X_CORRELATOR, "pattern": PATTERN},
     },
@@ -108,7 +109,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         "Retry-After": _RETRY_AFTER,
         CHALLENGE: CHALLENGE_DOCUMENTED,
     }
-    known["parameters"] = {name: {"name": name, "in": "header", **each} for name, each in _TRACING.items()}
+    # A request may have any text there: an invalid one is replaced, not refused.
+    known["parameters"] = {
+        name: {"name": name, "in": "header", **each, "schema": {"type": "string"}} for name, each in _TRACING.items()
+    }
     for model in _UNKNOWN_TO_FASTAPI:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         known["schemas"].update(schema.pop("$defs", {}))

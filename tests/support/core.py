@@ -371,6 +371,7 @@ async def run_core(
     crash: bool = False,
     secret_key_file: Path | None = None,
     busy_when_closed: bool = False,
+    fetch_timeout_s: float = 0.2,
 ) -> AsyncIterator[Core]:
     """The use cases over the database at `url`. With `crash` they are cancelled at the end, as `kill -9` would do."""
     clocks = clocks or Clocks()
@@ -407,7 +408,7 @@ async def run_core(
                 FakeMeter(),
                 busy_activities={"on-the-phone", "busy"},
                 busy_when_closed=busy_when_closed,
-                fetch_timeout_s=0.2,
+                fetch_timeout_s=fetch_timeout_s,
                 max_fetches=10_000,
             ),
             UsageLog(store, lambda: clocks.now, policies),

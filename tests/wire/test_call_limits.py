@@ -44,7 +44,7 @@ async def face_behind(
 ) -> AsyncIterator[Face]:
     async with (
         asyncio.timeout(2 * LIMIT_S),
-        run_core(await new_database(tmp_path)) as core,
+        run_core(await new_database(tmp_path), fetch_timeout_s=LIMIT_S) as core,  # all wait for one in a burst
         face_over(core, limits=limits, **more) as face,
     ):
         for client in (APP, OTHER, ADMIN) if open_to_all else ():

@@ -16,7 +16,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined, unused-ignore]  # 
 from app.rpc.queue_engine.call import CallAborted, QueueCall
 from app.rpc.queue_engine.poller import Poller, Step
 
-CALLS_REQUESTED = 256
+CALLS_REQUESTED = 64
 """Most calls that one pass of the event loop starts."""
 
 MAX_EARLY_MESSAGES = 64
